@@ -1,0 +1,244 @@
+"""The port between the app and its backends: what a backend must offer, in numpy and plain Python.
+
+No tensor of torch or MLX crosses it. Backends are found by listing the package `finetune_local_backends`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_local.errors import SpecError
+from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.objectives import Objective
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.run import Precision, TrainingSettings
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device a backend can compute on. `kind` is "cuda", "metal" or "cpu"; `memory_bytes` its whole memory."""
+
+    id: str
+    kind: str
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One thing a backend cannot do: a setting's value, on which kinds of device ("" is all), why, what instead.
+
+    `instead` is the value that stands in when a preset, not the user, asked for it; None refuses the run.
+    """
+
+    setting: str
+    value: object
+    device: str
+    reason: str
+    instead: object | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right to one length.
+
+    ids (rows, length) int32; lengths (rows,) int32, the real tokens of each row; mask (rows, length) bool, true where
+    a token is supervised, that is predicted from those before it (never at position 0).
+    """
+
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+    mask: npt.NDArray[np.bool_]
+
+    @property
+    def supervised(self) -> int:
+        """Number of supervised tokens."""
+        return int(self.mask.sum())
+
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens, without padding."""
+        return int(self.lengths.sum())
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did: mean loss before it, the gradient's norm before clipping."""
+
+    loss: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes in use now and at the most since the session began (the device's; the process's on a CPU)."""
+
+    current_bytes: int
+    peak_bytes: int
+
+
+class Decoder(Protocol):
+    """A growing text (or several of equal standing) with its key/value cache, under the adapter active at its start."""
+
+    def feed(self, rows: Sequence[Sequence[int]]) -> Floats:
+        """Append tokens to each row and return the logits after the last, (rows, vocabulary) float32.
+
+        The first call gives the prompts, of any lengths; later calls give equally many tokens to each row.
+        """
+        ...
+
+
+class Session(Protocol):
+    """A loaded base model and the adapters in memory beside it. Not thread-safe; one per process is meant."""
+
+    precision: Precision
+    device: Device
+
+    def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None = None) -> int:
+        """Add an adapter called `name` and activate it; returns its number of trained parameters.
+
+        Without `tensors` it starts from the seed (equal on every backend); with them, from those. Keys and shapes are
+        the family's `shapes(plan)`. Raises ModelError where the base has no module of a target's name,
+        AdapterError where a tensor is missing, left over or misshapen.
+        """
+        ...
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter; the base is as it was before it."""
+        ...
+
+    def adapters(self) -> list[str]:
+        """Names of the adapters in memory."""
+        ...
+
+    def activate(self, name: str | None) -> None:
+        """Make an adapter the one that computes, or None: the bare base. Nothing is reloaded."""
+        ...
+
+    def tensors(self, name: str) -> dict[str, Floats]:
+        """An adapter's tensors, fp32, under the names they have on disk."""
+        ...
+
+    def prepare(self, name: str, training: TrainingSettings) -> None:
+        """Make ready to train one adapter: build its optimizer, turn on checkpointing if asked."""
+        ...
+
+    def seed(self, seed: int) -> None:
+        """Seed the random numbers of the next step (dropout): every step has its own, so resuming needs no RNG state."""
+        ...
+
+    def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
+        """One optimizer step over micro-batches whose losses are weighted by supervised tokens.
+
+        All or nothing: on OutOfMemory the weights and the optimizer are untouched and the step can be tried again.
+        A loss or gradient that is not finite is returned, not applied.
+        """
+        ...
+
+    def score(self, batch: Batch) -> Floats:
+        """Log-probabilities of the supervised tokens in row-major order, (n,); nothing is trained, dropout is off."""
+        ...
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """All logits of one short sequence, (length, vocabulary): for gates and liveness, not for training."""
+        ...
+
+    def decoder(self) -> Decoder:
+        """Begin a text."""
+        ...
+
+    def optimizer_state(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The optimizer's whole state as named arrays."""
+        ...
+
+    def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Put back what optimizer_state() gave. Raises AdapterError where it is of another shape or kind."""
+        ...
+
+    def memory(self) -> MemoryUse:
+        """Memory in use."""
+        ...
+
+
+class Backend(Protocol):
+    """One way to compute."""
+
+    name: str
+
+    def missing(self) -> str | None:
+        """None where the backend can be used here, else why not and the command that installs it. Imports nothing heavy."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries it stands on, by name; without importing them."""
+        ...
+
+    def devices(self) -> list[Device]:
+        """What it can compute on, best first."""
+        ...
+
+    def gaps(self) -> tuple[Gap, ...]:
+        """What it cannot do; see gaps.py of the backend."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Sentences for `doctor`: what is slower than it could be here, and what to install for more."""
+        ...
+
+    def families(self) -> frozenset[str]:
+        """The families of parameters it has a file for."""
+        ...
+
+    def load(self, folder: Path, precision: Precision, device: str | None = None) -> Session:
+        """Load a Hugging Face folder (safetensors only, no remote code). Raises ModelError, OutOfMemory, Unsupported."""
+        ...
+
+
+@cache
+def backends() -> Mapping[str, Backend]:
+    """Every backend in this installation, usable or not, by name."""
+    package = importlib.import_module("finetune_local_backends")
+    found: dict[str, Backend] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:
+            backend: Backend = importlib.import_module(f"{package.__name__}.{module.name}").BACKEND
+            found[backend.name] = backend
+    return found
+
+
+def choose(wanted: str = "auto") -> tuple[Backend, str]:
+    """The backend to use and a sentence that says why. Raises SpecError where the one asked for cannot be used."""
+    known = backends()
+    if wanted != "auto":
+        if wanted not in known:
+            raise SpecError(
+                f"there is no backend '{wanted}'.{did_you_mean(wanted, list(known))} Known: auto, {', '.join(known)}."
+            )
+        if reason := known[wanted].missing():
+            raise SpecError(f"--backend {wanted} cannot be used here: {reason}")
+        return known[wanted], f"{wanted}: you asked for it"
+    usable = {name: backend for name, backend in known.items() if backend.missing() is None}
+    if not usable:
+        reasons = " ".join(f"{name}: {backend.missing()}" for name, backend in known.items())
+        raise SpecError(f"no backend can be used here. {reasons}")
+    ranked = [(_rank(b), b) for b in usable.values()]
+    best = min(ranked, key=lambda pair: pair[0])[1]
+    device = best.devices()[0]
+    return best, f"{best.name}: it can use {device.name}" + (" (the only one installed)" if len(usable) == 1 else "")
+
+
+def _rank(backend: Backend) -> tuple[int, str]:
+    """Metal by MLX first, then CUDA, then torch's CPU, then MLX's CPU build, which is for checking only."""
+    kind = backend.devices()[0].kind
+    return {"metal": 0, "cuda": 1, "cpu": 2 if backend.name == "torch" else 3}.get(kind, 4), backend.name

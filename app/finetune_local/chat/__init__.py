@@ -1,0 +1,1 @@
+"""Generation, conversations and comparison."""

@@ -1,0 +1,1 @@
+"""One input format each: recognises(sample), read(row). Found by listing."""

@@ -1,0 +1,89 @@
+"""The error tree. Every message is a sentence: what was wrong, where, and what to do next.
+
+    FinetuneError
+    ├── UserError                 exit code 2: something the user gave
+    │   ├── SpecError             a setting: its name, its value, what is allowed
+    │   ├── DataError             a data file: its path, its line
+    │   ├── ModelError            a base model: its folder or its name
+    │   ├── AdapterError          an adapter that does not fit, or does nothing
+    │   └── Unsupported           the chosen backend cannot do this (a line of its gaps.py)
+    ├── RunError                  exit code 1: the work itself failed
+    │   ├── TrainingDiverged      the loss became NaN or exploded
+    │   ├── OutOfMemory           the device or the machine has no room for a batch
+    │   ├── DiskFull              the run folder's disk has no room
+    │   ├── DownloadFailed        a download broke off or did not match its checksum
+    │   ├── GateFailed            an export does not answer as the adapter does
+    │   └── WorkerDied            the training process ended without saying why
+    └── Stopped                   exit code 130: the user stopped it; nothing is lost
+
+Known errors are shown without a traceback; anything else is a defect and shows its own.
+Only `cli/main.py` turns an error into an exit code.
+"""
+
+from __future__ import annotations
+
+
+class FinetuneError(Exception):
+    """Base of all errors that are shown to the user as a sentence."""
+
+    exit_code = 1
+
+
+class UserError(FinetuneError):
+    """Something the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class SpecError(UserError):
+    """A setting is unknown, has a value out of bounds, or does not go with another."""
+
+
+class DataError(UserError):
+    """A data file cannot be used."""
+
+
+class ModelError(UserError):
+    """A base model is missing, incomplete or of a kind that is not supported."""
+
+
+class AdapterError(UserError):
+    """An adapter does not fit its base, is incomplete, or changes nothing."""
+
+
+class Unsupported(UserError):
+    """The chosen backend cannot do what the spec asks."""
+
+
+class RunError(FinetuneError):
+    """The work failed through no fault of the input."""
+
+
+class TrainingDiverged(RunError):
+    """The loss or the gradient became NaN, infinite or exploded."""
+
+
+class OutOfMemory(RunError):
+    """A batch did not fit into the device's memory; the session's weights are as before the step."""
+
+
+class DiskFull(RunError):
+    """A file of the run could not be written for lack of space; the last checkpoint is intact."""
+
+
+class DownloadFailed(RunError):
+    """A download broke off or did not match its checksum."""
+
+
+class GateFailed(RunError):
+    """An exported model does not answer as base + adapter do."""
+
+
+class WorkerDied(RunError):
+    """The training process ended without an event that says why."""
+
+
+class Stopped(FinetuneError):
+    """The user stopped the work; what was done is saved."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""Merged folders and GGUF files, each behind a gate."""

@@ -1,0 +1,103 @@
+"""An adapter on disk: PEFT's `adapter_config.json` + `adapter_model.safetensors`, read and written in one place.
+
+Pure numpy; tensors are fp32 under PEFT's names. What PEFT does not know (the base's identity, the run) lies beside them in
+`finetune_local.json`, written by adapters/identity.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from finetune_local.errors import AdapterError, DiskFull
+from finetune_local.spec.families import Array, families
+from finetune_local.spec.plan import AdapterPlan
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FAMILY_OF_TYPE = {"LORA": "low_rank", "FULL": "full"}
+
+
+def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array], base: str) -> None:
+    """Write the pair of files into an existing or new folder. `base` is the base model's name. Raises DiskFull."""
+    from safetensors.numpy import save_file
+
+    config = {"base_model_name_or_path": base, **families()[plan.family].config(plan)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    except OSError as error:
+        raise DiskFull(f"the adapter could not be written to {folder}: {os.strerror(error.errno or 0)}.") from error
+
+
+def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
+    """The plan and the fp32 tensors of an adapter folder, ours or plain PEFT's. Raises AdapterError."""
+    from safetensors import SafetensorError
+
+    config = read_config(folder)
+    if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS).exists():
+        raise AdapterError(
+            f"{folder}: adapter_model.bin is a pickle, which can run code. Save it as safetensors with PEFT."
+        )
+    try:
+        tensors = read_tensors(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{folder / WEIGHTS}: cannot be read ({error}). Copy the adapter again.") from error
+    kind = str(config.get("peft_type"))
+    if kind not in _FAMILY_OF_TYPE:
+        raise AdapterError(
+            f"{folder}: adapters of type {kind} cannot be used yet; known: {', '.join(_FAMILY_OF_TYPE)}."
+        )
+    family = families()[_FAMILY_OF_TYPE[kind]]
+    plan = family.read(config, {name: t.shape for name, t in tensors.items()})
+    expected = family.shapes(plan)
+    if wrong := sorted(set(expected) ^ set(tensors)):
+        raise AdapterError(f"{folder}: {len(wrong)} tensors are missing or unknown, the first is {wrong[0]}.")
+    return plan, tensors
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises AdapterError where the folder is no adapter."""
+    try:
+        return cast(dict[str, Any], json.loads((folder / CONFIG).read_text("utf-8")))
+    except FileNotFoundError:
+        raise AdapterError(f"{folder}: no {CONFIG} here, so this is not an adapter folder.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{folder / CONFIG}: cannot be read ({error}).") from None
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """Every tensor of a safetensors file as fp32, bf16 included (numpy has no bf16: its bits are fp32's upper half)."""
+    return {name: as_float32(raw, dtype, shape) for name, (raw, dtype, shape) in _raw(path).items()}
+
+
+def as_float32(raw: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> Array:
+    """Bytes of a safetensors tensor as an fp32 array. `dtype` is one of F32, F16, BF16, F64."""
+    if dtype == "BF16":
+        bits = np.frombuffer(raw, np.uint16).astype(np.uint32) << np.uint32(16)
+        return bits.view(np.float32).reshape(shape)
+    if dtype not in ("F32", "F16", "F64"):
+        raise AdapterError(f"tensors of type {dtype} cannot be read as numbers.")
+    kind = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype]
+    return np.frombuffer(raw, kind).astype(np.float32).reshape(shape)
+
+
+def to_bfloat16_bits(array: Array) -> Array:
+    """fp32 rounded to the nearest bf16 (ties to even), as uint16 bits."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded >> np.uint32(16)).astype(np.uint16)
+
+
+def _raw(path: Path) -> dict[str, tuple[bytes, str, tuple[int, ...]]]:
+    from safetensors import deserialize
+
+    return {
+        name: (bytes(entry["data"]), str(entry["dtype"]), tuple(entry["shape"]))
+        for name, entry in deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    }

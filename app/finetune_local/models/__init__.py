@@ -1,0 +1,1 @@
+"""Base models: what is on disk, where it comes from, what it needs."""

@@ -1,0 +1,64 @@
+"""Where things lie: the home folder with its parts, and the files shipped with the app."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ENVIRONMENT_VARIABLE = "FINETUNE_LOCAL_HOME"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds everything the app writes. Its parts are made when first asked for."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        """One folder per training run."""
+        return self._part("runs")
+
+    @property
+    def models(self) -> Path:
+        """Base models, one Hugging Face folder each."""
+        return self._part("models")
+
+    @property
+    def adapters(self) -> Path:
+        """Adapters imported by hand (those of a run stay in the run)."""
+        return self._part("adapters")
+
+    @property
+    def chats(self) -> Path:
+        """Conversations, one JSON Lines file each."""
+        return self._part("chats")
+
+    @property
+    def cache(self) -> Path:
+        """Files that can be made again: partial downloads, compiled helpers."""
+        return self._part("cache")
+
+    def _part(self, name: str) -> Path:
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def home(chosen: str | os.PathLike[str] | None = None) -> Home:
+    """The home folder: `chosen` (--home), else $FINETUNE_LOCAL_HOME, else the system's place for user data."""
+    place = chosen or os.environ.get(ENVIRONMENT_VARIABLE)
+    if place:
+        return Home(Path(place).expanduser().resolve())
+    from platformdirs import user_data_path
+
+    return Home(user_data_path("finetune-local", appauthor=False))
+
+
+def assets() -> Path:
+    """The folder of shipped files: inside the wheel, else `assets/` of the checkout."""
+    packaged = Path(__file__).parent / "_assets"
+    if packaged.is_dir() and any(packaged.iterdir()):
+        return packaged
+    return Path(__file__).resolve().parents[2] / "assets"

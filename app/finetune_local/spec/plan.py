@@ -1,0 +1,40 @@
+"""What a backend is told to attach: a family of parameters, its settings, and the modules it lands on.
+
+Targets are resolved from the base's weight names before anything is loaded, so that both backends get the same list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_local.spec.fields import Settings
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """One tensor of a base model as its file header tells it: shape, and dtype in safetensors' words ("BF16")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One linear module an adapter lands on; `module` is its dotted name, without ".weight"."""
+
+    module: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """A family (the name of a file in spec/families and in each backend's methods/), its settings and its targets.
+
+    `method` is the preset's key, kept for showing; the family and settings alone decide what is computed.
+    """
+
+    method: str
+    family: str
+    settings: Settings
+    targets: tuple[Target, ...]

@@ -1,0 +1,196 @@
+"""RunSpec: model + data + method + objective + training. `run.json` of a run is this, resolved."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from finetune_local.errors import SpecError
+from finetune_local.spec.families import families
+from finetune_local.spec.fields import Settings, parse, setting
+from finetune_local.spec.methods import method as method_named
+from finetune_local.spec.objectives import objectives
+
+Precision = Literal["fp32", "bf16", "8-bit", "4-bit"]
+OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+class ModelSettings(Settings):
+    """The base model."""
+
+    id: str = setting(
+        DEFAULT_MODEL,
+        help="Base model: a name from `models`, or a local Hugging Face folder.",
+        group="model",
+        flag="--model",
+        metavar="NAME",
+    )
+    precision: Precision | None = setting(
+        None, help="How the base's weights are held. Automatic: bf16 on a GPU, fp32 on a CPU.", group="model"
+    )
+
+
+class DataSettings(Settings):
+    """What it learns from."""
+
+    files: tuple[str, ...] = setting(
+        (), help="Training data: JSONL, JSON, CSV or text (repeatable).", group="data", flag="--data", metavar="FILE"
+    )
+    validation_files: tuple[str, ...] = setting(
+        (),
+        help="Validation data of its own, instead of a split (repeatable).",
+        group="data",
+        flag="--validation-data",
+        metavar="FILE",
+    )
+    validation: float = setting(0.1, help="Share of conversations kept for validation.", group="data", ge=0, le=0.9)
+    format: str = setting("auto", help="Format of the rows; auto recognises it by content.", group="data")
+    template: Literal["chat", "raw"] = setting(
+        "chat", help="chat: the model's own chat template; raw: the texts as they are.", group="data"
+    )
+    max_length: int | None = setting(
+        None, help="Longest row in tokens; longer ones lose their oldest turns.", group="data", ge=8, le=1_048_576
+    )
+    limit: int | None = setting(None, help="Use at most this many rows.", group="data", ge=1)
+
+
+class MethodSettings(Settings):
+    """A method: the preset's key and the settings of its family, in one table."""
+
+    key: str
+    settings: SerializeAsAny[Settings]
+
+
+def _method(value: object) -> object:
+    """{"key": "lora", "rank": 8} becomes the preset with its family's settings; the preset's own come first."""
+    if isinstance(value, MethodSettings):
+        return value
+    given: dict[str, Any] = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {"key": value}
+    key = given.pop("key", "lora")
+    if set(given) == {"settings"}:
+        given = dict(given["settings"])
+    preset = method_named(str(key))
+    implied = {k.removeprefix("method."): v for k, v in preset.presets.items() if k.startswith("method.")}
+    kind = families()[preset.family].settings
+    unknown = [name for name in given if name not in kind.model_fields]
+    if unknown and not kind.model_fields:
+        raise SpecError(f"method '{key}' has no settings of its own, but '{unknown[0]}' was given.")
+    return MethodSettings(key=str(key), settings=parse(kind, {**implied, **given}, f"method '{key}'"))
+
+
+class TrainingSettings(Settings):
+    """How it is trained."""
+
+    epochs: float | None = setting(
+        None, help="Passes over the data. Automatic: 3, fewer for big data.", group="training", gt=0
+    )
+    max_steps: int | None = setting(None, help="Stop after this many optimizer steps.", group="training", ge=1)
+    batch_size: int | None = setting(None, help="Conversations per optimizer step.", group="training", ge=1, le=65536)
+    micro_batch_tokens: int | None = setting(
+        None,
+        help="Most tokens (with padding) that are computed at once; does not change the result.",
+        group="training",
+        ge=8,
+    )
+    learning_rate: float | None = setting(None, help="Highest learning rate.", group="training", gt=0, lt=10)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "cosine", help="How the rate falls after warm-up.", group="training"
+    )
+    warmup: float = setting(
+        0.03, help="Share of the steps in which the rate rises from zero.", group="training", ge=0, le=1
+    )
+    weight_decay: float = setting(0.0, help="AdamW's decoupled weight decay.", group="training", ge=0, le=1)
+    beta1: float = setting(0.9, help="AdamW's decay of the mean gradient.", group="training", ge=0, lt=1)
+    beta2: float = setting(0.999, help="AdamW's decay of the squared gradient.", group="training", ge=0, lt=1)
+    epsilon: float = setting(1e-8, help="AdamW's epsilon.", group="training", gt=0)
+    max_gradient_norm: float = setting(
+        1.0, help="Gradients are clipped to this norm; 0 turns it off.", group="training", ge=0
+    )
+    optimizer: OptimizerName = setting("adamw", help="AdamW with full, 8-bit or paged states.", group="training")
+    gradient_checkpointing: bool | None = setting(
+        None, help="Compute activations twice to save memory.", group="training"
+    )
+    seed: int = setting(
+        42, help="Seed of the split, the order, the initial weights and dropout.", group="training", ge=0, lt=2**31
+    )
+    validate_every: int | None = setting(None, help="Steps between validations.", group="training", ge=1)
+    validation_rows: int = setting(256, help="Most rows a validation during training looks at.", group="training", ge=1)
+    checkpoint_every: int | None = setting(None, help="Steps between checkpoints.", group="training", ge=1)
+    keep_checkpoints: int = setting(2, help="Checkpoints kept beside the best one.", group="training", ge=1)
+    early_stopping: int = setting(
+        0, help="Stop after this many validations without a better loss; 0 never.", group="training", ge=0
+    )
+    sample_rows: int = setting(
+        2, help="Validation prompts answered after each validation.", group="training", ge=0, le=20
+    )
+    sample_tokens: int = setting(64, help="Most tokens of a sampled answer.", group="training", ge=1, le=4096)
+
+
+class RunSpec(Settings):
+    """Everything that decides what a run computes."""
+
+    name: str | None = setting(
+        None, help="Name of the run. Automatic: data, method and a number.", group="run", flag="--run"
+    )
+    backend: str = setting("auto", help="torch, mlx, or auto.", group="run", metavar="NAME")
+    device: str | None = setting(
+        None, help="Device of the backend, such as cpu or cuda:0.", group="run", metavar="NAME"
+    )
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    method: Annotated[MethodSettings, BeforeValidator(_method)] = _method("lora")  # type: ignore[assignment]
+    objective: str = setting("sft", help="What is minimised.", group="run")
+    training: TrainingSettings = TrainingSettings()
+
+
+def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
+    """A RunSpec from plain tables, the method's presets applied as defaults. Raises SpecError."""
+    given = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in values.items()}
+    chosen = given.get("method", {})
+    key = chosen.get("key", "lora") if isinstance(chosen, Mapping) else chosen
+    for path, value in method_named(str(key)).presets.items():
+        table, name = path.split(".")
+        if table != "method":
+            given.setdefault(table, {}).setdefault(name, value)
+    spec = parse(RunSpec, given, where)
+    if spec.objective not in objectives():
+        raise SpecError(f"{where}: there is no objective '{spec.objective}'. Known: {', '.join(objectives())}.")
+    return spec
+
+
+def preset_of(spec: RunSpec, path: str) -> bool:
+    """Whether the method's name, not the user, is the source of the value at a dotted path."""
+    presets = method_named(spec.method.key).presets
+    table, name = path.split(".")
+    return path in presets and getattr(getattr(spec, table), name) == presets[path]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The tables of a run.toml or a run.json. Raises SpecError with file and line."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise SpecError(f"--config {path}: {error.strerror}. Give a run.toml, or the run.json of a run.") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"--config {path}: not a UTF-8 text file.") from None
+    try:
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"--config {path}: {error}.") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"--config {path}: expected tables such as [model] and [training].")
+    return values
+
+
+def as_tables(spec: RunSpec) -> dict[str, Any]:
+    """The spec as plain tables; parse_spec() of it gives the same spec."""
+    values = spec.model_dump(mode="json")
+    values["method"] = {"key": spec.method.key, **values["method"]["settings"]}
+    return values

@@ -1,0 +1,80 @@
+"""Choose linear layers by name among a base model's weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from finetune_local.errors import SpecError
+from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.plan import Target, WeightInfo
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj")
+MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
+
+def block_of(name: str) -> int | None:
+    """The number of the transformer block a weight belongs to, or None outside the blocks."""
+    found = _BLOCK.search(name)
+    return int(found.group(1)) if found else None
+
+
+def linear_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:
+    """Every 2-D `.weight` inside the blocks: what an adapter can land on, in the order of the names."""
+    result = {}
+    for name in sorted(weights, key=_natural):
+        shape = weights[name].shape
+        if name.endswith(".weight") and len(shape) == 2 and block_of(name) is not None:
+            module = name.removesuffix(".weight")
+            result[module] = Target(module, shape[1], shape[0])
+    return result
+
+
+def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], layers: str) -> tuple[Target, ...]:
+    """The targets that `names` and `layers` stand for. Raises SpecError naming what exists where nothing matches."""
+    linear = linear_modules(weights)
+    last = {module.rsplit(".", 1)[-1] for module in linear}
+    wanted: set[str] = set()
+    for name in names:
+        if name == "all-linear":
+            chosen = set(linear)
+        elif name == "attention":
+            chosen = {m for m in linear if m.rsplit(".", 1)[-1] in ATTENTION}
+        elif name == "mlp":
+            chosen = {m for m in linear if m.rsplit(".", 1)[-1] in MLP}
+        else:
+            chosen = {m for m in linear if m == name or m.endswith("." + name)}
+        if not chosen:
+            raise SpecError(
+                f"--target {name}: no linear layer of this model has that name."
+                f"{did_you_mean(name, sorted(last))} It has: {', '.join(sorted(last)) or 'none'}."
+            )
+        wanted |= chosen
+    blocks = parse_layers(layers, 1 + max((block_of(m) or 0 for m in linear), default=-1))
+    return tuple(t for m, t in linear.items() if m in wanted and block_of(m) in blocks)
+
+
+def parse_layers(text: str, count: int) -> set[int]:
+    """ "all", "last:N" or "0-3,7" as block numbers. Raises SpecError where it is malformed or names a missing block."""
+    if text == "all":
+        return set(range(count))
+    if match := re.fullmatch(r"(first|last):(\d+)", text):
+        n = int(match.group(2))
+        if not 1 <= n <= count:
+            raise SpecError(f"--layers {text}: this model has {count} blocks. Give a number from 1 to {count}.")
+        return set(range(n)) if match.group(1) == "first" else set(range(count - n, count))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise SpecError(f"--layers {text!r} is not understood. Write all, last:8, first:4 or a list such as 0-3,7.")
+        low, high = int(match.group(1)), int(match.group(2) or match.group(1))
+        if high >= count or low > high:
+            raise SpecError(f"--layers {text}: this model has blocks 0 to {count - 1}.")
+        chosen |= set(range(low, high + 1))
+    return chosen
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name)]

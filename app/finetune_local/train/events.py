@@ -1,0 +1,142 @@
+"""What a run tells: frozen facts, one JSON object per line in events.jsonl. A reader of a run sees nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events; `time` is seconds since the epoch."""
+
+    kind: ClassVar[str]
+    time: float = field(default_factory=time.time)
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object with its kind under "event"."""
+        return {"event": self.kind, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Event):
+    """Preparation: what is being done now, and how far ("reading data", 0.4); `done` is None where unknown."""
+
+    kind = "phase"
+    name: str
+    done: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """A sentence for the user: an automatic choice, a fall-back, advice."""
+
+    kind = "note"
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """The loop begins at `step` (0 for a new run) of `steps`."""
+
+    kind = "started"
+    step: int
+    steps: int
+    backend: str
+    device: str
+    precision: str
+    trainable_parameters: int
+    total_parameters: int
+    rows: int
+    validation_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Event):
+    """One optimizer step is done. Loss is the mean over its supervised tokens, in nats, before the update."""
+
+    kind = "step"
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    supervised_tokens: int
+    tokens_per_second: float
+    seconds_left: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(Event):
+    """Mean loss over the validation rows after `step`; `best` is whether none was lower before."""
+
+    kind = "validation"
+    step: int
+    loss: float
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Event):
+    """The model's greedy answer to a validation prompt after `step`."""
+
+    kind = "sample"
+    step: int
+    prompt: str
+    answer: str
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Event):
+    """A checkpoint is safely on disk."""
+
+    kind = "checkpoint"
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """The last event of a run that came to its end, early or not; `summary` is what `train --json` prints."""
+
+    kind = "finished"
+    reason: str
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppedByUser(Event):
+    """The last event of a run that was stopped; everything up to `step` is saved."""
+
+    kind = "stopped"
+    step: int
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The last event of a run that failed; `error` is the class in errors.py, or "" for a defect with its traceback."""
+
+    kind = "failed"
+    error: str
+    message: str
+    exit_code: int
+    traceback: str = ""
+
+
+EVENTS: Mapping[str, type[Event]] = {
+    kind.kind: kind
+    for kind in (Phase, Note, Started, Step, Validation, Sample, Checkpoint, Finished, StoppedByUser, Failed)
+}
+
+
+def from_json(values: Mapping[str, Any]) -> Event:
+    """The event that as_json() gave."""
+    fields = dict(values)
+    return EVENTS[str(fields.pop("event"))](**fields)

@@ -1,0 +1,21 @@
+"""Initial adapter weights from a seed and the parameter's name, in numpy: equal on every backend, in any order of layers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Random numbers that depend on the seed and the parameter's name alone."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def kaiming_uniform(seed: int, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """U(−1/√in, 1/√in) for a matrix (out, in): the start of LoRA's A in PEFT (kaiming_uniform_ with a = √5)."""
+    bound = 1.0 / math.sqrt(shape[-1])
+    return generator(seed, name).uniform(-bound, bound, shape).astype(np.float32)
