@@ -1,6 +1,113 @@
-"""Entry point; see the verbs beside this file."""
+"""The command `finetune-local`: finds the verbs beside this file and is the only place that exits.
+
+A verb is a file `<verb>.py` with `command: click.Command`; it is imported when it is called. Without a verb, options mean `train`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from finetune_local import __version__
+from finetune_local.errors import FinetuneError
+
+DEFAULT_VERB = "train"
+ORDER = ("train", "resume", "chat", "generate", "evaluate", "export", "merge", "adapters", "runs", "models", "data")
+"""The order of `--help`; verbs not named here follow by name."""
+
+HELPERS = ("main", "options", "show", "progress", "spec_options")
+"""Files here that are not verbs."""
 
 
-def main() -> None:
-    """Filled in with the first verbs."""
-    raise SystemExit(2)
+class Verbs(click.Group):
+    """Lists the verbs by file name and imports only the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order a user meets them."""
+        package = importlib.import_module("finetune_local.cli")
+        names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in HELPERS]
+        return sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one verb."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"finetune_local.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with a suggestion for a mistyped verb."""
+        if args and args[0] not in self.list_commands(ctx):
+            from finetune_local.spec.fields import did_you_mean
+
+            verbs = self.list_commands(ctx)
+            raise click.UsageError(
+                f"there is no verb '{args[0]}'.{did_you_mean(args[0], verbs)} Known verbs: {', '.join(verbs)}.", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`finetune-local --data x` means `finetune-local train --data x`."""
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"):
+            args = [DEFAULT_VERB, *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: finetune-local --data my.jsonl --method qlora",
+)
+@click.version_option(__version__, prog_name="finetune-local")
+def cli() -> None:
+    """Fine-tune language models on this machine: offline, private, on MLX or PyTorch."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 the user's input, 130 stopped."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # Windows consoles and LANG=C would otherwise stop at the first Chinese character.
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    sys.exit(_run(given))
+
+
+def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    try:
+        code: Any = cli.main(args=arguments, prog_name="finetune-local", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
+    except click.ClickException as error:
+        if as_json:
+            _print_error("UsageError", error.format_message())
+        error.show()
+        return error.exit_code
+    except FinetuneError as error:
+        if as_json:
+            _print_error(type(error).__name__, str(error))
+        click.echo(f"finetune-local: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("finetune-local: stopped", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) went away; point stdout elsewhere so that Python's own flush at exit stays silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _print_error(kind: str, message: str) -> None:
+    click.echo(json.dumps({"error": kind, "message": message}, ensure_ascii=False))

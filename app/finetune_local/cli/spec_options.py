@@ -1,0 +1,105 @@
+"""CLI options made from the spec's fields: whatever `setting()` declares is an option, with its help and bounds."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+from pydantic.fields import FieldInfo
+
+from finetune_local.spec.families import families
+from finetune_local.spec.fields import Settings, extra_of, flag_of
+from finetune_local.spec.methods import methods
+from finetune_local.spec.run import RunSpec, parse_spec, read_config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def spec_fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting of a run by its dotted path ("training.seed", "rank" under "method."), each path once."""
+    for name, field in RunSpec.model_fields.items():
+        kind = field.annotation
+        if name == "method":
+            seen: set[str] = set()
+            for family in families().values():
+                for setting_name, setting_field in family.settings.model_fields.items():
+                    if setting_name not in seen:
+                        seen.add(setting_name)
+                        yield f"method.{setting_name}", setting_field
+        elif isinstance(kind, type) and issubclass(kind, Settings):
+            for setting_name, setting_field in kind.model_fields.items():
+                yield f"{name}.{setting_name}", setting_field
+        else:
+            yield name, field
+
+
+def spec_options(function: F) -> F:
+    """Add --config, --method and one option per setting; the verb receives them as keywords for `spec_from`."""
+    for path, field in reversed(list(spec_fields())):
+        function = _option(path, field)(function)
+    choice = click.Choice(list(methods()))
+    function = click.option(
+        "--method", "method__key", type=choice, default=None, help="Method; `methods` explains them. Default: lora."
+    )(function)
+    return click.option(
+        "--config", type=click.Path(path_type=Path), default=None, help="A run.toml, or the run.json of a run."
+    )(function)
+
+
+def spec_from(values: Mapping[str, Any], config: Path | None, base: Mapping[str, Any] | None = None) -> RunSpec:
+    """The spec from a config file (or the tables in `base`) and the options given, which win. Raises SpecError."""
+    tables: dict[str, Any] = dict(base or {})
+    if config is not None:
+        tables = read_config(config)
+    if isinstance(tables.get("method"), str):
+        tables["method"] = {"key": tables["method"]}
+    merged = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in tables.items()}
+    for name, value in values.items():
+        if value is None or value == ():
+            continue
+        table, _, field = name.rpartition("__")
+        if not table:
+            merged[field] = value
+            continue
+        if name == "method__key" and merged.get("method", {}).get("key") not in (None, value):
+            merged["method"] = {}  # another method's settings do not carry over
+        merged.setdefault(table, {})[field] = value
+    return parse_spec(merged, str(config) if config else "command line")
+
+
+def _option(path: str, field: FieldInfo) -> Callable[[F], F]:
+    name = path.rpartition(".")[2]
+    flag = flag_of(name, field)
+    options: dict[str, Any] = {"help": _help(field), "default": None, "metavar": extra_of(field).get("metavar")}
+    kind = _without_none(field.annotation)
+    if typing.get_origin(kind) is Literal:
+        options.update(type=click.Choice([str(v) for v in typing.get_args(kind)]), metavar=None)
+    elif typing.get_origin(kind) is tuple:
+        options.update(multiple=True, type=str, default=())
+    elif kind is bool:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    else:
+        options.update(type=kind)
+    return click.option(flag, path.replace(".", "__"), **options)
+
+
+def _without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    if field.default is None or field.default == () or "utomatic" in text:
+        return text
+    shown = field.default
+    if isinstance(shown, bool):
+        shown = "on" if shown else "off"
+    elif isinstance(shown, tuple):
+        shown = ", ".join(shown)
+    return f"{text} [{shown}]"
