@@ -1,0 +1,111 @@
+"""Automatic values: what None means in a spec, once data and machine are known. Each choice comes with its reason."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_local.spec.run import Precision, RunSpec
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What automatic values are computed from. `rows` and lengths are of the encoded training rows, in tokens."""
+
+    device: str
+    memory_bytes: int
+    hidden_size: int
+    parameters: int
+    trainable_parameters: int
+    rows: int
+    mean_length: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One automatic value, for printing: `training.batch_size = 8 (…)`."""
+
+    setting: str
+    value: object
+    reason: str
+
+
+def precision(spec: RunSpec, device: str) -> tuple[Precision, str]:
+    """The base's precision where the spec leaves it open."""
+    if spec.model.precision is not None:
+        return spec.model.precision, "you asked for it"
+    if device == "cpu":
+        return "fp32", "a CPU; bf16 is faster on some, and less exact"
+    return "bf16", "half the memory, and what GPUs are fastest at"
+
+
+def max_length(spec: RunSpec, context: int) -> tuple[int, str]:
+    """The longest row where the spec leaves it open."""
+    if spec.data.max_length is not None:
+        return spec.data.max_length, "you asked for it"
+    limit = min(context, 2048)
+    return limit, "the model's context" if limit == context else "enough for most chats; raise it for long texts"
+
+
+def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
+    """The spec with every automatic value filled in, and what was chosen."""
+    training = spec.training
+    chosen: list[Choice] = []
+
+    def choose(name: str, value: Any, reason: str) -> Any:
+        given = getattr(training, name)
+        if given is not None:
+            return given
+        chosen.append(Choice(f"training.{name}", value, reason))
+        return value
+
+    batch_size = choose(
+        "batch_size",
+        4 if facts.rows < 64 else 8 if facts.rows < 4000 else 16,
+        f"for {facts.rows} rows",
+    )
+    per_epoch = math.ceil(facts.rows / batch_size)
+    epochs = training.epochs
+    if training.max_steps is None:
+        few = max(3, min(10, math.ceil(60 / per_epoch)))
+        wanted = few if facts.rows < 5000 else 2 if facts.rows < 20000 else 1
+        epochs = choose("epochs", float(wanted), f"{per_epoch} steps each")
+    steps = training.max_steps or max(1, math.ceil((epochs or 1) * per_epoch))
+    full = spec.method.key == "full"
+    # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
+    # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
+    rate = 5e-5 * (1 if full else 10) * (2000 / max(1, facts.hidden_size)) ** 0.78
+    rate = float(f"{min(rate, 1e-4 if full else 2e-3):.1e}")
+    resolved = {
+        "epochs": epochs,
+        "max_steps": choose("max_steps", steps, f"{epochs:g} epochs of {per_epoch}") if epochs else steps,
+        "batch_size": batch_size,
+        "learning_rate": choose(
+            "learning_rate", rate, f"{'full fine-tuning' if full else 'low rank'}, {facts.hidden_size} wide"
+        ),
+        "micro_batch_tokens": choose("micro_batch_tokens", *_micro_batch_tokens(facts)),
+        "gradient_checkpointing": choose("gradient_checkpointing", *_checkpointing(facts)),
+        "validate_every": choose("validate_every", max(1, math.ceil(steps / 5)), "five times in the run"),
+        "checkpoint_every": choose(
+            "checkpoint_every",
+            max(1, math.ceil(steps / 4)) if full else max(1, min(50, math.ceil(steps / 10))),
+            "at most that many steps are lost by a crash",
+        ),
+    }
+    return spec.model_copy(update={"training": training.model_copy(update=resolved)}), chosen
+
+
+def _micro_batch_tokens(facts: Facts) -> tuple[int, str]:
+    if facts.device == "cpu":
+        return max(1024, facts.longest), "fills a CPU's caches; more only takes memory"
+    # About 40 bytes per token and hidden unit and layer-free share; a quarter of the device is left to activations.
+    room = facts.memory_bytes // 4
+    per_token = max(1, facts.hidden_size * 1500)
+    return max(facts.longest, min(16384, 1024 * max(1, room // per_token // 1024))), "by the device's memory"
+
+
+def _checkpointing(facts: Facts) -> tuple[bool, str]:
+    tight = facts.parameters * 2 > facts.memory_bytes * 0.4
+    return tight, "the model takes much of the memory" if tight else "there is memory to spare"

@@ -1,0 +1,215 @@
+"""The run folder: made, listed, opened, and the only way to know of a run.
+
+run.json          the spec, resolved          events.jsonl   what happened, append-only
+data/             encoded rows, data.json     checkpoints/   step-NNNNNN/
+adapter/          the result                  report.md      the same for people
+worker.json       which process trains        worker.log     what libraries printed
+stop              asks the worker to stop
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune_local.errors import SpecError
+from finetune_local.paths import Home
+from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.run import RunSpec, as_tables, parse_spec
+from finetune_local.train import events
+from finetune_local.train.atomic import sweep, write_text
+
+Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run by its folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def adapter(self) -> Path:
+        """Where the trained adapter lies once the run has finished or was stopped."""
+        return self.folder / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the encoded rows."""
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        """What the worker and its libraries printed."""
+        return self.folder / "worker.log"
+
+    @property
+    def spec(self) -> RunSpec:
+        """The spec in run.json. Raises SpecError where it was damaged by hand."""
+        path = self.folder / "run.json"
+        try:
+            return parse_spec(json.loads(path.read_text("utf-8")), str(path))
+        except (OSError, json.JSONDecodeError) as error:
+            raise SpecError(f"{path}: cannot be read ({error}). The run cannot be resumed.") from error
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Replace run.json."""
+        write_text(self.folder / "run.json", json.dumps(as_tables(spec), indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, event: events.Event) -> None:
+        """Append one event; a line is written whole or is the file's last."""
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
+
+    def events(self) -> Iterator[events.Event]:
+        """All events so far; a half-written last line is left out."""
+        path = self.folder / "events.jsonl"
+        if path.exists():
+            with path.open("rb") as file:
+                for line in file:
+                    if line.endswith(b"\n"):
+                        yield events.from_json(json.loads(line))
+
+    def last_event(self) -> events.Event | None:
+        """The newest event, read from the end of the file, so that a list of a thousand runs is quick."""
+        path = self.folder / "events.jsonl"
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            reach = 4096
+            while True:
+                file.seek(max(0, size - reach))
+                lines = file.read().split(b"\n")[:-1]
+                if len(lines) > 1 or reach >= size:
+                    return events.from_json(json.loads(lines[-1])) if lines and lines[-1] else None
+                reach *= 8
+
+    def repair(self) -> None:
+        """After a kill: cut a half-written line off events.jsonl and remove half-written folders."""
+        path = self.folder / "events.jsonl"
+        if path.exists():
+            content = path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                os.truncate(path, content.rfind(b"\n") + 1)
+        sweep(self.folder)
+        sweep(self.checkpoints)
+        self.stop_file.unlink(missing_ok=True)
+
+    @property
+    def stop_file(self) -> Path:
+        """Its existence asks the worker to finish the step, save and end."""
+        return self.folder / "stop"
+
+    def worker(self) -> int | None:
+        """Process id of the living worker, or None. Guarded against a reused id by the process's start time."""
+        import psutil
+
+        try:
+            known: dict[str, Any] = json.loads((self.folder / "worker.json").read_text("utf-8"))
+            process = psutil.Process(int(known["pid"]))
+            alive = (
+                abs(process.create_time() - float(known["started"])) < 1 and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except (OSError, ValueError, KeyError, psutil.Error):
+            return None
+        return int(known["pid"]) if alive else None
+
+    def status(self) -> Status:
+        """What the run is doing, by its last event and whether its process lives."""
+        last = self.last_event()
+        if isinstance(last, events.Finished):
+            return "finished"
+        if self.worker() is not None:
+            return "running"
+        if isinstance(last, events.StoppedByUser):
+            return "stopped"
+        if isinstance(last, events.Failed):
+            return "failed"
+        return "new" if last is None else "interrupted"
+
+
+def create(home: Home, spec: RunSpec) -> Run:
+    """A new run folder with its spec. Raises SpecError where the name is taken or cannot be a folder's name."""
+    if spec.name is not None:
+        problem = _bad_name(spec.name)
+        if problem:
+            raise SpecError(f"--run {spec.name!r} {problem}.")
+        folder = home.runs / spec.name
+        if folder.exists():
+            raise SpecError(
+                f"--run {spec.name}: there is a run of that name already. Choose another name, or go on with it: "
+                f"finetune-local resume {spec.name}"
+            )
+        folder.mkdir()
+    else:
+        stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
+        number = 1
+        while True:
+            folder = home.runs / f"{stem or 'run'}-{spec.method.key}-{number}"
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+    run = Run(folder)
+    run.checkpoints.mkdir()
+    run.write_spec(spec.model_copy(update={"name": run.name}))
+    return run
+
+
+def find(home: Home, name: str) -> Run:
+    """A run by name or folder. Raises SpecError naming near ones."""
+    for folder in (home.runs / name, Path(name).expanduser()):
+        if (folder / "run.json").exists():
+            return Run(folder.resolve())
+    known = [run.name for run in every(home)]
+    listed = f" Known runs: {', '.join(known[:8])}." if known else " There are no runs yet."
+    raise SpecError(f"there is no run '{name}' in {home.runs}.{did_you_mean(name, known) or listed}")
+
+
+def every(home: Home) -> list[Run]:
+    """All runs, the newest first."""
+    found = [Run(folder) for folder in home.runs.iterdir() if (folder / "run.json").exists()]
+    return sorted(found, key=lambda run: (run.folder / "run.json").stat().st_mtime, reverse=True)
+
+
+def remove(run: Run) -> None:
+    """Delete a run folder. Raises SpecError while it is running."""
+    if run.worker() is not None:
+        raise SpecError(f"run '{run.name}' is running. Stop it first: finetune-local runs stop {run.name}")
+    shutil.rmtree(run.folder)
+
+
+def ask_to_stop(run: Run, patience: float = 0.0) -> bool:
+    """Ask the worker to finish its step and save; waits up to `patience` seconds. True once it has ended."""
+    run.stop_file.touch()
+    until = time.monotonic() + patience
+    while run.worker() is not None and time.monotonic() < until:
+        time.sleep(0.05)
+    return run.worker() is None
+
+
+def _bad_name(name: str) -> str | None:
+    if not name.strip() or name in (".", "..") or name.startswith((".", "-")):
+        return "cannot be a folder's name"
+    if bad := sorted(set(name) & set('/\\:*?"<>|\0\n')):
+        return f"has the character {bad[0]!r}, which a folder's name cannot have on every system"
+    return "is too long: use at most 100 characters" if len(name.encode()) > 200 or len(name) > 100 else None
