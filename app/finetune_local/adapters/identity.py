@@ -1,0 +1,113 @@
+"""Which base an adapter belongs to: `finetune_local.json`, beside PEFT's two files. PEFT itself ignores the file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_local import __version__
+from finetune_local.errors import AdapterError, DiskFull
+from finetune_local.models.folder import Identity, ModelFolder
+from finetune_local.spec.families.low_rank import PREFIX
+from finetune_local.spec.plan import AdapterPlan
+
+FILE = "finetune_local.json"
+
+
+@dataclass(frozen=True)
+class AdapterIdentity:
+    """What `finetune_local.json` says. `created` is UTC in ISO 8601; `extra` holds whatever else was written."""
+
+    base: Identity
+    run: str | None
+    method: str
+    created: str
+    app_version: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_identity(folder: Path, identity: Identity, run: str | None, extra: Mapping[str, Any]) -> None:
+    """Write the file for an adapter made on the base `identity`; `extra` has at least "method". Raises DiskFull."""
+    values: dict[str, Any] = {
+        "base": {
+            "name": identity.name,
+            "config_sha256": identity.config_sha256,
+            "tokenizer_sha256": identity.tokenizer_sha256,
+        },
+        "run": run,
+        "method": "",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "app_version": __version__,
+    }
+    text = json.dumps({**values, **extra}, indent=2, ensure_ascii=False) + "\n"
+    try:
+        (folder / FILE).write_text(text, "utf-8")
+    except OSError as error:
+        raise DiskFull(f"{folder / FILE} could not be written: {os.strerror(error.errno or 0)}.") from error
+
+
+def read_identity(folder: Path) -> AdapterIdentity | None:
+    """The identity of an adapter folder, or None for an adapter of plain PEFT. Raises AdapterError where it is broken."""
+    path = folder / FILE
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        base = values.pop("base")
+        return AdapterIdentity(
+            base=Identity(str(base["name"]), str(base["config_sha256"]), str(base["tokenizer_sha256"])),
+            run=values.pop("run", None),
+            method=str(values.pop("method", "")),
+            created=str(values.pop("created", "")),
+            app_version=str(values.pop("app_version", "")),
+            extra=values,
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(
+            f"{path}: cannot be read ({error!r}). Copy the adapter again, or delete this file to use it as plain PEFT."
+        ) from None
+
+
+def check_same_base(identity: AdapterIdentity, model: ModelFolder) -> None:
+    """Raise AdapterError, naming what differs, where the adapter was made on another base than `model`.
+
+    The base's name is not compared: the same model may lie in folders of different names.
+    """
+    own, made_on = model.identity(), identity.base
+    different = []
+    if own.config_sha256 != made_on.config_sha256:
+        different.append("its config (another architecture, size or position encoding)")
+    if own.tokenizer_sha256 != made_on.tokenizer_sha256:
+        different.append("its tokenizer or chat template")
+    if different:
+        raise AdapterError(
+            f"this adapter was made on '{made_on.name}', and '{model.name}' differs from that in "
+            f"{' and '.join(different)}. Give --model the base it was made on."
+        )
+
+
+def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
+    """Raise AdapterError where a target of the plan is not in the base, or has another shape there."""
+    weights = model.weights()
+    for target in plan.targets:
+        module = target.module.removeprefix(PREFIX)
+        found = weights.get(module + ".weight") or weights.get(module)
+        if found is None:
+            raise AdapterError(
+                f"the adapter lands on {module}, which '{model.name}' does not have. It was made on another base."
+            )
+        shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
+        if found.shape != shape:
+            raise AdapterError(
+                f"the adapter expects {module} to be {_times(shape)}, but in '{model.name}' it is {_times(found.shape)}. "
+                "It was made on another base."
+            )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(n) for n in shape)
