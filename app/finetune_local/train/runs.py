@@ -78,7 +78,7 @@ class Run:
         with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
 
-    def events(self) -> Iterator[events.Event]:
+    def history(self) -> Iterator[events.Event]:
         """All events so far; a half-written last line is left out."""
         path = self.folder / "events.jsonl"
         if path.exists():

@@ -1,0 +1,70 @@
+"""`parity`: one spec trained on both backends in fp32; both curves and the largest difference."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from finetune_local import paths
+from finetune_local.cli.options import home_option, json_option
+from finetune_local.cli.show import emit, note, table
+from finetune_local.cli.spec_options import spec_from, spec_options
+
+TOLERANCE = 1e-3
+
+
+@click.command("parity", short_help="Train one spec on both backends and compare the curves.")
+@spec_options
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps to train.")
+@home_option
+@json_option
+def command(config: Path | None, steps: int, home: str | None, as_json: bool, **settings: Any) -> None:
+    """Train one spec on every backend in fp32 with no dropout and compare the losses, step by step.
+
+    Fails (exit code 1) where they differ by more than 1e-3.
+    """
+    from finetune_local.errors import RunError, SpecError
+    from finetune_local.spec.run import as_tables
+    from finetune_local.train.compare import curve_of
+
+    spec = spec_from(settings, config)
+    tables = as_tables(spec)
+    tables["model"]["precision"] = "fp32"
+    tables["training"] |= {"max_steps": steps, "validate_every": steps, "checkpoint_every": steps, "sample_rows": 0}
+    if tables["training"]["optimizer"] != "adamw":
+        tables["training"]["optimizer"] = "adamw"
+        note("training.optimizer = adamw, the one that both backends have")
+    if tables["method"].get("dropout"):
+        raise SpecError("--dropout: random numbers differ between backends, so parity needs --dropout 0.")
+    place = paths.home(home)
+    scratch = place.cache / "parity"
+    shutil.rmtree(scratch, ignore_errors=True)
+    curves = {}
+    try:
+        for name in ("torch", "mlx"):
+            note(f"training {steps} steps on {name} …")
+            curves[name] = curve_of({**tables, "backend": name, "device": None, "name": name}, place, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    differences = [abs(a - b) for a, b in zip(curves["torch"], curves["mlx"], strict=True)]
+    largest = max(differences)
+    if as_json:
+        emit(
+            {
+                "steps": steps,
+                **curves,
+                "max_difference": largest,
+                "tolerance": TOLERANCE,
+                "passed": largest <= TOLERANCE,
+            }
+        )
+    else:
+        rows = zip(range(1, steps + 1), curves["torch"], curves["mlx"], differences, strict=True)
+        table(["step", "torch", "mlx", "difference"], [[s, f"{a:.6f}", f"{b:.6f}", f"{d:.2e}"] for s, a, b, d in rows])
+        click.echo(f"largest difference: {largest:.2e} (allowed: {TOLERANCE:g})")
+    if largest > TOLERANCE:
+        at = differences.index(largest) + 1
+        raise RunError(f"the backends differ by {largest:.2e} at step {at}, more than {TOLERANCE:g}.")

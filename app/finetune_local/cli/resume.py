@@ -1,0 +1,51 @@
+"""`resume`: go on with a run that was stopped, killed or failed; or watch one that is still at work."""
+
+from __future__ import annotations
+
+import click
+
+from finetune_local import paths
+from finetune_local.cli.options import home_option, json_option
+from finetune_local.cli.show import emit, note
+
+
+@click.command("resume", short_help="Go on with a run that was stopped, killed or failed.")
+@click.argument("name", required=False)
+@click.option("--max-steps", type=click.IntRange(1), default=None, help="Train to this many steps in all.")
+@home_option
+@json_option
+def command(name: str | None, max_steps: int | None, home: str | None, as_json: bool) -> None:
+    """Go on with run NAME (the newest unfinished one if no name is given).
+
+    The curve goes on as if nothing had happened. A run that is still at work is shown from here on.
+    """
+    from finetune_local.cli.train import follow_to_the_end
+    from finetune_local.errors import SpecError
+    from finetune_local.train import runs
+    from finetune_local.train.events import Finished
+
+    place = paths.home(home)
+    if name is None:
+        open_runs = [run for run in runs.every(place) if run.status() != "finished"]
+        if not open_runs:
+            raise SpecError(
+                f"every run in {place.runs} is finished. Name one to train it further: resume NAME --max-steps N"
+            )
+        run = open_runs[0]
+        note(f"run: {run.name}")
+    else:
+        run = runs.find(place, name)
+    if max_steps is not None:
+        spec = run.spec
+        done = getattr(run.last_event(), "step", None) or 0
+        if max_steps <= done:
+            raise SpecError(f"--max-steps {max_steps}: the run has done {done} steps already. Give a higher number.")
+        run.write_spec(spec.model_copy(update={"training": spec.training.model_copy(update={"max_steps": max_steps})}))
+    elif run.status() == "finished":
+        last = run.last_event()
+        assert isinstance(last, Finished)
+        note(f"run '{run.name}' is finished ({last.reason}). To train it further: resume {run.name} --max-steps N")
+        if as_json:
+            emit(dict(last.summary))
+        return
+    follow_to_the_end(run, place, as_json)

@@ -1,0 +1,136 @@
+"""`runs`: list, show, stop and remove training runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from finetune_local import paths
+from finetune_local.cli.options import home_option, json_option
+from finetune_local.cli.show import emit, note, table
+
+
+@click.group("runs", short_help="List, show, stop and remove training runs.", invoke_without_command=True)
+@home_option
+@json_option
+@click.pass_context
+def command(context: click.Context, home: str | None, as_json: bool) -> None:
+    """List the runs; or one of the verbs below."""
+    context.obj = paths.home(home)
+    if context.invoked_subcommand is None:
+        _list(context.obj, as_json)
+
+
+@command.command("list")
+@home_option
+@json_option
+@click.pass_obj
+def list_runs(outer: paths.Home, home: str | None, as_json: bool) -> None:
+    """List the runs, the newest first."""
+    _list(paths.home(home) if home else outer, as_json)
+
+
+@command.command("show")
+@click.argument("name")
+@home_option
+@json_option
+@click.pass_obj
+def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
+    """Show one run: its settings, its losses, where its adapter lies."""
+    from finetune_local.spec.run import as_tables
+    from finetune_local.train import runs
+    from finetune_local.train.events import Step, Validation
+
+    run = runs.find(paths.home(home) if home else outer, name)
+    steps = {e.step: e.loss for e in run.history() if isinstance(e, Step)}
+    validations = {e.step: e.loss for e in run.history() if isinstance(e, Validation)}
+    facts = {**_facts(run), "spec": as_tables(run.spec), "losses": steps, "validation_losses": validations}
+    if as_json:
+        emit(facts)
+        return
+    table(["", ""], [[k, v] for k, v in facts.items() if k not in ("spec", "losses", "validation_losses")])
+    if steps:
+        click.echo(
+            f"loss            {_spark(list(steps.values()))}  {min(steps.values()):.3f} … {max(steps.values()):.3f}"
+        )
+    for step, loss in validations.items():
+        click.echo(f"validation loss {loss:.4f} after step {step}")
+    click.echo(f"settings        {run.folder / 'run.json'} (give it back with --config to repeat the run)")
+
+
+@command.command("stop")
+@click.argument("name")
+@home_option
+@click.pass_obj
+def stop(outer: paths.Home, name: str, home: str | None) -> None:
+    """Ask a run to finish its step, save and end."""
+    from finetune_local.train import runs
+
+    run = runs.find(paths.home(home) if home else outer, name)
+    if run.worker() is None:
+        note(f"run '{run.name}' is not running ({run.status()}).")
+        return
+    done = runs.ask_to_stop(run, patience=120)
+    note(f"run '{run.name}' {'has stopped' if done else 'will stop after its step'}; resume it with: resume {run.name}")
+
+
+@command.command("remove")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@home_option
+@click.pass_obj
+def remove(outer: paths.Home, name: str, yes: bool, home: str | None) -> None:
+    """Delete a run with its checkpoints and its adapter."""
+    from finetune_local.train import runs
+
+    run = runs.find(paths.home(home) if home else outer, name)
+    if not yes:
+        click.confirm(f"Delete {run.folder} with its adapter?", abort=True)
+    runs.remove(run)
+    note(f"removed {run.name}")
+
+
+def _list(home: paths.Home, as_json: bool) -> None:
+    from finetune_local.train import runs
+
+    rows = [_facts(run) for run in runs.every(home)]
+    if as_json:
+        emit(rows)
+    elif not rows:
+        note(f"no runs yet in {home.runs}. Begin with: finetune-local --data my.jsonl")
+    else:
+        columns = ("run", "status", "method", "model", "steps", "last_loss", "validation_loss", "changed")
+        table([c.replace("_", " ") for c in columns], [[_cell(row.get(c)) for c in columns] for row in rows])
+
+
+def _facts(run: Any) -> dict[str, Any]:
+    from finetune_local.errors import SpecError
+
+    changed = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / "run.json").stat().st_mtime))
+    facts = {"run": run.name, "status": run.status(), "folder": str(run.folder), "changed": changed}
+    try:
+        spec = run.spec
+    except SpecError as error:
+        return {**facts, "status": "damaged", "problem": str(error)}
+    last = run.last_event()
+    facts.update(method=spec.method.key, model=spec.model.id, backend=spec.backend, steps=spec.training.max_steps)
+    if hasattr(last, "summary"):
+        facts.update(last.summary)
+    elif last is not None and hasattr(last, "step"):
+        facts["step"] = last.step
+    if run.adapter.exists():
+        facts["adapter"] = str(run.adapter)
+    return facts
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _spark(values: list[float], width: int = 60) -> str:
+    """A curve in one line of text."""
+    picked = values if len(values) <= width else [values[i * len(values) // width] for i in range(width)]
+    low, high = min(picked), max(picked)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (v - low) / (high - low + 1e-12)))] for v in picked)

@@ -1,0 +1,138 @@
+"""`train`, the default verb: check, start the worker, show its events, print what came out."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finetune_local import paths
+from finetune_local.cli.options import home_option, json_option
+from finetune_local.cli.show import duration, emit, megabytes, note
+from finetune_local.cli.spec_options import spec_from, spec_options
+
+if TYPE_CHECKING:
+    from finetune_local.train.events import Event
+    from finetune_local.train.runs import Run
+
+
+@click.command("train", short_help="Fine-tune a model on your data (the default verb).")
+@spec_options
+@home_option
+@json_option
+def command(config: Path | None, home: str | None, as_json: bool, **settings: Any) -> None:
+    """Fine-tune a model on your data.
+
+    \b
+    finetune-local --data my.jsonl
+    finetune-local --data chats.json --method qlora --model Qwen/Qwen3-0.6B --epochs 2
+
+    What is not given is chosen from the data and the machine, and printed. Ctrl-C finishes the step and saves.
+    """
+    from finetune_local.spec.run import DEFAULT_MODEL
+    from finetune_local.train import runs, setup
+
+    place = paths.home(home)
+    spec = spec_from(settings, config)
+    if spec.model.id == DEFAULT_MODEL and not as_json:
+        note(f"model: {DEFAULT_MODEL}, the small default. Pick another with --model NAME (see: finetune-local models)")
+    if spec.name and (place.runs / spec.name).exists() and config is not None and settings.get("name") is None:
+        spec = spec.model_copy(
+            update={"name": None}
+        )  # run.json given back to repeat a run: the copy needs its own name
+    last_phase = [""]
+
+    def progress(text: str, _done: float | None) -> None:
+        if not as_json and text != last_phase[0]:
+            last_phase[0] = text
+            note(f"{text} …")
+
+    spec, notes = setup.check_before_loading(spec, place, progress)
+    run = runs.create(place, _with_absolute_files(spec))
+    if not as_json:
+        note(f"run: {run.name} ({run.folder})")
+        for text in notes:
+            note(f"  {text}")
+    follow_to_the_end(run, place, as_json)
+
+
+def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
+    """Start the run's worker, or join one at work, and show it to its end. Raises what ended it badly."""
+    from finetune_local.cli.progress import as_json_lines, shown
+    from finetune_local.errors import UserError
+    from finetune_local.train import follow, runs
+
+    position = 0
+    if run.worker() is not None:
+        note(f"run '{run.name}' is being trained already; showing it.")
+        position = (run.folder / "events.jsonl").stat().st_size if (run.folder / "events.jsonl").exists() else 0
+    else:
+        position = follow.start(run, home)
+    events = follow.follow(run, position)
+    last: Event | None = None
+    with _interrupts(run):
+        for event in as_json_lines(events) if as_json else shown(events):
+            last = event
+    assert last is not None
+    if (
+        last.kind == "failed"
+        and last.as_json()["exit_code"] == UserError.exit_code
+        and not any(run.checkpoints.iterdir())
+    ):
+        runs.remove(run)  # nothing was trained: the name is free again once the input is mended
+    summary = getattr(last, "summary", None)
+    if as_json and summary is not None:
+        emit(summary)
+    follow.raise_for(last, run)
+    if not as_json and summary is not None:
+        _show_summary(summary)
+
+
+def _show_summary(summary: Any) -> None:
+    validation = f", validation loss {summary['validation_loss']:.4f}" if summary["validation_loss"] is not None else ""
+    click.echo(
+        f"done: loss {summary['first_loss']:.4f} → {summary['last_loss']:.4f}{validation} in {summary['steps']} steps, "
+        f"{duration(summary['seconds'])}, peak {megabytes(summary['peak_memory_bytes'])}"
+    )
+    click.echo(f"adapter: {summary['adapter']}")
+    name = summary["run"]
+    click.echo(f"try it:  finetune-local chat --adapter {name} --compare")
+    click.echo(f"keep it: finetune-local export {name} --to gguf --out {name}.gguf")
+
+
+@contextmanager
+def _interrupts(run: Run) -> Iterator[None]:
+    """Ctrl-C asks the worker to finish its step and save; a second one ends it at once (the last checkpoint stays)."""
+    pressed = 0
+
+    def on_interrupt(_number: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed == 1:
+            run.stop_file.touch()
+            note("\nfinishing this step and saving … (Ctrl-C again ends it at once)")
+        else:
+            import psutil
+
+            if (pid := run.worker()) is not None:
+                psutil.Process(pid).kill()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _with_absolute_files(spec: Any) -> Any:
+    """Paths in run.json hold wherever they are read from."""
+    data = spec.data
+    absolute = {
+        field: tuple(str(Path(f).expanduser().resolve()) for f in getattr(data, field))
+        for field in ("files", "validation_files")
+    }
+    return spec.model_copy(update={"data": data.model_copy(update=absolute)})

@@ -1,0 +1,111 @@
+"""Start a run's worker and read what it tells, from the run folder alone: whoever looks can go away and come back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from finetune_local import errors
+from finetune_local.errors import FinetuneError, SpecError, Stopped, WorkerDied
+from finetune_local.paths import Home
+from finetune_local.train.events import Event, Failed, Finished, StoppedByUser, from_json
+from finetune_local.train.runs import Run
+
+POLL_SECONDS = 0.1
+ENDS = (Finished, StoppedByUser, Failed)
+
+
+def start(run: Run, home: Home) -> int:
+    """Start the worker process of a run that has none; returns the size of events.jsonl before it. Raises SpecError."""
+    if (pid := run.worker()) is not None:
+        raise SpecError(f"run '{run.name}' is being trained already (process {pid}).")
+    run.repair()
+    events = run.folder / "events.jsonl"
+    position = events.stat().st_size if events.exists() else 0
+    # Libraries must not ask the network, and a worker's own prints belong in its log.
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUTF8": "1",
+        # The screen's watchdog ends long GPU commands on a Mac otherwise.
+        "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
+    }
+    with run.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "finetune_local.train.worker", str(run.folder), str(home.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=os.name != "nt",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    _wait_until_taken(run, process)
+    return position
+
+
+def follow(run: Run, position: int = 0) -> Iterator[Event]:
+    """Events from a place in events.jsonl to the worker's last one. Raises WorkerDied where it ends without one."""
+    path = run.folder / "events.jsonl"
+    rest = b""
+    while True:
+        alive = run.worker() is not None  # asked before reading, so that a last event is never missed
+        chunk = b""
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(position)
+                chunk = file.read()
+        position += len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            event = from_json(json.loads(line))
+            yield event
+            if isinstance(event, ENDS):
+                _wait_until_gone(run)
+                return
+        if not alive and not chunk:
+            raise WorkerDied(
+                f"the training process ended without a word{_last_words(run)} What was saved is intact; "
+                f"go on with: finetune-local resume {run.name}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def raise_for(event: Event, run: Run) -> None:
+    """Turn a run's last event into the error it stands for; returns where it finished well."""
+    if isinstance(event, StoppedByUser):
+        raise Stopped(
+            f"stopped after step {event.step}; everything is saved. Go on with: finetune-local resume {run.name}"
+        )
+    if isinstance(event, Failed):
+        kind = getattr(errors, event.error, None)
+        if isinstance(kind, type) and issubclass(kind, FinetuneError):
+            raise kind(event.message)
+        raise RuntimeError(f"the training process failed ({run.log}):\n{event.traceback}")
+
+
+def _wait_until_taken(run: Run, process: subprocess.Popen[bytes]) -> None:
+    while run.worker() is None and process.poll() is None and not (run.folder / "worker.json").exists():
+        time.sleep(0.02)
+
+
+def _wait_until_gone(run: Run) -> None:
+    until = time.monotonic() + 30
+    while run.worker() is not None and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def _last_words(run: Run) -> str:
+    try:
+        lines = [line for line in run.log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        return "."
+    return ". Its last words: " + " | ".join(lines[-3:]) + "." if lines else " (killed, or out of memory)."

@@ -1,0 +1,304 @@
+"""THE loop: a generator of events, for every method, objective and backend.
+
+It decides what is computed next and what is saved; the session computes. Nothing here knows a console, a process or a framework.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_local.adapters.identity import write_identity
+from finetune_local.data.pack import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
+from finetune_local.errors import OutOfMemory, TrainingDiverged
+from finetune_local.layout import write_adapter
+from finetune_local.spec.families import trainable_parameters
+from finetune_local.spec.objectives import objectives
+from finetune_local.train import checkpoint
+from finetune_local.train.atomic import write_folder
+from finetune_local.train.events import (
+    Checkpoint,
+    Event,
+    Finished,
+    Note,
+    Sample,
+    Started,
+    Step,
+    StoppedByUser,
+    Validation,
+)
+from finetune_local.train.schedule import learning_rate
+from finetune_local.train.setup import ADAPTER, Ready
+
+RECENT = 10
+"""How many losses the guard against explosion looks at."""
+
+
+class Loop:
+    """One training from where its state stands to its end; `events()` runs it."""
+
+    def __init__(self, ready: Ready, stop: Callable[[], bool]) -> None:
+        """`stop` is asked after every step whether the user wants to end."""
+        self.ready, self.stop = ready, stop
+        self.training = ready.spec.training
+        self.state = ready.state
+        self.steps = self.training.max_steps or 1
+        self.batch_size = self.training.batch_size or 1
+        self.per_epoch = steps_per_epoch(len(ready.data.train), self.batch_size)
+        self.objective = objectives()[ready.spec.objective]
+        self._epoch: tuple[int, list[Any]] = (-1, [])
+        self._rate = 0.0
+        self._saved = self.state.step
+        self._clock, self._cpu = time.perf_counter(), time.process_time()
+
+    def events(self) -> Iterator[Event]:
+        """Train; the last event is Finished or StoppedByUser. Raises TrainingDiverged, OutOfMemory, DiskFull."""
+        ready, state = self.ready, self.state
+        yield Started(
+            step=state.step,
+            steps=self.steps,
+            backend=ready.backend,
+            device=ready.session.device.id,
+            precision=ready.session.precision,
+            trainable_parameters=trainable_parameters(ready.plan),
+            total_parameters=ready.model.parameters,
+            rows=len(ready.data.train),
+            validation_rows=len(ready.data.validation),
+        )
+        if state.step == 0:
+            # A run that is killed before its first checkpoint begins anew; the base's loss is the mark to beat.
+            yield from self._validate()
+        reason = self._end()
+        while not reason:
+            yield from self._step()
+            if state.step >= self.steps or state.step % (self.training.validate_every or self.steps) == 0:
+                yield from self._validate()
+            reason = self._end()
+            stopped = not reason and self.stop()
+            if self._saved != state.step and (
+                reason or stopped or state.step % (self.training.checkpoint_every or self.steps) == 0
+            ):
+                yield self._save()
+            if stopped:
+                self._publish(None)
+                yield StoppedByUser(step=state.step, summary=self.summary())
+                return
+        yield from self._finish(reason)
+
+    def _end(self) -> str:
+        """Why the run is at its end, or the empty string. Asked of the state alone, so a resumed run knows it too."""
+        if self.state.step >= self.steps:
+            return "all steps done"
+        if self.training.early_stopping and self.state.worse_validations >= self.training.early_stopping:
+            return f"no better validation loss in {self.state.worse_validations} validations"
+        return ""
+
+    def _step(self) -> Iterator[Event]:
+        ready, state = self.ready, self.state
+        rows = self._rows(state.step)
+        rate = learning_rate(
+            state.step + 1, self.steps, self.training.learning_rate or 0.0, self.training.warmup, self.training.schedule
+        )
+        began = time.perf_counter()
+        while True:
+            batches = micro_batches(ready.data.train, rows, state.micro_batch_tokens)
+            ready.session.seed(_seed_of(self.training.seed, state.step))
+            try:
+                result = ready.session.step(batches, self.objective, rate)
+                break
+            except OutOfMemory as error:
+                # The session has undone the step. Smaller pieces give the same sum, so the result does not change.
+                if max(len(batch.ids) for batch in batches) == 1:
+                    raise OutOfMemory(
+                        f"not even one row of {max(int(b.lengths.max()) for b in batches)} tokens fits ({error}) "
+                        "Try --max-length with a smaller number, --gradient-checkpointing, or --method qlora."
+                    ) from error
+                state.micro_batch_tokens = max(1, state.micro_batch_tokens // 2)
+                yield Note(
+                    text=f"out of memory: computing at most {state.micro_batch_tokens} tokens at once from here on; "
+                    f"a step still learns from {len(rows)} rows"
+                )
+        self._guard(result.loss, result.gradient_norm)
+        tokens, supervised = sum(b.tokens for b in batches), sum(b.supervised for b in batches)
+        seconds = time.perf_counter() - began
+        state.step += 1
+        state.trained_tokens += tokens
+        state.supervised_tokens += supervised
+        state.first_loss = result.loss if state.first_loss is None else state.first_loss
+        state.last_loss = result.loss
+        self._count()
+        self._rate = seconds if not self._rate else 0.9 * self._rate + 0.1 * seconds
+        yield Step(
+            step=state.step,
+            steps=self.steps,
+            loss=result.loss,
+            learning_rate=rate,
+            gradient_norm=result.gradient_norm,
+            tokens=tokens,
+            supervised_tokens=supervised,
+            tokens_per_second=tokens / seconds,
+            seconds_left=self._rate * (self.steps - state.step),
+            peak_memory_bytes=state.peak_memory_bytes,
+        )
+
+    def _rows(self, done: int) -> Any:
+        """Rows of the step after `done` steps: they follow from the seed and the step alone."""
+        epoch, position = divmod(done, self.per_epoch)
+        if self._epoch[0] != epoch:
+            batches = epoch_batches(self.ready.data.train.lengths, self.batch_size, self.training.seed, epoch)
+            self._epoch = (epoch, batches)
+        return self._epoch[1][position]
+
+    def _guard(self, loss: float, norm: float) -> None:
+        """Stop on a loss that is no number, or ten losses far above the first. Raises TrainingDiverged."""
+        state = self.state
+        saved = checkpoint.latest(self.ready.run.checkpoints)
+        where = f"The last good state is {saved.name}" if saved else "Nothing was saved yet"
+        advice = (
+            f"{where}. Try again with a lower --learning-rate (a third of "
+            f"{self.training.learning_rate:g}), a longer --warmup, or --precision fp32."
+        )
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"step {state.step + 1}: the loss is {loss} and the gradient's norm {norm}; the step was not applied. "
+                + advice
+            )
+        state.recent_losses = [*state.recent_losses, loss][-RECENT:]
+        if len(state.recent_losses) == RECENT and np.mean(state.recent_losses) > 2 * (state.first_loss or loss) + 2:
+            raise TrainingDiverged(
+                f"step {state.step + 1}: the loss has risen from {state.first_loss:.3f} to "
+                f"{np.mean(state.recent_losses):.3f} (mean of {RECENT} steps). " + advice
+            )
+
+    def _validate(self) -> Iterator[Event]:
+        ready, state = self.ready, self.state
+        data = ready.data.validation
+        if len(data):
+            rows = np.arange(min(len(data), self.training.validation_rows))
+            loss_sum, count = 0.0, 0
+            for _, batch in batches_for_scoring(data, rows, state.micro_batch_tokens):
+                scores = ready.session.score(batch)
+                loss_sum -= float(scores.sum(dtype=np.float64))
+                count += len(scores)
+            state.validation_loss = loss_sum / count
+            best = state.best_loss is None or state.validation_loss < state.best_loss
+            state.worse_validations = 0 if best else state.worse_validations + 1
+            if best:
+                state.best_loss, state.best_step = state.validation_loss, state.step
+                if state.step:
+                    yield self._save()  # so that the best can be kept
+            yield Validation(step=state.step, loss=state.validation_loss, best=best)
+        yield from self._samples()
+        self._count()
+
+    def _samples(self) -> Iterator[Event]:
+        from finetune_local.chat.generate import greedy_batch
+
+        ready = self.ready
+        asked = [c for c in ready.samples if c.messages and c.messages[-1].role == "assistant"]
+        prompts = [ready.tokenizer.prompt_ids(c.messages[:-1]) for c in asked]
+        if not prompts or ready.spec.data.template != "chat":
+            return
+        answers = greedy_batch(ready.session, prompts, self.training.sample_tokens, ready.tokenizer.stop_ids)
+        for conversation, answer in zip(asked, answers, strict=True):
+            yield Sample(
+                step=self.state.step,
+                prompt=conversation.messages[-2].content if len(conversation.messages) > 1 else "",
+                answer=ready.tokenizer.text(answer),
+                reference=conversation.messages[-1].content,
+            )
+
+    def _save(self) -> Checkpoint:
+        ready, state = self.ready, self.state
+        self._count()
+        target = ready.run.checkpoints / f"step-{state.step:06d}"
+        checkpoint.save(
+            ready.run.checkpoints,
+            ready.plan,
+            ready.session.tensors(ADAPTER),
+            ready.session.optimizer_state(),
+            state,
+            ready.model.name,
+            self._identify,
+        )
+        self._saved = state.step
+        checkpoint.prune(ready.run.checkpoints, self.training.keep_checkpoints, state.best_step)
+        return Checkpoint(step=state.step, folder=str(target))
+
+    def _publish(self, source: Path | None) -> None:
+        """Write `adapter/`: the weights as they are now, or those of a checkpoint."""
+        ready = self.ready
+
+        def write(place: Path) -> None:
+            if source is None:
+                write_adapter(place, ready.plan, ready.session.tensors(ADAPTER), ready.model.name)
+                self._identify(place)
+            else:
+                for name in ("adapter_config.json", "adapter_model.safetensors", "finetune_local.json"):
+                    shutil.copyfile(source / name, place / name)
+
+        write_folder(ready.run.adapter, write)
+
+    def _finish(self, reason: str) -> Iterator[Event]:
+        state = self.state
+        best = self.ready.run.checkpoints / f"step-{state.best_step:06d}"
+        worse = state.best_step != state.step and best.exists()
+        if worse and self.training.early_stopping:
+            self._publish(best)
+            yield Note(text=f"the adapter is that of step {state.best_step}, which had the best validation loss")
+        else:
+            self._publish(None)
+            if worse:
+                yield Note(
+                    text=f"the validation loss was best at step {state.best_step}; that adapter is kept in {best}"
+                )
+        yield Finished(reason=reason, summary=self.summary())
+
+    def summary(self) -> dict[str, Any]:
+        """What `train --json` prints last."""
+        ready, state = self.ready, self.state
+        return {
+            "run": ready.run.name,
+            "adapter": str(ready.run.adapter),
+            "backend": ready.backend,
+            "device": ready.session.device.id,
+            "method": ready.spec.method.key,
+            "model": ready.model.name,
+            "steps": state.step,
+            "first_loss": state.first_loss,
+            "last_loss": state.last_loss,
+            "validation_loss": state.validation_loss,
+            "best_validation_loss": state.best_loss,
+            "trained_tokens": state.trained_tokens,
+            "supervised_tokens": state.supervised_tokens,
+            "trainable_parameters": trainable_parameters(ready.plan),
+            "seconds": round(state.seconds, 3),
+            "cpu_seconds": round(state.cpu_seconds, 3),
+            "peak_memory_bytes": state.peak_memory_bytes,
+        }
+
+    def _identify(self, folder: Path) -> None:
+        ready = self.ready
+        write_identity(
+            folder, ready.model.identity(), ready.run.name, {"method": ready.spec.method.key, "step": self.state.step}
+        )
+
+    def _count(self) -> None:
+        """Add the time since the last count to the state, so that it survives interruptions."""
+        clock, cpu = time.perf_counter(), time.process_time()
+        self.state.seconds += clock - self._clock
+        self.state.cpu_seconds += cpu - self._cpu
+        self._clock, self._cpu = clock, cpu
+        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, self.ready.session.memory().peak_bytes)
+
+
+def _seed_of(seed: int, step: int) -> int:
+    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")

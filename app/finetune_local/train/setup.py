@@ -1,0 +1,220 @@
+"""From a run folder to everything the loop needs: data prepared, automatic values settled, model loaded, adapter attached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_local import backend as port
+from finetune_local.errors import SpecError, Unsupported
+from finetune_local.paths import Home
+from finetune_local.spec import defaults
+from finetune_local.spec.families import families, trainable_parameters
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.run import RunSpec, preset_of
+from finetune_local.train import checkpoint
+from finetune_local.train.checkpoint import LoopState
+from finetune_local.train.events import Event, Note, Phase
+from finetune_local.train.runs import Run
+
+if TYPE_CHECKING:
+    from finetune_local.data.conversation import Conversation
+    from finetune_local.data.prepare import Prepared
+    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.models.folder import ModelFolder
+
+ADAPTER = "training"
+"""Name of the adapter being trained, inside the session."""
+
+
+@dataclass
+class Ready:
+    """All that the loop works with."""
+
+    run: Run
+    spec: RunSpec
+    model: ModelFolder
+    tokenizer: Tokenizer
+    data: Prepared
+    samples: list[Conversation]
+    session: port.Session
+    plan: AdapterPlan
+    state: LoopState
+    backend: str
+
+
+def check_before_loading(
+    spec: RunSpec, home: Home, progress: Callable[[str, float | None], None]
+) -> tuple[RunSpec, list[str]]:
+    """Everything that can be wrong without loading a model: files, backend, gaps, targets, ranks.
+
+    Returns the spec with backend and device settled and gaps of presets replaced, and notes for the user.
+    Raises UserErrors; fetches the small default model if it is the one wanted and not there yet.
+    """
+    from finetune_local.models.resolve import resolve
+
+    _check_files(spec)
+    backend, why = port.choose(spec.backend)
+    notes = [f"backend = {why}"]
+    device = _device(backend, spec.device)
+    spec = spec.model_copy(update={"backend": backend.name, "device": device.id})
+    if spec.model.precision is None:
+        precision, reason = defaults.precision(spec, device.kind)
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"precision": precision})})
+        notes.append(f"model.precision = {precision}: {reason}")
+    spec, replaced = _bridge_gaps(spec, backend, device)
+    plan_for(spec, resolve(spec.model.id, home, progress))
+    return spec, notes + replaced
+
+
+def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
+    """What the method attaches to this model. Raises SpecError where nothing matches or a rank is too high."""
+    family = families()[method_family(spec)]
+    if family.key == "full" and spec.model.precision in ("8-bit", "4-bit"):
+        raise SpecError(
+            f"method 'full' trains the base's own weights, which {spec.model.precision} cannot hold. "
+            "Use --precision bf16 or fp32, or --method qlora."
+        )
+    return family.plan(spec.method.key, spec.method.settings, model.weights())
+
+
+def method_family(spec: RunSpec) -> str:
+    """The family the spec's method belongs to."""
+    from finetune_local.spec.methods import method
+
+    return method(spec.method.key).family
+
+
+def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
+    """Prepare a run, telling what is done; the last thing yielded is the Ready. Resumes from the newest checkpoint."""
+    from finetune_local.data.prepare import conversations, open_prepared
+    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.models.resolve import resolve
+
+    spec = run.spec
+    yield Phase(name="opening the model")
+    model = resolve(spec.model.id, home, lambda _text, _done: None)
+    tokenizer = Tokenizer.load(model.path)
+    if (run.data / "data.json").exists():
+        data = open_prepared(run.data)
+    else:
+        spec, data = yield from _prepare_data(run, spec, model, tokenizer)
+    plan = plan_for(spec, model)
+    backend, _ = port.choose(spec.backend)
+    device = _device(backend, spec.device)
+    if spec.training.learning_rate is None or spec.training.batch_size is None or spec.training.max_steps is None:
+        facts = defaults.Facts(
+            device=device.kind,
+            memory_bytes=device.memory_bytes,
+            hidden_size=model.hidden_size,
+            parameters=model.parameters,
+            trainable_parameters=trainable_parameters(plan),
+            rows=len(data.train),
+            mean_length=float(data.train.lengths.mean()),
+            longest=int(data.train.lengths.max()),
+        )
+        spec, chosen = defaults.resolve(spec, facts)
+        for choice in chosen:
+            shown = f"{choice.value:g}" if isinstance(choice.value, float) else choice.value
+            yield Note(text=f"{choice.setting} = {shown} ({choice.reason})")
+        run.write_spec(spec)
+    yield Phase(name="loading the model")
+    session = backend.load(model.path, spec.model.precision or "fp32", spec.device)
+    state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)
+    newest = checkpoint.latest(run.checkpoints)
+    if newest is None:
+        session.attach(ADAPTER, plan, spec.training.seed)
+        session.prepare(ADAPTER, spec.training)
+    else:
+        yield Phase(name=f"going on from {newest.name}")
+        _, tensors, optimizer, state = checkpoint.load(newest)
+        session.attach(ADAPTER, plan, spec.training.seed, tensors)
+        session.prepare(ADAPTER, spec.training)
+        session.restore_optimizer(optimizer)
+    samples = (
+        conversations(run.data, "validation", limit=spec.training.sample_rows) if spec.training.sample_rows else []
+    )
+    yield Ready(run, spec, model, tokenizer, data, samples, session, plan, state, backend.name)
+
+
+def _prepare_data(
+    run: Run, spec: RunSpec, model: ModelFolder, tokenizer: Tokenizer
+) -> Generator[Event, None, tuple[RunSpec, Prepared]]:
+    """Encode the files into the run folder; returns (spec, data) with the row length settled."""
+    from finetune_local.data.prepare import prepare
+
+    length, reason = defaults.max_length(spec, model.context_length)
+    if length > model.context_length:
+        raise SpecError(
+            f"--max-length is {length}, but {model.name} reads at most {model.context_length} tokens. Lower it."
+        )
+    if spec.data.max_length is None:
+        yield Note(text=f"data.max_length = {length} ({reason})")
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"max_length": length})})
+        run.write_spec(spec)
+    pending: list[Event] = []
+    yield Phase(name="reading data", done=0.0)
+    data = prepare(
+        spec.data,
+        tokenizer,
+        spec.training.seed,
+        run.data,
+        length,
+        lambda text, done: pending.append(Phase(name=text, done=done)),
+    )
+    yield from pending[-1:]
+    report = data.report
+    yield Note(
+        text=f"data: {report.used} of {report.rows} rows used ({report.format}), {len(data.train)} to train on, "
+        f"{len(data.validation)} to validate on"
+        + (f"; {report.rejected_count} set aside, see {run.data / 'rejected.jsonl'}" if report.rejected_count else "")
+    )
+    return spec, data
+
+
+def _check_files(spec: RunSpec) -> None:
+    if not spec.data.files:
+        raise SpecError("no training data was given. Name a file: finetune-local --data my.jsonl")
+    for name in (*spec.data.files, *spec.data.validation_files):
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise SpecError(f"--data {name}: there is no such file in {path.parent.resolve()}.")
+        if path.is_dir():
+            raise SpecError(f"--data {name}: this is a folder. Name the file (or several, each with --data).")
+
+
+def _device(backend: port.Backend, wanted: str | None) -> port.Device:
+    devices = backend.devices()
+    if wanted is None:
+        return devices[0]
+    for device in devices:
+        if wanted in (device.id, device.kind):
+            return device
+    raise SpecError(f"--device {wanted}: {backend.name} has {', '.join(d.id for d in devices)} here.")
+
+
+def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[str]]:
+    """Replace what the backend lacks where only a preset asked for it; refuse where the user did."""
+    notes = []
+    for gap in backend.gaps():
+        table, name = gap.setting.split(".")
+        if gap.device not in ("", device.kind):
+            continue
+        group = spec.method.settings if table == "method" else getattr(spec, table)
+        if getattr(group, name, None) != gap.value:
+            continue
+        if gap.instead is None or table == "method" or not preset_of(spec, gap.setting):
+            hint = f" Use {gap.instead} instead." if gap.instead is not None else ""
+            raise Unsupported(
+                f"{gap.setting} = {gap.value} does not work with {backend.name} here: {gap.reason}.{hint}"
+            )
+        group = group.model_copy(update={name: gap.instead})
+        spec = spec.model_copy(update={table: group})
+        notes.append(f"{gap.setting} = {gap.instead} instead of {gap.value}: {gap.reason}")
+    if method_family(spec) not in backend.families():
+        raise Unsupported(
+            f"method '{spec.method.key}' has not been written for {backend.name} yet. Try another --backend."
+        )
+    return spec, notes
