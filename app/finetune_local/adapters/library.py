@@ -103,18 +103,26 @@ def find(name_or_path: str | Path, home: Home) -> Path:
         raise AdapterError(
             f"run '{name_or_path}' has no adapter yet: it did not finish. `finetune-local resume {name_or_path}` goes on."
         )
-    return entry(str(name_or_path), home).folder
+    return entry(str(name_or_path), home).folder.resolve()
+
+
+def run_tables(folder: Path) -> dict[str, Any]:
+    """run.json of the run that an adapter folder (or a checkpoint) lies in; empty for others. Raises AdapterError."""
+    for parent in (folder.parent, folder.parent.parent):  # NAME/adapter, NAME/checkpoints/step-000100
+        path = parent / "run.json"
+        if path.is_file():
+            try:
+                values = json.loads(path.read_text("utf-8"))
+            except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise AdapterError(f"{path}: cannot be read ({error}). Give --model, or copy the file again.") from None
+            return values if isinstance(values, dict) else {}
+    return {}
 
 
 def base_of(folder: Path) -> str | None:
-    """The base an adapter says it was made on, as `--model` takes it: the run's own words first, else the recorded name."""
-    spec = folder.parent / "run.json"
-    if folder.name == "adapter" and spec.is_file():
-        model = json.loads(spec.read_text("utf-8")).get("model", {})
-        if model.get("id"):
-            return str(model["id"])
-    identity = read_identity(folder)
-    if identity:
-        return identity.base.name
-    name = read_config(folder).get("base_model_name_or_path")
-    return str(name) if name else None
+    """The base an adapter was made on, as `--model` takes it: the run's own words first, else the recorded name."""
+    chosen = run_tables(folder).get("model", {}).get("id")
+    if not chosen and (identity := read_identity(folder)):
+        chosen = identity.base.name
+    chosen = chosen or read_config(folder).get("base_model_name_or_path")
+    return str(chosen) if chosen else None

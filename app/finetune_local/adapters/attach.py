@@ -1,0 +1,77 @@
+"""Bring an adapter from disk into a session for use, and prove that it is live: it fits this base and changes its output.
+
+Training does not come through here: an adapter that has just begun changes nothing yet, and rightly so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity
+from finetune_local.backend import Session
+from finetune_local.errors import AdapterError
+from finetune_local.layout import read_adapter
+from finetune_local.models.folder import ModelFolder
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizer import Tokenizer
+
+PROBE = "The quick brown fox jumps over the lazy dog. 敏捷的棕色狐狸跳过懒狗。 1 + 1 = 2"
+PROBE_TOKENS = 24
+
+
+def attach(
+    session: Session,
+    model: ModelFolder,
+    tokenizer: Tokenizer,
+    folder: Path,
+    name: str,
+    note: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Load an adapter folder under `name`, activate it and return its number of parameters.
+
+    `note` is told what the user should know, such as that nothing says which base a plain PEFT adapter was made on.
+    Raises AdapterError where it was made on another base, is incomplete, or leaves the base's output as it was; the
+    session is then as before, with the bare base active.
+    """
+    plan, tensors = read_adapter(folder)
+    identity = read_identity(folder)
+    if identity is None:
+        note(f"{folder.name}: a plain PEFT adapter, which does not say which base it was made on; its shapes fit.")
+    else:
+        check_same_base(identity, model)
+    check_shapes(plan, model)
+    count = session.attach(name, plan, seed=0, tensors=tensors)
+    try:
+        check_live(session, tokenizer, name, folder)
+    except AdapterError:
+        session.detach(name)
+        session.activate(None)
+        raise
+    return count
+
+
+def check_live(session: Session, tokenizer: Tokenizer, name: str, folder: Path) -> None:
+    """Raise AdapterError where the adapter's logits on a short probe equal the base's or are not numbers.
+
+    Leaves the adapter active.
+    """
+    probe = tokenizer.ids(PROBE)[:PROBE_TOKENS]
+    session.activate(None)
+    base = session.logits(probe)
+    session.activate(name)
+    tuned = session.logits(probe)
+    if not np.isfinite(tuned).all():
+        raise AdapterError(
+            f"{folder}: with this adapter the model gives no numbers (NaN or infinity). Its training diverged, or its "
+            "file is damaged: use an earlier checkpoint of its run."
+        )
+    if np.array_equal(base, tuned):
+        raise AdapterError(
+            f"{folder}: this adapter changes nothing: the model answers exactly as without it. It was saved before its "
+            "first training step, or its weights were lost. Train it further, or use another one."
+        )

@@ -1,0 +1,134 @@
+"""Everything an answer needs, opened together: base model, tokenizer, session, and adapters in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local import backend as port
+from finetune_local.adapters.attach import attach
+from finetune_local.adapters.library import base_of, entries, find, run_tables
+from finetune_local.backend import Session
+from finetune_local.models.folder import ModelFolder
+from finetune_local.paths import Home
+from finetune_local.spec.defaults import precision as default_precision
+from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings, Precision, RunSpec
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizer import Tokenizer
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Opened:
+    """A model ready to answer. `adapters` maps the names in memory to their folders, in the order they were loaded."""
+
+    home: Home
+    model: ModelFolder
+    tokenizer: Tokenizer
+    session: Session
+    backend: str
+    adapters: dict[str, Path] = field(default_factory=dict)
+    active: str | None = None
+
+    def load(self, name_or_path: str, note: Say = lambda _: None) -> str:
+        """Load an adapter beside the others and activate it; returns its name here. Raises AdapterError."""
+        folder = find(name_or_path, self.home)
+        for name, known in self.adapters.items():
+            if known == folder:
+                self.activate(name)
+                return name
+        name = self._free_name(folder, name_or_path)
+        try:
+            attach(self.session, self.model, self.tokenizer, folder, name, note)
+        except BaseException:
+            if name in self.session.adapters():
+                self.session.detach(name)
+            self.session.activate(self.active)
+            raise
+        self.adapters[name] = folder
+        self.active = name
+        return name
+
+    def activate(self, name: str | None) -> float:
+        """Make a loaded adapter (or None: the base) the one that answers; returns the milliseconds it took."""
+        started = time.perf_counter()
+        self.session.activate(name)
+        self.active = name
+        return (time.perf_counter() - started) * 1000
+
+    def _free_name(self, folder: Path, given: str) -> str:
+        stem = next(
+            (e.name for e in entries(self.home) if e.folder.resolve() == folder), Path(given).name or folder.name
+        )
+        if stem == "adapter":
+            stem = folder.parent.name
+        name, number = stem, 2
+        while name in self.adapters or name == "base":
+            name, number = f"{stem}-{number}", number + 1
+        return name
+
+
+def open_chat(
+    home: Home,
+    model: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    precision: str | None = None,
+    note: Say = lambda _: None,
+    progress: Callable[[str, float | None], None] = lambda _name, _done: None,
+) -> Opened:
+    """Resolve, load and attach. Without `model` it is the first adapter's base, else the small default.
+
+    The last adapter is active. Without `precision` a base that the adapter was trained on in 8 or 4 bits is held so.
+    Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory.
+    """
+    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.models.resolve import resolve
+
+    folders = [find(name, home) for name in adapters]
+    chosen, _ = port.choose(backend)
+    place = device or chosen.devices()[0].id
+    kind = next((d.kind for d in chosen.devices() if d.id == place), place.partition(":")[0])
+    folder = resolve(model or (base_of(folders[0]) if folders else None) or DEFAULT_MODEL, home, progress)
+    progress("loading the model", None)
+    held = _precision(precision, folders, kind)
+    tokenizer = Tokenizer.load(folder.path)
+    opened = Opened(home, folder, tokenizer, chosen.load(folder.path, held, device), chosen.name)
+    for name in adapters:
+        progress(f"loading adapter {name}", None)
+        opened.load(name, note)
+    return opened
+
+
+def _precision(wanted: str | None, adapters: Sequence[Path], kind: str) -> Precision:
+    trained_on = {run_tables(folder).get("model", {}).get("precision") for folder in adapters}
+    if wanted is None and len(trained_on) == 1 and trained_on <= {"8-bit", "4-bit"}:
+        wanted = str(trained_on.pop())
+    return default_precision(RunSpec(model=ModelSettings.model_validate({"precision": wanted})), kind)[0]
+
+
+def trained_raw(folder: Path) -> bool:
+    """Whether an adapter's run learned texts as they are (`--template raw`), so that its prompts should be raw too."""
+    data: dict[str, Any] = run_tables(folder).get("data", {})
+    return data.get("template") == "raw"
+
+
+def adapter_list(opened: Opened) -> list[dict[str, Any]]:
+    """The adapters in memory, then those of the library that are not."""
+    loaded = set(opened.adapters.values())
+    here = [
+        {"name": name, "folder": str(folder), "loaded": True, "active": name == opened.active}
+        for name, folder in opened.adapters.items()
+    ]
+    return here + [
+        {"name": found.name, "folder": str(found.folder), "loaded": False, "active": False}
+        for found in entries(opened.home)
+        if found.folder.resolve() not in loaded
+    ]
