@@ -1,0 +1,128 @@
+"""Hashes that tell base models apart and stay the same when another program saves the model again.
+
+A config is hashed over what changes the computation, defaults filled in and both spellings of RoPE made one; a tokenizer
+over its vocabulary, merges, added tokens and chat template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Fields that change what is computed, with what a model does where its config is silent.
+_FIELDS: Mapping[str, Any] = {
+    "model_type": None,
+    "hidden_size": None,
+    "intermediate_size": None,
+    "num_hidden_layers": None,
+    "num_attention_heads": None,
+    "vocab_size": None,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "layer_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_qk_norm": False,
+    "partial_rotary_factor": 1.0,
+    "query_pre_attn_scalar": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "embedding_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "no_rope_layers": None,
+    "rope_local_base_freq": None,
+    "num_experts": None,
+    "num_local_experts": None,
+    "num_experts_per_tok": None,
+    "moe_intermediate_size": None,
+    "norm_topk_prob": False,
+}
+_FAMILY_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "qwen3": {"head_dim": 128},
+    "gemma": {"head_dim": 256, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    "gemma2": {"head_dim": 256, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    "gemma3_text": {"head_dim": 256, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    "phi3": {"rms_norm_eps": 1e-5},
+}
+_ROPE_NOISE = ("rope_type", "type", "rope_theta")
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """The hash of what a config.json says about the computation."""
+    nested = config.get("text_config")
+    text = {**config, **nested} if isinstance(nested, dict) else dict(config)
+    defaults = {**_FIELDS, **_FAMILY_DEFAULTS.get(str(text.get("model_type")), {})}
+    chosen = {key: _given(text, key, default) for key, default in defaults.items()}
+    heads = text.get("num_attention_heads") or 1
+    chosen["num_key_value_heads"] = _given(text, "num_key_value_heads", heads)
+    chosen["head_dim"] = _given(text, "head_dim", defaults.get("head_dim") or (text.get("hidden_size") or 0) // heads)
+    chosen["hidden_act"] = text.get("hidden_activation") or chosen["hidden_act"]
+    chosen["rope"] = _rope(text)
+    chosen["window"] = _window(text)
+    return _hash(_rounded(chosen))
+
+
+def tokenizer_sha256(tokenizer: Mapping[str, Any], template: str | None) -> str:
+    """The hash of a tokenizer.json's vocabulary, merges and added tokens, and of the chat template."""
+    model = tokenizer.get("model") or {}
+    vocabulary = model.get("vocab") or {}
+    merges = model.get("merges") or []
+    return _hash(
+        {
+            "vocabulary": sorted(vocabulary.items()) if isinstance(vocabulary, dict) else vocabulary,
+            "merges": [m.split(" ", 1) if isinstance(m, str) else m for m in merges],
+            "added": sorted((t.get("id"), t.get("content")) for t in tokenizer.get("added_tokens") or []),
+            "template": template,
+        }
+    )
+
+
+def _given(text: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = text.get(key)
+    return default if value is None else value
+
+
+def _rope(text: Mapping[str, Any]) -> Any:
+    """theta, kind and factors, from `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (before)."""
+    new = text.get("rope_parameters") or {}
+    if new and all(isinstance(v, dict) for v in new.values()):  # one table per kind of layer
+        return {kind: _rope({**text, "rope_parameters": table}) for kind, table in new.items()}
+    old = text.get("rope_scaling") or {}
+    both = {**old, **new}
+    kind = both.get("rope_type") or both.get("type") or "default"
+    result = {
+        "theta": both.get("rope_theta") or text.get("rope_theta") or 10000.0,
+        "kind": kind,
+        **{k: v for k, v in both.items() if k not in _ROPE_NOISE and v is not None},
+    }
+    if kind == "default":
+        return {"theta": result["theta"], "kind": kind}
+    return {**result, "positions": text.get("max_position_embeddings")}
+
+
+def _window(text: Mapping[str, Any]) -> Any:
+    """The sliding window and the layers it is used on; None where it is off."""
+    if text.get("use_sliding_window") is False or not text.get("sliding_window"):
+        return None
+    return {"size": text["sliding_window"], "layers": text.get("layer_types")}
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers as six digits, so that 1e-05 and its fp32 neighbour 9.99999975e-06, or 1 and 1.0, are one."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return f"{float(value):.6g}" if abs(value) < 1e6 else str(round(value))
+    if isinstance(value, Mapping):
+        return {str(k): _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value]
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,0 +1,259 @@
+"""ModelFolder: a Hugging Face model folder, looked at without loading it.
+
+Safetensors only: pickles and repositories that bring their own code are refused, because both can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from finetune_local.errors import ModelError
+from finetune_local.models.fingerprint import config_sha256, tokenizer_sha256
+from finetune_local.models.tensors import Floats, Stored, read_header, read_tensor
+from finetune_local.spec.plan import WeightInfo
+
+CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tokenizer.json"
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "consolidated.*.pth")
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
+_CONTEXT_UNKNOWN = 2048  # a length every model of the last years can do
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells one base from another: its name and the hashes of what it computes and how it reads text."""
+
+    name: str
+    config_sha256: str
+    tokenizer_sha256: str
+
+
+class ModelFolder:
+    """A complete base model on disk. Make one with `open()`, which checks it."""
+
+    def __init__(self, path: Path, name: str, config: dict[str, Any], stored: dict[str, Stored]) -> None:
+        self.path, self.name, self.config = path, name, config
+        self._stored = stored
+
+    @classmethod
+    def open(cls, path: Path, name: str | None = None) -> ModelFolder:
+        """Check a folder and read its headers. Raises ModelError saying what is missing, damaged or refused."""
+        path = path.expanduser().absolute()
+        if not path.is_dir():
+            raise ModelError(f"{path}: there is no such folder. Give a Hugging Face model folder.")
+        if (path / "adapter_config.json").exists() and not (path / CONFIG).exists():
+            raise ModelError(f"{path}: this is an adapter, not a base model. Give it with --adapter.")
+        config = read_json(path / CONFIG, "It is the description of the model and comes with its weights.")
+        _refuse(path, config)
+        stored = _stored_tensors(path)
+        if not (path / TOKENIZER).is_file():
+            raise ModelError(
+                f"{path}: no {TOKENIZER} here. Copy it from where the model comes from; where only an older tokenizer "
+                "(tokenizer.model) exists, open it with transformers and save it with save_pretrained()."
+            )
+        return cls(path, name or name_of(path), config, stored)
+
+    @property
+    def family(self) -> str:
+        """The model_type: "llama", "qwen2"; of a model with several parts, that of the text part."""
+        return str(self.text_config.get("model_type") or self.config["model_type"])
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of the config that describes the language model; most often all of it."""
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, dict) else self.config
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self._size("hidden_size", "n_embd", "d_model")
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self._size("num_hidden_layers", "n_layer", "num_layers")
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output matrix, which may be more than the tokenizer knows."""
+        return self._size("vocab_size")
+
+    @property
+    def context_length(self) -> int:
+        """Longest text in tokens that the model was made for; 2048 where the config does not say."""
+        for key in _CONTEXT_KEYS:
+            value = self.text_config.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+        return _CONTEXT_UNKNOWN
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output matrix is the embedding."""
+        return bool(self.text_config.get("tie_word_embeddings", "lm_head.weight" not in self._stored))
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights; a tied output matrix that was saved all the same counts once."""
+        names = (n for n in self._stored if not (self.tied and n == "lm_head.weight"))
+        return sum(math.prod(self._stored[name].shape) for name in names)
+
+    @cached_property
+    def bytes_on_disk(self) -> int:
+        """Size of all files directly in the folder."""
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+
+    def weights(self) -> Mapping[str, WeightInfo]:
+        """Shape and dtype of every tensor, from the headers; nothing is loaded."""
+        return {name: WeightInfo(tensor.shape, tensor.dtype) for name, tensor in self._stored.items()}
+
+    def read(self, name: str) -> Floats:
+        """One tensor as fp32. Raises ModelError where there is none of this name or it is not of floats."""
+        if name not in self._stored:
+            raise ModelError(f"{self.path}: it has no tensor {name}.")
+        return read_tensor(self._stored[name], name)
+
+    def chat_template(self) -> str | None:
+        """The chat template's text, from chat_template.jinja or tokenizer_config.json."""
+        return chat_template(self.path)
+
+    def identity(self) -> Identity:
+        """The same for a folder saved again by another program, another for another model or template."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Identity:
+        tokenizer = read_json(self.path / TOKENIZER, "")
+        return Identity(self.name, config_sha256(self.config), tokenizer_sha256(tokenizer, self.chat_template()))
+
+    def _size(self, *keys: str) -> int:
+        for key in keys:
+            value = self.text_config.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+        raise ModelError(f"{self.path / CONFIG}: '{keys[0]}' is missing. Copy the file again.")
+
+
+def name_of(path: Path) -> str:
+    """A folder's own name; of a snapshot in the Hugging Face cache the repository's, ORG/NAME."""
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return path.name
+
+
+def read_json(path: Path, why: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError with line and column; `why` says what a missing file is for."""
+    try:
+        value = json.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent}: no {path.name} here, so this is not a complete model folder. {why}") from None
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: not a UTF-8 text file. Copy it again.") from None
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}. Copy it again.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: a JSON object is expected. Copy it again.")
+    return value
+
+
+def chat_template(folder: Path) -> str | None:
+    """The chat template of a folder. Of several named ones, the one called "default"."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8")
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    found = read_json(folder / "tokenizer_config.json", "").get("chat_template")
+    if isinstance(found, list):
+        found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _refuse(path: Path, config: dict[str, Any]) -> None:
+    family = config.get("model_type")
+    if not isinstance(family, str) or not family:
+        raise ModelError(f"{path / CONFIG}: 'model_type' is missing, so it is not known what kind of model this is.")
+    if "auto_map" in config and not _is_plain(family):
+        raise ModelError(
+            f"{path}: this model ('{family}') brings its own Python code, which is not run here. "
+            "Choose a model of a family that is built in, such as llama, qwen2, qwen3, gemma or mistral."
+        )
+    for key in ("quantization_config", "quantization"):
+        if isinstance(how := config.get(key), dict):
+            kind = how.get("quant_method") or f"{how.get('bits', 'a few')}-bit"
+            raise ModelError(
+                f"{path}: its weights are already quantised ({kind}). Use the original unquantised model and "
+                "--precision 4-bit: training then quantises it, and exports lose nothing."
+            )
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{path}: '{family}' is an encoder-decoder. Only models that continue a text can be used.")
+
+
+def _is_plain(family: str) -> bool:
+    """Whether transformers itself has the family, so that the model's own code is not needed. Imports nothing."""
+    spec = importlib.util.find_spec("transformers")
+    places = spec.submodule_search_locations if spec is not None else None
+    wanted = re.sub(r"\W", "_", family)
+    return any((Path(place) / "models" / wanted).is_dir() for place in places or ())
+
+
+def _stored_tensors(path: Path) -> dict[str, Stored]:
+    if (path / INDEX).is_file():
+        return _sharded(path)
+    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
+    if not files:
+        if pickles := [file.name for pattern in _PICKLES for file in path.glob(pattern)]:
+            raise ModelError(
+                f"{path}: {pickles[0]} is a pickle, which can run code when it is opened. Get the model as safetensors, or "
+                "open it with transformers where you trust it and save it with save_pretrained()."
+            )
+        raise ModelError(f"{path}: no *.safetensors here. Copy the model's weights into the folder.")
+    for file in files:
+        if part := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", file.name):
+            width, count = len(part.group(2)), int(part.group(3))
+            names = [f"{part.group(1)}-{i:0{width}}-of-{part.group(3)}.safetensors" for i in range(1, count + 1)]
+            _all_there(path, [name for name in names if not (path / name).is_file()], count)
+    stored: dict[str, Stored] = {}
+    for file in files:
+        stored.update(read_header(file))
+    return stored
+
+
+def _sharded(path: Path) -> dict[str, Stored]:
+    where = read_json(path / INDEX, "").get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
+        raise ModelError(f"{path / INDEX}: 'weight_map' is missing. Copy the file again.")
+    names = sorted(set(where.values()))
+    if strange := [name for name in names if Path(name).name != name]:
+        raise ModelError(f"{path / INDEX}: {strange[0]!r} is not the name of a file in this folder.")
+    _all_there(path, [name for name in names if not (path / name).is_file()], len(names))
+    headers = {name: read_header(path / name) for name in names}
+    for tensor, file in where.items():
+        if tensor not in headers[file]:
+            raise ModelError(f"{path / file}: tensor {tensor} is not in it, though {INDEX} says so. Copy both again.")
+    return {tensor: headers[file][tensor] for tensor, file in where.items()}
+
+
+def _all_there(path: Path, missing: list[str], count: int) -> None:
+    if missing:
+        raise ModelError(
+            f"{path}: {len(missing)} of its {count} weight files are missing, the first is {missing[0]}. "
+            "Copy or download them too."
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

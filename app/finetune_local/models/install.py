@@ -1,0 +1,80 @@
+"""Putting a model into the home folder: made aside, checked, then renamed, so that a half-made folder is never a model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_local.errors import DiskFull, ModelError
+from finetune_local.models.folder import CONFIG, ModelFolder
+
+SOURCE = "finetune_local_source.json"
+_ASIDE = ".making-"
+_STALE_SECONDS = 24 * 3600
+
+
+def check_name(name: str) -> str:
+    """The name where it can be a folder's on every system. Raises ModelError."""
+    if not name or len(name) > 100 or name != name.strip(" .") or re.search(r'[<>:"/\\|?*\x00-\x1f]', name):
+        raise ModelError(
+            f"'{name}' cannot be a model's name: it becomes a folder. "
+            'Leave out < > : " / \\ | ? * and dots or blanks at its ends.'
+        )
+    return name
+
+
+def installed(models: Path) -> list[str]:
+    """Names of the models under home.models, in order."""
+    return sorted(
+        f.name for f in models.iterdir() if f.is_dir() and not f.name.startswith(".") and (f / CONFIG).exists()
+    )
+
+
+def source_of(folder: Path) -> Mapping[str, Any]:
+    """Where an installed model came from ("from", "revision", ...); empty for a folder put there by hand."""
+    try:
+        found = json.loads((folder / SOURCE).read_text("utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@contextlib.contextmanager
+def aside(models: Path) -> Iterator[Path]:
+    """A folder to make a model in, on the same disk as its last place; gone afterwards whatever happens."""
+    for old in models.glob(_ASIDE + "*"):  # left by a process that was killed
+        if time.time() - old.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=models))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> ModelFolder:
+    """Check a finished folder and rename it to its place. Raises ModelError where the name is taken or a file is bad.
+
+    Where another process put the same model there meanwhile, that one is kept.
+    """
+    ModelFolder.open(made, name)
+    place = models / check_name(name)
+    try:
+        (made / SOURCE).write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        made.chmod(0o755)  # mkdtemp made it private
+        made.rename(place)
+    except OSError as error:
+        if place.is_dir() and source_of(place) == source:
+            return ModelFolder.open(place, name)
+        if place.exists():
+            raise ModelError(f"there is a model '{name}' already. Choose another --name, or remove it first.") from None
+        raise DiskFull(f"{place} could not be made: {os.strerror(error.errno or 0)}.") from error
+    return ModelFolder.open(place, name)

