@@ -1,0 +1,94 @@
+"""The command line: verbs by listing, errors as sentences with their exit codes, help that loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune_local.cli.main import HELPERS, cli, main
+from finetune_local.cli.spec_options import spec_fields, spec_from
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_every_file_is_a_verb_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(cli.callback.__code__.co_filename).parent  # type: ignore[union-attr]
+    files = {p.stem for p in folder.glob("*.py")} - set(HELPERS) - {"__init__"}
+    code, out, _ = run(["--help"], capsys)
+    assert code == 0
+    assert len(files) > 5
+    for name in files:
+        assert f"  {name}" in out
+        assert run([name, "--help"], capsys)[0] == 0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom finetune_local.cli.main import main\ntry:\n main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch','mlx','mlx.core','transformers','peft','httpx','rich','gguf') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, encoding="utf-8")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_options_without_a_verb_train(capsys: pytest.CaptureFixture[str], home: object) -> None:
+    code, _, err = run(["--data", "没有 this.jsonl"], capsys)
+    assert code == 2
+    assert "没有 this.jsonl: there is no such file" in err
+    assert "Traceback" not in err
+
+
+def test_an_error_is_json_where_asked(capsys: pytest.CaptureFixture[str], home: object) -> None:
+    code, out, _ = run(["--data", "none.jsonl", "--json"], capsys)
+    assert code == 2
+    assert json.loads(out.splitlines()[-1])["error"] == "SpecError"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["--method", "lroa"], "lora"),
+        (["--learning-rte", "1"], "learning-rate"),
+        (["--rank", "many", "--data", "x"], "many"),
+        ([], "Usage"),
+        (["train"], "no training data"),
+    ],
+)
+def test_mistakes_are_sentences(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], home: object
+) -> None:
+    code, out, err = run(arguments, capsys)
+    assert code == (2 if arguments else 0)
+    assert words in out + err
+    assert "Traceback" not in err
+
+
+def test_every_setting_is_an_option_once() -> None:
+    from finetune_local.cli.train import command
+
+    flags = [option for parameter in command.params for option in parameter.opts]
+    assert len(flags) == len(set(flags))
+    assert len(list(spec_fields())) > 40
+    for flag in ("--model", "--backend", "--data", "--method", "--precision", "--max-steps", "--epochs", "--max-length",
+                 "--batch-size", "--learning-rate", "--rank", "--alpha", "--seed", "--run", "--home", "--json"):  # fmt: skip
+        assert flag in flags
+
+
+def test_options_win_over_the_config(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('[method]\nkey = "dora"\nrank = 4\n[training]\nseed = 1\n', "utf-8")
+    spec = spec_from({"training__seed": 2, "data__files": ()}, config)
+    assert (spec.training.seed, spec.method.key) == (2, "dora")
+    assert spec.method.settings.model_dump()["rank"] == 4
+    other = spec_from({"method__key": "full"}, config)
+    assert other.method.key == "full"

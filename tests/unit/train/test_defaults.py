@@ -1,0 +1,65 @@
+"""Automatic values: what the user gave stays, what is chosen is told, and sizes make sense."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_local.spec.defaults import Facts, resolve
+from finetune_local.spec.run import parse_spec
+
+
+def facts(**changes: object) -> Facts:
+    known = {
+        "device": "cpu", "memory_bytes": 8 << 30, "hidden_size": 576, "parameters": 135_000_000,
+        "trainable_parameters": 5_000_000, "rows": 900, "mean_length": 100.0, "longest": 300,
+    }  # fmt: skip
+    return Facts(**{**known, **changes})  # type: ignore[arg-type]
+
+
+def test_everything_automatic_is_settled_and_told() -> None:
+    spec, chosen = resolve(parse_spec({}, "x"), facts())
+    told = {c.setting for c in chosen}
+    for name in (
+        "epochs",
+        "max_steps",
+        "batch_size",
+        "learning_rate",
+        "micro_batch_tokens",
+        "validate_every",
+        "checkpoint_every",
+    ):
+        assert getattr(spec.training, name) is not None
+        assert f"training.{name}" in told
+    assert spec.training.max_steps == 3 * 113
+
+
+def test_what_was_given_stays() -> None:
+    given = {"max_steps": 5, "batch_size": 2, "learning_rate": 1e-5, "micro_batch_tokens": 64}
+    spec, chosen = resolve(parse_spec({"training": given}, "x"), facts())
+    assert {k: getattr(spec.training, k) for k in given} == given
+    assert not {f"training.{k}" for k in given} & {c.setting for c in chosen}
+    assert spec.training.epochs is None
+
+
+def test_the_rate_falls_with_width_and_is_a_tenth_for_full() -> None:
+    def rate(method: str, hidden: int) -> float:
+        value = resolve(parse_spec({"method": method}, "x"), facts(hidden_size=hidden))[0].training.learning_rate
+        assert value is not None
+        return value
+
+    assert rate("lora", 576) > rate("lora", 4096) > rate("lora", 8192)
+    assert rate("lora", 4096) == pytest.approx(2.9e-4, rel=0.05)
+    assert rate("full", 4096) == pytest.approx(rate("lora", 4096) / 10, rel=0.05)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20, 900, 6000, 100_000])
+def test_any_amount_of_data_gives_a_run(rows: int) -> None:
+    training = resolve(parse_spec({}, "x"), facts(rows=rows))[0].training
+    assert training.max_steps and training.max_steps >= 1
+    assert training.checkpoint_every and training.checkpoint_every <= max(1, training.max_steps)
+
+
+def test_a_micro_batch_holds_the_longest_row() -> None:
+    for device in ("cpu", "cuda", "metal"):
+        tokens = resolve(parse_spec({}, "x"), facts(device=device, longest=5000))[0].training.micro_batch_tokens
+        assert tokens and tokens >= 5000

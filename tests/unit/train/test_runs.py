@@ -1,0 +1,113 @@
+"""The run folder: names, status, damage."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from finetune_local.errors import SpecError
+from finetune_local.paths import Home
+from finetune_local.spec.run import parse_spec
+from finetune_local.train import runs
+from finetune_local.train.events import EVENTS, Failed, Finished, Note, Phase, Step, StoppedByUser, from_json
+
+
+def new(home: Home, **tables: object) -> runs.Run:
+    return runs.create(home, parse_spec({"data": {"files": ["/x/我的 data.jsonl"]}, **tables}, "test"))
+
+
+def step(number: int) -> Step:
+    return Step(
+        step=number, steps=9, loss=1.0, learning_rate=0.1, gradient_norm=1.0, tokens=1, supervised_tokens=1,
+        tokens_per_second=1.0, seconds_left=1.0, peak_memory_bytes=1,
+    )  # fmt: skip
+
+
+def test_names_count_up_and_say_what_the_run_is(home: Home) -> None:
+    assert [new(home).name, new(home).name] == ["我的-data-lora-1", "我的-data-lora-2"]
+    assert new(home).spec.name == "我的-data-lora-3"
+
+
+def test_a_taken_name_is_refused_with_the_way_on(home: Home) -> None:
+    new(home, name="mine")
+    with pytest.raises(SpecError, match="resume mine"):
+        new(home, name="mine")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "a\\b", "-x", "x" * 101, "a:b"])
+def test_names_that_cannot_be_folders(home: Home, name: str) -> None:
+    with pytest.raises(SpecError, match="--run"):
+        new(home, name=name)
+
+
+def test_find_suggests(home: Home) -> None:
+    new(home, name="orders")
+    assert runs.find(home, "orders").name == "orders"
+    with pytest.raises(SpecError, match="Did you mean 'orders'"):
+        runs.find(home, "order")
+
+
+def test_status_follows_the_last_event(home: Home) -> None:
+    run = new(home)
+    assert run.status() == "new"
+    for event, status in [
+        (step(1), "interrupted"),
+        (StoppedByUser(step=1, summary={}), "stopped"),
+        (Failed(error="DiskFull", message="m", exit_code=1), "failed"),
+        (Finished(reason="r", summary={"x": "é中" * 9000}), "finished"),
+    ]:
+        run.append(event)
+        assert run.status() == status
+        assert run.last_event() == event
+
+
+def test_a_worker_is_known_by_id_and_start_time(home: Home) -> None:
+    run = new(home)
+    mine = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+    (run.folder / "worker.json").write_text(json.dumps(mine), "utf-8")
+    assert run.worker() == os.getpid()
+    assert run.status() == "running"
+    with pytest.raises(SpecError, match="is running"):
+        runs.remove(run)
+    (run.folder / "worker.json").write_text(json.dumps({**mine, "started": mine["started"] - 60}), "utf-8")
+    assert run.worker() is None  # another process has got the id since
+
+
+def test_a_half_written_line_is_cut_off(home: Home) -> None:
+    run = new(home)
+    run.append(step(1))
+    with (run.folder / "events.jsonl").open("ab") as file:
+        file.write('{"event": "note", "text": "半'.encode()[:-1])
+    assert list(run.history()) == [run.last_event()]
+    run.repair()
+    run.append(step(2))
+    assert [e.step for e in run.history() if isinstance(e, Step)] == [1, 2]
+
+
+def test_a_damaged_run_json_is_a_sentence(home: Home) -> None:
+    run = new(home)
+    (run.folder / "run.json").write_text("{", "utf-8")
+    with pytest.raises(SpecError, match=r"run\.json"):
+        _ = run.spec
+
+
+def test_every_event_survives_json() -> None:
+    assert len(EVENTS) == 10
+    for event in (step(3), Note(text="中"), Phase(name="p"), Finished(reason="r", summary={"a": 1})):
+        assert from_json(json.loads(json.dumps(event.as_json()))) == event
+
+
+def test_a_thousand_runs_are_listed_by_their_last_lines(home: Home, tmp_path: Path) -> None:
+    run = new(home)
+    with (run.folder / "events.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(50_000):
+            file.write(json.dumps(step(number).as_json()) + "\n")
+    read_before = psutil.Process().io_counters().read_chars
+    last = run.last_event()
+    assert isinstance(last, Step)
+    assert last.step == 49_999
+    assert psutil.Process().io_counters().read_chars - read_before < 100_000
