@@ -54,7 +54,7 @@ def lines_of(event: Event) -> list[str]:
     if isinstance(event, Note):
         return [f"  {event.text}"]
     if isinstance(event, Phase):
-        return [f"{event.name} …"]
+        return [f"{event.name} …" if event.done is None else f"{event.name} … {event.done:.0%}"]
     if isinstance(event, Started):
         share = 100 * event.trainable_parameters / max(1, event.total_parameters)
         begun = f", from step {event.step}" if event.step else ""

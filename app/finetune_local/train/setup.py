@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,17 +155,7 @@ def _prepare_data(
         yield Note(text=f"data.max_length = {length} ({reason})")
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"max_length": length})})
         run.write_spec(spec)
-    pending: list[Event] = []
-    yield Phase(name="reading data", done=0.0)
-    data = prepare(
-        spec.data,
-        tokenizer,
-        spec.training.seed,
-        run.data,
-        length,
-        lambda text, done: pending.append(Phase(name=text, done=done)),
-    )
-    yield from pending[-1:]
+    data = prepare(spec.data, tokenizer, spec.training.seed, run.data, length, _teller(run))
     report = data.report
     yield Note(
         text=f"data: {report.used} of {report.rows} rows used ({report.format}), {len(data.train)} to train on, "
@@ -172,6 +163,18 @@ def _prepare_data(
         + (f"; {report.rejected_count} set aside, see {run.data / 'rejected.jsonl'}" if report.rejected_count else "")
     )
     return spec, data
+
+
+def _teller(run: Run) -> Callable[[str, float | None], None]:
+    """A progress callback that appends to the run's events, at most twice a second: reading big data takes a while."""
+    last = [0.0]
+
+    def tell(text: str, done: float | None) -> None:
+        if time.monotonic() - last[0] > 0.5:
+            last[0] = time.monotonic()
+            run.append(Phase(name=text, done=done))
+
+    return tell
 
 
 def _check_files(spec: RunSpec) -> None:
