@@ -52,7 +52,7 @@ class ModelFolder:
         if (path / "adapter_config.json").exists() and not (path / CONFIG).exists():
             raise ModelError(f"{path}: this is an adapter, not a base model. Give it with --adapter.")
         config = read_json(path / CONFIG, "It is the description of the model and comes with its weights.")
-        _refuse(path, config)
+        check_config(path, config)
         stored = _stored_tensors(path)
         if not (path / TOKENIZER).is_file():
             raise ModelError(
@@ -180,10 +180,13 @@ def chat_template(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _refuse(path: Path, config: dict[str, Any]) -> None:
+def check_config(path: Path | str, config: dict[str, Any]) -> None:
+    """Raise ModelError where a config is of a model that cannot be used; `path` names it: a folder, or ORG/NAME."""
     family = config.get("model_type")
     if not isinstance(family, str) or not family:
-        raise ModelError(f"{path / CONFIG}: 'model_type' is missing, so it is not known what kind of model this is.")
+        raise ModelError(
+            f"{path}: 'model_type' is missing from config.json, so it is not known what kind of model this is."
+        )
     if "auto_map" in config and not _is_plain(family):
         raise ModelError(
             f"{path}: this model ('{family}') brings its own Python code, which is not run here. "
