@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_local.errors import SpecError
-from finetune_local.paths import Home
+from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.train import events
@@ -149,7 +149,7 @@ class Run:
 def create(home: Home, spec: RunSpec) -> Run:
     """A new run folder with its spec. Raises SpecError where the name is taken or cannot be a folder's name."""
     if spec.name is not None:
-        problem = _bad_name(spec.name)
+        problem = bad_name(spec.name)
         if problem:
             raise SpecError(f"--run {spec.name!r} {problem}.")
         folder = home.runs / spec.name
@@ -205,11 +205,3 @@ def ask_to_stop(run: Run, patience: float = 0.0) -> bool:
     while run.worker() is not None and time.monotonic() < until:
         time.sleep(0.05)
     return run.worker() is None
-
-
-def _bad_name(name: str) -> str | None:
-    if not name.strip() or name in (".", "..") or name.startswith((".", "-")):
-        return "cannot be a folder's name"
-    if bad := sorted(set(name) & set('/\\:*?"<>|\0\n')):
-        return f"has the character {bad[0]!r}, which a folder's name cannot have on every system"
-    return "is too long: use at most 100 characters" if len(name.encode()) > 200 or len(name) > 100 else None

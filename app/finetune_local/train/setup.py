@@ -105,21 +105,21 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
     plan = plan_for(spec, model)
     backend, _ = port.choose(spec.backend)
     device = _device(backend, spec.device)
-    if spec.training.learning_rate is None or spec.training.batch_size is None or spec.training.max_steps is None:
-        facts = defaults.Facts(
-            device=device.kind,
-            memory_bytes=device.memory_bytes,
-            hidden_size=model.hidden_size,
-            parameters=model.parameters,
-            trainable_parameters=trainable_parameters(plan),
-            rows=len(data.train),
-            mean_length=float(data.train.lengths.mean()),
-            longest=int(data.train.lengths.max()),
-        )
-        spec, chosen = defaults.resolve(spec, facts)
-        for choice in chosen:
-            shown = f"{choice.value:g}" if isinstance(choice.value, float) else choice.value
-            yield Note(text=f"{choice.setting} = {shown} ({choice.reason})")
+    facts = defaults.Facts(
+        device=device.kind,
+        memory_bytes=device.memory_bytes,
+        hidden_size=model.hidden_size,
+        parameters=model.parameters,
+        trainable_parameters=trainable_parameters(plan),
+        rows=len(data.train),
+        mean_length=float(data.train.lengths.mean()),
+        longest=int(data.train.lengths.max()),
+    )
+    spec, chosen = defaults.resolve(spec, facts)
+    for choice in chosen:
+        shown = f"{choice.value:g}" if isinstance(choice.value, float) else choice.value
+        yield Note(text=f"{choice.setting} = {shown} ({choice.reason})")
+    if chosen:
         run.write_spec(spec)
     yield Phase(name="loading the model")
     session = backend.load(model.path, spec.model.precision or "fp32", spec.device)
