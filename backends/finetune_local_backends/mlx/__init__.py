@@ -1,0 +1,81 @@
+"""The MLX backend: Apple Silicon, and MLX's CPU build on Linux. Importing this imports no framework."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import pkgutil
+import platform
+from pathlib import Path
+
+from finetune_local.backend import Backend, Device, Gap, Session
+from finetune_local.spec.run import Precision
+from finetune_local_backends.mlx import blas, device
+from finetune_local_backends.mlx.gaps import GAPS
+
+INSTALL = 'Install it with: pip install "finetune-local[mlx]"'
+
+
+class MlxBackend:
+    """See Backend."""
+
+    name = "mlx"
+
+    def missing(self) -> str | None:
+        """See Backend; looks for the files, imports nothing."""
+        system, machine = platform.system(), platform.machine()
+        if system not in ("Darwin", "Linux") or (system == "Darwin" and machine != "arm64"):
+            return f"MLX has no build for {system} on {machine}. Use --backend torch."
+        spec = importlib.util.find_spec("mlx")
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        if not any(list(Path(place).glob("core*.so")) for place in places):
+            return f"MLX is not installed. {INSTALL}"
+        if not any(list((Path(place) / "lib").glob("libmlx.*")) for place in places):
+            return f"MLX is installed without its CPU library (the package mlx-cpu). {INSTALL}"
+        if importlib.util.find_spec("mlx_lm") is None:
+            return f"the package mlx-lm is not installed. {INSTALL}"
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """See Backend."""
+        found = {}
+        for package in ("mlx", "mlx-cpu", "mlx-lm", "scipy-openblas32"):
+            try:
+                found[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
+
+    def devices(self) -> list[Device]:
+        """See Backend."""
+        return device.devices()
+
+    def gaps(self) -> tuple[Gap, ...]:
+        """See Backend."""
+        return GAPS
+
+    def notes(self) -> list[str]:
+        """See Backend."""
+        notes = []
+        if reason := blas.obstacle():
+            notes.append(f"mlx: fp32 matrices are multiplied about 40 times slower than this machine can: {reason}")
+        if device.devices()[0].kind == "cpu":
+            notes.append("mlx: its CPU build is meant for checking; bf16 and quantised bases are very slow there.")
+        return notes
+
+    def families(self) -> frozenset[str]:
+        """The file names in methods/."""
+        return frozenset(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "methods")]))
+
+    def load(self, folder: Path, precision: Precision, device: str | None = None) -> Session:
+        """See Backend. The only way in: BLAS and the device are made ready before MLX is first imported."""
+        from finetune_local_backends.mlx.device import start
+
+        chosen = start(device)
+        from finetune_local_backends.mlx.load import load
+        from finetune_local_backends.mlx.session import MlxSession
+
+        return MlxSession(load(folder, precision, chosen), precision, chosen)
+
+
+BACKEND: Backend = MlxBackend()

@@ -1,0 +1,121 @@
+"""A model's config.json as mlx-lm must see it, and what mlx-lm's classes leave out. The folder itself is never changed.
+
+mlx-lm 0.32 silently ignores `rope_parameters`, where transformers 5 keeps theta and scaling, for most families; and its
+classes fill gaps with defaults that are not always transformers'. So the config is completed by transformers' own class
+first, and theta and scaling are put back where mlx-lm looks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from finetune_local.errors import ModelError, Unsupported
+
+Config = dict[str, Any]
+
+
+def read_config(folder: Path) -> Config:
+    """config.json, completed and normalised. Raises ModelError and Unsupported."""
+    raw = _read(folder / "config.json")
+    family = raw.get("model_type")
+    if not isinstance(family, str):
+        raise ModelError(f"{folder / 'config.json'}: no 'model_type', so the kind of model is unknown.")
+    if raw.get("auto_map") or raw.get("model_file"):
+        raise ModelError(f"{folder}: this model needs code of its own to be run, which is refused.")
+    if "quantization" in raw or "quantization_config" in raw:
+        raise ModelError(
+            f"{folder}: its weights are already quantised. Use the original model and --precision 4-bit or 8-bit."
+        )
+    return normalised({**_completed(folder, raw), "model_type": family})
+
+
+def normalised(config: Config) -> Config:
+    """theta, scaling and the pattern of sliding layers where mlx-lm reads them; nested text configs too."""
+    result = dict(config)
+    for part in ("text_config", "llm_config", "language_config"):
+        if isinstance(result.get(part), dict):
+            result[part] = normalised(result[part])
+    rope = result.get("rope_parameters")
+    if isinstance(rope, dict) and rope:
+        local = None
+        if all(isinstance(value, dict) for value in rope.values()):  # one set per type of layer, as in Gemma 3
+            local = rope.get("sliding_attention")
+            rope = rope.get("full_attention") or local or {}
+        if "rope_theta" in rope:
+            result["rope_theta"] = float(rope["rope_theta"])
+        if local and "rope_theta" in local:
+            result["rope_local_base_freq"] = float(local["rope_theta"])
+        if "partial_rotary_factor" in rope:
+            result["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+        result["rope_scaling"] = None if kind == "default" else {**scaling, "type": kind, "rope_type": kind}
+    pattern = result.get("layer_types")
+    if isinstance(pattern, list) and "sliding_attention" in pattern:
+        result["sliding_window_pattern"] = _period(pattern)
+    return result
+
+
+def longest(config: Config, arguments: object) -> int | None:
+    """The longest text this model is computed rightly for, or None for any.
+
+    Some of mlx-lm's classes know no sliding window; up to the window's length that makes no difference.
+    """
+    text = config.get("text_config") or config
+    window = text.get("sliding_window")
+    known = getattr(getattr(arguments, "text_config", arguments), "sliding_window", None)
+    if not isinstance(window, int) or text.get("use_sliding_window") is False:
+        return None
+    types = text.get("layer_types") or ["sliding_attention"]
+    if "sliding_attention" not in types:
+        return None
+    handled = getattr(arguments, "layer_types", types) == types
+    return None if known == window and handled else window
+
+
+def _read(path: Path) -> Config:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing, so this is not a model's folder.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}).") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: expected an object with settings.")
+    return values
+
+
+def _completed(folder: Path, raw: Config) -> Config:
+    """What transformers' class makes of it: every default filled in; the raw values where it knows no such family."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    family = str(raw["model_type"])
+    if family not in CONFIG_MAPPING:
+        return raw
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(f"{folder / 'config.json'}: {error}") from None
+    _check_activation(config, family)
+    return {**raw, **cast(Config, config.to_dict())}
+
+
+def _check_activation(config: Any, family: str) -> None:
+    """mlx-lm's classes have their family's activation built in; refuse a config that asks for another."""
+    alike = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh", "swish": "silu"}
+    for field in ("hidden_act", "hidden_activation", "activation_function"):
+        usual, asked = getattr(type(config), field, None), getattr(config, field, None)
+        if isinstance(usual, str) and isinstance(asked, str) and alike.get(usual, usual) != alike.get(asked, asked):
+            raise Unsupported(f"MLX computes {family} models with {usual}; this one asks for {asked}. Use torch.")
+
+
+def _period(types: list[str]) -> int:
+    """mlx-lm takes "every n-th layer is full"; any other arrangement is refused rather than computed wrongly."""
+    full = [index for index, kind in enumerate(types) if kind != "sliding_attention"]
+    period = full[0] + 1 if full else 0
+    if not full or full != list(range(period - 1, len(types), period)):
+        raise Unsupported("MLX cannot compute this model's pattern of sliding-window layers. Use --backend torch.")
+    return period

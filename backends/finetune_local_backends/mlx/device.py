@@ -1,0 +1,84 @@
+"""The devices MLX computes on, and what must be set before it is imported. Imports MLX only in start()."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+
+from finetune_local.backend import Device
+from finetune_local.errors import Unsupported
+from finetune_local_backends.mlx import blas
+
+
+def devices() -> list[Device]:
+    """What MLX can use here, best first; found without importing it."""
+    import psutil
+
+    memory = int(psutil.virtual_memory().total)
+    cpu = Device("cpu", "cpu", platform.processor() or platform.machine(), memory)
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return [Device("metal", "metal", _chip(), memory), cpu]
+    return [cpu]
+
+
+def start(wanted: str | None) -> Device:
+    """Make the process ready to compute on a device ("metal", "cpu"; None: the best) and import MLX.
+
+    Raises Unsupported where there is no such device.
+    """
+    known = devices()
+    chosen = known[0] if wanted is None else next((d for d in known if d.id == wanted), None)
+    if chosen is None:
+        raise Unsupported(f"MLX has no device '{wanted}' here. It has: {', '.join(d.id for d in known)}.")
+    # Without this the watchdog of macOS kills long training kernels while the display is on.
+    os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
+    blas.prepare()
+    with _file_limits_kept():
+        import mlx.core as mx
+        import mlx_lm.models.base  # noqa: F401 - the import that would change the limits
+
+    if chosen.kind == "metal":
+        if not mx.metal.is_available():
+            raise Unsupported("MLX finds no Metal device, as in a virtual machine without a GPU. Use --device cpu.")
+        mx.set_default_device(mx.Device(mx.gpu))
+        _limit_memory()
+    else:
+        mx.set_default_device(mx.Device(mx.cpu))
+        mx.disable_compile()  # on a CPU it calls a C++ compiler at run time, which may not be there
+    return chosen
+
+
+def _limit_memory() -> None:
+    """Keep what the GPU may hold resident; let allocations fail before the system begins to swap hard."""
+    import mlx.core as mx
+
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if isinstance(recommended, int) and recommended > 0:
+        mx.set_memory_limit(recommended)
+        mx.set_cache_limit(recommended // 8)
+        with contextlib.suppress(RuntimeError, ValueError):  # macOS before 15 has no wired limit
+            mx.set_wired_limit(recommended)
+
+
+@contextlib.contextmanager
+def _file_limits_kept() -> Iterator[None]:
+    """Importing mlx_lm lowers the process's limit of open files for good, or fails where it is low already: prevent it."""
+    import resource
+
+    original = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        yield
+    finally:
+        resource.setrlimit = original
+
+
+def _chip() -> str:
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "Apple Silicon"

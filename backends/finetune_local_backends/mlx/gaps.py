@@ -1,0 +1,14 @@
+"""What the MLX backend cannot do, with the reason the user is shown."""
+
+from __future__ import annotations
+
+from finetune_local.backend import Gap
+
+_PAGED = "MLX has no paged optimizer states: CPU and GPU share one memory, so there is nothing to page to."
+_8BIT = "MLX has no 8-bit optimizer states yet."
+
+GAPS: tuple[Gap, ...] = (
+    Gap("training.optimizer", "adamw-8bit", "", _8BIT, "adamw"),
+    Gap("training.optimizer", "paged-adamw", "", _PAGED, "adamw"),
+    Gap("training.optimizer", "paged-adamw-8bit", "", f"{_PAGED} {_8BIT}", "adamw"),
+)

@@ -1,0 +1,146 @@
+"""Load a Hugging Face folder into mlx-lm's classes at a base precision. Safetensors only; no code of the folder is run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from finetune_local.backend import Device
+from finetune_local.errors import ModelError, Unsupported
+from finetune_local.spec.run import Precision
+from finetune_local.spec.targets import block_of
+from finetune_local_backends.mlx.config import Config, longest, read_config
+from finetune_local_backends.mlx.kernels import CpuQuantizedLinear
+from finetune_local_backends.mlx.memory import guard
+from finetune_local_backends.mlx.model import Model, Place, walk
+
+_BITS = {"8-bit": 8, "4-bit": 4}
+
+
+def load(folder: Path, precision: Precision, device: Device) -> Model:
+    """The model, frozen, with its weights in memory. Raises ModelError, Unsupported, OutOfMemory."""
+    config = read_config(folder)
+    module, arguments = _build(config)
+    found = _read_weights(folder)
+    named = module.sanitize(dict(found)) if hasattr(module, "sanitize") else dict(found)
+    _repair(module, str(config["model_type"]))
+    half = precision == "bf16" or (precision in _BITS and device.kind != "cpu")
+    dtype = mx.bfloat16 if half else mx.float32
+    cast_weights = [(n, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w) for n, w in named.items()]
+    try:
+        module.load_weights(cast_weights, strict=True)
+    except ValueError as error:
+        raise ModelError(f"{folder}: the weights do not fit its config.json: {str(error).splitlines()[0]}") from None
+    module.freeze()
+    module.eval()
+    with guard("the model's weights"):
+        if precision in _BITS:
+            _quantise(module, _BITS[precision], device)
+        mx.eval(module.parameters())  # type: ignore[no-untyped-call]
+    mx.clear_cache()
+    return _mapped(module, found, named, config, arguments)
+
+
+def _build(config: Config) -> tuple[nn.Module, Any]:
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    family = str(config["model_type"])
+    file = MODEL_REMAPPING.get(family, family)
+    unknown = ModelError(f"MLX (mlx-lm) does not know models of the family '{family}'. Use --backend torch.")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", file):
+        raise unknown
+    try:
+        code = importlib.import_module(f"mlx_lm.models.{file}")
+    except ModuleNotFoundError:
+        raise unknown from None
+    if not hasattr(code, "ModelArgs"):
+        raise unknown
+    try:
+        arguments = code.ModelArgs.from_dict(config)
+        return code.Model(arguments), arguments
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"config.json: MLX cannot build this {family} model: {error}") from None
+
+
+def _read_weights(folder: Path) -> dict[str, mx.array]:
+    """Every tensor under its name in the folder; read from disk only when computed with."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index}: cannot be read ({error}).") from None
+        files = [folder / Path(name).name for name in names]
+    else:
+        single = folder / "model.safetensors"
+        files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: no .safetensors files. Convert the model to safetensors first.")
+    weights: dict[str, mx.array] = {}
+    for file in files:
+        try:
+            weights.update(cast(dict[str, mx.array], mx.load(str(file))))
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ModelError(f"{file}: cannot be read ({error}). Copy or download the model again.") from None
+    return {name: w for name, w in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def _quantise(module: nn.Module, bits: int, device: Device) -> None:
+    """MLX's affine groups for the linear layers of the blocks; embeddings and head stay as they are."""
+    for path, place, part in list(walk(module)):
+        if block_of(path) is None or not hasattr(part, "to_quantized") or isinstance(part, nn.Embedding):
+            continue
+        width = int(part.weight.shape[-1])
+        group = next((size for size in (64, 32) if width % size == 0), None)
+        if group is None:
+            raise Unsupported(
+                f"{path} has {width} inputs; MLX quantises in groups of 64 or 32, which does not divide it. "
+                "Use --precision bf16 or fp32."
+            )
+        quantised = part.to_quantized(group_size=group, bits=bits)
+        if device.kind == "cpu" and type(quantised) is nn.QuantizedLinear:
+            quantised.__class__ = CpuQuantizedLinear
+        quantised.freeze()
+        mx.eval(quantised.parameters())
+        place.put(quantised)
+
+
+def _repair(module: nn.Module, family: str) -> None:
+    """Where a class of mlx-lm computes something else than the family's reference."""
+    if family != "gemma":
+        return
+    from mlx_lm.models import gemma
+
+    class TanhMlp(gemma.MLP):  # type: ignore[misc] # mlx_lm is untyped
+        """Gemma's MLP with the tanh approximation of GELU that it was trained with; mlx-lm has the exact one."""
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return cast(mx.array, self.down_proj(nn.gelu_approx(self.gate_proj(x)) * self.up_proj(x)))
+
+    for _, _, part in walk(module):
+        if type(part) is gemma.MLP:
+            part.__class__ = TanhMlp
+
+
+def _mapped(
+    module: nn.Module, found: dict[str, mx.array], named: dict[str, mx.array], config: Config, arguments: Any
+) -> Model:
+    """Where each weight of the folder went: mlx-lm renames some, but hands on the same array objects."""
+    source = {id(array): name for name, array in found.items()}
+    places: dict[str, Place] = {}
+    modules: dict[int, Place] = {}
+    for path, place, value in walk(module):
+        if isinstance(value, nn.Module):
+            modules[id(value)] = place
+        elif path in named and id(named[path]) in source:
+            places[source[id(named[path])]] = place
+    # A head stored beside the embedding it is tied to is dropped by mlx-lm: it stands for the embedding.
+    embedding = next((n for n in places if n.endswith(("embed_tokens.weight", "wte.weight"))), None)
+    tied = {n: embedding for n in found if n.endswith("lm_head.weight") and n not in places and embedding}
+    return Model(module, places, modules, longest(config, arguments), tied)

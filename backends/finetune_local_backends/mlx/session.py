@@ -1,0 +1,283 @@
+"""A loaded model with its adapters on MLX: attach, step, score, decode. See finetune_local.backend.Session."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from finetune_local.backend import Batch, Decoder, Device, Floats, MemoryUse, StepResult
+from finetune_local.errors import AdapterError, Unsupported
+from finetune_local.spec.families import trainable_parameters
+from finetune_local.spec.objectives import Objective
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.run import Precision, TrainingSettings
+from finetune_local.spec.targets import block_of
+from finetune_local_backends.mlx import kernels, memory
+from finetune_local_backends.mlx.decoder import MlxDecoder
+from finetune_local_backends.mlx.gaps import GAPS
+from finetune_local_backends.mlx.methods import Adapter
+from finetune_local_backends.mlx.model import Model
+from finetune_local_backends.mlx.ops import OPS
+from finetune_local_backends.mlx.optimizer import AdamW, State
+
+_LOGITS_BYTES = 64 << 20
+_CACHE_BYTES = 1 << 30
+
+
+@dataclass
+class _Training:
+    """What prepare() made ready: `outside` are the trained parameters of no block, `blocks` those of each."""
+
+    name: str
+    settings: TrainingSettings
+    optimizer: AdamW
+    outside: list[str] = field(default_factory=list)
+    blocks: dict[int, list[str]] = field(default_factory=dict)
+
+
+class MlxSession:
+    """See Session."""
+
+    def __init__(self, model: Model, precision: Precision, device: Device) -> None:
+        self.precision = precision
+        self.device = device
+        self.model = model
+        self._adapters: dict[str, Adapter] = {}
+        self._active: str | None = None
+        self._training: _Training | None = None
+        self._seed = 0
+
+    def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None = None) -> int:
+        """See Session."""
+        method = importlib.import_module(f"finetune_local_backends.mlx.methods.{plan.family}")
+        if name in self._adapters:
+            raise AdapterError(f"an adapter called '{name}' is in memory already. Detach it first.")
+        self.activate(None)  # what is derived from the base must see the base
+        with memory.guard("the adapter"):
+            adapter: Adapter = method.attach(self.model, plan, seed, tensors)
+        self._adapters[name] = adapter
+        self.activate(name)
+        return trainable_parameters(plan)
+
+    def detach(self, name: str) -> None:
+        """See Session."""
+        adapter = self._adapter(name)
+        if self._active == name:
+            self.activate(None)
+        if self._training and self._training.name == name:
+            self._training = None
+        adapter.remove()
+        del self._adapters[name]
+
+    def adapters(self) -> list[str]:
+        """See Session."""
+        return list(self._adapters)
+
+    @property
+    def active(self) -> str | None:
+        """The adapter that computes."""
+        return self._active
+
+    def activate(self, name: str | None) -> None:
+        """See Session."""
+        adapter = None if name is None else self._adapter(name)
+        if self._active is not None:
+            self._adapters[self._active].withdraw()
+        if adapter is not None:
+            adapter.place(adapter.parameters)
+        self._active = name
+
+    @contextlib.contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Compute with another adapter for a while."""
+        before = self._active
+        if name != before:
+            self.activate(name)
+        try:
+            yield
+        finally:
+            if name != before:
+                self.activate(before)
+
+    def tensors(self, name: str) -> dict[str, Floats]:
+        """See Session."""
+        return self._adapter(name).tensors()
+
+    def prepare(self, name: str, training: TrainingSettings) -> None:
+        """See Session. Raises Unsupported where the optimizer or the model's head is not known here."""
+        adapter = self._adapter(name)
+        for gap in GAPS:
+            if gap.setting == "training.optimizer" and gap.value == training.optimizer:
+                raise Unsupported(f"--optimizer {training.optimizer}: {gap.reason} Use --optimizer {gap.instead}.")
+        if self._vocabulary < 1:
+            raise Unsupported("this model has no head that gives logits.")
+        state = _Training(name, training, AdamW(adapter.parameters, training))
+        for parameter in adapter.parameters:
+            block = block_of(parameter)
+            (state.outside if block is None else state.blocks.setdefault(block, [])).append(parameter)
+        self._training = state
+
+    def seed(self, seed: int) -> None:
+        """See Session."""
+        self._seed = seed
+
+    def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
+        """See Session."""
+        training = self._ready()
+        adapter = self._adapter(training.name)
+        total = float(sum(batch.supervised for batch in batches))
+        keys = mx.random.split(mx.random.key(self._seed), len(batches))
+        gradients: dict[str, mx.array] = {}
+        loss = 0.0
+        with self.using(training.name), memory.guard("this batch"):
+            try:
+                for index, batch in enumerate(batches):
+                    if batch.supervised == 0:
+                        continue
+                    adapter.dropout(keys[index])
+                    value, found = self._gradients(batch, objective, total)
+                    gradients = {n: gradients[n] + g for n, g in found.items()} if gradients else found
+                    del found
+                    mx.eval(value, gradients)
+                    loss += float(np.array(value))
+                    memory.trim(_CACHE_BYTES)
+            finally:
+                adapter.dropout(None)
+                adapter.place(adapter.parameters)
+            norm = _norm(gradients)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                return StepResult(loss, norm)
+            limit = training.settings.max_gradient_norm
+            factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+            training.optimizer.update(adapter.parameters, gradients, factor, learning_rate)
+            adapter.changed()
+            adapter.place(adapter.parameters)
+        return StepResult(loss, norm)
+
+    def score(self, batch: Batch) -> Floats:
+        """See Session."""
+        if batch.supervised == 0:
+            return np.zeros(0, np.float32)
+        with memory.guard("scoring this batch"):
+            hidden, targets = self._supervised(batch)
+            rows = self._rows()
+            parts = []
+            for start in range(0, hidden.shape[0], rows):
+                part = kernels.logprobs(self.model.head, hidden[start : start + rows], targets[start : start + rows])
+                mx.eval(part)
+                parts.append(np.array(part))
+        return np.concatenate(parts).astype(np.float32)
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """See Session."""
+        self.check_length(len(ids))
+        with memory.guard("the logits"):
+            logits = self.model.module(mx.array([list(ids)], mx.int32))[0].astype(mx.float32)
+            mx.eval(logits)
+        return np.array(logits)
+
+    def decoder(self) -> Decoder:
+        """See Session."""
+        return MlxDecoder(self)
+
+    def optimizer_state(self) -> State:
+        """See Session."""
+        return self._ready().optimizer.state()
+
+    def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """See Session."""
+        self._ready().optimizer.restore(state)
+
+    def memory(self) -> MemoryUse:
+        """See Session."""
+        return memory.in_use(self.device)
+
+    def check_length(self, length: int) -> None:
+        """Raise Unsupported where a text is longer than mlx-lm's class computes rightly."""
+        if self.model.longest is not None and length > self.model.longest:
+            raise Unsupported(
+                f"a text of {length} tokens is longer than this model's sliding window of {self.model.longest}, which "
+                "MLX's class for it does not have. Lower --max-length or use --backend torch."
+            )
+
+    def _gradients(self, batch: Batch, objective: Objective, total: float) -> tuple[mx.array, dict[str, mx.array]]:
+        training = self._ready()
+        adapter = self._adapter(training.name)
+
+        def loss(parameters: kernels.Tree) -> mx.array:
+            def head(outside: kernels.Tree, hidden: mx.array) -> mx.array:
+                adapter.place(outside)
+                return self.model.head(hidden)
+
+            adapter.place(parameters)
+            with self._checkpointing(parameters):
+                hidden, targets = self._supervised(batch)
+            outside = {name: parameters[name] for name in training.outside}
+            found = kernels.chunked_logprobs(head, outside, hidden, targets, self._rows())
+            result: mx.array = objective.loss(OPS, found, batch, total)
+            return result
+
+        value, gradients = mx.value_and_grad(loss)(adapter.parameters)
+        return value, gradients
+
+    def _checkpointing(self, parameters: kernels.Tree) -> contextlib.AbstractContextManager[None]:
+        training = self._ready()
+        if not training.settings.gradient_checkpointing:
+            return contextlib.nullcontext()
+        first = min(training.blocks, default=0)
+        blocks = {n: block for n, block in enumerate(self.model.blocks()) if n >= first}
+        own = {n: {name: parameters[name] for name in training.blocks.get(n, [])} for n in blocks}
+        return kernels.Checkpointing(blocks, own.__getitem__, self._adapter(training.name).place)
+
+    def _supervised(self, batch: Batch) -> tuple[mx.array, mx.array]:
+        """Hidden states (n, width) that predict the supervised tokens, and those tokens (n,), in row-major order.
+
+        Padding is on the right, so that under the causal mask no real token sees it and no mask of its own is needed.
+        """
+        rows, columns = np.nonzero(batch.mask)
+        length = int(columns.max())  # nothing after the last supervised token changes the loss
+        self.check_length(length + 1)
+        hidden = self.model.hidden(mx.array(batch.ids[:, :length].astype(np.int32)))
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        where = mx.array((rows * length + columns - 1).astype(np.int32))
+        return flat[where], mx.array(batch.ids[rows, columns].astype(np.int32))
+
+    def _rows(self) -> int:
+        """How many positions' logits are held at once."""
+        return max(1, _LOGITS_BYTES // (4 * self._vocabulary))
+
+    @functools.cached_property
+    def _vocabulary(self) -> int:
+        """The head's width. Body and head apart must give the model's own logits; looked at once per model."""
+        ids = mx.array([[1, 2, 3]], mx.int32)
+        whole = self.model.module(ids).astype(mx.float32)
+        apart = self.model.head(self.model.hidden(ids)).astype(mx.float32)
+        if whole.shape != apart.shape or not bool(mx.allclose(whole, apart, rtol=1e-4, atol=1e-4).item()):
+            raise Unsupported(
+                "MLX's class for this model computes its logits in a way that cannot be trained here yet."
+            )
+        return int(whole.shape[-1])
+
+    def _ready(self) -> _Training:
+        if self._training is None:
+            raise RuntimeError("step() and the optimizer need prepare() first")
+        return self._training
+
+    def _adapter(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            raise AdapterError(f"no adapter '{name}' is in memory. In memory: {', '.join(self._adapters) or 'none'}.")
+        return self._adapters[name]
+
+
+def _norm(gradients: Mapping[str, mx.array]) -> float:
+    """The L2 norm over all gradients."""
+    squares = [mx.square(g).sum() for g in gradients.values()]
+    return math.sqrt(float(np.array(mx.stack(squares).sum()))) if squares else 0.0
