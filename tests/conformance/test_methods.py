@@ -1,0 +1,205 @@
+"""One suite over every backend and every method: what the app relies on when it trains, swaps, saves and merges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from conforming import ROWS, SFT, Case, batch, log_softmax, make_case
+from finetune_local.backend import Backend
+from finetune_local.layout import read_adapter, read_tensors, write_adapter
+from finetune_local.spec.families import families, trainable_parameters
+from finetune_local.spec.methods import methods
+from tiny import tiny_model
+
+TEXT = list(ROWS[0])
+# By hand, for the tiny Llama and rank 4: every block has q, o 64→64, k, v 64→32, gate, up 64→128, down 128→64.
+LOW_RANK = 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
+MAGNITUDES = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)
+WHOLE = 384 * 64 + 2 * (64 * 64 * 2 + 32 * 64 * 2 + 128 * 64 * 3 + 2 * 64) + 64
+PARAMETERS = {
+    "lora": LOW_RANK,
+    "qlora": LOW_RANK,
+    "dora": LOW_RANK + MAGNITUDES,
+    "qdora": LOW_RANK + MAGNITUDES,
+    "full": WHOLE,
+}
+
+
+@pytest.fixture(params=list(methods()))
+def case(request: pytest.FixtureRequest, backend: Backend, tiny: Path) -> Case:
+    """Each method as its name stands for it, with what the backend offers instead where it has a gap."""
+    return make_case(backend, request.param, tiny)
+
+
+@pytest.fixture(params=list(methods()))
+def exact(request: pytest.FixtureRequest, backend: Backend, tiny: Path) -> Case:
+    """Each method on an fp32 base, where answers can be compared number by number."""
+    return make_case(backend, request.param, tiny, precision="fp32")
+
+
+def test_parameter_count_is_the_formula(case: Case) -> None:
+    assert case.attach() == trainable_parameters(case.plan) == PARAMETERS[case.plan.method]
+
+
+def test_a_new_adapter_changes_nothing(case: Case) -> None:
+    before = case.session.logits(TEXT)
+    case.attach()
+    after = case.session.logits(TEXT)
+    if getattr(case.plan.settings, "use_dora", False):
+        np.testing.assert_allclose(after, before, atol=2e-5)  # the norm is divided out and multiplied in again
+    else:
+        np.testing.assert_array_equal(after, before)
+
+
+def test_training_falls_and_leaves_the_base_alone(case: Case) -> None:
+    base = case.session.logits(TEXT)
+    case.attach()
+    case.session.prepare("a", case.spec.training)
+    losses = case.train()
+    assert losses[-1] < 0.6 * losses[0], losses
+    tuned = case.session.logits(TEXT)
+    assert np.abs(tuned - base).max() > 0.1
+    case.session.activate(None)
+    np.testing.assert_array_equal(case.session.logits(TEXT), base)
+    case.session.activate("a")
+    np.testing.assert_array_equal(case.session.logits(TEXT), tuned)
+    case.session.detach("a")
+    assert case.session.adapters() == []
+    np.testing.assert_array_equal(case.session.logits(TEXT), base)
+
+
+def test_every_tensor_is_trained(case: Case) -> None:
+    case.attach()
+    before = case.session.tensors("a")
+    case.session.prepare("a", case.spec.training)
+    case.train(2)
+    after = case.session.tensors("a")
+    assert [name for name in before if np.array_equal(before[name], after[name])] == []
+
+
+def test_two_adapters_live_side_by_side(exact: Case) -> None:
+    exact.attach()
+    first = {name: value * 1.05 + 0.01 for name, value in exact.session.tensors("a").items()}
+    second = {name: value * 0.95 - 0.01 for name, value in exact.session.tensors("a").items()}
+    exact.session.detach("a")
+    seen = {}
+    for name, tensors in (("first", first), ("second", second)):
+        exact.session.attach(name, exact.plan, 1, tensors)
+        seen[name] = exact.session.logits(TEXT)
+    assert np.abs(seen["first"] - seen["second"]).max() > 1e-3
+    for name in ("first", "second", "first"):
+        exact.session.activate(name)
+        np.testing.assert_array_equal(exact.session.logits(TEXT), seen[name])
+    assert set(exact.session.adapters()) == {"first", "second"}
+
+
+def test_saved_and_read_back_it_answers_the_same(case: Case, tmp_path: Path) -> None:
+    case.attach()
+    case.session.prepare("a", case.spec.training)
+    case.train(3)
+    expected, tensors = case.session.logits(TEXT), case.session.tensors("a")
+    write_adapter(tmp_path, case.plan, tensors, "tiny")
+    plan, read = read_adapter(tmp_path)
+    assert read.keys() == tensors.keys()
+    for name in tensors:
+        np.testing.assert_array_equal(read[name], tensors[name], err_msg=name)
+    other = case.reload()
+    other.attach("b", plan, 99, read)
+    np.testing.assert_allclose(other.logits(TEXT), expected, atol=1e-5)
+
+
+def test_merged_weights_answer_as_the_adapter(exact: Case, tmp_path: Path) -> None:
+    exact.attach()
+    exact.session.prepare("a", exact.spec.training)
+    exact.train(5)
+    expected, tensors = exact.session.logits(TEXT), exact.session.tensors("a")
+    family = families()[exact.plan.family]
+    merged = {
+        name: family.merge(name, weight, exact.plan, tensors)
+        for name, weight in read_tensors(exact.folder / "model.safetensors").items()
+    }
+    folder = tiny_model(tmp_path / "merged")
+    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
+    found = exact.backend.load(folder, "fp32").logits(TEXT)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_score_is_the_logits_softmax_at_supervised_places(exact: Case) -> None:
+    exact.attach({name: value + 0.01 for name, value in _fresh(exact).items()})
+    rows = batch()
+    expected = [
+        log_softmax(exact.session.logits(row))[place - 1, row[place]]
+        for row, mask in zip(ROWS, rows.mask, strict=True)
+        for place in np.flatnonzero(mask)
+    ]
+    np.testing.assert_allclose(exact.session.score(rows), expected, atol=1e-4)
+
+
+def test_micro_batches_add_up_to_the_whole(exact: Case) -> None:
+    parts = [batch(ROWS[:1]), batch(ROWS[1:2], prompt=1), batch(ROWS[2:])]
+    whole_rows = batch()
+    mask = whole_rows.mask.copy()
+    mask[1] = np.arange(mask.shape[1]) >= 1
+    mask[1] &= np.arange(mask.shape[1]) < len(ROWS[1])
+    whole = [type(whole_rows)(whole_rows.ids, whole_rows.lengths, mask)]
+    results = []
+    for batches in (whole, parts):
+        session = exact.reload()
+        session.attach("a", exact.plan, 1)
+        session.prepare("a", exact.spec.training)
+        done = [session.step(batches, SFT, 1e-3) for _ in range(3)]
+        results.append((done, session.tensors("a")))
+    (one, tensors), (other, same) = results
+    np.testing.assert_allclose([r.loss for r in one], [r.loss for r in other], rtol=1e-5)
+    np.testing.assert_allclose([r.gradient_norm for r in one], [r.gradient_norm for r in other], rtol=1e-3)
+    for name in tensors:
+        np.testing.assert_allclose(same[name], tensors[name], atol=2e-4, err_msg=name)
+
+
+def test_optimizer_state_carries_over(exact: Case) -> None:
+    exact.attach()
+    exact.session.prepare("a", exact.spec.training)
+    exact.train(4)
+    state, tensors = exact.session.optimizer_state(), exact.session.tensors("a")
+    state = {name: np.array(value) for name, value in state.items()}
+    expected = exact.train(4, first=4)
+    other = exact.reload()
+    other.attach("a", exact.plan, 1, tensors)
+    other.prepare("a", exact.spec.training)
+    other.restore_optimizer(state)
+    np.testing.assert_allclose(exact.train(4, session=other, first=4), expected, rtol=1e-6)
+    for name, value in exact.session.tensors("a").items():
+        np.testing.assert_allclose(other.tensors("a")[name], value, atol=1e-6, err_msg=name)
+
+
+def test_checkpointing_changes_no_number(backend: Backend, tiny: Path) -> None:
+    curves = []
+    for wanted in (False, True):
+        case = make_case(backend, "lora", tiny, precision="fp32", gradient_checkpointing=wanted)
+        case.attach()
+        case.session.prepare("a", case.spec.training)
+        curves.append(case.train(5))
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_told_and_not_applied(exact: Case) -> None:
+    tensors = _fresh(exact)
+    name = next(iter(sorted(tensors)))
+    broken = {**tensors, name: np.full_like(tensors[name], np.nan)}
+    exact.attach(broken)
+    exact.session.prepare("a", exact.spec.training)
+    result = exact.session.step([batch()], SFT, 1e-3)
+    assert not np.isfinite(result.loss) or not np.isfinite(result.gradient_norm)
+    for key, value in exact.session.tensors("a").items():
+        np.testing.assert_array_equal(value, broken[key], err_msg=key)
+
+
+def _fresh(case: Case) -> dict[str, np.ndarray]:
+    """The tensors an adapter begins with."""
+    session = case.reload()
+    session.attach("fresh", case.plan, 1)
+    return session.tensors("fresh")

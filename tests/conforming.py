@@ -1,0 +1,110 @@
+"""What the conformance suite is written with: plans, batches and specs for tiny models, by names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from finetune_local.backend import Backend, Batch, Gap, Session
+from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.families import families
+from finetune_local.spec.methods import method as method_named
+from finetune_local.spec.objectives import objectives
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.run import Precision, RunSpec, parse_spec
+
+SFT = objectives()["sft"]
+ROWS = ([1, 40, 41, 42, 43, 44, 45, 2], [1, 60, 61, 62, 63, 2], [1, 300, 301, 302, 303, 304, 305, 306, 307, 2])
+PROMPT = 3
+"""How many tokens of each of ROWS are the prompt, which is not learned."""
+
+
+@dataclass
+class Case:
+    """A method on a loaded tiny model, ready to attach."""
+
+    backend: Backend
+    session: Session
+    plan: AdapterPlan
+    spec: RunSpec
+    folder: Path
+
+    def reload(self) -> Session:
+        """Another session of the same kind."""
+        return self.backend.load(self.folder, self.session.precision)
+
+    def attach(self, tensors: Mapping[str, npt.NDArray[np.float32]] | None = None) -> int:
+        """Attach the adapter "a" with the seed 1."""
+        return self.session.attach("a", self.plan, 1, tensors)
+
+    def train(self, steps: int = 10, rate: float = 1e-2, session: Session | None = None, first: int = 0) -> list[float]:
+        """Train "a" (attached and prepared already) on ROWS; the losses."""
+        session = session or self.session
+        losses = []
+        for step in range(first, first + steps):
+            session.seed(step)
+            losses.append(session.step([batch()], SFT, rate).loss)
+        return losses
+
+
+def batch(rows: Sequence[Sequence[int]] = ROWS, prompt: int = PROMPT) -> Batch:
+    """Rows padded on the right; all but the prompt is supervised."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    ids = np.zeros((len(rows), int(lengths.max())), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    places = np.arange(ids.shape[1])
+    return Batch(ids, lengths, (places >= prompt) & (places < lengths[:, None]))
+
+
+def make_spec(method: str, precision: Precision | None = None, **training: Any) -> RunSpec:
+    """The method's own spec at a tiny rank; without warm-up."""
+    settings = {"rank": 4} if "rank" in families()[method_named(method).family].settings.model_fields else {}
+    tables: dict[str, Any] = {"method": {"key": method, **settings}, "training": {"warmup": 0.0, **training}}
+    if precision is not None:
+        tables["model"] = {"precision": precision}
+    return parse_spec(tables, "test")
+
+
+def make_plan(spec: RunSpec, folder: Path) -> AdapterPlan:
+    """What the spec attaches to the model in `folder`."""
+    family = families()[method_named(spec.method.key).family]
+    return family.plan(spec.method.key, spec.method.settings, ModelFolder.open(folder).weights())
+
+
+def gap_of(backend: Backend, setting: str, value: object) -> Gap | None:
+    """The backend's gap for a setting's value on its first device."""
+    kind = backend.devices()[0].kind
+    return next(
+        (g for g in backend.gaps() if g.setting == setting and g.value == value and g.device in ("", kind)), None
+    )
+
+
+def make_case(backend: Backend, method: str, folder: Path, precision: Precision | None = None, **training: Any) -> Case:
+    """Load the model for a method; where a gap leaves no way, skip and show its reason."""
+    spec = make_spec(method, precision, **training)
+    for setting in ("model.precision", "training.optimizer", "method.key"):
+        table, name = setting.split(".")
+        gap = gap_of(backend, setting, getattr(getattr(spec, table), name))
+        if gap is None:
+            continue
+        if gap.instead is None:
+            pytest.skip(f"{backend.name} cannot do {setting} = {gap.value}: {gap.reason}")
+        group = getattr(spec, table)
+        spec = spec.model_copy(update={table: group.model_copy(update={name: gap.instead})})
+    session = backend.load(folder, spec.model.precision or "fp32")
+    return Case(backend, session, make_plan(spec, folder), spec, folder)
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Over the last axis, in fp64."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    return result
