@@ -62,3 +62,12 @@ def assets() -> Path:
     if packaged.is_dir() and any(packaged.iterdir()):
         return packaged
     return Path(__file__).resolve().parents[2] / "assets"
+
+
+def bad_name(name: str) -> str | None:
+    """Why a name cannot be a folder's on every system, as the end of a sentence; None where it can."""
+    if not name.strip() or name in (".", "..") or name.startswith((".", "-")):
+        return "cannot be a folder's name"
+    if bad := sorted(set(name) & set('/\\:*?"<>|\0\n')):
+        return f"has the character {bad[0]!r}, which a folder's name cannot have on every system"
+    return "is too long: use at most 100 characters" if len(name.encode()) > 200 or len(name) > 100 else None
