@@ -61,10 +61,10 @@ class Entry:
 def entries(home: Home) -> Iterator[Entry]:
     """Every adapter, runs first, each group by name."""
     for folder in sorted(home.runs.iterdir()):
-        if is_adapter(folder / "adapter"):
+        if not folder.name.startswith(".") and is_adapter(folder / "adapter"):
             yield Entry(folder.name, folder / "adapter", "run")
     for folder in sorted(home.adapters.iterdir()):
-        if is_adapter(folder):
+        if not folder.name.startswith(".") and is_adapter(folder):  # a dot: an import that was killed
             yield Entry(folder.name, folder, "imported")
 
 
@@ -106,17 +106,21 @@ def find(name_or_path: str | Path, home: Home) -> Path:
     return entry(str(name_or_path), home).folder.resolve()
 
 
-def run_tables(folder: Path) -> dict[str, Any]:
-    """run.json of the run that an adapter folder (or a checkpoint) lies in; empty for others. Raises AdapterError."""
-    for parent in (folder.parent, folder.parent.parent):  # NAME/adapter, NAME/checkpoints/step-000100
-        path = parent / "run.json"
-        if path.is_file():
-            try:
-                values = json.loads(path.read_text("utf-8"))
-            except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise AdapterError(f"{path}: cannot be read ({error}). Give --model, or copy the file again.") from None
-            return values if isinstance(values, dict) else {}
-    return {}
+def run_folder(adapter: Path) -> Path | None:
+    """The run that an adapter folder (NAME/adapter) or a checkpoint (NAME/checkpoints/step-000100) lies in."""
+    return next((p for p in (adapter.parent, adapter.parent.parent) if (p / "run.json").is_file()), None)
+
+
+def run_tables(adapter: Path) -> dict[str, Any]:
+    """run.json of the run that an adapter lies in; empty for others. Raises AdapterError."""
+    run = run_folder(adapter)
+    if run is None:
+        return {}
+    try:
+        values = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{run / 'run.json'}: cannot be read ({error}). Copy the file again.") from None
+    return values if isinstance(values, dict) else {}
 
 
 def base_of(folder: Path) -> str | None:

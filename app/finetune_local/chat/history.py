@@ -27,6 +27,8 @@ class Conversation:
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
     begun: dict[str, Any] = field(default_factory=dict)
+    answered_by: str | None = None
+    """Adapter that gave the last answer; None: the base."""
 
     def apply(self, line: Mapping[str, Any]) -> None:
         """Let one line of the file happen."""
@@ -36,6 +38,8 @@ class Conversation:
             self.system = line["content"] or None
         elif "role" in line:
             self.turns.append(Message(line["role"], line["content"]))
+            if line["role"] == "assistant":
+                self.answered_by = line.get("adapter")
         elif line.get("undo") == "answer":
             if self.turns and self.turns[-1].role == "assistant":
                 self.turns.pop()

@@ -12,6 +12,8 @@ from finetune_local import backend as port
 from finetune_local.adapters.attach import attach
 from finetune_local.adapters.library import base_of, entries, find, run_tables
 from finetune_local.backend import Session
+from finetune_local.data.conversation import Message
+from finetune_local.errors import SpecError
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
 from finetune_local.spec.defaults import precision as default_precision
@@ -79,7 +81,6 @@ def open_chat(
     adapters: Sequence[str] = (),
     *,
     backend: str = "auto",
-    device: str | None = None,
     precision: str | None = None,
     note: Say = lambda _: None,
     progress: Callable[[str, float | None], None] = lambda _name, _done: None,
@@ -94,13 +95,11 @@ def open_chat(
 
     folders = [find(name, home) for name in adapters]
     chosen, _ = port.choose(backend)
-    place = device or chosen.devices()[0].id
-    kind = next((d.kind for d in chosen.devices() if d.id == place), place.partition(":")[0])
     folder = resolve(model or (base_of(folders[0]) if folders else None) or DEFAULT_MODEL, home, progress)
     progress("loading the model", None)
-    held = _precision(precision, folders, kind)
+    held = _precision(precision, folders, chosen.devices()[0].kind)
     tokenizer = Tokenizer.load(folder.path)
-    opened = Opened(home, folder, tokenizer, chosen.load(folder.path, held, device), chosen.name)
+    opened = Opened(home, folder, tokenizer, chosen.load(folder.path, held), chosen.name)
     for name in adapters:
         progress(f"loading adapter {name}", None)
         opened.load(name, note)
@@ -132,3 +131,13 @@ def adapter_list(opened: Opened) -> list[dict[str, Any]]:
         for found in entries(opened.home)
         if found.folder.resolve() not in loaded
     ]
+
+
+def prompt_of(tokenizer: Tokenizer, text: str, system: str | None = None, raw: bool = False) -> list[int]:
+    """Ids of one question under the chat template, or of a text to be continued. Raises SpecError, RowRejected."""
+    from finetune_local.data.encode import prompt_ids
+
+    if raw and system:
+        raise SpecError("--system has no place in a raw prompt: write it into --prompt, or use --chat.")
+    asked = [Message("system", system)] if system else []
+    return prompt_ids([*asked, Message("user", text)], tokenizer, "raw" if raw else "chat")

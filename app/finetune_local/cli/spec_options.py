@@ -12,11 +12,12 @@ import click
 from pydantic.fields import FieldInfo
 
 from finetune_local.spec.families import families
-from finetune_local.spec.fields import Settings, extra_of, flag_of
+from finetune_local.spec.fields import Settings, extra_of, flag_of, parse
 from finetune_local.spec.methods import methods
 from finetune_local.spec.run import RunSpec, parse_spec, read_config
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S", bound=Settings)
 
 
 def spec_fields() -> Iterator[tuple[str, FieldInfo]]:
@@ -69,6 +70,22 @@ def spec_from(values: Mapping[str, Any], config: Path | None, base: Mapping[str,
             merged["method"] = {}  # another method's settings do not carry over
         merged.setdefault(table, {})[field] = value
     return parse_spec(merged, str(config) if config else "command line")
+
+
+def settings_options(kind: type[Settings]) -> Callable[[F], F]:
+    """Add one option per setting of a group outside the spec; the verb receives them for `settings_from`."""
+
+    def decorate(function: F) -> F:
+        for name, field in reversed(list(kind.model_fields.items())):
+            function = _option(name, field)(function)
+        return function
+
+    return decorate
+
+
+def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
+    """The settings of a group from the options given; the others have their defaults. Raises SpecError."""
+    return parse(kind, {name: value for name, value in values.items() if value is not None}, "command line")
 
 
 def _option(path: str, field: FieldInfo) -> Callable[[F], F]:

@@ -1,0 +1,171 @@
+"""Change the library: bring adapters in, rename them, write notes, throw them away and take them back."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.adapters.library import NOTE, Entry, entries, entry
+from finetune_local.errors import AdapterError
+from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
+from finetune_local.paths import Home, bad_name
+
+KEPT = (CONFIG, WEIGHTS, IDENTITY, NOTE, "README.md")
+"""What an import takes over; anything else in a folder or zip is left where it is."""
+
+TRASH_FACTS = "trash.json"
+
+
+def bring_in(source: Path, home: Home, name: str | None = None) -> Entry:
+    """Copy a PEFT folder or a zip of one into the library. Raises AdapterError where it is none or is unsafe."""
+    source = source.expanduser()
+    chosen = name or (source.stem if source.is_file() else source.resolve().name)
+    if chosen == "adapter":
+        chosen = source.resolve().parent.name
+    _check_name(chosen, home)
+    aside = home.adapters / f".importing-{chosen}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        if source.is_dir():
+            _copy_folder(source, aside)
+        elif source.is_file() and zipfile.is_zipfile(source):
+            _copy_zip(source, aside)
+        else:
+            what = "is no folder and no zip file" if source.exists() else "does not exist"
+            raise AdapterError(f"{source} {what}. Give an adapter's folder (with {CONFIG}) or a zip of one.")
+        read_adapter(aside)
+        aside.rename(home.adapters / chosen)
+    except AdapterError as error:
+        raise AdapterError(str(error).replace(str(aside), str(source))) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return entry(chosen, home)
+
+
+def rename(name: str, new: str, home: Home) -> Entry:
+    """Rename an imported adapter. Raises AdapterError for one of a run, whose name is the run's."""
+    found = entry(name, home)
+    if found.origin == "run":
+        raise AdapterError(
+            f"'{name}' is the adapter of the run of that name. Make a copy under the new name: "
+            f'finetune-local adapters import "{found.folder}" --name {new}'
+        )
+    _check_name(new, home)
+    found.folder.rename(home.adapters / new)
+    return entry(new, home)
+
+
+def write_note(name: str, text: str, home: Home) -> Entry:
+    """Write (or with "" remove) what the user wants to remember about an adapter."""
+    found = entry(name, home)
+    path = found.folder / NOTE
+    if text.strip():
+        path.write_text(text.strip() + "\n", "utf-8")
+    else:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def remove(name: str, home: Home) -> Path:
+    """Move an adapter to the trash, from which `restore` takes it back; a run keeps its data and checkpoints."""
+    found = entry(name, home)
+    stem = f"{datetime.datetime.now(datetime.UTC).strftime('%Y%m%d-%H%M%S-%f')}-{name}"
+    place = _trash(home) / stem
+    place.mkdir()
+    facts = {"name": name, "origin": found.origin, "from": str(found.folder)}
+    (place / TRASH_FACTS).write_text(json.dumps(facts, ensure_ascii=False) + "\n", "utf-8")
+    found.folder.rename(place / "adapter")
+    return place
+
+
+def trashed(home: Home) -> list[dict[str, Any]]:
+    """What lies in the trash, the newest first; each with name, origin, from and its "trash" folder."""
+    return [
+        {**json.loads((place / TRASH_FACTS).read_text("utf-8")), "trash": str(place)}
+        for place in sorted(_trash(home).iterdir(), reverse=True)
+        if (place / TRASH_FACTS).is_file() and (place / "adapter").is_dir()
+    ]
+
+
+def restore(name: str | None, home: Home) -> Entry:
+    """Take back the adapter `name` that was removed last, or the last of all. Raises AdapterError where there is none."""
+    for facts in trashed(home):
+        if name in (None, facts["name"]):
+            target = Path(facts["from"])
+            if target.exists():
+                raise AdapterError(
+                    f"{target} exists, so '{facts['name']}' cannot go back there. Rename or remove that."
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (Path(facts["trash"]) / "adapter").rename(target)
+            shutil.rmtree(facts["trash"])
+            return entry(facts["name"], home)
+    what = f"no adapter '{name}'" if name else "nothing"
+    raise AdapterError(f"there is {what} in the trash.")
+
+
+def _check_name(name: str, home: Home) -> None:
+    if problem := bad_name(name):
+        raise AdapterError(f"the name {name!r} {problem}. Give another with --name.")
+    if name == "base" or name in {found.name for found in entries(home)} or (home.adapters / name).exists():
+        raise AdapterError(f"there is an adapter '{name}' already. Give another name with --name.")
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    if not (source / CONFIG).is_file() and (source / "adapter" / CONFIG).is_file():
+        source = source / "adapter"  # a run's folder
+    _refuse_pickle({path.name for path in source.iterdir()}, source)
+    for name in KEPT:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _copy_zip(source: Path, target: Path) -> None:
+    with _opened(source) as archive:
+        members = [PurePosixPath(info.filename.replace("\\", "/")) for info in archive.infolist()]
+        for member in members:
+            if member.is_absolute() or ".." in member.parts or ":" in "".join(member.parts[:1]):
+                raise AdapterError(
+                    f"{source}: its member {str(member)!r} points outside the archive. It is not safe to use."
+                )
+        roots = [member.parent for member in members if member.name == CONFIG]
+        if len(roots) != 1:
+            how = f"{len(roots)} adapters are" if roots else "no adapter is"
+            raise AdapterError(f"{source}: {how} in this zip ({CONFIG}). Give a zip of one adapter's folder.")
+        inside = {m.name: i for i, m in zip(archive.infolist(), members, strict=True) if m.parent == roots[0]}
+        _refuse_pickle(set(inside), source)
+        for name in KEPT:
+            if name in inside:
+                with archive.open(inside[name]) as packed, (target / name).open("wb") as file:
+                    shutil.copyfileobj(packed, file)
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise AdapterError(f"{source}: the zip cannot be read ({error}). Pack it again, without a password.") from None
+
+
+def _refuse_pickle(names: set[str], source: Path) -> None:
+    if WEIGHTS not in names and "adapter_model.bin" in names:
+        raise AdapterError(
+            f"{source}: adapter_model.bin is a pickle, which can run code when it is opened. Save it as safetensors with PEFT."
+        )
+
+
+def _trash(home: Home) -> Path:
+    folder = home.cache / "trash"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

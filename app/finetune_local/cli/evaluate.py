@@ -1,0 +1,189 @@
+"""`evaluate`: did the fine-tune help? Base, base with examples, and tuned model on the same rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finetune_local import paths
+from finetune_local.cli.options import (
+    backend_option,
+    home_option,
+    json_option,
+    model_option,
+    precision_option,
+    seed_option,
+)
+from finetune_local.cli.show import console, emit, note, table
+
+if TYPE_CHECKING:
+    from finetune_local.evaluate.bootstrap import Interval
+    from finetune_local.evaluate.compare import Comparison
+    from finetune_local.evaluate.report import Evaluation
+
+SHOWN_ROWS = 5
+
+
+@click.command("evaluate", short_help="Base, base with examples and tuned model on held-out rows.")
+@model_option
+@click.option("--adapter", metavar="NAME", default=None, help="Adapter: a run, a name from `adapters`, or a folder.")
+@click.option(
+    "--data", "data", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+    help="Rows to evaluate on (repeatable). Automatic: the validation rows of the adapter's run.",
+)  # fmt: skip
+@click.option("--format", "data_format", metavar="NAME", default="auto", show_default=True, help="Format of the rows.")
+@click.option(
+    "--few-shot", metavar="K", type=click.IntRange(0, 100), default=3, show_default=True,
+    help="Examples shown to the base in its prompt; 0 leaves that out.",
+)  # fmt: skip
+@click.option(
+    "--examples", metavar="FILE", type=click.Path(path_type=Path), default=None,
+    help="Where the examples come from. Automatic: the adapter's training data, else rows of the data itself.",
+)  # fmt: skip
+@click.option(
+    "--metric", type=click.Choice(("exact", "contains", "f1", "loss")), default="exact", show_default=True,
+    help="What the verdict rests on; all are measured.",
+)  # fmt: skip
+@click.option("--limit", metavar="N", type=click.IntRange(1), default=None, help="Evaluate at most this many rows.")
+@click.option(
+    "--max-tokens", metavar="N", type=click.IntRange(1), default=None,
+    help="Longest answer. Automatic: twice the longest reference.",
+)  # fmt: skip
+@click.option(
+    "--template", type=click.Choice(("chat", "raw")), default=None,
+    help="The model's chat template, or texts as they are. Automatic: as the adapter was trained.",
+)  # fmt: skip
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write every answer to this JSONL file.",
+)
+@seed_option
+@backend_option
+@precision_option
+@home_option
+@json_option
+def command(
+    model: str | None, adapter: str | None, metric: str, out: Path | None, backend: str, precision: str | None,
+    home: str | None, as_json: bool, **chosen: Any,
+) -> None:  # fmt: skip
+    """Did the fine-tune help? Losses and answers of the base, the base with examples, and the tuned model.
+
+    \b
+    finetune-local evaluate --adapter my-run
+    finetune-local evaluate --adapter my-run --data held_out.jsonl --few-shot 5
+
+    Ranges are 95 % bootstrap intervals over the rows.
+    """
+    from finetune_local.chat.opening import open_chat
+    from finetune_local.evaluate.report import Choices, evaluate
+
+    choices = Choices(metric=metric, **chosen)
+    opened = open_chat(
+        paths.home(home),
+        model,
+        [adapter] if adapter else [],
+        backend=backend,
+        precision=precision,
+        note=note,
+        progress=_loading,
+    )
+    with _progress() as progress:
+        result = evaluate(opened, choices, progress, note)
+    if out is not None:
+        with out.open("w", encoding="utf-8") as file:
+            for index in range(len(result.comparison.rows)):
+                file.write(json.dumps(result.comparison.row_json(index), ensure_ascii=False) + "\n")
+    if as_json:
+        emit(result.as_json())
+    else:
+        _show(result, metric)
+
+
+def _show(result: Evaluation, metric: str) -> None:
+    summaries = result.summaries
+    headings = ("", "loss", "exact", "contains", "F1")
+    table(
+        headings,
+        (
+            (_title(name, result), _cell(s["loss"], 1), *(_cell(s[m], 100) for m in ("exact", "contains", "f1")))
+            for name, s in summaries.items()
+        ),
+        f"{len(result.comparison.rows)} rows; loss per token in nats, the others in percent; 95 % intervals",
+    )
+    _show_rows(result.comparison, metric if metric != "loss" else "f1")
+    click.echo(result.verdict.text)
+
+
+def _show_rows(comparison: Comparison, metric: str) -> None:
+    """A few rows on which tuned and base differ most."""
+    tuned = comparison.tuned
+    if tuned is None:
+        return
+    gaps = abs(tuned.scores[metric] - comparison.base.scores[metric])
+    indices = [int(i) for i in (-gaps).argsort(kind="stable")[:SHOWN_ROWS] if gaps[i] > 0]
+    cells = (
+        (
+            _short(comparison.rows[i].prompt[-1].content),
+            _short(comparison.rows[i].reference),
+            _short(comparison.base.answers[i]),
+            _short(tuned.answers[i]),
+        )
+        for i in indices
+    )
+    if indices:
+        table(("question", "wanted", "base", "tuned"), cells, "Where they differ")
+
+
+def _title(name: str, result: Evaluation) -> str:
+    return {"base": "base", "few_shot": f"base + {result.examples} examples", "tuned": "tuned"}[name]
+
+
+def _cell(value: Interval, scale: int) -> str:
+    digits = 3 if scale == 1 else 1
+    low, high = value.low * scale, value.high * scale
+    return f"{value.mean * scale:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _short(text: str, most: int = 120) -> str:
+    flat = " ⏎ ".join(text.strip().splitlines())
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar with the time left where a person looks, else a line for each part."""
+    if not sys.stderr.isatty():
+        told: set[str] = set()
+
+        def plain(name: str, _done: float) -> None:
+            if name not in told:
+                told.add(name)
+                note(f"evaluating {name} …")
+
+        yield plain
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda name, done: bar.update(task, description=name.replace("_", "-"), completed=done)
+
+
+def _loading(text: str, _done: float | None) -> None:
+    if sys.stderr.isatty():
+        note(f"{text} …")

@@ -1,0 +1,101 @@
+"""`generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from finetune_local import paths
+from finetune_local.chat.sampling import Sampling
+from finetune_local.cli.options import backend_option, home_option, json_option, model_option, precision_option
+from finetune_local.cli.show import emit, note, stdin_text
+from finetune_local.cli.spec_options import settings_from, settings_options
+
+
+@click.command("generate", short_help="Answer one prompt.")
+@model_option
+@click.option("--adapter", metavar="NAME", default=None, help="Adapter: a run, a name from `adapters`, or a folder.")
+@click.option("--prompt", metavar="TEXT", required=True, help="The question; - reads it from standard input.")
+@click.option("--system", metavar="TEXT", default=None, help="System prompt.")
+@click.option(
+    "--raw/--chat",
+    default=None,
+    help="Continue the text as it is, without the chat template. Automatic: as the adapter was trained.",
+)
+@settings_options(Sampling)
+@backend_option
+@precision_option
+@home_option
+@json_option
+def command(
+    model: str | None,
+    adapter: str | None,
+    prompt: str,
+    system: str | None,
+    raw: bool | None,
+    backend: str,
+    precision: str | None,
+    home: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Answer one prompt.
+
+    \b
+    finetune-local generate --adapter my-run --prompt "What is the capital of France?"
+    """
+    from finetune_local.chat.generate import answer
+    from finetune_local.chat.opening import open_chat, prompt_of, trained_raw
+
+    sampling = settings_from(Sampling, settings)
+    text = stdin_text().read() if prompt == "-" else prompt
+    opened = open_chat(
+        paths.home(home),
+        model,
+        [adapter] if adapter else [],
+        backend=backend,
+        precision=precision,
+        note=note,
+        progress=_progress,
+    )
+    if raw is None:
+        raw = any(trained_raw(folder) for folder in opened.adapters.values())
+    result = answer(
+        opened.session,
+        opened.tokenizer,
+        prompt_of(opened.tokenizer, text, system, raw),
+        sampling,
+        opened.model.context_length,
+        on_text=_silent if as_json else _echo,
+    )
+    if not as_json:
+        click.echo()
+        return
+    emit(
+        {
+            "text": result.text,
+            "prompt_tokens": result.prompt_tokens,
+            "tokens": result.tokens,
+            "seconds": round(result.seconds, 3),
+            "stop": result.stop,
+            "model": opened.model.name,
+            "adapter": opened.active,
+            "backend": opened.backend,
+        }
+    )
+
+
+def _progress(text: str, _done: float | None) -> None:
+    """What is being loaded, where a person waits for it."""
+    if sys.stderr.isatty():
+        note(f"{text} …")
+
+
+def _echo(piece: str) -> None:
+    click.echo(piece, nl=False)
+
+
+def _silent(_piece: str) -> None:
+    pass

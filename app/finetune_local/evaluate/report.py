@@ -1,0 +1,133 @@
+"""One evaluation from the user's choices to the result: rows found, examples drawn, conditions run, verdict given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_local.adapters.library import run_folder
+from finetune_local.chat.opening import Opened, trained_raw
+from finetune_local.errors import DataError, SpecError
+from finetune_local.evaluate import compare, fewshot
+from finetune_local.evaluate.bootstrap import Interval
+from finetune_local.evaluate.rows import Row, Template, collect
+from finetune_local.evaluate.verdict import Verdict, judge
+from finetune_local.models.folder import sha256_of
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose; None is automatic."""
+
+    data: tuple[Path, ...] = ()
+    data_format: str = "auto"
+    few_shot: int = 3
+    examples: Path | None = None
+    metric: str = "exact"
+    limit: int | None = None
+    max_tokens: int | None = None
+    template: Template | None = None
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out. `examples` is the number shown to the few-shot base, `set_aside` rows that could not be used."""
+
+    comparison: compare.Comparison
+    summaries: dict[str, dict[str, Interval]]
+    verdict: Verdict
+    examples: int
+    origin: str
+    set_aside: int
+    metric: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What `evaluate --json` prints."""
+        measured = {name: {m: i.as_json() for m, i in s.items()} for name, s in self.summaries.items()}
+        return {
+            "rows": len(self.comparison.rows),
+            "base": measured["base"],
+            "few_shot": measured.get("few_shot"),
+            "tuned": measured.get("tuned"),
+            "metric": self.metric,
+            "verdict": self.verdict.as_json(),
+            "examples": self.examples,
+            "examples_origin": self.origin,
+            "set_aside": self.set_aside,
+        }
+
+
+def evaluate(
+    opened: Opened, choices: Choices, progress: Callable[[str, float], None], note: Callable[[str], None]
+) -> Evaluation:
+    """Run everything. The adapter is the opened session's active one. Raises SpecError, DataError, OutOfMemory."""
+    adapter = opened.active
+    folder = opened.adapters[adapter] if adapter else None
+    rows, set_aside = _rows(choices, folder, note)
+    examples = fewshot.draw(rows, choices.few_shot, choices.seed, choices.examples, folder)
+    scored = examples.scored[: choices.limit]
+    template = choices.template or ("raw" if folder is not None and trained_raw(folder) else "chat")
+    comparison = compare.run(
+        opened,
+        scored,
+        examples.shown,
+        adapter=adapter,
+        template=template,
+        max_tokens=choices.max_tokens,
+        progress=progress,
+    )
+    if comparison.shortened:
+        note(f"{comparison.shortened} rows were shown fewer examples, so that prompt and answer fit into the context.")
+    return Evaluation(
+        comparison,
+        {c.name: c.summary(choices.seed) for c in comparison.conditions()},
+        judge(comparison, choices.metric, choices.seed),
+        len(examples.shown),
+        examples.origin,
+        set_aside,
+        choices.metric,
+    )
+
+
+def _rows(choices: Choices, adapter: Path | None, note: Callable[[str], None]) -> tuple[list[Row], int]:
+    """Rows to score (and, where examples come from them, a few more), and how many were set aside."""
+    from finetune_local.data.prepare import conversations
+    from finetune_local.data.read import read
+
+    most = None if choices.limit is None else choices.limit + choices.few_shot
+    run = run_folder(adapter) if adapter is not None else None
+    if choices.data:
+        for path in choices.data:
+            if not path.is_file():
+                raise DataError(f"--data {path}: there is no such file.")
+        if run is not None and (same := _trained_on(run, choices.data)):
+            note(
+                f"{same} is the file the adapter was trained on: this shows how much it remembers, not how it generalises."
+            )
+        rows, rejected = collect(read(choices.data, choices.data_format), most)
+        where = ", ".join(str(path) for path in choices.data)
+    elif run is not None and (run / "data").is_dir():
+        rows, rejected = collect(conversations(run / "data", "validation", None), most)
+        where = f"the validation rows of run '{run.name}'"
+    else:
+        raise SpecError("no rows to evaluate on: give --data FILE.")
+    for item in rejected[:3]:
+        note(f"set aside: {item.source.file}, line {item.source.line}: {item.reason}")
+    if len(rejected) > 3:
+        note(f"… and {len(rejected) - 3} more rows were set aside")
+    if not rows:
+        raise DataError(f"{where}: no row has a question and an answer to compare with.")
+    return rows, len(rejected)
+
+
+def _trained_on(run: Path, files: tuple[Path, ...]) -> Path | None:
+    """The first of the files that the run was trained on, by its content."""
+    report = run / "data" / "data.json"
+    if not report.is_file():
+        return None
+    known = {str(file.get("sha256")) for file in json.loads(report.read_text("utf-8")).get("files", ())}
+    return next((path for path in files if sha256_of(path) in known), None)
