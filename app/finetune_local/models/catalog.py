@@ -1,0 +1,37 @@
+"""A short list of models worth beginning with, from assets/models.json. Any other model of a known family works as well."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+
+from finetune_local.paths import assets
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model: short name, hub name ("" for the default, which comes from the package index), and what to know."""
+
+    name: str
+    hub: str
+    family: str
+    parameters: int
+    download_bytes: int
+    context_length: int
+    license: str
+    gated: bool
+    good_for: str
+
+
+@cache
+def catalog() -> tuple[Entry, ...]:
+    """The list, small models first."""
+    values = json.loads((assets() / "models.json").read_text("utf-8"))
+    return tuple(sorted((Entry(**value) for value in values), key=lambda e: e.parameters))
+
+
+def entry(name: str) -> Entry | None:
+    """The entry of a short name or a hub name, whatever the case."""
+    wanted = name.lower()
+    return next((e for e in catalog() if wanted in (e.name.lower(), e.hub.lower())), None)
