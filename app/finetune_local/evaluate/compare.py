@@ -14,7 +14,7 @@ from finetune_local.chat.generate import greedy_batch
 from finetune_local.chat.opening import Opened
 from finetune_local.evaluate.bootstrap import Interval, interval
 from finetune_local.evaluate.metrics import METRICS, compare_texts
-from finetune_local.evaluate.rows import Asked, Row, Template, ask
+from finetune_local.evaluate.rows import EXAMPLE_END, Asked, Row, Template, ask
 
 SCORE_TOKENS = 2048  # with padding, in one batch of scoring
 MOST_ANSWER_TOKENS = 512
@@ -84,7 +84,7 @@ def run(
     max_tokens: int | None = None,
     progress: Callable[[str, float], None] = lambda _name, _done: None,
 ) -> Comparison:
-    """Run every condition. `progress` is told what is done and the share of the whole. Raises DataError, OutOfMemory.
+    """Run every condition. `progress` is told what is done and the share of the whole. Raises RowRejected, OutOfMemory.
 
     Without `max_tokens` an answer may be twice as long as the longest reference.
     """
@@ -105,7 +105,7 @@ def run(
         def told(done: float, name: str = name, at: float = at) -> None:
             progress(name, at + done / len(wanted))
 
-        made[name] = _condition(name, opened, rows, asked, room, told)
+        made[name] = _condition(name, opened, rows, asked, room, name == "few_shot" and template == "raw", told)
     return Comparison(
         rows=list(rows),
         base=made["base"],
@@ -116,7 +116,13 @@ def run(
 
 
 def _condition(
-    name: str, opened: Opened, rows: Sequence[Row], asked: Sequence[Asked], room: int, told: Callable[[float], None]
+    name: str,
+    opened: Opened,
+    rows: Sequence[Row],
+    asked: Sequence[Asked],
+    room: int,
+    cut: bool,
+    told: Callable[[float], None],
 ) -> Condition:
     count, scoring = len(rows), 0.25  # scoring costs about a quarter of answering
     nll, done = np.zeros(count), 0
@@ -132,10 +138,19 @@ def _condition(
         opened.model.context_length,
         lambda answered: told(scoring + (1 - scoring) * answered / count),
     )
-    texts = [opened.tokenizer.text(ids) for ids in answers]
+    texts = [_bare(opened.tokenizer.text(ids), row, cut) for ids, row in zip(answers, rows, strict=True)]
     compared = [compare_texts(text, row.reference) for text, row in zip(texts, rows, strict=True)]
     scores = {metric: np.array([c[metric] for c in compared]) for metric in METRICS}
     return Condition(name, texts, nll, np.array([float(a.mask.sum()) for a in asked]), scores)
+
+
+def _bare(text: str, row: Row, cut: bool) -> str:
+    """An answer without the thoughts before it, and (`cut`) without the next example a base goes on to make up."""
+    if "</think>" not in row.reference:
+        text = text.rpartition("</think>")[2]
+    if cut and EXAMPLE_END not in row.reference:
+        text = text.lstrip().partition(EXAMPLE_END)[0]
+    return text
 
 
 def score(session: Session, asked: Sequence[Asked]) -> Iterator[tuple[list[int], list[float]]]:

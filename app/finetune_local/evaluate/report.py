@@ -13,7 +13,7 @@ from finetune_local.chat.opening import Opened, trained_raw
 from finetune_local.errors import DataError, SpecError
 from finetune_local.evaluate import compare, fewshot
 from finetune_local.evaluate.bootstrap import Interval
-from finetune_local.evaluate.rows import Row, Template, collect
+from finetune_local.evaluate.rows import Row, Template, collect, usable
 from finetune_local.evaluate.verdict import Verdict, judge
 from finetune_local.models.folder import sha256_of
 
@@ -67,10 +67,10 @@ def evaluate(
     """Run everything. The adapter is the opened session's active one. Raises SpecError, DataError, OutOfMemory."""
     adapter = opened.active
     folder = opened.adapters[adapter] if adapter else None
-    rows, set_aside = _rows(choices, folder, note)
+    template = choices.template or ("raw" if folder is not None and trained_raw(folder) else "chat")
+    rows, set_aside = _rows(opened, choices, folder, template, note)
     examples = fewshot.draw(rows, choices.few_shot, choices.seed, choices.examples, folder)
     scored = examples.scored[: choices.limit]
-    template = choices.template or ("raw" if folder is not None and trained_raw(folder) else "chat")
     comparison = compare.run(
         opened,
         scored,
@@ -93,7 +93,9 @@ def evaluate(
     )
 
 
-def _rows(choices: Choices, adapter: Path | None, note: Callable[[str], None]) -> tuple[list[Row], int]:
+def _rows(
+    opened: Opened, choices: Choices, adapter: Path | None, template: Template, note: Callable[[str], None]
+) -> tuple[list[Row], int]:
     """Rows to score (and, where examples come from them, a few more), and how many were set aside."""
     from finetune_local.data.prepare import conversations
     from finetune_local.data.read import read
@@ -115,6 +117,8 @@ def _rows(choices: Choices, adapter: Path | None, note: Callable[[str], None]) -
         where = f"the validation rows of run '{run.name}'"
     else:
         raise SpecError("no rows to evaluate on: give --data FILE.")
+    rows, refused = usable(rows, opened.tokenizer, template, opened.model.context_length)
+    rejected += refused
     for item in rejected[:3]:
         note(f"set aside: {item.source.file}, line {item.source.line}: {item.reason}")
     if len(rejected) > 3:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.data.conversation import Conversation, Message, Rejected, Source
-from finetune_local.errors import DataError
+from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizer import Tokenizer
 
 Template = Literal["chat", "raw"]
+
+EXAMPLE_END = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def ask(
 ) -> Asked:
     """A row's ids, with as many of the examples before it as leave room for `answer_tokens` in the context.
 
-    Raises DataError where the row does not fit even alone.
+    Raises RowRejected where the row does not fit even alone, or the template refuses it.
     """
     for first in range(len(examples) + 1):
         shown = examples[first:]
@@ -85,26 +86,41 @@ def ask(
             return asked
     if max(len(asked.prompt_ids) + 1, len(asked.ids)) <= context:
         return asked
-    raise DataError(
-        f"{row.source.file}, line {row.source.line}: {len(asked.ids)} tokens, but the model's context is {context}. "
-        "Shorten the row or leave it out."
-    )
+    raise RowRejected(f"it has {len(asked.ids)} tokens, but the model's context is {context}. Shorten it.")
 
 
-def with_examples(row: Row, examples: Sequence[Row]) -> tuple[Message, ...]:
-    """The question with examples put in front as turns, after its own system prompt; the examples' are left out."""
+def usable(
+    rows: Iterable[Row], tokenizer: Tokenizer, template: Template, context: int
+) -> tuple[list[Row], list[Rejected]]:
+    """Rows that the template takes and that fit into the context, and the others."""
+    good: list[Row] = []
+    bad: list[Rejected] = []
+    for row in rows:
+        try:
+            ask(row, (), tokenizer, template, context, 1)
+            good.append(row)
+        except RowRejected as error:
+            bad.append(Rejected(row.source, str(error)))
+    return good, bad
+
+
+def with_examples(row: Row, examples: Sequence[Row], template: Template) -> tuple[Message, ...]:
+    """The question with examples put in front as turns, after its own system prompt; the examples' are left out.
+
+    In raw texts a blank line (EXAMPLE_END) ends each example.
+    """
     system = row.prompt[:1] if row.prompt[0].role == "system" else ()
     turns: list[Message] = []
     for example in examples:
         turns += [m for m in example.prompt if m.role != "system"]
-        turns.append(Message("assistant", example.reference))
+        turns.append(Message("assistant", example.reference + (EXAMPLE_END if template == "raw" else "")))
     return (*system, *turns, *row.prompt[len(system) :])
 
 
 def _encode(row: Row, examples: Sequence[Row], tokenizer: Tokenizer, template: Template) -> Asked:
     from finetune_local.data.encode import encode, prompt_ids
 
-    asked = tuple(replace(m, train=False) for m in with_examples(row, examples))
+    asked = tuple(replace(m, train=False) for m in with_examples(row, examples, template))
     conversation = Conversation((*asked, Message("assistant", row.reference)), row.source)
     (encoded,) = encode(conversation, tokenizer, template, max_length=2**30)
     return Asked(prompt_ids(asked, tokenizer, template), encoded.ids, encoded.mask, len(examples))
