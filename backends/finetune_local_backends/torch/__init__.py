@@ -1,0 +1,70 @@
+"""The torch backend: CUDA with 4-bit bases, or a plain CPU. Importing this imports no torch; the first load does."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import pkgutil
+from pathlib import Path
+
+from finetune_local.backend import Backend, Device, Gap, Session
+from finetune_local.spec.run import Precision
+from finetune_local_backends.torch import device as devices
+from finetune_local_backends.torch.gaps import GAPS
+
+NEEDED = ("torch", "transformers", "peft")
+SHOWN = (*NEEDED, "bitsandbytes", "safetensors")
+
+
+class TorchBackend:
+    """See Backend."""
+
+    name = "torch"
+
+    def missing(self) -> str | None:
+        """See Backend."""
+        lacking = [module for module in NEEDED if importlib.util.find_spec(module) is None]
+        if not lacking:
+            return None
+        extra = "cuda" if devices.nvidia_card() else "cpu"
+        return (
+            f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed. "
+            f"Install: pip install 'finetune-local[{extra}]'"
+        )
+
+    def versions(self) -> dict[str, str]:
+        """See Backend."""
+        found = {}
+        for name in SHOWN:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
+
+    def devices(self) -> list[Device]:
+        """See Backend. torch is imported only where there is a sign of a card and a build that could use it."""
+        return devices.devices()
+
+    def gaps(self) -> tuple[Gap, ...]:
+        """See Backend."""
+        return GAPS
+
+    def notes(self) -> list[str]:
+        """See Backend."""
+        return devices.notes()
+
+    def families(self) -> frozenset[str]:
+        """See Backend."""
+        folder = str(Path(__file__).parent / "methods")
+        return frozenset(module.name for module in pkgutil.iter_modules([folder]))
+
+    def load(self, folder: Path, precision: Precision, device: str | None = None) -> Session:
+        """See Backend."""
+        from finetune_local_backends.torch.load import load_base
+        from finetune_local_backends.torch.session import TorchSession
+
+        return TorchSession(load_base(folder, precision, devices.pick(device)))
+
+
+BACKEND: Backend = TorchBackend()

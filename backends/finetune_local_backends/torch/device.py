@@ -1,0 +1,102 @@
+"""Which device to compute on, and what is to be said about it. Imports torch only where a card may be in use."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from finetune_local.backend import Device
+from finetune_local.errors import SpecError
+
+
+@cache
+def nvidia_card() -> bool:
+    """Whether the machine shows signs of an NVIDIA card: its driver's tool, or the driver itself."""
+    return shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
+
+
+def build() -> str:
+    """How the installed torch was built: "cpu", "rocm", "cuda", or "" where its version does not say or there is none."""
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    local = version.partition("+")[2]
+    return next(
+        (word for word, start in (("cpu", "cpu"), ("rocm", "rocm"), ("cuda", "cu")) if local.startswith(start)), ""
+    )
+
+
+def devices() -> list[Device]:
+    """Every card torch can use, then the CPU."""
+    return [*_cards(), cpu()]
+
+
+def cpu() -> Device:
+    """The processor, with the machine's whole memory."""
+    return Device("cpu", "cpu", _cpu_name(), psutil.virtual_memory().total)
+
+
+def pick(wanted: str | None) -> Device:
+    """The device asked for by id or kind, else the best. Raises SpecError where there is none of that name."""
+    found = devices()
+    if wanted is None:
+        return found[0]
+    for device in found:
+        if wanted in (device.id, device.kind):
+            return device
+    raise SpecError(f"--device {wanted}: torch has {', '.join(d.id for d in found)} here.")
+
+
+def notes() -> list[str]:
+    """Sentences for `doctor`."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    said = []
+    if nvidia_card() and not _cards():
+        if build() == "cpu":
+            said.append(
+                "This machine has an NVIDIA card, but the installed torch is the build for CPUs and cannot use it. "
+                "Install: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+            )
+        else:
+            said.append(
+                "This machine has an NVIDIA card, but torch does not see it: the driver may be too old for this build. "
+                "Run nvidia-smi, and update the driver where it shows an older CUDA than torch was built for."
+            )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        said.append("4-bit bases and 8-bit optimizers need bitsandbytes. Install: pip install bitsandbytes")
+    return said
+
+
+def _cards() -> list[Device]:
+    if build() == "cpu" or importlib.util.find_spec("torch") is None:
+        return []
+    if build() != "rocm" and not nvidia_card():
+        return []
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(Device(f"cuda:{index}", "cuda", properties.name, int(properties.total_memory)))
+    return found
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor() or platform.machine() or "CPU"
+    return platform.processor() or platform.machine() or "CPU"

@@ -1,0 +1,14 @@
+"""What torch cannot do here, one line each; shown to the user and asserted by a test. Full training on a quantised base is
+refused by methods/full.py, since it is a mix of two settings and not a value of one."""
+
+from __future__ import annotations
+
+from finetune_local.backend import Gap
+
+OPTIMIZER = "training.optimizer"
+_PAGED = "paging moves optimizer states between a card and the machine's memory, and here both are the same"
+
+GAPS: tuple[Gap, ...] = (
+    Gap(OPTIMIZER, "paged-adamw", "cpu", _PAGED, "adamw"),
+    Gap(OPTIMIZER, "paged-adamw-8bit", "cpu", _PAGED, "adamw-8bit"),
+)

@@ -1,0 +1,59 @@
+"""The end of a model apart from its body: hidden states in, logits or log-probabilities of chosen tokens out.
+
+So the full logits of a batch are never made. Families bend their logits in ways of their own; that the bend is known here is
+checked on a few tokens against the model itself before anything is trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_local.errors import Unsupported
+from finetune_local_backends.torch.kernels import TokenLogProbs
+
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+
+
+class Head:
+    """logits = cap·tanh(s·head(h)/cap): Gemma 2 and 3 cap, Granite divides, Cohere multiplies, most do neither."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config()
+        self.linear: nn.Linear = model.get_output_embeddings()
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+        cap = getattr(config, "final_logit_softcapping", None)
+        self.cap = None if cap is None else float(cap)
+        self._checked = False
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (..., d) to fp32 logits (..., vocabulary)."""
+        logits = self.linear(hidden).float() * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def log_probabilities(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """hidden (n, d), targets (n,) to (n,) fp32."""
+        result: torch.Tensor = TokenLogProbs.apply(  # type: ignore[no-untyped-call]
+            hidden, self.linear.weight, self.linear.bias, targets, self.scale, self.cap, torch.is_grad_enabled()
+        )
+        return result
+
+    def check(self, model: Any, body: Any) -> None:
+        """Once: this head on the body's states gives the model's own logits, else Unsupported."""
+        if self._checked:
+            return
+        ids = torch.arange(4, 12, device=self.linear.weight.device)[None] % self.linear.weight.shape[0]
+        with torch.no_grad():
+            wanted = model(input_ids=ids, use_cache=False).logits.float()
+            got = self.logits(body(input_ids=ids, use_cache=False).last_hidden_state)
+        gap = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
+        if not gap <= _TOLERANCE[self.linear.weight.dtype]:
+            raise Unsupported(
+                f"models of type '{model.config.model_type}' make their logits in a way this version does not know "
+                f"(off by {gap:.1%}), so training them would be wrong. Pick a model of another family."
+            )
+        self._checked = True

@@ -1,0 +1,232 @@
+"""The hot path: autograd functions that keep and compute only what training an adapter over frozen weights needs.
+
+Each has a plain equivalent that the tests compare it with. Shapes: x (..., in), W (out, in), A (rank, in), B (out, rank).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.nn import functional
+
+# Numbers in one chunk of logits (64 MiB in fp32), whatever the vocabulary.
+CHUNK_NUMBERS = 1 << 24
+
+
+class FrozenBase(Protocol):
+    """A layer over stored weights that can make them dense."""
+
+    bias: nn.Parameter | None
+
+    def dense(self, dtype: torch.dtype) -> torch.Tensor:
+        """W (out, in)."""
+        ...
+
+
+def dense_weight(base: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """The weight of a linear layer in `dtype`: its own, or made dense where it is stored quantised."""
+    if isinstance(base, nn.Linear):
+        return base.weight.detach().to(dtype)
+    return cast(FrozenBase, base).dense(dtype)
+
+
+def _bias(base: nn.Module, dtype: torch.dtype) -> torch.Tensor | None:
+    bias = cast(FrozenBase, base).bias
+    return None if bias is None else bias.detach().to(dtype)
+
+
+class FrozenLinear(Function):
+    """y = x·Wᵀ + b over a frozen layer; nothing of the size of W is kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, base: nn.Module) -> torch.Tensor:
+        """See the class."""
+        ctx.base = base
+        return functional.linear(x, dense_weight(base, x.dtype), _bias(base, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """dx = g·W."""
+        return grads[0] @ dense_weight(ctx.base, grads[0].dtype), None
+
+
+class LowRankLinear(Function):
+    """y = c ∘ (x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b, with c = m / ‖W + s·B·A‖ for DoRA and 1 without.
+
+    A, B and m are fp32 masters and are cast to x's type here, so x itself is never cast; the two products into y and into
+    dx run in place. `norm` (out,) is taken as a constant (DoRA, section 4.3).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        magnitude: torch.Tensor | None,
+        norm: torch.Tensor | None,
+        scale: float,
+        base: nn.Module,
+    ) -> torch.Tensor:
+        """x (..., in) to (..., out)."""
+        dtype = x.dtype
+        flat = x.reshape(-1, x.shape[-1])
+        weight, bias = dense_weight(base, dtype), _bias(base, dtype)
+        inner = flat @ a.to(dtype).t()
+        ctx.scale, ctx.base = scale, base
+        if magnitude is None or norm is None:
+            y = functional.linear(flat, weight, bias).addmm_(inner, b.to(dtype).t(), alpha=scale)
+            ctx.save_for_backward(flat, inner, a, b)
+        else:
+            y = functional.linear(flat, weight).addmm_(inner, b.to(dtype).t(), alpha=scale)
+            ctx.save_for_backward(flat, inner, a, b, magnitude, norm, y)
+            y = y * (magnitude / norm).to(dtype)
+            if bias is not None:
+                y += bias
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """Gradients of x, A, B and m."""
+        flat, inner, a, b, *dora = ctx.saved_tensors
+        dtype = flat.dtype
+        shape = grads[0].shape
+        grad = grads[0].reshape(-1, shape[-1])
+        d_magnitude = None
+        if dora:
+            magnitude, norm, product = dora
+            if ctx.needs_input_grad[3]:
+                d_magnitude = (grad * product).sum(0, dtype=torch.float32) / norm
+            grad = grad * (magnitude / norm).to(dtype)
+        d_inner = (grad @ b.to(dtype)).mul_(ctx.scale)
+        d_a = (d_inner.t() @ flat).to(a.dtype) if ctx.needs_input_grad[1] else None
+        d_b = (grad.t() @ inner).to(b.dtype).mul_(ctx.scale) if ctx.needs_input_grad[2] else None
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (grad @ dense_weight(ctx.base, dtype)).addmm_(d_inner, a.to(dtype)).view(*shape[:-1], -1)
+        return d_x, d_a, d_b, d_magnitude, None, None, None
+
+
+def low_rank_plain(
+    x: torch.Tensor,
+    dropped: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    magnitude: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    scale: float,
+    base: nn.Module,
+) -> torch.Tensor:
+    """The same by autograd's own operations, and with another input (`dropped`) to the update: used with dropout."""
+    dtype = x.dtype
+    bias = _bias(base, dtype)
+    y = functional.linear(x, dense_weight(base, dtype))
+    y = y + functional.linear(functional.linear(dropped, a.to(dtype)), b.to(dtype)) * scale
+    if magnitude is not None and norm is not None:
+        y = y * (magnitude / norm).to(dtype)
+    return y if bias is None else y + bias
+
+
+def row_norms(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, squares: torch.Tensor
+) -> torch.Tensor:
+    """‖W + s·B·A‖ of each row (out,), fp32, without making the sum: ‖W‖² + 2s·⟨B, W·Aᵀ⟩ + s²·⟨B·(A·Aᵀ), B⟩.
+
+    `squares` (out,) is ‖W‖², which does not change in training; the products cost rank·in·out instead of a full matrix.
+    """
+    cross = ((weight.to(a.dtype) @ a.t()) * b).sum(1)
+    own = ((b @ (a @ a.t())) * b).sum(1)
+    return (squares + 2.0 * scale * cross + scale * scale * own).clamp_min_(0.0).sqrt_()
+
+
+class TokenLogProbs(Function):
+    """log p(target) at each hidden state, (n,) fp32, in chunks of logits that are thrown away.
+
+    logits = cap·tanh(s·(h·Wᵀ + b)/cap), or without the cap. With a frozen head the way back is prepared on the way there,
+    since log p of one token depends on one hidden state: its gradient is (W[target] − Σ p·W)·…, one row each. A trained
+    head makes the logits a second time instead.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scale: float,
+        cap: float | None,
+        train: bool,
+    ) -> torch.Tensor:
+        """hidden (n, d), weight (vocabulary, d), targets (n,) int64."""
+        result = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        head_trained = train and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        rows = torch.empty_like(hidden) if train and not head_trained else None
+        for part in _chunks(hidden.shape[0], weight.shape[0]):
+            logits, slope = _logits(hidden[part], weight, bias, scale, cap)
+            sums = torch.logsumexp(logits, 1, keepdim=True)
+            result[part] = (logits.gather(1, targets[part, None]) - sums)[:, 0]
+            if rows is not None:
+                _towards(logits, sums, targets[part], slope, scale)
+                torch.mm(logits.to(hidden.dtype), weight, out=rows[part])
+        ctx.scale, ctx.cap, ctx.head_trained = scale, cap, head_trained
+        if head_trained:
+            ctx.save_for_backward(hidden, weight, bias, targets)
+        elif rows is not None:
+            ctx.save_for_backward(rows)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """Gradients of the hidden states, and of the head where it is trained."""
+        grad = grads[0]
+        if not ctx.head_trained:
+            (rows,) = ctx.saved_tensors
+            return rows * grad[:, None].to(rows.dtype), None, None, None, None, None, None
+        hidden, weight, bias, targets = ctx.saved_tensors
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight)
+        d_bias = None if bias is None else torch.zeros_like(bias)
+        for part in _chunks(hidden.shape[0], weight.shape[0]):
+            logits, slope = _logits(hidden[part], weight, bias, ctx.scale, ctx.cap)
+            _towards(logits, torch.logsumexp(logits, 1, keepdim=True), targets[part], slope, ctx.scale)
+            logits *= grad[part, None]
+            if d_bias is not None:
+                d_bias += logits.sum(0).to(d_bias.dtype)
+            small = logits.to(hidden.dtype)
+            torch.mm(small, weight, out=d_hidden[part])
+            d_weight.addmm_(small.t(), hidden[part])
+        return d_hidden, d_weight, d_bias, None, None, None, None
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_NUMBERS // vocabulary)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """fp32 logits (n, vocabulary), and the cap's slope where there is one."""
+    logits = functional.linear(hidden, weight, bias).float()
+    if scale != 1.0:
+        logits *= scale
+    if cap is None:
+        return logits, None
+    bent = torch.tanh(logits / cap)
+    return bent * cap, 1.0 - bent * bent
+
+
+def _towards(
+    logits: torch.Tensor, sums: torch.Tensor, targets: torch.Tensor, slope: torch.Tensor | None, scale: float
+) -> None:
+    """Turn logits in place into d log p(target) / d (h·Wᵀ + b) = (onehot − p)·slope·s."""
+    logits.sub_(sums).exp_().neg_()
+    logits.scatter_add_(1, targets[:, None], torch.ones_like(sums))
+    if slope is not None:
+        logits *= slope
+    if scale != 1.0:
+        logits *= scale

@@ -1,0 +1,135 @@
+"""A Hugging Face folder as a frozen torch model in the precision asked for: safetensors only, no remote code, no network."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_local.backend import Device
+from finetune_local.errors import ModelError, Unsupported
+from finetune_local.spec.run import Precision
+from finetune_local_backends.torch.memory import guard
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base: the causal model, its body (everything before the head), and its parameters by their name on disk.
+
+    `dtype` is what activations are computed in.
+    """
+
+    model: Any
+    body: Any
+    weights: dict[str, nn.Parameter]
+    device: Device
+    precision: Precision
+    dtype: torch.dtype
+
+    @property
+    def place(self) -> torch.device:
+        """The device as torch names it."""
+        return torch.device(self.device.id)
+
+
+def load_base(folder: Path, precision: Precision, device: Device) -> Base:
+    """Load and freeze. Raises ModelError, OutOfMemory, Unsupported."""
+    bits = precision in ("4-bit", "8-bit")
+    if bits and importlib.util.find_spec("bitsandbytes") is None:
+        raise Unsupported(
+            f"--precision {precision} needs bitsandbytes, which is not installed. "
+            "Install: pip install bitsandbytes, or use --precision bf16."
+        )
+    _quiet()
+    dtype = torch.bfloat16 if precision == "bf16" or (bits and device.kind == "cuda") else torch.float32
+    with guard(f"load {folder.name}"):
+        model = _from_pretrained(folder, precision, dtype, device)
+        if bits:
+            from finetune_local_backends.torch.quantised import replace_layers
+
+            replace_layers(model)
+    model.eval().requires_grad_(False)
+    body = getattr(model, model.base_model_prefix, model)
+    if body is model or model.get_output_embeddings() is None:
+        raise Unsupported(
+            f"{folder.name}: models of type '{model.config.model_type}' have no separate head, so this version cannot "
+            "train them. Pick a model of another family."
+        )
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    return Base(model, body, weights, device, precision, dtype)
+
+
+def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, device: Device) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: no .safetensors file here. Pickled weights can run code and are not loaded.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if getattr(config, "quantization_config", None):
+            raise ModelError(
+                f"{folder}: its weights are already quantised on disk. Take the unquantised model; --precision 4-bit "
+                "quantises it while loading."
+            )
+        _without_dropout(config)
+        options: dict[str, Any] = {"quantization_config": _quantisation(precision, dtype)} if "bit" in precision else {}
+        if device.kind == "cuda":
+            options["device_map"] = {"": device.id}
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=_attention(config),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, ImportError) as error:
+        raise ModelError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from error
+    lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    if lacking:
+        raise ModelError(f"{folder}: {len(lacking)} weights are missing or misshapen, the first is {lacking[0]}.")
+    return model
+
+
+def _quantisation(precision: Precision, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if precision == "8-bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _attention(config: Any) -> str:
+    """torch's fused attention, which knows no caps on the scores (Gemma 2): those take the written-out one."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+
+
+def _without_dropout(config: Any) -> None:
+    """The base's own dropout is for pre-training; fine-tuning has its own setting, the same on every backend."""
+    text = config.get_text_config()
+    for name, value in vars(text).items():
+        if isinstance(value, float) and name.endswith(("dropout", "pdrop", "_drop")):
+            setattr(text, name, 0.0)
+
+
+def _quiet() -> None:
+    """Progress and problems are told by this app's own events and errors, not by the libraries' bars and logs."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,59 @@
+"""Memory: how much is in use, and running out of it turned into one error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from finetune_local.backend import MemoryUse
+from finetune_local.errors import OutOfMemory
+
+# torch's CPU allocator and the C++ runtime have no error class of their own.
+_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
+
+
+def use(device: torch.device) -> MemoryUse:
+    """The card's bytes held by tensors, or the process's resident bytes on a CPU."""
+    if device.type == "cuda":
+        return MemoryUse(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
+    info = psutil.Process().memory_info()
+    return MemoryUse(info.rss, max(info.rss, _peak(info)))
+
+
+@contextmanager
+def guard(doing: str) -> Iterator[None]:
+    """Turn every way in which torch runs out of memory into OutOfMemory; `doing` completes "no room to ..."."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _refused(doing) from error
+    except RuntimeError as error:
+        if any(word in str(error) for word in _WORDS):
+            raise _refused(doing) from error
+        raise
+
+
+def release(device: torch.device) -> None:
+    """Give cached blocks back, so that a smaller attempt finds room in one piece."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _refused(doing: str) -> OutOfMemory:
+    return OutOfMemory(
+        f"there is not enough memory to {doing}. Close other programs, or lower --micro-batch-tokens or --max-length, "
+        "turn on --gradient-checkpointing, or take a smaller model or --precision 4-bit."
+    )
+
+
+def _peak(info: psutil._ntuples.pmem) -> int:
+    if sys.platform == "win32":
+        return int(info.peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

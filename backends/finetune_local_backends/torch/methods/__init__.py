@@ -1,0 +1,45 @@
+"""One file per family of parameters, of the same name as in spec/families: `adapters(base)` makes its keeper for a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from finetune_local.backend import Floats
+from finetune_local.spec.plan import AdapterPlan
+
+
+class Adapters(Protocol):
+    """All adapters of one family on one base."""
+
+    def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None) -> None:
+        """Add an adapter, inactive; `tensors` have been checked against the plan. All or nothing."""
+        ...
+
+    def detach(self, name: str) -> None:
+        """Forget an inactive adapter."""
+        ...
+
+    def activate(self, name: str | None) -> None:
+        """Make one adapter compute, or none of this family; exact both ways."""
+        ...
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The trained fp32 parameters by their name on disk."""
+        ...
+
+    def train(self, name: str | None) -> None:
+        """Want gradients of one adapter's parameters, or of none."""
+        ...
+
+    def after_step(self, name: str) -> None:
+        """Called after the optimizer changed the parameters of the active adapter."""
+        ...
+
+
+def tensor(array: Floats, device: torch.device) -> torch.Tensor:
+    """A copy of a numpy array as an fp32 tensor of its own."""
+    return torch.from_numpy(array.astype("float32", copy=True)).to(device)

@@ -1,0 +1,145 @@
+"""AdamW with full, 8-bit or paged states over named fp32 parameters; its whole state in and out as numpy arrays.
+
+Every state is made at once, so that a step allocates nothing that could fail half-way, and is updated in place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from finetune_local.errors import AdapterError, Unsupported
+from finetune_local.spec.run import TrainingSettings
+from finetune_local_backends.torch.gaps import GAPS, OPTIMIZER
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+# What changes from step to step; bitsandbytes' other tensors are constant tables.
+_SLOTS = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
+
+
+class Optimizer:
+    """Clips and applies gradients; see torch.optim.AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], training: TrainingSettings, device: torch.device
+    ) -> None:
+        self._names: dict[str, nn.Parameter] = {}
+        for name, parameter in parameters.items():
+            if all(parameter is not other for other in self._names.values()):  # tied weights are updated once
+                self._names[name] = parameter
+        self._limit = training.max_gradient_norm
+        self._inner = _build(list(self._names.values()), training, device)
+        self._device = device
+
+    def gradient_norm(self) -> float:
+        """Norm of all gradients together, in fp32; NaN or infinite where one of them is."""
+        return float(torch.nn.utils.get_total_norm(self._gradients()))
+
+    def apply(self, norm: float, learning_rate: float) -> None:
+        """Scale the gradients to the clipping norm, take one step and forget them."""
+        if self._limit and norm > self._limit:
+            for gradient in self._gradients():
+                gradient.mul_(self._limit / (norm + 1e-6))
+        for group in self._inner.param_groups:
+            group["lr"] = learning_rate
+        self._inner.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._names.values():
+            parameter.grad = None
+
+    def state(self) -> Arrays:
+        """Copies of every state, as "slot:name"."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # paged states are moved behind torch's back
+        return {key: _array(holder[slot]) for key, holder, slot in self._slots()}
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Put back what state() gave. Raises AdapterError, with nothing changed, where it does not fit."""
+        slots = self._slots()
+        if wrong := sorted({key for key, _, _ in slots} ^ set(state)):
+            raise AdapterError(
+                f"the optimizer's saved state does not fit: {len(wrong)} entries differ, the first is {wrong[0]}. "
+                "It was saved with another optimizer, method or backend."
+            )
+        for key, holder, slot in slots:
+            now = _array(holder[slot])
+            if now.shape != state[key].shape or now.dtype != state[key].dtype:
+                raise AdapterError(
+                    f"the optimizer's saved state does not fit: {key} is {state[key].dtype} {state[key].shape}, "
+                    f"here {now.dtype} {now.shape}."
+                )
+        for key, holder, slot in slots:
+            if isinstance(holder[slot], torch.Tensor):
+                holder[slot].copy_(torch.from_numpy(np.array(state[key])))
+            else:
+                holder[slot] = int(state[key])
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad for parameter in self._names.values() if parameter.grad is not None]
+
+    def _slots(self) -> list[tuple[str, dict[str, Any], str]]:
+        return [
+            (f"{slot}:{name}", self._inner.state[parameter], slot)
+            for name, parameter in self._names.items()
+            for slot in _SLOTS
+            if slot in self._inner.state[parameter]
+        ]
+
+
+def _build(parameters: list[nn.Parameter], training: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
+    for gap in GAPS:
+        if (gap.setting, gap.value) == (OPTIMIZER, training.optimizer) and gap.device in ("", device.type):
+            raise Unsupported(f"--optimizer {gap.value}: {gap.reason}. Use --optimizer {gap.instead}.")
+    rates: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": (training.beta1, training.beta2),
+        "eps": training.epsilon,
+        "weight_decay": training.weight_decay,
+    }
+    if training.optimizer == "adamw":
+        plain = torch.optim.AdamW(parameters, **rates, fused=True)
+        for parameter in parameters:
+            step_place = parameter.device if device.type == "cuda" else torch.device("cpu")
+            plain.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=step_place),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return plain
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise Unsupported(
+            f"--optimizer {training.optimizer} needs bitsandbytes, which is not installed. "
+            "Install: pip install bitsandbytes, or use --optimizer adamw."
+        )
+    import bitsandbytes
+
+    kind = {
+        "adamw-8bit": bitsandbytes.optim.AdamW8bit,
+        "paged-adamw": bitsandbytes.optim.PagedAdamW,
+        "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit,
+    }[training.optimizer]
+    lean: torch.optim.Optimizer = kind(parameters, **rates)
+    for index, parameter in enumerate(parameters):
+        lean.init_state(lean.param_groups[0], parameter, 0, index)  # type: ignore[attr-defined]
+    return lean
+
+
+def _array(value: torch.Tensor | int) -> npt.NDArray[np.generic]:
+    if isinstance(value, torch.Tensor):
+        return np.array(value.detach().cpu().numpy())
+    return np.array(value, np.int64)
+
+
+def finite(*numbers: float) -> bool:
+    """Whether none is NaN or infinite."""
+    return all(math.isfinite(number) for number in numbers)
