@@ -102,16 +102,15 @@ def greedy_batch(
     """The likeliest answer to each prompt, in the prompts' order, without stop tokens.
 
     Prompts of similar length share a decoder of up to 16 rows; where memory is short the group is halved. `progress` is
-    told how many are done. Raises OutOfMemory where even one row does not fit.
+    told how many are done. Raises OutOfMemory where even one row does not fit, SpecError where a prompt fills the context.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    waiting = _groups(prompts)
-    done = 0
+    rooms = [min(max_tokens, _room(len(p), context_length)) if context_length else max_tokens for p in prompts]
+    waiting, done = _groups(prompts, rooms, context_length), 0
     while waiting:
         group = waiting.pop()
-        rooms = [_room(len(prompts[i]), context_length) if context_length else max_tokens for i in group]
         try:
-            texts = _greedy(session, [prompts[i] for i in group], [min(max_tokens, r) for r in rooms], stop_ids)
+            texts = _greedy(session, [prompts[i] for i in group], [rooms[i] for i in group], stop_ids)
         except OutOfMemory:
             if len(group) == 1:
                 raise
@@ -145,12 +144,17 @@ def _greedy(
         fed = [[token] for token in tokens]  # a finished row is fed too, as rows stay in step; what it says is not kept
 
 
-def _groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of prompts in groups of similar length, the longest last so that it runs first and a lack of memory shows."""
+def _groups(prompts: Sequence[Sequence[int]], rooms: Sequence[int], context_length: int | None) -> list[list[int]]:
+    """Indices of prompts in groups of similar length, the longest last so that it runs first and a lack of memory shows.
+
+    As all rows of a group grow together, none is joined by a longer one that the context ends before its own answer may.
+    """
     groups: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
-        group = groups[-1] if groups else None
-        if group is None or len(group) >= BATCH_ROWS or (len(group) + 1) * len(prompts[i]) > BATCH_TOKENS:
+        group, length = (groups[-1] if groups else []), len(prompts[i])
+        full = len(group) >= BATCH_ROWS or (len(group) + 1) * length > BATCH_TOKENS
+        too_long = context_length is not None and any(length + rooms[j] > context_length for j in group)
+        if not group or full or too_long:
             groups.append([i])
         else:
             group.append(i)

@@ -17,6 +17,9 @@ from finetune_local.evaluate.rows import Row, Template, collect, usable
 from finetune_local.evaluate.verdict import Verdict, judge
 from finetune_local.models.folder import sha256_of
 
+MOST_KEPT = 512
+"""A run keeps so many of its validation conversations."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -113,7 +116,7 @@ def _rows(
         rows, rejected = collect(read(choices.data, choices.data_format), most)
         where = ", ".join(str(path) for path in choices.data)
     elif run is not None and (run / "data").is_dir():
-        rows, rejected = collect(conversations(run / "data", "validation", None), most)
+        rows, rejected = collect(conversations(run / "data", "validation", MOST_KEPT), most)
         where = f"the validation rows of run '{run.name}'"
     else:
         raise SpecError("no rows to evaluate on: give --data FILE.")
