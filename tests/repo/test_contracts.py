@@ -1,0 +1,146 @@
+"""Rules of the source: imports, sizes, words that must not be there, and files that belong together."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_local.backend import backends
+from finetune_local.cli.spec_options import spec_fields
+from finetune_local.spec.families import families
+from finetune_local.spec.fields import extra_of, flag_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = sorted(p for top in ("app", "backends", "packaging", "benchmarks") for p in (ROOT / top).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+LONGEST = 400
+
+
+def test_import_contracts() -> None:
+    program = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
+    assert program, "import-linter is not installed: it is in the dev lock"
+    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("path", SOURCE + TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_to_get_lost_in(path: Path) -> None:
+    lines = len(path.read_text("utf-8").splitlines())
+    assert lines <= LONGEST, f"{path.relative_to(ROOT)} has {lines} lines: give its parts files of their own"
+
+
+FORBIDDEN = {
+    r"except (Exception|BaseException)?:\s*(#.*)?\n\s*pass\b": "an error that is swallowed",
+    r"\btorch\.load\(": "a pickle, which can run code",
+    r"^\s*(import|from) pickle\b": "a pickle, which can run code",
+    r"trust_remote_code\s*=\s*True": "code from a download",
+    r"(/work/|/tmp/)": "a path of one machine",
+    r"\b(TODO|FIXME|XXX)\b": "unfinished work belongs in an issue",
+    r"shell\s*=\s*True": "a shell, which reads names as commands",
+}
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_forbidden(path: Path) -> None:
+    text = path.read_text("utf-8")
+    for pattern, why in FORBIDDEN.items():
+        found = re.search(pattern, text, re.MULTILINE)
+        assert not found, f"{path.relative_to(ROOT)}: {found.group(0)!r}: {why}"
+
+
+NETWORK = {
+    "app/finetune_local/models/download.py",
+    "app/finetune_local/models/hub.py",
+    "app/finetune_local/models/starter.py",
+}
+NETWORK_MODULES = {"socket", "urllib.request", "http.client", "httpx", "requests", "aiohttp", "huggingface_hub"}
+
+
+def test_only_these_files_reach_the_network() -> None:
+    found = set()
+    for path in (p for p in SOURCE if p.is_relative_to(ROOT / "app") or p.is_relative_to(ROOT / "backends")):
+        if NETWORK_MODULES & set(_imports(path)):
+            found.add(path.relative_to(ROOT).as_posix())
+    assert found <= NETWORK, f"these may not import network libraries: {sorted(found - NETWORK)}"
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_text_is_opened_as_utf8() -> None:
+    """Windows would otherwise read and write in its own code page."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {problem}"
+        for path in SOURCE
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and (problem := _encoding_problem(node))
+    ]
+    assert wrong == []
+
+
+def _encoding_problem(call: ast.Call) -> str:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    given = {keyword.arg for keyword in call.keywords}
+    if "encoding" in given or None in given:
+        return ""
+    if name == "read_text" and not call.args:
+        return "read_text() without an encoding"
+    if name == "write_text" and len(call.args) < 2:
+        return "write_text() without an encoding"
+    on_path = isinstance(call.func, ast.Attribute)
+    modes = [a.value for a in call.args[: 1 if on_path else 2] if isinstance(a, ast.Constant)]
+    modes += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
+    opens_a_path = name == "open" and (not on_path or all(m in _MODES for m in modes))
+    if opens_a_path and isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") in _NOT_PATHS:
+        return ""
+    if opens_a_path and not any("b" in str(m) for m in modes):
+        return "open() in text mode without an encoding"
+    return ""
+
+
+_MODES = {"r", "w", "a", "x", "rb", "wb", "ab", "xb", "r+", "r+b", "rb+", "a+b", "w+b"}
+_NOT_PATHS = {"archive", "ModelFolder", "tarfile", "zipfile", "os", "webbrowser", "cls"}
+
+
+@pytest.mark.parametrize("name", sorted(backends()))
+def test_each_backend_has_a_file_for_each_family(name: str) -> None:
+    folder = ROOT / "backends" / "finetune_local_backends" / name / "methods"
+    missing = [key for key in families() if not (folder / f"{key}.py").exists()]
+    assert missing == [], f"{folder.relative_to(ROOT)} lacks {missing}"
+
+
+@pytest.mark.parametrize("path", [path for path, _ in spec_fields()])
+def test_each_setting_has_help_and_a_group(path: str) -> None:
+    field = dict(spec_fields())[path]
+    assert extra_of(field).get("group") in {"run", "model", "data", "method", "training"}
+    description = field.description or ""
+    assert description.endswith("."), f"{path}: its help is no sentence: {description!r}"
+    assert len(description) <= 110, f"{path}: its help is too long for a terminal: {description!r}"
+
+
+def test_no_option_is_declared_twice() -> None:
+    flags = [flag_of(path.rpartition(".")[2], field) for path, field in spec_fields()]
+    assert sorted(set(flags)) == sorted(flags)
+
+
+def test_every_package_can_be_imported_whole() -> None:
+    """Backends' own files are left to the conformance suite: they need their framework."""
+    package = importlib.import_module("finetune_local")
+    for module in pkgutil.walk_packages(package.__path__, "finetune_local."):
+        if module.name != "finetune_local.__main__":
+            importlib.import_module(module.name)

@@ -1,0 +1,33 @@
+"""Help and start-up import nothing heavy: what a user waits for when they only ask."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "mlx", "mlx_lm", "transformers", "peft", "bitsandbytes", "xllamacpp", "gguf", "httpx", "keyring")
+VERBS = importlib.import_module("finetune_local.cli.main").cli.list_commands(None)
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Top-level modules that the command line has loaded when it ends."""
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print('LOADED', *{m.partition('.')[0] for m in sys.modules}))\n"
+        "from finetune_local.cli.main import main\nmain(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("LOADED")[2].split())
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert loaded_by("--help") & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_loads_no_framework(verb: str) -> None:
+    assert loaded_by(verb, "--help") & set(HEAVY) == set()
