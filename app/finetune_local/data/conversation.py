@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_local.errors import DataError
+
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
@@ -28,11 +30,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order, or a plain `text` of which every token is learned (then `messages` is empty)."""
+    """Turns in order, or a plain `text` of which every token is learned (then `messages` is empty).
+
+    `ends` is False where a plain text goes on in the next row, so that no end-of-text token is learned after it.
+    """
 
     messages: tuple[Message, ...]
     source: Source
     text: str | None = None
+    ends: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,3 +47,7 @@ class Rejected:
 
     source: Source
     reason: str
+
+
+class RowRejected(DataError):
+    """One row cannot be used; the message is the reason, without the place. Whoever reads on makes a Rejected of it."""

@@ -1,1 +1,102 @@
-"""One input format each: recognises(sample), read(row). Found by listing."""
+"""One input format each, found by listing this folder, most particular first.
+
+A format file has
+    FORMAT: Format        what it is called, which rows are its own, and how one becomes a conversation
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+from finetune_local.data.conversation import Conversation, RowRejected, Source
+from finetune_local.errors import DataError
+from finetune_local.spec.fields import did_you_mean
+
+Row = Mapping[str, Any]
+
+
+class Format(Protocol):
+    """What a file in this folder offers."""
+
+    key: str
+    title: str
+    example: str
+    order: int
+    """Formats with a lower number are asked first; the most particular has the lowest."""
+    keys: frozenset[str]
+    """Keys of a row that it reads; others are reported as not used."""
+
+    def recognises(self, row: Row) -> bool:
+        """Whether a row has this format's keys; their values may still be wrong."""
+        ...
+
+    def read(self, row: Row, source: Source) -> Conversation:
+        """The row as a conversation. Raises RowRejected with the reason."""
+        ...
+
+
+@cache
+def formats() -> Mapping[str, Format]:
+    """Every format by key, in the order they are asked."""
+    found: list[Format] = []
+    for module in pkgutil.iter_modules(__path__):
+        one: Format = importlib.import_module(f"{__name__}.{module.name}").FORMAT
+        if one.key != module.name:
+            raise RuntimeError(f"data/formats/{module.name}.py declares key {one.key!r}")
+        found.append(one)
+    return {f.key: f for f in sorted(found, key=lambda f: (f.order, f.key))}
+
+
+def format_named(name: str) -> Format:
+    """A format by key. Raises DataError with a suggestion."""
+    key = name.lower().replace("-", "_")
+    if key not in formats():
+        raise DataError(
+            f"--format {name}: there is no such format.{did_you_mean(key, list(formats()))} "
+            f"Known: auto, {', '.join(formats())}."
+        )
+    return formats()[key]
+
+
+def recognise(row: Row) -> Format | None:
+    """The first format whose keys a row has."""
+    return next((f for f in formats().values() if f.recognises(row)), None)
+
+
+def choose(sample: Sequence[Row]) -> Format | None:
+    """The format of most rows of a sample; None where no row has one."""
+    found = Counter(f.key for row in sample if (f := recognise(row)) is not None)
+    return formats()[found.most_common(1)[0][0]] if found else None
+
+
+def unknown_row(row: Row) -> str:
+    """A sentence on a row that no format recognises."""
+    names = [str(k) for k in row]
+    known = ["messages", "conversations", "instruction", "output", "prompt", "completion", "text"]
+    hint = next((h for n in names if (h := did_you_mean(n.strip().lower(), known))), "")
+    shown = ", ".join(repr(n) for n in names[:8]) or "none"
+    return (
+        f"its keys ({shown}) fit no known format.{hint} "
+        f"Known: {'; '.join(f.example for f in formats().values() if f.example)}."
+    )
+
+
+def read_row(row: Row, source: Source, chosen: Format | None, forced: bool) -> Conversation:
+    """A row by the file's format, else by any that recognises it. Raises RowRejected.
+
+    A forced format reads every row. Otherwise the rows of a format that is asked before the chosen one go to it: that
+    keeps preference data, which looks like chat with two more keys, out of plain chat.
+    """
+    if chosen is not None and forced:
+        return chosen.read(row, source)
+    found = recognise(row)
+    if found is not None and (chosen is None or found.order < chosen.order or not chosen.recognises(row)):
+        return found.read(row, source)
+    if chosen is not None and chosen.recognises(row):
+        return chosen.read(row, source)
+    raise RowRejected(unknown_row(row))

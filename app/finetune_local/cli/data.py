@@ -1,0 +1,185 @@
+"""`data inspect`: what is in data files, what a model would see of them, and what of that it would learn."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finetune_local.cli import show
+from finetune_local.cli.options import home_option, json_option, model_option
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from finetune_local.data.encode import Encoded, Template
+    from finetune_local.data.report import Report
+    from finetune_local.data.tokenizer import Tokenizer
+
+LEARNED_STYLE = "bold green"
+REJECTED_SHOWN = 10
+BAR_WIDTH = 40
+PREVIEW = 3
+
+
+@click.group("data")
+def command() -> None:
+    """Look at training data."""
+
+
+@command.command("inspect")
+@click.argument("files", nargs=-1, metavar="FILE...")
+@model_option
+@click.option("--format", "format_name", metavar="NAME", default="auto", show_default=True, help="Format of the rows.")
+@click.option(
+    "--template",
+    type=click.Choice(["chat", "raw"]),
+    default="chat",
+    show_default=True,
+    help="chat: the model's own chat template; raw: the texts as they are.",
+)
+@click.option("--max-length", type=click.IntRange(8), default=None, help="Longest row in tokens. [the model's context]")
+@click.option(
+    "--validation-data", metavar="FILE", multiple=True, help="Held-out data to look for the same rows in (repeatable)."
+)
+@click.option(
+    "--show-mask",
+    is_flag=False,
+    flag_value=str(PREVIEW),
+    default=None,
+    metavar="[N]",
+    help="Print the first N conversations (3) with the learned text in colour, or in ⟦⟧ without colours.",
+)
+@home_option
+@json_option
+def inspect(
+    files: tuple[str, ...],
+    model: str | None,
+    format_name: str,
+    template: Template,
+    max_length: int | None,
+    validation_data: tuple[str, ...],
+    show_mask: str | None,
+    home: str | None,
+    as_json: bool,
+) -> None:
+    """Count rows, turns and tokens; list rows that cannot be used and why; find duplicates; show what is learned."""
+    from finetune_local.data.inspect import Inspection
+
+    files, preview = _files_and_preview(files, show_mask)
+    tokenizer, context = _open(model, home)
+    look = Inspection(tokenizer, template, max_length or context, format_name, preview)
+    report = look.run(files, validation_data)
+    if as_json:
+        shown = [_marked(row, tokenizer) for row in look.preview_rows]
+        show.emit({**report.as_json(), **({"preview": shown} if preview else {})})
+        return
+    _print_report(report)
+    for row in look.preview_rows:
+        _print_preview(row, tokenizer)
+
+
+def _files_and_preview(files: tuple[str, ...], show_mask: str | None) -> tuple[tuple[str, ...], int]:
+    """The files and how many conversations to print; in `--show-mask chats.jsonl` the word is a file, not a number."""
+    preview = 0
+    if show_mask is not None:
+        preview = int(show_mask) if show_mask.isdecimal() else PREVIEW
+        files = files if show_mask.isdecimal() else (show_mask, *files)
+    if not files:
+        raise click.UsageError("name a data file: finetune-local data inspect my.jsonl")
+    return files, preview
+
+
+def _open(model: str | None, home: str | None) -> tuple[Tokenizer, int]:
+    """The tokenizer and the context length. A folder with just a tokenizer will do; the weights are not looked at."""
+    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.models.resolve import resolve
+    from finetune_local.paths import home as home_of
+    from finetune_local.spec.run import DEFAULT_MODEL
+
+    folder = Path(model).expanduser() if model else None
+    if folder is not None and (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists():
+        return Tokenizer.load(folder), 1 << 20
+    found = resolve(model or DEFAULT_MODEL, home_of(home), lambda text, _: show.note(text))
+    return Tokenizer.load(found.path), found.context_length
+
+
+def _print_report(report: Report) -> None:
+    from rich.text import Text
+
+    screen = show.console()
+    for file in report.files:
+        screen.print(Text(f"{file.name}: {file.format} in {file.container}, {file.encoding}, {file.bytes:,} bytes"))
+    facts: list[tuple[str, object]] = [
+        ("rows", f"{report.rows:,}"),
+        ("used", f"{report.used:,}"),
+        ("rejected", f"{report.rejected_count:,}"),
+        ("turns", f"{report.turns:,}"),
+        ("tokens", f"{report.tokens:,}"),
+        ("learned tokens", f"{report.supervised_tokens:,} ({_percent(report.supervised_tokens, report.tokens)})"),
+        ("tokens in a row", f"{report.shortest:,} to {report.longest:,}, half below {report.median:,}"),
+        ("longest", report.longest_place),
+        ("cut to --max-length", f"{report.truncated:,}"),
+        ("duplicates", f"{report.duplicates:,} (kept)"),
+        ("also in validation", f"{report.leaks:,}"),
+    ]
+    if report.examples != report.used:
+        facts.insert(2, ("pieces", f"{report.examples:,} of at most {report.max_length:,} tokens"))
+    show.table(("", ""), facts)
+    most = max((bar.rows for bar in report.histogram), default=1)
+    screen.print("\ntokens         rows")
+    for bar in report.histogram:
+        drawn = "█" * max(1 if bar.rows else 0, round(BAR_WIDTH * bar.rows / most))
+        screen.print(Text(f"{bar.low:>5}–{bar.high - 1:<6} {bar.rows:>6}  {drawn}"))
+    for note in report.notes:
+        screen.print(Text(f"note: {note}"))
+    for row in report.rejected[:REJECTED_SHOWN]:
+        screen.print(Text(f"rejected: {row['file']}, line {row['line']}: {row['reason']}"))
+    if report.rejected_count > REJECTED_SHOWN:
+        screen.print(Text(f"… and {report.rejected_count - REJECTED_SHOWN:,} more; --json lists them."))
+
+
+def _print_preview(row: Encoded, tokenizer: Tokenizer) -> None:
+    from rich.text import Text
+
+    screen = show.console()
+    screen.print()
+    place = f"{row.source.file}, line {row.source.line}"
+    screen.print(Text(f"── {place}: {len(row.ids)} tokens, {int(row.mask.sum())} learned ──", style="dim"))
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    screen.print(_coloured(row, tokenizer) if coloured else Text(_marked(row, tokenizer)))
+
+
+def _coloured(row: Encoded, tokenizer: Tokenizer) -> Text:
+    from rich.text import Text
+
+    text = Text()
+    for part, learned in _pieces(row, tokenizer):
+        text.append(part, LEARNED_STYLE if learned else "dim")
+    return text
+
+
+def _marked(row: Encoded, tokenizer: Tokenizer) -> str:
+    return "".join(f"⟦{part}⟧" if learned else part for part, learned in _pieces(row, tokenizer))
+
+
+def _pieces(row: Encoded, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """The row's text in pieces that are learned or not, special tokens included."""
+    start, mask = 0, row.mask.tolist()
+    for end in range(1, len(mask) + 1):
+        if end == len(mask) or mask[end] != mask[start]:
+            yield tokenizer.text(_ints(row, start, end), special=True), bool(mask[start])
+            start = end
+
+
+def _ints(row: Encoded, start: int, end: int) -> Sequence[int]:
+    found: list[Any] = row.ids[start:end].tolist()
+    return found
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "–"

@@ -1,0 +1,28 @@
+"""OpenAI chat: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}."""
+
+from __future__ import annotations
+
+from finetune_local.data.conversation import Conversation, Source
+from finetune_local.data.formats import Row
+from finetune_local.data.turns import turns, with_system
+
+
+class OpenAI:
+    """Content is a text or a list of text parts; a weight (or loss_weight) of 0 keeps an answer from being learned."""
+
+    key = "openai"
+    title = "OpenAI messages"
+    example = '{"messages": [{"role", "content"}]}'
+    order = 10
+    keys = frozenset({"messages", "system", "tools"})
+
+    def recognises(self, row: Row) -> bool:
+        """Rows with "messages"."""
+        return "messages" in row
+
+    def read(self, row: Row, source: Source) -> Conversation:
+        """Read one row."""
+        return Conversation(with_system(turns(row.get("messages"), "messages"), row), source)
+
+
+FORMAT = OpenAI()

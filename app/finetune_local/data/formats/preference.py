@@ -1,0 +1,37 @@
+"""Preference data (DPO, KTO), recognised so that it is refused with a sentence instead of learned as if all were good."""
+
+from __future__ import annotations
+
+from finetune_local.data.conversation import Conversation, RowRejected, Source
+from finetune_local.data.formats import Row
+
+
+class Preference:
+    """{"chosen", "rejected"} beside a prompt, or {"messages", "label": true or false}."""
+
+    key = "preference"
+    title = "Preference data (refused)"
+    example = ""
+    order = 0
+    keys = frozenset({"chosen", "rejected", "label", "messages", "conversations", "prompt", "completion"})
+
+    def recognises(self, row: Row) -> bool:
+        """Rows with a good and a bad answer, or with a verdict on the one answer."""
+        if "chosen" in row and "rejected" in row:
+            return True
+        return isinstance(row.get("label"), bool) and any(k in row for k in ("messages", "conversations", "completion"))
+
+    def read(self, row: Row, source: Source) -> Conversation:
+        """Always raises RowRejected, with what to do."""
+        if "chosen" in row:
+            raise RowRejected(
+                "it is preference data ('chosen' and 'rejected'), but fine-tuning on answers needs one answer per row. "
+                "Make rows of the prompt and the chosen answer."
+            )
+        raise RowRejected(
+            "it is preference data (a 'label' of true or false), but fine-tuning on answers learns every answer. "
+            "Keep the rows with label true and remove 'label', or give --format openai to learn all of them."
+        )
+
+
+FORMAT = Preference()

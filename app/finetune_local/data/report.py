@@ -1,0 +1,194 @@
+"""What is in the data: counts, lengths, duplicates, leaks. Tallied while reading, kept in data.json, shown by `data inspect`."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from finetune_local.data.conversation import Conversation, Rejected
+from finetune_local.data.encode import Encoded
+from finetune_local.data.read import DataFile
+from finetune_local.data.split import Keys, content_key
+
+REJECTED_KEPT = 1000
+"""Rejected rows held in memory; all of them are counted, and a run writes all of them to rejected.jsonl."""
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file: how it was read. `unused` are keys of its first rows that its format does not read."""
+
+    name: str
+    bytes: int
+    container: str
+    encoding: str
+    format: str
+    unused: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Encoded rows with at least `low` and fewer than `high` tokens."""
+
+    low: int
+    high: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts over all files. `rows` are rows of the files; one usable row may be several `examples` (a long text)."""
+
+    format: str
+    files: tuple[FileReport, ...]
+    rows: int
+    used: int
+    rejected_count: int
+    rejected: tuple[Mapping[str, Any], ...]
+    turns: int
+    examples: int
+    tokens: int
+    supervised_tokens: int
+    shortest: int
+    median: int
+    longest: int
+    longest_place: str
+    histogram: tuple[Bar, ...]
+    duplicates: int
+    truncated: int
+    max_length: int
+    template: str
+    train_rows: int = 0
+    validation_rows: int = 0
+    leaks: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Report:
+        """What as_json() gave."""
+        plain = dict(values)
+        plain["files"] = tuple(FileReport(**{**f, "unused": tuple(f["unused"])}) for f in plain["files"])
+        plain["histogram"] = tuple(Bar(**b) for b in plain["histogram"])
+        plain["rejected"], plain["notes"] = tuple(plain["rejected"]), tuple(plain["notes"])
+        return cls(**plain)
+
+
+class Tally:
+    """Counts while rows go by; memory grows by 12 bytes a row, for keys and lengths. `seed` keys the contents for the split."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.rows = self.used = self.turns = self.supervised = self.truncated = self.rejected_count = 0
+        self.rejected: list[Rejected] = []
+        self._keys = array("Q")
+        self._lengths = array("i")
+        self._longest, self._place = 0, ""
+
+    @property
+    def keys(self) -> Keys:
+        """The content key of each used row, in order."""
+        return np.array(self._keys, np.uint64)
+
+    def reject(self, row: Rejected) -> None:
+        """Count a row that was set aside."""
+        self.rows += 1
+        self.rejected_count += 1
+        if len(self.rejected) < REJECTED_KEPT:
+            self.rejected.append(row)
+
+    def use(self, conversation: Conversation, encoded: Sequence[Encoded]) -> int:
+        """Count a row that is used; returns its content key."""
+        key = content_key(conversation, self.seed)
+        self.rows += 1
+        self.used += 1
+        self.turns += len(conversation.messages)
+        self._keys.append(key)
+        for row in encoded:
+            self._lengths.append(len(row.ids))
+            self.supervised += int(np.count_nonzero(row.mask))
+            self.truncated += row.cut > 0
+            if len(row.ids) > self._longest:
+                self._longest = len(row.ids)
+                self._place = f"{row.source.file}, line {row.source.line}"
+        return key
+
+    def absorb(self, other: Tally) -> None:
+        """Add another tally's counts, as if its rows had been counted here."""
+        for name in ("rows", "used", "turns", "supervised", "truncated", "rejected_count"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.rejected = [*self.rejected, *other.rejected][:REJECTED_KEPT]
+        self._keys.extend(other._keys)
+        self._lengths.extend(other._lengths)
+        self._longest, self._place = max((self._longest, self._place), (other._longest, other._place))
+
+    def report(self, files: Sequence[FileReport], max_length: int, template: str, **more: Any) -> Report:
+        """The counts so far; `more` are fields of Report that only the caller knows."""
+        lengths = np.array(self._lengths, np.int32)
+        names = list(dict.fromkeys(f.format for f in files))
+        return Report(
+            format=names[0] if len(names) == 1 else "+".join(names),
+            files=tuple(files),
+            rows=self.rows,
+            used=self.used,
+            rejected_count=self.rejected_count,
+            rejected=tuple(as_plain(r) for r in self.rejected),
+            turns=self.turns,
+            examples=len(lengths),
+            tokens=int(lengths.sum()),
+            supervised_tokens=self.supervised,
+            shortest=int(lengths.min(initial=self._longest)),
+            median=int(np.median(lengths)) if len(lengths) else 0,
+            longest=self._longest,
+            longest_place=self._place,
+            histogram=histogram(lengths),
+            duplicates=len(self._keys) - len(np.unique(self.keys)),
+            truncated=self.truncated,
+            max_length=max_length,
+            template=template,
+            notes=tuple(_notes(files)),
+            **more,
+        )
+
+
+def as_plain(row: Rejected) -> dict[str, Any]:
+    """A rejected row as JSON has it: file, line, reason."""
+    return {"file": row.source.file, "line": row.source.line, "reason": row.reason}
+
+
+def file_report(file: DataFile, sha256: str = "") -> FileReport:
+    """What reading found out about a file."""
+    kind = file.kind
+    return FileReport(file.shown, kind.size, kind.container, kind.encoding, file.name, file.unused, sha256)
+
+
+def histogram(lengths: np.ndarray) -> tuple[Bar, ...]:
+    """Rows by length in bars that double: below 32, below 64, ... up to the longest; empty bars at the ends are left out."""
+    if not len(lengths):
+        return ()
+    edges = [0, 32]
+    while edges[-1] <= int(lengths.max()):
+        edges.append(edges[-1] * 2)
+    counts, _ = np.histogram(lengths, edges)
+    first = int(np.flatnonzero(counts)[0])
+    bars = [Bar(low, high, int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)]
+    return tuple(bars[first:])
+
+
+def _notes(files: Sequence[FileReport]) -> list[str]:
+    notes = []
+    for file in files:
+        if file.unused:
+            shown = ", ".join(f"'{key}'" for key in file.unused[:8])
+            notes.append(f"{file.name}: not used: {shown} (the {file.format} format does not read them).")
+        if file.encoding not in ("utf-8", "utf-8-sig"):
+            notes.append(f"{file.name}: read as {file.encoding}; look at its text with --show-mask.")
+    return notes

@@ -1,0 +1,204 @@
+"""A model's tokenizer: text to ids and back, and chats to ids with the answers marked.
+
+The only file of the app that imports transformers (late): ids are the same on every backend because they come from here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_local.data.chat_template import CHATML, PLAIN, ChatTemplate, Span
+from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.data.streamer import Streamer
+from finetune_local.errors import ModelError
+
+Segment = tuple[list[int], bool]
+"""Token ids and whether they are supervised."""
+
+_ANCHOR = "\n"
+
+
+class Tokenizer:
+    """Made by `load`. `template` is the model's own chat template or None; `chat_template` is the one in use."""
+
+    def __init__(self, hf: Any, stop_ids: Collection[int]) -> None:
+        self._hf = hf
+        self._core = hf.backend_tokenizer
+        self._core.no_truncation()
+        self._core.no_padding()
+        self.vocabulary_size: int = len(hf)
+        self.bos_id: int | None = hf.bos_token_id
+        self.eos_id: int = hf.eos_token_id if hf.eos_token_id is not None else min(stop_ids)
+        self.pad_id: int = hf.pad_token_id if hf.pad_token_id is not None else self.eos_id
+        self.template: str | None = _own_template(hf)
+        self._added: Mapping[str, int] = hf.get_added_vocab()
+        self.beginning: tuple[int, ...] = self._beginning()
+        """Ids that the tokenizer itself puts before a text: BOS for some families, nothing for others."""
+        self.chat_template: str = self.template or self._stand_in()
+        self._prefixes_space = True  # assumed only to ask what a text is in the middle of another
+        self._prefixes_space = self._continued_ids("x") != self.ids("x")
+        self._byte_fallback = "<0x0A>" in self._core.get_vocab() and "ByteFallback" in str(self._core.decoder)
+        self._chat = ChatTemplate(self._rendered)
+        stops = {*stop_ids, self.eos_id}
+        if (end := self._end_of_turn()) is not None:
+            stops.add(end)
+        self.stop_ids: frozenset[int] = frozenset(i for i in stops if 0 <= i < self.vocabulary_size)
+        self._chat.stops = sorted(str(self._core.id_to_token(i)) for i in self.stop_ids)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Load from a model folder; local files only, no code of the folder is run. Raises ModelError."""
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: there is no such folder, so no tokenizer in it.")
+        from transformers import AutoTokenizer
+
+        try:
+            hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            said = str(error).strip().split("\n")[0]
+            raise ModelError(
+                f"{folder}: the tokenizer cannot be loaded ({said}). The folder needs tokenizer.json (or tokenizer.model) "
+                "and tokenizer_config.json; copy them from where the model came from."
+            ) from None
+        if not getattr(hf, "is_fast", False):
+            raise ModelError(
+                f"{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder."
+            )
+        stops = set(_configured_stops(folder))
+        if hf.eos_token_id is None and not stops:
+            raise ModelError(
+                f"{folder}: the tokenizer names no end-of-text token, so answers would never end. "
+                'Set "eos_token" in tokenizer_config.json.'
+            )
+        return cls(hf, stops)
+
+    def ids(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text. Special tokens written in the text become their ids; `special` adds BOS and the like
+        where the tokenizer does so by itself."""
+        return list(self._core.encode(text, add_special_tokens=special).ids)
+
+    def text(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of ids, without special tokens unless asked for; broken characters come out as U+FFFD."""
+        if not self._byte_fallback:
+            return self._decoded(ids, special)
+        # tokenizers gives up a whole run of byte tokens for one bad byte; by streaming only the bad ones are lost.
+        streamer = Streamer(lambda part: self._decoded(part, special))
+        return "".join([*(streamer.push(i) for i in ids), streamer.finish()])
+
+    def streamer(self) -> Streamer:
+        """For a growing answer: push(id) and finish() give its text in whole characters."""
+        return Streamer(lambda part: self._decoded(part, False))
+
+    def token(self, id: int) -> str:  # noqa: A002 - the standard word
+        """The name of one token as the vocabulary writes it."""
+        return str(self._core.id_to_token(id))
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+        """The chat as text. Raises RowRejected where the template refuses the messages."""
+        return self._chat.render(messages, generation_prompt)
+
+    def segments(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[Segment]:
+        """The chat as ids in pieces, each tokenised apart, so that what is learned continues exactly the ids that
+        prompt_ids() gives. Raises RowRejected where the template refuses or an answer is not found in its text."""
+        text, spans = self._chat.spans(messages, generation_prompt)
+        pieces: list[Segment] = []
+        for start, end, span in _cuts(len(text), spans):
+            ids = self._continued_ids(text[start:end]) if pieces else self.ids(text[start:end])
+            if span and not span.closed and end == len(text.rstrip()):
+                ids.append(self.eos_id)  # the template leaves the last answer open; without an end it would never stop
+            pieces.append((ids, bool(span and messages[span.message].train)))
+        return pieces
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The ids that the next answer to these messages continues."""
+        return [i for ids, _ in self.segments(messages, generation_prompt=True) for i in ids]
+
+    def raw_segments(self, texts: Sequence[tuple[str, bool]]) -> list[Segment]:
+        """Texts as they are, one after the other, each with its supervised flag; BOS first where the tokenizer adds it."""
+        pieces: list[Segment] = [(list(self.beginning), False)] if self.beginning else []
+        for number, (text, supervised) in enumerate(texts):
+            pieces.append((self._continued_ids(text) if number else self.ids(text), supervised))
+        return pieces
+
+    def _continued_ids(self, text: str) -> list[int]:
+        """Ids of a text that follows another: tokenizers that put a space before every text must not do it here."""
+        if not self._prefixes_space:
+            return self.ids(text)
+        anchor, whole = self.ids(_ANCHOR), self.ids(_ANCHOR + text)
+        return whole[len(anchor) :] if whole[: len(anchor)] == anchor else self.ids(text)
+
+    def _decoded(self, ids: Sequence[int], special: bool) -> str:
+        return str(self._core.decode(list(ids), skip_special_tokens=not special))
+
+    def _beginning(self) -> tuple[int, ...]:
+        plain, full = self.ids("x"), self.ids("x", special=True)
+        at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+        return tuple(full[:at])
+
+    def _stand_in(self) -> str:
+        if {"<|im_start|>", "<|im_end|>"} <= set(self._added):
+            return CHATML
+        return ("{{ bos_token }}" if self.beginning and self.bos_id in self.beginning else "") + PLAIN
+
+    def _rendered(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        plain = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            return str(
+                self._hf.apply_chat_template(
+                    plain, chat_template=self.chat_template, tokenize=False, add_generation_prompt=generation_prompt
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            said = str(error).strip() or type(error).__name__
+            raise RowRejected(f"the model's chat template refuses it: {said}") from None
+
+    def _end_of_turn(self) -> int | None:
+        """The added token that the template puts after an answer."""
+        try:
+            after = self._chat.after_answer().lstrip()
+        except RowRejected:
+            return None
+        longest = max((t for t in self._added if t and after.startswith(t)), key=len, default=None)
+        return None if longest is None else self._added[longest]
+
+
+def _own_template(hf: Any) -> str | None:
+    """The tokenizer's template; of several, the one for plain chat."""
+    template = getattr(hf, "chat_template", None)
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return template if isinstance(template, str) and template.strip() else None
+
+
+def _cuts(length: int, spans: Sequence[Span]) -> Iterator[tuple[int, int, Span | None]]:
+    """The text's pieces in order: (start, end, the answer's span or None); none is empty."""
+    at = 0
+    for span in spans:
+        if span.start > at:
+            yield at, span.start, None
+        yield span.start, span.end, span
+        at = span.end
+    if at < length:
+        yield at, length, None
+
+
+def _configured_stops(folder: Path) -> Iterator[int]:
+    """Every eos_token_id of config.json and generation_config.json. Raises ModelError for a file that is not JSON."""
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            config = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"{path}: cannot be read ({error}). Copy it again from where the model came from."
+            ) from None
+        for part in (config, config.get("text_config") or {}):
+            found = part.get("eos_token_id")
+            yield from (i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int))

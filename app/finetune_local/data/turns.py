@@ -1,0 +1,187 @@
+"""What chat formats share: roles under their many names, content as text, system texts and tool calls.
+
+Not a format itself; the files in formats/ say where in a row the turns lie.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune_local.data.conversation import Message, Role, RowRejected
+from finetune_local.spec.fields import did_you_mean
+
+ROLE_NAMES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+"""What the roles are called in the data sets of the world, and what they are here."""
+
+_SHOWN_ROLES = ("system", "user", "assistant", "tool", "human", "gpt", "function_call", "observation")
+
+
+def text_of(value: object, where: str, *, empty: bool = False) -> str:
+    """A text that a tokenizer takes. Raises RowRejected, naming `where`, for other types, emptiness, broken characters."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = json.dumps(value)  # an answer such as 42 is a number in JSON, but a text to learn
+    if not isinstance(value, str):
+        raise RowRejected(f"{where} is {_kind(value)}, expected a text.")
+    if not empty and not value.strip():
+        raise RowRejected(f"{where} is empty.")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise RowRejected(
+                f"{where} holds half of a character (a lone surrogate); write the text anew as UTF-8."
+            ) from None
+    return value
+
+
+def turns(value: object, key: str) -> list[Message]:
+    """Messages from a list of {"role", "content"} or {"from", "value"}. Raises RowRejected saying which turn and why."""
+    if isinstance(value, str):  # a CSV cell holds the list as JSON
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise RowRejected(f"'{key}' is a text that is not JSON, expected a list of turns.") from None
+    if not isinstance(value, Sequence):
+        raise RowRejected(f"'{key}' is {_kind(value)}, expected a list of turns.")
+    if not value:
+        raise RowRejected(f"'{key}' is empty.")
+    return [_turn(item, f"'{key}'", number) for number, item in enumerate(value, 1)]
+
+
+def with_system(messages: Sequence[Message], row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages after the row's own "system" text and its "tools", where it has them and they are not there yet."""
+    result = list(messages)
+    system = row.get("system")
+    if system and not (result and result[0].role == "system"):
+        result.insert(0, Message("system", text_of(system, "'system'")))
+    tools = _tools(row.get("tools"))
+    if tools:
+        # Without the list of functions a model would be taught to call what it was never told of.
+        described = f"You can call these functions:\n{tools}"
+        if result and result[0].role == "system":
+            result[0] = Message("system", f"{result[0].content}\n\n{described}")
+        else:
+            result.insert(0, Message("system", described))
+    return tuple(result)
+
+
+def _turn(item: object, where: str, number: int) -> Message:
+    if not isinstance(item, Mapping):
+        raise RowRejected(f"turn {number} of {where} is {_kind(item)}, expected an object with a role and a content.")
+    role_key = "role" if "role" in item else "from"
+    if role_key not in item:
+        raise RowRejected(f"turn {number} of {where} has no 'role'.{_near_key('role', item)}")
+    role = _role(item[role_key], where)
+    content_key = next((k for k in ("content", "value", "text") if k in item), None)
+    place = f"turn {number} of {where} ({role})"
+    calls = _calls(item, place)
+    if content_key is None and not calls:
+        raise RowRejected(f"{place} has no 'content'.{_near_key('content', item)}")
+    content = _content(item.get(content_key) if content_key else None, place, empty=bool(calls) or role != "assistant")
+    return Message(
+        role, "\n".join(part for part in (content, calls) if part) if calls else content, _trained(item, place)
+    )
+
+
+def _role(name: object, where: str) -> Role:
+    known = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
+    if known is None:
+        hint = did_you_mean(str(name), list(ROLE_NAMES)) or f" Known: {', '.join(_SHOWN_ROLES)}."
+        raise RowRejected(f"{where} has role {name!r}.{hint}")
+    return known
+
+
+def _content(value: object, place: str, *, empty: bool) -> str:
+    if value is None:
+        if empty:
+            return ""
+        raise RowRejected(f"{place} has no content.")
+    if not isinstance(value, list):
+        return text_of(value, place, empty=empty)
+    texts = []
+    for part in value:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type", "text") if isinstance(part, Mapping) else _kind(part)
+        if not isinstance(part, Mapping) or kind not in ("text", "input_text", "output_text"):
+            raise RowRejected(f"{place} has a part of type {kind!r}; only text can be learned.")
+        texts.append(text_of(part.get("text", part.get("value")), f"a text part of {place}", empty=True))
+    return text_of("".join(texts), place, empty=empty)
+
+
+def _trained(item: Mapping[str, Any], place: str) -> bool:
+    for key in ("weight", "loss_weight"):
+        weight = item.get(key)
+        if weight is None:
+            continue
+        if not isinstance(weight, bool | int | float) or weight < 0:
+            raise RowRejected(f"{place} has {key} {weight!r}, expected 0 or 1.")
+        if weight not in (0, 1):
+            raise RowRejected(f"{place} has {key} {weight!r}; an answer is learned (1) or not (0), nothing between.")
+        return bool(weight)
+    return True
+
+
+def _calls(item: Mapping[str, Any], place: str) -> str:
+    """Calls as text, one JSON object {"name", "arguments"} a line: the form that function_call turns have."""
+    calls = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
+    if not isinstance(calls, list):
+        raise RowRejected(f"{place} has tool_calls that are {_kind(calls)}, expected a list.")
+    lines = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowRejected(f"{place} has a tool call without a function name.")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except json.JSONDecodeError:
+                raise RowRejected(f"{place} calls '{function['name']}' with arguments that are not JSON.") from None
+        lines.append(json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False))
+    return text_of("\n".join(lines), f"a tool call of {place}", empty=True)
+
+
+def _tools(value: object) -> str:
+    if value in (None, "", [], "[]", {}):
+        return ""
+    return text_of(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), "'tools'")
+
+
+def _near_key(wanted: str, item: Mapping[str, Any]) -> str:
+    names = ", ".join(repr(str(k)) for k in list(item)[:6]) or "nothing"
+    near = did_you_mean(wanted, [str(k) for k in item])
+    return f" It has {names}." + (f" Rename '{near.split(chr(39))[1]}' to '{wanted}'." if near else "")
+
+
+def _kind(value: object) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)
