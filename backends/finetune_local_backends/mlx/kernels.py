@@ -78,12 +78,14 @@ def chunked_logprobs(
     if hidden.shape[0] <= rows:
         return logprobs(lambda h: head(parameters, h), hidden, targets)
 
-    def one(parameters: Tree, hidden: mx.array, targets: mx.array) -> mx.array:
-        return logprobs(lambda h: head(parameters, h), hidden, targets)
+    def of_chunk(targets: mx.array) -> Callable[[Tree, mx.array], mx.array]:
+        def again(parameters: Tree, hidden: mx.array) -> mx.array:
+            return logprobs(lambda h: head(parameters, h), hidden, targets)
 
-    again = mx.checkpoint(one)
+        return mx.checkpoint(again)
+
     starts = range(0, hidden.shape[0], rows)
-    return mx.concatenate([again(parameters, hidden[s : s + rows], targets[s : s + rows]) for s in starts])
+    return mx.concatenate([of_chunk(targets[s : s + rows])(parameters, hidden[s : s + rows]) for s in starts])
 
 
 class Checkpointing:

@@ -1,0 +1,123 @@
+"""Both backends against each other, in fp32: logits, loss curves, and adapters carried over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune_local.backend import Session, backends
+from finetune_local.spec.objectives import objectives
+from finetune_local.spec.run import TrainingSettings
+from tasks import batch_of, plan_of
+from tiny import FAMILIES, MORE_FAMILIES, tiny_model
+
+TORCH, MLX = backends()["torch"], backends()["mlx"]
+if lacking := [b.name for b in (TORCH, MLX) if b.missing()]:
+    pytest.skip(f"parity needs both backends; missing: {', '.join(lacking)}", allow_module_level=True)
+
+SFT = objectives()["sft"]
+IDS = np.random.default_rng(5).integers(3, 380, 50).tolist()
+PROMISED = 1e-3  # what the app promises of losses and logits; what is seen is below 2e-5
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+}
+
+
+def gap(one: Any, other: Any) -> float:
+    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
+
+
+def change(folder: Path, **fields: Any) -> None:
+    """Change config.json; a value of None takes the field away."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text("utf-8"))
+    values.update(fields)
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}), "utf-8")
+
+
+def both(folder: Path) -> tuple[Session, Session]:
+    return TORCH.load(folder, "fp32", "cpu"), MLX.load(folder, "fp32", "cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES + MORE_FAMILIES)
+def test_logits_are_equal(tmp_path: Path, family: str) -> None:
+    folder = tiny_model(tmp_path / "模型 model", family)
+    one, other = (s.logits(IDS) for s in both(folder))
+    assert np.abs(one).max() > 1
+    assert gap(one, other) < PROMISED / 10
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_logits_differ_without_normalising_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """The negative control of the test above: what mlx-lm makes of a transformers-5 config by itself is wrong."""
+    monkeypatch.setattr("finetune_local_backends.mlx.config.normalised", lambda config: config)
+    one, other = (s.logits(IDS) for s in both(tiny_model(tmp_path, family)))
+    assert gap(one, other) > 10 * PROMISED
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_scaled_ropes_are_equal(tmp_path: Path, kind: str) -> None:
+    folder = tiny_model(tmp_path)
+    plain = MLX.load(folder, "fp32", "cpu").logits(IDS)
+    change(folder, rope_parameters={"rope_theta": 50_000.0, **ROPES[kind]})
+    one, other = (s.logits(IDS) for s in both(folder))
+    assert gap(plain, other) > PROMISED
+    assert gap(one, other) < PROMISED
+
+
+def test_configs_of_older_transformers_are_equal(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path)
+    change(folder, rope_parameters=None, rope_theta=50_000.0, rope_scaling={"type": "linear", "factor": 2.0})
+    one, other = (s.logits(IDS) for s in both(folder))
+    assert gap(one, other) < PROMISED / 10
+
+
+def test_a_field_left_out_has_the_same_default_on_both(tmp_path: Path) -> None:
+    """transformers takes a Llama's head as its own unless told otherwise; mlx-lm's class takes it as tied."""
+    folder = tiny_model(tmp_path, tied=False)
+    change(folder, tie_word_embeddings=None, rope_parameters=None)
+    one, other = (s.logits(IDS) for s in both(folder))
+    assert gap(one, other) < PROMISED / 10
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "qwen2"])
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+def test_twenty_steps_and_the_adapters_are_equal(tmp_path: Path, family: str, method: str) -> None:
+    folder = tiny_model(tmp_path, family)
+    sessions = both(folder)
+    plan = plan_of(folder, method)
+    training = TrainingSettings(weight_decay=0.01, max_gradient_norm=1.0)
+    batches = [batch_of(seed=n) for n in range(3)]
+    rate = 1e-3 if method == "full" else 5e-3
+    curves, norms = [], []
+    for session in sessions:
+        session.attach("a", plan, seed=3)
+        session.prepare("a", training)
+        results = [session.step([batches[n % 3], batches[(n + 1) % 3]], SFT, rate) for n in range(20)]
+        curves.append([r.loss for r in results])
+        norms.append([r.gradient_norm for r in results])
+    assert curves[0][-1] < curves[0][0] - 0.3
+    assert gap(curves[0], curves[1]) < PROMISED
+    np.testing.assert_allclose(norms[1], norms[0], rtol=5e-3)
+
+    own, trained = [s.logits(IDS) for s in sessions], [s.tensors("a") for s in sessions]
+    assert trained[0].keys() == trained[1].keys()
+    for number, session in enumerate(sessions):
+        session.attach("carried", plan, seed=0, tensors=trained[1 - number])
+        assert gap(session.logits(IDS), own[1 - number]) < PROMISED
+        session.activate(None)
+        assert gap(session.logits(IDS), own[1 - number]) > 100 * PROMISED
