@@ -21,6 +21,7 @@ ATTEMPTS = 6
 """Tries in a row without a single new byte before giving up."""
 _CHUNK = 1 << 20
 _LONGEST_PAUSE = 60.0
+_TELL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,13 @@ def _store(response: httpx.Response, partial: Path, have: int, progress: Callabl
     try:
         with partial.open("ab" if goes_on else "wb") as out:
             count = have if goes_on else 0
-            for chunk in response.iter_bytes(_CHUNK):
+            told = 0.0
+            for chunk in response.iter_bytes():  # as they come: what is waited for in larger pieces is lost in a cut
                 out.write(chunk)
                 count += len(chunk)
-                progress(count)
+                if time.monotonic() - told > _TELL_SECONDS:
+                    progress(count)
+                    told = time.monotonic()
     except OSError as error:
         raise DiskFull(f"{partial.parent}: {error.strerror}. Make room and run the same command again.") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from finetune_local.errors import DiskFull, ModelError
 from finetune_local.models.folder import CONFIG, ModelFolder
+from finetune_local.paths import bad_name
 
 SOURCE = "finetune_local_source.json"
 _ASIDE = ".making-"
@@ -23,11 +23,8 @@ _STALE_SECONDS = 24 * 3600
 
 def check_name(name: str) -> str:
     """The name where it can be a folder's on every system. Raises ModelError."""
-    if not name or len(name) > 100 or name != name.strip(" .") or re.search(r'[<>:"/\\|?*\x00-\x1f]', name):
-        raise ModelError(
-            f"'{name}' cannot be a model's name: it becomes a folder. "
-            'Leave out < > : " / \\ | ? * and dots or blanks at its ends.'
-        )
+    if reason := bad_name(name):
+        raise ModelError(f"--name {name!r} {reason}. Choose another.")
     return name
 
 
