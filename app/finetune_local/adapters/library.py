@@ -93,7 +93,7 @@ def find(name_or_path: str | Path, home: Home) -> Path:
         for folder in (path, path / "adapter"):
             if (folder / CONFIG).is_file():
                 return folder.resolve()
-    if path.parent != Path() or path.is_absolute():
+    if set(str(name_or_path)) & set("/\\"):
         what = f"there is no {CONFIG} in it" if path.is_dir() else "there is no such folder"
         raise AdapterError(
             f"--adapter {name_or_path}: {what}. Give an adapter's folder, a run's name or a library name."

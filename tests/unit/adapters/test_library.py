@@ -1,0 +1,157 @@
+"""Finding, importing, renaming, removing adapters."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from finetune_local import paths
+from finetune_local.adapters import library, manage
+from finetune_local.errors import AdapterError
+from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
+from made import made_adapter
+
+
+@pytest.fixture
+def stocked(home: paths.Home, tiny: Path) -> paths.Home:
+    """A home with a finished run, an unfinished one, and an imported adapter."""
+    run = home.runs / "订单 1"
+    made_adapter(tiny, run / "adapter", run="订单 1")
+    (run / "run.json").write_text(json.dumps({"model": {"id": "D:/models/base"}, "data": {"template": "raw"}}), "utf-8")
+    (home.runs / "half").mkdir()
+    made_adapter(tiny, home.adapters / "friend", plain=True)
+    return home
+
+
+def names(home: paths.Home) -> list[str]:
+    return [entry.name for entry in library.entries(home)]
+
+
+def test_runs_and_imports_are_listed(stocked: paths.Home) -> None:
+    listed = [entry.describe() for entry in library.entries(stocked)]
+    assert [(e["name"], e["origin"]) for e in listed] == [("订单 1", "run"), ("friend", "imported")]
+    assert listed[0]["base"] == listed[1]["base"] == "tiny llama 小"
+    assert listed[0]["method"] == listed[1]["method"] == "lora" and listed[0]["rank"] == 2
+
+
+def test_an_adapter_is_found_by_name_run_or_folder(stocked: paths.Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = (stocked.runs / "订单 1" / "adapter").resolve()
+    for way in ("订单 1", str(adapter), str(adapter.parent)):
+        assert library.find(way, stocked) == adapter
+    monkeypatch.chdir(stocked.adapters)
+    assert library.find("friend", stocked) == (stocked.adapters / "friend").resolve()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("frend", "Did you mean 'friend'"),
+        ("half", "did not finish.*resume half"),
+        ("./nowhere", "no such folder"),
+        ("nothing like it", "Known: 订单 1, friend"),
+    ],
+)
+def test_what_is_not_found_says_what_to_do(stocked: paths.Home, asked: str, said: str) -> None:
+    with pytest.raises(AdapterError, match=said):
+        library.find(asked, stocked)
+
+
+def test_the_base_is_the_one_the_run_named_else_the_recorded_one(stocked: paths.Home, tiny: Path) -> None:
+    assert library.base_of(stocked.runs / "订单 1" / "adapter") == "D:/models/base"
+    made_adapter(tiny, stocked.runs / "订单 1" / "checkpoints" / "step-000001")
+    assert library.base_of(stocked.runs / "订单 1" / "checkpoints" / "step-000001") == "D:/models/base"
+    assert library.base_of(stocked.adapters / "friend") == "tiny llama 小"
+
+
+def test_a_folder_and_a_zip_are_imported_alike(stocked: paths.Home, tiny: Path, tmp_path: Path) -> None:
+    source = made_adapter(tiny, tmp_path / "新 adapter", seed=4)
+    (source / "training_args.bin").write_bytes(b"\x80\x04pickle")
+    archive = tmp_path / "packed.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in source.iterdir():
+            file.write(path, f"some folder/{path.name}")
+    first, second = manage.bring_in(source, stocked), manage.bring_in(archive, stocked, "从zip")
+    assert names(stocked) == ["订单 1", "friend", "从zip", "新 adapter"] and first.name == "新 adapter"
+    for entry in (first, second):
+        assert not (entry.folder / "training_args.bin").exists()
+        assert (entry.folder / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+        assert entry.identity is not None
+
+
+@pytest.mark.parametrize(
+    "member", ["../evil/adapter_config.json", "/abs/adapter_config.json", "C:/x/adapter_config.json"]
+)
+def test_a_zip_that_points_outside_is_refused(stocked: paths.Home, tmp_path: Path, member: str) -> None:
+    archive = tmp_path / "bad.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(member, "{}")
+    with pytest.raises(AdapterError, match="outside the archive"):
+        manage.bring_in(archive, stocked)
+    assert names(stocked) == ["订单 1", "friend"]
+
+
+def test_pickles_broken_files_and_other_things_are_refused(stocked: paths.Home, tiny: Path, tmp_path: Path) -> None:
+    pickled = made_adapter(tiny, tmp_path / "pickled")
+    (pickled / WEIGHTS).rename(pickled / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="pickle"):
+        manage.bring_in(pickled, stocked)
+    broken = made_adapter(tiny, tmp_path / "broken")
+    (broken / WEIGHTS).write_bytes((broken / WEIGHTS).read_bytes()[:-100])
+    with pytest.raises(AdapterError, match=r"broken.*Copy the adapter again"):
+        manage.bring_in(broken, stocked)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AdapterError, match="not an adapter"):
+        manage.bring_in(tmp_path / "empty", stocked)
+    with pytest.raises(AdapterError, match="does not exist"):
+        manage.bring_in(tmp_path / "nowhere", stocked)
+    two = tmp_path / "two.zip"
+    with zipfile.ZipFile(two, "w") as file:
+        file.writestr(f"a/{CONFIG}", "{}")
+        file.writestr(f"b/{CONFIG}", "{}")
+    with pytest.raises(AdapterError, match="2 adapters"):
+        manage.bring_in(two, stocked)
+    assert names(stocked) == ["订单 1", "friend"]
+    assert list(stocked.adapters.glob(".*")) == []
+
+
+@pytest.mark.parametrize("name", ["friend", "订单 1", "a/b", "..", "base", "con:"])
+def test_names_that_are_taken_or_impossible_are_refused(stocked: paths.Home, tiny: Path, name: str) -> None:
+    source = made_adapter(tiny, stocked.cache / "source")
+    with pytest.raises(AdapterError, match="--name"):
+        manage.bring_in(source, stocked, name)
+
+
+def test_renaming_and_notes(stocked: paths.Home) -> None:
+    manage.write_note("friend", " 很好用 \n", stocked)
+    renamed = manage.rename("friend", "老朋友", stocked)
+    assert renamed.note == "很好用" and names(stocked) == ["订单 1", "老朋友"]
+    manage.write_note("老朋友", "", stocked)
+    assert renamed.note == ""
+    with pytest.raises(AdapterError, match="adapters import"):
+        manage.rename("订单 1", "x", stocked)
+
+
+@pytest.mark.parametrize("name", ["订单 1", "friend"])
+def test_what_is_removed_can_be_taken_back(stocked: paths.Home, name: str) -> None:
+    before = library.entry(name, stocked)
+    _, tensors = read_adapter(before.folder)
+    manage.remove(name, stocked)
+    assert name not in names(stocked) and not before.folder.exists()
+    if name == "订单 1":
+        assert (stocked.runs / name / "run.json").exists(), "a run keeps everything else"
+    assert manage.restore(None if name == "friend" else name, stocked) == before
+    assert set(read_adapter(before.folder)[1]) == set(tensors)
+    with pytest.raises(AdapterError, match="trash"):
+        manage.restore(name, stocked)
+
+
+def test_taking_back_does_not_overwrite(stocked: paths.Home) -> None:
+    copy = stocked.cache / "copy"
+    shutil.copytree(stocked.adapters / "friend", copy)
+    manage.remove("friend", stocked)
+    manage.bring_in(copy, stocked, "friend")
+    with pytest.raises(AdapterError, match="cannot go back"):
+        manage.restore("friend", stocked)
+    assert [facts["name"] for facts in manage.trashed(stocked)] == ["friend"]

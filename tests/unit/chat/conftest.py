@@ -1,0 +1,22 @@
+"""A toy model ready to chat, with two adapters loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune_local import paths
+from finetune_local.chat.opening import Opened
+from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.models.folder import ModelFolder
+from made import made_adapter
+from toy_session import ToySession
+
+
+@pytest.fixture
+def opened(tiny: Path, home: paths.Home) -> Opened:
+    tokenizer = Tokenizer.load(tiny)
+    session = ToySession(tokenizer.vocabulary_size)
+    opened = Opened(home, ModelFolder.open(tiny), tokenizer, session, "toy")  # type: ignore[arg-type]
+    for number, name in enumerate(("formal", "诗人")):
+        made_adapter(tiny, home.adapters / name, seed=number)
+    return opened

@@ -1,0 +1,112 @@
+"""Base, few-shot base and tuned on a toy whose answers are known; and the verdicts."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune_local import paths
+from finetune_local.backend import Floats
+from finetune_local.chat.opening import Opened
+from finetune_local.data.conversation import Message, Source
+from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.errors import DataError, SpecError
+from finetune_local.evaluate import compare
+from finetune_local.evaluate.report import Choices, evaluate
+from finetune_local.evaluate.rows import Row
+from finetune_local.evaluate.verdict import judge
+from finetune_local.models.folder import ModelFolder
+from toy_session import ToySession
+
+ROWS = [
+    Row((Message("user", f"say {word}"),), word, Source("f", i))
+    for i, word in enumerate(["好", "ok", "no", "是的"] * 8)
+]
+
+
+@pytest.fixture
+def opened(tiny: Path, home: paths.Home) -> Opened:
+    """With the adapter the toy says what it was asked to say, with the base "ok" and nothing else."""
+    tokenizer = Tokenizer.load(tiny)
+    end = tokenizer.eos_id
+
+    header = len(tokenizer.ids("assistant\n"))
+
+    def rule(adapter: str | None, ids: Sequence[int]) -> Floats:
+        begun = max(i for i, token in enumerate(ids) if token == 1) + 1 + header  # after the last <|im_start|>
+        asked = tokenizer.text(ids[:begun]).rpartition("say ")[2].removesuffix("assistant\n").strip()
+        wanted = [*tokenizer.ids(asked if adapter else "ok"), end]
+        logits = np.zeros(tokenizer.vocabulary_size, np.float32)
+        logits[wanted[min(len(ids) - begun, len(wanted) - 1)]] = 8.0
+        return logits
+
+    session = ToySession(tokenizer.vocabulary_size, rule)
+    session.loaded["mine"] = 1.0
+    opened = Opened(home, ModelFolder.open(tiny), tokenizer, session, "toy")  # type: ignore[arg-type]
+    opened.adapters["mine"] = home.root / "nowhere"
+    opened.activate("mine")
+    return opened
+
+
+def test_each_condition_is_measured_on_the_same_rows(opened: Opened) -> None:
+    shares: list[float] = []
+    result = compare.run(opened, ROWS, ROWS[:2], adapter="mine", progress=lambda _n, done: shares.append(done))
+    assert result.tuned and result.few_shot
+    assert result.tuned.scores["exact"].mean() == 1.0
+    assert result.base.scores["exact"].mean() == result.few_shot.scores["exact"].mean() == 0.25
+    assert result.tuned.answers == [row.reference for row in ROWS]
+    assert result.tuned.loss_per_row.mean() < result.base.loss_per_row.mean()
+    per_token = np.log(np.exp(8.0) + opened.tokenizer.vocabulary_size - 1) - 8.0
+    assert result.tuned.loss_per_row == pytest.approx(per_token, rel=1e-4)
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+    found = result.row_json(3)
+    assert json.loads(json.dumps(found))["tuned"]["answer"] == "是的" and found["base"]["exact"] == 0.0
+
+
+def test_a_clear_gain_no_gain_and_a_loss_are_told_plainly(opened: Opened) -> None:
+    result = compare.run(opened, ROWS, ROWS[:2], adapter="mine")
+    helped = judge(result, "exact", 0)
+    assert helped.text.startswith("The fine-tune helped: exact match up 75.0 points")
+    assert "also beats examples" in helped.text and helped.over_base and helped.over_base.low > 0
+    assert "loss lower by" in judge(result, "loss", 0).text
+    turned = compare.Comparison(result.rows, result.tuned, None, result.base, 0)  # type: ignore[arg-type]
+    assert judge(turned, "exact", 0).text.startswith("The fine-tune made it worse: exact match down 75.0 points")
+    same = compare.Comparison(result.rows, result.base, result.tuned, result.base, 0)
+    text = judge(same, "exact", 0).text
+    assert "changed nothing" in text and "does worse than examples in the prompt" in text
+    assert "No adapter" in judge(compare.Comparison(result.rows, result.base, None, None, 0), "f1", 0).text
+
+
+def test_an_interval_that_includes_zero_is_said(opened: Opened) -> None:
+    result = compare.run(opened, ROWS[:6], (), adapter="mine")
+    mixed = compare.Condition(
+        "tuned", result.base.answers, result.base.nll, result.base.counts,
+        {**result.base.scores, "exact": np.array([1.0, 0, 1, 0, 0, 0])},
+    )  # fmt: skip
+    text = judge(compare.Comparison(result.rows, result.base, None, mixed, 0), "exact", 0).text
+    assert "cannot be told" in text and "includes 0" in text and "With 6 rows this is rough" in text
+
+
+def test_the_whole_evaluation_as_json(opened: Opened, tmp_path: Path) -> None:
+    file = tmp_path / "held out.jsonl"
+    rows = [{"prompt": f"say {w}", "completion": w} for w in ["好", "ok", "no", "是的"] * 8]
+    file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in [*rows, {"prompt": "x"}]), "utf-8")
+    notes: list[str] = []
+    done = evaluate(opened, Choices(data=(file,), few_shot=2), lambda _n, _d: None, notes.append).as_json()
+    assert (done["rows"], done["examples"], done["set_aside"]) == (30, 2, 1)
+    assert any("line 33" in note for note in notes)
+    for name in ("base", "few_shot", "tuned"):
+        assert set(done[name]) == {"loss", "exact", "contains", "f1"}
+        assert all(v["low"] <= v["mean"] <= v["high"] for v in done[name].values())
+    assert done["tuned"]["exact"]["mean"] == 1.0
+    limited = evaluate(opened, Choices(data=(file,), few_shot=0, limit=5), lambda _n, _d: None, notes.append).as_json()
+    assert limited["rows"] == 5 and limited["few_shot"] is None
+
+
+def test_missing_rows_say_what_to_give(opened: Opened, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="--data"):
+        evaluate(opened, Choices(), lambda _n, _d: None, lambda _t: None)
+    with pytest.raises(DataError, match="no such file"):
+        evaluate(opened, Choices(data=(tmp_path / "x.jsonl",)), lambda _n, _d: None, lambda _t: None)
