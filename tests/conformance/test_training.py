@@ -205,9 +205,18 @@ def test_a_loss_that_is_no_number_stops_the_run(make_run: Any, home: Home, bad: 
     assert checkpoint.latest(run.checkpoints) == run.checkpoints / "step-000003"
 
 
-def test_an_absurd_rate_is_caught(make_run: Any, home: Home) -> None:
-    with pytest.raises(TrainingDiverged, match="--learning-rate"):
-        train(make_run("wild", learning_rate=9.0, max_steps=60, schedule="constant", max_gradient_norm=0.0), home)
+def test_a_loss_that_climbs_and_stays_up_is_caught(make_run: Any, home: Home) -> None:
+    def climb(ready: Ready) -> None:
+        original = ready.session.step
+
+        def step(*args: Any) -> StepResult:
+            done = original(*args)
+            return dataclasses.replace(done, loss=done.loss + 0.5 * ready.state.step)
+
+        ready.session.step = step  # type: ignore[method-assign]
+
+    with pytest.raises(TrainingDiverged, match=r"has risen from .* --learning-rate"):
+        train(make_run("wild", max_steps=60), home, change=climb)
 
 
 def test_early_stopping_keeps_the_best(make_run: Any, home: Home) -> None:

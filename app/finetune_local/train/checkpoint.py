@@ -61,7 +61,7 @@ def save(
     def write(place: Path) -> None:
         write_adapter(place, plan, tensors, base)
         identify(place)
-        save_file({name: np.ascontiguousarray(array) for name, array in optimizer.items()}, place / OPTIMIZER)
+        save_file({name: np.require(array, requirements="C") for name, array in optimizer.items()}, place / OPTIMIZER)
         (place / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1) + "\n", "utf-8")
 
     write_folder(target, write)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from finetune_local import errors
 from finetune_local.errors import FinetuneError, SpecError, Stopped, WorkerDied
@@ -17,6 +18,9 @@ from finetune_local.train.runs import Run
 
 POLL_SECONDS = 0.1
 ENDS = (Finished, StoppedByUser, Failed)
+
+_children: dict[Path, subprocess.Popen[bytes]] = {}
+"""Workers this process started, to be reaped when they end; whether one lives is read from its run folder."""
 
 
 def start(run: Run, home: Home) -> int:
@@ -48,6 +52,7 @@ def start(run: Run, home: Home) -> int:
             start_new_session=os.name != "nt",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+    _children[run.folder] = process
     _wait_until_taken(run, process)
     return position
 
@@ -72,6 +77,7 @@ def follow(run: Run, position: int = 0) -> Iterator[Event]:
                 _wait_until_gone(run)
                 return
         if not alive and not chunk:
+            _wait_until_gone(run)
             raise WorkerDied(
                 f"the training process ended without a word{_last_words(run)} What was saved is intact; "
                 f"go on with: finetune-local resume {run.name}"
@@ -98,6 +104,8 @@ def _wait_until_taken(run: Run, process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_until_gone(run: Run) -> None:
+    if (child := _children.pop(run.folder, None)) is not None:
+        child.wait()
     until = time.monotonic() + 30
     while run.worker() is not None and time.monotonic() < until:
         time.sleep(0.02)

@@ -40,6 +40,9 @@ from finetune_local.train.setup import ADAPTER, Ready
 RECENT = 10
 """How many losses the guard against explosion looks at."""
 
+EXPLODED = 3.0
+"""Nats above the first loss that no recovery follows from: twenty times the perplexity."""
+
 
 class Loop:
     """One training from where its state stands to its end; `events()` runs it."""
@@ -171,7 +174,7 @@ class Loop:
                 + advice
             )
         state.recent_losses = [*state.recent_losses, loss][-RECENT:]
-        if len(state.recent_losses) == RECENT and np.mean(state.recent_losses) > 2 * (state.first_loss or loss) + 2:
+        if len(state.recent_losses) == RECENT and np.mean(state.recent_losses) > (state.first_loss or loss) + EXPLODED:
             raise TrainingDiverged(
                 f"step {state.step + 1}: the loss has risen from {state.first_loss:.3f} to "
                 f"{np.mean(state.recent_losses):.3f} (mean of {RECENT} steps). " + advice
