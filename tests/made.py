@@ -14,7 +14,13 @@ from finetune_local.spec.families.low_rank import LowRankSettings
 
 
 def made_adapter(
-    base: Path, folder: Path, seed: int = 0, dead: bool = False, plain: bool = False, run: str | None = None
+    base: Path,
+    folder: Path,
+    seed: int = 0,
+    dead: bool = False,
+    plain: bool = False,
+    run: str | None = None,
+    strength: float = 0.3,
 ) -> Path:
     """Write a LoRA of rank 2 for `base` into `folder`; `dead` has B = 0, `plain` has no finetune_local.json."""
     model = ModelFolder.open(base)
@@ -24,7 +30,7 @@ def made_adapter(
     tensors = {
         name: np.zeros(shape, np.float32)
         if dead and ".lora_B." in name
-        else rng.normal(0, 0.3, shape).astype(np.float32)
+        else rng.normal(0, strength, shape).astype(np.float32)
         for name, shape in family.shapes(plan).items()
     }
     write_adapter(folder, plan, tensors, model.name)
