@@ -1,0 +1,38 @@
+"""`merge`: short for `export --to merged`."""
+
+from __future__ import annotations
+
+import click
+
+from finetune_local.cli.options import backend_option, home_option, json_option, model_option
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@click.command(name="merge")
+@click.argument("adapter")
+@click.option("--out", metavar="DIR", required=True, help="The folder to write.")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Number format of the weights."
+)
+@model_option
+@backend_option
+@click.option("--gate/--no-gate", default=True, help="Check that the merged model answers as base + adapter do.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@home_option
+@json_option
+def command(
+    adapter: str,
+    out: str,
+    dtype: str,
+    model: str | None,
+    backend: str,
+    gate: bool,
+    overwrite: bool,
+    home: str | None,
+    as_json: bool,
+) -> None:
+    """Merge ADAPTER (a folder, a run's name or a library name) into its base: a folder that needs no adapter."""
+    from finetune_local.cli.export import run, show
+
+    show(run(adapter, "merged", dtype, out, model, backend, gate, overwrite, home), as_json)

@@ -1,0 +1,106 @@
+"""GGUF's description of a model: sizes, positions, name and license."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_local.errors import ModelError
+from finetune_local.export.merged import license_of
+from finetune_local.export.rope import rope
+from finetune_local.export.weights import EMBEDDING, MergedWeights
+
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""Families that can be written, and llama.cpp's name of each."""
+
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+
+
+def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
+    """Write all keys but the tokenizer's. Raises ModelError where llama.cpp would compute something else."""
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
+
+    model, config = weights.model, weights.model.text_config
+    _check_computation(weights)
+    writer.add_type("model")
+    writer.add_name(f"{model.name} + {weights.run}" if weights.run else model.name)
+    if license_name := license_of(model.path):
+        writer.add_license(license_name)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_file_type(LlamaFileType[_FILE_TYPES[quant]])
+
+    heads = int(config["num_attention_heads"])
+    window = config.get("sliding_window") if model.family == "mistral" else None
+    # llama.cpp's llama has no window: within its length the two compute the same.
+    writer.add_context_length(min(model.context_length, int(window or model.context_length)))
+    writer.add_embedding_length(model.hidden_size)
+    writer.add_block_count(model.blocks)
+    writer.add_feed_forward_length(int(config["intermediate_size"]))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
+    writer.add_key_length(head_dim(config))
+    writer.add_value_length(head_dim(config))
+    writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps", 1e-6)))
+    writer.add_vocab_size(weights.shapes()[EMBEDDING][0])
+    _add_rope(writer, weights)
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Width of one attention head; Qwen3's is 128 where its config is silent."""
+    if config.get("head_dim"):
+        return int(config["head_dim"])
+    if config.get("model_type") == "qwen3":
+        return 128
+    return int(config["hidden_size"]) // int(config["num_attention_heads"])
+
+
+def _add_rope(writer: Any, weights: MergedWeights) -> None:
+    from gguf import RopeScalingType
+
+    model = weights.model
+    found = rope(model.text_config)
+    writer.add_rope_dimension_count(head_dim(model.text_config))
+    writer.add_rope_freq_base(found.theta)
+    if found.kind == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(found.values["factor"]))
+    elif found.kind == "yarn":
+        factor = float(found.values["factor"])
+        original = found.values.get("original_max_position_embeddings") or model.context_length
+        expected = 0.1 * math.log(factor) + 1.0
+        attention = found.values.get("attention_factor")
+        if found.values.get("mscale_all_dim") or (attention and not math.isclose(attention, expected, rel_tol=1e-4)):
+            raise _other_rope(weights, "yarn with an attention factor of its own")
+        if found.values.get("truncate") is False:
+            raise _other_rope(weights, "yarn without rounding")
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(factor)
+        writer.add_rope_scaling_orig_ctx_len(int(original))
+        writer.add_rope_scaling_yarn_beta_fast(float(found.values.get("beta_fast") or 32))
+        writer.add_rope_scaling_yarn_beta_slow(float(found.values.get("beta_slow") or 1))
+    elif found.kind not in ("default", "llama3"):  # llama3's is a tensor, rope_freqs.weight
+        raise _other_rope(weights, found.kind)
+
+
+def _check_computation(weights: MergedWeights) -> None:
+    model, config = weights.model, weights.model.text_config
+    if config.get("hidden_act", "silu") != "silu":
+        raise ModelError(
+            f"'{model.name}' uses the activation '{config['hidden_act']}', and llama.cpp's {ARCHITECTURES[model.family]} "
+            "has SiLU only: it would answer wrongly. Export it with --to merged."
+        )
+    if float(rope(config).values.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise _other_rope(weights, "partial rotation")
+    if model.family.startswith("qwen") and config.get("use_sliding_window") and config.get("sliding_window"):
+        raise ModelError(
+            f"'{model.name}' uses sliding-window attention, which llama.cpp's {ARCHITECTURES[model.family]} does not: "
+            "it would answer wrongly. Export it with --to merged."
+        )
+
+
+def _other_rope(weights: MergedWeights, kind: str) -> ModelError:
+    return ModelError(
+        f"'{weights.model.name}' encodes positions by '{kind}', which cannot be written to GGUF here (known: default, "
+        "linear, yarn, llama3). Export it with --to merged, then try llama.cpp's convert_hf_to_gguf.py on the folder."
+    )

@@ -1,0 +1,212 @@
+"""GGUF's tokenizer: tokens, merges, how text is cut before them, special tokens and the chat template.
+
+Everything is read from tokenizer.json. How text is cut is known to llama.cpp by a name only; it is found by comparing the
+steps of the tokenizer's own cutting, and refused where no name stands for exactly those steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.errors import ModelError
+from finetune_local.export.weights import EMBEDDING
+from finetune_local.models.folder import TOKENIZER, ModelFolder, read_json
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizer import Tokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's token types
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The cutting steps, whether whole words come before merges, and llama.cpp's name for the two.
+_CUTS: Mapping[tuple[tuple[object, ...], bool], str] = {
+    ((("bytes", True),), False): "gpt-2",
+    ((("digits", True), ("bytes", True)), False): "smollm",
+    ((("split", _WORDS.replace("DIGITS", "")), ("bytes", False)), False): "qwen2",
+    ((("split", _WORDS.replace("DIGITS", "{1,3}")), ("bytes", False)), True): "llama-bpe",
+    ((("split", _WORDS.replace("DIGITS", "{1,3}")), ("bytes", False)), False): "smaug-bpe",
+    ((("split", _TEKKEN), ("bytes", False)), True): "tekken",
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens by id (as many as the embedding has rows), their types, and what their kind of tokenizer needs more."""
+
+    model: str  # "gpt2": byte-level BPE; "llama": SentencePiece's BPE
+    pre: str
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    merges: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    space_prefix: bool = False
+
+
+def read_vocabulary(model: ModelFolder) -> Vocabulary:
+    """The tokenizer of a base. Raises ModelError where llama.cpp would read text otherwise."""
+    values = read_json(model.path / TOKENIZER, "")
+    bpe = values.get("model") or {}
+    if bpe.get("type") != "BPE":
+        raise _unknown(model, f"its kind, {bpe.get('type')},")
+    merges = tuple(" ".join(merge) if isinstance(merge, list) else str(merge) for merge in bpe.get("merges") or [])
+    tokens, types = _tokens(model, values, bpe)
+    if bpe.get("byte_fallback"):
+        _check_sentencepiece(model, values)
+        return Vocabulary("llama", "default", tokens, types, (), _scores(tokens, merges), _prefix(values))
+    return Vocabulary("gpt2", _cut_name(model, values, bpe), tokens, types, merges)
+
+
+def add_vocabulary(writer: Any, model: ModelFolder) -> None:
+    """Write all of the tokenizer's keys. Raises ModelError."""
+    from finetune_local.data.tokenizer import Tokenizer
+
+    vocabulary, tokenizer = read_vocabulary(model), Tokenizer.load(model.path)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    writer.add_add_space_prefix(vocabulary.space_prefix)
+    special = special_ids(model, vocabulary, tokenizer)
+    for name, token in special.items():
+        getattr(writer, f"add_{name}_token_id")(token)
+    bos = special.get("bos")
+    writer.add_add_bos_token(bos is not None and starts_with_bos(tokenizer, bos))
+    writer.add_add_eos_token(False)
+    if tokenizer.template:
+        writer.add_chat_template(tokenizer.template)
+
+
+def special_ids(model: ModelFolder, vocabulary: Vocabulary, tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of bos, eos, eot, eom, unk and pad, as far as the model has them.
+
+    eos is the tokenizer's own; further tokens that end an answer become eot and eom.
+    """
+    settings = {}
+    if (model.path / "tokenizer_config.json").is_file():
+        settings = read_json(model.path / "tokenizer_config.json", "")
+    by_text = {text: i for i, text in enumerate(vocabulary.tokens)}
+    found: dict[str, int] = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        text = settings.get(f"{name}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        token = by_text.get(text) if text else model.text_config.get(f"{name}_token_id")
+        if isinstance(token, list):
+            token = token[0] if token else None
+        if isinstance(token, int) and 0 <= token < len(vocabulary.tokens):
+            found[name] = token
+    stops = sorted(tokenizer.stop_ids - {found.get("eos")})
+    if "eos" not in found and stops:
+        found["eos"] = stops.pop(0)
+    template = tokenizer.template or ""
+    # A token that the template writes ends a turn; it goes first, as eot is what chat programs look at.
+    stops.sort(key=lambda token: (vocabulary.tokens[token] not in template, token))
+    found |= dict(zip(("eot", "eom"), stops, strict=False))
+    return found
+
+
+def starts_with_bos(tokenizer: Tokenizer, bos: int) -> bool:
+    """Whether llama.cpp shall put BOS first: where the tokenizer does, unless the chat template leaves it out.
+
+    (llama.cpp writes it once where the template does too.)
+    """
+    from finetune_local.data.conversation import Message
+
+    if tokenizer.ids("a", special=True)[:1] != [bos]:
+        return False
+    return not tokenizer.template or tokenizer.prompt_ids([Message("user", "a")])[:1] == [bos]
+
+
+def _tokens(
+    model: ModelFolder, values: Mapping[str, Any], bpe: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    rows = model.weights()[EMBEDDING].shape[0]
+    tokens = [f"[PAD{i}]" for i in range(rows)]
+    types = [UNUSED] * rows
+    added = {int(token["id"]): token for token in values.get("added_tokens") or []}
+    largest = max([*bpe["vocab"].values(), *added])
+    if largest >= rows:
+        raise ModelError(
+            f"'{model.name}': its tokenizer has {largest + 1} tokens, but the embedding has {rows} rows. A token was added "
+            "without resizing the model; llama.cpp refuses such a file. Resize the model with transformers "
+            "(resize_token_embeddings) first."
+        )
+    for text, i in bpe["vocab"].items():
+        tokens[i], types[i] = text, NORMAL
+        if bpe.get("byte_fallback") and len(text) == 6 and text.startswith("<0x"):
+            types[i] = BYTE
+    for i, token in added.items():
+        tokens[i], types[i] = token["content"], CONTROL if token.get("special") else USER_DEFINED
+    if (unknown := bpe.get("unk_token")) in bpe["vocab"]:
+        types[bpe["vocab"][unknown]] = UNKNOWN
+    return tuple(tokens), tuple(types)
+
+
+def _cut_name(model: ModelFolder, values: Mapping[str, Any], bpe: Mapping[str, Any]) -> str:
+    normalizer = values.get("normalizer")
+    if normalizer and normalizer.get("type") != "NFC":
+        raise _unknown(model, f"how it prepares text ({normalizer.get('type')})")
+    steps = tuple(_step(step) for step in _steps(values.get("pre_tokenizer"), "pretokenizers"))
+    name = _CUTS.get((steps, bool(bpe.get("ignore_merges"))))
+    if name is None:
+        raise _unknown(model, "how it cuts text into words")
+    return name
+
+
+def _step(step: Mapping[str, Any]) -> tuple[object, ...]:
+    kind = step.get("type")
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        return "bytes", bool(step.get("use_regex", True))
+    if kind == "Digits":
+        return "digits", bool(step.get("individual_digits"))
+    if kind == "Split" and str(step.get("behavior")).lower() == "isolated" and not step.get("invert"):
+        return "split", (step.get("pattern") or {}).get("Regex")
+    return "other", str(kind)
+
+
+def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+    """A step, or those of a sequence, as a list."""
+    if step is None:
+        return []
+    return [s for part in step[inner] for s in _steps(part, inner)] if step.get("type") == "Sequence" else [step]
+
+
+def _check_sentencepiece(model: ModelFolder, values: Mapping[str, Any]) -> None:
+    normal = [s.get("type") for s in _steps(values.get("normalizer"), "normalizers")]
+    cuts = _steps(values.get("pre_tokenizer"), "pretokenizers")
+    plain = set(normal) <= {"Prepend", "Replace"} and all(s.get("type") == "Metaspace" for s in cuts)
+    if not plain or any(s.get("split", True) for s in cuts):
+        raise _unknown(model, "how it cuts text into words")
+
+
+def _prefix(values: Mapping[str, Any]) -> bool:
+    """Whether a text begins with an added space."""
+    prepends = any(s.get("type") == "Prepend" for s in _steps(values.get("normalizer"), "normalizers"))
+    cuts = _steps(values.get("pre_tokenizer"), "pretokenizers")
+    return prepends or any(s.get("prepend_scheme", "always") != "never" for s in cuts)
+
+
+def _scores(tokens: tuple[str, ...], merges: tuple[str, ...]) -> tuple[float, ...]:
+    """SentencePiece merges the pair of the highest score: minus the rank of the first merge that makes the token."""
+    rank: dict[str, int] = {}
+    for i, merge in enumerate(merges):
+        rank.setdefault(merge.replace(" ", ""), i)
+    return tuple(-float(rank.get(text, len(merges))) for text in tokens)
+
+
+def _unknown(model: ModelFolder, what: str) -> ModelError:
+    return ModelError(
+        f"'{model.name}': llama.cpp has no name known here for its tokenizer, {what} in {model.path / TOKENIZER}. It is not "
+        "guessed, as another tokenizer would give other answers. Export with --to merged, then try llama.cpp's "
+        "convert_hf_to_gguf.py on the folder."
+    )

@@ -1,0 +1,338 @@
+"""The gate behind every export: it must read prompts, stop and answer as base + adapter do in the app.
+
+The reference is a session of the chosen backend with base and adapter, in fp32 where memory allows. Compared are
+    the token ids of a few prompts, the chat template, the tokens that end an answer;
+    the greedy answers, token by token, for formats that keep the weights (quantised ones may word things otherwise);
+    the mean KL divergence of the next token's distribution along the reference's answers.
+Where greedy answers part at two tokens that the reference itself holds for nearly equal, that is no failure but a near-tie.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_local.backend import Session, choose
+from finetune_local.errors import GateFailed, OutOfMemory
+from finetune_local.export import Progress, silent
+from finetune_local.export.llama import INSTALL, LlamaCpp, LlamaFailed, available
+from finetune_local.export.probes import Probe, probes
+from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.run import Precision
+
+Floats = npt.NDArray[np.float32]
+TOKENS = 32
+TOP = 512
+"""llama.cpp tells the likeliest tokens only; the KL is taken over these and all others as one (a lower bound)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an export in one number format may differ by.
+
+    kl: mean, in nats per token. tie: two tokens whose reference logits are closer than this may change places; None where
+    answers may differ anyway.
+    """
+
+    kl: float
+    tie: float | None
+
+
+LIMITS = {
+    "f32": Limits(1e-3, 0.05),
+    "f16": Limits(2e-3, 0.05),
+    "bf16": Limits(2e-2, 0.5),
+    "q8_0": Limits(5e-2, None),
+}
+
+
+@dataclass
+class Gate:
+    """The verdict: passed, failed (raised as GateFailed instead) or None, not checked, with the reason."""
+
+    passed: bool | None
+    reason: str = ""
+    backend: str = ""
+    precision: str = ""
+    prompts: int = 0
+    tokens: int = 0
+    equal_texts: int = 0
+    near_ties: list[str] = field(default_factory=list)
+    kl_mean: float | None = None
+    kl_max: float | None = None
+    kl_limit: float | None = None
+    kl_over: str = ""
+    tie_tolerance: float | None = None
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One prompt with the reference's greedy answer and log-probabilities.
+
+    answer (n,): the last is what follows, a stop token or simply the next; logprobs (n, vocabulary).
+    """
+
+    probe: Probe
+    answer: tuple[int, ...]
+    logprobs: Floats
+
+
+class Candidate(Protocol):
+    """An export that has been loaded."""
+
+    def prompt(self, probe: Probe) -> str | None:
+        """None where it reads the prompt as the same tokens, else a sentence."""
+        ...
+
+    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+        """Those of the app's stop tokens at which it does not stop."""
+        ...
+
+    def template(self) -> str | None:
+        """Its chat template."""
+        ...
+
+    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
+        """Along the reference's answer: KL(reference ‖ export), (n,), and the export's likeliest tokens, n of them."""
+        ...
+
+
+def verify(
+    target: str,
+    out: Path,
+    kind: str,
+    model: ModelFolder,
+    adapter: Path | None,
+    backend: str = "auto",
+    progress: Progress = silent,
+) -> Gate:
+    """Check an export at `out` in the number format `kind` ("f32", "f16", "bf16", "q8_0").
+
+    Raises GateFailed saying which check, which prompt, at which token. Returns a gate that was not passed (None) where
+    it cannot be checked here: xllamacpp missing, or too little memory.
+    """
+    from finetune_local.data.tokenizer import Tokenizer
+
+    started = time.monotonic()
+    if target == "gguf" and not available():
+        return Gate(None, f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}")
+    tokenizer = Tokenizer.load(model.path)
+    found = probes(tokenizer, adapter, model.context_length)
+    stop_ids = sorted(tokenizer.stop_ids)
+    precision = _precision(model)
+    limits = LIMITS[kind] if precision == "fp32" else max(LIMITS[kind], LIMITS["bf16"], key=lambda limit: limit.kl)
+    gate = Gate(None, precision=precision, prompts=len(found), tie_tolerance=limits.tie, kl_limit=limits.kl)
+    try:
+        progress("answering as base + adapter", None)
+        gate.backend, references = _references(backend, model, adapter, precision, found, stop_ids)
+        progress("checking the export", 0.0)
+        if target == "gguf":
+            context = max(len(r.probe.ids) + len(r.answer) for r in references) + 64
+            gate.kl_over = f"the {TOP} likeliest tokens and all others as one"
+            with LlamaCpp(out, context, tokenizer.ids("a")[-1]) as llama:
+                _compare(
+                    _Gguf(llama, out), references, stop_ids, tokenizer.template, limits, gate, tokenizer.text, progress
+                )
+        else:
+            gate.kl_over = "the whole vocabulary"
+            session = choose(backend)[0].load(out, precision)
+            candidate = _Folder(session, Tokenizer.load(out))
+            _compare(candidate, references, stop_ids, tokenizer.template, limits, gate, tokenizer.text, progress)
+    except LlamaFailed as error:
+        raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
+    except OutOfMemory as error:
+        gate.reason = f"not checked: there is not enough memory for base + adapter in {precision} ({error})"
+        return gate
+    gate.passed, gate.seconds = True, round(time.monotonic() - started, 1)
+    return gate
+
+
+def _references(
+    backend: str,
+    model: ModelFolder,
+    adapter: Path | None,
+    precision: Precision,
+    found: Sequence[Probe],
+    stop_ids: Sequence[int],
+) -> tuple[str, list[Reference]]:
+    """The backend's name and the answers of base + adapter; the session is gone afterwards."""
+    from finetune_local.adapters.attach import attach
+    from finetune_local.chat.generate import greedy_batch
+    from finetune_local.data.tokenizer import Tokenizer
+
+    engine, _ = choose(backend)
+    session = engine.load(model.path, precision)
+    if adapter is not None:
+        attach(session, model, Tokenizer.load(model.path), adapter, "export")
+    answers = greedy_batch(session, [probe.ids for probe in found], TOKENS, stop_ids)
+    references = []
+    for probe, answer in zip(found, answers, strict=True):
+        logprobs = _log_softmax(session.logits([*probe.ids, *answer])[len(probe.ids) - 1 :])
+        references.append(Reference(probe, (*answer, int(logprobs[-1].argmax())), logprobs))
+    return engine.name, references
+
+
+def _compare(
+    candidate: Candidate,
+    references: Sequence[Reference],
+    stop_ids: Sequence[int],
+    template: str | None,
+    limits: Limits,
+    gate: Gate,
+    text: Callable[[Sequence[int]], str],
+    progress: Progress,
+) -> None:
+    """Fill the gate's figures. Raises GateFailed at the first check that fails."""
+    if candidate.template() != template:
+        raise GateFailed("chat template: the export's is another than the base's.")
+    if missing := candidate.stop_tokens(references[0].probe, stop_ids):
+        raise GateFailed(
+            f"stop tokens: the export does not stop at {_quoted(text(missing[:1]))} (id {missing[0]}), where the app does."
+        )
+    divergences = []
+    for number, reference in enumerate(references, 1):
+        where = f"prompt {number} ({_quoted(reference.probe.title)})"
+        if difference := candidate.prompt(reference.probe):
+            raise GateFailed(f"prompt ids: {where}: {difference}")
+        divergence, given = candidate.follow(reference)
+        divergences.append(divergence)
+        if limits.tie is not None:
+            _compare_text(reference, given, where, limits.tie, gate, text)
+        progress("checking the export", number / len(references))
+    joined = np.concatenate(divergences)
+    gate.tokens, gate.kl_mean, gate.kl_max = len(joined), float(joined.mean()), float(joined.max())
+    if not gate.kl_mean <= limits.kl:
+        worst = int(np.argmax([d.mean() for d in divergences]))
+        raise GateFailed(
+            f"probabilities: the mean KL divergence from base + adapter is {gate.kl_mean:.4g} nats per token over "
+            f"{gate.tokens} tokens, and {limits.kl:g} is allowed; the worst is prompt {worst + 1} "
+            f"({_quoted(references[worst].probe.title)}), token {int(divergences[worst].argmax()) + 1}."
+        )
+
+
+def _compare_text(
+    reference: Reference,
+    given: Sequence[int],
+    where: str,
+    tolerance: float,
+    gate: Gate,
+    text: Callable[[Sequence[int]], str],
+) -> None:
+    """Greedy answers are equal where the likeliest token is, after each equal beginning; past a parting nothing is."""
+    answer = reference.answer
+    part = next((i for i, pair in enumerate(zip(answer, given, strict=True)) if pair[0] != pair[1]), None)
+    if part is None:
+        gate.equal_texts += 1
+        return
+    ours, theirs = answer[part], given[part]
+    margin = float(reference.logprobs[part, ours] - reference.logprobs[part, theirs])
+    words = f"token {part + 1}: {_quoted(text([ours]))} here, {_quoted(text([theirs]))} in the export"
+    if margin > tolerance:
+        raise GateFailed(
+            f"greedy text: {where}, {words}; the reference's logits are {margin:.3g} apart, and {tolerance:g} would pass as a tie."
+        )
+    gate.near_ties.append(f"{where}, {words}; the reference's logits are {margin:.2g} apart")
+
+
+class _Folder:
+    """A merged folder in a fresh session."""
+
+    def __init__(self, session: Session, tokenizer: Any) -> None:
+        self._session, self._tokenizer = session, tokenizer
+
+    def prompt(self, probe: Probe) -> str | None:
+        if probe.text is not None:
+            ids = self._tokenizer.ids(probe.text, special=True)
+        else:
+            ids = self._tokenizer.prompt_ids(probe.messages)
+        return _difference(probe.ids, ids)
+
+    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+        return sorted(set(stop_ids) - self._tokenizer.stop_ids)
+
+    def template(self) -> str | None:
+        template: str | None = self._tokenizer.template
+        return template
+
+    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
+        ids = [*reference.probe.ids, *reference.answer[:-1]]
+        own = _log_softmax(self._session.logits(ids)[len(reference.probe.ids) - 1 :])
+        p = reference.logprobs
+        return np.asarray((np.exp(p) * (p - own)).sum(axis=-1), np.float32), [int(i) for i in own.argmax(axis=-1)]
+
+
+class _Gguf:
+    """A GGUF file in llama.cpp."""
+
+    def __init__(self, llama: LlamaCpp, file: Path) -> None:
+        self._llama, self._file = llama, file
+
+    def prompt(self, probe: Probe) -> str | None:
+        own, common = self._llama.common_prefix(probe.asked(), probe.ids)
+        if own == common == len(probe.ids):
+            return None
+        return f"llama.cpp makes {own} tokens of it and the app {len(probe.ids)}; they part at token {common + 1}."
+
+    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+        return [token for token in stop_ids if not self._llama.stops(probe.ids, token)]
+
+    def template(self) -> str | None:
+        from gguf import GGUFReader
+
+        field_ = GGUFReader(self._file).get_field("tokenizer.chat_template")
+        return str(field_.contents()) if field_ is not None else None
+
+    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
+        result, given = np.zeros(len(reference.answer), np.float32), []
+        for i, p in enumerate(reference.logprobs):
+            likeliest = self._llama.likeliest([*reference.probe.ids, *reference.answer[:i]], TOP)
+            result[i] = _grouped_kl(p, likeliest)
+            given.append(next(iter(likeliest)))
+        return result, given
+
+
+def _grouped_kl(p: Floats, likeliest: dict[int, float]) -> float:
+    """KL over the tokens of `likeliest` and the rest taken as one token; p (vocabulary,) are log-probabilities."""
+    ids = np.array(list(likeliest))
+    q = np.array(list(likeliest.values()), np.float64)
+    own = p[ids].astype(np.float64)
+    kl = float((np.exp(own) * (own - q)).sum())
+    if len(ids) < len(p):
+        rest_p, rest_q = max(1.0 - np.exp(own).sum(), 1e-12), max(1.0 - np.exp(q).sum(), 1e-12)
+        kl += rest_p * float(np.log(rest_p / rest_q))
+    return max(kl, 0.0)
+
+
+def _difference(ours: Sequence[int], theirs: Sequence[int]) -> str | None:
+    if list(ours) == list(theirs):
+        return None
+    part = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    at = min(len(ours), len(theirs)) if part is None else part
+    return f"the export makes {len(theirs)} tokens of it and the base {len(ours)}; they part at token {at + 1}."
+
+
+def _precision(model: ModelFolder) -> Precision:
+    """fp32 where the base fits twice into the memory that is free, else bf16."""
+    import psutil
+
+    return "fp32" if 4 * model.parameters < 0.6 * psutil.virtual_memory().available else "bf16"
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), np.float32)
+
+
+def _quoted(text: str) -> str:
+    return f"“{text}”"
