@@ -54,6 +54,7 @@ class MlxSession:
         self._active: str | None = None
         self._training: _Training | None = None
         self._seed = 0
+        self._meter = memory.Meter(device)
 
     def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None = None) -> int:
         """See Session."""
@@ -124,6 +125,11 @@ class MlxSession:
             block = block_of(parameter)
             (state.outside if block is None else state.blocks.setdefault(block, [])).append(parameter)
         self._training = state
+        # At the least, the gradient of every matrix needs its input kept; of checkpointed blocks only one at a time.
+        kept = sum(p.shape[-1] for p in adapter.parameters.values() if p.ndim > 1)
+        share = max(1, len(state.blocks)) if training.gradient_checkpointing else 1
+        trained = sum(p.nbytes for p in adapter.parameters.values())
+        self._meter.expect((4 if self.precision == "fp32" else 2) * kept / share, 2 * trained + 5 * _LOGITS_BYTES)
 
     def seed(self, seed: int) -> None:
         """See Session."""
@@ -143,10 +149,11 @@ class MlxSession:
                     if batch.supervised == 0:
                         continue
                     adapter.dropout(keys[index])
-                    value, found = self._gradients(batch, objective, total)
-                    gradients = {n: gradients[n] + g for n, g in found.items()} if gradients else found
-                    del found
-                    mx.eval(value, gradients)
+                    with self._meter.batch(batch.ids.size):
+                        value, found = self._gradients(batch, objective, total)
+                        gradients = {n: gradients[n] + g for n, g in found.items()} if gradients else found
+                        del found
+                        mx.eval(value, gradients)
                     loss += float(np.array(value))
                     memory.trim(_CACHE_BYTES)
             finally:
@@ -198,7 +205,7 @@ class MlxSession:
 
     def memory(self) -> MemoryUse:
         """See Session."""
-        return memory.in_use(self.device)
+        return self._meter.use()
 
     def check_length(self, length: int) -> None:
         """Raise Unsupported where a text is longer than mlx-lm's class computes rightly."""
