@@ -15,6 +15,7 @@ from finetune_local.data import rows
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected, Source
 from finetune_local.data.detect import HEAD_BYTES, FileKind, examine
 from finetune_local.data.formats import Format, choose, format_named, read_row
+from finetune_local.data.turns import kind_of
 from finetune_local.errors import DataError
 
 SAMPLE_ROWS = 32
@@ -111,7 +112,7 @@ def _row(value: Any | rows.Problem) -> Mapping[str, Any]:
     if isinstance(value, rows.Problem):
         raise RowRejected(value.reason)
     if not isinstance(value, Mapping):
-        raise RowRejected(f"it is {type(value).__name__}, expected an object with keys.")
+        raise RowRejected(f"it is {kind_of(value)}, expected an object with keys.")
     return _lowered(value)
 
 

@@ -151,7 +151,7 @@ def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
 
 def text_parts(stream: BinaryIO, *, by_line: bool) -> Iterator[Raw]:
     """Documents of a text file as {"text"} rows: a line each, or parts of one long text cut at its paragraphs."""
-    start, size, part = 1, 0, list[str]()
+    start, size, part, started = 1, 0, list[str](), False
     for number, line in lines(stream):
         try:
             text = _decoded(line)
@@ -162,12 +162,18 @@ def text_parts(stream: BinaryIO, *, by_line: bool) -> Iterator[Raw]:
             if text.strip():
                 yield number, {"text": text.strip("\r\n")}
             continue
-        if size > PART_CHARACTERS or (not text.strip() and size > PART_CHARACTERS // 2):
+        if size > PART_CHARACTERS:
             yield start, {"text": "".join(part), "continues": True}
             start, size, part = number, 0, []
-        if part or text.strip():
-            part.append(text)
-            size += len(text)
+        if not part and not started and not text.strip():
+            start = number + 1  # blank lines before the first text
+            continue
+        started = True
+        part.append(text)
+        size += len(text)
+        if not text.strip() and size > PART_CHARACTERS // 2:
+            yield start, {"text": "".join(part), "continues": True}
+            start, size, part = number + 1, 0, []
     if "".join(part).strip():
         yield start, {"text": "".join(part).rstrip("\r\n")}
 
@@ -206,7 +212,7 @@ def _delimiter(header: str) -> str:
 def _csv_row(names: list[str], cells: list[str]) -> dict[str, str] | Problem:
     if len(cells) != len(names):
         return Problem(
-            f"it has {len(cells)} columns, but the header has {len(names)} ({', '.join(names)}). "
+            f"its number of columns is {len(cells)}, but the header has {len(names)} ({', '.join(names)}). "
             "Put double quotes around texts that hold the delimiter."
         )
     if any(not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells):

@@ -86,8 +86,8 @@ class Writer:
     ) -> None:
         try:
             with disk_full(self.folder):
-                self._ids.close()
-                self._mask.close()
+                with self._ids, self._mask:  # both are closed, even where one cannot be written to its end
+                    pass
                 if kind is None:
                     (self.folder / f"{self.name}.offsets").write_bytes(self._offsets.tobytes())
         except DiskFull:

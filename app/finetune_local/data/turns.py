@@ -41,7 +41,7 @@ def text_of(value: object, where: str, *, empty: bool = False) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = json.dumps(value)  # an answer such as 42 is a number in JSON, but a text to learn
     if not isinstance(value, str):
-        raise RowRejected(f"{where} is {_kind(value)}, expected a text.")
+        raise RowRejected(f"{where} is {kind_of(value)}, expected a text.")
     if not empty and not value.strip():
         raise RowRejected(f"{where} is empty.")
     if not value.isascii():
@@ -62,7 +62,7 @@ def turns(value: object, key: str) -> list[Message]:
         except json.JSONDecodeError:
             raise RowRejected(f"'{key}' is a text that is not JSON, expected a list of turns.") from None
     if not isinstance(value, Sequence):
-        raise RowRejected(f"'{key}' is {_kind(value)}, expected a list of turns.")
+        raise RowRejected(f"'{key}' is {kind_of(value)}, expected a list of turns.")
     if not value:
         raise RowRejected(f"'{key}' is empty.")
     return [_turn(item, f"'{key}'", number) for number, item in enumerate(value, 1)]
@@ -87,7 +87,7 @@ def with_system(messages: Sequence[Message], row: Mapping[str, Any]) -> tuple[Me
 
 def _turn(item: object, where: str, number: int) -> Message:
     if not isinstance(item, Mapping):
-        raise RowRejected(f"turn {number} of {where} is {_kind(item)}, expected an object with a role and a content.")
+        raise RowRejected(f"turn {number} of {where} is {kind_of(item)}, expected an object with a role and a content.")
     role_key = "role" if "role" in item else "from"
     if role_key not in item:
         raise RowRejected(f"turn {number} of {where} has no 'role'.{_near_key('role', item)}")
@@ -123,7 +123,7 @@ def _content(value: object, place: str, *, empty: bool) -> str:
         if isinstance(part, str):
             texts.append(part)
             continue
-        kind = part.get("type", "text") if isinstance(part, Mapping) else _kind(part)
+        kind = part.get("type", "text") if isinstance(part, Mapping) else kind_of(part)
         if not isinstance(part, Mapping) or kind not in ("text", "input_text", "output_text"):
             raise RowRejected(f"{place} has a part of type {kind!r}; only text can be learned.")
         texts.append(text_of(part.get("text", part.get("value")), f"a text part of {place}", empty=True))
@@ -147,7 +147,7 @@ def _calls(item: Mapping[str, Any], place: str) -> str:
     """Calls as text, one JSON object {"name", "arguments"} a line: the form that function_call turns have."""
     calls = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
     if not isinstance(calls, list):
-        raise RowRejected(f"{place} has tool_calls that are {_kind(calls)}, expected a list.")
+        raise RowRejected(f"{place} has tool_calls that are {kind_of(calls)}, expected a list.")
     lines = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, Mapping) else None
@@ -175,7 +175,8 @@ def _near_key(wanted: str, item: Mapping[str, Any]) -> str:
     return f" It has {names}." + (f" Rename '{near.split(chr(39))[1]}' to '{wanted}'." if near else "")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words, for messages."""
     names = {
         dict: "an object",
         list: "a list",
