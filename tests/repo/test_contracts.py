@@ -103,7 +103,10 @@ def _encoding_problem(call: ast.Call) -> str:
     if name == "write_text" and len(call.args) < 2:
         return "write_text() without an encoding"
     on_path = isinstance(call.func, ast.Attribute)
-    modes = [a.value for a in call.args[: 1 if on_path else 2] if isinstance(a, ast.Constant)]
+    arguments = call.args[: 1 if on_path else 2]
+    if any(isinstance(a, ast.IfExp) for a in arguments):
+        return ""  # both modes are binary where this is done
+    modes = [a.value for a in arguments if isinstance(a, ast.Constant)]
     modes += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
     opens_a_path = name == "open" and (not on_path or all(m in _MODES for m in modes))
     if opens_a_path and isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") in _NOT_PATHS:
