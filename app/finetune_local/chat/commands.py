@@ -27,7 +27,9 @@ def run_command(chat: ChatSession, line: str) -> Outcome:
     """Carry out a line that begins with "/". Raises SpecError for an unknown command, UserErrors of what it does."""
     name, _, rest = line[1:].strip().partition(" ")
     if name not in COMMANDS:
-        raise SpecError(f"there is no command /{name}.{did_you_mean(name, list(COMMANDS))} /help lists them.")
+        raise SpecError(
+            f"there is no command /{name}.{did_you_mean('/' + name, ['/' + c for c in COMMANDS])} /help lists them."
+        )
     return COMMANDS[name].run(chat, rest.strip())
 
 

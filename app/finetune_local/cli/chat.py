@@ -14,7 +14,7 @@ import click
 from finetune_local import paths
 from finetune_local.chat.sampling import Sampling
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option, precision_option
-from finetune_local.cli.show import console, emit, note, stdin_text, table
+from finetune_local.cli.show import console, emit, note, say, stdin_text, table
 from finetune_local.cli.spec_options import settings_from, settings_options
 from finetune_local.errors import SpecError, UserError
 
@@ -173,7 +173,7 @@ class _Terminal:
         if self.person:
             click.echo(f"{self.chat.opened.active or 'base'}> ", nl=False)
         with _stoppable() as stop:
-            turn = answer(self._silent if self.as_json else self._echo, stop)
+            turn = answer(self._silent if self.as_json else say, stop)
         if self.as_json:
             emit(turn.as_json())
         else:
@@ -190,7 +190,7 @@ class _Terminal:
                 emit({"answers": [turn.as_json() for turn in turns]})
                 return
             for turn in turns:
-                click.echo(f"[{turn.adapter or 'base'}]\n{turn.result.text}\n")
+                say(f"[{turn.adapter or 'base'}]\n{turn.result.text}\n\n")
         for turn in turns[:1]:
             self._facts(turn)
 
@@ -224,10 +224,6 @@ class _Terminal:
         made = turn.result
         ended = {"stop": "", "length": ", cut at its longest: /set max_tokens N", "interrupted": ", stopped"}[made.stop]
         note(f"({made.tokens} tokens, {made.tokens / max(made.seconds, 1e-6):.1f} tokens/s{ended})")
-
-    @staticmethod
-    def _echo(piece: str) -> None:
-        click.echo(piece, nl=False)
 
     @staticmethod
     def _silent(_piece: str) -> None:

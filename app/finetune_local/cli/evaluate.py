@@ -150,7 +150,7 @@ def _title(name: str, result: Evaluation) -> str:
 def _cell(value: Interval, scale: int) -> str:
     digits = 3 if scale == 1 else 1
     low, high = value.low * scale, value.high * scale
-    return f"{value.mean * scale:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{value.mean * scale:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def _short(text: str, most: int = 120) -> str:

@@ -10,7 +10,7 @@ import click
 from finetune_local import paths
 from finetune_local.chat.sampling import Sampling
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option, precision_option
-from finetune_local.cli.show import emit, note, stdin_text
+from finetune_local.cli.show import emit, note, say, stdin_text
 from finetune_local.cli.spec_options import settings_from, settings_options
 
 
@@ -68,7 +68,7 @@ def command(
         prompt_of(opened.tokenizer, text, system, raw),
         sampling,
         opened.model.context_length,
-        on_text=_silent if as_json else _echo,
+        on_text=_silent if as_json else say,
     )
     if not as_json:
         click.echo()
@@ -91,10 +91,6 @@ def _progress(text: str, _done: float | None) -> None:
     """What is being loaded, where a person waits for it."""
     if sys.stderr.isatty():
         note(f"{text} …")
-
-
-def _echo(piece: str) -> None:
-    click.echo(piece, nl=False)
 
 
 def _silent(_piece: str) -> None:

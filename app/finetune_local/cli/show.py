@@ -28,6 +28,14 @@ def stdin_text() -> TextIO:
     return sys.stdin
 
 
+_CONTROL = dict.fromkeys(i for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t")
+
+
+def say(text: str) -> None:
+    """A piece of a model's answer to stdout, without line end; control characters could steer the terminal and are left out."""
+    click.echo(text.translate(_CONTROL), nl=False)
+
+
 def emit(value: Any) -> None:
     """One JSON value as one line of stdout."""
     click.echo(json.dumps(value, ensure_ascii=False))
@@ -53,6 +61,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str 
 
 def megabytes(count: float) -> str:
     """Bytes as people read them: 1.5 GB, 270 MB."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

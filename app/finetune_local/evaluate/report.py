@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_local.adapters.library import run_folder
+from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.chat.opening import Opened, trained_raw
 from finetune_local.errors import DataError, SpecError
 from finetune_local.evaluate import compare, fewshot
@@ -16,9 +15,6 @@ from finetune_local.evaluate.bootstrap import Interval
 from finetune_local.evaluate.rows import Row, Template, collect, usable
 from finetune_local.evaluate.verdict import Verdict, judge
 from finetune_local.models.folder import sha256_of
-
-MOST_KEPT = 512
-"""A run keeps so many of its validation conversations."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ def _rows(
         rows, rejected = collect(read(choices.data, choices.data_format), most)
         where = ", ".join(str(path) for path in choices.data)
     elif run is not None and (run / "data").is_dir():
-        rows, rejected = collect(conversations(run / "data", "validation", MOST_KEPT), most)
+        rows, rejected = collect(conversations(run / "data"), most)
         where = f"the validation rows of run '{run.name}'"
     else:
         raise SpecError("no rows to evaluate on: give --data FILE.")
@@ -133,8 +129,10 @@ def _rows(
 
 def _trained_on(run: Path, files: tuple[Path, ...]) -> Path | None:
     """The first of the files that the run was trained on, by its content."""
-    report = run / "data" / "data.json"
-    if not report.is_file():
+    from finetune_local.data.prepare import open_prepared
+
+    if not (run / "data" / "data.json").is_file():
         return None
-    known = {str(file.get("sha256")) for file in json.loads(report.read_text("utf-8")).get("files", ())}
+    own = run_tables(run / "adapter").get("data", {}).get("validation_files", ())
+    known = {file.sha256 for file in open_prepared(run / "data").report.files if file.name not in own}
     return next((path for path in files if sha256_of(path) in known), None)

@@ -70,5 +70,5 @@ def test_set_shows_and_changes_sampling(chat: ChatSession) -> None:
 def test_help_lists_every_command_and_unknown_ones_are_refused(chat: ChatSession) -> None:
     text = run_command(chat, "/help").text
     assert all(f"/{name}" in text for name in COMMANDS)
-    with pytest.raises(SpecError, match="Did you mean 'adapter'"):
+    with pytest.raises(SpecError, match="Did you mean '/adapter'"):
         run_command(chat, "/adaptor x")
