@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +71,7 @@ def replace(source: Path, out: Path) -> None:
     """Rename over whatever stands at `out`."""
     if source.is_dir() and out.exists():
         remove(out)
-    os.replace(source, out)
+    source.replace(out)
 
 
 def remove(path: Path) -> None:

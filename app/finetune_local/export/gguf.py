@@ -57,7 +57,7 @@ class Gguf:
             writer = GGUFWriter(aside, ARCHITECTURES[model.family])
             try:
                 add_metadata(writer, weights, quant)
-                add_vocabulary(writer, model)
+                add_vocabulary(writer, model, weights.adapter)
                 _write(writer, tensors, progress)
             finally:
                 writer.close()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.errors import ModelError
+from finetune_local.export.template import template_of
 from finetune_local.export.weights import EMBEDDING
 from finetune_local.models.folder import TOKENIZER, ModelFolder, read_json
 
@@ -63,7 +65,7 @@ def read_vocabulary(model: ModelFolder) -> Vocabulary:
     return Vocabulary("gpt2", _cut_name(model, values, bpe), tokens, types, merges)
 
 
-def add_vocabulary(writer: Any, model: ModelFolder) -> None:
+def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None) -> None:
     """Write all of the tokenizer's keys. Raises ModelError."""
     from finetune_local.data.tokenizer import Tokenizer
 
@@ -83,8 +85,8 @@ def add_vocabulary(writer: Any, model: ModelFolder) -> None:
     bos = special.get("bos")
     writer.add_add_bos_token(bos is not None and starts_with_bos(tokenizer, bos))
     writer.add_add_eos_token(False)
-    if tokenizer.template:
-        writer.add_chat_template(tokenizer.template)
+    if template := template_of(tokenizer, adapter):
+        writer.add_chat_template(template)
 
 
 def special_ids(model: ModelFolder, vocabulary: Vocabulary, tokenizer: Tokenizer) -> dict[str, int]:
@@ -108,9 +110,8 @@ def special_ids(model: ModelFolder, vocabulary: Vocabulary, tokenizer: Tokenizer
     stops = sorted(tokenizer.stop_ids - {found.get("eos")})
     if "eos" not in found and stops:
         found["eos"] = stops.pop(0)
-    template = tokenizer.template or ""
     # A token that the template writes ends a turn; it goes first, as eot is what chat programs look at.
-    stops.sort(key=lambda token: (vocabulary.tokens[token] not in template, token))
+    stops.sort(key=lambda token: (vocabulary.tokens[token] not in tokenizer.chat_template, token))
     found |= dict(zip(("eot", "eom"), stops, strict=False))
     return found
 
@@ -120,11 +121,14 @@ def starts_with_bos(tokenizer: Tokenizer, bos: int) -> bool:
 
     (llama.cpp writes it once where the template does too.)
     """
-    from finetune_local.data.conversation import Message
+    from finetune_local.data.conversation import Message, RowRejected
 
-    if tokenizer.ids("a", special=True)[:1] != [bos]:
+    if tokenizer.beginning[:1] != (bos,):
         return False
-    return not tokenizer.template or tokenizer.prompt_ids([Message("user", "a")])[:1] == [bos]
+    try:
+        return not tokenizer.template or tokenizer.prompt_ids([Message("user", "a")])[:1] == [bos]
+    except RowRejected:
+        return True
 
 
 def _tokens(

@@ -35,7 +35,7 @@ class LlamaCpp:
         """`plain_token` is any that stands for a letter. Raises LlamaFailed where llama.cpp does not load the file."""
         self._plain_token = plain_token
         self._folder = tempfile.TemporaryDirectory(prefix="ftl-")
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = (Path(self._folder.name) / "stderr").open("w+b")
         # -P: the script's own folder holds a gguf.py that must not stand in for the package.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-X", "utf8", str(_WORKER)],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 _LONGEST_SOCKET_PATH = 100  # bytes; the systems' limits are 104 and 108
@@ -32,7 +33,7 @@ def load(settings: dict[str, Any]) -> Any:
     params.ui = params.endpoint_slots = False
     params.cache_ram_mib, params.verbosity = 0, 1
     params.api_keys = [os.urandom(16).hex()]
-    place = os.path.join(settings["folder"], "l.sock")  # the ending makes it a socket file
+    place = str(Path(settings["folder"]) / "l.sock")  # the ending makes it a socket file
     if os.name != "nt" and len(os.fsencode(place)) < _LONGEST_SOCKET_PATH:
         params.hostnames = [place]
     return xllamacpp.Server(params)

@@ -15,6 +15,7 @@ from finetune_local.errors import ModelError
 from finetune_local.export import Progress, silent
 from finetune_local.export.files import check_room, written_aside
 from finetune_local.export.rope import with_both_spellings
+from finetune_local.export.template import template_of
 from finetune_local.export.weights import Floats, MergedWeights, check_float16
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
@@ -76,6 +77,7 @@ class Merged:
         with written_aside(out) as folder:
             folder.mkdir()
             _copy_rest(weights.model.path, folder)
+            _add_template(weights, folder)
             (folder / CONFIG).write_text(_json(_config(weights, dtype)), "utf-8")
             (folder / "README.md").write_text(_card(weights, dtype), "utf-8")
             index: dict[str, str] = {}
@@ -165,6 +167,16 @@ def _copy_rest(source: Path, folder: Path) -> None:
         hidden = path.name.startswith(".")
         if path.is_file() and not hidden and path.name not in skipped and not _is_weights(path.name):
             shutil.copyfile(path, folder / path.name)
+
+
+def _add_template(weights: MergedWeights, folder: Path) -> None:
+    """A base without a chat template was trained with a stand-in: others must ask with the same."""
+    from finetune_local.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    template = template_of(tokenizer, weights.adapter)
+    if template is not None and tokenizer.template is None:
+        (folder / "chat_template.jinja").write_text(template, "utf-8", newline="\n")
 
 
 def _is_weights(name: str) -> bool:

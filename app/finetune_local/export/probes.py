@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_local.data.conversation import Conversation, Message
+from finetune_local.data.conversation import Conversation, Message, RowRejected
+from finetune_local.errors import ModelError
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizer import Tokenizer
@@ -43,15 +43,24 @@ class Probe:
         return [{"role": message.role, "content": message.content} for message in self.messages]
 
 
-def probes(tokenizer: Tokenizer, adapter: Path | None, context: int, count: int = 4) -> list[Probe]:
-    """At least one and at most `count` prompts, none longer than fits."""
+def probes(tokenizer: Tokenizer, adapter: Path | None, context: int, raw: bool, count: int = 4) -> list[Probe]:
+    """At most `count` prompts, none longer than fits; as they are where `raw`, else by the chat template."""
+    from finetune_local.data.encode import prompt_ids
+
     found: list[Probe] = []
-    for messages, text in (*_of_run(adapter, 4 * count), *_built_in()):
-        if text is None and tokenizer.template is None:
-            text = messages[-1].content
-        ids = tokenizer.ids(text, special=True) if text is not None else tokenizer.prompt_ids(messages)
+    for messages, plain in (*_of_run(adapter, 4 * count), *_built_in()):
+        text = plain if plain is not None else "".join(m.content for m in messages) if raw else None
+        try:
+            if text is not None:
+                ids = prompt_ids([Message("user", text)], tokenizer, "raw")
+            else:
+                ids = prompt_ids(messages, tokenizer, "chat")
+        except RowRejected:  # a template that wants, say, a system message
+            continue
         if ids and len(ids) <= min(LONGEST, context // 2) and len(found) < count:
             found.append(Probe(() if text is not None else tuple(messages), text, tuple(ids)))
+    if not found:
+        raise ModelError("the chat template refuses every probe of the gate. Export with --no-gate to skip it.")
     return found
 
 
@@ -66,13 +75,10 @@ def _of_run(adapter: Path | None, limit: int) -> Iterator[tuple[Sequence[Message
         return
     from finetune_local.data.prepare import conversations
 
-    raw = _is_raw(adapter.parent / "run.json")
     for row in conversations(adapter.parent / "data", split="validation", limit=limit):
         messages = _prompt(row)
         if row.text is not None:
             yield [], row.text[:200]
-        elif messages and raw:
-            yield [], "".join(message.content for message in messages)
         elif messages:
             yield messages, None
 
@@ -81,10 +87,3 @@ def _prompt(row: Conversation) -> list[Message]:
     """The messages before the first answer, which end with a question."""
     first = next((i for i, message in enumerate(row.messages) if message.role == "assistant"), len(row.messages))
     return list(row.messages[:first])
-
-
-def _is_raw(spec: Path) -> bool:
-    """Whether the run was trained on texts as they are, without the chat template."""
-    if not spec.is_file():
-        return False
-    return bool(json.loads(spec.read_text("utf-8")).get("data", {}).get("template") == "raw")

@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.backend import Session, choose
+from finetune_local.data.conversation import Message
 from finetune_local.errors import GateFailed, OutOfMemory
 from finetune_local.export import Progress, silent
 from finetune_local.export.llama import INSTALL, LlamaCpp, LlamaFailed, available
 from finetune_local.export.probes import Probe, probes
+from finetune_local.export.template import speaks_raw, template_of
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.run import Precision
 
@@ -128,11 +130,17 @@ def verify(
     if target == "gguf" and not available():
         return Gate(None, f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}")
     tokenizer = Tokenizer.load(model.path)
-    found = probes(tokenizer, adapter, model.context_length)
+    raw = speaks_raw(tokenizer, adapter)
+    template = template_of(tokenizer, adapter)
+    found = probes(tokenizer, adapter, model.context_length, raw)
     stop_ids = sorted(tokenizer.stop_ids)
     precision = _precision(model)
     limits = LIMITS[kind] if precision == "fp32" else max(LIMITS[kind], LIMITS["bf16"], key=lambda limit: limit.kl)
     gate = Gate(None, precision=precision, prompts=len(found), tie_tolerance=limits.tie, kl_limit=limits.kl)
+
+    def text(ids: Sequence[int]) -> str:
+        return tokenizer.text(ids, special=True)
+
     try:
         progress("answering as base + adapter", None)
         gate.backend, references = _references(backend, model, adapter, precision, found, stop_ids)
@@ -141,14 +149,12 @@ def verify(
             context = max(len(r.probe.ids) + len(r.answer) for r in references) + 64
             gate.kl_over = f"the {TOP} likeliest tokens and all others as one"
             with LlamaCpp(out, context, tokenizer.ids("a")[-1]) as llama:
-                _compare(
-                    _Gguf(llama, out), references, stop_ids, tokenizer.template, limits, gate, tokenizer.text, progress
-                )
+                _compare(_Gguf(llama, out), references, stop_ids, template, limits, gate, text, progress)
         else:
             gate.kl_over = "the whole vocabulary"
             session = choose(backend)[0].load(out, precision)
             candidate = _Folder(session, Tokenizer.load(out))
-            _compare(candidate, references, stop_ids, tokenizer.template, limits, gate, tokenizer.text, progress)
+            _compare(candidate, references, stop_ids, template, limits, gate, text, progress)
     except LlamaFailed as error:
         raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
     except OutOfMemory as error:
@@ -252,10 +258,10 @@ class _Folder:
         self._session, self._tokenizer = session, tokenizer
 
     def prompt(self, probe: Probe) -> str | None:
-        if probe.text is not None:
-            ids = self._tokenizer.ids(probe.text, special=True)
-        else:
-            ids = self._tokenizer.prompt_ids(probe.messages)
+        from finetune_local.data.encode import prompt_ids
+
+        asked = probe.messages or (Message("user", probe.text or ""),)
+        ids = prompt_ids(asked, self._tokenizer, "chat" if probe.messages else "raw")
         return _difference(probe.ids, ids)
 
     def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
