@@ -26,8 +26,8 @@ from finetune_local.spec.families import families
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec
+from finetune_local_backends.torch import attention, kernels, session
 from finetune_local_backends.torch import head as head_module
-from finetune_local_backends.torch import kernels, session
 from finetune_local_backends.torch.gaps import GAPS
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
@@ -274,6 +274,32 @@ def test_low_rank_kernel_equals_autograd(dora: bool, with_bias: bool) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
+def test_attention_kernel_equals_torch_s(heads: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(3, count, 11, 8, requires_grad=True) for count in (heads[0], heads[1], heads[1])]
+    wanted = functional.scaled_dot_product_attention(*leaves, is_causal=True, scale=0.3, enable_gqa=True)
+    got = attention.CausalAttention.apply(*leaves, 0.3)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    pull = torch.randn_like(wanted)
+    for mine, theirs in zip(
+        torch.autograd.grad((got * pull).sum(), leaves), torch.autograd.grad((wanted * pull).sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_bf16_follows_fp32(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], attention.CausalAttention.apply
+    monkeypatch.setattr(attention.CausalAttention, "apply", lambda *args: calls.append(1) or real(*args))
+    folder = tiny_model(tmp_path / family, family)
+    batches = [batch_of(length=90)]
+    whole, half = (train(ready(folder, precision=precision), 8, batches) for precision in ("fp32", "bf16"))
+    assert calls, "the bf16 kernel was not used"
+    assert whole[-1] < whole[0] - 0.3
+    np.testing.assert_allclose(half, whole, atol=0.05)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_resumed_session_goes_on_bit_for_bit(tiny: Path, optimizer: str, method: str) -> None:
@@ -297,17 +323,19 @@ def test_a_resumed_session_goes_on_bit_for_bit(tiny: Path, optimizer: str, metho
 
 
 def test_dropout_comes_from_the_step_s_seed(tiny: Path) -> None:
-    ours, again = ready(tiny, dropout=0.5), ready(tiny, dropout=0.5)
-    train(ours, 2)
-    train(again, 2)  # other random numbers so far
-    values = []
-    for seed in (1, 1, 2):
-        again_or_ours = again if len(values) == 1 else ours
-        again_or_ours.seed(seed)
-        values.append(again_or_ours.step([batch_of()], SFT, 0.0).loss)
-    scores = ours.score(batch_of())
-    np.testing.assert_array_equal(scores, ours.score(batch_of()))
-    assert values[0] != values[2]
+    def losses(*seeds: int, checkpointing: bool = False) -> list[float]:
+        ours = ready(tiny, dropout=0.5, training={"gradient_checkpointing": checkpointing})
+        result = []
+        for seed in seeds:
+            torch.rand(3)  # what happened between the steps does not matter
+            ours.seed(seed)
+            result.append(ours.step([batch_of()], SFT, RATE).loss)
+        np.testing.assert_array_equal(ours.score(batch_of()), ours.score(batch_of()))
+        return result
+
+    assert losses(1, 2, 3) == losses(1, 2, 3)
+    assert losses(1, 2, 3)[2] != losses(1, 2, 4)[2]
+    np.testing.assert_allclose(losses(1, 2, 3), losses(1, 2, 3, checkpointing=True), atol=1e-6)
 
 
 def test_gradient_checkpointing_changes_nothing(tiny: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from finetune_local.backend import Device
 from finetune_local.errors import ModelError, Unsupported
 from finetune_local.spec.run import Precision
+from finetune_local_backends.torch import attention
 from finetune_local_backends.torch.memory import guard
 
 
@@ -85,7 +86,7 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=_attention(config),
+            attn_implementation=_attention(config, dtype, device),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -113,9 +114,11 @@ def _quantisation(precision: Precision, dtype: torch.dtype) -> Any:
     )
 
 
-def _attention(config: Any) -> str:
+def _attention(config: Any, dtype: torch.dtype, device: Device) -> str:
     """torch's fused attention, which knows no caps on the scores (Gemma 2): those take the written-out one."""
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        return "eager"
+    return attention.register() if device.kind == "cpu" and dtype == torch.bfloat16 else "sdpa"
 
 
 def _without_dropout(config: Any) -> None:

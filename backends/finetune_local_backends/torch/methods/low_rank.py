@@ -165,6 +165,7 @@ class LowRankAdapters:
             lora_dropout=settings.dropout,
             use_rslora=settings.scaling == "rslora",
             use_dora=settings.use_dora,
+            init_lora_weights=False,  # attach() gives them
             target_modules=[target.module for target in plan.targets],
             task_type="CAUSAL_LM",
         )
