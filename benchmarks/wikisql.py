@@ -69,7 +69,7 @@ def main() -> None:
     print(f"| {scores['rows']} held-out rows | loss | exact match | contains | token F1 |\n|---|---|---|---|---|")
     for key in ("base", "few_shot", "tuned"):
         part = scores[key]
-        cells = [f"{part['loss']:.3f}" if isinstance(part["loss"], float) else f"{part['loss']['mean']:.3f}"]
+        cells = [f"{part['loss']:.3f}"]
         cells += [f"{100 * part[m]['mean']:.0f} % ({100 * part[m]['low']:.0f}–{100 * part[m]['high']:.0f})"
                   for m in ("exact", "contains", "f1")]  # fmt: skip
         print(f"| {key.replace('_', '-')} | {' | '.join(cells)} |")

@@ -46,7 +46,11 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """What `evaluate --json` prints."""
-        measured = {name: {m: i.as_json() for m, i in s.items()} for name, s in self.summaries.items()}
+        measured = {
+            name: {"loss": s["loss"].mean, "loss_interval": s["loss"].as_json()}
+            | {m: i.as_json() for m, i in s.items() if m != "loss"}
+            for name, s in self.summaries.items()
+        }
         return {
             "rows": len(self.comparison.rows),
             "base": measured["base"],

@@ -98,8 +98,9 @@ def test_the_whole_evaluation_as_json(opened: Opened, tmp_path: Path) -> None:
     assert (done["rows"], done["examples"], done["set_aside"]) == (30, 2, 1)
     assert any("line 33" in note for note in notes)
     for name in ("base", "few_shot", "tuned"):
-        assert set(done[name]) == {"loss", "exact", "contains", "f1"}
-        assert all(v["low"] <= v["mean"] <= v["high"] for v in done[name].values())
+        assert set(done[name]) == {"loss", "loss_interval", "exact", "contains", "f1"}
+        intervals = [v for v in done[name].values() if isinstance(v, dict)]
+        assert len(intervals) == 4 and all(v["low"] <= v["mean"] <= v["high"] for v in intervals)
     assert done["tuned"]["exact"]["mean"] == 1.0
     limited = evaluate(opened, Choices(data=(file,), few_shot=0, limit=5), lambda _n, _d: None, notes.append).as_json()
     assert limited["rows"] == 5 and limited["few_shot"] is None
