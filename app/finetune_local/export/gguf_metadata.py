@@ -79,7 +79,8 @@ def _add_rope(writer: Any, weights: MergedWeights) -> None:
         writer.add_rope_scaling_orig_ctx_len(int(original))
         writer.add_rope_scaling_yarn_beta_fast(float(found.values.get("beta_fast") or 32))
         writer.add_rope_scaling_yarn_beta_slow(float(found.values.get("beta_slow") or 1))
-    elif found.kind not in ("default", "llama3"):  # llama3's is a tensor, rope_freqs.weight
+    elif found.kind != "default" and not (found.kind == "llama3" and ARCHITECTURES[model.family] == "llama"):
+        # llama3's scaling is a tensor, rope_freqs.weight, which llama.cpp reads for its llama alone
         raise _other_rope(weights, found.kind)
 
 

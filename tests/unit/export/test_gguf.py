@@ -148,6 +148,8 @@ def test_rope_scaling_is_written(tmp_path: Path) -> None:
     assert factors.shape == (8,) and factors[0] == 1.0 and factors[-1] == 8.0 and np.all(np.diff(factors) >= 0)
     with pytest.raises(ModelError, match="'longrope', which cannot be written"):
         write_gguf(edited(base, rope_parameters={"rope_type": "longrope"}), None, tmp_path / "b.gguf")
+    with pytest.raises(ModelError, match="'llama3', which cannot be written"):
+        write_gguf(edited(tiny_model(tmp_path / "q", "qwen3"), rope_parameters=llama3), None, tmp_path / "b.gguf")
 
 
 def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path: Path) -> None:

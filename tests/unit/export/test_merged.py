@@ -25,7 +25,7 @@ def adapter(tiny: Path, tmp_path: Path) -> Path:
 def test_the_folder_is_complete_and_opens_as_a_model(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged 合并 model"
     told: list[float] = []
-    paths = write_merged(ModelFolder.open(tiny), adapter, out, progress=lambda what, done: told.append(done or 0.0))
+    paths = write_merged(ModelFolder.open(tiny), adapter, out, progress=lambda _, done: told.append(done or 0.0))
     assert sorted(out.iterdir()) == paths
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= {
         path.name for path in paths

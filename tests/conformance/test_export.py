@@ -1,0 +1,318 @@
+"""Exports run by other programs (PEFT, transformers, mlx-lm, llama.cpp) answer as base + adapter do, and the gate sees when not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune_local.adapters.attach import attach
+from finetune_local.backend import Backend
+from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.errors import GateFailed
+from finetune_local.export import gguf_metadata, gguf_tensors, llama
+from finetune_local.export import verify as gate
+from finetune_local.export.job import export
+from finetune_local.export.merged import write_merged
+from finetune_local.export.verify import verify
+from finetune_local.layout import write_adapter
+from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.families import families
+from finetune_local.spec.families.low_rank import LowRankSettings
+from made import made_adapter
+from sentencepiece_like import make_sentencepiece_like
+from tiny import tiny_model
+
+needs_llama = pytest.mark.skipif(not llama.available(), reason="xllamacpp is not installed")
+needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="PEFT is not installed")
+needs_mlx_lm = pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+
+
+@pytest.fixture
+def adapter(tiny: Path, tmp_path: Path) -> Path:
+    return made_adapter(tiny, tmp_path / "an adapter 适配器")
+
+
+@needs_peft
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own use of transformers
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LowRankSettings(rank=4),
+        LowRankSettings(rank=4, alpha=3.0, scaling="rslora"),
+        LowRankSettings(rank=4, use_dora=True, targets=("attention",)),
+    ],
+    ids=["lora", "rslora", "dora"],
+)
+def test_merging_in_numpy_is_merging_in_peft(tiny: Path, tmp_path: Path, settings: LowRankSettings) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, family = ModelFolder.open(tiny), families()["low_rank"]
+    plan = family.plan("lora", settings, base.weights())
+    rng = np.random.default_rng(1)
+    tensors = {
+        name: (rng.normal(1 if len(shape) == 1 else 0, 0.3, shape)).astype(np.float32)
+        for name, shape in family.shapes(plan).items()
+    }
+    write_adapter(tmp_path / "a", plan, tensors, base.name)
+    write_merged(base, tmp_path / "a", tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(str(tiny))
+    theirs = PeftModel.from_pretrained(loaded, str(tmp_path / "a")).merge_and_unload().state_dict()
+    ours = ModelFolder.open(tmp_path / "out")
+    for name in ours.weights():
+        np.testing.assert_allclose(ours.read(name), theirs[name].numpy(), rtol=0, atol=1e-5, err_msg=name)
+
+
+def reference_logits(backend: Backend, base: Path, adapter: Path, ids: list[int]) -> np.ndarray:
+    session = backend.load(base, "fp32")
+    attach(session, ModelFolder.open(base), Tokenizer.load(base), adapter, "a")
+    return session.logits(ids)
+
+
+IDS = list(range(3, 43))
+
+
+@needs_peft
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma", "gemma3_text"])
+def test_plain_transformers_loads_the_folder(family: str, tmp_path: Path, backend: Backend) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_model(tmp_path / "base", family)
+    adapter = made_adapter(base, tmp_path / "a", strength=0.1)
+    write_merged(ModelFolder.open(base), adapter, tmp_path / "out 合")
+    model = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out 合"))
+    with torch.no_grad():
+        theirs = model(torch.tensor([IDS])).logits[0].numpy()
+    assert np.abs(theirs - reference_logits(backend, base, adapter, IDS)).max() < 1e-3
+
+
+@needs_mlx_lm
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma", "gemma3_text"])
+def test_plain_mlx_lm_loads_the_folder(family: str, tmp_path: Path, backend: Backend) -> None:
+    """mlx-lm reads `rope_theta` alone: without it these logits are far off, as the tiny models' theta is not the default."""
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    base = tiny_model(tmp_path / "base", family)
+    adapter = made_adapter(base, tmp_path / "a", strength=0.1)
+    write_merged(ModelFolder.open(base), adapter, tmp_path / "out 合")
+    theirs = np.array(load_model(tmp_path / "out 合")[0](mx.array([IDS]))[0])
+    assert np.abs(theirs - reference_logits(backend, base, adapter, IDS)).max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_merged_folders_pass_the_gate(tiny: Path, adapter: Path, tmp_path: Path, backend: Backend, dtype: str) -> None:
+    done = export("merged", ModelFolder.open(tiny), adapter, tmp_path / "out", dtype, backend=backend.name)
+    assert done.gate.passed and done.gate.backend == backend.name
+    assert done.gate.equal_texts + len(done.gate.near_ties) == done.gate.prompts == 4
+    assert done.gate.kl_mean is not None and done.gate.kl_mean < (1e-5 if dtype == "float32" else 1e-3)
+
+
+@needs_llama
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("quant", ["f32", "f16", "q8_0"])
+def test_gguf_files_pass_the_gate(family: str, quant: str, tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", family)
+    adapter = made_adapter(base, tmp_path / "a", strength=0.1)
+    done = export("gguf", ModelFolder.open(base), adapter, tmp_path / "模型 m.gguf", quant)
+    assert done.gate.passed and done.files == [tmp_path / "模型 m.gguf"]
+    assert done.gate.kl_mean is not None and done.gate.kl_mean < {"f32": 1e-5, "f16": 1e-4, "q8_0": 2e-2}[quant]
+    if quant != "q8_0":
+        assert done.gate.equal_texts + len(done.gate.near_ties) == done.gate.prompts
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_scaled_positions_are_the_same_in_llama_cpp(scaling: dict[str, Any], family: str, tmp_path: Path) -> None:
+    if family == "qwen3" and scaling["rope_type"] == "llama3":
+        return  # llama.cpp has no place for it: refused, see tests/unit/export
+    base = tiny_model(tmp_path / "base", family)
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    config["rope_parameters"] = {"rope_theta": 10000.0, **scaling}
+    (base / "config.json").write_text(json.dumps(config), "utf-8")
+    done = export("gguf", ModelFolder.open(base), None, tmp_path / "m.gguf", "f32", backend="torch")
+    assert done.gate.kl_mean is not None and done.gate.kl_mean < 1e-5
+
+
+@needs_llama
+def test_a_sentencepiece_like_tokenizer_reads_the_same_in_llama_cpp(tmp_path: Path) -> None:
+    base = ModelFolder.open(make_sentencepiece_like(tmp_path / "base"))
+    done = export("gguf", base, None, tmp_path / "m.gguf", "f32")
+    assert done.gate.passed and done.gate.equal_texts + len(done.gate.near_ties) == done.gate.prompts
+
+
+@needs_llama
+def test_the_gate_opens_no_connection(tiny: Path, adapter: Path, tmp_path: Path, no_network: None) -> None:
+    assert export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf").gate.passed
+
+
+def swapped(weights: Any, name: str) -> Any:
+    return weights.read(name.replace("up_proj", "gate_proj") if "1.mlp.up_proj" in name else name)
+
+
+def unpermuted(weights: Any, name: str) -> Any:
+    return weights.read(name)
+
+
+@needs_llama
+@pytest.mark.parametrize("wrong", [swapped, unpermuted])
+def test_wrong_tensors_fail_the_gate(
+    wrong: Callable[..., Any], tiny: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_tensors, "_made", wrong)
+    with pytest.raises(GateFailed, match=r"greedy text: prompt 1 \(“.*”\), token \d+: .* kept as .*m\.gguf\.failed"):
+        export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "f16")
+    with pytest.raises(GateFailed, match=r"probabilities: the mean KL divergence .* prompt \d"):
+        export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "q8_0")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("add_chat_template", "chat template"), ("add_eos_token_id", "stop tokens: .* does not stop at “<|im_end|>”")],
+)
+def test_a_forgotten_key_fails_the_gate(
+    missing: str, message: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf import GGUFWriter
+
+    tokenizer = (tiny / "tokenizer.json").read_text("utf-8")
+    # llama.cpp knows the usual end tokens by their names too, so this one has a name of its own
+    base = tiny_model(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        text = (base / name).read_text("utf-8").replace("<|im_end|>", "<|fin|>")
+        (base / name).write_text(text, "utf-8")
+    assert "<|im_end|>" in tokenizer
+    monkeypatch.setattr(GGUFWriter, missing, lambda *_: None)
+    with pytest.raises(GateFailed, match=message.replace("<|im_end|>", r"<\|fin\|>")):
+        export("gguf", ModelFolder.open(base), None, tmp_path / "m.gguf")
+
+
+@needs_llama
+def test_another_cut_of_the_text_fails_the_gate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_merges(self: Any, merges: list[str]) -> None:
+        self.add_array("tokenizer.ggml.merges", merges[: len(merges) // 2])
+
+    from gguf import GGUFWriter
+
+    monkeypatch.setattr(GGUFWriter, "add_token_merges", without_merges)
+    with pytest.raises(GateFailed, match=r"prompt ids: prompt 1 .* they part at token \d+"):
+        export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
+
+
+@needs_llama
+def test_a_file_that_llama_cpp_refuses_fails_the_gate_and_not_the_app(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_metadata, "head_dim", lambda _: 7)
+    with pytest.raises(GateFailed, match=r"llama\.cpp cannot run the export"):
+        export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
+
+
+def test_a_merged_folder_that_was_tampered_with_fails_the_gate(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    base, out = ModelFolder.open(tiny), tmp_path / "out"
+    write_merged(base, None, out)  # the adapter was forgotten
+    with pytest.raises(GateFailed, match=r"greedy text: prompt \d"):
+        verify("merged", out, "f32", base, adapter)
+    write_merged(base, adapter, out)
+    (out / "chat_template.jinja").write_text("{{ messages[0].content }}", "utf-8")
+    with pytest.raises(GateFailed, match="chat template"):
+        verify("merged", out, "f32", base, adapter)
+
+
+def test_a_near_tie_is_reported_and_a_clear_difference_is_not(tiny: Path) -> None:
+    probe = gate.Probe((), "text", (3, 4))
+    logprobs = np.log(np.array([[0.5, 0.49, 0.01], [0.1, 0.2, 0.7]], np.float32))
+    reference = gate.Reference(probe, (0, 2), logprobs)
+    verdict = gate.Gate(None)
+    gate._compare_text(reference, [1, 0], "prompt 1", 0.05, verdict, str)
+    assert len(verdict.near_ties) == 1 and verdict.equal_texts == 0
+    with pytest.raises(GateFailed, match=r"token 1: .*0\.0202 apart, and 0\.01 would pass"):
+        gate._compare_text(reference, [1, 0], "prompt 1", 0.01, verdict, str)
+    gate._compare_text(reference, [0, 2], "prompt 1", 0.05, verdict, str)
+    assert verdict.equal_texts == 1
+
+
+def test_kl_over_the_likeliest_tokens_is_a_lower_bound_and_exact_over_all() -> None:
+    rng = np.random.default_rng(0)
+    p, q = (np.log(rng.dirichlet(np.ones(50))).astype(np.float32) for _ in range(2))
+    exact = float((np.exp(p) * (p - q)).sum())
+    order = np.argsort(-q)
+    everything = gate._grouped_kl(p, {int(i): float(q[i]) for i in order})
+    some = gate._grouped_kl(p, {int(i): float(q[i]) for i in order[:20]})
+    assert everything == pytest.approx(exact, rel=1e-4)
+    assert 0 < some < exact
+
+
+def test_without_llama_cpp_the_export_is_written_and_said_not_to_be_checked(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "available", lambda: False)
+    done = export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
+    assert done.gate.passed is None and "pip install xllamacpp" in done.gate.reason
+    assert (tmp_path / "m.gguf").exists()
+
+
+@needs_llama
+def test_probes_come_from_the_run_that_made_the_adapter(tiny: Path, tmp_path: Path) -> None:
+    from finetune_local.data.prepare import prepare
+    from finetune_local.spec.run import DataSettings
+
+    run = tmp_path / "run"
+    rows = [
+        {"messages": [{"role": "user", "content": f"问题 {i}"}, {"role": "assistant", "content": "ok"}]}
+        for i in range(40)
+    ]
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    tokenizer = Tokenizer.load(tiny)
+    settings = DataSettings(files=(str(data),), validation=0.2)
+    prepare(settings, tokenizer, 1, run / "data", 128, lambda *_: None)
+    adapter = made_adapter(tiny, run / "adapter")
+    found = gate.probes(tokenizer, adapter, 512, raw=False)
+    assert len(found) == 4 and all(probe.title.startswith("问题") for probe in found)
+    (run / "run.json").write_text(json.dumps({"data": {"template": "raw"}}), "utf-8")
+    done = export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "f32")
+    assert done.gate.passed and done.gate.prompts == 4
+
+
+def test_the_command_prints_files_and_verdict(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from finetune_local.cli.export import command
+    from finetune_local.cli.merge import command as merge
+
+    options = ["--model", str(tiny), "--home", str(tmp_path / "home"), "--json"]
+    done = CliRunner().invoke(merge, [str(adapter), "--out", str(tmp_path / "合 并"), *options], catch_exceptions=False)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert str(tmp_path / "合 并" / "model.safetensors") in result["files"] and result["gate"]["passed"] is True
+    out = str(tmp_path / "m.gguf")
+    done = CliRunner().invoke(
+        command, ["base", "--to", "gguf", "--no-gate", "--out", out, *options], catch_exceptions=False
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["files"] == [out] and result["gate"]["passed"] is None
