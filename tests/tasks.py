@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conforming import make_plan
 from finetune_local.backend import Batch
-from finetune_local.spec.families import families
-from finetune_local.spec.plan import AdapterPlan, WeightInfo
+from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import parse_spec
 
 
 def plan_of(folder: Path, method: str = "lora", **settings: Any) -> AdapterPlan:
-    """The plan of a method on a folder with one safetensors file; rank 4 unless said otherwise."""
-    raw = (folder / "model.safetensors").read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    weights = {n: WeightInfo(tuple(e["shape"]), e["dtype"]) for n, e in header.items() if n != "__metadata__"}
+    """The plan of a method on a folder; rank 4 unless said otherwise."""
     given = settings if method == "full" else {"rank": 4, **settings}
-    spec = parse_spec({"method": {"key": method, **given}}, "test")
-    return families()["full" if method == "full" else "low_rank"].plan(method, spec.method.settings, weights)
+    return make_plan(parse_spec({"method": {"key": method, **given}}, "test"), folder)
 
 
 def batch_of(rows: int = 4, length: int = 20, seed: int = 0, vocabulary: int = 380) -> Batch:

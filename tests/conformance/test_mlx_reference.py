@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conforming import log_softmax
 from finetune_local.backend import Batch, Session, backends
 from finetune_local.errors import AdapterError, ModelError, Unsupported
 from finetune_local.spec.families.low_rank import PREFIX
@@ -57,12 +58,6 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 def far(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     assert one.keys() == other.keys()
     return max(float(np.abs(one[name] - other[name]).max()) for name in one)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    exact = logits.astype(np.float64)
-    exact = exact - exact.max(-1, keepdims=True)
-    return np.asarray(exact - np.log(np.exp(exact).sum(-1, keepdims=True)))
 
 
 def expected_scores(session: Session, batch: Batch) -> np.ndarray:

@@ -65,7 +65,7 @@ def longest(config: Config, arguments: object) -> int | None:
     """
     text = config.get("text_config") or config
     window = text.get("sliding_window")
-    known = getattr(getattr(arguments, "text_config", arguments), "sliding_window", None)
+    known = getattr(arguments, "sliding_window", None)
     if not isinstance(window, int) or text.get("use_sliding_window") is False:
         return None
     types = text.get("layer_types") or ["sliding_attention"]

@@ -34,7 +34,8 @@ def start(wanted: str | None) -> Device:
     if chosen is None:
         raise Unsupported(f"MLX has no device '{wanted}' here. It has: {', '.join(d.id for d in known)}.")
     # Without this the watchdog of macOS kills long training kernels while the display is on.
-    os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
+    if chosen.kind == "metal":
+        os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
     blas.prepare()
     with _file_limits_kept():
         import mlx.core as mx

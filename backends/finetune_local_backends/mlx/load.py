@@ -28,7 +28,10 @@ def load(folder: Path, precision: Precision, device: Device) -> Model:
     config = read_config(folder)
     module, arguments = _build(config)
     found = _read_weights(folder)
-    named = module.sanitize(dict(found)) if hasattr(module, "sanitize") else dict(found)
+    try:
+        named = module.sanitize(dict(found)) if hasattr(module, "sanitize") else dict(found)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{folder}: MLX cannot read this model's weights: {error}") from None
     _repair(module, str(config["model_type"]))
     half = precision == "bf16" or (precision in _BITS and device.kind != "cpu")
     dtype = mx.bfloat16 if half else mx.float32
@@ -143,4 +146,5 @@ def _mapped(
     # A head stored beside the embedding it is tied to is dropped by mlx-lm: it stands for the embedding.
     embedding = next((n for n in places if n.endswith(("embed_tokens.weight", "wte.weight"))), None)
     tied = {n: embedding for n in found if n.endswith("lm_head.weight") and n not in places and embedding}
-    return Model(module, places, modules, longest(config, arguments), tied)
+    text = getattr(module, "language_model", module)
+    return Model(module, places, modules, longest(config, getattr(text, "args", arguments)), tied)

@@ -22,7 +22,10 @@ from finetune_local_backends.mlx.model import Model, Place, dense_weight
 
 
 class Slot:
-    """One adapter's part in one layer. `norm` (out,) is DoRA's ‖W + s·B·A‖ by row, a constant to the gradient."""
+    """One adapter's part in one layer.
+
+    With DoRA `norm` (out,) is ‖W + s·B·A‖ by row, a constant to the gradient, and `square` (out,) is ‖W‖².
+    """
 
     def __init__(self, target: Target, settings: LowRankSettings) -> None:
         self.prefix = PREFIX + target.module
@@ -31,6 +34,7 @@ class Slot:
         self.b: mx.array
         self.magnitude: mx.array | None = None
         self.norm: mx.array | None = None
+        self.square: mx.array | None = None
         self.key: mx.array | None = None
 
     def fill(self, parameters: Mapping[str, mx.array]) -> None:
@@ -121,9 +125,10 @@ class LowRankAdapter:
                 weight = dense_weight(layer.base)
                 cross = ((weight @ slot.a.T) * slot.b).sum(axis=1)
                 update = ((slot.b @ (slot.a @ slot.a.T)) * slot.b).sum(axis=1)
-                square = mx.square(weight).sum(axis=1) + 2 * slot.scale * cross + slot.scale**2 * update
-                slot.norm = mx.sqrt(square)
-                mx.eval(slot.norm)
+                if slot.square is None:
+                    slot.square = mx.square(weight).sum(axis=1)
+                slot.norm = mx.sqrt(slot.square + 2 * slot.scale * cross + slot.scale**2 * update)
+                mx.eval(slot.norm, slot.square)
 
     def dropout(self, key: mx.array | None) -> None:
         """A key of its own for every layer, drawn once, so that a checkpointed block computed again drops the same."""
