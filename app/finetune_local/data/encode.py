@@ -13,6 +13,7 @@ from finetune_local.data.conversation import Conversation, Message, RowRejected,
 from finetune_local.data.tokenizer import Segment, Tokenizer
 
 Template = Literal["chat", "raw"]
+Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template,
     if conversation.text is not None:
         return _plain(conversation, conversation.text, tokenizer, max_length)
     messages = _through_last_answer(conversation.messages)
-    starts = _exchanges(messages)
-    best = _fit(messages, starts, tokenizer, template, max_length)
-    ids, mask = _joined(segments(_from(messages, starts[best]), tokenizer, template))
+    start, (ids, mask) = _fitting(messages, tokenizer, template, max_length)
     if len(ids) > max_length:
         raise RowRejected(
             f"its last question and answer have {len(ids)} tokens, more than the {max_length} of --max-length. "
@@ -47,7 +46,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template,
         )
     if not mask.any():
         raise RowRejected("nothing in it would be learned: no answer is left after the cut to --max-length.")
-    return [Encoded(ids, mask, conversation.source, cut=len(messages) - len(_from(messages, starts[best])))]
+    return [Encoded(ids, mask, conversation.source, cut=len(messages) - len(_from(messages, start)))]
 
 
 def segments(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[Segment]:
@@ -109,32 +108,39 @@ def _from(messages: Sequence[Message], start: int) -> tuple[Message, ...]:
     return (*messages[:system], *messages[start:])
 
 
-def _fit(
-    messages: Sequence[Message], starts: Sequence[int], tokenizer: Tokenizer, template: Template, max_length: int
-) -> int:
-    """The first start whose text fits, or the last one; by bisection, as a later start is shorter."""
-    low, high = 0, len(starts) - 1
-    if _length(_from(messages, starts[0]), tokenizer, template) <= max_length:
-        return 0
+def _fitting(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, max_length: int
+) -> tuple[int, Arrays]:
+    """The first start from which the rest fits, with its arrays; the last start where none does.
+
+    By bisection, as a later start is shorter; most conversations fit whole and are encoded once.
+    """
+    starts = _exchanges(messages)
+
+    def encoded(number: int) -> Arrays:
+        return _joined(segments(_from(messages, starts[number]), tokenizer, template))
+
+    low, high, found = 0, len(starts) - 1, encoded(0)
+    if len(found[0]) <= max_length or high == 0:
+        return starts[0], found
+    low, found = 1, encoded(high)
     while low < high:
         middle = (low + high) // 2
-        if _length(_from(messages, starts[middle]), tokenizer, template) <= max_length:
-            high = middle
+        tried = encoded(middle)
+        if len(tried[0]) <= max_length:
+            high, found = middle, tried
         else:
             low = middle + 1
-    return low
+    return starts[high], found
 
 
-def _length(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> int:
-    return len(_joined(segments(messages, tokenizer, template))[0])
-
-
-def _joined(pieces: Sequence[Segment]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+def _joined(pieces: Sequence[Segment]) -> Arrays:
     """Pieces as arrays, without what follows the last supervised one."""
     last = max((i for i, (ids, supervised) in enumerate(pieces) if supervised and ids), default=-1)
     used = pieces[: last + 1]
-    ids = np.fromiter((i for part, _ in used for i in part), np.int32)
-    mask = np.fromiter((supervised for part, supervised in used for _ in part), np.bool_)
-    if len(mask):
-        mask[0] = False
+    if not used:
+        return np.empty(0, np.int32), np.empty(0, np.bool_)
+    ids = np.array([i for part, _ in used for i in part], np.int32)
+    mask = np.repeat([supervised for _, supervised in used], [len(part) for part, _ in used]).astype(np.bool_)
+    mask[0] = False
     return ids, mask

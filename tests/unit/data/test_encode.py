@@ -112,6 +112,13 @@ def test_raw_begins_as_the_tokenizer_does(tokenizer_for: Callable[[str], Tokeniz
         assert not row.mask[0]
 
 
+def test_the_first_token_is_never_supervised(tokenizer: Tokenizer) -> None:
+    opening = Conversation((Message("assistant", "Hello, who are you?"), Message("user", "me")), SOURCE)
+    (row,) = encode(opening, tokenizer, "raw", LONG)
+    assert not row.mask[0]
+    assert row.mask[1:].all()
+
+
 def test_a_plain_text_is_learned_whole_and_cut_into_pieces(tokenizer: Tokenizer) -> None:
     text = "今天天气很好，我们去公园散步吧。" * 20
     rows = encode(Conversation((), SOURCE, text), tokenizer, "chat", 50)

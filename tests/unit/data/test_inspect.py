@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from finetune_local.cli.data import command
+from finetune_local.cli.data import LEARNED_STYLE, _coloured, command
+from finetune_local.data.conversation import Conversation, Message, Source
+from finetune_local.data.encode import encode
 from finetune_local.data.report import histogram
+from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import DataError
 
-CHAT = [{"role": "user", "content": "法国的首都？"}, {"role": "assistant", "content": "巴黎。"}]
+CHAT: list[dict[str, Any]] = [{"role": "user", "content": "法国的首都？"}, {"role": "assistant", "content": "巴黎。"}]
 
 
 def inspect(tiny: Path, *arguments: str, **environment: str) -> Result:
@@ -56,6 +59,13 @@ def test_the_mask_is_marked_without_colours(tiny: Path, file: str) -> None:
     assert inspect(tiny, "--show-mask", file).stdout == all_of_them
     found = json.loads(inspect(tiny, file, "--show-mask", "1", "--json").stdout)
     assert found["preview"][0].endswith("⟦巴黎。<|im_end|>⟧")
+
+
+def test_on_a_terminal_the_learned_text_is_coloured(tiny: Path) -> None:
+    tokenizer = Tokenizer.load(tiny)
+    (row,) = encode(Conversation(tuple(Message(**m) for m in CHAT), Source("f", 1)), tokenizer, "chat", 512)
+    text = _coloured(row, tokenizer)
+    assert [str(text)[s.start : s.end] for s in text.spans if s.style == LEARNED_STYLE] == ["巴黎。<|im_end|>"]
 
 
 def test_the_report_for_people(tiny: Path, file: str) -> None:
