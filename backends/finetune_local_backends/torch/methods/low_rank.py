@@ -174,6 +174,7 @@ class LowRankAdapters:
             self._tuner = LoraModel(self._base.model, {key: config}, key, low_cpu_mem_usage=True)
         else:
             self._tuner.peft_config[key] = config
+            self._tuner.active_adapter = key  # its first one may have been detached since
             self._tuner.inject_adapter(self._base.model, key, low_cpu_mem_usage=True)
 
     def _every_layer(self) -> list[Layer]:
