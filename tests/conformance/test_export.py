@@ -15,7 +15,7 @@ from finetune_local.adapters.attach import attach
 from finetune_local.backend import Backend
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import GateFailed
-from finetune_local.export import gguf_metadata, gguf_tensors, llama
+from finetune_local.export import candidates, gguf_metadata, gguf_tensors, llama
 from finetune_local.export import verify as gate
 from finetune_local.export.job import export
 from finetune_local.export.merged import write_merged
@@ -262,8 +262,8 @@ def test_kl_over_the_likeliest_tokens_is_a_lower_bound_and_exact_over_all() -> N
     p, q = (np.log(rng.dirichlet(np.ones(50))).astype(np.float32) for _ in range(2))
     exact = float((np.exp(p) * (p - q)).sum())
     order = np.argsort(-q)
-    everything = gate._grouped_kl(p, {int(i): float(q[i]) for i in order})
-    some = gate._grouped_kl(p, {int(i): float(q[i]) for i in order[:20]})
+    everything = candidates.grouped_kl(p, {int(i): float(q[i]) for i in order})
+    some = candidates.grouped_kl(p, {int(i): float(q[i]) for i in order[:20]})
     assert everything == pytest.approx(exact, rel=1e-4)
     assert 0 < some < exact
 
@@ -316,3 +316,12 @@ def test_the_command_prints_files_and_verdict(tiny: Path, adapter: Path, tmp_pat
     )
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["files"] == [out] and result["gate"]["passed"] is None
+
+
+@needs_llama
+@pytest.mark.slow
+def test_the_real_small_model_answers_the_same_in_llama_cpp(small_model: Path, tmp_path: Path) -> None:
+    adapter = made_adapter(small_model, tmp_path / "a", strength=0.05)
+    done = export("gguf", ModelFolder.open(small_model), adapter, tmp_path / "m.gguf", "f16")
+    assert done.gate.passed and done.gate.equal_texts + len(done.gate.near_ties) == 4
+    assert done.gate.kl_mean is not None and done.gate.kl_mean < 1e-3

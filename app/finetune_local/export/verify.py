@@ -13,25 +13,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from finetune_local.backend import Session, choose
-from finetune_local.data.conversation import Message
+from finetune_local.backend import choose
 from finetune_local.errors import GateFailed, OutOfMemory
 from finetune_local.export import Progress, silent
+from finetune_local.export.candidates import TOP, Candidate, FolderCandidate, GgufCandidate, Reference, log_softmax
 from finetune_local.export.llama import INSTALL, LlamaCpp, LlamaFailed, available
 from finetune_local.export.probes import Probe, probes
 from finetune_local.export.template import speaks_raw, template_of
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.run import Precision
 
-Floats = npt.NDArray[np.float32]
 TOKENS = 32
-TOP = 512
-"""llama.cpp tells the likeliest tokens only; the KL is taken over these and all others as one (a lower bound)."""
 
 
 @dataclass(frozen=True)
@@ -78,38 +74,6 @@ class Gate:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """One prompt with the reference's greedy answer and log-probabilities.
-
-    answer (n,): the last is what follows, a stop token or simply the next; logprobs (n, vocabulary).
-    """
-
-    probe: Probe
-    answer: tuple[int, ...]
-    logprobs: Floats
-
-
-class Candidate(Protocol):
-    """An export that has been loaded."""
-
-    def prompt(self, probe: Probe) -> str | None:
-        """None where it reads the prompt as the same tokens, else a sentence."""
-        ...
-
-    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
-        """Those of the app's stop tokens at which it does not stop."""
-        ...
-
-    def template(self) -> str | None:
-        """Its chat template."""
-        ...
-
-    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
-        """Along the reference's answer: KL(reference ‖ export), (n,), and the export's likeliest tokens, n of them."""
-        ...
-
-
 def verify(
     target: str,
     out: Path,
@@ -149,11 +113,11 @@ def verify(
             context = max(len(r.probe.ids) + len(r.answer) for r in references) + 64
             gate.kl_over = f"the {TOP} likeliest tokens and all others as one"
             with LlamaCpp(out, context, tokenizer.ids("a")[-1]) as llama:
-                _compare(_Gguf(llama, out), references, stop_ids, template, limits, gate, text, progress)
+                _compare(GgufCandidate(llama, out), references, stop_ids, template, limits, gate, text, progress)
         else:
             gate.kl_over = "the whole vocabulary"
             session = choose(backend)[0].load(out, precision)
-            candidate = _Folder(session, Tokenizer.load(out))
+            candidate = FolderCandidate(session, Tokenizer.load(out))
             _compare(candidate, references, stop_ids, template, limits, gate, text, progress)
     except LlamaFailed as error:
         raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
@@ -184,7 +148,7 @@ def _references(
     answers = greedy_batch(session, [probe.ids for probe in found], TOKENS, stop_ids)
     references = []
     for probe, answer in zip(found, answers, strict=True):
-        logprobs = _log_softmax(session.logits([*probe.ids, *answer])[len(probe.ids) - 1 :])
+        logprobs = log_softmax(session.logits([*probe.ids, *answer])[len(probe.ids) - 1 :])
         references.append(Reference(probe, (*answer, int(logprobs[-1].argmax())), logprobs))
     return engine.name, references
 
@@ -251,94 +215,11 @@ def _compare_text(
     gate.near_ties.append(f"{where}, {words}; the reference's logits are {margin:.2g} apart")
 
 
-class _Folder:
-    """A merged folder in a fresh session."""
-
-    def __init__(self, session: Session, tokenizer: Any) -> None:
-        self._session, self._tokenizer = session, tokenizer
-
-    def prompt(self, probe: Probe) -> str | None:
-        from finetune_local.data.encode import prompt_ids
-
-        asked = probe.messages or (Message("user", probe.text or ""),)
-        ids = prompt_ids(asked, self._tokenizer, "chat" if probe.messages else "raw")
-        return _difference(probe.ids, ids)
-
-    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
-        return sorted(set(stop_ids) - self._tokenizer.stop_ids)
-
-    def template(self) -> str | None:
-        template: str | None = self._tokenizer.template
-        return template
-
-    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
-        ids = [*reference.probe.ids, *reference.answer[:-1]]
-        own = _log_softmax(self._session.logits(ids)[len(reference.probe.ids) - 1 :])
-        p = reference.logprobs
-        kl = np.maximum((np.exp(p) * (p - own)).sum(axis=-1), 0.0)  # rounding may leave it a hair below zero
-        return np.asarray(kl, np.float32), [int(i) for i in own.argmax(axis=-1)]
-
-
-class _Gguf:
-    """A GGUF file in llama.cpp."""
-
-    def __init__(self, llama: LlamaCpp, file: Path) -> None:
-        self._llama, self._file = llama, file
-
-    def prompt(self, probe: Probe) -> str | None:
-        own, common = self._llama.common_prefix(probe.asked(), probe.ids)
-        if own == common == len(probe.ids):
-            return None
-        return f"llama.cpp makes {own} tokens of it and the app {len(probe.ids)}; they part at token {common + 1}."
-
-    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
-        return [token for token in stop_ids if not self._llama.stops(probe.ids, token)]
-
-    def template(self) -> str | None:
-        from gguf import GGUFReader
-
-        field_ = GGUFReader(self._file).get_field("tokenizer.chat_template")
-        return str(field_.contents()) if field_ is not None else None
-
-    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
-        result, given = np.zeros(len(reference.answer), np.float32), []
-        for i, p in enumerate(reference.logprobs):
-            likeliest = self._llama.likeliest([*reference.probe.ids, *reference.answer[:i]], TOP)
-            result[i] = _grouped_kl(p, likeliest)
-            given.append(next(iter(likeliest)))
-        return result, given
-
-
-def _grouped_kl(p: Floats, likeliest: dict[int, float]) -> float:
-    """KL over the tokens of `likeliest` and the rest taken as one token; p (vocabulary,) are log-probabilities."""
-    ids = np.array(list(likeliest))
-    q = np.array(list(likeliest.values()), np.float64)
-    own = p[ids].astype(np.float64)
-    kl = float((np.exp(own) * (own - q)).sum())
-    if len(ids) < len(p):
-        rest_p, rest_q = max(1.0 - np.exp(own).sum(), 1e-12), max(1.0 - np.exp(q).sum(), 1e-12)
-        kl += rest_p * float(np.log(rest_p / rest_q))
-    return max(kl, 0.0)
-
-
-def _difference(ours: Sequence[int], theirs: Sequence[int]) -> str | None:
-    if list(ours) == list(theirs):
-        return None
-    part = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-    at = min(len(ours), len(theirs)) if part is None else part
-    return f"the export makes {len(theirs)} tokens of it and the base {len(ours)}; they part at token {at + 1}."
-
-
 def _precision(model: ModelFolder) -> Precision:
     """fp32 where the base fits twice into the memory that is free, else bf16."""
     import psutil
 
     return "fp32" if 4 * model.parameters < 0.6 * psutil.virtual_memory().available else "bf16"
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), np.float32)
 
 
 def _quoted(text: str) -> str:
