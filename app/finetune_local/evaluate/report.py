@@ -16,6 +16,9 @@ from finetune_local.evaluate.rows import Row, Template, collect, usable
 from finetune_local.evaluate.verdict import Verdict, judge
 from finetune_local.models.folder import sha256_of
 
+RUN_ROWS = 100
+"""Most validation rows of a run that are evaluated unasked: on a CPU a few hundred take long."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -116,8 +119,11 @@ def _rows(
         rows, rejected = collect(read(choices.data, choices.data_format), most)
         where = ", ".join(str(path) for path in choices.data)
     elif run is not None and (run / "data").is_dir():
-        rows, rejected = collect(conversations(run / "data"), most)
+        kept = conversations(run / "data")
+        rows, rejected = collect(kept, most or RUN_ROWS)
         where = f"the validation rows of run '{run.name}'"
+        if most is None and len(kept) > RUN_ROWS:
+            note(f"the first {RUN_ROWS} of {len(kept)} validation rows are evaluated; --limit {len(kept)} takes all.")
     else:
         raise SpecError("no rows to evaluate on: give --data FILE.")
     rows, refused = usable(rows, opened.tokenizer, template, opened.model.context_length)

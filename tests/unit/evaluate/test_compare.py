@@ -11,6 +11,7 @@ from finetune_local import paths
 from finetune_local.backend import Floats
 from finetune_local.chat.opening import Opened
 from finetune_local.data.conversation import Message, Source
+from finetune_local.data.prepare import prepare
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import DataError, SpecError
 from finetune_local.evaluate import compare
@@ -18,6 +19,7 @@ from finetune_local.evaluate.report import Choices, evaluate
 from finetune_local.evaluate.rows import Row
 from finetune_local.evaluate.verdict import judge
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.run import DataSettings
 from toy_session import ToySession
 
 ROWS = [
@@ -111,3 +113,23 @@ def test_missing_rows_say_what_to_give(opened: Opened, tmp_path: Path) -> None:
         evaluate(opened, Choices(), lambda _n, _d: None, lambda _t: None)
     with pytest.raises(DataError, match="no such file"):
         evaluate(opened, Choices(data=(tmp_path / "x.jsonl",)), lambda _n, _d: None, lambda _t: None)
+
+
+def test_a_run_is_evaluated_on_its_own_validation_rows(opened: Opened, tmp_path: Path) -> None:
+    words = ["好", "ok", "no", "是的"] * 100
+    file = tmp_path / "train 训练.jsonl"
+    rows = [{"prompt": f"{number}: say {word}", "completion": word} for number, word in enumerate(words)]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    run = opened.home.runs / "r"
+    settings = DataSettings(files=(str(file),), validation=0.3)
+    (run / "adapter").mkdir(parents=True)
+    prepare(settings, opened.tokenizer, 1, run / "data", 512, lambda _text, _done: None)
+    (run / "run.json").write_text(json.dumps({"data": settings.model_dump(mode="json")}), "utf-8")
+    opened.adapters["mine"] = run / "adapter"
+    notes: list[str] = []
+    done = evaluate(opened, Choices(few_shot=1), lambda _n, _d: None, notes.append)
+    assert len(done.comparison.rows) == 100 and any("--limit" in note for note in notes)
+    assert done.origin == "drawn from the data the adapter was trained on"
+    notes.clear()
+    evaluate(opened, Choices(data=(file,), few_shot=0, limit=4), lambda _n, _d: None, notes.append)
+    assert any("was trained on" in note for note in notes), "scoring the training file is told"
