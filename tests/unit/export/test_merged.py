@@ -13,6 +13,8 @@ from finetune_local.export.merged import license_of, write_merged
 from finetune_local.export.rope import rope, with_both_spellings
 from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.families import families
+from finetune_local.spec.families.full import FullSettings
 from made import made_adapter
 from tiny import THETA, tiny_model
 
@@ -184,3 +186,15 @@ def test_an_adapter_on_the_head_unties_it(tmp_path: Path) -> None:
     untied = ModelFolder.open(tmp_path / "untied")
     assert not untied.tied and np.abs(untied.read("lm_head.weight") - model.read("lm_head.weight")).max() > 1
     assert np.array_equal(untied.read("model.embed_tokens.weight"), model.read("model.embed_tokens.weight"))
+
+
+def test_a_full_fine_tune_stands_in_for_the_base(tiny: Path, tmp_path: Path) -> None:
+    model, family = ModelFolder.open(tiny), families()["full"]
+    plan = family.plan("full", FullSettings(), model.weights())
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in family.shapes(plan).items()}
+    write_adapter(tmp_path / "a", plan, tensors, "x")
+    write_merged(model, tmp_path / "a", tmp_path / "out")
+    made = ModelFolder.open(tmp_path / "out")
+    assert made.tied and set(made.weights()) == set(model.weights())
+    assert all(np.array_equal(made.read(name), tensors["base_model.model." + name]) for name in made.weights())
