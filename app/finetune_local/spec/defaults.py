@@ -8,18 +8,24 @@ from typing import Any
 
 from finetune_local.spec.run import Precision, RunSpec
 
+COMFORTABLE = 0.8
+"""Share of a device's memory that automatic values may plan with."""
+
 
 @dataclass(frozen=True)
 class Facts:
-    """What automatic values are computed from. `rows` and lengths are of the encoded training rows, in tokens."""
+    """What automatic values are computed from. Lengths are those of the encoded training rows, in tokens.
+
+    `fixed_bytes` is the memory that weights and optimizer are expected to need, `activation_bytes` that of the
+    activations of 1024 tokens without gradient checkpointing (models/fit.py).
+    """
 
     device: str
     memory_bytes: int
     hidden_size: int
-    parameters: int
-    trainable_parameters: int
+    fixed_bytes: int
+    activation_bytes: int
     rows: int
-    mean_length: float
     longest: int
 
 
@@ -100,12 +106,12 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
 def _micro_batch_tokens(facts: Facts) -> tuple[int, str]:
     if facts.device == "cpu":
         return max(1024, facts.longest), "fills a CPU's caches; more only takes memory"
-    # About 40 bytes per token and hidden unit and layer-free share; a quarter of the device is left to activations.
-    room = facts.memory_bytes // 4
-    per_token = max(1, facts.hidden_size * 1500)
-    return max(facts.longest, min(16384, 1024 * max(1, room // per_token // 1024))), "by the device's memory"
+    room = int(facts.memory_bytes * COMFORTABLE) - facts.fixed_bytes
+    thousands = max(1, min(16, room // max(1, facts.activation_bytes)))
+    return max(facts.longest, 1024 * thousands), "by the device's memory"
 
 
 def _checkpointing(facts: Facts) -> tuple[bool, str]:
-    tight = facts.parameters * 2 > facts.memory_bytes * 0.4
-    return tight, "the model takes much of the memory" if tight else "there is memory to spare"
+    needed = facts.fixed_bytes + facts.activation_bytes * max(1024, facts.longest) // 1024
+    tight = needed > facts.memory_bytes * COMFORTABLE
+    return tight, "memory is short" if tight else "there is memory to spare"

@@ -12,7 +12,7 @@ from finetune_local import backend as port
 from finetune_local.errors import SpecError, Unsupported
 from finetune_local.paths import Home
 from finetune_local.spec import defaults
-from finetune_local.spec.families import families, trainable_parameters
+from finetune_local.spec.families import families
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, preset_of
 from finetune_local.train import checkpoint
@@ -92,6 +92,7 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
     """Prepare a run, telling what is done; the last thing yielded is the Ready. Resumes from the newest checkpoint."""
     from finetune_local.data.prepare import conversations, open_prepared
     from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.models.fit import estimate, verdict
     from finetune_local.models.resolve import resolve
 
     spec = run.spec
@@ -105,14 +106,15 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
     plan = plan_for(spec, model)
     backend, _ = port.choose(spec.backend)
     device = _device(backend, spec.device)
+    open_spec = spec.training.model_copy(update={"micro_batch_tokens": 1024, "gradient_checkpointing": False})
+    needs = estimate(model, spec.model_copy(update={"training": open_spec}), plan, device.kind)
     facts = defaults.Facts(
         device=device.kind,
         memory_bytes=device.memory_bytes,
         hidden_size=model.hidden_size,
-        parameters=model.parameters,
-        trainable_parameters=trainable_parameters(plan),
+        fixed_bytes=needs.total - needs.activations,
+        activation_bytes=needs.activations,
         rows=len(data.train),
-        mean_length=float(data.train.lengths.mean()),
         longest=int(data.train.lengths.max()),
     )
     spec, chosen = defaults.resolve(spec, facts)
@@ -121,6 +123,11 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
         yield Note(text=f"{choice.setting} = {shown} ({choice.reason})")
     if chosen:
         run.write_spec(spec)
+    expected = estimate(model, spec, plan, device.kind)
+    yield Note(
+        text=f"memory: about {expected.total / 1e9:.1f} GB expected, {device.memory_bytes / 1e9:.1f} GB there "
+        f"({verdict(expected, device.memory_bytes)})"
+    )
     yield Phase(name="loading the model")
     session = backend.load(model.path, spec.model.precision or "fp32", spec.device)
     state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)

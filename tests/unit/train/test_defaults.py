@@ -10,8 +10,8 @@ from finetune_local.spec.run import parse_spec
 
 def facts(**changes: object) -> Facts:
     known = {
-        "device": "cpu", "memory_bytes": 8 << 30, "hidden_size": 576, "parameters": 135_000_000,
-        "trainable_parameters": 5_000_000, "rows": 900, "mean_length": 100.0, "longest": 300,
+        "device": "cpu", "memory_bytes": 8 << 30, "hidden_size": 576, "fixed_bytes": 1 << 30, "activation_bytes": 1 << 30,
+        "rows": 900, "longest": 300,
     }  # fmt: skip
     return Facts(**{**known, **changes})  # type: ignore[arg-type]
 
@@ -63,3 +63,14 @@ def test_a_micro_batch_holds_the_longest_row() -> None:
     for device in ("cpu", "cuda", "metal"):
         tokens = resolve(parse_spec({}, "x"), facts(device=device, longest=5000))[0].training.micro_batch_tokens
         assert tokens and tokens >= 5000
+
+
+def test_memory_decides_micro_batch_and_checkpointing() -> None:
+    def settled(**changes: object) -> tuple[int | None, bool | None]:
+        training = resolve(parse_spec({}, "x"), facts(device="cuda", **changes))[0].training
+        return training.micro_batch_tokens, training.gradient_checkpointing
+
+    assert settled() == (5 * 1024, False)
+    assert settled(memory_bytes=80 << 30) == (16 * 1024, False)
+    assert settled(fixed_bytes=6 << 30) == (1024, True)
+    assert settled(longest=7000) == (7000, True)
