@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune_local.adapters.identity import write_identity
+from finetune_local.data.encode import prompt_ids
 from finetune_local.data.pack import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
 from finetune_local.errors import OutOfMemory, TrainingDiverged
 from finetune_local.layout import write_adapter
@@ -206,8 +207,8 @@ class Loop:
 
         ready = self.ready
         asked = [c for c in ready.samples if c.messages and c.messages[-1].role == "assistant"]
-        prompts = [ready.tokenizer.prompt_ids(c.messages[:-1]) for c in asked]
-        if not prompts or ready.spec.data.template != "chat":
+        prompts = [prompt_ids(c.messages[:-1], ready.tokenizer, ready.spec.data.template) for c in asked]
+        if not prompts:
             return
         answers = greedy_batch(ready.session, prompts, self.training.sample_tokens, ready.tokenizer.stop_ids)
         for conversation, answer in zip(asked, answers, strict=True):
