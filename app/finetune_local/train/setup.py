@@ -66,7 +66,11 @@ def check_before_loading(
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"precision": precision})})
         notes.append(f"model.precision = {precision}: {reason}")
     spec, replaced = _bridge_gaps(spec, backend, device)
-    plan_for(spec, resolve(spec.model.id, home, progress))
+    model = resolve(spec.model.id, home, progress)
+    plan_for(spec, model)
+    if Path(spec.model.id).expanduser().exists() and not model.path.is_relative_to(home.models):
+        # A folder named from where the user stood must be found from anywhere later.
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": str(model.path.resolve())})})
     return spec, notes + replaced
 
 
