@@ -375,8 +375,6 @@ def edit(folder: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "no_such_family"}, "does not know models of the family 'no_such_family'"),
-        ({"model_type": "../llama"}, "does not know"),
         ({"auto_map": {"AutoModel": "code.Model"}}, "code of its own"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
         ({"num_hidden_layers": 3}, "do not fit its config.json"),
@@ -385,6 +383,12 @@ def edit(folder: Path, **fields: Any) -> Path:
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         MLX.load(edit(tiny_model(tmp_path), **fields), "fp32", "cpu")
+
+
+@pytest.mark.parametrize("family", ["no_such_family", "../llama", "olmo3"])
+def test_families_that_were_not_checked_are_refused(tmp_path: Path, family: str) -> None:
+    with pytest.raises(Unsupported, match=r"have not been proven.*llama, mistral"):
+        MLX.load(edit(tiny_model(tmp_path), model_type=family), "fp32", "cpu")
 
 
 def test_an_activation_that_mlx_lm_does_not_have_is_refused(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_local.backend import Session, backends
+from conforming import log_softmax
+from finetune_local.backend import Batch, Session, backends
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import TrainingSettings
+from finetune_local_backends.mlx.config import CHECKED
 from tasks import batch_of, plan_of
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
@@ -57,6 +59,64 @@ def test_logits_are_equal(tmp_path: Path, family: str) -> None:
     one, other = (s.logits(IDS) for s in both(folder))
     assert np.abs(one).max() > 1
     assert gap(one, other) < PROMISED / 10
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+PECULIAR: dict[str, dict[str, Any]] = {
+    "cohere": {"logit_scale": 0.3},
+    "cohere2": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "ernie4_5": {},
+    "glm4": {"head_dim": 16, "partial": 0.5},
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "logits_scaling": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+    },
+    "helium": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "mixtral": {"num_local_experts": 4},
+    "nemotron": {"partial": 0.5},
+    "olmo2": {},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "phi": {"partial": 0.5},
+    "phi3": {},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": {**EXPERTS, "norm_topk_prob": True, "head_dim": 16},
+    "seed_oss": {"head_dim": 16},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "stablelm": {"partial": 0.5},
+}
+
+
+@pytest.mark.parametrize("family", sorted(CHECKED - set(FAMILIES + MORE_FAMILIES)))
+def test_every_family_that_mlx_lets_in_equals_transformers(tmp_path: Path, family: str) -> None:
+    """Made by transformers itself, with what is peculiar to the family set to values that show; head and body apart too."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    given = dict(PECULIAR[family])
+    rope = {"rope_type": "default", "rope_theta": 50_000.0}
+    if partial := given.pop("partial", None):
+        rope["partial_rotary_factor"] = partial
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 384, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, **sizes, **heads, **given, rope_parameters=rope)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5)  # transformers begins so small that every token would have nearly the same logits
+        expected = model(torch.tensor([IDS])).logits[0].numpy()
+    model.save_pretrained(tmp_path)
+    session = MLX.load(tmp_path, "fp32", "cpu")
+    assert expected.std(axis=0).max() > 0.05
+    assert gap(session.logits(IDS), expected) < PROMISED / 10
+    spread = np.arange(len(IDS)) > 0
+    batch = Batch(np.array([IDS], np.int32), np.array([len(IDS)], np.int32), spread[None])
+    logprobs = log_softmax(expected)
+    np.testing.assert_allclose(session.score(batch), logprobs[np.arange(len(IDS) - 1), IDS[1:]], atol=PROMISED / 10)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])

@@ -15,6 +15,40 @@ from finetune_local.errors import ModelError, Unsupported
 
 Config = dict[str, Any]
 
+# Families whose logits a test holds against transformers'. mlx-lm has more, but some of its classes are silently wrong
+# for today's configs (glm and olmo3 are), so a family is let in by its line here, which the test picks up.
+CHECKED = frozenset(
+    [
+        "cohere",
+        "cohere2",
+        "ernie4_5",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm4",
+        "granite",
+        "helium",
+        "hunyuan_v1_dense",
+        "llama",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "olmo2",
+        "olmoe",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "seed_oss",
+        "smollm3",
+        "stablelm",
+    ]
+)
+# What transformers 5 calls otherwise than mlx-lm's classes.
+_RENAMED = {"num_local_experts": "num_experts"}
+
 
 def read_config(folder: Path) -> Config:
     """config.json, completed and normalised. Raises ModelError and Unsupported."""
@@ -27,6 +61,11 @@ def read_config(folder: Path) -> Config:
     if "quantization" in raw or "quantization_config" in raw:
         raise ModelError(
             f"{folder}: its weights are already quantised. Use the original model and --precision 4-bit or 8-bit."
+        )
+    if family not in CHECKED:
+        raise Unsupported(
+            f"{folder}: models of the family '{family}' have not been proven to compute rightly under MLX. Use "
+            f"--backend torch, or a model of: {', '.join(sorted(CHECKED))}."
         )
     return normalised({**_completed(folder, raw), "model_type": family})
 
@@ -52,6 +91,9 @@ def normalised(config: Config) -> Config:
         kind = rope.get("rope_type", rope.get("type", "default"))
         scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
         result["rope_scaling"] = None if kind == "default" else {**scaling, "type": kind, "rope_type": kind}
+    for theirs, ours in _RENAMED.items():
+        if theirs in result:
+            result.setdefault(ours, result[theirs])
     pattern = result.get("layer_types")
     if isinstance(pattern, list) and "sliding_attention" in pattern:
         result["sliding_window_pattern"] = _period(pattern)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,15 +54,7 @@ def _build(config: Config) -> tuple[nn.Module, Any]:
 
     family = str(config["model_type"])
     file = MODEL_REMAPPING.get(family, family)
-    unknown = ModelError(f"MLX (mlx-lm) does not know models of the family '{family}'. Use --backend torch.")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", file):
-        raise unknown
-    try:
-        code = importlib.import_module(f"mlx_lm.models.{file}")
-    except ModuleNotFoundError:
-        raise unknown from None
-    if not hasattr(code, "ModelArgs"):
-        raise unknown
+    code = importlib.import_module(f"mlx_lm.models.{file}")
     try:
         arguments = code.ModelArgs.from_dict(config)
         return code.Model(arguments), arguments

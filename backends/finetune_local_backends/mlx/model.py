@@ -73,7 +73,7 @@ class Model:
     def hidden(self, ids: mx.array, cache: Any = None) -> mx.array:
         """The last hidden states, (rows, length, width)."""
         body = getattr(self.text, self.body_name)
-        return cast(mx.array, body(ids) if cache is None else body(ids, cache))
+        return cast(mx.array, body(ids, cache=cache))
 
     def head(self, hidden: mx.array) -> mx.array:
         """Logits of hidden states, by the model's own code: caps and scales included, whatever the family."""
