@@ -83,7 +83,7 @@ class LowRankLinear(Function):
         else:
             y = functional.linear(flat, weight).addmm_(inner, b.to(dtype).t(), alpha=scale)
             ctx.save_for_backward(flat, inner, a, b, magnitude, norm, y)
-            y = y * (magnitude / norm).to(dtype)
+            y = (y * (magnitude / norm)).to(dtype)  # c stays fp32: in bf16 it would be 1 until it has changed by 0.2 %
             if bias is not None:
                 y += bias
         return y.view(*x.shape[:-1], -1)
@@ -100,7 +100,7 @@ class LowRankLinear(Function):
             magnitude, norm, product = dora
             if ctx.needs_input_grad[3]:
                 d_magnitude = (grad * product).sum(0, dtype=torch.float32) / norm
-            grad = grad * (magnitude / norm).to(dtype)
+            grad = (grad * (magnitude / norm)).to(dtype)
         d_inner = (grad @ b.to(dtype)).mul_(ctx.scale)
         d_a = (d_inner.t() @ flat).to(a.dtype) if ctx.needs_input_grad[1] else None
         d_b = (grad.t() @ inner).to(b.dtype).mul_(ctx.scale) if ctx.needs_input_grad[2] else None
@@ -126,7 +126,7 @@ def low_rank_plain(
     y = functional.linear(x, dense_weight(base, dtype))
     y = y + functional.linear(functional.linear(dropped, a.to(dtype)), b.to(dtype)) * scale
     if magnitude is not None and norm is not None:
-        y = y * (magnitude / norm).to(dtype)
+        y = (y * (magnitude / norm)).to(dtype)
     return y if bias is None else y + bias
 
 
