@@ -7,14 +7,14 @@ Pure numpy; tensors are fp32 under PEFT's names. What PEFT does not know (the ba
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from finetune_local.errors import AdapterError, DiskFull
+from finetune_local.errors import AdapterError
+from finetune_local.files import disk_full
 from finetune_local.spec.families import Array, families
 from finetune_local.spec.plan import AdapterPlan
 
@@ -27,12 +27,10 @@ def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array],
     from safetensors.numpy import save_file
 
     config = {"base_model_name_or_path": base, **families()[plan.family].config(plan)}
-    try:
+    with disk_full(folder, "Make room on it."):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    except OSError as error:
-        raise DiskFull(f"the adapter could not be written to {folder}: {os.strerror(error.errno or 0)}.") from error
 
 
 def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,9 +23,10 @@ from finetune_local.data.encode import encode, kept
 from finetune_local.data.read import DataFile, nothing_usable
 from finetune_local.data.report import FileReport, Report, Tally, as_plain, file_report
 from finetune_local.data.split import Keys, held_out
-from finetune_local.data.store import Dataset, Writer, disk_full, remove
+from finetune_local.data.store import ADVICE, Dataset, Writer, remove
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import DataError
+from finetune_local.files import disk_full, write_text
 from finetune_local.spec.run import DataSettings
 
 DATA, REJECTED, CONVERSATIONS = "data.json", "rejected.jsonl", "validation.jsonl"
@@ -114,12 +114,12 @@ def prepare(
     """
     if not settings.files:
         raise DataError("no training data was given. Name a file: finetune-local --data my.jsonl")
-    with disk_full(folder):
+    with disk_full(folder, ADVICE):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (DATA, CONVERSATIONS):
             (folder / name).unlink(missing_ok=True)
     try:
-        with disk_full(folder), (folder / REJECTED).open("w", encoding="utf-8") as rejected:
+        with disk_full(folder, ADVICE), (folder / REJECTED).open("w", encoding="utf-8") as rejected:
             train = _Pass(settings, tokenizer, max_length, rejected, Tally(seed))
             with Writer(folder, _PASSED) as writer:
                 train.run(settings.files, writer, settings.limit, lambda share: progress("reading data", share))
@@ -205,7 +205,7 @@ def _write_sides(train: _Pass, aside: Keys, folder: Path, *, own_files: bool) ->
 
 def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversation]], aside: Keys) -> None:
     chosen = {int(key) for key in aside[:CONVERSATIONS_KEPT]}
-    with disk_full(path.parent), path.open("w", encoding="utf-8", newline="\n") as file:
+    with disk_full(path.parent, ADVICE), path.open("w", encoding="utf-8", newline="\n") as file:
         for negative, _, conversation in sorted(lowest, key=lambda item: item[:2], reverse=True):
             if -negative in chosen:
                 file.write(json.dumps(asdict(conversation), ensure_ascii=False) + "\n")
@@ -214,13 +214,7 @@ def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversati
 def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report) -> None:
     """Write data.json aside, then rename: a reader sees all of it or none."""
     values = {"settings": settings.model_dump(mode="json"), "seed": seed, "report": report.as_json()}
-    aside = folder / f"{DATA}.part"
-    with disk_full(folder):
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(folder / DATA)
+    write_text(folder / DATA, json.dumps(values, indent=1, ensure_ascii=False) + "\n", ADVICE)
 
 
 def _from_plain(values: dict[str, Any]) -> Conversation:

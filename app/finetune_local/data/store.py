@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.errors import DataError, DiskFull
+from finetune_local.files import disk_full
+
+ADVICE = "The prepared data needs room here. Free some, or give --home on another disk."
 
 SUFFIXES = (".ids", ".mask", ".offsets")
 
@@ -68,7 +68,7 @@ class Writer:
         self._offsets = array("q", [0])
 
     def __enter__(self) -> Writer:
-        with disk_full(self.folder):
+        with disk_full(self.folder, ADVICE):
             remove(self.folder, self.name)
             self._ids = (self.folder / f"{self.name}.ids").open("wb", 1 << 20)
             self._mask = (self.folder / f"{self.name}.mask").open("wb", 1 << 20)
@@ -76,7 +76,7 @@ class Writer:
 
     def add(self, ids: Ids, mask: Mask) -> None:
         """Append one row. Raises DiskFull."""
-        with disk_full(self.folder):
+        with disk_full(self.folder, ADVICE):
             self._ids.write(np.ascontiguousarray(ids, np.int32).tobytes())
             self._mask.write(np.ascontiguousarray(mask, np.bool_).tobytes())
         self._offsets.append(self._offsets[-1] + len(ids))
@@ -85,7 +85,7 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with disk_full(self.folder):
+            with disk_full(self.folder, ADVICE):
                 with self._ids, self._mask:  # both are closed, even where one cannot be written to its end
                     pass
                 if kind is None:
@@ -99,19 +99,6 @@ def remove(folder: Path, name: str) -> None:
     """Delete a store's files, the one that makes it valid first."""
     for suffix in reversed(SUFFIXES):
         (folder / f"{name}{suffix}").unlink(missing_ok=True)
-
-
-@contextmanager
-def disk_full(folder: Path) -> Iterator[None]:
-    """Turn "no space left" (or over quota) into DiskFull, which says where."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"{folder}: no space is left on this disk for the prepared data. Free some, or give --home on another disk."
-            ) from error
-        raise
 
 
 def _mapped(path: Path, kind: np.dtype[np.generic]) -> np.ndarray:

@@ -14,11 +14,12 @@ import numpy as np
 
 from finetune_local.errors import ModelError
 from finetune_local.export import Progress, silent
-from finetune_local.export.files import check_room, written_aside
+from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.gguf_metadata import ARCHITECTURES, add_metadata
 from finetune_local.export.gguf_tensors import GgufTensor, gguf_tensors
 from finetune_local.export.gguf_vocabulary import add_vocabulary
 from finetune_local.export.weights import MergedWeights, check_float16
+from finetune_local.files import written_aside
 from finetune_local.models.folder import ModelFolder
 
 QUANTS = ("f16", "bf16", "q8_0", "f32")
@@ -53,7 +54,7 @@ class Gguf:
         check_family(model)
         tensors = gguf_tensors(weights, quant)
         check_room(out, sum(tensor.bytes for tensor in tensors) + _METADATA_BYTES)
-        with written_aside(out) as aside:
+        with written_aside(out, ADVICE) as aside:
             writer = GGUFWriter(aside, ARCHITECTURES[model.family])
             try:
                 add_metadata(writer, weights, quant)

@@ -8,10 +8,11 @@ from typing import Any
 
 from finetune_local.errors import GateFailed, ModelError
 from finetune_local.export import Progress, silent, targets
-from finetune_local.export.files import check_out, remove, replace
+from finetune_local.export.files import check_out
 from finetune_local.export.merged import chosen_dtype
 from finetune_local.export.verify import Gate, verify
 from finetune_local.export.weights import MergedWeights
+from finetune_local.files import remove, replace
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.fields import did_you_mean
 

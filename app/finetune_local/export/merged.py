@@ -13,10 +13,11 @@ from typing import Any
 
 from finetune_local.errors import ModelError
 from finetune_local.export import Progress, silent
-from finetune_local.export.files import check_room, written_aside
+from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.rope import with_both_spellings
 from finetune_local.export.template import template_of
 from finetune_local.export.weights import Floats, MergedWeights, check_float16
+from finetune_local.files import written_aside
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
 
@@ -74,7 +75,7 @@ class Merged:
         shards = _shards(weights.shapes(), BYTES[_SHORT[dtype]])
         size = sum(math.prod(shape) for shape in weights.shapes().values()) * BYTES[_SHORT[dtype]]
         check_room(out, size)
-        with written_aside(out) as folder:
+        with written_aside(out, ADVICE) as folder:
             folder.mkdir()
             _copy_rest(weights.model.path, folder)
             _add_template(weights, folder)

@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.errors import AdapterError
+from finetune_local.files import written_aside
 from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.train.atomic import write_folder
+
+RESUME = "What was saved before is intact. Make room, then resume."
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
@@ -58,13 +60,11 @@ def save(
 
     target = folder / f"step-{state.step:06d}"
 
-    def write(place: Path) -> None:
+    with written_aside(target, RESUME) as place:
         write_adapter(place, plan, tensors, base)
         identify(place)
         save_file({name: np.require(array, requirements="C") for name, array in optimizer.items()}, place / OPTIMIZER)
         (place / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1) + "\n", "utf-8")
-
-    write_folder(target, write)
     return target
 
 

@@ -19,11 +19,11 @@ from finetune_local.adapters.identity import write_identity
 from finetune_local.data.encode import prompt_ids
 from finetune_local.data.pack import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
 from finetune_local.errors import OutOfMemory, TrainingDiverged
+from finetune_local.files import written_aside
 from finetune_local.layout import write_adapter
 from finetune_local.spec.families import trainable_parameters
 from finetune_local.spec.objectives import objectives
 from finetune_local.train import checkpoint
-from finetune_local.train.atomic import write_folder
 from finetune_local.train.events import (
     Checkpoint,
     Event,
@@ -239,16 +239,14 @@ class Loop:
     def _publish(self, source: Path | None) -> None:
         """Write `adapter/`: the weights as they are now, or those of a checkpoint."""
         ready = self.ready
-
-        def write(place: Path) -> None:
+        with written_aside(ready.run.adapter, checkpoint.RESUME) as place:
             if source is None:
                 write_adapter(place, ready.plan, ready.session.tensors(ADAPTER), ready.model.name)
                 self._identify(place)
             else:
+                place.mkdir()
                 for name in ("adapter_config.json", "adapter_model.safetensors", "finetune_local.json"):
                     shutil.copyfile(source / name, place / name)
-
-        write_folder(ready.run.adapter, write)
 
     def _finish(self, reason: str) -> Iterator[Event]:
         state = self.state

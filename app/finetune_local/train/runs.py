@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_local.errors import SpecError
+from finetune_local.files import sweep, write_text
 from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.train import events
-from finetune_local.train.atomic import sweep, write_text
 
 Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
 

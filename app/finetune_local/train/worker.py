@@ -12,9 +12,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from finetune_local.errors import DiskFull, FinetuneError
+from finetune_local.errors import FinetuneError
+from finetune_local.files import disk_full, write_text
 from finetune_local.paths import Home
-from finetune_local.train.atomic import disk_full, is_no_space, write_text
+from finetune_local.train.checkpoint import RESUME
 from finetune_local.train.events import Event, Failed
 from finetune_local.train.runs import Run
 
@@ -44,17 +45,13 @@ def work(run: Run, home: Home) -> int:
                 ready = item
         assert ready is not None
         last: Event | None = None
-        for last in Loop(ready, lambda: asked_by_signal or run.stop_file.exists()).events():
-            run.append(last)
-            write_report(run, last)
+        with disk_full(run.folder, RESUME):
+            for last in Loop(ready, lambda: asked_by_signal or run.stop_file.exists()).events():
+                run.append(last)
+                write_report(run, last)
         return 130 if last is not None and last.kind == "stopped" else 0
     except FinetuneError as error:
         return _fail(run, Failed(error=type(error).__name__, message=str(error), exit_code=error.exit_code))
-    except OSError as error:
-        if is_no_space(error):
-            full = disk_full(Path(error.filename or run.folder))
-            return _fail(run, Failed(error=DiskFull.__name__, message=str(full), exit_code=DiskFull.exit_code))
-        return _fail(run, _defect(error))
     except BaseException as error:  # noqa: BLE001 - the process's last act is to say why it ends, whatever it was
         return _fail(run, _defect(error))
 

@@ -236,7 +236,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, tokenizer: Tokenizer, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store.np, "ascontiguousarray", full)
-    with pytest.raises(DiskFull, match="no space is left"):
+    with pytest.raises(DiskFull, match="no room is left"):
         prepared(tmp_path / "run", tokenizer, file)
     assert not (tmp_path / "run" / "data.json").exists()
 

@@ -219,7 +219,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tiny: Path, tmp_path: Path) -> None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(DiskFull, match="nothing half-written"):
+        with pytest.raises(DiskFull, match="Nothing half-written"):
             write_gguf(ModelFolder.open(tiny), None, tmp_path / "a.gguf", "f32")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

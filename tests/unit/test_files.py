@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from finetune_local.errors import DiskFull
-from finetune_local.train.atomic import sweep, write_folder, write_text
+from finetune_local.files import sweep, write_text, written_aside
+
+
+def write_folder(target: Path, **files: str) -> None:
+    with written_aside(target, "Then resume.") as place:
+        place.mkdir()
+        for name, text in files.items():
+            (place / name).write_text(text, "utf-8")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -17,8 +26,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "adapter 适配器"
-    write_folder(target, lambda place: (place / "a").write_text("1", "utf-8") and None)
-    write_folder(target, lambda place: (place / "b").write_text("2", "utf-8") and None)
+    write_folder(target, a="1")
+    write_folder(target, b="2")
     assert contents(target) == {"b": "2"}
     assert [p.name for p in tmp_path.iterdir()] == [target.name]
 
@@ -26,24 +35,19 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_what_stood_there(tmp_path: Path, code: int) -> None:
     target = tmp_path / "adapter"
-    write_folder(target, lambda place: (place / "a").write_text("1", "utf-8") and None)
+    write_folder(target, a="1")
 
-    def fail(place: Path) -> None:
+    with pytest.raises(DiskFull, match=r"no room is left.*resume"), written_aside(target, "Then resume.") as place:
+        place.mkdir()
         (place / "a").write_text("half", "utf-8")
         raise OSError(code, "No space left on device")
-
-    with pytest.raises(DiskFull, match=r"is full.*resume"):
-        write_folder(target, fail)
     assert contents(target) == {"a": "1"}
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_another_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
-    def fail(place: Path) -> None:
+    with pytest.raises(PermissionError), written_aside(tmp_path / "x", ""):
         raise PermissionError(errno.EACCES, "denied")
-
-    with pytest.raises(PermissionError):
-        write_folder(tmp_path / "x", fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -61,3 +65,19 @@ def test_write_text_replaces(tmp_path: Path) -> None:
     write_text(tmp_path / "t", "一")
     write_text(tmp_path / "t", "二")
     assert contents(tmp_path) == {"t": "二"}
+
+
+def test_safetensors_own_error_for_a_full_disk_is_known(tmp_path: Path) -> None:
+    """Its Rust side raises no OSError; a real size limit in a child process shows what it raises."""
+    script = (
+        "import resource, signal, numpy as np, sys\nfrom pathlib import Path\n"
+        "from safetensors.numpy import save_file\nfrom finetune_local.files import written_aside\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "with written_aside(Path(sys.argv[1]) / 'x', 'Then resume.') as place:\n"
+        "    place.mkdir()\n    save_file({'a': np.zeros(10000)}, place / 'a.safetensors')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, encoding="utf-8", check=False
+    )
+    assert "DiskFull: no room is left" in done.stderr
+    assert list(tmp_path.iterdir()) == []
