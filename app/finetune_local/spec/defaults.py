@@ -38,13 +38,15 @@ class Choice:
     reason: str
 
 
-def precision(spec: RunSpec, device: str) -> tuple[Precision, str]:
+def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, str]:
     """The base's precision where the spec leaves it open."""
     if spec.model.precision is not None:
         return spec.model.precision, "you asked for it"
-    if device == "cpu":
-        return "fp32", "a CPU; bf16 is faster on some, and less exact"
-    return "bf16", "half the memory, and what GPUs are fastest at"
+    if spec.method.key == "full" and device == "cpu":
+        return "fp32", "all weights are trained; bf16 would round them in every product"
+    if fast_bf16:
+        return "bf16", "this device is fastest at it, in half the memory; --precision fp32 is more exact"
+    return "fp32", "this device has no fast bf16"
 
 
 def max_length(spec: RunSpec, context: int) -> tuple[int, str]:

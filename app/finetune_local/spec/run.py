@@ -33,7 +33,9 @@ class ModelSettings(Settings):
         metavar="NAME",
     )
     precision: Precision | None = setting(
-        None, help="How the base's weights are held. Automatic: bf16 on a GPU, fp32 on a CPU.", group="model"
+        None,
+        help="How the base's weights are held. Automatic: bf16 where the device is fast at it, else fp32.",
+        group="model",
     )
 
 

@@ -62,7 +62,7 @@ def check_before_loading(
     device = _device(backend, spec.device)
     spec = spec.model_copy(update={"backend": backend.name, "device": device.id})
     if spec.model.precision is None:
-        precision, reason = defaults.precision(spec, device.kind)
+        precision, reason = defaults.precision(spec, device.kind, device.fast_bf16)
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"precision": precision})})
         notes.append(f"model.precision = {precision}: {reason}")
     spec, replaced = _bridge_gaps(spec, backend, device)

@@ -20,7 +20,7 @@ def devices() -> list[Device]:
     memory = int(psutil.virtual_memory().total)
     cpu = Device("cpu", "cpu", platform.processor() or platform.machine(), memory)
     if platform.system() == "Darwin" and platform.machine() == "arm64":
-        return [Device("metal", "metal", _chip(), memory), cpu]
+        return [Device("metal", "metal", _chip(), memory, fast_bf16=True), cpu]
     return [cpu]
 
 

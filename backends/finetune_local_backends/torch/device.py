@@ -14,6 +14,9 @@ import psutil
 from finetune_local.backend import Device
 from finetune_local.errors import SpecError
 
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""Instructions with which bf16 products are two to four times as fast as fp32 ones; without them they are emulated."""
+
 
 @cache
 def nvidia_card() -> bool:
@@ -40,7 +43,13 @@ def devices() -> list[Device]:
 
 def cpu() -> Device:
     """The processor, with the machine's whole memory."""
-    return Device("cpu", "cpu", _cpu_name(), psutil.virtual_memory().total)
+    return Device(
+        "cpu",
+        "cpu",
+        _cpu_field("model name") or platform.processor() or platform.machine() or "CPU",
+        psutil.virtual_memory().total,
+        fast_bf16=bool(_BF16_FLAGS & set(_cpu_field("flags").split())),
+    )
 
 
 def pick(wanted: str | None) -> Device:
@@ -87,16 +96,19 @@ def _cards() -> list[Device]:
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found.append(Device(f"cuda:{index}", "cuda", properties.name, int(properties.total_memory)))
+        found.append(
+            Device(f"cuda:{index}", "cuda", properties.name, int(properties.total_memory), properties.major >= 8)
+        )
     return found
 
 
 @cache
-def _cpu_name() -> str:
+def _cpu_field(name: str) -> str:
+    """A field of the first processor as Linux tells it; empty elsewhere."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
+            if line.partition(":")[0].strip() == name:
                 return line.partition(":")[2].strip()
     except OSError:
-        return platform.processor() or platform.machine() or "CPU"
-    return platform.processor() or platform.machine() or "CPU"
+        return ""
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_local.spec.defaults import Facts, resolve
+from finetune_local.spec.defaults import Facts, precision, resolve
 from finetune_local.spec.run import parse_spec
 
 
@@ -74,3 +74,12 @@ def test_memory_decides_micro_batch_and_checkpointing() -> None:
     assert settled(memory_bytes=80 << 30) == (16 * 1024, False)
     assert settled(fixed_bytes=6 << 30) == (1024, True)
     assert settled(longest=7000) == (7000, True)
+
+
+def test_precision_follows_the_device_unless_given() -> None:
+    lora, full = parse_spec({}, "x"), parse_spec({"method": "full"}, "x")
+    assert precision(lora, "cpu", True)[0] == "bf16"
+    assert precision(lora, "cpu", False)[0] == "fp32"
+    assert precision(full, "cpu", True)[0] == "fp32"
+    assert precision(full, "cuda", True)[0] == "bf16"
+    assert precision(parse_spec({"method": "qlora"}, "x"), "cpu", True)[0] == "4-bit"
