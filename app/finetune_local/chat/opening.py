@@ -97,7 +97,7 @@ def open_chat(
     chosen, _ = port.choose(backend)
     folder = resolve(model or (base_of(folders[0]) if folders else None) or DEFAULT_MODEL, home, progress)
     progress("loading the model", None)
-    held = _precision(precision, folders, chosen.devices()[0].kind)
+    held = _precision(precision, folders, chosen.devices()[0])
     tokenizer = Tokenizer.load(folder.path)
     opened = Opened(home, folder, tokenizer, chosen.load(folder.path, held), chosen.name)
     for name in adapters:
@@ -106,11 +106,13 @@ def open_chat(
     return opened
 
 
-def _precision(wanted: str | None, adapters: Sequence[Path], kind: str) -> Precision:
+def _precision(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> Precision:
     trained_on = {run_tables(folder).get("model", {}).get("precision") for folder in adapters}
     if wanted is None and len(trained_on) == 1 and trained_on <= {"8-bit", "4-bit"}:
         wanted = str(trained_on.pop())
-    return default_precision(RunSpec(model=ModelSettings.model_validate({"precision": wanted})), kind)[0]
+    # On a CPU answers are read from memory, not computed, so bf16 gains little and would differ from the exports.
+    fast = device.fast_bf16 and device.kind != "cpu"
+    return default_precision(RunSpec(model=ModelSettings.model_validate({"precision": wanted})), device.kind, fast)[0]
 
 
 def trained_raw(folder: Path) -> bool:
