@@ -74,7 +74,6 @@ def small_model() -> Path:
     if given := os.environ.get(SMALL_MODEL):
         return Path(given)
     from finetune_local.models.resolve import resolve
-
     from finetune_local.spec.run import DEFAULT_MODEL
 
     place = paths.Home(Path(__file__).resolve().parents[1] / ".cache" / "home")
