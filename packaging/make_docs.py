@@ -1,4 +1,4 @@
-"""Write the parts of the docs that are made from the code: docs/settings.md, and the tables in methods.md and data.md.
+"""Write the parts of the docs that are made from the code: docs/settings.md, docs/run.schema.json, and the tables in methods.md and data.md.
 
     .venv/bin/python packaging/make_docs.py            writes them
     .venv/bin/python packaging/make_docs.py --check    exit code 1 where one is out of date (a test calls this)
@@ -9,6 +9,7 @@ In a hand-written file the generated part stands between <!-- made: NAME --> and
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import typing
@@ -22,6 +23,7 @@ from finetune_local.backend import backends
 from finetune_local.cli.spec_options import spec_fields
 from finetune_local.spec.fields import extra_of, flag_of
 from finetune_local.spec.methods import methods
+from finetune_local.spec.schema import run_schema
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 GROUPS = {"run": "Run", "model": "Base model", "data": "Data", "method": "Method", "training": "Training"}
@@ -44,6 +46,8 @@ files = ["my.jsonl"]
 [training]
 epochs = 3
 ```
+
+Editors that know JSON schemas complete and check such a file with [run.schema.json](run.schema.json).
 """
 
 
@@ -66,6 +70,7 @@ def main() -> None:
 
 def _documents() -> Iterator[tuple[Path, str]]:
     yield DOCS / "settings.md", _settings()
+    yield DOCS / "run.schema.json", json.dumps(run_schema(), indent=1, ensure_ascii=False) + "\n"
     tables: Mapping[str, Callable[[], str]] = {"methods": _methods, "gaps": _gaps, "presets": _presets}
     for path in sorted(DOCS.glob("*.md")):
         text = path.read_text("utf-8")
