@@ -100,6 +100,7 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
     from finetune_local.models.resolve import resolve
 
     spec = run.spec
+    backend, _ = port.choose(spec.backend)
     yield Phase(name="opening the model")
     model = resolve(spec.model.id, home, lambda _text, _done: None)
     tokenizer = Tokenizer.load(model.path)
@@ -108,7 +109,6 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
     else:
         spec, data = yield from _prepare_data(run, spec, model, tokenizer)
     plan = plan_for(spec, model)
-    backend, _ = port.choose(spec.backend)
     device = _device(backend, spec.device)
     open_spec = spec.training.model_copy(update={"micro_batch_tokens": 1024, "gradient_checkpointing": False})
     needs = estimate(model, spec.model_copy(update={"training": open_spec}), plan, device.kind)
