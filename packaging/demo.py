@@ -13,7 +13,7 @@ from environment import ROOT, Environment, SetupFailed, say
 EXAMPLE = ROOT / "assets" / "example"
 TRAIN, HELD_OUT = EXAMPLE / "orders.jsonl", EXAMPLE / "held_out.jsonl"
 SETTINGS = (
-    *("--method", "lora", "--epochs", "2", "--batch-size", "8", "--learning-rate", "1e-3", "--validation", "0.05"),
+    *("--method", "lora", "--epochs", "3", "--batch-size", "8", "--learning-rate", "1e-3", "--validation", "0.05"),
     *("--validate-every", "19", "--sample-rows", "1", "--sample-tokens", "24"),
 )
 QUESTION = 0  # which held-out row is asked
