@@ -39,8 +39,6 @@ def start(run: Run, home: Home) -> int:
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUTF8": "1",
-        # glibc would keep a gigabyte of freed activations in its heap; above 1 MB it gives them back at once.
-        "MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", "1000000"),
         # The screen's watchdog ends long GPU commands on a Mac otherwise.
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
     }
