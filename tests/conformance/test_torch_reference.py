@@ -106,6 +106,45 @@ def test_a_gradient_equals_finite_differences(tiny: Path, method: str, monkeypat
             parameter.copy_(start)
 
 
+@PLAIN_PEFT
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_dropout_is_peft_s(tiny: Path, method: str) -> None:
+    extra: dict[str, Any] = {"dropout": 0.4, "targets": ("down_proj",), "layers": "last:1"}
+    ours = ready(tiny, method, **extra)
+    train(ours, 3)
+    theirs = plain_peft(tiny, plan_of(tiny, method, **extra), ours.tensors("a"))
+    module = "model.layers.1.mlp.down_proj"
+    layers = ours._base.model.get_submodule(module), theirs.get_submodule(f"base_model.model.{module}")  # type: ignore[attr-defined]
+    x = torch.randn(5, layers[0].in_features)
+    made = []
+    for layer in layers:
+        layer.train()
+        torch.manual_seed(3)
+        given = x.clone().requires_grad_()
+        y = layer(given)
+        y.square().sum().backward()
+        assert given.grad is not None
+        made.append((y.detach(), given.grad))
+    for mine, other in zip(*made, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_dropout_keeps_no_dense_copy_of_a_quantised_weight(tiny: Path, method: str) -> None:
+    ours = ready(tiny, method, "4-bit", dropout=0.1)
+    kept: set[tuple[int, ...]] = set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.add(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        ours.step([batch_of()], SFT, RATE)
+    weights = {(t.out_features, t.in_features) for t in plan_of(tiny, method).targets}
+    assert kept
+    assert not kept & (weights | {(b, a) for a, b in weights})
+
+
 def test_padding_changes_no_log_probability(tiny: Path) -> None:
     ours = ready(tiny)
     train(ours, 2)

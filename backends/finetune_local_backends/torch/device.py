@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import platform
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -25,14 +25,21 @@ def nvidia_card() -> bool:
 
 
 def build() -> str:
-    """How the installed torch was built: "cpu", "rocm", "cuda", or "" where its version does not say or there is none."""
+    """How the installed torch was built: "cpu", "rocm", "cuda", or "" where that cannot be told or there is none.
+
+    Read from torch/version.py, which is not imported: wheels of PyPI are CUDA's on Linux and the CPU's on Windows, and say so
+    nowhere in their version.
+    """
+    spec = importlib.util.find_spec("torch")
     try:
-        version = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
+        text = Path((spec and spec.origin) or "").with_name("version.py").read_text("utf-8")
+    except (OSError, ValueError):
         return ""
-    local = version.partition("+")[2]
+    built = dict(re.findall(r"(?m)^(cuda|hip)\b[^=\n]*= *(\S+)", text))
+    if not built:
+        return ""
     return next(
-        (word for word, start in (("cpu", "cpu"), ("rocm", "rocm"), ("cuda", "cu")) if local.startswith(start)), ""
+        (word for name, word in (("cuda", "cuda"), ("hip", "rocm")) if built.get(name, "None") != "None"), "cpu"
     )
 
 
@@ -72,7 +79,7 @@ def notes() -> list[str]:
         if build() == "cpu":
             said.append(
                 "This machine has an NVIDIA card, but the installed torch is the build for CPUs and cannot use it. "
-                "Install: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+                "Install: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
             )
         else:
             said.append(

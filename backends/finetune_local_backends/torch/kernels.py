@@ -39,18 +39,18 @@ def _bias(base: nn.Module, dtype: torch.dtype) -> torch.Tensor | None:
 
 
 class FrozenLinear(Function):
-    """y = x·Wᵀ + b over a frozen layer; nothing of the size of W is kept for the way back."""
+    """y = x·Wᵀ over a frozen layer, + b if asked; nothing of the size of W is kept for the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, base: nn.Module) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, base: nn.Module, with_bias: bool) -> torch.Tensor:
         """See the class."""
         ctx.base = base
-        return functional.linear(x, dense_weight(base, x.dtype), _bias(base, x.dtype))
+        return functional.linear(x, dense_weight(base, x.dtype), _bias(base, x.dtype) if with_bias else None)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         """dx = g·W."""
-        return grads[0] @ dense_weight(ctx.base, grads[0].dtype), None
+        return grads[0] @ dense_weight(ctx.base, grads[0].dtype), None, None
 
 
 class LowRankLinear(Function):
@@ -120,14 +120,19 @@ def low_rank_plain(
     scale: float,
     base: nn.Module,
 ) -> torch.Tensor:
-    """The same by autograd's own operations, and with another input (`dropped`) to the update: used with dropout."""
+    """The same by autograd's own operations, and with another input (`dropped`) to all that the adapter adds: with dropout.
+
+    As in PEFT: with DoRA that is (c − 1)·x·Wᵀ as well as the low-rank part, and x·Wᵀ + b itself stays whole. The products
+    with W go through FrozenLinear, or autograd would keep every quantised weight made dense.
+    """
     dtype = x.dtype
-    bias = _bias(base, dtype)
-    y = functional.linear(x, dense_weight(base, dtype))
-    y = y + functional.linear(functional.linear(dropped, a.to(dtype)), b.to(dtype)) * scale
+    y: torch.Tensor = FrozenLinear.apply(x, base, True)  # type: ignore[no-untyped-call]
+    update = functional.linear(functional.linear(dropped, a.to(dtype)), b.to(dtype)) * scale
     if magnitude is not None and norm is not None:
-        y = (y * (magnitude / norm)).to(dtype)
-    return y if bias is None else y + bias
+        factor = magnitude / norm  # fp32, see LowRankLinear
+        again: torch.Tensor = FrozenLinear.apply(dropped, base, False)  # type: ignore[no-untyped-call]
+        update = (factor - 1) * again + factor * update
+    return (y + update).to(dtype)
 
 
 def row_norms(

@@ -80,7 +80,8 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
             )
         _without_dropout(config)
         options: dict[str, Any] = {"quantization_config": _quantisation(precision, dtype)} if "bit" in precision else {}
-        if device.kind == "cuda":
+        if device.kind == "cuda" or options:
+            # Also for the CPU: without a map, quantised weights go to a card wherever there is one.
             options["device_map"] = {"": device.id}
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,

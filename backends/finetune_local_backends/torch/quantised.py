@@ -31,7 +31,7 @@ class QuantisedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) to (..., out)."""
         if torch.is_grad_enabled() and x.requires_grad:
-            result: torch.Tensor = FrozenLinear.apply(x, self)  # type: ignore[no-untyped-call]
+            result: torch.Tensor = FrozenLinear.apply(x, self, True)  # type: ignore[no-untyped-call]
             return result
         return functional.linear(x, self.dense(x.dtype), _cast(self.bias, x.dtype))
 
