@@ -71,7 +71,7 @@ def edit(folder: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"auto_map": {"AutoModel": "code.Model"}}, "code of its own"),
+        ({"model_file": "code.py"}, "code of its own"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
         ({"num_hidden_layers": 3}, "do not fit its config.json"),
     ],
@@ -79,6 +79,12 @@ def edit(folder: Path, **fields: Any) -> Path:
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         MLX.load(edit(tiny_model(tmp_path), **fields), "fp32", "cpu")
+
+
+def test_code_beside_a_family_that_is_built_in_is_left_alone(tmp_path: Path) -> None:
+    folder = edit(tiny_model(tmp_path), auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"})
+    (folder / "code.py").write_text("raise SystemExit('run')", "utf-8")
+    assert np.isfinite(MLX.load(folder, "fp32", "cpu").logits(IDS)).all()
 
 
 @pytest.mark.parametrize("family", ["no_such_family", "../llama", "olmo3"])
