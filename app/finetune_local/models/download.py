@@ -103,6 +103,8 @@ def fetch(
     import httpx
 
     wrong = attempt = 0
+    if file.size == 0:
+        partial.touch()
     while True:
         have = partial.stat().st_size if partial.exists() else 0
         if have >= file.size:

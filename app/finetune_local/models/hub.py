@@ -23,7 +23,7 @@ from finetune_local.models.download import ATTEMPTS, Client, RemoteFile, fetch
 from finetune_local.models.folder import CONFIG, INDEX, TOKENIZER, ModelFolder, check_config, read_json
 from finetune_local.models.install import aside, check_name, installed, publish, source_of
 from finetune_local.models.token import find_token
-from finetune_local.paths import Home
+from finetune_local.paths import Home, bad_name
 
 if TYPE_CHECKING:
     import httpx
@@ -94,8 +94,13 @@ def get(
     finally:
         client.close()
     with aside(home.models) as folder:
+        moved: dict[str, Path] = {}
         for file in chosen:
-            shutil.move(parts[file.name], folder / file.name)
+            target = folder / file.name
+            if file.key in moved:  # of the same content as another one, such as "{}"
+                shutil.copyfile(moved[file.key], target)
+            else:
+                moved[file.key] = Path(shutil.move(parts[file.name], target))
         return publish(folder, home.models, name, source)
 
 
@@ -131,7 +136,8 @@ def _list(client: Client, repository: str, revision: str) -> tuple[str, str | No
     found = _ask(client, url, repository, revision)
     try:
         commit, siblings = str(found["sha"]), found["siblings"]
-        files = [_remote(entry) for entry in siblings if "/" not in entry["rfilename"]]
+        # A folder's files are not wanted; and a name that leads elsewhere on some system is no name.
+        files = [_remote(entry) for entry in siblings if bad_name(str(entry["rfilename"])) is None]
     except (KeyError, TypeError, ValueError) as error:
         raise DownloadFailed(f"{client.host} answers in a way that is not understood (no {error}).") from None
     card = found.get("cardData")
@@ -140,9 +146,14 @@ def _list(client: Client, repository: str, revision: str) -> tuple[str, str | No
 
 def _remote(entry: dict[str, Any]) -> RemoteFile:
     large = entry.get("lfs") or {}
-    sha256 = large.get("sha256") or large.get("oid")
+    sha256 = _hash(large.get("sha256") or large.get("oid"), 64)
     size = int(large.get("size") or entry["size"])
-    return RemoteFile(str(entry["rfilename"]), size, sha256, None if sha256 else entry.get("blobId"))
+    return RemoteFile(str(entry["rfilename"]), size, sha256, None if large else _hash(entry.get("blobId"), 40))
+
+
+def _hash(given: object, digits: int) -> str | None:
+    """A hash in hex, or None for anything else: partial files are named after it, so it must not be a path."""
+    return given if isinstance(given, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", given) else None
 
 
 def _ask(client: Client, url: str, repository: str, revision: str) -> dict[str, Any]:

@@ -80,6 +80,39 @@ def test_pickles_and_code_are_never_asked_for(hub: Hub, home: Home) -> None:
     assert not any(hub.asked(name) for name in (".bin", ".py", ".pt", "consolidated", "onnx"))
 
 
+def test_files_of_the_same_content_and_empty_ones_all_arrive(hub: Hub, home: Home) -> None:
+    hub.extra = {"special_tokens_map.json": b"{}", "added_tokens.json": b"{}", "NOTICE": b""}
+    model = download(home)
+    assert {name: (model.path / name).read_bytes() for name in hub.extra} == hub.extra
+
+
+@pytest.mark.parametrize("name", ["model\\..\\..\\evil.safetensors", "model:evil.safetensors", "model/evil.safetensors"])
+def test_names_that_lead_elsewhere_are_not_asked_for(hub: Hub, home: Home, name: str) -> None:
+    hub.extra = {name: b"x"}
+    assert same_weights(download(home), hub.folder)
+    assert not hub.asked("evil")
+
+
+def test_a_hash_that_is_a_path_is_no_hash(
+    hub: Hub, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from . import conftest
+
+    listed = conftest.siblings
+
+    def bad(files: dict[str, bytes]) -> list[dict[str, object]]:
+        return [
+            {**entry, **({"lfs": {"sha256": "../../out", "size": 9}} if "lfs" in entry else {})}
+            for entry in listed(files)
+        ]
+
+    monkeypatch.setattr(conftest, "siblings", bad)
+    with pytest.raises(DownloadFailed, match="no checksum"):
+        download(home)
+    assert not hub.asked("/resolve/")
+    assert not list(tmp_path.rglob("out.part"))
+
+
 def test_a_cut_connection_is_resumed_where_it_broke_off(hub: Hub, home: Home) -> None:
     hub.cut_after = [1000, 5000]
     assert same_weights(download(home), hub.folder)
