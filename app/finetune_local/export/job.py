@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def export(
         if gate:
             kind = chosen if key == "gguf" else _KINDS[chosen_dtype(model, chosen)]
             verdict = verify(key, unchecked, kind, model, adapter, backend, progress)
+            gc.collect()  # the loaded export goes with its memory maps: Windows renames no file that is mapped
     except GateFailed as error:
         remove(failed)
         replace(unchecked, failed)

@@ -9,6 +9,7 @@ Where greedy answers part at two tokens that the reference itself holds for near
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.backend import choose
+from finetune_local.backend import Backend, Device, choose
 from finetune_local.errors import GateFailed, OutOfMemory
 from finetune_local.export import Progress, silent
 from finetune_local.export.candidates import TOP, Candidate, FolderCandidate, GgufCandidate, Reference, log_softmax
@@ -98,16 +99,25 @@ def verify(
     template = template_of(tokenizer, adapter)
     found = probes(tokenizer, adapter, model.context_length, raw)
     stop_ids = sorted(tokenizer.stop_ids)
-    precision = _precision(model)
+    engine, _ = choose(backend)
+    precision = _precision(model, engine.devices()[0])
     limits = LIMITS[kind] if precision == "fp32" else max(LIMITS[kind], LIMITS["bf16"], key=lambda limit: limit.kl)
-    gate = Gate(None, precision=precision, prompts=len(found), tie_tolerance=limits.tie, kl_limit=limits.kl)
+    gate = Gate(
+        None,
+        backend=engine.name,
+        precision=precision,
+        prompts=len(found),
+        tie_tolerance=limits.tie,
+        kl_limit=limits.kl,
+    )
 
     def text(ids: Sequence[int]) -> str:
         return tokenizer.text(ids, special=True)
 
     try:
         progress("answering as base + adapter", None)
-        gate.backend, references = _references(backend, model, adapter, precision, found, stop_ids)
+        references = _references(engine, model, adapter, precision, found, stop_ids)
+        gc.collect()  # torch's modules hold each other in circles: without this both models would be in memory
         progress("checking the export", 0.0)
         if target == "gguf":
             context = max(len(r.probe.ids) + len(r.answer) for r in references) + 64
@@ -116,8 +126,7 @@ def verify(
                 _compare(GgufCandidate(llama, out), references, stop_ids, template, limits, gate, text, progress)
         else:
             gate.kl_over = "the whole vocabulary"
-            session = choose(backend)[0].load(out, precision)
-            candidate = FolderCandidate(session, Tokenizer.load(out))
+            candidate = FolderCandidate(engine.load(out, precision), Tokenizer.load(out))
             _compare(candidate, references, stop_ids, template, limits, gate, text, progress)
     except LlamaFailed as error:
         raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
@@ -129,19 +138,18 @@ def verify(
 
 
 def _references(
-    backend: str,
+    engine: Backend,
     model: ModelFolder,
     adapter: Path | None,
     precision: Precision,
     found: Sequence[Probe],
     stop_ids: Sequence[int],
-) -> tuple[str, list[Reference]]:
-    """The backend's name and the answers of base + adapter; the session is gone afterwards."""
+) -> list[Reference]:
+    """The answers of base + adapter; the session is gone afterwards."""
     from finetune_local.adapters.attach import attach
     from finetune_local.chat.generate import greedy_batch
     from finetune_local.data.tokenizer import Tokenizer
 
-    engine, _ = choose(backend)
     session = engine.load(model.path, precision)
     if adapter is not None:
         attach(session, model, Tokenizer.load(model.path), adapter, "export")
@@ -150,7 +158,7 @@ def _references(
     for probe, answer in zip(found, answers, strict=True):
         logprobs = log_softmax(session.logits([*probe.ids, *answer])[len(probe.ids) - 1 :])
         references.append(Reference(probe, (*answer, int(logprobs[-1].argmax())), logprobs))
-    return engine.name, references
+    return references
 
 
 def _compare(
@@ -215,11 +223,12 @@ def _compare_text(
     gate.near_ties.append(f"{where}, {words}; the reference's logits are {margin:.2g} apart")
 
 
-def _precision(model: ModelFolder) -> Precision:
-    """fp32 where the base fits twice into the memory that is free, else bf16."""
+def _precision(model: ModelFolder, device: Device) -> Precision:
+    """fp32 where the base and what it computes fit well into the memory it is loaded into, else bf16."""
     import psutil
 
-    return "fp32" if 4 * model.parameters < 0.6 * psutil.virtual_memory().available else "bf16"
+    free = psutil.virtual_memory().available if device.kind == "cpu" else device.memory_bytes
+    return "fp32" if 4 * model.parameters < 0.6 * free else "bf16"
 
 
 def _quoted(text: str) -> str:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune_local.backend import Device
 from finetune_local.errors import GateFailed, ModelError
-from finetune_local.export import job, targets
+from finetune_local.export import job, targets, verify
 from finetune_local.export.job import export
 from finetune_local.export.verify import Gate
 from finetune_local.models.folder import ModelFolder
@@ -25,6 +26,13 @@ def test_unknown_targets_and_formats_are_refused_with_what_there_is(tiny: Path, 
     with pytest.raises(ModelError, match="--to gguf knows f16, bf16, q8_0, f32"):
         export("gguf", model, None, tmp_path / "x", "float16", gate=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_gate_takes_the_precision_that_fits_where_the_base_is_loaded(tiny: Path) -> None:
+    model = ModelFolder.open(tiny)
+    cards = [Device("cuda:0", "cuda", "card", factor * model.parameters) for factor in (80, 4)]
+    assert [verify._precision(model, card) for card in cards] == ["fp32", "bf16"]
+    assert verify._precision(model, Device("cpu", "cpu", "cpu", 1)) == "fp32"
 
 
 def test_what_is_there_is_not_replaced_unasked(tiny: Path, tmp_path: Path) -> None:
