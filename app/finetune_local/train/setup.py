@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune_local import backend as port
 from finetune_local.errors import SpecError, Unsupported
+from finetune_local.machine import nvidia_cards
 from finetune_local.paths import Home
 from finetune_local.spec import defaults
 from finetune_local.spec.families import families
@@ -60,6 +61,8 @@ def check_before_loading(
     backend, why = port.choose(spec.backend)
     notes = [f"backend = {why}"]
     device = _device(backend, spec.device)
+    if device.kind == "cpu" and spec.device is None and (cards := nvidia_cards()):
+        notes.append(f"this machine has an {cards[0].name}, but it is not used: `finetune-local doctor` says why")
     spec = spec.model_copy(update={"backend": backend.name, "device": device.id})
     if spec.model.precision is None:
         precision, reason = defaults.precision(spec, device.kind, device.fast_bf16)
