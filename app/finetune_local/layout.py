@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -62,11 +62,14 @@ def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
 def read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises AdapterError where the folder is no adapter."""
     try:
-        return cast(dict[str, Any], json.loads((folder / CONFIG).read_text("utf-8")))
+        values = json.loads((folder / CONFIG).read_text("utf-8"))
     except FileNotFoundError:
         raise AdapterError(f"{folder}: no {CONFIG} here, so this is not an adapter folder.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise AdapterError(f"{folder / CONFIG}: cannot be read ({error}).") from None
+    if not isinstance(values, dict):
+        raise AdapterError(f"{folder / CONFIG}: a JSON object is expected. Copy the adapter again.")
+    return values
 
 
 def read_tensors(path: Path) -> dict[str, Array]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, megabytes, note, table
+from finetune_local.errors import AdapterError
+
+if TYPE_CHECKING:
+    from finetune_local.adapters.library import Entry
 
 
 @click.group("adapters", invoke_without_command=True, short_help="List, import, rename and remove adapters.")
@@ -134,7 +138,7 @@ def restore(context: click.Context, name: str | None, home: str | None, as_json:
 def _list(home: paths.Home, as_json: bool) -> None:
     from finetune_local.adapters.library import entries
 
-    found = [entry.describe() for entry in entries(home)]
+    found = [_described(entry) for entry in entries(home)]
     if as_json:
         emit(found)
         return
@@ -146,6 +150,16 @@ def _list(home: paths.Home, as_json: bool) -> None:
         (*(c.upper() for c in columns), "SIZE", "NOTE"),
         ((*(f[c] if f[c] is not None else "" for c in columns), megabytes(f["bytes"]), f["note"]) for f in found),
     )
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    """As Entry.describe; a damaged adapter is listed with what is wrong, so that the others still are."""
+    try:
+        return entry.describe()
+    except AdapterError as error:
+        unknown = dict.fromkeys(("base", "method", "rank", "run", "created"))
+        known = {"name": entry.name, "origin": entry.origin, "folder": str(entry.folder), "bytes": entry.bytes_on_disk}
+        return {**known, **unknown, "note": f"cannot be used: {error}"}
 
 
 def _tell(entry: Any, text: str, as_json: bool) -> None:

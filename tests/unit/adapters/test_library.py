@@ -9,6 +9,7 @@ import pytest
 
 from finetune_local import paths
 from finetune_local.adapters import library, manage
+from finetune_local.cli.main import main
 from finetune_local.errors import AdapterError
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
 from made import made_adapter
@@ -34,6 +35,28 @@ def test_runs_and_imports_are_listed(stocked: paths.Home) -> None:
     assert [(e["name"], e["origin"]) for e in listed] == [("订单 1", "run"), ("friend", "imported")]
     assert listed[0]["base"] == listed[1]["base"] == "tiny llama 小"
     assert listed[0]["method"] == listed[1]["method"] == "lora" and listed[0]["rank"] == 2
+
+
+def test_a_damaged_adapter_is_listed_beside_the_others(stocked: paths.Home, capsys: pytest.CaptureFixture[str]) -> None:
+    (stocked.adapters / "friend" / CONFIG).write_text("[]", "utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["adapters", "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 0
+    assert [entry["name"] for entry in listed] == ["订单 1", "friend"]
+    assert "a JSON object is expected" in listed[1]["note"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"init_lora_weights": "pissa_niter_4"}, "changed the base"), ({"r": None}, "lacks 'r'")]
+)
+def test_a_config_that_would_be_computed_wrongly_is_refused(
+    stocked: paths.Home, change: dict[str, object], said: str
+) -> None:
+    config = stocked.adapters / "friend" / CONFIG
+    config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), **change}), "utf-8")
+    with pytest.raises(AdapterError, match=said):
+        read_adapter(config.parent)
 
 
 def test_an_adapter_is_found_by_name_run_or_folder(stocked: paths.Home, monkeypatch: pytest.MonkeyPatch) -> None:

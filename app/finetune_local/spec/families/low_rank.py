@@ -110,6 +110,14 @@ class LowRank:
         for field in ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "exclude_modules"):
             if c.get(field):
                 raise AdapterError(f"adapter_config.json uses '{field}', which this version cannot read.")
+        if lacking := [field for field in ("r", "lora_alpha") if not c.get(field)]:
+            raise AdapterError(f"adapter_config.json lacks '{lacking[0]}'. Copy the adapter again.")
+        start = str(c.get("init_lora_weights"))
+        if start.lower().startswith(("pissa", "olora", "corda", "loftq")):
+            raise AdapterError(
+                f"this adapter was begun by '{start}', which changed the base's weights too, so it does not fit the base as it "
+                "is. Save it as plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+            )
         targets = []
         for name in sorted(shapes):
             if not name.endswith(A):
