@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_local.errors import SpecError
+
 ENVIRONMENT_VARIABLE = "FINETUNE_LOCAL_HOME"
 
 
@@ -42,7 +44,12 @@ class Home:
 
     def _part(self, name: str) -> Path:
         folder = self.root / name
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecError(
+                f"{folder} cannot be made ({error.strerror}). Give another folder with --home or ${ENVIRONMENT_VARIABLE}."
+            ) from None
         return folder
 
 

@@ -142,13 +142,13 @@ def find(home: Home, name: str) -> History:
 
 
 def summary(history: History) -> dict[str, Any]:
-    """A plain object for lists: id, model, adapter, number of turns, and how it begins."""
+    """A plain object for lists: id, model, the adapter that answered last, number of turns, and how it begins."""
     conversation = history.read()
     first = next((m.content for m in conversation.turns if m.role == "user"), "")
     return {
         "id": history.id,
         "model": conversation.begun.get("model"),
-        "adapter": conversation.begun.get("adapter"),
+        "adapter": conversation.answered_by,
         "turns": len(conversation.turns),
         "first": first[:80],
     }

