@@ -53,6 +53,8 @@ def test_generate(backend: Backend, stocked: paths.Home, tiny: Path) -> None:
     assert call(*common, "--prompt", "Ada").stdout.endswith("\n")
     with pytest.raises(SpecError, match="--system"):
         call(*common, "--prompt", "Ada", "--raw", "--system", "x")
+    with pytest.raises(SpecError, match="prompt is empty"):
+        call(*common, "--prompt", "", "--raw")
 
 
 def test_chat_over_a_pipe_swaps_adapters_and_goes_on_later(backend: Backend, stocked: paths.Home, tiny: Path) -> None:

@@ -142,4 +142,7 @@ def prompt_of(tokenizer: Tokenizer, text: str, system: str | None = None, raw: b
     if raw and system:
         raise SpecError("--system has no place in a raw prompt: write it into --prompt, or use --chat.")
     asked = [Message("system", system)] if system else []
-    return prompt_ids([*asked, Message("user", text)], tokenizer, "raw" if raw else "chat")
+    ids = prompt_ids([*asked, Message("user", text)], tokenizer, "raw" if raw else "chat")
+    if not ids:
+        raise SpecError("the prompt is empty: without a chat template there must be some text to continue.")
+    return ids

@@ -5,6 +5,7 @@ A verb is a file `<verb>.py` with `command: click.Command`; it is imported when 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -24,6 +25,8 @@ ORDER = ("train", "resume", "chat", "generate", "evaluate", "export", "merge", "
 
 HELPERS = ("main", "options", "show", "progress", "spec_options")
 """Files here that are not verbs."""
+
+_FORBIDDEN, _FULL = (errno.EACCES, errno.EPERM, errno.EROFS), (errno.ENOSPC, errno.EDQUOT)
 
 
 class Verbs(click.Group):
@@ -107,6 +110,20 @@ def _run(arguments: list[str]) -> int:
         # The reader (head, less) went away; point stdout elsewhere so that Python's own flush at exit stays silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # Any place may be one the user may not write to, or be full: that is no defect of the program.
+        if error.errno not in (*_FORBIDDEN, *_FULL):
+            raise
+        forbidden = error.errno in _FORBIDDEN
+        message = f"{error.filename or 'a file'}: {error.strerror}. " + (
+            "Give another place, or change its permissions."
+            if forbidden
+            else "Make room and run the same command again."
+        )
+        if as_json:
+            _print_error("UserError" if forbidden else "DiskFull", message)
+        click.echo(f"finetune-local: {message}", err=True)
+        return 2 if forbidden else 1
 
 
 def _print_error(kind: str, message: str) -> None:

@@ -34,4 +34,4 @@ def catalog() -> tuple[Entry, ...]:
 def entry(name: str) -> Entry | None:
     """The entry of a short name or a hub name, whatever the case."""
     wanted = name.lower()
-    return next((e for e in catalog() if wanted in (e.name.lower(), e.hub.lower())), None)
+    return next((e for e in catalog() if wanted and wanted in (e.name.lower(), e.hub.lower())), None)

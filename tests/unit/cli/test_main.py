@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +54,23 @@ def test_a_home_that_cannot_be_made_is_the_user_s_error(capsys: pytest.CaptureFi
     code, _, err = run(["runs", "--home", str(tmp_path / "file")], capsys)
     assert code == 2
     assert "cannot be made" in err and "--home" in err
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "kind"),
+    [(errno.EACCES, 2, "UserError"), (errno.EROFS, 2, "UserError"), (errno.ENOSPC, 1, "DiskFull")],
+)
+def test_a_place_that_cannot_be_written_to_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, code: int, kind: str
+) -> None:
+    def refused(**_: object) -> None:
+        raise OSError(number, os.strerror(number), "/somewhere/x.gguf")
+
+    monkeypatch.setattr(cli, "main", refused)
+    ended, out, err = run(["export", "--json"], capsys)
+    assert ended == code
+    assert "/somewhere/x.gguf" in err and "Traceback" not in err
+    assert json.loads(out)["error"] == kind
 
 
 def test_answers_that_could_not_be_written_are_refused_before_the_work(

@@ -86,7 +86,9 @@ def test_files_of_the_same_content_and_empty_ones_all_arrive(hub: Hub, home: Hom
     assert {name: (model.path / name).read_bytes() for name in hub.extra} == hub.extra
 
 
-@pytest.mark.parametrize("name", ["model\\..\\..\\evil.safetensors", "model:evil.safetensors", "model/evil.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model\\..\\..\\evil.safetensors", "model:evil.safetensors", "model/evil.safetensors"]
+)
 def test_names_that_lead_elsewhere_are_not_asked_for(hub: Hub, home: Home, name: str) -> None:
     hub.extra = {name: b"x"}
     assert same_weights(download(home), hub.folder)

@@ -73,6 +73,12 @@ def test_remove_touches_nothing_outside_the_home(run: Any, tmp_path: Path) -> No
     assert (outside / "config.json").exists()
 
 
+def test_no_name_is_not_the_default(run: Any, hub: Hub) -> None:
+    code, _, err = run("models", "get", "")
+    assert code == 2
+    assert "is not in the list" in err
+
+
 def test_a_wrong_name_is_the_users_error_also_in_json(run: Any) -> None:
     code, out, err = run("models", "get", "qwen3-0.6", "--json")
     assert code == 2
