@@ -295,15 +295,16 @@ def test_kill_at_any_moment_loses_nothing(make_run: Any, home: Home) -> None:
     kills = 0
     while run.status() != "finished":
         follower = follow.follow(run, follow.start(run, home))
-        wait = chance.choice([0.0, chance.uniform(0, 0.4)])
+        wait, shot = chance.choice([0.0, chance.uniform(0, 0.4)]), False
         try:
             for event in follower:
                 if isinstance(event, Step) and kills < KILLS and chance.random() < 0.3:
                     time.sleep(wait)
                     if (pid := run.worker()) is not None:
                         os.kill(pid, signal.SIGKILL)
-                        kills += 1
+                        kills, shot = kills + 1, True
         except WorkerDied as died:
+            assert shot, "a run that goes on after a kill is taken for dead itself"
             assert "resume killed" in str(died)
     assert kills == KILLS  # each worker was followed from its start, or fewer would have been seen and killed
     found = losses(run.history())

@@ -63,25 +63,33 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
 def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
     """Start the run's worker, or join one at work, and show it to its end. Raises what ended it badly."""
     from finetune_local.cli.progress import as_json_lines, shown
-    from finetune_local.errors import UserError
+    from finetune_local.errors import Stopped, UserError, WorkerDied
     from finetune_local.train import follow, runs
 
-    position = 0
     if run.worker() is not None:
         note(f"run '{run.name}' is being trained already; showing it.")
-        position = (run.folder / "events.jsonl").stat().st_size if (run.folder / "events.jsonl").exists() else 0
+        position = run.events_end()
     else:
         position = follow.start(run, home)
     events = follow.follow(run, position)
     last: Event | None = None
-    with _interrupts(run):
-        for event in as_json_lines(events) if as_json else shown(events):
-            last = event
+    with _interrupts(run) as killed:
+        try:
+            for event in as_json_lines(events) if as_json else shown(events):
+                last = event
+        except WorkerDied:
+            if not killed:
+                raise
+            raise Stopped(
+                "ended at once; what the last checkpoint holds is saved. "
+                f"Go on with: finetune-local resume {run.name}"
+            ) from None
     assert last is not None
     if (
         last.kind == "failed"
         and last.as_json()["exit_code"] == UserError.exit_code
-        and not any(run.checkpoints.iterdir())
+        and not any(run.checkpoints.glob("*"))
+        and run.folder.exists()
     ):
         runs.remove(run)  # nothing was trained: the name is free again once the input is mended
     summary = getattr(last, "summary", None)
@@ -105,9 +113,14 @@ def _show_summary(summary: Any) -> None:
 
 
 @contextmanager
-def _interrupts(run: Run) -> Iterator[None]:
-    """Ctrl-C asks the worker to finish its step and save; a second one ends it at once (the last checkpoint stays)."""
-    pressed = 0
+def _interrupts(run: Run) -> Iterator[list[bool]]:
+    """Ctrl-C asks the worker to finish its step and save; a second one ends it at once (the last checkpoint stays).
+
+    Yields a list that is no longer empty once it was ended at once.
+    """
+    from finetune_local.train import follow
+
+    pressed, killed = 0, list[bool]()
 
     def on_interrupt(_number: int, _frame: object) -> None:
         nonlocal pressed
@@ -116,14 +129,12 @@ def _interrupts(run: Run) -> Iterator[None]:
             run.stop_file.touch()
             note("\nfinishing this step and saving … (Ctrl-C again ends it at once)")
         else:
-            import psutil
-
-            if (pid := run.worker()) is not None:
-                psutil.Process(pid).kill()
+            killed.append(True)
+            follow.kill(run)
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield
+        yield killed
     finally:
         signal.signal(signal.SIGINT, before)
 

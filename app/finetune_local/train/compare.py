@@ -20,9 +20,13 @@ def curve_of(tables: Mapping[str, Any], home: Home, scratch: Path) -> list[float
     position = follow.start(run, home)
     losses: dict[int, float] = {}
     event = None
-    for event in follow.follow(run, position):
-        if isinstance(event, Step):
-            losses[event.step] = event.loss
+    try:
+        for event in follow.follow(run, position):
+            if isinstance(event, Step):
+                losses[event.step] = event.loss
+    except KeyboardInterrupt:
+        follow.kill(run)
+        raise
     assert event is not None
     follow.raise_for(event, run)
     return [losses[step] for step in sorted(losses)]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from finetune_local import errors
@@ -19,17 +20,22 @@ from finetune_local.train.runs import Run
 POLL_SECONDS = 0.1
 ENDS = (Finished, StoppedByUser, Failed)
 
+# On Windows a worker in the same console would end when its window is closed.
+_OWN_CONSOLE = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
+
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 """Workers this process started, to be reaped when they end; whether one lives is read from its run folder."""
 
 
 def start(run: Run, home: Home) -> int:
-    """Start the worker process of a run that has none; returns the size of events.jsonl before it. Raises SpecError."""
+    """Start the worker process of a run that has none; returns where its events will begin. Raises SpecError.
+
+    Of two that are started at once, the second ends by itself, and following the run shows the first.
+    """
+    before = _worker_text(run)
     if (pid := run.worker()) is not None:
         raise SpecError(f"run '{run.name}' is being trained already (process {pid}).")
-    run.repair()
-    events = run.folder / "events.jsonl"
-    position = events.stat().st_size if events.exists() else 0
+    position = run.events_end()
     # Libraries must not ask the network, and a worker's own prints belong in its log.
     environment = {
         **os.environ,
@@ -44,17 +50,33 @@ def start(run: Run, home: Home) -> int:
     }
     with run.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_local.train.worker", str(run.folder), str(home.root)],
+            # -P: a file of the user's folder that is called like a library must not be imported in its place.
+            [sys.executable, "-P", "-m", "finetune_local.train.worker", str(run.folder), str(home.root)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
             start_new_session=os.name != "nt",
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            creationflags=_OWN_CONSOLE,
         )
     _children[run.folder] = process
-    _wait_until_taken(run, process)
+    try:
+        # What a killed worker left says nothing about the new one: wait for another text, or for its end.
+        while _worker_text(run) == before and process.poll() is None:
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        process.kill()  # it would go on unseen
+        raise
     return position
+
+
+def kill(run: Run) -> None:
+    """End a run's worker at once; its last checkpoint stays."""
+    import psutil
+
+    if (pid := run.worker()) is not None:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
 
 
 def follow(run: Run, position: int = 0) -> Iterator[Event]:
@@ -98,9 +120,11 @@ def raise_for(event: Event, run: Run) -> None:
         raise RuntimeError(f"the training process failed ({run.log}):\n{event.traceback}")
 
 
-def _wait_until_taken(run: Run, process: subprocess.Popen[bytes]) -> None:
-    while run.worker() is None and process.poll() is None and not (run.folder / "worker.json").exists():
-        time.sleep(0.02)
+def _worker_text(run: Run) -> bytes:
+    try:
+        return run.worker_file.read_bytes()
+    except OSError:
+        return b""
 
 
 def _wait_until_gone(run: Run) -> None:

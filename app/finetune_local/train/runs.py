@@ -4,17 +4,20 @@ run.json          the spec, resolved          events.jsonl   what happened, appe
 data/             encoded rows, data.json     checkpoints/   step-NNNNNN/
 adapter/          the result                  report.md      the same for people
 worker.json       which process trains        worker.log     what libraries printed
-stop              asks the worker to stop
+stop              asks the worker to stop     worker.lock    held by the process that trains
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,13 +105,32 @@ class Run:
                     return events.from_json(json.loads(lines[-1])) if lines and lines[-1] else None
                 reach *= 8
 
+    def events_end(self) -> int:
+        """Size of events.jsonl without a half-written last line: where a reader can begin to follow."""
+        path = self.folder / "events.jsonl"
+        if not path.exists():
+            return 0
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end:
+                start = max(0, end - 65536)
+                file.seek(start)
+                if (at := file.read(end - start).rfind(b"\n")) >= 0:
+                    return start + at + 1
+                end = start
+        return 0
+
+    @contextmanager
+    def taken(self) -> Iterator[bool]:
+        """Hold the run for this process; False where another one has it. The system frees it however the process ends."""
+        with (self.folder / "worker.lock").open("ab") as file:
+            yield _locked(file.fileno())
+
     def repair(self) -> None:
-        """After a kill: cut a half-written line off events.jsonl and remove half-written folders."""
+        """After a kill: cut a half-written line off events.jsonl and remove half-written folders. For the holder only."""
         path = self.folder / "events.jsonl"
         if path.exists():
-            content = path.read_bytes()
-            if content and not content.endswith(b"\n"):
-                os.truncate(path, content.rfind(b"\n") + 1)
+            os.truncate(path, self.events_end())
         sweep(self.folder)
         sweep(self.checkpoints)
         self.stop_file.unlink(missing_ok=True)
@@ -120,12 +142,17 @@ class Run:
         """Its existence asks the worker to finish the step, save and end."""
         return self.folder / "stop"
 
+    @property
+    def worker_file(self) -> Path:
+        """Which process trains; one that was killed leaves it behind."""
+        return self.folder / "worker.json"
+
     def worker(self) -> int | None:
         """Process id of the living worker, or None. Guarded against a reused id by the process's start time."""
         import psutil
 
         try:
-            known: dict[str, Any] = json.loads((self.folder / "worker.json").read_text("utf-8"))
+            known: dict[str, Any] = json.loads(self.worker_file.read_text("utf-8"))
             process = psutil.Process(int(known["pid"]))
             alive = (
                 abs(process.create_time() - float(known["started"])) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -207,3 +234,19 @@ def ask_to_stop(run: Run, patience: float = 0.0) -> bool:
     while run.worker() is not None and time.monotonic() < until:
         time.sleep(0.05)
     return run.worker() is None
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock an open file without waiting; False where another process holds it. Ends with the file or the process."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # some network drives know no locks
+    return True

@@ -79,18 +79,22 @@ def _fail(run: Run, event: Failed) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Take the run over, train, and give it back."""
+    """Take the run over, train, and give it back. A second worker of the same run touches nothing and ends."""
     import psutil
 
     run, home = Run(Path(arguments[0])), Home(Path(arguments[1]))
-    started = psutil.Process().create_time()
-    write_text(run.folder / "worker.json", json.dumps({"pid": os.getpid(), "started": started}) + "\n")
-    (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
-    try:
-        return work(run, home)
-    finally:
-        for name in ("worker.json", RESERVE, "stop"):
-            (run.folder / name).unlink(missing_ok=True)
+    with run.taken() as mine:
+        if not mine:
+            return FinetuneError.exit_code
+        run.repair()
+        started = psutil.Process().create_time()
+        write_text(run.worker_file, json.dumps({"pid": os.getpid(), "started": started}) + "\n")
+        (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
+        try:
+            return work(run, home)
+        finally:
+            for file in (run.worker_file, run.folder / RESERVE, run.stop_file):
+                file.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

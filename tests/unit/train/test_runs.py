@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from finetune_local.errors import SpecError
+from finetune_local.cli.train import follow_to_the_end
+from finetune_local.errors import SpecError, Stopped, WorkerDied
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import runs
+from finetune_local.train import follow, runs, worker
 from finetune_local.train.events import EVENTS, Failed, Finished, Note, Phase, Step, StoppedByUser, from_json
 
 
@@ -111,3 +114,64 @@ def test_a_thousand_runs_are_listed_by_their_last_lines(home: Home, tmp_path: Pa
     assert isinstance(last, Step)
     assert last.step == 49_999
     assert psutil.Process().io_counters().read_chars - read_before < 100_000
+
+
+def test_a_second_worker_touches_nothing(home: Home) -> None:
+    run = new(home)
+    run.stop_file.touch()
+    with run.taken() as first:
+        assert first
+        assert worker.main([str(run.folder), str(home.root)]) == 1
+        assert run.stop_file.exists()
+        assert not (run.folder / "events.jsonl").exists()
+    with run.taken() as later:
+        assert later
+
+
+def test_a_follower_begins_at_a_whole_line(home: Home) -> None:
+    run = new(home)
+    assert run.events_end() == 0
+    run.append(Note(text="中" * 40_000))
+    whole = run.events_end()
+    assert whole == (run.folder / "events.jsonl").stat().st_size
+    with (run.folder / "events.jsonl").open("ab") as file:
+        file.write(b'{"event": "' + b"x" * 70_000)
+    assert run.events_end() == whole
+
+
+def test_an_interrupted_start_leaves_no_worker(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new(home)
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        follow.start(run, home)
+    assert follow._children.pop(run.folder).wait(20) != 0
+
+
+def test_the_workers_libraries_do_not_come_from_the_users_folder(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "psutil.py").write_text("raise SystemExit('the user's own file was run')", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    run = new(home)
+    events = list(follow.follow(run, follow.start(run, home)))
+    assert isinstance(events[-1], Failed)  # it has no data, but it did begin
+
+
+def test_ctrl_c_twice_is_stopped_not_failed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new(home)
+
+    def dies(*_: object) -> Iterator[None]:
+        signal.raise_signal(signal.SIGINT)
+        assert run.stop_file.exists()
+        signal.raise_signal(signal.SIGINT)
+        raise WorkerDied("without a word")
+        yield
+
+    monkeypatch.setattr(follow, "start", lambda *_: 0)
+    monkeypatch.setattr(follow, "follow", dies)
+    with pytest.raises(Stopped, match="resume"):
+        follow_to_the_end(run, home, as_json=True)
