@@ -21,7 +21,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     """
     from finetune_local.cli.train import follow_to_the_end
     from finetune_local.errors import SpecError
-    from finetune_local.train import runs
+    from finetune_local.train import checkpoint, runs
     from finetune_local.train.events import Finished
 
     place = paths.home(home)
@@ -36,11 +36,21 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     else:
         run = runs.find(place, name)
     if max_steps is not None:
+        if run.worker() is not None:
+            raise SpecError(
+                f"--max-steps: run '{run.name}' is being trained. Stop it first: finetune-local runs stop {run.name}"
+            )
         spec = run.spec
-        done = getattr(run.last_event(), "step", None) or 0
-        if max_steps <= done:
-            raise SpecError(f"--max-steps {max_steps}: the run has done {done} steps already. Give a higher number.")
-        run.write_spec(spec.model_copy(update={"training": spec.training.model_copy(update={"max_steps": max_steps})}))
+        state = checkpoint.counters(run.checkpoints)
+        if max_steps <= state.step:
+            raise SpecError(
+                f"--max-steps {max_steps}: the run has done {state.step} steps already. Give a higher number."
+            )
+        longer: dict[str, int] = {"max_steps": max_steps}
+        if patience := spec.training.early_stopping:
+            # Asked to go on after it was stopped early, it gets as many validations again.
+            longer["early_stopping"] = max(patience, state.worse_validations + patience)
+        run.write_spec(spec.model_copy(update={"training": spec.training.model_copy(update=longer)}))
     elif run.status() == "finished":
         last = run.last_event()
         assert isinstance(last, Finished)

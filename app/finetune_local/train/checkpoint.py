@@ -78,23 +78,43 @@ def load(
     plan, tensors = read_adapter(folder)
     try:
         optimizer = dict(load_file(folder / OPTIMIZER))
-        state = LoopState(**json.loads((folder / STATE).read_text("utf-8")))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise AdapterError(
-            f"the checkpoint {folder} is damaged ({error}). Delete it to resume from the one before."
-        ) from error
-    return plan, tensors, optimizer, state
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    return plan, tensors, optimizer, _state(folder)
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint, or None."""
-    found = sorted(folder.glob("step-*"))
+    found = _every(folder)
     return found[-1] if found else None
+
+
+def counters(folder: Path) -> LoopState:
+    """The counters of the newest checkpoint without its weights; those of a beginning where there is none."""
+    newest = latest(folder)
+    return LoopState() if newest is None else _state(newest)
 
 
 def prune(folder: Path, keep: int, best_step: int) -> None:
     """Remove all but the newest `keep` and the best one."""
-    found = sorted(folder.glob("step-*"))
+    found = _every(folder)
     for old in found[: max(0, len(found) - keep)]:
         if old.name != f"step-{best_step:06d}":
             shutil.rmtree(old)
+
+
+def _every(folder: Path) -> list[Path]:
+    """All checkpoints, the oldest first; by number, as a name with a seventh digit sorts before one with six."""
+    found = [place for place in folder.glob("step-*") if place.name[5:].isdecimal()]
+    return sorted(found, key=lambda place: int(place.name[5:]))
+
+
+def _state(folder: Path) -> LoopState:
+    try:
+        return LoopState(**json.loads((folder / STATE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> AdapterError:
+    return AdapterError(f"the checkpoint {folder} is damaged ({error}). Delete it to resume from the one before.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,11 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from finetune_local.cli import resume
+from finetune_local.cli import train as train_verb
 from finetune_local.cli.train import follow_to_the_end
 from finetune_local.errors import SpecError, Stopped, WorkerDied
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import follow, runs, worker
+from finetune_local.train import checkpoint, follow, runs, worker
 from finetune_local.train.events import EVENTS, Failed, Finished, Note, Phase, Step, StoppedByUser, from_json
 
 
@@ -154,11 +157,11 @@ def test_an_interrupted_start_leaves_no_worker(home: Home, monkeypatch: pytest.M
 def test_the_workers_libraries_do_not_come_from_the_users_folder(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "psutil.py").write_text("raise SystemExit('the user's own file was run')", "utf-8")
+    (tmp_path / "psutil.py").write_text("raise SystemExit('not this one')", "utf-8")
     monkeypatch.chdir(tmp_path)
-    run = new(home)
+    run = new(home, model={"id": str(tmp_path / "none")})
     events = list(follow.follow(run, follow.start(run, home)))
-    assert isinstance(events[-1], Failed)  # it has no data, but it did begin
+    assert isinstance(events[-1], Failed)  # it has no model, but it did begin
 
 
 def test_ctrl_c_twice_is_stopped_not_failed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +178,41 @@ def test_ctrl_c_twice_is_stopped_not_failed(home: Home, monkeypatch: pytest.Monk
     monkeypatch.setattr(follow, "follow", dies)
     with pytest.raises(Stopped, match="resume"):
         follow_to_the_end(run, home, as_json=True)
+
+
+def checkpointed(run: runs.Run, **counters: int) -> None:
+    """A checkpoint folder as far as counting goes."""
+    state = checkpoint.LoopState(**counters)  # type: ignore[arg-type]
+    place = run.checkpoints / f"step-{state.step:06d}"
+    place.mkdir()
+    (place / checkpoint.STATE).write_text(json.dumps(dataclasses.asdict(state)), "utf-8")
+
+
+def test_resume_with_more_steps(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new(home, name="long", training={"max_steps": 10, "early_stopping": 2})
+    checkpointed(run, step=8, worse_validations=2)
+    run.append(Finished(reason="no better validation loss in 2 validations", summary={"steps": 8}))
+    monkeypatch.setattr(train_verb, "follow_to_the_end", lambda *_: None)
+
+    def go_on(steps: int) -> None:
+        resume.command.callback("long", steps, str(home.root), False)  # type: ignore[misc]
+
+    with pytest.raises(SpecError, match="has done 8 steps already"):
+        go_on(8)
+    assert run.spec.training.max_steps == 10
+    go_on(9)
+    assert run.spec.training.max_steps == 9
+    assert run.spec.training.early_stopping == 4  # else it would end at once, for the reason it ended before
+    monkeypatch.setattr(runs.Run, "worker", lambda _: 1)
+    with pytest.raises(SpecError, match="is being trained"):
+        go_on(20)
+    assert run.spec.training.max_steps == 9
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_number(home: Home) -> None:
+    run = new(home)
+    for number in (999_998, 999_999, 1_000_000):
+        checkpointed(run, step=number)
+    assert checkpoint.counters(run.checkpoints).step == 1_000_000
+    checkpoint.prune(run.checkpoints, keep=1, best_step=0)
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step-1000000"]
