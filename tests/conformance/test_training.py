@@ -177,6 +177,78 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(make_run: Any, 
     assert checkpoint.load(run.checkpoints / f"step-{STEPS:06d}")[3].micro_batch_tokens < 128
 
 
+def test_a_validation_that_does_not_fit_is_halved_too(make_run: Any, home: Home) -> None:
+    expected = [e.loss for e in train(make_run("calm"), home) if isinstance(e, Validation)]
+
+    def scarce(ready: Ready) -> None:
+        original = ready.session.score
+
+        def score(batch: Any) -> Any:
+            if batch.ids.size > 48:
+                raise OutOfMemory("no room")
+            return original(batch)
+
+        ready.session.score = score  # type: ignore[method-assign]
+
+    events = train(make_run("scarce"), home, change=scarce)
+    notes = [e for e in events if isinstance(e, Note) and "out of memory" in e.text]
+    assert len(notes) == 2  # from 128 to 64 to 32, and it stays there
+    found = [e.loss for e in events if isinstance(e, Validation)]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_a_budget_that_no_batch_reaches_is_not_halved_in_vain(make_run: Any, home: Home) -> None:
+    tried: list[list[int]] = []
+
+    def scarce(ready: Ready) -> None:
+        original = ready.session.step
+
+        def step(batches: Any, *rest: Any) -> StepResult:
+            tried.append([batch.ids.size for batch in batches])
+            if len(tried) <= 2:
+                raise OutOfMemory("no room")
+            return original(batches, *rest)
+
+        ready.session.step = step  # type: ignore[method-assign]
+
+    train(make_run("wide", micro_batch_tokens=100_000, max_steps=2), home, change=scarce)
+    assert max(tried[2]) < max(tried[1]) < max(tried[0])
+
+
+def test_a_stop_during_the_preparation_does_not_wait_for_a_step(make_run: Any, home: Home) -> None:
+    events = train(make_run("early"), home, lambda: True)
+    assert [e.kind for e in events] == ["started", "stopped"]
+    assert events[-1].as_json()["step"] == 0
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(make_run: Any, home: Home) -> None:
+    def poison(ready: Ready) -> None:
+        original = ready.session.score
+
+        def score(batch: Any) -> Any:
+            return original(batch) * (np.float32("nan") if ready.state.step else np.float32(1))
+
+        ready.session.score = score  # type: ignore[method-assign]
+
+    run = make_run("nan-validation")
+    with pytest.raises(TrainingDiverged, match=r"validation loss after step 6 is nan.*step-000003.*--learning-rate"):
+        train(run, home, change=poison)
+    assert checkpoint.latest(run.checkpoints) == run.checkpoints / "step-000003"
+
+
+def test_a_prompt_that_cannot_be_asked_ends_no_training(make_run: Any, home: Home, data: Path) -> None:
+    rows = [{"messages": [{"role": "assistant", "content": f"只有 an answer {i}"}]} for i in range(20)]
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    events = train(make_run("answers-only", sample_rows=3, max_steps=2), home)
+    assert isinstance(events[-1], Finished)
+    assert not any(isinstance(e, Sample) for e in events)
+
+
+def test_a_run_that_never_beats_its_base_says_so(make_run: Any, home: Home) -> None:
+    events = train(make_run("worse", learning_rate=3.0, schedule="constant", max_steps=4, validate_every=2), home)
+    assert any(isinstance(e, Note) and "never fell below that of the base" in e.text for e in events)
+
+
 def test_a_single_row_that_does_not_fit_says_what_helps(make_run: Any, home: Home) -> None:
     def none(ready: Ready) -> None:
         def step(*_: Any) -> StepResult:

@@ -47,9 +47,10 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
                 f"--max-steps {max_steps}: the run has done {state.step} steps already. Give a higher number."
             )
         longer: dict[str, int] = {"max_steps": max_steps}
-        if patience := spec.training.early_stopping:
+        patience = spec.training.early_stopping
+        if patience and state.worse_validations >= patience:
             # Asked to go on after it was stopped early, it gets as many validations again.
-            longer["early_stopping"] = max(patience, state.worse_validations + patience)
+            longer["early_stopping"] = state.worse_validations + patience
         run.write_spec(spec.model_copy(update={"training": spec.training.model_copy(update=longer)}))
     elif run.status() == "finished":
         last = run.last_event()

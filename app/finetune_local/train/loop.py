@@ -9,13 +9,16 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune_local.adapters.identity import write_identity
+from finetune_local.backend import Batch
+from finetune_local.data.conversation import RowRejected
 from finetune_local.data.encode import prompt_ids
 from finetune_local.data.pack import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
 from finetune_local.errors import OutOfMemory, TrainingDiverged
@@ -76,10 +79,13 @@ class Loop:
             rows=len(ready.data.train),
             validation_rows=len(ready.data.validation),
         )
-        if state.step == 0:
+        reason, stopped = self._end(), self.stop()  # who stopped during the preparation need not wait for a step
+        if state.step == 0 and not stopped:
             # A run that is killed before its first checkpoint begins anew; the base's loss is the mark to beat.
             yield from self._validate()
-        reason = self._end()
+        if stopped and not reason:
+            yield StoppedByUser(step=state.step, summary=self.summary())
+            return
         while not reason:
             yield from self._step()
             if state.step >= self.steps or state.step % (self.training.validate_every or self.steps) == 0:
@@ -124,11 +130,7 @@ class Loop:
                         f"not even one row of {max(int(b.lengths.max()) for b in batches)} tokens fits ({error}) "
                         "Try --max-length with a smaller number, --gradient-checkpointing, or --method qlora."
                     ) from error
-                state.micro_batch_tokens = max(1, state.micro_batch_tokens // 2)
-                yield Note(
-                    text=f"out of memory: computing at most {state.micro_batch_tokens} tokens at once from here on; "
-                    f"a step still learns from {len(rows)} rows"
-                )
+                yield self._halve(batches)
         self._guard(result.loss, result.gradient_norm)
         tokens, supervised = sum(b.tokens for b in batches), sum(b.supervised for b in batches)
         seconds = time.perf_counter() - began
@@ -152,6 +154,15 @@ class Loop:
             peak_memory_bytes=state.peak_memory_bytes,
         )
 
+    def _halve(self, batches: Sequence[Batch]) -> Note:
+        """Less at once than the largest of these: half of a budget that no batch reached would change nothing."""
+        largest = max(batch.ids.size for batch in batches)
+        self.state.micro_batch_tokens = max(1, min(self.state.micro_batch_tokens, largest) // 2)
+        return Note(
+            text=f"out of memory: computing at most {self.state.micro_batch_tokens} tokens at once from here on; "
+            f"a step still learns from {self.batch_size} rows"
+        )
+
     def _rows(self, done: int) -> Any:
         """Rows of the step after `done` steps: they follow from the seed and the step alone."""
         epoch, position = divmod(done, self.per_epoch)
@@ -163,35 +174,34 @@ class Loop:
     def _guard(self, loss: float, norm: float) -> None:
         """Stop on a loss that is no number, or ten losses far above the first. Raises TrainingDiverged."""
         state = self.state
-        saved = checkpoint.latest(self.ready.run.checkpoints)
-        where = f"The last good state is {saved.name}" if saved else "Nothing was saved yet"
-        advice = (
-            f"{where}. Try again with a lower --learning-rate (a third of "
-            f"{self.training.learning_rate:g}), a longer --warmup, or --precision fp32."
-        )
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"step {state.step + 1}: the loss is {loss} and the gradient's norm {norm}; the step was not applied. "
-                + advice
+                + self._advice()
             )
         state.recent_losses = [*state.recent_losses, loss][-RECENT:]
         if len(state.recent_losses) == RECENT and np.mean(state.recent_losses) > (state.first_loss or loss) + EXPLODED:
             raise TrainingDiverged(
                 f"step {state.step + 1}: the loss has risen from {state.first_loss:.3f} to "
-                f"{np.mean(state.recent_losses):.3f} (mean of {RECENT} steps). " + advice
+                f"{np.mean(state.recent_losses):.3f} (mean of {RECENT} steps). " + self._advice()
             )
+
+    def _advice(self) -> str:
+        saved = checkpoint.latest(self.ready.run.checkpoints)
+        where = f"The last good state is {saved.name}" if saved else "Nothing was saved yet"
+        return (
+            f"{where}. Try again with a lower --learning-rate (a third of "
+            f"{self.training.learning_rate:g}), a longer --warmup, or --precision fp32."
+        )
 
     def _validate(self) -> Iterator[Event]:
         ready, state = self.ready, self.state
         data = ready.data.validation
         if len(data):
-            rows = np.arange(min(len(data), self.training.validation_rows))
-            loss_sum, count = 0.0, 0
-            for _, batch in batches_for_scoring(data, rows, state.micro_batch_tokens):
-                scores = ready.session.score(batch)
-                loss_sum -= float(scores.sum(dtype=np.float64))
-                count += len(scores)
-            state.validation_loss = loss_sum / count
+            loss = yield from self._validation_loss()
+            if not math.isfinite(loss):
+                raise TrainingDiverged(f"the validation loss after step {state.step} is {loss}. {self._advice()}")
+            state.validation_loss = loss
             best = state.best_loss is None or state.validation_loss < state.best_loss
             state.worse_validations = 0 if best else state.worse_validations + 1
             if best:
@@ -202,19 +212,50 @@ class Loop:
         yield from self._samples()
         self._count()
 
+    def _validation_loss(self) -> Generator[Event, None, float]:
+        ready, state = self.ready, self.state
+        rows = np.arange(min(len(ready.data.validation), self.training.validation_rows))
+        while True:
+            loss_sum, count, batch = 0.0, 0, None
+            try:
+                for _, batch in batches_for_scoring(ready.data.validation, rows, state.micro_batch_tokens):
+                    scores = ready.session.score(batch)
+                    loss_sum -= float(scores.sum(dtype=np.float64))
+                    count += len(scores)
+                return loss_sum / count
+            except OutOfMemory:
+                if batch is None or len(batch.ids) == 1:
+                    raise
+                yield self._halve([batch])
+
     def _samples(self) -> Iterator[Event]:
+        """Answers to look at. A prompt that cannot be asked alone is passed over: it is no reason to end a training."""
         from finetune_local.chat.generate import greedy_batch
 
         ready = self.ready
-        asked = [c for c in ready.samples if c.messages and c.messages[-1].role == "assistant"]
-        prompts = [prompt_ids(c.messages[:-1], ready.tokenizer, ready.spec.data.template) for c in asked]
+        asked, prompts = [], []
+        for conversation in ready.samples:
+            if len(conversation.messages) < 2 or conversation.messages[-1].role != "assistant":
+                continue
+            with suppress(RowRejected):  # some templates refuse a beginning that they accept within the whole
+                ids = prompt_ids(conversation.messages[:-1], ready.tokenizer, ready.spec.data.template)
+                if 0 < len(ids) < ready.model.context_length:
+                    asked.append(conversation)
+                    prompts.append(ids)
         if not prompts:
             return
-        answers = greedy_batch(ready.session, prompts, self.training.sample_tokens, ready.tokenizer.stop_ids)
+        length = ready.model.context_length
+        try:
+            answers = greedy_batch(
+                ready.session, prompts, self.training.sample_tokens, ready.tokenizer.stop_ids, length
+            )
+        except OutOfMemory as error:
+            yield Note(text=f"no sampled answers this time: {error}")
+            return
         for conversation, answer in zip(asked, answers, strict=True):
             yield Sample(
                 step=self.state.step,
-                prompt=conversation.messages[-2].content if len(conversation.messages) > 1 else "",
+                prompt=conversation.messages[-2].content,
                 answer=ready.tokenizer.text(answer),
                 reference=conversation.messages[-1].content,
             )
@@ -261,6 +302,11 @@ class Loop:
                 yield Note(
                     text=f"the validation loss was best at step {state.best_step}; that adapter is kept in {best}"
                 )
+        if state.best_loss is not None and state.best_step == 0:
+            yield Note(
+                text=f"the validation loss never fell below that of the base model ({state.best_loss:.4f}): this adapter "
+                "does not help on held-out data. Try a lower --learning-rate, fewer --epochs, or more data."
+            )
         yield Finished(reason=reason, summary=self.summary())
 
     def summary(self) -> dict[str, Any]:
