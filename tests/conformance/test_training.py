@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from finetune_local.adapters.identity import read_identity
 from finetune_local.backend import Backend, StepResult
-from finetune_local.errors import DiskFull, OutOfMemory, TrainingDiverged, WorkerDied
+from finetune_local.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged, WorkerDied
 from finetune_local.layout import read_adapter
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
@@ -26,6 +27,7 @@ from finetune_local.train import checkpoint, follow, runs, setup
 from finetune_local.train.events import Checkpoint, Event, Finished, Note, Sample, Step, StoppedByUser, Validation
 from finetune_local.train.loop import Loop
 from finetune_local.train.setup import Ready, make_ready
+from tiny import tiny_model
 
 STEPS = 12
 
@@ -131,7 +133,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_run: Any, home: H
     whole = make_run("whole", method)
     expected = losses(train(whole, home))
     parts = make_run("parts", method)
-    asked = iter([False, False, False, False, True])
+    asked = iter([False, False, False, False, False, True])  # asked before the first step too
     first = train(parts, home, lambda: next(asked))
     assert isinstance(first[-1], StoppedByUser)
     assert first[-1].step == 5
@@ -302,6 +304,40 @@ def test_early_stopping_keeps_the_best(make_run: Any, home: Home) -> None:
     best = min((s for s in curve if s), key=curve.__getitem__)
     if curve[best] < curve[0]:
         assert_same(result(run), read_adapter(run.checkpoints / f"step-{best:06d}")[1])
+
+
+def test_early_stopping_needs_held_out_rows(make_run: Any, home: Home, data: Path) -> None:
+    run = make_run("blind", early_stopping=2)
+    data.write_text(data.read_text("utf-8").splitlines(keepends=True)[0], "utf-8")  # one row: none can be held out
+    with pytest.raises(SpecError, match="--early-stopping"):
+        train(run, home)
+
+
+def test_a_file_as_model_is_named_so_that_it_is_found_later(
+    make_run: Any, home: Home, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GGUF is copied into the home once; from then on the copy is what the run names."""
+    from finetune_local.models import resolve
+    from finetune_local.models.folder import ModelFolder
+
+    shutil.copytree(tiny, home.models / "copied")
+    (tmp_path / "small.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resolve, "resolve", lambda *_: ModelFolder.open(home.models / "copied", "copied"))
+    spec = make_run("any").spec
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": "small.gguf"})})
+    assert setup.check_before_loading(spec, home, lambda *_: None)[0].model.id == "copied"
+
+
+def test_a_run_is_not_resumed_on_another_base(make_run: Any, home: Home, tmp_path: Path) -> None:
+    run = make_run("rebased")
+    asked = iter([False, False, True])
+    train(run, home, lambda: next(asked))
+    other = tiny_model(tmp_path / "other", vocab=400)
+    spec = run.spec
+    run.write_spec(spec.model_copy(update={"model": spec.model.model_copy(update={"id": str(other)})}))
+    with pytest.raises(AdapterError, match="differs"):
+        train(run, home)
 
 
 def test_a_full_disk_stops_with_the_last_checkpoint_intact(

@@ -84,6 +84,8 @@ class Loop:
             # A run that is killed before its first checkpoint begins anew; the base's loss is the mark to beat.
             yield from self._validate()
         if stopped and not reason:
+            if state.step:
+                self._publish(None)
             yield StoppedByUser(step=state.step, summary=self.summary())
             return
         while not reason:

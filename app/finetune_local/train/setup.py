@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_local import backend as port
+from finetune_local.adapters.identity import check_same_base, read_identity
 from finetune_local.errors import SpecError, Unsupported
 from finetune_local.machine import nvidia_cards
 from finetune_local.paths import Home
@@ -71,9 +72,11 @@ def check_before_loading(
     spec, replaced = _bridge_gaps(spec, backend, device)
     model = resolve(spec.model.id, home, progress)
     plan_for(spec, model)
-    if Path(spec.model.id).expanduser().exists() and not model.path.is_relative_to(home.models):
-        # A folder named from where the user stood must be found from anywhere later.
-        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": str(model.path.resolve())})})
+    if Path(spec.model.id).expanduser().exists():
+        # A folder or file named from where the user stood must be found from anywhere later.
+        installed = model.path.parent == home.models
+        lasting = model.path.name if installed else str(model.path.resolve())
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": lasting})})
     return spec, notes + replaced
 
 
@@ -111,6 +114,11 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
         data = open_prepared(run.data)
     else:
         spec, data = yield from _prepare_data(run, spec, model, tokenizer)
+    if spec.training.early_stopping and not len(data.validation):
+        raise SpecError(
+            "--early-stopping looks at the validation loss, but no rows are held out. "
+            "Give --validation 0.1 or --validation-data FILE, or leave --early-stopping out."
+        )
     plan = plan_for(spec, model)
     device = _device(backend, spec.device)
     open_spec = spec.training.model_copy(update={"micro_batch_tokens": 1024, "gradient_checkpointing": False})
@@ -144,6 +152,8 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
         session.prepare(ADAPTER, spec.training)
     else:
         yield Phase(name=f"going on from {newest.name}")
+        if (identity := read_identity(newest)) is not None:
+            check_same_base(identity, model)
         _, tensors, optimizer, state = checkpoint.load(newest)
         session.attach(ADAPTER, plan, spec.training.seed, tensors)
         session.prepare(ADAPTER, spec.training)
@@ -194,12 +204,13 @@ def _teller(run: Run) -> Callable[[str, float | None], None]:
 def _check_files(spec: RunSpec) -> None:
     if not spec.data.files:
         raise SpecError("no training data was given. Name a file: finetune-local --data my.jsonl")
-    for name in (*spec.data.files, *spec.data.validation_files):
-        path = Path(name).expanduser()
-        if not path.exists():
-            raise SpecError(f"--data {name}: there is no such file in {path.parent.resolve()}.")
-        if path.is_dir():
-            raise SpecError(f"--data {name}: this is a folder. Name the file (or several, each with --data).")
+    for flag, names in (("--data", spec.data.files), ("--validation-data", spec.data.validation_files)):
+        for name in names:
+            path = Path(name).expanduser()
+            if not path.exists():
+                raise SpecError(f"{flag} {name}: there is no such file in {path.parent.resolve()}.")
+            if path.is_dir():
+                raise SpecError(f"{flag} {name}: this is a folder. Name the file (or several, each with {flag}).")
 
 
 def _device(backend: port.Backend, wanted: str | None) -> port.Device:
