@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from finetune_local.spec.families import families
 from finetune_local.spec.fields import Settings, extra_of, flag_of, parse
+from finetune_local.spec.methods import method as method_named
 from finetune_local.spec.methods import methods
 from finetune_local.spec.run import RunSpec, parse_spec, read_config
 
@@ -56,20 +57,40 @@ def spec_from(values: Mapping[str, Any], config: Path | None, base: Mapping[str,
     tables: dict[str, Any] = dict(base or {})
     if config is not None:
         tables = read_config(config)
+    where = str(config) if config else "command line"
     if isinstance(tables.get("method"), str):
         tables["method"] = {"key": tables["method"]}
+    parse_spec(tables, where)  # a mistake of the file is told before options are laid over it
     merged = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in tables.items()}
-    for name, value in values.items():
-        if value is None or value == ():
-            continue
+    given = {name: value for name, value in values.items() if value is not None and value != ()}
+    _forget_what_followed(merged, given)
+    for name, value in given.items():
         table, _, field = name.rpartition("__")
-        if not table:
+        if table:
+            merged.setdefault(table, {})[field] = value
+        else:
             merged[field] = value
-            continue
-        if name == "method__key" and merged.get("method", {}).get("key") not in (None, value):
-            merged["method"] = {}  # another method's settings do not carry over
-        merged.setdefault(table, {})[field] = value
-    return parse_spec(merged, str(config) if config else "command line")
+    return parse_spec(merged, where)
+
+
+def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Drop from a config what only followed from a setting that an option changes: a run.json holds automatic values too.
+
+    Another method brings its own precision, optimizer and rate; other epochs another number of steps.
+    """
+    before = str(tables.get("method", {}).get("key", "lora"))
+    after = str(given.get("method__key", before))
+    training = tables.get("training", {})
+    if after != before:
+        tables["method"] = {}
+        for path in (*method_named(before).presets, *method_named(after).presets):
+            table, _, name = path.partition(".")
+            if table in tables:
+                tables[table].pop(name, None)
+        if method_named(before).family != method_named(after).family:
+            training.pop("learning_rate", None)
+    if "training__epochs" in given:
+        training.pop("max_steps", None)
 
 
 def settings_options(kind: type[Settings]) -> Callable[[F], F]:

@@ -18,9 +18,9 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: frozen, and unknown names are refused."""
+    """Base of every group of settings: frozen, and unknown names, infinity and NaN are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 def setting(

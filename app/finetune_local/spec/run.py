@@ -76,7 +76,7 @@ def _method(value: object) -> object:
         return value
     given: dict[str, Any] = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {"key": value}
     key = given.pop("key", "lora")
-    if set(given) == {"settings"}:
+    if set(given) == {"settings"} and isinstance(given["settings"], Mapping):
         given = dict(given["settings"])
     preset = method_named(str(key))
     implied = {k.removeprefix("method."): v for k, v in preset.presets.items() if k.startswith("method.")}
@@ -91,9 +91,11 @@ class TrainingSettings(Settings):
     """How it is trained."""
 
     epochs: float | None = setting(
-        None, help="Passes over the data. Automatic: 3, fewer for big data.", group="training", gt=0
+        None, help="Passes over the data. Automatic: 1 for big data to 10 for little.", group="training", gt=0
     )
-    max_steps: int | None = setting(None, help="Stop after this many optimizer steps.", group="training", ge=1)
+    max_steps: int | None = setting(
+        None, help="Optimizer steps in all, whatever --epochs says. Automatic: by the epochs.", group="training", ge=1
+    )
     batch_size: int | None = setting(None, help="Conversations per optimizer step.", group="training", ge=1, le=65536)
     micro_batch_tokens: int | None = setting(
         None,
@@ -155,6 +157,9 @@ class RunSpec(Settings):
 def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
     """A RunSpec from plain tables, the method's presets applied as defaults. Raises SpecError."""
     given = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in values.items()}
+    for table in ("model", "data", "training"):
+        if not isinstance(given.get(table, {}), dict):
+            raise SpecError(f"{where}: '{table}' is {given[table]!r}, but should be a table: [{table}].")
     chosen = given.get("method", {})
     key = chosen.get("key", "lora") if isinstance(chosen, Mapping) else chosen
     for path, value in method_named(str(key)).presets.items():

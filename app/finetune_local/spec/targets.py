@@ -52,7 +52,10 @@ def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], lay
             )
         wanted |= chosen
     blocks = parse_layers(layers, 1 + max((block_of(m) or 0 for m in linear), default=-1))
-    return tuple(t for m, t in linear.items() if m in wanted and block_of(m) in blocks)
+    found = tuple(t for m, t in linear.items() if m in wanted and block_of(m) in blocks)
+    if not found:
+        raise SpecError(f"--target {', '.join(names)} --layers {layers}: none of these layers is in these blocks.")
+    return found
 
 
 def parse_layers(text: str, count: int) -> set[int]:

@@ -127,3 +127,39 @@ def test_options_win_over_the_config(tmp_path: Path) -> None:
     assert spec.method.settings.model_dump()["rank"] == 4
     other = spec_from({"method__key": "full"}, config)
     assert other.method.key == "full"
+
+
+def test_a_run_json_with_another_method_or_other_epochs(tmp_path: Path) -> None:
+    """Its automatic values followed from what is changed, so they are chosen anew."""
+    config = tmp_path / "run.json"
+    tables = {
+        "model": {"precision": "bf16"},
+        "method": {"key": "lora", "rank": 4},
+        "training": {"epochs": 3.0, "max_steps": 90, "learning_rate": 1e-3, "optimizer": "adamw"},
+    }
+    config.write_text(json.dumps(tables), "utf-8")
+    same = spec_from({"method__key": "lora"}, config)
+    assert (same.model.precision, same.training.max_steps, same.training.learning_rate) == ("bf16", 90, 1e-3)
+    quantised = spec_from({"method__key": "qlora"}, config)
+    assert (quantised.model.precision, quantised.training.optimizer) == ("4-bit", "paged-adamw")
+    assert quantised.training.learning_rate == 1e-3
+    assert spec_from({"method__key": "qlora", "model__precision": "8-bit"}, config).model.precision == "8-bit"
+    assert spec_from({"method__key": "full"}, config).training.learning_rate is None
+    longer = spec_from({"training__epochs": 5.0}, config)
+    assert (longer.training.epochs, longer.training.max_steps) == (5.0, None)
+    config.write_text(json.dumps({"model": {"precision": "4-bit"}, "method": "qlora"}), "utf-8")
+    assert spec_from({"method__key": "lora"}, config).model.precision is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['model = "smollm2-135m"', "training = 3", 'method = "qlora"\nmodel = "x"', 'method = {key="lora", settings=5}',
+     "method = 5", 'method = ["lora"]', "[training]\nepochs = inf", "[method]\nalpha = nan"],
+)  # fmt: skip
+def test_mistakes_of_a_config_are_sentences(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "运行 run.toml"
+    config.write_text(text, "utf-8")
+    for more in ([], ["--model", "x", "--epochs", "2", "--method", "dora"]):
+        code, _, err = run(["train", "--config", str(config), *more], capsys)
+        assert code == 2, err
+        assert "run.toml" in err or "method" in err

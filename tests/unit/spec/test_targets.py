@@ -74,3 +74,10 @@ def test_full_takes_every_weight() -> None:
     family = families()["full"]
     plan = family.plan("full", family.settings(), WEIGHTS)
     assert trainable_parameters(plan) == 800 + 8 + 24 * 64 + 12 * 128 + 12 * 8
+
+
+def test_names_and_layers_that_do_not_meet_are_refused() -> None:
+    only_first = {"model.layers.0.mlp.gate_proj.weight": WeightInfo((8, 8), "F32"), **WEIGHTS}
+    assert select_linear(only_first, ("gate_proj",), "0")
+    with pytest.raises(SpecError, match="gate_proj --layers 5"):
+        select_linear(only_first, ("gate_proj",), "5")
