@@ -16,14 +16,16 @@ ASIDE = ".writing-"
 """Prefix of what is not finished; one found later is rubbish from a killed process."""
 
 _OLD = ASIDE + "old-"
-# numpy's tofile() reports a short write without a number.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 
 
 def is_no_space(error: BaseException) -> bool:
     """Whether an error says that the disk, a quota or a size limit is reached."""
     if isinstance(error, OSError):
-        return error.errno in _NO_SPACE
+        # numpy's tofile() reports a short write without a number.
+        short_write = error.errno is None and bool(re.search(r"\d+ requested and \d+ written", str(error)))
+        return error.errno in _NO_SPACE or short_write
     # safetensors wraps what the system said in an error of its own.
     return type(error).__name__ == "SafetensorError" and bool(re.search(r"os error (28|27|122|112)\b", str(error)))
 
@@ -112,8 +114,12 @@ def _free(place: Path) -> str:
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows has no fsync of folders; renames there are journalled
+    folder = path.is_dir()
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (folder and error.errno in _NO_SYNC):  # some network and USB drives cannot sync a folder
+            raise
     finally:
         os.close(descriptor)

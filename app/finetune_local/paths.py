@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,10 +72,14 @@ def assets() -> Path:
     return Path(__file__).resolve().parents[2] / "assets"
 
 
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices."""
+
+
 def bad_name(name: str) -> str | None:
     """Why a name cannot be a folder's on every system, as the end of a sentence; None where it can."""
-    if not name.strip() or name in (".", "..") or name.startswith((".", "-")):
-        return "cannot be a folder's name"
-    if bad := sorted(set(name) & set('/\\:*?"<>|\0\n')):
+    if not name.strip() or name.startswith((".", "-", " ")) or name.endswith((".", " ")) or _DEVICES.fullmatch(name):
+        return "cannot be a folder's name on every system"
+    if bad := sorted(set(name) & {*'/\\:*?"<>|', *map(chr, range(32))}):
         return f"has the character {bad[0]!r}, which a folder's name cannot have on every system"
     return "is too long: use at most 100 characters" if len(name.encode()) > 200 or len(name) > 100 else None

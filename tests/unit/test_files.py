@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,26 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path: Path, code: int) -> None:
         raise OSError(code, "No space left on device")
     assert contents(target) == {"a": "1"}
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_drive_that_cannot_sync_folders_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_folder(tmp_path / "adapter", a="1")
+    assert contents(tmp_path / "adapter") == {"a": "1"}
+
+
+def test_an_error_of_a_library_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot open the model"), written_aside(tmp_path / "x", ""):
+        raise OSError("cannot open the model")
+    with pytest.raises(DiskFull), written_aside(tmp_path / "x", ""):
+        raise OSError("4096 requested and 12 written")  # in numpy's words
 
 
 def test_another_error_is_not_called_a_full_disk(tmp_path: Path) -> None:

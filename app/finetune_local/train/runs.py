@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_local.errors import SpecError
-from finetune_local.files import sweep, write_text
+from finetune_local.files import disk_full, sweep, write_text
 from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
@@ -77,9 +77,11 @@ class Run:
         write_text(self.folder / "run.json", json.dumps(as_tables(spec), indent=2, ensure_ascii=False) + "\n")
 
     def append(self, event: events.Event) -> None:
-        """Append one event; a line is written whole or is the file's last."""
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
+        """Append one event; a line is written whole or is the file's last. Raises DiskFull."""
+        path = self.folder / "events.jsonl"
+        with disk_full(path, "What was saved is intact. Make room, then resume."):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
 
     def history(self) -> Iterator[events.Event]:
         """All events so far; a half-written last line is left out."""
@@ -182,12 +184,13 @@ def create(home: Home, spec: RunSpec) -> Run:
         if problem:
             raise SpecError(f"--run {spec.name!r} {problem}.")
         folder = home.runs / spec.name
-        if folder.exists():
+        try:
+            folder.mkdir()
+        except FileExistsError:
             raise SpecError(
                 f"--run {spec.name}: there is a run of that name already. Choose another name, or go on with it: "
                 f"finetune-local resume {spec.name}"
-            )
-        folder.mkdir()
+            ) from None
     else:
         stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
         number = 1
@@ -207,7 +210,8 @@ def create(home: Home, spec: RunSpec) -> Run:
 def find(home: Home, name: str) -> Run:
     """A run by name or folder. Raises SpecError naming near ones."""
     for folder in (home.runs / name, Path(name).expanduser()):
-        if (folder / "run.json").exists():
+        # A run.json alone may be a config of the user's, in a folder with other things that `remove` would delete.
+        if (folder / "run.json").exists() and (folder / "checkpoints").is_dir():
             return Run(folder.resolve())
     known = [run.name for run in every(home)]
     listed = f" Known runs: {', '.join(known[:8])}." if known else " There are no runs yet."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from finetune_local.cli import resume
 from finetune_local.cli import train as train_verb
 from finetune_local.cli.train import follow_to_the_end
-from finetune_local.errors import SpecError, Stopped, WorkerDied
+from finetune_local.errors import DiskFull, SpecError, Stopped, WorkerDied
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import checkpoint, follow, runs, worker
@@ -44,10 +45,27 @@ def test_a_taken_name_is_refused_with_the_way_on(home: Home) -> None:
         new(home, name="mine")
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", "", "a\\b", "-x", "x" * 101, "a:b"])
+@pytest.mark.parametrize("name", ["a/b", "..", "", "a\\b", "-x", "x" * 101, "a:b", "a.", "a ", "nul", "Com1.x", "a\tb"])
 def test_names_that_cannot_be_folders(home: Home, name: str) -> None:
     with pytest.raises(SpecError, match="--run"):
         new(home, name=name)
+
+
+def test_a_full_disk_is_a_sentence_while_events_are_written(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new(home)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(DiskFull, match="resume"):
+        run.append(step(1))
+
+
+def test_a_folder_with_a_config_is_no_run(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}", "utf-8")
+    with pytest.raises(SpecError, match="there is no run"):
+        runs.find(home, str(tmp_path))
 
 
 def test_find_suggests(home: Home) -> None:
