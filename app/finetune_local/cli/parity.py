@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from finetune_local.cli.show import emit, note, table
 from finetune_local.cli.spec_options import spec_from, spec_options
 
 TOLERANCE = 1e-3
+STEPS = 20
 
 
 @click.command("parity", short_help="Train one spec on both backends and compare the curves.")
 @spec_options
-@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps to train.")
+@click.option("--steps", type=click.IntRange(1), default=None, help=f"Steps to train; --max-steps is the same. [{STEPS}]")
 @home_option
 @json_option
-def command(config: Path | None, steps: int, home: str | None, as_json: bool, **settings: Any) -> None:
+def command(config: Path | None, steps: int | None, home: str | None, as_json: bool, **settings: Any) -> None:
     """Train one spec on every backend in fp32 with no dropout and compare the losses, step by step.
 
     Fails (exit code 1) where they differ by more than 1e-3.
@@ -30,8 +31,13 @@ def command(config: Path | None, steps: int, home: str | None, as_json: bool, **
     from finetune_local.spec.run import as_tables
     from finetune_local.train.compare import curve_of
 
+    if settings.get("backend") not in (None, "auto") or settings.get("device") is not None:
+        note("--backend and --device count for nothing here: parity trains on every backend, each on its first device")
+    steps = steps or settings.get("training__max_steps") or STEPS
     spec = spec_from(settings, config)
     tables = as_tables(spec)
+    if spec.model.precision not in (None, "fp32"):
+        note(f"model.precision = fp32 instead of {spec.model.precision}: rounding would hide what is compared")
     tables["model"]["precision"] = "fp32"
     tables["training"] |= {"max_steps": steps, "validate_every": steps, "checkpoint_every": steps, "sample_rows": 0}
     if tables["training"]["optimizer"] != "adamw":
@@ -40,15 +46,11 @@ def command(config: Path | None, steps: int, home: str | None, as_json: bool, **
     if tables["method"].get("dropout"):
         raise SpecError("--dropout: random numbers differ between backends, so parity needs --dropout 0.")
     place = paths.home(home)
-    scratch = place.cache / "parity"
-    shutil.rmtree(scratch, ignore_errors=True)
     curves = {}
-    try:
+    with tempfile.TemporaryDirectory(prefix="parity-", dir=place.cache, ignore_cleanup_errors=True) as scratch:
         for name in ("torch", "mlx"):
             note(f"training {steps} steps on {name} …")
-            curves[name] = curve_of({**tables, "backend": name, "device": None, "name": name}, place, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            curves[name] = curve_of({**tables, "backend": name, "device": None, "name": name}, place, Path(scratch))
     differences = [abs(a - b) for a, b in zip(curves["torch"], curves["mlx"], strict=True)]
     largest = max(differences)
     if as_json:

@@ -163,3 +163,24 @@ def test_mistakes_of_a_config_are_sentences(text: str, tmp_path: Path, capsys: p
         code, _, err = run(["train", "--config", str(config), *more], capsys)
         assert code == 2, err
         assert "run.toml" in err or "method" in err
+
+
+def test_parity_takes_its_steps_from_either_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: object
+) -> None:
+    from finetune_local.train import compare
+
+    asked: list[tuple[int, Path]] = []
+
+    def curve_of(tables: dict[str, dict[str, int]], _home: object, scratch: Path) -> list[float]:
+        asked.append((tables["training"]["max_steps"], scratch))
+        return [1.0] * tables["training"]["max_steps"]
+
+    monkeypatch.setattr(compare, "curve_of", curve_of)
+    for given, steps in ([], 20), (["--steps", "4"], 4), (["--max-steps", "3"], 3):
+        code, out, _ = run(["parity", "--data", "x.jsonl", "--json", *given], capsys)
+        assert code == 0
+        assert json.loads(out.splitlines()[-1])["steps"] == steps
+        assert asked[-1][0] == steps
+    assert len({scratch for _, scratch in asked}) == 3  # two at once do not share a folder
+    assert not any(scratch.exists() for _, scratch in asked)
