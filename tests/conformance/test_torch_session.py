@@ -25,6 +25,7 @@ from finetune_local.spec.run import TrainingSettings
 from finetune_local_backends.torch import head as head_module
 from finetune_local_backends.torch import memory, session
 from finetune_local_backends.torch.gaps import GAPS
+from finetune_local_backends.torch.methods import low_rank
 from tasks import batch_of, pieces, plan_of
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 from torch_tools import PLAIN_PEFT, RATE, SFT, TORCH, ready, train
@@ -382,6 +383,41 @@ def test_a_build_for_cpus_is_known_whatever_its_version_says(tmp_path: Path) -> 
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.split()[0] == built
         assert ("is the build for CPUs" in done.stdout) == (built == "cpu")
+
+
+def test_detaching_one_adapter_leaves_the_active_one(tiny: Path) -> None:
+    ours = ready(tiny)
+    train(ours, 2)
+    tuned = ours.logits([5, 6, 7])
+    ours.attach("b", plan_of(tiny), seed=1)
+    ours.activate("a")
+    ours.detach("b")
+    np.testing.assert_array_equal(ours.logits([5, 6, 7]), tuned)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_adapter_that_finds_no_room_leaves_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    ours = TORCH.load(tiny, "fp32", "cpu")
+    if not first:
+        ours.attach("a", plan_of(tiny), seed=0)
+        ours.activate(None)
+    before, made = ours.logits([5, 6, 7]), low_rank.tensor
+
+    def full(array: Any, device: torch.device) -> torch.Tensor:
+        if not next(rooms, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made(array, device)
+
+    rooms = iter([True] * 3)
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
+        patch.setattr(low_rank, "tensor", full)
+        ours.attach("b", plan_of(tiny), seed=1)
+    np.testing.assert_array_equal(ours.logits([5, 6, 7]), before)
+    assert ours.adapters() == ([] if first else ["a"])
+    ours.attach("b", plan_of(tiny), seed=1)
+    ours.prepare("b", TrainingSettings())
+    losses = [ours.step([batch_of()], SFT, RATE).loss for _ in range(8)]
+    assert losses[-1] < losses[0]
 
 
 def test_memory_is_measured(tiny: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -81,26 +81,21 @@ class LowRankAdapters:
         given = tensors if tensors is not None else self._initial(plan, settings, seed)
         key, self._count = f"adapter{self._count}", self._count + 1
         self._inject(key, plan, settings)
-        layers: dict[str, Layer] = {}
-        for target in plan.targets:
-            layer = self._base.model.get_submodule(target.module)
-            place, path = self._base.place, PREFIX + target.module
-            layer.lora_A[key].weight = nn.Parameter(tensor(given[path + A], place), requires_grad=False)
-            layer.lora_B[key].weight = nn.Parameter(tensor(given[path + B], place), requires_grad=False)
-            if settings.use_dora:
-                squares = _squares(layer.base_layer)
-                magnitude = tensor(given[path + MAGNITUDE], place) if path + MAGNITUDE in given else squares.sqrt()
-                layer.lora_magnitude_vector[key] = _Magnitude(magnitude, squares).requires_grad_(False)
-            layers[target.module] = layer
+        layers = {target.module: self._base.model.get_submodule(target.module) for target in plan.targets}
+        try:
+            for module, layer in layers.items():
+                self._fill(layer, key, PREFIX + module, given, settings.use_dora)
+        except BaseException:
+            for layer in layers.values():  # PEFT has made it the active one
+                layer._active_adapter, layer._disable_adapters = [], True
+            self._forget(key, layers.values())
+            raise
         self._keys[name], self._layers[name] = key, layers
         self.activate(None)
 
     def detach(self, name: str) -> None:
         """See Adapters."""
-        key = self._keys.pop(name)
-        for layer in self._layers.pop(name).values():
-            layer.delete_adapter(key)
-        del self._tuner.peft_config[key]
+        self._forget(self._keys.pop(name), self._layers.pop(name).values())
 
     def activate(self, name: str | None) -> None:
         """See Adapters. Layers the adapter does not have pass to their base."""
@@ -130,6 +125,21 @@ class LowRankAdapters:
 
     def after_step(self, name: str) -> None:
         """See Adapters: nothing, the parameters are used as they are."""
+
+    def _fill(self, layer: Layer, key: str, path: str, given: Mapping[str, Floats], dora: bool) -> None:
+        """Give a layer that PEFT has wrapped the weights of one adapter."""
+        place = self._base.place
+        layer.lora_A[key].weight = nn.Parameter(tensor(given[path + A], place), requires_grad=False)
+        layer.lora_B[key].weight = nn.Parameter(tensor(given[path + B], place), requires_grad=False)
+        if dora:
+            squares = _squares(layer.base_layer)
+            magnitude = tensor(given[path + MAGNITUDE], place) if path + MAGNITUDE in given else squares.sqrt()
+            layer.lora_magnitude_vector[key] = _Magnitude(magnitude, squares).requires_grad_(False)
+
+    def _forget(self, key: str, layers: Iterable[Layer]) -> None:
+        for layer in layers:
+            layer.delete_adapter(key)
+        del self._tuner.peft_config[key]
 
     def _check(self, target: Target) -> None:
         try:
