@@ -100,9 +100,9 @@ def sweep(folder: Path) -> None:
 
 
 def free_bytes(place: Path) -> int:
-    """Room on the disk of a file or folder that need not exist yet."""
+    """Room on the disk of a file or folder that need not exist yet. Raises OSError where there is no such disk."""
     place = place.absolute()
-    while not place.exists():
+    while not place.exists() and place != place.parent:
         place = place.parent
     return shutil.disk_usage(place).free
 

@@ -79,14 +79,6 @@ def memory_limit(cgroup: Path) -> int:
     return 1 << 62
 
 
-def disk_free(folder: Path) -> int:
-    """Free bytes on the disk that a folder is, or would be made, on."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
 def nvidia_cards() -> tuple[Card, ...]:
     """NVIDIA cards by nvidia-smi, which comes with the driver; none where it is missing, broken or silent."""
     tool = shutil.which("nvidia-smi")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from finetune_local.errors import DiskFull
-from finetune_local.files import sweep, write_text, written_aside
+from finetune_local.files import free_bytes, sweep, write_text, written_aside
 
 
 def write_folder(target: Path, **files: str) -> None:
@@ -103,3 +103,9 @@ def test_safetensors_own_error_for_a_full_disk_is_known(tmp_path: Path) -> None:
     )
     assert "DiskFull: no room is left" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.05)
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # a Windows drive that is not there has no parent that is: it must end
+    assert free_bytes(tmp_path / "not" / "yet") > 0

@@ -36,7 +36,8 @@ def examine(wanted: str, home: paths.Home) -> dict[str, Any]:
     """Everything `doctor --json` prints."""
     from finetune_local.backend import backends, choose
     from finetune_local.errors import SpecError
-    from finetune_local.machine import disk_free, library_versions, machine
+    from finetune_local.files import free_bytes
+    from finetune_local.machine import library_versions, machine
 
     found = machine()
     looked = {name: _look(backend) for name, backend in backends().items()}
@@ -46,7 +47,7 @@ def examine(wanted: str, home: paths.Home) -> dict[str, Any]:
     except (SpecError, ImportError, OSError, RuntimeError) as error:  # none installed, or one that does not load
         name, why = None, str(error)
     versions = {"finetune-local": __version__, "python": found.python, **library_versions(LIBRARIES)}
-    free = disk_free(home.root)
+    free = free_bytes(home.root)
     return {
         "backend": name,
         "why": why,

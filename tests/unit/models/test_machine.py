@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.machine import disk_free, library_versions, machine, memory_limit, nvidia_cards, processors
+from finetune_local.machine import library_versions, machine, memory_limit, nvidia_cards, processors
 
 
 def test_this_machine() -> None:
@@ -34,10 +34,6 @@ def test_the_older_place_of_the_memory_limit(tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1073741824\n")
     assert memory_limit(tmp_path) == 1 << 30
-
-
-def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path: Path) -> None:
-    assert disk_free(tmp_path / "not" / "yet") == pytest.approx(disk_free(tmp_path), rel=0.05)
 
 
 def driver(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

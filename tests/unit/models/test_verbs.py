@@ -160,13 +160,13 @@ def test_doctor_survives_a_backend_that_does_not_load(run: Any, monkeypatch: pyt
 def test_doctor_says_what_lies_idle(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
     import dataclasses
 
-    from finetune_local import machine
+    from finetune_local import files, machine
 
     here = machine.machine()
     card = Card("RTX 4090", 24 << 30, "570.1")
     poor = dataclasses.replace(here, cards=(card,), memory_bytes=2 << 30)
     monkeypatch.setattr(machine, "machine", lambda: poor)
-    monkeypatch.setattr(machine, "disk_free", lambda _: 1_000_000_000)
+    monkeypatch.setattr(files, "free_bytes", lambda _: 1_000_000_000)
     said = " ".join(doctor.examine("auto", home)["notes"])
     assert "Only 1.0 GB are free" in said
     assert "very small models" in said
