@@ -20,8 +20,14 @@ def home_option(function: F) -> F:
 
 
 def json_option(function: F) -> F:
-    """--json, passed as `as_json: bool`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON; the last line is the result.")(function)
+    """--json, passed as `as_json: bool`; `runs --json list` means the same as `runs list --json`."""
+
+    def inherited(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+        return value or (context.parent is not None and bool(context.parent.params.get("as_json")))
+
+    return click.option(
+        "--json", "as_json", is_flag=True, callback=inherited, help="Print JSON; the last line is the result."
+    )(function)
 
 
 def model_option(function: F) -> F:

@@ -63,33 +63,41 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
 @command.command("stop")
 @click.argument("name")
 @home_option
+@json_option
 @click.pass_obj
-def stop(outer: paths.Home, name: str, home: str | None) -> None:
+def stop(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     """Ask a run to finish its step, save and end."""
     from finetune_local.train import runs
 
     run = runs.find(paths.home(home) if home else outer, name)
+    done = True
     if run.worker() is None:
         note(f"run '{run.name}' is not running ({run.status()}).")
-        return
-    done = runs.ask_to_stop(run, patience=120)
-    note(f"run '{run.name}' {'has stopped' if done else 'will stop after its step'}; resume it with: resume {run.name}")
+    else:
+        done = runs.ask_to_stop(run, patience=120)
+        ended = "has stopped" if done else "will stop after its step"
+        note(f"run '{run.name}' {ended}; resume it with: resume {run.name}")
+    if as_json:
+        emit({"run": run.name, "stopped": done, "status": run.status()})
 
 
 @command.command("remove")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @home_option
+@json_option
 @click.pass_obj
-def remove(outer: paths.Home, name: str, yes: bool, home: str | None) -> None:
+def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: bool) -> None:
     """Delete a run with its checkpoints and its adapter."""
     from finetune_local.train import runs
 
     run = runs.find(paths.home(home) if home else outer, name)
     if not yes:
-        click.confirm(f"Delete {run.folder} with its adapter?", abort=True)
+        click.confirm(f"Delete {run.folder} with its adapter?", abort=True, err=True)
     runs.remove(run)
     note(f"removed {run.name}")
+    if as_json:
+        emit({"run": run.name, "removed": True})
 
 
 def _list(home: paths.Home, as_json: bool) -> None:

@@ -13,6 +13,9 @@ import pytest
 
 from finetune_local.cli.main import HELPERS, cli, main
 from finetune_local.cli.spec_options import spec_fields, spec_from
+from finetune_local.paths import Home
+from finetune_local.spec.run import parse_spec
+from finetune_local.train import runs
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -184,3 +187,14 @@ def test_parity_takes_its_steps_from_either_option(
         assert asked[-1][0] == steps
     assert len({scratch for _, scratch in asked}) == 3  # two at once do not share a folder
     assert not any(scratch.exists() for _, scratch in asked)
+
+
+def test_json_counts_on_either_side_of_the_verb_within(capsys: pytest.CaptureFixture[str], home: Home) -> None:
+    runs.create(home, parse_spec({"name": "一", "data": {"files": ["x"]}}, "test"))
+    for arguments in (["runs", "--json", "list"], ["runs", "list", "--json"], ["runs", "--json"]):
+        code, out, _ = run(arguments, capsys)
+        assert code == 0
+        assert json.loads(out)[0]["run"] == "一"
+    assert json.loads(run(["runs", "--json", "show", "一"], capsys)[1])["status"] == "new"
+    assert json.loads(run(["runs", "stop", "一", "--json"], capsys)[1])["stopped"] is True
+    assert json.loads(run(["runs", "remove", "一", "--yes", "--json"], capsys)[1]) == {"run": "一", "removed": True}
