@@ -56,6 +56,9 @@ def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
     expected = family.shapes(plan)
     if wrong := sorted(set(expected) ^ set(tensors)):
         raise AdapterError(f"{folder}: {len(wrong)} tensors are missing or unknown, the first is {wrong[0]}.")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise AdapterError(f"{folder}: {name} is {tensors[name].shape}, but {CONFIG} says {shape}.")
     return plan, tensors
 
 

@@ -120,20 +120,24 @@ class LowRank:
             )
         targets = []
         for name in sorted(shapes):
-            if not name.endswith(A):
+            if not name.endswith(A) or len(shapes[name]) != 2:
                 continue
             module = name.removeprefix(PREFIX).removesuffix(A)
             if PREFIX + module + B not in shapes:
                 raise AdapterError(f"the adapter has lora_A but no lora_B for {module}: the file is incomplete.")
             targets.append(Target(module, shapes[name][1], shapes[PREFIX + module + B][0]))
-        settings = LowRankSettings(
-            rank=int(c["r"]),
-            alpha=float(c["lora_alpha"]),
-            dropout=float(c.get("lora_dropout") or 0.0),
-            scaling="rslora" if c.get("use_rslora") else "standard",
-            use_dora=bool(c.get("use_dora")),
-            targets=tuple(target.module for target in targets),
-        )
+        try:
+            settings = LowRankSettings(
+                rank=int(c["r"]),
+                alpha=float(c["lora_alpha"]),
+                dropout=float(c.get("lora_dropout") or 0.0),
+                scaling="rslora" if c.get("use_rslora") else "standard",
+                use_dora=bool(c.get("use_dora")),
+                targets=tuple(target.module for target in targets),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise AdapterError(f"adapter_config.json has no usable rank, alpha or dropout ({said}).") from None
         return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, tuple(targets))
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:

@@ -1,0 +1,60 @@
+"""Adapters on disk: what is wrong with a folder is said in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune_local.errors import AdapterError
+from finetune_local.layout import CONFIG, read_adapter, write_adapter
+from finetune_local.spec.families import families
+from finetune_local.spec.families.low_rank import LowRankSettings
+from finetune_local.spec.plan import AdapterPlan, Target
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An adapter of rank 2 on one layer."""
+    plan = AdapterPlan("lora", "low_rank", LowRankSettings(rank=2), (Target("model.layers.0.q_proj", 4, 6),))
+    shapes = families()["low_rank"].shapes(plan)
+    write_adapter(tmp_path, plan, {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, "基 base")
+    return tmp_path
+
+
+def change(folder: Path, **fields: Any) -> None:
+    values = json.loads((folder / CONFIG).read_text("utf-8")) | fields
+    (folder / CONFIG).write_text(json.dumps(values), "utf-8")
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    plan, tensors = read_adapter(folder)
+    assert plan.targets == (Target("model.layers.0.q_proj", 4, 6),)
+    assert {t.shape for t in tensors.values()} == {(2, 4), (6, 2)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"r": "many"}, "rank"),
+        ({"r": 3}, r"says \(3, 4\)"),
+        ({"r": None}, "'r'"),
+        ({"lora_alpha": 0}, "alpha"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changed the base"),
+        ({"peft_type": "IA3"}, "IA3"),
+    ],
+)
+def test_a_config_that_does_not_fit_its_tensors(folder: Path, fields: dict[str, Any], words: str) -> None:
+    change(folder, **fields)
+    with pytest.raises(AdapterError, match=words):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "null"])
+def test_a_config_that_is_no_config(folder: Path, text: str) -> None:
+    (folder / CONFIG).write_text(text, "utf-8")
+    with pytest.raises(AdapterError, match="adapter_config"):
+        read_adapter(folder)
