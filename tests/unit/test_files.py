@@ -107,5 +107,5 @@ def test_safetensors_own_error_for_a_full_disk_is_known(tmp_path: Path) -> None:
 
 def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.05)
-    monkeypatch.setattr(Path, "exists", lambda _: False)  # a Windows drive that is not there has no parent that is: it must end
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # as on a Windows drive that is not there: it must end
     assert free_bytes(tmp_path / "not" / "yet") > 0

@@ -19,7 +19,9 @@ STEPS = 20
 
 @click.command("parity", short_help="Train one spec on both backends and compare the curves.")
 @spec_options
-@click.option("--steps", type=click.IntRange(1), default=None, help=f"Steps to train; --max-steps is the same. [{STEPS}]")
+@click.option(
+    "--steps", type=click.IntRange(1), default=None, help=f"Steps to train; --max-steps is the same. [{STEPS}]"
+)
 @home_option
 @json_option
 def command(config: Path | None, steps: int | None, home: str | None, as_json: bool, **settings: Any) -> None:

@@ -81,8 +81,7 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
             if not killed:
                 raise
             raise Stopped(
-                "ended at once; what the last checkpoint holds is saved. "
-                f"Go on with: finetune-local resume {run.name}"
+                f"ended at once; what the last checkpoint holds is saved. Go on with: finetune-local resume {run.name}"
             ) from None
     assert last is not None
     if (

@@ -79,9 +79,9 @@ class Run:
     def append(self, event: events.Event) -> None:
         """Append one event; a line is written whole or is the file's last. Raises DiskFull."""
         path = self.folder / "events.jsonl"
-        with disk_full(path, "What was saved is intact. Make room, then resume."):
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
+        advice = "What was saved is intact. Make room, then resume."
+        with disk_full(path, advice), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
 
     def history(self) -> Iterator[events.Event]:
         """All events so far; a half-written last line is left out."""

@@ -166,8 +166,8 @@ def test_an_interrupted_start_leaves_no_worker(home: Home, monkeypatch: pytest.M
     def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(follow.time, "sleep", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("time.sleep", interrupt)
         follow.start(run, home)
     assert follow._children.pop(run.folder).wait(20) != 0
 
