@@ -1,4 +1,4 @@
-"""The loop on every backend: what it writes, how it is stopped, killed and resumed, and what it does when things go wrong."""
+"""The loop on every backend: what it writes, how it is stopped and resumed, and what it does when things go wrong."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import dataclasses
 import errno
 import json
 import os
-import random
 import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,82 +15,14 @@ import pytest
 
 from finetune_local.adapters.identity import read_identity
 from finetune_local.backend import Backend, StepResult
-from finetune_local.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged, WorkerDied
+from finetune_local.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged
 from finetune_local.layout import read_adapter
 from finetune_local.paths import Home
-from finetune_local.spec.run import parse_spec
-from finetune_local.train import checkpoint, follow, runs, setup
-from finetune_local.train.events import Checkpoint, Event, Finished, Note, Sample, Step, StoppedByUser, Validation
-from finetune_local.train.loop import Loop
-from finetune_local.train.setup import Ready, make_ready
+from finetune_local.train import checkpoint, setup
+from finetune_local.train.events import Finished, Note, Sample, StoppedByUser, Validation
+from finetune_local.train.setup import Ready
 from tiny import tiny_model
-
-STEPS = 12
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Forty conversations that a tiny model can begin to learn."""
-    path = tmp_path / "聊天 chats.jsonl"
-    rows = [
-        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"好 {i % 5} ok"}]}
-        for i in range(40)
-    ]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return path
-
-
-@pytest.fixture
-def make_run(home: Home, tiny: Path, data: Path, backend: Backend) -> Callable[..., runs.Run]:
-    """A function that makes a run folder; keywords are settings of [training]."""
-
-    def make(name: str, method: object = "lora", **training: Any) -> runs.Run:
-        defaults = {"max_steps": STEPS, "batch_size": 4, "learning_rate": 5e-3, "validate_every": 6, "checkpoint_every": 3,
-                    "sample_rows": 0, "micro_batch_tokens": 128}  # fmt: skip
-        tables = {
-            "name": name,
-            "backend": backend.name,
-            "model": {"id": str(tiny), "precision": "fp32"},
-            "data": {"files": [str(data)], "validation": 0.2},
-            "method": method,
-            "training": defaults | training,
-        }
-        spec, _ = setup.check_before_loading(parse_spec(tables, "test"), home, lambda *_: None)
-        return runs.create(home, spec)
-
-    return make
-
-
-def ready_of(run: runs.Run, home: Home) -> Ready:
-    ready = list(make_ready(run, home))[-1]
-    assert isinstance(ready, Ready)
-    return ready
-
-
-def train(run: runs.Run, home: Home, stop: Callable[[], bool] = lambda: False, change: Any = None) -> list[Event]:
-    """Train here, in this process."""
-    ready = ready_of(run, home)
-    if change is not None:
-        change(ready)
-    told = []
-    for event in Loop(ready, stop).events():
-        run.append(event)
-        told.append(event)
-    return told
-
-
-def losses(events: Iterator[Event] | list[Event]) -> dict[int, float]:
-    return {e.step: e.loss for e in events if isinstance(e, Step)}
-
-
-def result(run: runs.Run) -> dict[str, np.ndarray]:
-    return read_adapter(run.adapter)[1]
-
-
-def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+from training import STEPS, assert_same, losses, result, train
 
 
 def test_a_run_from_data_to_adapter(make_run: Any, home: Home, backend: Backend) -> None:
@@ -367,59 +295,3 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(
     assert sorted(p.name for p in run.checkpoints.iterdir()) == saved
     events = train(run, home)
     assert isinstance(events[-1], Finished)
-
-
-def test_a_worker_is_started_followed_and_stopped(make_run: Any, home: Home, backend: Backend) -> None:
-    run = make_run("worker", max_steps=5000, checkpoint_every=1000, validate_every=5000)
-    seen: list[Event] = []
-    for event in follow.follow(run, follow.start(run, home)):
-        seen.append(event)
-        if isinstance(event, Step) and event.step == 3:
-            assert run.status() == "running"
-            run.stop_file.touch()
-    last = seen[-1]
-    assert isinstance(last, StoppedByUser), last
-    assert isinstance([e for e in seen if isinstance(e, Checkpoint)][-1], Checkpoint)
-    assert run.worker() is None
-    assert not run.stop_file.exists()
-    assert not (run.folder / ".reserve").exists()
-
-
-def test_a_failing_worker_says_why(make_run: Any, home: Home, data: Path) -> None:
-    run = make_run("broken")
-    data.write_text("not json\n", "utf-8")
-    last = list(follow.follow(run, follow.start(run, home)))[-1]
-    assert last.as_json()["error"] == "DataError"
-    assert last.as_json()["exit_code"] == 2
-
-
-KILLS = int(os.environ.get("FINETUNE_LOCAL_KILLS", "4"))
-"""Kills in the test below; 20 were done by hand before a release (docs/results.md)."""
-
-
-def test_kill_at_any_moment_loses_nothing(make_run: Any, home: Home) -> None:
-    """SIGKILL at random moments, then resume: the adapter equals that of a run left in peace."""
-    options = {"max_steps": max(60, 8 * KILLS), "checkpoint_every": 1, "validate_every": 20}
-    peaceful = make_run("peaceful", **options)
-    expected = losses(list(follow.follow(peaceful, follow.start(peaceful, home))))
-    run = make_run("killed", **options)
-    chance = random.Random(7)
-    kills = 0
-    while run.status() != "finished":
-        follower = follow.follow(run, follow.start(run, home))
-        wait, shot = chance.choice([0.0, chance.uniform(0, 0.4)]), False
-        try:
-            for event in follower:
-                if isinstance(event, Step) and kills < KILLS and chance.random() < 0.3:
-                    time.sleep(wait)
-                    if (pid := run.worker()) is not None:
-                        os.kill(pid, signal.SIGKILL)
-                        kills, shot = kills + 1, True
-        except WorkerDied as died:
-            assert shot, "a run that goes on after a kill is taken for dead itself"
-            assert "resume killed" in str(died)
-    assert kills == KILLS  # each worker was followed from its start, or fewer would have been seen and killed
-    found = losses(run.history())
-    assert found.keys() == expected.keys()
-    assert max(abs(found[s] - expected[s]) for s in expected) <= 1e-6
-    assert_same(result(run), result(peaceful))

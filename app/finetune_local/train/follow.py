@@ -62,7 +62,7 @@ def start(run: Run, home: Home) -> int:
     _children[run.folder] = process
     try:
         # What a killed worker left says nothing about the new one: wait for another text, or for its end.
-        while _worker_text(run) == before and process.poll() is None:
+        while _worker_text(run) in (b"", before) and process.poll() is None:
             time.sleep(0.02)
     except KeyboardInterrupt:
         process.kill()  # it would go on unseen

@@ -136,8 +136,6 @@ class Run:
         sweep(self.folder)
         sweep(self.checkpoints)
         self.stop_file.unlink(missing_ok=True)
-        # A killed worker left it; whoever waits for the next worker must not take it for that one's.
-        (self.folder / "worker.json").unlink(missing_ok=True)
 
     @property
     def stop_file(self) -> Path:
