@@ -23,7 +23,7 @@ from finetune_local.layout import write_adapter
 from finetune_local.spec.families import families
 from finetune_local.spec.run import TrainingSettings
 from finetune_local_backends.torch import head as head_module
-from finetune_local_backends.torch import memory, session
+from finetune_local_backends.torch import session
 from finetune_local_backends.torch.gaps import GAPS
 from finetune_local_backends.torch.methods import low_rank
 from tasks import batch_of, pieces, plan_of
@@ -341,48 +341,6 @@ def test_folders_that_cannot_be_loaded_are_refused(tiny: Path, tmp_path: Path) -
     (broken / "model.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(ModelError, match="cannot load"):
         TORCH.load(broken, "fp32", "cpu")
-
-
-@pytest.mark.parametrize("precision", ["8-bit", "4-bit"])
-def test_a_quantised_base_stays_on_the_cpu_where_that_was_asked_for(
-    tiny: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as beside a card, which is not there to be used
-    assert np.isfinite(TORCH.load(tiny, precision, "cpu").logits([5, 6, 7])).all()
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "CUDA error: out of memory",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory",
-    ],
-)
-def test_every_way_to_run_out_of_memory_is_one_error(said: str) -> None:
-    with pytest.raises(OutOfMemory, match="micro-batch-tokens"), memory.guard("train"):
-        raise RuntimeError(said)
-    with pytest.raises(RuntimeError, match="shapes"), memory.guard("train"):
-        raise RuntimeError("shapes do not fit")
-
-
-def test_a_build_for_cpus_is_known_whatever_its_version_says(tmp_path: Path) -> None:
-    """PyPI's wheel for Windows is called 2.13.0, as the CUDA build for Linux is."""
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('imported')", "utf-8")
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from finetune_local_backends.torch import device\n"
-        "device.nvidia_card = lambda: True\n"
-        "print(device.build(), device.notes()[0] if device.build() == 'cpu' else '')"
-    )
-    for cuda, hip, built in (("None", "None", "cpu"), ("'13.0'", "None", "cuda"), ("None", "'7.0'", "rocm")):
-        (tmp_path / "torch" / "version.py").write_text(
-            f"__version__ = '2.13.0'\ncuda: Optional[str] = {cuda}\nhip: Optional[str] = {hip}\n", "utf-8"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.split()[0] == built
-        assert ("is the build for CPUs" in done.stdout) == (built == "cpu")
 
 
 def test_detaching_one_adapter_leaves_the_active_one(tiny: Path) -> None:
