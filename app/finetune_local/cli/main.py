@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from finetune_local import __version__
-from finetune_local.errors import FinetuneError
+from finetune_local.errors import FinetuneError, Stopped
 
 DEFAULT_VERB = "train"
 ORDER = ("train", "resume", "chat", "generate", "evaluate", "export", "merge", "adapters", "runs", "models", "data")
@@ -99,7 +99,7 @@ def _run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except FinetuneError as error:
-        if as_json:
+        if as_json and not isinstance(error, Stopped):  # a stopped run's last line is its summary
             _print_error(type(error).__name__, str(error))
         click.echo(f"finetune-local: {error}", err=True)
         return error.exit_code

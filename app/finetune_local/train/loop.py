@@ -216,7 +216,10 @@ class Loop:
 
     def _validation_loss(self) -> Generator[Event, None, float]:
         ready, state = self.ready, self.state
-        rows = np.arange(min(len(ready.data.validation), self.training.validation_rows))
+        # The same rows every time, but from all over: a file may be sorted by topic.
+        held_out = len(ready.data.validation)
+        shuffled = np.random.default_rng(self.training.seed).permutation(held_out)
+        rows = np.sort(shuffled[: self.training.validation_rows])
         while True:
             loss_sum, count, batch = 0.0, 0, None
             try:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from finetune_local.cli.main import HELPERS, cli, main
 from finetune_local.cli.spec_options import spec_fields, spec_from
+from finetune_local.errors import Stopped
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import runs
@@ -198,3 +200,16 @@ def test_json_counts_on_either_side_of_the_verb_within(capsys: pytest.CaptureFix
     assert json.loads(run(["runs", "--json", "show", "一"], capsys)[1])["status"] == "new"
     assert json.loads(run(["runs", "stop", "一", "--json"], capsys)[1])["stopped"] is True
     assert json.loads(run(["runs", "remove", "一", "--yes", "--json"], capsys)[1]) == {"run": "一", "removed": True}
+
+
+def test_a_stop_leaves_the_summary_as_the_last_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(**_: object) -> None:
+        click.echo('{"steps": 3}')
+        raise Stopped("stopped after step 3")
+
+    monkeypatch.setattr(cli, "main", stopped)
+    code, out, err = run(["train", "--json"], capsys)
+    assert (code, out) == (130, '{"steps": 3}\n')
+    assert "stopped after step 3" in err
