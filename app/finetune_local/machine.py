@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +96,7 @@ def nvidia_cards() -> tuple[Card, ...]:
     return tuple(cards)
 
 
-def library_versions(names: tuple[str, ...]) -> Mapping[str, str]:
+def library_versions(names: tuple[str, ...]) -> dict[str, str]:
     """Installed versions by package name, without importing; those not installed are left out."""
     import importlib.metadata
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import pkgutil
 import platform
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
+from finetune_local.machine import library_versions
 from finetune_local.spec.run import Precision
 from finetune_local_backends.mlx import blas, device
 from finetune_local_backends.mlx.gaps import GAPS
@@ -38,13 +38,7 @@ class MlxBackend:
 
     def versions(self) -> dict[str, str]:
         """See Backend."""
-        found = {}
-        for package in ("mlx", "mlx-cpu", "mlx-lm", "scipy-openblas32"):
-            try:
-                found[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        return library_versions(("mlx", "mlx-cpu", "mlx-lm", "scipy-openblas32"))
 
     def devices(self) -> list[Device]:
         """See Backend."""

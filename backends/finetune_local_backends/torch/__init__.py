@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import pkgutil
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
+from finetune_local.machine import library_versions
 from finetune_local.spec.run import Precision
 from finetune_local_backends.torch import device as devices
 from finetune_local_backends.torch.gaps import GAPS
@@ -42,13 +42,7 @@ class TorchBackend:
 
     def versions(self) -> dict[str, str]:
         """See Backend."""
-        found = {}
-        for name in SHOWN:
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        return library_versions(SHOWN)
 
     def devices(self) -> list[Device]:
         """See Backend. torch is imported only where there is a sign of a card and a build that could use it."""
