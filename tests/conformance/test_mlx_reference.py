@@ -10,7 +10,7 @@ import pytest
 
 from finetune_local.backend import Batch
 from finetune_local.errors import AdapterError, Unsupported
-from finetune_local.spec.families.low_rank import PREFIX
+from finetune_local.spec.families import PREFIX
 from finetune_local.spec.run import TrainingSettings
 from mlx_tools import IDS, MLX, RATE, SFT, assert_same, expected_scores, far, ready, train
 from tasks import batch_of, pieces, plan_of
@@ -107,7 +107,7 @@ def test_swapping_back_is_exact(tiny: Path) -> None:
     for name in session.adapters():
         session.detach(name)
     np.testing.assert_array_equal(session.logits(IDS), before)
-    assert not any(type(m).__name__ == "Adapted" for m in session.model.module.modules())  # type: ignore[attr-defined]
+    assert not any(type(m).__name__ == "Site" for m in session.model.module.modules())  # type: ignore[attr-defined]
     with pytest.raises(AdapterError, match="dora"):
         session.activate("dora")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
 from finetune_local.machine import library_versions
+from finetune_local.spec.families import families
 from finetune_local.spec.run import Precision
 from finetune_local_backends.mlx import blas, device
 from finetune_local_backends.mlx.gaps import GAPS
@@ -58,8 +59,10 @@ class MlxBackend:
         return notes
 
     def families(self) -> frozenset[str]:
-        """The file names in methods/."""
-        return frozenset(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "methods")]))
+        """The files in methods/ that are named after a family; the rest is what these share."""
+        return frozenset(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "methods")])) & set(
+            families()
+        )
 
     def load(self, folder: Path, precision: Precision, device: str | None = None) -> Session:
         """See Backend. The only way in: BLAS and the device are made ready before MLX is first imported."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from finetune_local.backend import Floats
 from finetune_local_backends.mlx.memory import guard
+from finetune_local_backends.virtual import row_with
 
 if TYPE_CHECKING:
     from finetune_local_backends.mlx.session import MlxSession
@@ -27,6 +28,7 @@ class MlxDecoder:
     def __init__(self, session: MlxSession) -> None:
         self._session = session
         self._adapter = session.active
+        self._virtual = session.virtual()
         self._cache: list[Any] | None = None
         self._rows = 0
         self._length = 0
@@ -37,6 +39,9 @@ class MlxDecoder:
             raise ValueError("each row needs at least one token")
         if self._cache is not None and (len(rows) != self._rows or len({len(row) for row in rows}) != 1):
             raise ValueError(f"later calls give equally many tokens to each of the {self._rows} rows")
+        if self._cache is None and self._virtual.count:
+            vocabulary, members = self._session.model.vocabulary, self._virtual.members
+            rows = [row_with(row, vocabulary, self._virtual, number % members) for number, row in enumerate(rows)]
         self._length += max(len(row) for row in rows)
         self._session.check_length(self._length)
         with self._session.using(self._adapter), guard("generating"):

@@ -13,6 +13,7 @@ from finetune_local.errors import ModelError, Unsupported
 from finetune_local.spec.plan import Target
 
 _BODIES = ("model", "transformer", "backbone")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 
 @dataclass
@@ -43,6 +44,45 @@ class Model:
     modules: Mapping[int, Place]
     longest: int | None
     tied: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = [(path, place, part) for path, place, part in walk(self.module) if isinstance(part, nn.Module)]
+        self._paths = {path: place for path, place, _ in parts}
+        self._path_of = {id(part): path for path, _, part in parts}
+
+    def place_of(self, name: str) -> Place:
+        """The place of any module by its Hugging Face name, such as model.layers.0.self_attn. Raises ModelError.
+
+        mlx-lm renames some: a weight below it shows where it went, as far as both names end alike.
+        """
+        for weight, place in self.weights.items():
+            tail = weight.removeprefix(name + ".")
+            path = f"{self._path_of.get(id(place.owner), '')}.{place.key}".removesuffix("." + tail)
+            if weight == f"{name}.{tail}" and path in self._paths:
+                return self._paths[path]
+        raise ModelError(
+            f"this model has no module called {name} under MLX. The adapter was made for another model, or MLX keeps "
+            "this part in another form: then use --backend torch."
+        )
+
+    def dense(self, name: str) -> mx.array:
+        """A weight by its name in the folder as it is computed with, fp32. Raises ModelError where it is missing."""
+        place = self.weights.get(self.tied.get(name, name))
+        if place is None:
+            raise ModelError(
+                f"this model has no weight called {name} under MLX. The adapter was made for another model, or MLX keeps "
+                "this weight in another form: then use --backend torch."
+            )
+        array: mx.array = place.get()
+        return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else dense_weight(place.owner)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding; ids from here on are virtual tokens of an adapter. Raises Unsupported."""
+        for name, place in self.weights.items():
+            if name.endswith(EMBEDDINGS):
+                return int(place.get().shape[0])
+        raise Unsupported("MLX's class for this model has no embedding of a known name, so no prompt can be trained.")
 
     def linear(self, target: Target) -> Place:
         """The place of a target's linear layer. Raises ModelError where there is none, or of another shape."""

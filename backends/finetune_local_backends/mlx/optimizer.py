@@ -20,8 +20,11 @@ _GROUP_BYTES = 64 << 20
 class AdamW:
     """fp32 states under the parameters' names; `step` counts the updates made."""
 
-    def __init__(self, parameters: Mapping[str, mx.array], settings: TrainingSettings) -> None:
-        self._settings = settings
+    def __init__(
+        self, parameters: Mapping[str, mx.array], settings: TrainingSettings, rates: Mapping[str, float] | None = None
+    ) -> None:
+        """`rates` are factors of the learning rate, and so of the decay, for the names that have one other than 1."""
+        self._settings, self._rates = settings, dict(rates or {})
         self._mean = {name: mx.zeros(p.shape, mx.float32) for name, p in parameters.items()}
         self._square = {name: mx.zeros(p.shape, mx.float32) for name, p in parameters.items()}
         self._step = 0
@@ -29,22 +32,23 @@ class AdamW:
     def update(
         self, parameters: dict[str, mx.array], gradients: dict[str, mx.array], factor: float, rate: float
     ) -> None:
-        """One update in place of `parameters`, with gradients times `factor`; the gradients are used up.
+        """One update of those of `parameters` it was made for, with gradients times `factor`; the gradients are used up.
 
         Tensors are computed in groups of bounded size, so that full fine-tuning never holds its states twice.
         """
         s, step = self._settings, self._step + 1
-        rate_corrected = rate / (1 - s.beta1**step)
+        correction = 1 - s.beta1**step
         root_correction = math.sqrt(1 - s.beta2**step)
-        for names in _groups(parameters):
+        for names in _groups(self._mean):
             made: dict[str, tuple[mx.array, mx.array, mx.array]] = {}
             for name in names:
+                own = rate * self._rates.get(name, 1.0)
                 gradient = gradients.pop(name) * factor
                 mean = s.beta1 * self._mean[name] + (1 - s.beta1) * gradient
                 square = s.beta2 * self._square[name] + (1 - s.beta2) * mx.square(gradient)
                 denominator = mx.sqrt(square) / root_correction + s.epsilon
-                decayed = parameters[name] * (1 - rate * s.weight_decay)
-                made[name] = (decayed - rate_corrected * (mean / denominator), mean, square)
+                decayed = parameters[name] * (1 - own * s.weight_decay)
+                made[name] = (decayed - own / correction * (mean / denominator), mean, square)
             mx.eval(list(made.values()))
             for name, (parameter, mean, square) in made.items():
                 parameters[name], self._mean[name], self._square[name] = parameter, mean, square

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -15,30 +15,36 @@ import numpy.typing as npt
 
 from finetune_local.backend import Batch, Decoder, Device, Floats, MemoryUse, StepResult
 from finetune_local.errors import AdapterError, Unsupported
-from finetune_local.spec.families import trainable_parameters
+from finetune_local.spec.families import Source, Tracker, VirtualTokens, family_of, trainable_parameters
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings
-from finetune_local.spec.targets import block_of
 from finetune_local_backends.mlx import kernels, memory
 from finetune_local_backends.mlx.decoder import MlxDecoder
 from finetune_local_backends.mlx.gaps import GAPS
-from finetune_local_backends.mlx.methods import Adapter
+from finetune_local_backends.mlx.methods import Adapter, check_tensors
 from finetune_local_backends.mlx.model import Model
 from finetune_local_backends.mlx.ops import OPS
 from finetune_local_backends.mlx.optimizer import AdamW, State
+from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
 
+TRACKER = "tracker:"
 _LOGITS_BYTES = 64 << 20
 _CACHE_BYTES = 1 << 30
 
 
 @dataclass
 class _Training:
-    """What prepare() made ready: `outside` are the trained parameters of no block, `blocks` those of each."""
+    """What prepare() made ready.
+
+    Of the names of trained parameters, `outside` are those computed with outside the blocks, `blocks` those in each.
+    """
 
     name: str
     settings: TrainingSettings
     optimizer: AdamW
+    tracker: Tracker | None
+    trained: list[str]
     outside: list[str] = field(default_factory=list)
     blocks: dict[int, list[str]] = field(default_factory=dict)
 
@@ -51,20 +57,32 @@ class MlxSession:
         self.device = device
         self.model = model
         self._adapters: dict[str, Adapter] = {}
+        self._plans: dict[str, AdapterPlan] = {}
         self._active: str | None = None
         self._training: _Training | None = None
         self._seed = 0
         self._meter = memory.Meter(device)
 
-    def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None = None) -> int:
+    def attach(
+        self,
+        name: str,
+        plan: AdapterPlan,
+        seed: int,
+        tensors: Mapping[str, Floats] | None = None,
+        ids: Callable[[str], list[int]] | None = None,
+    ) -> int:
         """See Session."""
         method = importlib.import_module(f"finetune_local_backends.mlx.methods.{plan.family}")
         if name in self._adapters:
             raise AdapterError(f"an adapter called '{name}' is in memory already. Detach it first.")
+        family = family_of(plan)
+        if tensors is not None:
+            check_tensors(tensors, family.shapes(plan))
         self.activate(None)  # what is derived from the base must see the base
         with memory.guard("the adapter"):
-            adapter: Adapter = method.attach(self.model, plan, seed, tensors)
-        self._adapters[name] = adapter
+            given = family.initial(plan, seed, Source(self.weight, ids)) if tensors is None else tensors
+            adapter: Adapter = method.attach(self.model, plan, given)
+        self._adapters[name], self._plans[name] = adapter, plan
         self.activate(name)
         return trainable_parameters(plan)
 
@@ -76,7 +94,7 @@ class MlxSession:
         if self._training and self._training.name == name:
             self._training = None
         adapter.remove()
-        del self._adapters[name]
+        del self._adapters[name], self._plans[name]
 
     def adapters(self) -> list[str]:
         """See Session."""
@@ -108,6 +126,18 @@ class MlxSession:
             if name != before:
                 self.activate(before)
 
+    def virtual(self) -> VirtualTokens:
+        """The positions that the active adapter puts before every text."""
+        if self._active is None:
+            return VirtualTokens()
+        plan = self._plans[self._active]
+        return family_of(plan).virtual_tokens(plan)
+
+    def weight(self, name: str) -> Floats:
+        """See Session."""
+        with self.using(None):  # a full adapter computes in the base's own places
+            return np.array(self.model.dense(name))
+
     def tensors(self, name: str) -> dict[str, Floats]:
         """See Session."""
         return self._adapter(name).tensors()
@@ -120,16 +150,21 @@ class MlxSession:
                 raise Unsupported(f"--optimizer {training.optimizer}: {gap.reason} Use --optimizer {gap.instead}.")
         if self._vocabulary < 1:
             raise Unsupported("this model has no head that gives logits.")
-        state = _Training(name, training, AdamW(adapter.parameters, training))
-        for parameter in adapter.parameters:
-            block = block_of(parameter)
-            (state.outside if block is None else state.blocks.setdefault(block, [])).append(parameter)
+        plan = self._plans[name]
+        family = family_of(plan)
+        rates = family.rates(plan)
+        trained = {n: p for n, p in adapter.parameters.items() if rates.get(n, 1.0)}
+        tracker = family.tracker(plan, training.max_steps or 1)
+        state = _Training(name, training, AdamW(trained, training, rates), tracker, list(trained))
+        for block, names in adapter.used().items():
+            if used := [n for n in names if n in trained]:
+                (state.outside if block is None else state.blocks.setdefault(block, [])).extend(used)
         self._training = state
         # At the least, the gradient of every matrix needs its input kept; of checkpointed blocks only one at a time.
-        kept = sum(p.shape[-1] for p in adapter.parameters.values() if p.ndim > 1)
+        kept = sum(p.shape[-1] for p in trained.values() if p.ndim > 1)
         share = max(1, len(state.blocks)) if training.gradient_checkpointing else 1
-        trained = sum(p.nbytes for p in adapter.parameters.values())
-        self._meter.expect((4 if self.precision == "fp32" else 2) * kept / share, 2 * trained + 5 * _LOGITS_BYTES)
+        size = sum(p.nbytes for p in trained.values())
+        self._meter.expect((4 if self.precision == "fp32" else 2) * kept / share, 2 * size + 5 * _LOGITS_BYTES)
 
     def seed(self, seed: int) -> None:
         """See Session."""
@@ -143,17 +178,20 @@ class MlxSession:
         keys = mx.random.split(mx.random.key(self._seed), len(batches))
         gradients: dict[str, mx.array] = {}
         loss = 0.0
+        first = True
         with self.using(training.name), memory.guard("this batch"):
             try:
                 for index, batch in enumerate(batches):
                     if batch.supervised == 0:
                         continue
                     adapter.dropout(keys[index])
-                    with self._meter.batch(batch.ids.size):
-                        value, found = self._gradients(batch, objective, total)
+                    whole = self._with_virtual(batch)
+                    with self._meter.batch(whole.ids.size):
+                        value, found = self._gradients(batch, whole, objective, total, first)
                         gradients = {n: gradients[n] + g for n, g in found.items()} if gradients else found
                         del found
                         mx.eval(value, gradients)
+                    first = False
                     loss += float(np.array(value))
                     memory.trim(_CACHE_BYTES)
             finally:
@@ -164,7 +202,9 @@ class MlxSession:
                 return StepResult(loss, norm)
             limit = training.settings.max_gradient_norm
             factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+            seen = {n: np.array(g * factor) for n, g in gradients.items()} if training.tracker else {}
             training.optimizer.update(adapter.parameters, gradients, factor, learning_rate)
+            self._track(training, seen)
             adapter.changed()
             adapter.place(adapter.parameters)
         return StepResult(loss, norm)
@@ -174,20 +214,22 @@ class MlxSession:
         if batch.supervised == 0:
             return np.zeros(0, np.float32)
         with memory.guard("scoring this batch"):
-            hidden, targets = self._supervised(batch)
+            hidden, targets = self._supervised(self._with_virtual(batch))
             rows = self._rows()
             parts = []
             for start in range(0, hidden.shape[0], rows):
                 part = kernels.logprobs(self.model.head, hidden[start : start + rows], targets[start : start + rows])
                 mx.eval(part)
                 parts.append(np.array(part))
-        return np.concatenate(parts).astype(np.float32)
+        return mean_over_members(np.concatenate(parts).astype(np.float32), self.virtual().members)
 
     def logits(self, ids: Sequence[int]) -> Floats:
         """See Session."""
-        self.check_length(len(ids))
+        virtual = self.virtual()
+        row = row_with(ids, self.model.vocabulary, virtual) if virtual.count else list(ids)
+        self.check_length(len(row))
         with memory.guard("the logits"):
-            logits = self.model.module(mx.array([list(ids)], mx.int32))[0].astype(mx.float32)
+            logits = self.model.module(mx.array([row], mx.int32))[0, virtual.count :].astype(mx.float32)
             mx.eval(logits)
         return np.array(logits)
 
@@ -197,11 +239,17 @@ class MlxSession:
 
     def optimizer_state(self) -> State:
         """See Session."""
-        return self._ready().optimizer.state()
+        training = self._ready()
+        tracked = training.tracker.state() if training.tracker else {}
+        return training.optimizer.state() | {TRACKER + name: np.array(value) for name, value in tracked.items()}
 
     def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """See Session."""
-        self._ready().optimizer.restore(state)
+        training = self._ready()
+        tracked = [name for name in state if training.tracker and name.startswith(TRACKER)]
+        training.optimizer.restore({name: value for name, value in state.items() if name not in tracked})
+        if training.tracker:
+            training.tracker.restore({name.removeprefix(TRACKER): state[name] for name in tracked})
 
     def memory(self) -> MemoryUse:
         """See Session."""
@@ -215,31 +263,54 @@ class MlxSession:
                 "MLX's class for it does not have. Lower --max-length or use --backend torch."
             )
 
-    def _gradients(self, batch: Batch, objective: Objective, total: float) -> tuple[mx.array, dict[str, mx.array]]:
+    def _gradients(
+        self, batch: Batch, whole: Batch, objective: Objective, total: float, penalised: bool
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        """One micro-batch's share of the loss, and the gradients; `whole` is the batch with the adapter's own positions.
+
+        Prompts side by side each get the gradient they would get alone; the loss that is told is their mean.
+        """
         training = self._ready()
         adapter = self._adapter(training.name)
+        members = self.virtual().members
 
-        def loss(parameters: kernels.Tree) -> mx.array:
+        def loss(parameters: kernels.Tree) -> tuple[mx.array, mx.array]:
             def head(outside: kernels.Tree, hidden: mx.array) -> mx.array:
                 adapter.place(outside)
                 return self.model.head(hidden)
 
             adapter.place(parameters)
             with self._checkpointing(parameters):
-                hidden, targets = self._supervised(batch)
+                hidden, targets = self._supervised(whole)
             outside = {name: parameters[name] for name in training.outside}
             found = kernels.chunked_logprobs(head, outside, hidden, targets, self._rows())
-            result: mx.array = objective.loss(OPS, found, batch, total)
-            return result
+            value: mx.array = sum(objective.loss(OPS, part, batch, total) for part in mx.split(found, members))
+            penalty = adapter.penalty(parameters) if penalised else None
+            return value if penalty is None else value + penalty, value / members
 
-        value, gradients = mx.value_and_grad(loss)(adapter.parameters)
-        return value, gradients
+        trained = {name: adapter.parameters[name] for name in training.trained}
+        (_, told), gradients = mx.value_and_grad(loss)(trained)
+        return told, gradients
+
+    def _track(self, training: _Training, gradients: Mapping[str, Floats]) -> None:
+        """Let the family change its tensors between two steps."""
+        if training.tracker is None:
+            return
+        parameters = self._adapter(training.name).parameters
+        now = {name: np.array(parameters[name]) for name in training.trained}
+        for name, value in training.tracker.update(now, gradients).items():
+            parameters[name] = mx.array(np.asarray(value, np.float32))
+
+    def _with_virtual(self, batch: Batch) -> Batch:
+        """The batch as the active adapter has it read."""
+        virtual = self.virtual()
+        return batch_with(batch, self.model.vocabulary, virtual) if virtual.count else batch
 
     def _checkpointing(self, parameters: kernels.Tree) -> contextlib.AbstractContextManager[None]:
         training = self._ready()
         if not training.settings.gradient_checkpointing:
             return contextlib.nullcontext()
-        first = min(training.blocks, default=0)
+        first = 0 if training.outside else min(training.blocks, default=0)
         blocks = {n: block for n, block in enumerate(self.model.blocks()) if n >= first}
         own = {n: {name: parameters[name] for name in training.blocks.get(n, [])} for n in blocks}
         return kernels.Checkpointing(blocks, own.__getitem__, self._adapter(training.name).place)
