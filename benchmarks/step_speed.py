@@ -78,7 +78,7 @@ def main() -> None:
     spec = parse_spec(
         {"method": {"key": given.method, "rank": given.rank}, "data": {"files": [given.data]}}, "benchmark"
     )
-    plan = families()["low_rank"].plan(given.method, spec.method.settings, model.weights())
+    plan = families()["low_rank"].plan(given.method, spec.method.settings, model.info())
     session = backends()["torch"].load(model.path, given.precision)
     session.attach("speed", plan, 42)
     session.prepare("speed", spec.training)

@@ -17,7 +17,7 @@ from finetune_local.spec.families import families
 from finetune_local.spec.methods import method as method_named
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.run import Precision, RunSpec, parse_spec
+from finetune_local.spec.run import Precision, RunSpec, parse_spec, plan_method
 
 SFT = objectives()["sft"]
 ROWS = ([1, 40, 41, 42, 43, 44, 45, 2], [1, 60, 61, 62, 63, 2], [1, 300, 301, 302, 303, 304, 305, 306, 307, 2])
@@ -74,8 +74,7 @@ def make_spec(method: str, precision: Precision | None = None, **training: Any) 
 
 def make_plan(spec: RunSpec, folder: Path) -> AdapterPlan:
     """What the spec attaches to the model in `folder`."""
-    family = families()[method_named(spec.method.key).family]
-    return family.plan(spec.method.key, spec.method.settings, ModelFolder.open(folder).weights())
+    return plan_method(spec.method, ModelFolder.open(folder).info())
 
 
 def gap_of(backend: Backend, setting: str, value: object) -> Gap | None:

@@ -25,7 +25,7 @@ def made_adapter(
     """Write a LoRA of rank 2 for `base` into `folder`; `dead` has B = 0, `plain` has no finetune_local.json."""
     model = ModelFolder.open(base)
     family = families()["low_rank"]
-    plan = family.plan("lora", LowRankSettings(rank=2), model.weights())
+    plan = family.plan("lora", LowRankSettings(rank=2), model.info())
     rng = np.random.default_rng(seed)
     tensors = {
         name: np.zeros(shape, np.float32)

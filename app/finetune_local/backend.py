@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -109,11 +109,18 @@ class Session(Protocol):
     precision: Precision
     device: Device
 
-    def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None = None) -> int:
+    def attach(
+        self,
+        name: str,
+        plan: AdapterPlan,
+        seed: int,
+        tensors: Mapping[str, Floats] | None = None,
+        ids: Callable[[str], list[int]] | None = None,
+    ) -> int:
         """Add an adapter called `name` and activate it; returns its number of trained parameters.
 
-        Without `tensors` it starts from the seed (equal on every backend); with them, from those. Keys and shapes are
-        the family's `shapes(plan)`. Raises ModelError where the base has no module of a target's name,
+        Without `tensors` it starts as the family's `initial` says (equal on every backend; `ids` tokenizes where that needs
+        a text); with them, from those. Keys and shapes are the family's `shapes(plan)`. Raises ModelError where the base has no module of a target's name,
         AdapterError where a tensor is missing, left over or misshapen.
         """
         ...
@@ -128,6 +135,10 @@ class Session(Protocol):
 
     def activate(self, name: str | None) -> None:
         """Make an adapter the one that computes, or None: the bare base. Nothing is reloaded."""
+        ...
+
+    def weight(self, name: str) -> Floats:
+        """A weight of the bare base by its name on disk, fp32, as it is computed with. Raises ModelError where it is missing."""
         ...
 
     def tensors(self, name: str) -> dict[str, Floats]:

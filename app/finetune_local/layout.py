@@ -15,18 +15,17 @@ import numpy as np
 
 from finetune_local.errors import AdapterError
 from finetune_local.files import disk_full
-from finetune_local.spec.families import Array, families
+from finetune_local.spec.families import OWN_TYPE, Array, families, family_of, from_own_config
 from finetune_local.spec.plan import AdapterPlan
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_FAMILY_OF_TYPE = {"LORA": "low_rank", "FULL": "full"}
 
 
 def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array], base: str) -> None:
     """Write the pair of files into an existing or new folder. `base` is the base model's name. Raises DiskFull."""
     from safetensors.numpy import save_file
 
-    config = {"base_model_name_or_path": base, **families()[plan.family].config(plan)}
+    config = {"base_model_name_or_path": base, **family_of(plan).config(plan)}
     with disk_full(folder, "Make room on it."):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
@@ -46,20 +45,24 @@ def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
         tensors = read_tensors(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / WEIGHTS}: cannot be read ({error}). Copy the adapter again.") from error
-    kind = str(config.get("peft_type"))
-    if kind not in _FAMILY_OF_TYPE:
-        raise AdapterError(
-            f"{folder}: adapters of type {kind} cannot be used yet; known: {', '.join(_FAMILY_OF_TYPE)}."
-        )
-    family = families()[_FAMILY_OF_TYPE[kind]]
-    plan = family.read(config, {name: t.shape for name, t in tensors.items()})
-    expected = family.shapes(plan)
+    plan = _plan(folder, config, tensors)
+    expected = family_of(plan).shapes(plan)
     if wrong := sorted(set(expected) ^ set(tensors)):
         raise AdapterError(f"{folder}: {len(wrong)} tensors are missing or unknown, the first is {wrong[0]}.")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise AdapterError(f"{folder}: {name} is {tensors[name].shape}, but {CONFIG} says {shape}.")
     return plan, tensors
+
+
+def _plan(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Array]) -> AdapterPlan:
+    kind = str(config.get("peft_type"))
+    if kind == OWN_TYPE:
+        return from_own_config(config)
+    known = {name: family for family in families().values() for name in family.peft_types}
+    if kind not in known:
+        raise AdapterError(f"{folder}: adapters of type {kind} cannot be used; known: {', '.join(sorted(known))}.")
+    return known[kind].read(config, {name: tensor.shape for name, tensor in tensors.items()})
 
 
 def read_config(folder: Path) -> dict[str, Any]:

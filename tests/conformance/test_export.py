@@ -55,7 +55,7 @@ def test_merging_in_numpy_is_merging_in_peft(tiny: Path, tmp_path: Path, setting
     from transformers import AutoModelForCausalLM
 
     base, family = ModelFolder.open(tiny), families()["low_rank"]
-    plan = family.plan("lora", settings, base.weights())
+    plan = family.plan("lora", settings, base.info())
     rng = np.random.default_rng(1)
     tensors = {
         name: (rng.normal(1 if len(shape) == 1 else 0, 0.3, shape)).astype(np.float32)

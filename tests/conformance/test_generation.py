@@ -159,7 +159,7 @@ def test_an_adapter_trained_on_one_backend_answers_alike_on_the_others(
 ) -> None:
     model = ModelFolder.open(tiny)
     settings = LowRankSettings(rank=4, use_dora=method == "dora")
-    plan = families()["low_rank"].plan(method, settings, model.weights())
+    plan = families()["low_rank"].plan(method, settings, model.info())
     for trained_on in USABLE:
         session = backends()[trained_on].load(tiny, "fp32")
         session.attach("new", plan, 3)

@@ -83,7 +83,7 @@ def test_a_gradient_equals_finite_differences(tiny: Path, method: str, monkeypat
         return norms.setdefault(args[4].data_ptr(), real(*args))
 
     monkeypatch.setattr(kernels, "row_norms", constant)
-    ours._start_gradients("a")  # type: ignore[attr-defined]
+    ours._start_gradients(ours._ready())  # type: ignore[attr-defined]
     ours._backward(batch, SFT, float(batch.supervised))  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     kinds = {}

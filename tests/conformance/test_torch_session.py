@@ -25,7 +25,7 @@ from finetune_local.spec.run import TrainingSettings
 from finetune_local_backends.torch import head as head_module
 from finetune_local_backends.torch import session
 from finetune_local_backends.torch.gaps import GAPS
-from finetune_local_backends.torch.methods import low_rank
+from finetune_local_backends.torch.methods import sites
 from tasks import batch_of, pieces, plan_of
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 from torch_tools import PLAIN_PEFT, RATE, SFT, TORCH, ready, train
@@ -234,7 +234,7 @@ def test_tensors_survive_a_round_trip(tiny: Path, method: str) -> None:
 
 
 def test_the_start_is_the_shared_one(tiny: Path) -> None:
-    from finetune_local_backends.initial import kaiming_uniform
+    from finetune_local.spec.initial import kaiming_uniform
 
     for precision in ("fp32", "bf16", "4-bit"):
         ours = TORCH.load(tiny, precision, "cpu")  # type: ignore[arg-type]
@@ -359,7 +359,7 @@ def test_an_adapter_that_finds_no_room_leaves_nothing(tiny: Path, monkeypatch: p
     if not first:
         ours.attach("a", plan_of(tiny), seed=0)
         ours.activate(None)
-    before, made = ours.logits([5, 6, 7]), low_rank.tensor
+    before, made = ours.logits([5, 6, 7]), sites.tensor
 
     def full(array: Any, device: torch.device) -> torch.Tensor:
         if not next(rooms, False):
@@ -368,7 +368,7 @@ def test_an_adapter_that_finds_no_room_leaves_nothing(tiny: Path, monkeypatch: p
 
     rooms = iter([True] * 3)
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
-        patch.setattr(low_rank, "tensor", full)
+        patch.setattr(sites, "tensor", full)
         ours.attach("b", plan_of(tiny), seed=1)
     np.testing.assert_array_equal(ours.logits([5, 6, 7]), before)
     assert ours.adapters() == ([] if first else ["a"])

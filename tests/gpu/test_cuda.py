@@ -11,10 +11,9 @@ import pytest
 
 from finetune_local.backend import Batch, Session, backends
 from finetune_local.errors import OutOfMemory
-from finetune_local.spec.families import families
 from finetune_local.spec.objectives import objectives
-from finetune_local.spec.plan import AdapterPlan, WeightInfo
-from finetune_local.spec.run import TrainingSettings, parse_spec
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
+from finetune_local.spec.run import TrainingSettings, parse_spec, plan_method
 from tiny import tiny_model
 
 TORCH = backends()["torch"]
@@ -34,7 +33,7 @@ def plan_of(folder: Path, method: str, **settings: Any) -> AdapterPlan:
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     weights = {n: WeightInfo(tuple(e["shape"]), e["dtype"]) for n, e in header.items() if n != "__metadata__"}
     spec = parse_spec({"method": {"key": method, **settings}}, "test")
-    return families()["full" if method == "full" else "low_rank"].plan(method, spec.method.settings, weights)
+    return plan_method(spec.method, BaseInfo(weights))
 
 
 def batch_of(rows: int = 4, length: int = 24) -> Batch:

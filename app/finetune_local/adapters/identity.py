@@ -13,7 +13,7 @@ from typing import Any
 from finetune_local import __version__
 from finetune_local.errors import AdapterError, DiskFull
 from finetune_local.models.folder import Identity, ModelFolder
-from finetune_local.spec.families.low_rank import PREFIX
+from finetune_local.spec.families import PREFIX
 from finetune_local.spec.plan import AdapterPlan
 
 FILE = "finetune_local.json"
@@ -97,6 +97,8 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
     for target in plan.targets:
         module = target.module.removeprefix(PREFIX)
         found = weights.get(module + ".weight") or weights.get(module)
+        if found is None and any(name.startswith(module + ".") for name in weights):
+            continue  # a whole block's part, whose width the backend checks
         if found is None:
             raise AdapterError(
                 f"the adapter lands on {module}, which '{model.name}' does not have. It was made on another base."

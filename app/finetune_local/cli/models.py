@@ -240,9 +240,7 @@ def _facts(model: ModelFolder) -> dict[str, Any]:
 def _memory(model: ModelFolder) -> dict[str, int]:
     """What training with some methods would take on a CPU (lora) and on a card (the rest)."""
     from finetune_local.models.fit import estimate
-    from finetune_local.spec.families import families
-    from finetune_local.spec.methods import method
-    from finetune_local.spec.run import parse_spec
+    from finetune_local.spec.run import parse_spec, plan_method
 
     result = {}
     for label, key, precision, device in (
@@ -252,8 +250,7 @@ def _memory(model: ModelFolder) -> dict[str, int]:
         ("full, bf16", "full", "bf16", "cuda"),
     ):
         spec = parse_spec({"method": {"key": key}, "model": {"precision": precision}}, "models info")
-        plan = families()[method(key).family].plan(key, spec.method.settings, model.weights())
-        result[label] = estimate(model, spec, plan, device).total
+        result[label] = estimate(model, spec, plan_method(spec.method, model.info()), device).total
     return result
 
 

@@ -12,7 +12,7 @@ from finetune_local.adapters.identity import check_same_base, check_shapes, read
 from finetune_local.errors import AdapterError, ModelError
 from finetune_local.layout import read_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import Array, families
+from finetune_local.spec.families import Array, family_of
 from finetune_local.spec.plan import AdapterPlan
 
 Floats = npt.NDArray[np.float32]
@@ -35,6 +35,10 @@ class MergedWeights:
                 check_same_base(identity, model)
                 self.run = identity.run
             check_shapes(self._plan, model)
+            family = family_of(self._plan)
+            if reason := family.unmergeable(self._plan):
+                raise AdapterError(f"{adapter}: {reason}")
+            self._plan, self._tensors = family.fold(self._plan, self._tensors)  # a checkpoint is in the training form
         trained = {target.module for target in self._plan.targets} if self._plan else set()
         head = {HEAD, HEAD.removesuffix(".weight")} & trained
         self.tied = model.tied and (not head or self._plan_is_full)
@@ -53,7 +57,7 @@ class MergedWeights:
         """One merged tensor. Raises AdapterError where the adapter makes it NaN or infinite."""
         weight = self.model.read(name)
         if self._plan is not None:
-            weight = families()[self._plan.family].merge(name, weight, self._plan, self._tensors)
+            weight = family_of(self._plan).merge(name, weight, self._plan, self._tensors)
         if not np.isfinite(weight).all():
             raise AdapterError(
                 f"{name} has values that are no numbers (NaN or infinity) after merging. The training diverged or a file is "

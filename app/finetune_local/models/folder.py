@@ -19,7 +19,7 @@ from typing import Any
 from finetune_local.errors import ModelError
 from finetune_local.models.fingerprint import config_sha256, tokenizer_sha256
 from finetune_local.models.tensors import Floats, Stored, read_header, read_tensor
-from finetune_local.spec.plan import WeightInfo
+from finetune_local.spec.plan import BaseInfo, WeightInfo
 
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tokenizer.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "consolidated.*.pth")
@@ -115,6 +115,10 @@ class ModelFolder:
     def weights(self) -> Mapping[str, WeightInfo]:
         """Shape and dtype of every tensor, from the headers; nothing is loaded."""
         return {name: WeightInfo(tensor.shape, tensor.dtype) for name, tensor in self._stored.items()}
+
+    def info(self) -> BaseInfo:
+        """What the methods look at before anything is loaded."""
+        return BaseInfo(self.weights(), self.context_length, self.family)
 
     def read(self, name: str) -> Floats:
         """One tensor as fp32. Raises ModelError where there is none of this name or it is not of floats."""

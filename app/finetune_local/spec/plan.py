@@ -5,6 +5,7 @@ Targets are resolved from the base's weight names before anything is loaded, so 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_local.spec.fields import Settings
@@ -19,8 +20,21 @@ class WeightInfo:
 
 
 @dataclass(frozen=True)
+class BaseInfo:
+    """What a family may know of a base before it is loaded: its weights by name, the longest text it reads, its family of
+    models as config.json names it."""
+
+    weights: Mapping[str, WeightInfo]
+    context: int = 1 << 20
+    model_type: str = ""
+
+
+@dataclass(frozen=True)
 class Target:
-    """One linear module an adapter lands on; `module` is its dotted name, without ".weight"."""
+    """One module an adapter lands on; `module` is its dotted name, without ".weight".
+
+    What the features are of other modules than linear ones, the family says.
+    """
 
     module: str
     in_features: int

@@ -15,6 +15,7 @@ from finetune_local.spec.families import families
 from finetune_local.spec.fields import Settings, parse, setting
 from finetune_local.spec.methods import method as method_named
 from finetune_local.spec.objectives import objectives
+from finetune_local.spec.plan import AdapterPlan, BaseInfo
 
 Precision = Literal["fp32", "bf16", "8-bit", "4-bit"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
@@ -152,6 +153,11 @@ class RunSpec(Settings):
     method: Annotated[MethodSettings, BeforeValidator(_method)] = _method("lora")  # type: ignore[assignment]
     objective: str = setting("sft", help="What is minimised.", group="run")
     training: TrainingSettings = TrainingSettings()
+
+
+def plan_method(chosen: MethodSettings, base: BaseInfo) -> AdapterPlan:
+    """What a method attaches to a base. Raises SpecError where nothing matches or a size is too big."""
+    return families()[method_named(chosen.key).family].plan(chosen.key, chosen.settings, base)
 
 
 def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:

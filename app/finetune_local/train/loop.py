@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import write_identity
 from finetune_local.backend import Batch
 from finetune_local.data.conversation import RowRejected
@@ -23,8 +24,8 @@ from finetune_local.data.encode import prompt_ids
 from finetune_local.data.pack import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
 from finetune_local.errors import OutOfMemory, TrainingDiverged
 from finetune_local.files import written_aside
-from finetune_local.layout import write_adapter
-from finetune_local.spec.families import trainable_parameters
+from finetune_local.layout import read_adapter, write_adapter
+from finetune_local.spec.families import family_of, trainable_parameters
 from finetune_local.spec.objectives import objectives
 from finetune_local.train import checkpoint
 from finetune_local.train.events import (
@@ -286,13 +287,13 @@ class Loop:
         """Write `adapter/`: the weights as they are now, or those of a checkpoint."""
         ready = self.ready
         with written_aside(ready.run.adapter, checkpoint.RESUME) as place:
+            tensors = ready.session.tensors(ADAPTER) if source is None else read_adapter(source)[1]
+            plan, tensors = family_of(ready.plan).fold(ready.plan, tensors)
+            write_adapter(place, plan, tensors, ready.model.name)
             if source is None:
-                write_adapter(place, ready.plan, ready.session.tensors(ADAPTER), ready.model.name)
                 self._identify(place)
             else:
-                place.mkdir()
-                for name in ("adapter_config.json", "adapter_model.safetensors", "finetune_local.json"):
-                    shutil.copyfile(source / name, place / name)
+                shutil.copyfile(source / IDENTITY, place / IDENTITY)
 
     def _finish(self, reason: str) -> Iterator[Event]:
         state = self.state

@@ -16,7 +16,7 @@ from finetune_local.paths import Home
 from finetune_local.spec import defaults
 from finetune_local.spec.families import families
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.run import RunSpec, preset_of
+from finetune_local.spec.run import RunSpec, plan_method, preset_of
 from finetune_local.train import checkpoint
 from finetune_local.train.checkpoint import LoopState
 from finetune_local.train.events import Event, Note, Phase
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from finetune_local.data.prepare import Prepared
     from finetune_local.data.tokenizer import Tokenizer
     from finetune_local.models.folder import ModelFolder
+
+SHORTEST = 8
+"""Tokens that must stay free for a text beside a method's own positions."""
 
 ADAPTER = "training"
 """Name of the adapter being trained, inside the session."""
@@ -83,12 +86,15 @@ def check_before_loading(
 def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
     """What the method attaches to this model. Raises SpecError where nothing matches or a rank is too high."""
     family = families()[method_family(spec)]
-    if family.key == "full" and spec.model.precision in ("8-bit", "4-bit"):
+    if reason := family.refusal(spec.method.settings, spec.model.precision or "fp32"):
+        raise SpecError(f"method '{spec.method.key}' does not work here: {reason}")
+    plan = plan_method(spec.method, model.info())
+    if (virtual := family.virtual_tokens(plan).count) > model.context_length - SHORTEST:
         raise SpecError(
-            f"method 'full' trains the base's own weights, which {spec.model.precision} cannot hold. "
-            "Use --precision bf16 or fp32, or --method qlora."
+            f"the prompt is {virtual} tokens long, and {model.name} reads at most {model.context_length}: "
+            "no room is left for a text. Lower --prompt-length."
         )
-    return family.plan(spec.method.key, spec.method.settings, model.weights())
+    return plan
 
 
 def method_family(spec: RunSpec) -> str:
@@ -148,7 +154,7 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
     state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)
     newest = checkpoint.latest(run.checkpoints)
     if newest is None:
-        session.attach(ADAPTER, plan, spec.training.seed)
+        session.attach(ADAPTER, plan, spec.training.seed, ids=tokenizer.ids)
         session.prepare(ADAPTER, spec.training)
     else:
         yield Phase(name=f"going on from {newest.name}")
@@ -170,11 +176,12 @@ def _prepare_data(
     """Encode the files into the run folder; returns (spec, data) with the row length settled."""
     from finetune_local.data.prepare import prepare
 
-    length, reason = defaults.max_length(spec, model.context_length)
-    if length > model.context_length:
-        raise SpecError(
-            f"--max-length is {length}, but {model.name} reads at most {model.context_length} tokens. Lower it."
-        )
+    context = model.context_length
+    virtual = families()[method_family(spec)].virtual_tokens(plan_for(spec, model)).count
+    length, reason = defaults.max_length(spec, context - virtual)
+    if length + virtual > context:
+        beside = f", {virtual} of them the method's own" if virtual else ""
+        raise SpecError(f"--max-length is {length}, but {model.name} reads at most {context} tokens{beside}. Lower it.")
     if spec.data.max_length is None:
         yield Note(text=f"data.max_length = {length} ({reason})")
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"max_length": length})})

@@ -20,7 +20,7 @@ from finetune_local_backends.torch.gaps import GAPS
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-NEEDED = ("torch", "transformers", "peft")
+NEEDED = ("torch", "transformers")
 SHOWN = (*NEEDED, "bitsandbytes", "safetensors")
 
 

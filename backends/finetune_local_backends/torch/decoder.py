@@ -9,19 +9,21 @@ import numpy as np
 import torch
 
 from finetune_local.backend import Floats
+from finetune_local.spec.families import VirtualTokens
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.memory import guard
+from finetune_local_backends.virtual import row_with
 
 
 class TorchDecoder:
     """See Decoder. Shorter prompts are padded on the left and the padding is masked, so a row's logits do not depend on
     the others; without padding no mask is made at all."""
 
-    def __init__(self, base: Base, head: Head) -> None:
+    def __init__(self, base: Base, head: Head, virtual: VirtualTokens) -> None:
         from transformers import DynamicCache
 
-        self._base, self._head = base, head
+        self._base, self._head, self._virtual = base, head, virtual
         self._cache: Any = DynamicCache(config=base.model.config)
         self._mask: torch.Tensor | None = None
         self._started = False
@@ -29,9 +31,12 @@ class TorchDecoder:
     @torch.no_grad()
     def feed(self, rows: Sequence[Sequence[int]]) -> Floats:
         """See Decoder."""
-        longest = max(len(row) for row in rows)
         if not rows or min(len(row) for row in rows) == 0:
             raise ValueError("every row of a text needs at least one token")
+        if not self._started and self._virtual.count:
+            members = self._virtual.members
+            rows = [row_with(row, self._base.vocabulary, self._virtual, i % members) for i, row in enumerate(rows)]
+        longest = max(len(row) for row in rows)
         padding = np.array([longest - len(row) for row in rows])
         if self._started and padding.any():
             raise ValueError("after the prompts, each row takes equally many tokens")

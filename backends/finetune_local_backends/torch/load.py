@@ -20,7 +20,7 @@ from finetune_local_backends.torch.memory import guard
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base: the causal model, its body (everything before the head), and its parameters by their name on disk.
+    """A loaded base: the causal model, its body (everything before the head), its parameters and modules by their names.
 
     `dtype` is what activations are computed in.
     """
@@ -28,6 +28,7 @@ class Base:
     model: Any
     body: Any
     weights: dict[str, nn.Parameter]
+    layers: dict[str, nn.Module]
     device: Device
     precision: Precision
     dtype: torch.dtype
@@ -36,6 +37,11 @@ class Base:
     def place(self) -> torch.device:
         """The device as torch names it."""
         return torch.device(self.device.id)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding; ids from here on are virtual tokens of an adapter."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
 
 def load_base(folder: Path, precision: Precision, device: Device) -> Base:
@@ -62,7 +68,7 @@ def load_base(folder: Path, precision: Precision, device: Device) -> Base:
             "train them. Pick a model of another family."
         )
     weights = dict(model.named_parameters(remove_duplicate=False))
-    return Base(model, body, weights, device, precision, dtype)
+    return Base(model, body, weights, dict(model.named_modules()), device, precision, dtype)
 
 
 def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, device: Device) -> Any:

@@ -28,14 +28,24 @@ class Optimizer:
     """Clips and applies gradients; see torch.optim.AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], training: TrainingSettings, device: torch.device
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        training: TrainingSettings,
+        device: torch.device,
+        rates: Mapping[str, float],
     ) -> None:
+        """`rates` are factors of the learning rate, for the parameters that have one other than 1."""
         self._names: dict[str, nn.Parameter] = {}
         for name, parameter in parameters.items():
             if all(parameter is not other for other in self._names.values()):  # tied weights are updated once
                 self._names[name] = parameter
         self._limit = training.max_gradient_norm
-        self._inner = _build(list(self._names.values()), training, device)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self._names.items():
+            groups.setdefault(rates.get(name, 1.0), []).append(parameter)
+        self._inner = _build(
+            [{"params": group, "factor": factor} for factor, group in groups.items()], training, device
+        )
         self._device = device
 
     def gradient_norm(self) -> float:
@@ -43,14 +53,13 @@ class Optimizer:
         return float(torch.nn.utils.get_total_norm(self._gradients()))
 
     def apply(self, norm: float, learning_rate: float) -> None:
-        """Scale the gradients to the clipping norm, take one step and forget them."""
+        """Scale the gradients to the clipping norm, take one step."""
         if self._limit and norm > self._limit:
             for gradient in self._gradients():
                 gradient.mul_(self._limit / (norm + 1e-6))
         for group in self._inner.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["factor"]
         self._inner.step()
-        self.clear()
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -96,7 +105,7 @@ class Optimizer:
         ]
 
 
-def _build(parameters: list[nn.Parameter], training: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
+def _build(groups: list[dict[str, Any]], training: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
     for gap in GAPS:
         if (gap.setting, gap.value) == (OPTIMIZER, training.optimizer) and gap.device in ("", device.type):
             raise Unsupported(f"--optimizer {gap.value}: {gap.reason}. Use --optimizer {gap.instead}.")
@@ -107,8 +116,8 @@ def _build(parameters: list[nn.Parameter], training: TrainingSettings, device: t
         "weight_decay": training.weight_decay,
     }
     if training.optimizer == "adamw":
-        plain = torch.optim.AdamW(parameters, **rates, fused=True)
-        for parameter in parameters:
+        plain = torch.optim.AdamW(groups, **rates, fused=True)
+        for parameter in [parameter for group in groups for parameter in group["params"]]:
             step_place = parameter.device if device.type == "cuda" else torch.device("cpu")
             plain.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=step_place),
@@ -128,9 +137,10 @@ def _build(parameters: list[nn.Parameter], training: TrainingSettings, device: t
         "paged-adamw": bitsandbytes.optim.PagedAdamW,
         "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit,
     }[training.optimizer]
-    lean: torch.optim.Optimizer = kind(parameters, **rates)
-    for index, parameter in enumerate(parameters):
-        lean.init_state(lean.param_groups[0], parameter, 0, index)  # type: ignore[attr-defined]
+    lean: torch.optim.Optimizer = kind(groups, **rates)
+    for number, group in enumerate(lean.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            lean.init_state(group, parameter, number, index)  # type: ignore[attr-defined]
     return lean
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from finetune_local.backend import Batch, Decoder, Floats, MemoryUse, StepResult
-from finetune_local.errors import AdapterError, OutOfMemory, Unsupported
-from finetune_local.spec.families import families
+from finetune_local.errors import AdapterError, ModelError, OutOfMemory, Unsupported
+from finetune_local.spec.families import Source, Tracker, VirtualTokens, family_of, trainable_parameters
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
@@ -24,6 +25,20 @@ from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.methods import Adapters
 from finetune_local_backends.torch.ops import OPS
 from finetune_local_backends.torch.optimizer import Optimizer, finite
+from finetune_local_backends.torch.quantised import QuantisedLinear
+from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
+
+TRACKER = "tracker:"
+
+
+@dataclass
+class _Training:
+    """What prepare() made ready."""
+
+    name: str
+    optimizer: Optimizer
+    trained: frozenset[str]
+    tracker: Tracker | None
 
 
 class TorchSession:
@@ -34,38 +49,46 @@ class TorchSession:
         self.precision, self.device = base.precision, base.device
         self._head = Head(base.model)
         self._keepers: dict[str, Adapters] = {}
-        self._families: dict[str, str] = {}
+        self._plans: dict[str, AdapterPlan] = {}
         self._active: str | None = None
-        self._trained: tuple[str, Optimizer] | None = None
+        self._training: _Training | None = None
         self._wants_gradients = False
 
-    def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None = None) -> int:
+    def attach(
+        self,
+        name: str,
+        plan: AdapterPlan,
+        seed: int,
+        tensors: Mapping[str, Floats] | None = None,
+        ids: Callable[[str], list[int]] | None = None,
+    ) -> int:
         """See Session."""
-        if name in self._families:
+        if name in self._plans:
             raise AdapterError(f"an adapter called '{name}' is in memory already. Detach it first.")
-        shapes = families()[plan.family].shapes(plan)
+        family = family_of(plan)
         if tensors is not None:
-            _check(shapes, tensors)
+            _check(family.shapes(plan), tensors)
         self.activate(None)
         with memory.guard(f"attach the adapter '{name}'"):
-            self._keeper(plan.family).attach(name, plan, seed, tensors)
-        self._families[name] = plan.family
+            given = family.initial(plan, seed, Source(self.weight, ids)) if tensors is None else tensors
+            self._keeper(plan.family).attach(name, plan, given)
+        self._plans[name] = plan
         self.activate(name)
-        return sum(int(np.prod(shape)) for shape in shapes.values())
+        return trainable_parameters(plan)
 
     def detach(self, name: str) -> None:
         """See Session. Another active adapter stays active."""
         keeper = self._keeper_of(name)
         if self._active == name:
             self.activate(None)
-        if self._trained is not None and self._trained[0] == name:
-            self._trained = None
+        if self._training is not None and self._training.name == name:
+            self._training = None
         keeper.detach(name)
-        del self._families[name]
+        del self._plans[name]
 
     def adapters(self) -> list[str]:
         """See Session."""
-        return list(self._families)
+        return list(self._plans)
 
     def activate(self, name: str | None) -> None:
         """See Session."""
@@ -80,6 +103,15 @@ class TorchSession:
             wanted.activate(name)
         self._active = name
 
+    def weight(self, name: str) -> Floats:
+        """See Session."""
+        active = self._active
+        self.activate(None)  # a full adapter computes in the base's own parameters
+        try:
+            return _dense(self._base, name)
+        finally:
+            self.activate(active)
+
     def tensors(self, name: str) -> dict[str, Floats]:
         """See Session."""
         parameters = self._keeper_of(name).parameters(name)
@@ -87,11 +119,15 @@ class TorchSession:
 
     def prepare(self, name: str, training: TrainingSettings) -> None:
         """See Session. Raises Unsupported where the head's arithmetic or the optimizer is not known here."""
-        parameters = self._keeper_of(name).parameters(name)
+        parameters, plan = self._keeper_of(name).parameters(name), self._plans[name]
+        family = family_of(plan)
+        rates = family.rates(plan)
+        trained = {key: value for key, value in parameters.items() if rates.get(key, 1.0)}
         self._head.check(self._base.model, self._base.body)
         self._checkpointing(bool(training.gradient_checkpointing))
         with memory.guard("hold the optimizer's states"):
-            self._trained = (name, Optimizer(parameters, training, self._base.place))
+            optimizer = Optimizer(trained, training, self._base.place, rates)
+        self._training = _Training(name, optimizer, frozenset(trained), family.tracker(plan, training.max_steps or 1))
 
     def seed(self, seed: int) -> None:
         """See Session."""
@@ -99,9 +135,10 @@ class TorchSession:
 
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
         """See Session."""
-        name, optimizer = self._training()
+        training = self._ready()
+        name, optimizer = training.name, training.optimizer
         self.activate(name)
-        self._start_gradients(name)
+        self._start_gradients(training)
         optimizer.clear()
         total = float(sum(batch.supervised for batch in batches))
         self._base.model.train()
@@ -111,6 +148,8 @@ class TorchSession:
                 for batch in batches:
                     if batch.supervised:
                         loss += self._backward(batch, objective, total)
+                if (penalty := self._keeper_of(name).penalty(name)) is not None:
+                    penalty.backward()  # type: ignore[no-untyped-call]
                 norm = optimizer.gradient_norm()
         except OutOfMemory:
             optimizer.clear()
@@ -120,9 +159,9 @@ class TorchSession:
             self._base.model.eval()
         if finite(loss, norm):
             optimizer.apply(norm, learning_rate)
+            self._track(training)
             self._keeper_of(name).after_step(name)
-        else:
-            optimizer.clear()
+        optimizer.clear()
         return StepResult(loss, norm)
 
     @torch.no_grad()
@@ -130,46 +169,70 @@ class TorchSession:
         """See Session."""
         self._head.check(self._base.model, self._base.body)
         with memory.guard(f"score {batch.ids.size} tokens at once"):
-            return self._log_probabilities(batch).cpu().numpy()
+            found = self._log_probabilities(batch).cpu().numpy()
+        return mean_over_members(found, self._virtual().members)
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Floats:
         """See Session. By the model's own forward pass, so it also checks ours."""
         with memory.guard(f"read {len(ids)} tokens at once"):
-            logits = self._base.model(
-                input_ids=torch.tensor([list(ids)], device=self._base.place), use_cache=False
-            ).logits
-        result: Floats = logits[0].float().cpu().numpy()
+            virtual = self._virtual()
+            whole = row_with(ids, self._base.vocabulary, virtual, 0)
+            logits = self._base.model(input_ids=torch.tensor([whole], device=self._base.place), use_cache=False).logits
+        result: Floats = logits[0, virtual.count :].float().cpu().numpy()
         return result
 
     def decoder(self) -> Decoder:
         """See Session."""
-        return TorchDecoder(self._base, self._head)
+        return TorchDecoder(self._base, self._head, self._virtual())
 
     def optimizer_state(self) -> dict[str, npt.NDArray[np.generic]]:
         """See Session."""
-        return self._training()[1].state()
+        training = self._ready()
+        tracked = training.tracker.state() if training.tracker else {}
+        return training.optimizer.state() | {TRACKER + key: np.array(value) for key, value in tracked.items()}
 
     def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """See Session."""
-        self._training()[1].restore(state)
+        training = self._ready()
+        training.optimizer.restore({key: value for key, value in state.items() if not key.startswith(TRACKER)})
+        if training.tracker is not None:
+            kept = {key.removeprefix(TRACKER): value for key, value in state.items() if key.startswith(TRACKER)}
+            training.tracker.restore(kept)
 
     def memory(self) -> MemoryUse:
         """See Session."""
         return memory.use(self._base.place)
 
     def _backward(self, batch: Batch, objective: Objective, total: float) -> float:
-        """One micro-batch's share of the loss; its gradients are added to those before."""
-        loss = objective.loss(OPS, self._log_probabilities(batch), batch, total)
-        loss.backward()
-        return float(loss.detach())
+        """One micro-batch's share of the loss; its gradients are added to those before.
+
+        Prompts side by side each get the gradient they would get alone; the loss is their mean.
+        """
+        members = self._virtual().members
+        found = self._log_probabilities(batch)
+        losses = [objective.loss(OPS, part, batch, total) for part in found.chunk(members)]
+        loss = torch.stack(losses).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach()) / members
+
+    def _track(self, training: _Training) -> None:
+        """Let the family change its tensors between two steps (AdaLoRA's budget)."""
+        if training.tracker is None:
+            return
+        parameters = self._keeper_of(training.name).parameters(training.name)
+        now = {key: _numbers(parameters[key]) for key in training.trained}
+        gradients = {key: _numbers(g) for key in training.trained if (g := parameters[key].grad) is not None}
+        for key, value in training.tracker.update(now, gradients).items():
+            parameters[key].data.copy_(torch.from_numpy(value))
 
     def _log_probabilities(self, batch: Batch) -> torch.Tensor:
-        """log p of the supervised tokens (n,), from the hidden states one position before each.
+        """log p of the supervised tokens (n,), member by member, from the hidden states one position before each.
 
         Padding stands on the right and attention looks left only, so no mask is needed; columns after the last state
         that is used are left out.
         """
+        batch = batch_with(batch, self._base.vocabulary, self._virtual())
         rows, columns = np.nonzero(batch.mask[:, 1:])
         place = self._base.place
         if not len(rows):
@@ -183,19 +246,26 @@ class TorchSession:
         targets = torch.from_numpy(batch.ids[rows, columns + 1].astype(np.int64)).to(place)
         return self._head.log_probabilities(chosen, targets)
 
-    def _training(self) -> tuple[str, Optimizer]:
-        if self._trained is None:
-            raise RuntimeError("prepare() comes before training")
-        return self._trained
+    def _virtual(self) -> VirtualTokens:
+        """The positions that the active adapter puts before every text."""
+        if self._active is None:
+            return VirtualTokens()
+        plan = self._plans[self._active]
+        return family_of(plan).virtual_tokens(plan)
 
-    def _start_gradients(self, name: str) -> None:
+    def _ready(self) -> _Training:
+        if self._training is None:
+            raise RuntimeError("prepare() comes before training")
+        return self._training
+
+    def _start_gradients(self, training: _Training) -> None:
         if not self._wants_gradients:
-            self._keeper_of(name).train(name)
+            self._keeper_of(training.name).train(training.name, training.trained)
             self._wants_gradients = True
 
     def _stop_gradients(self) -> None:
         if self._wants_gradients and self._active is not None:
-            self._keeper_of(self._active).train(None)
+            self._keeper_of(self._active).train(None, frozenset())
         self._wants_gradients = False
 
     def _checkpointing(self, wanted: bool) -> None:
@@ -223,11 +293,25 @@ class TorchSession:
         return self._keepers[family]
 
     def _keeper_of(self, name: str) -> Adapters:
-        if name not in self._families:
+        if name not in self._plans:
             raise AdapterError(
-                f"no adapter called '{name}' is in memory. There is: {', '.join(self._families) or 'none'}."
+                f"no adapter called '{name}' is in memory. There is: {', '.join(self._plans) or 'none'}."
             )
-        return self._keepers[self._families[name]]
+        return self._keepers[self._plans[name].family]
+
+
+def _dense(base: Base, name: str) -> Floats:
+    """A weight of the base as fp32 numpy. Raises ModelError where it is missing."""
+    module = base.layers.get(name.removesuffix(".weight"))
+    if isinstance(module, QuantisedLinear) and name.endswith(".weight"):
+        return _numbers(module.dense(torch.float32))
+    if name not in base.weights:
+        raise ModelError(f"the loaded base has no weight {name}. This family names its layers otherwise once loaded.")
+    return _numbers(base.weights[name])
+
+
+def _numbers(value: torch.Tensor) -> Floats:
+    return np.array(value.detach().float().cpu().numpy(), np.float32)
 
 
 def _check(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Floats]) -> None:

@@ -189,7 +189,7 @@ def test_an_adapter_on_the_head_unties_it(tmp_path: Path) -> None:
 
 def test_a_full_fine_tune_stands_in_for_the_base(tiny: Path, tmp_path: Path) -> None:
     model, family = ModelFolder.open(tiny), families()["full"]
-    plan = family.plan("full", FullSettings(), model.weights())
+    plan = family.plan("full", FullSettings(), model.info())
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in family.shapes(plan).items()}
     write_adapter(tmp_path / "a", plan, tensors, "x")

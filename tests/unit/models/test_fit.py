@@ -20,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 def estimated(folder: ModelFolder, key: str = "lora", device: str = "cuda", **tables: Any) -> Estimate:
     spec = parse_spec({"method": {"key": key}, **tables}, "test")
-    plan = families()[method(key).family].plan(key, spec.method.settings, folder.weights())
+    plan = families()[method(key).family].plan(key, spec.method.settings, folder.info())
     return estimate(folder, spec, plan, device)
 
 
@@ -29,7 +29,7 @@ def test_each_part_is_what_its_formula_says(model: ModelFolder) -> None:
     outer = model.parameters - inner
     got = estimated(model, model={"precision": "bf16"}, training={"micro_batch_tokens": 1000})
     assert got.weights == 2 * model.parameters
-    plan = families()["low_rank"].plan("lora", parse_spec({}, "x").method.settings, model.weights())
+    plan = families()["low_rank"].plan("lora", parse_spec({}, "x").method.settings, model.info())
     trained = trainable_parameters(plan)
     assert (got.trainable, got.optimizer) == (8 * trained, 8 * trained)
     assert got.total == got.weights + got.trainable + got.optimizer + got.activations + got.runtime

@@ -1,52 +1,126 @@
 """Where the trained parameters live: one file per family, found by listing this folder.
 
 A family file has
-    FAMILY: Family        its settings class, how it selects targets, counts parameters, names tensors, and merges
+    FAMILY: Family        its settings class, how it selects targets, counts, names, begins, folds and merges its tensors
 and each backend has a file of the same name in its `methods/` that does the arithmetic.
+
+An adapter has two forms. While it trains it has every tensor of `shapes(plan)`, frozen ones included; that is what a
+checkpoint holds. `fold` turns it into what is used from then on: a prompt encoder into the prompt it gives, a shared update
+into one per layer, an update with a part subtracted at the start into a plain LoRA. For most families both are the same.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
-from finetune_local.errors import SpecError
-from finetune_local.spec.fields import Settings
-from finetune_local.spec.plan import AdapterPlan, Target, WeightInfo
+from finetune_local.errors import AdapterError, SpecError
+from finetune_local.spec.fields import Settings, parse
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 
 Array = np.ndarray
 
+PREFIX = "base_model.model."
+"""What PEFT puts before a module's name in an adapter file."""
 
-class Family(Protocol):
-    """What the app needs to know of a family; numpy only."""
+OWN_TYPE = "FINETUNE_LOCAL"
+"""`peft_type` of what PEFT has no name for: families of our own, and training forms."""
 
-    key: str
-    settings: type[Settings]
 
-    def plan(self, method: str, settings: Settings, weights: Mapping[str, WeightInfo]) -> AdapterPlan:
-        """Choose the targets among the base's weights. Raises SpecError where none match or a rank is too big."""
+@dataclass(frozen=True)
+class Source:
+    """What initial values may be made from: the base's weights by name, fp32, as they are computed with (dequantised where
+    the base is held quantised), and the tokenizer where there is one (`ids` of a text)."""
+
+    weight: Callable[[str], Array]
+    ids: Callable[[str], list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class VirtualTokens:
+    """Trained positions put before every text: `count` of them in each of `members` prompts that answer side by side."""
+
+    count: int = 0
+    members: int = 1
+
+
+class Tracker(Protocol):
+    """What a family does to its tensors between optimizer steps (AdaLoRA's budget), in numpy, one for both backends."""
+
+    def update(self, tensors: Mapping[str, Array], gradients: Mapping[str, Array]) -> dict[str, Array]:
+        """After each optimizer step, with the gradients that it used (clipped); returns the tensors to replace."""
         ...
+
+    def state(self) -> dict[str, Array]:
+        """Everything it remembers, the number of steps included, as named arrays."""
+        ...
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Put back what state() gave."""
+        ...
+
+
+class Family:
+    """What the app needs to know of a family; numpy only. A subclass overrides what is different for it."""
+
+    key: ClassVar[str]
+    settings: ClassVar[type[Settings]]
+    peft_types: ClassVar[tuple[str, ...]] = ()
+    """Values of `peft_type` that `read` understands."""
+
+    def refusal(self, settings: Settings, precision: str) -> str | None:
+        """Why these settings cannot work on a base held at `precision`, with what to do instead; None where they can."""
+        return None
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
+        """Choose the targets among the base's weights. Raises SpecError where none match or a rank is too big."""
+        raise NotImplementedError
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """Every trained tensor: its name in the adapter file and its shape."""
-        ...
+        """Every tensor of the adapter, frozen ones included: its name in the adapter file and its shape."""
+        raise NotImplementedError
+
+    def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
+        """Factors of the learning rate for the tensors that have one other than 1; 0 freezes a tensor."""
+        return {}
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """The fp32 tensors an adapter begins with; random ones depend on the seed and the tensor's name alone."""
+        raise NotImplementedError
+
+    def tracker(self, plan: AdapterPlan, steps: int) -> Tracker | None:
+        """What is to be done between the `steps` optimizer steps of a training, if anything."""
+        return None
+
+    def virtual_tokens(self, plan: AdapterPlan) -> VirtualTokens:
+        """Positions that the adapter puts before every text."""
+        return VirtualTokens()
+
+    def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
+        """The form for use of a training form; computes the same."""
+        return plan, dict(tensors)
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """adapter_config.json, in PEFT's words where PEFT knows the family."""
-        ...
+        """adapter_config.json: in PEFT's words where PEFT can read this plan's tensors, else own_config(plan)."""
+        return own_config(plan)
 
     def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-        """The plan of an adapter on disk, from its config and its tensors' shapes. Raises AdapterError."""
-        ...
+        """The plan of an adapter on disk, from PEFT's config and its tensors' shapes. Raises AdapterError."""
+        raise AdapterError(f"adapters of type {config.get('peft_type')} cannot be read.")
+
+    def unmergeable(self, plan: AdapterPlan) -> str | None:
+        """Why the adapter cannot become part of the base's weights, with what to do instead; None where it can."""
+        return None
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
-        """A base weight (fp32) with the adapter folded in; the same array where the adapter does not touch it."""
-        ...
+        """A base weight (fp32) with the folded adapter in it; the same array where the adapter does not touch it."""
+        raise NotImplementedError
 
 
 @cache
@@ -61,9 +135,16 @@ def families() -> Mapping[str, Family]:
     return found
 
 
+def family_of(plan: AdapterPlan) -> Family:
+    """The family of a plan."""
+    return families()[plan.family]
+
+
 def trainable_parameters(plan: AdapterPlan) -> int:
-    """Number of trained numbers, by the family's formula."""
-    return sum(int(np.prod(shape)) for shape in families()[plan.family].shapes(plan).values())
+    """Number of trained numbers, by the family's formula; frozen tensors are not counted."""
+    family = family_of(plan)
+    rates = family.rates(plan)
+    return sum(int(np.prod(shape)) for name, shape in family.shapes(plan).items() if rates.get(name, 1.0))
 
 
 def check_rank(rank: int, target: Target) -> None:
@@ -74,3 +155,34 @@ def check_rank(rank: int, target: Target) -> None:
             f"rank is {rank}, but {target.module} is {target.out_features} × {target.in_features}: "
             f"a rank above {limit} adds nothing. Lower --rank to {limit} or less."
         )
+
+
+def own_config(plan: AdapterPlan) -> dict[str, object]:
+    """adapter_config.json of a plan that PEFT has no words for: the plan itself."""
+    return {
+        "peft_type": OWN_TYPE,
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "family": plan.family,
+        "method": plan.method,
+        "settings": plan.settings.model_dump(mode="json"),
+        "targets": [[t.module, t.in_features, t.out_features] for t in plan.targets],
+    }
+
+
+def from_own_config(config: Mapping[str, object]) -> AdapterPlan:
+    """What own_config() wrote. Raises AdapterError where it is damaged or of a family this version does not know."""
+    key = str(config.get("family"))
+    family = families().get(key)
+    if family is None:
+        raise AdapterError(
+            f"the adapter is of the family '{key}', which this version does not know. Update the program."
+        )
+    try:
+        given, listed = config["settings"], config["targets"]
+        assert isinstance(given, Mapping) and isinstance(listed, list)
+        settings = parse(family.settings, given, "adapter_config.json")
+        targets = tuple(Target(str(module), int(width), int(height)) for module, width, height in listed)
+    except (KeyError, ValueError, TypeError, AssertionError, SpecError) as error:
+        raise AdapterError(f"adapter_config.json is damaged ({error}). Copy the adapter again.") from None
+    return AdapterPlan(str(config.get("method", "")), key, settings, targets)

@@ -1,54 +1,72 @@
 """All weights are trained: the "adapter" is the trained weights themselves, under their own names.
 
-PEFT has no such type; on disk it is the same pair of files with `"peft_type": "FULL"` (docs/methods.md).
+PEFT has no such type; on disk it is the same pair of files with a type of our own (docs/methods.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from finetune_local.spec.families import Array
+from finetune_local.spec.families import PREFIX, Array, Family, Source
 from finetune_local.spec.fields import Settings
-from finetune_local.spec.plan import AdapterPlan, Target, WeightInfo
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 
-PREFIX = "base_model.model."
+_CONSTANT = "rotary_emb.inv_freq"  # stored by some old files; computed, never trained
 
 
 class FullSettings(Settings):
     """Full fine-tuning has no settings of its own."""
 
 
-class Full:
-    """See Family. A target here is one weight; 1-D weights (norms) have in_features 0."""
+class Full(Family):
+    """See Family. A target here is one weight, its module the whole name; 1-D weights (norms) have in_features 0."""
 
     key = "full"
-    settings: type[Settings] = FullSettings
+    settings = FullSettings
 
-    def plan(self, method: str, settings: Settings, weights: Mapping[str, WeightInfo]) -> AdapterPlan:
+    def refusal(self, settings: Settings, precision: str) -> str | None:
+        """See Family."""
+        if precision not in ("8-bit", "4-bit"):
+            return None
+        return f"it trains the base's own weights, which {precision} cannot hold. Use --precision bf16 or fp32, or --method qlora."
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
         """Every weight of the base; see Family."""
-        return AdapterPlan(method, self.key, settings, tuple(_target(n, w.shape) for n, w in sorted(weights.items())))
+        targets = tuple(_target(n, w.shape) for n, w in sorted(base.weights.items()) if not n.endswith(_CONSTANT))
+        return AdapterPlan(method, self.key, settings, targets)
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """The base's own shapes; a target's module is here the whole weight name."""
+        """The base's own shapes."""
         return {
             PREFIX + t.module: (t.out_features, t.in_features) if t.in_features else (t.out_features,)
             for t in plan.targets
         }
 
-    def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """Our own type in PEFT's file."""
-        return {"peft_type": "FULL", "task_type": "CAUSAL_LM", "inference_mode": True, "method": plan.method}
-
-    def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-        """See Family."""
-        targets = tuple(_target(name.removeprefix(PREFIX), shape) for name, shape in sorted(shapes.items()))
-        return AdapterPlan(str(config.get("method", "full")), self.key, FullSettings(), targets)
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """The base's own values, each read when it is asked for: all at once would be another copy of the model."""
+        return _Own([PREFIX + target.module for target in plan.targets], source)
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """The trained weight stands in for the base's."""
         return tensors[PREFIX + name].astype(np.float32) if PREFIX + name in tensors else weight
+
+
+class _Own(Mapping[str, Array]):
+    """The base's weights under their names in an adapter."""
+
+    def __init__(self, names: list[str], source: Source) -> None:
+        self._names, self._source = names, source
+
+    def __getitem__(self, name: str) -> Array:
+        return self._source.weight(name.removeprefix(PREFIX))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _target(name: str, shape: tuple[int, ...]) -> Target:

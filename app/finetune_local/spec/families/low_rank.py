@@ -14,12 +14,12 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from finetune_local.errors import AdapterError
-from finetune_local.spec.families import Array, check_rank
+from finetune_local.spec.families import PREFIX, Array, Family, Source, check_rank
 from finetune_local.spec.fields import Settings, setting
-from finetune_local.spec.plan import AdapterPlan, Target, WeightInfo
+from finetune_local.spec.initial import kaiming_uniform
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import select_linear
 
-PREFIX = "base_model.model."
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
@@ -62,16 +62,17 @@ class LowRankSettings(Settings):
         return self.effective_alpha / (math.sqrt(self.rank) if self.scaling == "rslora" else self.rank)
 
 
-class LowRank:
+class LowRank(Family):
     """See Family."""
 
     key = "low_rank"
-    settings: type[Settings] = LowRankSettings
+    settings = LowRankSettings
+    peft_types = ("LORA",)
 
-    def plan(self, method: str, settings: Settings, weights: Mapping[str, WeightInfo]) -> AdapterPlan:
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
         """Select the linear layers; see Family."""
         chosen = cast(LowRankSettings, settings)
-        targets = select_linear(weights, chosen.targets, chosen.layers)
+        targets = select_linear(base.weights, chosen.targets, chosen.layers)
         for target in targets:
             check_rank(chosen.rank, target)
         return AdapterPlan(method, self.key, chosen, targets)
@@ -85,6 +86,19 @@ class LowRank:
             result[PREFIX + target.module + B] = (target.out_features, settings.rank)
             if settings.use_dora:
                 result[PREFIX + target.module + MAGNITUDE] = (target.out_features,)
+        return result
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """A uniform, B zero, so that nothing changes; with DoRA the magnitude is ‖W‖ of each row."""
+        result: dict[str, Array] = {}
+        for name, shape in self.shapes(plan).items():
+            if name.endswith(A):
+                result[name] = kaiming_uniform(seed, name, shape)
+            elif name.endswith(B):
+                result[name] = np.zeros(shape, np.float32)
+            else:
+                weight = source.weight(name.removeprefix(PREFIX).removesuffix(MAGNITUDE) + ".weight")
+                result[name] = np.linalg.norm(weight, axis=1).astype(np.float32)
         return result
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:

@@ -15,8 +15,8 @@ from finetune_local.spec.plan import AdapterPlan
 class Adapters(Protocol):
     """All adapters of one family on one base."""
 
-    def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None) -> None:
-        """Add an adapter, inactive; `tensors` have been checked against the plan. All or nothing."""
+    def attach(self, name: str, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> None:
+        """Add an adapter, inactive; names are those of the family's shapes(plan). All or nothing."""
         ...
 
     def detach(self, name: str) -> None:
@@ -28,15 +28,19 @@ class Adapters(Protocol):
         ...
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """The trained fp32 parameters by their name on disk."""
+        """The fp32 parameters by their name on disk, frozen ones included."""
         ...
 
-    def train(self, name: str | None) -> None:
-        """Want gradients of one adapter's parameters, or of none."""
+    def train(self, name: str | None, trained: frozenset[str]) -> None:
+        """Want gradients of these parameters of one adapter, or of none."""
         ...
 
     def after_step(self, name: str) -> None:
         """Called after the optimizer changed the parameters of the active adapter."""
+        ...
+
+    def penalty(self, name: str) -> torch.Tensor | None:
+        """What is added to the loss of a step, once, and not told: a family's regularisation."""
         ...
 
 

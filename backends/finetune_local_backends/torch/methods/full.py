@@ -9,7 +9,7 @@ from torch import nn
 
 from finetune_local.backend import Floats
 from finetune_local.errors import ModelError, Unsupported
-from finetune_local.spec.families.full import PREFIX
+from finetune_local.spec.families import PREFIX
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.methods import tensor
@@ -29,8 +29,8 @@ class FullAdapters:
         self._active: str | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def attach(self, name: str, plan: AdapterPlan, seed: int, tensors: Mapping[str, Floats] | None) -> None:
-        """See Adapters. Starts from the base's weights. Raises Unsupported on a quantised base."""
+    def attach(self, name: str, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> None:
+        """See Adapters. Raises Unsupported on a quantised base."""
         if self._base.precision not in ("fp32", "bf16"):
             raise Unsupported(
                 f"full fine-tuning changes every weight, and weights held in {self._base.precision} cannot be trained. "
@@ -46,8 +46,7 @@ class FullAdapters:
                 raise ModelError(f"{target.module} {found} in the loaded base, but the adapter has it as {shape}.")
             if id(weight) not in made:  # tied weights are one tensor under two names
                 key = PREFIX + target.module
-                start = weight.detach().float().clone() if tensors is None else tensor(tensors[key], self._base.place)
-                made[id(weight)] = nn.Parameter(start, requires_grad=False)
+                made[id(weight)] = nn.Parameter(tensor(tensors[key], self._base.place), requires_grad=False)
             masters[PREFIX + target.module] = made[id(weight)]
         self._masters[name] = masters
 
@@ -57,7 +56,7 @@ class FullAdapters:
 
     def activate(self, name: str | None) -> None:
         """See Adapters."""
-        self.train(None)
+        self.train(None, frozenset())
         for key in self._masters.get(self._active or "", {}):
             weight = self._weight(key)
             weight.data = self._own.pop(id(weight), weight.data)
@@ -71,7 +70,7 @@ class FullAdapters:
         """See Adapters."""
         return dict(self._masters[name])
 
-    def train(self, name: str | None) -> None:
+    def train(self, name: str | None, trained: frozenset[str]) -> None:
         """See Adapters. Each gradient goes to its master as soon as it is complete."""
         for hook in self._hooks:
             hook.remove()
@@ -80,7 +79,11 @@ class FullAdapters:
             self._weight(key).requires_grad_(False)
         if name is None:
             return
-        pairs = {id(self._weight(key)): (self._weight(key), master) for key, master in self._masters[name].items()}
+        pairs = {
+            id(self._weight(key)): (self._weight(key), master)
+            for key, master in self._masters[name].items()
+            if key in trained
+        }
         for weight, master in pairs.values():
             weight.requires_grad_(True)
             hook = weight.register_post_accumulate_grad_hook(_Collect(master))  # type: ignore[no-untyped-call]
@@ -92,6 +95,10 @@ class FullAdapters:
             weight = self._weight(key)
             if weight.data_ptr() != master.data_ptr():
                 weight.data.copy_(master.data)
+
+    def penalty(self, name: str) -> torch.Tensor | None:
+        """See Adapters: none."""
+        return None
 
     def _weight(self, key: str) -> nn.Parameter:
         return self._base.weights[key.removeprefix(PREFIX)]

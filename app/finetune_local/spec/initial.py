@@ -1,4 +1,4 @@
-"""Initial adapter weights from a seed and the parameter's name, in numpy: equal on every backend, in any order of layers."""
+"""Random initial values from a seed and the parameter's name, in numpy: equal on every backend, in any order of layers."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def kaiming_uniform(seed: int, name: str, shape: tuple[int, ...]) -> npt.NDArray
     """U(−1/√in, 1/√in) for a matrix (out, in): the start of LoRA's A in PEFT (kaiming_uniform_ with a = √5)."""
     bound = 1.0 / math.sqrt(shape[-1])
     return generator(seed, name).uniform(-bound, bound, shape).astype(np.float32)
+
+
+def normal(seed: int, name: str, shape: tuple[int, ...], spread: float) -> npt.NDArray[np.float32]:
+    """N(0, spread²)."""
+    return (generator(seed, name).standard_normal(shape) * spread).astype(np.float32)

@@ -1,0 +1,172 @@
+"""The places in a model where adapters compute: each wraps one module of the base and gives it to at most one slot.
+
+A family that works at modules (linear layers, embeddings, norms, a block's attention or MLP) writes Slots and a function that
+says which slot goes where; `SiteAdapters` does the rest. With no slot active a site is its module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_local.backend import Floats
+from finetune_local.errors import ModelError
+from finetune_local.spec.families import family_of
+from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.methods import tensor
+from finetune_local_backends.torch.quantised import QuantisedLinear
+
+
+class Slot(nn.Module):
+    """One adapter's part at one site. Parameters are given by the keeper, under their names on disk."""
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """What the wrapped module is to give with this adapter."""
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Called after the parameters changed, for what is derived from them."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """This slot's part of the family's regularisation, if it has one."""
+        return None
+
+
+class Site(nn.Module):
+    """A module of the base, and the slot that computes there, if any. Everything else is asked of the module itself."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.slots: list[Slot] = []
+        self.active: list[Slot] = []  # a list of at most one, so that torch does not register it as a part
+        self.training = base.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module, or as the active slot."""
+        if not self.active:
+            return self.base(*args, **kwargs)
+        return self.active[0](self.base, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What torch does not find here is looked for in the module: code of the model reads its attributes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The module inside a site, or the module itself."""
+    return module.base if isinstance(module, Site) else module
+
+
+def linear_at(base: Base, target: Target) -> nn.Linear | QuantisedLinear:
+    """The base's linear layer of a target. Raises ModelError where there is none, or of another shape."""
+    module = bare(module_at(base, target.module))
+    if not isinstance(module, nn.Linear | QuantisedLinear):
+        raise ModelError(f"{target.module} is a {type(module).__name__}; an adapter needs a linear layer.")
+    if (module.out_features, module.in_features) != (target.out_features, target.in_features):
+        raise ModelError(
+            f"{target.module} is {module.out_features} × {module.in_features} in the base, but the adapter was made "
+            f"for {target.out_features} × {target.in_features}."
+        )
+    return module
+
+
+def module_at(base: Base, path: str) -> nn.Module:
+    """The module of a dotted name, or the site around it. Raises ModelError where there is none."""
+    module: nn.Module = base.model
+    for part in path.split("."):
+        found = getattr(bare(module), part, None)
+        if not isinstance(found, nn.Module):
+            raise ModelError(
+                f"the base has no module {path}. The adapter was made for another model, or this family names "
+                "its layers otherwise once loaded."
+            )
+        module = found
+    return module
+
+
+Placing = Callable[[Base, AdapterPlan, Mapping[str, nn.Parameter]], Mapping[str, Slot]]
+"""Makes the slots of an adapter by the dotted names of the modules they go to. Raises ModelError where the base lacks one."""
+
+
+class SiteAdapters:
+    """See Adapters: the keeper of every family whose adapters are slots."""
+
+    def __init__(self, base: Base, placing: Placing) -> None:
+        self._base, self._placing = base, placing
+        self._parameters: dict[str, dict[str, nn.Parameter]] = {}
+        self._slots: dict[str, dict[str, Slot]] = {}
+        self._active: str | None = None
+
+    def attach(self, name: str, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> None:
+        """See Adapters."""
+        place, names = self._base.place, family_of(plan).shapes(plan)  # their order decides how gradients are added up
+        given = {key: nn.Parameter(tensor(tensors[key], place), requires_grad=False) for key in names}
+        slots = dict(self._placing(self._base, plan, given))
+        for path in slots:
+            module_at(self._base, path)
+        for path, slot in slots.items():
+            _site(self._base, path).slots.append(slot.eval())
+        self._parameters[name], self._slots[name] = given, slots
+
+    def detach(self, name: str) -> None:
+        """See Adapters. A site without slots gives its place back to its module."""
+        del self._parameters[name]
+        for path, slot in self._slots.pop(name).items():
+            site = _site(self._base, path)
+            site.slots = [other for other in site.slots if other is not slot]
+            if not site.slots:
+                _put(self._base, path, site.base)
+
+    def activate(self, name: str | None) -> None:
+        """See Adapters."""
+        for path in self._slots.get(self._active or "", {}):
+            _site(self._base, path).active = []
+        self._active = name
+        for path, slot in self._slots.get(name or "", {}).items():
+            _site(self._base, path).active = [slot]
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """See Adapters."""
+        return dict(self._parameters[name])
+
+    def train(self, name: str | None, trained: frozenset[str]) -> None:
+        """See Adapters."""
+        for other, parameters in self._parameters.items():
+            for key, parameter in parameters.items():
+                parameter.requires_grad_(other == name and key in trained)
+        for other, slots in self._slots.items():
+            for slot in slots.values():
+                slot.train(other == name)
+
+    def after_step(self, name: str) -> None:
+        """See Adapters."""
+        for slot in self._slots[name].values():
+            slot.refresh()
+
+    def penalty(self, name: str) -> torch.Tensor | None:
+        """See Adapters: the sum over the slots that have one."""
+        parts = [part for slot in self._slots[name].values() if (part := slot.penalty()) is not None]
+        return torch.stack(parts).sum() if parts else None
+
+
+def _site(base: Base, path: str) -> Site:
+    """The site around a module, made where there is none yet."""
+    module = module_at(base, path)
+    if isinstance(module, Site):
+        return module
+    site = Site(module)
+    _put(base, path, site)
+    return site
+
+
+def _put(base: Base, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(bare(module_at(base, parent)) if parent else base.model, name, module)
