@@ -1,0 +1,95 @@
+"""Small families made by a test of the MLX backend, so that each promise of the port is looked at alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune_local.backend import Session
+from finetune_local.spec.families import Array, Family, Source, VirtualTokens, families
+from finetune_local.spec.fields import Settings
+from finetune_local.spec.plan import AdapterPlan, BaseInfo
+from finetune_local.spec.run import TrainingSettings
+from mlx_tools import MLX
+
+Attach = Callable[[Any, AdapterPlan, Mapping[str, np.ndarray]], Any]
+PLAN = AdapterPlan("made", "made", Settings(), ())
+NONE = VirtualTokens()
+
+
+class Made(Family):
+    """A family as a test wants it: `own` are its initial tensors, `factors` their rates."""
+
+    key = "made"
+    settings = Settings
+
+    def __init__(self, own: Mapping[str, np.ndarray], factors: Mapping[str, float], virtual: VirtualTokens) -> None:
+        self.own = {name: np.asarray(array, np.float32) for name, array in own.items()}
+        self.factors, self.virtual = factors, virtual
+        self.kept: Any = None
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
+        return PLAN
+
+    def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape for name, array in self.own.items()}
+
+    def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
+        return self.factors
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        return self.own
+
+    def tracker(self, plan: AdapterPlan, steps: int) -> Any:
+        return self.kept
+
+    def virtual_tokens(self, plan: AdapterPlan) -> VirtualTokens:
+        return self.virtual
+
+
+def know(
+    monkeypatch: pytest.MonkeyPatch,
+    own: Mapping[str, Any],
+    attach: Attach,
+    factors: Mapping[str, float] | None = None,
+    virtual: VirtualTokens = NONE,
+) -> Made:
+    """Make the family "made" known, `attach` being what its file in the MLX backend has."""
+    family = Made(own, factors or {}, virtual)
+    module = ModuleType("made")
+    module.attach = attach  # type: ignore[attr-defined]
+    found = {**families(), "made": family}
+    monkeypatch.setitem(sys.modules, "finetune_local_backends.mlx.methods.made", module)
+    monkeypatch.setattr("finetune_local.spec.families.families", lambda: found)
+    return family
+
+
+def attached(folder: Path, training: dict[str, Any] | None = None) -> Session:
+    """A session with an adapter "m" of that family, ready to train."""
+    session = MLX.load(folder, "fp32", "cpu")
+    session.attach("m", PLAN, 1)
+    session.prepare("m", TrainingSettings(**(training or {})))
+    return session
+
+
+def scaling(paths: Mapping[str, str]) -> Attach:
+    """Modules by name, each multiplied by the tensor that `paths` says."""
+    from finetune_local_backends.mlx.methods.sites import SiteAdapter, Slot
+
+    class Scaled(Slot):
+        scale: Any
+
+        def __call__(self, base: Any, *args: Any, **kwargs: Any) -> Any:
+            return base(*args, **kwargs) * self.scale
+
+    def attach(model: Any, plan: AdapterPlan, tensors: Mapping[str, np.ndarray]) -> Any:
+        slots = [(model.place_of(path), Scaled(path, {"scale": name})) for path, name in paths.items()]
+        return SiteAdapter(tensors, slots)
+
+    return attach
