@@ -106,10 +106,11 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
         shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
         if found.shape != shape:
             raise AdapterError(
-                f"the adapter expects {module} to be {_times(shape)}, but in '{model.name}' it is {_times(found.shape)}. "
+                f"the adapter expects {module} to be {times(shape)}, but in '{model.name}' it is {times(found.shape)}. "
                 "It was made on another base."
             )
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def times(shape: tuple[int, ...]) -> str:
+    """A shape as people write it: 64 × 128."""
     return " × ".join(str(n) for n in shape)

@@ -30,7 +30,7 @@ def bring_in(source: Path, home: Home, name: str | None = None) -> Entry:
     chosen = name or (source.stem if source.is_file() else source.resolve().name)
     if chosen == "adapter":
         chosen = source.resolve().parent.name
-    _check_name(chosen, home)
+    check_name(chosen, home)
     aside = home.adapters / f".importing-{chosen}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -59,7 +59,7 @@ def rename(name: str, new: str, home: Home) -> Entry:
             f"'{name}' is the adapter of the run of that name. Make a copy under the new name: "
             f'finetune-local adapters import "{found.folder}" --name {new}'
         )
-    _check_name(new, home)
+    check_name(new, home)
     found.folder.rename(home.adapters / new)
     return entry(new, home)
 
@@ -113,7 +113,8 @@ def restore(name: str | None, home: Home) -> Entry:
     raise AdapterError(f"there is {what} in the trash.")
 
 
-def _check_name(name: str, home: Home) -> None:
+def check_name(name: str, home: Home) -> None:
+    """Raise AdapterError where a new adapter cannot be called so."""
     if problem := bad_name(name):
         raise AdapterError(f"the name {name!r} {problem}. Give another with --name.")
     if name == "base" or name in {found.name for found in entries(home)} or (home.adapters / name).exists():

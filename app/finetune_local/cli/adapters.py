@@ -1,18 +1,20 @@
-"""`adapters`: what was trained or brought in; rename, note, remove and restore."""
+"""`adapters`: what was trained or brought in; rename, note, remove and restore; extract one from a full fine-tune."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from finetune_local import paths
-from finetune_local.cli.options import home_option, json_option
-from finetune_local.cli.show import emit, megabytes, note, table
-from finetune_local.errors import AdapterError
+from finetune_local.cli.options import home_option, json_option, model_option
+from finetune_local.cli.show import console, emit, megabytes, note, table
+from finetune_local.errors import AdapterError, SpecError
 
 if TYPE_CHECKING:
+    from finetune_local.adapters.extract import Extraction
     from finetune_local.adapters.library import Entry
 
 
@@ -106,6 +108,84 @@ def bring_in(context: click.Context, source: Path, name: str | None, home: str |
     _tell(entry, f"imported as '{entry.name}'. Try it: finetune-local chat --adapter {entry.name}", as_json)
 
 
+@command.command("extract")
+@click.argument("adapter", required=False)
+@click.option(
+    "--tuned", metavar="DIR", type=click.Path(path_type=Path), default=None,
+    help="Instead of ADAPTER: the Hugging Face folder of a fully fine-tuned model; needs --model.",
+)  # fmt: skip
+@model_option
+@click.option("--rank", type=click.IntRange(1), default=None, help="Width of the low-rank update of every layer. [16]")
+@click.option(
+    "--energy", metavar="SHARE", type=float, default=None,
+    help="Instead of --rank: the share of the squared change to keep, such as 0.9.",
+)  # fmt: skip
+@click.option(
+    "--target", "targets", metavar="NAME", multiple=True, default=("all-linear",),
+    help="Which layers: all-linear, attention, mlp, or names such as q_proj (repeatable). [all-linear]",
+)  # fmt: skip
+@click.option(
+    "--layers", metavar="TEXT", default="all", help="Which blocks: all, last:8, or a list such as 0-3,7. [all]"
+)
+@click.option(
+    "--name", metavar="NAME", default=None, help="What to call it in the library. Automatic: the source, -lora."
+)
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path), default=None,
+    help="The folder to write, instead of the library.",
+)  # fmt: skip
+@home_option
+@json_option
+@click.pass_context
+def extract(
+    context: click.Context, /, adapter: str | None, tuned: Path | None, model: str | None, name: str | None, out: Path | None,
+    home: str | None, as_json: bool, **chosen: Any,
+) -> None:  # fmt: skip
+    """Turn a full fine-tune into a LoRA adapter: the change of each linear layer, cut to a rank.
+
+    \b
+    finetune-local adapters extract my-full-run --rank 8
+    finetune-local adapters extract --tuned DIR --model smollm2-135m --energy 0.9
+
+    ADAPTER is one of the method `full`: a run, a name from `adapters`, or a folder. What is lost is told.
+    """
+    from finetune_local.adapters import extract as work
+    from finetune_local.adapters import library, manage
+    from finetune_local.adapters import tuned as sources
+    from finetune_local.models.resolve import resolve
+
+    place = _place(context, home)
+    if (adapter is None) == (tuned is None):
+        raise SpecError("give one of two: an adapter of the method `full`, or --tuned with a tuned model's folder.")
+    if out is not None and name is not None:
+        raise SpecError("--name is what to call it in the library, and --out a folder outside: give one of them.")
+    folder = library.find(adapter, place) if adapter is not None else None
+    base_name = model or (library.base_of(folder) if folder is not None else None)
+    if base_name is None:
+        raise SpecError(f"{tuned or folder}: it does not say what it was tuned from. Give the base with --model.")
+    with console(stderr=True).status("starting") as status:
+
+        def progress(what: str, done: float | None) -> None:
+            status.update(what if done is None else f"{what} {done:.0%}")
+
+        base = resolve(base_name, place, progress)
+        if folder is not None:
+            source = sources.from_adapter(folder, base)
+        else:
+            assert tuned is not None
+            source = sources.from_folder(tuned, base)
+        called = name or f"{source.name}-lora"
+        if out is None:
+            manage.check_name(called, place)
+        target = place.adapters / called if out is None else out.expanduser().absolute()
+        done = work.extract(base, source, target, progress=progress, **chosen)
+    called = called if out is None else str(done.folder)
+    if as_json:
+        emit({"name": called, **done.as_json()})
+    else:
+        _show_extraction(done, called)
+
+
 @command.command("remove")
 @click.argument("name")
 @home_option
@@ -150,6 +230,50 @@ def _list(home: paths.Home, as_json: bool) -> None:
         (*(c.upper() for c in columns), "SIZE", "NOTE"),
         ((*(f[c] if f[c] is not None else "" for c in columns), megabytes(f["bytes"]), f["note"]) for f in found),
     )
+
+
+def _show_extraction(done: Extraction, name: str) -> None:
+    """Layers of one name in one line; --json tells of each."""
+    groups: dict[str, list[Any]] = {}
+    for layer in done.layers:
+        groups.setdefault(layer.module.rpartition(".")[2], []).append(layer)
+    table(
+        ("LAYERS", "NUMBER", "CHANGE", "ERROR", "WORST"),
+        (
+            (
+                key,
+                len(group),
+                f"{_mean(layer.relative for layer in group):.3%}",
+                f"{_mean(layer.error for layer in group):.3f}",
+                f"{max(group, key=lambda layer: layer.error).error:.3f}",
+            )
+            for key, group in groups.items()
+        ),
+        "CHANGE: ‖ΔW‖/‖W‖; ERROR: ‖ΔW − BA‖/‖ΔW‖",
+    )
+    for text in (*done.notes, *_left_out(done)):
+        note(text)
+    error = done.error
+    click.echo(f"rank {done.rank}: {1 - error**2:.1%} of the squared change kept, error {error:.4f}")
+    click.echo(f"adapter: {done.folder}")
+    click.echo(f"try it:  finetune-local chat --adapter {name} --compare")
+
+
+def _left_out(done: Extraction) -> list[str]:
+    """A sentence for each kind of weight that changed and is not in the adapter."""
+    kinds: dict[str, list[Any]] = {}
+    for left in done.left:
+        kinds.setdefault(left.kind, []).append(left)
+    return [
+        f"not in the adapter: {len(group)} changed weights of the kind '{kind}', the most by {group[0].relative:.2%} "
+        f"({group[0].name})"
+        for kind, group in kinds.items()
+    ]
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
 
 
 def _described(entry: Entry) -> dict[str, Any]:
