@@ -25,6 +25,18 @@ PROMPT = 3
 """How many tokens of each of ROWS are the prompt, which is not learned."""
 
 
+SMALL: dict[str, Any] = {
+    "rank": 4,
+}
+"""Sizes of settings that suit a tiny model; a family gets those it has."""
+
+RATES: dict[str, float] = {}
+"""Learning rates at which a tiny model learns in a few steps, where 1e-2 is not right."""
+
+MORE_STEPS: dict[str, int] = {}
+"""How many steps training needs to fall clearly, where 10 are not enough."""
+
+
 @dataclass
 class Case:
     """A method on a loaded tiny model, ready to attach."""
@@ -43,9 +55,9 @@ class Case:
         """Attach the adapter "a" with the seed 1."""
         return self.session.attach("a", self.plan, 1, tensors)
 
-    def train(self, steps: int = 10, rate: float = 1e-2, session: Session | None = None, first: int = 0) -> list[float]:
-        """Train "a" (attached and prepared already) on ROWS; the losses."""
-        session = session or self.session
+    def train(self, steps: int = 10, session: Session | None = None, first: int = 0) -> list[float]:
+        """Train "a" (attached and prepared already) on ROWS at the method's rate; the losses."""
+        session, rate = session or self.session, RATES.get(self.spec.method.key, 1e-2)
         losses = []
         for step in range(first, first + steps):
             session.seed(step)
@@ -65,7 +77,8 @@ def batch(rows: Sequence[Sequence[int]] = ROWS, prompt: int = PROMPT) -> Batch:
 
 def make_spec(method: str, precision: Precision | None = None, **training: Any) -> RunSpec:
     """The method's own spec at a tiny rank; without warm-up."""
-    settings = {"rank": 4} if "rank" in families()[method_named(method).family].settings.model_fields else {}
+    known = families()[method_named(method).family].settings.model_fields
+    settings = {name: value for name, value in SMALL.items() if name in known}
     tables: dict[str, Any] = {"method": {"key": method, **settings}, "training": {"warmup": 0.0, **training}}
     if precision is not None:
         tables["model"] = {"precision": precision}
@@ -107,3 +120,24 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     wide -= wide.max(-1, keepdims=True)
     result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
     return result
+
+
+def gradients_of(session: Session, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
+    """The gradients of one batch's mean loss by the trained tensors of the adapter that was prepared; nothing is stepped."""
+    inside: Any = session
+    total = float(batch.supervised)
+    if hasattr(inside, "_gradients"):  # MLX
+        with inside.using("a"):
+            _, found = inside._gradients(batch, inside._with_virtual(batch), SFT, total, False)
+        gradients = {name: np.array(value) for name, value in found.items()}
+        inside._adapter("a").place(inside._adapter("a").parameters)
+        return gradients
+    training = inside._ready()
+    inside.activate("a")
+    inside._start_gradients(training)
+    training.optimizer.clear()
+    inside._backward(batch, SFT, total)
+    parameters = inside._keeper_of("a").parameters("a")
+    found = {name: parameters[name].grad.numpy().copy() for name in training.trained}
+    training.optimizer.clear()
+    return found

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_local.spec.methods import method
 from finetune_local.spec.run import Precision, RunSpec
 
 COMFORTABLE = 0.8
@@ -42,7 +43,7 @@ def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, s
     """The base's precision where the spec leaves it open."""
     if spec.model.precision is not None:
         return spec.model.precision, "you asked for it"
-    if spec.method.key == "full" and device == "cpu":
+    if method(spec.method.key).family == "full" and device == "cpu":
         return "fp32", "all weights are trained; bf16 would round them in every product"
     if fast_bf16:
         return "bf16", "this device is fastest at it, in half the memory; --precision fp32 is more exact"
@@ -81,24 +82,26 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         wanted = few if facts.rows < 5000 else 2 if facts.rows < 20000 else 1
         epochs = choose("epochs", float(wanted), f"{per_epoch} steps each")
     steps = training.max_steps or max(1, math.ceil((epochs or 1) * per_epoch))
-    full = spec.method.key == "full"
+    chosen_method = method(spec.method.key)
+    heavy = chosen_method.family == "full"
     # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
     # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
-    rate = 5e-5 * (1 if full else 10) * (2000 / max(1, facts.hidden_size)) ** 0.78
-    rate = float(f"{min(rate, 1e-4 if full else 2e-3):.1e}")
+    # Other methods stand in a fixed proportion to LoRA.
+    rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * chosen_method.learning_rate_factor
+    rate = float(f"{rate:.1e}")
     resolved = {
         "epochs": epochs,
         "max_steps": choose("max_steps", steps, f"{epochs:g} epochs of {per_epoch}") if epochs else steps,
         "batch_size": batch_size,
         "learning_rate": choose(
-            "learning_rate", rate, f"{'full fine-tuning' if full else 'low rank'}, {facts.hidden_size} wide"
+            "learning_rate", rate, f"{chosen_method.title}, {facts.hidden_size} wide"
         ),
         "micro_batch_tokens": choose("micro_batch_tokens", *_micro_batch_tokens(facts)),
         "gradient_checkpointing": choose("gradient_checkpointing", *_checkpointing(facts)),
         "validate_every": choose("validate_every", max(1, math.ceil(steps / 5)), "five times in the run"),
         "checkpoint_every": choose(
             "checkpoint_every",
-            max(1, math.ceil(steps / 4)) if full else max(1, min(50, math.ceil(steps / 10))),
+            max(1, math.ceil(steps / 4)) if heavy else max(1, min(50, math.ceil(steps / 10))),
             "at most that many steps are lost by a crash",
         ),
     }

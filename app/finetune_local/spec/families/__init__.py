@@ -94,6 +94,10 @@ class Family:
         """The fp32 tensors an adapter begins with; random ones depend on the seed and the tensor's name alone."""
         raise NotImplementedError
 
+    def neutral(self, plan: AdapterPlan) -> bool:
+        """Whether a new adapter leaves the base's answers as they are, up to rounding."""
+        return True
+
     def tracker(self, plan: AdapterPlan, steps: int) -> Tracker | None:
         """What is to be done between the `steps` optimizer steps of a training, if anything."""
         return None

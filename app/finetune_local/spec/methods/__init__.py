@@ -20,7 +20,8 @@ from finetune_local.spec.fields import did_you_mean
 class Method:
     """One method: what it is called, where its parameters live, and the settings its name stands for.
 
-    `presets` maps dotted settings ("model.precision", "method.use_dora") to the values the name implies.
+    `presets` maps dotted settings ("model.precision", "method.use_dora") to the values the name implies;
+    `learning_rate_factor` is what the automatic learning rate is times LoRA's.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Method:
     summary: str
     paper: str
     presets: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    learning_rate_factor: float = 1.0
 
 
 @cache

@@ -8,4 +8,5 @@ METHOD = Method(
     family="full",
     summary="Trains every weight; needs about 16 bytes of memory per parameter.",
     paper="",
+    learning_rate_factor=0.1,
 )
