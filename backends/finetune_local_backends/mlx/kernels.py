@@ -127,9 +127,6 @@ def _checkpointed(
                 filled[index] = array
             return usual.__call__(self, *filled, **kwargs)
 
-        own = current(number)
-        result = mx.checkpoint(inner)(own, list(arrays.values()))
-        place(own)  # what other parts of the model share with this block must not stay the checkpoint's
-        return result
+        return mx.checkpoint(inner)(current(number), list(arrays.values()))
 
     return type(f"Checkpointed{usual.__name__}", (usual,), {"__call__": call})

@@ -310,6 +310,7 @@ class MlxSession:
         training = self._ready()
         if not training.settings.gradient_checkpointing:
             return contextlib.nullcontext()
+        # Blocks before the first trained one keep nothing anyway, unless something before them (a prompt) is trained.
         first = 0 if training.outside else min(training.blocks, default=0)
         blocks = {n: block for n, block in enumerate(self.model.blocks()) if n >= first}
         own = {n: {name: parameters[name] for name in training.blocks.get(n, [])} for n in blocks}

@@ -108,7 +108,8 @@ class SiteAdapter(Adapter):
 
     def __init__(self, tensors: Mapping[str, Floats], slots: Sequence[tuple[Place, Slot]]) -> None:
         """`slots` say where each slot goes, one for a place; places are found before, so that all or nothing is wrapped."""
-        self.parameters = {name: mx.array(np.asarray(tensors[name], np.float32)) for name in tensors}
+        # In one order wherever they come from: the gradient's norm is a sum, and going on after a stop must be exact.
+        self.parameters = {name: mx.array(np.asarray(tensors[name], np.float32)) for name in sorted(tensors)}
         self._sites: list[tuple[Site, Slot, Place]] = []
         self._takers: dict[str, list[Slot]] = {}
         if len({(id(place.owner), place.key) for place, _ in slots}) < len(slots):
