@@ -23,10 +23,9 @@ from finetune_local.spec.targets import select_linear
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
-class LowRankSettings(Settings):
-    """Settings of LoRA and its kin."""
+class UpdateSettings(Settings):
+    """What every update beside linear layers has."""
 
-    rank: int = setting(16, help="Width of the low-rank update.", group="method", ge=1, le=4096)
     alpha: float | None = setting(
         None,
         help="Strength of the update: it is scaled by alpha/rank. Automatic: twice the rank.",
@@ -36,12 +35,6 @@ class LowRankSettings(Settings):
     dropout: float = setting(
         0.0, help="Chance that an input of the update is zeroed in training.", group="method", ge=0, lt=1
     )
-    scaling: Literal["standard", "rslora"] = setting(
-        "standard", help="alpha/rank, or rsLoRA's alpha/√rank, which suits high ranks.", group="method"
-    )
-    use_dora: bool = setting(
-        False, help="Train magnitude and direction apart (DoRA).", group="method", flag="--use-dora"
-    )
     targets: tuple[str, ...] = setting(
         ("all-linear",),
         help="Which layers: all-linear, attention, mlp, or names such as q_proj (repeatable).",
@@ -50,6 +43,18 @@ class LowRankSettings(Settings):
         metavar="NAME",
     )
     layers: str = setting("all", help="Which blocks: all, last:8, or a list such as 0-3,7.", group="method")
+
+
+class LowRankSettings(UpdateSettings):
+    """Settings of LoRA and its kin."""
+
+    rank: int = setting(16, help="Width of the low-rank update.", group="method", ge=1, le=4096)
+    scaling: Literal["standard", "rslora"] = setting(
+        "standard", help="alpha/rank, or rsLoRA's alpha/√rank, which suits high ranks.", group="method"
+    )
+    use_dora: bool = setting(
+        False, help="Train magnitude and direction apart (DoRA).", group="method", flag="--use-dora"
+    )
 
     @property
     def effective_alpha(self) -> float:
