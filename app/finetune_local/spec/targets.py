@@ -1,4 +1,4 @@
-"""Choose linear layers by name among a base model's weights."""
+"""Choose layers by name among a base model's weights, and the settings that say which."""
 
 from __future__ import annotations
 
@@ -6,12 +6,30 @@ import re
 from collections.abc import Mapping
 
 from finetune_local.errors import SpecError
-from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.fields import Settings, did_you_mean, setting
 from finetune_local.spec.plan import Target, WeightInfo
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj")
 MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
+
+class InBlocks(Settings):
+    """Of a family that works in the transformer blocks."""
+
+    layers: str = setting("all", help="Which blocks: all, last:8, or a list such as 0-3,7.", group="method")
+
+
+class AtLinear(InBlocks):
+    """Of a family that works at linear layers."""
+
+    targets: tuple[str, ...] = setting(
+        ("all-linear",),
+        help="Which layers: all-linear, attention, mlp, or names such as q_proj (repeatable).",
+        group="method",
+        flag="--target",
+        metavar="NAME",
+    )
 
 
 def block_of(name: str) -> int | None:

@@ -18,12 +18,12 @@ from finetune_local.spec.families import PREFIX, Array, Family, Source, check_ra
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.initial import kaiming_uniform
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.targets import select_linear
+from finetune_local.spec.targets import AtLinear, select_linear
 
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
-class UpdateSettings(Settings):
+class UpdateSettings(AtLinear):
     """What every update beside linear layers has."""
 
     alpha: float | None = setting(
@@ -35,14 +35,6 @@ class UpdateSettings(Settings):
     dropout: float = setting(
         0.0, help="Chance that an input of the update is zeroed in training.", group="method", ge=0, lt=1
     )
-    targets: tuple[str, ...] = setting(
-        ("all-linear",),
-        help="Which layers: all-linear, attention, mlp, or names such as q_proj (repeatable).",
-        group="method",
-        flag="--target",
-        metavar="NAME",
-    )
-    layers: str = setting("all", help="Which blocks: all, last:8, or a list such as 0-3,7.", group="method")
 
 
 class LowRankSettings(UpdateSettings):
