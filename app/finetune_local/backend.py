@@ -20,7 +20,7 @@ from finetune_local.errors import SpecError
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.run import Precision, TrainingSettings
+from finetune_local.spec.run import Precision, Quantisation, TrainingSettings
 
 Floats = npt.NDArray[np.float32]
 
@@ -215,8 +215,13 @@ class Backend(Protocol):
         """The families of parameters it has a file for."""
         ...
 
-    def load(self, folder: Path, precision: Precision, device: str | None = None) -> Session:
-        """Load a Hugging Face folder (safetensors only, no remote code). Raises ModelError, OutOfMemory, Unsupported."""
+    def load(
+        self, folder: Path, precision: Precision, device: str | None = None, quantisation: Quantisation = "auto"
+    ) -> Session:
+        """Load a Hugging Face folder (safetensors only, no remote code). Raises ModelError, OutOfMemory, Unsupported.
+
+        `quantisation` is how 4 bits are held, "auto" as automatic_quantisation() says; other precisions have no use for it.
+        """
         ...
 
 
@@ -251,6 +256,14 @@ def choose(wanted: str = "auto") -> tuple[Backend, str]:
     best = min(ranked, key=lambda pair: pair[0])[1]
     device = best.devices()[0]
     return best, f"{best.name}: it can use {device.name}" + (" (the only one installed)" if len(usable) == 1 else "")
+
+
+def automatic_quantisation(backend: Backend) -> tuple[Quantisation, str]:
+    """How a backend holds 4 bits where the user left it open, and why: affine groups where it has them, else NF4."""
+    for gap in backend.gaps():
+        if (gap.setting, gap.value) == ("model.quantisation", "affine"):
+            return "nf4", gap.reason
+    return "affine", f"it is the faster kind on {backend.name}; --quantisation nf4 is the kind that every backend has"
 
 
 def _rank(backend: Backend) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from finetune_local.errors import SpecError
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
 from finetune_local.spec.defaults import precision as default_precision
-from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings, Precision, RunSpec
+from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings, Precision, Quantisation, RunSpec
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizer import Tokenizer
@@ -87,7 +87,8 @@ def open_chat(
 ) -> Opened:
     """Resolve, load and attach. Without `model` it is the first adapter's base, else the small default.
 
-    The last adapter is active. Without `precision` a base that the adapter was trained on in 8 or 4 bits is held so.
+    The last adapter is active. Without `precision` a base that the adapter was trained on in 8 or 4 bits is held so;
+    4 bits are NF4 where they were that in training, whatever the backend prefers.
     Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory.
     """
     from finetune_local.data.tokenizer import Tokenizer
@@ -97,22 +98,27 @@ def open_chat(
     chosen, _ = port.choose(backend)
     folder = resolve(model or (base_of(folders[0]) if folders else None) or DEFAULT_MODEL, home, progress)
     progress("loading the model", None)
-    held = _precision(precision, folders, chosen.devices()[0])
+    held, quantisation = _held(precision, folders, chosen.devices()[0])
     tokenizer = Tokenizer.load(folder.path)
-    opened = Opened(home, folder, tokenizer, chosen.load(folder.path, held), chosen.name)
+    session = chosen.load(folder.path, held, quantisation=quantisation)
+    opened = Opened(home, folder, tokenizer, session, chosen.name)
     for name in adapters:
         progress(f"loading adapter {name}", None)
         opened.load(name, note)
     return opened
 
 
-def _precision(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> Precision:
-    trained_on = {run_tables(folder).get("model", {}).get("precision") for folder in adapters}
+def _held(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> tuple[Precision, Quantisation]:
+    """The base's precision, and how its 4 bits are held."""
+    runs = [run_tables(folder).get("model", {}) for folder in adapters]
+    trained_on = {run.get("precision") for run in runs}
     if wanted is None and len(trained_on) == 1 and trained_on <= {"8-bit", "4-bit"}:
         wanted = str(trained_on.pop())
     # On a CPU answers are read from memory, not computed, so bf16 gains little and would differ from the exports.
     fast = device.fast_bf16 and device.kind != "cpu"
-    return default_precision(RunSpec(model=ModelSettings.model_validate({"precision": wanted})), device.kind, fast)[0]
+    spec = RunSpec(model=ModelSettings.model_validate({"precision": wanted}))
+    kinds = {run.get("quantisation") for run in runs}
+    return default_precision(spec, device.kind, fast)[0], "nf4" if kinds == {"nf4"} else "auto"
 
 
 def trained_raw(folder: Path) -> bool:

@@ -146,7 +146,8 @@ def _sum_of_runs(rows: Floats) -> Floats:
             sums[level - 1] = 0
             if done & ((step - 1) << (level * power)):
                 break
-    return _in_order([sums[0], *rows[done:], *sums[1:]])
+    result: Floats = _in_order([sums[0], *rows[done:], *sums[1:]])
+    return result
 
 
 def _in_order(parts: list[Any]) -> Any:
@@ -169,7 +170,7 @@ def _quantise_blocks(flat: Floats) -> tuple[Bytes, Floats]:
     codes = np.zeros(normed.size, np.uint8)
     for midpoint in _MIDPOINTS:  # three times faster than a search
         codes += normed > midpoint
-    return (codes[::2] << 4) | codes[1::2], largest
+    return codes[::2] * np.uint8(16) + codes[1::2], largest
 
 
 @cache

@@ -18,6 +18,7 @@ from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
 
 Precision = Literal["fp32", "bf16", "8-bit", "4-bit"]
+Quantisation = Literal["auto", "nf4", "affine"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -36,6 +37,11 @@ class ModelSettings(Settings):
     precision: Precision | None = setting(
         None,
         help="How the base's weights are held. Automatic: bf16 where the device is fast at it, else fp32.",
+        group="model",
+    )
+    quantisation: Quantisation = setting(
+        "auto",
+        help="Kind of 4 bits: QLoRA's nf4, or MLX's affine groups. auto: affine where there is, as it is faster.",
         group="model",
     )
 
@@ -173,6 +179,11 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
         if table != "method":
             given.setdefault(table, {}).setdefault(name, value)
     spec = parse(RunSpec, given, where)
+    if spec.model.quantisation != "auto" and spec.model.precision != "4-bit":
+        raise SpecError(
+            f"{where}: --quantisation {spec.model.quantisation} says how 4 bits are held, but the base is not held in 4 "
+            "bits. Give --precision 4-bit (or --method qlora) with it, or leave it out."
+        )
     if spec.objective not in objectives():
         raise SpecError(f"{where}: there is no objective '{spec.objective}'. Known: {', '.join(objectives())}.")
     return spec

@@ -72,6 +72,10 @@ def check_before_loading(
         precision, reason = defaults.precision(spec, device.kind, device.fast_bf16)
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"precision": precision})})
         notes.append(f"model.precision = {precision}: {reason}")
+    if spec.model.precision == "4-bit" and spec.model.quantisation == "auto":
+        kind, reason = port.automatic_quantisation(backend)
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"quantisation": kind})})
+        notes.append(f"model.quantisation = {kind}: {reason}")
     spec, replaced = _bridge_gaps(spec, backend, device)
     model = resolve(spec.model.id, home, progress)
     plan_for(spec, model)
@@ -150,7 +154,9 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
         f"({verdict(expected, device.memory_bytes)})"
     )
     yield Phase(name="loading the model")
-    session = backend.load(model.path, spec.model.precision or "fp32", spec.device)
+    session = backend.load(
+        model.path, spec.model.precision or "fp32", spec.device, quantisation=spec.model.quantisation
+    )
     state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)
     newest = checkpoint.latest(run.checkpoints)
     if newest is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune_local.backend import Backend, Device, Gap, Session
 from finetune_local.machine import library_versions
 from finetune_local.spec.families import families
-from finetune_local.spec.run import Precision
+from finetune_local.spec.run import Precision, Quantisation
 from finetune_local_backends.mlx import blas, device
 from finetune_local_backends.mlx.gaps import GAPS
 
@@ -64,7 +64,9 @@ class MlxBackend:
             families()
         )
 
-    def load(self, folder: Path, precision: Precision, device: str | None = None) -> Session:
+    def load(
+        self, folder: Path, precision: Precision, device: str | None = None, quantisation: Quantisation = "auto"
+    ) -> Session:
         """See Backend. The only way in: BLAS and the device are made ready before MLX is first imported."""
         from finetune_local_backends.mlx.device import start
 
@@ -72,7 +74,7 @@ class MlxBackend:
         from finetune_local_backends.mlx.load import load
         from finetune_local_backends.mlx.session import MlxSession
 
-        return MlxSession(load(folder, precision, chosen), precision, chosen)
+        return MlxSession(load(folder, precision, quantisation, chosen), precision, chosen)
 
 
 BACKEND: Backend = MlxBackend()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,34 +15,6 @@ def low_rank(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float
     """base + scale·(x·Aᵀ)·Bᵀ in fp32, as the type of `base`; x (..., in), base (..., out), A (r, in), B (out, r)."""
     inner = x.astype(mx.float32) @ a.T
     return mx.addmm(base.astype(mx.float32), inner, b.T, alpha=scale).astype(base.dtype)
-
-
-class CpuQuantizedLinear(nn.QuantizedLinear):
-    """A quantised layer that unpacks its weight for products of many rows.
-
-    MLX's quantised product on a CPU runs at a hundredth of BLAS's speed; unpacking costs as much as a few rows.
-    The unpacked weight is not kept for the backward pass but made again.
-    """
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """x (..., in) to (..., out)."""
-        if x.size // x.shape[-1] < 4:
-            return cast(mx.array, super().__call__(x))  # type: ignore[no-untyped-call]
-
-        def unpacked() -> mx.array:
-            kind: Any = {"group_size": self.group_size, "bits": self.bits}
-            return mx.dequantize(self.weight, self.scales, self.biases, **kind).astype(x.dtype)
-
-        @mx.custom_function
-        def product(x: mx.array) -> mx.array:
-            return x @ unpacked().T
-
-        @product.vjp
-        def product_vjp(_: Any, cotangent: mx.array, __: Any) -> mx.array:
-            return cotangent @ unpacked()
-
-        y = cast(mx.array, product(x))
-        return y + self.bias if "bias" in self else y
 
 
 def logsumexp(logits: mx.array) -> mx.array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,17 +13,17 @@ import mlx.nn as nn
 
 from finetune_local.backend import Device
 from finetune_local.errors import ModelError, Unsupported
-from finetune_local.spec.run import Precision
+from finetune_local.spec.run import Precision, Quantisation
 from finetune_local.spec.targets import block_of
 from finetune_local_backends.mlx.config import Config, longest, read_config
-from finetune_local_backends.mlx.kernels import CpuQuantizedLinear
 from finetune_local_backends.mlx.memory import guard
 from finetune_local_backends.mlx.model import Model, Place, walk
+from finetune_local_backends.mlx.quantised import CpuQuantizedLinear, Nf4Linear
 
 _BITS = {"8-bit": 8, "4-bit": 4}
 
 
-def load(folder: Path, precision: Precision, device: Device) -> Model:
+def load(folder: Path, precision: Precision, quantisation: Quantisation, device: Device) -> Model:
     """The model, frozen, with its weights in memory. Raises ModelError, Unsupported, OutOfMemory."""
     config = read_config(folder)
     module, arguments = _build(config)
@@ -43,7 +44,8 @@ def load(folder: Path, precision: Precision, device: Device) -> Model:
     module.eval()
     with guard("the model's weights"):
         if precision in _BITS:
-            _quantise(module, _BITS[precision], device)
+            nf4 = quantisation == "nf4" and precision == "4-bit"
+            _quantise(module, _nf4 if nf4 else _affine(_BITS[precision], device))
         mx.eval(module.parameters())  # type: ignore[no-untyped-call]
     mx.clear_cache()
     return _mapped(module, found, named, config, arguments)
@@ -85,24 +87,43 @@ def _read_weights(folder: Path) -> dict[str, mx.array]:
     return {name: w for name, w in weights.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def _quantise(module: nn.Module, bits: int, device: Device) -> None:
-    """MLX's affine groups for the linear layers of the blocks; embeddings and head stay as they are."""
+def _quantise(module: nn.Module, quantised: Callable[[str, Any], nn.Module]) -> None:
+    """Replace the linear layers of the blocks, one after another; embeddings and head stay as they are."""
     for path, place, part in list(walk(module)):
         if block_of(path) is None or not hasattr(part, "to_quantized") or isinstance(part, nn.Embedding):
             continue
-        width = int(part.weight.shape[-1])
+        layer = quantised(path, part)
+        layer.freeze()
+        mx.eval(layer.parameters())  # type: ignore[no-untyped-call]
+        place.put(layer)
+
+
+def _nf4(path: str, layer: Any) -> nn.Module:
+    """bitsandbytes' 4 bits."""
+    if not isinstance(layer, nn.Linear):
+        raise Unsupported(
+            f"{path} is a {type(layer).__name__}, for which NF4 is not made under MLX. Use --quantisation affine."
+        )
+    return Nf4Linear(layer)
+
+
+def _affine(bits: int, device: Device) -> Callable[[str, Any], nn.Module]:
+    """MLX's own groups."""
+
+    def quantised(path: str, layer: Any) -> nn.Module:
+        width = int(layer.weight.shape[-1])
         group = next((size for size in (64, 32) if width % size == 0), None)
         if group is None:
             raise Unsupported(
                 f"{path} has {width} inputs; MLX quantises in groups of 64 or 32, which does not divide it. "
-                "Use --precision bf16 or fp32."
+                "Use --precision bf16 or fp32" + (", or --quantisation nf4." if bits == 4 else ".")
             )
-        quantised = part.to_quantized(group_size=group, bits=bits)
-        if device.kind == "cpu" and type(quantised) is nn.QuantizedLinear:
-            quantised.__class__ = CpuQuantizedLinear
-        quantised.freeze()
-        mx.eval(quantised.parameters())
-        place.put(quantised)
+        result: nn.Module = layer.to_quantized(group_size=group, bits=bits)
+        if device.kind == "cpu" and type(result) is nn.QuantizedLinear:
+            result.__class__ = CpuQuantizedLinear
+        return result
+
+    return quantised
 
 
 def _repair(module: nn.Module, family: str) -> None:

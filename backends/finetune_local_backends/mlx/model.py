@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from finetune_local.errors import ModelError, Unsupported
 from finetune_local.spec.plan import Target
+from finetune_local_backends.mlx.quantised import Nf4Linear
 
 _BODIES = ("model", "transformer", "backbone")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
@@ -88,7 +89,7 @@ class Model:
         """The place of a target's linear layer. Raises ModelError where there is none, or of another shape."""
         weight = self.weights.get(target.module + ".weight")
         layer = weight.owner if weight else None
-        if layer is None or not isinstance(layer, nn.Linear | nn.QuantizedLinear):
+        if layer is None or not isinstance(layer, nn.Linear | nn.QuantizedLinear | Nf4Linear):
             raise ModelError(f"this model has no linear layer called {target.module} under MLX.")
         if shape_of(layer) != (target.out_features, target.in_features):
             raise ModelError(
@@ -148,12 +149,16 @@ class _Given(nn.Module):
 
 def shape_of(layer: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer, quantised or not."""
+    if isinstance(layer, Nf4Linear):
+        return layer.out_features, layer.in_features
     out, width = layer.weight.shape
     return int(out), int(width * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else width)
 
 
 def dense_weight(layer: nn.Module) -> mx.array:
     """A linear layer's weight, (out, in) fp32, dequantised where it is quantised."""
+    if isinstance(layer, Nf4Linear):
+        return layer.dense(mx.float32)
     weight = layer.weight
     if isinstance(layer, nn.QuantizedLinear):
         weight = mx.dequantize(weight, layer.scales, layer.biases, group_size=layer.group_size, bits=layer.bits)

@@ -8,10 +8,11 @@ import pkgutil
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
+from finetune_local.errors import Unsupported
 from finetune_local.machine import library_versions
-from finetune_local.spec.run import Precision
+from finetune_local.spec.run import Precision, Quantisation
 from finetune_local_backends.torch import device as devices
-from finetune_local_backends.torch.gaps import GAPS
+from finetune_local_backends.torch.gaps import AFFINE, GAPS
 
 # By default OpenMP's threads spin for milliseconds while they wait for each other. Where another program takes one core, every
 # one of the thousands of waits in a step then costs a time slice: 29 tokens/s were measured where 337 are possible. A short
@@ -61,11 +62,15 @@ class TorchBackend:
         folder = str(Path(__file__).parent / "methods")
         return frozenset(module.name for module in pkgutil.iter_modules([folder]))
 
-    def load(self, folder: Path, precision: Precision, device: str | None = None) -> Session:
+    def load(
+        self, folder: Path, precision: Precision, device: str | None = None, quantisation: Quantisation = "auto"
+    ) -> Session:
         """See Backend."""
         from finetune_local_backends.torch.load import load_base
         from finetune_local_backends.torch.session import TorchSession
 
+        if quantisation == "affine":
+            raise Unsupported(f"--quantisation affine: {AFFINE}. Use --quantisation nf4.")
         return TorchSession(load_base(folder, precision, devices.pick(device)))
 
 

@@ -8,7 +8,10 @@ from finetune_local.backend import Gap
 OPTIMIZER = "training.optimizer"
 _PAGED = "paging moves optimizer states between a card and the machine's memory, and here both are the same"
 
+AFFINE = "bitsandbytes, which quantises for torch, has no affine groups with 4 bits; those are MLX's own"
+
 GAPS: tuple[Gap, ...] = (
+    Gap("model.quantisation", "affine", "", AFFINE, "nf4"),
     Gap(OPTIMIZER, "paged-adamw", "cpu", _PAGED, "adamw"),
     Gap(OPTIMIZER, "paged-adamw-8bit", "cpu", _PAGED, "adamw-8bit"),
 )

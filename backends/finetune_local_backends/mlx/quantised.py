@@ -1,0 +1,87 @@
+"""Frozen linear layers held in 4 or 8 bits and made dense at the moment they are used; the dense weight is never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from finetune_local.spec import nf4
+
+
+class CpuQuantizedLinear(nn.QuantizedLinear):
+    """MLX's affine groups, unpacked for products of many rows.
+
+    MLX's quantised product on a CPU runs at a hundredth of BLAS's speed; unpacking costs as much as a few rows.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (..., in) to (..., out)."""
+        if x.size // x.shape[-1] < 4:
+            return cast(mx.array, super().__call__(x))  # type: ignore[no-untyped-call]
+
+        def unpacked() -> mx.array:
+            kind: Any = {"group_size": self.group_size, "bits": self.bits}
+            return mx.dequantize(self.weight, self.scales, self.biases, **kind).astype(x.dtype)
+
+        y = _product(x, unpacked)
+        return y + self.bias if "bias" in self else y
+
+
+class Nf4Linear(nn.Module):
+    """4 bits: QLoRA's NormalFloat with doubly quantised scales, of the same numbers as torch's bitsandbytes has.
+
+    `weight` (blocks, 32) uint8 are the codes of each block of 64 weights, the last one filled up with zeros; `scales`,
+    `ranges` and `offset` are those of spec/nf4.py.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """The layer's weight is quantised from the type it has, its bias kept."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.out_features, self.in_features = (int(n) for n in layer.weight.shape)
+        packed = nf4.quantise(np.array(layer.weight.astype(mx.float32)))
+        codes = np.zeros((len(packed.scales), nf4.BLOCK // 2), np.uint8)
+        codes.reshape(-1)[: packed.codes.size] = packed.codes
+        self.weight = mx.array(codes)
+        self.scales, self.ranges = mx.array(packed.scales), mx.array(packed.ranges)
+        self.offset = mx.array(float(packed.offset), mx.float32)
+        if "bias" in layer:
+            self.bias = layer.bias
+
+    def dense(self, dtype: mx.Dtype) -> mx.array:
+        """The weight (out, in), computed in fp32 and rounded to `dtype`."""
+        pairs, dynamic = _tables()
+        ranges = mx.repeat(self.ranges, nf4.SCALE_BLOCK)[: self.scales.size]
+        scales = dynamic[self.scales] * ranges + self.offset
+        blocks = pairs[self.weight].reshape(-1, nf4.BLOCK) * scales[:, None]
+        size = self.out_features * self.in_features
+        return blocks.reshape(-1)[:size].reshape(self.out_features, self.in_features).astype(dtype)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (..., in) to (..., out)."""
+        y = _product(x, lambda: self.dense(x.dtype))
+        return y + self.bias if "bias" in self else y
+
+
+@cache
+def _tables() -> tuple[mx.array, mx.array]:
+    """The look-up tables: of a byte of codes (256, 2), of a scale's index (256,)."""
+    return mx.array(nf4.pair_table()), mx.array(nf4.dynamic_map())
+
+
+def _product(x: mx.array, dense: Callable[[], mx.array]) -> mx.array:
+    """x·Wᵀ for a frozen W (out, in), which is made again for the backward pass instead of kept."""
+
+    @mx.custom_function
+    def product(x: mx.array) -> mx.array:
+        return x @ dense().T
+
+    @product.vjp
+    def product_vjp(_: Any, cotangent: mx.array, __: Any) -> mx.array:
+        return cotangent @ dense()
+
+    return cast(mx.array, product(x))
