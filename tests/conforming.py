@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from finetune_local.backend import Backend, Batch, Gap, Session
+from finetune_local.backend import Backend, Batch, Gap, Session, Share
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.families import families
 from finetune_local.spec.methods import method as method_named
@@ -133,10 +133,10 @@ def gradients_of(session: Session, batch: Batch) -> dict[str, npt.NDArray[np.flo
         inside._adapter("a").place(inside._adapter("a").parameters)
         return gradients
     training = inside._ready()
-    inside.activate("a")
-    inside._start_gradients(training)
+    inside._start_gradients([training])
     training.optimizer.clear()
-    inside._backward(batch, SFT, total)
+    with inside._computing([training]) as rows:
+        inside._backward([Share("a", [batch], SFT, 0.0)], [(0, batch)], rows)
     parameters = inside._keeper_of("a").parameters("a")
     found = {name: parameters[name].grad.numpy().copy() for name in training.trained}
     training.optimizer.clear()

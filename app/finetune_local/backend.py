@@ -77,6 +77,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Share:
+    """One adapter's part of a step: its name, its micro-batches (losses weighted by supervised tokens), its objective and rate."""
+
+    name: str
+    batches: Sequence[Batch]
+    objective: Objective
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one optimizer step did: mean loss before it, the gradient's norm before clipping."""
 
@@ -146,7 +156,7 @@ class Session(Protocol):
         ...
 
     def prepare(self, name: str, training: TrainingSettings) -> None:
-        """Make ready to train one adapter: build its optimizer, turn on checkpointing if asked."""
+        """Make ready to train one adapter, beside others that are: build its optimizer, turn on checkpointing if asked."""
         ...
 
     def seed(self, seed: int) -> None:
@@ -154,10 +164,18 @@ class Session(Protocol):
         ...
 
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
-        """One optimizer step over micro-batches whose losses are weighted by supervised tokens.
+        """One optimizer step of the adapter that was prepared last, over micro-batches.
 
-        All or nothing: on OutOfMemory the weights and the optimizer are untouched and the step can be tried again.
+        Losses are weighted by supervised tokens. All or nothing: on OutOfMemory the weights and the optimizer are untouched and the step can be tried again.
         A loss or gradient that is not finite is returned, not applied.
+        """
+        ...
+
+    def step_together(self, shares: Sequence[Share]) -> list[StepResult]:
+        """One optimizer step of each of several prepared adapters, with one pass of the base over the rows of all.
+
+        Each result is what step() would give, up to rounding; dropout draws other numbers. All or nothing, as step().
+        Raises Unsupported where one of them cannot share a pass (Family.apart).
         """
         ...
 
@@ -173,11 +191,11 @@ class Session(Protocol):
         """Begin a text."""
         ...
 
-    def optimizer_state(self) -> dict[str, npt.NDArray[np.generic]]:
-        """The optimizer's whole state as named arrays."""
+    def optimizer_state(self, name: str | None = None) -> dict[str, npt.NDArray[np.generic]]:
+        """The whole state of an adapter's optimizer as named arrays; without a name, of the one prepared last."""
         ...
 
-    def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]], name: str | None = None) -> None:
         """Put back what optimizer_state() gave. Raises AdapterError where it is of another shape or kind."""
         ...
 

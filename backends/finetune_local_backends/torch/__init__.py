@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune_local.backend import Backend, Device, Gap, Session
 from finetune_local.errors import Unsupported
 from finetune_local.machine import library_versions
+from finetune_local.spec.families import families
 from finetune_local.spec.run import Precision, Quantisation
 from finetune_local_backends.torch import device as devices
 from finetune_local_backends.torch.gaps import AFFINE, GAPS
@@ -58,9 +59,9 @@ class TorchBackend:
         return devices.notes()
 
     def families(self) -> frozenset[str]:
-        """See Backend."""
+        """The files in methods/ that are named after a family; the rest is what these share."""
         folder = str(Path(__file__).parent / "methods")
-        return frozenset(module.name for module in pkgutil.iter_modules([folder]))
+        return frozenset(module.name for module in pkgutil.iter_modules([folder])) & set(families())
 
     def load(
         self, folder: Path, precision: Precision, device: str | None = None, quantisation: Quantisation = "auto"

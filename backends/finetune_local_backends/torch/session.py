@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from finetune_local.backend import Batch, Decoder, Floats, MemoryUse, StepResult
+from finetune_local.backend import Batch, Decoder, Floats, MemoryUse, Share, StepResult
 from finetune_local.errors import AdapterError, ModelError, OutOfMemory, Unsupported
 from finetune_local.spec.families import Source, Tracker, VirtualTokens, family_of, trainable_parameters
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
+from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.torch import memory
 from finetune_local_backends.torch.decoder import TorchDecoder
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.methods import Adapters
+from finetune_local_backends.torch.methods.sites import SiteAdapters
+from finetune_local_backends.torch.methods.split import Rows, shared_sites
 from finetune_local_backends.torch.ops import OPS
 from finetune_local_backends.torch.optimizer import Optimizer, finite
 from finetune_local_backends.torch.quantised import QuantisedLinear
@@ -51,8 +56,8 @@ class TorchSession:
         self._keepers: dict[str, Adapters] = {}
         self._plans: dict[str, AdapterPlan] = {}
         self._active: str | None = None
-        self._training: _Training | None = None
-        self._wants_gradients = False
+        self._trainings: dict[str, _Training] = {}
+        self._wanting: tuple[str, ...] = ()
 
     def attach(
         self,
@@ -81,8 +86,7 @@ class TorchSession:
         keeper = self._keeper_of(name)
         if self._active == name:
             self.activate(None)
-        if self._training is not None and self._training.name == name:
-            self._training = None
+        self._trainings.pop(name, None)
         keeper.detach(name)
         del self._plans[name]
 
@@ -127,7 +131,9 @@ class TorchSession:
         self._checkpointing(bool(training.gradient_checkpointing))
         with memory.guard("hold the optimizer's states"):
             optimizer = Optimizer(trained, training, self._base.place, rates)
-        self._training = _Training(name, optimizer, frozenset(trained), family.tracker(plan, training.max_steps or 1))
+        self._trainings.pop(name, None)
+        tracker = family.tracker(plan, training.max_steps or 1)
+        self._trainings[name] = _Training(name, optimizer, frozenset(trained), tracker)
 
     def seed(self, seed: int) -> None:
         """See Session."""
@@ -135,34 +141,42 @@ class TorchSession:
 
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
         """See Session."""
-        training = self._ready()
-        name, optimizer = training.name, training.optimizer
-        self.activate(name)
-        self._start_gradients(training)
-        optimizer.clear()
-        total = float(sum(batch.supervised for batch in batches))
-        self._base.model.train()
-        loss = 0.0
-        try:
-            with memory.guard(f"train on {max(batch.ids.size for batch in batches)} tokens at once"):
-                for batch in batches:
-                    if batch.supervised:
-                        loss += self._backward(batch, objective, total)
-                if (penalty := self._keeper_of(name).penalty(name)) is not None:
-                    penalty.backward()  # type: ignore[no-untyped-call]
-                norm = optimizer.gradient_norm()
-        except OutOfMemory:
+        return self.step_together([Share(self._ready().name, batches, objective, learning_rate)])[0]
+
+    def step_together(self, shares: Sequence[Share]) -> list[StepResult]:
+        """See Session."""
+        work = [self._ready(share.name) for share in shares]
+        optimizers = [training.optimizer for training in work]
+        self._start_gradients(work)
+        for optimizer in optimizers:
             optimizer.clear()
+        losses = [0.0] * len(shares)
+        self._base.model.train()
+        try:
+            with self._computing(work) as rows, memory.guard(f"train on {_largest(shares)} tokens at once"):
+                for present in rounds(shares):
+                    for number, loss in zip(
+                        [n for n, _ in present], self._backward(shares, present, rows), strict=True
+                    ):
+                        losses[number] += loss
+                for training in work:
+                    if (penalty := self._keeper_of(training.name).penalty(training.name)) is not None:
+                        penalty.backward()  # type: ignore[no-untyped-call]
+                norms = [optimizer.gradient_norm() for optimizer in optimizers]
+        except OutOfMemory:
+            for optimizer in optimizers:
+                optimizer.clear()
             memory.release(self._base.place)
             raise
         finally:
             self._base.model.eval()
-        if finite(loss, norm):
-            optimizer.apply(norm, learning_rate)
-            self._track(training)
-            self._keeper_of(name).after_step(name)
-        optimizer.clear()
-        return StepResult(loss, norm)
+        for share, training, loss, norm in zip(shares, work, losses, norms, strict=True):
+            if finite(loss, norm):
+                training.optimizer.apply(norm, share.learning_rate)
+                self._track(training)
+                self._keeper_of(training.name).after_step(training.name)
+            training.optimizer.clear()
+        return [StepResult(loss, norm) for loss, norm in zip(losses, norms, strict=True)]
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Floats:
@@ -186,15 +200,15 @@ class TorchSession:
         """See Session."""
         return TorchDecoder(self._base, self._head, self._virtual())
 
-    def optimizer_state(self) -> dict[str, npt.NDArray[np.generic]]:
+    def optimizer_state(self, name: str | None = None) -> dict[str, npt.NDArray[np.generic]]:
         """See Session."""
-        training = self._ready()
+        training = self._ready(name)
         tracked = training.tracker.state() if training.tracker else {}
         return training.optimizer.state() | {TRACKER + key: np.array(value) for key, value in tracked.items()}
 
-    def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]], name: str | None = None) -> None:
         """See Session."""
-        training = self._ready()
+        training = self._ready(name)
         training.optimizer.restore({key: value for key, value in state.items() if not key.startswith(TRACKER)})
         if training.tracker is not None:
             kept = {key.removeprefix(TRACKER): value for key, value in state.items() if key.startswith(TRACKER)}
@@ -204,17 +218,23 @@ class TorchSession:
         """See Session."""
         return memory.use(self._base.place)
 
-    def _backward(self, batch: Batch, objective: Objective, total: float) -> float:
-        """One micro-batch's share of the loss; its gradients are added to those before.
+    def _backward(self, shares: Sequence[Share], present: list[tuple[int, Batch]], rows: Rows) -> list[float]:
+        """The loss of each micro-batch that is computed at once; gradients are added to those before.
 
         Prompts side by side each get the gradient they would get alone; the loss is their mean.
         """
+        batch, rows.slices = joined([batch for _, batch in present])
+        rows.owners, rows.total = [number for number, _ in present], len(batch.ids)
         members = self._virtual().members
-        found = self._log_probabilities(batch)
-        losses = [objective.loss(OPS, part, batch, total) for part in found.chunk(members)]
-        loss = torch.stack(losses).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach()) / members
+        found = self._log_probabilities(batch).split([members * batch.supervised for _, batch in present])
+        losses = []
+        for part, (number, batch) in zip(found, present, strict=True):
+            share = shares[number]
+            total = float(sum(other.supervised for other in share.batches))
+            of_members = [share.objective.loss(OPS, piece, batch, total) for piece in part.chunk(members)]
+            losses.append(torch.stack(of_members).sum())
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        return [float(loss.detach()) / members for loss in losses]
 
     def _track(self, training: _Training) -> None:
         """Let the family change its tensors between two steps (AdaLoRA's budget)."""
@@ -253,20 +273,37 @@ class TorchSession:
         plan = self._plans[self._active]
         return family_of(plan).virtual_tokens(plan)
 
-    def _ready(self) -> _Training:
-        if self._training is None:
+    def _ready(self, name: str | None = None) -> _Training:
+        """What prepare() made for an adapter, or for the last one."""
+        if not self._trainings or (name is not None and name not in self._trainings):
             raise RuntimeError("prepare() comes before training")
-        return self._training
+        return self._trainings[name or next(reversed(self._trainings))]
 
-    def _start_gradients(self, training: _Training) -> None:
-        if not self._wants_gradients:
-            self._keeper_of(training.name).train(training.name, training.trained)
-            self._wants_gradients = True
+    @contextmanager
+    def _computing(self, work: Sequence[_Training]) -> Iterator[Rows]:
+        """Within it one adapter is active, as usual, or several are, each for its own rows."""
+        if len(work) == 1:
+            yield Rows()
+            return
+        check_plans([self._plans[training.name] for training in work])
+        slots = [cast(SiteAdapters, self._keeper_of(training.name)).slots(training.name) for training in work]
+        with shared_sites(self._base, slots) as rows:
+            yield rows
+
+    def _start_gradients(self, work: Sequence[_Training]) -> None:
+        """Activate one adapter, or none where several share a pass, and want gradients of all of them."""
+        names = tuple(training.name for training in work)
+        self.activate(names[0] if len(names) == 1 else None)
+        if names != self._wanting:
+            self._stop_gradients()
+            for training in work:
+                self._keeper_of(training.name).train(training.name, training.trained)
+            self._wanting = names
 
     def _stop_gradients(self) -> None:
-        if self._wants_gradients and self._active is not None:
-            self._keeper_of(self._active).train(None, frozenset())
-        self._wants_gradients = False
+        for name in self._wanting:
+            self._keeper_of(name).train(name, frozenset())
+        self._wanting = ()
 
     def _checkpointing(self, wanted: bool) -> None:
         """Blocks that compute their activations again on the way back, or do not.
@@ -312,6 +349,11 @@ def _dense(base: Base, name: str) -> Floats:
 
 def _numbers(value: torch.Tensor) -> Floats:
     return np.array(value.detach().float().cpu().numpy(), np.float32)
+
+
+def _largest(shares: Sequence[Share]) -> int:
+    """Tokens, with padding, of the largest micro-batches computed at once."""
+    return sum(max((batch.ids.size for batch in share.batches), default=0) for share in shares)
 
 
 def _check(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Floats]) -> None:

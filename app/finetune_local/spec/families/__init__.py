@@ -98,13 +98,23 @@ class Family:
         """Whether a new adapter leaves the base's answers as they are, up to rounding."""
         return True
 
+    def apart(self, plan: AdapterPlan) -> str | None:
+        """Why the adapter cannot share a pass of the base with others that are trained at once; None where it can."""
+        if self.virtual_tokens(plan).count:
+            return "it puts positions of its own before every text. Train it alone."
+        return None
+
     def tracker(self, plan: AdapterPlan, steps: int) -> Tracker | None:
         """What is to be done between the `steps` optimizer steps of a training, if anything."""
         return None
 
     def virtual_tokens(self, plan: AdapterPlan) -> VirtualTokens:
-        """Positions that the adapter puts before every text."""
+        """Ids that the adapter puts before every text."""
         return VirtualTokens()
+
+    def positions(self, plan: AdapterPlan) -> int:
+        """How many positions of the model's context the adapter takes for itself, as ids or otherwise."""
+        return self.virtual_tokens(plan).count
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
         """The form for use of a training form; computes the same."""

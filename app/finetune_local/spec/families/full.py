@@ -44,6 +44,10 @@ class Full(Family):
             for t in plan.targets
         }
 
+    def apart(self, plan: AdapterPlan) -> str | None:
+        """See Family."""
+        return "it changes the weights that the others stand on. Train it alone."
+
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """The base's own values, each read when it is asked for: all at once would be another copy of the model."""
         return _Own([PREFIX + target.module for target in plan.targets], source)

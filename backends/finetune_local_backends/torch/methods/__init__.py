@@ -31,8 +31,8 @@ class Adapters(Protocol):
         """The fp32 parameters by their name on disk, frozen ones included."""
         ...
 
-    def train(self, name: str | None, trained: frozenset[str]) -> None:
-        """Want gradients of these parameters of one adapter, or of none."""
+    def train(self, name: str, trained: frozenset[str]) -> None:
+        """Want gradients of these parameters of an adapter and of no others of it; of none: it is not trained now."""
         ...
 
     def after_step(self, name: str) -> None:

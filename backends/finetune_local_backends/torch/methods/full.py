@@ -56,7 +56,7 @@ class FullAdapters:
 
     def activate(self, name: str | None) -> None:
         """See Adapters."""
-        self.train(None, frozenset())
+        self._no_gradients()
         for key in self._masters.get(self._active or "", {}):
             weight = self._weight(key)
             weight.data = self._own.pop(id(weight), weight.data)
@@ -70,15 +70,9 @@ class FullAdapters:
         """See Adapters."""
         return dict(self._masters[name])
 
-    def train(self, name: str | None, trained: frozenset[str]) -> None:
+    def train(self, name: str, trained: frozenset[str]) -> None:
         """See Adapters. Each gradient goes to its master as soon as it is complete."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        for key in self._masters.get(self._active or "", {}):
-            self._weight(key).requires_grad_(False)
-        if name is None:
-            return
+        self._no_gradients()
         pairs = {
             id(self._weight(key)): (self._weight(key), master)
             for key, master in self._masters[name].items()
@@ -99,6 +93,13 @@ class FullAdapters:
     def penalty(self, name: str) -> torch.Tensor | None:
         """See Adapters: none."""
         return None
+
+    def _no_gradients(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for key in self._masters.get(self._active or "", {}):
+            self._weight(key).requires_grad_(False)
 
     def _weight(self, key: str) -> nn.Parameter:
         return self._base.weights[key.removeprefix(PREFIX)]

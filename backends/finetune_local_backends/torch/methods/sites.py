@@ -28,6 +28,13 @@ class Slot(nn.Module):
         """What the wrapped module is to give with this adapter."""
         raise NotImplementedError
 
+    goes_on = False
+    """Whether `beside` is there: the output can be made from the module's own."""
+
+    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """forward() where y = base(x) has been computed already, for the rows of several adapters at once."""
+        raise NotImplementedError
+
     def refresh(self) -> None:
         """Called after the parameters changed, for what is derived from them."""
 
@@ -113,14 +120,14 @@ class SiteAdapters:
         for path in slots:
             module_at(self._base, path)
         for path, slot in slots.items():
-            _site(self._base, path).slots.append(slot.eval())
+            site_at(self._base, path).slots.append(slot.eval())
         self._parameters[name], self._slots[name] = given, slots
 
     def detach(self, name: str) -> None:
         """See Adapters. A site without slots gives its place back to its module."""
         del self._parameters[name]
         for path, slot in self._slots.pop(name).items():
-            site = _site(self._base, path)
+            site = site_at(self._base, path)
             site.slots = [other for other in site.slots if other is not slot]
             if not site.slots:
                 _put(self._base, path, site.base)
@@ -128,23 +135,25 @@ class SiteAdapters:
     def activate(self, name: str | None) -> None:
         """See Adapters."""
         for path in self._slots.get(self._active or "", {}):
-            _site(self._base, path).active = []
+            site_at(self._base, path).active = []
         self._active = name
         for path, slot in self._slots.get(name or "", {}).items():
-            _site(self._base, path).active = [slot]
+            site_at(self._base, path).active = [slot]
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """See Adapters."""
         return dict(self._parameters[name])
 
-    def train(self, name: str | None, trained: frozenset[str]) -> None:
+    def slots(self, name: str) -> dict[str, Slot]:
+        """An adapter's slots by the names of the modules they are at."""
+        return self._slots[name]
+
+    def train(self, name: str, trained: frozenset[str]) -> None:
         """See Adapters."""
-        for other, parameters in self._parameters.items():
-            for key, parameter in parameters.items():
-                parameter.requires_grad_(other == name and key in trained)
-        for other, slots in self._slots.items():
-            for slot in slots.values():
-                slot.train(other == name)
+        for key, parameter in self._parameters[name].items():
+            parameter.requires_grad_(key in trained)
+        for slot in self._slots[name].values():
+            slot.train(bool(trained))
 
     def after_step(self, name: str) -> None:
         """See Adapters."""
@@ -157,7 +166,7 @@ class SiteAdapters:
         return torch.stack(parts).sum() if parts else None
 
 
-def _site(base: Base, path: str) -> Site:
+def site_at(base: Base, path: str) -> Site:
     """The site around a module, made where there is none yet."""
     module = module_at(base, path)
     if isinstance(module, Site):
