@@ -13,7 +13,7 @@ from typing import Any
 from finetune_local import __version__
 from finetune_local.errors import AdapterError, DiskFull
 from finetune_local.models.folder import Identity, ModelFolder
-from finetune_local.spec.families import PREFIX
+from finetune_local.spec.families import PREFIX, family_of
 from finetune_local.spec.plan import AdapterPlan
 
 FILE = "finetune_local.json"
@@ -104,7 +104,7 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
                 f"the adapter lands on {module}, which '{model.name}' does not have. It was made on another base."
             )
         shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
-        if found.shape != shape:
+        if not family_of(plan).fits(target, found.shape):
             raise AdapterError(
                 f"the adapter expects {module} to be {times(shape)}, but in '{model.name}' it is {times(found.shape)}. "
                 "It was made on another base."

@@ -128,6 +128,10 @@ class Family:
         """The plan of an adapter on disk, from PEFT's config and its tensors' shapes. Raises AdapterError."""
         raise AdapterError(f"adapters of type {config.get('peft_type')} cannot be read.")
 
+    def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
+        """Whether a base whose weight has this shape there has the target; a file may not tell all of a target's sizes."""
+        return shape == ((target.out_features, target.in_features) if target.in_features else (target.out_features,))
+
     def unmergeable(self, plan: AdapterPlan) -> str | None:
         """Why the adapter cannot become part of the base's weights, with what to do instead; None where it can."""
         return None
