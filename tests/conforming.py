@@ -26,6 +26,7 @@ PROMPT = 3
 
 
 SMALL: dict[str, Any] = {
+    "adapter_width": 4,
     "rank": 4,
 }
 """Sizes of settings that suit a tiny model; a family gets those it has."""

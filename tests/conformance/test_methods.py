@@ -23,14 +23,25 @@ LOW_RANK = 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
 MAGNITUDES = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)
 WHOLE = 384 * 64 + 2 * (64 * 64 * 2 + 32 * 64 * 2 + 128 * 64 * 3 + 2 * 64) + 64
 PARAMETERS = {
+    "adapter": 2 * 2 * (2 * 64 * 4 + 4 + 64),
+    "adapter-pfeiffer": 2 * (2 * 64 * 4 + 4 + 64),
+    "bitfit": 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64),
     "dora": LOW_RANK + MAGNITUDES,
     "full": WHOLE,
+    "ia3": 2 * (32 + 32 + 128),
+    "last-layers": WHOLE - 384 * 64 - 64,
     "lora": LOW_RANK,
+    "norms": 2 * 2 * 64 + 64,
+    "parallel-adapter": 2 * (2 * 64 * 4 + 4 + 64),
     "qdora": LOW_RANK + MAGNITUDES,
     "qlora": LOW_RANK,
+    "vera": 2 * (7 * 4 + 64 + 32 + 32 + 64 + 128 + 128 + 64),
 }
 
-EXACTLY = ("full", "lora", "qlora")
+EXACTLY = (
+    *("adapter", "adapter-pfeiffer", "bitfit", "full", "ia3", "last-layers"),
+    *("lora", "norms", "parallel-adapter", "qlora", "vera"),
+)
 """Methods whose new adapter changes not a single bit."""
 
 
