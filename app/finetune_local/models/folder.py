@@ -118,7 +118,11 @@ class ModelFolder:
 
     def info(self) -> BaseInfo:
         """What the methods look at before anything is loaded."""
-        return BaseInfo(self.weights(), self.context_length, self.family)
+        text = self.text_config
+        heads = int(text.get("num_attention_heads") or text.get("n_head") or 0)
+        head_dim = int(text.get("head_dim") or (int(text.get("hidden_size") or 0) // heads if heads else 0))
+        kv_heads = int(text.get("num_key_value_heads") or heads)
+        return BaseInfo(self.weights(), self.context_length, self.family, kv_heads, head_dim)
 
     def read(self, name: str) -> Floats:
         """One tensor as fp32. Raises ModelError where there is none of this name or it is not of floats."""

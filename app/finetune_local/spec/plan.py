@@ -22,11 +22,13 @@ class WeightInfo:
 @dataclass(frozen=True)
 class BaseInfo:
     """What a family may know of a base before it is loaded: its weights by name, the longest text it reads, its family of
-    models as config.json names it."""
+    models as config.json names it, its number of key heads and their width (0 where the config does not say)."""
 
     weights: Mapping[str, WeightInfo]
     context: int = 1 << 20
     model_type: str = ""
+    kv_heads: int = 0
+    head_dim: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from finetune_local.errors import SpecError, Unsupported
 from finetune_local.machine import nvidia_cards
 from finetune_local.paths import Home
 from finetune_local.spec import defaults
-from finetune_local.spec.families import families
+from finetune_local.spec.families import Family, families
+from finetune_local.spec.fields import flag_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, plan_method, preset_of
 from finetune_local.train import checkpoint
@@ -93,12 +94,18 @@ def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
     if reason := family.refusal(spec.method.settings, spec.model.precision or "fp32"):
         raise SpecError(f"method '{spec.method.key}' does not work here: {reason}")
     plan = plan_method(spec.method, model.info())
-    if (virtual := family.virtual_tokens(plan).count) > model.context_length - SHORTEST:
+    if (taken := family.positions(plan)) > model.context_length - SHORTEST:
         raise SpecError(
-            f"the prompt is {virtual} tokens long, and {model.name} reads at most {model.context_length}: "
-            "no room is left for a text. Lower --prompt-length."
+            f"method '{spec.method.key}' takes {taken} positions for itself, and {model.name} reads at most "
+            f"{model.context_length}: no room is left for a text. Lower {_length_flag(family)}."
         )
     return plan
+
+
+def _length_flag(family: Family) -> str:
+    """The setting that says how many positions a family takes."""
+    fields = family.settings.model_fields
+    return next((flag_of(name, field) for name, field in fields.items() if name.endswith("length")), "its length")
 
 
 def method_family(spec: RunSpec) -> str:
@@ -183,10 +190,10 @@ def _prepare_data(
     from finetune_local.data.prepare import prepare
 
     context = model.context_length
-    virtual = families()[method_family(spec)].virtual_tokens(plan_for(spec, model)).count
-    length, reason = defaults.max_length(spec, context - virtual)
-    if length + virtual > context:
-        beside = f", {virtual} of them the method's own" if virtual else ""
+    taken = families()[method_family(spec)].positions(plan_for(spec, model))
+    length, reason = defaults.max_length(spec, context - taken)
+    if length + taken > context:
+        beside = f", {taken} of them the method's own" if taken else ""
         raise SpecError(f"--max-length is {length}, but {model.name} reads at most {context} tokens{beside}. Lower it.")
     if spec.data.max_length is None:
         yield Note(text=f"data.max_length = {length} ({reason})")

@@ -100,7 +100,7 @@ class Family:
 
     def apart(self, plan: AdapterPlan) -> str | None:
         """Why the adapter cannot share a pass of the base with others that are trained at once; None where it can."""
-        if self.virtual_tokens(plan).count:
+        if self.positions(plan):
             return "it puts positions of its own before every text. Train it alone."
         return None
 
