@@ -1,4 +1,5 @@
-"""Write the parts of the docs that are made from the code: docs/settings.md, docs/run.schema.json, and the tables in methods.md and data.md.
+"""Write the parts of the docs that are made from the code: docs/settings.md, docs/run.schema.json, the tables in methods.md and
+data.md, and from the committed measurements those of methods.md's benchmark.
 
     .venv/bin/python packaging/make_docs.py            writes them
     .venv/bin/python packaging/make_docs.py --check    exit code 1 where one is out of date (a test calls this)
@@ -71,7 +72,18 @@ def main() -> None:
 def _documents() -> Iterator[tuple[Path, str]]:
     yield DOCS / "settings.md", _settings()
     yield DOCS / "run.schema.json", json.dumps(run_schema(), indent=1, ensure_ascii=False) + "\n"
-    tables: Mapping[str, Callable[[], str]] = {"methods": _methods, "gaps": _gaps, "presets": _presets}
+    sys.path.insert(0, str(DOCS.parent / "benchmarks"))  # scripts, no package
+    import methods_report
+
+    measured = methods_report.load()
+    if (drawn := methods_report.chart(measured)) is not None:
+        yield DOCS / "methods.svg", drawn
+    tables: Mapping[str, Callable[[], str]] = {
+        "methods": _methods,
+        "gaps": _gaps,
+        "presets": _presets,
+        "benchmark": lambda: methods_report.report(measured),
+    }
     for path in sorted(DOCS.glob("*.md")):
         text = path.read_text("utf-8")
         if "<!-- made:" in text:
