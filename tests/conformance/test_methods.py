@@ -33,6 +33,7 @@ PARAMETERS = {
     "lora": LOW_RANK,
     "norms": 2 * 2 * 64 + 64,
     "parallel-adapter": 2 * (2 * 64 * 4 + 4 + 64),
+    "prefix": 5 * 32 + 16 * (32 + 1) + 2 * 2 * 32 * (16 + 1),
     "qdora": LOW_RANK + MAGNITUDES,
     "qlora": LOW_RANK,
     "vera": 2 * (7 * 4 + 64 + 32 + 32 + 64 + 128 + 128 + 64),

@@ -159,4 +159,5 @@ def _mapped(
     embedding = next((n for n in places if n.endswith(("embed_tokens.weight", "wte.weight"))), None)
     tied = {n: embedding for n in found if n.endswith("lm_head.weight") and n not in places and embedding}
     text = getattr(module, "language_model", module)
-    return Model(module, places, modules, longest(config, getattr(text, "args", arguments)), tied)
+    length = longest(config, getattr(text, "args", arguments))
+    return Model(module, places, modules, length, tied, config.get("text_config") or config)

@@ -37,7 +37,8 @@ class Place:
 class Model:
     """The module and the maps into it, made before any adapter changes the tree.
 
-    `weights` maps the names in the folder to places of arrays; `modules` maps a module's object id to its own place.
+    `weights` maps the names in the folder to places of arrays; `modules` maps a module's object id to its own place;
+    `config` is the text part of the config as mlx-lm sees it.
     """
 
     module: nn.Module
@@ -45,6 +46,7 @@ class Model:
     modules: Mapping[int, Place]
     longest: int | None
     tied: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parts = [(path, place, part) for path, place, part in walk(self.module) if isinstance(part, nn.Module)]
