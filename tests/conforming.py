@@ -27,6 +27,8 @@ PROMPT = 3
 
 SMALL: dict[str, Any] = {
     "adapter_width": 4,
+    "prefix_length": 5,
+    "prefix_width": 16,
     "rank": 4,
 }
 """Sizes of settings that suit a tiny model; a family gets those it has."""
@@ -34,7 +36,7 @@ SMALL: dict[str, Any] = {
 RATES: dict[str, float] = {}
 """Learning rates at which a tiny model learns in a few steps, where 1e-2 is not right."""
 
-MORE_STEPS: dict[str, int] = {}
+MORE_STEPS: dict[str, int] = {"prefix": 20}
 """How many steps training needs to fall clearly, where 10 are not enough."""
 
 
@@ -126,18 +128,15 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 def gradients_of(session: Session, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
     """The gradients of one batch's mean loss by the trained tensors of the adapter that was prepared; nothing is stepped."""
     inside: Any = session
-    total = float(batch.supervised)
+    training, shares = inside._ready(), [Share("a", [batch], SFT, 0.0)]
     if hasattr(inside, "_gradients"):  # MLX
-        with inside.using("a"):
-            _, found = inside._gradients(batch, inside._with_virtual(batch), SFT, total, False)
-        gradients = {name: np.array(value) for name, value in found.items()}
-        inside._adapter("a").place(inside._adapter("a").parameters)
-        return gradients
-    training = inside._ready()
+        with inside._computing([training]) as one:
+            _, found = inside._gradients(one, shares, [(0, batch)], False)
+        return {name: np.array(value) for name, value in found.items()}
     inside._start_gradients([training])
     training.optimizer.clear()
     with inside._computing([training]) as rows:
-        inside._backward([Share("a", [batch], SFT, 0.0)], [(0, batch)], rows)
+        inside._backward(shares, [(0, batch)], rows)
     parameters = inside._keeper_of("a").parameters("a")
     found = {name: parameters[name].grad.numpy().copy() for name in training.trained}
     training.optimizer.clear()

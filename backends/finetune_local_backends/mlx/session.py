@@ -7,15 +7,15 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.backend import Batch, Decoder, Device, Floats, MemoryUse, StepResult
+from finetune_local.backend import Batch, Decoder, Device, Floats, MemoryUse, Share, StepResult
 from finetune_local.errors import AdapterError, Unsupported
-from finetune_local.spec.families import Source, Tracker, VirtualTokens, family_of, trainable_parameters
+from finetune_local.spec.families import Source, VirtualTokens, family_of, trainable_parameters
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings
@@ -23,30 +23,18 @@ from finetune_local_backends.mlx import kernels, memory
 from finetune_local_backends.mlx.decoder import MlxDecoder
 from finetune_local_backends.mlx.gaps import GAPS
 from finetune_local_backends.mlx.methods import Adapter, check_tensors
+from finetune_local_backends.mlx.methods.sites import SiteAdapter
+from finetune_local_backends.mlx.methods.split import SplitAdapter, own
 from finetune_local_backends.mlx.model import Model
 from finetune_local_backends.mlx.ops import OPS
 from finetune_local_backends.mlx.optimizer import AdamW, State
+from finetune_local_backends.mlx.passes import Pass, Training, norm_of
+from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
 
 TRACKER = "tracker:"
 _LOGITS_BYTES = 64 << 20
 _CACHE_BYTES = 1 << 30
-
-
-@dataclass
-class _Training:
-    """What prepare() made ready.
-
-    Of the names of trained parameters, `outside` are those computed with outside the blocks, `blocks` those in each.
-    """
-
-    name: str
-    settings: TrainingSettings
-    optimizer: AdamW
-    tracker: Tracker | None
-    trained: list[str]
-    outside: list[str] = field(default_factory=list)
-    blocks: dict[int, list[str]] = field(default_factory=dict)
 
 
 class MlxSession:
@@ -59,7 +47,7 @@ class MlxSession:
         self._adapters: dict[str, Adapter] = {}
         self._plans: dict[str, AdapterPlan] = {}
         self._active: str | None = None
-        self._training: _Training | None = None
+        self._trainings: dict[str, Training] = {}
         self._seed = 0
         self._meter = memory.Meter(device)
 
@@ -91,8 +79,7 @@ class MlxSession:
         adapter = self._adapter(name)
         if self._active == name:
             self.activate(None)
-        if self._training and self._training.name == name:
-            self._training = None
+        self._trainings.pop(name, None)
         adapter.remove()
         del self._adapters[name], self._plans[name]
 
@@ -155,14 +142,13 @@ class MlxSession:
         rates = family.rates(plan)
         trained = {n: p for n, p in adapter.parameters.items() if rates.get(n, 1.0)}
         tracker = family.tracker(plan, training.max_steps or 1)
-        state = _Training(name, training, AdamW(trained, training, rates), tracker, list(trained))
-        for block, names in adapter.used().items():
-            if used := [n for n in names if n in trained]:
-                (state.outside if block is None else state.blocks.setdefault(block, [])).extend(used)
-        self._training = state
+        state = Training(name, training, AdamW(trained, training, rates), tracker, list(trained))
+        self._trainings.pop(name, None)
+        self._trainings[name] = state
         # At the least, the gradient of every matrix needs its input kept; of checkpointed blocks only one at a time.
         kept = sum(p.shape[-1] for p in trained.values() if p.ndim > 1)
-        share = max(1, len(state.blocks)) if training.gradient_checkpointing else 1
+        blocks = sum(block is not None for block in adapter.used())
+        share = max(1, blocks) if training.gradient_checkpointing else 1
         size = sum(p.nbytes for p in trained.values())
         self._meter.expect((4 if self.precision == "fp32" else 2) * kept / share, 2 * size + 5 * _LOGITS_BYTES)
 
@@ -172,42 +158,70 @@ class MlxSession:
 
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
         """See Session."""
-        training = self._ready()
-        adapter = self._adapter(training.name)
-        total = float(sum(batch.supervised for batch in batches))
-        keys = mx.random.split(mx.random.key(self._seed), len(batches))
-        gradients: dict[str, mx.array] = {}
-        loss = 0.0
+        return self.step_together([Share(self._ready().name, batches, objective, learning_rate)])[0]
+
+    def step_together(self, shares: Sequence[Share]) -> list[StepResult]:
+        """See Session."""
+        work = [self._ready(share.name) for share in shares]
+        keys = iter(mx.random.split(mx.random.key(self._seed), max(len(share.batches) for share in shares)))
+        found: dict[str, mx.array] = {}
+        losses = [0.0] * len(shares)
         first = True
-        with self.using(training.name), memory.guard("this batch"):
+        with self._computing(work) as one, memory.guard("this batch"):
             try:
-                for index, batch in enumerate(batches):
-                    if batch.supervised == 0:
-                        continue
-                    adapter.dropout(keys[index])
-                    whole = self._with_virtual(batch)
-                    with self._meter.batch(whole.ids.size):
-                        value, found = self._gradients(batch, whole, objective, total, first)
-                        gradients = {n: gradients[n] + g for n, g in found.items()} if gradients else found
-                        del found
-                        mx.eval(value, gradients)
+                for present in rounds(shares):
+                    one.adapter.dropout(next(keys))
+                    values, gradients = self._gradients(one, shares, present, first)
+                    found = {n: found[n] + g if n in found else g for n, g in (found | gradients).items()}
+                    del gradients
+                    mx.eval(found)
                     first = False
-                    loss += float(np.array(value))
+                    for (number, _), value in zip(present, values, strict=True):
+                        losses[number] += value
                     memory.trim(_CACHE_BYTES)
             finally:
-                adapter.dropout(None)
-                adapter.place(adapter.parameters)
-            norm = _norm(gradients)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                return StepResult(loss, norm)
-            limit = training.settings.max_gradient_norm
-            factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
-            seen = {n: np.array(g * factor) for n, g in gradients.items()} if training.tracker else {}
-            training.optimizer.update(adapter.parameters, gradients, factor, learning_rate)
-            self._track(training, seen)
-            adapter.changed()
-            adapter.place(adapter.parameters)
+                one.adapter.dropout(None)
+            several = len(work) > 1
+            return [
+                self._update(t, share, loss, {n: found.pop(own(number, n) if several else n) for n in t.trained})
+                for number, (t, share, loss) in enumerate(zip(work, shares, losses, strict=True))
+            ]
+
+    def _update(self, training: Training, share: Share, loss: float, gradients: dict[str, mx.array]) -> StepResult:
+        """Clip and apply one adapter's gradients, unless something is not a finite number."""
+        norm = norm_of(gradients)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return StepResult(loss, norm)
+        adapter = self._adapter(training.name)
+        limit = training.settings.max_gradient_norm
+        factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+        seen = {n: np.array(g * factor) for n, g in gradients.items()} if training.tracker else {}
+        training.optimizer.update(adapter.parameters, gradients, factor, share.learning_rate)
+        self._track(training, seen)
+        adapter.changed()
         return StepResult(loss, norm)
+
+    @contextlib.contextmanager
+    def _computing(self, work: Sequence[Training]) -> Iterator[Pass]:
+        """Within it one adapter computes, as usual, or several do, each for its own rows."""
+        checkpointing = any(training.settings.gradient_checkpointing for training in work)
+        if len(work) == 1:
+            with self.using(work[0].name):
+                adapter = self._adapter(work[0].name)
+                try:
+                    yield Pass(adapter, work[0].trained, checkpointing)
+                finally:
+                    adapter.place(adapter.parameters)
+            return
+        check_plans([self._plans[training.name] for training in work])
+        with self.using(None):
+            split = SplitAdapter([cast(SiteAdapter, self._adapter(training.name)) for training in work])
+            names = [own(number, name) for number, training in enumerate(work) for name in training.trained]
+            try:
+                yield Pass(split, names, checkpointing)
+            finally:
+                split.place(split.parameters)  # no traced arrays stay in the slots
+                split.withdraw()
 
     def score(self, batch: Batch) -> Floats:
         """See Session."""
@@ -237,15 +251,15 @@ class MlxSession:
         """See Session."""
         return MlxDecoder(self)
 
-    def optimizer_state(self) -> State:
+    def optimizer_state(self, name: str | None = None) -> State:
         """See Session."""
-        training = self._ready()
+        training = self._ready(name)
         tracked = training.tracker.state() if training.tracker else {}
         return training.optimizer.state() | {TRACKER + name: np.array(value) for name, value in tracked.items()}
 
-    def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]], name: str | None = None) -> None:
         """See Session."""
-        training = self._ready()
+        training = self._ready(name)
         tracked = [name for name in state if training.tracker and name.startswith(TRACKER)]
         training.optimizer.restore({name: value for name, value in state.items() if name not in tracked})
         if training.tracker:
@@ -264,35 +278,47 @@ class MlxSession:
             )
 
     def _gradients(
-        self, batch: Batch, whole: Batch, objective: Objective, total: float, penalised: bool
-    ) -> tuple[mx.array, dict[str, mx.array]]:
-        """One micro-batch's share of the loss, and the gradients; `whole` is the batch with the adapter's own positions.
+        self, one: Pass, shares: Sequence[Share], present: list[tuple[int, Batch]], penalised: bool
+    ) -> tuple[list[float], dict[str, mx.array]]:
+        """The loss of each micro-batch that is computed at once, and the gradients.
 
         Prompts side by side each get the gradient they would get alone; the loss that is told is their mean.
         """
-        training = self._ready()
-        adapter = self._adapter(training.name)
-        members = self.virtual().members
+        batch, slices = joined([batch for _, batch in present])
+        whole, members = self._with_virtual(batch), self.virtual().members
+        if isinstance(one.adapter, SplitAdapter):
+            rows = one.adapter.rows
+            rows.slices, rows.owners, rows.total = slices, [number for number, _ in present], len(batch.ids)
+        ends = np.cumsum([members * batch.supervised for _, batch in present])[:-1].tolist()
 
-        def loss(parameters: kernels.Tree) -> tuple[mx.array, mx.array]:
+        def loss(parameters: kernels.Tree) -> tuple[mx.array, list[mx.array]]:
             def head(outside: kernels.Tree, hidden: mx.array) -> mx.array:
-                adapter.place(outside)
+                one.adapter.place(outside)
                 return self.model.head(hidden)
 
-            adapter.place(parameters)
-            with self._checkpointing(parameters):
+            one.adapter.place(parameters)
+            with self._checkpointing(one, parameters):
                 hidden, targets = self._supervised(whole)
-            outside = {name: parameters[name] for name in training.outside}
+            outside = {name: parameters[name] for name in one.outside}
             found = kernels.chunked_logprobs(head, outside, hidden, targets, self._rows())
-            value: mx.array = sum(objective.loss(OPS, part, batch, total) for part in mx.split(found, members))
-            penalty = adapter.penalty(parameters) if penalised else None
-            return value if penalty is None else value + penalty, value / members
+            values: list[mx.array] = []
+            for part, (number, own_batch) in zip(mx.split(found, ends), present, strict=True):
+                share = shares[number]
+                total = float(sum(other.supervised for other in share.batches))
+                of_members = [share.objective.loss(OPS, p, own_batch, total) for p in mx.split(part, members)]
+                values.append(mx.stack(of_members).sum())
+            value = mx.stack(values).sum()
+            penalty = one.adapter.penalty(parameters) if penalised else None
+            return value if penalty is None else value + penalty, values
 
-        trained = {name: adapter.parameters[name] for name in training.trained}
-        (_, told), gradients = mx.value_and_grad(loss)(trained)
-        return told, gradients
+        own_parameters = one.adapter.parameters
+        trained = {name: own_parameters[name] for name in one.trained}
+        with self._meter.batch(whole.ids.size):
+            (_, told), gradients = mx.value_and_grad(loss)(trained)
+            mx.eval(told, gradients)
+        return [float(np.array(value)) / members for value in told], gradients
 
-    def _track(self, training: _Training, gradients: Mapping[str, Floats]) -> None:
+    def _track(self, training: Training, gradients: Mapping[str, Floats]) -> None:
         """Let the family change its tensors between two steps."""
         if training.tracker is None:
             return
@@ -306,15 +332,14 @@ class MlxSession:
         virtual = self.virtual()
         return batch_with(batch, self.model.vocabulary, virtual) if virtual.count else batch
 
-    def _checkpointing(self, parameters: kernels.Tree) -> contextlib.AbstractContextManager[None]:
-        training = self._ready()
-        if not training.settings.gradient_checkpointing:
+    def _checkpointing(self, one: Pass, parameters: kernels.Tree) -> contextlib.AbstractContextManager[None]:
+        if not one.checkpointing:
             return contextlib.nullcontext()
         # Blocks before the first trained one keep nothing anyway, unless something before them (a prompt) is trained.
-        first = 0 if training.outside else min(training.blocks, default=0)
+        first = 0 if one.outside else min(one.blocks, default=0)
         blocks = {n: block for n, block in enumerate(self.model.blocks()) if n >= first}
-        own = {n: {name: parameters[name] for name in training.blocks.get(n, [])} for n in blocks}
-        return kernels.Checkpointing(blocks, own.__getitem__, self._adapter(training.name).place)
+        trained = {n: {name: parameters[name] for name in one.blocks.get(n, [])} for n in blocks}
+        return kernels.Checkpointing(blocks, trained.__getitem__, one.adapter.place)
 
     def _supervised(self, batch: Batch) -> tuple[mx.array, mx.array]:
         """Hidden states (n, width) that predict the supervised tokens, and those tokens (n,), in row-major order.
@@ -345,18 +370,13 @@ class MlxSession:
             )
         return int(whole.shape[-1])
 
-    def _ready(self) -> _Training:
-        if self._training is None:
+    def _ready(self, name: str | None = None) -> Training:
+        """What prepare() made for an adapter, or for the last one."""
+        if not self._trainings or (name is not None and name not in self._trainings):
             raise RuntimeError("step() and the optimizer need prepare() first")
-        return self._training
+        return self._trainings[name or next(reversed(self._trainings))]
 
     def _adapter(self, name: str) -> Adapter:
         if name not in self._adapters:
             raise AdapterError(f"no adapter '{name}' is in memory. In memory: {', '.join(self._adapters) or 'none'}.")
         return self._adapters[name]
-
-
-def _norm(gradients: Mapping[str, mx.array]) -> float:
-    """The L2 norm over all gradients."""
-    squares = [mx.square(g).sum() for g in gradients.values()]
-    return math.sqrt(float(np.array(mx.stack(squares).sum()))) if squares else 0.0

@@ -226,7 +226,7 @@ class TorchSession:
         batch, rows.slices = joined([batch for _, batch in present])
         rows.owners, rows.total = [number for number, _ in present], len(batch.ids)
         members = self._virtual().members
-        found = self._log_probabilities(batch).split([members * batch.supervised for _, batch in present])
+        found = self._log_probabilities(batch).split([members * batch.supervised for _, batch in present])  # type: ignore[no-untyped-call]
         losses = []
         for part, (number, batch) in zip(found, present, strict=True):
             share = shares[number]

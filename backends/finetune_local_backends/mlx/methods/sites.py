@@ -59,6 +59,13 @@ class Slot:
             if name in parameters:
                 setattr(self, attribute, parameters[name])
 
+    goes_on = False
+    """Whether `beside` is there: the output can be made from the module's own."""
+
+    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """__call__() where y = base(x) has been computed already, for the rows of several adapters at once."""
+        raise NotImplementedError
+
     def refresh(self, base: Any) -> None:
         """Called after the arrays changed, for what is derived from them and the base and kept between calls."""
 
@@ -126,6 +133,10 @@ class SiteAdapter(Adapter):
         for slot in (slot for _, slot, _ in self._sites):
             slot.fill(self.parameters)
         self.changed()
+
+    def sites(self) -> list[tuple[Site, Slot]]:
+        """Where it computes."""
+        return [(site, slot) for site, slot, _ in self._sites]
 
     def place(self, parameters: Mapping[str, mx.array]) -> None:
         """See Adapter."""
