@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from conforming import ROWS, batch, log_softmax, make_case
+from conforming import ROWS, SFT, batch, log_softmax, make_case
 from finetune_local.adapters.extract import extract
 from finetune_local.adapters.tuned import from_adapter, from_folder
 from finetune_local.backend import Backend
@@ -67,7 +67,9 @@ def test_what_this_backend_tuned_is_extracted(backend: Backend, tiny: Path, tmp_
     base_loss = -float(case.session.score(batch()).mean())
     case.attach()
     case.session.prepare("a", case.spec.training)
-    case.train(10, rate=1e-3)
+    for step in range(10):
+        case.session.seed(step)
+        case.session.step([batch()], SFT, 1e-3)
     full_loss = -float(case.session.score(batch()).mean())
     write_adapter(tmp_path / "full", case.plan, case.session.tensors("a"), "tiny")
     base = ModelFolder.open(tiny)
