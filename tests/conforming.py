@@ -33,7 +33,10 @@ SMALL: dict[str, Any] = {
 }
 """Sizes of settings that suit a tiny model; a family gets those it has."""
 
-RATES: dict[str, float] = {}
+RATES: dict[str, float] = {
+    "adapter": 2e-2,
+    "adapter-pfeiffer": 3e-2,
+}
 """Learning rates at which a tiny model learns in a few steps, where 1e-2 is not right."""
 
 MORE_STEPS: dict[str, int] = {"prefix": 20}
