@@ -87,6 +87,15 @@ class Model:
                 return int(place.get().shape[0])
         raise Unsupported("MLX's class for this model has no embedding of a known name, so no prompt can be trained.")
 
+    @property
+    def embedding_scale(self) -> float:
+        """What the body multiplies embeddings with where transformers' embedding does it itself (Gemma); 1 for most."""
+        family = getattr(self.text.args, "model_type", "")
+        if not family.startswith("gemma"):
+            return 1.0
+        scale = mx.array(self.text.args.hidden_size**0.5)
+        return float(scale.astype(mx.bfloat16 if family.startswith("gemma3") else mx.float32).item())
+
     def linear(self, target: Target) -> Place:
         """The place of a target's linear layer. Raises ModelError where there is none, or of another shape."""
         weight = self.weights.get(target.module + ".weight")

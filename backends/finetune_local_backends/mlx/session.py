@@ -68,7 +68,7 @@ class MlxSession:
             check_tensors(tensors, family.shapes(plan))
         self.activate(None)  # what is derived from the base must see the base
         with memory.guard("the adapter"):
-            given = family.initial(plan, seed, Source(self.weight, ids)) if tensors is None else tensors
+            given = family.initial(plan, seed, Source(self.weight, ids, self.model.embedding_scale)) if tensors is None else tensors
             adapter: Adapter = method.attach(self.model, plan, given)
         self._adapters[name], self._plans[name] = adapter, plan
         self.activate(name)

@@ -43,6 +43,13 @@ class Base:
         """Rows of the embedding; ids from here on are virtual tokens of an adapter."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
+    @property
+    def embedding_scale(self) -> float:
+        """What the embedding itself multiplies its rows with (Gemma); 1 for most."""
+        embedding = self.model.get_input_embeddings()
+        scale = torch.as_tensor(getattr(embedding, "embed_scale", 1.0))
+        return float(scale.to(embedding.weight.dtype))
+
 
 def load_base(folder: Path, precision: Precision, device: Device) -> Base:
     """Load and freeze. Raises ModelError, OutOfMemory, Unsupported."""

@@ -75,7 +75,7 @@ class TorchSession:
             _check(family.shapes(plan), tensors)
         self.activate(None)
         with memory.guard(f"attach the adapter '{name}'"):
-            given = family.initial(plan, seed, Source(self.weight, ids)) if tensors is None else tensors
+            given = family.initial(plan, seed, Source(self.weight, ids, self._base.embedding_scale)) if tensors is None else tensors
             self._keeper(plan.family).attach(name, plan, given)
         self._plans[name] = plan
         self.activate(name)

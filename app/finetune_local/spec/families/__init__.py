@@ -40,6 +40,7 @@ class Source:
 
     weight: Callable[[str], Array]
     ids: Callable[[str], list[int]] | None = None
+    embedding_scale: float = 1.0  # what Gemma's kin multiply their embeddings with, before the first block reads them
 
 
 @dataclass(frozen=True)
