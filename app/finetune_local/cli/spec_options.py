@@ -76,7 +76,8 @@ def spec_from(values: Mapping[str, Any], config: Path | None, base: Mapping[str,
 def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Drop from a config what only followed from a setting that an option changes: a run.json holds automatic values too.
 
-    Another method brings its own precision, optimizer and rate; other epochs another number of steps.
+    Another method brings its own precision, optimizer and rate; other epochs another number of steps; another precision or
+    backend its own kind of 4 bits.
     """
     before = str(tables.get("method", {}).get("key", "lora"))
     after = str(given.get("method__key", before))
@@ -89,6 +90,11 @@ def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> N
                 tables[table].pop(name, None)
         if method_named(before).family != method_named(after).family:
             training.pop("learning_rate", None)
+    model = tables.get("model", {})
+    held = given.get("model__precision") or model.get("precision") or method_named(after).presets.get("model.precision")
+    moved = given.get("backend", tables.get("backend")) != tables.get("backend")
+    if held != "4-bit" or (moved and model.get("quantisation") == "affine"):
+        model.pop("quantisation", None)
     if "training__epochs" in given:
         training.pop("max_steps", None)
 

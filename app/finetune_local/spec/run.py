@@ -41,7 +41,7 @@ class ModelSettings(Settings):
     )
     quantisation: Quantisation = setting(
         "auto",
-        help="Kind of 4 bits: QLoRA's nf4, or MLX's affine groups. auto: affine where there is, as it is faster.",
+        help="Kind of 4 bits: nf4 as in QLoRA, or MLX's own affine groups. auto: the faster one, affine on MLX, else nf4.",
         group="model",
     )
 

@@ -7,6 +7,7 @@ computes no gradients through it, and its int8 product also rounds the activatio
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class Nf4Linear(QuantisedLinear):
     def __init__(self, layer: Any) -> None:
         super().__init__(layer.out_features, layer.in_features, layer.bias)
         self.state = layer.weight.quant_state
+        # Blocks run on from row to row. On CPUs with AVX-512 bitsandbytes (0.50) takes them to begin anew with each row and so
+        # gives weights wrong scales where a row is no whole number of blocks: it is told of one long row instead.
+        self.one_row = copy.copy(self.state)
+        if self.in_features % self.state.blocksize:
+            self.one_row.shape = torch.Size((1, self.out_features * self.in_features))
         self.register_buffer("weight", layer.weight.data, persistent=False)
         self.weight: torch.Tensor
 
@@ -49,8 +55,9 @@ class Nf4Linear(QuantisedLinear):
         """See QuantisedLinear."""
         from bitsandbytes.functional import dequantize_4bit
 
-        weight: torch.Tensor = dequantize_4bit(self.weight, self.state)
-        return weight.to(dtype)
+        state = self.state if self.weight.is_cuda else self.one_row
+        weight: torch.Tensor = dequantize_4bit(self.weight, state)
+        return weight.reshape(self.out_features, self.in_features).to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """On a card, bitsandbytes' fused product for inference; else see QuantisedLinear."""

@@ -14,7 +14,7 @@ import pytest
 
 from finetune_local.cli.main import HELPERS, cli, main
 from finetune_local.cli.spec_options import spec_fields, spec_from
-from finetune_local.errors import Stopped
+from finetune_local.errors import SpecError, Stopped
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import runs
@@ -154,6 +154,15 @@ def test_a_run_json_with_another_method_or_other_epochs(tmp_path: Path) -> None:
     assert (longer.training.epochs, longer.training.max_steps) == (5.0, None)
     config.write_text(json.dumps({"model": {"precision": "4-bit"}, "method": "qlora"}), "utf-8")
     assert spec_from({"method__key": "lora"}, config).model.precision is None
+    tables = {"backend": "mlx", "model": {"precision": "4-bit", "quantisation": "affine"}, "method": "qlora"}
+    config.write_text(json.dumps(tables), "utf-8")
+    assert spec_from({"backend": "mlx"}, config).model.quantisation == "affine"
+    for change in ({"backend": "torch"}, {"method__key": "lora"}, {"model__precision": "bf16"}):
+        assert spec_from(change, config).model.quantisation == "auto"
+    config.write_text(json.dumps({**tables, "model": {"precision": "4-bit", "quantisation": "nf4"}}), "utf-8")
+    assert spec_from({"backend": "torch"}, config).model.quantisation == "nf4"
+    with pytest.raises(SpecError, match="--quantisation nf4"):
+        spec_from({"model__precision": "bf16", "model__quantisation": "nf4"}, config)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +198,25 @@ def test_parity_takes_its_steps_from_either_option(
         assert asked[-1][0] == steps
     assert len({scratch for _, scratch in asked}) == 3  # two at once do not share a folder
     assert not any(scratch.exists() for _, scratch in asked)
+
+
+def test_parity_is_in_fp32_or_over_one_nf4_base(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: object
+) -> None:
+    from finetune_local.train import compare
+
+    held: list[tuple[str, str]] = []
+
+    def curve_of(tables: dict[str, dict[str, str]], _home: object, _scratch: Path) -> list[float]:
+        held.append((tables["model"]["precision"], tables["model"]["quantisation"]))
+        return [1.0]
+
+    monkeypatch.setattr(compare, "curve_of", curve_of)
+    for kind, expected in (("auto", ("fp32", "auto")), ("affine", ("fp32", "auto")), ("nf4", ("4-bit", "nf4"))):
+        held.clear()
+        asked = ["parity", "--data", "x.jsonl", "--method", "qlora", "--quantisation", kind, "--steps", "1"]
+        assert run(asked, capsys)[0] == 0
+        assert held == [expected] * 2
 
 
 def test_json_counts_on_either_side_of_the_verb_within(capsys: pytest.CaptureFixture[str], home: Home) -> None:
