@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
 RATES: dict[str, float] = {
     "adapter": 2e-2,
     "adapter-pfeiffer": 3e-2,
+    "lora-plus": 2e-3,
 }
 """Learning rates at which a tiny model learns in a few steps, where 1e-2 is not right."""
 

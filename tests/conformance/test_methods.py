@@ -31,8 +31,11 @@ PARAMETERS = {
     "ia3": 2 * (32 + 32 + 128),
     "last-layers": WHOLE - 384 * 64 - 64,
     "lora": LOW_RANK,
+    "lora-fa": 2 * 4 * (64 + 32 + 32 + 64 + 128 + 128 + 64),
+    "lora-plus": LOW_RANK,
     "norms": 2 * 2 * 64 + 64,
     "parallel-adapter": 2 * (2 * 64 * 4 + 4 + 64),
+    "pissa": LOW_RANK,
     "prefix": 5 * 32 + 16 * (32 + 1) + 2 * 2 * 32 * (16 + 1),
     "qdora": LOW_RANK + MAGNITUDES,
     "qlora": LOW_RANK,
@@ -41,7 +44,7 @@ PARAMETERS = {
 
 EXACTLY = (
     *("adapter", "adapter-pfeiffer", "bitfit", "full", "ia3", "last-layers"),
-    *("lora", "norms", "parallel-adapter", "qlora", "vera"),
+    *("lora", "norms", "lora-fa", "lora-plus", "pissa", "parallel-adapter", "qlora", "vera"),
 )
 """Methods whose new adapter changes not a single bit."""
 
@@ -106,8 +109,13 @@ def test_every_tensor_is_trained_that_is_not_frozen(case: Case) -> None:
 
 def test_two_adapters_live_side_by_side(exact: Case) -> None:
     exact.attach()
-    first = {name: value * np.float32(1.05) + np.float32(0.01) for name, value in exact.session.tensors("a").items()}
-    second = {name: value * np.float32(0.95) - np.float32(0.01) for name, value in exact.session.tensors("a").items()}
+    start, rates = exact.session.tensors("a"), family_of(exact.plan).rates(exact.plan)
+
+    def moved(factor: float, by: float) -> dict[str, np.ndarray]:
+        trained = {name: value for name, value in start.items() if rates.get(name, 1.0)}
+        return start | {name: value * np.float32(factor) + np.float32(by) for name, value in trained.items()}
+
+    first, second = moved(1.05, 0.01), moved(0.95, -0.01)
     exact.session.detach("a")
     seen = {}
     for name, tensors in (("first", first), ("second", second)):

@@ -11,6 +11,8 @@ from finetune_local.spec.plan import Target, WeightInfo
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj")
 MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+HEADS = ("lm_head", "embed_out")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -47,6 +49,25 @@ def linear_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:
             module = name.removesuffix(".weight")
             result[module] = Target(module, shape[1], shape[0])
     return result
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module outside the blocks turns tokens into vectors."""
+    return module.rsplit(".", 1)[-1] in EMBEDDINGS and block_of(module + ".") is None
+
+
+def outside_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:
+    """The embedding and the head, by module; a head that is the embedding has no weight of its own and its shape."""
+    result = {}
+    for name, info in weights.items():
+        module = name.removesuffix(".weight")
+        known = module != name and module.rsplit(".", 1)[-1] in (*EMBEDDINGS, *HEADS)
+        if known and len(info.shape) == 2 and block_of(name) is None:
+            result[module] = Target(module, info.shape[1], info.shape[0])
+    embeddings = [target for module, target in result.items() if is_embedding(module)]
+    if len(embeddings) == 1 == len(result):
+        result[HEADS[0]] = Target(HEADS[0], embeddings[0].in_features, embeddings[0].out_features)
+    return dict(sorted(result.items(), reverse=True))
 
 
 def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], layers: str) -> tuple[Target, ...]:

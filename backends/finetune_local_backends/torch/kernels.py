@@ -57,7 +57,7 @@ class LowRankLinear(Function):
     """y = c ∘ (x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b, with c = m / ‖W + s·B·A‖ for DoRA and 1 without.
 
     A, B and m are fp32 masters and are cast to x's type here, so x itself is never cast; the two products into y and into
-    dx run in place. `norm` (out,) is taken as a constant (DoRA, section 4.3).
+    dx run in place. `norm` (out,) is taken as a constant (DoRA, section 4.3). Where A is frozen (LoRA-FA) x is not kept.
     """
 
     @staticmethod
@@ -76,13 +76,14 @@ class LowRankLinear(Function):
         flat = x.reshape(-1, x.shape[-1])
         weight, bias = dense_weight(base, dtype), _bias(base, dtype)
         inner = flat @ a.to(dtype).t()
-        ctx.scale, ctx.base = scale, base
+        ctx.scale, ctx.base, ctx.dtype = scale, base, dtype
+        kept = flat if ctx.needs_input_grad[1] else None
         if magnitude is None or norm is None:
             y = functional.linear(flat, weight, bias).addmm_(inner, b.to(dtype).t(), alpha=scale)
-            ctx.save_for_backward(flat, inner, a, b)
+            ctx.save_for_backward(kept, inner, a, b)
         else:
             y = functional.linear(flat, weight).addmm_(inner, b.to(dtype).t(), alpha=scale)
-            ctx.save_for_backward(flat, inner, a, b, magnitude, norm, y)
+            ctx.save_for_backward(kept, inner, a, b, magnitude, norm, y)
             y = (y * (magnitude / norm)).to(dtype)  # c stays fp32: in bf16 it would be 1 until it has changed by 0.2 %
             if bias is not None:
                 y += bias
@@ -92,8 +93,7 @@ class LowRankLinear(Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         """Gradients of x, A, B and m."""
         flat, inner, a, b, *dora = ctx.saved_tensors
-        dtype = flat.dtype
-        shape = grads[0].shape
+        dtype, shape = ctx.dtype, grads[0].shape
         grad = grads[0].reshape(-1, shape[-1])
         d_magnitude = None
         if dora:

@@ -11,13 +11,14 @@ from safetensors.numpy import save_file
 
 from finetune_local import paths
 from finetune_local.adapters import library
-from finetune_local.adapters.extract import Extraction, decompose, extract, rank_for, spectrum
+from finetune_local.adapters.extract import Extraction, extract, rank_for, spectrum
 from finetune_local.adapters.identity import read_identity, write_identity
 from finetune_local.adapters.tuned import from_adapter, from_folder
 from finetune_local.cli.main import main
 from finetune_local.errors import AdapterError, FinetuneError, ModelError, SpecError
 from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.factors import decompose
 from finetune_local.spec.families import families, family_of
 from finetune_local.spec.families.full import FullSettings
 from made import made_adapter

@@ -36,11 +36,12 @@ OWN_TYPE = "FINETUNE_LOCAL"
 @dataclass(frozen=True)
 class Source:
     """What initial values may be made from: the base's weights by name, fp32, as they are computed with (dequantised where
-    the base is held quantised), and the tokenizer where there is one (`ids` of a text)."""
+    the base is held quantised), the tokenizer where there is one (`ids` of a text), and the weights as they are on disk."""
 
     weight: Callable[[str], Array]
     ids: Callable[[str], list[int]] | None = None
     embedding_scale: float = 1.0  # what Gemma's kin multiply their embeddings with, before the first block reads them
+    stored: Callable[[str], Array] | None = None
 
 
 @dataclass(frozen=True)

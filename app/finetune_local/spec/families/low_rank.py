@@ -1,124 +1,181 @@
-"""The low-rank update W + s·B·A, and DoRA's split of it into magnitude and direction.
+"""The low-rank update W + s·B·A with all that LoRA's kin add to it: starts, rates, patterns, embeddings, biases, DoRA.
 
 LoRA: Hu et al. 2021, arXiv:2106.09685, section 4.1. rsLoRA's scaling alpha/√r: Kalajdzievski 2023, arXiv:2312.03732.
 DoRA: Liu et al. 2024, arXiv:2402.09353, section 4.1 (norm over the input axis, not differentiated through).
-Shapes: A (rank, in), B (out, rank), magnitude (out,).
+LoRA+: Hayou et al. 2024, arXiv:2402.12354, section 4. LoRA-FA: Zhang et al. 2023, arXiv:2308.03303v1, section 3.
+PiSSA: Meng et al. 2024, arXiv:2404.02948, section 3. OLoRA: Büyükakyüz 2024, arXiv:2406.01775, section 3.
+LoftQ: Li et al. 2023, arXiv:2310.08659, algorithm 1 with T = 1.
+
+Shapes: A (rank, in), B (out, rank), magnitude (out,); at an embedding (vocabulary, width) A (rank, vocabulary) and
+B (width, rank). PiSSA and OLoRA start from parts of W. They leave W alone here and have frozen copies A0, B0 of the start
+instead: W + s·(B·A − B0·A0), which fold() writes as the plain LoRA [B − B0, B0]·[A; A − A0] of twice the rank.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
-from finetune_local.errors import AdapterError
-from finetune_local.spec.families import PREFIX, Array, Family, Source, check_rank
-from finetune_local.spec.fields import Settings, setting
-from finetune_local.spec.initial import kaiming_uniform
+from finetune_local.errors import AdapterError, SpecError
+from finetune_local.spec import patterns
+from finetune_local.spec.factors import orthonormal, principal
+from finetune_local.spec.families import PREFIX, Array, Family, Source, check_rank, own_config
+from finetune_local.spec.fields import Settings
+from finetune_local.spec.initial import kaiming_uniform, normal
+from finetune_local.spec.low_rank import LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.targets import AtLinear, select_linear
+from finetune_local.spec.targets import block_of, is_embedding, outside_modules, select_linear
 
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+A0, B0 = ".lora_A0.weight", ".lora_B0.weight"
+EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
+BIAS, INNER_BIAS = ".bias", ".base_layer.bias"
+"""A bias under its own name, and at a layer that PEFT has wrapped."""
+__all__ = ["BIAS", "FAMILY", "INNER_BIAS", "LowRank", "LowRankSettings", "UpdateSettings"]
 
-
-class UpdateSettings(AtLinear):
-    """What every update beside linear layers has."""
-
-    alpha: float | None = setting(
-        None,
-        help="Strength of the update: it is scaled by alpha/rank. Automatic: twice the rank.",
-        group="method",
-        gt=0,
-    )
-    dropout: float = setting(
-        0.0, help="Chance that an input of the update is zeroed in training.", group="method", ge=0, lt=1
-    )
-
-
-class LowRankSettings(UpdateSettings):
-    """Settings of LoRA and its kin."""
-
-    rank: int = setting(16, help="Width of the low-rank update.", group="method", ge=1, le=4096)
-    scaling: Literal["standard", "rslora"] = setting(
-        "standard", help="alpha/rank, or rsLoRA's alpha/√rank, which suits high ranks.", group="method"
-    )
-    use_dora: bool = setting(
-        False, help="Train magnitude and direction apart (DoRA).", group="method", flag="--use-dora"
-    )
-
-    @property
-    def effective_alpha(self) -> float:
-        """alpha, or twice the rank where it is automatic."""
-        return 2.0 * self.rank if self.alpha is None else self.alpha
-
-    @property
-    def scale(self) -> float:
-        """The factor s of s·B·A."""
-        return self.effective_alpha / (math.sqrt(self.rank) if self.scaling == "rslora" else self.rank)
+_NAMES_IN_PEFT = {"none": "none", "all": "all", "lora-only": "lora_only"}
 
 
 class LowRank(Family):
-    """See Family."""
+    """See Family. A target with in_features 0 is a trained bias, its module the whole name."""
 
     key = "low_rank"
     settings = LowRankSettings
     peft_types = ("LORA",)
 
+    def refusal(self, settings: Settings, precision: str) -> str | None:
+        """See Family."""
+        if cast(LowRankSettings, settings).start != "loftq" or precision in ("8-bit", "4-bit"):
+            return None
+        return (
+            f"--init loftq makes up for what quantisation changed, and at --precision {precision} nothing is quantised. "
+            "Use --precision 4-bit, or leave --init out."
+        )
+
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Family."""
+        """Select linear layers, embeddings, the head and biases; see Family."""
         chosen = cast(LowRankSettings, settings)
-        targets = select_linear(base.weights, chosen.targets, chosen.layers)
+        outside = outside_modules(base.weights)
+        named = [name for name in chosen.targets if any(m == name or m.endswith("." + name) for m in outside)]
+        inner = tuple(name for name in chosen.targets if name not in named)
+        targets = select_linear(base.weights, inner, chosen.layers) if inner or not named else ()
+        targets += tuple(t for m, t in outside.items() if any(m == n or m.endswith("." + n) for n in named))
         for target in targets:
-            check_rank(chosen.rank, target)
-        return AdapterPlan(method, self.key, chosen, targets)
+            check_rank(chosen.rank_of(target.module), target)
+        _check(chosen, targets)
+        return AdapterPlan(method, self.key, chosen, targets + _biases(chosen, targets, base))
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """rank·(in + out) numbers per target, and out more with DoRA."""
+        """rank·(in + out) numbers per target, and out more with DoRA or a trained bias."""
         settings = cast(LowRankSettings, plan.settings)
+        modules = {target.module for target in plan.targets}
         result: dict[str, tuple[int, ...]] = {}
         for target in plan.targets:
-            result[PREFIX + target.module + A] = (settings.rank, target.in_features)
-            result[PREFIX + target.module + B] = (target.out_features, settings.rank)
-            if settings.use_dora:
-                result[PREFIX + target.module + MAGNITUDE] = (target.out_features,)
+            name, rank = PREFIX + target.module, settings.rank_of(target.module)
+            if target.in_features == 0:
+                result[bias_name(target.module, modules)] = (target.out_features,)
+            elif is_embedding(target.module):
+                result[name + EMBEDDING_A] = (rank, target.out_features)
+                result[name + EMBEDDING_B] = (target.in_features, rank)
+            else:
+                result[name + A] = (rank, target.in_features)
+                result[name + B] = (target.out_features, rank)
+                if settings.use_dora:
+                    result[name + MAGNITUDE] = (target.out_features,)
+                if settings.from_weights:
+                    result[name + A0], result[name + B0] = result[name + A], result[name + B]
         return result
+
+    def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
+        """LoRA+'s ratios as PEFT's optimizer has them, and 0 for what is frozen."""
+        settings = cast(LowRankSettings, plan.settings)
+        result: dict[str, float] = {}
+        for name in self.shapes(plan):
+            if name.endswith((A0, B0)) or (settings.freeze_a and name.endswith(A)):
+                result[name] = 0.0
+            elif name.endswith((EMBEDDING_A, EMBEDDING_B)):
+                result[name] = settings.embedding_rate_ratio
+            elif not name.endswith(A):
+                result[name] = settings.b_rate_ratio
+        return {name: rate for name, rate in result.items() if rate != 1.0}
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """A uniform, B zero, so that nothing changes; with DoRA the magnitude is ‖W‖ of each row."""
+        """A random, B zero (at an embedding the other way round), or both from W; magnitudes are row norms of what is
+        computed then, so that nothing changes. Raises SpecError where loftq has no unquantised weights."""
+        settings = cast(LowRankSettings, plan.settings)
         result: dict[str, Array] = {}
-        for name, shape in self.shapes(plan).items():
-            if name.endswith(A):
-                result[name] = kaiming_uniform(seed, name, shape)
-            elif name.endswith(B):
-                result[name] = np.zeros(shape, np.float32)
+        for target in plan.targets:
+            name = PREFIX + target.module
+            if target.in_features == 0:
+                own = bias_name(target.module, {t.module for t in plan.targets})
+                result[own] = source.weight(target.module)
+            elif is_embedding(target.module):
+                rank = settings.rank_of(target.module)
+                result[name + EMBEDDING_A] = np.zeros((rank, target.out_features), np.float32)
+                result[name + EMBEDDING_B] = normal(seed, name + EMBEDDING_B, (target.in_features, rank), 1.0)
             else:
-                weight = source.weight(name.removeprefix(PREFIX).removesuffix(MAGNITUDE) + ".weight")
-                result[name] = np.linalg.norm(weight, axis=1).astype(np.float32)
+                result[name + A], result[name + B] = a, b = _start(settings, target, seed, source)
+                if settings.use_dora:
+                    weight = source.weight(target.module + ".weight")
+                    if settings.start == "loftq":
+                        weight = weight + np.float32(settings.scale_of(target.module)) * (b @ a)
+                    result[name + MAGNITUDE] = np.linalg.norm(weight, axis=1).astype(np.float32)
+                if settings.from_weights:
+                    result[name + A0], result[name + B0] = a.copy(), b.copy()
         return result
 
-    def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """PEFT's LoraConfig as JSON, with the modules' full names."""
+    def neutral(self, plan: AdapterPlan) -> bool:
+        """LoftQ starts nearer to the unquantised model."""
+        return cast(LowRankSettings, plan.settings).start != "loftq"
+
+    def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
+        """PiSSA's and OLoRA's difference as a LoRA of twice the rank and the same scale; others are what they are."""
         settings = cast(LowRankSettings, plan.settings)
+        if not settings.from_weights:
+            return plan, dict(tensors)
+        result: dict[str, Array] = {}
+        for name, value in tensors.items():
+            module = name[: name.rfind(".lora_")]
+            if name.endswith(A):
+                result[name] = np.concatenate([value, value - tensors[module + A0]])
+            elif name.endswith(B):
+                start = tensors[module + B0]
+                result[name] = np.concatenate([value - start, start], 1)
+            elif name.endswith((EMBEDDING_A, EMBEDDING_B)):  # the rank is for all layers: the rest is zero
+                result[name] = np.concatenate([value, np.zeros_like(value)], 0 if name.endswith(EMBEDDING_A) else 1)
+            elif not name.endswith((A0, B0)):
+                result[name] = value
+        return replace(plan, settings=settings.doubled()), result
+
+    def config(self, plan: AdapterPlan) -> dict[str, object]:
+        """PEFT's LoraConfig as JSON, with the modules' full names; of PiSSA's training form our own."""
+        settings = cast(LowRankSettings, plan.settings)
+        if settings.from_weights:
+            return own_config(plan)
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "inference_mode": True,
             "r": settings.rank,
             "lora_alpha": settings.effective_alpha,
+            "rank_pattern": patterns.as_mapping(settings.rank_pattern),
+            "alpha_pattern": settings.alphas(),
             "lora_dropout": settings.dropout,
             "use_rslora": settings.scaling == "rslora",
             "use_dora": settings.use_dora,
-            "bias": "none",
+            "bias": _NAMES_IN_PEFT[settings.train_bias],
             "fan_in_fan_out": False,
-            "target_modules": [target.module for target in plan.targets],
+            "target_modules": [target.module for target in plan.targets if target.in_features],
         }
 
     def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config; the module names are taken from the tensors, which cannot lie about them."""
         c = cast(Mapping[str, Any], config)
-        for field in ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "exclude_modules"):
+        for field in ("modules_to_save", "layer_replication", "exclude_modules"):
             if c.get(field):
                 raise AdapterError(f"adapter_config.json uses '{field}', which this version cannot read.")
         if lacking := [field for field in ("r", "lora_alpha") if not c.get(field)]:
@@ -129,39 +186,131 @@ class LowRank(Family):
                 f"this adapter was begun by '{start}', which changed the base's weights too, so it does not fit the base as it "
                 "is. Save it as plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
             )
-        targets = []
-        for name in sorted(shapes):
-            if not name.endswith(A) or len(shapes[name]) != 2:
-                continue
-            module = name.removeprefix(PREFIX).removesuffix(A)
-            if PREFIX + module + B not in shapes:
-                raise AdapterError(f"the adapter has lora_A but no lora_B for {module}: the file is incomplete.")
-            targets.append(Target(module, shapes[name][1], shapes[PREFIX + module + B][0]))
+        targets = _targets(shapes)
         try:
             settings = LowRankSettings(
                 rank=int(c["r"]),
                 alpha=float(c["lora_alpha"]),
+                rank_pattern=patterns.from_mapping(c.get("rank_pattern") or {}),
+                alpha_pattern=patterns.from_mapping(c.get("alpha_pattern") or {}),
                 dropout=float(c.get("lora_dropout") or 0.0),
                 scaling="rslora" if c.get("use_rslora") else "standard",
                 use_dora=bool(c.get("use_dora")),
-                targets=tuple(target.module for target in targets),
+                train_bias=cast(Any, {v: k for k, v in _NAMES_IN_PEFT.items()}[str(c.get("bias") or "none")]),
+                targets=tuple(target.module for target in targets if target.in_features),
             )
         except (KeyError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             raise AdapterError(f"adapter_config.json has no usable rank, alpha or dropout ({said}).") from None
-        return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, tuple(targets))
+        return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, targets)
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
-        """W + s·B·A, or m·(W + s·B·A)/‖W + s·B·A‖ with DoRA."""
-        module = PREFIX + name.removesuffix(".weight")
-        if not name.endswith(".weight") or module + A not in tensors:
+        """W + s·B·A, or m·(W + s·B·A)/‖W + s·B·A‖ with DoRA; a trained bias stands in for the base's."""
+        if name.endswith(BIAS):
+            found = tensors.get(PREFIX + name.removesuffix(BIAS) + INNER_BIAS, tensors.get(PREFIX + name))
+            return weight if found is None else found.astype(np.float32)
+        path = name.removesuffix(".weight")
+        module, settings = PREFIX + path, cast(LowRankSettings, plan.settings)
+        if module + EMBEDDING_A in tensors:
+            update = (tensors[module + EMBEDDING_B] @ tensors[module + EMBEDDING_A]).T
+        elif name.endswith(".weight") and module + A in tensors:
+            update = tensors[module + B] @ tensors[module + A]
+        else:
             return weight
-        settings = cast(LowRankSettings, plan.settings)
-        merged = weight + np.float32(settings.scale) * (tensors[module + B] @ tensors[module + A])
+        merged = weight + np.float32(settings.scale_of(path)) * update
         if settings.use_dora:
             norm = np.linalg.norm(merged, axis=1)
             merged = merged * (tensors[module + MAGNITUDE] / norm)[:, None]
         return cast(Array, merged.astype(np.float32))
+
+
+def bias_name(bias: str, modules: Collection[str]) -> str:
+    """A trained bias's name on disk: PEFT moves those of adapted layers inside."""
+    module = bias.removesuffix(BIAS)
+    return PREFIX + (module + INNER_BIAS if module in modules else bias)
+
+
+def _check(settings: LowRankSettings, targets: tuple[Target, ...]) -> None:
+    """Raise SpecError where settings and targets do not go together."""
+    modules = [target.module for target in targets]
+    for flag, given in (("--rank-pattern", settings.rank_pattern), ("--alpha-pattern", settings.alpha_pattern)):
+        if (name := patterns.unmatched(given, modules)) is not None:
+            last = sorted({module.rsplit(".", 1)[-1] for module in modules})
+            raise SpecError(f"{flag} {name}: no adapted layer has that name. There is: {', '.join(last)}.")
+    embeddings = [module for module in modules if is_embedding(module)]
+    outer = [module for module in modules if block_of(module + ".") is None]
+    if settings.use_dora and outer:
+        raise SpecError(
+            f"--target {outer[0]}: DoRA is for the layers inside the blocks only. Use --no-use-dora or another target."
+        )
+    if settings.freeze_a and embeddings:
+        raise SpecError(
+            f"--target {embeddings[0]}: at an embedding A is what starts at zero, so with --freeze-a nothing would be "
+            "learned. Leave one of them out."
+        )
+    if settings.embedding_rate_ratio != 1 and not embeddings:
+        raise SpecError("--embedding-rate-ratio: no embedding is adapted. Add --target embed_tokens, or leave it out.")
+
+
+def _biases(settings: LowRankSettings, targets: tuple[Target, ...], base: BaseInfo) -> tuple[Target, ...]:
+    """The biases to be trained. Raises SpecError where there are none."""
+    if settings.train_bias == "none":
+        return ()
+    modules = {target.module for target in targets}
+    found = tuple(
+        Target(name, 0, info.shape[0])
+        for name, info in sorted(base.weights.items())
+        if name.endswith(BIAS)
+        and len(info.shape) == 1
+        and (settings.train_bias == "all" or name.removesuffix(BIAS) in modules)
+    )
+    if not found:
+        raise SpecError(f"--train-bias {settings.train_bias}: this model has no such biases. Leave it out.")
+    return found
+
+
+def _start(settings: LowRankSettings, target: Target, seed: int, source: Source) -> tuple[Array, Array]:
+    """A and B of a linear layer before training."""
+    module, name = target.module, PREFIX + target.module
+    rank, scale = settings.rank_of(module), settings.scale_of(module)
+    a_shape, b_shape = (rank, target.in_features), (target.out_features, rank)
+    if settings.start == "pissa":
+        b, a = principal(source.weight(module + ".weight"), rank, name)
+        return a / np.float32(math.sqrt(scale)), b / np.float32(math.sqrt(scale))
+    if settings.start == "olora":  # not divided by the scale, in PEFT neither
+        b, a = orthonormal(source.weight(module + ".weight"), rank)
+        return a, b
+    if settings.start == "loftq":
+        if source.stored is None:
+            raise SpecError(
+                "--init loftq needs the base's unquantised weights, which were not given. Leave --init out."
+            )
+        error = source.stored(module + ".weight") - source.weight(module + ".weight")
+        if error.any():  # a layer that is not quantised, such as the head, begins as usual
+            b, a = principal(error, rank, name)
+            return a / np.float32(math.sqrt(scale)), b / np.float32(math.sqrt(scale))
+    if settings.start == "gaussian":
+        return normal(seed, name + A, a_shape, 1.0 / rank), np.zeros(b_shape, np.float32)
+    return kaiming_uniform(seed, name + A, a_shape), np.zeros(b_shape, np.float32)
+
+
+def _targets(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
+    """The targets that an adapter's tensors tell of. Raises AdapterError where a B is missing."""
+    targets = []
+    for name in sorted(shapes):
+        path = name.removeprefix(PREFIX)
+        for first, second in ((A, B), (EMBEDDING_A, EMBEDDING_B)):
+            if not name.endswith(first) or len(shapes[name]) != 2:
+                continue
+            module = path.removesuffix(first)
+            other = shapes.get(PREFIX + module + second)
+            if other is None:
+                raise AdapterError(f"the adapter has lora_A but no lora_B for {module}: the file is incomplete.")
+            sizes = (shapes[name][1], other[0])
+            targets.append(Target(module, *(sizes if first == A else sizes[::-1])))
+        if name.endswith(BIAS):
+            targets.append(Target(path.removesuffix(INNER_BIAS).removesuffix(BIAS) + BIAS, 0, shapes[name][0]))
+    return tuple(targets)
 
 
 FAMILY = LowRank()
