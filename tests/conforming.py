@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
     "adapter_width": 4,
     "prefix_length": 5,
     "prefix_width": 16,
+    "prompt_length": 6,
     "rank": 4,
 }
 """Sizes of settings that suit a tiny model; a family gets those it has."""
@@ -37,10 +38,13 @@ RATES: dict[str, float] = {
     "adapter": 2e-2,
     "adapter-pfeiffer": 3e-2,
     "lora-plus": 2e-3,
+    "p-tuning": 3e-3,
+    "prompt": 3e-2,
+    "prompt-ensemble": 3e-2,
 }
 """Learning rates at which a tiny model learns in a few steps, where 1e-2 is not right."""
 
-MORE_STEPS: dict[str, int] = {"prefix": 20}
+MORE_STEPS: dict[str, int] = {"p-tuning": 30, "prefix": 20, "prompt": 20, "prompt-ensemble": 20}
 """How many steps training needs to fall clearly, where 10 are not enough."""
 
 
