@@ -126,11 +126,12 @@ class Session(Protocol):
         seed: int,
         tensors: Mapping[str, Floats] | None = None,
         ids: Callable[[str], list[int]] | None = None,
+        stored: Callable[[str], Floats] | None = None,
     ) -> int:
         """Add an adapter called `name` and activate it; returns its number of trained parameters.
 
         Without `tensors` it starts as the family's `initial` says (equal on every backend; `ids` tokenizes where that needs
-        a text); with them, from those. Keys and shapes are the family's `shapes(plan)`. Raises ModelError where the base has no module of a target's name,
+        a text, `stored` gives the base's weights as they are on disk); with them, from those. Keys and shapes are the family's `shapes(plan)`. Raises ModelError where the base has no module of a target's name,
         AdapterError where a tensor is missing, left over or misshapen.
         """
         ...

@@ -26,11 +26,16 @@ from finetune_local_backends.mlx.methods import Adapter, check_tensors
 from finetune_local_backends.mlx.methods.sites import SiteAdapter
 from finetune_local_backends.mlx.methods.split import SplitAdapter, own
 from finetune_local_backends.mlx.model import Model
+from finetune_local_backends.mlx.noisy import noisy
 from finetune_local_backends.mlx.ops import OPS
 from finetune_local_backends.mlx.optimizer import AdamW, State
 from finetune_local_backends.mlx.passes import Pass, Training, norm_of
+from finetune_local_backends.mlx.shifted import check_known, shifted
+from finetune_local_backends.noise import batch_noise
+from finetune_local_backends.shifting import check_shifted, group_of, one_group
 from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
+from finetune_local_backends.windows import windows
 
 TRACKER = "tracker:"
 _LOGITS_BYTES = 64 << 20
@@ -58,6 +63,7 @@ class MlxSession:
         seed: int,
         tensors: Mapping[str, Floats] | None = None,
         ids: Callable[[str], list[int]] | None = None,
+        stored: Callable[[str], Floats] | None = None,
     ) -> int:
         """See Session."""
         method = importlib.import_module(f"finetune_local_backends.mlx.methods.{plan.family}")
@@ -68,7 +74,8 @@ class MlxSession:
             check_tensors(tensors, family.shapes(plan))
         self.activate(None)  # what is derived from the base must see the base
         with memory.guard("the adapter"):
-            given = family.initial(plan, seed, Source(self.weight, ids, self.model.embedding_scale)) if tensors is None else tensors
+            source = Source(self.weight, ids, self.model.embedding_scale, stored)
+            given = family.initial(plan, seed, source) if tensors is None else tensors
             adapter: Adapter = method.attach(self.model, plan, given)
         self._adapters[name], self._plans[name] = adapter, plan
         self.activate(name)
@@ -138,6 +145,9 @@ class MlxSession:
         if self._vocabulary < 1:
             raise Unsupported("this model has no head that gives logits.")
         plan = self._plans[name]
+        check_shifted(plan, training, windows(self.model.config, len(self.model.blocks())))
+        if group_of(training):
+            check_known(self.model)
         family = family_of(plan)
         rates = family.rates(plan)
         trained = {n: p for n, p in adapter.parameters.items() if rates.get(n, 1.0)}
@@ -167,7 +177,8 @@ class MlxSession:
         found: dict[str, mx.array] = {}
         losses = [0.0] * len(shares)
         first = True
-        with self._computing(work) as one, memory.guard("this batch"):
+        group = one_group([training.settings for training in work])
+        with self._computing(work) as one, shifted(self.model, group), memory.guard("this batch"):
             try:
                 for present in rounds(shares):
                     one.adapter.dropout(next(keys))
@@ -286,6 +297,8 @@ class MlxSession:
         """
         batch, slices = joined([batch for _, batch in present])
         whole, members = self._with_virtual(batch), self.virtual().members
+        alphas = [self._ready(shares[n].name).settings.neftune_alpha for n, part in present for _ in part.ids]
+        noise = batch_noise(batch, alphas, self._seed, self.model.width, self.virtual())
         if isinstance(one.adapter, SplitAdapter):
             rows = one.adapter.rows
             rows.slices, rows.owners, rows.total = slices, [number for number, _ in present], len(batch.ids)
@@ -297,7 +310,7 @@ class MlxSession:
                 return self.model.head(hidden)
 
             one.adapter.place(parameters)
-            with self._checkpointing(one, parameters):
+            with self._checkpointing(one, parameters), noisy(self.model, noise):
                 hidden, targets = self._supervised(whole)
             outside = {name: parameters[name] for name in one.outside}
             found = kernels.chunked_logprobs(head, outside, hidden, targets, self._rows())

@@ -20,6 +20,8 @@ from finetune_local.spec.families import Source, Tracker, VirtualTokens, family_
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
+from finetune_local_backends.noise import batch_noise
+from finetune_local_backends.shifting import check_shifted, one_group
 from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.torch import memory
 from finetune_local_backends.torch.decoder import TorchDecoder
@@ -28,10 +30,13 @@ from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.methods import Adapters
 from finetune_local_backends.torch.methods.sites import SiteAdapters
 from finetune_local_backends.torch.methods.split import Rows, shared_sites
+from finetune_local_backends.torch.noisy import noisy
 from finetune_local_backends.torch.ops import OPS
 from finetune_local_backends.torch.optimizer import Optimizer, finite
 from finetune_local_backends.torch.quantised import QuantisedLinear
+from finetune_local_backends.torch.shifted import shifted
 from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
+from finetune_local_backends.windows import windows
 
 TRACKER = "tracker:"
 
@@ -41,6 +46,7 @@ class _Training:
     """What prepare() made ready."""
 
     name: str
+    settings: TrainingSettings
     optimizer: Optimizer
     trained: frozenset[str]
     tracker: Tracker | None
@@ -58,6 +64,7 @@ class TorchSession:
         self._active: str | None = None
         self._trainings: dict[str, _Training] = {}
         self._wanting: tuple[str, ...] = ()
+        self._seed = 0
 
     def attach(
         self,
@@ -66,6 +73,7 @@ class TorchSession:
         seed: int,
         tensors: Mapping[str, Floats] | None = None,
         ids: Callable[[str], list[int]] | None = None,
+        stored: Callable[[str], Floats] | None = None,
     ) -> int:
         """See Session."""
         if name in self._plans:
@@ -75,7 +83,8 @@ class TorchSession:
             _check(family.shapes(plan), tensors)
         self.activate(None)
         with memory.guard(f"attach the adapter '{name}'"):
-            given = family.initial(plan, seed, Source(self.weight, ids, self._base.embedding_scale)) if tensors is None else tensors
+            source = Source(self.weight, ids, self._base.embedding_scale, stored)
+            given = family.initial(plan, seed, source) if tensors is None else tensors
             self._keeper(plan.family).attach(name, plan, given)
         self._plans[name] = plan
         self.activate(name)
@@ -127,16 +136,19 @@ class TorchSession:
         family = family_of(plan)
         rates = family.rates(plan)
         trained = {key: value for key, value in parameters.items() if rates.get(key, 1.0)}
+        text = self._base.model.config.get_text_config()
+        check_shifted(plan, training, windows(text.to_dict(), text.num_hidden_layers))
         self._head.check(self._base.model, self._base.body)
         self._checkpointing(bool(training.gradient_checkpointing))
         with memory.guard("hold the optimizer's states"):
             optimizer = Optimizer(trained, training, self._base.place, rates)
         self._trainings.pop(name, None)
         tracker = family.tracker(plan, training.max_steps or 1)
-        self._trainings[name] = _Training(name, optimizer, frozenset(trained), tracker)
+        self._trainings[name] = _Training(name, training, optimizer, frozenset(trained), tracker)
 
     def seed(self, seed: int) -> None:
         """See Session."""
+        self._seed = seed
         torch.manual_seed(seed)
 
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
@@ -147,13 +159,18 @@ class TorchSession:
         """See Session."""
         work = [self._ready(share.name) for share in shares]
         optimizers = [training.optimizer for training in work]
+        group = one_group([training.settings for training in work])
         self._start_gradients(work)
         for optimizer in optimizers:
             optimizer.clear()
         losses = [0.0] * len(shares)
         self._base.model.train()
         try:
-            with self._computing(work) as rows, memory.guard(f"train on {_largest(shares)} tokens at once"):
+            with (
+                self._computing(work) as rows,
+                shifted(self._base, group),
+                memory.guard(f"train on {_largest(shares)} tokens at once"),
+            ):
                 for present in rounds(shares):
                     for number, loss in zip(
                         [n for n, _ in present], self._backward(shares, present, rows), strict=True
@@ -226,7 +243,9 @@ class TorchSession:
         batch, rows.slices = joined([batch for _, batch in present])
         rows.owners, rows.total = [number for number, _ in present], len(batch.ids)
         members = self._virtual().members
-        found = self._log_probabilities(batch).split([members * batch.supervised for _, batch in present])  # type: ignore[no-untyped-call]
+        sizes = [members * own.supervised for _, own in present]
+        with noisy(self._base, self._noise(shares, present, batch)):
+            found = self._log_probabilities(batch).split(sizes)  # type: ignore[no-untyped-call]
         losses = []
         for part, (number, batch) in zip(found, present, strict=True):
             share = shares[number]
@@ -235,6 +254,12 @@ class TorchSession:
             losses.append(torch.stack(of_members).sum())
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         return [float(loss.detach()) / members for loss in losses]
+
+    def _noise(self, shares: Sequence[Share], present: list[tuple[int, Batch]], batch: Batch) -> Floats | None:
+        """NEFTune's noise for micro-batches that are computed at once as `batch`."""
+        alphas = [self._ready(shares[n].name).settings.neftune_alpha for n, own in present for _ in own.ids]
+        width = int(self._base.model.get_input_embeddings().weight.shape[1])
+        return batch_noise(batch, alphas, self._seed, width, self._virtual())
 
     def _track(self, training: _Training) -> None:
         """Let the family change its tensors between two steps (AdaLoRA's budget)."""
