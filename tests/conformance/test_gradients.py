@@ -22,11 +22,11 @@ CONSTANT_NORM = {"dora": ("lora_A", "lora_B"), "qdora": ("lora_A", "lora_B")}
 
 
 def loss(case: Case, tensors: dict[str, np.ndarray]) -> float:
-    """The mean loss on the batch with these tensors."""
+    """The mean loss on the batch with these tensors; of prompts side by side the sum, as each gets its own gradient."""
     case.session.attach("moved", case.plan, 1, tensors)
     found = -float(case.session.score(batch()).astype(np.float64).mean())
     case.session.detach("moved")
-    return found
+    return found * family_of(case.plan).virtual_tokens(case.plan).members
 
 
 @pytest.mark.parametrize("method", list(methods()))
