@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_local.spec.methods import method
 from finetune_local.spec.run import Precision, RunSpec
+from finetune_local.spec.shifted import automatic_group
 
 COMFORTABLE = 0.8
 """Share of a device's memory that automatic values may plan with."""
@@ -93,11 +94,12 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         "epochs": epochs,
         "max_steps": choose("max_steps", steps, f"{epochs:g} epochs of {per_epoch}") if epochs else steps,
         "batch_size": batch_size,
-        "learning_rate": choose(
-            "learning_rate", rate, f"{chosen_method.title}, {facts.hidden_size} wide"
-        ),
+        "learning_rate": choose("learning_rate", rate, f"{chosen_method.title}, {facts.hidden_size} wide"),
         "micro_batch_tokens": choose("micro_batch_tokens", *_micro_batch_tokens(facts)),
         "gradient_checkpointing": choose("gradient_checkpointing", *_checkpointing(facts)),
+        "attention_group": choose("attention_group", automatic_group(facts.longest), "a quarter of the longest row")
+        if training.attention == "shifted"
+        else training.attention_group,
         "validate_every": choose("validate_every", max(1, math.ceil(steps / 5)), "five times in the run"),
         "checkpoint_every": choose(
             "checkpoint_every",

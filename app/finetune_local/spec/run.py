@@ -128,6 +128,21 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool | None = setting(
         None, help="Compute activations twice to save memory.", group="training"
     )
+    neftune_alpha: float = setting(
+        0.0,
+        help="NEFTune: strength of the noise on embeddings in training, such as 5; 0 is off.",
+        group="training",
+        ge=0,
+    )
+    attention: Literal["full", "shifted"] = setting(
+        "full", help="shifted: LongLoRA's groups in training, for long rows; answers see everything.", group="training"
+    )
+    attention_group: int | None = setting(
+        None,
+        help="Positions in a group of --attention shifted. Automatic: a quarter of the longest row.",
+        group="training",
+        ge=2,
+    )
     seed: int = setting(
         42, help="Seed of the split, the order, the initial weights and dropout.", group="training", ge=0, lt=2**31
     )
@@ -211,6 +226,31 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SpecError(f"--config {path}: expected tables such as [model] and [training].")
     return values
+
+
+def sections(tables: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The tables of each run of a config: one, or one for each of its [[adapters]], which are trained at once on one base.
+
+    What stands outside the sections holds for all; a section's [method] replaces the shared one. Raises SpecError.
+    """
+    shared = {key: value for key, value in tables.items() if key != "adapters"}
+    if "adapters" not in tables:
+        return [shared]
+    listed = tables["adapters"]
+    if not isinstance(listed, list) or not listed or not all(isinstance(part, Mapping) for part in listed):
+        raise SpecError(f"{where}: 'adapters' should be sections, one [[adapters]] for each adapter to be trained.")
+    result = []
+    for number, part in enumerate(listed, 1):
+        if wrong := sorted({"model", "backend", "device"} & set(part)):
+            raise SpecError(
+                f"{where}: [[adapters]] number {number} has '{wrong[0]}', but all share one base: write it outside the sections."
+            )
+        own = dict(shared)
+        for key, value in part.items():
+            both_tables = isinstance(value, Mapping) and isinstance(own.get(key), Mapping) and key != "method"
+            own[key] = {**own[key], **value} if both_tables else value
+        result.append(own)
+    return result
 
 
 def as_tables(spec: RunSpec) -> dict[str, Any]:

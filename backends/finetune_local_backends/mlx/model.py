@@ -96,6 +96,11 @@ class Model:
         scale = mx.array(self.text.args.hidden_size**0.5)
         return float(scale.astype(mx.bfloat16 if family.startswith("gemma3") else mx.float32).item())
 
+    @property
+    def width(self) -> int:
+        """Width of the embedding's rows; 0 where no embedding has a known name."""
+        return next((int(p.get().shape[1]) for name, p in self.weights.items() if name.endswith(EMBEDDINGS)), 0)
+
     def linear(self, target: Target) -> Place:
         """The place of a target's linear layer. Raises ModelError where there is none, or of another shape."""
         weight = self.weights.get(target.module + ".weight")

@@ -1,0 +1,25 @@
+"""NEFTune's noise for a whole micro-batch, as it is added to what the embedding gives; see spec/noise.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from finetune_local.backend import Batch, Floats
+from finetune_local.spec.families import VirtualTokens
+from finetune_local.spec.noise import row_noise
+
+
+def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, virtual: VirtualTokens) -> Floats | None:
+    """(members·rows, count + length, width) for a batch without virtual tokens; zero on padding and on virtual tokens.
+
+    `alphas` are those of the rows; None where all are zero. Every member of an ensemble sees a row with the same noise.
+    """
+    if not any(alphas):
+        return None
+    noise = np.zeros((len(batch.ids), virtual.count + batch.ids.shape[1], width), np.float32)
+    for row, (length, alpha) in enumerate(zip(batch.lengths, alphas, strict=True)):
+        if alpha:
+            noise[row, virtual.count : virtual.count + length] = row_noise(seed, batch.ids[row, :length], width, alpha)
+    return np.tile(noise, (virtual.members, 1, 1))

@@ -1,0 +1,152 @@
+"""Shifted sparse attention on torch: rows are cut into groups, which the usual attention function computes as rows of their own.
+
+It is one more function in transformers' list of attention functions, and a model uses it only within `shifted()`. Padding
+stands on the right and groups are causal, so no mask is needed, neither the model's own nor one for the groups.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from finetune_local.errors import Unsupported
+from finetune_local.spec.shifted import plain_heads, runs
+from finetune_local_backends.torch.load import Base
+
+NAME = "finetune_local_shifted"
+Inner = Callable[..., tuple[torch.Tensor, Any]]
+
+
+@dataclass
+class _Now:
+    """What the function in transformers' list computes with: it is one for the whole process. `usual` is the function's name."""
+
+    group: int = 0
+    usual: str = ""
+    calls: int = 0
+
+
+_now = _Now()
+
+
+@contextmanager
+def shifted(base: Base, group: int) -> Iterator[None]:
+    """Within it, way back included, the model attends in groups of `group` positions; 0: as usual.
+
+    Raises Unsupported at the end where the model's code did not come by the function.
+    """
+    if not group:
+        yield
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    config = base.model.config
+    before = config._attn_implementation
+    _now.group, _now.usual, _now.calls = group, config.get_text_config()._attn_implementation or before, 0
+    config._attn_implementation = NAME
+    try:
+        yield
+        if not _now.calls:
+            raise Unsupported(
+                f"--attention shifted: models of type '{config.model_type}' compute attention in a way of their own, which cannot "
+                "be cut into groups. Use --attention full."
+            )
+    finally:
+        config._attn_implementation = before
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """query (rows, heads, length, d), key and value (rows, fewer heads, length, d) to (rows, length, heads, d)."""
+    if query.shape[2] != key.shape[2] or any(more.get(name) is not None for name in ("position_bias", "s_aux")):
+        raise Unsupported(
+            "--attention shifted: this model's attention has more to it than queries, keys and values of equal length (such as "
+            "sinks, or a bias by distance). Use --attention full."
+        )
+    _now.calls += 1
+    inner = _inner(module)
+
+    def compute(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        ratio = q.shape[1] // k.shape[1]
+        heads = SimpleNamespace(
+            num_key_value_groups=ratio, is_causal=True, training=module.training, head_dim=q.shape[-1]
+        )
+        mask = _causal(q) if _now.usual == "eager" else None
+        result, _ = inner(heads, q, k, v, mask, dropout=dropout, scaling=scaling, **more)
+        return result
+
+    heads, keys = query.shape[1], key.shape[1]
+    plain = plain_heads(heads)
+    if keys % 2:  # no half of them belongs to a half of the queries' heads
+        key, value = (t.repeat_interleave(heads // keys, 1) for t in (key, value))
+        keys = heads
+    ratio = heads // keys
+    parts = []
+    for first, last, moved in ((0, plain, False), (plain, heads, True)):
+        if first < last:
+            some = slice(first // ratio, last // ratio)
+            parts.append(_by_groups(compute, query[:, first:last], key[:, some], value[:, some], _now.group, moved))
+    return torch.cat(parts, 2), None
+
+
+def _by_groups(
+    compute: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    group: int,
+    moved: bool,
+) -> torch.Tensor:
+    """(rows, heads, length, d) to (rows, length, heads, d); a stretch's last group is padded on the right."""
+    done = []
+    for start, end in runs(query.shape[2], group, moved):
+        length = end - start
+        part = [t[:, :, start:end] for t in (query, key, value)]
+        if length <= group:
+            done.append(compute(*part))
+            continue
+        count = math.ceil(length / group)
+        wide = [functional.pad(t, (0, 0, 0, count * group - length)) for t in part]
+        cut = [t.unflatten(2, (count, group)).transpose(1, 2).flatten(0, 1) for t in wide]
+        done.append(compute(*cut).unflatten(0, (query.shape[0], count)).flatten(1, 2)[:, :length])
+    return done[0] if len(done) == 1 else torch.cat(done, 1)
+
+
+def _inner(module: torch.nn.Module) -> Inner:
+    """The function that the model would use; written-out attention ("eager") is in the file of the model's own code."""
+    from transformers import AttentionInterface
+
+    if _now.usual != "eager":
+        usual: Inner = AttentionInterface()[_now.usual]
+        return usual
+    eager: Inner = sys.modules[type(module).__module__].eager_attention_forward
+    return eager
+
+
+def _causal(query: torch.Tensor) -> torch.Tensor:
+    """What written-out attention adds to the scores, (1, 1, length, length)."""
+    length = query.shape[2]
+    least = torch.finfo(query.dtype).min
+    return torch.full((1, 1, length, length), least, dtype=query.dtype, device=query.device).triu_(1)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
