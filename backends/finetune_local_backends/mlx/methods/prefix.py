@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from finetune_local.errors import AdapterError, ModelError, Unsupported
 from finetune_local.spec.families import family_of
@@ -61,17 +62,16 @@ class AttentionSlot(Slot):
         """The first position of the prefix that any token looks back to."""
         if self.window is None:
             return 0
-        past = int(mx.min(mx.array(_past(cache))).item())
-        return min(self.count, max(0, self.count + past - self.window + 1))
+        return min(self.count, max(0, self.count + int(np.array(_past(cache)).min()) - self.window + 1))
 
     def _mask(self, given: Any, length: int, cache: Any, first: int) -> Any:
         """The text's mask with columns for the prefix: booleans (…, length, keys), "causal", or None where all is seen."""
         past = _past(cache)
         if not isinstance(given, mx.array):
             # "causal" counts from the end, so what stands before is seen by all; all of it must be, then.
-            if length == 1 or self.window is None or self.count - first + _most(past) + length <= self.window:
+            if length == 1 or self.window is None or self.count - first + past + length <= self.window:
                 return given
-            given = mx.arange(_most(past) + length) <= (_most(past) + mx.arange(length))[:, None]
+            given = mx.arange(past + length) <= (past + mx.arange(length))[:, None]
         if given.ndim == 1:  # of one query
             given = given[None]
         own = mx.arange(first, self.count)
@@ -113,10 +113,6 @@ class _Prefixed:
 def _past(cache: Any) -> Any:
     """How many tokens of the text a cache has seen: a number, or (rows,) where texts of several lengths are side by side."""
     return 0 if cache is None else cache.offset
-
-
-def _most(past: Any) -> int:
-    return past if isinstance(past, int) else int(mx.max(past).item())
 
 
 def _before(rows: mx.array, text: mx.array) -> mx.array:
