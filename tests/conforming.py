@@ -31,10 +31,13 @@ SMALL: dict[str, Any] = {
     "prefix_width": 16,
     "prompt_length": 6,
     "rank": 4,
+    "init_rank": 6,
+    "target_rank": 4,
 }
 """Sizes of settings that suit a tiny model; a family gets those it has."""
 
 RATES: dict[str, float] = {
+    "adalora": 2e-2,
     "adapter": 2e-2,
     "adapter-pfeiffer": 3e-2,
     "lora-plus": 2e-3,

@@ -23,6 +23,7 @@ LOW_RANK = 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
 MAGNITUDES = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)
 WHOLE = 384 * 64 + 2 * (64 * 64 * 2 + 32 * 64 * 2 + 128 * 64 * 3 + 2 * 64) + 64
 PARAMETERS = {
+    "adalora": LOW_RANK // 4 * 6 + 2 * 7 * 6,  # at its first rank 6, and as many values of E for each of 14 matrices
     "adapter": 2 * 2 * (2 * 64 * 4 + 4 + 64),
     "adapter-pfeiffer": 2 * (2 * 64 * 4 + 4 + 64),
     "bitfit": 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64),
@@ -46,7 +47,7 @@ PARAMETERS = {
 }
 
 EXACTLY = (
-    *("adapter", "adapter-pfeiffer", "bitfit", "full", "ia3", "last-layers"),
+    *("adalora", "adapter", "adapter-pfeiffer", "bitfit", "full", "ia3", "last-layers"),
     *("lora", "norms", "lora-fa", "lora-plus", "pissa", "parallel-adapter", "qlora", "vera"),
 )
 """Methods whose new adapter changes not a single bit."""

@@ -52,7 +52,7 @@ def info(context: click.Context, name: str, home: str | None, as_json: bool) -> 
     """All that is known of one: base, method, size, settings."""
     from finetune_local.adapters.library import Entry, find
     from finetune_local.layout import read_adapter
-    from finetune_local.spec.families import trainable_parameters
+    from finetune_local.spec.families import family_of, trainable_parameters
 
     folder = find(name, _place(context, home))
     plan, _ = read_adapter(folder)
@@ -61,6 +61,7 @@ def info(context: click.Context, name: str, home: str | None, as_json: bool) -> 
         "parameters": trainable_parameters(plan),
         "modules": len(plan.targets),
         "settings": plan.settings.model_dump(mode="json", exclude={"targets"}),
+        **family_of(plan).facts(plan),
     }
     if as_json:
         emit(facts)

@@ -134,6 +134,10 @@ class Family:
         """Whether a base whose weight has this shape there has the target; a file may not tell all of a target's sizes."""
         return shape == ((target.out_features, target.in_features) if target.in_features else (target.out_features,))
 
+    def facts(self, plan: AdapterPlan) -> dict[str, object]:
+        """What `adapters info` tells of an adapter of this family beside its settings."""
+        return {}
+
     def unmergeable(self, plan: AdapterPlan) -> str | None:
         """Why the adapter cannot become part of the base's weights, with what to do instead; None where it can."""
         return None
@@ -167,13 +171,13 @@ def trainable_parameters(plan: AdapterPlan) -> int:
     return sum(int(np.prod(shape)) for name, shape in family.shapes(plan).items() if rates.get(name, 1.0))
 
 
-def check_rank(rank: int, target: Target) -> None:
-    """Raise SpecError where a rank is above what the matrix can use."""
+def check_rank(rank: int, target: Target, flag: str = "--rank") -> None:
+    """Raise SpecError where a rank, given by `flag`, is above what the matrix can use."""
     limit = min(target.in_features, target.out_features)
     if rank > limit:
         raise SpecError(
             f"rank is {rank}, but {target.module} is {target.out_features} × {target.in_features}: "
-            f"a rank above {limit} adds nothing. Lower --rank to {limit} or less."
+            f"a rank above {limit} adds nothing. Lower {flag} to {limit} or less."
         )
 
 
