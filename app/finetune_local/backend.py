@@ -119,6 +119,19 @@ class Session(Protocol):
     precision: Precision
     device: Device
 
+    @property
+    def members(self) -> int:
+        """How many prompts of the active adapter answer side by side (a prompt ensemble), to be voted on; 1 for all others.
+
+        Row i of a decoder answers under the prompt of member i % members.
+        """
+        ...
+
+    @property
+    def positions(self) -> int:
+        """Positions of the context that the active adapter takes for itself."""
+        ...
+
     def attach(
         self,
         name: str,

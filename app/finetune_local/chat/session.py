@@ -120,7 +120,7 @@ class ChatSession:
 
     def prompt(self) -> tuple[list[int], int]:
         """Ids of the prompt for the next answer, and how many of the oldest exchanges it leaves out for lack of room."""
-        context = self.opened.model.context_length
+        context = self.opened.model.context_length - self.opened.session.positions
         reserve = min(self.sampling.max_tokens, int(context * RESERVE))
         turns, left_out = list(self.turns), 0
         while True:
@@ -171,10 +171,12 @@ class ChatSession:
         """The prompt; a question that can never be answered is taken back before the error goes on."""
         try:
             ids, left_out = self.prompt()
-            if len(ids) >= self.opened.model.context_length:
+            context, taken = self.opened.model.context_length, self.opened.session.positions
+            if len(ids) >= context - taken:
+                less = f", of which the adapter takes {taken}" if taken else ""
                 raise SpecError(
-                    f"this message makes a prompt of {len(ids)} tokens, but the model's context is "
-                    f"{self.opened.model.context_length}. Shorten it, or the system prompt."
+                    f"this message makes a prompt of {len(ids)} tokens, but the model's context is {context}{less}. "
+                    "Shorten it, or the system prompt."
                 )
         except UserError:
             self.undo()

@@ -88,7 +88,9 @@ def run(
 
     Without `max_tokens` an answer may be twice as long as the longest reference.
     """
-    tokenizer, context = opened.tokenizer, opened.model.context_length
+    tokenizer = opened.tokenizer
+    opened.activate(adapter)
+    context = opened.model.context_length - opened.session.positions  # the same for all, so that all answer the same
     plain = [ask(row, (), tokenizer, template, context, 1) for row in rows]
     room = max_tokens or min(MOST_ANSWER_TOKENS, 16 + 2 * max(int(a.mask.sum()) for a in plain))
     shown = [ask(row, examples, tokenizer, template, context, room) for row in rows] if examples else []
@@ -137,6 +139,7 @@ def _condition(
         opened.tokenizer.stop_ids,
         opened.model.context_length,
         lambda answered: told(scoring + (1 - scoring) * answered / count),
+        opened.tokenizer.text,
     )
     texts = [_bare(opened.tokenizer.text(ids), row, cut) for ids, row in zip(answers, rows, strict=True)]
     compared = [compare_texts(text, row.reference) for text, row in zip(texts, rows, strict=True)]

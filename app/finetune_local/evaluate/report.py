@@ -126,7 +126,7 @@ def _rows(
             note(f"the first {RUN_ROWS} of {len(kept)} validation rows are evaluated; --limit {len(kept)} takes all.")
     else:
         raise SpecError("no rows to evaluate on: give --data FILE.")
-    rows, refused = usable(rows, opened.tokenizer, template, opened.model.context_length)
+    rows, refused = usable(rows, opened.tokenizer, template, opened.model.context_length - opened.session.positions)
     rejected += refused
     for item in rejected[:3]:
         note(f"set aside: {item.source.file}, line {item.source.line}: {item.reason}")

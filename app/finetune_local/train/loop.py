@@ -245,7 +245,7 @@ class Loop:
                 continue
             with suppress(RowRejected):  # some templates refuse a beginning that they accept within the whole
                 ids = prompt_ids(conversation.messages[:-1], ready.tokenizer, ready.spec.data.template)
-                if 0 < len(ids) < ready.model.context_length:
+                if 0 < len(ids) < ready.model.context_length - ready.session.positions:
                     asked.append(conversation)
                     prompts.append(ids)
         if not prompts:

@@ -127,6 +127,17 @@ class MlxSession:
         plan = self._plans[self._active]
         return family_of(plan).virtual_tokens(plan)
 
+    @property
+    def members(self) -> int:
+        """See Session."""
+        return self.virtual().members
+
+    @property
+    def positions(self) -> int:
+        """See Session."""
+        plan = self._plans.get(self._active or "")
+        return 0 if plan is None else family_of(plan).positions(plan)
+
     def weight(self, name: str) -> Floats:
         """See Session."""
         with self.using(None):  # a full adapter computes in the base's own places

@@ -116,6 +116,17 @@ class TorchSession:
             wanted.activate(name)
         self._active = name
 
+    @property
+    def members(self) -> int:
+        """See Session."""
+        return self._virtual().members
+
+    @property
+    def positions(self) -> int:
+        """See Session."""
+        plan = self._plans.get(self._active or "")
+        return 0 if plan is None else family_of(plan).positions(plan)
+
     def weight(self, name: str) -> Floats:
         """See Session."""
         active = self._active
