@@ -43,6 +43,8 @@ def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
         )
     try:
         tensors = read_tensors(folder / WEIGHTS)
+        # PEFT puts the base's own matrix beside an adapter of an embedding or head.
+        tensors = {name: value for name, value in tensors.items() if not name.endswith(".base_layer.weight")}
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / WEIGHTS}: cannot be read ({error}). Copy the adapter again.") from error
     plan = _plan(folder, config, tensors)

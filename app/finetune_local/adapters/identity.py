@@ -14,7 +14,8 @@ from finetune_local import __version__
 from finetune_local.errors import AdapterError, DiskFull
 from finetune_local.models.folder import Identity, ModelFolder
 from finetune_local.spec.families import PREFIX, family_of
-from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.plan import AdapterPlan, WeightInfo
+from finetune_local.spec.targets import outside_modules
 
 FILE = "finetune_local.json"
 
@@ -97,6 +98,8 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
     for target in plan.targets:
         module = target.module.removeprefix(PREFIX)
         found = weights.get(module + ".weight") or weights.get(module)
+        if found is None and module in (outside := outside_modules(weights)):  # a head that is the embedding
+            found = WeightInfo((outside[module].out_features, outside[module].in_features), "")
         if found is None and any(name.startswith(module + ".") for name in weights):
             continue  # a whole block's part, whose width the backend checks
         if found is None:

@@ -16,6 +16,7 @@ from finetune_local.spec.families import Array, family_of
 from finetune_local.spec.plan import AdapterPlan
 
 Floats = npt.NDArray[np.float32]
+WEIGHT = ".weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -40,9 +41,9 @@ class MergedWeights:
                 raise AdapterError(f"{adapter}: {reason}")
             self._plan, self._tensors = family.fold(self._plan, self._tensors)  # a checkpoint is in the training form
         trained = {target.module for target in self._plan.targets} if self._plan else set()
-        head = {HEAD, HEAD.removesuffix(".weight")} & trained
-        self.tied = model.tied and (not head or self._plan_is_full)
-        """Whether the head is the embedding; an adapter on the head alone unties them."""
+        apart = {HEAD, HEAD.removesuffix(WEIGHT), EMBEDDING.removesuffix(WEIGHT)} & trained
+        self.tied = model.tied and (not apart or self._plan_is_full)
+        """Whether the head is the embedding; an adapter beside one of them unties them, for it leaves the other as it is."""
 
     @property
     def _plan_is_full(self) -> bool:
@@ -50,12 +51,14 @@ class MergedWeights:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor to be written and its shape; a stored copy of a tied head is left out."""
-        stored = self.model.weights()
-        return {name: info.shape for name, info in stored.items() if not (self.tied and name == HEAD)}
+        stored = {name: info.shape for name, info in self.model.weights().items()}
+        if self.model.tied and not self.tied:
+            stored.setdefault(HEAD, stored[EMBEDDING])
+        return {name: shape for name, shape in stored.items() if not (self.tied and name == HEAD)}
 
     def read(self, name: str) -> Floats:
         """One merged tensor. Raises AdapterError where the adapter makes it NaN or infinite."""
-        weight = self.model.read(name)
+        weight = self.model.read(EMBEDDING if self.model.tied and name == HEAD else name)
         if self._plan is not None:
             weight = family_of(self._plan).merge(name, weight, self._plan, self._tensors)
         if not np.isfinite(weight).all():

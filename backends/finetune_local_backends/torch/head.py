@@ -13,6 +13,7 @@ from torch import nn
 
 from finetune_local.errors import Unsupported
 from finetune_local_backends.torch.kernels import TokenLogProbs
+from finetune_local_backends.torch.methods.sites import Site
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
@@ -22,7 +23,7 @@ class Head:
 
     def __init__(self, model: Any) -> None:
         config = model.config.get_text_config()
-        self.linear: nn.Linear = model.get_output_embeddings()
+        self._model = model
         self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
             getattr(config, "logits_scaling", None) or 1.0
         )
@@ -30,15 +31,23 @@ class Head:
         self.cap = None if cap is None else float(cap)
         self._checked = False
 
+    @property
+    def linear(self) -> nn.Linear:
+        """The last layer, or the site around it."""
+        found: nn.Linear = self._model.get_output_embeddings()
+        return found
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (..., d) to fp32 logits (..., vocabulary)."""
         logits = self.linear(hidden).float() * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def log_probabilities(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """hidden (n, d), targets (n,) to (n,) fp32."""
+        """hidden (n, d), targets (n,) to (n,) fp32; with the part of an adapter that works at the head."""
+        linear = self.linear
+        part = linear.active[0].head_part(hidden) if isinstance(linear, Site) and linear.active else ()
         result: torch.Tensor = TokenLogProbs.apply(  # type: ignore[no-untyped-call]
-            hidden, self.linear.weight, self.linear.bias, targets, self.scale, self.cap, torch.is_grad_enabled()
+            hidden, linear.weight, linear.bias, targets, self.scale, self.cap, torch.is_grad_enabled(), *part
         )
         return result
 

@@ -150,9 +150,9 @@ def row_norms(
 class TokenLogProbs(Function):
     """log p(target) at each hidden state, (n,) fp32, in chunks of logits that are thrown away.
 
-    logits = cap·tanh(s·(h·Wᵀ + b)/cap), or without the cap. With a frozen head the way back is prepared on the way there,
+    logits = cap·tanh(s·(h·Wᵀ + i·Bᵀ + b)/cap), or without the cap and without i·Bᵀ, an adapter's part. With a frozen head the way back is prepared on the way there,
     since log p of one token depends on one hidden state: its gradient is (W[target] − Σ p·W)·…, one row each. A trained
-    head makes the logits a second time instead.
+    or adapted head makes the logits a second time instead.
     """
 
     @staticmethod
@@ -165,13 +165,15 @@ class TokenLogProbs(Function):
         scale: float,
         cap: float | None,
         train: bool,
+        inner: torch.Tensor | None = None,
+        b: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """hidden (n, d), weight (vocabulary, d), targets (n,) int64."""
+        """hidden (n, d), weight (vocabulary, d), targets (n,) int64; inner (n, rank), b (vocabulary, rank)."""
         result = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-        head_trained = train and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        head_trained = train and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2] or inner is not None)
         rows = torch.empty_like(hidden) if train and not head_trained else None
         for part in _chunks(hidden.shape[0], weight.shape[0]):
-            logits, slope = _logits(hidden[part], weight, bias, scale, cap)
+            logits, slope = _logits(hidden[part], weight, bias, scale, cap, None if inner is None else inner[part], b)
             sums = torch.logsumexp(logits, 1, keepdim=True)
             result[part] = (logits.gather(1, targets[part, None]) - sums)[:, 0]
             if rows is not None:
@@ -179,7 +181,7 @@ class TokenLogProbs(Function):
                 torch.mm(logits.to(hidden.dtype), weight, out=rows[part])
         ctx.scale, ctx.cap, ctx.head_trained = scale, cap, head_trained
         if head_trained:
-            ctx.save_for_backward(hidden, weight, bias, targets)
+            ctx.save_for_backward(hidden, weight, bias, targets, inner, b)
         elif rows is not None:
             ctx.save_for_backward(rows)
         return result
@@ -191,20 +193,26 @@ class TokenLogProbs(Function):
         if not ctx.head_trained:
             (rows,) = ctx.saved_tensors
             return rows * grad[:, None].to(rows.dtype), None, None, None, None, None, None
-        hidden, weight, bias, targets = ctx.saved_tensors
+        hidden, weight, bias, targets, inner, b = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight)
-        d_bias = None if bias is None else torch.zeros_like(bias)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        d_inner, d_b = (None, None) if inner is None else (torch.empty_like(inner), torch.zeros_like(b))
         for part in _chunks(hidden.shape[0], weight.shape[0]):
-            logits, slope = _logits(hidden[part], weight, bias, ctx.scale, ctx.cap)
+            own = None if inner is None else inner[part]
+            logits, slope = _logits(hidden[part], weight, bias, ctx.scale, ctx.cap, own, b)
             _towards(logits, torch.logsumexp(logits, 1, keepdim=True), targets[part], slope, ctx.scale)
             logits *= grad[part, None]
             if d_bias is not None:
                 d_bias += logits.sum(0).to(d_bias.dtype)
             small = logits.to(hidden.dtype)
             torch.mm(small, weight, out=d_hidden[part])
-            d_weight.addmm_(small.t(), hidden[part])
-        return d_hidden, d_weight, d_bias, None, None, None, None
+            if d_weight is not None:
+                d_weight.addmm_(small.t(), hidden[part])
+            if d_inner is not None and d_b is not None:
+                torch.mm(logits, b, out=d_inner[part])
+                d_b.addmm_(logits.t(), inner[part])
+        return d_hidden, d_weight, d_bias, None, None, None, None, d_inner, d_b
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
@@ -213,10 +221,18 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
 
 
 def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, cap: float | None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    cap: float | None,
+    inner: torch.Tensor | None,
+    b: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """fp32 logits (n, vocabulary), and the cap's slope where there is one."""
     logits = functional.linear(hidden, weight, bias).float()
+    if inner is not None and b is not None:
+        logits.addmm_(inner, b.t())
     if scale != 1.0:
         logits *= scale
     if cap is None:

@@ -42,6 +42,10 @@ class Shift:
         """y (..., out) of the module with the trained bias instead of its own."""
         return y + (self.bias - self.own).to(y.dtype)
 
+    def as_product(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The difference as a product of rank 1 with the head's rows: ones (n, 1) and a column (out, 1)."""
+        return torch.ones(hidden.shape[0], 1, device=hidden.device), (self.bias - self.own)[:, None]
+
 
 class LowRankSlot(Slot):
     """A (rank, in), B (out, rank), and where the settings have them: the start that is subtracted (PiSSA), a trained bias,
@@ -96,6 +100,15 @@ class LowRankSlot(Slot):
             return functional.dropout(x, self.dropout)
         return x
 
+    def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Slot."""
+        a, b = self.factors()
+        inner = functional.linear(self.dropped(hidden).float(), a) * self.scale
+        if self.shift is None:
+            return inner, b
+        ones, column = self.shift.as_product(hidden)
+        return torch.cat([inner, ones], 1), torch.cat([b, column], 1)
+
     def refresh(self) -> None:
         """See Slot."""
         self._norm = None
@@ -135,6 +148,10 @@ class BiasSlot(Slot):
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """What the module gives, moved by the difference of the biases."""
         return self.shift.of(base(*args, **kwargs))
+
+    def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Slot."""
+        return self.shift.as_product(hidden)
 
 
 def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:

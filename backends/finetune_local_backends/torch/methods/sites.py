@@ -35,6 +35,10 @@ class Slot(nn.Module):
         """forward() where y = base(x) has been computed already, for the rows of several adapters at once."""
         raise NotImplementedError
 
+    def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """At the head: i (n, rank) and B (vocabulary, rank) fp32 of i·Bᵀ, which is added to the logits of hidden (n, d)."""
+        raise NotImplementedError
+
     def refresh(self) -> None:
         """Called after the parameters changed, for what is derived from them."""
 
