@@ -40,10 +40,12 @@ RATES: dict[str, float] = {
     "adalora": 2e-2,
     "adapter": 2e-2,
     "adapter-pfeiffer": 3e-2,
+    "ia3": 2e-1,
     "lora-plus": 2e-3,
     "p-tuning": 3e-3,
     "prompt": 3e-2,
     "prompt-ensemble": 3e-2,
+    "vera": 1e-1,
 }
 """Learning rates at which a tiny model learns in a few steps, where 1e-2 is not right."""
 

@@ -1,0 +1,61 @@
+"""IA³ on torch. The formulas and names are those of spec/families/ia3.py and of PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from finetune_local.spec.families import PREFIX
+from finetune_local.spec.families.ia3 import VECTOR
+from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.methods.sites import SiteAdapters, Slot, bare, linear_at, module_at
+
+
+class ScaledOutput(Slot):
+    """y ∘ l, with l (out, 1)."""
+
+    goes_on = True
+
+    def __init__(self, vector: nn.Parameter) -> None:
+        super().__init__()
+        self.vector = vector
+
+    def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) to (..., out)."""
+        return self.beside(base, x, base(x))
+
+    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See Slot. The product is taken in fp32: in bf16 a factor would be 1 until it has changed by 0.4 %."""
+        return (y * self.vector.flatten()).to(y.dtype)
+
+
+class ScaledInput(Slot):
+    """The layer of x ∘ l, with l (1, in)."""
+
+    def __init__(self, vector: nn.Parameter) -> None:
+        super().__init__()
+        self.vector = vector
+
+    def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) to (..., out)."""
+        result: torch.Tensor = base((x * self.vector.flatten()).to(x.dtype))
+        return result
+
+
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+    slots: dict[str, Slot] = {}
+    for target in plan.targets:
+        module = bare(module_at(base, target.module))
+        width, height = getattr(module, "in_features", 0), getattr(module, "out_features", 0)
+        linear_at(base, Target(target.module, target.in_features or width, target.out_features or height))
+        vector = given[PREFIX + target.module + VECTOR]
+        slots[target.module] = ScaledInput(vector) if target.in_features else ScaledOutput(vector)
+    return slots
+
+
+def adapters(base: Base) -> SiteAdapters:
+    """See the package."""
+    return SiteAdapters(base, _place)
