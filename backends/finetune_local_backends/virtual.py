@@ -13,7 +13,31 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.backend import Batch, Floats
-from finetune_local.spec.families import VirtualTokens
+from finetune_local.spec.families import VirtualTokens, family_of
+from finetune_local.spec.plan import AdapterPlan
+
+
+class Positions:
+    """What a session says of its active adapter's own positions; see Session."""
+
+    _plans: dict[str, AdapterPlan]
+    _active: str | None
+
+    def virtual(self) -> VirtualTokens:
+        """The positions that the active adapter puts before every text."""
+        plan = self._plans.get(self._active or "")
+        return VirtualTokens() if plan is None else family_of(plan).virtual_tokens(plan)
+
+    @property
+    def members(self) -> int:
+        """See Session."""
+        return self.virtual().members
+
+    @property
+    def positions(self) -> int:
+        """See Session."""
+        plan = self._plans.get(self._active or "")
+        return 0 if plan is None else family_of(plan).positions(plan)
 
 
 def row_with(ids: Sequence[int], vocabulary: int, tokens: VirtualTokens, member: int = 0) -> list[int]:

@@ -132,7 +132,11 @@ def greedy_batch(
         rows = [i for i in group for _ in range(members)]  # row r is under member r % members
         try:
             said, _ = _together(
-                session, [prompts[i] for i in rows], [rooms[i] for i in rows], stop_ids, lambda _row, logits, _: _best(logits)
+                session,
+                [prompts[i] for i in rows],
+                [rooms[i] for i in rows],
+                stop_ids,
+                lambda _row, logits, _: _best(logits),
             )
         except OutOfMemory:
             if len(group) == 1:

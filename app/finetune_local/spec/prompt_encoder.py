@@ -10,6 +10,7 @@ and give the prompt, (length, width). Names and shapes are those of PEFT's modul
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -78,7 +79,7 @@ def encoder_shapes(kind: Kind, length: int, width: int, hidden: int) -> dict[str
                 result[name.format("weight_hh")] = (4 * hidden, hidden)
                 result[name.format("bias_ih")] = result[name.format("bias_hh")] = (4 * hidden,)
     sizes = [width, hidden, hidden, width] if kind == "mlp" else [2 * hidden, 2 * hidden, width]
-    for number, (inner, outer) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (inner, outer) in enumerate(pairwise(sizes)):
         result[f"{PREFIX}mlp_head.{2 * number}.weight"] = (outer, inner)
         result[f"{PREFIX}mlp_head.{2 * number}.bias"] = (outer,)
     return result
@@ -113,7 +114,8 @@ def _lstm(functions: Functions, tensors: Mapping[str, Any], x: Any, layer: int, 
     """One direction of one layer, (length, inputs) to (length, h): torch's gates i, f, g, o, from states of zero."""
     name = f"{PREFIX}lstm_head.{{}}_l{layer}{end}"
     recurrent = tensors[name.format("weight_hh")].T
-    given = x @ tensors[name.format("weight_ih")].T + (tensors[name.format("bias_ih")] + tensors[name.format("bias_hh")])
+    bias = tensors[name.format("bias_ih")] + tensors[name.format("bias_hh")]
+    given = x @ tensors[name.format("weight_ih")].T + bias
     width = recurrent.shape[0]
     places = range(len(given)) if end == "" else range(len(given) - 1, -1, -1)
     states: dict[int, Any] = {}

@@ -34,7 +34,7 @@ from finetune_local_backends.mlx.shifted import check_known, shifted
 from finetune_local_backends.noise import batch_noise
 from finetune_local_backends.shifting import check_shifted, group_of, one_group
 from finetune_local_backends.together import check_plans, joined, rounds
-from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
+from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
 from finetune_local_backends.windows import windows
 
 TRACKER = "tracker:"
@@ -42,7 +42,7 @@ _LOGITS_BYTES = 64 << 20
 _CACHE_BYTES = 1 << 30
 
 
-class MlxSession:
+class MlxSession(Positions):
     """See Session."""
 
     def __init__(self, model: Model, precision: Precision, device: Device) -> None:
@@ -119,24 +119,6 @@ class MlxSession:
         finally:
             if name != before:
                 self.activate(before)
-
-    def virtual(self) -> VirtualTokens:
-        """The positions that the active adapter puts before every text."""
-        if self._active is None:
-            return VirtualTokens()
-        plan = self._plans[self._active]
-        return family_of(plan).virtual_tokens(plan)
-
-    @property
-    def members(self) -> int:
-        """See Session."""
-        return self.virtual().members
-
-    @property
-    def positions(self) -> int:
-        """See Session."""
-        plan = self._plans.get(self._active or "")
-        return 0 if plan is None else family_of(plan).positions(plan)
 
     def weight(self, name: str) -> Floats:
         """See Session."""

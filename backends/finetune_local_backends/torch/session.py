@@ -35,7 +35,7 @@ from finetune_local_backends.torch.ops import OPS
 from finetune_local_backends.torch.optimizer import Optimizer, finite
 from finetune_local_backends.torch.quantised import QuantisedLinear
 from finetune_local_backends.torch.shifted import shifted
-from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
+from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
 from finetune_local_backends.windows import windows
 
 TRACKER = "tracker:"
@@ -52,7 +52,7 @@ class _Training:
     tracker: Tracker | None
 
 
-class TorchSession:
+class TorchSession(Positions):
     """See Session."""
 
     def __init__(self, base: Base) -> None:
@@ -115,17 +115,6 @@ class TorchSession:
         if wanted is not None:
             wanted.activate(name)
         self._active = name
-
-    @property
-    def members(self) -> int:
-        """See Session."""
-        return self._virtual().members
-
-    @property
-    def positions(self) -> int:
-        """See Session."""
-        plan = self._plans.get(self._active or "")
-        return 0 if plan is None else family_of(plan).positions(plan)
 
     def weight(self, name: str) -> Floats:
         """See Session."""
@@ -212,13 +201,13 @@ class TorchSession:
         self._head.check(self._base.model, self._base.body)
         with memory.guard(f"score {batch.ids.size} tokens at once"):
             found = self._log_probabilities(batch).cpu().numpy()
-        return mean_over_members(found, self._virtual().members)
+        return mean_over_members(found, self.members)
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Floats:
         """See Session. By the model's own forward pass, so it also checks ours."""
         with memory.guard(f"read {len(ids)} tokens at once"):
-            virtual = self._virtual()
+            virtual = self.virtual()
             whole = row_with(ids, self._base.vocabulary, virtual, 0)
             logits = self._base.model(input_ids=torch.tensor([whole], device=self._base.place), use_cache=False).logits
         result: Floats = logits[0, virtual.count :].float().cpu().numpy()
@@ -226,7 +215,7 @@ class TorchSession:
 
     def decoder(self) -> Decoder:
         """See Session."""
-        return TorchDecoder(self._base, self._head, self._virtual())
+        return TorchDecoder(self._base, self._head, self.virtual())
 
     def optimizer_state(self, name: str | None = None) -> dict[str, npt.NDArray[np.generic]]:
         """See Session."""
@@ -253,7 +242,7 @@ class TorchSession:
         """
         batch, rows.slices = joined([batch for _, batch in present])
         rows.owners, rows.total = [number for number, _ in present], len(batch.ids)
-        members = self._virtual().members
+        members = self.members
         sizes = [members * own.supervised for _, own in present]
         with noisy(self._base, self._noise(shares, present, batch)):
             found = self._log_probabilities(batch).split(sizes)  # type: ignore[no-untyped-call]
@@ -288,7 +277,7 @@ class TorchSession:
         Padding stands on the right and attention looks left only, so no mask is needed; columns after the last state
         that is used are left out.
         """
-        batch = batch_with(batch, self._base.vocabulary, self._virtual())
+        batch = batch_with(batch, self._base.vocabulary, self.virtual())
         rows, columns = np.nonzero(batch.mask[:, 1:])
         place = self._base.place
         if not len(rows):
@@ -301,13 +290,6 @@ class TorchSession:
         )
         targets = torch.from_numpy(batch.ids[rows, columns + 1].astype(np.int64)).to(place)
         return self._head.log_probabilities(chosen, targets)
-
-    def _virtual(self) -> VirtualTokens:
-        """The positions that the active adapter puts before every text."""
-        if self._active is None:
-            return VirtualTokens()
-        plan = self._plans[self._active]
-        return family_of(plan).virtual_tokens(plan)
 
     def _ready(self, name: str | None = None) -> _Training:
         """What prepare() made for an adapter, or for the last one."""

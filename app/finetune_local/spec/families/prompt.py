@@ -29,14 +29,24 @@ COMMON = 5000
 """From how many of the first tokens a start is drawn: the number of the paper (section 3.2), whose most common tokens are
 the first ones in vocabularies made by merging. Rows at the end may belong to no token at all."""
 
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+)
 
 
 class PromptSettings(Settings):
     """Settings of prompts."""
 
     prompt_length: int = setting(
-        20, help="How many trained vectors stand before every text, as if they were tokens.", group="method", ge=1, le=65536
+        20,
+        help="How many trained vectors stand before every text, as if they were tokens.",
+        group="method",
+        ge=1,
+        le=65536,
     )
     prompt_init: Literal["vocabulary", "text", "random"] | None = setting(
         None,
@@ -97,7 +107,9 @@ class Prompt(Family):
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
         """The embedding. Raises SpecError where none of a known name is there."""
-        found = [name for name in sorted(base.weights) if name.endswith(_EMBEDDINGS) and len(base.weights[name].shape) == 2]
+        found = [
+            name for name in sorted(base.weights) if name.endswith(_EMBEDDINGS) and len(base.weights[name].shape) == 2
+        ]
         if not found:
             names = ", ".join(end.removesuffix(".weight") for end in _EMBEDDINGS)
             raise SpecError(
