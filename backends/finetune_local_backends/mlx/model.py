@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from finetune_local.errors import ModelError, Unsupported
 from finetune_local.spec.plan import Target
@@ -94,7 +95,7 @@ class Model:
         if not family.startswith("gemma"):
             return 1.0
         scale = mx.array(self.text.args.hidden_size**0.5)
-        return float(scale.astype(mx.bfloat16 if family.startswith("gemma3") else mx.float32).item())
+        return float(np.array(scale.astype(mx.bfloat16 if family.startswith("gemma3") else mx.float32).astype(mx.float32)))
 
     @property
     def width(self) -> int:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from finetune_local.backend import Batch, Decoder, Device, Floats, MemoryUse, Share, StepResult
 from finetune_local.errors import AdapterError, Unsupported
-from finetune_local.spec.families import Source, VirtualTokens, family_of, trainable_parameters
+from finetune_local.spec.families import Source, family_of, trainable_parameters
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from finetune_local.backend import Batch, Decoder, Floats, MemoryUse, Share, StepResult
 from finetune_local.errors import AdapterError, ModelError, OutOfMemory, Unsupported
-from finetune_local.spec.families import Source, Tracker, VirtualTokens, family_of, trainable_parameters
+from finetune_local.spec.families import Source, Tracker, family_of, trainable_parameters
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings

@@ -62,7 +62,7 @@ class PromptSlot(Slot):
 
 def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
     embedding = bare(base.model.get_input_embeddings())
-    width = int(embedding.weight.shape[1])
+    width = int(embedding.get_parameter("weight").shape[1])
     if width != plan.targets[0].in_features:
         raise AdapterError(
             f"the prompt's vectors have {plan.targets[0].in_features} numbers, but this model's embeddings {width}. "
