@@ -14,7 +14,7 @@ from finetune_local.backend import Backend
 from finetune_local.layout import read_adapter
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import runs, setup
+from finetune_local.train import runs, setup, together
 from finetune_local.train.events import Event, Step
 from finetune_local.train.loop import Loop
 from finetune_local.train.setup import Ready, make_ready
@@ -67,7 +67,7 @@ def train(run: runs.Run, home: Home, stop: Callable[[], bool] = lambda: False, c
     if change is not None:
         change(ready)
     told = []
-    for event in Loop(ready, stop).events():
+    for event in together.events(Loop(ready, stop)):
         run.append(event)
         told.append(event)
     return told

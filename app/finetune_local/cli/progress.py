@@ -43,10 +43,15 @@ def shown(events: Iterable[Event]) -> Iterator[Event]:
         yield from _live(events)
     else:
         for event in events:
-            if not isinstance(event, Step) or event.step % PLAIN_EVERY == 0 or event.step in (1, event.steps):
+            if worth_a_line(event):
                 for line in lines_of(event):
                     click.echo(line, err=True)
             yield event
+
+
+def worth_a_line(event: Event) -> bool:
+    """Of the steps, the first, the last and every tenth."""
+    return not isinstance(event, Step) or event.step % PLAIN_EVERY == 0 or event.step in (1, event.steps)
 
 
 def lines_of(event: Event) -> list[str]:

@@ -11,11 +11,12 @@ from typing import Any, Literal, TypeVar
 import click
 from pydantic.fields import FieldInfo
 
+from finetune_local.errors import SpecError
 from finetune_local.spec.families import families
 from finetune_local.spec.fields import Settings, extra_of, flag_of, parse
 from finetune_local.spec.methods import method as method_named
 from finetune_local.spec.methods import methods
-from finetune_local.spec.run import RunSpec, parse_spec, read_config
+from finetune_local.spec.run import RunSpec, parse_spec, read_config, sections
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Settings)
@@ -52,12 +53,17 @@ def spec_options(function: F) -> F:
     )(function)
 
 
-def spec_from(values: Mapping[str, Any], config: Path | None, base: Mapping[str, Any] | None = None) -> RunSpec:
-    """The spec from a config file (or the tables in `base`) and the options given, which win. Raises SpecError."""
+def spec_from(
+    values: Mapping[str, Any], config: Path | None, base: Mapping[str, Any] | None = None, source: str = ""
+) -> RunSpec:
+    """The spec from a config file (or the tables in `base`, read from `source`) and the options given, which win.
+
+    Raises SpecError.
+    """
     tables: dict[str, Any] = dict(base or {})
     if config is not None:
         tables = read_config(config)
-    where = str(config) if config else "command line"
+    where = str(config) if config else source or "command line"
     if isinstance(tables.get("method"), str):
         tables["method"] = {"key": tables["method"]}
     parse_spec(tables, where)  # a mistake of the file is told before options are laid over it
@@ -71,6 +77,16 @@ def spec_from(values: Mapping[str, Any], config: Path | None, base: Mapping[str,
         else:
             merged[field] = value
     return parse_spec(merged, where)
+
+
+def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
+    """As spec_from, for a config that may have [[adapters]] to be trained at once; options hold for all of them."""
+    if config is None:
+        return [spec_from(values, None)]
+    parts = sections(read_config(config), str(config))
+    if len(parts) > 1 and values.get("name"):
+        raise SpecError("--run names one run, and this config has several: write a name into each of its [[adapters]].")
+    return [spec_from(values, None, part, str(config)) for part in parts]
 
 
 def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import click
 from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import duration, emit, megabytes, note
-from finetune_local.cli.spec_options import spec_from, spec_options
+from finetune_local.cli.spec_options import spec_options, specs_from
 
 if TYPE_CHECKING:
     from finetune_local.train.events import Event
@@ -32,18 +32,17 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
     finetune-local --data chats.json --method qlora --model Qwen/Qwen3-0.6B --epochs 2
 
     What is not given is chosen from the data and the machine, and printed. Ctrl-C finishes the step and saves.
+    A config with several [[adapters]] trains them at once on one base (docs/methods.md).
     """
     from finetune_local.spec.run import DEFAULT_MODEL
     from finetune_local.train import runs, setup
 
     place = paths.home(home)
-    spec = spec_from(settings, config)
-    if spec.model.id == DEFAULT_MODEL and not as_json:
+    specs = specs_from(settings, config)
+    if specs[0].model.id == DEFAULT_MODEL and not as_json:
         note(f"model: {DEFAULT_MODEL}, the small default. Pick another with --model NAME (see: finetune-local models)")
-    if spec.name and (place.runs / spec.name).exists() and config is not None and settings.get("name") is None:
-        spec = spec.model_copy(
-            update={"name": None}
-        )  # run.json given back to repeat a run: the copy needs its own name
+    if config is not None and settings.get("name") is None:
+        specs = [_with_free_name(spec, place) for spec in specs]
     last_phase = [""]
 
     def progress(text: str, _done: float | None) -> None:
@@ -51,13 +50,17 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
             last_phase[0] = text
             note(f"{text} …")
 
-    spec, notes = setup.check_before_loading(spec, place, progress)
-    run = runs.create(place, _with_absolute_files(spec))
-    if not as_json:
-        note(f"run: {run.name} ({run.folder})")
-        for text in notes:
-            note(f"  {text}")
-    follow_to_the_end(run, place, as_json)
+    begun = []
+    for spec, notes in setup.check_together(specs, place, progress):
+        begun.append(runs.create(place, _with_absolute_files(spec)))
+        if not as_json:
+            note(f"run: {begun[-1].name} ({begun[-1].folder})")
+            for text in notes:
+                note(f"  {text}")
+    if len(begun) > 1:
+        follow_several(begun, place, as_json)
+    else:
+        follow_to_the_end(begun[0], place, as_json)
 
 
 def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
@@ -73,7 +76,7 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
         position = follow.start(run, home)
     events = follow.follow(run, position)
     last: Event | None = None
-    with _interrupts(run) as killed:
+    with _interrupts([run]) as killed:
         try:
             for event in as_json_lines(events) if as_json else shown(events):
                 last = event
@@ -99,6 +102,38 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
         _show_summary(summary)
 
 
+def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> None:
+    """Start one worker for several runs and show them to their ends. Raises what ended one of them badly, once all have."""
+    from finetune_local.cli.progress import lines_of, worth_a_line
+    from finetune_local.errors import FinetuneError
+    from finetune_local.train import follow
+
+    positions = follow.start_all(begun, home)
+    last: dict[str, Event] = {}
+    with _interrupts(begun):
+        for run, event in follow.follow_all(list(zip(begun, positions, strict=True))):
+            last[run.name] = event
+            if as_json:
+                emit({"run": run.name, **event.as_json()})
+            elif worth_a_line(event):
+                for line in lines_of(event):
+                    click.echo(f"{run.name}: {line}", err=True)
+    summaries = [summary for event in last.values() if (summary := getattr(event, "summary", None)) is not None]
+    if as_json:
+        emit({"runs": summaries})
+    else:
+        for summary in summaries:
+            _show_summary(summary)
+    problems = []
+    for run in begun:
+        try:
+            follow.raise_for(last[run.name], run)
+        except FinetuneError as error:
+            problems.append(error)
+    if problems:
+        raise type(problems[0])("\n".join(str(problem) for problem in problems))
+
+
 def _show_summary(summary: Any) -> None:
     validation = f", validation loss {summary['validation_loss']:.4f}" if summary["validation_loss"] is not None else ""
     click.echo(
@@ -112,7 +147,7 @@ def _show_summary(summary: Any) -> None:
 
 
 @contextmanager
-def _interrupts(run: Run) -> Iterator[list[bool]]:
+def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
     """Ctrl-C asks the worker to finish its step and save; a second one ends it at once (the last checkpoint stays).
 
     Yields a list that is no longer empty once it was ended at once.
@@ -125,17 +160,25 @@ def _interrupts(run: Run) -> Iterator[list[bool]]:
         nonlocal pressed
         pressed += 1
         if pressed == 1:
-            run.stop_file.touch()
+            for run in begun:
+                run.stop_file.touch()
             note("\nfinishing this step and saving … (Ctrl-C again ends it at once)")
         else:
             killed.append(True)
-            follow.kill(run)
+            for run in begun:
+                follow.kill(run)
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield killed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _with_free_name(spec: Any, home: paths.Home) -> Any:
+    """A run.json given back to repeat a run: the copy needs its own name."""
+    taken = spec.name and (home.runs / spec.name).exists()
+    return spec.model_copy(update={"name": None}) if taken else spec
 
 
 def _with_absolute_files(spec: Any) -> Any:

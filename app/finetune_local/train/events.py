@@ -135,6 +135,9 @@ EVENTS: Mapping[str, type[Event]] = {
     for kind in (Phase, Note, Started, Step, Validation, Sample, Checkpoint, Finished, StoppedByUser, Failed)
 }
 
+ENDS = (Finished, StoppedByUser, Failed)
+"""One of these is the last event of a run."""
+
 
 def from_json(values: Mapping[str, Any]) -> Event:
     """The event that as_json() gave."""

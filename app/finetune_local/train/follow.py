@@ -7,18 +7,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from finetune_local import errors
 from finetune_local.errors import FinetuneError, SpecError, Stopped, WorkerDied
 from finetune_local.paths import Home
-from finetune_local.train.events import Event, Failed, Finished, StoppedByUser, from_json
+from finetune_local.train.events import ENDS, Event, Failed, StoppedByUser, from_json
 from finetune_local.train.runs import Run
 
 POLL_SECONDS = 0.1
-ENDS = (Finished, StoppedByUser, Failed)
 
 # On Windows a worker in the same console would end when its window is closed.
 _OWN_CONSOLE = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
@@ -32,10 +31,16 @@ def start(run: Run, home: Home) -> int:
 
     Of two that are started at once, the second ends by itself, and following the run shows the first.
     """
-    before = _worker_text(run)
-    if (pid := run.worker()) is not None:
-        raise SpecError(f"run '{run.name}' is being trained already (process {pid}).")
-    position = run.events_end()
+    return start_all([run], home)[0]
+
+
+def start_all(runs: Sequence[Run], home: Home) -> list[int]:
+    """Start one worker process for several runs on one base; returns where the events of each will begin."""
+    before = [_worker_text(run) for run in runs]
+    for run in runs:
+        if (pid := run.worker()) is not None:
+            raise SpecError(f"run '{run.name}' is being trained already (process {pid}).")
+    positions = [run.events_end() for run in runs]
     # Libraries must not ask the network, and a worker's own prints belong in its log.
     environment = {
         **os.environ,
@@ -48,10 +53,17 @@ def start(run: Run, home: Home) -> int:
         # The screen's watchdog ends long GPU commands on a Mac otherwise.
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
     }
-    with run.log.open("ab") as log:
+    with runs[0].log.open("ab") as log:
         process = subprocess.Popen(
             # -P: a file of the user's folder that is called like a library must not be imported in its place.
-            [sys.executable, "-P", "-m", "finetune_local.train.worker", str(run.folder), str(home.root)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "finetune_local.train.worker",
+                *(str(run.folder) for run in runs),
+                str(home.root),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -59,15 +71,17 @@ def start(run: Run, home: Home) -> int:
             start_new_session=os.name != "nt",
             creationflags=_OWN_CONSOLE,
         )
-    _children[run.folder] = process
+    _children.update(dict.fromkeys((run.folder for run in runs), process))
     try:
         # What a killed worker left says nothing about the new one: wait for another text, or for its end.
-        while _worker_text(run) in (b"", before) and process.poll() is None:
+        while process.poll() is None and any(
+            _worker_text(run) in (b"", old) for run, old in zip(runs, before, strict=True)
+        ):
             time.sleep(0.02)
     except KeyboardInterrupt:
         process.kill()  # it would go on unseen
         raise
-    return position
+    return positions
 
 
 def kill(run: Run) -> None:
@@ -81,30 +95,61 @@ def kill(run: Run) -> None:
 
 def follow(run: Run, position: int = 0) -> Iterator[Event]:
     """Events from a place in events.jsonl to the worker's last one. Raises WorkerDied where it ends without one."""
-    path = run.folder / "events.jsonl"
-    rest = b""
-    while True:
-        alive = run.worker() is not None  # asked before reading, so that a last event is never missed
+    for _, event in follow_all([(run, position)]):
+        yield event
+
+
+def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]:
+    """The same of several runs at once, each with its events. Raises WorkerDied once the others have been told."""
+    tails = [_Tail(run, position) for run, position in places]
+    died: list[Run] = []
+    while tails:
+        for tail in list(tails):
+            alive = tail.run.worker() is not None  # asked before reading, so that a last event is never missed
+            events = tail.read()
+            for event in events:
+                yield tail.run, event
+            if ended := bool(events) and isinstance(events[-1], ENDS):
+                if not [other for other in tails if other is not tail]:
+                    _wait_until_gone(tail.run)
+            elif not alive and not events:
+                _wait_until_gone(tail.run)
+                died.append(tail.run)
+                ended = True
+            if ended:
+                tails.remove(tail)
+        if tails:
+            time.sleep(POLL_SECONDS)
+    if died:
+        names = " ".join(run.name for run in died)
+        raise WorkerDied(
+            f"the training process ended without a word{_last_words(died[0])} What was saved is intact; "
+            f"go on with: finetune-local resume {names}"
+        )
+
+
+class _Tail:
+    """The end of a run's events.jsonl, read as it grows."""
+
+    def __init__(self, run: Run, position: int) -> None:
+        self.run, self._position, self._rest = run, position, b""
+
+    def read(self) -> list[Event]:
+        """What is new, up to a last event."""
+        path = self.run.folder / "events.jsonl"
         chunk = b""
         if path.exists():
             with path.open("rb") as file:
-                file.seek(position)
+                file.seek(self._position)
                 chunk = file.read()
-        position += len(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
+        self._position += len(chunk)
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        result: list[Event] = []
         for line in lines:
-            event = from_json(json.loads(line))
-            yield event
-            if isinstance(event, ENDS):
-                _wait_until_gone(run)
-                return
-        if not alive and not chunk:
-            _wait_until_gone(run)
-            raise WorkerDied(
-                f"the training process ended without a word{_last_words(run)} What was saved is intact; "
-                f"go on with: finetune-local resume {run.name}"
-            )
-        time.sleep(POLL_SECONDS)
+            result.append(from_json(json.loads(line)))
+            if isinstance(result[-1], ENDS):
+                break
+        return result
 
 
 def raise_for(event: Event, run: Run) -> None:

@@ -1,6 +1,7 @@
 """THE loop: a generator of events, for every method, objective and backend.
 
 It decides what is computed next and what is saved; the session computes. Nothing here knows a console, a process or a framework.
+Where it wants a step it says so and waits for the result, so that several loops can be served by one pass (together.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import write_identity
-from finetune_local.backend import Batch
+from finetune_local.backend import Batch, Share, StepResult
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.encode import prompt_ids
 from finetune_local.data.pack import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
@@ -40,7 +42,7 @@ from finetune_local.train.events import (
     Validation,
 )
 from finetune_local.train.schedule import learning_rate
-from finetune_local.train.setup import ADAPTER, Ready
+from finetune_local.train.setup import Ready
 
 RECENT = 10
 """How many losses the guard against explosion looks at."""
@@ -49,8 +51,20 @@ EXPLODED = 3.0
 """Nats above the first loss that no recovery follows from: twenty times the perplexity."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A step that a loop asks for, and the seed of its random numbers."""
+
+    share: Share
+    seed: int
+
+
+Work = Generator[Event | Wanted, StepResult | None, None]
+"""A loop at work: gives events, and steps it wants, for each of which a StepResult is sent or OutOfMemory thrown."""
+
+
 class Loop:
-    """One training from where its state stands to its end; `events()` runs it."""
+    """One training from where its state stands to its end; together.py runs it, alone or beside others."""
 
     def __init__(self, ready: Ready, stop: Callable[[], bool]) -> None:
         """`stop` is asked after every step whether the user wants to end."""
@@ -66,7 +80,7 @@ class Loop:
         self._saved = self.state.step
         self._clock, self._cpu = time.perf_counter(), time.process_time()
 
-    def events(self) -> Iterator[Event]:
+    def work(self) -> Work:
         """Train; the last event is Finished or StoppedByUser. Raises TrainingDiverged, OutOfMemory, DiskFull."""
         ready, state = self.ready, self.state
         yield Started(
@@ -113,7 +127,7 @@ class Loop:
             return f"no better validation loss in {self.state.worse_validations} validations"
         return ""
 
-    def _step(self) -> Iterator[Event]:
+    def _step(self) -> Work:
         ready, state = self.ready, self.state
         rows = self._rows(state.step)
         rate = learning_rate(
@@ -122,9 +136,10 @@ class Loop:
         began = time.perf_counter()
         while True:
             batches = micro_batches(ready.data.train, rows, state.micro_batch_tokens)
-            ready.session.seed(_seed_of(self.training.seed, state.step))
+            share = Share(ready.adapter, batches, self.objective, rate)
             try:
-                result = ready.session.step(batches, self.objective, rate)
+                result = yield Wanted(share, _seed_of(self.training.seed, state.step))
+                assert result is not None, "a loop that wants a step is sent its result"
                 break
             except OutOfMemory as error:
                 # The session has undone the step. Smaller pieces give the same sum, so the result does not change.
@@ -199,6 +214,7 @@ class Loop:
 
     def _validate(self) -> Iterator[Event]:
         ready, state = self.ready, self.state
+        ready.session.activate(ready.adapter)  # beside others it need not be the one that computed last
         data = ready.data.validation
         if len(data):
             loss = yield from self._validation_loss()
@@ -273,8 +289,8 @@ class Loop:
         checkpoint.save(
             ready.run.checkpoints,
             ready.plan,
-            ready.session.tensors(ADAPTER),
-            ready.session.optimizer_state(),
+            ready.session.tensors(ready.adapter),
+            ready.session.optimizer_state(ready.adapter),
             state,
             ready.model.name,
             self._identify,
@@ -287,7 +303,7 @@ class Loop:
         """Write `adapter/`: the weights as they are now, or those of a checkpoint."""
         ready = self.ready
         with written_aside(ready.run.adapter, checkpoint.RESUME) as place:
-            tensors = ready.session.tensors(ADAPTER) if source is None else read_adapter(source)[1]
+            tensors = ready.session.tensors(ready.adapter) if source is None else read_adapter(source)[1]
             plan, tensors = family_of(ready.plan).fold(ready.plan, tensors)
             write_adapter(place, plan, tensors, ready.model.name)
             if source is None:

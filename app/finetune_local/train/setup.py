@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +50,7 @@ class Ready:
     plan: AdapterPlan
     state: LoopState
     backend: str
+    adapter: str = ADAPTER
 
 
 def check_before_loading(
@@ -88,6 +89,36 @@ def check_before_loading(
     return spec, notes + replaced
 
 
+def check_together(
+    specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None]
+) -> list[tuple[RunSpec, list[str]]]:
+    """check_before_loading() of each, and that they can be trained at once: one base held in one way, rows of their own.
+
+    Raises SpecError where they cannot.
+    """
+    from finetune_local.models.resolve import resolve
+
+    checked = [check_before_loading(spec, home, progress) for spec in specs]
+    if len(checked) == 1:
+        return checked
+    first = checked[0][0]
+    names = [spec.name for spec, _ in checked if spec.name]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SpecError(f"two of the [[adapters]] are called '{twice[0]}'. Give each a name of its own.")
+    for number, (spec, _) in enumerate(checked, 1):
+        if spec.model != first.model:
+            differs = next(n for n, v in spec.model.model_dump().items() if v != getattr(first.model, n))
+            raise SpecError(
+                f"adapters trained at once share one base, but number {number} ({spec.method.key}) wants model.{differs} = "
+                f"{getattr(spec.model, differs)} and number 1 ({first.method.key}) {getattr(first.model, differs)}. "
+                f"Write model.{differs} outside the sections."
+            )
+        plan = plan_for(spec, resolve(spec.model.id, home, progress))
+        if reason := families()[method_family(spec)].apart(plan):
+            raise SpecError(f"method '{spec.method.key}' (number {number}) cannot be trained beside others: {reason}")
+    return checked
+
+
 def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
     """What the method attaches to this model. Raises SpecError where nothing matches or a rank is too high."""
     family = families()[method_family(spec)]
@@ -115,8 +146,11 @@ def method_family(spec: RunSpec) -> str:
     return method(spec.method.key).family
 
 
-def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
-    """Prepare a run, telling what is done; the last thing yielded is the Ready. Resumes from the newest checkpoint."""
+def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Event | Ready]:
+    """Prepare a run, telling what is done; the last thing yielded is the Ready. Resumes from the newest checkpoint.
+
+    `beside` is another run that is ready on the same base: its session is shared.
+    """
     from finetune_local.data.prepare import conversations, open_prepared
     from finetune_local.data.tokenizer import Tokenizer
     from finetune_local.models.fit import estimate, verdict
@@ -160,27 +194,31 @@ def make_ready(run: Run, home: Home) -> Iterator[Event | Ready]:
         text=f"memory: about {expected.total / 1e9:.1f} GB expected, {device.memory_bytes / 1e9:.1f} GB there "
         f"({verdict(expected, device.memory_bytes)})"
     )
-    yield Phase(name="loading the model")
-    session = backend.load(
-        model.path, spec.model.precision or "fp32", spec.device, quantisation=spec.model.quantisation
-    )
+    adapter = ADAPTER if beside is None else f"{ADAPTER} {run.name}"
+    if beside is None:
+        yield Phase(name="loading the model")
+        session = backend.load(
+            model.path, spec.model.precision or "fp32", spec.device, quantisation=spec.model.quantisation
+        )
+    else:
+        session = beside.session
     state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)
     newest = checkpoint.latest(run.checkpoints)
     if newest is None:
-        session.attach(ADAPTER, plan, spec.training.seed, ids=tokenizer.ids)
-        session.prepare(ADAPTER, spec.training)
+        session.attach(adapter, plan, spec.training.seed, ids=tokenizer.ids, stored=model.read)
+        session.prepare(adapter, spec.training)
     else:
         yield Phase(name=f"going on from {newest.name}")
         if (identity := read_identity(newest)) is not None:
             check_same_base(identity, model)
         _, tensors, optimizer, state = checkpoint.load(newest)
-        session.attach(ADAPTER, plan, spec.training.seed, tensors)
-        session.prepare(ADAPTER, spec.training)
-        session.restore_optimizer(optimizer)
+        session.attach(adapter, plan, spec.training.seed, tensors)
+        session.prepare(adapter, spec.training)
+        session.restore_optimizer(optimizer, adapter)
     samples = (
         conversations(run.data, "validation", limit=spec.training.sample_rows) if spec.training.sample_rows else []
     )
-    yield Ready(run, spec, model, tokenizer, data, samples, session, plan, state, backend.name)
+    yield Ready(run, spec, model, tokenizer, data, samples, session, plan, state, backend.name, adapter)
 
 
 def _prepare_data(

@@ -1,4 +1,4 @@
-"""The training process: `python -m finetune_local.train.worker RUN HOME`. Events go to the run's events.jsonl, nothing to a pipe.
+"""The training process: `python -m finetune_local.train.worker RUN... HOME`, several runs on one base at once. Events go to the run's events.jsonl, nothing to a pipe.
 
 It lives in a session of its own, so that neither Ctrl-C nor a closed window ends it; a file called `stop` does.
 """
@@ -10,23 +10,29 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from finetune_local.errors import FinetuneError
 from finetune_local.files import disk_full, write_text
 from finetune_local.paths import Home
 from finetune_local.train.checkpoint import RESUME
-from finetune_local.train.events import Event, Failed
+from finetune_local.train.events import ENDS, Event, Failed
 from finetune_local.train.runs import Run
 
 RESERVE = ".reserve"
 RESERVE_BYTES = 65536
 
 
-def work(run: Run, home: Home) -> int:
-    """Train a run from where it stands; returns the exit code. Every way to end writes a last event."""
+def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> int:
+    """Train runs from where they stand; returns the exit code, the worst of them. Every way to end writes a last event.
+
+    `give_back` is called for each of several runs as it ends, while the others go on.
+    """
     from finetune_local.train.loop import Loop
-    from finetune_local.train.setup import make_ready
+    from finetune_local.train.setup import Ready, make_ready
+    from finetune_local.train.together import events, events_of_all, failure
 
     asked_by_signal = False
 
@@ -36,24 +42,34 @@ def work(run: Run, home: Home) -> int:
 
     for name in ("SIGTERM", "SIGINT"):
         signal.signal(getattr(signal, name), on_signal)
+    loops: list[Loop] = []
+    codes: dict[str, int] = {}
     try:
-        ready = None
-        for item in make_ready(run, home):
-            if isinstance(item, Event):
-                run.append(item)
-            else:
-                ready = item
-        assert ready is not None
-        last: Event | None = None
-        with disk_full(run.folder, RESUME):
-            for last in Loop(ready, lambda: asked_by_signal or run.stop_file.exists()).events():
-                run.append(last)
-                write_report(run, last)
-        return 130 if last is not None and last.kind == "stopped" else 0
+        for run in runs:
+            ready: Ready | None = None
+            for item in make_ready(run, home, loops[0].ready if loops else None):
+                if isinstance(item, Event):
+                    run.append(item)
+                else:
+                    ready = item
+            assert ready is not None
+            loops.append(Loop(ready, lambda own=run: asked_by_signal or own.stop_file.exists()))  # type: ignore[misc]
+        with ExitStack() as stack:
+            for run in runs:
+                stack.enter_context(disk_full(run.folder, RESUME))
+            alone = ((loops[0], event) for event in events(loops[0]))
+            for loop, event in alone if len(loops) == 1 else events_of_all(loops):
+                run = loop.ready.run
+                run.append(event)
+                write_report(run, event)
+                if isinstance(event, ENDS):
+                    codes[run.name] = event.as_json().get("exit_code", 130 if event.kind == "stopped" else 0)
+                    give_back(run)
+        return max(codes.values())
     except FinetuneError as error:
-        return _fail(run, Failed(error=type(error).__name__, message=str(error), exit_code=error.exit_code))
+        return _fail([run for run in runs if run.name not in codes], failure(error))
     except BaseException as error:  # noqa: BLE001 - the process's last act is to say why it ends, whatever it was
-        return _fail(run, _defect(error))
+        return _fail([run for run in runs if run.name not in codes], _defect(error))
 
 
 def write_report(run: Run, last: Event) -> None:
@@ -70,31 +86,43 @@ def _defect(error: BaseException) -> Failed:
     return Failed(error="", message=f"{type(error).__name__}: {error}", exit_code=1, traceback=trace)
 
 
-def _fail(run: Run, event: Failed) -> int:
-    """Write the last event; on a full disk, in the room that was kept for it."""
-    (run.folder / RESERVE).unlink(missing_ok=True)
+def _fail(runs: Sequence[Run], event: Failed) -> int:
+    """Write the last event of every run that has not ended; on a full disk, in the room that was kept for it."""
     print(event.traceback or event.message, file=sys.stderr, flush=True)  # noqa: T201 - stderr is worker.log
-    run.append(event)
+    for run in runs:
+        (run.folder / RESERVE).unlink(missing_ok=True)
+        run.append(event)
     return event.exit_code
 
 
 def main(arguments: list[str]) -> int:
-    """Take the run over, train, and give it back. A second worker of the same run touches nothing and ends."""
+    """Take the runs over, train, and give them back. A second worker of one of them touches nothing and ends."""
     import psutil
 
-    run, home = Run(Path(arguments[0])), Home(Path(arguments[1]))
-    with run.taken() as mine:
-        if not mine:
-            return FinetuneError.exit_code
-        run.repair()
+    *folders, home = arguments
+    runs = [Run(Path(folder)) for folder in folders]
+    holds = {run.folder: ExitStack() for run in runs}
+
+    def give_back(run: Run) -> None:
+        for file in (run.worker_file, run.folder / RESERVE, run.stop_file):
+            file.unlink(missing_ok=True)
+        holds.pop(run.folder).close()
+
+    with ExitStack() as stack:
+        for run in runs:
+            if not stack.enter_context(holds[run.folder]).enter_context(run.taken()):
+                return FinetuneError.exit_code
         started = psutil.Process().create_time()
-        write_text(run.worker_file, json.dumps({"pid": os.getpid(), "started": started}) + "\n")
-        (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
+        for run in runs:
+            run.repair()
+            write_text(run.worker_file, json.dumps({"pid": os.getpid(), "started": started}) + "\n")
+            (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
         try:
-            return work(run, home)
+            return work(runs, Home(Path(home)), give_back)
         finally:
-            for file in (run.worker_file, run.folder / RESERVE, run.stop_file):
-                file.unlink(missing_ok=True)
+            for run in runs:
+                if run.folder in holds:
+                    give_back(run)
 
 
 if __name__ == "__main__":
