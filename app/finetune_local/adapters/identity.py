@@ -96,6 +96,8 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
     """Raise AdapterError where a target of the plan is not in the base, or has another shape there."""
     weights = model.weights()
     for target in plan.targets:
+        if not target.module:
+            continue  # a prompt from PEFT's file, which does not name the embedding: the backend finds it and checks the width
         module = target.module.removeprefix(PREFIX)
         found = weights.get(module + ".weight") or weights.get(module)
         if found is None and module in (outside := outside_modules(weights)):  # a head that is the embedding
