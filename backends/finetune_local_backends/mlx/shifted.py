@@ -65,6 +65,7 @@ def _grouping(usual: Callable[..., mx.array], group: int) -> Callable[..., mx.ar
         queries: mx.array, keys: mx.array, values: mx.array, cache: Any, scale: float, mask: Any, sinks: Any = None
     ) -> mx.array:
         """queries (rows, heads, length, d), keys and values (rows, fewer heads, length, d) to (rows, heads, length, d)."""
+        del cache, mask  # nothing but the groups restricts
         if sinks is not None or queries.shape[2] != keys.shape[2]:
             raise Unsupported(
                 "--attention shifted: this model's attention has more to it than queries, keys and values of equal length (such "

@@ -76,6 +76,7 @@ def attention(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """query (rows, heads, length, d), key and value (rows, fewer heads, length, d) to (rows, length, heads, d)."""
+    del attention_mask  # nothing but the groups restricts
     if query.shape[2] != key.shape[2] or any(more.get(name) is not None for name in ("position_bias", "s_aux")):
         raise Unsupported(
             "--attention shifted: this model's attention has more to it than queries, keys and values of equal length (such as "
@@ -116,6 +117,7 @@ def _by_groups(
     moved: bool,
 ) -> torch.Tensor:
     """(rows, heads, length, d) to (rows, length, heads, d); a stretch's last group is padded on the right."""
+    rows, heads = query.shape[:2]
     done = []
     for start, end in runs(query.shape[2], group, moved):
         length = end - start
@@ -125,8 +127,8 @@ def _by_groups(
             continue
         count = math.ceil(length / group)
         wide = [functional.pad(t, (0, 0, 0, count * group - length)) for t in part]
-        cut = [t.unflatten(2, (count, group)).transpose(1, 2).flatten(0, 1) for t in wide]
-        done.append(compute(*cut).unflatten(0, (query.shape[0], count)).flatten(1, 2)[:, :length])
+        cut = [t.reshape(rows, -1, count, group, t.shape[-1]).transpose(1, 2).flatten(0, 1) for t in wide]
+        done.append(compute(*cut).reshape(rows, count * group, heads, -1)[:, :length])
     return done[0] if len(done) == 1 else torch.cat(done, 1)
 
 
