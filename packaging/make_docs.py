@@ -147,7 +147,7 @@ def _kinds(field: FieldInfo) -> list[Any]:
 
 
 def _methods() -> str:
-    rows = [(f"`{m.key}`", m.title, m.summary, _paper(m.paper)) for m in methods().values()]
+    rows = [(f"[`{m.key}`](methods/{m.key}.md)", m.title, m.summary, _paper(m.paper)) for m in methods().values()]
     return _table(("Method", "Name", "What it does", "Paper"), rows)
 
 

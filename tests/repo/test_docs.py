@@ -69,6 +69,9 @@ def test_the_docs_tell_of_every_verb(verb: str) -> None:
 @pytest.mark.parametrize("method", list(methods()))
 def test_the_docs_tell_of_every_method(method: str) -> None:
     assert f"`{method}`" in (ROOT / "docs" / "methods.md").read_text("utf-8")
+    page = (ROOT / "docs" / "methods" / f"{method}.md").read_text("utf-8")
+    paper = methods()[method].paper.removeprefix("arXiv:")
+    assert page.startswith("# ") and len(page.splitlines()) >= 10 and paper in page
 
 
 @pytest.mark.parametrize("page", [*READMES, *(f"docs/{p.name}" for p in PAGES)])
