@@ -17,7 +17,8 @@ from finetune_local.errors import SpecError, Unsupported
 from finetune_local.paths import Home
 from finetune_local.spec import nf4
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.train.setup import check_before_loading
+from finetune_local.train import runs
+from finetune_local.train.setup import Ready, check_before_loading, make_ready
 from made import made_adapter
 from mlx_tools import IDS, MLX, SFT
 from tasks import batch_of, plan_of
@@ -74,6 +75,8 @@ def test_ties_zeros_and_extremes_are_bitsandbytes_too() -> None:
     ties = rng.choice(np.concatenate([middles, [1.0]]).astype(np.float32), (64, 64))
     for case in (some_zero, np.zeros_like(weight), np.ones_like(weight), whole, ties, weight * 1e-30, weight * 1e30):
         assert_is_bitsandbytes(case.astype(np.float32))
+    for largest in rng.uniform(0.01, 1, 200).astype(np.float32):  # a block that is not whole is divided in another way
+        assert_is_bitsandbytes(np.concatenate([[largest], largest * middles]).astype(np.float32)[None])
 
 
 def test_scales_are_rounded_as_bitsandbytes_does() -> None:
@@ -245,11 +248,31 @@ def test_what_is_senseless_is_refused(home: Home, tiny: Path, tmp_path: Path) ->
         load._nf4("layers.0.mlp", type("SwitchLinear", (), {})())
 
 
+def write_rows(folder: Path, count: int) -> Path:
+    path = folder / f"{count} rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"a{i}", "completion": "b"}) + "\n" for i in range(count)), "utf-8")
+    return path
+
+
 def spec_for(folder: Path, tmp_path: Path, backend: Backend, precision: str | None = "4-bit", **model: Any) -> Any:
-    data = tmp_path / "a.jsonl"
-    data.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n", "utf-8")
+    data = write_rows(tmp_path, 1)
     tables = {"model": {"id": str(folder), "precision": precision, **model}, "data": {"files": [str(data)]}}
     return parse_spec({**tables, "backend": backend.name, "device": "cpu"}, "test")
+
+
+def test_a_run_is_loaded_with_the_kind_it_asks_for(home: Home, tiny: Path, tmp_path: Path) -> None:
+    spec = spec_for(tiny, tmp_path, MLX, quantisation="nf4")
+    data = spec.data.model_copy(update={"files": (str(write_rows(tmp_path, 8)),), "validation": 0.0})
+    spec, _ = check_before_loading(spec.model_copy(update={"data": data}), home, lambda *_: None)
+    ready = next(e for e in make_ready(runs.create(home, spec), home) if isinstance(e, Ready))
+    np.testing.assert_array_equal(
+        base_logits(ready.session), MLX.load(tiny, "4-bit", "cpu", quantisation="nf4").logits(IDS)
+    )
+
+
+def base_logits(session: Session) -> np.ndarray:
+    session.activate(None)
+    return session.logits(IDS)
 
 
 def test_an_adapter_is_opened_over_the_base_it_was_trained_on(home: Home, tiny: Path) -> None:
