@@ -107,23 +107,19 @@ class LowRankSettings(UpdateSettings):
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.scaling == "rslora" else rank)
 
-    def alphas(self) -> dict[str, float]:
-        """alpha_pattern in PEFT's words: with an automatic alpha also of the layers that have a rank of their own."""
-        given = patterns.as_mapping(self.alpha_pattern)
-        if self.alpha is None:
-            ranks = patterns.as_mapping(self.rank_pattern)
-            given |= {name: 2 * rank for name, rank in ranks.items() if name not in given}
-        return given
-
     def doubled(self) -> Self:
         """Twice the rank everywhere, every scale as it is, and a plain start: of what was folded."""
         factor = math.sqrt(2.0) if self.scaling == "rslora" else 2.0
+        alphas = patterns.as_mapping(self.alpha_pattern)
+        if self.alpha is None:  # automatic ones of the layers that have a rank of their own
+            ranks = patterns.as_mapping(self.rank_pattern)
+            alphas |= {name: 2.0 * rank for name, rank in ranks.items() if name not in alphas}
         return self.model_copy(
             update={
                 "start": "default",
                 "rank": 2 * self.rank,
                 "rank_pattern": patterns.times(self.rank_pattern, 2),
                 "alpha": factor * self.effective_alpha,
-                "alpha_pattern": patterns.times(patterns.from_mapping(self.alphas()), factor),
+                "alpha_pattern": patterns.times(patterns.from_mapping(alphas), factor),
             }
         )

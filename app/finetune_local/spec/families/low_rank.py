@@ -156,20 +156,24 @@ class LowRank(Family):
         settings = cast(LowRankSettings, plan.settings)
         if settings.from_weights:
             return own_config(plan)
+        modules = [target.module for target in plan.targets if target.in_features]
+        # Patterns by whole names: PEFT sorts them when it saves, and where two of them match it takes the first.
+        ranks = {module: settings.rank_of(module) for module in modules}
+        alphas = {module: settings.alpha_of(module) for module in modules}
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "inference_mode": True,
             "r": settings.rank,
             "lora_alpha": settings.effective_alpha,
-            "rank_pattern": patterns.as_mapping(settings.rank_pattern),
-            "alpha_pattern": settings.alphas(),
+            "rank_pattern": {m: rank for m, rank in ranks.items() if rank != settings.rank},
+            "alpha_pattern": {m: alpha for m, alpha in alphas.items() if alpha != settings.effective_alpha},
             "lora_dropout": settings.dropout,
             "use_rslora": settings.scaling == "rslora",
             "use_dora": settings.use_dora,
             "bias": _NAMES_IN_PEFT[settings.train_bias],
             "fan_in_fan_out": False,
-            "target_modules": [target.module for target in plan.targets if target.in_features],
+            "target_modules": modules,
         }
 
     def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
