@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {
     "prefix_width": 16,
     "prompt_length": 6,
     "rank": 4,
+    "kept": ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"),
     "init_rank": 6,
     "target_rank": 4,
 }

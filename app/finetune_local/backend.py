@@ -197,6 +197,13 @@ class Session(Protocol):
         """Log-probabilities of the supervised tokens in row-major order, (n,); nothing is trained, dropout is off."""
         ...
 
+    def update_sizes(self, batch: Batch) -> dict[str, float]:
+        """The squared size of s·B·A·x, summed over the batch's real tokens, at each module that the active adapter updates so.
+
+        Raises AdapterError where none is active.
+        """
+        ...
+
     def logits(self, ids: Sequence[int]) -> Floats:
         """All logits of one short sequence, (length, vocabulary): for gates and liveness, not for training."""
         ...

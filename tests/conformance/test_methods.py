@@ -34,6 +34,7 @@ PARAMETERS = {
     "lora": LOW_RANK,
     "lora-fa": 2 * 4 * (64 + 32 + 32 + 64 + 128 + 128 + 64),
     "lora-plus": LOW_RANK,
+    "lora-drop": 4 * (128 + 192) + 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192),  # two of their own, one for each kind
     "norms": 2 * 2 * 64 + 64,
     "p-tuning": 6 * 64 + 3 * 64 * (64 + 1),
     "parallel-adapter": 2 * (2 * 64 * 4 + 4 + 64),
@@ -48,7 +49,7 @@ PARAMETERS = {
 
 EXACTLY = (
     *("adalora", "adapter", "adapter-pfeiffer", "bitfit", "full", "ia3", "last-layers"),
-    *("lora", "norms", "lora-fa", "lora-plus", "pissa", "parallel-adapter", "qlora", "vera"),
+    *("lora", "lora-drop", "norms", "lora-fa", "lora-plus", "pissa", "parallel-adapter", "qlora", "vera"),
 )
 """Methods whose new adapter changes not a single bit."""
 
@@ -160,7 +161,7 @@ def test_merged_weights_answer_as_the_adapter(exact: Case, tmp_path: Path) -> No
     expected = exact.session.logits(TEXT)
     plan, tensors = family.fold(exact.plan, exact.session.tensors("a"))
     merged = {
-        name: family.merge(name, weight, plan, tensors)
+        name: family_of(plan).merge(name, weight, plan, tensors)
         for name, weight in read_tensors(exact.folder / "model.safetensors").items()
     }
     folder = tiny_model(tmp_path / "merged")

@@ -14,11 +14,11 @@ from finetune_local.errors import SpecError, Unsupported
 from finetune_local.machine import nvidia_cards
 from finetune_local.paths import Home
 from finetune_local.spec import defaults
-from finetune_local.spec.families import Family, families
+from finetune_local.spec.families import Family, families, family_of
 from finetune_local.spec.fields import flag_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, plan_method, preset_of
-from finetune_local.train import checkpoint
+from finetune_local.train import checkpoint, trial
 from finetune_local.train.checkpoint import LoopState
 from finetune_local.train.events import Event, Note, Phase
 from finetune_local.train.runs import Run
@@ -204,6 +204,13 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
         session = beside.session
     state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)
     newest = checkpoint.latest(run.checkpoints)
+    if newest is None and (wanted := family_of(plan).trial(plan)) is not None:
+        sizes = yield from trial.update_sizes(session, plan, wanted, spec, data.train)
+        settings, text = family_of(plan).chosen(plan, sizes)
+        spec = spec.model_copy(update={"method": spec.method.model_copy(update={"settings": settings})})
+        run.write_spec(spec)
+        plan = plan_for(spec, model)
+        yield Note(text=text)
     if newest is None:
         session.attach(adapter, plan, spec.training.seed, ids=tokenizer.ids, stored=model.read)
         session.prepare(adapter, spec.training)

@@ -22,6 +22,7 @@ from finetune_local.spec.run import Precision, TrainingSettings
 from finetune_local_backends.mlx import kernels, memory
 from finetune_local_backends.mlx.decoder import MlxDecoder
 from finetune_local_backends.mlx.gaps import GAPS
+from finetune_local_backends.mlx.measure import update_sizes
 from finetune_local_backends.mlx.methods import Adapter, check_tensors
 from finetune_local_backends.mlx.methods.sites import SiteAdapter
 from finetune_local_backends.mlx.methods.split import SplitAdapter, own
@@ -240,6 +241,13 @@ class MlxSession(Positions):
                 mx.eval(part)
                 parts.append(np.array(part))
         return mean_over_members(np.concatenate(parts).astype(np.float32), self.virtual().members)
+
+    def update_sizes(self, batch: Batch) -> dict[str, float]:
+        """See Session."""
+        adapter = self._adapter(self._active or "")
+        self.check_length(batch.ids.shape[1])
+        with memory.guard("the sizes of updates"):
+            return update_sizes(self.model, adapter, batch) if isinstance(adapter, SiteAdapter) else {}
 
     def logits(self, ids: Sequence[int]) -> Floats:
         """See Session."""

@@ -27,6 +27,7 @@ from finetune_local_backends.torch import memory
 from finetune_local_backends.torch.decoder import TorchDecoder
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.measure import update_sizes
 from finetune_local_backends.torch.methods import Adapters
 from finetune_local_backends.torch.methods.sites import SiteAdapters
 from finetune_local_backends.torch.methods.split import Rows, shared_sites
@@ -202,6 +203,13 @@ class TorchSession(Positions):
         with memory.guard(f"score {batch.ids.size} tokens at once"):
             found = self._log_probabilities(batch).cpu().numpy()
         return mean_over_members(found, self.members)
+
+    def update_sizes(self, batch: Batch) -> dict[str, float]:
+        """See Session."""
+        keeper = self._keeper_of(self._active or "")
+        slots = keeper.slots(self._active or "") if isinstance(keeper, SiteAdapters) else {}
+        with memory.guard(f"measure updates of {batch.ids.size} tokens at once"):
+            return update_sizes(self._base, slots, batch)
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Floats:

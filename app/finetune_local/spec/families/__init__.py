@@ -52,6 +52,14 @@ class VirtualTokens:
     members: int = 1
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A short training before the real one, to choose settings by: `steps` steps on a `share` of the rows."""
+
+    share: float
+    steps: int
+
+
 class Tracker(Protocol):
     """What a family does to its tensors between optimizer steps (AdaLoRA's budget), in numpy, one for both backends."""
 
@@ -105,6 +113,14 @@ class Family:
         if self.positions(plan):
             return "it puts positions of its own before every text. Train it alone."
         return None
+
+    def trial(self, plan: AdapterPlan) -> Trial | None:
+        """The trial that a new training begins with, if settings are open that only it can tell; `chosen` closes them."""
+        return None
+
+    def chosen(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, str]:
+        """The settings that follow from a trial's mean squared update at each module, and a sentence for the user."""
+        raise NotImplementedError
 
     def tracker(self, plan: AdapterPlan, steps: int) -> Tracker | None:
         """What is to be done between the `steps` optimizer steps of a training, if anything."""
