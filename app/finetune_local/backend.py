@@ -255,11 +255,17 @@ class Backend(Protocol):
         ...
 
     def load(
-        self, folder: Path, precision: Precision, device: str | None = None, quantisation: Quantisation = "auto"
+        self,
+        folder: Path,
+        precision: Precision,
+        device: str | None = None,
+        quantisation: Quantisation = "auto",
+        rope_factor: float = 1.0,
     ) -> Session:
         """Load a Hugging Face folder (safetensors only, no remote code). Raises ModelError, OutOfMemory, Unsupported.
 
         `quantisation` is how 4 bits are held, "auto" as automatic_quantisation() says; other precisions have no use for it.
+        `rope_factor` stretches the positions (spec/rope.py, which says what raises SpecError).
         """
         ...
 

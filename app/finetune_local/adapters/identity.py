@@ -39,6 +39,7 @@ def write_identity(folder: Path, identity: Identity, run: str | None, extra: Map
             "name": identity.name,
             "config_sha256": identity.config_sha256,
             "tokenizer_sha256": identity.tokenizer_sha256,
+            **({"rope_factor": identity.rope_factor} if identity.rope_factor != 1 else {}),
         },
         "run": run,
         "method": "",
@@ -59,7 +60,12 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
         values = json.loads(path.read_text("utf-8"))
         base = values.pop("base")
         return AdapterIdentity(
-            base=Identity(str(base["name"]), str(base["config_sha256"]), str(base["tokenizer_sha256"])),
+            base=Identity(
+                str(base["name"]),
+                str(base["config_sha256"]),
+                str(base["tokenizer_sha256"]),
+                float(base.get("rope_factor", 1.0)),
+            ),
             run=values.pop("run", None),
             method=str(values.pop("method", "")),
             created=str(values.pop("created", "")),
@@ -68,7 +74,7 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:  # bad UTF-8 and JSON are ValueErrors
         raise AdapterError(
             f"{path}: cannot be read ({error!r}). Copy the adapter again, or delete this file to use it as plain PEFT."
         ) from None
@@ -80,6 +86,11 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder) -> None:
     The base's name is not compared: the same model may lie in folders of different names.
     """
     own, made_on = model.identity(), identity.base
+    if own.rope_factor != made_on.rope_factor:
+        raise AdapterError(
+            f"this adapter was trained with the base's positions stretched by {made_on.rope_factor:g}, and '{model.name}' is open "
+            f"with {own.rope_factor:g}. An open model has one context: begin with this adapter alone."
+        )
     different = []
     if own.config_sha256 != made_on.config_sha256:
         different.append("its config (another architecture, size or position encoding)")

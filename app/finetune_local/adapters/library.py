@@ -123,6 +123,12 @@ def run_tables(adapter: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def rope_factor_of(folder: Path) -> float:
+    """What the positions of an adapter's base are stretched by."""
+    identity = read_identity(folder)
+    return identity.base.rope_factor if identity else 1.0
+
+
 def base_of(folder: Path) -> str | None:
     """The base an adapter was made on, as `--model` takes it: the run's own words first, else the recorded name."""
     chosen = run_tables(folder).get("model", {}).get("id")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local import backend as port
 from finetune_local.adapters.attach import attach
-from finetune_local.adapters.library import base_of, entries, find, run_tables
+from finetune_local.adapters.library import base_of, entries, find, rope_factor_of, run_tables
 from finetune_local.backend import Session
 from finetune_local.data.conversation import Message
 from finetune_local.errors import SpecError
@@ -97,10 +97,11 @@ def open_chat(
     folders = [find(name, home) for name in adapters]
     chosen, _ = port.choose(backend)
     folder = resolve(model or (base_of(folders[0]) if folders else None) or DEFAULT_MODEL, home, progress)
+    folder = folder.stretched(rope_factor_of(folders[0]) if folders else 1.0)
     progress("loading the model", None)
     held, quantisation = _held(precision, folders, chosen.devices()[0])
     tokenizer = Tokenizer.load(folder.path)
-    session = chosen.load(folder.path, held, quantisation=quantisation)
+    session = chosen.load(folder.path, held, quantisation=quantisation, rope_factor=folder.rope_factor)
     opened = Opened(home, folder, tokenizer, session, chosen.name)
     for name in adapters:
         progress(f"loading adapter {name}", None)

@@ -169,7 +169,7 @@ def extract(
         def progress(what: str, done: float | None) -> None:
             status.update(what if done is None else f"{what} {done:.0%}")
 
-        base = resolve(base_name, place, progress)
+        base = resolve(base_name, place, progress).stretched(library.rope_factor_of(folder) if folder else 1.0)
         if folder is not None:
             source = sources.from_adapter(folder, base)
         else:

@@ -63,7 +63,7 @@ def run(
     """Find adapter and base, export, and show how far it is on stderr."""
     from pathlib import Path
 
-    from finetune_local.adapters.library import base_of, find
+    from finetune_local.adapters.library import base_of, find, rope_factor_of
     from finetune_local.cli.show import console
     from finetune_local.errors import AdapterError
     from finetune_local.export.job import export
@@ -81,7 +81,7 @@ def run(
         def progress(what: str, done: float | None) -> None:
             status.update(what if done is None else f"{what} {done:.0%}")
 
-        base = resolve(chosen, place, progress)
+        base = resolve(chosen, place, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
         return export(
             target, base, folder, Path(out), quant, backend=backend, gate=gate, overwrite=overwrite, progress=progress
         )

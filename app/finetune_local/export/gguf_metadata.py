@@ -8,8 +8,8 @@ from typing import Any
 
 from finetune_local.errors import ModelError
 from finetune_local.export.merged import license_of
-from finetune_local.export.rope import rope
 from finetune_local.export.weights import EMBEDDING, MergedWeights
+from finetune_local.spec.rope import rope
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Families that can be written, and llama.cpp's name of each."""

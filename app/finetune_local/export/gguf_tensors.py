@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from finetune_local.errors import ModelError
 from finetune_local.export.gguf_metadata import ARCHITECTURES, head_dim
-from finetune_local.export.rope import rope
 from finetune_local.export.weights import Floats, MergedWeights
+from finetune_local.spec.rope import rope
 
 _ROTATED = ("self_attn.q_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.weight", "self_attn.k_proj.bias")
 _COMPUTED_ELSEWHERE = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")  # buffers of old checkpoints, no weights

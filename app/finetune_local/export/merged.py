@@ -14,12 +14,12 @@ from typing import Any
 from finetune_local.errors import ModelError
 from finetune_local.export import Progress, silent
 from finetune_local.export.files import ADVICE, check_room
-from finetune_local.export.rope import with_both_spellings
 from finetune_local.export.template import template_of
 from finetune_local.export.weights import Floats, MergedWeights, check_float16
 from finetune_local.files import written_aside
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
+from finetune_local.spec.rope import with_both_spellings
 
 SHARD_BYTES = 5_000_000_000
 LOSSLESS_BELOW = 1_000_000_000

@@ -150,7 +150,7 @@ def _references(
     from finetune_local.chat.generate import greedy_batch
     from finetune_local.data.tokenizer import Tokenizer
 
-    session = engine.load(model.path, precision)
+    session = engine.load(model.path, precision, rope_factor=model.rope_factor)
     if adapter is not None:
         attach(session, model, Tokenizer.load(model.path), adapter, "export")
     answers = greedy_batch(session, [probe.ids for probe in found], TOKENS, stop_ids)

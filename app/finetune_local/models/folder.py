@@ -20,27 +20,35 @@ from finetune_local.errors import ModelError
 from finetune_local.models.fingerprint import config_sha256, tokenizer_sha256
 from finetune_local.models.tensors import Floats, Stored, read_header, read_tensor
 from finetune_local.spec.plan import BaseInfo, WeightInfo
+from finetune_local.spec.rope import context_length, stretched
 
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tokenizer.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "consolidated.*.pth")
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
-_CONTEXT_UNKNOWN = 2048  # a length every model of the last years can do
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one base from another: its name and the hashes of what it computes and how it reads text."""
+    """What tells one base from another: its name and the hashes of what it computes and how it reads text.
+
+    `rope_factor` is what its positions are stretched by beyond its own config.json, as config_sha256 takes them too.
+    """
 
     name: str
     config_sha256: str
     tokenizer_sha256: str
+    rope_factor: float = 1.0
 
 
 class ModelFolder:
-    """A complete base model on disk. Make one with `open()`, which checks it."""
+    """A complete base model on disk. Make one with `open()`, which checks it.
 
-    def __init__(self, path: Path, name: str, config: dict[str, Any], stored: dict[str, Stored]) -> None:
-        self.path, self.name, self.config = path, name, config
+    `config` is that of config.json, but for positions that are stretched by `rope_factor`.
+    """
+
+    def __init__(
+        self, path: Path, name: str, config: dict[str, Any], stored: dict[str, Stored], rope_factor: float = 1.0
+    ) -> None:
+        self.path, self.name, self.config, self.rope_factor = path, name, config, rope_factor
         self._stored = stored
 
     @classmethod
@@ -60,6 +68,13 @@ class ModelFolder:
                 "(tokenizer.model) exists, open it with transformers and save it with save_pretrained()."
             )
         return cls(path, name or name_of(path), config, stored)
+
+    def stretched(self, factor: float) -> ModelFolder:
+        """The same model with a context `factor` times as long (spec/rope.py). Raises SpecError where it cannot be."""
+        if factor == 1:
+            return self
+        config = stretched(self.config, factor)
+        return ModelFolder(self.path, self.name, config, self._stored, self.rope_factor * factor)
 
     @property
     def family(self) -> str:
@@ -90,11 +105,7 @@ class ModelFolder:
     @property
     def context_length(self) -> int:
         """Longest text in tokens that the model was made for; 2048 where the config does not say."""
-        for key in _CONTEXT_KEYS:
-            value = self.text_config.get(key)
-            if isinstance(value, int) and value > 0:
-                return value
-        return _CONTEXT_UNKNOWN
+        return context_length(self.text_config)
 
     @property
     def tied(self) -> bool:
@@ -141,7 +152,8 @@ class ModelFolder:
     @cached_property
     def _identity(self) -> Identity:
         tokenizer = read_json(self.path / TOKENIZER, "")
-        return Identity(self.name, config_sha256(self.config), tokenizer_sha256(tokenizer, self.chat_template()))
+        told = tokenizer_sha256(tokenizer, self.chat_template())
+        return Identity(self.name, config_sha256(self.config), told, self.rope_factor)
 
     def _size(self, *keys: str) -> int:
         for key in keys:

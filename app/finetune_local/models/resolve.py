@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_local.errors import ModelError
+from finetune_local.errors import ModelError, SpecError
 from finetune_local.models.folder import CONFIG, ModelFolder, sha256_of
 from finetune_local.models.install import installed, source_of
 from finetune_local.models.local import hub_snapshot, is_gguf
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
-from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings
 
 Progress = Callable[[str, float | None], None]
 
@@ -30,6 +30,21 @@ def resolve(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A0
 
         return ensure_starter(home.models, progress)
     return find(id, home)
+
+
+def resolve_for(settings: ModelSettings, home: Home, progress: Progress) -> ModelFolder:
+    """The model that a spec names, with the context it asks for. Raises ModelError, SpecError."""
+    model = resolve(settings.id, home, progress)
+    if settings.context is None:
+        return model.stretched(settings.rope_factor)
+    if settings.rope_factor != 1:
+        raise SpecError("--rope-factor and --context say the same in two ways: give one of them.")
+    if settings.context < model.context_length:
+        raise SpecError(
+            f"--context {settings.context}: {model.name} reads {model.context_length} tokens as it is. Leave it out, and give "
+            "--max-length to keep rows shorter."
+        )
+    return model.stretched(settings.context / model.context_length)
 
 
 def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word

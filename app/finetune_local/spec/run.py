@@ -44,6 +44,12 @@ class ModelSettings(Settings):
         help="Kind of 4 bits: nf4 as in QLoRA, or MLX's own affine groups. auto: the faster one, affine on MLX, else nf4.",
         group="model",
     )
+    rope_factor: float = setting(
+        1.0, help="Stretch the context to this many times its length, by interpolated positions.", group="model", ge=1
+    )
+    context: int | None = setting(
+        None, help="Stretch the context to this many tokens: --rope-factor by its result.", group="model", ge=8
+    )
 
 
 class DataSettings(Settings):

@@ -61,7 +61,7 @@ def check_before_loading(
     Returns the spec with backend and device settled and gaps of presets replaced, and notes for the user.
     Raises UserErrors; fetches the small default model if it is the one wanted and not there yet.
     """
-    from finetune_local.models.resolve import resolve
+    from finetune_local.models.resolve import resolve_for
 
     _check_files(spec)
     backend, why = port.choose(spec.backend)
@@ -79,7 +79,7 @@ def check_before_loading(
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"quantisation": kind})})
         notes.append(f"model.quantisation = {kind}: {reason}")
     spec, replaced = _bridge_gaps(spec, backend, device)
-    model = resolve(spec.model.id, home, progress)
+    model = resolve_for(spec.model, home, progress)
     plan_for(spec, model)
     if Path(spec.model.id).expanduser().exists():
         # A folder or file named from where the user stood must be found from anywhere later.
@@ -96,7 +96,7 @@ def check_together(
 
     Raises SpecError where they cannot.
     """
-    from finetune_local.models.resolve import resolve
+    from finetune_local.models.resolve import resolve_for
 
     checked = [check_before_loading(spec, home, progress) for spec in specs]
     if len(checked) == 1:
@@ -113,7 +113,7 @@ def check_together(
                 f"{getattr(spec.model, differs)} and number 1 ({first.method.key}) {getattr(first.model, differs)}. "
                 f"Write model.{differs} outside the sections."
             )
-        plan = plan_for(spec, resolve(spec.model.id, home, progress))
+        plan = plan_for(spec, resolve_for(spec.model, home, progress))
         if reason := families()[method_family(spec)].apart(plan):
             raise SpecError(f"method '{spec.method.key}' (number {number}) cannot be trained beside others: {reason}")
     return checked
@@ -154,12 +154,12 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     from finetune_local.data.prepare import conversations, open_prepared
     from finetune_local.data.tokenizer import Tokenizer
     from finetune_local.models.fit import estimate, verdict
-    from finetune_local.models.resolve import resolve
+    from finetune_local.models.resolve import resolve_for
 
     spec = run.spec
     backend, _ = port.choose(spec.backend)
     yield Phase(name="opening the model")
-    model = resolve(spec.model.id, home, lambda _text, _done: None)
+    model = resolve_for(spec.model, home, lambda _text, _done: None)
     tokenizer = Tokenizer.load(model.path)
     if (run.data / "data.json").exists():
         data = open_prepared(run.data)
@@ -198,7 +198,11 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     if beside is None:
         yield Phase(name="loading the model")
         session = backend.load(
-            model.path, spec.model.precision or "fp32", spec.device, quantisation=spec.model.quantisation
+            model.path,
+        spec.model.precision or "fp32",
+        spec.device,
+        quantisation=spec.model.quantisation,
+        rope_factor=model.rope_factor,
         )
     else:
         session = beside.session

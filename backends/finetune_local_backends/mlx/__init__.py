@@ -65,7 +65,12 @@ class MlxBackend:
         )
 
     def load(
-        self, folder: Path, precision: Precision, device: str | None = None, quantisation: Quantisation = "auto"
+        self,
+        folder: Path,
+        precision: Precision,
+        device: str | None = None,
+        quantisation: Quantisation = "auto",
+        rope_factor: float = 1.0,
     ) -> Session:
         """See Backend. The only way in: BLAS and the device are made ready before MLX is first imported."""
         from finetune_local_backends.mlx.device import start
@@ -74,7 +79,7 @@ class MlxBackend:
         from finetune_local_backends.mlx.load import load
         from finetune_local_backends.mlx.session import MlxSession
 
-        return MlxSession(load(folder, precision, quantisation, chosen), precision, chosen)
+        return MlxSession(load(folder, precision, quantisation, chosen, rope_factor), precision, chosen)
 
 
 BACKEND: Backend = MlxBackend()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from finetune_local.errors import ModelError, Unsupported
+from finetune_local.spec.rope import stretched
 
 Config = dict[str, Any]
 
@@ -50,8 +51,8 @@ CHECKED = frozenset(
 _RENAMED = {"num_local_experts": "num_experts"}
 
 
-def read_config(folder: Path) -> Config:
-    """config.json, completed and normalised. Raises ModelError and Unsupported."""
+def read_config(folder: Path, rope_factor: float = 1.0) -> Config:
+    """config.json, completed, stretched and normalised. Raises ModelError, Unsupported, SpecError."""
     raw = _read(folder / "config.json")
     family = raw.get("model_type")
     if not isinstance(family, str):
@@ -67,7 +68,7 @@ def read_config(folder: Path) -> Config:
             f"{folder}: models of the family '{family}' have not been proven to compute rightly under MLX. Use "
             f"--backend torch, or a model of: {', '.join(sorted(CHECKED))}."
         )
-    return normalised({**_completed(folder, raw), "model_type": family})
+    return normalised(stretched({**_completed(folder, raw), "model_type": family}, rope_factor))
 
 
 def normalised(config: Config) -> Config:

@@ -23,10 +23,14 @@ from finetune_local_backends.mlx.quantised import CpuQuantizedLinear, Nf4Linear
 _BITS = {"8-bit": 8, "4-bit": 4}
 
 
-def load(folder: Path, precision: Precision, quantisation: Quantisation, device: Device) -> Model:
-    """The model, frozen, with its weights in memory. Raises ModelError, Unsupported, OutOfMemory."""
-    config = read_config(folder)
+def load(
+    folder: Path, precision: Precision, quantisation: Quantisation, device: Device, rope_factor: float = 1.0
+) -> Model:
+    """The model, frozen, with its weights in memory. Raises ModelError, Unsupported, OutOfMemory, SpecError."""
+    config = read_config(folder, rope_factor)
     module, arguments = _build(config)
+    if rope_factor != 1:
+        _check_stretched(module, config)
     found = _read_weights(folder)
     try:
         named = module.sanitize(dict(found)) if hasattr(module, "sanitize") else dict(found)
@@ -62,6 +66,17 @@ def _build(config: Config) -> tuple[nn.Module, Any]:
         return code.Model(arguments), arguments
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"config.json: MLX cannot build this {family} model: {error}") from None
+
+
+def _check_stretched(module: nn.Module, config: Config) -> None:
+    """Raise Unsupported where mlx-lm's class leaves out the scaling of positions that the config asks for."""
+    scale = 1.0 / float((config.get("text_config") or config)["rope_scaling"]["factor"])
+    found = [part for _, _, part in walk(module) if isinstance(part, nn.RoPE)]
+    if not found or any(abs(part.scale - scale) > 1e-9 for part in found):
+        raise Unsupported(
+            f"--rope-factor and --context: MLX's class for {config['model_type']} models does not stretch positions. Use "
+            "--backend torch."
+        )
 
 
 def _read_weights(folder: Path) -> dict[str, mx.array]:

@@ -64,7 +64,12 @@ class TorchBackend:
         return frozenset(module.name for module in pkgutil.iter_modules([folder])) & set(families())
 
     def load(
-        self, folder: Path, precision: Precision, device: str | None = None, quantisation: Quantisation = "auto"
+        self,
+        folder: Path,
+        precision: Precision,
+        device: str | None = None,
+        quantisation: Quantisation = "auto",
+        rope_factor: float = 1.0,
     ) -> Session:
         """See Backend."""
         from finetune_local_backends.torch.load import load_base
@@ -72,7 +77,7 @@ class TorchBackend:
 
         if quantisation == "affine":
             raise Unsupported(f"--quantisation affine: {AFFINE}. Use --quantisation nf4.")
-        return TorchSession(load_base(folder, precision, devices.pick(device)))
+        return TorchSession(load_base(folder, precision, devices.pick(device), rope_factor))
 
 
 BACKEND: Backend = TorchBackend()

@@ -13,6 +13,7 @@ from torch import nn
 
 from finetune_local.backend import Device
 from finetune_local.errors import ModelError, Unsupported
+from finetune_local.spec.rope import stretched
 from finetune_local.spec.run import Precision
 from finetune_local_backends.torch import attention
 from finetune_local_backends.torch.memory import guard
@@ -51,8 +52,8 @@ class Base:
         return float(scale.to(embedding.weight.dtype))
 
 
-def load_base(folder: Path, precision: Precision, device: Device) -> Base:
-    """Load and freeze. Raises ModelError, OutOfMemory, Unsupported."""
+def load_base(folder: Path, precision: Precision, device: Device, rope_factor: float = 1.0) -> Base:
+    """Load and freeze. Raises ModelError, OutOfMemory, Unsupported, SpecError (positions that cannot be stretched)."""
     bits = precision in ("4-bit", "8-bit")
     if bits and importlib.util.find_spec("bitsandbytes") is None:
         raise Unsupported(
@@ -62,7 +63,7 @@ def load_base(folder: Path, precision: Precision, device: Device) -> Base:
     _quiet()
     dtype = torch.bfloat16 if precision == "bf16" or (bits and device.kind == "cuda") else torch.float32
     with guard(f"load {folder.name}"):
-        model = _from_pretrained(folder, precision, dtype, device)
+        model = _from_pretrained(folder, precision, dtype, device, rope_factor)
         if bits:
             from finetune_local_backends.torch.quantised import replace_layers
 
@@ -78,7 +79,7 @@ def load_base(folder: Path, precision: Precision, device: Device) -> Base:
     return Base(model, body, weights, dict(model.named_modules()), device, precision, dtype)
 
 
-def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, device: Device) -> Any:
+def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, device: Device, rope_factor: float) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -92,6 +93,7 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
                 "quantises it while loading."
             )
         _without_dropout(config)
+        _stretch(config, rope_factor)
         options: dict[str, Any] = {"quantization_config": _quantisation(precision, dtype)} if "bit" in precision else {}
         if device.kind == "cuda" or options:
             # Also for the CPU: without a map, quantised weights go to a card wherever there is one.
@@ -133,6 +135,16 @@ def _attention(config: Any, dtype: torch.dtype, device: Device) -> str:
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         return "eager"
     return attention.register() if device.kind == "cpu" and dtype == torch.bfloat16 else "sdpa"
+
+
+def _stretch(config: Any, factor: float) -> None:
+    """Positions for a longer context, see spec/rope.py."""
+    if factor == 1:
+        return
+    text = config.get_text_config()
+    wanted = stretched(text.to_dict(), factor)
+    text.rope_parameters = wanted["rope_parameters"]
+    text.max_position_embeddings = wanted["max_position_embeddings"]
 
 
 def _without_dropout(config: Any) -> None:

@@ -10,11 +10,11 @@ import pytest
 from finetune_local.errors import AdapterError, DiskFull, ModelError
 from finetune_local.export import files, merged
 from finetune_local.export.merged import license_of, write_merged
-from finetune_local.export.rope import rope, with_both_spellings
 from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.families import families
 from finetune_local.spec.families.full import FullSettings
+from finetune_local.spec.rope import rope, with_both_spellings
 from made import made_adapter
 from tiny import THETA, tiny_model
 
