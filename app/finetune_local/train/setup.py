@@ -199,10 +199,10 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
         yield Phase(name="loading the model")
         session = backend.load(
             model.path,
-        spec.model.precision or "fp32",
-        spec.device,
-        quantisation=spec.model.quantisation,
-        rope_factor=model.rope_factor,
+            spec.model.precision or "fp32",
+            spec.device,
+            quantisation=spec.model.quantisation,
+            rope_factor=model.rope_factor,
         )
     else:
         session = beside.session
