@@ -15,6 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from finetune_local.errors import Unsupported
+from finetune_local.spec.families import family_of
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.run import TrainingSettings
+
 DEFAULT_GROUP = 2048
 """The paper's group for rows of 8192 tokens: for whoever trains without having looked at the rows."""
 
@@ -40,6 +45,33 @@ def plain_heads(heads: int) -> int:
     return heads // 2
 
 
-def too_narrow(windows: Sequence[int | None], group: int) -> int | None:
-    """The narrowest window of sliding-window layers that would cut a group, if any: groups within a window need no other mask."""
-    return min((window for window in windows if window is not None and window < group), default=None)
+def group_of(training: TrainingSettings) -> int:
+    """Positions in a group, 0 for full attention."""
+    return (training.attention_group or DEFAULT_GROUP) if training.attention == "shifted" else 0
+
+
+def check_shifted(plan: AdapterPlan, training: TrainingSettings, windows: Sequence[int | None]) -> None:
+    """Raise Unsupported where an adapter or a base (`windows` of its layers) cannot be trained so."""
+    group = group_of(training)
+    if group and family_of(plan).positions(plan):
+        raise Unsupported(
+            f"--attention shifted: method '{plan.method}' puts positions of its own before every text, and only the first group "
+            "would see them. Use --attention full, or --method longlora."
+        )
+    window = min((width for width in windows if width is not None), default=group)
+    if window < group:  # within a window a group needs no other mask
+        raise Unsupported(
+            f"--attention shifted: layers of this model look back {window} positions only, less than a group of {group}. "
+            f"Give --attention-group {window} or less, or use --attention full."
+        )
+
+
+def one_group(trainings: Sequence[TrainingSettings]) -> int:
+    """The group of adapters that share a pass. Raises Unsupported where they want different ones."""
+    groups = {group_of(training) for training in trainings}
+    if len(groups) > 1:
+        raise Unsupported(
+            "adapters that are trained at once need the same --attention and --attention-group: one pass of the base serves "
+            "all of them. Train them one after another, or with the same settings."
+        )
+    return groups.pop()

@@ -18,6 +18,7 @@ from finetune_local.spec.families import Family, families, family_of
 from finetune_local.spec.fields import flag_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, plan_method, preset_of
+from finetune_local.spec.shifted import check_shifted
 from finetune_local.train import checkpoint, trial
 from finetune_local.train.checkpoint import LoopState
 from finetune_local.train.events import Event, Note, Phase
@@ -125,6 +126,7 @@ def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
     if reason := family.refusal(spec.method.settings, spec.model.precision or "fp32"):
         raise SpecError(f"method '{spec.method.key}' does not work here: {reason}")
     plan = plan_method(spec.method, model.info())
+    check_shifted(plan, spec.training, [])
     if (taken := family.positions(plan)) > model.context_length - SHORTEST:
         raise SpecError(
             f"method '{spec.method.key}' takes {taken} positions for itself, and {model.name} reads at most "

@@ -19,6 +19,7 @@ from finetune_local.spec.families import Source, family_of, trainable_parameters
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings
+from finetune_local.spec.shifted import check_shifted, group_of, one_group
 from finetune_local_backends.mlx import kernels, memory
 from finetune_local_backends.mlx.decoder import MlxDecoder
 from finetune_local_backends.mlx.gaps import GAPS
@@ -33,7 +34,6 @@ from finetune_local_backends.mlx.optimizer import AdamW, State
 from finetune_local_backends.mlx.passes import Pass, Training, norm_of
 from finetune_local_backends.mlx.shifted import check_known, shifted
 from finetune_local_backends.noise import batch_noise
-from finetune_local_backends.shifting import check_shifted, group_of, one_group
 from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
 from finetune_local_backends.windows import windows

@@ -20,8 +20,8 @@ from finetune_local.spec.families import Source, Tracker, family_of, trainable_p
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.shifted import check_shifted, one_group
 from finetune_local_backends.noise import batch_noise
-from finetune_local_backends.shifting import check_shifted, one_group
 from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.torch import memory
 from finetune_local_backends.torch.decoder import TorchDecoder
@@ -267,7 +267,7 @@ class TorchSession(Positions):
         """NEFTune's noise for micro-batches that are computed at once as `batch`."""
         alphas = [self._ready(shares[n].name).settings.neftune_alpha for n, own in present for _ in own.ids]
         width = int(self._base.model.get_input_embeddings().weight.shape[1])
-        return batch_noise(batch, alphas, self._seed, width, self._virtual())
+        return batch_noise(batch, alphas, self._seed, width, self.virtual())
 
     def _track(self, training: _Training) -> None:
         """Let the family change its tensors between two steps (AdaLoRA's budget)."""
