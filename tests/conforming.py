@@ -43,6 +43,7 @@ RATES: dict[str, float] = {
     "adapter-pfeiffer": 3e-2,
     "ia3": 2e-1,
     "lora-plus": 2e-3,
+    "norms": 1e-1,
     "p-tuning": 3e-3,
     "prompt": 3e-2,
     "prompt-ensemble": 3e-2,

@@ -45,7 +45,7 @@ def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, s
     if spec.model.precision is not None:
         return spec.model.precision, "you asked for it"
     if method(spec.method.key).family == "full" and device == "cpu":
-        return "fp32", "all weights are trained; bf16 would round them in every product"
+        return "fp32", "the base's own weights are trained; bf16 would round them in every product"
     if fast_bf16:
         return "bf16", "this device is fastest at it, in half the memory; --precision fp32 is more exact"
     return "fp32", "this device has no fast bf16"
@@ -84,7 +84,8 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         epochs = choose("epochs", float(wanted), f"{per_epoch} steps each")
     steps = training.max_steps or max(1, math.ceil((epochs or 1) * per_epoch))
     chosen_method = method(spec.method.key)
-    heavy = chosen_method.family == "full"
+    small = getattr(spec.method.settings, "train_weights", "all") in ("norms", "biases")
+    heavy = chosen_method.family == "full" and not small
     # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
     # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
     # Other methods stand in a fixed proportion to LoRA.

@@ -94,9 +94,6 @@ def _method(value: object) -> object:
     preset = method_named(str(key))
     implied = {k.removeprefix("method."): v for k, v in preset.presets.items() if k.startswith("method.")}
     kind = families()[preset.family].settings
-    unknown = [name for name in given if name not in kind.model_fields]
-    if unknown and not kind.model_fields:
-        raise SpecError(f"method '{key}' has no settings of its own, but '{unknown[0]}' was given.")
     return MethodSettings(key=str(key), settings=parse(kind, {**implied, **given}, f"method '{key}'"))
 
 

@@ -50,7 +50,7 @@ def test_tables_give_the_same_spec_back(key: str) -> None:
         ({"method": "lroa"}, ["no method 'lroa'", "Did you mean 'lora'"]),
         ({"method": {"key": "lora", "rnk": 8}}, ["'rnk'", "Did you mean 'rank'"]),
         ({"method": {"key": "lora", "rank": 0}}, ["'rank' is 0", "greater than or equal to 1"]),
-        ({"method": {"key": "full", "rank": 4}}, ["'full' has no settings", "'rank'"]),
+        ({"method": {"key": "full", "rank": 4}}, ["'full'", "no setting 'rank'", "train_weights"]),
         ({"training": {"learning_rat": 1}}, ["training.learning_rat", "Did you mean 'learning_rate'"]),
         ({"training": {"batch_size": "many"}}, ["training.batch_size", "'many'"]),
         ({"model": {"precision": "3-bit"}}, ["model.precision", "3-bit"]),

@@ -52,6 +52,14 @@ def test_the_rate_falls_with_width_and_is_a_tenth_for_full() -> None:
     assert rate("full", 4096) == pytest.approx(rate("lora", 4096) / 10, rel=0.05)
 
 
+def test_checkpoints_are_rare_where_they_are_big() -> None:
+    def every(method: str) -> int | None:
+        return resolve(parse_spec({"method": method}, "x"), facts(rows=100_000))[0].training.checkpoint_every
+
+    assert every("lora") == every("norms") == 50
+    assert every("full") == every("last-layers") and (every("full") or 0) > 1000
+
+
 @pytest.mark.parametrize("rows", [1, 3, 20, 900, 6000, 100_000])
 def test_any_amount_of_data_gives_a_run(rows: int) -> None:
     training = resolve(parse_spec({}, "x"), facts(rows=rows))[0].training

@@ -1,23 +1,34 @@
-"""All weights are trained: the "adapter" is the trained weights themselves, under their own names.
+"""The base's own weights are trained, all or some: the "adapter" is the trained weights, under their own names.
 
 PEFT has no such type; on disk it is the same pair of files with a type of our own (docs/methods.md).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from typing import Literal, cast
 
 import numpy as np
 
+from finetune_local.errors import SpecError
 from finetune_local.spec.families import PREFIX, Array, Family, Source
-from finetune_local.spec.fields import Settings
+from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.targets import EMBEDDINGS, HEADS, InBlocks, block_of, parse_layers
 
 _CONSTANT = "rotary_emb.inv_freq"  # stored by some old files; computed, never trained
+_NORM = re.compile(r"norm|(^|\.)ln_\w+\.")  # input_layernorm, q_norm, final_layer_norm, ln_f
 
 
-class FullSettings(Settings):
-    """Full fine-tuning has no settings of its own."""
+class FullSettings(InBlocks):
+    """Which of the base's weights are trained."""
+
+    train_weights: Literal["all", "norms", "biases", "embeddings", "layers"] = setting(
+        "all",
+        help="Which of the base's own weights: all, or only some; layers are those of the blocks.",
+        group="method",
+    )
 
 
 class Full(Family):
@@ -27,14 +38,31 @@ class Full(Family):
     settings = FullSettings
 
     def refusal(self, settings: Settings, precision: str) -> str | None:
-        """See Family."""
-        if precision not in ("8-bit", "4-bit"):
+        """See Family. What is never quantised can be trained beside what is."""
+        chosen = cast(FullSettings, settings).train_weights
+        if precision not in ("8-bit", "4-bit") or chosen in ("norms", "embeddings"):
             return None
         return f"it trains the base's own weights, which {precision} cannot hold. Use --precision bf16 or fp32, or --method qlora."
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Every weight of the base; see Family."""
-        targets = tuple(_target(n, w.shape) for n, w in sorted(base.weights.items()) if not n.endswith(_CONSTANT))
+        """The chosen weights of the base; see Family. Raises SpecError where it has none of the kind."""
+        chosen = cast(FullSettings, settings)
+        names = [name for name in sorted(base.weights) if not name.endswith(_CONSTANT)]
+        found = [name for name in names if _is(name, chosen.train_weights)]
+        if not found:
+            others = [kind for kind in ("norms", "biases", "embeddings") if any(_is(name, kind) for name in names)]
+            raise SpecError(
+                f"method '{method}' trains the {chosen.train_weights} of a model, but this one has none. "
+                f"It has: {', '.join(others) or 'weights of other names'}. Choose with --train-weights."
+            )
+        blocks = parse_layers(chosen.layers, 1 + max((block_of(name) or 0 for name in names), default=-1))
+        if chosen.layers != "all":
+            found = [name for name in found if block_of(name) in blocks]
+        if not found:
+            raise SpecError(
+                f"--layers {chosen.layers}: the {chosen.train_weights} of this model are not in these blocks. Leave it out."
+            )
+        targets = tuple(_target(name, base.weights[name].shape) for name in found)
         return AdapterPlan(method, self.key, settings, targets)
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
@@ -71,6 +99,20 @@ class _Own(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _is(name: str, kind: str) -> bool:
+    """Whether a weight is of a kind that `train_weights` names."""
+    module, _, last = name.rpartition(".")
+    if kind == "layers":
+        return block_of(name) is not None
+    if kind == "biases":
+        return last == "bias"
+    if kind == "norms":
+        return _NORM.search(module.rpartition(".")[2] + ".") is not None
+    if kind == "embeddings":
+        return block_of(name) is None and module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
+    return True
 
 
 def _target(name: str, shape: tuple[int, ...]) -> Target:

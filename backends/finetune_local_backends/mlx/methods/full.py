@@ -51,12 +51,14 @@ def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ad
         place = model.weights.get(name.removeprefix(PREFIX))
         if place is None:
             raise Unsupported(
-                f"MLX keeps {name.removeprefix(PREFIX)} in another form, so all weights of this model cannot be trained."
+                f"MLX keeps {name.removeprefix(PREFIX)} in another form than the model's files, so it cannot be trained "
+                "here. Use --backend torch, or --method lora."
             )
         base = place.get()
         if not mx.issubdtype(base.dtype, mx.floating):
             raise Unsupported(
-                "all weights can be trained at --precision fp32 or bf16 only; use a LoRA method on this one."
+                f"{name.removeprefix(PREFIX)} is held quantised, and such weights cannot be trained. "
+                "Use --precision bf16, or --method qlora."
             )
         if tuple(base.shape) != tuple(shape):
             raise AdapterError(f"{name} has shape {shape}, but this model's is {tuple(base.shape)}: another base.")

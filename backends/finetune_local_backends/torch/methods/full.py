@@ -1,4 +1,4 @@
-"""Full fine-tuning on torch: an adapter is a set of fp32 weights that take the base's place while it is active."""
+"""Weights trained themselves, on torch: an adapter is a set of fp32 weights that take the base's place while it is active."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from finetune_local.spec.families import PREFIX
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.methods import tensor
+from finetune_local_backends.torch.quantised import QuantisedLinear
 
 
 class FullAdapters:
@@ -30,16 +31,16 @@ class FullAdapters:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def attach(self, name: str, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> None:
-        """See Adapters. Raises Unsupported on a quantised base."""
-        if self._base.precision not in ("fp32", "bf16"):
-            raise Unsupported(
-                f"full fine-tuning changes every weight, and weights held in {self._base.precision} cannot be trained. "
-                "Use --precision bf16, or --method qlora."
-            )
+        """See Adapters. Raises Unsupported where a weight is held quantised."""
         masters: dict[str, nn.Parameter] = {}
         made: dict[int, nn.Parameter] = {}
         for target in plan.targets:
             weight = self._base.weights.get(target.module)
+            if isinstance(self._base.layers.get(target.module.removesuffix(".weight")), QuantisedLinear):
+                raise Unsupported(
+                    f"{target.module} is held in {self._base.precision}, and such weights cannot be trained. "
+                    "Use --precision bf16, or --method qlora."
+                )
             shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
             if weight is None or tuple(weight.shape) != shape:
                 found = "is missing" if weight is None else f"is {tuple(weight.shape)}"
