@@ -21,7 +21,7 @@ from finetune_local.spec.families.low_rank import A0, B0, A, B
 from finetune_local.spec.low_rank import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings
-from tasks import plan_of
+from tasks import batch_of, plan_of
 from tiny import tiny_model
 
 TEXT = [1, 40, 41, 42, 300, 301, 2]
@@ -173,6 +173,27 @@ def test_loftq_begins_nearer_to_the_unquantised_model(backend: Backend, tiny: Pa
 def test_lora_plus_reaches_a_loss_sooner(backend: Backend, tiny: Path) -> None:
     plain, plus = (started(backend, tiny, steps=12, b_rate_ratio=ratio)[2] for ratio in (1.0, 4.0))
     assert plus[-1] < plain[-1] - 0.1
+
+
+def test_lora_fa_needs_less_memory_for_activations_on_mlx(tmp_path: Path) -> None:
+    """On torch what is kept is counted, see test_low_rank_peft.py."""
+    if reason := backends()["mlx"].missing():
+        pytest.skip(reason)
+    import mlx.core as mx
+
+    folder = tiny_model(tmp_path / "deep", layers=4)
+    peaks = []
+    for freeze_a in (False, True):
+        session, _, _ = started(backends()["mlx"], folder, freeze_a=freeze_a, targets=("down_proj",))
+        rows = batch_of(rows=8, length=256)
+        session.step([rows], SFT, 1e-3)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        session.step([rows], SFT, 1e-3)
+        peaks.append(mx.get_peak_memory() - before)
+    inputs = 4 * 8 * 255 * 128 * 4  # of down_proj in four blocks, fp32; the last token predicts nothing
+    assert peaks[0] - peaks[1] >= 0.9 * inputs, peaks
 
 
 def test_patterns_count_as_peft_counts_them(tiny: Path) -> None:
