@@ -1,0 +1,95 @@
+"""Prompts from a run to its answers: stopped and gone on with, published, chatted with, evaluated by vote, not merged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune_local.backend import Backend
+from finetune_local.chat.generate import greedy_batch
+from finetune_local.chat.opening import Opened, open_chat
+from finetune_local.chat.sampling import GREEDY
+from finetune_local.chat.session import ChatSession
+from finetune_local.data.conversation import Message, Source
+from finetune_local.errors import FinetuneError
+from finetune_local.evaluate import compare
+from finetune_local.evaluate.rows import Row
+from finetune_local.export.weights import MergedWeights
+from finetune_local.layout import read_adapter
+from finetune_local.models.folder import ModelFolder
+from finetune_local.paths import Home
+from finetune_local.spec.families.prompt import ROWS
+from training import assert_same, losses, result, train
+
+METHODS: list[dict[str, Any]] = [
+    {"key": "prompt", "prompt_length": 5, "prompt_text": "说 ok"},
+    {"key": "prompt-ensemble", "prompt_length": 5, "prompt_members": 3},
+    {"key": "p-tuning", "prompt_length": 5, "prompt_encoder": "lstm", "prompt_encoder_width": 16},
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=[method["key"] for method in METHODS])
+def test_a_stopped_run_goes_on_and_its_result_answers(
+    make_run: Any, home: Home, tiny: Path, backend: Backend, method: dict[str, Any]
+) -> None:
+    whole = make_run("whole", method, learning_rate=2e-2)
+    told = losses(train(whole, home))
+    assert np.mean(list(told.values())[-3:]) < 0.9 * told[1]
+    parts, steps = make_run("parts", method, learning_rate=2e-2), []
+    train(parts, home, stop=lambda: len(steps) >= 5 or bool(steps.append(1)))
+    train(parts, home)
+    assert_same(result(parts), result(whole))
+    plan, tensors = read_adapter(whole.adapter)
+    assert list(tensors) == [ROWS], "what is published is a prompt, whatever made it"
+
+    opened = open_chat(home, str(tiny), ["whole"], backend=backend.name, precision="fp32")
+    assert opened.session.members == method.get("prompt_members", 1)
+    chat = ChatSession(opened, GREEDY.model_copy(update={"max_tokens": 6}))
+    pieces: list[str] = []
+    first = chat.ask("say 1", pieces.append).result
+    assert "".join(pieces) == first.text
+    second = chat.ask("say 2").result
+    chat.use(None)
+    chat.clear()
+    chat.use("whole")
+    assert (chat.ask("say 1").result.ids, chat.ask("say 2").result.ids) == (first.ids, second.ids)
+
+    with pytest.raises(FinetuneError, match=r"a prompt is vectors before the text.*Keep the adapter beside the base"):
+        MergedWeights(ModelFolder.open(tiny), whole.adapter)
+    assert plan.method == method["key"]
+
+
+def test_evaluation_scores_the_mean_and_counts_the_vote(
+    make_run: Any, home: Home, tiny: Path, backend: Backend
+) -> None:
+    run = make_run("vote", METHODS[1], learning_rate=5e-2)
+    train(run, home)
+    _, tensors = read_adapter(run.adapter)
+    opened = open_chat(home, str(tiny), ["vote"], backend=backend.name, precision="fp32")
+    rows = [Row((Message("user", f"say {i}"),), f"好 {i % 5} ok", Source("f", i)) for i in range(6)]
+    found = compare.run(opened, rows, (), adapter="vote", max_tokens=8).tuned
+    assert found
+    alone = [_alone(opened, rows, tensors[ROWS][member], member) for member in range(3)]
+    for i in range(len(rows)):
+        said = [answers[i] for answers, _ in alone]
+        assert found.answers[i] == Counter(said).most_common(1)[0][0]
+    np.testing.assert_allclose(found.nll, np.mean([nll for _, nll in alone], axis=0), rtol=1e-4)
+    assert len({tuple(answers) for answers, _ in alone}) > 1, "members that agree on everything prove nothing"
+
+
+def _alone(opened: Opened, rows: list[Row], prompt: np.ndarray, member: int) -> tuple[list[str], np.ndarray]:
+    """Answers and losses of one member as a prompt of its own."""
+    from finetune_local.spec.families.prompt import PromptSettings
+    from finetune_local.spec.plan import AdapterPlan, Target
+
+    name = f"alone {member}"
+    plan = AdapterPlan("prompt", "prompt", PromptSettings(prompt_length=len(prompt)), (Target("", prompt.shape[1], 0),))
+    opened.session.attach(name, plan, 1, {ROWS: prompt})
+    opened.adapters[name] = Path(name)
+    found = compare.run(opened, rows, (), adapter=name, max_tokens=8).tuned
+    assert found and greedy_batch(opened.session, [[5]], 1, set())
+    return found.answers, found.nll
