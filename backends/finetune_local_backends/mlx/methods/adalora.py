@@ -19,6 +19,7 @@ from finetune_local_backends.mlx.model import Model
 class AdaLoraSlot(Slot):
     """A (rank, in), B (out, rank), E (rank, 1); `weight` is this slot's share of the orthogonality penalty."""
 
+    goes_on = True
     a: mx.array
     b: mx.array
     e: mx.array
@@ -30,7 +31,10 @@ class AdaLoraSlot(Slot):
 
     def __call__(self, base: Any, x: mx.array) -> mx.array:
         """x (..., in) to (..., out)."""
-        y: mx.array = base(x)
+        return self.beside(base, x, base(x))
+
+    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """The same from y = base(x)."""
         if not self.e.size:  # everything was pruned here
             return y
         return kernels.low_rank(y, self.dropped(x), self.a * self.e, self.b, self.scale)
