@@ -135,7 +135,7 @@ class Loop:
         )
         began = time.perf_counter()
         while True:
-            batches = micro_batches(ready.data.train, rows, state.micro_batch_tokens)
+            batches = micro_batches(ready.data.train, rows, self._budget)
             share = Share(ready.adapter, batches, self.objective, rate)
             try:
                 result = yield Wanted(share, _seed_of(self.training.seed, state.step))
@@ -172,9 +172,19 @@ class Loop:
             peak_memory_bytes=state.peak_memory_bytes,
         )
 
+    @property
+    def _members(self) -> int:
+        """How often each row is read: once for every prompt of an ensemble."""
+        return family_of(self.ready.plan).virtual_tokens(self.ready.plan).members
+
+    @property
+    def _budget(self) -> int:
+        """Tokens of rows that may be computed at once."""
+        return max(1, self.state.micro_batch_tokens // self._members)
+
     def _halve(self, batches: Sequence[Batch]) -> Note:
         """Less at once than the largest of these: half of a budget that no batch reached would change nothing."""
-        largest = max(batch.ids.size for batch in batches)
+        largest = max(batch.ids.size for batch in batches) * self._members
         self.state.micro_batch_tokens = max(1, min(self.state.micro_batch_tokens, largest) // 2)
         return Note(
             text=f"out of memory: computing at most {self.state.micro_batch_tokens} tokens at once from here on; "
@@ -240,7 +250,7 @@ class Loop:
         while True:
             loss_sum, count, batch = 0.0, 0, None
             try:
-                for _, batch in batches_for_scoring(ready.data.validation, rows, state.micro_batch_tokens):
+                for _, batch in batches_for_scoring(ready.data.validation, rows, self._budget):
                     scores = ready.session.score(batch)
                     loss_sum -= float(scores.sum(dtype=np.float64))
                     count += len(scores)
