@@ -117,10 +117,13 @@ def test_a_mix_learns_on_a_quantised_base(backend: Backend, tiny: Path, precisio
     assert losses[-1] < 0.8 * losses[0], losses
 
 
-def test_head_and_embedding_of_a_tied_model_are_adapted_apart(backend: Backend, tied: Path, tmp_path: Path) -> None:
-    session, plan, _ = started(backend, tied, steps=6, targets=("embed_tokens", "lm_head"))
+@pytest.mark.parametrize("start", ["default", "pissa"])
+def test_head_and_embedding_of_a_tied_model_are_adapted_apart(
+    backend: Backend, tied: Path, tmp_path: Path, start: str
+) -> None:
+    session, plan, _ = started(backend, tied, steps=6, targets=("embed_tokens", "lm_head"), start=start)
     np.testing.assert_allclose(scores_by_logits(session), session.score(batch()), atol=2e-5)
-    write_adapter(tmp_path / "a", plan, session.tensors("a"), "tied")
+    write_adapter(tmp_path / "a", *family_of(plan).fold(plan, session.tensors("a")), "tied")
     model = ModelFolder.open(tied)
     weights = MergedWeights(model, tmp_path / "a")
     assert not weights.tied
@@ -152,13 +155,23 @@ def test_the_start_is_a_part_of_the_weight(backend: Backend, tiny: Path, start: 
         np.testing.assert_array_equal(tensors[name + B], tensors[name + B0])
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_in_bf16_the_start_is_exactly_the_base(backend: Backend, tiny: Path, start: str) -> None:
+    session, _, _ = started(backend, tiny, "bf16", start=start)
+    after = session.logits(TEXT)
+    session.activate(None)
+    np.testing.assert_array_equal(session.logits(TEXT), after)
+
+
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_loftq_begins_nearer_to_the_unquantised_model(backend: Backend, tiny: Path, use_dora: bool) -> None:
     exact = backend.load(tiny, "fp32").logits(TEXT)
-    session, plan, losses = started(backend, tiny, "4-bit", steps=10, start="loftq", rank=16, use_dora=use_dora)
+    targets = ("all-linear", "embed_tokens", "lm_head") if not use_dora else ("all-linear",)
+    settings: dict[str, Any] = {"start": "loftq", "rank": 16, "use_dora": use_dora}
+    session, plan, losses = started(backend, tiny, "4-bit", steps=10, targets=targets, **settings)
     assert not family_of(plan).neutral(plan)
     assert losses[-1] < 0.8 * losses[0]
-    session, plan, _ = started(backend, tiny, "4-bit", start="loftq", rank=16, use_dora=use_dora)
+    session, plan, _ = started(backend, tiny, "4-bit", **settings)
     stored, tensors = ModelFolder.open(tiny).read, session.tensors("a")
     for target in plan.targets:
         weight, held = stored(target.module + ".weight"), session.weight(target.module + ".weight")

@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune_local.errors import ModelError, Unsupported
 from finetune_local.spec.plan import Target
+from finetune_local.spec.targets import HEADS
 from finetune_local_backends.mlx.quantised import Nf4Linear
 
 _BODIES = ("model", "transformer", "backbone")
@@ -71,7 +72,7 @@ class Model:
 
     def dense(self, name: str) -> mx.array:
         """A weight by its name in the folder as it is computed with, fp32. Raises ModelError where it is missing."""
-        place = self.weights.get(self.tied.get(name, name))
+        place = self.weights.get(self.embedding_of(name) or name)
         if place is None:
             raise ModelError(
                 f"this model has no weight called {name} under MLX. The adapter was made for another model, or MLX keeps "
@@ -79,6 +80,12 @@ class Model:
             )
         array: mx.array = place.get()
         return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else dense_weight(place.owner)
+
+    def embedding_of(self, head: str) -> str | None:
+        """The embedding's weight, where it is that of the head too and `head` has none of its own; by names in the folder."""
+        if head in self.weights or head.removesuffix(".weight").rsplit(".", 1)[-1] not in HEADS:
+            return None
+        return self.tied.get(head) or next((name for name in self.weights if name.endswith(EMBEDDINGS)), None)
 
     @property
     def vocabulary(self) -> int:
@@ -95,7 +102,9 @@ class Model:
         if not family.startswith("gemma"):
             return 1.0
         scale = mx.array(self.text.args.hidden_size**0.5)
-        return float(np.array(scale.astype(mx.bfloat16 if family.startswith("gemma3") else mx.float32).astype(mx.float32)))
+        return float(
+            np.array(scale.astype(mx.bfloat16 if family.startswith("gemma3") else mx.float32).astype(mx.float32))
+        )
 
     @property
     def width(self) -> int:
@@ -103,14 +112,15 @@ class Model:
         return next((int(p.get().shape[1]) for name, p in self.weights.items() if name.endswith(EMBEDDINGS)), 0)
 
     def linear(self, target: Target) -> Place:
-        """The place of a target's linear layer. Raises ModelError where there is none, or of another shape."""
+        """The place of a target's linear layer; a size of 0 is not told. Raises ModelError where there is none, or of another shape."""
         weight = self.weights.get(target.module + ".weight")
         layer = weight.owner if weight else None
         if layer is None or not isinstance(layer, nn.Linear | nn.QuantizedLinear | Nf4Linear):
             raise ModelError(f"this model has no linear layer called {target.module} under MLX.")
-        if shape_of(layer) != (target.out_features, target.in_features):
+        height, width = shape_of(layer)
+        if (height, width) != (target.out_features or height, target.in_features or width):
             raise ModelError(
-                f"{target.module} is {shape_of(layer)[0]} × {shape_of(layer)[1]} in this model, but the adapter was "
+                f"{target.module} is {height} × {width} in this model, but the adapter was "
                 f"made for {target.out_features} × {target.in_features}. It belongs to another base."
             )
         return self.modules[id(layer)]

@@ -29,6 +29,7 @@ from finetune_local.spec.initial import kaiming_uniform, normal
 from finetune_local.spec.low_rank import LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import block_of, is_embedding, outside_modules, select_linear
+from finetune_local.spec.whole import is_whole, kind_of, kinds_in, module_of, read_whole, shape_of, whole_targets
 
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 A0, B0 = ".lora_A0.weight", ".lora_B0.weight"
@@ -37,11 +38,15 @@ BIAS, INNER_BIAS = ".bias", ".base_layer.bias"
 """A bias under its own name, and at a layer that PEFT has wrapped."""
 __all__ = ["BIAS", "FAMILY", "INNER_BIAS", "LowRank", "LowRankSettings", "UpdateSettings"]
 
+_NOT_READ = (
+    *("modules_to_save", "layer_replication", "exclude_modules", "trainable_token_indices", "target_parameters"),
+    *("lora_bias", "use_qalora", "arrow_config", "alora_invocation_tokens"),
+)
 _NAMES_IN_PEFT = {"none": "none", "all": "all", "lora-only": "lora_only"}
 
 
 class LowRank(Family):
-    """See Family. A target with in_features 0 is a trained bias, its module the whole name."""
+    """See Family. A target with in_features 0 is a trained bias, its module the whole name; whole copies see spec/whole.py."""
 
     key = "low_rank"
     settings = LowRankSettings
@@ -67,7 +72,9 @@ class LowRank(Family):
         for target in targets:
             check_rank(chosen.rank_of(target.module), target)
         _check(chosen, targets)
-        return AdapterPlan(method, self.key, chosen, targets + _biases(chosen, targets, base))
+        whole = whole_targets(chosen.also_train, base, {target.module for target in targets})
+        biases = tuple(target for target in _biases(chosen, targets, base) if target not in whole)
+        return AdapterPlan(method, self.key, chosen, targets + biases + whole)
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """rank·(in + out) numbers per target, and out more with DoRA or a trained bias."""
@@ -76,7 +83,9 @@ class LowRank(Family):
         result: dict[str, tuple[int, ...]] = {}
         for target in plan.targets:
             name, rank = PREFIX + target.module, settings.rank_of(target.module)
-            if target.in_features == 0:
+            if is_whole(target):
+                result[name] = shape_of(target)
+            elif target.in_features == 0:
                 result[bias_name(target.module, modules)] = (target.out_features,)
             elif is_embedding(target.module):
                 result[name + EMBEDDING_A] = (rank, target.out_features)
@@ -94,8 +103,14 @@ class LowRank(Family):
         """LoRA+'s ratios as PEFT's optimizer has them, and 0 for what is frozen."""
         settings = cast(LowRankSettings, plan.settings)
         result: dict[str, float] = {}
+        copied = (
+            t.module for t in plan.targets if is_whole(t) or (settings.also_train and kind_of(t.module) == "norms")
+        )
+        whole = {PREFIX + name for name in copied}
         for name in self.shapes(plan):
-            if name.endswith((A0, B0)) or (settings.freeze_a and name.endswith(A)):
+            if name in whole:
+                result[name] = settings.also_train_rate
+            elif name.endswith((A0, B0)) or (settings.freeze_a and name.endswith(A)):
                 result[name] = 0.0
             elif name.endswith((EMBEDDING_A, EMBEDDING_B)):
                 result[name] = settings.embedding_rate_ratio
@@ -110,7 +125,9 @@ class LowRank(Family):
         result: dict[str, Array] = {}
         for target in plan.targets:
             name = PREFIX + target.module
-            if target.in_features == 0:
+            if is_whole(target):
+                result[name] = source.weight(target.module)
+            elif target.in_features == 0:
                 own = bias_name(target.module, {t.module for t in plan.targets})
                 result[own] = source.weight(target.module)
             elif is_embedding(target.module):
@@ -156,7 +173,8 @@ class LowRank(Family):
         settings = cast(LowRankSettings, plan.settings)
         if settings.from_weights:
             return own_config(plan)
-        modules = [target.module for target in plan.targets if target.in_features]
+        modules = [target.module for target in plan.targets if target.in_features and not is_whole(target)]
+        saved = [module_of(target) for target in plan.targets if is_whole(target)]
         # Patterns by whole names: PEFT sorts them when it saves, and where two of them match it takes the first.
         ranks = {module: settings.rank_of(module) for module in modules}
         alphas = {module: settings.alpha_of(module) for module in modules}
@@ -174,12 +192,13 @@ class LowRank(Family):
             "bias": _NAMES_IN_PEFT[settings.train_bias],
             "fan_in_fan_out": False,
             "target_modules": modules,
+            **({"modules_to_save": saved} if saved else {}),
         }
 
     def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config; the module names are taken from the tensors, which cannot lie about them."""
         c = cast(Mapping[str, Any], config)
-        for field in ("modules_to_save", "layer_replication", "exclude_modules"):
+        for field in ("layer_replication", "exclude_modules"):
             if c.get(field):
                 raise AdapterError(f"adapter_config.json uses '{field}', which this version cannot read.")
         if lacking := [field for field in ("r", "lora_alpha") if not c.get(field)]:
@@ -190,6 +209,7 @@ class LowRank(Family):
                 f"this adapter was begun by '{start}', which changed the base's weights too, so it does not fit the base as it "
                 "is. Save it as plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
             )
+        whole = read_whole(c.get("modules_to_save") or (), shapes)
         targets = _targets(shapes)
         try:
             settings = LowRankSettings(
@@ -202,14 +222,17 @@ class LowRank(Family):
                 use_dora=bool(c.get("use_dora")),
                 train_bias=cast(Any, {v: k for k, v in _NAMES_IN_PEFT.items()}[str(c.get("bias") or "none")]),
                 targets=tuple(target.module for target in targets if target.in_features),
+                also_train=kinds_in(whole),
             )
         except (KeyError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             raise AdapterError(f"adapter_config.json has no usable rank, alpha or dropout ({said}).") from None
-        return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, targets)
+        return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, targets + whole)
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """W + s·B·A, or m·(W + s·B·A)/‖W + s·B·A‖ with DoRA; a trained bias stands in for the base's."""
+        if PREFIX + name in tensors:  # a whole copy, or a bias
+            return tensors[PREFIX + name].astype(np.float32)
         if name.endswith(BIAS):
             found = tensors.get(PREFIX + name.removesuffix(BIAS) + INNER_BIAS, tensors.get(PREFIX + name))
             return weight if found is None else found.astype(np.float32)
@@ -284,13 +307,13 @@ def _start(settings: LowRankSettings, target: Target, seed: int, source: Source)
     if settings.start == "olora":  # not divided by the scale, in PEFT neither
         b, a = orthonormal(source.weight(module + ".weight"), rank)
         return a, b
-    if settings.start == "loftq":
+    if settings.start == "loftq" and block_of(module + ".") is not None:  # what lies outside is not quantised
         if source.stored is None:
             raise SpecError(
                 "--init loftq needs the base's unquantised weights, which were not given. Leave --init out."
             )
         error = source.stored(module + ".weight") - source.weight(module + ".weight")
-        if error.any():  # a layer that is not quantised, such as the head, begins as usual
+        if error.any():  # else both would be zero, and no gradient would ever come
             b, a = principal(error, rank, name)
             return a / np.float32(math.sqrt(scale)), b / np.float32(math.sqrt(scale))
     if settings.start == "gaussian":

@@ -23,11 +23,13 @@ from finetune_local.spec.families.low_rank import (
     bias_name,
 )
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.targets import HEADS, is_embedding
+from finetune_local.spec.targets import is_embedding
+from finetune_local.spec.whole import is_whole
 from finetune_local_backends.mlx import kernels
 from finetune_local_backends.mlx.methods import Adapter, Floats
 from finetune_local_backends.mlx.methods.sites import SiteAdapter, Slot
-from finetune_local_backends.mlx.model import EMBEDDINGS, Model, Place, dense_weight
+from finetune_local_backends.mlx.methods.whole import whole_slots
+from finetune_local_backends.mlx.model import Model, Place, dense_weight
 
 
 class LowRankSlot(Slot):
@@ -66,14 +68,8 @@ class LowRankSlot(Slot):
         return _with_bias(result, base, self.bias) if self.has_bias else result
 
     def factors(self) -> tuple[mx.array, mx.array]:
-        """A and B of all that is added to W.
-
-        B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at the start, in bf16 too.
-        """
-        if not self.subtracts:
-            return self.a, self.b
-        a = mx.concatenate([self.a, self.a - self.a0])
-        return a, mx.concatenate([self.b - self.b0, self.b0], axis=1)
+        """A and B of all that is added to W."""
+        return _beyond(self.a, self.b, self.a0, self.b0) if self.subtracts else (self.a, self.b)
 
     def _updated(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
         a, b = self.factors()
@@ -114,14 +110,18 @@ class EmbeddingSlot(Slot):
     b: mx.array
     head_a: mx.array
     head_b: mx.array
+    head_a0: mx.array
+    head_b0: mx.array
 
     def __init__(self, settings: LowRankSettings, embedding: str | None, head: str | None) -> None:
         """The modules adapted: `embedding`, and `head` where it has no weight of its own."""
         names = {"a": PREFIX + embedding + EMBEDDING_A, "b": PREFIX + embedding + EMBEDDING_B} if embedding else {}
-        names |= {"head_a": PREFIX + head + A, "head_b": PREFIX + head + B} if head else {}
+        if head:
+            names |= {"head_a": PREFIX + head + A, "head_b": PREFIX + head + B}
+            names |= {"head_a0": PREFIX + head + A0, "head_b0": PREFIX + head + B0} if settings.from_weights else {}
         super().__init__(embedding or head or "", names, settings.dropout)
         self.scale = settings.scale_of(embedding) if embedding else None
-        self.head_scale = settings.scale_of(head) if head else None
+        self.head_scale, self.subtracts = settings.scale_of(head) if head else None, settings.from_weights
 
     def __call__(self, base: Any, ids: mx.array) -> mx.array:
         """ids (...) to (..., width)."""
@@ -133,7 +133,9 @@ class EmbeddingSlot(Slot):
         y: mx.array = base.as_linear(x)
         if self.head_scale is None:
             return y
-        return kernels.low_rank(y, self.dropped(x), self.head_a, self.head_b, self.head_scale)
+        a, b = self.head_a, self.head_b
+        a, b = _beyond(a, b, self.head_a0, self.head_b0) if self.subtracts else (a, b)
+        return kernels.low_rank(y, self.dropped(x), a, b, self.head_scale)
 
 
 class BiasSlot(Slot):
@@ -156,7 +158,7 @@ def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ad
     at_embedding: dict[str, list[str | None]] = {}
     slots: list[tuple[Place, Slot]] = []
     for target in plan.targets:
-        if target.in_features == 0:
+        if target.in_features == 0 or is_whole(target):
             continue
         if is_embedding(target.module):
             at_embedding.setdefault(target.module, [None, None])[0] = target.module
@@ -167,14 +169,25 @@ def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ad
             slots.append((model.linear(target), slot))
     for module, (embedding, head) in at_embedding.items():
         slots.append((_embedding(model, module, plan), EmbeddingSlot(settings, embedding, head)))
-    slots += [(model.place_of(module), BiasSlot(module, name)) for module, name in biases.items()]
-    return SiteAdapter(tensors, slots)
+    whole, heads = whole_slots(model, plan), {e: h for e, (_, h) in at_embedding.items()}
+    if both := [module for module in whole if heads.get(module)]:
+        raise ModelError(
+            f"{both[0]} is trained whole and the head tied to it by an update, which cannot be done together under MLX. Use "
+            "--backend torch, or leave out the --target."
+        )
+    slots += [(model.place_of(m), BiasSlot(m, name)) for m, name in biases.items() if m not in whole]
+    return SiteAdapter(tensors, slots + list(whole.values()))
+
+
+def _beyond(a: mx.array, b: mx.array, a0: mx.array, b0: mx.array) -> tuple[mx.array, mx.array]:
+    """A and B of B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at the start, in bf16 too."""
+    return mx.concatenate([a, a - a0]), mx.concatenate([b - b0, b0], axis=1)
 
 
 def _biases(plan: AdapterPlan) -> dict[str, str]:
     """The names on disk of the trained biases by the modules they belong to."""
     modules = {target.module for target in plan.targets}
-    found = (target.module for target in plan.targets if target.in_features == 0)
+    found = (target.module for target in plan.targets if target.in_features == 0 and not is_whole(target))
     return {bias.removesuffix(BIAS): bias_name(bias, modules) for bias in found}
 
 
@@ -194,12 +207,9 @@ def _embedding(model: Model, module: str, plan: AdapterPlan) -> Place:
 
 
 def _tied_to(model: Model, head: str) -> str | None:
-    """The embedding that is the head too, where it has no matrix of its own."""
-    name = head + ".weight"
-    if name in model.weights or head.rsplit(".", 1)[-1] not in HEADS:
-        return None
-    embedding = model.tied.get(name) or next((n for n in model.weights if n.endswith(EMBEDDINGS)), None)
-    return None if embedding is None else embedding.removesuffix(".weight")
+    """The embedding that is the head too, where that has no matrix of its own."""
+    name = model.embedding_of(head + ".weight")
+    return None if name is None else name.removesuffix(".weight")
 
 
 def _with_bias(y: mx.array, base: Any, bias: mx.array) -> mx.array:
