@@ -41,7 +41,7 @@ class MergedWeights:
                 raise AdapterError(f"{adapter}: {reason}")
             self._plan, self._tensors = family.fold(self._plan, self._tensors)  # a checkpoint is in the training form
         trained = {target.module for target in self._plan.targets} if self._plan else set()
-        apart = {HEAD, HEAD.removesuffix(WEIGHT), EMBEDDING.removesuffix(WEIGHT)} & trained
+        apart = {name for both in (HEAD, EMBEDDING) for name in (both, both.removesuffix(WEIGHT))} & trained
         self.tied = model.tied and (not apart or self._plan_is_full)
         """Whether the head is the embedding; an adapter beside one of them unties them, for it leaves the other as it is."""
 

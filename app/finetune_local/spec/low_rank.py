@@ -64,6 +64,16 @@ class LowRankSettings(UpdateSettings):
         "none", help="Train the base's own biases too: all, or those of the adapted layers.", group="method"
     )
 
+    also_train: tuple[Literal["embeddings", "norms"], ...] = setting(
+        (),
+        help="Train whole copies too, as LongLoRA: embeddings, norms (repeatable).",
+        group="method",
+        metavar="WHAT",
+    )
+    also_train_rate: float = setting(
+        0.1, help="Learning rate of what --also-train names, by that of A.", group="method", gt=0
+    )
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         patterns.check(self.rank_pattern, "--rank-pattern", True)

@@ -13,6 +13,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj")
 MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 HEADS = ("lm_head", "embed_out")
+_NORM = re.compile(r"norm|^ln_")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -54,6 +55,11 @@ def linear_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:
 def is_embedding(module: str) -> bool:
     """Whether a module outside the blocks turns tokens into vectors."""
     return module.rsplit(".", 1)[-1] in EMBEDDINGS and block_of(module + ".") is None
+
+
+def is_norm(module: str) -> bool:
+    """Whether a module is a norm: input_layernorm, q_norm, final_layer_norm, ln_f."""
+    return bool(_NORM.search(module.rsplit(".", 1)[-1]))
 
 
 def outside_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:

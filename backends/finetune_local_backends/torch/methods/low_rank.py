@@ -26,9 +26,11 @@ from finetune_local.spec.families.low_rank import (
 )
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import is_embedding
+from finetune_local.spec.whole import is_whole
 from finetune_local_backends.torch import kernels
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.methods.sites import SiteAdapters, Slot, bare, linear_at, module_at
+from finetune_local_backends.torch.methods.whole import whole_slots
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
     slots: dict[str, Slot] = {}
     for target in plan.targets:
         name, scale = PREFIX + target.module, settings.scale_of(target.module)
-        if target.in_features == 0:
+        if target.in_features == 0 or is_whole(target):
             continue
         if is_embedding(target.module):
             _check_embedding(base, target)
@@ -176,7 +178,8 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
             (given[name + A0], given[name + B0]) if settings.from_weights else None,
             shifts.pop(target.module, None),
         )
-    return slots | {module: BiasSlot(shift) for module, shift in shifts.items()}
+    whole = whole_slots(base, plan, given)
+    return slots | {module: BiasSlot(shift) for module, shift in shifts.items() if module not in whole} | whole
 
 
 def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Shift]:
@@ -184,7 +187,7 @@ def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) ->
     modules = {target.module for target in plan.targets}
     result: dict[str, Shift] = {}
     for target in plan.targets:
-        if target.in_features == 0:
+        if target.in_features == 0 and not is_whole(target):
             module = target.module.removesuffix(BIAS)
             own = getattr(bare(module_at(base, module)), "bias", None)
             if not isinstance(own, torch.Tensor) or own.shape != (target.out_features,):
