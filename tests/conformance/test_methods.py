@@ -31,6 +31,7 @@ PARAMETERS = {
     "full": WHOLE,
     "ia3": 2 * (32 + 32 + 128),
     "last-layers": WHOLE - 384 * 64 - 64,
+    "longlora": 2 * 4 * (128 + 96 + 96 + 128) + 384 * 64 + 2 * 2 * 64 + 64,
     "lora": LOW_RANK,
     "lora-fa": 2 * 4 * (64 + 32 + 32 + 64 + 128 + 128 + 64),
     "lora-plus": LOW_RANK,
@@ -48,7 +49,7 @@ PARAMETERS = {
 }
 
 EXACTLY = (
-    *("adalora", "adapter", "adapter-pfeiffer", "bitfit", "full", "ia3", "last-layers"),
+    *("adalora", "adapter", "adapter-pfeiffer", "bitfit", "full", "ia3", "last-layers", "longlora"),
     *("lora", "lora-drop", "norms", "lora-fa", "lora-plus", "pissa", "parallel-adapter", "qlora", "vera"),
 )
 """Methods whose new adapter changes not a single bit."""
