@@ -41,6 +41,7 @@ RATES: dict[str, float] = {
     "adalora": 2e-2,
     "adapter": 2e-2,
     "adapter-pfeiffer": 3e-2,
+    "bitfit": 1e-1,
     "ia3": 2e-1,
     "lora-plus": 2e-3,
     "norms": 1e-1,

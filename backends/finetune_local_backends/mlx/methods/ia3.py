@@ -9,10 +9,10 @@ import mlx.core as mx
 
 from finetune_local.spec.families import PREFIX
 from finetune_local.spec.families.ia3 import VECTOR
-from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.plan import AdapterPlan
 from finetune_local_backends.mlx.methods import Adapter, Floats
 from finetune_local_backends.mlx.methods.sites import SiteAdapter, Slot
-from finetune_local_backends.mlx.model import Model, Place, shape_of
+from finetune_local_backends.mlx.model import Model
 
 
 class ScaledOutput(Slot):
@@ -49,13 +49,5 @@ class ScaledInput(Slot):
 
 def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
     """A vector at every target."""
-    return SiteAdapter(
-        tensors,
-        [(_place(model, t), ScaledInput(t.module) if t.in_features else ScaledOutput(t.module)) for t in plan.targets],
-    )
-
-
-def _place(model: Model, target: Target) -> Place:
-    weight = model.weights.get(target.module + ".weight")
-    height, width = shape_of(weight.owner) if weight and hasattr(weight.owner, "weight") else (0, 0)
-    return model.linear(Target(target.module, target.in_features or width, target.out_features or height))
+    slots = (ScaledInput(t.module) if t.in_features else ScaledOutput(t.module) for t in plan.targets)
+    return SiteAdapter(tensors, [(model.linear(t), slot) for t, slot in zip(plan.targets, slots, strict=True)])

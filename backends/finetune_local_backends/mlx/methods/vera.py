@@ -46,11 +46,10 @@ def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ad
 
 
 def _place(model: Model, target: Target) -> Place:
-    weight = model.weights.get(target.module + ".weight")
-    known = weight is not None and hasattr(weight.owner, "weight")
-    width = shape_of(weight.owner)[1] if weight is not None and known else target.in_features
+    place = model.linear(Target(target.module, 0, target.out_features))
+    width = shape_of(model.weights[target.module + ".weight"].owner)[1]
     if width > target.in_features:
         raise ModelError(
             f"{target.module} has {width} inputs in this model, but the adapter was made for at most {target.in_features}."
         )
-    return model.linear(Target(target.module, width, target.out_features))
+    return place

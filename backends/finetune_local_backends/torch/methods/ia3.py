@@ -9,9 +9,9 @@ from torch import nn
 
 from finetune_local.spec.families import PREFIX
 from finetune_local.spec.families.ia3 import VECTOR
-from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.plan import AdapterPlan
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.methods.sites import SiteAdapters, Slot, bare, linear_at, module_at
+from finetune_local_backends.torch.methods.sites import SiteAdapters, Slot, linear_at
 
 
 class ScaledOutput(Slot):
@@ -48,9 +48,7 @@ class ScaledInput(Slot):
 def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
     slots: dict[str, Slot] = {}
     for target in plan.targets:
-        module = bare(module_at(base, target.module))
-        width, height = getattr(module, "in_features", 0), getattr(module, "out_features", 0)
-        linear_at(base, Target(target.module, target.in_features or width, target.out_features or height))
+        linear_at(base, target)
         vector = given[PREFIX + target.module + VECTOR]
         slots[target.module] = ScaledInput(vector) if target.in_features else ScaledOutput(vector)
     return slots

@@ -77,11 +77,12 @@ def bare(module: nn.Module) -> nn.Module:
 
 
 def linear_at(base: Base, target: Target) -> nn.Linear | QuantisedLinear:
-    """The base's linear layer of a target. Raises ModelError where there is none, or of another shape."""
+    """The base's linear layer of a target. Raises ModelError where there is none, or of another shape; a size of 0 is not told."""
     module = bare(module_at(base, target.module))
     if not isinstance(module, nn.Linear | QuantisedLinear):
         raise ModelError(f"{target.module} is a {type(module).__name__}; an adapter needs a linear layer.")
-    if (module.out_features, module.in_features) != (target.out_features, target.in_features):
+    told = (target.out_features or module.out_features, target.in_features or module.in_features)
+    if (module.out_features, module.in_features) != told:
         raise ModelError(
             f"{target.module} is {module.out_features} × {module.in_features} in the base, but the adapter was made "
             f"for {target.out_features} × {target.in_features}."

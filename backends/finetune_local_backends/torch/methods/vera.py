@@ -13,7 +13,7 @@ from finetune_local.spec.families import PREFIX
 from finetune_local.spec.families.vera import LAMBDA_B, LAMBDA_D, A, B
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.methods.sites import SiteAdapters, Slot, bare, linear_at, module_at
+from finetune_local_backends.torch.methods.sites import SiteAdapters, Slot, linear_at
 
 
 class VeraSlot(Slot):
@@ -39,12 +39,11 @@ class VeraSlot(Slot):
 def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
     slots: dict[str, Slot] = {}
     for target in plan.targets:
-        width = int(getattr(bare(module_at(base, target.module)), "in_features", target.in_features))
+        width = linear_at(base, Target(target.module, 0, target.out_features)).in_features
         if width > target.in_features:
             raise ModelError(
                 f"{target.module} has {width} inputs in the base, but the adapter was made for at most {target.in_features}."
             )
-        linear_at(base, Target(target.module, width, target.out_features))
         name = PREFIX + target.module
         a, b = given[A].data[:, :width], given[B].data[: target.out_features]
         slots[target.module] = VeraSlot(a, b, given[name + LAMBDA_B], given[name + LAMBDA_D])
