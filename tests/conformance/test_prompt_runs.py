@@ -23,6 +23,7 @@ from finetune_local.layout import read_adapter
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
 from finetune_local.spec.families.prompt import ROWS
+from finetune_local.train.setup import Ready
 from training import assert_same, losses, result, train
 
 METHODS: list[dict[str, Any]] = [
@@ -61,6 +62,24 @@ def test_a_stopped_run_goes_on_and_its_result_answers(
     with pytest.raises(FinetuneError, match=r"a prompt is vectors before the text.*Keep the adapter beside the base"):
         MergedWeights(ModelFolder.open(tiny), whole.adapter)
     assert plan.method == method["key"]
+
+
+def test_an_ensemble_keeps_to_the_budget_of_tokens(make_run: Any, home: Home) -> None:
+    asked: list[int] = []
+
+    def change(ready: Ready) -> None:
+        step = ready.session.step_together
+
+        def seen(shares: Any) -> Any:
+            asked.extend(batch.ids.size for share in shares for batch in share.batches)
+            return step(shares)
+
+        ready.session.step_together = seen  # type: ignore[method-assign]
+
+    train(make_run("whole", METHODS[1], max_steps=1, batch_size=8, micro_batch_tokens=300), home, change=change)
+    whole, asked = asked, []
+    train(make_run("alone", METHODS[0], max_steps=1, batch_size=8, micro_batch_tokens=300), home, change=change)
+    assert max(whole) <= 100 < max(asked) <= 300 and sum(whole) <= sum(asked)
 
 
 def test_evaluation_scores_the_mean_and_counts_the_vote(
