@@ -82,7 +82,7 @@ def main() -> None:
         print(f"{key} on {backend.name} …", flush=True)
         found = measure(key, backend, setup, model, given.data, home)
         line = {"method": key, "backend": backend.name, **found, "date": datetime.date.today().isoformat(),
-                "app_version": __version__, "machine": _machine(backend), "setup": asdict(setup)}  # fmt: skip
+                "app_version": __version__, "machine": machine_facts(backend), "setup": asdict(setup)}  # fmt: skip
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         failed += "error" in found
@@ -99,10 +99,10 @@ def measure(
         run = None
         try:
             spec, _ = check_before_loading(
-                parse_spec(_tables(key, backend, setup, model, data), key), home, lambda *_: None
+                parse_spec(tables(key, backend, setup, model, data), key), home, lambda *_: None
             )
             run = runs.create(paths.Home(Path(scratch)), spec)
-            return _train(run, home) | _sizes(run, model, backend) | _evaluate(run, model, home)
+            return train(run, home) | _sizes(run, model, backend) | _evaluate(run, model, home)
         except KeyboardInterrupt:
             if run is not None:
                 follow.kill(run)
@@ -117,7 +117,8 @@ def measure(
                 shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def _tables(key: str, backend: Backend, setup: Setup, model: ModelFolder, data: Path) -> dict[str, Any]:
+def tables(key: str, backend: Backend, setup: Setup, model: ModelFolder, data: Path) -> dict[str, Any]:
+    """The tables of a run of this method."""
     held = {} if "model.precision" in methods()[key].presets else {"precision": setup.precision}
     return {
         "backend": backend.name,
@@ -131,7 +132,7 @@ def _tables(key: str, backend: Backend, setup: Setup, model: ModelFolder, data: 
     }  # fmt: skip
 
 
-def _train(run: runs.Run, home: paths.Home) -> dict[str, Any]:
+def train(run: runs.Run, home: paths.Home) -> dict[str, Any]:
     """Time and CPU time count from the first step to the last validation, without loading."""
     started: Started | None = None
     event: Event | None = None
@@ -212,7 +213,8 @@ def _done(results: Path, setup: Setup) -> set[tuple[str, str]]:
     return {(line["method"], line["backend"]) for line in lines}
 
 
-def _machine(backend: Backend) -> dict[str, Any]:
+def machine_facts(backend: Backend) -> dict[str, Any]:
+    """What a line of results tells of the machine it was measured on."""
     here = machine()
     return {
         "cpu": cpu_name(),
