@@ -112,10 +112,14 @@ def _setup(name: str, lines: Sequence[Line]) -> str:
     return (
         f"`{setup['model']}`, {setup['steps']} steps of {setup['batch_size']} rows, {learned}, seed {setup['seed']}, the base in "
         f"{setup['precision']} where the method's name says nothing else, every other setting automatic. "
-        f"{machine['cpu']}, {machine['processors']} processors, {setup['threads']} threads, "
+        f"{machine['cpu']}, {_counted(machine['processors'], 'processor')}, {_counted(setup['threads'], 'thread')}, "
         f"{megabytes(machine['memory_bytes'])} of memory, {machine['system']}, {when}; Python {machine['python']}, {versions}. "
         f"Lines: [benchmarks/results/{name}](../benchmarks/results/{name})."
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _fullest(files: Mapping[str, Sequence[Line]]) -> str:

@@ -80,12 +80,14 @@ def draw(
         area: Box = (start, TOP, start + width, HEIGHT - BOTTOM)
         horizontal = _scale([mark.across[number] for mark in marks], area[0], area[2])
         parts += _grid(area, horizontal, vertical, axis.title, number == 0)
+        reserved: list[Box] = []
         if level is not None:
             y = vertical(level[0])
+            reserved = [(area[2] - 4 - len(level[1]) * LETTER, y - 4 - LINE, area[2], y)]
             parts.append(f'<line class="level" x1="{area[0]:.1f}" y1="{y:.1f}" x2="{area[2]:.1f}" y2="{y:.1f}"/>')
             parts.append(_text(area[2] - 4, y - 4, level[1], "soft", "end"))
         places = [(horizontal(mark.across[number]), vertical(mark.up)) for mark in marks]
-        boxes = place_labels(places, [mark.label for mark in marks], area)
+        boxes = place_labels(places, [mark.label for mark in marks], area, reserved)
         parts += _labels(marks, places, boxes)
         parts += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{MARK}" fill="{colour[mark.group]}"><title>{escape(mark.label)}</title></circle>'
@@ -96,8 +98,10 @@ def draw(
     return "\n".join([*parts, *_legend(colour), "</svg>"]) + "\n"
 
 
-def place_labels(places: Sequence[tuple[float, float]], labels: Sequence[str], area: Box) -> list[Box]:
-    """A box for each label, near its mark and inside `area`, that covers no mark and no other label.
+def place_labels(
+    places: Sequence[tuple[float, float]], labels: Sequence[str], area: Box, reserved: Sequence[Box] = ()
+) -> list[Box]:
+    """A box for each label, near its mark and inside `area`, that covers no mark, no other label and nothing reserved.
 
     Each takes the nearest free place, those with the most neighbours last: they can go farther away, with a line to the mark.
     Raises ValueError where the area is too full.
@@ -106,7 +110,7 @@ def place_labels(places: Sequence[tuple[float, float]], labels: Sequence[str], a
     crowd = [sum(math.dist(one, other) < 60 for other in places) for one in places]
     found: dict[int, Box] = {}
     for index in sorted(range(len(places)), key=lambda i: (crowd[i], places[i][1], places[i][0], labels[i])):
-        taken = [*marks, *found.values()]
+        taken = [*marks, *found.values(), *reserved]
         for box in _around(places[index], len(labels[index]) * LETTER, area):
             if not any(overlap(box, other) for other in taken):
                 found[index] = box
@@ -174,10 +178,15 @@ def _grid(area: Box, horizontal: Scale, vertical: Scale, title: str, numbered: b
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two: 1, 2, 5 where they are few, else powers of ten."""
+    """Round numbers between two: powers of ten, else as fine as it takes to have three."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    fine = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
-    return fine if len(fine) <= 8 else [value for value in fine if round(math.log10(value), 6).is_integer()]
+    found: list[float] = []
+    for tenths in ((10,), (10, 20, 50), range(10, 100, 10), range(10, 100, 5), range(10, 100)):
+        found = [tenth * 10.0 ** (power - 1) for power in powers for tenth in tenths]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def _scale(values: Sequence[float], start: float, end: float) -> Scale:

@@ -129,6 +129,12 @@ def test_labels_cover_neither_each_other_nor_a_mark() -> None:
         assert not any(overlap(box, (x - MARK, y - MARK, x + MARK, y + MARK)) for x, y in places)
 
 
+def test_a_label_does_not_cover_what_is_reserved() -> None:
+    (free,) = place_labels([(100.0, 100.0)], ["lora"], (0.0, 0.0, 200.0, 200.0))
+    (moved,) = place_labels([(100.0, 100.0)], ["lora"], (0.0, 0.0, 200.0, 200.0), [free])
+    assert not overlap(free, moved)
+
+
 def test_an_area_that_is_too_full_is_refused() -> None:
     with pytest.raises(ValueError, match="no room for the label"):
         place_labels(*crowd(30), (60.0, 180.0, 540.0, 230.0))
@@ -142,7 +148,12 @@ def test_words_are_escaped_and_one_mark_is_enough() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.08, 3.5, [0.1, 0.2, 0.5, 1, 2]), (9e3, 2e8, [1e4, 1e5, 1e6, 1e7, 1e8]), (45, 220, [50, 100, 200])],
+    [
+        (0.08, 3.5, [0.1, 0.2, 0.5, 1, 2]),
+        (9e3, 2e8, [1e4, 1e5, 1e6, 1e7, 1e8]),
+        (45, 220, [50, 100, 200]),
+        (4.4, 7.3, [5, 6, 7]),
+    ],
 )
 def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)
