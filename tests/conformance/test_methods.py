@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from conforming import MORE_STEPS, ROWS, SFT, Case, batch, log_softmax, make_case
 from finetune_local.backend import Backend, Batch
-from finetune_local.layout import read_adapter, read_tensors, write_adapter
+from finetune_local.export.merged import write_merged
+from finetune_local.layout import read_adapter, write_adapter
+from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.families import family_of, trainable_parameters
 from finetune_local.spec.methods import methods
 from finetune_local.spec.objectives import Ops
-from tiny import tiny_model
 
 TEXT = list(ROWS[0])
 # By hand, for the tiny Llama and rank 4: every block has q, o 64→64, k, v 64→32, gate, up 64→128, down 128→64.
@@ -161,13 +161,9 @@ def test_merged_weights_answer_as_the_adapter(exact: Case, tmp_path: Path) -> No
         return
     expected = exact.session.logits(TEXT)
     plan, tensors = family.fold(exact.plan, exact.session.tensors("a"))
-    merged = {
-        name: family_of(plan).merge(name, weight, plan, tensors)
-        for name, weight in read_tensors(exact.folder / "model.safetensors").items()
-    }
-    folder = tiny_model(tmp_path / "merged")
-    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
-    found = exact.backend.load(folder, "fp32").logits(TEXT)
+    write_adapter(tmp_path / "adapter", plan, tensors, "tiny")
+    write_merged(ModelFolder.open(exact.folder), tmp_path / "adapter", tmp_path / "merged", "float32")
+    found = exact.backend.load(tmp_path / "merged", "fp32").logits(TEXT)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

@@ -118,6 +118,6 @@ def test_every_method_beside_a_lora_or_told_why_not(backend: Backend, tiny: Path
         with pytest.raises(Unsupported, match="alone"):
             session.step_together([Share(name, BATCHES[name], SFT, RATES[name]) for name in mix])
         return
-    alone, together, _, _ = both_ways(backend, tiny, mix, steps=4)
+    alone, together, _, _ = both_ways(backend, tiny, mix, steps=4, attention=spec.training.attention)
     for name in mix:
         np.testing.assert_allclose(together[name], alone[name], atol=2e-5)

@@ -18,7 +18,7 @@ from finetune_local.spec.families import Family, families, family_of
 from finetune_local.spec.fields import flag_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, plan_method, preset_of
-from finetune_local.spec.shifted import check_shifted
+from finetune_local.spec.shifted import check_shifted, one_group
 from finetune_local.train import checkpoint, trial
 from finetune_local.train.checkpoint import LoopState
 from finetune_local.train.events import Event, Note, Phase
@@ -117,6 +117,11 @@ def check_together(
         plan = plan_for(spec, resolve_for(spec.model, home, progress))
         if reason := families()[method_family(spec)].apart(plan):
             raise SpecError(f"method '{spec.method.key}' (number {number}) cannot be trained beside others: {reason}")
+    if one_group([spec.training for spec, _ in checked]) and first.training.attention_group is None:
+        raise SpecError(
+            "--attention shifted: the automatic --attention-group goes by the rows, which are not the same for all adapters that "
+            "are trained at once. Give one for all of them."
+        )
     return checked
 
 
