@@ -260,5 +260,33 @@ def test_odd_heads_in_a_whole_model(tmp_path: Path, backend: Backend) -> None:
     np.testing.assert_allclose(one_group, session.logits(IDS), atol=1e-5)
 
 
+def test_a_model_with_attention_of_its_own_is_refused_on_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "torch" not in backends() or backends()["torch"].missing():
+        pytest.skip("torch is not here")
+    from transformers.models.llama import modeling_llama
+
+    folder = tiny_model(tmp_path)
+    session = backends()["torch"].load(folder, "fp32")
+    session.attach("a", plan_of(folder), 1)
+
+    class Own:
+        def get_interface(self, _: str, usual: Any) -> Any:
+            return usual
+
+    monkeypatch.setattr(modeling_llama, "ALL_ATTENTION_FUNCTIONS", Own())
+    with pytest.raises(Unsupported, match="a way of their own"):
+        session.prepare("a", TrainingSettings(attention="shifted"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "4-bit"])
+def test_other_precisions_learn_so_too(backend: Backend, tiny: Path, precision: Any) -> None:
+    session = backend.load(tiny, precision)
+    session.attach("a", plan_of(tiny), 1)
+    session.prepare("a", TrainingSettings(attention="shifted", attention_group=6))
+    rows = [batch_of(3, LENGTH)]
+    done = [session.step(rows, SFT, 1e-2).loss for _ in range(10)]
+    assert done[-1] < 0.8 * done[0]
+
+
 def test_the_automatic_group_is_a_quarter() -> None:
     assert [automatic_group(n) for n in (1, 8, 21, 8192)] == [2, 2, 6, 2048]

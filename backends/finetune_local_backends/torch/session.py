@@ -20,7 +20,7 @@ from finetune_local.spec.families import Source, Tracker, family_of, trainable_p
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
-from finetune_local.spec.shifted import check_shifted, one_group
+from finetune_local.spec.shifted import check_shifted, group_of, one_group
 from finetune_local_backends.noise import batch_noise
 from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.torch import memory
@@ -35,7 +35,7 @@ from finetune_local_backends.torch.noisy import noisy
 from finetune_local_backends.torch.ops import OPS
 from finetune_local_backends.torch.optimizer import Optimizer, finite
 from finetune_local_backends.torch.quantised import QuantisedLinear
-from finetune_local_backends.torch.shifted import shifted
+from finetune_local_backends.torch.shifted import check_known, shifted
 from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
 from finetune_local_backends.windows import windows
 
@@ -139,6 +139,8 @@ class TorchSession(Positions):
         trained = {key: value for key, value in parameters.items() if rates.get(key, 1.0)}
         text = self._base.model.config.get_text_config()
         check_shifted(plan, training, windows(text.to_dict(), text.num_hidden_layers))
+        if group_of(training):
+            check_known(self._base)
         self._head.check(self._base.model, self._base.body)
         self._checkpointing(bool(training.gradient_checkpointing))
         with memory.guard("hold the optimizer's states"):
