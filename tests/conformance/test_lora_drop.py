@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from conforming import ROWS, batch
-from finetune_local.backend import Backend
-from finetune_local.errors import AdapterError, SpecError, TrainingDiverged
+from finetune_local.backend import Backend, StepResult
+from finetune_local.errors import AdapterError, OutOfMemory, SpecError, TrainingDiverged
 from finetune_local.layout import CONFIG, read_adapter, read_tensors, write_adapter
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
@@ -21,8 +21,8 @@ from finetune_local.spec.families.lora_drop import FAMILY, stems
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.train import runs
-from finetune_local.train.events import Note
+from finetune_local.train import runs, trial
+from finetune_local.train.events import Event, Note
 from finetune_local.train.setup import make_ready
 from tasks import batch_of
 from tiny import tiny_model
@@ -178,7 +178,9 @@ METHOD = {"key": "lora-drop", "rank": 4, "trial_steps": 4, "trial_share": 0.3, "
 
 def test_a_run_chooses_once_and_goes_on_after_a_stop_as_unbroken(make_run: Callable[..., runs.Run], home: Home) -> None:
     whole, broken = make_run("whole", METHOD), make_run("broken", METHOD)
-    told = [event for event in make_ready(whole, home) if isinstance(event, Note)]
+    events = list(make_ready(whole, home))
+    assert events[-1].session.adapters() == ["training"]  # type: ignore[union-attr]
+    told = [event for event in events if isinstance(event, Note)]
     assert sum("keep a LoRA of their own" in note.text for note in told) == 1
     kept = whole.spec.method.settings.kept  # type: ignore[attr-defined]  # in run.json, before the first step
     assert 0 < len(kept) < 14
@@ -203,6 +205,51 @@ def test_a_run_chooses_once_and_goes_on_after_a_stop_as_unbroken(make_run: Calla
     ready = ready_of(whole, home)
     assert ready.session.adapters() == ["training"]
     assert trainable_parameters(ready.plan) < trainable_parameters(plan)
+
+
+def test_a_trial_that_lacks_memory_computes_less_at_once(
+    make_run: Callable[..., runs.Run], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = ready_of(make_run("short", {"key": "lora-drop", "rank": 4, "kept": [Q0]}), home)
+    spec, session, real = ready.spec, ready.session, ready.session.step
+    plan = FAMILY.plan("lora-drop", settings_of(), ready.model.info())
+    expected = _last(trial.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+    refused = []
+
+    def short_of_memory(batches: Any, objective: Any, rate: float) -> StepResult:
+        if max(b.ids.size for b in batches) > 40:
+            refused.append(len(batches))
+            raise OutOfMemory("too much at once")
+        return real(batches, objective, rate)
+
+    monkeypatch.setattr(session, "step", short_of_memory)
+    found = _last(trial.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+    assert refused and found.keys() == expected.keys() and len(found) == 14
+    for module, size in expected.items():
+        assert found[module] == pytest.approx(size, rel=1e-2)
+    monkeypatch.setattr(session, "step", lambda *_: (_ for _ in ()).throw(OutOfMemory("nothing fits")))
+    with pytest.raises(OutOfMemory, match="nothing fits"):
+        _last(trial.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+    assert session.adapters() == ["training"]
+
+
+def test_a_trial_that_diverges_says_so(make_run: Callable[..., runs.Run], home: Home) -> None:
+    ready = ready_of(make_run("wild", {"key": "lora-drop", "rank": 4, "kept": [Q0]}), home)
+    training = ready.spec.training.model_copy(update={"learning_rate": 9e30})
+    wild = ready.spec.model_copy(update={"training": training})
+    plan = FAMILY.plan("lora-drop", settings_of(), ready.model.info())
+    with pytest.raises(TrainingDiverged, match="lower --learning-rate than 9e"):
+        _last(trial.update_sizes(ready.session, plan, Trial(0.3, 6), wild, ready.data.train))
+
+
+def _last(work: Generator[Event, None, dict[str, float]]) -> dict[str, float]:
+    """What a generator returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: dict[str, float] = done.value
+            return result
 
 
 def test_layers_given_by_the_user_need_no_trial(make_run: Callable[..., runs.Run], home: Home) -> None:
