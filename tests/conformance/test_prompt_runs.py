@@ -19,7 +19,7 @@ from finetune_local.errors import FinetuneError
 from finetune_local.evaluate import compare
 from finetune_local.evaluate.rows import Row
 from finetune_local.export.weights import MergedWeights
-from finetune_local.layout import read_adapter
+from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
 from finetune_local.spec.families.prompt import ROWS
@@ -85,9 +85,12 @@ def test_an_ensemble_keeps_to_the_budget_of_tokens(make_run: Any, home: Home) ->
 def test_evaluation_scores_the_mean_and_counts_the_vote(
     make_run: Any, home: Home, tiny: Path, backend: Backend
 ) -> None:
-    run = make_run("vote", METHODS[1], learning_rate=5e-2)
+    run = make_run("vote", METHODS[1], max_steps=1)
     train(run, home)
-    _, tensors = read_adapter(run.adapter)
+    plan, tensors = read_adapter(run.adapter)
+    tensors[ROWS] = np.random.default_rng(2).normal(0, 3, tensors[ROWS].shape).astype(np.float32)
+    tensors[ROWS][2] = tensors[ROWS][1]  # two agree against the first
+    write_adapter(run.adapter, plan, tensors, "tiny")
     opened = open_chat(home, str(tiny), ["vote"], backend=backend.name, precision="fp32")
     rows = [Row((Message("user", f"say {i}"),), f"好 {i % 5} ok", Source("f", i)) for i in range(6)]
     found = compare.run(opened, rows, (), adapter="vote", max_tokens=8).tuned
@@ -95,9 +98,9 @@ def test_evaluation_scores_the_mean_and_counts_the_vote(
     alone = [_alone(opened, rows, tensors[ROWS][member], member) for member in range(3)]
     for i in range(len(rows)):
         said = [answers[i] for answers, _ in alone]
-        assert found.answers[i] == Counter(said).most_common(1)[0][0]
+        assert found.answers[i] == Counter(said).most_common(1)[0][0] == said[1]
     np.testing.assert_allclose(found.nll, np.mean([nll for _, nll in alone], axis=0), rtol=1e-4)
-    assert len({tuple(answers) for answers, _ in alone}) > 1, "members that agree on everything prove nothing"
+    assert all(one != other for one, other in zip(alone[0][0], alone[1][0], strict=True)), "else a vote proves nothing"
 
 
 def _alone(opened: Opened, rows: list[Row], prompt: np.ndarray, member: int) -> tuple[list[str], np.ndarray]:
