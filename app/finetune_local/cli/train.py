@@ -143,7 +143,10 @@ def _show_summary(summary: Any) -> None:
     click.echo(f"adapter: {summary['adapter']}")
     name = summary["run"]
     click.echo(f"try it:  finetune-local chat --adapter {name} --compare")
-    click.echo(f"keep it: finetune-local export {name} --to gguf --out {name}.gguf")
+    if summary["mergeable"]:
+        click.echo(f"keep it: finetune-local export {name} --to gguf --out {name}.gguf")
+    else:
+        click.echo(f"keep it: the folder above; method '{summary['method']}' cannot become part of a merged model")
 
 
 @contextmanager

@@ -359,6 +359,7 @@ class Loop:
             "trained_tokens": state.trained_tokens,
             "supervised_tokens": state.supervised_tokens,
             "trainable_parameters": trainable_parameters(ready.plan),
+            "mergeable": family_of(ready.plan).unmergeable(ready.plan) is None,
             "seconds": round(state.seconds, 3),
             "cpu_seconds": round(state.cpu_seconds, 3),
             "peak_memory_bytes": state.peak_memory_bytes,

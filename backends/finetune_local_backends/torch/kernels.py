@@ -110,6 +110,68 @@ class LowRankLinear(Function):
         return d_x, d_a, d_b, d_magnitude, None, None, None
 
 
+class LowRankRows(Function):
+    """LowRankLinear of several adapters at once: y = x·Wᵀ + b, and s·(x·Aᵀ)·Bᵀ added to each one's own rows.
+
+    The products with W are over all rows; nothing is copied to join the parts.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, base: nn.Module, rows: list[slice], scales: list[float], *factors: torch.Tensor
+    ) -> torch.Tensor:
+        """x (rows, ..., in); `factors` are A and B of each in turn, `rows` and `scales` theirs."""
+        dtype = x.dtype
+        y = functional.linear(x, dense_weight(base, dtype), _bias(base, dtype))
+        inners = []
+        for part, scale, a, b in zip(rows, scales, factors[::2], factors[1::2], strict=True):
+            inners.append(x[part].flatten(0, -2) @ a.to(dtype).t())
+            y[part].view(-1, y.shape[-1]).addmm_(inners[-1], b.to(dtype).t(), alpha=scale)
+        ctx.base, ctx.rows, ctx.scales = base, rows, scales
+        ctx.save_for_backward(x, *inners, *factors)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """Gradients of x, and of each A and B."""
+        count = len(ctx.rows)
+        x, *rest = ctx.saved_tensors
+        inners, factors = rest[:count], rest[count:]
+        dtype, grad = x.dtype, grads[0]
+        d_x = grad @ dense_weight(ctx.base, dtype) if ctx.needs_input_grad[0] else None
+        found: list[torch.Tensor | None] = []
+        for n, (part, scale, inner) in enumerate(zip(ctx.rows, ctx.scales, inners, strict=True)):
+            a, b = factors[2 * n : 2 * n + 2]
+            own = grad[part].flatten(0, -2)
+            d_inner = (own @ b.to(dtype)).mul_(scale)
+            wanted = ctx.needs_input_grad[4 + 2 * n : 6 + 2 * n]
+            found.append((d_inner.t() @ x[part].flatten(0, -2)).to(a.dtype) if wanted[0] else None)
+            found.append((own.t() @ inner).to(b.dtype).mul_(scale) if wanted[1] else None)
+            if d_x is not None:
+                d_x[part].view(-1, d_x.shape[-1]).addmm_(d_inner, a.to(dtype))
+        return d_x, None, None, None, *found
+
+
+def low_rank_beside(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    magnitude: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    scale: float,
+    base: nn.Module,
+) -> torch.Tensor:
+    """LowRankLinear from y = x·Wᵀ + b, by autograd's own operations."""
+    dtype = y.dtype
+    update = functional.linear(functional.linear(x, a.to(dtype)), b.to(dtype)) * scale
+    if magnitude is None or norm is None:
+        return y + update
+    bias = _bias(base, dtype)
+    result = ((y if bias is None else y - bias) + update) * (magnitude / norm)
+    return (result if bias is None else result + bias).to(dtype)
+
+
 def low_rank_plain(
     x: torch.Tensor,
     dropped: torch.Tensor,

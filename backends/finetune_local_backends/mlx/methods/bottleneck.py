@@ -27,6 +27,7 @@ _ACTIVATIONS: Mapping[str, Callable[[mx.array], mx.array]] = {
 class BottleneckSlot(Slot):
     """down (width, hidden) and its bias (width,), up (hidden, width) and its bias (hidden,); computed in fp32."""
 
+    goes_on = True
     down: mx.array
     down_bias: mx.array
     up: mx.array
@@ -40,8 +41,11 @@ class BottleneckSlot(Slot):
 
     def __call__(self, base: Any, *args: Any, **kwargs: Any) -> mx.array:
         """The sublayer's hidden states (rows, length, hidden) with the bottleneck's added."""
-        y: mx.array = base(*args, **kwargs)
-        x = args[0] if self.parallel else y
+        return self.beside(base, args[0], base(*args, **kwargs))
+
+    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See Slot."""
+        x = x if self.parallel else y
         inner = self.activation(mx.addmm(self.down_bias, x.astype(mx.float32), self.down.T))
         update = mx.addmm(self.up_bias, inner, self.up.T)
         return (y.astype(mx.float32) + self.scale * update).astype(y.dtype)

@@ -37,8 +37,7 @@ class SplitSlot(Slot):
             raise Unsupported(
                 "this model mixes the rows of a batch, so several adapters cannot be trained at once on it."
             )
-        shared = len(args) == 1 and not kwargs and all(slot.goes_on for slot in self.parts.values())
-        y = base(args[0]) if shared else None
+        y = base(*args, **kwargs) if all(slot.goes_on for slot in self.parts.values()) else None
         done = []
         for part, owner in zip(rows.slices, rows.owners, strict=True):
             slot = self.parts.get(owner)

@@ -27,6 +27,8 @@ _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class BottleneckSlot(Slot):
     """down: (width, hidden) and its bias (width,); up: (hidden, width) and its bias (hidden,)."""
 
+    goes_on = True
+
     def __init__(self, down: list[nn.Parameter], up: list[nn.Parameter], settings: BottleneckSettings) -> None:
         super().__init__()
         self.down, self.down_bias = down
@@ -42,11 +44,12 @@ class BottleneckSlot(Slot):
         result = base(*args, **kwargs)
         given = args[0] if args else kwargs["hidden_states"]
         if isinstance(result, tuple):
-            return self._added(result[0], given), *result[1:]
-        return self._added(result, given)
+            return self.beside(base, given, result[0]), *result[1:]
+        return self.beside(base, given, result)
 
-    def _added(self, y: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-        x = given if self.parallel else y
+    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See Slot."""
+        x = x if self.parallel else y
         kind = x.dtype
         inner = self.activation(functional.linear(x, self.down.to(kind), self.down_bias.to(kind)))
         return torch.add(y, functional.linear(inner, self.up.to(kind), self.up_bias.to(kind)), alpha=self.scale)

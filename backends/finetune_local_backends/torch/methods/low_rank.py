@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -85,6 +85,30 @@ class LowRankSlot(Slot):
                 x, a, b, self.magnitude, norm, self.scale, base
             )
         return result if self.shift is None else self.shift.of(result)
+
+    @property
+    def goes_on(self) -> bool:  # type: ignore[override]  # DoRA with dropout computes the base a second time
+        """See Slot."""
+        return not (self.dropout and self.magnitude is not None)
+
+    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See Slot."""
+        a, b = self.factors()
+        norm = None if self.squares is None else self._row_norms(base, a, b, self.squares)
+        result = kernels.low_rank_beside(self.dropped(x), y, a, b, self.magnitude, norm, self.scale, base)
+        return result if self.shift is None else self.shift.of(result)
+
+    @classmethod
+    def at_once(cls, base: nn.Module, x: torch.Tensor, parts: Sequence[tuple[slice, Slot]]) -> torch.Tensor | None:
+        """See Slot: plain updates by one kernel."""
+        slots = [cast(LowRankSlot, slot) for _, slot in parts]
+        if any(slot.dropout or slot.magnitude is not None or slot.shift is not None for slot in slots):
+            return None
+        factors = [factor for slot in slots for factor in slot.factors()]
+        result: torch.Tensor = kernels.LowRankRows.apply(  # type: ignore[no-untyped-call]
+            x, base, [part for part, _ in parts], [slot.scale for slot in slots], *factors
+        )
+        return result
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B of all that is added to W.

@@ -6,7 +6,7 @@ says which slot goes where; `SiteAdapters` does the rest. With no slot active a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,17 @@ class Slot(nn.Module):
         """What the wrapped module is to give with this adapter."""
         raise NotImplementedError
 
-    goes_on = False
+    goes_on: bool = False
     """Whether `beside` is there: the output can be made from the module's own."""
 
     def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """forward() where y = base(x) has been computed already, for the rows of several adapters at once."""
         raise NotImplementedError
+
+    @classmethod
+    def at_once(cls, base: nn.Module, x: torch.Tensor, parts: Sequence[tuple[slice, Slot]]) -> torch.Tensor | None:
+        """What several slots of this class give together, each for its rows of x; None where there is no shorter way."""
+        return None
 
     def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """At the head: i (n, rank) and B (vocabulary, rank) fp32 of i·Bᵀ, which is added to the logits of hidden (n, d)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,8 +44,8 @@ class SplitSlot(Slot):
             raise Unsupported(
                 "this model mixes the rows of a batch, so several adapters cannot be trained at once on it."
             )
-        if len(args) == 1 and not kwargs and all(slot.goes_on for slot in self.parts.values()):
-            return self._from_one_pass(base, x)
+        if all(slot.goes_on for slot in self.parts.values()):
+            return self._from_one_pass(base, x, *args, **kwargs)
         done = []
         for part, owner in zip(rows.slices, rows.owners, strict=True):
             some, more = _of_rows(args, part, rows.total), _of_rows(kwargs, part, rows.total)
@@ -53,13 +53,16 @@ class SplitSlot(Slot):
             done.append(base(*some, **more) if slot is None else slot(base, *some, **more))
         return _together(done)
 
-    def _from_one_pass(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        y = _frozen(base, x)
-        done = []
-        for part, owner in zip(self._rows.slices, self._rows.owners, strict=True):
-            slot = self.parts.get(owner)
-            done.append(y[part] if slot is None else slot.beside(base, x[part], y[part]))
-        return torch.cat(done)
+    def _from_one_pass(self, base: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        own = [(part, self.parts.get(owner)) for part, owner in zip(self._rows.slices, self._rows.owners, strict=True)]
+        filled = [(part, slot) for part, slot in own if slot is not None]
+        kinds = {type(slot) for _, slot in filled}
+        if len(kinds) == 1 and (made := kinds.pop().at_once(base, x, filled)) is not None:
+            return made
+        whole = _frozen(base, *args, **kwargs)
+        y = whole[0] if isinstance(whole, tuple) else whole
+        done = torch.cat([y[part] if slot is None else slot.beside(base, x[part], y[part]) for part, slot in own])
+        return (done, *whole[1:]) if isinstance(whole, tuple) else done
 
 
 @contextmanager
@@ -98,9 +101,8 @@ def _together(parts: Sequence[Any]) -> Any:
     return (torch.cat([part[0] for part in parts]), *parts[0][1:])
 
 
-def _frozen(base: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """base(x), keeping nothing of the size of the weight for the way back where it is linear."""
+def _frozen(base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """base(...), keeping nothing of the size of the weight for the way back where it is linear."""
     if isinstance(base, nn.Linear | QuantisedLinear):
-        result: torch.Tensor = FrozenLinear.apply(x, base, True)  # type: ignore[no-untyped-call]
-        return result
-    return cast(torch.Tensor, base(x))
+        return FrozenLinear.apply(args[0], base, True)  # type: ignore[no-untyped-call]
+    return base(*args, **kwargs)
