@@ -36,7 +36,12 @@ class Slot(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def at_once(cls, base: nn.Module, x: torch.Tensor, parts: Sequence[tuple[slice, Slot]]) -> torch.Tensor | None:
+    def at_once(
+        cls,
+        base: nn.Module,  # noqa: ARG003
+        x: torch.Tensor,  # noqa: ARG003
+        parts: Sequence[tuple[slice, Slot]],  # noqa: ARG003
+    ) -> torch.Tensor | None:
         """What several slots of this class give together, each for its rows of x; None where there is no shorter way."""
         return None
 
