@@ -150,3 +150,32 @@ def test_checkpointing_and_noise_and_groups_go_with_copies(tmp_path: Path, backe
                                               gradient_checkpointing=checkpointing))  # fmt: skip
         curves.append([session.step([batch_of(3, 20)], SFT, 1e-2).loss for _ in range(5)])
     np.testing.assert_allclose(curves[0], curves[1], atol=1e-5)
+
+
+@BOTH
+@PLAIN_PEFT
+def test_norms_with_biases_are_copied_with_them(tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 384, "pad_token_id": 0}
+    config = AutoConfig.for_model("phi", **sizes, num_attention_heads=4, num_key_value_heads=2)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "base")
+    tokenizer = tiny_model(tmp_path / "other") / "tokenizer.json"
+    (tmp_path / "base" / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    plan = plan_of(tmp_path / "base", "norms", targets=["q_proj", "v_proj"])
+    names = set(family_of(plan).shapes(plan))
+    assert {"base_model.model.model.final_layernorm.weight", "base_model.model.model.final_layernorm.bias"} <= names
+    assert family_of(plan).rates(plan)["base_model.model.model.layers.0.input_layernorm.bias"] == 0.1
+    sessions = {b.name: b.load(tmp_path / "base", "fp32") for b in backends().values()}
+    one, other = (trained(session, plan, 10) for session in sessions.values())
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    write_adapter(tmp_path / "adapter", plan, sessions["torch"].tensors("a"), "phi")
+    read, values = read_adapter(tmp_path / "adapter")
+    assert set(values) == names == set(family_of(read).shapes(read))
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    with torch.no_grad():
+        found = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))(torch.tensor([TEXT])).logits[0].numpy()
+    np.testing.assert_allclose(found, sessions["torch"].logits(TEXT), atol=1e-5)
