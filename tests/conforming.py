@@ -94,11 +94,15 @@ def batch(rows: Sequence[Sequence[int]] = ROWS, prompt: int = PROMPT) -> Batch:
     return Batch(ids, lengths, (places >= prompt) & (places < lengths[:, None]))
 
 
+def small(method: str) -> dict[str, Any]:
+    """The sizes that suit a tiny model, of those the method has."""
+    known = families()[method_named(method).family].settings.model_fields
+    return {name: value for name, value in SMALL.items() if name in known}
+
+
 def make_spec(method: str, precision: Precision | None = None, **training: Any) -> RunSpec:
     """The method's own spec at a tiny rank; without warm-up."""
-    known = families()[method_named(method).family].settings.model_fields
-    settings = {name: value for name, value in SMALL.items() if name in known}
-    tables: dict[str, Any] = {"method": {"key": method, **settings}, "training": {"warmup": 0.0, **training}}
+    tables: dict[str, Any] = {"method": {"key": method, **small(method)}, "training": {"warmup": 0.0, **training}}
     if precision is not None:
         tables["model"] = {"precision": precision}
     return parse_spec(tables, "test")

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conforming import small
 from finetune_local.adapters.identity import read_identity
 from finetune_local.backend import Backend, StepResult
 from finetune_local.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged
 from finetune_local.layout import read_adapter
 from finetune_local.paths import Home
+from finetune_local.spec.methods import methods
 from finetune_local.train import checkpoint, setup
 from finetune_local.train.events import Finished, Note, Sample, StoppedByUser, Validation
 from finetune_local.train.setup import Ready
@@ -54,9 +56,10 @@ def test_a_run_from_data_to_adapter(make_run: Any, home: Home, backend: Backend)
     assert checkpoint.latest(run.checkpoints) == run.checkpoints / f"step-{STEPS:06d}"
 
 
-@pytest.mark.parametrize(
-    "method", ["lora", {"key": "dora", "dropout": 0.1}, "full"], ids=["lora", "dora-dropout", "full"]
-)
+EVERY_METHOD = [{"key": key, **small(key)} for key in methods()]
+
+
+@pytest.mark.parametrize("method", [*EVERY_METHOD, {"key": "dora", "dropout": 0.1}], ids=[*methods(), "dora-dropout"])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_run: Any, home: Home, method: Any) -> None:
     whole = make_run("whole", method)
     expected = losses(train(whole, home))
@@ -67,6 +70,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_run: Any, home: H
     assert first[-1].step == 5
     assert parts.adapter.exists()
     assert parts.status() == "stopped"
+    assert all(np.isfinite(tensor).all() for tensor in result(parts).values())
     second = train(parts, home)
     found = losses(first) | losses(second)
     assert found.keys() == expected.keys()

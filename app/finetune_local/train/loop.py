@@ -242,7 +242,7 @@ class Loop:
         self._count()
 
     def _validation_loss(self) -> Generator[Event, None, float]:
-        ready, state = self.ready, self.state
+        ready = self.ready
         # The same rows every time, but from all over: a file may be sorted by topic.
         held_out = len(ready.data.validation)
         shuffled = np.random.default_rng(self.training.seed).permutation(held_out)
