@@ -176,6 +176,8 @@ def test_loftq_begins_nearer_to_the_unquantised_model(backend: Backend, tiny: Pa
     for target in plan.targets:
         weight, held = stored(target.module + ".weight"), session.weight(target.module + ".weight")
         mended = family_of(plan).merge(target.module + ".weight", held, plan, tensors)
+        name, scale = "base_model.model." + target.module, LowRankSettings(rank=16).scale
+        np.testing.assert_allclose(mended, held + scale * tensors[name + B] @ tensors[name + A], atol=1e-5)
         before, after = (float(np.linalg.norm(weight - w)) for w in (held, mended))
         assert 0 < after < 0.9 * before
     with_loftq = session.logits(TEXT)

@@ -206,3 +206,16 @@ def test_dora_makes_its_norms_once_a_step_and_once_for_an_answer(
     assert others[2] >= 3 * 4 * 2 * layers and others[3] == 4 * layers
     assert losses == others[0]
     np.testing.assert_array_equal(answers, others[1])
+
+
+def test_dora_s_norms_follow_a_parameter_that_anything_changed(tiny: Path) -> None:
+    ours = ready(tiny, "dora")
+    train(ours, 2)
+    ours.logits(TEXT)
+    for name, parameter in ours._keepers["low_rank"].parameters("a").items():  # type: ignore[attr-defined]
+        if "lora_B" in name:
+            with torch.no_grad():
+                parameter.mul_(3.0)
+    changed, tensors = ours.logits(TEXT), ours.tensors("a")
+    ours.attach("b", plan_of(tiny, "dora"), 0, tensors)
+    np.testing.assert_array_equal(changed, ours.logits(TEXT))
