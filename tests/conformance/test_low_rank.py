@@ -180,6 +180,9 @@ def test_loftq_begins_nearer_to_the_unquantised_model(backend: Backend, tiny: Pa
         np.testing.assert_allclose(mended, held + scale * tensors[name + B] @ tensors[name + A], atol=1e-5)
         before, after = (float(np.linalg.norm(weight - w)) for w in (held, mended))
         assert 0 < after < 0.9 * before
+        if not use_dora:  # the nearest of its rank
+            left = np.linalg.svd((weight - held).astype(np.float64), compute_uv=False)[16:]
+            assert after == pytest.approx(float(np.sqrt((left**2).sum())), rel=1e-4)
     with_loftq = session.logits(TEXT)
     session.activate(None)
     assert np.abs(with_loftq - exact).mean() < 0.9 * np.abs(session.logits(TEXT) - exact).mean()
