@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from conforming import small
 from finetune_local.adapters.identity import read_identity
-from finetune_local.backend import Backend, StepResult
+from finetune_local.backend import Backend, Share, StepResult
 from finetune_local.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged
 from finetune_local.layout import read_adapter
 from finetune_local.paths import Home
@@ -92,15 +93,15 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(make_run: Any, 
     refused = []
 
     def scarce(ready: Ready) -> None:
-        original = ready.session.step
+        original = ready.session.step_together
 
-        def step(batches: Any, *rest: Any) -> StepResult:
-            if max(batch.ids.size for batch in batches) > 48:
-                refused.append(len(batches))
+        def step(shares: Sequence[Share]) -> list[StepResult]:
+            if max(batch.ids.size for batch in shares[0].batches) > 48:
+                refused.append(len(shares[0].batches))
                 raise OutOfMemory("no room")
-            return original(batches, *rest)
+            return original(shares)
 
-        ready.session.step = step  # type: ignore[method-assign]
+        ready.session.step_together = step  # type: ignore[method-assign]
 
     run = make_run("scarce")
     events = train(run, home, change=scarce)
@@ -135,15 +136,15 @@ def test_a_budget_that_no_batch_reaches_is_not_halved_in_vain(make_run: Any, hom
     tried: list[list[int]] = []
 
     def scarce(ready: Ready) -> None:
-        original = ready.session.step
+        original = ready.session.step_together
 
-        def step(batches: Any, *rest: Any) -> StepResult:
-            tried.append([batch.ids.size for batch in batches])
+        def step(shares: Sequence[Share]) -> list[StepResult]:
+            tried.append([batch.ids.size for batch in shares[0].batches])
             if len(tried) <= 2:
                 raise OutOfMemory("no room")
-            return original(batches, *rest)
+            return original(shares)
 
-        ready.session.step = step  # type: ignore[method-assign]
+        ready.session.step_together = step  # type: ignore[method-assign]
 
     train(make_run("wide", micro_batch_tokens=100_000, max_steps=2), home, change=scarce)
     assert max(tried[2]) < max(tried[1]) < max(tried[0])
@@ -189,10 +190,10 @@ def test_a_run_that_never_beats_its_base_says_so(make_run: Any, home: Home) -> N
 
 def test_a_single_row_that_does_not_fit_says_what_helps(make_run: Any, home: Home) -> None:
     def none(ready: Ready) -> None:
-        def step(*_: Any) -> StepResult:
+        def step(_: Sequence[Share]) -> list[StepResult]:
             raise OutOfMemory("no room")
 
-        ready.session.step = step  # type: ignore[method-assign]
+        ready.session.step_together = step  # type: ignore[method-assign]
 
     with pytest.raises(OutOfMemory, match=r"one row of \d+ tokens.*--max-length"):
         train(make_run("none"), home, change=none)
@@ -201,13 +202,13 @@ def test_a_single_row_that_does_not_fit_says_what_helps(make_run: Any, home: Hom
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run(make_run: Any, home: Home, bad: float) -> None:
     def poison(ready: Ready) -> None:
-        original = ready.session.step
+        original = ready.session.step_together
 
-        def step(*args: Any) -> StepResult:
-            done = original(*args)
-            return dataclasses.replace(done, loss=bad) if ready.state.step == 4 else done
+        def step(shares: Sequence[Share]) -> list[StepResult]:
+            (done,) = original(shares)
+            return [dataclasses.replace(done, loss=bad) if ready.state.step == 4 else done]
 
-        ready.session.step = step  # type: ignore[method-assign]
+        ready.session.step_together = step  # type: ignore[method-assign]
 
     run = make_run("nan")
     with pytest.raises(TrainingDiverged, match=r"step 5.*not applied.*step-000003.*--learning-rate"):
@@ -217,13 +218,13 @@ def test_a_loss_that_is_no_number_stops_the_run(make_run: Any, home: Home, bad: 
 
 def test_a_loss_that_climbs_and_stays_up_is_caught(make_run: Any, home: Home) -> None:
     def climb(ready: Ready) -> None:
-        original = ready.session.step
+        original = ready.session.step_together
 
-        def step(*args: Any) -> StepResult:
-            done = original(*args)
-            return dataclasses.replace(done, loss=done.loss + 0.5 * ready.state.step)
+        def step(shares: Sequence[Share]) -> list[StepResult]:
+            (done,) = original(shares)
+            return [dataclasses.replace(done, loss=done.loss + 0.5 * ready.state.step)]
 
-        ready.session.step = step  # type: ignore[method-assign]
+        ready.session.step_together = step  # type: ignore[method-assign]
 
     with pytest.raises(TrainingDiverged, match=r"has risen from .* --learning-rate"):
         train(make_run("wild", max_steps=60), home, change=climb)

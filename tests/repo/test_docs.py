@@ -14,7 +14,7 @@ from finetune_local.spec.methods import methods
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 VERBS = importlib.import_module("finetune_local.cli.main").cli.list_commands(None)
 NOT_IN_THE_TREE = {"LICENSE", ".gitignore", ".gitattributes"}
 
@@ -74,7 +74,7 @@ def test_the_docs_tell_of_every_method(method: str) -> None:
     assert page.startswith("# ") and len(page.splitlines()) >= 10 and paper in page
 
 
-@pytest.mark.parametrize("page", [*READMES, *(f"docs/{p.name}" for p in PAGES)])
+@pytest.mark.parametrize("page", [*READMES, *(str(p.relative_to(ROOT)) for p in PAGES)])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
@@ -82,7 +82,7 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target} is not there"
 
 
-@pytest.mark.parametrize("page", [*READMES, *(f"docs/{p.name}" for p in PAGES)])
+@pytest.mark.parametrize("page", [*READMES, *(str(p.relative_to(ROOT)) for p in PAGES)])
 def test_commands_in_the_docs_exist(page: str) -> None:
     """Each `finetune-local VERB --option` in a code block names a verb and options that are there."""
     cli = importlib.import_module("finetune_local.cli.main").cli
