@@ -262,3 +262,9 @@ def test_loftq_is_refused_where_nothing_is_quantised(tiny: Path) -> None:
     assert families()["low_rank"].refusal(settings, "4-bit") is None
     with pytest.raises(SpecError, match="unquantised weights"):
         backends()["torch"].load(tiny, "fp32").attach("a", plan_of(tiny, start="loftq"), 1)
+
+
+def test_an_adapted_head_does_not_share_a_pass(tiny: Path) -> None:
+    family = families()["low_rank"]
+    assert family.apart(plan_of(tiny, targets=("all-linear", "embed_tokens"))) is None
+    assert "lm_head" in str(family.apart(plan_of(tiny, targets=("q_proj", "lm_head"))))

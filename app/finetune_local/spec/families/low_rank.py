@@ -28,7 +28,7 @@ from finetune_local.spec.fields import Settings
 from finetune_local.spec.initial import kaiming_uniform, normal
 from finetune_local.spec.low_rank import LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.targets import block_of, is_embedding, outside_modules, select_linear
+from finetune_local.spec.targets import HEADS, block_of, is_embedding, outside_modules, select_linear
 from finetune_local.spec.whole import is_whole, kind_of, kinds_in, module_of, read_whole, shape_of, whole_targets
 
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
@@ -148,6 +148,15 @@ class LowRank(Family):
     def neutral(self, plan: AdapterPlan) -> bool:
         """LoftQ starts nearer to the unquantised model."""
         return cast(LowRankSettings, plan.settings).start != "loftq"
+
+    def apart(self, plan: AdapterPlan) -> str | None:
+        """See Family: the head computes log-probabilities of chosen positions, whichever row they are of."""
+        heads = [t.module for t in plan.targets if t.module.removesuffix(BIAS).rsplit(".", 1)[-1] in HEADS]
+        return (
+            f"it adapts the head ({heads[0]}). Train it alone, or without that target."
+            if heads
+            else super().apart(plan)
+        )
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
         """PiSSA's and OLoRA's difference as a LoRA of twice the rank and the same scale; others are what they are."""
