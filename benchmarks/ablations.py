@@ -39,7 +39,7 @@ from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.export.merged import write_merged
 from finetune_local.models.folder import ModelFolder, sha256_of
 from finetune_local.models.resolve import resolve
-from finetune_local.spec.methods import method
+from finetune_local.spec import defaults
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
 from finetune_local.train import follow, runs
 from finetune_local.train.checkpoint import OPTIMIZER, latest
@@ -71,10 +71,18 @@ LOW = {"rank": 2, "targets": ATTENTION}
 class Bench:
     """Trains arms, each once; keeps adapters until the end."""
 
+    rate_shares: tuple[float, ...] = (1.0, 0.25)
+
     def __init__(self, setup: Setup, backend: Backend, model: ModelFolder, data: Path, home: paths.Home, scratch: Path):
         self.setup, self.backend, self.model, self.data, self.home = setup, backend, model, data, home
         self.scratch = paths.Home(scratch)
         self._done: dict[str, dict[str, Any]] = {}
+
+    @property
+    def rate(self) -> float:
+        """LoRA's automatic rate for this model."""
+        facts = defaults.Facts("cpu", 1 << 40, self.model.hidden_size, 0, 0, 100, 100)
+        return float(defaults.resolve(parse_spec({}, "ablation"), facts)[0].training.learning_rate or 0.0)
 
     def trained(self, arm: Arm, setup: Setup | None = None) -> dict[str, Any]:
         """What the run told: its summary, losses by step, held-out losses by step, bytes of the optimizer's states."""
@@ -111,28 +119,31 @@ class Bench:
 
 
 def lora_plus(bench: Bench) -> tuple[bool, dict[str, Any], str]:
-    """At LoRA's own rate, and at the lower one that the app gives to LoRA+."""
-    plain = bench.trained(LORA)
-    arms = {"LoRA": plain, "LoRA+, same rate": bench.trained(Arm("lora-plus", rate=plain["learning_rate"]))}
-    if method("lora-plus").learning_rate_factor != method("lora").learning_rate_factor:
-        arms["LoRA+, the app's rate"] = bench.trained(Arm("lora-plus"))
+    """At each share of LoRA's automatic rate both get the same rate; LoRA's last training loss is the mark to reach."""
     steps = bench.setup.steps
     shown = sorted({step for step in (10, 20, 40) if step < steps} | {steps})
-    threshold = smooth(plain["losses"])[steps]
-    figures = {
-        name: {
-            "learning_rate": arm["learning_rate"],
-            "training_loss": {str(step): smooth(arm["losses"])[step] for step in shown},
-            "held_out_loss": {str(step): arm["held_out"][step] for step in shown if step in arm["held_out"]},
-            "first_step_below": first_below(arm["losses"], threshold),
-        }
-        for name, arm in arms.items()
-    }
-    lora, plus = (figures[name]["first_step_below"] for name in ("LoRA", "LoRA+, same rate"))
-    said = f"a training loss (mean of {SMOOTH} steps) of {threshold:.3f}: LoRA at step {lora}, LoRA+ at the same rate {_at(plus)}"
-    if own := figures.get("LoRA+, the app's rate"):
-        said += f", at the app's rate {_at(own['first_step_below'])}"
-    return plus is not None and plus < lora, {"threshold": threshold, "arms": figures}, said
+    figures: dict[str, Any] = {}
+    said, sooner = [], []
+    for share in bench.rate_shares:
+        rate = float(f"{bench.rate * share:.2g}")
+        arms = {"LoRA": bench.trained(Arm("lora", rate=rate)), "LoRA+": bench.trained(Arm("lora-plus", rate=rate))}
+        threshold = smooth(arms["LoRA"]["losses"])[steps]
+        first = {name: first_below(arm["losses"], threshold) for name, arm in arms.items()}
+        figures[f"{rate:g}"] = {
+            name: {
+                "training_loss": {str(step): smooth(arm["losses"])[step] for step in shown},
+                "held_out_loss": {str(step): arm["held_out"][step] for step in shown if step in arm["held_out"]},
+                "first_step_below": first[name],
+            }
+            for name, arm in arms.items()
+        } | {"threshold": threshold}
+        sooner.append(first["LoRA+"] is not None and first["LoRA+"] < first["LoRA"])
+        ends = ", ".join(f"{name} {arm['held_out'][steps]:.3f}" for name, arm in arms.items())
+        said.append(
+            f"rate {rate:g}: a training loss (mean of {SMOOTH} steps) of {threshold:.3f} by LoRA {_at(first['LoRA'])}, by "
+            f"LoRA+ {_at(first['LoRA+'])}; held-out loss at the end {ends}"
+        )
+    return all(sooner), figures, "; ".join(said)
 
 
 def lora_fa(bench: Bench) -> tuple[bool, dict[str, Any], str]:
@@ -205,7 +216,7 @@ def merged(bench: Bench) -> tuple[bool, dict[str, Any], str]:
 
 
 ABLATIONS: Mapping[str, tuple[Callable[[Bench], tuple[bool, dict[str, Any], str]], str]] = {
-    "lora-plus": (lora_plus, "LoRA+ reaches LoRA's last training loss in fewer steps"),
+    "lora-plus": (lora_plus, "LoRA+ reaches LoRA's last training loss in fewer steps, at the same rate"),
     "lora-fa": (lora_fa, "LoRA-FA takes less memory than LoRA"),
     "ranks": (ranks, "rank 2 on q, k, v, o ends at a lower held-out loss than rank 4 on q, k"),
     "merged": (merged, f"a merged model is as fast as its base (up to {SAME_SPEED:.0%}), an adapter beside it slower"),
@@ -261,6 +272,7 @@ def main() -> None:
     table = []
     try:
         bench = Bench(setup, backend, model, given.data, home, scratch)
+        bench.rate_shares = tuple(given.rate_shares)
         for key in wanted:
             compare, claim = ABLATIONS[key]
             print(f"{key}: {claim}", flush=True)
@@ -295,6 +307,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=float, default=0.25, help="share of the rows that is not learned from")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument(
+        "--rate-shares", type=float, nargs="+", default=[1.0, 0.25], help="lora-plus: rates, by LoRA's automatic one"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--home", help="where models are")
     parser.add_argument("--results", type=Path, help="the file of results")

@@ -1,40 +1,45 @@
 """How much memory training will need, before anything is loaded.
 
 An estimate, not a promise: allocators, kernels and other programs take what they take; the measured peak stands in the
-run's events. For SmolLM2-135M on a Linux CPU it gave 0.89 to 1.08 of the measured peak in eight cases (torch and MLX, LoRA
-and full, fp32, bf16 and 4-bit, 512 to 2048 tokens, MLX checkpointed), and 0.60 for torch checkpointed, where glibc's heap
-keeps a gigabyte of freed blocks (1.09 with MALLOC_MMAP_THRESHOLD_=1000000). GPUs have not been measured.
+run's events.
 
-    weights      4, 2 bytes each in fp32, bf16; in 8-bit and 4-bit the linear layers of the blocks take 1 and 0.56 bytes
-                 (0.5 and the scales of groups of 64), everything else 2 (4 on a CPU, which computes in fp32)
-    trainable    4 bytes for each trained number and 4 for its gradient
-    optimizer    AdamW's two states: 8 bytes, with 8-bit states 2
+    weights      4, 2 bytes each in fp32, bf16; in 8-bit and 4-bit the linear layers of the blocks take 1 and 0.5625 bytes (0.5 and
+                 the scales of groups of 64; NF4 0.516, its scales are quantised too), all else 2 (4 on a CPU, which computes in fp32)
+    trainable    4 bytes for each number of the adapter, 4 for the gradient of each trained one; training the base's own weights in
+                 bf16, 2 for the copy that is computed with
+    optimizer    AdamW's two states of each trained number: 8 bytes, with 8-bit states 2; a tracker (AdaLoRA) 16
     activations  what the backward pass needs of one micro-batch of N tokens (below), plus the head at supervised positions
     runtime      the process and its libraries
 
-One block keeps, per token: inputs of its projections and norms, attention's queries, keys, values and output, and the MLP's
-three inner vectors and their product: a·(7h + 2k + 4f) + 8h bytes, with h the width, k the width of the keys, f that of the
-MLP, a the bytes of an activation; the 8h are the fp32 copies in the two norms. Each adapted layer keeps its low-rank vector
-as well. With gradient checkpointing only each block's input is kept (a·h), and one block at a time is computed again.
-Fused attention keeps no matrix of scores.
+One block keeps, per token: what goes into its norms in fp32, attention's queries, keys, values and output, the MLP's three inner
+vectors: 8h + a·(2q + 2k + 3f) bytes, with h the width, q and k those of queries and keys, f that of the MLP, a the bytes of an
+activation. To it comes what the adapter needs (Family.activations). Blocks below the lowest trained one keep nothing. With
+gradient checkpointing only each block's input is kept (a·h), and one block at a time is computed again. Fused attention keeps no
+matrix of scores. A quarter is added for gradients of the block at work and freed memory that the allocator keeps. A prompt's or prefix's positions are added to every row; prompts side by side (an ensemble) take all of it each.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import trainable_parameters
+from finetune_local.spec.families import family_of, trainable_parameters
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec
-from finetune_local.spec.targets import linear_modules
+from finetune_local.spec.targets import block_of, is_embedding, linear_modules
 
+_STEPS = 1000  # of a spec that leaves them open
 MICRO_BATCH_TOKENS = 1024  # what a spec that leaves it open is taken to mean
 _SUPERVISED = 0.25  # usual share of supervised tokens
 _HEAD_NUMBERS = 1 << 24  # logits that exist at once, at most; the backends cut larger batches
 _RUNTIME = 500_000_000
 _TIGHT = 0.8
+_FREED = 1.25  # gradients of the block at work, and freed memory that the allocator keeps; by measurement on CPUs
+_ROW = 128  # usual tokens of a row, to which positions of a method's own are added
+_TRACKED = 16  # a tracker's importance and its uncertainty, and the step's values and gradients in numpy
 _BLOCK_BYTES = {"fp32": 4.0, "bf16": 2.0, "8-bit": 1.0, "4-bit": 0.5625}
+_NF4_BYTES = 0.516
 _STATE_BYTES = {"adamw": 8, "paged-adamw": 8, "adamw-8bit": 2, "paged-adamw-8bit": 2}
 
 
@@ -64,11 +69,15 @@ def estimate(model: ModelFolder, spec: RunSpec, plan: AdapterPlan, device: str =
     activation = 4 if wide else 2
     inner = sum(t.in_features * t.out_features for t in linear_modules(model.weights()).values())
     outer = model.parameters - inner
-    trained = trainable_parameters(plan)
+    nf4 = precision == "4-bit" and spec.model.quantisation == "nf4"
+    family, trained = family_of(plan), trainable_parameters(plan)
+    numbers = sum(math.prod(shape) for shape in family.shapes(plan).values())
+    copies = 2 * trained if family.key == "full" and not wide else 0
+    tracked = _TRACKED if family.tracker(plan, spec.training.max_steps or _STEPS) is not None else 0
     return Estimate(
-        weights=int(inner * _BLOCK_BYTES[precision] + outer * activation),
-        trainable=8 * trained,
-        optimizer=_STATE_BYTES[spec.training.optimizer] * trained,
+        weights=int(inner * (_NF4_BYTES if nf4 else _BLOCK_BYTES[precision]) + outer * activation),
+        trainable=4 * numbers + 4 * trained + copies,
+        optimizer=(_STATE_BYTES[spec.training.optimizer] + tracked) * trained,
         activations=_activations(model, spec, plan, activation),
     )
 
@@ -80,19 +89,35 @@ def verdict(estimate: Estimate, device_bytes: int) -> str:
 
 
 def _activations(model: ModelFolder, spec: RunSpec, plan: AdapterPlan, activation: int) -> int:
+    family = family_of(plan)
     tokens = spec.training.micro_batch_tokens or MICRO_BATCH_TOKENS
+    members = family.virtual_tokens(plan).members
+    rows = max(1, tokens // _ROW)
+    computed = members * (tokens + rows * family.positions(plan))
     text, hidden = model.text_config, model.hidden_size
     heads = int(text.get("num_attention_heads") or 1)
     head_dim = int(text.get("head_dim") or hidden // heads)
     keys = head_dim * int(text.get("num_key_value_heads") or heads)
     mlp = int(text.get("intermediate_size") or 4 * hidden)
-    block = activation * (5 * hidden + 2 * head_dim * heads + 2 * keys + 4 * mlp) + 8 * hidden
-    rank = int(getattr(plan.settings, "rank", 0))
-    low_rank = 4 * rank * len(plan.targets)  # over all blocks
+    block = 8 * hidden + activation * (2 * head_dim * heads + 2 * keys + 3 * mlp)
+    blocks = model.blocks - _lowest(plan, model.blocks)
+    added = activation * family.activations(plan)
     if spec.training.gradient_checkpointing:
-        per_token = model.blocks * activation * hidden + block + low_rank // max(1, model.blocks)
+        per_token = model.blocks * activation * hidden + block + added / max(1, blocks)
     else:
-        per_token = model.blocks * block + low_rank
-    logits = min(_HEAD_NUMBERS, int(tokens * _SUPERVISED) * model.vocabulary)
+        per_token = blocks * block + added
+    logits = min(_HEAD_NUMBERS, int(members * tokens * _SUPERVISED) * model.vocabulary)
     head = logits * (4 + activation)  # in fp32, and their gradient
-    return tokens * per_token + head
+    return int(_FREED * computed * per_token) + head
+
+
+def _lowest(plan: AdapterPlan, blocks: int) -> int:
+    """The first block that gradients come to: below the lowest trained place nothing is kept."""
+    places = []
+    for target in plan.targets:
+        block = block_of(target.module + ".")
+        if block is not None:
+            places.append(block)
+        elif is_embedding(target.module.removesuffix(".weight")):
+            return 0
+    return min(places, default=blocks)

@@ -126,6 +126,13 @@ class Family:
         """What is to be done between the `steps` optimizer steps of a training, if anything."""
         return None
 
+    def activations(self, plan: AdapterPlan) -> float:
+        """Numbers of each token that the way back needs because of the adapter, in all blocks together (see activations.py).
+
+        In the type that the base computes in; what positions of its own need, the app counts itself.
+        """
+        return 0.0
+
     def virtual_tokens(self, plan: AdapterPlan) -> VirtualTokens:
         """Ids that the adapter puts before every text."""
         return VirtualTokens()

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import model_validator
 
 from finetune_local.errors import AdapterError
+from finetune_local.spec.activations import inputs
 from finetune_local.spec.budget import Budget, Schedule
 from finetune_local.spec.families import PREFIX, Array, Family, Source, Tracker, check_rank
 from finetune_local.spec.families.low_rank import UpdateSettings
@@ -122,6 +123,10 @@ class AdaLora(Family):
             result[PREFIX + target.module + B] = (target.out_features, rank)
             result[PREFIX + target.module + E] = (rank, 1)
         return result
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """The first rank per target, and what the layers are given."""
+        return sum(ranks_of(plan)) + inputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """A and B normal with a spread of 0.02, E zero, so that nothing changes."""

@@ -92,6 +92,11 @@ class Bottleneck(Family):
             result[name + UP], result[name + UP_BIAS] = (target.out_features, width), (target.out_features,)
         return result
 
+    def activations(self, plan: AdapterPlan) -> float:
+        """What a bottleneck reads, and its inner vector before and after the non-linearity."""
+        width = cast(BottleneckSettings, plan.settings).adapter_width
+        return sum(target.in_features + 2 * width for target in plan.targets)
+
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """D normal with the spread 1/√hidden, all else zero: the base's answers exactly, and gradients from the first step."""
         return {

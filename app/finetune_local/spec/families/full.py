@@ -12,6 +12,7 @@ from typing import Literal, cast
 import numpy as np
 
 from finetune_local.errors import SpecError
+from finetune_local.spec.activations import inputs, normed
 from finetune_local.spec.families import PREFIX, Array, Family, Source
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
@@ -75,6 +76,11 @@ class Full(Family):
     def apart(self, plan: AdapterPlan) -> str | None:
         """See Family."""
         return "it changes the weights that the others stand on. Train it alone."
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """What trained layers are given; biases and embeddings need nothing."""
+        inside = [t for t in plan.targets if t.in_features and block_of(t.module) is not None]
+        return inputs(inside) + normed(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """The base's own values, each read when it is asked for: all at once would be another copy of the model."""

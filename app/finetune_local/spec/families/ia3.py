@@ -57,6 +57,10 @@ class Ia3(Family):
             for t in plan.targets
         }
 
+    def activations(self, plan: AdapterPlan) -> float:
+        """What is scaled; of each target only that side has a size."""
+        return sum(target.in_features + target.out_features for target in plan.targets)
+
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """Ones, so that nothing changes."""
         return {name: np.ones(shape, np.float32) for name, shape in self.shapes(plan).items()}

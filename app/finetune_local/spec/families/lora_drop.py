@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from finetune_local.errors import SpecError, TrainingDiverged
+from finetune_local.spec.activations import inputs
 from finetune_local.spec.families import PREFIX, Array, Family, Source, Trial, check_rank
 from finetune_local.spec.families.low_rank import A, B, LowRankSettings, UpdateSettings
 from finetune_local.spec.fields import Settings, did_you_mean, setting
@@ -131,6 +132,10 @@ class LoraDrop(Family):
             result[PREFIX + stem[target.module] + A] = (rank, target.in_features)
             result[PREFIX + stem[target.module] + B] = (target.out_features, rank)
         return result
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """As LoRA's: shared or not, every layer has its own vector of the rank."""
+        return cast(LoraDropSettings, plan.settings).rank * len(plan.targets) + inputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """As LoRA's: A uniform, B zero."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec import patterns
+from finetune_local.spec.activations import inputs, normed, outputs
 from finetune_local.spec.factors import orthonormal, principal
 from finetune_local.spec.families import PREFIX, Array, Family, Source, check_rank, own_config
 from finetune_local.spec.fields import Settings
@@ -117,6 +118,18 @@ class LowRank(Family):
             elif not name.endswith(A):
                 result[name] = settings.b_rate_ratio
         return {name: rate for name, rate in result.items() if rate != 1.0}
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """rank per target; what layers are given unless A is frozen, with dropout for each of its own; DoRA's products."""
+        settings = cast(LowRankSettings, plan.settings)
+        adapted = [t for t in plan.targets if t.in_features and not is_whole(t)]
+        linear = [t for t in adapted if not is_embedding(t.module)]
+        kept = (2 if settings.from_weights else 1) * sum(settings.rank_of(t.module) for t in adapted)
+        if settings.dropout:
+            kept += 2 * sum(target.in_features for target in linear)  # what is left of it, and what was drawn
+        elif not settings.freeze_a:
+            kept += inputs(linear)
+        return kept + (outputs(linear) if settings.use_dora else 0) + normed(t for t in plan.targets if is_whole(t))
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """A random, B zero (at an embedding the other way round), or both from W; magnitudes are row norms of what is

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from finetune_local.errors import AdapterError
+from finetune_local.spec.activations import outputs
 from finetune_local.spec.families import PREFIX, Array, Family, Source
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.initial import kaiming_uniform
@@ -63,6 +64,10 @@ class Vera(Family):
     def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
         """A and B stay as they are."""
         return {A: 0.0, B: 0.0}
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """What each of the two vectors is multiplied with."""
+        return cast(VeraSettings, plan.settings).rank * len(plan.targets) + outputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """A and B by Kaiming's uniform distribution U(−√(6/in), √(6/in)), d constant, b zero: nothing changes."""
