@@ -28,7 +28,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "64")
 
-NEEDED = ("torch", "transformers")
+NEEDED = ("torch", "transformers", "accelerate")
 SHOWN = (*NEEDED, "bitsandbytes", "safetensors")
 
 
