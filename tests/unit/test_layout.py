@@ -44,6 +44,11 @@ def test_what_is_written_is_read(folder: Path) -> None:
         ({"r": None}, "'r'"),
         ({"lora_alpha": 0}, "alpha"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base"),
+        ({"init_lora_weights": "lora_ga"}, "changed the base"),
+        ({"alora_invocation_tokens": [5, 6]}, "'alora_invocation_tokens'.*train it again"),
+        ({"kasa_config": {"beta": 1e-4}}, "'kasa_config'"),
+        ({"trainable_token_indices": [3]}, "'trainable_token_indices'"),
+        ({"lora_bias": True}, "'lora_bias'"),
         ({"peft_type": "IA3"}, "IA3"),
     ],
 )

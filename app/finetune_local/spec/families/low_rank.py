@@ -40,9 +40,10 @@ BIAS, INNER_BIAS = ".bias", ".base_layer.bias"
 __all__ = ["BIAS", "FAMILY", "INNER_BIAS", "LowRank", "LowRankSettings", "UpdateSettings"]
 
 _NOT_READ = (
-    *("modules_to_save", "layer_replication", "exclude_modules", "trainable_token_indices", "target_parameters"),
-    *("lora_bias", "use_qalora", "arrow_config", "alora_invocation_tokens"),
+    *("layer_replication", "exclude_modules", "trainable_token_indices", "target_parameters", "lora_bias", "use_qalora"),
+    *("arrow_config", "alora_invocation_tokens", "kasa_config", "monteclora_config", "use_bdlora", "ensure_weight_tying"),
 )
+"""Fields of PEFT's LoraConfig that make a LoRA compute something else, or elsewhere, than is computed here."""
 _NAMES_IN_PEFT = {"none": "none", "all": "all", "lora-only": "lora_only"}
 
 
@@ -220,13 +221,16 @@ class LowRank(Family):
     def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config; the module names are taken from the tensors, which cannot lie about them."""
         c = cast(Mapping[str, Any], config)
-        for field in ("layer_replication", "exclude_modules"):
+        for field in _NOT_READ:
             if c.get(field):
-                raise AdapterError(f"adapter_config.json uses '{field}', which this version cannot read.")
+                raise AdapterError(
+                    f"adapter_config.json uses '{field}', which this version cannot read. Merge the adapter into its base with "
+                    "PEFT, or train it again without."
+                )
         if lacking := [field for field in ("r", "lora_alpha") if not c.get(field)]:
             raise AdapterError(f"adapter_config.json lacks '{lacking[0]}'. Copy the adapter again.")
         start = str(c.get("init_lora_weights"))
-        if start.lower().startswith(("pissa", "olora", "corda", "loftq")):
+        if start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
             raise AdapterError(
                 f"this adapter was begun by '{start}', which changed the base's weights too, so it does not fit the base as it "
                 "is. Save it as plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
