@@ -49,7 +49,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
         ({"kasa_config": {"beta": 1e-4}}, "'kasa_config'"),
         ({"trainable_token_indices": [3]}, "'trainable_token_indices'"),
         ({"lora_bias": True}, "'lora_bias'"),
-        ({"peft_type": "IA3"}, "IA3"),
+        ({"peft_type": "LOHA"}, "LOHA"),
     ],
 )
 def test_a_config_that_does_not_fit_its_tensors(folder: Path, fields: dict[str, Any], words: str) -> None:

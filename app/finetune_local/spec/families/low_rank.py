@@ -40,8 +40,9 @@ BIAS, INNER_BIAS = ".bias", ".base_layer.bias"
 __all__ = ["BIAS", "FAMILY", "INNER_BIAS", "LowRank", "LowRankSettings", "UpdateSettings"]
 
 _NOT_READ = (
-    *("layer_replication", "exclude_modules", "trainable_token_indices", "target_parameters", "lora_bias", "use_qalora"),
-    *("arrow_config", "alora_invocation_tokens", "kasa_config", "monteclora_config", "use_bdlora", "ensure_weight_tying"),
+    *("layer_replication", "exclude_modules", "trainable_token_indices", "target_parameters", "ensure_weight_tying"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
+    *("lora_bias", "use_bdlora", "use_qalora"),
 )
 """Fields of PEFT's LoraConfig that make a LoRA compute something else, or elsewhere, than is computed here."""
 _NAMES_IN_PEFT = {"none": "none", "all": "all", "lora-only": "lora_only"}
