@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_local.spec.families import families
 from finetune_local.spec.methods import method
 from finetune_local.spec.run import Precision, RunSpec
 from finetune_local.spec.shifted import automatic_group
@@ -89,7 +90,8 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
     # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
     # Other methods stand in a fixed proportion to LoRA.
-    rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * chosen_method.learning_rate_factor
+    factor = families()[chosen_method.family].rate_factor(spec.method.settings)
+    rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * factor
     rate = float(f"{rate:.1e}")
     resolved = {
         "epochs": epochs,

@@ -52,6 +52,35 @@ def test_the_rate_falls_with_width_and_is_a_tenth_for_full() -> None:
     assert rate("full", 4096) == pytest.approx(rate("lora", 4096) / 10, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "same"),
+    [
+        ({"key": "norms", "train_weights": "all"}, {"key": "full"}),
+        ({"key": "full", "train_weights": "norms"}, {"key": "norms"}),
+        ({"key": "prompt", "prompt_encoder": "mlp"}, {"key": "p-tuning"}),
+        ({"key": "p-tuning", "prompt_encoder": "none"}, {"key": "prompt"}),
+        ({"key": "lora", "b_rate_ratio": 16.0}, {"key": "lora-plus"}),
+        ({"key": "lora-plus", "b_rate_ratio": 1.0}, {"key": "lora"}),
+        ({"key": "adapter", "adapter_placing": "parallel"}, {"key": "parallel-adapter"}),
+    ],
+)
+def test_the_rate_is_that_of_the_settings_by_whatever_name(chosen: dict[str, object], same: dict[str, object]) -> None:
+    rates = [resolve(parse_spec({"method": m}, "x"), facts())[0].training.learning_rate for m in (chosen, same)]
+    assert rates[0] == rates[1]
+
+
+def test_each_method_s_rate_by_lora_s() -> None:
+    wanted = {
+        "full": 0.1, "last-layers": 0.1, "p-tuning": 0.25, "lora-plus": 0.5, "prefix": 1.0, "parallel-adapter": 1.0, "pissa": 1.0,
+        "adalora": 2.0, "adapter": 2.0, "adapter-pfeiffer": 2.0, "bitfit": 5.0, "norms": 5.0, "ia3": 10.0, "vera": 10.0,
+        "prompt": 20.0, "prompt-ensemble": 20.0,
+    }  # fmt: skip
+    lora = resolve(parse_spec({"method": "lora"}, "x"), facts())[0].training.learning_rate or 0.0
+    for method, factor in wanted.items():
+        rate = resolve(parse_spec({"method": method}, "x"), facts())[0].training.learning_rate
+        assert rate == pytest.approx(lora * factor, rel=0.05), method
+
+
 def test_checkpoints_are_rare_where_they_are_big() -> None:
     def every(method: str) -> int | None:
         return resolve(parse_spec({"method": method}, "x"), facts(rows=100_000))[0].training.checkpoint_every

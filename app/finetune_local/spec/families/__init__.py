@@ -92,6 +92,10 @@ class Family:
         """Choose the targets among the base's weights. Raises SpecError where none match or a rank is too big."""
         raise NotImplementedError
 
+    def rate_factor(self, settings: Settings) -> float:
+        """The automatic learning rate by that of LoRA; of the settings, so that it fits whatever name they were chosen by."""
+        return 1.0
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """Every tensor of the adapter, frozen ones included: its name in the adapter file and its shape."""
         raise NotImplementedError

@@ -115,6 +115,10 @@ class AdaLora(Family):
             check_rank(chosen.init_rank, target, "--init-rank")
         return AdapterPlan(method, self.key, chosen, targets)
 
+    def rate_factor(self, settings: Settings) -> float:
+        """E begins at 0 and its gradient passes through small A and B, so it begins slowly."""
+        return 2.0
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """rank·(in + out + 1) numbers per target."""
         result: dict[str, tuple[int, ...]] = {}

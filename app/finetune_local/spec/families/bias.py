@@ -40,6 +40,10 @@ class Bias(Family):
         )
         return AdapterPlan(method, self.key, chosen, tuple(targets))
 
+    def rate_factor(self, settings: Settings) -> float:
+        """Each vector moves by at most the rate in a step."""
+        return 5.0
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """As many numbers per target as it gives."""
         return {PREFIX + layer_of(target) + CHANGE: (target.out_features,) for target in plan.targets}

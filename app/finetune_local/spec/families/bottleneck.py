@@ -82,6 +82,10 @@ class Bottleneck(Family):
             )
         return AdapterPlan(method, self.key, chosen, tuple(Target(module, hidden, hidden) for module in found))
 
+    def rate_factor(self, settings: Settings) -> float:
+        """Parallel ones are scaled up, which speeds them up already."""
+        return 2.0 if cast(BottleneckSettings, settings).adapter_placing == "series" else 1.0
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """2·hidden·width + hidden + width numbers per target."""
         width = cast(BottleneckSettings, plan.settings).adapter_width

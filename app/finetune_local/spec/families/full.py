@@ -66,6 +66,10 @@ class Full(Family):
         targets = tuple(_target(name, base.weights[name].shape) for name in found)
         return AdapterPlan(method, self.key, settings, targets)
 
+    def rate_factor(self, settings: Settings) -> float:
+        """A tenth for weights; norms and biases are few and move by at most the rate in a step."""
+        return 5.0 if cast(FullSettings, settings).train_weights in ("norms", "biases") else 0.1
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """The base's own shapes."""
         return {

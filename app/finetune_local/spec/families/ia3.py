@@ -50,6 +50,10 @@ class Ia3(Family):
         )
         return AdapterPlan(method, self.key, chosen, tuple(targets))
 
+    def rate_factor(self, settings: Settings) -> float:
+        """A factor moves by at most the rate in a step, and a change of a thousandth is no change."""
+        return 10.0
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """As many numbers per target as the scaled side is wide."""
         return {

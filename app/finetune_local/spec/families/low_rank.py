@@ -79,6 +79,10 @@ class LowRank(Family):
         biases = tuple(target for target in _biases(chosen, targets, base) if target not in whole)
         return AdapterPlan(method, self.key, chosen, targets + biases + whole)
 
+    def rate_factor(self, settings: Settings) -> float:
+        """A half at LoRA+'s ratio of 16, at which B would else run away, and as much nearer to 1 as the ratio is."""
+        return float(cast(LowRankSettings, settings).b_rate_ratio ** -0.25)
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """rank·(in + out) numbers per target, and out more with DoRA or a trained bias."""
         settings = cast(LowRankSettings, plan.settings)

@@ -119,6 +119,10 @@ class Prompt(Family):
         vocabulary, width = base.weights[found[0]].shape
         return AdapterPlan(method, self.key, settings, (Target(found[0].removesuffix(".weight"), width, vocabulary),))
 
+    def rate_factor(self, settings: Settings) -> float:
+        """Vectors must travel between embeddings; what a network makes of its weights moves far faster."""
+        return 0.25 if _kind(cast(PromptSettings, settings)) else 20.0
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """length·width numbers, as often as there are members; with an encoder, those of encoder_shapes()."""
         settings, width = cast(PromptSettings, plan.settings), plan.targets[0].in_features

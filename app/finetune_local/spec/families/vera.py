@@ -49,6 +49,10 @@ class Vera(Family):
         targets = tuple(Target(target.module, widest, target.out_features) for target in found)
         return AdapterPlan(method, self.key, chosen, targets)
 
+    def rate_factor(self, settings: Settings) -> float:
+        """As in the paper's comparisons."""
+        return 10.0
+
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """A and B, which are not trained; rank + out trained numbers per target."""
         rank = cast(VeraSettings, plan.settings).rank

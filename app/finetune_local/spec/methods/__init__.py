@@ -20,8 +20,7 @@ from finetune_local.spec.fields import did_you_mean
 class Method:
     """One method: what it is called, where its parameters live, and the settings its name stands for.
 
-    `presets` maps dotted settings ("model.precision", "method.use_dora") to the values the name implies;
-    `learning_rate_factor` is what the automatic learning rate is times LoRA's.
+    `presets` maps dotted settings ("model.precision", "method.use_dora") to the values the name implies.
     """
 
     key: str
@@ -30,7 +29,6 @@ class Method:
     summary: str
     paper: str
     presets: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    learning_rate_factor: float = 1.0
 
 
 @cache

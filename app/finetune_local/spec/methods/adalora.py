@@ -8,5 +8,4 @@ METHOD = Method(
     family="adalora",
     summary="LoRA in SVD form that begins with a high rank and prunes it where it matters least; slower than LoRA.",
     paper="arXiv:2303.10512",
-    learning_rate_factor=2.0,  # E begins at 0 and its gradient passes through small A and B, so it begins slowly
 )

@@ -8,6 +8,5 @@ METHOD = Method(
     family="bottleneck",
     summary="Small non-linear layers after attention and MLP of each block; slower to answer, cannot be merged.",
     paper="arXiv:1902.00751",
-    learning_rate_factor=2.0,
     presets={"method.adapter_activation": "gelu"},
 )

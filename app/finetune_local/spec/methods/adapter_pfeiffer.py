@@ -8,6 +8,5 @@ METHOD = Method(
     family="bottleneck",
     summary="One small non-linear layer per block, after the MLP: half of Houlsby's cost.",
     paper="arXiv:2005.00247",
-    learning_rate_factor=2.0,
     presets={"method.adapter_sublayers": "mlp"},
 )

@@ -8,5 +8,4 @@ METHOD = Method(
     family="bias",
     summary="Trains a bias for each linear layer, adding one where the model has none: very few parameters.",
     paper="arXiv:2106.10199",
-    learning_rate_factor=5.0,
 )

@@ -8,5 +8,4 @@ METHOD = Method(
     family="full",
     summary="Trains every weight; needs about 16 bytes of memory per parameter.",
     paper="",
-    learning_rate_factor=0.1,
 )

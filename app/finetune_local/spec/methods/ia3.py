@@ -9,5 +9,4 @@ METHOD = Method(
     summary="Scales keys, values and the MLP's inner vector by learned factors: very few parameters, merges exactly.",
     paper="arXiv:2205.05638",
     presets={"method.targets": ("k_proj", "v_proj", "down_proj")},
-    learning_rate_factor=10.0,
 )

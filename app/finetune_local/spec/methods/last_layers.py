@@ -9,5 +9,4 @@ METHOD = Method(
     summary="Trains all weights of the last blocks; nothing below them is computed backwards, so steps are fast.",
     paper="",
     presets={"method.train_weights": "layers", "method.layers": "last:2"},
-    learning_rate_factor=0.1,
 )

@@ -9,5 +9,4 @@ METHOD = Method(
     summary="LoRA whose B learns 16 times as fast as its A: reaches the same loss in fewer steps.",
     paper="arXiv:2402.12354",
     presets={"method.b_rate_ratio": 16.0},
-    learning_rate_factor=0.5,
 )

@@ -9,5 +9,4 @@ METHOD = Method(
     summary="Trains the factors of the layer norms and nothing else; works on a 4-bit base too.",
     paper="arXiv:2312.11420",
     presets={"method.train_weights": "norms"},
-    learning_rate_factor=5.0,
 )

@@ -11,5 +11,4 @@ METHOD = Method(
     summary="Trains a small network that makes the prompt; the result is a plain prompt, not mergeable.",
     paper="arXiv:2103.10385",
     presets=MappingProxyType({"method.prompt_encoder": "mlp"}),
-    learning_rate_factor=0.25,
 )

@@ -8,5 +8,4 @@ METHOD = Method(
     family="prompt",
     summary="Trains a few vectors that stand before every text like tokens; the smallest file, not mergeable.",
     paper="arXiv:2104.08691",
-    learning_rate_factor=20.0,
 )

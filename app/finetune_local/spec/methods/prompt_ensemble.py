@@ -11,5 +11,4 @@ METHOD = Method(
     summary="Trains several prompts at once and lets them vote on every answer; costs as many times the computing.",
     paper="arXiv:2104.08691",
     presets=MappingProxyType({"method.prompt_members": 5}),
-    learning_rate_factor=20.0,
 )

@@ -9,5 +9,4 @@ METHOD = Method(
     summary="LoRA with frozen random matrices that all layers share; trains two vectors per layer, merges.",
     paper="arXiv:2310.11454",
     presets={"method.rank": 256},
-    learning_rate_factor=10.0,
 )
