@@ -152,13 +152,14 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, tiny: Path) -> Non
     assert session.adapters() == ["a"]
 
 
-@pytest.mark.parametrize("value", ["adamw-8bit", "paged-adamw", "paged-adamw-8bit"])
-def test_gaps_are_refused_with_their_reason(tiny: Path, value: str) -> None:
+@pytest.mark.parametrize(("value", "instead"), [("paged-adamw", "adamw"), ("paged-adamw-8bit", "adamw-8bit")])
+def test_gaps_are_refused_with_their_reason(tiny: Path, value: str, instead: str) -> None:
     gap = next(g for g in MLX.gaps() if g.value == value)
     with pytest.raises(Unsupported, match="MLX has no") as raised:
         ready(tiny, training={"optimizer": value})
     assert gap.reason in str(raised.value)
-    assert gap.instead == "adamw"
+    assert gap.instead == instead
+    assert str(raised.value).endswith(f". Use --optimizer {instead}.")
 
 
 def in_a_process(code: str, **environment: str) -> str:

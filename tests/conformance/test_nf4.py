@@ -15,7 +15,7 @@ from finetune_local.backend import Backend, Session
 from finetune_local.chat.opening import open_chat
 from finetune_local.errors import SpecError, Unsupported
 from finetune_local.paths import Home
-from finetune_local.spec import nf4
+from finetune_local.spec import dynamic8, nf4
 from finetune_local.spec.run import TrainingSettings, parse_spec
 from finetune_local.train import runs
 from finetune_local.train.setup import Ready, check_before_loading, make_ready
@@ -85,7 +85,7 @@ def test_scales_are_rounded_as_bitsandbytes_does() -> None:
     for seed in range(5):
         values = np.random.default_rng(seed).uniform(-1, 1, 200_000).astype(np.float32)
         codes, state = bitsandbytes.functional.quantize_blockwise(torch.from_numpy(values.copy()), blocksize=256)
-        found, ranges = nf4.quantise_dynamic(values)
+        found, ranges = dynamic8.quantise(values)
         np.testing.assert_array_equal(found, codes.numpy())
         np.testing.assert_array_equal(ranges, state.absmax.numpy())
 

@@ -1,8 +1,8 @@
 """NF4 with double quantisation in numpy, number for number as bitsandbytes (0.50) computes it on a CPU.
 
 Blocks of 64 weights are divided by their largest magnitude and become 4-bit indices into the NormalFloat table (Dettmers et al.
-2023, arXiv:2305.14314, section 3 and appendix E). The magnitudes, less their mean, are held in 8 bits again: blocks of 256 under
-the dynamic map (Dettmers 2016, arXiv:1511.04561). So an adapter can be trained over the same base on every backend.
+2023, arXiv:2305.14314, section 3 and appendix E). The magnitudes, less their mean, are held in 8 bits again, as dynamic8.py does it.
+So an adapter can be trained over the same base on every backend.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune_local.spec import dynamic8
+
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-BLOCK, SCALE_BLOCK = 64, 256
-"""How many weights share a scale, and how many scales share one of their own."""
+BLOCK = 64
+"""How many weights share a scale."""
 
 TABLE: Floats = np.array(
     [
@@ -34,7 +36,6 @@ TABLE: Floats = np.array(
 
 _MIDPOINTS: Floats = (TABLE[:-1] + TABLE[1:]) / np.float32(2)
 _CHUNK = 1 << 16  # weights at once: what fits a processor's cache; whole blocks
-_GRID = 1 << 16  # steps into which bitsandbytes rounds a scale before it looks for the nearest value
 _LANES = 8  # numbers in the vectors that torch adds up
 _LEVELS = 4  # of its sums of sums
 
@@ -44,7 +45,7 @@ class Packed:
     """A quantised tensor. With n weights in b = ⌈n/64⌉ blocks:
 
     codes (⌈n/2⌉,) uint8, two indices into TABLE a byte, the first in the high half; scales (b,) uint8, indices into
-    dynamic_map(); ranges (⌈b/256⌉,) fp32, the scales' own scales; offset fp32, the scales' mean.
+    dynamic8.levels(); ranges (⌈b/256⌉,) fp32, the scales' own scales; offset fp32, the scales' mean.
     """
 
     shape: tuple[int, ...]
@@ -69,15 +70,14 @@ def quantise(weight: npt.NDArray[Any]) -> Packed:
         codes[start // 2 : start // 2 + found.size] = found
         scales[start // BLOCK : start // BLOCK + largest.size] = largest
     offset = mean(scales)
-    indices, ranges = quantise_dynamic(scales - offset)
+    indices, ranges = dynamic8.quantise(scales - offset)
     return Packed(tuple(weight.shape), codes, indices, ranges, offset)
 
 
 def dequantise(packed: Packed) -> Floats:
     """The tensor in fp32, in its shape."""
     size = math.prod(packed.shape)
-    ranges = np.repeat(packed.ranges, SCALE_BLOCK)[: packed.scales.size]
-    scales = dynamic_map()[packed.scales] * ranges + packed.offset
+    scales = dynamic8.dequantise(packed.scales, packed.ranges) + packed.offset
     weights = pair_table()[packed.codes].reshape(-1)[:size] * np.repeat(scales, BLOCK)[:size]
     return weights.reshape(packed.shape)
 
@@ -86,34 +86,6 @@ def dequantise(packed: Packed) -> Floats:
 def pair_table() -> Floats:
     """What a byte of codes stands for, (256, 2): one look-up gives two weights."""
     return np.stack([np.repeat(TABLE, 16), np.tile(TABLE, 16)], axis=1)
-
-
-@cache
-def dynamic_map() -> Floats:
-    """The 256 values of the signed dynamic 8-bit type, ascending, (256,).
-
-    For seven powers of ten the middles of 2^i equal parts of [0.1, 1], of both signs, and 0 and 1. As there is no −1, a
-    block's most negative scale is off by 0.7 % of the block's range.
-    """
-    values = [0.0, 1.0]
-    for exponent in range(7):
-        edges = _linspace(2**exponent + 1)
-        middles = np.float32(10.0 ** (exponent - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
-        values += [*middles.tolist(), *(-middles).tolist()]
-    return np.sort(np.array(values, np.float32))
-
-
-def quantise_dynamic(values: Floats) -> tuple[Bytes, Floats]:
-    """Values (b,) to indices into dynamic_map() (b,) and the largest magnitude of each 256, (⌈b/256⌉,)."""
-    padded = np.zeros(-(-values.size // SCALE_BLOCK) * SCALE_BLOCK, np.float32)
-    padded[: values.size] = values
-    blocks = padded.reshape(-1, SCALE_BLOCK)
-    ranges = np.abs(blocks).max(axis=1)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        normed = np.clip(blocks * (np.float32(1) / ranges)[:, None], -1, 1)
-        normed[ranges == 0] = -1  # bitsandbytes stores index 0; times a range of 0 it is 0
-        places = (normed + np.float32(1)) * np.float32(0.5) * np.float32(_GRID - 1) + np.float32(0.5)
-        return _grid_indices()[places.astype(np.uint16)].reshape(-1)[: values.size], ranges
 
 
 def mean(values: Floats) -> np.float32:
@@ -171,22 +143,3 @@ def _quantise_blocks(flat: Floats) -> tuple[Bytes, Floats]:
     for midpoint in _MIDPOINTS:  # three times faster than a search
         codes += normed > midpoint
     return codes[::2] * np.uint8(16) + codes[1::2], largest
-
-
-@cache
-def _grid_indices() -> Bytes:
-    """The index of the value of dynamic_map() nearest to each of 65536 even steps from −1 to 1.
-
-    The steps are coarser than the map is near 0. To have bitsandbytes' indices is to round to them first, as it does.
-    """
-    table = dynamic_map()
-    steps = np.float32(-1) + (2 * np.arange(_GRID)).astype(np.float32) / np.float32(_GRID - 1)
-    return np.searchsorted((table[:-1] + table[1:]) * np.float32(0.5), steps).astype(np.uint8)
-
-
-def _linspace(count: int) -> Floats:
-    """`count` numbers from 0.1 to 1, the second half counted back from 1, each rounded to fp32 once, as torch does."""
-    low, high = np.float32(0.1), np.float32(1)
-    step = float((high - low) / np.float32(count - 1))
-    places = np.arange(count)
-    return np.where(places < count // 2, float(low) + step * places, 1 - step * (count - 1 - places)).astype(np.float32)

@@ -127,7 +127,11 @@ class TrainingSettings(Settings):
     max_gradient_norm: float = setting(
         1.0, help="Gradients are clipped to this norm; 0 turns it off.", group="training", ge=0
     )
-    optimizer: OptimizerName = setting("adamw", help="AdamW with full, 8-bit or paged states.", group="training")
+    optimizer: OptimizerName = setting(
+        "adamw",
+        help="AdamW. 8-bit: states in a quarter of the memory; paged: states that may leave a CUDA card when it is full.",
+        group="training",
+    )
     gradient_checkpointing: bool | None = setting(
         None, help="Compute activations twice to save memory.", group="training"
     )

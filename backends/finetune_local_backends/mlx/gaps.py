@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from finetune_local.backend import Gap
 
-_PAGED = "MLX has no paged optimizer states: CPU and GPU share one memory, so there is nothing to page to."
-_8BIT = "MLX has no 8-bit optimizer states yet."
+_PAGED = "MLX has no paged optimizer states: CPU and GPU share one memory, so there is nothing to page to"
 
 GAPS: tuple[Gap, ...] = (
-    Gap("training.optimizer", "adamw-8bit", "", _8BIT, "adamw"),
     Gap("training.optimizer", "paged-adamw", "", _PAGED, "adamw"),
-    Gap("training.optimizer", "paged-adamw-8bit", "", f"{_PAGED} {_8BIT}", "adamw"),
+    Gap("training.optimizer", "paged-adamw-8bit", "", _PAGED, "adamw-8bit"),
 )

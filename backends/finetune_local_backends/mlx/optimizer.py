@@ -1,4 +1,7 @@
-"""AdamW with bias correction, number for number as torch's. Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2."""
+"""AdamW with bias correction, number for number as torch's, and with 8-bit states as bitsandbytes'.
+
+Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2; how the states are held is in moments.py.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,23 @@ import numpy.typing as npt
 
 from finetune_local.errors import AdapterError
 from finetune_local.spec.run import TrainingSettings
+from finetune_local_backends.mlx.moments import Moments, Step, new_moments
 
 State = dict[str, npt.NDArray[np.generic]]
-MEAN, SQUARE, STEP = "exp_avg.", "exp_avg_sq.", "step"
+STEP = "step"
 _GROUP_BYTES = 64 << 20
 
 
 class AdamW:
-    """fp32 states under the parameters' names; `step` counts the updates made."""
+    """States under the parameters' names, in 8 bits where the settings say adamw-8bit; `step` counts the updates made."""
 
     def __init__(
         self, parameters: Mapping[str, mx.array], settings: TrainingSettings, rates: Mapping[str, float] | None = None
     ) -> None:
         """`rates` are factors of the learning rate, and so of the decay, for the names that have one other than 1."""
         self._settings, self._rates = settings, dict(rates or {})
-        self._mean = {name: mx.zeros(p.shape, mx.float32) for name, p in parameters.items()}
-        self._square = {name: mx.zeros(p.shape, mx.float32) for name, p in parameters.items()}
+        eight_bit = settings.optimizer == "adamw-8bit"
+        self._moments = {name: new_moments(p, eight_bit) for name, p in parameters.items()}
         self._step = 0
 
     def update(
@@ -37,56 +41,59 @@ class AdamW:
         Tensors are computed in groups of bounded size, so that full fine-tuning never holds its states twice.
         """
         s, step = self._settings, self._step + 1
-        correction = 1 - s.beta1**step
-        root_correction = math.sqrt(1 - s.beta2**step)
-        for names in _groups(self._mean):
-            made: dict[str, tuple[mx.array, mx.array, mx.array]] = {}
+        corrections = 1 - s.beta1**step, math.sqrt(1 - s.beta2**step)
+        for names in _groups({name: parameters[name].nbytes for name in self._moments}):
+            made: dict[str, tuple[mx.array, Moments]] = {}
             for name in names:
                 own = rate * self._rates.get(name, 1.0)
-                gradient = gradients.pop(name) * factor
-                mean = s.beta1 * self._mean[name] + (1 - s.beta1) * gradient
-                square = s.beta2 * self._square[name] + (1 - s.beta2) * mx.square(gradient)
-                denominator = mx.sqrt(square) / root_correction + s.epsilon
-                decayed = parameters[name] * (1 - own * s.weight_decay)
-                made[name] = (decayed - own / correction * (mean / denominator), mean, square)
-            mx.eval(list(made.values()))
-            for name, (parameter, mean, square) in made.items():
-                parameters[name], self._mean[name], self._square[name] = parameter, mean, square
+                numbers = Step(s.beta1, s.beta2, s.epsilon, *corrections, own, 1 - own * s.weight_decay, factor)
+                made[name] = self._moments[name].advance(parameters[name], gradients.pop(name), numbers)
+            mx.eval([[parameter, moments.arrays()] for parameter, moments in made.values()])
+            for name, (parameter, moments) in made.items():
+                parameters[name], self._moments[name] = parameter, moments
         self._step = step
 
     def state(self) -> State:
         """Everything needed to go on exactly, as named arrays."""
-        result: State = {STEP: np.array(self._step, np.int64)}
-        for prefix, arrays in ((MEAN, self._mean), (SQUARE, self._square)):
-            result.update({prefix + name: np.array(array) for name, array in arrays.items()})
-        return result
+        return {STEP: np.array(self._step, np.int64)} | {
+            prefix + name: np.array(array)
+            for name, moments in self._moments.items()
+            for prefix, array in moments.arrays().items()
+        }
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Put back what state() gave. Raises AdapterError where names or shapes differ."""
-        expected = {STEP: ()} | {
-            prefix + name: array.shape
-            for prefix, arrays in ((MEAN, self._mean), (SQUARE, self._square))
-            for name, array in arrays.items()
+        """Put back what state() gave. Raises AdapterError, with nothing changed, where names, shapes or types differ."""
+        expected = {STEP: ((), "int64")} | {
+            prefix + name: (tuple(array.shape), str(array.dtype).removeprefix("mlx.core."))
+            for name, moments in self._moments.items()
+            for prefix, array in moments.arrays().items()
         }
         if wrong := sorted(set(expected) ^ set(state)):
             raise AdapterError(
                 f"the saved optimizer is of another kind or adapter: '{wrong[0]}' and {len(wrong) - 1} more names do not "
                 "match. Resume with the run's own settings, or start a new run from its adapter."
             )
-        for name, shape in expected.items():
-            if tuple(state[name].shape) != tuple(shape):
-                raise AdapterError(f"the saved optimizer's '{name}' has shape {state[name].shape}, expected {shape}.")
+        for name, (shape, kind) in expected.items():
+            found = state[name]
+            if (found.shape, str(found.dtype)) != (shape, kind):
+                raise AdapterError(
+                    f"the saved optimizer's '{name}' has shape {found.shape} of {found.dtype}, expected {shape} of {kind}. "
+                    "Resume with the run's own settings, or start a new run from its adapter."
+                )
         self._step = int(state[STEP])
-        self._mean = {name: mx.array(np.asarray(state[MEAN + name], np.float32)) for name in self._mean}
-        self._square = {name: mx.array(np.asarray(state[SQUARE + name], np.float32)) for name in self._square}
+        self._moments = {
+            name: moments.replaced({prefix: mx.array(state[prefix + name]) for prefix in moments.arrays()})
+            for name, moments in self._moments.items()
+        }
 
 
-def _groups(parameters: Mapping[str, mx.array]) -> Iterator[list[str]]:
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names of parameters, as many at once as lie in _GROUP_BYTES, or one."""
     names: list[str] = []
     size = 0
-    for name in list(parameters):
+    for name, own in sizes.items():
         names.append(name)
-        size += parameters[name].nbytes
+        size += own
         if size >= _GROUP_BYTES:
             yield names
             names, size = [], 0

@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from finetune_local.spec import nf4
+from finetune_local_backends.mlx import dynamic8
 
 
 class CpuQuantizedLinear(nn.QuantizedLinear):
@@ -54,10 +55,8 @@ class Nf4Linear(nn.Module):
 
     def dense(self, dtype: mx.Dtype) -> mx.array:
         """The weight (out, in), computed in fp32 and rounded to `dtype`."""
-        pairs, dynamic = _tables()
-        ranges = mx.repeat(self.ranges, nf4.SCALE_BLOCK)[: self.scales.size]
-        scales = dynamic[self.scales] * ranges + self.offset
-        blocks = pairs[self.weight].reshape(-1, nf4.BLOCK) * scales[:, None]
+        scales = dynamic8.dequantise(self.scales, self.ranges) + self.offset
+        blocks = _pairs()[self.weight].reshape(-1, nf4.BLOCK) * scales[:, None]
         size = self.out_features * self.in_features
         return blocks.reshape(-1)[:size].reshape(self.out_features, self.in_features).astype(dtype)
 
@@ -68,9 +67,9 @@ class Nf4Linear(nn.Module):
 
 
 @cache
-def _tables() -> tuple[mx.array, mx.array]:
-    """The look-up tables: of a byte of codes (256, 2), of a scale's index (256,)."""
-    return mx.array(nf4.pair_table()), mx.array(nf4.dynamic_map())
+def _pairs() -> mx.array:
+    """What a byte of codes stands for, (256, 2)."""
+    return mx.array(nf4.pair_table())
 
 
 def _product(x: mx.array, dense: Callable[[], mx.array]) -> mx.array:

@@ -135,7 +135,7 @@ class MlxSession(Positions):
         adapter = self._adapter(name)
         for gap in GAPS:
             if gap.setting == "training.optimizer" and gap.value == training.optimizer:
-                raise Unsupported(f"--optimizer {training.optimizer}: {gap.reason} Use --optimizer {gap.instead}.")
+                raise Unsupported(f"--optimizer {training.optimizer}: {gap.reason}. Use --optimizer {gap.instead}.")
         if self._vocabulary < 1:
             raise Unsupported("this model has no head that gives logits.")
         plan = self._plans[name]

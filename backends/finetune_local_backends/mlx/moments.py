@@ -1,0 +1,146 @@
+"""The two moments AdamW keeps of a parameter: in fp32, or in 8 bits, block by block.
+
+8 bits as bitsandbytes' AdamW8bit has them (Dettmers et al. 2021, arXiv:2110.02861, section 2): blocks of 256 numbers share a
+range; the first moment is held with a sign, the second without; parameters of fewer than 4096 numbers stay in fp32. A step
+computes in fp32 and updates the parameter before the moments are rounded again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import mlx.core as mx
+
+from finetune_local.spec.dynamic8 import BLOCK
+from finetune_local_backends.mlx.dynamic8 import dequantise, quantise
+
+MEAN, SQUARE = "exp_avg.", "exp_avg_sq."
+MEAN_RANGES, SQUARE_RANGES = "exp_avg_absmax.", "exp_avg_sq_absmax."
+LEAST = 4096
+"""How many numbers a parameter must have for its moments to be held in 8 bits; bitsandbytes' min_8bit_size."""
+_CHUNK = 1 << 20  # numbers computed at once in fp32; whole blocks
+_STRIDES = (1, 1, BLOCK, 1, BLOCK)  # how many of them an entry stands for: parameter, both indices and their ranges
+
+
+@dataclass(frozen=True)
+class Step:
+    """The numbers of one update of one parameter: `factor` clips the gradient, `rate` is the parameter's own."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    correction: float
+    root_correction: float
+    rate: float
+    decay: float
+    factor: float
+
+    def advance(
+        self, parameter: mx.array, gradient: mx.array, mean: mx.array, square: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """The parameter and its moments after the update, number by number; all of one shape."""
+        gradient = gradient * self.factor
+        mean = self.beta1 * mean + (1 - self.beta1) * gradient
+        square = self.beta2 * square + (1 - self.beta2) * mx.square(gradient)
+        denominator = mx.sqrt(square) / self.root_correction + self.epsilon
+        return parameter * self.decay - self.rate / self.correction * (mean / denominator), mean, square
+
+
+class Moments(Protocol):
+    """The state of one parameter. It never changes: an update makes a new one, so that a step can be given up."""
+
+    def advance(self, parameter: mx.array, gradient: mx.array, step: Step) -> tuple[mx.array, Moments]:
+        """The parameter after the update, in its shape, and its new moments."""
+        ...
+
+    def arrays(self) -> dict[str, mx.array]:
+        """All that is kept, under the prefix it is saved by."""
+        ...
+
+    def replaced(self, arrays: dict[str, mx.array]) -> Moments:
+        """The same kind with what arrays() gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class Full:
+    """fp32, of the parameter's shape."""
+
+    mean: mx.array
+    square: mx.array
+
+    def advance(self, parameter: mx.array, gradient: mx.array, step: Step) -> tuple[mx.array, Moments]:
+        """See Moments."""
+        parameter, mean, square = step.advance(parameter, gradient, self.mean, self.square)
+        return parameter, Full(mean, square)
+
+    def arrays(self) -> dict[str, mx.array]:
+        """See Moments."""
+        return {MEAN: self.mean, SQUARE: self.square}
+
+    def replaced(self, arrays: dict[str, mx.array]) -> Moments:
+        """See Moments."""
+        return Full(*(arrays[prefix] for prefix in (MEAN, SQUARE)))
+
+
+@dataclass(frozen=True)
+class EightBit:
+    """Indices uint8 of the parameter's shape; ranges fp32, one for each block of the flat parameter."""
+
+    mean: mx.array
+    mean_ranges: mx.array
+    square: mx.array
+    square_ranges: mx.array
+
+    _PREFIXES: ClassVar = (MEAN, MEAN_RANGES, SQUARE, SQUARE_RANGES)
+
+    def advance(self, parameter: mx.array, gradient: mx.array, step: Step) -> tuple[mx.array, Moments]:
+        """See Moments. A large parameter is computed in chunks, so that its moments never lie in fp32 as a whole."""
+        shape, slope = parameter.shape, gradient.reshape(-1)
+        now = [
+            parameter.reshape(-1),
+            self.mean.reshape(-1),
+            self.mean_ranges,
+            self.square.reshape(-1),
+            self.square_ranges,
+        ]
+        if slope.size <= _CHUNK:
+            now = _advance(now, slope, step)
+        else:
+            for start in range(0, slope.size, _CHUNK):
+                starts = [start // stride for stride in _STRIDES]
+                chunk = [a[s : s + _CHUNK // n] for a, s, n in zip(now, starts, _STRIDES, strict=True)]
+                chunk = _advance(chunk, slope[start : start + _CHUNK], step)
+                mx.eval(chunk)  # with no view of `now` left, the next line writes in place, after the first time
+                now = [mx.slice_update(a, c, mx.array([s]), (0,)) for a, c, s in zip(now, chunk, starts, strict=True)]
+                mx.eval(now)
+        new, mean, mean_ranges, square, square_ranges = now
+        return new.reshape(shape), EightBit(mean.reshape(shape), mean_ranges, square.reshape(shape), square_ranges)
+
+    def arrays(self) -> dict[str, mx.array]:
+        """See Moments."""
+        return dict(zip(self._PREFIXES, (self.mean, self.mean_ranges, self.square, self.square_ranges), strict=True))
+
+    def replaced(self, arrays: dict[str, mx.array]) -> Moments:
+        """See Moments."""
+        return EightBit(*(arrays[prefix] for prefix in self._PREFIXES))
+
+
+def new_moments(parameter: mx.array, eight_bit: bool) -> Moments:
+    """Moments of zero."""
+    shape = parameter.shape
+    if not eight_bit or parameter.size < LEAST:
+        return Full(mx.zeros(shape, mx.float32), mx.zeros(shape, mx.float32))
+    blocks = -(-parameter.size // BLOCK)
+    return EightBit(
+        mx.zeros(shape, mx.uint8), mx.zeros(blocks, mx.float32), mx.zeros(shape, mx.uint8), mx.zeros(blocks, mx.float32)
+    )
+
+
+def _advance(now: list[mx.array], gradient: mx.array, step: Step) -> list[mx.array]:
+    """The parameter, indices and ranges of the mean, those of the square, after the update; all flat."""
+    parameter, mean, mean_ranges, square, square_ranges = now
+    means, squares = dequantise(mean, mean_ranges), dequantise(square, square_ranges, signed=False)
+    parameter, means, squares = step.advance(parameter, gradient, means, squares)
+    return [parameter, *quantise(means), *quantise(squares, signed=False)]
