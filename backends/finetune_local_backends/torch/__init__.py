@@ -23,8 +23,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # oneDNN and torch's own layer above it each keep what they prepared for the last 1024 shapes of a product. Rows differ in length,
-# so in bf16 on a CPU that grew by 13 MB a step and came to as much as the model itself. 64 hold the shapes of a step, at the same
-# speed.
+# so in bf16 on a CPU the process grew with every step, to several times the model itself. 64 hold the shapes of a step, at the
+# same speed.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "64")
 
