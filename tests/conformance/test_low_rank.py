@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from conforming import SFT, batch, log_softmax
 from finetune_local.adapters.identity import check_shapes
@@ -186,6 +186,18 @@ def test_loftq_begins_nearer_to_the_unquantised_model(backend: Backend, tiny: Pa
     with_loftq = session.logits(TEXT)
     session.activate(None)
     assert np.abs(with_loftq - exact).mean() < 0.9 * np.abs(session.logits(TEXT) - exact).mean()
+
+
+def test_dora_leaves_rows_of_zeros_as_they_are(backend: Backend, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "pruned 模型", "qwen2")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = np.concatenate([np.zeros((3, weights[name].shape[1]), np.float32), weights[name][3:]])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    session, plan, losses = started(backend, folder, steps=5, use_dora=True)
+    assert losses[-1] < losses[0]
+    merged = family_of(plan).merge(name, weights[name], plan, session.tensors("a"))
+    assert not merged[:3].any() and np.isfinite(merged).all()
 
 
 def test_lora_plus_reaches_a_loss_sooner(backend: Backend, tiny: Path) -> None:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from finetune_local.spec.low_rank import SMALLEST_NORM
+
 # Numbers in one chunk of logits (64 MiB in fp32), whatever the vocabulary.
 CHUNK_NUMBERS = 1 << 24
 
@@ -206,7 +208,7 @@ def row_norms(
     """
     cross = ((weight.to(a.dtype) @ a.t()) * b).sum(1)
     own = ((b @ (a @ a.t())) * b).sum(1)
-    return (squares + 2.0 * scale * cross + scale * scale * own).clamp_min_(0.0).sqrt_()
+    return (squares + 2.0 * scale * cross + scale * scale * own).clamp_min_(SMALLEST_NORM**2).sqrt_()
 
 
 class TokenLogProbs(Function):

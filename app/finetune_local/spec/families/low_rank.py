@@ -27,7 +27,7 @@ from finetune_local.spec.factors import orthonormal, principal
 from finetune_local.spec.families import PREFIX, Array, Family, Source, check_rank, own_config
 from finetune_local.spec.fields import Settings
 from finetune_local.spec.initial import kaiming_uniform, normal
-from finetune_local.spec.low_rank import LowRankSettings, UpdateSettings
+from finetune_local.spec.low_rank import SMALLEST_NORM, LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import HEADS, block_of, is_embedding, outside_modules, select_linear
 from finetune_local.spec.whole import is_whole, kind_of, kinds_in, module_of, read_whole, shape_of, whole_targets
@@ -277,7 +277,7 @@ class LowRank(Family):
             return weight
         merged = weight + np.float32(settings.scale_of(path)) * update
         if settings.use_dora:
-            norm = np.linalg.norm(merged, axis=1)
+            norm = np.maximum(np.linalg.norm(merged, axis=1), np.float32(SMALLEST_NORM))
             merged = merged * (tensors[module + MAGNITUDE] / norm)[:, None]
         return cast(Array, merged.astype(np.float32))
 

@@ -22,6 +22,7 @@ from finetune_local.spec.families.low_rank import (
     LowRankSettings,
     bias_name,
 )
+from finetune_local.spec.low_rank import SMALLEST_NORM
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.targets import is_embedding
 from finetune_local.spec.whole import is_whole
@@ -98,7 +99,8 @@ class LowRankSlot(Slot):
         update = ((b @ (a @ a.T)) * b).sum(axis=1)
         if self.square is None:
             self.square = mx.square(weight).sum(axis=1)
-        self.norm = mx.sqrt(self.square + 2 * self.scale * cross + self.scale**2 * update)
+        squares = self.square + 2 * self.scale * cross + self.scale**2 * update
+        self.norm = mx.sqrt(mx.maximum(squares, SMALLEST_NORM**2))
         mx.eval(self.norm, self.square)
 
 
