@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from conforming import make_plan
+from conforming import make_case, make_plan
 from finetune_local.backend import Backend, backends
 from finetune_local.errors import AdapterError, ModelError, SpecError
 from finetune_local.layout import read_adapter, write_adapter
@@ -218,3 +218,21 @@ def test_files_that_cannot_be_used_say_why(tiny: Path, tmp_path: Path) -> None:
         file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | change), "utf-8")
         with pytest.raises(AdapterError, match=said):
             read_adapter(folder)
+
+
+def test_vera_s_matrices_are_kept_once_for_the_way_back(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="the torch backend is not installed")
+    case = make_case(backends()["torch"], "vera", tiny_model(tmp_path / "tiny", dtype="bfloat16"), "bf16")
+    case.attach()
+    case.session.prepare("a", case.spec.training)
+    rank = case.plan.settings.rank
+    kept: set[int] = set()
+
+    def keep(saved: Any) -> Any:
+        if saved.dtype == torch.bfloat16 and rank in (saved.shape[0], saved.shape[-1]) and saved.dim() == 2:
+            kept.add(saved.untyped_storage().data_ptr())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        case.train(1)
+    assert len(kept) == 2

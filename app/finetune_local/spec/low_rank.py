@@ -11,7 +11,6 @@ from finetune_local.spec import patterns
 from finetune_local.spec.fields import setting
 from finetune_local.spec.targets import AtLinear
 
-
 SMALLEST_NORM = 1e-15
 """What DoRA takes a shorter row's norm for: rows of zeros, which pruned models have, would be 0/0, and so stay zeros."""
 

@@ -17,7 +17,7 @@ from finetune_local_backends.torch.methods.sites import SiteAdapters, Slot, line
 
 
 class VeraSlot(Slot):
-    """A (rank, in) and B (out, rank), views of the shared ones; b (out,), d (rank,)."""
+    """A (rank, in) and B (out, rank), views of the shared ones in the base's type; b (out,), d (rank,)."""
 
     goes_on = True
 
@@ -38,6 +38,8 @@ class VeraSlot(Slot):
 
 def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
     slots: dict[str, Slot] = {}
+    # One copy in the base's type for all layers: cast where they are used, each layer would keep its own for the way back.
+    all_a, all_b = (given[name].data.to(base.dtype) for name in (A, B))
     for target in plan.targets:
         width = linear_at(base, Target(target.module, 0, target.out_features)).in_features
         if width > target.in_features:
@@ -45,7 +47,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
                 f"{target.module} has {width} inputs in the base, but the adapter was made for at most {target.in_features}."
             )
         name = PREFIX + target.module
-        a, b = given[A].data[:, :width], given[B].data[: target.out_features]
+        a, b = all_a[:, :width], all_b[: target.out_features]
         slots[target.module] = VeraSlot(a, b, given[name + LAMBDA_B], given[name + LAMBDA_D])
     return slots
 
