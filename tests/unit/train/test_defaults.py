@@ -71,7 +71,7 @@ def test_the_rate_is_that_of_the_settings_by_whatever_name(chosen: dict[str, obj
 
 def test_each_method_s_rate_by_lora_s() -> None:
     wanted = {
-        "full": 0.1, "last-layers": 0.1, "p-tuning": 0.25, "lora-plus": 0.5, "prefix": 1.0, "parallel-adapter": 1.0, "pissa": 1.0,
+        "full": 0.1, "last-layers": 0.1, "p-tuning": 0.25, "lora-plus": 0.25, "prefix": 1.0, "parallel-adapter": 1.0, "pissa": 1.0,
         "adalora": 2.0, "adapter": 2.0, "adapter-pfeiffer": 2.0, "bitfit": 5.0, "norms": 5.0, "ia3": 10.0, "vera": 10.0,
         "prompt": 20.0, "prompt-ensemble": 20.0,
     }  # fmt: skip

@@ -80,8 +80,8 @@ class LowRank(Family):
         return AdapterPlan(method, self.key, chosen, targets + biases + whole)
 
     def rate_factor(self, settings: Settings) -> float:
-        """A half at LoRA+'s ratio of 16, at which B would else run away, and as much nearer to 1 as the ratio is."""
-        return float(cast(LowRankSettings, settings).b_rate_ratio ** -0.25)
+        """A quarter at LoRA+'s ratio of 16, at which B would else run away (docs/results.md), and nearer to 1 as the ratio is."""
+        return float(cast(LowRankSettings, settings).b_rate_ratio ** -0.5)
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """rank·(in + out) numbers per target, and out more with DoRA or a trained bias."""
