@@ -22,6 +22,29 @@ Only `cli/main.py` turns an error into an exit code.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def typed(name: str) -> str:
+    """A name as it is typed in a command that a message tells to give: in quotes where a shell would take it apart."""
+    if re.fullmatch(r"[\w./:=@%+-]+", name):
+        return name
+    return '"' + name + '"' if not re.search(r'["$`\\!]', name) else "'" + name.replace("'", "'\\''") + "'"
+
+
+@contextmanager
+def told_of(place: str) -> Iterator[None]:
+    """Name the place in every error of what the user gave there; one that names it already, and one of the base model,
+    which is no single place's, go on as they are."""
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error, ModelError) or str(error).startswith(place):
+            raise
+        raise type(error)(f"{place}: {error}") from None
+
 
 class FinetuneError(Exception):
     """Base of all errors that are shown to the user as a sentence."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.adapters.identity import AdapterIdentity, read_identity
-from finetune_local.errors import AdapterError
+from finetune_local.errors import AdapterError, typed
 from finetune_local.layout import CONFIG, WEIGHTS, read_config
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
@@ -101,7 +101,7 @@ def find(name_or_path: str | Path, home: Home) -> Path:
     unfinished = home.runs / str(name_or_path)
     if unfinished.is_dir() and not is_adapter(unfinished / "adapter"):
         raise AdapterError(
-            f"run '{name_or_path}' has no adapter yet: it did not finish. `finetune-local resume {name_or_path}` goes on."
+            f"run '{name_or_path}' has no adapter yet: it did not finish. `finetune-local resume {typed(str(name_or_path))}` goes on."
         )
     return entry(str(name_or_path), home).folder.resolve()
 

@@ -11,7 +11,7 @@ import click
 from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option, model_option
 from finetune_local.cli.show import console, emit, megabytes, note, table
-from finetune_local.errors import AdapterError, SpecError
+from finetune_local.errors import AdapterError, SpecError, typed
 
 if TYPE_CHECKING:
     from finetune_local.adapters.extract import Extraction
@@ -106,7 +106,7 @@ def bring_in(context: click.Context, source: Path, name: str | None, home: str |
     from finetune_local.adapters import manage
 
     entry = manage.bring_in(source, _place(context, home), name)
-    _tell(entry, f"imported as '{entry.name}'. Try it: finetune-local chat --adapter {entry.name}", as_json)
+    _tell(entry, f"imported as '{entry.name}'. Try it: finetune-local chat --adapter {typed(entry.name)}", as_json)
 
 
 @command.command("extract")
@@ -200,7 +200,7 @@ def remove(context: click.Context, name: str, home: str | None, as_json: bool) -
     if as_json:
         emit({"name": name, "trash": str(trash)})
     else:
-        note(f"'{name}' is in the trash. To take it back: finetune-local adapters restore {name}")
+        note(f"'{name}' is in the trash. To take it back: finetune-local adapters restore {typed(name)}")
 
 
 @command.command("restore")
@@ -257,7 +257,7 @@ def _show_extraction(done: Extraction, name: str) -> None:
     error = done.error
     click.echo(f"rank {done.rank}: {1 - error**2:.1%} of the squared change kept, error {error:.4f}")
     click.echo(f"adapter: {done.folder}")
-    click.echo(f"try it:  finetune-local chat --adapter {name} --compare")
+    click.echo(f"try it:  finetune-local chat --adapter {typed(name)} --compare")
 
 
 def _left_out(done: Extraction) -> list[str]:

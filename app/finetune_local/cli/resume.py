@@ -20,7 +20,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     The curve goes on as if nothing had happened. A run that is still at work is shown from here on.
     """
     from finetune_local.cli.train import follow_to_the_end
-    from finetune_local.errors import SpecError
+    from finetune_local.errors import SpecError, typed
     from finetune_local.train import checkpoint, runs
     from finetune_local.train.events import Finished
 
@@ -38,7 +38,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     if max_steps is not None:
         if run.worker() is not None:
             raise SpecError(
-                f"--max-steps: run '{run.name}' is being trained. Stop it first: finetune-local runs stop {run.name}"
+                f"--max-steps: run '{run.name}' is being trained. Stop it first: finetune-local runs stop {typed(run.name)}"
             )
         spec = run.spec
         state = checkpoint.counters(run.checkpoints)
@@ -55,7 +55,9 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     elif run.status() == "finished":
         last = run.last_event()
         assert isinstance(last, Finished)
-        note(f"run '{run.name}' is finished ({last.reason}). To train it further: resume {run.name} --max-steps N")
+        note(
+            f"run '{run.name}' is finished ({last.reason}). To train it further: resume {typed(run.name)} --max-steps N"
+        )
         if as_json:
             emit(dict(last.summary))
         return

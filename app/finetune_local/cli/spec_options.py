@@ -11,12 +11,12 @@ from typing import Any, Literal, TypeVar
 import click
 from pydantic.fields import FieldInfo
 
-from finetune_local.errors import SpecError
+from finetune_local.errors import SpecError, told_of
 from finetune_local.spec.families import families
 from finetune_local.spec.fields import Settings, extra_of, flag_of, parse
 from finetune_local.spec.methods import method as method_named
 from finetune_local.spec.methods import methods
-from finetune_local.spec.run import RunSpec, parse_spec, read_config, sections
+from finetune_local.spec.run import RunSpec, parse_spec, read_config, section_name, sections
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Settings)
@@ -83,10 +83,19 @@ def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
     """As spec_from, for a config that may have [[adapters]] to be trained at once; options hold for all of them."""
     if config is None:
         return [spec_from(values, None)]
-    parts = sections(read_config(config), str(config))
+    tables = read_config(config)
+    parts = sections(tables, str(config))
     if len(parts) > 1 and values.get("name"):
         raise SpecError("--run names one run, and this config has several: write a name into each of its [[adapters]].")
-    return [spec_from(values, None, part, str(config)) for part in parts]
+    if len(parts) == 1:
+        return [spec_from(values, None, parts[0], str(config))]
+    parse(RunSpec, {key: value for key, value in tables.items() if key != "adapters"}, str(config))  # is no section's
+    result = []
+    for number, part in enumerate(parts, 1):
+        place = f"{config}, {section_name(number, part.get('name'))}"
+        with told_of(place):
+            result.append(spec_from(values, None, part, place))
+    return result
 
 
 def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import duration, emit, megabytes, note
 from finetune_local.cli.spec_options import spec_options, specs_from
+from finetune_local.errors import FinetuneError, Stopped, UserError, WorkerDied, typed
 
 if TYPE_CHECKING:
     from finetune_local.train.events import Event
@@ -50,13 +51,18 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
             last_phase[0] = text
             note(f"{text} …")
 
-    begun = []
-    for spec, notes in setup.check_together(specs, place, progress):
-        begun.append(runs.create(place, _with_absolute_files(spec)))
-        if not as_json:
-            note(f"run: {begun[-1].name} ({begun[-1].folder})")
-            for text in notes:
-                note(f"  {text}")
+    begun: list[Run] = []
+    try:
+        for spec, notes in setup.check_together(specs, place, progress):
+            begun.append(runs.create(place, _with_absolute_files(spec)))
+            if not as_json:
+                note(f"run: {begun[-1].name} ({begun[-1].folder})")
+                for text in notes:
+                    note(f"  {text}")
+    except FinetuneError:
+        for run in begun:  # all of them begin or none does
+            runs.remove(run)
+        raise
     if len(begun) > 1:
         follow_several(begun, place, as_json)
     else:
@@ -66,8 +72,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
 def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
     """Start the run's worker, or join one at work, and show it to its end. Raises what ended it badly."""
     from finetune_local.cli.progress import as_json_lines, shown
-    from finetune_local.errors import Stopped, UserError, WorkerDied
-    from finetune_local.train import follow, runs
+    from finetune_local.train import follow
 
     if run.worker() is not None:
         note(f"run '{run.name}' is being trained already; showing it.")
@@ -83,17 +88,9 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
         except WorkerDied:
             if not killed:
                 raise
-            raise Stopped(
-                f"ended at once; what the last checkpoint holds is saved. Go on with: finetune-local resume {run.name}"
-            ) from None
+            raise _ended_at_once([run]) from None
     assert last is not None
-    if (
-        last.kind == "failed"
-        and last.as_json()["exit_code"] == UserError.exit_code
-        and not any(run.checkpoints.glob("*"))
-        and run.folder.exists()
-    ):
-        runs.remove(run)  # nothing was trained: the name is free again once the input is mended
+    _forget_untrained(run, last)
     summary = getattr(last, "summary", None)
     if as_json and summary is not None:
         emit(summary)
@@ -105,33 +102,57 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
 def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> None:
     """Start one worker for several runs and show them to their ends. Raises what ended one of them badly, once all have."""
     from finetune_local.cli.progress import lines_of, worth_a_line
-    from finetune_local.errors import FinetuneError
     from finetune_local.train import follow
+    from finetune_local.train.events import ENDS
 
     positions = follow.start_all(begun, home)
     last: dict[str, Event] = {}
-    with _interrupts(begun):
-        for run, event in follow.follow_all(list(zip(begun, positions, strict=True))):
-            last[run.name] = event
-            if as_json:
-                emit({"run": run.name, **event.as_json()})
-            elif worth_a_line(event):
-                for line in lines_of(event):
-                    click.echo(f"{run.name}: {line}", err=True)
+    problems: list[FinetuneError] = []
+    with _interrupts(begun) as killed:
+        try:
+            for run, event in follow.follow_all(list(zip(begun, positions, strict=True))):
+                last[run.name] = event
+                if as_json:
+                    emit({"run": run.name, **event.as_json()})
+                elif worth_a_line(event):
+                    for line in lines_of(event):
+                        click.echo(f"{run.name}: {line}", err=True)
+        except WorkerDied as error:
+            unfinished = [run for run in begun if not isinstance(last.get(run.name), ENDS)]
+            problems.append(_ended_at_once(unfinished) if killed else error)
     summaries = [summary for event in last.values() if (summary := getattr(event, "summary", None)) is not None]
     if as_json:
         emit({"runs": summaries})
     else:
         for summary in summaries:
             _show_summary(summary)
-    problems = []
     for run in begun:
-        try:
-            follow.raise_for(last[run.name], run)
-        except FinetuneError as error:
-            problems.append(error)
+        if isinstance(end := last.get(run.name), ENDS):
+            _forget_untrained(run, end)
+            try:
+                follow.raise_for(end, run)
+            except FinetuneError as error:
+                named = isinstance(error, Stopped) or any(f"run '{other.name}': " in str(error) for other in begun)
+                problems.append(error if named else type(error)(f"run '{run.name}': {error}"))
     if problems:
-        raise type(problems[0])("\n".join(str(problem) for problem in problems))
+        # What went wrong counts for more than what the user stopped; a mistake that ended all of them is told once.
+        worst = next((problem for problem in problems if not isinstance(problem, Stopped)), problems[0])
+        raise type(worst)("\n".join(dict.fromkeys(str(problem) for problem in problems)))
+
+
+def _forget_untrained(run: Run, last: Event) -> None:
+    """Remove a run that ended before its training by the user's mistake: its name is free again once that is mended."""
+    from finetune_local.train import runs
+
+    mistaken = last.kind == "failed" and last.as_json()["exit_code"] == UserError.exit_code
+    if mistaken and not any(run.checkpoints.glob("*")) and run.folder.exists():
+        runs.remove(run)
+
+
+def _ended_at_once(begun: Sequence[Run]) -> Stopped:
+    from finetune_local.train import follow
+
+    return Stopped(f"ended at once; what the last checkpoint holds is saved: {follow.go_on(begun)}")
 
 
 def _show_summary(summary: Any) -> None:
@@ -142,9 +163,9 @@ def _show_summary(summary: Any) -> None:
     )
     click.echo(f"adapter: {summary['adapter']}")
     name = summary["run"]
-    click.echo(f"try it:  finetune-local chat --adapter {name} --compare")
+    click.echo(f"try it:  finetune-local chat --adapter {typed(name)} --compare")
     if summary["mergeable"]:
-        click.echo(f"keep it: finetune-local export {name} --to gguf --out {name}.gguf")
+        click.echo(f"keep it: finetune-local export {typed(name)} --to gguf --out {typed(name + '.gguf')}")
     else:
         click.echo(f"keep it: the folder above; method '{summary['method']}' cannot become part of a merged model")
 
@@ -164,7 +185,8 @@ def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
         pressed += 1
         if pressed == 1:
             for run in begun:
-                run.stop_file.touch()
+                if run.worker() is not None:  # of several, some may have ended
+                    run.stop_file.touch()
             note("\nfinishing this step and saving … (Ctrl-C again ends it at once)")
         else:
             killed.append(True)

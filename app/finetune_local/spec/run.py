@@ -14,6 +14,7 @@ from finetune_local.errors import SpecError
 from finetune_local.spec.families import families
 from finetune_local.spec.fields import Settings, parse, setting
 from finetune_local.spec.methods import method as method_named
+from finetune_local.spec.methods import methods
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
 
@@ -94,7 +95,20 @@ def _method(value: object) -> object:
     preset = method_named(str(key))
     implied = {k.removeprefix("method."): v for k, v in preset.presets.items() if k.startswith("method.")}
     kind = families()[preset.family].settings
+    _refuse_of_others(str(key), kind, given)
     return MethodSettings(key=str(key), settings=parse(kind, {**implied, **given}, f"method '{key}'"))
+
+
+def _refuse_of_others(key: str, kind: type[Settings], given: Mapping[str, Any]) -> None:
+    """Raise SpecError for a setting that only other methods have, naming them and what this one has."""
+    every = {m.key: families()[m.family].settings.model_fields for m in methods().values()}
+    for name in given:
+        theirs = [other for other, fields in every.items() if name in fields]
+        if theirs and name not in kind.model_fields:
+            raise SpecError(
+                f"method '{key}': there is no setting '{name}' in it; that is one of {', '.join(theirs)}. "
+                f"Known settings: {', '.join(kind.model_fields) or 'none'}."
+            )
 
 
 class TrainingSettings(Settings):
@@ -258,6 +272,11 @@ def sections(tables: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
             own[key] = {**own[key], **value} if both_tables else value
         result.append(own)
     return result
+
+
+def section_name(number: int, name: object) -> str:
+    """What messages call one of several [[adapters]], counted from 1."""
+    return f"[[adapters]] number {number}" + (f" ('{name}')" if name else "")
 
 
 def as_tables(spec: RunSpec) -> dict[str, Any]:

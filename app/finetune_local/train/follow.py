@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune_local import errors
-from finetune_local.errors import FinetuneError, SpecError, Stopped, WorkerDied
+from finetune_local.errors import FinetuneError, SpecError, Stopped, WorkerDied, typed
 from finetune_local.paths import Home
 from finetune_local.train.events import ENDS, Event, Failed, StoppedByUser, from_json
 from finetune_local.train.runs import Run
@@ -121,11 +121,14 @@ def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]
         if tails:
             time.sleep(POLL_SECONDS)
     if died:
-        names = " ".join(run.name for run in died)
         raise WorkerDied(
-            f"the training process ended without a word{_last_words(died[0])} What was saved is intact; "
-            f"go on with: finetune-local resume {names}"
+            f"the training process ended without a word{_last_words(died[0])} What was saved is intact; {go_on(died)}"
         )
+
+
+def go_on(runs: Sequence[Run]) -> str:
+    """What to type to train runs further; each goes on alone."""
+    return "go on with: " + ", ".join(f"finetune-local resume {typed(run.name)}" for run in runs)
 
 
 class _Tail:
@@ -156,7 +159,7 @@ def raise_for(event: Event, run: Run) -> None:
     """Turn a run's last event into the error it stands for; returns where it finished well."""
     if isinstance(event, StoppedByUser):
         raise Stopped(
-            f"stopped after step {event.step}; everything is saved. Go on with: finetune-local resume {run.name}"
+            f"stopped after step {event.step}; everything is saved. Go on with: finetune-local resume {typed(run.name)}"
         )
     if isinstance(event, Failed):
         kind = getattr(errors, event.error, None)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune_local.errors import SpecError
+from finetune_local.errors import SpecError, typed
 from finetune_local.files import disk_full, sweep, write_text
 from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
@@ -187,7 +187,7 @@ def create(home: Home, spec: RunSpec) -> Run:
         except FileExistsError:
             raise SpecError(
                 f"--run {spec.name}: there is a run of that name already. Choose another name, or go on with it: "
-                f"finetune-local resume {spec.name}"
+                f"finetune-local resume {typed(spec.name)}"
             ) from None
     else:
         stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
@@ -225,7 +225,7 @@ def every(home: Home) -> list[Run]:
 def remove(run: Run) -> None:
     """Delete a run folder. Raises SpecError while it is running."""
     if run.worker() is not None:
-        raise SpecError(f"run '{run.name}' is running. Stop it first: finetune-local runs stop {run.name}")
+        raise SpecError(f"run '{run.name}' is running. Stop it first: finetune-local runs stop {typed(run.name)}")
     shutil.rmtree(run.folder)
 
 

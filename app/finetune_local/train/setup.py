@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from finetune_local import backend as port
 from finetune_local.adapters.identity import check_same_base, read_identity
-from finetune_local.errors import SpecError, Unsupported
+from finetune_local.errors import SpecError, Unsupported, told_of
 from finetune_local.machine import nvidia_cards
 from finetune_local.paths import Home
 from finetune_local.spec import defaults
 from finetune_local.spec.families import Family, families, family_of
 from finetune_local.spec.fields import flag_of
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.run import RunSpec, plan_method, preset_of
+from finetune_local.spec.run import RunSpec, plan_method, preset_of, section_name
 from finetune_local.spec.shifted import check_shifted, one_group
 from finetune_local.train import checkpoint, trial
 from finetune_local.train.checkpoint import LoopState
@@ -99,9 +99,13 @@ def check_together(
     """
     from finetune_local.models.resolve import resolve_for
 
-    checked = [check_before_loading(spec, home, progress) for spec in specs]
-    if len(checked) == 1:
-        return checked
+    if len(specs) == 1:
+        return [check_before_loading(specs[0], home, progress)]
+    _device(port.choose(specs[0].backend)[0], specs[0].device)  # shared, so no section is told of it
+    checked = []
+    for number, spec in enumerate(specs, 1):
+        with told_of(section_name(number, spec.name)):
+            checked.append(check_before_loading(spec, home, progress))
     first = checked[0][0]
     names = [spec.name for spec, _ in checked if spec.name]
     if twice := sorted({name for name in names if names.count(name) > 1}):

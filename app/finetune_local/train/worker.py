@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from finetune_local.errors import FinetuneError
@@ -43,9 +44,11 @@ def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> i
     for name in ("SIGTERM", "SIGINT"):
         signal.signal(getattr(signal, name), on_signal)
     loops: list[Loop] = []
+    beginning: Run | None = None
     codes: dict[str, int] = {}
     try:
         for run in runs:
+            beginning = run
             ready: Ready | None = None
             for item in make_ready(run, home, loops[0].ready if loops else None):
                 if isinstance(item, Event):
@@ -54,6 +57,7 @@ def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> i
                     ready = item
             assert ready is not None
             loops.append(Loop(ready, lambda own=run: asked_by_signal or own.stop_file.exists()))  # type: ignore[misc]
+        beginning = None
         with ExitStack() as stack:
             for run in runs:
                 stack.enter_context(disk_full(run.folder, RESUME))
@@ -67,7 +71,12 @@ def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> i
                     give_back(run)
         return max(codes.values())
     except FinetuneError as error:
-        return _fail([run for run in runs if run.name not in codes], failure(error))
+        told = failure(error)
+        if (
+            beginning is not None and len(runs) > 1
+        ):  # none of them begins, and the user has to know which is to be mended
+            told = replace(told, message=f"run '{beginning.name}': {told.message}")
+        return _fail([run for run in runs if run.name not in codes], told)
     except BaseException as error:  # noqa: BLE001 - the process's last act is to say why it ends, whatever it was
         return _fail([run for run in runs if run.name not in codes], _defect(error))
 
