@@ -106,6 +106,19 @@ def test_what_is_active_afterwards_is_one_adapter_or_none(backend: Backend, tiny
     assert alone == pytest.approx(-float(scores.mean()), abs=1e-5)
 
 
+def test_one_of_several_can_leave_and_the_others_go_on(backend: Backend, tiny: Path) -> None:
+    session = backend.load(tiny, "fp32")
+    for name in MIX:
+        begin(session, tiny, name, MIX[name])
+    session.step_together([Share(name, BATCHES[name], SFT, 1e-2) for name in MIX])
+    session.detach("一")
+    rest = [Share(name, BATCHES[name], SFT, 1e-2) for name in ("two", "three")]
+    first = [result.loss for result in session.step_together(rest)]
+    assert [result.loss for result in session.step_together(rest)] < first
+    session.activate("two")
+    assert session.adapters() == ["two", "three"]
+
+
 @pytest.mark.parametrize("key", list(methods()))
 def test_every_method_beside_a_lora_or_told_why_not(backend: Backend, tiny: Path, key: str) -> None:
     spec = make_spec(key, "fp32")

@@ -205,6 +205,13 @@ def test_an_adapter_of_another_base_is_refused(backend: Backend, tiny: Path, met
         backend.load(tiny, "fp32").attach("a", plan, 1, moved(plan))
 
 
+@pytest.mark.parametrize(("name", "said"), [("down_prj", "down_proj"), ("up_proj", "--target too")])
+def test_inputs_that_are_not_among_the_layers_are_refused(tiny: Path, name: str, said: str) -> None:
+    with pytest.raises(SpecError, match=f"--ia3-input {name}: no layer.*{said}"):
+        plan_of(tiny, "ia3", ia3_inputs=(name,))
+    assert plan_of(tiny, "ia3", ia3_inputs=("up_proj",), targets=("up_proj",)).targets[0].in_features
+
+
 def test_files_that_cannot_be_used_say_why(tiny: Path, tmp_path: Path) -> None:
     for method, lose, change, said in (
         ("vera", (A, B), {}, "saved without its random matrices.*save_projection=True"),

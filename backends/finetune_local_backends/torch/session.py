@@ -96,6 +96,8 @@ class TorchSession(Positions):
         keeper = self._keeper_of(name)
         if self._active == name:
             self.activate(None)
+        if name in self._wanting:  # one of several that were trained in one pass, none of which is active
+            self._stop_gradients()
         self._trainings.pop(name, None)
         keeper.detach(name)
         del self._plans[name]

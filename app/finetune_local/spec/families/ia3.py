@@ -11,9 +11,9 @@ from typing import cast
 
 import numpy as np
 
-from finetune_local.errors import AdapterError
+from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.families import PREFIX, Array, Family, Source
-from finetune_local.spec.fields import Settings, setting
+from finetune_local.spec.fields import Settings, did_you_mean, setting
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import AtLinear, select_linear
 
@@ -40,13 +40,22 @@ class Ia3(Family):
     peft_types = ("IA3",)
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Family."""
+        """Select the linear layers; see Family. Raises SpecError where an input to be scaled is none of theirs."""
         chosen = cast(Ia3Settings, settings)
+        found = select_linear(base.weights, chosen.targets, chosen.layers)
+        usual = Ia3Settings.model_fields["ia3_inputs"].default  # what some families of models have, others not
+        for name in chosen.ia3_inputs:
+            if name not in usual and not any(_named(target.module, (name,)) for target in found):
+                last = sorted({target.module.rpartition(".")[2] for target in found})
+                raise SpecError(
+                    f"--ia3-input {name}: no layer that is trained has that name.{did_you_mean(name, last)} There is: "
+                    f"{', '.join(last)}. Name it with --target too."
+                )
         targets = (
             Target(target.module, target.in_features, 0)
             if _named(target.module, chosen.ia3_inputs)
             else Target(target.module, 0, target.out_features)
-            for target in select_linear(base.weights, chosen.targets, chosen.layers)
+            for target in found
         )
         return AdapterPlan(method, self.key, chosen, tuple(targets))
 
