@@ -72,6 +72,13 @@ def assets() -> Path:
     return Path(__file__).resolve().parents[2] / "assets"
 
 
+def method_page(key: str) -> Path:
+    """The text about a method, Markdown: inside the wheel, else in the checkout's docs."""
+    packaged = Path(__file__).parent / "_methods"
+    place = packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "docs" / "methods"
+    return place / f"{key}.md"
+
+
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices."""
 

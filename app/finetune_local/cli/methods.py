@@ -1,37 +1,84 @@
-"""`methods`: what can be trained how, and where it works."""
+"""`methods`: what can be trained how, and where it works; one of them with its settings and its page."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from finetune_local.cli.options import json_option
 from finetune_local.cli.show import emit, table
 
+if TYPE_CHECKING:
+    from finetune_local.backend import Backend
+    from finetune_local.spec.methods import Method
+
 
 @click.command("methods", short_help="List the fine-tuning methods and where each works.")
+@click.argument("method", required=False)
 @json_option
-def command(as_json: bool) -> None:
-    """List the fine-tuning methods and the backends that have them."""
+def command(method: str | None, as_json: bool) -> None:
+    """List the fine-tuning methods and the backends that have them; with METHOD, tell of one: its settings and its page."""
     from finetune_local.backend import backends
+    from finetune_local.spec.methods import method as method_named
     from finetune_local.spec.methods import methods
 
     known = backends()
-    rows = [
-        {
-            "key": m.key,
-            "title": m.title,
-            "summary": m.summary,
-            "paper": m.paper,
-            "backends": {name: m.family in backend.families() for name, backend in known.items()},
-            "presets": dict(m.presets),
-        }
-        for m in methods().values()
-    ]
+    if method is not None:
+        _tell_of(method_named(method), known, as_json)
+        return
     if as_json:
-        emit(rows)
+        emit([_facts(m, known) for m in methods().values()])
         return
     marks = {True: "yes", False: "no"}
     table(
         ["method", *known, "what it does"],
         [[m.key, *(marks[m.family in b.families()] for b in known.values()), m.summary] for m in methods().values()],
     )
+
+
+def _facts(method: Method, known: Mapping[str, Backend]) -> dict[str, Any]:
+    return {
+        "key": method.key,
+        "title": method.title,
+        "summary": method.summary,
+        "paper": method.paper,
+        "backends": {name: method.family in backend.families() for name, backend in known.items()},
+        "presets": dict(method.presets),
+    }
+
+
+def _tell_of(method: Method, known: Mapping[str, Backend], as_json: bool) -> None:
+    """One method: its page, what its name sets, and its settings with their defaults."""
+    from finetune_local.cli.spec_options import shown_default
+    from finetune_local.paths import method_page
+    from finetune_local.spec.families import families
+    from finetune_local.spec.fields import flag_of
+
+    settings = [
+        {
+            "setting": name,
+            "option": flag_of(name, field),
+            "default": method.presets.get(f"method.{name}", field.default),
+            "help": field.description or "",
+        }
+        for name, field in families()[method.family].settings.model_fields.items()
+    ]
+    page = method_page(method.key)
+    text = page.read_text("utf-8") if page.is_file() else f"# {method.title}\n\n{method.summary}\n"
+    facts = _facts(method, known)
+    if as_json:
+        emit({**facts, "settings": settings, "text": text})
+        return
+    click.echo(text)
+    click.echo(f"backends: {', '.join(name for name, has in facts['backends'].items() if has) or 'none here'}")
+    elsewhere = {path: value for path, value in method.presets.items() if not path.startswith("method.")}
+    if elsewhere:
+        click.echo("the name also stands for: " + ", ".join(f"{p} = {shown_default(v)}" for p, v in elsewhere.items()))
+    click.echo()
+    if settings:
+        table(
+            ["option", "default", "what it does"],
+            [[s["option"], shown_default(s["default"]), s["help"]] for s in settings],
+        )

@@ -11,13 +11,13 @@ import click
 from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, note, table
-from finetune_local.cli.spec_options import spec_from, spec_options
+from finetune_local.cli.spec_options import SpecCommand, spec_from, spec_options
 
 TOLERANCE = 1e-3
 STEPS = 20
 
 
-@click.command("parity", short_help="Train one spec on both backends and compare the curves.")
+@click.command("parity", cls=SpecCommand, short_help="Train one spec on both backends and compare the curves.")
 @spec_options
 @click.option(
     "--steps", type=click.IntRange(1), default=None, help=f"Steps to train; --max-steps is the same. [{STEPS}]"

@@ -40,14 +40,68 @@ def spec_fields() -> Iterator[tuple[str, FieldInfo]]:
             yield name, field
 
 
+HEADINGS = {"model": "Base model", "data": "Data", "training": "Training"}
+
+
+class SpecOption(click.Option):
+    """An option that stands under a heading of its own in the help."""
+
+    def __init__(self, *names: Any, heading: str, **rest: Any) -> None:
+        self.heading = heading
+        super().__init__(*names, **rest)
+
+
+class SpecCommand(click.Command):
+    """A verb whose help has the settings under headings, those of methods under the names of the methods that have them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click. What is no setting comes first, settings of a method last, the most common of them first."""
+        parts: dict[str, list[tuple[str, str]]] = {"Options": [], **{title: [] for title in HEADINGS.values()}}
+        for title in _headings_of_methods():
+            parts[title] = []
+        for option in self.get_params(ctx):
+            if (shown := option.get_help_record(ctx)) is not None:
+                parts[option.heading if isinstance(option, SpecOption) else "Options"].append(shown)
+        for title, rows in parts.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def owners(name: str) -> list[str]:
+    """The methods that have a setting of families."""
+    return [m.key for m in methods().values() if name in families()[m.family].settings.model_fields]
+
+
+def _headings_of_methods() -> list[str]:
+    names = [path.partition(".")[2] for path, _ in spec_fields() if path.startswith("method.")]
+    return list(
+        dict.fromkeys(_heading(f"method.{name}") for name in sorted(names, key=lambda name: -len(owners(name))))
+    )
+
+
+def _heading(path: str) -> str:
+    table, _, name = path.rpartition(".")
+    if table != "method":
+        return HEADINGS.get(table, "Options")
+    having = owners(name)
+    lacking = [key for key in methods() if key not in having]
+    if len(lacking) < len(having) / 2:
+        return f"Methods but {', '.join(lacking)}" if lacking else "All methods"
+    return f"Method {', '.join(having)}"
+
+
 def spec_options(function: F) -> F:
-    """Add --config, --method and one option per setting; the verb receives them as keywords for `spec_from`."""
+    """Add --config, --method and one option per setting; the verb receives them as keywords for `spec_from`.
+
+    Its class is SpecCommand.
+    """
     for path, field in reversed(list(spec_fields())):
-        function = _option(path, field)(function)
-    choice = click.Choice(list(methods()))
+        function = _option(path, field, _heading(path))(function)
     function = click.option(
-        "--method", "method__key", type=choice, default=None, help="Method; `methods` explains them. Default: lora."
-    )(function)
+        "--method", "method__key", type=click.Choice(list(methods())), default=None, metavar="METHOD",
+        help=f"{', '.join(methods())}; `methods METHOD` explains one and its settings. [lora]",
+    )(function)  # fmt: skip
     return click.option(
         "--config", type=click.Path(path_type=Path), default=None, help="A run.toml, or the run.json of a run."
     )(function)
@@ -140,7 +194,7 @@ def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
     return parse(kind, {name: value for name, value in values.items() if value is not None}, "command line")
 
 
-def _option(path: str, field: FieldInfo) -> Callable[[F], F]:
+def _option(path: str, field: FieldInfo, heading: str = "") -> Callable[[F], F]:
     name = path.rpartition(".")[2]
     flag = flag_of(name, field)
     options: dict[str, Any] = {"help": _help(field), "default": None, "metavar": extra_of(field).get("metavar")}
@@ -153,6 +207,8 @@ def _option(path: str, field: FieldInfo) -> Callable[[F], F]:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     else:
         options.update(type=kind)
+    if heading:
+        options.update(cls=SpecOption, heading=heading)
     return click.option(flag, path.replace(".", "__"), **options)
 
 
@@ -166,9 +222,13 @@ def _help(field: FieldInfo) -> str:
     text = field.description or ""
     if field.default is None or field.default == () or "utomatic" in text:
         return text
-    shown = field.default
-    if isinstance(shown, bool):
-        shown = "on" if shown else "off"
-    elif isinstance(shown, tuple):
-        shown = ", ".join(shown)
-    return f"{text} [{shown}]"
+    return f"{text} [{shown_default(field.default)}]"
+
+
+def shown_default(value: object) -> str:
+    """A default as people read it; empty where it is chosen or there is none."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(str(part) for part in value)
+    return "" if value is None else str(value)

@@ -13,7 +13,7 @@ import click
 from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import duration, emit, megabytes, note
-from finetune_local.cli.spec_options import spec_options, specs_from
+from finetune_local.cli.spec_options import SpecCommand, spec_options, specs_from
 from finetune_local.errors import FinetuneError, Stopped, UserError, WorkerDied, typed
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from finetune_local.train.runs import Run
 
 
-@click.command("train", short_help="Fine-tune a model on your data (the default verb).")
+@click.command("train", cls=SpecCommand, short_help="Fine-tune a model on your data (the default verb).")
 @spec_options
 @home_option
 @json_option
