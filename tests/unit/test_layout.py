@@ -58,6 +58,18 @@ def test_a_config_that_does_not_fit_its_tensors(folder: Path, fields: dict[str, 
         read_adapter(folder)
 
 
+def test_a_folded_adapter_of_a_high_rank_is_read(tmp_path: Path) -> None:
+    """Twice the rank of its training form."""
+    settings = LowRankSettings(rank=4096, start="pissa")
+    plan = AdapterPlan("pissa", "low_rank", settings, (Target("model.layers.0.q_proj", 2, 3),))
+    low_rank = families()["low_rank"]
+    shapes = low_rank.shapes(plan)
+    folded, tensors = low_rank.fold(plan, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    write_adapter(tmp_path, folded, tensors, "base")
+    read, _ = read_adapter(tmp_path)
+    assert isinstance(read.settings, LowRankSettings) and read.settings.rank == 8192
+
+
 @pytest.mark.parametrize("text", ["[]", "{", "null"])
 def test_a_config_that_is_no_config(folder: Path, text: str) -> None:
     (folder / CONFIG).write_text(text, "utf-8")

@@ -32,7 +32,7 @@ class UpdateSettings(AtLinear):
 class LowRankSettings(UpdateSettings):
     """Settings of LoRA and its kin."""
 
-    rank: int = setting(16, help="Width of the low-rank update.", group="method", ge=1, le=4096)
+    rank: int = setting(16, help="Width of the low-rank update.", group="method", ge=1, le=65536)
     rank_pattern: tuple[str, ...] = setting(
         (),
         help="Another rank for some layers, such as q_proj=8 or layers.0.mlp.up_proj=32 (repeatable).",

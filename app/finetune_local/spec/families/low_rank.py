@@ -81,7 +81,7 @@ class LowRank(Family):
 
     def rate_factor(self, settings: Settings) -> float:
         """A quarter at LoRA+'s ratio of 16, at which B would else run away (docs/results.md), and nearer to 1 as the ratio is."""
-        return float(cast(LowRankSettings, settings).b_rate_ratio ** -0.5)
+        return float(max(1.0, cast(LowRankSettings, settings).b_rate_ratio) ** -0.5)
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         """rank·(in + out) numbers per target, and out more with DoRA or a trained bias."""
