@@ -251,7 +251,7 @@ def test_a_head_stored_beside_the_embedding_it_is_tied_to(tmp_path: Path) -> Non
 
 
 def test_all_weights_of_a_quantised_base_are_refused(tiny: Path) -> None:
-    with pytest.raises(Unsupported, match="fp32 or bf16"):
+    with pytest.raises(Unsupported, match="Use --precision bf16"):
         ready(tiny, "full", "4-bit")
 
 
