@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from finetune_local.errors import AdapterError
 from finetune_local.layout import CONFIG, read_adapter, write_adapter
@@ -56,6 +57,32 @@ def test_a_config_that_does_not_fit_its_tensors(folder: Path, fields: dict[str, 
     change(folder, **fields)
     with pytest.raises(AdapterError, match=words):
         read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "shapes"),
+    [
+        (
+            "LORA",
+            {"use_dora": True},
+            {".lora_A.weight": (2, 4), ".lora_B.weight": (9, 2), ".lora_magnitude_vector": (9,)},
+        ),
+        ("ADALORA", {"init_r": 2}, {".lora_A": (2, 4), ".lora_B": (9, 2), ".lora_E": (2, 1)}),
+        ("IA3", {}, {".ia3_l": (9, 1)}),
+        ("VERA", {}, {".vera_lambda_b": (9,), ".vera_lambda_d": (2,)}),
+    ],
+)
+def test_at_the_head_only_what_is_computed_there(
+    tmp_path: Path, kind: str, fields: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """PEFT puts these at a head too; ours are not part of its log-probabilities."""
+    tensors = {"base_model.model.lm_head" + name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    if kind == "VERA":
+        tensors |= {"base_model.vera_A": np.ones((2, 4), np.float32), "base_model.vera_B": np.ones((9, 2), np.float32)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": kind, "r": 2, "lora_alpha": 4, **fields}), "utf-8")
+    with pytest.raises(AdapterError, match=r"at lm_head, and this version .* inside the blocks only\. Merge"):
+        read_adapter(tmp_path)
 
 
 def test_a_folded_adapter_of_a_high_rank_is_read(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from finetune_local.errors import SpecError
+from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.fields import Settings, did_you_mean, setting
 from finetune_local.spec.plan import Target, WeightInfo
 
@@ -60,6 +60,16 @@ def is_embedding(module: str) -> bool:
 def is_norm(module: str) -> bool:
     """Whether a module is a norm: input_layernorm, q_norm, final_layer_norm, ln_f."""
     return bool(_NORM.search(module.rsplit(".", 1)[-1]))
+
+
+def check_inside(modules: Iterable[str], what: str) -> None:
+    """Raise AdapterError where an adapter's file has `what` outside the blocks, where it is not computed here."""
+    for module in modules:
+        if block_of(module + ".") is None:
+            raise AdapterError(
+                f"the adapter has {what} at {module}, and this version computes it inside the blocks only. Merge the adapter into "
+                "its base with PEFT, or train it again without that layer."
+            )
 
 
 def outside_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:

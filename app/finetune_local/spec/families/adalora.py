@@ -23,7 +23,7 @@ from finetune_local.spec.families.low_rank import UpdateSettings
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.initial import normal
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.targets import select_linear
+from finetune_local.spec.targets import check_inside, select_linear
 
 A, B, E = ".lora_A", ".lora_B", ".lora_E"
 _SPREAD = 0.02
@@ -216,6 +216,7 @@ class AdaLora(Family):
                 raise AdapterError(f"the adapter has lora_A but no lora_B or lora_E for {module}: it is incomplete.")
             targets.append(Target(module, shapes[name][1], shapes[PREFIX + module + B][0]))
             ranks.append(shapes[name][0])
+        check_inside((target.module for target in targets), "AdaLoRA")
         try:
             total = int(c.get("total_step") or _NOMINAL)
             settings = AdaLoraSettings(

@@ -15,7 +15,7 @@ from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.families import PREFIX, Array, Family, Source
 from finetune_local.spec.fields import Settings, did_you_mean, setting
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.targets import AtLinear, select_linear
+from finetune_local.spec.targets import AtLinear, check_inside, select_linear
 
 VECTOR = ".ia3_l"
 
@@ -104,6 +104,7 @@ class Ia3(Family):
             module = name.removeprefix(PREFIX).removesuffix(VECTOR)
             targets.append(Target(module, 0, shape[0]) if shape[1] == 1 else Target(module, shape[1], 0))
         names = tuple(target.module for target in targets)
+        check_inside(names, "IA³")
         inputs = tuple(target.module for target in targets if target.in_features)
         return AdapterPlan("ia3", self.key, Ia3Settings(targets=names, ia3_inputs=inputs), tuple(targets))
 

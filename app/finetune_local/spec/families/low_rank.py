@@ -29,7 +29,7 @@ from finetune_local.spec.fields import Settings
 from finetune_local.spec.initial import kaiming_uniform, normal
 from finetune_local.spec.low_rank import SMALLEST_NORM, LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.targets import HEADS, block_of, is_embedding, outside_modules, select_linear
+from finetune_local.spec.targets import HEADS, block_of, check_inside, is_embedding, outside_modules, select_linear
 from finetune_local.spec.whole import is_whole, kind_of, kinds_in, module_of, read_whole, shape_of, whole_targets
 
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
@@ -242,6 +242,8 @@ class LowRank(Family):
             )
         whole = read_whole(c.get("modules_to_save") or (), shapes)
         targets = _targets(shapes)
+        if c.get("use_dora"):
+            check_inside((target.module for target in targets if target.in_features), "DoRA")
         try:
             settings = LowRankSettings(
                 rank=int(c["r"]),

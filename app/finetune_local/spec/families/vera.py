@@ -18,7 +18,7 @@ from finetune_local.spec.families import PREFIX, Array, Family, Source
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.initial import kaiming_uniform
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.targets import AtLinear, select_linear
+from finetune_local.spec.targets import AtLinear, check_inside, select_linear
 
 A, B = "base_model.vera_A", "base_model.vera_B"
 LAMBDA_B, LAMBDA_D = ".vera_lambda_b", ".vera_lambda_d"
@@ -117,6 +117,7 @@ class Vera(Family):
             raise AdapterError("adapter_config.json uses 'modules_to_save' or 'bias', which this version cannot read.")
         ends = sorted(name for name in shapes if name.endswith(LAMBDA_B))
         modules = [name.removeprefix(PREFIX).removesuffix(LAMBDA_B) for name in ends]
+        check_inside(modules, "VeRA")
         targets = [Target(m, shapes[A][1], shapes[name][0]) for m, name in zip(modules, ends, strict=True)]
         try:
             start = float(c.get("d_initial") or 0.1)
