@@ -253,6 +253,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": ("x_proj=2",)}, "x_proj: no adapted layer has that name"),
     ({"rank_pattern": ("q_proj=65",)}, "rank is 65, but model.layers.0.self_attn.q_proj is 64 × 64"),
     ({"rank_pattern": ("q_proj=2.5",)}, "a whole number above 0"),
+    ({"rank_pattern": ("q_proj=999",)}, "Lower --rank-pattern to 64 or less"),
     ({"alpha_pattern": ("q_proj",)}, "is not understood"),
     ({"alpha_pattern": ("q_proj=0",)}, "a number above 0"),
     ({"alpha_pattern": ("q_(proj=2",)}, "is not understood"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune_local import __version__
-from finetune_local.errors import AdapterError, DiskFull
+from finetune_local.errors import AdapterError
+from finetune_local.files import disk_full
 from finetune_local.models.folder import Identity, ModelFolder
 from finetune_local.spec.families import PREFIX, family_of
 from finetune_local.spec.plan import AdapterPlan, WeightInfo
@@ -47,10 +47,8 @@ def write_identity(folder: Path, identity: Identity, run: str | None, extra: Map
         "app_version": __version__,
     }
     text = json.dumps({**values, **extra}, indent=2, ensure_ascii=False) + "\n"
-    try:
+    with disk_full(folder / FILE, "What was saved before is intact. Make room on it and try again."):
         (folder / FILE).write_text(text, "utf-8")
-    except OSError as error:
-        raise DiskFull(f"{folder / FILE} could not be written: {os.strerror(error.errno or 0)}.") from error
 
 
 def read_identity(folder: Path) -> AdapterIdentity | None:

@@ -69,6 +69,8 @@ class Opened:
         )
         if stem == "adapter":
             stem = folder.parent.name
+        elif folder.parent.name == "checkpoints":
+            stem = f"{folder.parent.parent.name} {folder.name}"  # many runs have one of the same step
         name, number = stem, 2
         while name in self.adapters or name == "base":
             name, number = f"{stem}-{number}", number + 1

@@ -1,12 +1,13 @@
 """Which base an adapter belongs to, and what happens on another."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from finetune_local.adapters.identity import FILE, check_same_base, check_shapes, read_identity, write_identity
-from finetune_local.errors import AdapterError
+from finetune_local.errors import AdapterError, DiskFull
 from finetune_local.layout import read_adapter
 from finetune_local.models.folder import ModelFolder
 from made import made_adapter
@@ -66,3 +67,13 @@ def test_no_file_is_plain_peft_and_a_broken_one_is_an_error(tiny: Path, tmp_path
     (tmp_path / "a" / FILE).write_text('{"base": {}}', "utf-8")
     with pytest.raises(AdapterError, match="delete this file"):
         read_identity(tmp_path / "a")
+
+
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    base = ModelFolder.open(tiny)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DiskFull, match="Make room"):
+        write_identity(tmp_path, base.identity(), None, {"method": "lora"})

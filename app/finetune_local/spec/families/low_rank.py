@@ -73,7 +73,8 @@ class LowRank(Family):
         targets = select_linear(base.weights, inner, chosen.layers) if inner or not named else ()
         targets += tuple(t for m, t in outside.items() if any(m == n or m.endswith("." + n) for n in named))
         for target in targets:
-            check_rank(chosen.rank_of(target.module), target)
+            rank = chosen.rank_of(target.module)
+            check_rank(rank, target, "--rank" if rank == chosen.rank else "--rank-pattern")
         _check(chosen, targets)
         whole = whole_targets(chosen.also_train, base, {target.module for target in targets})
         biases = tuple(target for target in _biases(chosen, targets, base) if target not in whole)
