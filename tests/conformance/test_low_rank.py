@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,19 @@ def test_loftq_begins_nearer_to_the_unquantised_model(backend: Backend, tiny: Pa
     assert np.abs(with_loftq - exact).mean() < 0.9 * np.abs(session.logits(TEXT) - exact).mean()
 
 
+def test_a_step_without_a_supervised_token_changes_nothing(backend: Backend, tiny: Path) -> None:
+    session, _, _ = started(backend, tiny)
+    before, rows = session.tensors("a"), batch()
+    result = session.step([replace(rows, mask=np.zeros_like(rows.mask))], SFT, 1e-2)
+    assert (result.loss, result.gradient_norm) == (0.0, 0.0)
+    assert all(np.array_equal(value, before[name]) for name, value in session.tensors("a").items())
+
+
+def test_what_is_named_twice_is_copied_once(tiny: Path) -> None:
+    twice, once = (plan_of(tiny, also_train=kinds) for kinds in (("norms", "norms"), ("norms",)))
+    assert twice.targets == once.targets
+
+
 def test_dora_leaves_rows_of_zeros_as_they_are(backend: Backend, tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "pruned 模型", "qwen2")
     weights = load_file(folder / "model.safetensors")
@@ -253,6 +267,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": ("x_proj=2",)}, "x_proj: no adapted layer has that name"),
     ({"rank_pattern": ("q_proj=65",)}, "rank is 65, but model.layers.0.self_attn.q_proj is 64 × 64"),
     ({"rank_pattern": ("q_proj=2.5",)}, "a whole number above 0"),
+    ({"targets": ("lm_head",), "layers": "last:1"}, "lm_head are in no block"),
+    ({"also_train_rate": 0.5}, "nothing is trained whole"),
     ({"rank_pattern": ("q_proj=999",)}, "Lower --rank-pattern to 64 or less"),
     ({"alpha_pattern": ("q_proj",)}, "is not understood"),
     ({"alpha_pattern": ("q_proj=0",)}, "a number above 0"),

@@ -81,6 +81,8 @@ class LowRankSettings(UpdateSettings):
     def _possible(self) -> Self:
         patterns.check(self.rank_pattern, "--rank-pattern", True)
         patterns.check(self.alpha_pattern, "--alpha-pattern", False)
+        if not self.also_train and self.also_train_rate != type(self).model_fields["also_train_rate"].default:
+            raise ValueError("--also-train-rate: nothing is trained whole. Add --also-train norms, or leave it out.")
         if self.from_weights and self.dropout:
             raise ValueError(
                 f"--dropout {self.dropout:g} does not go with --init {self.start}: it would drop a part of the base's own "

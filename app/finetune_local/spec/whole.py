@@ -36,7 +36,7 @@ def shape_of(target: Target) -> tuple[int, ...]:
 def whole_targets(kinds: Collection[str], base: BaseInfo, adapted: Collection[str]) -> tuple[Target, ...]:
     """What is copied, biases of norms too; `adapted` are modules that have an update. Raises SpecError."""
     found: list[Target] = []
-    for kind in kinds:
+    for kind in dict.fromkeys(kinds):
         names = [name for name in sorted(base.weights) if kind_of(name) == kind]
         if not names:
             raise SpecError(f"--also-train {kind}: this model has no {kind} of a known name. Leave it out.")

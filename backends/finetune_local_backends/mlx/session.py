@@ -186,6 +186,8 @@ class MlxSession(Positions):
                     memory.trim(_CACHE_BYTES)
             finally:
                 one.adapter.dropout(None)
+            if not found:  # no batch has a supervised token
+                return [StepResult(0.0, 0.0) for _ in shares]
             several = len(work) > 1
             return [
                 self._update(t, share, loss, {n: found.pop(own(number, n) if several else n) for n in t.trained})

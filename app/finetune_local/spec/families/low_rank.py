@@ -70,6 +70,10 @@ class LowRank(Family):
         outside = outside_modules(base.weights)
         named = [name for name in chosen.targets if any(m == name or m.endswith("." + name) for m in outside)]
         inner = tuple(name for name in chosen.targets if name not in named)
+        if chosen.layers != "all" and not inner:
+            raise SpecError(
+                f"--layers {chosen.layers}: {' and '.join(named)} are in no block. Leave it out, or add a --target that is in one."
+            )
         targets = select_linear(base.weights, inner, chosen.layers) if inner or not named else ()
         targets += tuple(t for m, t in outside.items() if any(m == n or m.endswith("." + n) for n in named))
         for target in targets:
