@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conformance.test_together_runs import config_of, train
-from finetune_local.backend import Backend
+from conformance.test_together_runs import TRAINING, config_of, train
+from finetune_local.backend import Backend, Share, StepResult
 from finetune_local.cli.resume import command as resume
-from finetune_local.errors import SpecError, Stopped, TrainingDiverged, UserError, WorkerDied, typed
+from finetune_local.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged, UserError, WorkerDied, typed
 from finetune_local.paths import Home
-from finetune_local.train import follow, runs
+from finetune_local.spec.run import parse_spec
+from finetune_local.train import follow, runs, setup
 from finetune_local.train.events import Checkpoint, Event, Step
+from finetune_local.train.loop import Loop
 from finetune_local.train.runs import Run
+from finetune_local.train.together import events_of_all
 
 TWO: list[dict[str, Any]] = [
     {"name": "甲 one", "method": {"key": "lora", "rank": 4}, "training": {"learning_rate": 5e-3}},
@@ -97,6 +101,46 @@ def test_one_that_diverges_is_told_by_name_and_leaves_the_other(
         train("--config", str(config_of(tmp_path, tiny, data, backend, [wild, TWO[1]])))
     assert runs.find(home, "wild").status() == "failed"
     assert runs.find(home, "two").status() == "finished"
+
+
+def test_where_memory_is_short_each_computes_alone_and_learns_the_same(
+    home: Home, tiny: Path, data: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(names: str, room: int) -> tuple[dict[str, list[float]], list[list[int]]]:
+        loops: list[Loop] = []
+        for name, part in zip(names, TWO, strict=True):
+            tables = {**part, "name": name, "backend": backend.name, "model": {"id": str(tiny), "precision": "fp32"}}
+            training = {**TRAINING, **part["training"], "max_steps": 4, "sample_rows": 0}
+            spec = parse_spec({**tables, "data": {"files": [str(data)]}, "training": training}, "t")
+            run = runs.create(home, setup.check_before_loading(spec, home, lambda *_: None)[0])
+            *_, ready = setup.make_ready(run, home, loops[0].ready if loops else None)
+            assert isinstance(ready, setup.Ready)
+            loops.append(Loop(ready, lambda: False))
+        session, tried = loops[0].ready.session, list[list[int]]()
+        step = session.step_together
+
+        def short(shares: Sequence[Share]) -> list[StepResult]:
+            tried.append([max(batch.ids.size for batch in share.batches) for share in shares])
+            if sum(tried[-1]) > room:
+                raise OutOfMemory("a test's room is full.")
+            return step(shares)
+
+        monkeypatch.setattr(session, "step_together", short)
+        losses: dict[str, list[float]] = {}
+        for loop, event in events_of_all(loops):
+            if isinstance(event, Step):
+                losses.setdefault(loop.ready.plan.method, []).append(event.loss)
+        return losses, tried
+
+    wide, all_at_once = trained("ab", 1_000_000)
+    tight, tried = trained("cd", max(max(sizes) for sizes in all_at_once))
+    assert len(all_at_once) == 4
+    for method, expected in wide.items():
+        assert tight[method] == pytest.approx(expected, abs=1e-5)
+    together = [sum(sizes) for sizes in tried if len(sizes) > 1]
+    assert together and all(
+        later < earlier for earlier, later in itertools.pairwise(together)
+    )  # none is tried in vain again
 
 
 def test_one_that_cannot_begin_is_named_and_no_run_stays_behind(

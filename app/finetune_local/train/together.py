@@ -6,6 +6,7 @@ fails leaves the others going on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 
 from finetune_local.backend import Session, StepResult
@@ -20,13 +21,14 @@ def events(loop: Loop) -> Iterator[Event]:
     """Train one run to its end; the last event is Finished or StoppedByUser. Raises what Loop.work does."""
     work, answer = loop.work(), None
     while (wanted := (yield from _until_wanted(work, answer))) is not None:
-        (answer,) = _take(loop.ready.session, [wanted])
+        answer = _alone(loop.ready.session, wanted)
 
 
 def events_of_all(loops: Sequence[Loop]) -> Iterator[tuple[Loop, Event]]:
     """Train several runs on one session; the last event of each is Finished, StoppedByUser or Failed."""
     works = {number: loop.work() for number, loop in enumerate(loops)}
     answers: dict[int, Answer] = dict.fromkeys(works)
+    too_many: float = math.inf  # tokens at once that there was no memory for: not to be tried again at every step
     while works:
         wanted: dict[int, Wanted] = {}
         for number in list(works):
@@ -40,7 +42,11 @@ def events_of_all(loops: Sequence[Loop]) -> Iterator[tuple[Loop, Event]]:
             else:
                 wanted[number] = wish
         if wanted:
-            taken = _take(loops[0].ready.session, list(wanted.values()))
+            session, wishes = loops[0].ready.session, list(wanted.values())
+            taken = _take(session, wishes) if len(wishes) > 1 and _tokens(wishes) < too_many else None
+            if taken is None:
+                too_many = min(too_many, _tokens(wishes)) if len(wishes) > 1 else too_many
+                taken = [_alone(session, wish) for wish in wishes]
             answers = dict(zip(wanted, taken, strict=True))
 
 
@@ -74,10 +80,24 @@ def _named(
         yield loop, event
 
 
-def _take(session: Session, wanted: Sequence[Wanted]) -> list[StepResult | OutOfMemory]:
-    """One step of each. Where there is not memory enough for all at once, one after another."""
+def _take(session: Session, wanted: Sequence[Wanted]) -> Sequence[StepResult | OutOfMemory] | None:
+    """One step of each, in one pass; None where there is not memory enough for all at once."""
     session.seed(wanted[0].seed)
     try:
-        return [*session.step_together([wish.share for wish in wanted])]
+        return session.step_together([wish.share for wish in wanted])
+    except OutOfMemory:
+        return None
+
+
+def _alone(session: Session, wish: Wanted) -> StepResult | OutOfMemory:
+    """One step of one."""
+    session.seed(wish.seed)
+    try:
+        return session.step_together([wish.share])[0]
     except OutOfMemory as error:
-        return [error] if len(wanted) == 1 else [_take(session, [wish])[0] for wish in wanted]
+        return error
+
+
+def _tokens(wanted: Sequence[Wanted]) -> int:
+    """Tokens, with padding, of the largest micro-batches, which are computed at once."""
+    return sum(max((batch.ids.size for batch in wish.share.batches), default=0) for wish in wanted)
