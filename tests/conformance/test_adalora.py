@@ -106,7 +106,9 @@ def test_thirty_steps_with_pruning_are_peft_s(backend: Backend, tiny: Path, extr
 @pytest.mark.filterwarnings(
     "ignore:The following rank_pattern keys:RuntimeWarning"
 )  # PEFT says so of its own files too
-@pytest.mark.filterwarnings("ignore:Adapter 'default'.* invalid shape")  # PEFT takes a rank of 0 for an accident on saving
+@pytest.mark.filterwarnings(
+    "ignore:Adapter 'default'.* invalid shape"
+)  # PEFT takes a rank of 0 for an accident on saving
 def test_the_file_opens_in_peft_and_peft_s_here(backend: Backend, tiny: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PEFT needs torch")
     from peft import PeftModel
