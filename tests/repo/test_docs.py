@@ -74,6 +74,11 @@ def test_the_docs_tell_of_every_method(method: str) -> None:
     assert page.startswith("# ") and len(page.splitlines()) >= 10 and paper in page
 
 
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_counts_the_methods(readme: str) -> None:
+    assert re.search(rf"- {len(methods())} (methods|种方法)", (ROOT / readme).read_text("utf-8"))
+
+
 @pytest.mark.parametrize("page", [*READMES, *(str(p.relative_to(ROOT)) for p in PAGES)])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
