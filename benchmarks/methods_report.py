@@ -45,20 +45,20 @@ def report(files: Mapping[str, Sequence[Line]], picture: str = "methods.svg") ->
 
 
 def chart(files: Mapping[str, Sequence[Line]]) -> str | None:
-    """SVG: held-out loss against trained parameters and against seconds, a mark for each method on the backend with the most."""
+    """SVG: held-out loss against trained parameters and against CPU-seconds, a mark for each method on the backend with the most."""
     shown = {name: lines for name, lines in files.items() if lines}
     if not shown or not _finished(shown[_fullest(shown)]):
         return None
     lines = shown[_fullest(shown)]
     marks = [
         Mark(line["method"], methods()[line["method"]].family,
-             (line["trainable_parameters"], max(line["seconds"], 0.1)), line["loss_after"])
+             (line["trainable_parameters"], max(line["cpu_seconds"], 0.1)), line["loss_after"])
         for line in _finished(lines)
     ]  # fmt: skip
     base = next(iter(_finished(lines)))["loss_before"]
     return draw(
         marks,
-        (Axis("trained parameters"), Axis("seconds of training")),
+        (Axis("trained parameters"), Axis("CPU-seconds of training")),
         Axis("held-out loss after training"),
         title=_caption(lines),
         level=(base, "base model"),
