@@ -74,9 +74,11 @@ class Case:
         """Attach the adapter "a" with the seed 1."""
         return self.session.attach("a", self.plan, 1, tensors)
 
-    def train(self, steps: int = 10, session: Session | None = None, first: int = 0) -> list[float]:
-        """Train "a" (attached and prepared already) on ROWS at the method's rate; the losses."""
-        session, rate = session or self.session, RATES.get(self.spec.method.key, 1e-2)
+    def train(
+        self, steps: int = 10, session: Session | None = None, first: int = 0, slower: float = 1.0
+    ) -> list[float]:
+        """Train "a" (attached and prepared already) on ROWS at the method's rate, or a part of it; the losses."""
+        session, rate = session or self.session, RATES.get(self.spec.method.key, 1e-2) / slower
         losses = []
         for step in range(first, first + steps):
             session.seed(step)

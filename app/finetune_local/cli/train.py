@@ -185,7 +185,7 @@ def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
         pressed += 1
         if pressed == 1:
             for run in begun:
-                if run.worker() is not None:  # of several, some may have ended
+                if len(begun) == 1 or run.worker() is not None:  # of several, some may have ended
                     run.stop_file.touch()
             note("\nfinishing this step and saving … (Ctrl-C again ends it at once)")
         else:
