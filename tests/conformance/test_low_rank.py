@@ -225,7 +225,8 @@ def test_lora_fa_needs_less_memory_for_activations_on_mlx(tmp_path: Path) -> Non
         pytest.skip(reason)
     import mlx.core as mx
 
-    folder = tiny_model(tmp_path / "deep", layers=4)
+    # Half a block's input more or less was seen at the peak from run to run, so there are blocks enough that it is little.
+    folder = tiny_model(tmp_path / "deep", layers=12)
     peaks = []
     for freeze_a in (False, True):
         session, _, _ = started(backends()["mlx"], folder, freeze_a=freeze_a, targets=("down_proj",))
@@ -236,9 +237,8 @@ def test_lora_fa_needs_less_memory_for_activations_on_mlx(tmp_path: Path) -> Non
         before = mx.get_active_memory()
         session.step([rows], SFT, 1e-3)
         peaks.append(mx.get_peak_memory() - before)
-    inputs = 4 * 8 * 255 * 128 * 4  # of down_proj in four blocks, fp32; the last token predicts nothing
-    # The order that MLX computes in decides how much else is alive at the peak: three blocks' inputs are safe to ask for.
-    assert peaks[0] - peaks[1] >= 0.75 * inputs, peaks
+    inputs = 12 * 8 * 255 * 128 * 4  # of down_proj in twelve blocks, fp32; the last token predicts nothing
+    assert peaks[0] - peaks[1] >= 0.9 * inputs, peaks
 
 
 def test_patterns_count_as_peft_counts_them(tiny: Path) -> None:
