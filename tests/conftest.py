@@ -43,6 +43,7 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     place = tmp_path_factory.mktemp("isolated")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(paths.ENVIRONMENT_VARIABLE, str(place / "home"))
+        patch.setenv(paths.CONFIG_VARIABLE, str(place / "config"))
         patch.setenv("HF_HOME", str(place / "huggingface"))
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
         yield

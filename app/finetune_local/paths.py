@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune_local.errors import SpecError
 
 ENVIRONMENT_VARIABLE = "FINETUNE_LOCAL_HOME"
+CONFIG_VARIABLE = "FINETUNE_LOCAL_CONFIG"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,26 @@ class Home:
         return self._part("chats")
 
     @property
+    def evaluations(self) -> Path:
+        """What evaluations found, one folder each."""
+        return self._part("evaluations")
+
+    @property
+    def jobs(self) -> Path:
+        """Long work beside training (downloads, evaluations, exports), one folder each; can be thrown away when it is done."""
+        return self._part("jobs")
+
+    @property
+    def data(self) -> Path:
+        """Data files that were dropped into the window."""
+        return self._part("data")
+
+    @property
+    def window(self) -> Path:
+        """What the window remembers: drafts, size and place, which process serves it."""
+        return self._part("window")
+
+    @property
     def cache(self) -> Path:
         """Files that can be made again: partial downloads, compiled helpers."""
         return self._part("cache")
@@ -55,13 +78,32 @@ class Home:
 
 
 def home(chosen: str | os.PathLike[str] | None = None) -> Home:
-    """The home folder: `chosen` (--home), else $FINETUNE_LOCAL_HOME, else the system's place for user data."""
-    place = chosen or os.environ.get(ENVIRONMENT_VARIABLE)
+    """The home folder: `chosen` (--home), else $FINETUNE_LOCAL_HOME, else the preferred one, else the system's place for user
+    data."""
+    place = chosen or os.environ.get(ENVIRONMENT_VARIABLE) or preferred().get("home")
     if place:
         return Home(Path(place).expanduser().resolve())
     from platformdirs import user_data_path
 
     return Home(user_data_path("finetune-local", appauthor=False))
+
+
+def preferences_file() -> Path:
+    """Where the user's preferences lie: in $FINETUNE_LOCAL_CONFIG, else in the system's place for settings."""
+    if given := os.environ.get(CONFIG_VARIABLE):
+        return Path(given).expanduser() / "preferences.json"
+    from platformdirs import user_config_path
+
+    return user_config_path("finetune-local", appauthor=False) / "preferences.json"
+
+
+def preferred() -> dict[str, Any]:
+    """The preferences as they are stored (preferences.py says what they are); empty where there are none, or damaged ones."""
+    try:
+        values = json.loads(preferences_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def assets() -> Path:
@@ -70,6 +112,11 @@ def assets() -> Path:
     if packaged.is_dir() and any(packaged.iterdir()):
         return packaged
     return Path(__file__).resolve().parents[2] / "assets"
+
+
+def strings() -> Path:
+    """The folder of the table of the window's words, English and Chinese side by side."""
+    return assets() / "strings"
 
 
 def method_page(key: str) -> Path:

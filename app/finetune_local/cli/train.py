@@ -176,7 +176,6 @@ def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
 
     Yields a list that is no longer empty once it was ended at once.
     """
-    from finetune_local.train import follow
 
     pressed, killed = 0, list[bool]()
 
@@ -191,7 +190,7 @@ def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
         else:
             killed.append(True)
             for run in begun:
-                follow.kill(run)
+                run.kill()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:

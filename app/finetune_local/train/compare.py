@@ -25,7 +25,7 @@ def curve_of(tables: Mapping[str, Any], home: Home, scratch: Path) -> list[float
             if isinstance(event, Step):
                 losses[event.step] = event.loss
     except KeyboardInterrupt:
-        follow.kill(run)
+        run.kill()
         raise
     assert event is not None
     follow.raise_for(event, run)

@@ -9,18 +9,14 @@ stop              asks the worker to stop     worker.lock    held by the process
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_local.errors import SpecError, typed
 from finetune_local.files import disk_full, sweep, write_text
@@ -28,20 +24,13 @@ from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.train import events
+from finetune_local.workplace import Workplace
 
 Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Workplace):
     """A run by its folder."""
-
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
 
     @property
     def adapter(self) -> Path:
@@ -59,11 +48,6 @@ class Run:
         return self.folder / "data"
 
     @property
-    def log(self) -> Path:
-        """What the worker and its libraries printed."""
-        return self.folder / "worker.log"
-
-    @property
     def spec(self) -> RunSpec:
         """The spec in run.json. Raises SpecError where it was damaged by hand."""
         path = self.folder / "run.json"
@@ -78,88 +62,26 @@ class Run:
 
     def append(self, event: events.Event) -> None:
         """Append one event; a line is written whole or is the file's last. Raises DiskFull."""
-        path = self.folder / "events.jsonl"
         advice = "What was saved is intact. Make room, then resume."
-        with disk_full(path, advice), path.open("a", encoding="utf-8") as file:
+        with disk_full(self.events_file, advice), self.events_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
 
     def history(self) -> Iterator[events.Event]:
         """All events so far; a half-written last line is left out."""
-        path = self.folder / "events.jsonl"
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    if line.endswith(b"\n"):
-                        yield events.from_json(json.loads(line))
+        return map(events.from_json, self.lines())
 
     def last_event(self) -> events.Event | None:
-        """The newest event, read from the end of the file, so that a list of a thousand runs is quick."""
-        path = self.folder / "events.jsonl"
-        if not path.exists():
-            return None
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            reach = 4096
-            while True:
-                file.seek(max(0, size - reach))
-                lines = file.read().split(b"\n")[:-1]
-                if len(lines) > 1 or reach >= size:
-                    return events.from_json(json.loads(lines[-1])) if lines and lines[-1] else None
-                reach *= 8
-
-    def events_end(self) -> int:
-        """Size of events.jsonl without a half-written last line: where a reader can begin to follow."""
-        path = self.folder / "events.jsonl"
-        if not path.exists():
-            return 0
-        with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            while end:
-                start = max(0, end - 65536)
-                file.seek(start)
-                if (at := file.read(end - start).rfind(b"\n")) >= 0:
-                    return start + at + 1
-                end = start
-        return 0
-
-    @contextmanager
-    def taken(self) -> Iterator[bool]:
-        """Hold the run for this process; False where another one has it. The system frees it however the process ends."""
-        with (self.folder / "worker.lock").open("ab") as file:
-            yield _locked(file.fileno())
+        """The newest event."""
+        line = self.last_line()
+        return events.from_json(line) if line else None
 
     def repair(self) -> None:
         """After a kill: cut a half-written line off events.jsonl and remove half-written folders. For the holder only."""
-        path = self.folder / "events.jsonl"
-        if path.exists():
-            os.truncate(path, self.events_end())
+        if self.events_file.exists():
+            os.truncate(self.events_file, self.events_end())
         sweep(self.folder)
         sweep(self.checkpoints)
         self.stop_file.unlink(missing_ok=True)
-
-    @property
-    def stop_file(self) -> Path:
-        """Its existence asks the worker to finish the step, save and end."""
-        return self.folder / "stop"
-
-    @property
-    def worker_file(self) -> Path:
-        """Which process trains; one that was killed leaves it behind."""
-        return self.folder / "worker.json"
-
-    def worker(self) -> int | None:
-        """Process id of the living worker, or None. Guarded against a reused id by the process's start time."""
-        import psutil
-
-        try:
-            known: dict[str, Any] = json.loads(self.worker_file.read_text("utf-8"))
-            process = psutil.Process(int(known["pid"]))
-            alive = (
-                abs(process.create_time() - float(known["started"])) < 1 and process.status() != psutil.STATUS_ZOMBIE
-            )
-        except (OSError, ValueError, KeyError, psutil.Error):
-            return None
-        return int(known["pid"]) if alive else None
 
     def status(self) -> Status:
         """What the run is doing, by its last event and whether its process lives."""
@@ -236,19 +158,3 @@ def ask_to_stop(run: Run, patience: float = 0.0) -> bool:
     while run.worker() is not None and time.monotonic() < until:
         time.sleep(0.05)
     return run.worker() is None
-
-
-def _locked(descriptor: int) -> bool:
-    """Lock an open file without waiting; False where another process holds it. Ends with the file or the process."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # some network drives know no locks
-    return True

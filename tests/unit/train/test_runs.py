@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from finetune_local import workplace
 from finetune_local.cli import resume
 from finetune_local.cli import train as train_verb
 from finetune_local.cli.train import follow_to_the_end
@@ -169,7 +170,7 @@ def test_an_interrupted_start_leaves_no_worker(home: Home, monkeypatch: pytest.M
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("time.sleep", interrupt)
         follow.start(run, home)
-    assert follow._children.pop(run.folder).wait(20) != 0
+    assert workplace._children.pop(run.folder).wait(20) != 0
 
 
 def test_the_workers_libraries_do_not_come_from_the_users_folder(
