@@ -62,11 +62,12 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
 
 @command.command("stop")
 @click.argument("name")
+@click.option("--finish", is_flag=True, help="End it for good: the adapter as it is then is the result.")
 @home_option
 @json_option
 @click.pass_obj
-def stop(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
-    """Ask a run to finish its step, save and end."""
+def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: bool) -> None:
+    """Ask a run to finish its step, save and end; `resume` goes on with it."""
     from finetune_local.train import runs
 
     run = runs.find(paths.home(home) if home else outer, name)
@@ -74,9 +75,10 @@ def stop(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     if run.worker() is None:
         note(f"run '{run.name}' is not running ({run.status()}).")
     else:
-        done = runs.ask_to_stop(run, patience=120)
+        done = runs.ask_to_stop(run, patience=120, finish=finish)
         ended = "has stopped" if done else "will stop after its step"
-        note(f"run '{run.name}' {ended}; resume it with: resume {run.name}")
+        later = "its adapter is kept" if finish else f"resume it with: resume {run.name}"
+        note(f"run '{run.name}' {ended}; {later}")
     if as_json:
         emit({"run": run.name, "stopped": done, "status": run.status()})
 

@@ -14,7 +14,7 @@ from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import duration, emit, megabytes, note
 from finetune_local.cli.spec_options import SpecCommand, spec_options, specs_from
-from finetune_local.errors import FinetuneError, Stopped, UserError, WorkerDied, typed
+from finetune_local.errors import FinetuneError, Stopped, WorkerDied, typed
 
 if TYPE_CHECKING:
     from finetune_local.train.events import Event
@@ -36,7 +36,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
     A config with several [[adapters]] trains them at once on one base (docs/methods.md).
     """
     from finetune_local.spec.run import DEFAULT_MODEL
-    from finetune_local.train import runs, setup
+    from finetune_local.train import begin
 
     place = paths.home(home)
     specs = specs_from(settings, config)
@@ -52,17 +52,12 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
             note(f"{text} …")
 
     begun: list[Run] = []
-    try:
-        for spec, notes in setup.check_together(specs, place, progress):
-            begun.append(runs.create(place, _with_absolute_files(spec)))
-            if not as_json:
-                note(f"run: {begun[-1].name} ({begun[-1].folder})")
-                for text in notes:
-                    note(f"  {text}")
-    except FinetuneError:
-        for run in begun:  # all of them begin or none does
-            runs.remove(run)
-        raise
+    for run, notes in begin.checked(specs, place, progress):
+        begun.append(run)
+        if not as_json:
+            note(f"run: {run.name} ({run.folder})")
+            for text in notes:
+                note(f"  {text}")
     if len(begun) > 1:
         follow_several(begun, place, as_json)
     else:
@@ -72,7 +67,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
 def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
     """Start the run's worker, or join one at work, and show it to its end. Raises what ended it badly."""
     from finetune_local.cli.progress import as_json_lines, shown
-    from finetune_local.train import follow
+    from finetune_local.train import begin, follow
 
     if run.worker() is not None:
         note(f"run '{run.name}' is being trained already; showing it.")
@@ -90,7 +85,7 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
                 raise
             raise _ended_at_once([run]) from None
     assert last is not None
-    _forget_untrained(run, last)
+    begin.forget_untrained(run, last)
     summary = getattr(last, "summary", None)
     if as_json and summary is not None:
         emit(summary)
@@ -102,7 +97,7 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
 def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> None:
     """Start one worker for several runs and show them to their ends. Raises what ended one of them badly, once all have."""
     from finetune_local.cli.progress import lines_of, worth_a_line
-    from finetune_local.train import follow
+    from finetune_local.train import begin, follow
     from finetune_local.train.events import ENDS
 
     positions = follow.start_all(begun, home)
@@ -128,7 +123,7 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
             _show_summary(summary)
     for run in begun:
         if isinstance(end := last.get(run.name), ENDS):
-            _forget_untrained(run, end)
+            begin.forget_untrained(run, end)
             try:
                 follow.raise_for(end, run)
             except FinetuneError as error:
@@ -138,15 +133,6 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
         # What went wrong counts for more than what the user stopped; a mistake that ended all of them is told once.
         worst = next((problem for problem in problems if not isinstance(problem, Stopped)), problems[0])
         raise type(worst)("\n".join(dict.fromkeys(str(problem) for problem in problems)))
-
-
-def _forget_untrained(run: Run, last: Event) -> None:
-    """Remove a run that ended before its training by the user's mistake: its name is free again once that is mended."""
-    from finetune_local.train import runs
-
-    mistaken = last.kind == "failed" and last.as_json()["exit_code"] == UserError.exit_code
-    if mistaken and not any(run.checkpoints.glob("*")) and run.folder.exists():
-        runs.remove(run)
 
 
 def _ended_at_once(begun: Sequence[Run]) -> Stopped:
@@ -203,13 +189,3 @@ def _with_free_name(spec: Any, home: paths.Home) -> Any:
     """A run.json given back to repeat a run: the copy needs its own name."""
     taken = spec.name and (home.runs / spec.name).exists()
     return spec.model_copy(update={"name": None}) if taken else spec
-
-
-def _with_absolute_files(spec: Any) -> Any:
-    """Paths in run.json hold wherever they are read from."""
-    data = spec.data
-    absolute = {
-        field: tuple(str(Path(f).expanduser().resolve()) for f in getattr(data, field))
-        for field in ("files", "validation_files")
-    }
-    return spec.model_copy(update={"data": data.model_copy(update=absolute)})

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from finetune_local.spec.families import families
 from finetune_local.spec.methods import method
-from finetune_local.spec.run import Precision, RunSpec
+from finetune_local.spec.run import Goal, Precision, RunSpec
 from finetune_local.spec.shifted import automatic_group
 
 COMFORTABLE = 0.8
 """Share of a device's memory that automatic values may plan with."""
+
+
+LENGTHS: Mapping[Goal, float] = {"quick": 1 / 3, "balanced": 1.0, "thorough": 2.0}
+"""Passes over the data by goal, against the usual number."""
+
+PATIENCE = 4
+"""Validations without a better loss after which a thorough run ends."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Facts:
     activation_bytes: int
     rows: int
     longest: int
+    validation_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,9 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     epochs = training.epochs
     if training.max_steps is None:
         few = max(3, min(10, math.ceil(60 / per_epoch)))
-        wanted = few if facts.rows < 5000 else 2 if facts.rows < 20000 else 1
-        epochs = choose("epochs", float(wanted), f"{per_epoch} steps each")
+        usual = few if facts.rows < 5000 else 2 if facts.rows < 20000 else 1
+        aimed = "" if spec.goal == "balanced" else f"; --goal {spec.goal}"
+        epochs = choose("epochs", usual * LENGTHS[spec.goal], f"{per_epoch} steps each{aimed}")
     steps = training.max_steps or max(1, math.ceil((epochs or 1) * per_epoch))
     chosen_method = method(spec.method.key)
     small = getattr(spec.method.settings, "train_weights", "all") in ("norms", "biases")
@@ -103,7 +113,10 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         "attention_group": choose("attention_group", automatic_group(facts.longest), "a quarter of the longest row")
         if training.attention == "shifted"
         else training.attention_group,
-        "validate_every": choose("validate_every", max(1, math.ceil(steps / 5)), "five times in the run"),
+        "early_stopping": choose("early_stopping", PATIENCE, "--goal thorough: what comes after its best is not kept")
+        if spec.goal == "thorough" and facts.validation_rows
+        else training.early_stopping,
+        "validate_every": choose("validate_every", *_validations(spec, steps)),
         "checkpoint_every": choose(
             "checkpoint_every",
             max(1, math.ceil(steps / 4)) if heavy else max(1, min(50, math.ceil(steps / 10))),
@@ -111,6 +124,11 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         ),
     }
     return spec.model_copy(update={"training": training.model_copy(update=resolved)}), chosen
+
+
+def _validations(spec: RunSpec, steps: int) -> tuple[int, str]:
+    times, told = (12, "twelve") if spec.goal == "thorough" else (5, "five")
+    return max(1, math.ceil(steps / times)), f"{told} times in the run"
 
 
 def _micro_batch_tokens(facts: Facts) -> tuple[int, str]:

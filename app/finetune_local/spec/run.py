@@ -18,6 +18,7 @@ from finetune_local.spec.methods import methods
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
 
+Goal = Literal["quick", "balanced", "thorough"]
 Precision = Literal["fp32", "bf16", "8-bit", "4-bit"]
 Quantisation = Literal["auto", "nf4", "affine"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
@@ -171,8 +172,11 @@ class TrainingSettings(Settings):
     validation_rows: int = setting(256, help="Most rows a validation during training looks at.", group="training", ge=1)
     checkpoint_every: int | None = setting(None, help="Steps between checkpoints.", group="training", ge=1)
     keep_checkpoints: int = setting(2, help="Checkpoints kept beside the best one.", group="training", ge=1)
-    early_stopping: int = setting(
-        0, help="Stop after this many validations without a better loss; 0 never.", group="training", ge=0
+    early_stopping: int | None = setting(
+        None,
+        help="Stop after this many validations without a better loss; 0 never. Automatic: 4 with --goal thorough, else never.",
+        group="training",
+        ge=0,
     )
     sample_rows: int = setting(
         2, help="Validation prompts answered after each validation.", group="training", ge=0, le=20
@@ -189,6 +193,11 @@ class RunSpec(Settings):
     backend: str = setting("auto", help="torch, mlx, or auto.", group="run", metavar="NAME")
     device: str | None = setting(
         None, help="Device of the backend, such as cpu or cuda:0.", group="run", metavar="NAME"
+    )
+    goal: Goal = setting(
+        "balanced",
+        help="What automatic values aim at. quick: a first look in a third of the time; thorough: twice as long, kept at its best.",
+        group="run",
     )
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

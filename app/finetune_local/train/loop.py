@@ -66,9 +66,10 @@ Work = Generator[Event | Wanted, StepResult | None, None]
 class Loop:
     """One training from where its state stands to its end; together.py runs it, alone or beside others."""
 
-    def __init__(self, ready: Ready, stop: Callable[[], bool]) -> None:
-        """`stop` is asked after every step whether the user wants to end."""
-        self.ready, self.stop = ready, stop
+    def __init__(self, ready: Ready, stop: Callable[[], bool], finish: Callable[[], bool] = lambda: False) -> None:
+        """After every step `stop` is asked whether the user wants to leave off, to go on another time, and `finish` whether
+        the run is to end here, as if this had been its last step."""
+        self.ready, self.stop, self.finish = ready, stop, finish
         self.training = ready.spec.training
         self.state = ready.state
         self.steps = self.training.max_steps or 1
@@ -120,11 +121,14 @@ class Loop:
         yield from self._finish(reason)
 
     def _end(self) -> str:
-        """Why the run is at its end, or the empty string. Asked of the state alone, so a resumed run knows it too."""
+        """Why the run is at its end, or the empty string. But for the user's wish it follows from the state alone, so a resumed
+        run knows it too."""
         if self.state.step >= self.steps:
             return "all steps done"
         if self.training.early_stopping and self.state.worse_validations >= self.training.early_stopping:
             return f"no better validation loss in {self.state.worse_validations} validations"
+        if self.state.step and self.finish():
+            return "ended where you asked"
         return ""
 
     def _step(self) -> Work:

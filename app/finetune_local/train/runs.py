@@ -26,6 +26,9 @@ from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.train import events
 from finetune_local.workplace import Workplace
 
+FINISH = "finish"
+"""Content of the stop file that ends a run for good."""
+
 Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
 
 
@@ -82,6 +85,13 @@ class Run(Workplace):
         sweep(self.folder)
         sweep(self.checkpoints)
         self.stop_file.unlink(missing_ok=True)
+
+    def to_finish(self) -> bool:
+        """Whether the worker was asked to end the run for good, with the adapter as it is, rather than to leave off."""
+        try:
+            return self.stop_file.read_text("ascii") == FINISH
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def status(self) -> Status:
         """What the run is doing, by its last event and whether its process lives."""
@@ -151,9 +161,12 @@ def remove(run: Run) -> None:
     shutil.rmtree(run.folder)
 
 
-def ask_to_stop(run: Run, patience: float = 0.0) -> bool:
-    """Ask the worker to finish its step and save; waits up to `patience` seconds. True once it has ended."""
-    run.stop_file.touch()
+def ask_to_stop(run: Run, patience: float = 0.0, *, finish: bool = False) -> bool:
+    """Ask the worker to finish its step and save; waits up to `patience` seconds. True once it has ended.
+
+    With `finish` the run ends there for good; without, `resume` goes on with it.
+    """
+    run.stop_file.write_text(FINISH if finish else "", "ascii")
     until = time.monotonic() + patience
     while run.worker() is not None and time.monotonic() < until:
         time.sleep(0.05)

@@ -64,7 +64,7 @@ def check_before_loading(
     """
     from finetune_local.models.resolve import resolve_for
 
-    _check_files(spec)
+    check_files(spec)
     backend, why = port.choose(spec.backend)
     notes = [f"backend = {why}"]
     device = _device(backend, spec.device)
@@ -168,6 +168,13 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     from finetune_local.models.resolve import resolve_for
 
     spec = run.spec
+    if all(isinstance(event, Phase) for event in run.history()):
+        # Whoever made the run did not check it: looking at the devices takes a framework, which the window does not load.
+        yield Phase(name="checking the settings")
+        spec, told = check_before_loading(spec, home, _teller(run))
+        run.write_spec(spec)
+        for text in told:
+            yield Note(text=text)
     backend, _ = port.choose(spec.backend)
     yield Phase(name="opening the model")
     model = resolve_for(spec.model, home, lambda _text, _done: None)
@@ -193,6 +200,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
         activation_bytes=needs.activations,
         rows=len(data.train),
         longest=int(data.train.lengths.max()),
+        validation_rows=len(data.validation),
     )
     spec, chosen = defaults.resolve(spec, facts)
     for choice in chosen:
@@ -281,7 +289,8 @@ def _teller(run: Run) -> Callable[[str, float | None], None]:
     return tell
 
 
-def _check_files(spec: RunSpec) -> None:
+def check_files(spec: RunSpec) -> None:
+    """Raise SpecError where a data file is missing, or none was given."""
     if not spec.data.files:
         raise SpecError("no training data was given. Name a file: finetune-local --data my.jsonl")
     for flag, names in (("--data", spec.data.files), ("--validation-data", spec.data.validation_files)):

@@ -56,7 +56,8 @@ def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> i
                 else:
                     ready = item
             assert ready is not None
-            loops.append(Loop(ready, lambda own=run: asked_by_signal or own.stop_file.exists()))  # type: ignore[misc]
+            stop = lambda own=run: asked_by_signal or own.stop_file.exists()  # noqa: E731
+            loops.append(Loop(ready, stop, run.to_finish))
         beginning = None
         with ExitStack() as stack:
             for run in runs:

@@ -1,0 +1,186 @@
+"""A job's folder: what was asked (job.json), what happened (events.jsonl), and in what it ended.
+
+Lines of events.jsonl: {"event": "progress", "text", "done"}, {"event": "note", "text"}, and last one of {"event": "done",
+"result"}, {"event": "stopped"}, {"event": "failed", "error", "message", "traceback"}. All have "time".
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune_local import workplace
+from finetune_local.errors import SpecError
+from finetune_local.files import remove as remove_files
+from finetune_local.files import write_text
+from finetune_local.jobs.kinds import names
+from finetune_local.paths import Home
+from finetune_local.service import error_of
+from finetune_local.workplace import Workplace
+
+Status = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
+ENDS: tuple[Status, ...] = ("done", "stopped", "failed")
+_KEPT = 200
+
+
+@dataclass(frozen=True)
+class State:
+    """A job at one moment: the newest progress, the notes so far, and the result or the error once it has ended."""
+
+    status: Status
+    text: str
+    done: float | None
+    notes: tuple[str, ...]
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    began: float
+    seconds_left: float | None
+
+
+class Job(Workplace):
+    """A job by its folder."""
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """job.json: kind, arguments, created (seconds since the epoch)."""
+        return dict(json.loads((self.folder / "job.json").read_text("utf-8")))
+
+    @property
+    def kind(self) -> str:
+        """What it does."""
+        return str(self.asked["kind"])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it was asked to do it with."""
+        return dict(self.asked["arguments"])
+
+    @property
+    def result_folder(self) -> Path:
+        """Where a kind may leave files that belong to its result."""
+        return self.folder
+
+    def append(self, event: str, **facts: Any) -> None:
+        """Append one line."""
+        line = json.dumps({"event": event, "time": time.time(), **facts}, ensure_ascii=False)
+        with self.events_file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def status(self) -> Status:
+        """What it is doing, by its last line and whether its process lives."""
+        last = self.last_line()
+        if last is not None and last["event"] in ENDS:
+            return last["event"]  # type: ignore[no-any-return]
+        if self.worker() is not None:
+            return "running"
+        return "new" if last is None else "interrupted"
+
+    def state(self) -> State:
+        """All there is to show. A job has few lines, so they are read anew each time."""
+        status = self.status()
+        text, done, notes = "", None, list[str]()
+        result: Mapping[str, Any] | None = None
+        error: Mapping[str, Any] | None = None
+        began = first_done = 0.0
+        newest = began
+        for line in self.lines():
+            newest = line["time"]
+            if line["event"] == "began":
+                text, done, notes, result, error, began, first_done = "", None, [], None, None, newest, 0.0
+            elif line["event"] == "progress":
+                if line["text"] != text or not first_done:
+                    first_done = newest
+                text, done = line["text"], line["done"]
+            elif line["event"] == "note":
+                notes.append(line["text"])
+            elif line["event"] == "done":
+                result = line["result"]
+            elif line["event"] == "failed":
+                error = line
+        if status == "interrupted":
+            words = " | ".join(self.last_words()) or "killed, or out of memory"
+            error = {
+                "error": "WorkerDied",
+                "message": f"its process ended without a word ({words}). Start it again.",
+                "traceback": "",
+            }
+        left = None
+        if status == "running" and done and first_done and (spent := time.time() - began) > 2:
+            left = spent * (1 - done) / done
+        return State(status, text, done, tuple(notes), result, error, began, left)
+
+    def raise_for_error(self) -> None:
+        """Raise what ended it badly, if anything did."""
+        if (error := self.state().error) is not None:
+            raise error_of(error)
+
+    def stop(self) -> None:
+        """Ask it to end where it can go on later."""
+        self.stop_file.touch()
+
+
+def start(home: Home, kind: str, arguments: Mapping[str, Any]) -> Job:
+    """Begin a job in a process of its own, and return while it works. Raises SpecError where there is no such kind."""
+    if kind not in names():
+        raise SpecError(f"there is no job '{kind}'. Known: {', '.join(names())}.")
+    stem = time.strftime("%Y%m%d-%H%M%S") + f"-{kind}"
+    folder, number = home.jobs / stem, 1
+    while True:
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+            folder = home.jobs / f"{stem}-{number}"
+    job = Job(folder)
+    asked = {"kind": kind, "arguments": dict(arguments), "created": time.time()}
+    write_text(folder / "job.json", json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
+    again(job, home)
+    prune(home)
+    return job
+
+
+def again(job: Job, home: Home) -> None:
+    """Start a job that has ended once more; a download goes on where it stopped."""
+    job.stop_file.unlink(missing_ok=True)
+    job.append("began")
+    workplace.start([job], "finetune_local.jobs.worker", [str(job.folder), str(home.root)])
+
+
+def every(home: Home, kind: str | None = None) -> list[Job]:
+    """All jobs (of a kind), the newest first."""
+    found = [Job(folder) for folder in home.jobs.iterdir() if (folder / "job.json").is_file()]
+    found.sort(key=lambda job: job.asked["created"], reverse=True)
+    return [job for job in found if kind is None or job.kind == kind]
+
+
+def find(home: Home, name: str) -> Job:
+    """A job by its name. Raises SpecError."""
+    folder = home.jobs / name
+    if Path(name).name != name or not (folder / "job.json").is_file():
+        raise SpecError(f"there is no job '{name}' any more.")
+    return Job(folder)
+
+
+def running(home: Home, kind: str | None = None) -> list[Job]:
+    """Those at work."""
+    return [job for job in every(home, kind) if job.status() == "running"]
+
+
+def forget(job: Job) -> None:
+    """Delete a job's folder. Raises SpecError while it works."""
+    if job.worker() is not None:
+        raise SpecError("this job is still at work. Stop it first.")
+    remove_files(job.folder)
+
+
+def prune(home: Home) -> None:
+    """Forget the oldest jobs that have ended, so that the folder does not grow for ever."""
+    for job in every(home)[_KEPT:]:
+        if job.worker() is None:
+            remove_files(job.folder)

@@ -1,0 +1,89 @@
+"""The process of a job: `python -m finetune_local.jobs.worker JOB HOME`. Every way to end writes a last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from finetune_local.errors import FinetuneError, Stopped
+from finetune_local.files import write_text
+from finetune_local.jobs.job import Job
+from finetune_local.jobs.kinds import work_of
+from finetune_local.paths import Home
+
+_SECONDS_BETWEEN = 0.2
+
+
+class Teller:
+    """Progress into the job's events, a few times a second, and the place where a wish to stop is noticed."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.asked_by_signal = False
+        self._last: tuple[str, float] = ("", 0.0)
+
+    def __call__(self, text: str, done: float | None = None) -> None:
+        """See kinds.Tell."""
+        if self.asked_by_signal or self.job.stop_file.exists():
+            raise Stopped("stopped; what was done so far is kept.")
+        before, when = self._last
+        if text != before or time.monotonic() - when >= _SECONDS_BETWEEN or done == 1.0:
+            self._last = (text, time.monotonic())
+            self.job.append("progress", text=text, done=done)
+
+    def note(self, text: str) -> None:
+        """See kinds.Tell."""
+        self.job.append("note", text=text)
+
+
+def main(arguments: list[str]) -> int:
+    """Take the job over, work, and give it back. A second worker of the same job touches nothing."""
+    import psutil
+
+    job, home = Job(Path(arguments[0])), Home(Path(arguments[1]))
+    tell = Teller(job)
+
+    def on_signal(_number: int, _frame: object) -> None:
+        tell.asked_by_signal = True
+
+    for name in ("SIGTERM", "SIGINT"):
+        signal.signal(getattr(signal, name), on_signal)
+    with job.taken() as mine:
+        if not mine:
+            return FinetuneError.exit_code
+        started = psutil.Process().create_time()
+        write_text(job.worker_file, json.dumps({"pid": os.getpid(), "started": started}) + "\n")
+        try:
+            return work(job, home, tell)
+        finally:
+            job.stop_file.unlink(missing_ok=True)
+            job.worker_file.unlink(missing_ok=True)
+
+
+def work(job: Job, home: Home, tell: Any) -> int:
+    """Do it and write the last line; the exit code."""
+    try:
+        result = work_of(job.kind)(job.arguments, home, tell)
+    except Stopped:
+        job.append("stopped")
+        return Stopped.exit_code
+    except FinetuneError as error:
+        job.append("failed", error=type(error).__name__, message=str(error), traceback="")
+        return error.exit_code
+    except BaseException as error:  # noqa: BLE001 - the process's last act is to say why it ends, whatever it was
+        trace = "".join(traceback.format_exception(error))
+        print(trace, file=sys.stderr, flush=True)  # noqa: T201 - stderr is worker.log
+        job.append("failed", error="", message=f"{type(error).__name__}: {error}", traceback=trace)
+        return 1
+    job.append("done", result=result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
