@@ -211,6 +211,7 @@ class Service:
             if (waiting := self._queues.get(event["id"])) is not None:
                 waiting.put(event)
         process.wait()
+        lines.close()
         if process is self._process or self._process is None:
             for waiting in list(self._queues.values()):
                 waiting.put(None)

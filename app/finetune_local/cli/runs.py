@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 import click
 
 from finetune_local import paths
@@ -42,11 +39,12 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     from finetune_local.spec.run import as_tables
     from finetune_local.train import runs
     from finetune_local.train.events import Step, Validation
+    from finetune_local.train.facts import facts_of
 
     run = runs.find(paths.home(home) if home else outer, name)
     steps = {e.step: e.loss for e in run.history() if isinstance(e, Step)}
     validations = {e.step: e.loss for e in run.history() if isinstance(e, Validation)}
-    facts = {**_facts(run), "spec": as_tables(run.spec), "losses": steps, "validation_losses": validations}
+    facts = {**facts_of(run), "spec": as_tables(run.spec), "losses": steps, "validation_losses": validations}
     if as_json:
         emit(facts)
         return
@@ -103,9 +101,9 @@ def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: b
 
 
 def _list(home: paths.Home, as_json: bool) -> None:
-    from finetune_local.train import runs
+    from finetune_local.train.facts import all_facts
 
-    rows = [_facts(run) for run in runs.every(home)]
+    rows = all_facts(home)
     if as_json:
         emit(rows)
     elif not rows:
@@ -113,26 +111,6 @@ def _list(home: paths.Home, as_json: bool) -> None:
     else:
         columns = ("run", "status", "method", "model", "steps", "last_loss", "validation_loss", "changed")
         table([c.replace("_", " ") for c in columns], [[_cell(row.get(c)) for c in columns] for row in rows])
-
-
-def _facts(run: Any) -> dict[str, Any]:
-    from finetune_local.errors import SpecError
-
-    changed = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / "run.json").stat().st_mtime))
-    facts = {"run": run.name, "status": run.status(), "folder": str(run.folder), "changed": changed}
-    try:
-        spec = run.spec
-    except SpecError as error:
-        return {**facts, "status": "damaged", "problem": str(error)}
-    last = run.last_event()
-    facts.update(method=spec.method.key, model=spec.model.id, backend=spec.backend, steps=spec.training.max_steps)
-    if hasattr(last, "summary"):
-        facts.update(last.summary)
-    elif last is not None and hasattr(last, "step"):
-        facts["step"] = last.step
-    if run.adapter.exists():
-        facts["adapter"] = str(run.adapter)
-    return facts
 
 
 def _cell(value: object) -> str:

@@ -154,6 +154,27 @@ def every(home: Home) -> list[Run]:
     return sorted(found, key=lambda run: (run.folder / "run.json").stat().st_mtime, reverse=True)
 
 
+def at_work(home: Home) -> list[Run]:
+    """Runs whose worker lives; asked every second, so nothing is read of the others."""
+    waiting = [Run(folder) for folder in home.runs.iterdir() if (folder / "worker.json").exists()]
+    return [run for run in waiting if run.worker() is not None]
+
+
+def rename(run: Run, name: str, home: Home) -> Run:
+    """Call a run otherwise; its adapter goes with it. Raises SpecError while it is running, or where the name cannot be."""
+    if problem := bad_name(name):
+        raise SpecError(f"the name {name!r} {problem}.")
+    if run.worker() is not None:
+        raise SpecError(f"run '{run.name}' is running. Stop it first, or rename it when it has ended.")
+    target = home.runs / name
+    if target.exists():
+        raise SpecError(f"there is a run '{name}' already. Choose another name.")
+    run.folder.rename(target)
+    renamed = Run(target)
+    renamed.write_spec(renamed.spec.model_copy(update={"name": name}))
+    return renamed
+
+
 def remove(run: Run) -> None:
     """Delete a run folder. Raises SpecError while it is running."""
     if run.worker() is not None:

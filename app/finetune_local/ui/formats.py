@@ -1,0 +1,96 @@
+"""Numbers, sizes, dates and spans of time as the user's locale writes them."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Callable
+
+from babel import Locale, UnknownLocaleError
+from babel.dates import format_datetime, format_time
+from babel.numbers import format_decimal, format_percent, format_scientific
+
+Words = Callable[..., str]
+
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_DAY = 86400
+
+
+class Formats:
+    """How things are written for one user. `locale` is the browser's word ("de-DE"); an unknown one counts as English."""
+
+    def __init__(self, locale: str, words: Words) -> None:
+        self._t = words
+        try:
+            self.locale = Locale.parse(locale, sep="-" if "-" in locale else "_")
+        except (UnknownLocaleError, ValueError, TypeError):
+            self.locale = Locale.parse("zh_CN" if locale.startswith("zh") else "en")
+
+    def number(self, value: float | None, digits: int = 0) -> str:
+        """1,234.57; a dash for what is not known, ∞ and "NaN" by name."""
+        if value is None:
+            return "–"
+        if not math.isfinite(value):
+            return "∞" if value > 0 else "–∞" if value < 0 else "NaN"
+        return format_decimal(value, "#,##0" + ("." + "0" * digits if digits else ""), locale=self.locale)
+
+    def loss(self, value: float | None) -> str:
+        """A loss, to four digits after the point."""
+        return self.number(value, 4)
+
+    def rate(self, value: float | None) -> str:
+        """A learning rate: 2.0E-4 by the locale's way."""
+        return "–" if value is None else format_scientific(value, "0.0#E0", locale=self.locale)
+
+    def percent(self, share: float | None, digits: int = 0) -> str:
+        """34 %."""
+        if share is None:
+            return "–"
+        return format_percent(share, "#,##0" + ("." + "0" * digits if digits else "") + "%", locale=self.locale)
+
+    def size(self, count: float | None) -> str:
+        """Bytes: 1.5 GB, 270 MB."""
+        if count is None:
+            return "–"
+        for unit, name in _UNITS:
+            if count >= unit:
+                value = count / unit
+                return f"{self.number(value, 1 if value < 10 else 0)} {name}"
+        return f"{self.number(count)} B"
+
+    def parameters(self, count: int | None) -> str:
+        """135 M, 1.7 B."""
+        if not count:
+            return "–"
+        value, unit = (count / 1e9, "B") if count >= 1e9 else (count / 1e6, "M") if count >= 1e6 else (count / 1e3, "k")
+        return f"{self.number(value, 1 if value < 10 else 0)} {unit}"
+
+    def span(self, seconds: float | None) -> str:
+        """45 s, 3 min, 2 h 10 min, in the user's language."""
+        if seconds is None or not math.isfinite(seconds):
+            return "–"
+        whole = round(max(0.0, seconds))
+        if whole < 60:
+            return self._t("common.seconds", n=self.number(whole))
+        if whole < 3600:
+            return self._t("common.minutes", n=self.number(whole // 60), seconds=f"{whole % 60:02d}")
+        if whole < _DAY:
+            return self._t("common.hours", n=self.number(whole // 3600), minutes=f"{whole % 3600 // 60:02d}")
+        return self._t("common.days", n=self.number(whole // _DAY), hours=str(whole % _DAY // 3600))
+
+    def about(self, seconds: float | None) -> str:
+        """A rough span: 2 min rather than 1 min 53 s."""
+        if seconds is None or not 60 <= seconds < 7200:
+            return self.span(seconds)
+        return self._t("common.minutes_about", n=self.number(round(seconds / 60)))
+
+    def moment(self, when: float | datetime.datetime | None) -> str:
+        """A moment: only the time where it is today's, else date and time."""
+        if when is None:
+            return "–"
+        at = when if isinstance(when, datetime.datetime) else datetime.datetime.fromtimestamp(when)
+        at = at.astimezone().replace(tzinfo=None)
+        if at.date() == datetime.date.fromtimestamp(time.time()):
+            return format_time(at, "short", locale=self.locale)
+        return format_datetime(at, "short", locale=self.locale)

@@ -1,0 +1,60 @@
+"""What this machine can do, for pages: looked up once by the desk, kept on disk, looked up again in the background at each start."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_local.backend import Device
+from finetune_local.errors import FinetuneError
+from finetune_local.files import write_text
+from finetune_local.paths import Home
+from finetune_local.service import Service
+
+
+class MachineFacts:
+    """As `doctor --json` tells them. Empty until the first look has come back."""
+
+    def __init__(self, home: Home, desk: Service) -> None:
+        self._file = home.window / "machine.json"
+        self._desk = desk
+        self.facts: Mapping[str, Any] = {}
+        self.problem = ""
+        self.looking = False
+        try:
+            self.facts = json.loads(self._file.read_text("utf-8"))
+        except (OSError, ValueError):
+            self.facts = {}
+
+    def look(self) -> None:
+        """Ask the desk, in a thread of its own."""
+        if not self.looking:
+            self.looking = True
+            threading.Thread(target=self._look, name="machine", daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            self.facts, self.problem = self._desk.ask("machine"), ""
+            write_text(self._file, json.dumps(self.facts, ensure_ascii=False))
+        except (FinetuneError, RuntimeError, OSError) as error:
+            self.problem = str(error)
+        self.looking = False
+
+    @property
+    def backend(self) -> str | None:
+        """The backend that would be used, or None where there is none, or none is known yet."""
+        name = self.facts.get("backend")
+        return str(name) if name else None
+
+    def devices(self, backend: str | None = None) -> list[Device]:
+        """The devices of a backend (of the one that would be used), best first."""
+        wanted = backend if backend not in (None, "auto") else self.backend
+        found = [device for device in self.facts.get("devices", ()) if device.get("backend") == wanted]
+        return [Device(**{k: v for k, v in device.items() if k != "backend"}) for device in found]
+
+    def device(self, backend: str | None = None, wanted: str | None = None) -> Device | None:
+        """The device that a run would be on."""
+        devices = self.devices(backend)
+        return next((d for d in devices if wanted in (d.id, d.kind)), devices[0] if devices and not wanted else None)

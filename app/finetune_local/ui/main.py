@@ -1,0 +1,134 @@
+"""The page: a rail with what can be done, and the pages that are found in pages/, in the order of a first journey.
+
+A page is a module with
+    TITLE: str                   key of its name in the rail
+    ORDER: int                   its place there
+    build(context) -> None       makes its components and wires them with context.on, on_show and on_tick
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from finetune_local import paths
+from finetune_local.ui import parts, rail
+from finetune_local.ui.theme import theme
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from finetune_local.ui.context import Context
+    from finetune_local.ui.windows import Window
+
+NAME = "Finetune Local"
+
+
+@cache
+def pages() -> Mapping[str, ModuleType]:
+    """Every page by its key, which is its file's name, in order."""
+    package = importlib.import_module("finetune_local.ui.pages")
+    found = {
+        m.name: importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1].ORDER))
+
+
+def create_app(context: Context) -> gr.Blocks:
+    """All pages in the context's language."""
+    import gradio as gr
+
+    from finetune_local.ui.context import FIRST
+
+    context.begin()
+    t = context.t
+    blocks = gr.Blocks(title=NAME, fill_width=True, analytics_enabled=False)
+    with blocks:
+        which = gr.Textbox(visible="hidden", elem_id="which-window")
+        foot = rail.build(context)
+        context.notice = parts.view(id="notice")
+        with gr.Tabs(elem_id="nav", selected=FIRST, overflow_behavior="wrap") as context.nav:
+            tabs = {}
+            for key, page in pages().items():
+                with gr.Tab(t(page.TITLE), id=key, elem_id=f"page-{key}") as tabs[key]:
+                    page.build(context)
+        rail.wire(context, foot)
+        for key, tab in tabs.items():
+            _wire_page(context, key, tab)
+        context.on(context.notice.click, _press_notice, None, [context.notice, context.nav])
+        timer = gr.Timer(1.0)
+        tick, outputs = context.ticks()
+        context.on(timer.tick, tick, None, outputs)
+        _attach(context, blocks, which, tabs)
+    return blocks
+
+
+def _wire_page(context: Context, key: str, tab: Any) -> None:
+    show, outputs = context.shows(key)
+
+    def shown(window: Window) -> Any:
+        window.set(page=key)
+        return {**show(window), context.notice: ""}
+
+    context.on(tab.select, shown, None, outputs)
+
+
+def _press_notice(window: Window, event: Any) -> tuple[Any, Any]:
+    import gradio as gr
+
+    do, value, _ = parts.pressed(event)
+    if do == "go":
+        window.set(page=value)
+        return "", gr.Tabs(selected=value)
+    return "", gr.skip()
+
+
+def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) -> None:
+    """When a page has loaded it says which window it is in, and what the browser's locale is; it then shows what it showed."""
+    import gradio as gr
+
+    def attach(request: gr.Request, told: str) -> Any:
+        name, _, locale = told.partition(" ")
+        window = context.windows.attach(request.session_hash or "", name)
+        if locale and locale != context.browser_locale:
+            context.browser_locale = locale
+            context.speak()
+        page = window["page"]
+        return gr.Tabs(selected=page) if page in tabs else gr.skip()
+
+    attach.__annotations__ = {"request": gr.Request}
+    blocks.load(attach, which, context.nav, js="() => ftl.window()", show_progress="hidden", api_visibility="private")
+
+
+def mount_options(context: Context) -> dict[str, Any]:
+    """What gr.mount_gradio_app is told besides the address."""
+    t = context.t
+    config = {
+        "theme": context.preferences.theme,
+        "lang": t.language,
+        "gone": [t("common.gone_title"), t("common.gone_text"), t("common.gone_how")],
+    }
+    styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
+    head = (
+        f"<script>window.ftlConfig={json.dumps(config)}</script>"
+        '<script src="/ftl/app.js"></script><link rel="icon" href="/ftl/icon.svg">'
+        + "".join(f'<link rel="stylesheet" href="/ftl/{name}">' for name in styles)
+    )
+    return {
+        "theme": theme(),
+        "head": head,
+        "footer_links": [],
+        "run_history": False,
+        "pwa": False,
+        "ssr_mode": False,
+        "mcp_server": False,
+        "enable_monitoring": False,
+        "show_error": True,
+        "favicon_path": str(paths.assets() / "ui" / "icon.svg"),
+        "allowed_paths": [],
+    }

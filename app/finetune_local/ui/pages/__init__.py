@@ -1,0 +1,1 @@
+"""One page each; see main.py for what a page offers."""

@@ -1,0 +1,116 @@
+"""What each open window remembers: its page, its forms, its conversation. Kept on disk, so that a reload, a crash or a new start
+of the app finds it again; a new window begins as the last one was, and two do not write over each other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune_local.errors import DiskFull
+from finetune_local.files import write_text
+from finetune_local.paths import Home
+
+LAST = "last"
+_OLD_SECONDS = 7 * 86400
+_DELAY = 0.4
+
+
+class Window:
+    """One window's memory. `draft` is plain JSON; keys belong to the pages, "page" is the one that is shown."""
+
+    def __init__(self, folder: Path | None, name: str, draft: dict[str, Any]) -> None:
+        """`folder` None: a window that has not said yet which one it is; nothing of it is kept."""
+        self._folder, self.name, self.draft = folder, name, draft
+        self.shown: dict[str, Any] = {}
+        """What was sent to it last, by part of a page: what has not changed is not sent again."""
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.draft.get(key)
+
+    def set(self, **values: Any) -> None:
+        """Remember; None forgets. Written to disk a moment later, so that typing does not write at every letter."""
+        if all(self.draft.get(key) == value for key, value in values.items()):
+            return
+        with self._lock:
+            for key, value in values.items():
+                if value is None:
+                    self.draft.pop(key, None)
+                else:
+                    self.draft[key] = value
+            if self._folder is not None and self._timer is None:
+                self._timer = threading.Timer(_DELAY, self.save)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def save(self) -> None:
+        """Write it now. A full disk costs the draft's newest changes, not the window."""
+        with self._lock:
+            self._timer = None
+            text = json.dumps(self.draft, ensure_ascii=False)
+        if self._folder is None:
+            return
+        try:
+            for name in (self.name, LAST):
+                write_text(self._folder / f"{name}.json", text)
+        except (DiskFull, OSError):
+            return
+
+    def changed(self, part: str, value: Any) -> bool:
+        """Whether a part of a page is another than was sent last; it counts as sent from now on."""
+        if self.shown.get(part) == value:
+            return False
+        self.shown[part] = value
+        return True
+
+
+class Windows:
+    """All windows of one server, by the session that Gradio gives to each page load."""
+
+    def __init__(self, home: Home) -> None:
+        self._folder = home.window / "drafts"
+        self._by_session: dict[str, Window] = {}
+        self._by_name: dict[str, Window] = {}
+        self._forget_old()
+
+    def attach(self, session: str, name: str) -> Window:
+        """A page load says which window it is in: the same as before a reload, or a new one."""
+        if not re.fullmatch(r"[a-z0-9]{6,40}", name):
+            name = f"w{time.time_ns()}"
+        window = self._by_name.get(name)
+        if window is None:
+            draft = _read(self._folder / f"{name}.json")
+            window = Window(self._folder, name, _read(self._folder / f"{LAST}.json") if draft is None else draft)
+            self._by_name[name] = window
+        window.shown.clear()
+        self._by_session[session] = window
+        return window
+
+    def of(self, session: str | None) -> Window:
+        """The window of a session; one without memory where it has not said yet which it is."""
+        return self._by_session.get(session or "") or Window(None, "", {})
+
+    def close(self) -> None:
+        """Write what waits to be written."""
+        for window in self._by_name.values():
+            window.save()
+
+    def _forget_old(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for file in self._folder.glob("*.json"):
+            if time.time() - file.stat().st_mtime > _OLD_SECONDS and file.stem != LAST:
+                file.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> Any:
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None if file.stem != LAST else {}
+    return values if isinstance(values, dict) else {}

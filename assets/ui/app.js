@@ -1,0 +1,183 @@
+// The page's own behaviour beside Gradio's: which window this is, light and dark, buttons of views, charts under the mouse,
+// whether the server lives. Nothing here asks any address but the server's own.
+"use strict";
+window.ftl = (() => {
+  const config = window.ftlConfig || {};
+
+  // ── light and dark ──────────────────────────────────────────────────────────────────────────────────────
+  const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
+  function applyTheme() {
+    const dark = config.theme === "dark" || (config.theme === "system" && systemDark.matches);
+    document.documentElement.style.colorScheme = dark ? "dark" : "light";
+    if (document.body && document.body.classList.contains("dark") !== dark) document.body.classList.toggle("dark", dark);
+  }
+  systemDark.addEventListener("change", applyTheme);
+  document.documentElement.lang = config.lang === "zh" ? "zh-CN" : "en";
+  document.addEventListener("DOMContentLoaded", () => {
+    applyTheme();
+    new MutationObserver(applyTheme).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+  });
+  applyTheme();
+
+  // ── which window ────────────────────────────────────────────────────────────────────────────────────────
+  function windowName() {
+    let name = sessionStorage.getItem("ftl-window");
+    if (!name) {
+      name = [...crypto.getRandomValues(new Uint8Array(12))].map((n) => (n % 36).toString(36)).join("");
+      sessionStorage.setItem("ftl-window", name);
+    }
+    return name + " " + navigator.language;
+  }
+
+  // ── views: a press on anything with data-do is told to the server with its data-* ─────────────────────────
+  function attach(element, trigger, watch) {
+    element.addEventListener("click", (event) => {
+      const found = event.target.closest("[data-do]");
+      if (!found || !element.contains(found) || found.disabled || found.matches("select,input,textarea")) return;
+      if (found.dataset.confirm && !window.confirm(found.dataset.confirm)) return;
+      event.preventDefault();
+      trigger("click", { ...found.dataset });
+    });
+    element.addEventListener("change", (event) => {
+      const found = event.target.closest("select[data-do],input[data-do],textarea[data-do]");
+      if (!found) return;
+      const value = found.type === "checkbox" ? String(found.checked) : found.value;
+      trigger("click", { ...found.dataset, key: found.dataset.value || "", value });
+    });
+    // A view is made anew when it changes: what had the focus, was open or was scrolled stays so.
+    let focused = "", open = new Set(), scrolled = new Map();
+    element.addEventListener("focusin", (event) => (focused = event.target.id || handle(event.target)));
+    element.addEventListener("focusout", () => setTimeout(() => { if (!element.contains(document.activeElement) && document.activeElement !== document.body) focused = ""; }));
+    element.addEventListener("toggle", (event) => { if (event.target.dataset && event.target.dataset.keep) open[event.target.open ? "add" : "delete"](event.target.dataset.keep); }, true);
+    element.addEventListener("scroll", (event) => { if (event.target.dataset && event.target.dataset.scroll) scrolled.set(event.target.dataset.scroll, [event.target.scrollTop, event.target.scrollHeight - event.target.clientHeight - event.target.scrollTop < 40]); }, true);
+    function after() {
+      element.querySelectorAll("details[data-keep]").forEach((d) => (d.open = d.open || open.has(d.dataset.keep)));
+      element.querySelectorAll("[data-scroll]").forEach((d) => {
+        const [top, end] = scrolled.get(d.dataset.scroll) || [0, d.dataset.end !== undefined];
+        d.scrollTop = end && d.dataset.end !== undefined ? d.scrollHeight : top;
+      });
+      if (focused && (document.activeElement === document.body || !document.activeElement)) {
+        const again = [...element.querySelectorAll("button,a,select,input,summary,[tabindex]")].find((e) => (e.id || handle(e)) === focused);
+        if (again) again.focus({ preventScroll: true });
+      }
+    }
+    watch("value", after);
+    after();
+  }
+  const handle = (e) => (e.dataset && e.dataset.do ? e.dataset.do + " " + (e.dataset.value || "") : "");
+
+  document.addEventListener("click", (event) => {
+    const copy = event.target.closest("[data-copy]");
+    if (copy) {
+      navigator.clipboard.writeText(copy.dataset.copy).then(() => {
+        copy.classList.add("done");
+        setTimeout(() => copy.classList.remove("done"), 1500);
+      });
+    }
+    const pick = event.target.closest("[data-pick]");
+    if (pick && window.pywebview) {
+      window.pywebview.api.pick(pick.dataset.pick).then((path) => path && fill(pick.dataset.into, path));
+    }
+  });
+
+  // Put a text into one of Gradio's fields as if it had been typed.
+  function fill(id, text) {
+    const field = document.querySelector(`#${CSS.escape(id)} textarea, #${CSS.escape(id)} input`);
+    if (!field) return;
+    const kind = field.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
+    Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(field, text);
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+    field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+    field.blur();
+  }
+  window.addEventListener("pywebviewready", () => document.documentElement.classList.add("in-window"));
+
+  // ── files dropped anywhere on a page with a place for them go there ─────────────────────────────────────────
+  const dropTarget = () => [...document.querySelectorAll(".drop-here input[type=file]")].find((e) => e.closest(".drop-here").offsetParent);
+  let depth = 0;
+  const files = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+  document.addEventListener("dragenter", (event) => { if (files(event)) { depth++; document.body.classList.toggle("dragging", Boolean(dropTarget())); } });
+  document.addEventListener("dragleave", (event) => { if (files(event) && --depth <= 0) { depth = 0; document.body.classList.remove("dragging"); } });
+  document.addEventListener("dragover", (event) => { if (files(event)) event.preventDefault(); });
+  document.addEventListener("drop", (event) => {
+    if (!files(event)) return;
+    depth = 0;
+    document.body.classList.remove("dragging");
+    event.preventDefault(); // a file must never replace the page
+    const input = dropTarget();
+    if (!input || event.target.closest(".drop-here")) return;
+    input.files = event.dataTransfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
+  // ── charts: values under the mouse ──────────────────────────────────────────────────────────────────────────
+  document.addEventListener("pointermove", (event) => {
+    const plot = event.target.closest && event.target.closest(".chart .plot");
+    document.querySelectorAll(".chart .plot.over").forEach((other) => { if (other !== plot) leave(other); });
+    if (!plot) return;
+    const data = plot.ftlData || (plot.ftlData = JSON.parse(plot.dataset.points));
+    const box = plot.getBoundingClientRect();
+    const at = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+    let best = 0;
+    data.x.forEach((x, i) => { if (Math.abs(x - at) < Math.abs(data.x[best] - at)) best = i; });
+    if (!data.x.length) return;
+    plot.classList.add("over");
+    const line = plot.querySelector(".cross"), tip = plot.querySelector(".tip");
+    line.style.left = 100 * data.x[best] + "%";
+    tip.textContent = data.tips[best];
+    tip.style.left = 100 * data.x[best] + "%";
+    tip.classList.toggle("flip", data.x[best] > 0.6);
+  });
+  document.addEventListener("pointerout", (event) => { if (!event.relatedTarget) document.querySelectorAll(".chart .plot.over").forEach(leave); });
+  const leave = (plot) => plot.classList.remove("over");
+
+  // ── does the server live? ───────────────────────────────────────────────────────────────────────────────────
+  let built = null, missed = 0;
+  async function look() {
+    try {
+      const answer = await fetch("/ftl/alive", { cache: "no-store" });
+      if (answer.status === 401) throw new Error("another launch");
+      const state = await answer.json();
+      missed = 0;
+      const gone = document.getElementById("gone");
+      if (gone) gone.remove();
+      if (built !== null && state.built !== built) { location.reload(); return; }
+      built = state.built;
+    } catch (error) {
+      if (++missed >= 2 && !document.getElementById("gone")) tellGone();
+    }
+    setTimeout(look, 2000);
+  }
+  function tellGone() {
+    const text = config.gone || ["", "", ""];
+    const box = document.createElement("div");
+    box.id = "gone";
+    box.setAttribute("role", "alertdialog");
+    box.setAttribute("aria-label", text[0]);
+    const inner = document.createElement("div");
+    for (const [tag, words] of [["h1", text[0]], ["p", text[1]], ["p", text[2]]]) {
+      const part = document.createElement(tag);
+      part.textContent = words;
+      inner.append(part);
+    }
+    box.append(inner);
+    document.body.append(box);
+  }
+  setTimeout(look, 2000);
+
+  // ── the rail by keyboard: arrows move along it, as in any list of tabs ──────────────────────────────────────────
+  document.addEventListener("keydown", (event) => {
+    const tab = event.target.closest && event.target.closest('#nav [role="tab"]');
+    const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    if (tab && step && tab.closest("#nav > .tab-wrapper")) {
+      const all = [...tab.parentElement.querySelectorAll('[role="tab"]')];
+      const next = all[(all.indexOf(tab) + step + all.length) % all.length];
+      event.preventDefault();
+      next.focus();
+      next.click();
+    }
+  });
+
+  return { attach, window: windowName, fill, config };
+})();
