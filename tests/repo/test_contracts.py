@@ -61,6 +61,8 @@ NETWORK = {
     "app/finetune_local/models/download.py",
     "app/finetune_local/models/hub.py",
     "app/finetune_local/models/starter.py",
+    "app/finetune_local/ui/server.py",  # listens on 127.0.0.1
+    "app/finetune_local/desktop/instance.py",  # asks the other instance, on 127.0.0.1
 }
 NETWORK_MODULES = {"socket", "urllib.request", "http.client", "httpx", "requests", "aiohttp", "huggingface_hub"}
 

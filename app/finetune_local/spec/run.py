@@ -174,7 +174,7 @@ class TrainingSettings(Settings):
     keep_checkpoints: int = setting(2, help="Checkpoints kept beside the best one.", group="training", ge=1)
     early_stopping: int | None = setting(
         None,
-        help="Stop after this many validations without a better loss; 0 never. Automatic: 4 with --goal thorough, else never.",
+        help="Stop after this many validations without a better loss; 0 never. Automatic: 4 if --goal is thorough.",
         group="training",
         ge=0,
     )
@@ -196,7 +196,7 @@ class RunSpec(Settings):
     )
     goal: Goal = setting(
         "balanced",
-        help="What automatic values aim at. quick: a first look in a third of the time; thorough: twice as long, kept at its best.",
+        help="What automatic values aim at: a quick first look, the usual, or twice as long and kept at its best.",
         group="run",
     )
     model: ModelSettings = ModelSettings()
