@@ -29,6 +29,7 @@ def facts_of(run: Run) -> dict[str, Any]:
             method=_key(spec["method"]),
             model=spec["model"]["id"],
             backend=spec["backend"],
+            precision=spec["model"]["precision"],
             steps=spec["training"]["max_steps"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ from finetune_local import backend as port
 from finetune_local.adapters.identity import check_same_base, read_identity
 from finetune_local.errors import SpecError, Unsupported, told_of
 from finetune_local.machine import nvidia_cards
+from finetune_local.models.fit import estimate, verdict
 from finetune_local.paths import Home
 from finetune_local.spec import defaults
 from finetune_local.spec.families import Family, families, family_of
@@ -71,6 +72,21 @@ def check_before_loading(
     if device.kind == "cpu" and spec.device is None and (cards := nvidia_cards()):
         notes.append(f"this machine has an {cards[0].name}, but it is not used: `finetune-local doctor` says why")
     spec = spec.model_copy(update={"backend": backend.name, "device": device.id})
+    spec, settled = settle(spec, backend, device)
+    model = resolve_for(spec.model, home, progress)
+    plan_for(spec, model)
+    if Path(spec.model.id).expanduser().exists():
+        # A folder or file named from where the user stood must be found from anywhere later.
+        installed = model.path.parent == home.models
+        lasting = model.path.name if installed else str(model.path.resolve())
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": lasting})})
+    return spec, notes + settled
+
+
+def settle(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[str]]:
+    """The spec with what follows from backend and device alone, and a note for each: the base's precision, the kind of 4 bits,
+    what stands in for a preset that the backend lacks. Raises Unsupported. Nothing is loaded."""
+    notes = []
     if spec.model.precision is None:
         precision, reason = defaults.precision(spec, device.kind, device.fast_bf16)
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"precision": precision})})
@@ -80,14 +96,25 @@ def check_before_loading(
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"quantisation": kind})})
         notes.append(f"model.quantisation = {kind}: {reason}")
     spec, replaced = _bridge_gaps(spec, backend, device)
-    model = resolve_for(spec.model, home, progress)
-    plan_for(spec, model)
-    if Path(spec.model.id).expanduser().exists():
-        # A folder or file named from where the user stood must be found from anywhere later.
-        installed = model.path.parent == home.models
-        lasting = model.path.name if installed else str(model.path.resolve())
-        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": lasting})})
     return spec, notes + replaced
+
+
+def facts_for(
+    spec: RunSpec, model: ModelFolder, plan: AdapterPlan, device: port.Device, rows: int, longest: int, held_out: int
+) -> defaults.Facts:
+    """What automatic values are computed from."""
+    open_spec = spec.training.model_copy(update={"micro_batch_tokens": 1024, "gradient_checkpointing": False})
+    needs = estimate(model, spec.model_copy(update={"training": open_spec}), plan, device.kind)
+    return defaults.Facts(
+        device=device.kind,
+        memory_bytes=device.memory_bytes,
+        hidden_size=model.hidden_size,
+        fixed_bytes=needs.total - needs.activations,
+        activation_bytes=needs.activations,
+        rows=rows,
+        longest=longest,
+        validation_rows=held_out,
+    )
 
 
 def check_together(
@@ -164,7 +191,6 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     """
     from finetune_local.data.prepare import conversations, open_prepared
     from finetune_local.data.tokenizer import Tokenizer
-    from finetune_local.models.fit import estimate, verdict
     from finetune_local.models.resolve import resolve_for
 
     spec = run.spec
@@ -190,18 +216,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
         )
     plan = plan_for(spec, model)
     device = _device(backend, spec.device)
-    open_spec = spec.training.model_copy(update={"micro_batch_tokens": 1024, "gradient_checkpointing": False})
-    needs = estimate(model, spec.model_copy(update={"training": open_spec}), plan, device.kind)
-    facts = defaults.Facts(
-        device=device.kind,
-        memory_bytes=device.memory_bytes,
-        hidden_size=model.hidden_size,
-        fixed_bytes=needs.total - needs.activations,
-        activation_bytes=needs.activations,
-        rows=len(data.train),
-        longest=int(data.train.lengths.max()),
-        validation_rows=len(data.validation),
-    )
+    facts = facts_for(spec, model, plan, device, len(data.train), int(data.train.lengths.max()), len(data.validation))
     spec, chosen = defaults.resolve(spec, facts)
     for choice in chosen:
         shown = f"{choice.value:g}" if isinstance(choice.value, float) else choice.value

@@ -22,6 +22,7 @@ from finetune_local.train.runs import Run
 from finetune_local.train.watch import Watch
 from finetune_local.ui.formats import Formats
 from finetune_local.ui.machine import MachineFacts
+from finetune_local.ui.parts import pressed
 from finetune_local.ui.strings import Language, Strings
 from finetune_local.ui.windows import Window, Windows
 
@@ -56,6 +57,7 @@ class Context:
         self._watched: dict[Path, Watch] = {}
         self._ticks: list[tuple[str | None, Handler, list[Any]]] = []
         self._shows: dict[str, list[tuple[Handler, list[Any]]]] = {}
+        self._offers: dict[str, tuple[Handler, list[Any]]] = {}
 
     # ── words ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -82,7 +84,7 @@ class Context:
 
     def begin(self) -> None:
         """Forget the wiring of a page that is made anew."""
-        self._ticks, self._shows = [], {}
+        self._ticks, self._shows, self._offers = [], {}, {}
 
     def on(
         self,
@@ -120,6 +122,26 @@ class Context:
     def on_tick(self, page: str | None, fn: Handler, outputs: Any) -> None:
         """Call `fn(window)` each second while a page is in view (None: whatever is)."""
         self._ticks.append((page, fn, _listed(outputs)))
+
+    def on_notice(self, do: str, fn: Handler, outputs: Any) -> None:
+        """Call `fn(window, value)` when a button of the notice with this data-do is pressed; the notice goes away."""
+        self._offers[do] = (fn, _listed(outputs))
+
+    def offers(self) -> tuple[Handler, list[Any]]:
+        """All buttons of the notice, as one handler."""
+        wired = dict(self._offers)
+
+        def press(window: Window, event: Any) -> dict[Any, Any]:
+            do, value, _ = pressed(event)
+            gone = {self.notice: ""}
+            if do == "go":
+                return {**gone, self.nav: self.go(window, value)}
+            if do in wired:
+                fn, outputs = wired[do]
+                return {**gone, **_named(fn(window, value), outputs)}
+            return gone
+
+        return press, _union([[self.nav], *(outputs for _, outputs in wired.values())])
 
     def shows(self, page: str) -> tuple[Handler, list[Any]]:
         """All that a page's coming into view does, as one handler."""

@@ -60,7 +60,8 @@ def create_app(context: Context) -> gr.Blocks:
         rail.wire(context, foot)
         for key, tab in tabs.items():
             _wire_page(context, key, tab)
-        context.on(context.notice.click, _press_notice, None, [context.notice, context.nav])
+        offered, outputs = context.offers()
+        context.on(context.notice.click, offered, None, outputs)
         timer = gr.Timer(1.0)
         tick, outputs = context.ticks()
         context.on(timer.tick, tick, None, outputs)
@@ -76,16 +77,6 @@ def _wire_page(context: Context, key: str, tab: Any) -> None:
         return {**show(window), context.notice: ""}
 
     context.on(tab.select, shown, None, outputs)
-
-
-def _press_notice(window: Window, event: Any) -> tuple[Any, Any]:
-    import gradio as gr
-
-    do, value, _ = parts.pressed(event)
-    if do == "go":
-        window.set(page=value)
-        return "", gr.Tabs(selected=value)
-    return "", gr.skip()
 
 
 def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) -> None:

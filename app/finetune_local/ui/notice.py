@@ -4,16 +4,31 @@ done."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
+from finetune_local import errors
 from finetune_local.errors import FinetuneError
 from finetune_local.ui.html import Html, h
+from finetune_local.ui.parts import button
 from finetune_local.ui.strings import Strings
 from finetune_local.ui.translate import sentence
 
 
+WHERE: Mapping[type[FinetuneError], str] = {
+    errors.DataError: "data",
+    errors.ModelError: "model",
+    errors.DownloadFailed: "model",
+    errors.AdapterError: "adapters",
+    errors.DiskFull: "settings",
+}
+"""The page on which what an error tells of can be mended."""
+
+
 def problem(t: Strings, error: FinetuneError, *buttons: Html) -> Html:
-    """An error of the app. What a terminal would be told to type is left to the buttons."""
+    """An error of the app, with a way to the page where it can be mended where no other button is given."""
     title = t.get(f"errors.{type(error).__name__}") or t("errors.UserError")
+    if not buttons and (page := WHERE.get(type(error))) is not None:
+        buttons = (button(t("errors.go_to", page=t(f"nav.{page}")), "go", page, kind="small"),)
     return told(t, "bad", title, str(error), *buttons)
 
 

@@ -1,14 +1,30 @@
-"""What this machine has: as `doctor --json` prints it."""
+"""What this machine has: as `doctor --json` prints it, and how fast its processors multiply matrices."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+import numpy as np
 
 from finetune_local.diagnose import examine
 from finetune_local.paths import Home
 from finetune_local.service import Call
 
+_SIZE, _SECONDS = 768, 0.3
+
 
 def answer(call: Call, home: Home) -> dict[str, Any]:
-    """See diagnose.examine."""
-    return examine(str(call.values.get("backend", "auto")), home)
+    """See diagnose.examine; "flops" are fp32 operations per second."""
+    return {**examine(str(call.values.get("backend", "auto")), home), "flops": _flops()}
+
+
+def _flops() -> float:
+    """Operations per second of numpy's fp32 product, over a third of a second, warmed up."""
+    matrix = np.random.default_rng(0).random((_SIZE, _SIZE), np.float32)
+    matrix @ matrix
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < _SECONDS:
+        matrix @ matrix
+        count += 1
+    return 2.0 * _SIZE**3 * count / (time.perf_counter() - began)
