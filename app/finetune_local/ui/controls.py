@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic.fields import FieldInfo
 
 from finetune_local.spec.fields import extra_of
+from finetune_local.spec.methods import method
 
 if TYPE_CHECKING:
     from finetune_local.ui.strings import Strings
@@ -36,9 +37,17 @@ def label_of(t: Strings, path: str) -> str:
 
 def help_of(t: Strings, path: str, field: FieldInfo) -> str:
     """What a setting is for: the declaration's own help in English, the table's in Chinese."""
-    if t.language == "en":
-        return field.description or ""
     return t.get(f"help.{path}") or field.description or ""
+
+
+def method_title(t: Strings, key: str) -> str:
+    """What a method is called."""
+    return t.get(f"methods.{key}.title") or method(key).title
+
+
+def method_summary(t: Strings, key: str) -> str:
+    """What a method does, in a sentence: its own in English, the table's in Chinese."""
+    return t.get(f"methods.{key}.summary") or method(key).summary
 
 
 def control(t: Strings, path: str, field: FieldInfo, *, id: str | None = None, **more: Any) -> Any:  # noqa: A002

@@ -1,51 +1,169 @@
 """Sentences of the app's core, which are written in English where they are raised, in the language of the window.
 
-assets/messages.toml holds them as templates: "{path}: there is no such file." beside its Chinese. A sentence that fits no template
-is shown as it is. What a placeholder stands for is translated in turn, so a reason within a note is too.
+The files in assets/messages hold them as templates beside their Chinese:
+
+    messages = [["{path}: there is no such file.", "{path}：没有这个文件。"], …]
+    phrases = [["for {n} rows", "按 {n} 行数据"], …]
+
+What stands for a place is put in as it is: it is a name, a number, a piece of the user's data. Where it is the core's own words, a
+reason within a note, the place is written {*reason}, and what stands for it is translated in turn; *phrases* are looked for only there,
+because a few words such as "is missing" could as well be a part of a file's name.
+
+A text that fits no template as a whole is taken apart where sentences end and at ": " and "; ", such that as much as possible of it
+fits. What fits nothing stays as it is. A place at an end of the English is at the same end of the Chinese, so that a name with
+": " in it does not fall apart.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from finetune_local.paths import assets
 from finetune_local.ui.strings import Strings
 
-_PLACE = re.compile(r"\{(\w+)\}")
+_PLACE = re.compile(r"\{(\*?\w+)\}")
+_BREAK = re.compile(r"(?<=[.!?…])\s+|: |; ")
+_LIST = re.compile(r", | and ")
+_LONGEST = 4000
+"""Characters of a line; a longer one is no sentence of the core."""
+_BREAKS = 32
 _DEPTH = 3
+_WIDE: Mapping[str, str] = {": ": "：", "; ": "；"}
 
 
 def sentence(t: Strings, text: str) -> str:
     """A text of one or several lines in the window's language."""
     if t.language == "en" or not text:
         return text
-    return "\n".join(_translated(line, _DEPTH) for line in text.split("\n"))
+    return "\n".join(fit(line).text for line in text.split("\n"))
 
 
-@lru_cache(maxsize=4096)
-def _translated(text: str, depth: int) -> str:
-    stripped = text.strip()
-    for pattern, chinese in _patterns():
-        if (found := pattern.fullmatch(stripped)) is not None:
-            values = {k: _translated(v, depth - 1) if depth else v for k, v in found.groupdict().items()}
-            return text.replace(stripped, chinese.format_map(values))
-    return text
+@dataclass(frozen=True)
+class Fit:
+    """A line as far as it could be translated. `weight` is how many characters were the templates', `whole` whether all of its
+    sentences fitted one."""
+
+    text: str
+    weight: int = 0
+    whole: bool = False
+
+
+@lru_cache(maxsize=1024)
+def fit(line: str) -> Fit:
+    """A line in Chinese, or as it is where nothing in it fits."""
+    if len(line) > _LONGEST:
+        return Fit(line)
+    stripped = line.strip()
+    near = [template for template in templates() if template.longest in stripped]
+    found = _taken_apart(stripped, near, _DEPTH, inside=False) if near else Fit(line)
+    return Fit(line.replace(stripped, found.text), found.weight, found.whole) if found.weight else Fit(line)
+
+
+@dataclass(frozen=True)
+class Template:
+    """An English text with places and its Chinese. `pieces` are the texts between the places, one more than there are `places`."""
+
+    english: str
+    chinese: str
+    phrase: bool
+    pieces: tuple[str, ...]
+    places: tuple[str, ...]
+    longest: str
+    weight: int
+
+    def values(self, text: str) -> dict[str, str] | None:
+        """What stands for each place in a text, or None where it does not fit. Takes the leftmost fit, in linear time."""
+        first, *between, last = self.pieces if self.places else (self.english, "")
+        if not self.places:
+            return {} if text == first else None
+        at, end = len(first), len(text) - len(last)
+        if not (text.startswith(first) and text.endswith(last)):
+            return None
+        found: dict[str, str] = {}
+        for place, piece in zip(self.places, [*between, None], strict=True):
+            to = end if piece is None else text.find(piece, at + 1, end)
+            if to <= at or found.setdefault(place, text[at:to]) != text[at:to]:
+                return None
+            at = to + len(piece or "")
+        return found
+
+    def filled(self, values: Mapping[str, str]) -> str:
+        """The Chinese with its places filled."""
+        return _PLACE.sub(lambda found: values[found[1]], self.chinese)
 
 
 @cache
-def _patterns() -> list[tuple[re.Pattern[str], str]]:
-    """The most particular first: those with the most words of their own."""
-    file = assets() / "messages.toml"
-    if not file.exists():
-        return []
-    pairs = tomllib.loads(file.read_text("utf-8"))["messages"]
-    pairs.sort(key=lambda pair: -len(_PLACE.sub("", pair[0])))
-    return [(_pattern(english), chinese) for english, chinese in pairs]
+def templates() -> tuple[Template, ...]:
+    """Every template of assets/messages."""
+    found = []
+    for file in sorted((assets() / "messages").glob("*.toml")):
+        lists = tomllib.loads(file.read_text("utf-8"))
+        for name in ("messages", "phrases"):
+            found += [_template(english, chinese, name == "phrases") for english, chinese in lists.get(name, ())]
+    return tuple(found)
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    parts = _PLACE.split(template)
-    written = [re.escape(part) if i % 2 == 0 else f"(?P<{part}>.+?)" for i, part in enumerate(parts)]
-    return re.compile("".join(written), re.DOTALL)
+def _template(english: str, chinese: str, phrase: bool) -> Template:
+    parts = _PLACE.split(english)
+    pieces = tuple(parts[::2])
+    weight = sum(len(piece) - piece.count(" ") for piece in pieces)
+    return Template(english, chinese, phrase, pieces, tuple(parts[1::2]), max(pieces, key=len), weight)
+
+
+def _taken_apart(text: str, near: Sequence[Template], depth: int, *, inside: bool) -> Fit:
+    """The best way to cut a text into pieces that fit: with the most of the templates' words, then with the fewest pieces."""
+    breaks = list(_BREAK.finditer(text))[:_BREAKS]
+    starts = [0, *(found.end() for found in breaks)]
+    ends = [*(found.start() for found in breaks), len(text)]
+    best: list[tuple[tuple[int, int], Fit]] = [((0, 0), Fit("", whole=True))]
+    for last, end in enumerate(ends):
+        ways = []
+        for first in range(last + 1):
+            piece = _fitted(text[starts[first] : end], near, depth, inside=inside)
+            (weight, cuts), before = best[first]
+            between = text[ends[first - 1] : starts[first]] if first else ""
+            ways.append(((weight + piece.weight, cuts - 1), _joined(before, between, piece)))
+        best.append(max(ways, key=lambda way: way[0]))
+    return best[-1][1]
+
+
+def _joined(left: Fit, between: str, right: Fit) -> Fit:
+    if left.weight or right.weight:
+        between = _WIDE.get(between, "" if left.text.endswith(("。", "！", "？")) else between)
+    return Fit(left.text + between + right.text, left.weight + right.weight, left.whole and right.whole)
+
+
+def _fitted(text: str, near: Sequence[Template], depth: int, *, inside: bool) -> Fit:
+    """A text that is not to be cut, by the template that has the most words in common with it."""
+    best = Fit(text)
+    for template in near:
+        if template.phrase and not inside:
+            continue
+        values = template.values(text)
+        if values is None:
+            continue
+        weight = template.weight
+        for place, value in values.items():
+            if place.startswith("*") and depth:
+                said = _said(value, near, depth - 1)
+                values[place], weight = said.text, weight + said.weight
+        if weight > best.weight:
+            best = Fit(template.filled(values), weight, True)
+    return best
+
+
+def _said(text: str, near: Sequence[Template], depth: int) -> Fit:
+    """The core's own words within a sentence: a phrase, sentences, or several phrases in a row."""
+    found = _taken_apart(text, near, depth, inside=True)
+    if found.whole or not (separators := _LIST.findall(text)):
+        return found
+    parts = [_fitted(part, near, depth, inside=True) for part in _LIST.split(text)]
+    if not all(part.whole for part in parts):
+        return found
+    between = ["和" if separator == " and " else "、" for separator in separators]
+    listed = "".join(part.text + mark for part, mark in zip(parts, [*between, ""], strict=True))
+    return Fit(listed, sum(part.weight for part in parts), True)
