@@ -20,6 +20,7 @@ from finetune_local.paths import Home
 from finetune_local.service import Service
 from finetune_local.train.runs import Run
 from finetune_local.train.watch import Watch
+from finetune_local.ui.ended import Endings
 from finetune_local.ui.formats import Formats
 from finetune_local.ui.machine import MachineFacts
 from finetune_local.ui.parts import pressed
@@ -50,6 +51,7 @@ class Context:
         self.desk = Service(DESK, (str(home.root),), home.window / "desk.log")
         """Holds tokenizers and knows the devices: previews of data, what this machine can do."""
         self.machine = MachineFacts(home, self.desk)
+        self.endings = Endings(home)
         self.quit: Callable[[], None] = lambda: None
         self.speak()
         self.nav: Any = None

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from finetune_local import paths
-from finetune_local.ui import parts, rail
+from finetune_local.ui import ended, parts, rail
 from finetune_local.ui.theme import theme
 
 if TYPE_CHECKING:
@@ -52,12 +52,14 @@ def create_app(context: Context) -> gr.Blocks:
         which = gr.Textbox(visible="hidden", elem_id="which-window")
         foot = rail.build(context)
         context.notice = parts.view(id="notice")
+        endings = ended.build()
         with gr.Tabs(elem_id="nav", selected=FIRST, overflow_behavior="wrap") as context.nav:
             tabs = {}
             for key, page in pages().items():
                 with gr.Tab(t(page.TITLE), id=key, elem_id=f"page-{key}") as tabs[key]:
                     page.build(context)
         rail.wire(context, foot)
+        ended.wire(context, endings)
         for key, tab in tabs.items():
             _wire_page(context, key, tab)
         offered, outputs = context.offers()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local import paths
 from finetune_local.paths import Home
 from finetune_local.ui.guard import OWN, App, Gate, Guard, Receive, Scope, Send
+from finetune_local.ui.without_stubs import make_no_stubs
 
 if TYPE_CHECKING:
     from finetune_local.ui.context import Context
@@ -48,6 +49,7 @@ def quiet_libraries(home: Home) -> None:
         }
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    make_no_stubs()
 
 
 class Server:
@@ -56,17 +58,27 @@ class Server:
     def __init__(self, home: Home, context: Context, port: int = 0) -> None:
         self.home, self.context = home, context
         self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # On Windows SO_REUSEADDR would let any other program listen at the same port.
+        alone = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+        self.socket.setsockopt(socket.SOL_SOCKET, alone, 1)
         self.socket.bind(("127.0.0.1", port))
         self.port: int = self.socket.getsockname()[1]
         self.gate = Gate(self.port)
         self.front = Front(context)
         self._uvicorn: Any = None
+        self._stopped = False
         self._ready = threading.Event()
 
     def run(self) -> None:
         """Serve until stop() or Ctrl-C; to be called in the main thread."""
         import uvicorn
+
+        front = self.front
+
+        class Ending(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().shutdown(sockets)
+                await front.close()
 
         quiet_libraries(self.home)
         config = uvicorn.Config(
@@ -78,7 +90,8 @@ class Server:
             server_header=False,
             date_header=False,
         )
-        self._uvicorn = uvicorn.Server(config)
+        self._uvicorn = Ending(config)
+        self._uvicorn.should_exit = self._stopped
         threading.Thread(target=self._build, name="build", daemon=True).start()
         try:
             self._uvicorn.run(sockets=[self.socket])
@@ -86,7 +99,8 @@ class Server:
             self.context.close()
 
     def stop(self) -> None:
-        """Leave run()."""
+        """Leave run(), also one that has yet to begin."""
+        self._stopped = True
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
 
@@ -145,6 +159,10 @@ class Front:
         while self._loop is None:
             threading.Event().wait(0.01)
         asyncio.run_coroutine_threadsafe(enter(), self._loop).result()
+
+    async def close(self) -> None:
+        """End the pages."""
+        await self._lives.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
