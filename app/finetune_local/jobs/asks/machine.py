@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune_local.diagnose import examine
+from finetune_local.machine import machine
 from finetune_local.paths import Home
 from finetune_local.service import Call
 
@@ -20,11 +21,11 @@ def answer(call: Call, home: Home) -> dict[str, Any]:
 
 
 def _flops() -> float:
-    """Operations per second of numpy's fp32 product, over a third of a second, warmed up."""
+    """Operations per second of numpy's fp32 product on all processors, by processor time, so that a busy machine tells the same."""
     matrix = np.random.default_rng(0).random((_SIZE, _SIZE), np.float32)
     matrix @ matrix
-    began, count = time.perf_counter(), 0
+    began, spent, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < _SECONDS:
         matrix @ matrix
         count += 1
-    return 2.0 * _SIZE**3 * count / (time.perf_counter() - began)
+    return machine().processors * 2.0 * _SIZE**3 * count / max(1e-3, time.process_time() - spent)
