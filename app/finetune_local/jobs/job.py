@@ -1,15 +1,16 @@
 """A job's folder: what was asked (job.json), what happened (events.jsonl), and in what it ended.
 
-Lines of events.jsonl: {"event": "progress", "text", "done"}, {"event": "note", "text"}, and last one of {"event": "done",
-"result"}, {"event": "stopped"}, {"event": "failed", "error", "message", "traceback"}. All have "time".
+Lines of events.jsonl: {"event": "began"} at each start, {"event": "progress", "text", "done", "facts"}, {"event": "note", "text"},
+and last one of {"event": "done", "result"}, {"event": "stopped"}, {"event": "failed", "error", "message", "traceback"}. All have "time".
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ _KEPT = 200
 
 @dataclass(frozen=True)
 class State:
-    """A job at one moment: the newest progress, the notes so far, and the result or the error once it has ended."""
+    """A job at one moment: the newest progress with its facts, the notes so far, and the result or the error once it has ended."""
 
     status: Status
     text: str
@@ -40,6 +41,40 @@ class State:
     error: Mapping[str, Any] | None
     began: float
     seconds_left: float | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Account:
+    """What a job's lines say so far, read as they are appended: a long download has thousands, and it is looked at every second."""
+
+    def __init__(self, job: Job) -> None:
+        self._tail = job.tail()
+        self.text, self.notes = "", list[str]()
+        self.done: float | None = None
+        self.facts: Mapping[str, Any] = {}
+        self.result: Mapping[str, Any] | None = None
+        self.error: Mapping[str, Any] | None = None
+        self.began = 0.0
+
+    def read(self) -> None:
+        """Take in what is new."""
+        for line in self._tail.read():
+            match line["event"]:
+                case "began":
+                    self.text, self.done, self.notes, self.facts = "", None, [], {}
+                    self.result, self.error, self.began = None, None, line["time"]
+                case "progress":
+                    self.text, self.done, self.facts = line["text"], line["done"], line.get("facts", {})
+                case "note":
+                    self.notes.append(line["text"])
+                case "done":
+                    self.result = line["result"]
+                case "failed":
+                    self.error = line
+
+
+_accounts: dict[Path, _Account] = {}
+_lock = threading.Lock()
 
 
 class Job(Workplace):
@@ -81,27 +116,13 @@ class Job(Workplace):
         return "new" if last is None else "interrupted"
 
     def state(self) -> State:
-        """All there is to show. A job has few lines, so they are read anew each time."""
+        """All there is to show."""
         status = self.status()
-        text, done, notes = "", None, list[str]()
-        result: Mapping[str, Any] | None = None
-        error: Mapping[str, Any] | None = None
-        began = first_done = 0.0
-        newest = began
-        for line in self.lines():
-            newest = line["time"]
-            if line["event"] == "began":
-                text, done, notes, result, error, began, first_done = "", None, [], None, None, newest, 0.0
-            elif line["event"] == "progress":
-                if line["text"] != text or not first_done:
-                    first_done = newest
-                text, done = line["text"], line["done"]
-            elif line["event"] == "note":
-                notes.append(line["text"])
-            elif line["event"] == "done":
-                result = line["result"]
-            elif line["event"] == "failed":
-                error = line
+        with _lock:
+            account = _accounts.setdefault(self.folder, _Account(self))
+            account.read()
+            error, facts, done = account.error, account.facts, account.done
+            text, notes, result, began = account.text, tuple(account.notes), account.result, account.began
         if status == "interrupted":
             words = " | ".join(self.last_words()) or "killed, or out of memory"
             error = {
@@ -109,10 +130,10 @@ class Job(Workplace):
                 "message": f"its process ended without a word ({words}). Start it again.",
                 "traceback": "",
             }
-        left = None
-        if status == "running" and done and first_done and (spent := time.time() - began) > 2:
+        left = facts.get("seconds_left")
+        if left is None and status == "running" and done and not facts and (spent := time.time() - began) > 2:
             left = spent * (1 - done) / done
-        return State(status, text, done, tuple(notes), result, error, began, left)
+        return State(status, text, done, notes, result, error, began, left, facts)
 
     def raise_for_error(self) -> None:
         """Raise what ended it badly, if anything did."""
@@ -154,7 +175,8 @@ def again(job: Job, home: Home) -> None:
 
 def every(home: Home, kind: str | None = None) -> list[Job]:
     """All jobs (of a kind), the newest first."""
-    found = [Job(folder) for folder in home.jobs.iterdir() if (folder / "job.json").is_file()]
+    named = f"-{kind}" if kind else ""  # as start() calls them, so that those of other kinds are not even read
+    found = [Job(folder) for folder in home.jobs.iterdir() if named in folder.name and (folder / "job.json").is_file()]
     found.sort(key=lambda job: job.asked["created"], reverse=True)
     return [job for job in found if kind is None or job.kind == kind]
 
@@ -177,11 +199,17 @@ def forget(job: Job) -> None:
     """Delete a job's folder. Raises SpecError while it works."""
     if job.worker() is not None:
         raise SpecError("this job is still at work. Stop it first.")
-    remove_files(job.folder)
+    _delete(job)
 
 
 def prune(home: Home) -> None:
     """Forget the oldest jobs that have ended, so that the folder does not grow for ever."""
     for job in every(home)[_KEPT:]:
         if job.worker() is None:
-            remove_files(job.folder)
+            _delete(job)
+
+
+def _delete(job: Job) -> None:
+    remove_files(job.folder)
+    with _lock:
+        _accounts.pop(job.folder, None)

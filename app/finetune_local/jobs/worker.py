@@ -28,14 +28,18 @@ class Teller:
         self.asked_by_signal = False
         self._last: tuple[str, float] = ("", 0.0)
 
-    def __call__(self, text: str, done: float | None = None) -> None:
+    def __call__(self, text: str, done: float | None = None, **facts: Any) -> None:
         """See kinds.Tell."""
-        if self.asked_by_signal or self.job.stop_file.exists():
-            raise Stopped("stopped; what was done so far is kept.")
+        self.check()
         before, when = self._last
         if text != before or time.monotonic() - when >= _SECONDS_BETWEEN or done == 1.0:
             self._last = (text, time.monotonic())
-            self.job.append("progress", text=text, done=done)
+            self.job.append("progress", text=text, done=done, **({"facts": facts} if facts else {}))
+
+    def check(self) -> None:
+        """See kinds.Tell."""
+        if self.asked_by_signal or self.job.stop_file.exists():
+            raise Stopped("stopped; what was done so far is kept.")
 
     def note(self, text: str) -> None:
         """See kinds.Tell."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+from finetune_local.models.shape import Shape
 from finetune_local.paths import assets
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model: short name, hub name ("" for the default, which comes from the package index), and what to know."""
+    """One model: short name, hub name ("" for the default, which comes from the package index), its sizes, and what to know."""
 
     name: str
     hub: str
@@ -22,16 +24,22 @@ class Entry:
     license: str
     gated: bool
     good_for: str
+    shape: Shape
 
 
 @cache
 def catalog() -> tuple[Entry, ...]:
     """The list, small models first."""
     values = json.loads((assets() / "models.json").read_text("utf-8"))
-    return tuple(sorted((Entry(**value) for value in values), key=lambda e: e.parameters))
+    return tuple(sorted(map(_entry, values), key=lambda e: e.parameters))
 
 
 def entry(name: str) -> Entry | None:
     """The entry of a short name or a hub name, whatever the case."""
     wanted = name.lower()
     return next((e for e in catalog() if wanted and wanted in (e.name.lower(), e.hub.lower())), None)
+
+
+def _entry(value: dict[str, Any]) -> Entry:
+    shape = Shape(family=value["family"], context_length=value["context_length"], **value["shape"])
+    return Entry(**{**value, "shape": shape})

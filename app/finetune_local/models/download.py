@@ -39,6 +39,46 @@ class RemoteFile:
         return self.sha256 or self.git_sha1 or ""
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """How far a download is: bytes that are here and bytes in all, bytes a second and seconds left (None at first)."""
+
+    done: int
+    total: int
+    rate: float | None = None
+    seconds_left: float | None = None
+
+    @property
+    def text(self) -> str:
+        """As "1.2 of 3.4 GB, 12.0 MB/s, 3 min left"."""
+        unit, name = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
+        line = f"{self.done / unit:.1f} of {self.total / unit:.1f} {name}"
+        if self.rate is None or self.seconds_left is None:
+            return line
+        left = self.seconds_left
+        return f"{line}, {self.rate / 1e6:.1f} MB/s, {f'{left / 60:.0f} min' if left > 90 else f'{left:.0f} s'} left"
+
+
+class Speed:
+    """Measures a transfer that begins with `start` of `total` bytes here; the speed is that of the last ten seconds."""
+
+    def __init__(self, start: int, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self._clock = total, clock
+        self._seen = [(clock(), start)]
+
+    def at(self, done: int) -> Transfer:
+        """How far it is with `done` bytes here."""
+        now = self._clock()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] < now - 10:
+            self._seen.pop(0)
+        since, before = self._seen[0]
+        if now - since < 1 or done <= before:
+            return Transfer(done, self.total)
+        rate = (done - before) / (now - since)
+        return Transfer(done, self.total, rate, (self.total - done) / rate)
+
+
 class Client:
     """An HTTP client that sends the token to the endpoint's own host only and turns failures into sentences."""
 

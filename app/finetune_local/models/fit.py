@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from finetune_local.models.folder import ModelFolder
+from finetune_local.models.shape import Measured
 from finetune_local.spec.families import family_of, trainable_parameters
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec
@@ -61,8 +62,8 @@ class Estimate:
         return self.weights + self.trainable + self.optimizer + self.activations + self.runtime
 
 
-def estimate(model: ModelFolder, spec: RunSpec, plan: AdapterPlan, device: str = "cpu") -> Estimate:
-    """Memory for training `plan` on `model`. `device` is the kind: "cpu", "cuda" or "metal".
+def estimate(model: Measured, spec: RunSpec, plan: AdapterPlan, device: str = "cpu") -> Estimate:
+    """Memory for training `plan` on `model`, a folder or a Shape. `device` is the kind: "cpu", "cuda" or "metal".
 
     What the spec leaves open is taken as its usual value; give the resolved spec of a run for its own.
     """
@@ -84,13 +85,13 @@ def estimate(model: ModelFolder, spec: RunSpec, plan: AdapterPlan, device: str =
     )
 
 
-def verdict(estimate: Estimate, device_bytes: int) -> str:
+def verdict(estimate: Estimate, device_bytes: int) -> Literal["fits", "tight", "too big"]:
     """ "fits" up to four fifths of the memory, "tight" up to all of it, else "too big"."""
     share = estimate.total / max(1, device_bytes)
     return "fits" if share <= _TIGHT else "tight" if share <= 1 else "too big"
 
 
-def _activations(model: ModelFolder, spec: RunSpec, plan: AdapterPlan, activation: int) -> int:
+def _activations(model: Measured, spec: RunSpec, plan: AdapterPlan, activation: int) -> int:
     family = family_of(plan)
     tokens = spec.training.micro_batch_tokens or MICRO_BATCH_TOKENS
     members = family.virtual_tokens(plan).members

@@ -207,7 +207,7 @@ def check_config(path: Path | str, config: dict[str, Any]) -> None:
         raise ModelError(
             f"{path}: 'model_type' is missing from config.json, so it is not known what kind of model this is."
         )
-    if "auto_map" in config and not _is_plain(family):
+    if "auto_map" in config and not is_plain(family):
         raise ModelError(
             f"{path}: this model ('{family}') brings its own Python code, which is not run here. "
             "Choose a model of a family that is built in, such as llama, qwen2, qwen3, gemma or mistral."
@@ -223,7 +223,7 @@ def check_config(path: Path | str, config: dict[str, Any]) -> None:
         raise ModelError(f"{path}: '{family}' is an encoder-decoder. Only models that continue a text can be used.")
 
 
-def _is_plain(family: str) -> bool:
+def is_plain(family: str) -> bool:
     """Whether transformers itself has the family, so that the model's own code is not needed. Imports nothing."""
     spec = importlib.util.find_spec("transformers")
     places = spec.submodule_search_locations if spec is not None else None

@@ -1,6 +1,6 @@
 """`models get ORG/NAME`: a model from the Hugging Face hub or a mirror of it, by plain HTTP.
 
-With starter.py the only code that touches the network, and only when asked to. Safetensors, config, tokenizer, template
+With search.py and starter.py the only code that touches the network, and only when asked to. Safetensors, config, tokenizer, template
 and licence are fetched; pickles and Python files never are.
 API: https://huggingface.co/docs/hub/api (models/{id}/revision/{revision}?blobs=true; {id}/resolve/{commit}/{file}).
 """
@@ -12,18 +12,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from finetune_local.errors import DiskFull, DownloadFailed, ModelError, Stopped
-from finetune_local.models.download import ATTEMPTS, Client, RemoteFile, fetch
+from finetune_local.files import write_text
+from finetune_local.models.download import ATTEMPTS, Client, RemoteFile, Speed, Transfer, fetch
 from finetune_local.models.folder import CONFIG, INDEX, TOKENIZER, ModelFolder, check_config, read_json
 from finetune_local.models.install import aside, check_name, installed, publish, source_of
+from finetune_local.models.network import refuse_offline
 from finetune_local.models.token import find_token
 from finetune_local.paths import Home, bad_name
+from finetune_local.workplace import locked
 
 if TYPE_CHECKING:
     import httpx
@@ -66,33 +70,46 @@ def get(
     revision: str = "main",
     name: str | None = None,
     token: str | None = None,
+    transfer: Callable[[Transfer], None] | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> ModelFolder:
-    """Download a model into home.models, going on where an earlier try stopped.
+    """Download a model into home.models, going on where an earlier try stopped. `transfer` is told how far it is.
 
-    Raises ModelError (no such model, no access, not usable), DownloadFailed, DiskFull, Stopped.
+    Raises ModelError (no such model, no access, not usable, offline), DownloadFailed, DiskFull, Stopped.
     """
+    refuse_offline(f"downloading {repository}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII) or ".." in repository:
         raise ModelError(f"'{repository}' is no hub name. It looks like ORG/NAME, for example Qwen/Qwen3-0.6B.")
     name = check_name(name or repository.split("/")[1])
     place = endpoint()
     client = Client(place, find_token(token, place), pause)
     try:
-        progress(f"asking {client.host} for {repository}", None)
-        commit, license_name, files = _list(client, repository, revision)
-        source = {"from": repository, "revision": commit, "license": license_name}
-        if name in installed(home.models):
-            if source_of(home.models / name) == source:
-                return ModelFolder.open(home.models / name, name)
-            raise ModelError(
-                f"there is a model '{name}' already. Choose another --name, or `models remove {name}` first."
-            )
-        chosen = choose(repository, files)
-        parts = _download(client, repository, commit, chosen, home, progress)
+        with _alone(repository, home):
+            return _get(client, repository, revision, name, home, progress, transfer)
     except KeyboardInterrupt:
         raise Stopped("download stopped. Run the same command again to go on where it stopped.") from None
     finally:
         client.close()
+
+
+def _get(
+    client: Client,
+    repository: str,
+    revision: str,
+    name: str,
+    home: Home,
+    progress: Progress,
+    transfer: Callable[[Transfer], None] | None,
+) -> ModelFolder:
+    progress(f"asking {client.host} for {repository}", None)
+    commit, license_name, files = _list(client, repository, revision)
+    source = {"from": repository, "revision": commit, "license": license_name}
+    if name in installed(home.models):
+        if source_of(home.models / name) == source:
+            return ModelFolder.open(home.models / name, name)
+        raise ModelError(f"there is a model '{name}' already. Choose another --name, or `models remove {name}` first.")
+    chosen = choose(repository, files)
+    parts = _download(client, repository, commit, chosen, home, progress, transfer)
     with aside(home.models) as folder:
         moved: dict[str, Path] = {}
         for file in chosen:
@@ -101,7 +118,38 @@ def get(
                 shutil.copyfile(moved[file.key], target)
             else:
                 moved[file.key] = Path(shutil.move(parts[file.name], target))
-        return publish(folder, home.models, name, source)
+        model = publish(folder, home.models, name, source)
+    _note(repository, home).unlink(missing_ok=True)
+    return model
+
+
+def discard(repository: str, home: Home) -> None:
+    """Delete what came of a download that is not to go on."""
+    note = _note(repository, home)
+    try:
+        keys = json.loads(note.read_text("utf-8"))
+    except (OSError, ValueError):
+        keys = []
+    for key in keys if isinstance(keys, list) else []:
+        if _hash(key, 64) or _hash(key, 40):
+            (note.parent / f"{key}.part").unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
+
+
+def _note(repository: str, home: Home) -> Path:
+    """The file that lists the parts of a download by their hashes."""
+    return home.cache / "downloads" / f"{repository.replace('/', '--')}.json"
+
+
+@contextmanager
+def _alone(repository: str, home: Home) -> Iterator[None]:
+    """Two processes must not write to the same part of a file. Raises DownloadFailed for the second."""
+    place = home.cache / "locks"
+    place.mkdir(exist_ok=True)
+    with (place / f"{repository.replace('/', '--')}.lock").open("ab") as file:
+        if not locked(file.fileno()):
+            raise DownloadFailed(f"{repository} is being downloaded by another process already. Wait for it to end.")
+        yield
 
 
 def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
@@ -133,7 +181,7 @@ def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
 def _list(client: Client, repository: str, revision: str) -> tuple[str, str | None, list[RemoteFile]]:
     """The commit that a revision is now, the licence's short name, and the files at its top."""
     url = f"{client.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
-    found = _ask(client, url, repository, revision)
+    found = ask(client, url, refusal(client, repository, revision))
     try:
         commit, siblings = str(found["sha"]), found["siblings"]
         # A folder's files are not wanted; and a name that leads elsewhere on some system is no name.
@@ -156,7 +204,11 @@ def _hash(given: object, digits: int) -> str | None:
     return given if isinstance(given, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", given) else None
 
 
-def _ask(client: Client, url: str, repository: str, revision: str) -> dict[str, Any]:
+def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None]) -> Any:
+    """The JSON that an address of the API answers, tried again where that may help. `refuse` turns a 4xx into an error.
+
+    Raises what `refuse` raises, DownloadFailed.
+    """
     import httpx
 
     problem: Exception | str = ""
@@ -165,10 +217,9 @@ def _ask(client: Client, url: str, repository: str, revision: str) -> dict[str, 
         try:
             with client.get(url) as response:
                 if response.status_code == 200:
-                    found = json.loads(response.read())
-                    return found if isinstance(found, dict) else {}
+                    return json.loads(response.read())
                 if response.status_code != 429 and response.status_code < 500:
-                    refusal(client, repository, revision)(response, "")
+                    refuse(response, "")
                 asked, problem = response.headers.get("retry-after"), f"it answers {response.status_code}"
         except (httpx.TransportError, json.JSONDecodeError) as error:
             problem = error
@@ -208,11 +259,18 @@ def refusal(client: Client, repository: str, revision: str) -> Callable[[httpx.R
 
 
 def _download(
-    client: Client, repository: str, commit: str, files: Sequence[RemoteFile], home: Home, progress: Progress
+    client: Client,
+    repository: str,
+    commit: str,
+    files: Sequence[RemoteFile],
+    home: Home,
+    progress: Progress,
+    transfer: Callable[[Transfer], None] | None,
 ) -> dict[str, Path]:
     """Fetch files into home.cache; file name -> path of the checked file there."""
     cache = home.cache / "downloads"
     cache.mkdir(exist_ok=True)
+    write_text(_note(repository, home), json.dumps([f.key for f in files]))
     parts = {f.name: cache / f"{f.key}.part" for f in files}
     here = {f.name: parts[f.name].stat().st_size if parts[f.name].exists() else 0 for f in files}
     total = sum(f.size for f in files)
@@ -228,33 +286,13 @@ def _download(
 
         def came(count: int, name: str = file.name) -> None:
             here[name] = count
-            done = sum(here.values())
-            progress(f"{name}: {speed.text(done)}", done / max(1, total))
+            now = speed.at(sum(here.values()))
+            if transfer is not None:
+                transfer(now)
+            progress(f"{name}: {now.text}", now.done / max(1, total))
 
         url = f"{client.endpoint}/{repository}/resolve/{commit}/{quote(file.name)}"
         fetch(client, url, file, parts[file.name], came, refuse)
         if file.name == CONFIG:  # refuse what cannot be used before gigabytes come
             check_config(repository, read_json(parts[CONFIG], ""))
     return parts
-
-
-class Speed:
-    """Bytes so far as "1.2 of 3.4 GB, 12 MB/s, 3 min left", the speed over the last ten seconds."""
-
-    def __init__(self, start: int, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self._clock = total, clock
-        self._seen = [(clock(), start)]
-
-    def text(self, done: int) -> str:
-        """The line for `done` bytes."""
-        now = self._clock()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and self._seen[1][0] < now - 10:
-            self._seen.pop(0)
-        (since, before), unit = self._seen[0], (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
-        line = f"{done / unit[0]:.1f} of {self.total / unit[0]:.1f} {unit[1]}"
-        if now - since < 1 or done <= before:
-            return line
-        rate = (done - before) / (now - since)
-        left = (self.total - done) / rate
-        return f"{line}, {rate / 1e6:.1f} MB/s, {f'{left / 60:.0f} min' if left > 90 else f'{left:.0f} s'} left"

@@ -75,3 +75,11 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
             raise ModelError(f"there is a model '{name}' already. Choose another --name, or remove it first.") from None
         raise DiskFull(f"{place} could not be made: {os.strerror(error.errno or 0)}.") from error
     return ModelFolder.open(place, name)
+
+
+def remove(name: str, models: Path) -> None:
+    """Delete an installed model. Raises ModelError where there is none of this name; what lies elsewhere is never touched."""
+    known = installed(models)
+    if name not in known:
+        raise ModelError(f"'{name}' is not installed in {models}. Installed: {', '.join(known) or 'none'}.")
+    shutil.rmtree(models / name)

@@ -1,4 +1,7 @@
-"""What is already on this machine: our home, the Hugging Face cache, LM Studio, Ollama. Nothing is copied or changed."""
+"""What is already on this machine: our home, the folders the user named, the Hugging Face cache, LM Studio, Ollama.
+
+Nothing is copied or changed.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from finetune_local import preferences
 from finetune_local.errors import ModelError
-from finetune_local.models.folder import ModelFolder
+from finetune_local.models.catalog import entry
+from finetune_local.models.folder import CONFIG, TOKENIZER, ModelFolder
 from finetune_local.models.install import installed, source_of
 from finetune_local.paths import Home
 
@@ -20,7 +25,8 @@ _STRING = 8
 
 @dataclass(frozen=True)
 class Found:
-    """A base model on disk. `use` is what to write after --model; `problem` says why it cannot be used."""
+    """A base model on disk. `use` is what to write after --model, `place` whose it is: "home", another program's name, or one of
+    the user's folders. `problem` says why it cannot be used; `license` is the licence's short name where it is known."""
 
     use: str
     path: Path
@@ -31,6 +37,7 @@ class Found:
     bytes: int
     source: str = ""
     problem: str = ""
+    license: str = ""
 
 
 def installed_models(home: Home) -> list[Found]:
@@ -42,16 +49,56 @@ def installed_models(home: Home) -> list[Found]:
         try:
             found.append(_folder(ModelFolder.open(path, name), name, "home", source))
         except ModelError as error:
-            size = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
-            found.append(Found(name, path, "home", "folder", "", 0, size, source, str(error)))
+            found.append(Found(name, path, "home", "folder", "", 0, _size(path), source, str(error)))
     return found
 
 
 def elsewhere() -> list[Found]:
-    """Models that other programs downloaded and that can be used where they lie; folders first, then GGUF files."""
-    folders = [*_hub_folders(), *(_opened(f, "LM Studio") for p in _lm_studio() for f in _config_folders(p))]
-    files = [*(_gguf(f, "LM Studio") for p in _lm_studio() for f in sorted(p.glob("*/*/*.gguf"))), *_ollama()]
-    return [found for found in (*folders, *files) if found is not None]
+    """Models in the user's folders, and those other programs downloaded, that can be used where they lie; folders first, then
+    GGUF files. In the user's own folders damaged ones are told too."""
+    named = model_folders()
+    folders: list[Found | None] = [*(f for place in named for f in _named_folders(place)), *_hub_folders()]
+    folders += [_opened(f, "LM Studio") for p in _lm_studio() for f in _config_folders(p)]
+    files: list[Found | None] = [f for place in named for f in _named_files(place)]
+    files += [*(_gguf(f, "LM Studio") for p in _lm_studio() for f in sorted(p.glob("*/*/*.gguf"))), *_ollama()]
+    unique: dict[Path, Found] = {}
+    for found in (*folders, *files):
+        if found is not None:
+            unique.setdefault(found.path, found)
+    return list(unique.values())
+
+
+def model_folders() -> list[Path]:
+    """The folders that the user named to look for models in, also those that are not there now (a drive that is not plugged in)."""
+    return [Path(place).expanduser() for place in preferences.load().model_folders]
+
+
+def add_folder(place: Path) -> list[Found]:
+    """Look for models in a folder from now on; what it holds. Raises ModelError where it holds none, SpecError, DiskFull."""
+    place = place.expanduser().absolute()
+    if not place.is_dir():
+        raise ModelError(f"{place}: there is no such folder. Check the path, or plug the drive in.")
+    found = [*_named_folders(place), *_named_files(place)]
+    if not any(not f.problem for f in found):
+        if found:
+            raise ModelError(found[0].problem)
+        raise ModelError(
+            f"{place}: no model in it, nor in the folders in it. A model is a folder with {CONFIG}, weights as safetensors and "
+            f"{TOKENIZER}, or a GGUF file."
+        )
+    kept = [str(f) for f in model_folders()]
+    if str(place) not in kept:
+        preferences.save(model_folders=(*kept, str(place)))
+    return found
+
+
+def forget_folder(place: Path) -> None:
+    """No longer look for models there; nothing in it is touched. Raises ModelError where it is none of the user's."""
+    place = place.expanduser().absolute()
+    kept = model_folders()
+    if place not in kept:
+        raise ModelError(f"{place} is none of the folders that are looked in: {', '.join(map(str, kept)) or 'none'}.")
+    preferences.save(model_folders=tuple(str(f) for f in kept if f != place))
 
 
 def hub_cache() -> Path:
@@ -104,7 +151,7 @@ def _hub_folders() -> Iterator[Found | None]:
         repository = folder.name.removeprefix("models--").replace("--", "/", 1)
         if "/" in repository and (snapshot := hub_snapshot(repository)) is not None:
             found = _opened(snapshot, "Hugging Face cache")
-            yield found and Found(**{**vars(found), "use": repository})
+            yield found and replace(found, use=repository, license=found.license or _license(repository))
 
 
 def _lm_studio() -> list[Path]:
@@ -130,6 +177,39 @@ def _ollama() -> Iterator[Found | None]:
             yield _gguf(blob, f"Ollama ({manifest.parent.name}:{manifest.name})")
 
 
+def _named_folders(place: Path) -> Iterator[Found]:
+    """Models in a folder the user named: itself, the folders in it, and those in these (ORG/NAME)."""
+    for pattern in (CONFIG, f"*/{CONFIG}", f"*/*/{CONFIG}"):
+        for path in (file.parent for file in _glob(place, pattern)):
+            try:
+                found = _folder(ModelFolder.open(path), str(path), str(place), str(source_of(path).get("from", "")))
+            except ModelError as error:
+                found = Found(str(path), path, str(place), "folder", "", 0, _size(path), problem=str(error))
+            yield found
+
+
+def _named_files(place: Path) -> Iterator[Found]:
+    for pattern in ("*.gguf", "*/*.gguf", "*/*/*.gguf"):
+        for file in _glob(place, pattern):
+            if (found := _gguf(file, str(place))) is not None:
+                yield found
+
+
+def _glob(place: Path, pattern: str) -> list[Path]:
+    """In order; a folder that cannot be read, or a drive that is gone, has nothing."""
+    try:
+        return sorted(
+            f for f in place.glob(pattern) if not any(part.startswith(".") for part in f.relative_to(place).parts)
+        )
+    except OSError:
+        return []
+
+
+def _size(path: Path) -> int:
+    """Bytes of the files directly in a folder."""
+    return sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+
+
 def _opened(path: Path, place: str) -> Found | None:
     try:
         return _folder(ModelFolder.open(path), str(path), place, "")
@@ -138,7 +218,15 @@ def _opened(path: Path, place: str) -> Found | None:
 
 
 def _folder(model: ModelFolder, use: str, place: str, source: str) -> Found:
-    return Found(use, model.path, place, "folder", model.family, model.parameters, model.bytes_on_disk, source)
+    told = str(source_of(model.path).get("license") or "") or _license(source or use)
+    size = model.bytes_on_disk
+    return Found(use, model.path, place, "folder", model.family, model.parameters, size, source, license=told)
+
+
+def _license(name: str) -> str:
+    """What the catalogue knows."""
+    known = entry(name)
+    return known.license if known is not None else ""
 
 
 def _gguf(path: Path, place: str) -> Found | None:

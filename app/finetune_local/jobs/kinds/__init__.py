@@ -19,8 +19,15 @@ from finetune_local.paths import Home
 class Tell(Protocol):
     """How a job says what it is doing."""
 
-    def __call__(self, text: str, done: float | None = None) -> None:
-        """Progress: what is done now, and how far from 0 to 1 (None: unknown). Raises Stopped where the user asked for it."""
+    def __call__(self, text: str, done: float | None = None, **facts: Any) -> None:
+        """Progress: what is done now, and how far from 0 to 1 (None: unknown). Raises Stopped where the user asked for it.
+
+        `facts` are numbers of this moment (bytes, speed); "seconds_left" is shown instead of what would be reckoned.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raise Stopped where the user asked for it, without telling anything."""
         ...
 
     def note(self, text: str) -> None:

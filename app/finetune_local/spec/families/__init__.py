@@ -12,6 +12,7 @@ into one per layer, an update with a part subtracted at the start into a plain L
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ def trainable_parameters(plan: AdapterPlan) -> int:
     """Number of trained numbers, by the family's formula; frozen tensors are not counted."""
     family = family_of(plan)
     rates = family.rates(plan)
-    return sum(int(np.prod(shape)) for name, shape in family.shapes(plan).items() if rates.get(name, 1.0))
+    return sum(math.prod(shape) for name, shape in family.shapes(plan).items() if rates.get(name, 1.0))
 
 
 def check_rank(rank: int, target: Target, flag: str = "--rank") -> None:

@@ -1,0 +1,24 @@
+"""Which adapters would be of no use without a base: what is told before a model is removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune_local.adapters.library import base_of, entries
+from finetune_local.errors import AdapterError
+from finetune_local.models.install import source_of
+from finetune_local.paths import Home
+
+
+def made_on(name: str, home: Home) -> list[str]:
+    """Names of the adapters that were made on an installed model, by the words that their base is called with."""
+    folder = home.models / name
+    words = {name, str(folder), str(source_of(folder).get("from") or name)}
+    return [entry.name for entry in entries(home) if _base(entry.folder) in words]
+
+
+def _base(adapter: Path) -> str | None:
+    try:
+        return base_of(adapter)
+    except AdapterError:  # damaged: it belongs to no base that could be told
+        return None

