@@ -60,6 +60,36 @@ def machine() -> Machine:
     )
 
 
+@dataclass(frozen=True)
+class Drive:
+    """A disk or partition as the system mounts it."""
+
+    path: str
+    total_bytes: int
+    free_bytes: int
+
+    def holds(self, place: Path) -> bool:
+        """Whether a folder, which need not exist yet, lies on it and on no drive within it."""
+        found = [drive for drive in drives() if place.is_relative_to(drive.path)]
+        return max(found, key=lambda drive: len(drive.path), default=None) == self
+
+
+def drives() -> list[Drive]:
+    """The drives that can be written to, the system's first; one that does not answer is left out."""
+    import psutil
+
+    found: dict[tuple[int, int], Drive] = {}
+    for part in psutil.disk_partitions(all=False):
+        if "ro" in part.opts.split(",") or part.fstype in ("squashfs", "") or not Path(part.mountpoint).is_dir():
+            continue
+        try:
+            use = psutil.disk_usage(part.mountpoint)
+        except OSError:
+            continue
+        found.setdefault((use.total, use.free), Drive(part.mountpoint, use.total, use.free))
+    return sorted(found.values(), key=lambda drive: len(drive.path))
+
+
 def processors(cgroup: Path) -> int:
     """Logical processors that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -179,5 +179,7 @@ window.ftl = (() => {
     }
   });
 
-  return { attach, window: windowName, fill, config };
+  const theme = (wanted) => { config.theme = wanted; applyTheme(); };
+
+  return { attach, window: windowName, fill, theme, config };
 })();

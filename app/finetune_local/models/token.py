@@ -24,6 +24,13 @@ def find_token(given: str | None, endpoint: str) -> str | None:
         return None
 
 
+def token_place(endpoint: str) -> str:
+    """Where the token for an endpoint comes from: "environment", "keyring" or "none"."""
+    if os.environ.get("HF_TOKEN"):
+        return "environment"
+    return "keyring" if find_token(None, endpoint) else "none"
+
+
 def store_token(token: str, endpoint: str) -> None:
     """Keep a token in the system's keyring. Raises ModelError where there is no keyring."""
     import keyring
