@@ -89,6 +89,19 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def stamp(*paths: Path) -> tuple[tuple[int, int] | None, ...]:
+    """When files were changed and how long they are; None for one that is not there. Another stamp: read them again."""
+    found: list[tuple[int, int] | None] = []
+    for path in paths:
+        try:
+            known = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((known.st_mtime_ns, known.st_size))
+    return tuple(found)
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written; put back a folder whose replacement never came."""
     for rubbish in folder.glob(ASIDE + "*"):

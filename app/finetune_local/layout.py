@@ -47,24 +47,29 @@ def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
         tensors = {name: value for name, value in tensors.items() if not name.endswith(".base_layer.weight")}
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / WEIGHTS}: cannot be read ({error}). Copy the adapter again.") from error
-    plan = _plan(folder, config, tensors)
+    return plan_of(folder, config, {name: tensor.shape for name, tensor in tensors.items()}), tensors
+
+
+def plan_of(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    """The plan of an adapter by its config and the shapes of its tensors. Raises AdapterError where they do not agree."""
+    plan = _plan(folder, config, shapes)
     expected = family_of(plan).shapes(plan)
-    if wrong := sorted(set(expected) ^ set(tensors)):
+    if wrong := sorted(set(expected) ^ set(shapes)):
         raise AdapterError(f"{folder}: {len(wrong)} tensors are missing or unknown, the first is {wrong[0]}.")
     for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise AdapterError(f"{folder}: {name} is {tensors[name].shape}, but {CONFIG} says {shape}.")
-    return plan, tensors
+        if shapes[name] != shape:
+            raise AdapterError(f"{folder}: {name} is {shapes[name]}, but {CONFIG} says {shape}.")
+    return plan
 
 
-def _plan(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Array]) -> AdapterPlan:
+def _plan(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
     kind = str(config.get("peft_type"))
     if kind == OWN_TYPE:
         return from_own_config(config)
     known = {name: family for family in families().values() for name in family.peft_types}
     if kind not in known:
         raise AdapterError(f"{folder}: adapters of type {kind} cannot be used; known: {', '.join(sorted(known))}.")
-    return known[kind].read(config, {name: tensor.shape for name, tensor in tensors.items()})
+    return known[kind].read(config, shapes)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

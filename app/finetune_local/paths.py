@@ -62,6 +62,11 @@ class Home:
         return self._part("window")
 
     @property
+    def trash(self) -> Path:
+        """Runs and adapters that were removed and can be taken back."""
+        return self._part("trash")
+
+    @property
     def cache(self) -> Path:
         """Files that can be made again: partial downloads, compiled helpers."""
         return self._part("cache")

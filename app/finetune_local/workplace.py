@@ -61,27 +61,34 @@ class Workplace:
         return self.folder / "worker.json"
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """All events so far; a half-written last line is left out."""
+        """All events so far; a half-written last line, and one that a damaged disk spoilt, are left out."""
         if self.events_file.exists():
             with self.events_file.open("rb") as file:
                 for line in file:
-                    if line.endswith(b"\n"):
-                        yield json.loads(line)
+                    if line.endswith(b"\n") and (values := _parsed(line)) is not None:
+                        yield values
 
     def last_line(self) -> dict[str, Any] | None:
         """The newest event, read from the end of the file, so that a list of a thousand is quick."""
+        found = self.last_lines()
+        return found[-1] if found else None
+
+    def last_lines(self) -> list[dict[str, Any]]:
+        """The newest events that a few kilobytes at the end of the file hold, in order; at least one where there is any."""
         try:
             file = self.events_file.open("rb")
-        except FileNotFoundError:
-            return None
+        except OSError:
+            return []
         with file:
             size = file.seek(0, os.SEEK_END)
             reach = 4096
             while True:
                 file.seek(max(0, size - reach))
                 lines = file.read().split(b"\n")[:-1]
-                if len(lines) > 1 or reach >= size:
-                    return dict(json.loads(lines[-1])) if lines and lines[-1] else None
+                whole = lines if reach >= size else lines[1:]
+                found = [values for line in whole if (values := _parsed(line)) is not None]
+                if found or reach >= size:
+                    return found
                 reach *= 8
 
     def events_end(self) -> int:
@@ -164,7 +171,16 @@ class Tail:
             return []
         self.position += len(chunk)
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [values for line in lines if (values := _parsed(line)) is not None]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of events; None for what is no JSON object."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) -> None:
@@ -220,6 +236,16 @@ def environment() -> dict[str, str]:
         # The screen's watchdog ends long GPU commands on a Mac otherwise.
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
     }
+
+
+def started_at(pid: int) -> float | None:
+    """When a process began, in seconds since the epoch; None for one that has ended."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
 
 
 def alive(pid: int, started: float) -> int | None:

@@ -157,7 +157,8 @@ def extract(
     lineage = {**tuned.lineage, "rank": rank, "energy": energy, "error": _overall(found)}
     with written_aside(out, ADVICE) as place:
         write_adapter(place, plan, tensors, base.name)
-        write_identity(place, base.identity(), tuned.run, {"method": plan.method, "extracted_from": lineage})
+        extra = {"method": plan.method, "parameters": parameters, "extracted_from": lineage}
+        write_identity(place, base.identity(), tuned.run, extra)
     unchanged = tuple(t.module for t in chosen if t not in kept)
     return Extraction(
         out, base.name, tuned.lineage, rank, energy, parameters, tuple(found), unchanged, left, tuned.notes

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_local import __version__
 from finetune_local.errors import AdapterError
-from finetune_local.files import disk_full
+from finetune_local.files import disk_full, write_text
 from finetune_local.models.folder import Identity, ModelFolder
 from finetune_local.spec.families import PREFIX, family_of
 from finetune_local.spec.plan import AdapterPlan, WeightInfo
@@ -76,6 +76,16 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
         raise AdapterError(
             f"{path}: cannot be read ({error!r}). Copy the adapter again, or delete this file to use it as plain PEFT."
         ) from None
+
+
+def rewrite(folder: Path, **changed: Any) -> None:
+    """Change what the file says, where there is one that can be read. Raises DiskFull."""
+    try:
+        values = json.loads((folder / FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(values, dict):
+        write_text(folder / FILE, json.dumps({**values, **changed}, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_same_base(identity: AdapterIdentity, model: ModelFolder) -> None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import AdapterIdentity, read_identity
-from finetune_local.errors import AdapterError, typed
-from finetune_local.layout import CONFIG, WEIGHTS, read_config
+from finetune_local.errors import AdapterError, ModelError, typed
+from finetune_local.files import stamp
+from finetune_local.layout import CONFIG, WEIGHTS, plan_of, read_config
+from finetune_local.models.tensors import read_header
 from finetune_local.paths import Home
+from finetune_local.spec.families import OWN_TYPE, family_of, trainable_parameters
 from finetune_local.spec.fields import did_you_mean
 
 NOTE = "note.txt"
+MADE_FROM = "made_from"
+"""File of a run that was begun from another one's settings: that one's name."""
+
+
+_BASES_OWN = ".base_layer.weight"
+"""End of the names of the base's own weights, which PEFT puts beside an adapter of an embedding or head."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +43,42 @@ class Entry:
         return read_identity(self.folder)
 
     @property
+    def extracted_from(self) -> Mapping[str, Any]:
+        """The full fine-tune that it was extracted from; empty for others, and where that cannot be read."""
+        try:
+            identity = self.identity
+        except AdapterError:
+            return {}
+        source = identity.extra.get("extracted_from") if identity else None
+        return source if isinstance(source, Mapping) else {}
+
+    @property
     def bytes_on_disk(self) -> int:
         """Size of the files in its folder."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+        return _size(self.folder)
 
     @property
     def note(self) -> str:
         """What the user wrote about it."""
         path = self.folder / NOTE
-        return path.read_text("utf-8").strip() if path.is_file() else ""
+        return path.read_text("utf-8", "replace").strip() if path.is_file() else ""
+
+    @property
+    def stamp(self) -> object:
+        """Another one where what describe() tells may have changed."""
+        own = (self.folder / name for name in (CONFIG, WEIGHTS, IDENTITY, NOTE))
+        return stamp(*own, self.folder.parent / "run.json", self.folder.parent / MADE_FROM)
 
     def describe(self) -> dict[str, Any]:
-        """A plain object for lists: name, base, method, rank, size, date, note. Raises AdapterError."""
+        """A plain object for lists, made without reading the weights. Raises AdapterError.
+
+        name, origin, folder, base, method, rank, parameters, whole (it holds the base's own weights), run, made_from,
+        extracted_from, files (the data it learned from), step, created (ISO 8601), created_time (seconds), bytes, note.
+        """
         identity, config = self.identity, read_config(self.folder)
+        tables = run_tables(self.folder) if self.origin == "run" else {}
+        data = tables.get("data")
+        extra = identity.extra if identity else {}
         return {
             "name": self.name,
             "origin": self.origin,
@@ -51,11 +86,71 @@ class Entry:
             "base": identity.base.name if identity else config.get("base_model_name_or_path"),
             "method": identity.method if identity else str(config.get("peft_type", "")).lower(),
             "rank": config.get("r"),
-            "run": identity.run if identity else None,
+            "parameters": extra.get("parameters") or _numbers_in(self.folder / WEIGHTS),
+            "whole": config.get("peft_type") == OWN_TYPE and config.get("family") == "full",
+            "run": self.name if self.origin == "run" else identity.run if identity else None,
+            "made_from": made_from(self.folder.parent) if self.origin == "run" else None,
+            "extracted_from": dict(self.extracted_from),
+            "files": [str(name) for name in data.get("files", ())] if isinstance(data, Mapping) else [],
+            "step": extra.get("step"),
             "created": identity.created if identity else None,
+            "created_time": _seconds(identity.created if identity else "", self.folder / WEIGHTS),
             "bytes": self.bytes_on_disk,
             "note": self.note,
         }
+
+    def listed(self) -> dict[str, Any]:
+        """As describe(), with "problem": what is wrong with a damaged one, which is listed beside the others."""
+        try:
+            return {**self.describe(), "problem": None}
+        except (AdapterError, ModelError) as error:
+            problem = str(error)
+        except (OSError, TypeError, ValueError, AttributeError) as error:
+            problem = f"{self.folder}: cannot be read ({error}). Copy the adapter again."
+        known = {"name": self.name, "origin": self.origin, "folder": str(self.folder)}
+        unknown = dict.fromkeys(("base", "method", "rank", "parameters", "run", "made_from", "step", "created"))
+        rest = {"extracted_from": {}, "files": [], "whole": False, "note": "", "bytes": _size(self.folder)}
+        when = _seconds("", self.folder / WEIGHTS)
+        return {**known, **unknown, **rest, "created_time": when, "problem": problem}
+
+
+class Library:
+    """The list of adapters, kept in memory: of a thousand only those that have changed are read again."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._known: dict[Path, tuple[object, dict[str, Any]]] = {}
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Every adapter as Entry.listed() has it, runs first, each group by name."""
+        found: dict[Path, tuple[object, dict[str, Any]]] = {}
+        for one in entries(self._home):
+            now, known = one.stamp, self._known.get(one.folder)
+            found[one.folder] = known if known is not None and known[0] == now else (now, one.listed())
+        self._known = found
+        return [facts for _, facts in found.values()]
+
+
+def details(name: str, folder: Path, origin: str) -> dict[str, Any]:
+    """All that is known of one adapter: as Entry.describe(), with its exact parameters, modules and settings.
+
+    Only the header of the weights is read. Raises AdapterError, ModelError.
+    """
+    stored = read_header(folder / WEIGHTS)
+    shapes = {key: value.shape for key, value in stored.items() if not key.endswith(_BASES_OWN)}
+    plan = plan_of(folder, read_config(folder), shapes)
+    return Entry(name, folder, origin).describe() | {
+        "parameters": trainable_parameters(plan),
+        "modules": len(plan.targets),
+        "settings": plan.settings.model_dump(mode="json", exclude={"targets"}),
+        "mergeable": family_of(plan).unmergeable(plan) is None,
+        **family_of(plan).facts(plan),
+    }
+
+
+def listing(home: Home) -> list[dict[str, Any]]:
+    """Every adapter as Entry.listed() has it, runs first, each group by name."""
+    return Library(home).listing()
 
 
 def entries(home: Home) -> Iterator[Entry]:
@@ -70,7 +165,7 @@ def entries(home: Home) -> Iterator[Entry]:
 
 def is_adapter(folder: Path) -> bool:
     """Whether PEFT's two files are there."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    return None not in stamp(folder / CONFIG, folder / WEIGHTS)
 
 
 def entry(name: str, home: Home) -> Entry:
@@ -123,6 +218,14 @@ def run_tables(adapter: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def made_from(run: Path) -> str | None:
+    """The run whose settings a run was begun from, by its folder; None where it was begun afresh."""
+    try:
+        return (run / MADE_FROM).read_text("utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def rope_factor_of(folder: Path) -> float:
     """What the positions of an adapter's base are stretched by."""
     identity = read_identity(folder)
@@ -136,3 +239,23 @@ def base_of(folder: Path) -> str | None:
         chosen = identity.base.name
     chosen = chosen or read_config(folder).get("base_model_name_or_path")
     return str(chosen) if chosen else None
+
+
+def _numbers_in(weights: Path) -> int:
+    """How many numbers a file of weights holds, by its header."""
+    return sum(math.prod(stored.shape) for name, stored in read_header(weights).items() if not name.endswith(_BASES_OWN))
+
+
+def _seconds(created: str, weights: Path) -> float | None:
+    """When it was made, by what it says, else by its file."""
+    try:
+        return datetime.datetime.fromisoformat(created).timestamp() if created else weights.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    except OSError:
+        return 0

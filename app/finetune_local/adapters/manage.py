@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from finetune_local import trash
 from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import NOTE, Entry, entries, entry
 from finetune_local.errors import AdapterError
+from finetune_local.files import disk_full, write_text
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
 from finetune_local.paths import Home, bad_name
+from finetune_local.trash import Removed
 
 KEPT = (CONFIG, WEIGHTS, IDENTITY, NOTE, "README.md")
 """What an import takes over; anything else in a folder or zip is left where it is."""
 
-TRASH_FACTS = "trash.json"
+KIND = "adapter"
+"""What an adapter is called in the trash."""
 
 
 def bring_in(source: Path, home: Home, name: str | None = None) -> Entry:
-    """Copy a PEFT folder or a zip of one into the library. Raises AdapterError where it is none or is unsafe."""
+    """Copy a PEFT folder or a zip of one into the library. Raises AdapterError where it is none or is unsafe, DiskFull."""
     source = source.expanduser()
     chosen = name or (source.stem if source.is_file() else source.resolve().name)
     if chosen == "adapter":
@@ -33,26 +35,29 @@ def bring_in(source: Path, home: Home, name: str | None = None) -> Entry:
     check_name(chosen, home)
     aside = home.adapters / f".importing-{chosen}"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
-        if source.is_dir():
-            _copy_folder(source, aside)
-        elif source.is_file() and zipfile.is_zipfile(source):
-            _copy_zip(source, aside)
-        else:
-            what = "is no folder and no zip file" if source.exists() else "does not exist"
-            raise AdapterError(f"{source} {what}. Give an adapter's folder (with {CONFIG}) or a zip of one.")
-        read_adapter(aside)
-        aside.rename(home.adapters / chosen)
+        with disk_full(aside, "Make room on it and import again."):
+            aside.mkdir()
+            if source.is_dir():
+                _copy_folder(source, aside)
+            elif source.is_file() and zipfile.is_zipfile(source):
+                _copy_zip(source, aside)
+            else:
+                what = "is no folder and no zip file" if source.exists() else "does not exist"
+                raise AdapterError(f"{source} {what}. Give an adapter's folder (with {CONFIG}) or a zip of one.")
+            read_adapter(aside)
+            aside.rename(home.adapters / chosen)
     except AdapterError as error:
         raise AdapterError(str(error).replace(str(aside), str(source))) from None
+    except PermissionError as error:
+        raise AdapterError(f"{error.filename}: {error.strerror}. Change its permissions, or copy it first.") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return entry(chosen, home)
 
 
 def rename(name: str, new: str, home: Home) -> Entry:
-    """Rename an imported adapter. Raises AdapterError for one of a run, whose name is the run's."""
+    """Rename an imported adapter. Raises AdapterError for one of a run, whose name is the run's (shelf.py renames both)."""
     found = entry(name, home)
     if found.origin == "run":
         raise AdapterError(
@@ -60,57 +65,58 @@ def rename(name: str, new: str, home: Home) -> Entry:
             f'finetune-local adapters import "{found.folder}" --name {new}'
         )
     check_name(new, home)
-    found.folder.rename(home.adapters / new)
+    trash.moved(found.folder, home.adapters / new)
+    follow_rename(name, new, home)
     return entry(new, home)
 
 
+def follow_rename(name: str, new: str, home: Home) -> None:
+    """Adapters that were extracted from one that was renamed say its new name."""
+    for found in entries(home):
+        source = found.extracted_from
+        if said := [key for key in ("adapter", "run") if source.get(key) == name]:
+            rewrite(found.folder, extracted_from={**source, **dict.fromkeys(said, new)})
+
+
 def write_note(name: str, text: str, home: Home) -> Entry:
-    """Write (or with "" remove) what the user wants to remember about an adapter."""
+    """Write (or with "" remove) what the user wants to remember about an adapter. Raises AdapterError, DiskFull."""
     found = entry(name, home)
     path = found.folder / NOTE
     if text.strip():
-        path.write_text(text.strip() + "\n", "utf-8")
+        write_text(path, text.strip() + "\n")
     else:
         path.unlink(missing_ok=True)
     return found
 
 
-def remove(name: str, home: Home) -> Path:
+def remove(name: str, home: Home) -> Removed:
     """Move an adapter to the trash, from which `restore` takes it back; a run keeps its data and checkpoints."""
-    found = entry(name, home)
-    stem = f"{datetime.datetime.now(datetime.UTC).strftime('%Y%m%d-%H%M%S-%f')}-{name}"
-    place = _trash(home) / stem
-    place.mkdir()
-    facts = {"name": name, "origin": found.origin, "from": str(found.folder)}
-    (place / TRASH_FACTS).write_text(json.dumps(facts, ensure_ascii=False) + "\n", "utf-8")
-    found.folder.rename(place / "adapter")
-    return place
+    return trash.throw(home, KIND, name, entry(name, home).folder)
 
 
-def trashed(home: Home) -> list[dict[str, Any]]:
-    """What lies in the trash, the newest first; each with name, origin, from and its "trash" folder."""
-    return [
-        {**json.loads((place / TRASH_FACTS).read_text("utf-8")), "trash": str(place)}
-        for place in sorted(_trash(home).iterdir(), reverse=True)
-        if (place / TRASH_FACTS).is_file() and (place / "adapter").is_dir()
-    ]
+def trashed(home: Home) -> list[Removed]:
+    """The adapters in the trash, the newest first."""
+    return trash.every(home, KIND)
 
 
 def restore(name: str | None, home: Home) -> Entry:
     """Take back the adapter `name` that was removed last, or the last of all. Raises AdapterError where there is none."""
-    for facts in trashed(home):
-        if name in (None, facts["name"]):
-            target = Path(facts["from"])
-            if target.exists():
-                raise AdapterError(
-                    f"{target} exists, so '{facts['name']}' cannot go back there. Rename or remove that."
-                )
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (Path(facts["trash"]) / "adapter").rename(target)
-            shutil.rmtree(facts["trash"])
-            return entry(facts["name"], home)
+    for removed in trashed(home):
+        if name in (None, removed.name):
+            return put_back(removed, home)
     what = f"no adapter '{name}'" if name else "nothing"
     raise AdapterError(f"there is {what} in the trash.")
+
+
+def put_back(removed: Removed, home: Home) -> Entry:
+    """Take back one from the trash; one whose run is gone meanwhile becomes an adapter of its own. Raises AdapterError."""
+    target = removed.source
+    if target.name == "adapter" and target.parent.parent == home.runs and not (target.parent / "run.json").exists():
+        target = home.adapters / removed.name
+    if target.exists():
+        raise AdapterError(f"{target} exists, so '{removed.name}' cannot go back there. Rename or remove that.")
+    trash.put_back(removed, target)
+    return entry(removed.name, home)
 
 
 def check_name(name: str, home: Home) -> None:
@@ -164,9 +170,3 @@ def _refuse_pickle(names: set[str], source: Path) -> None:
         raise AdapterError(
             f"{source}: adapter_model.bin is a pickle, which can run code when it is opened. Save it as safetensors with PEFT."
         )
-
-
-def _trash(home: Home) -> Path:
-    folder = home.cache / "trash"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -11,11 +11,10 @@ import click
 from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option, model_option
 from finetune_local.cli.show import console, emit, megabytes, note, table
-from finetune_local.errors import AdapterError, SpecError, typed
+from finetune_local.errors import typed
 
 if TYPE_CHECKING:
     from finetune_local.adapters.extract import Extraction
-    from finetune_local.adapters.library import Entry
 
 
 @click.group("adapters", invoke_without_command=True, short_help="List, import, rename and remove adapters.")
@@ -50,19 +49,10 @@ def list_adapters(context: click.Context, home: str | None, as_json: bool) -> No
 @click.pass_context
 def info(context: click.Context, name: str, home: str | None, as_json: bool) -> None:
     """All that is known of one: base, method, size, settings."""
-    from finetune_local.adapters.library import Entry, find
-    from finetune_local.layout import read_adapter
-    from finetune_local.spec.families import family_of, trainable_parameters
+    from finetune_local.adapters.library import details, find
 
     folder = find(name, _place(context, home))
-    plan, _ = read_adapter(folder)
-    facts = Entry(name, folder, "folder").describe()
-    facts |= {
-        "parameters": trainable_parameters(plan),
-        "modules": len(plan.targets),
-        "settings": plan.settings.model_dump(mode="json", exclude={"targets"}),
-        **family_of(plan).facts(plan),
-    }
+    facts = details(name, folder, "folder")
     if as_json:
         emit(facts)
     else:
@@ -76,10 +66,10 @@ def info(context: click.Context, name: str, home: str | None, as_json: bool) -> 
 @json_option
 @click.pass_context
 def rename(context: click.Context, name: str, new: str, home: str | None, as_json: bool) -> None:
-    """Rename an imported adapter."""
-    from finetune_local.adapters import manage
+    """Rename an adapter; one that a run made is renamed with its run."""
+    from finetune_local import shelf
 
-    _tell(manage.rename(name, new, _place(context, home)), f"'{name}' is now '{new}'", as_json)
+    _tell(shelf.rename_adapter(name, new, _place(context, home)), f"'{name}' is now '{new}'", as_json)
 
 
 @command.command("note")
@@ -150,37 +140,16 @@ def extract(
 
     ADAPTER is one of the method `full`: a run, a name from `adapters`, or a folder. What is lost is told.
     """
-    from finetune_local.adapters import extract as work
-    from finetune_local.adapters import library, manage
-    from finetune_local.adapters import tuned as sources
-    from finetune_local.models.resolve import resolve
+    from finetune_local.adapters import from_full
 
     place = _place(context, home)
-    if (adapter is None) == (tuned is None):
-        raise SpecError("give one of two: an adapter of the method `full`, or --tuned with a tuned model's folder.")
-    if out is not None and name is not None:
-        raise SpecError("--name is what to call it in the library, and --out a folder outside: give one of them.")
-    folder = library.find(adapter, place) if adapter is not None else None
-    base_name = model or (library.base_of(folder) if folder is not None else None)
-    if base_name is None:
-        raise SpecError(f"{tuned or folder}: it does not say what it was tuned from. Give the base with --model.")
+    wanted = from_full.Wanted(adapter=adapter, tuned=tuned, model=model, name=name, out=out, **chosen)
     with console(stderr=True).status("starting") as status:
 
         def progress(what: str, done: float | None) -> None:
             status.update(what if done is None else f"{what} {done:.0%}")
 
-        base = resolve(base_name, place, progress).stretched(library.rope_factor_of(folder) if folder else 1.0)
-        if folder is not None:
-            source = sources.from_adapter(folder, base)
-        else:
-            assert tuned is not None
-            source = sources.from_folder(tuned, base)
-        called = name or f"{source.name}-lora"
-        if out is None:
-            manage.check_name(called, place)
-        target = place.adapters / called if out is None else out.expanduser().absolute()
-        done = work.extract(base, source, target, progress=progress, **chosen)
-    called = called if out is None else str(done.folder)
+        called, done = from_full.extract(wanted, place, progress)
     if as_json:
         emit({"name": called, **done.as_json()})
     else:
@@ -196,9 +165,9 @@ def remove(context: click.Context, name: str, home: str | None, as_json: bool) -
     """Move an adapter to the trash."""
     from finetune_local.adapters import manage
 
-    trash = manage.remove(name, _place(context, home))
+    removed = manage.remove(name, _place(context, home))
     if as_json:
-        emit({"name": name, "trash": str(trash)})
+        emit({"name": name, "trash": str(removed.place)})
     else:
         note(f"'{name}' is in the trash. To take it back: finetune-local adapters restore {typed(name)}")
 
@@ -217,9 +186,9 @@ def restore(context: click.Context, name: str | None, home: str | None, as_json:
 
 
 def _list(home: paths.Home, as_json: bool) -> None:
-    from finetune_local.adapters.library import entries
+    from finetune_local.adapters.library import listing
 
-    found = [_described(entry) for entry in entries(home)]
+    found = listing(home)
     if as_json:
         emit(found)
         return
@@ -229,7 +198,14 @@ def _list(home: paths.Home, as_json: bool) -> None:
     columns = ("name", "base", "method", "rank", "origin")
     table(
         (*(c.upper() for c in columns), "SIZE", "NOTE"),
-        ((*(f[c] if f[c] is not None else "" for c in columns), megabytes(f["bytes"]), f["note"]) for f in found),
+        (
+            (
+                *(f[c] if f[c] is not None else "" for c in columns),
+                megabytes(f["bytes"]),
+                f"cannot be used: {f['problem']}" if f["problem"] else f["note"],
+            )
+            for f in found
+        ),
     )
 
 
@@ -275,16 +251,6 @@ def _left_out(done: Extraction) -> list[str]:
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
     return sum(found) / len(found)
-
-
-def _described(entry: Entry) -> dict[str, Any]:
-    """As Entry.describe; a damaged adapter is listed with what is wrong, so that the others still are."""
-    try:
-        return entry.describe()
-    except AdapterError as error:
-        unknown = dict.fromkeys(("base", "method", "rank", "run", "created"))
-        known = {"name": entry.name, "origin": entry.origin, "folder": str(entry.folder), "bytes": entry.bytes_on_disk}
-        return {**known, **unknown, "note": f"cannot be used: {error}"}
 
 
 def _tell(entry: Any, text: str, as_json: bool) -> None:

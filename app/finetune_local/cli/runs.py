@@ -1,4 +1,4 @@
-"""`runs`: list, show, stop and remove training runs."""
+"""`runs`: list, show, stop, rename and remove training runs; take removed ones back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import click
 from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, note, table
+from finetune_local.errors import typed
 
 
-@click.group("runs", short_help="List, show, stop and remove training runs.", invoke_without_command=True)
+@click.group("runs", short_help="List, show, stop, rename and remove runs.", invoke_without_command=True)
 @home_option
 @json_option
 @click.pass_context
@@ -81,23 +82,68 @@ def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: 
         emit({"run": run.name, "stopped": done, "status": run.status()})
 
 
-@command.command("remove")
+@command.command("rename")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.argument("new")
 @home_option
 @json_option
 @click.pass_obj
-def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: bool) -> None:
-    """Delete a run with its checkpoints and its adapter."""
+def rename(outer: paths.Home, name: str, new: str, home: str | None, as_json: bool) -> None:
+    """Call a run, and its adapter with it, otherwise."""
+    from finetune_local import shelf
+    from finetune_local.train import runs
+    from finetune_local.train.facts import facts_of
+
+    place = paths.home(home) if home else outer
+    run = shelf.rename_run(runs.find(place, name), new, place)
+    if as_json:
+        emit(facts_of(run))
+    else:
+        note(f"'{name}' is now '{run.name}'")
+
+
+@command.command("remove")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--for-good", is_flag=True, help="Delete it at once, so that its room is free: it cannot be taken back.")
+@home_option
+@json_option
+@click.pass_obj
+def remove(outer: paths.Home, name: str, yes: bool, for_good: bool, home: str | None, as_json: bool) -> None:
+    """Move a run with its checkpoints and its adapter to the trash."""
     from finetune_local.train import runs
 
-    run = runs.find(paths.home(home) if home else outer, name)
+    place = paths.home(home) if home else outer
+    run = runs.find(place, name)
     if not yes:
-        click.confirm(f"Delete {run.folder} with its adapter?", abort=True, err=True)
-    runs.remove(run)
-    note(f"removed {run.name}")
+        what = "Delete" if for_good else "Remove"
+        click.confirm(f"{what} {run.folder} with its adapter?", abort=True, err=True)
+    thrown = None
+    if for_good:
+        runs.delete(run)
+        note(f"deleted {run.name}")
+    else:
+        thrown = runs.remove(run, place)
+        note(f"'{run.name}' is in the trash. To take it back: finetune-local runs restore {typed(run.name)}")
     if as_json:
-        emit({"run": run.name, "removed": True})
+        emit({"run": run.name, "removed": True, "trash": str(thrown.place) if thrown else None})
+
+
+@command.command("restore")
+@click.argument("name", required=False)
+@home_option
+@json_option
+@click.pass_obj
+def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool) -> None:
+    """Take back the run that was removed last, or the one of this name."""
+    from finetune_local.train import runs
+    from finetune_local.train.facts import facts_of
+
+    run = runs.restore(name, paths.home(home) if home else outer)
+    if as_json:
+        emit(facts_of(run))
+    else:
+        note(f"'{run.name}' is back")
 
 
 def _list(home: paths.Home, as_json: bool) -> None:

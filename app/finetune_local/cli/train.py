@@ -36,7 +36,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
     A config with several [[adapters]] trains them at once on one base (docs/methods.md).
     """
     from finetune_local.spec.run import DEFAULT_MODEL
-    from finetune_local.train import begin
+    from finetune_local.train import begin, runs
 
     place = paths.home(home)
     specs = specs_from(settings, config)
@@ -52,7 +52,8 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
             note(f"{text} …")
 
     begun: list[Run] = []
-    for run, notes in begin.checked(specs, place, progress):
+    made_from = runs.of_config(config, place) if config is not None else None
+    for run, notes in begin.checked(specs, place, progress, made_from):
         begun.append(run)
         if not as_json:
             note(f"run: {run.name} ({run.folder})")

@@ -14,28 +14,32 @@ from finetune_local.train.runs import Run
 
 
 def checked(
-    specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None]
+    specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None], made_from: str | None = None
 ) -> list[tuple[Run, list[str]]]:
     """Check specs that are to be trained at once, and make a run of each: with the notes for the user, which are its first
-    events. Raises UserErrors; all of them are made or none is."""
+    events. `made_from` is the run whose settings they are. Raises UserErrors; all of them are made or none is."""
     begun: list[tuple[Run, list[str]]] = []
     try:
-        for spec, notes in setup.check_together(specs, home, progress):
-            run = runs.create(home, with_absolute_files(spec))
+        for asked, (spec, notes) in zip(specs, setup.check_together(specs, home, progress), strict=True):
+            found = asked.model_copy(update={"model": asked.model.model_copy(update={"id": spec.model.id})})
+            run = runs.create(home, with_absolute_files(spec), asked=with_absolute_files(found), made_from=made_from)
             begun.append((run, notes))
             for text in notes:
                 run.append(Note(text=text))
     except FinetuneError:
         for run, _ in begun:
-            runs.remove(run)
+            runs.delete(run)
         raise
     return begun
 
 
-def unchecked(spec: RunSpec, home: Home) -> Run:
-    """A run whose worker checks the spec before all else. Raises SpecError for a file that is not there, or a taken name."""
+def unchecked(spec: RunSpec, home: Home, made_from: str | None = None) -> Run:
+    """A run whose worker checks the spec before all else. Raises SpecError for a file that is not there, or a taken name.
+
+    `made_from` is the run whose settings it was begun from, where it is one.
+    """
     setup.check_files(spec)
-    return runs.create(home, with_absolute_files(spec))
+    return runs.create(home, with_absolute_files(spec), made_from=made_from)
 
 
 def forget_untrained(run: Run, last: Event) -> bool:
@@ -43,7 +47,7 @@ def forget_untrained(run: Run, last: Event) -> bool:
     mistaken = isinstance(last, Failed) and last.exit_code == UserError.exit_code
     if mistaken and not any(run.checkpoints.glob("*")) and run.folder.exists():
         run.wait_until_gone()
-        runs.remove(run)
+        runs.delete(run)
         return True
     return False
 

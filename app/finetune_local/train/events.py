@@ -143,3 +143,11 @@ def from_json(values: Mapping[str, Any]) -> Event:
     """The event that as_json() gave."""
     fields = dict(values)
     return EVENTS[str(fields.pop("event"))](**fields)
+
+
+def readable(values: Mapping[str, Any]) -> Event | None:
+    """The event, or None for a line that is none: of another program, or of a later version of this one."""
+    try:
+        return from_json(values)
+    except (KeyError, TypeError):
+        return None

@@ -1,24 +1,49 @@
-"""What lists of runs show: one plain object a run, from its run.json and its last event, quick enough for a thousand runs."""
+"""What lists of runs show: one plain object a run, from its run.json and its last events, quick enough for a thousand runs."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from finetune_local.files import stamp
 from finetune_local.paths import Home
 from finetune_local.train import runs
-from finetune_local.train.runs import Run
+from finetune_local.train.runs import Run, status_after
+from finetune_local.workplace import started_at
+
+
+class Listing:
+    """The facts of all runs, kept in memory: of a thousand only those that have changed are read again."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._known: dict[Path, tuple[object, dict[str, Any]]] = {}
+
+    def all(self) -> list[dict[str, Any]]:
+        """Of every run, the newest first."""
+        found: dict[Path, tuple[object, dict[str, Any]]] = {}
+        for run in runs.every(self._home):
+            now, known = _stamp(run), self._known.get(run.folder)
+            # That a worker was killed changes no file.
+            same = known is not None and known[0] == now and known[1]["status"] != "running"
+            found[run.folder] = known if same and known is not None else (now, facts_of(run))
+        self._known = found
+        return [facts for _, facts in found.values()]
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """Name, status, method, model, losses, dates; a damaged run is listed as such, with what is wrong."""
+    """Name, status, method, model, data, losses, dates; a damaged run is listed as such, with what is wrong."""
     file = run.folder / "run.json"
-    changed = file.stat().st_mtime
+    changed = _changed(file)
+    recent = run.last_lines()
+    last = recent[-1] if recent else {}
+    pid = run.worker()
     facts: dict[str, Any] = {
         "run": run.name,
-        "status": run.status(),
+        "status": status_after(last or None, pid is not None),
         "folder": str(run.folder),
         "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)),
         "changed_time": changed,
@@ -27,10 +52,11 @@ def facts_of(run: Run) -> dict[str, Any]:
         spec = json.loads(file.read_text("utf-8"))
         facts.update(
             method=_key(spec["method"]),
-            model=spec["model"]["id"],
+            model=str(spec["model"]["id"]),
             backend=spec["backend"],
             precision=spec["model"]["precision"],
             steps=spec["training"]["max_steps"],
+            files=[str(name) for name in spec["data"]["files"]],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return {
@@ -38,14 +64,15 @@ def facts_of(run: Run) -> dict[str, Any]:
             "status": "damaged",
             "problem": f"{file}: cannot be read ({error!r}). The run cannot be resumed.",
         }
-    last = run.last_line() or {}
-    if last.get("event") in ("started", "step", "checkpoint", "validation", "sample"):
-        facts["step"] = last["step"]
+    facts |= _newest(recent)
     if isinstance(summary := last.get("summary"), Mapping):
         facts.update(summary)
-    facts["run"] = run.name  # the summary of a run that was renamed since has another
+    elif pid is not None and (began := started_at(pid)) is not None:
+        facts["seconds"] = time.time() - began
+    facts["run"] = run.name  # the summary of a run that was renamed since has another name and place
+    facts.pop("adapter", None)
     if last.get("event") == "failed":
-        facts["problem"] = last["message"]
+        facts["problem"] = str(last.get("message", ""))
     if run.adapter.exists():
         facts["adapter"] = str(run.adapter)
     return facts
@@ -53,7 +80,32 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 def all_facts(home: Home) -> list[dict[str, Any]]:
     """Of every run, the newest first."""
-    return [facts_of(run) for run in runs.every(home)]
+    return Listing(home).all()
+
+
+def _newest(recent: list[dict[str, Any]]) -> dict[str, Any]:
+    """Step and losses of a run that has said no summary, as far as its last lines tell."""
+    found: dict[str, Any] = {}
+    for line in recent:
+        kind = line.get("event")
+        if kind in ("started", "step", "checkpoint", "validation", "sample"):
+            found["step"] = line.get("step")
+        if kind == "step":
+            found["last_loss"] = line.get("loss")
+        elif kind == "validation":
+            found["validation_loss"] = line.get("loss")
+    return found
+
+
+def _stamp(run: Run) -> object:
+    return stamp(run.folder / "run.json", run.events_file, run.worker_file, run.adapter)
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # removed a moment ago
+        return 0.0
 
 
 def _key(method: Any) -> str:

@@ -372,7 +372,14 @@ class Loop:
     def _identify(self, folder: Path) -> None:
         ready = self.ready
         write_identity(
-            folder, ready.model.identity(), ready.run.name, {"method": ready.spec.method.key, "step": self.state.step}
+            folder,
+            ready.model.identity(),
+            ready.run.name,
+            {
+                "method": ready.spec.method.key,
+                "step": self.state.step,
+                "parameters": trainable_parameters(ready.plan),
+            },
         )
 
     def _count(self) -> None:

@@ -1,6 +1,7 @@
 """The run folder: made, listed, opened, and the only way to know of a run.
 
 run.json          the spec, resolved          events.jsonl   what happened, append-only
+asked.json        what the user set of it     made_from      the run whose settings it was begun from
 data/             encoded rows, data.json     checkpoints/   step-NNNNNN/
 adapter/          the result                  report.md      the same for people
 worker.json       which process trains        worker.log     what libraries printed
@@ -14,17 +15,26 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from finetune_local import trash
+from finetune_local.adapters import manage
+from finetune_local.adapters.identity import rewrite
+from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import SpecError, typed
 from finetune_local.files import disk_full, sweep, write_text
 from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.given import given_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.train import events
+from finetune_local.trash import Removed
 from finetune_local.workplace import Workplace
+
+KIND = "run"
+"""What a run is called in the trash."""
 
 FINISH = "finish"
 """Content of the stop file that ends a run for good."""
@@ -51,6 +61,11 @@ class Run(Workplace):
         return self.folder / "data"
 
     @property
+    def asked_file(self) -> Path:
+        """What the user set, as tables for --config; runs of earlier versions have none."""
+        return self.folder / "asked.json"
+
+    @property
     def spec(self) -> RunSpec:
         """The spec in run.json. Raises SpecError where it was damaged by hand."""
         path = self.folder / "run.json"
@@ -58,6 +73,11 @@ class Run(Workplace):
             return parse_spec(json.loads(path.read_text("utf-8")), str(path))
         except (OSError, json.JSONDecodeError) as error:
             raise SpecError(f"{path}: cannot be read ({error}). The run cannot be resumed.") from error
+
+    @property
+    def made_from(self) -> str | None:
+        """The run whose settings it was begun from, where that is known."""
+        return made_from(self.folder)
 
     def write_spec(self, spec: RunSpec) -> None:
         """Replace run.json."""
@@ -70,13 +90,13 @@ class Run(Workplace):
             file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
 
     def history(self) -> Iterator[events.Event]:
-        """All events so far; a half-written last line is left out."""
-        return map(events.from_json, self.lines())
+        """All events so far; a half-written last line is left out, and what is no event of ours."""
+        return (event for line in self.lines() if (event := events.readable(line)) is not None)
 
     def last_event(self) -> events.Event | None:
         """The newest event."""
         line = self.last_line()
-        return events.from_json(line) if line else None
+        return events.readable(line) if line else None
 
     def repair(self) -> None:
         """After a kill: cut a half-written line off events.jsonl and remove half-written folders. For the holder only."""
@@ -95,20 +115,25 @@ class Run(Workplace):
 
     def status(self) -> Status:
         """What the run is doing, by its last event and whether its process lives."""
-        last = self.last_event()
-        if isinstance(last, events.Finished):
-            return "finished"
-        if self.worker() is not None:
-            return "running"
-        if isinstance(last, events.StoppedByUser):
-            return "stopped"
-        if isinstance(last, events.Failed):
-            return "failed"
-        return "new" if last is None else "interrupted"
+        return status_after(self.last_line(), self.worker() is not None)
 
 
-def create(home: Home, spec: RunSpec) -> Run:
-    """A new run folder with its spec. Raises SpecError where the name is taken or cannot be a folder's name."""
+def status_after(last: Mapping[str, Any] | None, working: bool) -> Status:
+    """What a run is doing by the last line of its events, and whether its worker lives."""
+    ended: Mapping[object, Status] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
+    kind = last.get("event") if last else None
+    if kind == "finished":
+        return "finished"
+    if working:
+        return "running"
+    return "new" if last is None else ended.get(kind, "interrupted")
+
+
+def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from: str | None = None) -> Run:
+    """A new run folder with its spec. Raises SpecError where the name is taken or cannot be a folder's name.
+
+    `asked` is the spec before automatic values were settled, where `spec` is not that; `made_from` the run it was begun from.
+    """
     if spec.name is not None:
         problem = bad_name(spec.name)
         if problem:
@@ -134,6 +159,9 @@ def create(home: Home, spec: RunSpec) -> Run:
     run = Run(folder)
     run.checkpoints.mkdir()
     run.write_spec(spec.model_copy(update={"name": run.name}))
+    write_text(run.asked_file, json.dumps(given_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
+    if made_from is not None:
+        write_text(run.folder / MADE_FROM, made_from + "\n")
     return run
 
 
@@ -148,10 +176,24 @@ def find(home: Home, name: str) -> Run:
     raise SpecError(f"there is no run '{name}' in {home.runs}.{did_you_mean(name, known) or listed}")
 
 
+def of_config(config: Path, home: Home) -> str | None:
+    """The run that a file of settings lies in, by name; None for any other file."""
+    folder = config.expanduser().resolve().parent
+    return folder.name if folder.parent == home.runs.resolve() and (folder / "checkpoints").is_dir() else None
+
+
 def every(home: Home) -> list[Run]:
     """All runs, the newest first."""
-    found = [Run(folder) for folder in home.runs.iterdir() if (folder / "run.json").exists()]
-    return sorted(found, key=lambda run: (run.folder / "run.json").stat().st_mtime, reverse=True)
+    found = [(when, Run(folder)) for folder in home.runs.iterdir() if (when := _begun(folder)) is not None]
+    return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def _begun(folder: Path) -> float | None:
+    """When run.json was written; None for what is no run, or no folder of ours to read."""
+    try:
+        return (folder / "run.json").stat().st_mtime
+    except OSError:
+        return None
 
 
 def at_work(home: Home) -> list[Run]:
@@ -161,24 +203,75 @@ def at_work(home: Home) -> list[Run]:
 
 
 def rename(run: Run, name: str, home: Home) -> Run:
-    """Call a run otherwise; its adapter goes with it. Raises SpecError while it is running, or where the name cannot be."""
+    """Call a run otherwise; its adapter goes with it, and what was made from it says the new name.
+
+    Raises SpecError while it is running or where the name cannot be, RunError where the system does not let it.
+    """
     if problem := bad_name(name):
         raise SpecError(f"the name {name!r} {problem}.")
-    if run.worker() is not None:
-        raise SpecError(f"run '{run.name}' is running. Stop it first, or rename it when it has ended.")
+    check_idle(run)
     target = home.runs / name
-    if target.exists():
+    if target.exists() and not target.samefile(run.folder):  # some disks do not tell capitals from small letters
         raise SpecError(f"there is a run '{name}' already. Choose another name.")
-    run.folder.rename(target)
+    trash.moved(run.folder, target)
     renamed = Run(target)
-    renamed.write_spec(renamed.spec.model_copy(update={"name": name}))
+    _write_name(renamed, name)
+    removed = [one.content for one in trash.follow(home, run.folder, target)]
+    for folder in (renamed.adapter, *renamed.checkpoints.glob("step-*"), *removed):
+        rewrite(folder, run=name)
+    manage.follow_rename(run.name, name, home)
+    for other in every(home):
+        if other.made_from == run.name:
+            write_text(other.folder / MADE_FROM, name + "\n")
     return renamed
 
 
-def remove(run: Run) -> None:
-    """Delete a run folder. Raises SpecError while it is running."""
+def _write_name(run: Run, name: str) -> None:
+    """The new name into run.json, which stays as old as it was: lists go by it. A damaged one is left as it is."""
+    file = run.folder / "run.json"
+    try:
+        times, values = file.stat(), json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(values, dict):
+        write_text(file, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False) + "\n")
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def check_idle(run: Run) -> None:
+    """Raise SpecError while a run's worker lives."""
     if run.worker() is not None:
         raise SpecError(f"run '{run.name}' is running. Stop it first: finetune-local runs stop {typed(run.name)}")
+
+
+def remove(run: Run, home: Home) -> Removed:
+    """Move a run with its checkpoints and its adapter to the trash, from which restore() takes it back.
+
+    Raises SpecError while it is running, RunError where the system does not let it go.
+    """
+    check_idle(run)
+    return trash.throw(home, KIND, run.name, run.folder)
+
+
+def restore(name: str | None, home: Home) -> Run:
+    """Take back the run `name` that was removed last, or the last of all. Raises SpecError where there is none."""
+    for removed in trash.every(home, KIND):
+        if name in (None, removed.name):
+            return put_back(removed)
+    what = f"no run '{name}'" if name else "no run"
+    raise SpecError(f"there is {what} in the trash.")
+
+
+def put_back(removed: Removed) -> Run:
+    """Take back one from the trash. Raises SpecError where another one is called so now."""
+    if removed.source.exists():
+        raise SpecError(f"{removed.source} exists, so '{removed.name}' cannot go back there. Rename or remove that.")
+    return Run(trash.put_back(removed, removed.source))
+
+
+def delete(run: Run) -> None:
+    """Delete a run folder for good. Raises SpecError while it is running."""
+    check_idle(run)
     shutil.rmtree(run.folder)
 
 

@@ -53,11 +53,12 @@ class Curve:
         """The newest value."""
         return self.spans[-1].mean if self.spans else None
 
-    def smoothed(self, steps: int) -> list[tuple[int, float]]:
-        """An exponential mean over the spans, without the bias of its beginning; steps of the run set how fast it forgets."""
+    def smoothed(self, steps: int, smoothing: float = SMOOTHING) -> list[tuple[int, float]]:
+        """An exponential mean over the spans, without the bias of its beginning; it forgets a step after one `smoothing`-th of the
+        run's steps."""
         result, weighted, weight = list[tuple[int, float]](), 0.0, 0.0
         for span in self.spans:
-            keep = (1 - 1 / max(2.0, steps / SMOOTHING)) ** span.count
+            keep = (1 - 1 / max(2.0, steps / smoothing)) ** span.count
             weighted = keep * weighted + (1 - keep) * span.mean
             weight = keep * weight + (1 - keep)
             result.append((span.step, weighted / weight))
@@ -85,6 +86,8 @@ class Watch:
 
     def _forget(self) -> None:
         self.loss, self.rate, self.speed, self.gradient = Curve(), Curve(), Curve(), Curve()
+        self.tokens, self.seconds = Curve(), Curve()
+        """Of each step, not summed up; thinned with the loss, span by span."""
         self.validation: list[tuple[int, float, bool]] = []
         self.answers: dict[str, Answers] = {}
         self.notes: list[str] = []
@@ -106,7 +109,8 @@ class Watch:
                     self._tail = self.run.tail()
                     self._forget()
                 for line in self._tail.read():
-                    self._take(events.from_json(line))
+                    if (event := events.readable(line)) is not None:
+                        self._take(event)
         return self
 
     def status(self) -> Status:
@@ -140,6 +144,8 @@ class Watch:
         self.rate.add(event.step, event.learning_rate)
         self.speed.add(event.step, event.tokens_per_second)
         self.gradient.add(event.step, event.gradient_norm)
+        self.tokens.add(event.step, event.tokens)
+        self.seconds.add(event.step, event.tokens / event.tokens_per_second if event.tokens_per_second else 0.0)
 
     @property
     def summary(self) -> dict[str, Any]:

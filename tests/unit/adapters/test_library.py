@@ -1,5 +1,6 @@
 """Finding, importing, renaming, removing adapters."""
 
+import errno
 import json
 import shutil
 import zipfile
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from finetune_local import paths
-from finetune_local.adapters import library, manage
+from finetune_local.adapters import identity, library, manage
 from finetune_local.cli.main import main
-from finetune_local.errors import AdapterError
+from finetune_local.errors import AdapterError, DiskFull
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
 from made import made_adapter
+
+RUN = {"model": {"id": "D:/models/base"}, "data": {"template": "raw", "files": ["/data/orders.jsonl"]}}
 
 
 @pytest.fixture
@@ -20,7 +23,7 @@ def stocked(home: paths.Home, tiny: Path) -> paths.Home:
     """A home with a finished run, an unfinished one, and an imported adapter."""
     run = home.runs / "订单 1"
     made_adapter(tiny, run / "adapter", run="订单 1")
-    (run / "run.json").write_text(json.dumps({"model": {"id": "D:/models/base"}, "data": {"template": "raw"}}), "utf-8")
+    (run / "run.json").write_text(json.dumps(RUN), "utf-8")
     (home.runs / "half").mkdir()
     made_adapter(tiny, home.adapters / "friend", plain=True)
     return home
@@ -44,7 +47,11 @@ def test_a_damaged_adapter_is_listed_beside_the_others(stocked: paths.Home, caps
     listed = json.loads(capsys.readouterr().out)
     assert ended.value.code == 0
     assert [entry["name"] for entry in listed] == ["订单 1", "friend"]
-    assert "a JSON object is expected" in listed[1]["note"]
+    assert listed[0]["problem"] is None and listed[0]["files"] == ["/data/orders.jsonl"]
+    assert "a JSON object is expected" in listed[1]["problem"]
+    with pytest.raises(SystemExit):
+        main(["adapters"])
+    assert "cannot be used: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -177,4 +184,66 @@ def test_taking_back_does_not_overwrite(stocked: paths.Home) -> None:
     manage.bring_in(copy, stocked, "friend")
     with pytest.raises(AdapterError, match="cannot go back"):
         manage.restore("friend", stocked)
-    assert [facts["name"] for facts in manage.trashed(stocked)] == ["friend"]
+    assert [removed.name for removed in manage.trashed(stocked)] == ["friend"]
+
+
+def test_an_adapter_whose_run_is_gone_comes_back_as_one_of_its_own(stocked: paths.Home) -> None:
+    manage.remove("订单 1", stocked)
+    shutil.rmtree(stocked.runs / "订单 1")
+    assert manage.restore("订单 1", stocked).origin == "imported"
+    assert not (stocked.runs / "订单 1").exists()
+
+
+def test_a_list_says_what_each_is_and_reads_only_what_changed(
+    stocked: paths.Home, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_adapter(tiny, stocked.adapters / "cut")
+    (stocked.adapters / "cut" / WEIGHTS).write_bytes(b"short")
+    (stocked.runs / "a file").write_text("x", "utf-8")
+    known = library.Library(stocked)
+    first = {facts["name"]: facts for facts in known.listing()}
+    assert [first[name]["problem"] is None for name in ("订单 1", "friend", "cut")] == [True, True, False]
+    assert first["friend"]["parameters"] == sum(
+        array.size for array in read_adapter(stocked.adapters / "friend")[1].values()
+    )
+    read: list[str] = []
+    real = library.Entry.listed
+    monkeypatch.setattr(library.Entry, "listed", lambda entry: (read.append(entry.name), real(entry))[1])
+    assert {facts["name"]: facts for facts in known.listing()} == first
+    assert read == []
+    manage.write_note("friend", "tried it", stocked)
+    assert [facts["note"] for facts in known.listing() if facts["name"] == "friend"] == ["tried it"]
+    assert read == ["friend"]
+
+
+def test_details_are_told_without_reading_the_weights(stocked: paths.Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stocked.adapters / "friend"
+    plan, _ = read_adapter(folder)
+    monkeypatch.setattr("finetune_local.layout.read_tensors", None)
+    told = library.details("friend", folder, "imported")
+    assert told["modules"] == len(plan.targets) and told["settings"]["rank"] == 2 and told["mergeable"]
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    (folder / CONFIG).write_text(json.dumps({**config, "r": 3}), "utf-8")
+    with pytest.raises(AdapterError, match="says"):
+        library.details("friend", folder, "imported")
+
+
+def test_what_was_extracted_follows_a_new_name(stocked: paths.Home, tiny: Path) -> None:
+    made_adapter(tiny, stocked.adapters / "small")
+    identity.rewrite(stocked.adapters / "small", extracted_from={"adapter": "friend", "run": "elsewhere", "rank": 4})
+    manage.rename("friend", "老朋友", stocked)
+    assert library.entry("small", stocked).extracted_from == {"adapter": "老朋友", "run": "elsewhere", "rank": 4}
+
+
+def test_a_full_disk_leaves_no_half_import(
+    stocked: paths.Home, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = made_adapter(tiny, tmp_path / "new one")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(DiskFull, match="import again"):
+        manage.bring_in(source, stocked)
+    assert list(stocked.adapters.iterdir()) == [stocked.adapters / "friend"]

@@ -12,8 +12,10 @@ from pathlib import Path
 import click
 import pytest
 
+from finetune_local.cli import app
 from finetune_local.cli.main import HELPERS, cli, main
 from finetune_local.cli.spec_options import spec_fields, spec_from
+from finetune_local.desktop import launch
 from finetune_local.errors import SpecError, Stopped
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
@@ -100,7 +102,6 @@ def test_an_error_is_json_where_asked(capsys: pytest.CaptureFixture[str], home: 
         (["--method", "lroa"], "lora"),
         (["--learning-rte", "1"], "learning-rate"),
         (["--rank", "many", "--data", "x"], "many"),
-        ([], "Usage"),
         (["train"], "no training data"),
     ],
 )
@@ -108,9 +109,24 @@ def test_mistakes_are_sentences(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], home: object
 ) -> None:
     code, out, err = run(arguments, capsys)
-    assert code == (2 if arguments else 0)
+    assert code == 2
     assert words in out + err
     assert "Traceback" not in err
+
+
+def test_without_a_word_it_is_the_app_or_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Home
+) -> None:
+    started: list[tuple[Home, str]] = []
+    monkeypatch.setattr(launch, "launch", lambda place, wanted, _say: started.append((place, wanted.show)))
+    assert run([], capsys)[0] == 0
+    assert started == [(home, "window")]
+    monkeypatch.setattr(app, "NEEDS", ("gradio_of_another_machine",))
+    code, out, err = run([], capsys)
+    assert code == 0 and "Usage" in out and "pip install 'finetune-local[app]'" in err
+    code, _, err = run(["app"], capsys)
+    assert code == 2 and "pip install 'finetune-local[app]'" in err
+    assert len(started) == 1
 
 
 def test_every_setting_is_an_option_once() -> None:
@@ -227,7 +243,7 @@ def test_json_counts_on_either_side_of_the_verb_within(capsys: pytest.CaptureFix
         assert json.loads(out)[0]["run"] == "一"
     assert json.loads(run(["runs", "--json", "show", "一"], capsys)[1])["status"] == "new"
     assert json.loads(run(["runs", "stop", "一", "--json"], capsys)[1])["stopped"] is True
-    assert json.loads(run(["runs", "remove", "一", "--yes", "--json"], capsys)[1]) == {"run": "一", "removed": True}
+    assert json.loads(run(["runs", "remove", "一", "--yes", "--json"], capsys)[1])["removed"] is True
 
 
 def test_a_stop_leaves_the_summary_as_the_last_line(

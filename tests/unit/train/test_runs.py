@@ -97,7 +97,9 @@ def test_a_worker_is_known_by_id_and_start_time(home: Home) -> None:
     assert run.worker() == os.getpid()
     assert run.status() == "running"
     with pytest.raises(SpecError, match="is running"):
-        runs.remove(run)
+        runs.remove(run, home)
+    with pytest.raises(SpecError, match="is running"):
+        runs.rename(run, "other", home)
     (run.folder / "worker.json").write_text(json.dumps({**mine, "started": mine["started"] - 60}), "utf-8")
     assert run.worker() is None  # another process has got the id since
 

@@ -1,0 +1,52 @@
+"""`trash`: what was removed and can be taken back; `trash empty` frees its room."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from finetune_local import paths
+from finetune_local.cli.options import home_option, json_option
+from finetune_local.cli.show import emit, megabytes, note, table
+
+
+@click.group("trash", short_help="List removed runs and adapters, or free their room.", invoke_without_command=True)
+@home_option
+@json_option
+@click.pass_context
+def command(context: click.Context, home: str | None, as_json: bool) -> None:
+    """List what was removed. `runs restore` and `adapters restore` take it back."""
+    from finetune_local import trash
+
+    context.obj = paths.home(home)
+    if context.invoked_subcommand is not None:
+        return
+    found = trash.every(context.obj)
+    if as_json:
+        emit([{"kind": x.kind, "name": x.name, "from": str(x.source), "bytes": x.bytes_on_disk} for x in found])
+    elif not found:
+        note("the trash is empty")
+    else:
+        rows = [(x.kind, x.name, time.strftime("%Y-%m-%d %H:%M", time.localtime(x.when)), megabytes(x.bytes_on_disk))
+                for x in found]  # fmt: skip
+        table(("KIND", "NAME", "REMOVED", "SIZE"), rows)
+
+
+@command.command("empty")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@home_option
+@json_option
+@click.pass_obj
+def empty(outer: paths.Home, yes: bool, home: str | None, as_json: bool) -> None:
+    """Delete for good what is in the trash."""
+    from finetune_local import trash
+
+    place = paths.home(home) if home else outer
+    if not yes:
+        click.confirm(f"Delete for good all that is in {place.trash}?", abort=True, err=True)
+    number = trash.empty(place)
+    if as_json:
+        emit({"deleted": number})
+    else:
+        note(f"deleted for good: {number}")

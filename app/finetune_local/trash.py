@@ -1,0 +1,142 @@
+"""What was removed and can be taken back: a folder each in the home's trash, with what it was and where it lay.
+
+Nothing leaves the trash by itself. It lies on the home's disk, so removing and taking back are renames, whatever the size.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_local.errors import RunError
+from finetune_local.files import disk_full, write_text
+from finetune_local.files import remove as remove_files
+from finetune_local.paths import Home
+
+FACTS = "trash.json"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """One thing in the trash. `kind` is "adapter", "run" or "chat" (a file); `source` is where it lay; `when` is seconds since the epoch."""
+
+    place: Path
+    kind: str
+    name: str
+    source: Path
+    when: float
+
+    @property
+    def key(self) -> str:
+        """What it is called in the trash: its folder's name."""
+        return self.place.name
+
+    @property
+    def content(self) -> Path:
+        """What was removed, as it was."""
+        return self.place / self.kind
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Size of its files."""
+        if self.content.is_file():
+            return self.content.lstat().st_size
+        found = (Path(folder) / name for folder, _, names in os.walk(self.content) for name in names)
+        return sum(file.lstat().st_size for file in found)
+
+
+def throw(home: Home, kind: str, name: str, folder: Path) -> Removed:
+    """Move a folder or file to the trash. Raises RunError where the system does not let it go, DiskFull."""
+    when = time.time()
+    stem = datetime.datetime.fromtimestamp(when, datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+    place, number = home.trash / stem, 1
+    with disk_full(home.trash, "Empty the trash, or remove it for good."):
+        while True:
+            try:
+                place.mkdir()
+                break
+            except FileExistsError:  # a coarse clock
+                number += 1
+                place = home.trash / f"{stem}-{number}"
+        try:
+            removed = Removed(place, kind, name, folder, when)
+            _write_facts(home, removed)
+            moved(folder, removed.content)
+        except BaseException:
+            remove_files(place)
+            raise
+    return removed
+
+
+def every(home: Home, kind: str | None = None) -> list[Removed]:
+    """What lies in the trash (of a kind), the newest first. Damaged entries are left out; empty() removes them too."""
+    found = [_read(home, place) for place in sorted(home.trash.iterdir(), reverse=True)]
+    return [one for one in found if one is not None and kind in (None, one.kind)]
+
+
+def put_back(removed: Removed, target: Path) -> Path:
+    """Move what was removed to `target`, which must not exist; returns it. Raises RunError where the system refuses."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    moved(removed.content, target)
+    remove_files(removed.place)
+    return target
+
+
+def empty(home: Home, only: Iterable[Removed] | None = None) -> int:
+    """Delete for good all that is in the trash, or only some of it; returns how many things went. Raises RunError."""
+    places = list(home.trash.iterdir()) if only is None else [one.place for one in only]
+    for place in places:
+        try:
+            remove_files(place)
+        except OSError as error:
+            raise RunError(f"{place} cannot be deleted ({error.strerror}). Close what uses its files.") from None
+    return len(places)
+
+
+def follow(home: Home, old: Path, new: Path) -> list[Removed]:
+    """A folder was renamed: what was removed from inside it goes back to the new one, under its name. Returns those."""
+    found = []
+    for one in every(home):
+        if one.source.is_relative_to(old):
+            name = new.name if one.name == old.name else one.name
+            found.append(Removed(one.place, one.kind, name, new / one.source.relative_to(old), one.when))
+            _write_facts(home, found[-1])
+    return found
+
+
+def moved(folder: Path, target: Path) -> None:
+    """Rename a folder. Raises RunError with the reason where the system does not let it."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise RunError(
+                f"{folder} lies on another disk than {target.parent}, so it cannot be moved there."
+            ) from None
+        raise RunError(
+            f"{folder} cannot be moved to {target} ({error.strerror}). Close what uses its files and try again."
+        ) from None
+
+
+def _write_facts(home: Home, removed: Removed) -> None:
+    source = removed.source
+    if source.is_relative_to(home.root):  # the home may be moved
+        source = source.relative_to(home.root)
+    facts = {"kind": removed.kind, "name": removed.name, "from": source.as_posix(), "when": removed.when}
+    write_text(removed.place / FACTS, json.dumps(facts, ensure_ascii=False) + "\n")
+
+
+def _read(home: Home, place: Path) -> Removed | None:
+    try:
+        facts = json.loads((place / FACTS).read_text("utf-8"))
+        source = home.root / facts["from"]
+        found = Removed(place, str(facts["kind"]), str(facts["name"]), source, float(facts["when"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found.content.exists() else None
