@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "mlx", "mlx_lm", "transformers", "peft", "bitsandbytes", "xllamacpp", "gguf", "httpx", "keyring")
+HEAVY = (
+    "torch", "mlx", "mlx_lm", "transformers", "peft", "bitsandbytes", "xllamacpp", "gguf", "httpx", "keyring",
+    "gradio", "webview", "fastapi", "uvicorn",
+)  # fmt: skip
 VERBS = importlib.import_module("finetune_local.cli.main").cli.list_commands(None)
 
 

@@ -1,6 +1,7 @@
 """The command `finetune-local`: finds the verbs beside this file and is the only place that exits.
 
-A verb is a file `<verb>.py` with `command: click.Command`; it is imported when it is called. Without a verb, options mean `train`.
+A verb is a file `<verb>.py` with `command: click.Command`; it is imported when it is called. Without a verb, options mean `train`,
+and nothing at all means `app`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,21 @@ from finetune_local import __version__
 from finetune_local.errors import FinetuneError, Stopped
 
 DEFAULT_VERB = "train"
-ORDER = ("train", "resume", "chat", "generate", "evaluate", "export", "merge", "adapters", "runs", "models", "data")
+ORDER = (
+    "app",
+    "train",
+    "resume",
+    "chat",
+    "generate",
+    "evaluate",
+    "export",
+    "merge",
+    "adapters",
+    "runs",
+    "trash",
+    "models",
+    "data",
+)
 """The order of `--help`; verbs not named here follow by name."""
 
 HELPERS = ("main", "options", "show", "progress", "spec_options")
@@ -59,7 +74,14 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`finetune-local --data x` means `finetune-local train --data x`."""
+        """`finetune-local --data x` means `finetune-local train --data x`, and `finetune-local` the app where it is installed."""
+        if not args:
+            from finetune_local.cli.app import lacking
+
+            if (problem := lacking()) is None:
+                args = ["app"]
+            else:
+                click.echo(f"finetune-local: {problem}\n", err=True)
         if args and args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"):
             args = [DEFAULT_VERB, *args]
         return super().parse_args(ctx, args)

@@ -1,0 +1,59 @@
+"""`app`: the desktop app in a window of its own, or in the browser."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import click
+
+from finetune_local import paths
+from finetune_local.cli.options import home_option
+from finetune_local.cli.show import note
+from finetune_local.errors import Unsupported
+
+NEEDS = ("gradio", "uvicorn", "babel")
+INSTALL = "pip install 'finetune-local[app]'"
+
+
+def lacking() -> str | None:
+    """Why the app cannot be started here: a sentence, or None. Imports nothing."""
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    return (
+        f"the app's window is not installed ({', '.join(missing)} not found). Install it: {INSTALL}"
+        if missing
+        else None
+    )
+
+
+@click.command("app", short_help="Open the desktop app; also without a verb.")
+@click.option("--browser", is_flag=True, help="Show it in the browser instead of a window of its own.")
+@click.option("--no-open", is_flag=True, help="Open nothing: print a link that works once.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port on 127.0.0.1. [a free one]")
+@click.option(
+    "--language",
+    type=click.Choice(["auto", "en", "zh"]),
+    default=None,
+    help="Language of the window this time. [the preferred one]",
+)
+@click.option("--quit", "ending", is_flag=True, help="End the app that runs for this home.")
+@home_option
+def command(browser: bool, no_open: bool, port: int, language: str | None, ending: bool, home: str | None) -> None:
+    """Open the app: choose a model, bring data, train, chat, compare and export in a window.
+
+    \b
+    finetune-local app
+    finetune-local app --browser
+
+    Where no window can be opened it is shown in Chromium or in your browser. There is one app for each home: a second start brings
+    the first one's window to the front. Closing the window ends the app; training and other work goes on.
+    """
+    if (problem := lacking()) is not None:
+        raise Unsupported(problem)
+    from finetune_local.desktop.launch import Wanted, end, launch
+
+    place = paths.home(home)
+    if ending:
+        end(place, note)
+        return
+    show = "nothing" if no_open else "browser" if browser else "window"
+    launch(place, Wanted(show, port, language), note)  # type: ignore[arg-type]

@@ -1,0 +1,204 @@
+"""The ways to show the page, each a process of its own, so that nothing of theirs can take the server with it: the system's WebView,
+Chromium without its bars, the user's browser.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune_local.desktop import chromium
+from finetune_local.desktop.gtk import no_screen
+from finetune_local.paths import Home
+from finetune_local.workplace import command_of
+
+_NO_CONSOLE = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+_NO_WINDOW = 3
+_YOUNG = 10.0
+"""Seconds: a window that breaks sooner would break again."""
+
+_MOST_AGAIN = 3
+_GENTLE = 4.0
+"""Seconds that a window has to close by itself."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it was with a window: closed by the user, or gone for a reason; `again` where another try makes sense."""
+
+    closed: bool
+    reason: str = ""
+    again: bool = False
+
+
+class Display(Protocol):
+    """A way to show the page."""
+
+    def open(self, link: str) -> Outcome:
+        """Show it, and wait until it is gone."""
+        ...
+
+    def show(self, link: str) -> bool:
+        """Bring it to the front (or show another, by the link); False where there is none."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class WebView:
+    """The window of window.py. `told` is all it is told besides the link."""
+
+    def __init__(self, home: Home) -> None:
+        self._log = home.window / "window.log"
+        self._process: subprocess.Popen[str] | None = None
+        self._broken = 0
+        self.told: Mapping[str, Any] = {}
+
+    def begin(self) -> None:
+        """Start its process, which loads its libraries while the server does too. open() says what to show."""
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command_of("finetune_local.desktop.window", ()),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                start_new_session=os.name != "nt",  # Ctrl-C in the terminal is the server's
+                creationflags=_NO_CONSOLE,
+            )
+
+    def open(self, link: str) -> Outcome:
+        """See Display."""
+        if self._process is None:
+            self.begin()
+        assert self._process is not None
+        began = time.monotonic()
+        self._say(json.dumps({**self.told, "link": link}))
+        code = self._process.wait()
+        self._process = None
+        if code == 0:
+            return Outcome(True)
+        said = self._last_words()
+        if code == _NO_WINDOW:
+            return Outcome(False, f"There is no window of its own here: {said or 'the reason is not known'}.")
+        self._broken += 1
+        again = time.monotonic() - began > _YOUNG and self._broken <= _MOST_AGAIN
+        return Outcome(False, f"The window's process ended unexpectedly (exit code {code}; {self._log}).", again)
+
+    def show(self, link: str) -> bool:
+        """See Display."""
+        return self._say("show")
+
+    def close(self) -> None:
+        """See Display."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            self._say("quit")
+            _end(process)
+
+    def _say(self, line: str) -> bool:
+        process = self._process
+        if process is None or process.poll() is not None or process.stdin is None:
+            return False
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _last_words(self) -> str:
+        try:
+            lines = [line for line in self._log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        except OSError:
+            return ""
+        return lines[-1].strip().rstrip(".") if lines else ""
+
+
+class Chromium:
+    """See chromium.py. `size` is that of a first window; it remembers its own."""
+
+    def __init__(self, home: Home, size: tuple[int, int] = (1280, 860)) -> None:
+        self._browser = chromium.find()
+        self._profile = home.window / "chromium"
+        self._log = home.window / "window.log"
+        self._size = size
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def open(self, link: str) -> Outcome:
+        """See Display."""
+        if self._browser is None:
+            return Outcome(False, "Neither Chromium nor Chrome nor Edge was found.")
+        began = time.monotonic()
+        try:
+            self._process = self._start(self._browser, link)
+        except OSError as error:
+            return Outcome(False, f"{self._browser} cannot be started ({error.strerror}).")
+        code = self._process.wait()
+        self._process = None
+        soon = time.monotonic() - began < _YOUNG
+        if code == 0 and soon:
+            # One of an earlier start is still open and has shown it: when that is closed, nobody tells.
+            return Outcome(False, f"{self._browser.name} shows the page in a process that was there before.")
+        if code == 0 or not soon:
+            return Outcome(True)
+        return Outcome(False, f"{self._browser.name} ended at once (exit code {code}; {self._log}).")
+
+    def show(self, link: str) -> bool:
+        """See Display. A second window of the same process."""
+        if self._browser is None or self._process is None or self._process.poll() is not None:
+            return False
+        with suppress(OSError):
+            self._start(self._browser, link)
+            return True
+        return False
+
+    def close(self) -> None:
+        """See Display."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.terminate()
+            _end(process)
+
+    def _start(self, browser: Path, link: str) -> subprocess.Popen[bytes]:
+        profile = chromium.profile_for(browser, self._profile)
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                chromium.command(browser, link, profile, self._size),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=os.name != "nt",
+            )
+
+
+def browse(link: str) -> bool:
+    """Show it in the user's browser; False where there is none, or no screen. When it is closed, nobody tells."""
+    if sys.platform == "linux" and no_screen() is not None:
+        return False  # a browser in the terminal would take the terminal
+    try:
+        return webbrowser.open(link)
+    except webbrowser.Error:
+        return False
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Wait for it, then ask it, then make it."""
+    for harder in (process.terminate, process.kill, None):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GENTLE)
+            return
+        if harder is not None:
+            harder()
