@@ -19,6 +19,25 @@ window.ftl = (() => {
   });
   applyTheme();
 
+  // ── until the page is made, what the splash showed before it stays in view, rather than the library's own ────────────
+  function cover() {
+    const box = document.createElement("div");
+    box.id = "cover";
+    box.setAttribute("role", "status");
+    const made = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
+    const [name, words] = config.splash || ["", ""];
+    const bar = made("div", "");
+    bar.className = "bar unknown";
+    bar.append(document.createElement("i"));
+    box.append(Object.assign(document.createElement("img"), { src: "/ftl/icon.svg", alt: "" }), made("strong", name), bar, made("span", words));
+    document.documentElement.append(box);
+    const done = () => { watcher.disconnect(); box.remove(); };
+    const watcher = new MutationObserver(() => { if (document.querySelector("#nav [role=tab]")) done(); });
+    watcher.observe(document.documentElement, { childList: true, subtree: true });
+    setTimeout(done, 20000); // whatever kept it is then seen
+  }
+  cover();
+
   // ── which window ────────────────────────────────────────────────────────────────────────────────────────
   function windowName() {
     let name = sessionStorage.getItem("ftl-window");
@@ -33,7 +52,7 @@ window.ftl = (() => {
   function attach(element, trigger, watch) {
     element.addEventListener("click", (event) => {
       const found = event.target.closest("[data-do]");
-      if (!found || !element.contains(found) || found.disabled || found.matches("select,input,textarea")) return;
+      if (!found || !element.contains(found) || found.disabled || found.matches("select,input,textarea,form")) return;
       if (found.dataset.confirm && !window.confirm(found.dataset.confirm)) return;
       event.preventDefault();
       trigger("click", { ...found.dataset });
@@ -44,6 +63,24 @@ window.ftl = (() => {
       const value = found.type === "checkbox" ? String(found.checked) : found.value;
       trigger("click", { ...found.dataset, key: found.dataset.value || "", value });
     });
+    // A form with data-do is told as a whole: its data-*, and its fields by their names.
+    element.addEventListener("submit", (event) => {
+      const form = event.target.closest("form[data-do]");
+      if (!form) return;
+      event.preventDefault();
+      trigger("click", { ...form.dataset, ...Object.fromEntries([...new FormData(form)].filter(([, value]) => typeof value === "string")) });
+    });
+    // Where a view shows another thing (data-top is another), it is seen from its top, and the keyboard is there.
+    let topmost = null;
+    function show() {
+      const found = element.querySelector("[data-top]"), name = found ? found.dataset.top : null;
+      if (name === topmost) return;
+      const first = topmost === null;
+      topmost = name;
+      if (first || !found || !element.offsetParent) return;
+      document.querySelector("gradio-app").scrollTop = 0;
+      found.focus({ preventScroll: true });
+    }
     // A view is made anew when it changes: what had the focus, was open or was scrolled stays so.
     let focused = "", open = new Set(), scrolled = new Map();
     element.addEventListener("focusin", (event) => (focused = event.target.id || handle(event.target)));
@@ -60,6 +97,7 @@ window.ftl = (() => {
         const again = [...element.querySelectorAll("button,a,select,input,summary,[tabindex]")].find((e) => (e.id || handle(e)) === focused);
         if (again) again.focus({ preventScroll: true });
       }
+      show();
     }
     watch("value", after);
     after();

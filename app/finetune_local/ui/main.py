@@ -104,6 +104,7 @@ def mount_options(context: Context) -> dict[str, Any]:
     config = {
         "theme": context.preferences.theme,
         "lang": t.language,
+        "splash": [t("common.app"), t("common.splash")],
         "gone": [t("common.gone_title"), t("common.gone_text"), t("common.gone_how")],
     }
     styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
