@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_local.errors import DiskFull, ModelError
+from finetune_local.export import Target
 from finetune_local.files import free_bytes
 
 ADVICE = "Nothing half-written was left. Make room, or give --out on another disk."
@@ -21,12 +22,13 @@ def check_room(out: Path, size: int) -> None:
         )
 
 
-def check_out(out: Path, folder: bool, overwrite: bool, sources: list[Path]) -> None:
+def check_out(out: Path, target: Target, quant: str, overwrite: bool, sources: list[Path]) -> None:
     """Refuse an --out that stands in the way. Raises ModelError.
 
-    `sources` are folders that are read from: never replaced, nor written into. A folder is only replaced where it is a
-    model folder without sub-folders, so that a slip in --out cannot delete somebody's documents.
+    `sources` are folders that are read from: never replaced, nor written into. A folder is only replaced where it is an export
+    of the same kind, without sub-folders, so that a slip in --out cannot delete somebody's documents.
     """
+    folder = target.is_folder(quant)
     for source in sources:
         if out.resolve() == source.resolve() or (folder and out.resolve() in source.resolve().parents):
             raise ModelError(f"--out {out}: the export would replace what it is made from. Give another place.")
@@ -38,8 +40,11 @@ def check_out(out: Path, folder: bool, overwrite: bool, sources: list[Path]) -> 
         return
     if not overwrite:
         raise ModelError(f"--out {out}: something is there already. Give another place, or --overwrite to replace it.")
-    if folder and not ((out / "config.json").is_file() and all(p.is_file() for p in out.iterdir())):
-        raise ModelError(f"--out {out}: this is not a model folder, so it is not replaced. Give another place.")
+    if folder and not ((out / target.mark).is_file() and all(p.is_file() for p in out.iterdir())):
+        what = {"config.json": "a model folder", "Modelfile": "a folder for Ollama"}.get(
+            target.mark, "an adapter's folder"
+        )
+        raise ModelError(f"--out {out}: this is not {what}, so it is not replaced. Give another place.")
 
 
 def _megabytes(size: int) -> str:

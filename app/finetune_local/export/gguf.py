@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune_local.errors import ModelError
-from finetune_local.export import Progress, silent
+from finetune_local.export import Progress, Source, ggml, silent, verify
 from finetune_local.export.files import ADVICE, check_room
-from finetune_local.export.gguf_metadata import ARCHITECTURES, add_metadata
+from finetune_local.export.ggml import Ggml
+from finetune_local.export.gguf_metadata import ARCHITECTURES, Nowhere, add_metadata
 from finetune_local.export.gguf_tensors import GgufTensor, gguf_tensors
-from finetune_local.export.gguf_vocabulary import add_vocabulary
+from finetune_local.export.gguf_vocabulary import add_vocabulary, read_vocabulary
+from finetune_local.export.quants import QUANTS, is_k
+from finetune_local.export.verify import Gate
 from finetune_local.export.weights import MergedWeights, check_float16
 from finetune_local.files import written_aside
-from finetune_local.models.folder import ModelFolder
+from finetune_local.models.folder import TOKENIZER, ModelFolder
 
-QUANTS = ("f16", "bf16", "q8_0", "f32")
 _METADATA_BYTES = 32 * 2**20  # vocabulary and merges of the largest tokenizers
 
 
@@ -30,7 +33,7 @@ def write_gguf(
     model: ModelFolder, adapter: Path | None, out: Path, quant: str = "f16", progress: Progress = silent
 ) -> list[Path]:
     """Write base + adapter as one GGUF file, replacing `out`. Raises ModelError, AdapterError, DiskFull."""
-    return Gguf().write(MergedWeights(model, adapter), out, quant, progress)
+    return Gguf().write(Source(model, adapter), out, quant, progress)
 
 
 class Gguf:
@@ -39,30 +42,57 @@ class Gguf:
     key = "gguf"
     title = "GGUF (llama.cpp, Ollama, LM Studio)"
     quants = QUANTS
+    mark = ""
+    needs_base = True
+
+    def is_folder(self, quant: str) -> bool:
+        """See Target."""
+        return False
 
     def place(self, out: Path, name: str, quant: str) -> Path:
         """The file itself, or one named after model and format in a folder that is there."""
         return out / f"{name}-{quant.upper()}.gguf" if out.is_dir() else out
 
-    def write(self, weights: MergedWeights, out: Path, quant: str, progress: Progress) -> list[Path]:
+    def size(self, source: Source, quant: str) -> int:
+        """See Target."""
+        weights = source.weights
+        tensors = planned(weights, quant)
+        add_metadata(Nowhere(), weights, quant)
+        read_vocabulary(weights.model)
+        # What tokenizer.json says in JSON is about as long in a GGUF.
+        return sum(tensor.bytes for tensor in tensors) + (weights.model.path / TOKENIZER).stat().st_size
+
+    def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See write_gguf."""
         from gguf import GGUFWriter
 
-        model = weights.model
-        if quant not in QUANTS:
-            raise ModelError(f"'{quant}' is no GGUF format that can be written. Known: {', '.join(QUANTS)}.")
-        check_family(model)
-        tensors = gguf_tensors(weights, quant)
+        weights = source.weights
+        tensors = planned(weights, quant)
         check_room(out, sum(tensor.bytes for tensor in tensors) + _METADATA_BYTES)
         with written_aside(out, ADVICE) as aside:
-            writer = GGUFWriter(aside, ARCHITECTURES[model.family])
+            writer = GGUFWriter(aside, ARCHITECTURES[weights.model.family])
             try:
                 add_metadata(writer, weights, quant)
-                add_vocabulary(writer, model, weights.adapter)
+                add_vocabulary(writer, weights.model, weights.adapter)
                 _write(writer, tensors, progress)
             finally:
                 writer.close()
         return [out]
+
+    def check(self, source: Source, out: Path, quant: str, backend: str, progress: Progress) -> Gate:
+        """See Target."""
+        return verify.verify("gguf", out, quant, source.model, source.adapter, backend, progress)
+
+
+def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:
+    """The tensors to be written. Raises ModelError where the family or the format cannot be, saying what to do."""
+    if quant not in QUANTS:
+        raise ModelError(f"'{quant}' is no GGUF format that can be written. Known: {', '.join(QUANTS)}.")
+    check_family(weights.model)
+    tensors = gguf_tensors(weights, quant)
+    if any(is_k(tensor.kind) for tensor in tensors) and (reason := ggml.missing()):
+        raise ModelError(reason)
+    return tensors
 
 
 def check_family(model: ModelFolder) -> None:
@@ -81,21 +111,24 @@ def _write(writer: Any, tensors: list[GgufTensor], progress: Progress) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     total, done = sum(math.prod(tensor.shape) for tensor in tensors), 0
-    for tensor in tensors:
-        writer.write_tensor_data(_stored(tensor))
-        done += math.prod(tensor.shape)
-        progress("writing", done / total)
+    with Ggml() if any(is_k(tensor.kind) for tensor in tensors) else nullcontext() as child:
+        for tensor in tensors:
+            writer.write_tensor_data(_stored(tensor, child))
+            done += math.prod(tensor.shape)
+            progress("writing", done / total)
     writer.flush()
     for file in writer.fout:
         os.fsync(file.fileno())
 
 
-def _stored(tensor: GgufTensor) -> np.ndarray:
+def _stored(tensor: GgufTensor, child: Ggml | None) -> np.ndarray:
     from gguf import GGMLQuantizationType, quants
 
     weight = tensor.make()
     if tensor.kind == GGMLQuantizationType.F16:
         check_float16(tensor.name, weight)
+    if child is not None and is_k(tensor.kind):
+        return child.quantise(weight, tensor.kind)
     return np.ascontiguousarray(quants.quantize(weight, tensor.kind))
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 from finetune_local.errors import ModelError
 from finetune_local.export.merged import license_of
+from finetune_local.export.quants import FILE_TYPES
 from finetune_local.export.weights import EMBEDDING, MergedWeights
 from finetune_local.spec.rope import rope
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Families that can be written, and llama.cpp's name of each."""
-
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
 def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
@@ -28,7 +27,7 @@ def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
     if license_name := license_of(model.path):
         writer.add_license(license_name)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_file_type(LlamaFileType[_FILE_TYPES[quant]])
+    writer.add_file_type(LlamaFileType[FILE_TYPES[quant]])
 
     heads = int(config["num_attention_heads"])
     window = config.get("sliding_window") if model.family == "mistral" else None
@@ -44,6 +43,13 @@ def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
     writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps", 1e-6)))
     writer.add_vocab_size(weights.shapes()[EMBEDDING][0])
     _add_rope(writer, weights)
+
+
+class Nowhere:
+    """In a writer's place: takes every key and keeps none, to ask only whether a model can be described."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
 
 
 def head_dim(config: Mapping[str, Any]) -> int:

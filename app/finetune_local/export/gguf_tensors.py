@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from finetune_local.errors import ModelError
 from finetune_local.export.gguf_metadata import ARCHITECTURES, head_dim
+from finetune_local.export.quants import kind_of
 from finetune_local.export.weights import Floats, MergedWeights
 from finetune_local.spec.rope import rope
 
@@ -76,12 +77,14 @@ def gguf_tensors(weights: MergedWeights, quant: str) -> list[GgufTensor]:
                 f"'{model.name}': llama.cpp's {wanted} has no place for the tensor {name}, so this model cannot be exported "
                 "to GGUF here. Export it with --to merged and try llama.cpp's convert_hf_to_gguf.py on the folder."
             )
-        result.append(GgufTensor(target, shape, _kind(shape, quant), partial(_made, weights, name)))
+        kind = kind_of(target, shape, quant, model.blocks, weights.tied)
+        result.append(GgufTensor(target, shape, kind, partial(_made, weights, name)))
     if not weights.tied and not any(tensor.name == "output.weight" for tensor in result):
         raise ModelError(f"{model.path}: lm_head.weight is missing, and config.json says that the head is not tied.")
     if factors := _llama3_factors(weights):
         array = np.array(factors, np.float32)
-        result.append(GgufTensor("rope_freqs.weight", array.shape, _kind(array.shape, quant), lambda: array))
+        kind = kind_of("rope_freqs.weight", array.shape, quant, model.blocks, weights.tied)
+        result.append(GgufTensor("rope_freqs.weight", array.shape, kind, lambda: array))
     return result
 
 
@@ -101,17 +104,6 @@ def _made(weights: MergedWeights, name: str) -> Floats:
         key = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
         return rotary_order(weight, int(config.get(key) or config["num_attention_heads"]))
     return weight
-
-
-def _kind(shape: tuple[int, ...], quant: str) -> Any:
-    """Vectors stay fp32; a matrix whose rows are no multiple of a quantised block's 32 numbers is written as F16."""
-    from gguf import GGMLQuantizationType
-
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    if quant == "q8_0" and shape[-1] % 32:
-        return GGMLQuantizationType.F16
-    return GGMLQuantizationType[quant.upper()]
 
 
 def _llama3_factors(weights: MergedWeights) -> list[float]:

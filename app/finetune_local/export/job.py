@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import GateFailed, ModelError
-from finetune_local.export import Progress, silent, targets
+from finetune_local.export import Progress, Source, Target, silent, targets
 from finetune_local.export.files import check_out
-from finetune_local.export.merged import chosen_dtype
-from finetune_local.export.verify import Gate, verify
-from finetune_local.export.weights import MergedWeights
-from finetune_local.files import remove, replace
+from finetune_local.export.verify import Gate
+from finetune_local.files import ASIDE, remove, replace
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.fields import did_you_mean
 
 UNCHECKED, FAILED = ".unchecked", ".failed"
-_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Exported:
 
 def export(
     key: str,
-    model: ModelFolder,
+    model: ModelFolder | None,
     adapter: Path | None,
     out: Path,
     quant: str | None = None,
@@ -47,30 +44,24 @@ def export(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Exported:
-    """Export base + adapter (or the bare base) as the target `key`.
+    """Export base + adapter (or one of the two alone) as the target `key`.
 
     Raises ModelError (a family, format or place that cannot be), AdapterError, DiskFull, and GateFailed, which leaves the
     export under a name that ends in ".failed"; what stood at `out` is then still there.
     """
-    if key not in targets():
-        raise ModelError(
-            f"there is no export '{key}'.{did_you_mean(key, list(targets()))} Known: {', '.join(targets())}."
-        )
-    target = targets()[key]
+    target = target_of(key)
     chosen = quant or target.quants[0]
     if chosen not in target.quants:
         raise ModelError(f"--quant {chosen}: --to {key} knows {', '.join(target.quants)}.")
-    folder = key != "gguf"
-    out = target.place(out.expanduser().absolute(), _file_name(model, adapter), chosen)
-    check_out(out, folder, overwrite, [model.path, *([adapter] if adapter else [])])
-    weights = MergedWeights(model, adapter)
+    source = Source(model, adapter)
+    out = target.place(out.expanduser().absolute(), source.name, chosen)
+    check_out(out, target, chosen, overwrite, [place for place in (model and model.path, adapter) if place])
     unchecked, failed = (out.with_name(out.name + ending) for ending in (UNCHECKED, FAILED))
     try:
-        target.write(weights, unchecked, chosen, progress)
+        target.write(source, unchecked, chosen, progress)
         verdict = Gate(None, "not checked: you turned the check off")
         if gate:
-            kind = chosen if key == "gguf" else _KINDS[chosen_dtype(model, chosen)]
-            verdict = verify(key, unchecked, kind, model, adapter, backend, progress)
+            verdict = target.check(source, unchecked, chosen, backend, progress)
             gc.collect()  # the loaded export goes with its memory maps: Windows renames no file that is mapped
     except GateFailed as error:
         remove(failed)
@@ -85,9 +76,17 @@ def export(
     return Exported(out, sorted(out.iterdir()) if out.is_dir() else [out], verdict)
 
 
-def _file_name(model: ModelFolder, adapter: Path | None) -> str:
-    """The model's name, with the run's (or the adapter folder's) behind it, fit for a file name."""
-    name = model.name.replace("/", "-")
-    if adapter is None:
-        return name
-    return f"{name}-{adapter.parent.name if adapter.name == 'adapter' else adapter.name}"
+def target_of(key: str) -> Target:
+    """A target by its key. Raises ModelError naming those that there are."""
+    if key not in targets():
+        raise ModelError(
+            f"there is no export '{key}'.{did_you_mean(key, list(targets()))} Known: {', '.join(targets())}."
+        )
+    return targets()[key]
+
+
+def clean(out: Path) -> None:
+    """Remove what an export to `out` that was killed left half-written. One that is at work must not be cleaned."""
+    unchecked = out.with_name(out.name + UNCHECKED)
+    for rubbish in (unchecked, *(unchecked.with_name(ASIDE + kind + unchecked.name) for kind in ("", "files-"))):
+        remove(rubbish)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import ModelError
-from finetune_local.export import Progress, silent
+from finetune_local.export import Progress, Source, silent, verify
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.template import template_of
+from finetune_local.export.verify import Gate
 from finetune_local.export.weights import Floats, MergedWeights, check_float16
 from finetune_local.files import written_aside
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
@@ -55,7 +56,7 @@ def write_merged(
 
     One tensor is in memory at a time. Raises AdapterError, ModelError (a value beyond float16), DiskFull.
     """
-    return Merged().write(MergedWeights(model, adapter), out, dtype, progress)
+    return Merged().write(Source(model, adapter), out, dtype, progress)
 
 
 class Merged:
@@ -64,20 +65,33 @@ class Merged:
     key = "merged"
     title = "Merged safetensors (transformers, mlx-lm, vLLM)"
     quants = DTYPES
+    mark = CONFIG
+    needs_base = True
+
+    def is_folder(self, quant: str) -> bool:
+        """See Target."""
+        return True
 
     def place(self, out: Path, name: str, quant: str) -> Path:
         """The folder itself."""
         return out
 
-    def write(self, weights: MergedWeights, out: Path, quant: str, progress: Progress) -> list[Path]:
+    def size(self, source: Source, quant: str) -> int:
+        """See Target."""
+        rest = sum(file.stat().st_size for file in _rest(source.model.path))
+        return rest + _bytes(source.weights, chosen_dtype(source.model, quant))
+
+    def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See write_merged."""
+        weights = source.weights
         dtype = chosen_dtype(weights.model, quant)
         shards = _shards(weights.shapes(), BYTES[_SHORT[dtype]])
-        size = sum(math.prod(shape) for shape in weights.shapes().values()) * BYTES[_SHORT[dtype]]
-        check_room(out, size)
+        size = _bytes(weights, dtype)
+        check_room(out, self.size(source, quant))
         with written_aside(out, ADVICE) as folder:
             folder.mkdir()
-            _copy_rest(weights.model.path, folder)
+            for path in _rest(weights.model.path):
+                shutil.copyfile(path, folder / path.name)
             _add_template(weights, folder)
             (folder / CONFIG).write_text(_json(_config(weights, dtype)), "utf-8")
             (folder / "README.md").write_text(_card(weights, dtype), "utf-8")
@@ -99,6 +113,11 @@ class Merged:
             for path in folder.iterdir():
                 _sync(path)
         return sorted(out.iterdir())
+
+    def check(self, source: Source, out: Path, quant: str, backend: str, progress: Progress) -> Gate:
+        """See Target."""
+        kind = _SHORT[chosen_dtype(source.model, quant)].lower()
+        return verify.verify("merged", out, kind, source.model, source.adapter, backend, progress)
 
 
 def chosen_dtype(model: ModelFolder, wanted: str) -> str:
@@ -161,13 +180,18 @@ def _config(weights: MergedWeights, dtype: str) -> dict[str, Any]:
     return config
 
 
-def _copy_rest(source: Path, folder: Path) -> None:
+def _bytes(weights: MergedWeights, dtype: str) -> int:
+    return sum(math.prod(shape) for shape in weights.shapes().values()) * BYTES[_SHORT[dtype]]
+
+
+def _rest(source: Path) -> list[Path]:
     """Tokenizer, template, generation settings, license: every plain file that is not weights, code or the base's card."""
     skipped = {CONFIG, INDEX, "README.md", "finetune_local.json"}
-    for path in sorted(source.iterdir()):
-        hidden = path.name.startswith(".")
-        if path.is_file() and not hidden and path.name not in skipped and not _is_weights(path.name):
-            shutil.copyfile(path, folder / path.name)
+    return [
+        path
+        for path in sorted(source.iterdir())
+        if path.is_file() and not path.name.startswith(".") and path.name not in skipped and not _is_weights(path.name)
+    ]
 
 
 def _add_template(weights: MergedWeights, folder: Path) -> None:

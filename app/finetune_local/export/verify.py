@@ -48,6 +48,7 @@ LIMITS = {
     "f16": Limits(2e-3, 0.05),
     "bf16": Limits(2e-2, 0.25),
     "q8_0": Limits(5e-2, None),
+    **{q: Limits(9.0, None) for q in ("q6_k", "q5_k_m", "q4_k_m", "q5_1", "q5_0", "q4_1", "q4_0")},
 }
 
 
@@ -68,6 +69,8 @@ class Gate:
     kl_limit: float | None = None
     kl_over: str = ""
     tie_tolerance: float | None = None
+    tensors: int = 0
+    """Of an adapter alone, which is not run: how many read back equal."""
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_local.backend import Device
 from finetune_local.errors import GateFailed, ModelError
-from finetune_local.export import job, targets, verify
+from finetune_local.export import targets, verify
 from finetune_local.export.job import export
 from finetune_local.export.verify import Gate
 from finetune_local.models.folder import ModelFolder
@@ -15,7 +15,7 @@ from tiny import tiny_model
 
 
 def test_targets_are_found_by_listing() -> None:
-    assert set(targets()) >= {"merged", "gguf"}
+    assert set(targets()) == {"merged", "gguf", "ollama", "adapter"}
     assert all(target.key == key and target.quants and target.title for key, target in targets().items())
 
 
@@ -23,7 +23,7 @@ def test_unknown_targets_and_formats_are_refused_with_what_there_is(tiny: Path, 
     model = ModelFolder.open(tiny)
     with pytest.raises(ModelError, match=r"no export 'gguff'.*gguf"):
         export("gguff", model, None, tmp_path / "x", gate=False)
-    with pytest.raises(ModelError, match="--to gguf knows f16, bf16, q8_0, f32"):
+    with pytest.raises(ModelError, match="--to gguf knows f16, bf16, f32, q8_0, q6_k, q5_k_m, q4_k_m"):
         export("gguf", model, None, tmp_path / "x", "float16", gate=False)
     assert not list(tmp_path.iterdir())
 
@@ -83,7 +83,7 @@ def test_a_failed_gate_keeps_the_export_under_another_name(
     def fails(*_: object) -> Gate:
         raise GateFailed("greedy text: prompt 1, token 3.")
 
-    monkeypatch.setattr(job, "verify", fails)
+    monkeypatch.setattr(verify, "verify", fails)
     out = tmp_path / "m.gguf"
     out.write_bytes(b"the one before")
     with pytest.raises(GateFailed, match=r"token 3\. It was kept as .*m\.gguf\.failed"):
@@ -96,7 +96,7 @@ def test_a_stop_in_the_gate_leaves_nothing(tiny: Path, tmp_path: Path, monkeypat
     def interrupted(*_: object) -> Gate:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "verify", interrupted)
+    monkeypatch.setattr(verify, "verify", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export("merged", ModelFolder.open(tiny), None, tmp_path / "out")
     assert not list(tmp_path.iterdir())

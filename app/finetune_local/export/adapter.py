@@ -1,0 +1,157 @@
+"""The adapter alone, in PEFT's format: a folder, or a zip of one, for programs that load it beside the base.
+
+Nothing is merged, so every kind of adapter can go this way. The gate is that what was written reads back equal.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.adapters.identity import read_identity
+from finetune_local.errors import GateFailed
+from finetune_local.export import Progress, Source
+from finetune_local.export.files import ADVICE, check_room
+from finetune_local.export.verify import Gate
+from finetune_local.files import ASIDE, disk_full, remove, written_aside
+from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
+from finetune_local.spec.families import OWN_TYPE, Array, family_of
+from finetune_local.spec.plan import AdapterPlan
+
+FORMS = ("folder", "zip")
+README = "README.md"
+_FILES = (CONFIG, WEIGHTS, IDENTITY)  # the user's note stays at home
+
+
+class Adapter:
+    """See Target. `quants` are its forms: a folder, or one file."""
+
+    key = "adapter"
+    title = "Adapter alone (PEFT, vLLM, finetune-local elsewhere)"
+    quants = FORMS
+    mark = CONFIG
+    needs_base = False
+
+    def is_folder(self, quant: str) -> bool:
+        """See Target."""
+        return quant == "folder"
+
+    def place(self, out: Path, name: str, quant: str) -> Path:
+        """The folder or the file itself, or a zip named after the adapter in a folder that is there."""
+        return out / f"{name}.zip" if quant == "zip" and out.is_dir() else out
+
+    def size(self, source: Source, quant: str) -> int:
+        """See Target."""
+        folder = source.adapter_folder
+        return sum((folder / name).stat().st_size for name in _FILES if (folder / name).is_file())
+
+    def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
+        """See Target."""
+        folder = source.adapter_folder
+        plan, tensors, as_it_is = published(folder)
+        size = self.size(source, quant)
+        check_room(out, size if quant == "folder" else 2 * size)
+        progress("writing", 0.0)
+        if quant == "folder":
+            with written_aside(out, ADVICE) as aside:
+                _fill(aside, folder, None if as_it_is else (plan, tensors))
+        else:
+            with written_aside(out, ADVICE) as aside, _beside(out) as made:
+                _fill(made, folder, None if as_it_is else (plan, tensors))
+                _pack(made, aside, source.name)
+        progress("writing", 1.0)
+        return sorted(out.iterdir()) if out.is_dir() else [out]
+
+    def check(self, source: Source, out: Path, quant: str, backend: str, progress: Progress) -> Gate:
+        """See Target."""
+        started = time.monotonic()
+        progress("checking the export", 0.0)
+        plan, tensors, _ = published(source.adapter_folder)
+        if quant == "folder":
+            found = read_adapter(out)
+        else:
+            with disk_full(out, ADVICE), _beside(out) as made, zipfile.ZipFile(out) as packed:
+                packed.extractall(made)
+                (folder,) = made.iterdir()
+                found = read_adapter(folder)
+        if found[0] != plan or found[1].keys() != tensors.keys():
+            raise GateFailed("adapter: what was written reads back as another adapter.")
+        for name, tensor in tensors.items():
+            if not np.array_equal(found[1][name], tensor, equal_nan=True):
+                raise GateFailed(f"adapter: the tensor {name} does not read back as it was written.")
+        progress("checking the export", 1.0)
+        return Gate(True, tensors=len(tensors), seconds=round(time.monotonic() - started, 1))
+
+
+def published(folder: Path) -> tuple[AdapterPlan, dict[str, Array], bool]:
+    """An adapter as it is published, and whether its own files are so already: a checkpoint's are not. Raises AdapterError."""
+    plan, tensors = read_adapter(folder)
+    new_plan, new = family_of(plan).fold(plan, tensors)
+    same = new_plan == plan and new.keys() == tensors.keys()
+    return new_plan, new, same and all(np.array_equal(new[name], tensors[name], equal_nan=True) for name in new)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder of files on the way into or out of a zip, on the disk that has the room; it is gone afterwards."""
+    folder = out.with_name(f"{ASIDE}files-{out.name}")
+    remove(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield folder
+    finally:
+        remove(folder)
+
+
+def _fill(target: Path, folder: Path, folded: tuple[AdapterPlan, dict[str, Array]] | None) -> None:
+    target.mkdir()
+    if folded is None:
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(folder / name, target / name)
+    else:
+        write_adapter(target, *folded, str(read_config(folder).get("base_model_name_or_path") or ""))
+    if (folder / IDENTITY).is_file():
+        shutil.copyfile(folder / IDENTITY, target / IDENTITY)
+    (target / README).write_text(_card(folder), "utf-8", newline="\n")
+
+
+def _pack(folder: Path, file: Path, name: str) -> None:
+    """Weights hardly shrink, so nothing is compressed."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+        for path in sorted(folder.iterdir()):
+            packed.write(path, f"{name}/{path.name}")
+
+
+def _card(folder: Path) -> str:
+    """What it is, and how it is loaded."""
+    config, identity = read_config(folder), read_identity(folder)
+    base = (identity.base.name if identity else "") or str(config.get("base_model_name_or_path") or "its base model")
+    made = f"An adapter ({identity.method}) for {base}" if identity else f"An adapter for {base}"
+    lines = ["---", f"base_model: {base}", "library_name: peft", "---", "", f"{made}, exported by finetune-local.", ""]
+    if config.get("peft_type") == OWN_TYPE:
+        lines.remove("library_name: peft")
+        lines += ["PEFT has no such method. Use it in finetune-local:", ""]
+    else:
+        lines += [
+            "```python",
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f"model = AutoModelForCausalLM.from_pretrained({base!r})  # or the folder it lies in",
+            'model = PeftModel.from_pretrained(model, "PATH OF THIS FOLDER")',
+            "```",
+            "",
+            "Or in finetune-local:",
+            "",
+        ]
+    return "\n".join([*lines, "```sh", "finetune-local adapters import PATH", "```", ""])
+
+
+TARGET = Adapter()
