@@ -60,6 +60,7 @@ def test_nothing_forbidden(path: Path) -> None:
 NETWORK = {
     "app/finetune_local/models/download.py",
     "app/finetune_local/models/hub.py",
+    "app/finetune_local/models/search.py",
     "app/finetune_local/models/starter.py",
     "app/finetune_local/ui/server.py",  # listens on 127.0.0.1
     "app/finetune_local/desktop/instance.py",  # asks the other instance, on 127.0.0.1

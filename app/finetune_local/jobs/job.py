@@ -168,6 +168,8 @@ def start(home: Home, kind: str, arguments: Mapping[str, Any]) -> Job:
 
 def again(job: Job, home: Home) -> None:
     """Start a job that has ended once more; a download goes on where it stopped."""
+    if job.worker() is None:
+        job.wait_until_gone()  # one that has said its last word may still be on its way out
     job.stop_file.unlink(missing_ok=True)
     job.append("began")
     workplace.start([job], "finetune_local.jobs.worker", [str(job.folder), str(home.root)])

@@ -43,7 +43,7 @@ class RemoteFile:
 class Transfer:
     """How far a download is: bytes that are here and bytes in all, bytes a second and seconds left (None at first)."""
 
-    done: int
+    here: int
     total: int
     rate: float | None = None
     seconds_left: float | None = None
@@ -52,7 +52,7 @@ class Transfer:
     def text(self) -> str:
         """As "1.2 of 3.4 GB, 12.0 MB/s, 3 min left"."""
         unit, name = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
-        line = f"{self.done / unit:.1f} of {self.total / unit:.1f} {name}"
+        line = f"{self.here / unit:.1f} of {self.total / unit:.1f} {name}"
         if self.rate is None or self.seconds_left is None:
             return line
         left = self.seconds_left

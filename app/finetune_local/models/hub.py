@@ -289,7 +289,7 @@ def _download(
             now = speed.at(sum(here.values()))
             if transfer is not None:
                 transfer(now)
-            progress(f"{name}: {now.text}", now.done / max(1, total))
+            progress(f"{name}: {now.text}", now.here / max(1, total))
 
         url = f"{client.endpoint}/{repository}/resolve/{commit}/{quote(file.name)}"
         fetch(client, url, file, parts[file.name], came, refuse)

