@@ -128,6 +128,8 @@ def _allowed(field: FieldInfo) -> str:
     kinds = _kinds(field)
     if typing.get_origin(kinds[0]) is typing.Literal:
         return ", ".join(map(str, typing.get_args(kinds[0])))
+    if typing.get_origin(kinds[0]) is tuple and typing.get_origin(typing.get_args(kinds[0])[0]) is typing.Literal:
+        return "several of " + ", ".join(map(str, typing.get_args(typing.get_args(kinds[0])[0])))
     words = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     bounds = [
         f"{sign} {_plain(getattr(bound, name))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,14 @@ import click
 
 from finetune_local.cli import show
 from finetune_local.cli.options import home_option, json_option, model_option
+from finetune_local.cli.spec_options import settings_from, settings_options
+from finetune_local.spec.run import DataSettings
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from finetune_local.data.encode import Encoded, Template
+    from finetune_local.data.encode import Encoded
+    from finetune_local.data.inspect import Piece
     from finetune_local.data.report import Report
     from finetune_local.data.tokenizer import Tokenizer
 
@@ -31,21 +35,15 @@ def command() -> None:
     """Look at training data."""
 
 
+READING = ("format", "columns", "assistant", "scrub", "template", "validation_files")
+"""Settings that say how rows are read and encoded."""
+
+
 @command.command("inspect")
 @click.argument("files", nargs=-1, metavar="FILE...")
 @model_option
-@click.option("--format", "format_name", metavar="NAME", default="auto", show_default=True, help="Format of the rows.")
-@click.option(
-    "--template",
-    type=click.Choice(["chat", "raw"]),
-    default="chat",
-    show_default=True,
-    help="chat: the model's own chat template; raw: the texts as they are.",
-)
+@settings_options(DataSettings, READING)
 @click.option("--max-length", type=click.IntRange(8), default=None, help="Longest row in tokens. [the model's context]")
-@click.option(
-    "--validation-data", metavar="FILE", multiple=True, help="Held-out data to look for the same rows in (repeatable)."
-)
 @click.option(
     "--show-mask",
     is_flag=False,
@@ -59,28 +57,28 @@ def command() -> None:
 def inspect(
     files: tuple[str, ...],
     model: str | None,
-    format_name: str,
-    template: Template,
     max_length: int | None,
-    validation_data: tuple[str, ...],
     show_mask: str | None,
     home: str | None,
     as_json: bool,
+    **reading: Any,
 ) -> None:
-    """Count rows, turns and tokens; list rows that cannot be used and why; find duplicates; show what is learned."""
+    """Count rows, turns and tokens; list rows that cannot be used and why; find duplicates, personal data and who speaks; show
+    what is learned."""
     from finetune_local.data.inspect import Inspection
 
     files, preview = _files_and_preview(files, show_mask)
+    settings = settings_from(DataSettings, {**reading, "files": files})
     tokenizer, context = _open(model, home)
-    look = Inspection(tokenizer, template, max_length or context, format_name, preview)
-    report = look.run(files, validation_data)
+    look = Inspection(settings, tokenizer, max_length or context, masked=range(preview))
+    report = look.whole()
     if as_json:
-        shown = [_marked(row, tokenizer) for row in look.preview_rows]
+        shown = [_marked(look.pieces(number)) for number in sorted(look.masks)]
         show.emit({**report.as_json(), **({"preview": shown} if preview else {})})
         return
     _print_report(report)
-    for row in look.preview_rows:
-        _print_preview(row, tokenizer)
+    for number, row in sorted(look.masks.items()):
+        _print_preview(row, look.pieces(number))
 
 
 def _files_and_preview(files: tuple[str, ...], show_mask: str | None) -> tuple[tuple[str, ...], int]:
@@ -127,6 +125,13 @@ def _print_report(report: Report) -> None:
         ("duplicates", f"{report.duplicates:,} (kept)"),
         ("also in validation", f"{report.leaks:,}"),
     ]
+    if report.personal:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.personal.items())
+        facts.append(
+            ("personal data", kinds + (f" ({', '.join(report.scrubbed)} replaced)" if report.scrubbed else ""))
+        )
+    if any(name.lower() not in ("user", "assistant", "human", "gpt") for name in report.speakers):
+        facts.append(("speakers", ", ".join(f"{name} {count:,}" for name, count in list(report.speakers.items())[:10])))
     if report.examples != report.used:
         facts.insert(2, ("pieces", f"{report.examples:,} of at most {report.max_length:,} tokens"))
     show.table(("", ""), facts)
@@ -143,7 +148,7 @@ def _print_report(report: Report) -> None:
         screen.print(Text(f"… and {report.rejected_count - REJECTED_SHOWN:,} more; --json lists them."))
 
 
-def _print_preview(row: Encoded, tokenizer: Tokenizer) -> None:
+def _print_preview(row: Encoded, found: Sequence[Piece]) -> None:
     from rich.text import Text
 
     screen = show.console()
@@ -151,34 +156,26 @@ def _print_preview(row: Encoded, tokenizer: Tokenizer) -> None:
     place = f"{row.source.file}, line {row.source.line}"
     screen.print(Text(f"── {place}: {len(row.ids)} tokens, {int(row.mask.sum())} learned ──", style="dim"))
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    screen.print(_coloured(row, tokenizer) if coloured else Text(_marked(row, tokenizer)))
+    screen.print(_coloured(found) if coloured else Text(_marked(found)))
 
 
-def _coloured(row: Encoded, tokenizer: Tokenizer) -> Text:
+def _coloured(found: Sequence[Piece]) -> Text:
     from rich.text import Text
 
     text = Text()
-    for part, learned in _pieces(row, tokenizer):
+    for part, learned in _runs(found):
         text.append(part, LEARNED_STYLE if learned else "dim")
     return text
 
 
-def _marked(row: Encoded, tokenizer: Tokenizer) -> str:
-    return "".join(f"⟦{part}⟧" if learned else part for part, learned in _pieces(row, tokenizer))
+def _marked(found: Sequence[Piece]) -> str:
+    return "".join(f"⟦{part}⟧" if learned else part for part, learned in _runs(found))
 
 
-def _pieces(row: Encoded, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """The row's text in pieces that are learned or not, special tokens included."""
-    start, mask = 0, row.mask.tolist()
-    for end in range(1, len(mask) + 1):
-        if end == len(mask) or mask[end] != mask[start]:
-            yield tokenizer.text(_ints(row, start, end), special=True), bool(mask[start])
-            start = end
-
-
-def _ints(row: Encoded, start: int, end: int) -> Sequence[int]:
-    found: list[Any] = row.ids[start:end].tolist()
-    return found
+def _runs(found: Sequence[Piece]) -> Iterator[tuple[str, bool]]:
+    """The row's text in parts that are learned or not."""
+    for learned, parts in itertools.groupby(found, key=lambda piece: piece.learned):
+        yield "".join(piece.text for piece in parts), learned
 
 
 def _percent(part: int, whole: int) -> str:

@@ -21,6 +21,8 @@ from finetune_local.cli.options import (
     seed_option,
 )
 from finetune_local.cli.show import console, emit, note, table
+from finetune_local.cli.spec_options import settings_options
+from finetune_local.spec.run import DataSettings
 
 if TYPE_CHECKING:
     from finetune_local.evaluate.bootstrap import Interval
@@ -37,7 +39,11 @@ SHOWN_ROWS = 5
     "--data", "data", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
     help="Rows to evaluate on (repeatable). Automatic: the validation rows of the adapter's run.",
 )  # fmt: skip
-@click.option("--format", "data_format", metavar="NAME", default="auto", show_default=True, help="Format of the rows.")
+@click.option(
+    "--format", "data_format", metavar="NAME", default=None,
+    help="Format of the rows. Automatic: as the adapter's run read its data.",
+)  # fmt: skip
+@settings_options(DataSettings, ("columns", "assistant", "scrub"))
 @click.option(
     "--few-shot", metavar="K", type=click.IntRange(0, 100), default=3, show_default=True,
     help="Examples shown to the base in its prompt; 0 leaves that out.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -178,12 +178,13 @@ def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> N
         training.pop("max_steps", None)
 
 
-def settings_options(kind: type[Settings]) -> Callable[[F], F]:
-    """Add one option per setting of a group outside the spec; the verb receives them for `settings_from`."""
+def settings_options(kind: type[Settings], only: Collection[str] = ()) -> Callable[[F], F]:
+    """Add one option per setting of a group (or those of it that are named); the verb receives them for `settings_from`."""
 
     def decorate(function: F) -> F:
         for name, field in reversed(list(kind.model_fields.items())):
-            function = _option(name, field)(function)
+            if not only or name in only:
+                function = _option(name, field)(function)
         return function
 
     return decorate
@@ -202,7 +203,9 @@ def _option(path: str, field: FieldInfo, heading: str = "") -> Callable[[F], F]:
     if typing.get_origin(kind) is Literal:
         options.update(type=click.Choice([str(v) for v in typing.get_args(kind)]), metavar=None)
     elif typing.get_origin(kind) is tuple:
-        options.update(multiple=True, type=str, default=())
+        (of, *_) = typing.get_args(kind)
+        choices = [str(v) for v in typing.get_args(of)] if typing.get_origin(of) is Literal else []
+        options.update(multiple=True, type=click.Choice(choices) if choices else str, default=())
     elif kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     else:

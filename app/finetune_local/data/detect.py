@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from finetune_local.data.chat_text import begins
 from finetune_local.errors import DataError
 
 Container = Literal["jsonl", "json", "csv", "text"]
@@ -21,9 +22,14 @@ ENCODING_BYTES = 1 << 24  # how far a byte that is not UTF-8 is looked for
 WRAPPERS = ("data", "rows", "train", "examples", "items", "records", "samples", "entries", "instances", "dataset")
 """Keys under which a JSON object may hold the array of rows."""
 
+_TELEGRAM = re.compile(
+    r'\s*\{[^\[\]{}]{0,2000}"messages"\s*:\s*\[\s*\{\s*"id"\s*:\s*-?\d+\s*,\s*"type"\s*:\s*"(message|service)"\s*,\s*"date"'
+)
+"""A chat that Telegram exported as JSON: one object, its messages in one array."""
+
 _CONVERT = "Save it as JSON Lines or CSV first"
 _MAGIC = {
-    b"PK\x03\x04": f"a ZIP archive or an Excel workbook. Unpack it, or in Excel: {_CONVERT[0].lower()}{_CONVERT[1:]} (UTF-8)",
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook. Unpack it, or save it in Excel as CSV (UTF-8) first",
     b"PAR1": f"a Parquet file. {_CONVERT}: python -c \"import pandas; pandas.read_parquet('FILE').to_json('out.jsonl', "
     "orient='records', lines=True, force_ascii=False)\"",
     b"\x1f\x8b": "compressed with gzip. Unpack it first: gunzip FILE",
@@ -156,6 +162,8 @@ def _container(text: str, path: Path, shown: str, *, whole: bool) -> tuple[Conta
     suffix = path.suffix.lower()
     start = text.lstrip()[:1]
     lines = [line for line in text.split("\n", 65)[:64] if line.strip()]
+    if begins(text):  # a chat as WhatsApp writes it: [12/31/23, 10:15] Alice: hi
+        return "text", ""
     if start in "[{" and suffix not in (".csv", ".tsv", ".txt", ".md"):
         if suffix in (".jsonl", ".ndjson") and lines[0].strip() not in ("{", "[", "[{"):
             return "jsonl", ""
@@ -178,6 +186,8 @@ def _json(text: str, start: str, lines: list[str], *, whole: bool) -> tuple[Cont
     names = "|".join(WRAPPERS)
     if match := re.match(rf'\s*\{{\s*"({names})"\s*:\s*\[', text, re.IGNORECASE):
         return "json", f"{match.group(1)}.item"
+    if _TELEGRAM.match(text):
+        return "json", "messages.item"
     if len(lines) > 1 and any(_parses(line, dict) for line in lines):
         return "jsonl", ""
     if key := _wrapper(text):

@@ -1,67 +1,266 @@
-"""Read and encode files only to look at them: a report and the first rows, nothing written."""
+"""Read and encode files only to look at them; nothing is written. What `data inspect` prints and what the window shows.
+
+Works without a tokenizer too: then rows are read and counted, but there are no tokens and no mask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from finetune_local.data import columns, speakers
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected
-from finetune_local.data.encode import Encoded, Template, encode
-from finetune_local.data.read import DataFile, nothing_usable
+from finetune_local.data.encode import Encoded, encode
+from finetune_local.data.formats import recognise
+from finetune_local.data.read import DataFile, check_columns, nothing_usable
 from finetune_local.data.report import FileReport, Report, Tally, file_report
+from finetune_local.data.split import held_out
 from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.errors import DataError
+from finetune_local.spec.run import DataSettings
+
+STEP_ROWS = 50
+"""Rows between two places where a look can be left."""
+
+SHORT = 240
+"""Characters of a prompt or an answer in the table of rows."""
+
+PIECES = 4000
+"""Tokens of one row that are shown one by one."""
+
+_SAMPLE_CELL = 80
+_TEXT_SHOWN = 20_000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token's text (or several tokens', where a character takes several), whether it is learned, whether it is special."""
+
+    text: str
+    learned: bool
+    special: bool
 
 
 class Inspection:
-    """One look; `preview_rows` are the first `preview` conversations as encoded."""
+    """One look at the files of some settings. Iterate over steps() to its end, or to where it is enough; then ask what was found.
+
+    `first` and `count` say which rows are kept for a table, `masked` which for their tokens; rows are counted from 0 over all
+    that can be read, in the order of the files.
+    """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        template: Template,
+        settings: DataSettings,
+        tokenizer: Tokenizer | None,
         max_length: int,
-        format: str = "auto",  # noqa: A002 - the user's word
-        preview: int = 0,
+        *,
+        first: int = 0,
+        count: int = 0,
+        masked: Container[int] = (),
     ) -> None:
-        self._tokenizer, self._template, self._max_length = tokenizer, template, max_length
-        self._format, self._preview = format, preview
-        self.preview_rows: list[Encoded] = []
+        self._settings, self._tokenizer, self._max_length = settings, tokenizer, max_length
+        self._window, self._masked = range(first, first + count), masked
+        self.rows: list[dict[str, Any]] = []
+        """The table: plain values, see row_of()."""
+        self.masks: dict[int, Encoded] = {}
+        self.texts: dict[int, Conversation] = {}
+        self.problems: list[tuple[str, str]] = []
+        """Files that cannot be used, each with the sentence that says why."""
+        self.readable = 0
+        """Rows that could be read, whether or not they can be used."""
+        self.complete = False
+        self._tally, self._other = Tally(), Tally()
+        self._now: tuple[Tally, DataFile] | None = None
+        self.files = self._opened(settings.files)
+        self.validation = self._opened(settings.validation_files)
+        try:
+            check_columns([*self.files, *self.validation], settings)
+        except DataError as error:
+            self.problems.append(("", str(error)))
 
-    def run(self, files: Sequence[str], validation_files: Sequence[str] = ()) -> Report:
-        """The report on `files`; its leaks are those of its rows that occur in the validation files too.
+    @property
+    def rows_read(self) -> int:
+        """Rows so far, of all files."""
+        return self._tally.rows + self._other.rows
 
-        Raises DataError where a file cannot be used or no row of `files` can.
-        """
-        tally, reports = self._tally(files)
-        if not tally.used:
-            raise nothing_usable(files, tally.rejected)
-        leaks = 0
-        if validation_files:
-            shown, self._preview = self._preview, 0
-            other, _ = self._tally(validation_files)
-            self._preview = shown
-            leaks = int(np.isin(tally.keys, other.keys).sum())
-        return tally.report(reports, self._max_length, self._template, leaks=leaks)
+    def steps(self) -> Iterator[float]:
+        """Read the files; yields the share of their bytes that is done, every few rows."""
+        total = sum(file.kind.size for file in (*self.files, *self.validation)) or 1
+        done = 0
+        for tally, files in ((self._tally, self.files), (self._other, self.validation)):
+            for file in files:
+                self._now = (tally, file)
+                try:
+                    for number, row in enumerate(file, 1):
+                        if tally is self._tally and self._settings.limit and tally.used >= self._settings.limit:
+                            break
+                        self._take(row, tally)
+                        if number % STEP_ROWS == 0:
+                            yield min(1.0, (done + file.position) / total)
+                except DataError as error:
+                    self.problems.append((file.shown, str(error)))
+                self._now = None
+                tally.look(file)
+                done += file.kind.size
+        self.complete = True
+        yield 1.0
 
-    def _tally(self, files: Sequence[str]) -> tuple[Tally, list[FileReport]]:
-        tally, reports = Tally(), list[FileReport]()
-        for name in files:
-            file = DataFile(name, self._format)
-            reports.append(file_report(file))
-            for row in file:
-                self._take(row, tally)
-        return tally, reports
+    def whole(self) -> Report:
+        """Read all of it. Raises DataError where a file cannot be used or no row can."""
+        for _ in self.steps():
+            pass
+        if self.problems:
+            raise DataError("\n".join(text for _, text in self.problems))
+        if not self._tally.used:
+            raise nothing_usable(self._settings.files, self._tally.rejected)
+        return self.report()
+
+    def report(self) -> Report:
+        """On the training files, as far as they are read; its leaks are those of their rows that the validation files hold too."""
+        tally = self._so_far(self._tally)
+        train, validation = self._split()
+        return tally.report(
+            self._reports(self.files),
+            self._max_length,
+            self._settings,
+            train_rows=train,
+            validation_rows=validation,
+            leaks=int(np.isin(tally.keys, self._other.keys).sum()),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that the window shows, as plain values."""
+        sample = [row for file in self.files for row in file.sample]
+        names = list(dict.fromkeys(name for file in self.files for name in file.names))
+        unknown = [file for file in self.files if file.format is None or file.name == "preference"]
+        report = self.report().as_json()
+        return {
+            "complete": self.complete,
+            "report": report,
+            "problems": [{"file": file, "message": text} for file, text in self.problems],
+            "readable": self.readable,
+            "first": self._window.start,
+            "rows": self.rows,
+            "masks": {str(number): self._shown(number) for number in sorted({*self.masks, *self.texts})},
+            "columns": [{"name": name, "sample": _sample(name, sample)} for name in names],
+            "unknown": [file.shown for file in unknown],
+            "guess": columns.guess(
+                [row for file in unknown for row in file.sample if recognise(row) is None or "chosen" in row]
+            ),
+            "speakers": report["speakers"],
+            "named": speakers.named(report["speakers"]),
+            "validation": [asdict(file) for file in self._reports(self.validation)],
+        }
+
+    def pieces(self, number: int) -> list[Piece]:
+        """The tokens of a row that was to be masked."""
+        return pieces(self.masks[number], self._tokenizer) if self._tokenizer is not None else []
+
+    def _opened(self, names: Sequence[str]) -> list[DataFile]:
+        found = []
+        for name in names:
+            try:
+                found.append(DataFile(name, self._settings))
+            except DataError as error:
+                self.problems.append((name, str(error)))
+        return found
 
     def _take(self, row: Conversation | Rejected, tally: Tally) -> None:
         if isinstance(row, Rejected):
             tally.reject(row)
             return
-        try:
-            encoded = encode(row, self._tokenizer, self._template, self._max_length)
-        except RowRejected as error:
-            tally.reject(Rejected(row.source, str(error)))
-            return
-        tally.use(row, encoded)
-        if len(self.preview_rows) < self._preview:
-            self.preview_rows.append(encoded[0])
+        number = self.readable if tally is self._tally else -1
+        self.readable += tally is self._tally
+        encoded: list[Encoded] = []
+        reason = ""
+        if self._tokenizer is not None:
+            try:
+                encoded = encode(row, self._tokenizer, self._settings.template, self._max_length)
+            except RowRejected as error:
+                reason = str(error)
+        if reason:
+            tally.reject(Rejected(row.source, reason))
+        else:
+            tally.use(row, encoded)
+        if number in self._window:
+            self.rows.append(row_of(number, row, encoded, reason))
+        if number in self._masked:
+            self.texts[number] = row
+            if encoded:
+                self.masks[number] = encoded[0]
+
+    def _so_far(self, tally: Tally) -> Tally:
+        """With what the file that is being read has found."""
+        if self._now is None or self._now[0] is not tally:
+            return tally
+        both = Tally(tally.seed)
+        both.absorb(tally)
+        both.look(self._now[1])
+        return both
+
+    def _split(self) -> tuple[int, int]:
+        """Conversations to learn from and to validate on."""
+        keys = self._tally.keys
+        if self._settings.validation_files:
+            return len(keys) - int(np.isin(keys, self._other.keys).sum()), self._other.used
+        aside = int(np.isin(keys, held_out(keys, self._settings.validation)).sum())
+        return len(keys) - aside, aside
+
+    def _reports(self, files: Sequence[DataFile]) -> list[FileReport]:
+        return [file_report(file) for file in files]
+
+    def _shown(self, number: int) -> dict[str, Any]:
+        row = self.texts[number]
+        turns = [(str(m.role), m.content, m.role == "assistant" and m.train) for m in row.messages]
+        told = {"file": row.source.file, "line": row.source.line}
+        if number not in self.masks or self._tokenizer is None:
+            texts = turns or [("text", row.text or "", True)]
+            return {**told, "turns": [(role, text[:_TEXT_SHOWN], learned) for role, text, learned in texts]}
+        found = self.pieces(number)
+        shown = [(piece.text, piece.learned, piece.special) for piece in found[:PIECES]]
+        return {**told, "pieces": shown, "more": len(found) - len(shown), "cut": self.masks[number].cut}
+
+
+def pieces(row: Encoded, tokenizer: Tokenizer) -> list[Piece]:
+    """An encoded row token by token."""
+    mask = row.mask.tolist()
+    turning = {i for i in range(1, len(mask)) if mask[i] != mask[i - 1]}
+    result, at = [], 0
+    for text, ids in tokenizer.pieces(row.ids.tolist(), turning):
+        result.append(Piece(text, mask[at], any(map(tokenizer.is_special, ids))))
+        at += len(ids)
+    return result
+
+
+def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> dict[str, Any]:
+    """A row of the table: the last question and its answer, short; tokens and learned tokens, or the reason why there are none."""
+    last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
+    question = next((m.content for m in reversed(row.messages[:last]) if m.role == "user"), "")
+    answer = row.text if row.text is not None else row.messages[last].content if last < len(row.messages) else ""
+    return {
+        "number": number,
+        "file": row.source.file,
+        "line": row.source.line,
+        "turns": len(row.messages),
+        "prompt": _short(question),
+        "answer": _short(answer or ""),
+        "tokens": sum(len(one.ids) for one in encoded) if encoded else None,
+        "learned": sum(int(one.mask.sum()) for one in encoded) if encoded else None,
+        "cut": encoded[0].cut if encoded else 0,
+        "reason": reason,
+    }
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text[: 4 * SHORT].split())
+    return flat if len(flat) <= SHORT and len(text) <= 4 * SHORT else flat[: SHORT - 1] + "…"
+
+
+def _sample(name: str, rows: Sequence[columns.Row]) -> str:
+    """A value of a column, short, to recognise it by."""
+    values = (row.get(name.strip().lower()) for row in rows)
+    text = " ".join(str(next((value for value in values if value not in (None, "")), ""))[: 4 * _SAMPLE_CELL].split())
+    return text if len(text) <= _SAMPLE_CELL else text[: _SAMPLE_CELL - 1] + "…"

@@ -20,7 +20,7 @@ import numpy as np
 
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
 from finetune_local.data.encode import encode, kept
-from finetune_local.data.read import DataFile, nothing_usable
+from finetune_local.data.read import DataFile, nothing_usable, opened
 from finetune_local.data.report import FileReport, Report, Tally, as_plain, file_report
 from finetune_local.data.split import Keys, held_out
 from finetune_local.data.store import ADVICE, Dataset, Writer, remove
@@ -64,16 +64,19 @@ class _Pass:
 
     def run(self, names: Sequence[str], writer: Writer, limit: int | None, progress: Callable[[float], None]) -> None:
         """Read and encode files one after the other."""
-        files = [DataFile(name, self.settings.format) for name in names]
+        files = [DataFile(name, self.settings) for name in names]
         total, before = sum(f.kind.size for f in files) or 1, 0
         for file in files:
             self.files.append(file_report(file, _sha256(file.path)))
-            for row in file:
-                if limit is not None and self.tally.used >= limit:
-                    return
-                self._take(row, writer)
-                if self.tally.rows % _PROGRESS_EVERY == 0:
-                    progress(min(1.0, (before + file.position) / total))
+            try:
+                for row in file:
+                    if limit is not None and self.tally.used >= limit:
+                        return
+                    self._take(row, writer)
+                    if self.tally.rows % _PROGRESS_EVERY == 0:
+                        progress(min(1.0, (before + file.position) / total))
+            finally:
+                self.tally.look(file)
             before += file.kind.size
 
     def _take(self, row: Conversation | Rejected, writer: Writer) -> None:
@@ -120,6 +123,7 @@ def prepare(
             (folder / name).unlink(missing_ok=True)
     try:
         with disk_full(folder, ADVICE), (folder / REJECTED).open("w", encoding="utf-8") as rejected:
+            opened([*settings.files, *settings.validation_files], settings)  # a mistake is told before the long work
             train = _Pass(settings, tokenizer, max_length, rejected, Tally(seed))
             with Writer(folder, _PASSED) as writer:
                 train.run(settings.files, writer, settings.limit, lambda share: progress("reading data", share))
@@ -141,7 +145,7 @@ def prepare(
     report = train.tally.report(
         [*train.files, *(given.files if given else [])],
         max_length,
-        settings.template,
+        settings,
         train_rows=len(sides[0]),
         validation_rows=len(sides[1]),
         leaks=leaks,

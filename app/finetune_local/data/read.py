@@ -1,39 +1,64 @@
 """Files to conversations and rejected rows, streaming: memory does not grow with the file.
 
-What a file is comes from detect.py, its raw rows from rows.py, what a row means from formats/.
+What a file is comes from detect.py, its raw rows from rows.py, what a row means from formats/. On the way columns get the names
+that the user gave them, the messages of a chat log become conversations, named speakers roles, and personal data placeholders.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from finetune_local.data import rows
+from finetune_local.data import chat_log, chat_text, columns, rows, scrub, speakers
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected, Source
 from finetune_local.data.detect import HEAD_BYTES, FileKind, examine
-from finetune_local.data.formats import Format, choose, format_named, read_row
+from finetune_local.data.formats import Format, Row, choose, format_named, formats, read_row, recognise
 from finetune_local.data.turns import kind_of
 from finetune_local.errors import DataError
+from finetune_local.spec.run import DataSettings
 
 SAMPLE_ROWS = 32
+_SAMPLE_MORE = 1000
+"""Rows in which a column that the user named is looked for, where the first few have none."""
+
+LOG = "chat_log"
+READING = ("format", "columns", "assistant", "scrub")
+"""Settings of [data] that say how rows are read."""
+
+_AS_IS = DataSettings()
 
 
 class DataFile:
     """One file being read. After construction its container, encoding and format are known; iterate once to read it.
 
-    Raises DataError where the file itself cannot be used.
+    Of the settings those count that say how rows are read: format, columns, assistant, scrub. Raises DataError where the file
+    itself cannot be used.
     """
 
-    def __init__(self, file: Path | str, format: str = "auto") -> None:  # noqa: A002 - the user's word
+    def __init__(self, file: Path | str, settings: DataSettings = _AS_IS) -> None:
         self.shown = str(file)
         self.path = Path(file).expanduser()
+        self.settings = settings
         self.kind: FileKind = examine(self.path, self.shown)
-        self.forced = format != "auto"
-        self.format: Format | None = format_named(format) if self.forced else None
+        self.forced = settings.format != "auto"
+        self.format: Format | None = format_named(settings.format) if self.forced else None
         self.unused: tuple[str, ...] = ()
+        self.names: tuple[str, ...] = ()
+        """Keys of its first rows, as they are written there."""
+        self.sample: tuple[Row, ...] = ()
+        """Its first rows, their keys in small letters, before any column is renamed."""
+        self.personal: Counter[str] = Counter()
+        """What scrub.py found so far, by kind."""
+        self.speakers: Counter[str] = Counter()
+        """Who speaks how often, so far."""
+        self._role_of = columns.roles(settings.columns)
+        self._scrub = scrub.kinds_of(settings.scrub)
+        self._chat: chat_text.ChatText | None = None
+        self._log: chat_log.LogKeys | None = None
         self._stream: BinaryIO | None = None
         self._look_at_sample()
 
@@ -47,14 +72,40 @@ class DataFile:
         """Bytes read so far."""
         return self.kind.size if self._stream is None or self._stream.closed else self._stream.tell()
 
+    @property
+    def roles(self) -> frozenset[str]:
+        """The roles of the named columns that this file has."""
+        return frozenset(role for column, role in self._role_of.items() if any(column in row for row in self.sample))
+
     def __iter__(self) -> Iterator[Conversation | Rejected]:
         """Read the file from its beginning."""
-        for line, value in self._raw():
+        self.personal.clear()
+        self.speakers.clear()
+        found: Iterable[rows.Raw] = self._named()
+        if self._log is not None:
+            found = chat_log.conversations(found, self._log, self.settings.assistant)
+        roles = frozenset() if self._log else self.roles
+        for line, value in found:
             source = Source(self.shown, line)
             try:
-                yield read_row(_row(value), source, self.format, self.forced)
+                yield self._conversation(value, source, roles)
             except RowRejected as error:
                 yield Rejected(source, str(error))
+
+    def _conversation(self, value: Any, source: Source, roles: frozenset[str]) -> Conversation:
+        row = _row(value)
+        speakers.count(row, self.speakers)
+        if self.settings.assistant:
+            row = speakers.cast(row, self.settings.assistant)
+        read = read_row(row, source, self.format, self.forced, roles)
+        if (self.settings.assistant or self._log is not None) and read.messages:
+            read = speakers.merged(read)
+        return scrub.scrubbed(read, self._scrub, self.personal)
+
+    def _named(self) -> Generator[rows.Raw, None, None]:
+        """Raw rows, with small letters in their keys and columns called by their roles."""
+        for line, value in self._raw():
+            yield line, columns.renamed(_lowered(value), self._role_of) if isinstance(value, Mapping) else value
 
     def _raw(self) -> Generator[rows.Raw, None, None]:
         try:
@@ -67,31 +118,75 @@ class DataFile:
                     yield from rows.json_items(stream, self.kind.prefix)
                 elif self.kind.container == "csv":
                     yield from rows.csv_rows(stream, self.shown)
+                elif self._chat is not None:
+                    yield from chat_text.messages(stream, self._chat)
                 else:
-                    yield from rows.text_parts(stream, by_line=self._by_line())
+                    yield from rows.text_parts(stream, by_line=rows.one_document_per_line(self._head()))
         except OSError as error:
             raise DataError(f"{self.shown}: reading broke off ({error.strerror or error}).") from None
 
-    def _by_line(self) -> bool:
+    def _head(self) -> str:
         with self.path.open("rb") as file:
-            head = file.read(HEAD_BYTES).decode(self.kind.encoding, "replace")
-        return rows.one_document_per_line(head)
+            return file.read(HEAD_BYTES).decode(self.kind.encoding, "replace")
 
     def _look_at_sample(self) -> None:
+        log = not self.forced or self.name == LOG
+        if self.kind.container == "text" and log:
+            self._chat = chat_text.recognised(self._head(), forced=self.forced)
         with closing(self._raw()) as raw:
-            sample = [value for _, value in itertools.islice(raw, SAMPLE_ROWS)]
-        found = [_lowered(value) for value in sample if isinstance(value, Mapping)]
-        if self.format is None:
-            self.format = choose(found)
+            sample = [value for _, value in itertools.islice(raw, SAMPLE_ROWS) if isinstance(value, Mapping)]
+            lacking = set(self._role_of) - {str(key).strip().lower() for row in sample for key in row}
+            for _, value in itertools.islice(raw, _SAMPLE_MORE) if lacking else ():
+                if isinstance(value, Mapping) and lacking & set(_lowered(value)):
+                    sample.append(value)
+                    lacking -= set(_lowered(value))
+        found = [_lowered(value) for value in sample]
+        self.sample = tuple(found)
+        self.names = tuple(dict.fromkeys(str(key) for value in sample for key in value))
+        named = [columns.renamed(row, self._role_of) for row in found]
+        self._log = self._log_keys(named) if log else None
+        if self._log is not None:
+            self.format = formats()[LOG]
+        elif self.format is None:
+            self.format = choose(named, self.roles)
         if self.format is not None:
-            known = self.format.keys
-            self.unused = tuple(dict.fromkeys(str(key) for row in found for key in row if key not in known))
+            known = self.format.keys if self._log is None else self._log.used
+            self.unused = tuple(dict.fromkeys(str(key) for row in named for key in row if key not in known))
+
+    def _log_keys(self, sample: Sequence[Row]) -> chat_log.LogKeys | None:
+        """The keys of a chat log, if the rows are one: the user says so, or they look like it and like nothing else."""
+        keys = chat_log.keys_of(sample)
+        if keys is None or self.forced or self._chat is not None or "speaker" in self._role_of.values():
+            return keys
+        other = Counter(found.key for row in sample if (found := recognise(row)) is not None and found.key != "text")
+        if other.total() * 2 > len(sample) or not chat_log.looks_like_a_chat(sample, keys):
+            return None
+        return keys
 
 
-def read(files: Sequence[Path | str], format: str = "auto") -> Iterator[Conversation | Rejected]:  # noqa: A002
+def read(files: Sequence[Path | str], settings: DataSettings = _AS_IS) -> Iterator[Conversation | Rejected]:
     """Every row of the files in order, as a conversation or a rejected row. Raises DataError for a file of no use."""
     for file in files:
-        yield from DataFile(file, format)
+        yield from DataFile(file, settings)
+
+
+def reading(data: Mapping[str, Any]) -> DataSettings:
+    """Of the [data] table of a run those settings that say how rows are read: what else is read as they were is read with it."""
+    return DataSettings(**{name: data[name] for name in READING if data.get(name) is not None})
+
+
+def opened(files: Sequence[Path | str], settings: DataSettings) -> list[DataFile]:
+    """Files that are to be read with the same settings. Raises DataError also for a named column that none of them has."""
+    found = [DataFile(file, settings) for file in files]
+    check_columns(found, settings)
+    return found
+
+
+def check_columns(files: Sequence[DataFile], settings: DataSettings) -> None:
+    """Raise DataError for a column that the user named and no file has."""
+    for column, role in columns.roles(settings.columns).items():
+        if files and not any(role in file.roles for file in files):
+            raise columns.missing(column, role, files[0].shown, files[0].names)
 
 
 def nothing_usable(files: Sequence[Path | str], first: Sequence[Rejected]) -> DataError:
@@ -108,14 +203,14 @@ def quoted(rejected: Rejected) -> str:
     return f"{rejected.source.file}, line {rejected.source.line}: {rejected.reason}"
 
 
-def _row(value: Any | rows.Problem) -> Mapping[str, Any]:
+def _row(value: Any) -> Row:
     if isinstance(value, rows.Problem):
         raise RowRejected(value.reason)
     if not isinstance(value, Mapping):
         raise RowRejected(f"it is {kind_of(value)}, expected an object with keys.")
-    return _lowered(value)
+    return value
 
 
-def _lowered(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _lowered(row: Mapping[str, Any]) -> Row:
     """Keys without regard to case and spaces at their ends, as spreadsheets write them."""
     return {str(key).strip().lower(): value for key, value in row.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,10 +13,15 @@ import numpy as np
 from finetune_local.data.conversation import Conversation, Rejected
 from finetune_local.data.encode import Encoded
 from finetune_local.data.read import DataFile
+from finetune_local.data.scrub import KINDS, kinds_of
 from finetune_local.data.split import Keys, content_key
+from finetune_local.spec.run import DataSettings
 
 REJECTED_KEPT = 1000
 """Rejected rows held in memory; all of them are counted, and a run writes all of them to rejected.jsonl."""
+
+SPEAKERS_KEPT = 50
+"""Speakers that are named in a report, the most talkative first."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,12 @@ class Report:
     validation_rows: int = 0
     leaks: int = 0
     notes: tuple[str, ...] = field(default=())
+    personal: Mapping[str, int] = field(default_factory=dict)
+    """Personal data in the texts of usable rows by kind (scrub.py), whether it was replaced or not."""
+    scrubbed: tuple[str, ...] = ()
+    """The kinds that were replaced."""
+    speakers: Mapping[str, int] = field(default_factory=dict)
+    """Who speaks how often in conversations, where a row has a list of turns."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -78,7 +90,8 @@ class Report:
         plain = dict(values)
         plain["files"] = tuple(FileReport(**{**f, "unused": tuple(f["unused"])}) for f in plain["files"])
         plain["histogram"] = tuple(Bar(**b) for b in plain["histogram"])
-        plain["rejected"], plain["notes"] = tuple(plain["rejected"]), tuple(plain["notes"])
+        for name in ("rejected", "notes", "scrubbed"):
+            plain[name] = tuple(plain.get(name, ()))
         return cls(**plain)
 
 
@@ -89,6 +102,8 @@ class Tally:
         self.seed = seed
         self.rows = self.used = self.turns = self.supervised = self.truncated = self.rejected_count = 0
         self.rejected: list[Rejected] = []
+        self.personal: Counter[str] = Counter()
+        self.speakers: Counter[str] = Counter()
         self._keys = array("Q")
         self._lengths = array("i")
         self._longest, self._place = 0, ""
@@ -121,16 +136,23 @@ class Tally:
                 self._place = f"{row.source.file}, line {row.source.line}"
         return key
 
+    def look(self, file: DataFile) -> None:
+        """Take over what reading a file found beside its rows, as far as it has been read."""
+        self.personal += file.personal
+        self.speakers += file.speakers
+
     def absorb(self, other: Tally) -> None:
         """Add another tally's counts, as if its rows had been counted here."""
         for name in ("rows", "used", "turns", "supervised", "truncated", "rejected_count"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.rejected = [*self.rejected, *other.rejected][:REJECTED_KEPT]
+        self.personal += other.personal
+        self.speakers += other.speakers
         self._keys.extend(other._keys)
         self._lengths.extend(other._lengths)
         self._longest, self._place = max((self._longest, self._place), (other._longest, other._place))
 
-    def report(self, files: Sequence[FileReport], max_length: int, template: str, **more: Any) -> Report:
+    def report(self, files: Sequence[FileReport], max_length: int, settings: DataSettings, **more: Any) -> Report:
         """The counts so far; `more` are fields of Report that only the caller knows."""
         lengths = np.array(self._lengths, np.int32)
         names = list(dict.fromkeys(f.format for f in files))
@@ -153,8 +175,11 @@ class Tally:
             duplicates=len(self._keys) - len(np.unique(self.keys)),
             truncated=self.truncated,
             max_length=max_length,
-            template=template,
-            notes=tuple(_notes(files)),
+            template=settings.template,
+            notes=tuple(_notes(files, self.personal, kinds_of(settings.scrub))),
+            personal={kind: self.personal[kind] for kind in KINDS if self.personal[kind]},
+            scrubbed=tuple(kind for kind in KINDS if kind in kinds_of(settings.scrub)),
+            speakers=dict(self.speakers.most_common(SPEAKERS_KEPT)),
             **more,
         )
 
@@ -183,8 +208,13 @@ def histogram(lengths: np.ndarray) -> tuple[Bar, ...]:
     return tuple(bars[first:])
 
 
-def _notes(files: Sequence[FileReport]) -> list[str]:
+def _notes(files: Sequence[FileReport], personal: Mapping[str, int], replaced: Collection[str]) -> list[str]:
     notes = []
+    if left := {kind: personal[kind] for kind in KINDS if personal[kind] and kind not in replaced}:
+        shown = ", ".join(f"{kind} ({count:,})" for kind, count in left.items())
+        notes.append(
+            f"the texts hold personal data: {shown}. To replace it: {' '.join(f'--scrub {kind}' for kind in left)}."
+        )
     for file in files:
         if file.unused:
             shown = ", ".join(f"'{key}'" for key in file.unused[:8])

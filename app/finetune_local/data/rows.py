@@ -217,10 +217,10 @@ def _csv_row(names: list[str], cells: list[str]) -> dict[str, str] | Problem:
         )
     if any(not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells):
         return Problem("it is not valid UTF-8. Save the file as UTF-8.")
-    return {name: cell for name, cell in zip(names, cells, strict=True) if name and (cell or name not in _OPTIONAL)}
+    return {name: cell for name, cell in zip(names, cells, strict=True) if name and (cell or name not in OPTIONAL)}
 
 
-_OPTIONAL = ("system", "history", "tools", "input", "label")
+OPTIONAL = ("system", "history", "tools", "input", "label")
 """Columns whose empty cell means that the row has none."""
 
 

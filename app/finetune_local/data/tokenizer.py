@@ -35,6 +35,7 @@ class Tokenizer:
         self.pad_id: int = hf.pad_token_id if hf.pad_token_id is not None else self.eos_id
         self.template: str | None = _own_template(hf)
         self._added: Mapping[str, int] = hf.get_added_vocab()
+        self._special = frozenset((*self._added.values(), *hf.all_special_ids))
         self.beginning: tuple[int, ...] = self._beginning()
         """Ids that the tokenizer itself puts before a text: BOS for some families, nothing for others."""
         self.chat_template: str = self.template or self._stand_in()
@@ -91,6 +92,28 @@ class Tokenizer:
     def streamer(self) -> Streamer:
         """For a growing answer: push(id) and finish() give its text in whole characters."""
         return Streamer(lambda part: self._decoded(part, False))
+
+    def pieces(self, ids: Sequence[int], ends: Collection[int] = ()) -> list[tuple[str, list[int]]]:
+        """Text by text, special tokens included: each with the ids it stands for, several where a character takes several.
+
+        Joined they are the text of all. No piece reaches over an index in `ends`.
+        """
+        streamer = Streamer(lambda part: self._decoded(part, True))
+        found: list[tuple[str, list[int]]] = []
+        waiting: list[int] = []
+        for index, one in enumerate(ids):
+            if waiting and index in ends:
+                found.append((streamer.finish(), waiting))
+                waiting = []
+            waiting.append(one)
+            if text := streamer.push(one):
+                found.append((text, waiting))
+                waiting = []
+        return [*found, (streamer.finish(), waiting)] if waiting else found
+
+    def is_special(self, id: int) -> bool:  # noqa: A002 - the standard word
+        """Whether a token is one beside the text, such as <|im_end|>."""
+        return id in self._special
 
     def token(self, id: int) -> str:  # noqa: A002 - the standard word
         """The name of one token as the vocabulary writes it."""

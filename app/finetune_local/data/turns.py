@@ -106,7 +106,9 @@ def _turn(item: object, where: str, number: int) -> Message:
 def _role(name: object, where: str) -> Role:
     known = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
     if known is None:
-        hint = did_you_mean(str(name), list(ROLE_NAMES)) or f" Known: {', '.join(_SHOWN_ROLES)}."
+        hint = did_you_mean(str(name), list(ROLE_NAMES)) or (
+            f" Known: {', '.join(_SHOWN_ROLES)}. Is it a name? Then say whose turns are to be learned: --assistant NAME"
+        )
         raise RowRejected(f"{where} has role {name!r}.{hint}")
     return known
 

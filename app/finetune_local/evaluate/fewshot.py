@@ -32,12 +32,14 @@ class Examples:
 
 def draw(rows: Sequence[Row], count: int, seed: int, file: Path | None, adapter: Path | None) -> Examples:
     """Draw `count` examples by the seed; none of them is among the scored rows. Raises SpecError, DataError."""
-    from finetune_local.data.read import read
+    from finetune_local.data.read import read, reading
 
     if count == 0:
         return Examples([], list(rows), "")
+    data = run_tables(adapter).get("data", {}) if adapter is not None else {}
+    settings = reading(data)
     if file is not None:
-        shown = _draw(_unseen(read([file]), rows), count, seed)
+        shown = _draw(_unseen(read([file], settings), rows), count, seed)
         if len(shown) < count:
             raise SpecError(
                 f"--examples {file}: only {len(shown)} usable rows that are not evaluated themselves, but --few-shot is "
@@ -45,10 +47,9 @@ def draw(rows: Sequence[Row], count: int, seed: int, file: Path | None, adapter:
             )
         return Examples(shown, list(rows), f"drawn from {file}")
     if adapter is not None:
-        data = run_tables(adapter).get("data", {})
         files = [Path(name) for name in data.get("files", ()) if Path(name).is_file()]
         if files:
-            shown = _draw(_unseen(read(files, str(data.get("format", "auto"))), rows), count, seed)
+            shown = _draw(_unseen(read(files, settings), rows), count, seed)
             if len(shown) == count:
                 return Examples(shown, list(rows), "drawn from the data the adapter was trained on")
     if len(rows) <= count:

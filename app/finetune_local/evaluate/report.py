@@ -9,12 +9,15 @@ from typing import Any
 
 from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.chat.opening import Opened, trained_raw
+from finetune_local.data.read import reading
 from finetune_local.errors import DataError, SpecError
 from finetune_local.evaluate import compare, fewshot
 from finetune_local.evaluate.bootstrap import Interval
 from finetune_local.evaluate.rows import Row, Template, collect, usable
 from finetune_local.evaluate.verdict import Verdict, judge
 from finetune_local.models.folder import sha256_of
+from finetune_local.spec.fields import parse
+from finetune_local.spec.run import DataSettings
 
 RUN_ROWS = 100
 """Most validation rows of a run that are evaluated unasked: on a CPU a few hundred take long."""
@@ -25,7 +28,10 @@ class Choices:
     """What the user chose; None is automatic."""
 
     data: tuple[Path, ...] = ()
-    data_format: str = "auto"
+    data_format: str | None = None
+    columns: tuple[str, ...] = ()
+    assistant: str | None = None
+    scrub: tuple[str, ...] = ()
     few_shot: int = 3
     examples: Path | None = None
     metric: str = "exact"
@@ -116,7 +122,7 @@ def _rows(
             note(
                 f"{same} is the file the adapter was trained on: this shows how much it remembers, not how it generalises."
             )
-        rows, rejected = collect(read(choices.data, choices.data_format), most)
+        rows, rejected = collect(read(choices.data, _reading(choices, adapter)), most)
         where = ", ".join(str(path) for path in choices.data)
     elif run is not None and (run / "data").is_dir():
         kept = conversations(run / "data")
@@ -135,6 +141,18 @@ def _rows(
     if not rows:
         raise DataError(f"{where}: no row has a question and an answer to compare with.")
     return rows, len(rejected)
+
+
+def _reading(choices: Choices, adapter: Path | None) -> DataSettings:
+    """How files are read: as the user says, else as the adapter's run read its own."""
+    given = {
+        "format": choices.data_format,
+        "columns": choices.columns,
+        "assistant": choices.assistant,
+        "scrub": choices.scrub,
+    }
+    known = reading(run_tables(adapter).get("data", {}) if adapter is not None else {}).model_dump()
+    return parse(DataSettings, known | {name: value for name, value in given.items() if value}, "command line")
 
 
 def _trained_on(run: Path, files: tuple[Path, ...]) -> Path | None:

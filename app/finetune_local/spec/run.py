@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from finetune_local.errors import SpecError
 from finetune_local.spec.families import families
-from finetune_local.spec.fields import Settings, parse, setting
+from finetune_local.spec.fields import Settings, did_you_mean, parse, setting
 from finetune_local.spec.methods import method as method_named
 from finetune_local.spec.methods import methods
 from finetune_local.spec.objectives import objectives
@@ -22,6 +22,14 @@ Goal = Literal["quick", "balanced", "thorough"]
 Precision = Literal["fp32", "bf16", "8-bit", "4-bit"]
 Quantisation = Literal["auto", "nf4", "affine"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
+Personal = Literal["all", "email", "phone", "card", "iban", "id", "ip", "key", "credentials"]
+"""Kinds of personal data that data/scrub.py finds."""
+
+COLUMN_ROLES = (
+    "prompt", "completion", "instruction", "input", "output", "system", "text", "messages", "conversations", "history",
+    "tools", "speaker", "time", "conversation",
+)  # fmt: skip
+"""What a column of a data file can be: keys that formats read."""
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -76,6 +84,39 @@ class DataSettings(Settings):
         None, help="Longest row in tokens; longer ones lose their oldest turns.", group="data", ge=8, le=1_048_576
     )
     limit: int | None = setting(None, help="Use at most this many rows.", group="data", ge=1)
+    columns: tuple[str, ...] = setting(
+        (),
+        help="What a column is where no format knows its name, such as prompt=frage (repeatable).",
+        group="data",
+        flag="--column",
+        metavar="ROLE=COLUMN",
+    )
+    assistant: str | None = setting(
+        None,
+        help="The speaker whose turns are learned, where speakers have names of their own. Automatic: none.",
+        group="data",
+        metavar="NAME",
+    )
+    scrub: tuple[Personal, ...] = setting(
+        (), help="Personal data that a placeholder replaces before anything is learned (repeatable).", group="data"
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_have_roles(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        """Pydantic's errors become sentences by fields.parse()."""
+        roles = []
+        for column in columns:
+            role, sign, name = (part.strip() for part in column.partition("="))
+            if not sign or not name:
+                raise ValueError(f"--column {column}: say which column is what, such as --column prompt=frage.")
+            if role not in COLUMN_ROLES:
+                hint = did_you_mean(role, COLUMN_ROLES) or f" Known: {', '.join(COLUMN_ROLES)}."
+                raise ValueError(f"--column {column}: a column cannot be '{role}'.{hint}")
+            roles.append(role)
+        if twice := next((role for i, role in enumerate(roles) if role in roles[:i]), None):
+            raise ValueError(f"--column: two columns are given as '{twice}'. Name one.")
+        return columns
 
 
 class MethodSettings(Settings):

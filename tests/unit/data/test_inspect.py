@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from finetune_local.cli.data import LEARNED_STYLE, _coloured, command
 from finetune_local.data.conversation import Conversation, Message, Source
 from finetune_local.data.encode import encode
+from finetune_local.data.inspect import pieces
 from finetune_local.data.report import histogram
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import DataError
@@ -64,7 +65,7 @@ def test_the_mask_is_marked_without_colours(tiny: Path, file: str) -> None:
 def test_on_a_terminal_the_learned_text_is_coloured(tiny: Path) -> None:
     tokenizer = Tokenizer.load(tiny)
     (row,) = encode(Conversation(tuple(Message(**m) for m in CHAT), Source("f", 1)), tokenizer, "chat", 512)
-    text = _coloured(row, tokenizer)
+    text = _coloured(pieces(row, tokenizer))
     assert [str(text)[s.start : s.end] for s in text.spans if s.style == LEARNED_STYLE] == ["巴黎。<|im_end|>"]
 
 

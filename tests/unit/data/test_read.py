@@ -13,6 +13,7 @@ from finetune_local.data import rows
 from finetune_local.data.conversation import Conversation, Rejected
 from finetune_local.data.read import DataFile, nothing_usable, read
 from finetune_local.errors import DataError
+from finetune_local.spec.run import DataSettings
 
 ROW = {"prompt": "法国的首都？", "completion": "巴黎。é"}
 LINE = json.dumps(ROW, ensure_ascii=False)
@@ -233,9 +234,9 @@ def test_one_broken_byte_does_not_change_the_encoding(tmp_path: Path) -> None:
 def test_a_forced_format_reads_every_row_or_says_why(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", f'{LINE}\n{{"text": "x"}}\n')
     assert len(reasons(read([path]))) == 0
-    assert [line for line, _ in reasons(read([path], "prompt_completion"))] == [2]
+    assert [line for line, _ in reasons(read([path], DataSettings(format="prompt_completion")))] == [2]
     with pytest.raises(DataError, match="no such format"):
-        list(read([path], "promt"))
+        list(read([path], DataSettings(format="promt")))
 
 
 def test_keys_that_are_not_read_are_named(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
+from finetune_local.data.columns import guess, options
 from finetune_local.data.conversation import Conversation, RowRejected, Source
 from finetune_local.errors import DataError
 from finetune_local.spec.fields import did_you_mean
@@ -63,14 +64,14 @@ def format_named(name: str) -> Format:
     return formats()[key]
 
 
-def recognise(row: Row) -> Format | None:
-    """The first format whose keys a row has."""
-    return next((f for f in formats().values() if f.recognises(row)), None)
+def recognise(row: Row, roles: Collection[str] = ()) -> Format | None:
+    """The first format whose keys a row has. Where the user said which column is what, it must read all those `roles`."""
+    return next((f for f in formats().values() if f.keys.issuperset(roles) and f.recognises(row)), None)
 
 
-def choose(sample: Sequence[Row]) -> Format | None:
+def choose(sample: Sequence[Row], roles: Collection[str] = ()) -> Format | None:
     """The format of most rows of a sample; None where no row has one."""
-    found = Counter(f.key for row in sample if (f := recognise(row)) is not None)
+    found = Counter(f.key for row in sample if (f := recognise(row, roles)) is not None)
     return formats()[found.most_common(1)[0][0]] if found else None
 
 
@@ -80,21 +81,25 @@ def unknown_row(row: Row) -> str:
     known = ["messages", "conversations", "instruction", "output", "prompt", "completion", "text"]
     hint = next((h for n in names if (h := did_you_mean(n.strip().lower(), known))), "")
     shown = ", ".join(repr(n) for n in names[:8]) or "none"
+    likely = {} if hint else guess([{str(key): value for key, value in row.items()}])
+    how = f" Say which column is what, such as {options(likely)}." if likely else ""
     return (
-        f"its keys ({shown}) fit no known format.{hint} "
+        f"its keys ({shown}) fit no known format.{hint}{how} "
         f"Known: {'; '.join(f.example for f in formats().values() if f.example)}."
     )
 
 
-def read_row(row: Row, source: Source, chosen: Format | None, forced: bool) -> Conversation:
-    """A row by the file's format, else by any that recognises it. Raises RowRejected.
+def read_row(
+    row: Row, source: Source, chosen: Format | None, forced: bool, roles: Collection[str] = ()
+) -> Conversation:
+    """A row by the file's format, else by any that recognises it and reads all `roles`. Raises RowRejected.
 
     A forced format reads every row. Otherwise the rows of a format that is asked before the chosen one go to it: that
     keeps preference data, which looks like chat with two more keys, out of plain chat.
     """
     if chosen is not None and forced:
         return chosen.read(row, source)
-    found = recognise(row)
+    found = recognise(row, roles)
     if found is not None and (chosen is None or found.order < chosen.order or not chosen.recognises(row)):
         return found.read(row, source)
     if chosen is not None and chosen.recognises(row):

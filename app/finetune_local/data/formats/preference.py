@@ -13,7 +13,9 @@ class Preference:
     title = "Preference data (refused)"
     example = ""
     order = 0
-    keys = frozenset({"chosen", "rejected", "label", "messages", "conversations", "prompt", "completion"})
+    keys = frozenset(
+        {"chosen", "rejected", "label", "messages", "conversations", "prompt", "completion", "system", "tools"}
+    )
 
     def recognises(self, row: Row) -> bool:
         """Rows with a good and a bad answer, or with a verdict on the one answer."""

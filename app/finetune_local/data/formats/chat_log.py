@@ -1,0 +1,43 @@
+"""Chat logs: a row, or a line of an exported text, for each message. Reading (data/chat_log.py) has made conversations of them."""
+
+from __future__ import annotations
+
+from finetune_local.data.chat_log import SPEAKERS, TEXTS, THREADS, TIMES
+from finetune_local.data.conversation import Conversation, RowRejected, Source
+from finetune_local.data.formats import Row
+from finetune_local.data.turns import ROLE_NAMES, turns
+from finetune_local.errors import typed
+
+_SHOWN = 6
+
+
+class ChatLog:
+    """What is learned is what one speaker says; where the speakers are named user and assistant, that one is known."""
+
+    key = "chat_log"
+    title = "Chat log"
+    example = '{"speaker", "text"} for each message'
+    order = 19
+    keys = frozenset({*SPEAKERS, *TEXTS, *TIMES, *THREADS, "chat_log", "several"})
+
+    def recognises(self, row: Row) -> bool:
+        """Rows that reading has made of several messages."""
+        return isinstance(row.get("chat_log"), list)
+
+    def read(self, row: Row, source: Source) -> Conversation:
+        """Read one conversation."""
+        if not self.recognises(row):
+            raise RowRejected(
+                "it is no message of a chat: it needs who speaks and what is said ('speaker' and 'text')."
+            )
+        names = list(dict.fromkeys(str(turn.get("from", turn.get("role", ""))) for turn in row["chat_log"]))
+        unknown = [name for name in names if name.lower() not in ROLE_NAMES]
+        if unknown:
+            listed = ", ".join(unknown[:_SHOWN]) + (" …" if len(unknown) > _SHOWN else "")
+            raise RowRejected(
+                f"it is a chat of {listed}. Say whose messages are to be learned: --assistant {typed(unknown[0])}"
+            )
+        return Conversation(tuple(turns(row["chat_log"], "chat_log")), source)
+
+
+FORMAT = ChatLog()
