@@ -70,25 +70,26 @@ class Workplace:
 
     def last_line(self) -> dict[str, Any] | None:
         """The newest event, read from the end of the file, so that a list of a thousand is quick."""
-        found = self.last_lines()
-        return found[-1] if found else None
+        return next(self.newest(), None)
 
-    def last_lines(self) -> list[dict[str, Any]]:
-        """The newest events that a few kilobytes at the end of the file hold, in order; at least one where there is any."""
+    def newest(self) -> Iterator[dict[str, Any]]:
+        """The newest event, then those before it, as far as a few kilobytes at the end of the file reach; read when asked for."""
         try:
             file = self.events_file.open("rb")
         except OSError:
-            return []
+            return
         with file:
             size = file.seek(0, os.SEEK_END)
-            reach = 4096
-            while True:
+            reach, told = 4096, False
+            while not told:
                 file.seek(max(0, size - reach))
                 lines = file.read().split(b"\n")[:-1]
-                whole = lines if reach >= size else lines[1:]
-                found = [values for line in whole if (values := _parsed(line)) is not None]
-                if found or reach >= size:
-                    return found
+                for line in reversed(lines if reach >= size else lines[1:]):
+                    if (values := _parsed(line)) is not None:
+                        told = True
+                        yield values
+                if reach >= size:
+                    return
                 reach *= 8
 
     def events_end(self) -> int:
@@ -189,6 +190,10 @@ def start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) ->
     It lives in a session of its own, so that neither Ctrl-C nor a closed window ends it.
     """
     before = [place.worker_text() for place in places]
+    for place in places:  # one that has said its last word may still be on its way out
+        if (old := _children.pop(place.folder, None)) is not None:
+            with suppress(subprocess.TimeoutExpired):
+                old.wait(30)
     with places[0].log.open("ab") as log:
         process = subprocess.Popen(
             command_of(module, arguments),

@@ -96,10 +96,10 @@ class Form:
                 usual = bool(default_of(key, path, declared))
                 if bool(value) != usual:
                     found[path] = bool(value)
-            elif (given := controls.given(declared, value)) is not None and str(given) != str(
-                default_of(key, path, declared)
-            ):
-                found[path] = given
+            elif (given := controls.given(declared, value)) is not None:
+                usual = controls.shown(declared, default_of(key, path, declared))
+                if controls.shown(declared, given) != usual:
+                    found[path] = given
         return found
 
     def updates(self, form: Mapping[str, Any], key: str, automatic: Mapping[str, Any] | None = None) -> list[Any]:
@@ -119,8 +119,10 @@ class Form:
             more: dict[str, Any] = {"visible": True, "info": controls.help_of(self.t, path, declared)}
             if kind is bool and not optional:
                 more["value"] = bool(usual) if value is None else bool(value)
-            else:
-                more["value"] = controls.shown(declared, value if value is not None else self._preset(path, key))
+            elif hasattr(self.controls[path], "placeholder"):
+                more["value"] = controls.shown(declared, value)
+            else:  # of a choice the method's own is shown as chosen
+                more["value"] = controls.shown(declared, usual if value is None else value)
             if hasattr(self.controls[path], "placeholder"):
                 more["placeholder"] = self._placeholder(declared, usual, (automatic or {}).get(path))
             result.append(gr.update(**more))
@@ -140,11 +142,6 @@ class Form:
             else:
                 result.append(gr.update(placeholder=self._placeholder(declared, default_of(key, path, declared), told)))
         return result
-
-    def _preset(self, path: str, key: str) -> Any:
-        """A choice that the method's name makes is shown as chosen."""
-        kind, optional = controls.kind_of(self.fields[path])
-        return method(key).presets.get(path) if kind is not str or optional else None
 
     def _placeholder(self, field: FieldInfo, usual: Any, automatic: Any) -> str:
         if automatic is not None:

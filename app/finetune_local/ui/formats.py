@@ -47,7 +47,10 @@ class Formats:
         """34 %."""
         if share is None:
             return "–"
-        return format_percent(share, "#,##0" + ("." + "0" * digits if digits else "") + "%", locale=self.locale)
+        pattern = str(self.locale.percent_formats[None].pattern)  # where the sign stands is the locale's
+        if digits:
+            pattern = pattern.replace("0", "0." + "0" * digits, 1)
+        return format_percent(share, pattern, locale=self.locale)
 
     def size(self, count: float | None) -> str:
         """Bytes: 1.5 GB, 270 MB."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune_local import workplace
 from finetune_local.jobs import job
 from finetune_local.train import runs
 from finetune_local.ui import parts
@@ -48,6 +49,7 @@ def wire(context: Context, foot: Any) -> None:
 def at_work(context: Context) -> list[Html]:
     """A line for every run and job at work."""
     t, f = context.t, context.f
+    workplace.reap()  # of workers that this server started
     found = []
     for run in runs.at_work(context.home):
         watched = context.watch(run.folder).refresh()

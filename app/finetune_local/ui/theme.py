@@ -94,6 +94,7 @@ def theme() -> Any:
         "input_border_width": "1px",
         "input_radius": "8px",
         "input_padding": "7px 10px",
+        "button_border_width": "1px",
         "button_primary_background_fill": LIGHT["accent"],
         "button_primary_background_fill_hover": "#0c5f58",
         "button_primary_text_color": "#ffffff",

@@ -1,0 +1,162 @@
+"""Who may talk to the window's server, asked of the guard itself; a browser asks it again in tests/ui/test_private.py."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from finetune_local.ui.guard import CONTROL_HEADER, Gate, Guard
+
+PORT = 4711
+HERE = f"127.0.0.1:{PORT}"
+
+
+async def _page(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Frame-Options", b"ALLOWALL")]})
+    await send({"type": "http.response.body", "body": b"the page"})
+
+
+class Asked:
+    """An answer of the guard."""
+
+    def __init__(self, messages: list[dict[str, Any]]) -> None:
+        self.status = messages[0].get("status")
+        self.headers = {name.decode().lower(): value.decode() for name, value in messages[0].get("headers", ())}
+        self.text = b"".join(m.get("body", b"") for m in messages).decode()
+        self.kind = messages[0]["type"]
+
+
+def ask(gate: Gate, path: str, method: str = "GET", query: str = "", kind: str = "http", **headers: str) -> Asked:
+    given = {"host": HERE} | {key.replace("_", "-"): value for key, value in headers.items()}
+    scope = {
+        "type": kind,
+        "path": path,
+        "method": method,
+        "query_string": query.encode(),
+        "headers": [(k.encode(), v.encode()) for k, v in given.items()],
+    }
+    messages: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        messages.append(dict(message))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    asyncio.run(Guard(_page, gate)(scope, receive, send))
+    return Asked(messages)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate(PORT)
+
+
+@pytest.fixture
+def cookie(gate: Gate) -> str:
+    """The cookie that a launch link turned into."""
+    token = gate.link().partition("t=")[2]
+    return ask(gate, "/open", query=f"t={token}").headers["set-cookie"].partition(";")[0]
+
+
+def test_a_link_becomes_a_cookie_that_scripts_and_other_sites_cannot_have(gate: Gate) -> None:
+    link = gate.link()
+    assert link.startswith(f"http://{HERE}/open?t=")
+    answer = ask(gate, "/open", query=link.partition("?")[2])
+    assert answer.status == 303 and answer.headers["location"] == "/"
+    assert answer.headers["set-cookie"].endswith("; HttpOnly; SameSite=Strict; Path=/")
+
+
+def test_a_link_works_once_and_a_guess_never(gate: Gate) -> None:
+    query = gate.link().partition("?")[2]
+    assert ask(gate, "/open", query=query).status == 303
+    again = ask(gate, "/open", query=query)
+    assert again.status == 401 and "set-cookie" not in again.headers
+    assert ask(gate, "/open", query="t=").status == 401
+    assert ask(gate, "/open").status == 401
+
+
+def test_the_page_is_for_who_has_the_cookie(gate: Gate, cookie: str) -> None:
+    assert ask(gate, "/").status == 401
+    assert ask(gate, "/", cookie="finetune-local-4711=guess").status == 401
+    assert ask(gate, "/", cookie=cookie.replace("4711", "4712")).status == 401
+    assert ask(gate, "/", cookie=cookie).text == "the page"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1", "127.0.0.1:80", "0.0.0.0:4711", "localhost.evil:4711", ""]
+)
+def test_another_host_is_refused(gate: Gate, cookie: str, host: str) -> None:
+    assert ask(gate, "/", host=host, cookie=cookie).status == 421
+
+
+def test_localhost_is_this_host_too(gate: Gate, cookie: str) -> None:
+    assert ask(gate, "/", host=f"localhost:{PORT}", cookie=cookie).status == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:80", f"https://{HERE}", "http://localhost"]
+)
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/upload"])
+def test_another_origin_can_neither_post_nor_upload(gate: Gate, cookie: str, origin: str, path: str) -> None:
+    assert ask(gate, path, "POST", origin=origin, cookie=cookie).status == 403
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_the_browsers_word_for_another_site_is_taken(gate: Gate, cookie: str, site: str) -> None:
+    assert ask(gate, "/", sec_fetch_site=site, cookie=cookie).status == 403
+    assert ask(gate, "/", sec_fetch_site="none", cookie=cookie).status == 200
+    assert ask(gate, "/gradio_api/upload", "POST", sec_fetch_site="none", cookie=cookie).status == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/dev/reload",
+        "/gradio_api/vibe-edit",
+        "/gradio_api/info",
+        "/gradio_api/call/x",
+        "/gradio_api/run/predict",
+        "/gradio_api/component_server",
+        "/gradio_api/mcp/sse",
+        "/monitoring",
+        "/monitoring/summary",
+        "/openapi.json",
+        "/docs",
+        "/login",
+        "/gradio_api/proxy=http://evil.example/",
+        "/assets/../secret",
+        "/ftl/../../etc/passwd",
+        "/pwa_icon",
+        "/gradio_api/deep_link",
+        "/gradio_api/file",
+    ],
+)
+def test_routes_the_page_does_not_use_are_closed(gate: Gate, cookie: str, path: str) -> None:
+    assert ask(gate, path, cookie=cookie).status == 404
+
+
+def test_nothing_may_be_framed_or_come_from_elsewhere(gate: Gate, cookie: str) -> None:
+    for answer in (ask(gate, "/", cookie=cookie), ask(gate, "/"), ask(gate, "/none", cookie=cookie)):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy and "http" not in policy
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_websockets_are_closed(gate: Gate, cookie: str) -> None:
+    assert ask(gate, "/", kind="websocket", cookie=cookie).kind == "websocket.close"
+
+
+def test_a_second_start_needs_the_instance_files_key(gate: Gate, cookie: str) -> None:
+    gate.on_control = lambda do: f"did {do}"
+    header = CONTROL_HEADER.replace("-", "_")
+    assert ask(gate, "/control", "POST", "do=show", cookie=cookie).status == 401
+    assert ask(gate, "/control", "POST", "do=show", **{header: "guess"}).status == 401
+    assert ask(gate, "/control", "POST", "do=show", **{header: gate.control_key}).text == "did show"
+    assert (
+        ask(gate, "/control", "POST", "do=show", origin="https://evil.example", **{header: gate.control_key}).status
+        == 403
+    )

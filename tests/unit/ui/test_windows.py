@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from finetune_local.paths import Home
+from finetune_local.ui.windows import Windows
+
+
+def test_a_reload_finds_the_same_window(home: Home) -> None:
+    windows = Windows(home)
+    windows.attach("session1", "window1").set(page="train", form={"training.seed": "7"})
+    assert windows.attach("session2", "window1")["form"] == {"training.seed": "7"}
+    assert windows.of("session2")["page"] == "train"
+
+
+def test_a_new_start_of_the_app_finds_it_on_disk(home: Home) -> None:
+    before = Windows(home)
+    before.attach("s", "window1").set(page="data")
+    before.close()
+    assert Windows(home).attach("t", "window1")["page"] == "data"
+
+
+def test_two_windows_do_not_write_over_each_other(home: Home) -> None:
+    windows = Windows(home)
+    one, two = windows.attach("a", "window1"), windows.attach("b", "window2")
+    one.set(model="mine")
+    two.set(model="other")
+    windows.close()
+    assert one["model"] == "mine"
+    assert Windows(home).attach("c", "window1")["model"] == "mine"
+    assert Windows(home).attach("d", "window2")["model"] == "other"
+
+
+def test_a_new_window_begins_as_the_last_one_was(home: Home) -> None:
+    windows = Windows(home)
+    windows.attach("a", "window1").set(model="mine")
+    windows.close()
+    assert Windows(home).attach("b", "window9")["model"] == "mine"
+
+
+def test_a_session_that_has_not_said_which_window_it_is_keeps_nothing(home: Home) -> None:
+    windows = Windows(home)
+    windows.of("unknown").set(page="train")
+    windows.of(None).set(page="train")
+    windows.close()
+    assert windows.of("unknown")["page"] is None
+    assert list((home.window / "drafts").glob("*.json")) == []
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "a" * 100, "WINDOW", "x/y"])
+def test_a_name_that_is_none_cannot_lead_out_of_the_folder(home: Home, name: str) -> None:
+    windows = Windows(home)
+    windows.attach("s", name).set(page="train")
+    windows.close()
+    written = [file.relative_to(home.window / "drafts") for file in home.root.rglob("*.json")]
+    assert written and all(file.parent.name == "" for file in written)
+
+
+def test_a_damaged_draft_is_an_empty_one(home: Home) -> None:
+    folder = home.window / "drafts"
+    folder.mkdir()
+    (folder / "window1.json").write_text("{half", "utf-8")
+    (folder / "last.json").write_text("[]", "utf-8")
+    assert Windows(home).attach("s", "window1").draft == {}
+
+
+def test_only_what_changed_is_sent(home: Home) -> None:
+    window = Windows(home).attach("s", "window1")
+    assert window.changed("chart", "a")
+    assert not window.changed("chart", "a")
+    assert window.changed("chart", "b")
+
+
+def test_old_drafts_go(home: Home) -> None:
+    folder = home.window / "drafts"
+    folder.mkdir()
+    for name, age in (("old1234", 30), ("new1234", 1), ("last", 30)):
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps({}), "utf-8")
+        os.utime(file, (time.time() - age * 86400,) * 2)
+    Windows(home)
+    assert sorted(file.stem for file in folder.iterdir()) == ["last", "new1234"]
