@@ -2,7 +2,8 @@
 
 Both sides speak JSON lines: {"id", "do", ...} to the child, {"id", "event", ...} back; {"stop": id} asks it to leave a
 request. A request ends with an event "result" or "error". The child ends when its input does, so it never outlives whoever
-asks, and by itself after a while without requests, so that memory nobody uses is given back.
+asks, and by itself after a while without requests, so that memory nobody uses is given back; a request that comes just then
+goes to a new one.
 
 This is for what is looked at while it happens (answers, previews). Work that must survive a closed window is a job.
 """
@@ -108,7 +109,8 @@ class Service:
         """Nothing is started yet: the child comes with the first request, and again after it has ended."""
         self._module, self._arguments, self.log = module, arguments, log
         self._process: subprocess.Popen[str] | None = None
-        self._queues: dict[int, queue.Queue[Event | None]] = {}
+        self._queues: dict[int, queue.Queue[Event]] = {}
+        """Of the process that is there now: another one has others."""
         self._number = 0
         self._lock = threading.Lock()
 
@@ -144,20 +146,20 @@ class Service:
                 process.kill()
                 process.wait()
 
-    def send(self, do: str, values: Mapping[str, Any]) -> tuple[int, queue.Queue[Event | None]]:
+    def send(self, do: str, values: Mapping[str, Any]) -> tuple[int, queue.Queue[Event]]:
         """Put a request to the child, starting it where it is not there; its number and where its events come."""
         with self._lock:
             for again in (True, False):
                 process = self._started()
                 self._number += 1
-                number, events = self._number, queue.Queue[Event | None]()
+                number, events = self._number, queue.Queue[Event]()
                 self._queues[number] = events
                 try:
                     assert process.stdin is not None
                     process.stdin.write(json.dumps({"id": number, "do": do, **values}, ensure_ascii=False) + "\n")
                     process.stdin.flush()
                     return number, events
-                except OSError:  # it ended just now, being idle
+                except (OSError, ValueError):  # it ended just now, being idle
                     self._queues.pop(number, None)
                     process.wait()
                     if not again:
@@ -200,30 +202,34 @@ class Service:
                 encoding="utf-8",
                 start_new_session=os.name != "nt",  # Ctrl-C in the server's terminal is the server's
             )
-        self._process = process
+        self._process, self._queues = process, {}
         assert process.stdout is not None
-        threading.Thread(target=self._read, args=(process.stdout, process), daemon=True).start()
+        threading.Thread(target=_read, args=(process.stdout, process, self._queues), daemon=True).start()
         return process
 
-    def _read(self, lines: TextIO, process: subprocess.Popen[str]) -> None:
-        for line in lines:
-            event = json.loads(line)
-            if (waiting := self._queues.get(event["id"])) is not None:
-                waiting.put(event)
-        process.wait()
-        lines.close()
-        if process is self._process or self._process is None:
-            for waiting in list(self._queues.values()):
-                waiting.put(None)
+
+def _read(lines: TextIO, process: subprocess.Popen[str], queues: Mapping[int, queue.Queue[Event]]) -> None:
+    """Hand out what a child says; at its end whoever still waits is told the exit code."""
+    for line in lines:
+        event = json.loads(line)
+        if (waiting := queues.get(event["id"])) is not None:
+            waiting.put(event)
+    code = process.wait()
+    lines.close()
+    with suppress(OSError, ValueError):
+        assert process.stdin is not None
+        process.stdin.close()
+    for waiting in list(queues.values()):
+        waiting.put({"event": "ended", "code": code})
 
 
 class Asked:
     """A request under way: iterate over its events. What next() ends with carries the result."""
 
     def __init__(self, service: Service, do: str, values: Mapping[str, Any]) -> None:
-        self._service = service
+        self._service, self._do, self._values = service, do, values
         self._number, self._events = service.send(do, values)
-        self._done = False
+        self._done = self._answered = False
         self.began = time.monotonic()
 
     def __iter__(self) -> Iterator[Event]:
@@ -233,9 +239,15 @@ class Asked:
         if self._done:
             raise StopIteration
         event = self._events.get()
-        if event is None:
+        if event["event"] == "ended" and event["code"] == 0 and not self._answered:
+            # It was idle, and had stopped to listen when the request came.
+            self._answered = True
+            self._number, self._events = self._service.send(self._do, self._values)
+            event = self._events.get()
+        if event["event"] == "ended":
             self._end()
             raise self._service.died()
+        self._answered = True
         if event["event"] == "result":
             self._end()
             raise StopIteration(event["value"])

@@ -30,7 +30,10 @@ BATCH_TOKENS = 8192  # prompt tokens (with padding) that are fed at once
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """One answer. `stop`: the model ended it, the length or the context ran out, or the user interrupted it."""
+    """One answer. `stop`: the model ended it, the length or the context ran out, or the user interrupted it.
+
+    `first_seconds`: until its first token, for which the prompt is read.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -38,6 +41,7 @@ class GenerationResult:
     tokens: int
     seconds: float
     stop: StopReason
+    first_seconds: float = 0.0
 
 
 def generate(
@@ -73,10 +77,12 @@ def answer(
     context_length: int | None = None,
     *,
     on_text: Callable[[str], None] = lambda _: None,
+    on_tokens: Callable[[int], None] = lambda _: None,
     interrupted: Callable[[], bool] = lambda: False,
     running: RunningText | None = None,
 ) -> GenerationResult:
-    """Generate to the end. `on_text` gets whole characters as they come; `interrupted` is asked after each token.
+    """Generate to the end. `on_text` gets whole characters as they come, `on_tokens` before them the number of tokens so far;
+    `interrupted` is asked after each token.
 
     A prompt ensemble's answer comes as a whole, after the vote; an interrupted vote is taken on what was said so far.
     """
@@ -87,7 +93,8 @@ def answer(
         if text:
             on_text(text)
         seconds = time.perf_counter() - started
-        return GenerationResult(text, tuple(voted), len(prompt_ids), len(voted), seconds, why)
+        return GenerationResult(text, tuple(voted), len(prompt_ids), len(voted), seconds, why, seconds)
+    first = 0.0
     streamer, ids, pieces = tokenizer.streamer(), list[int](), list[str]()
     tokens = generate(session, prompt_ids, sampling, tokenizer.stop_ids, context_length, running)
     reason: StopReason = "interrupted"
@@ -97,6 +104,8 @@ def answer(
         except StopIteration as end:
             reason = end.value
             break
+        first = first or time.perf_counter() - started
+        on_tokens(len(ids))
         pieces.append(streamer.push(ids[-1]))
         if pieces[-1]:
             on_text(pieces[-1])
@@ -104,7 +113,7 @@ def answer(
     if pieces[-1]:
         on_text(pieces[-1])
     seconds = time.perf_counter() - started
-    return GenerationResult("".join(pieces), tuple(ids), len(prompt_ids), len(ids), seconds, reason)
+    return GenerationResult("".join(pieces), tuple(ids), len(prompt_ids), len(ids), seconds, reason, first)
 
 
 def greedy_batch(

@@ -1,7 +1,8 @@
 """Conversations on disk: chats/ID.jsonl, one line per thing that happened, appended and fsynced, never rewritten.
 
-A line has one of the keys "chat" (the first line), "role" (a turn, or the system prompt), "undo" or "clear". A line that was
-half written when the machine went down is left out when the conversation is read again.
+A line has one of these keys: "chat" (the first line), "role" (a turn, or the system prompt), "aside" (another answer to the
+last question, by the adapter it names), "choose" (go on with the answer of that adapter), "expected" (the answer the user would
+like), "undo", "clear", "title". A line that was half written when the machine went down is left out when the conversation is read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import datetime
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,40 +21,128 @@ from finetune_local.errors import DiskFull, SpecError
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
 
+TITLE_LENGTH = 48
+_WITH_TEXT = frozenset({"role", "aside"})
+_TOLD = frozenset({"role", "aside", "content", "adapter"})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text, the adapter that gave it (None: the base), and what was measured (session.Turn.as_json)."""
+
+    content: str
+    adapter: str | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Exchange:
+    """A question and its answers, side by side where there are several; `chosen` is the one the conversation goes on with.
+
+    `question` is None where a crash cost its line.
+    """
+
+    question: str | None
+    answers: list[Answer] = field(default_factory=list)
+    chosen: int | None = None
+    expected: str | None = None
+    retries: int = 0
+    """How often its answer was taken back to be given again."""
+
+    def answer(self) -> Answer | None:
+        """The answer that the conversation goes on with."""
+        return None if self.chosen is None else self.answers[self.chosen]
+
+    def forget(self) -> None:
+        """Be without an answer again."""
+        self.answers.clear()
+        self.chosen = None
+
 
 @dataclass
 class Conversation:
-    """A conversation as it stands: the system prompt, the turns in order, and what it was begun with."""
+    """A conversation as it stands: the system prompt, what was said in order, and what it was begun with."""
 
     system: str | None = None
-    turns: list[Message] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
     begun: dict[str, Any] = field(default_factory=dict)
+    title: str | None = None
     answered_by: str | None = None
     """Adapter that gave the last answer; None: the base."""
 
+    @property
+    def turns(self) -> list[Message]:
+        """The turns as the model reads them, without the system prompt."""
+        found = []
+        for exchange in self.exchanges:
+            if exchange.question is not None:
+                found.append(Message("user", exchange.question))
+            if (chosen := exchange.answer()) is not None:
+                found.append(Message("assistant", chosen.content))
+        return found
+
+    @property
+    def open(self) -> bool:
+        """Whether the last question has no answer to go on with."""
+        return bool(self.exchanges) and self.exchanges[-1].chosen is None
+
+    @property
+    def name(self) -> str:
+        """The title it was given, else how its first question begins; "" before that."""
+        first = next((e.question for e in self.exchanges if e.question), "")
+        words = " ".join((self.title or first).split())
+        if self.title or len(words) <= TITLE_LENGTH:
+            return words
+        cut = words[:TITLE_LENGTH]
+        return (cut.rpartition(" ")[0] if " " in cut[TITLE_LENGTH // 2 :] else cut) + "…"
+
     def apply(self, line: Mapping[str, Any]) -> None:
         """Let one line of the file happen."""
+        last = self.exchanges[-1] if self.exchanges else None
         if "chat" in line:
             self.begun = dict(line)
         elif line.get("role") == "system":
             self.system = line["content"] or None
-        elif "role" in line:
-            self.turns.append(Message(line["role"], line["content"]))
-            if line["role"] == "assistant":
-                self.answered_by = line.get("adapter")
+        elif line.get("role") == "user":
+            self.exchanges.append(Exchange(line["content"]))
+        elif "role" in line or "aside" in line:
+            self._answered(line)
+        elif "choose" in line:
+            self._choose(line["choose"])
+        elif "expected" in line and last is not None:
+            last.expected = line["expected"]
+        elif "title" in line:
+            self.title = str(line["title"]).strip() or None
         elif line.get("undo") == "answer":
-            if self.turns and self.turns[-1].role == "assistant":
-                self.turns.pop()
+            if last is not None and last.answers:
+                last.retries += 1
+                last.forget()
+                if last.question is None:
+                    self.exchanges.pop()
         elif "undo" in line:
-            drop_exchange(self.turns)
+            drop_exchange(self.exchanges)
         elif "clear" in line:
-            self.turns.clear()
+            self.exchanges.clear()
+
+    def _answered(self, line: Mapping[str, Any]) -> None:
+        if not self.exchanges or (self.exchanges[-1].chosen is not None and "role" in line):
+            self.exchanges.append(Exchange(None))
+        last, adapter = self.exchanges[-1], line.get("adapter") if "role" in line else line["aside"]
+        last.answers.append(Answer(line["content"], adapter, {k: v for k, v in line.items() if k not in _TOLD}))
+        if "role" in line:
+            last.chosen, self.answered_by = len(last.answers) - 1, adapter
+
+    def _choose(self, adapter: str | None) -> None:
+        last = self.exchanges[-1] if self.exchanges else None
+        for number, answer in enumerate(last.answers if last else ()):
+            if last is not None and answer.adapter == adapter:
+                last.chosen, self.answered_by = number, adapter
 
 
-def drop_exchange(turns: list[Message]) -> bool:
+def drop_exchange(exchanges: list[Exchange]) -> bool:
     """Remove the last question and what followed it; False where there is none."""
-    while turns:
-        if turns.pop().role == "user":
+    while exchanges:
+        if exchanges.pop().question is not None:
             return True
     return False
 
@@ -70,9 +160,9 @@ class History:
         """The file's name without its ending, as `chat --continue` takes it."""
         return self.path.stem
 
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line, safe against a crash right after. Raises DiskFull."""
-        lines = [dict(line)]
+    def append(self, *added: Mapping[str, Any]) -> None:
+        """Write lines, safe against a crash right after. Raises DiskFull."""
+        lines = [dict(line) for line in added]
         if self._begun is not None and not self.path.exists():
             lines.insert(0, {"chat": self.id, "created": _now(), **self._begun})
         text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in lines)
@@ -102,7 +192,7 @@ class History:
                     line = json.loads(raw)
                 except (json.JSONDecodeError, UnicodeDecodeError):
                     continue  # the half line of a crash
-                if isinstance(line, dict):
+                if isinstance(line, dict) and (isinstance(line.get("content"), str) or not _WITH_TEXT & line.keys()):
                     yield line
 
     def _ends_with_newline(self) -> bool:
@@ -122,10 +212,11 @@ def new(home: Home, begun: Mapping[str, Any]) -> History:
 
 def every(home: Home) -> list[History]:
     """All conversations, the one last spoken in first."""
-    return [
-        History(path)
-        for path in sorted(home.chats.glob("*.jsonl"), key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
-    ]
+    found = []
+    for path in home.chats.glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # another window throws it away just now
+            found.append((path.stat().st_mtime_ns, path.name, path))
+    return [History(path) for _, _, path in sorted(found, reverse=True)]
 
 
 def find(home: Home, name: str) -> History:
@@ -142,11 +233,12 @@ def find(home: Home, name: str) -> History:
 
 
 def summary(history: History) -> dict[str, Any]:
-    """A plain object for lists: id, model, the adapter that answered last, number of turns, and how it begins."""
+    """A plain object for lists: id, title, model, the adapter that answered last, number of turns, and how it begins."""
     conversation = history.read()
     first = next((m.content for m in conversation.turns if m.role == "user"), "")
     return {
         "id": history.id,
+        "title": conversation.title,
         "model": conversation.begun.get("model"),
         "adapter": conversation.answered_by,
         "turns": len(conversation.turns),

@@ -12,8 +12,10 @@ from finetune_local import backend as port
 from finetune_local.adapters.attach import attach
 from finetune_local.adapters.library import base_of, entries, find, rope_factor_of, run_tables
 from finetune_local.backend import Session
+from finetune_local.chat.text import RunningTexts
 from finetune_local.data.conversation import Message
 from finetune_local.errors import SpecError
+from finetune_local.layout import WEIGHTS
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
 from finetune_local.spec.defaults import precision as default_precision
@@ -27,7 +29,10 @@ Say = Callable[[str], None]
 
 @dataclass
 class Opened:
-    """A model ready to answer. `adapters` maps the names in memory to their folders, in the order they were loaded."""
+    """A model ready to answer. `adapters` maps the names in memory to their folders, in the order they were loaded.
+
+    `texts` are what was read last under each of them.
+    """
 
     home: Home
     model: ModelFolder
@@ -36,14 +41,22 @@ class Opened:
     backend: str
     adapters: dict[str, Path] = field(default_factory=dict)
     active: str | None = None
+    texts: RunningTexts = field(default_factory=RunningTexts)
+    _versions: dict[str, float] = field(default_factory=dict)
 
     def load(self, name_or_path: str, note: Say = lambda _: None) -> str:
-        """Load an adapter beside the others and activate it; returns its name here. Raises AdapterError."""
+        """Load an adapter beside the others and activate it; returns its name here. Raises AdapterError.
+
+        One in memory is loaded again only where its file is another by now: its run went on.
+        """
         folder = find(name_or_path, self.home)
-        for name, known in self.adapters.items():
-            if known == folder:
+        version = _version(folder)
+        for name, known in list(self.adapters.items()):
+            if known == folder and self._versions.get(name) == version:
                 self.activate(name)
                 return name
+            if known == folder:
+                self.drop(name)
         name = self._free_name(folder, name_or_path)
         try:
             attach(self.session, self.model, self.tokenizer, folder, name, note)
@@ -53,8 +66,18 @@ class Opened:
             self.session.activate(self.active)
             raise
         self.adapters[name] = folder
+        self._versions[name] = version
         self.active = name
         return name
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter; where it was active the base is."""
+        if self.active == name:
+            self.activate(None)
+        self.session.detach(name)
+        self.texts.forget(name)
+        del self.adapters[name]
+        self._versions.pop(name, None)
 
     def activate(self, name: str | None) -> float:
         """Make a loaded adapter (or None: the base) the one that answers; returns the milliseconds it took."""
@@ -122,6 +145,12 @@ def _held(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> 
     spec = RunSpec(model=ModelSettings.model_validate({"precision": wanted}))
     kinds = {run.get("quantisation") for run in runs}
     return default_precision(spec, device.kind, fast)[0], "nf4" if kinds == {"nf4"} else "auto"
+
+
+def _version(folder: Path) -> float:
+    """What tells an adapter's file from one that was written in its place later."""
+    file = folder / WEIGHTS
+    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def trained_raw(folder: Path) -> bool:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from finetune_local.chat.compare import compare
 from finetune_local.chat.generate import GenerationResult, answer
 from finetune_local.chat.history import Conversation, History
 from finetune_local.chat.opening import Opened
+from finetune_local.chat.record import Record
 from finetune_local.chat.sampling import Sampling
-from finetune_local.chat.text import RunningText
 from finetune_local.data.conversation import Message
-from finetune_local.errors import SpecError, UserError
+from finetune_local.errors import OutOfMemory, SpecError, UserError
 from finetune_local.spec.fields import parse
 
 RESERVE = 0.25  # of the context is kept for the answer, where max_tokens does not ask for less
@@ -21,11 +21,15 @@ RESERVE = 0.25  # of the context is kept for the answer, where max_tokens does n
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer: by which adapter (None: the base), and how many old exchanges no longer fitted into the context."""
+    """One answer: by which adapter (None: the base), and how many old exchanges no longer fitted into the context.
+
+    `swap_ms`: what it took to make that adapter answer; None where it was the active one.
+    """
 
     result: GenerationResult
     adapter: str | None
     left_out: int
+    swap_ms: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What `chat --json` prints for an answer."""
@@ -35,8 +39,10 @@ class Turn:
             "prompt_tokens": self.result.prompt_tokens,
             "tokens": self.result.tokens,
             "seconds": round(self.result.seconds, 3),
+            "first_seconds": round(self.result.first_seconds, 3),
             "stop": self.result.stop,
             "left_out": self.left_out,
+            **({} if self.swap_ms is None else {"swap_ms": round(self.swap_ms, 2)}),
         }
 
 
@@ -48,10 +54,14 @@ class ChatSession:
     ) -> None:
         """Begin, or go on where `history` ends. A `system` given here replaces the conversation's own."""
         self.opened, self.sampling, self.history = opened, sampling, history
-        self.conversation = history.read() if history is not None else Conversation()
-        self._running, self._retries = RunningText(), 0
-        if system is not None and system != self.conversation.system:
+        self.record = Record(history)
+        if system is not None:
             self.set_system(system)
+
+    @property
+    def conversation(self) -> Conversation:
+        """As it stands."""
+        return self.record.conversation
 
     @property
     def turns(self) -> list[Message]:
@@ -69,10 +79,7 @@ class ChatSession:
         An interrupted answer is kept as far as it came. Raises SpecError where the question alone fills the context; it
         is then taken back.
         """
-        if self.turns and self.turns[-1].role == "user":
-            self.undo()  # a question that never got its answer: turns have to alternate
-        self._record({"role": "user", "content": text})
-        self._retries = 0
+        self.record.ask(text)
         return self._answer(on_text, interrupted)
 
     def retry(
@@ -81,28 +88,20 @@ class ChatSession:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Turn:
         """Answer the last question again, by other random numbers. Raises SpecError where nothing was asked."""
-        if not self.turns:
-            raise SpecError("there is nothing to answer again: nothing was said yet.")
-        if self.turns[-1].role == "assistant":
-            self._record({"undo": "answer"})
-            self._retries += 1
+        self.record.again()
         return self._answer(on_text, interrupted)
 
     def undo(self) -> bool:
         """Take back the last question and its answer; False where there is none."""
-        if not any(turn.role == "user" for turn in self.turns):
-            return False
-        self._record({"undo": "exchange"})
-        return True
+        return self.record.undo()
 
     def clear(self) -> None:
         """Begin anew, with the same system prompt. What was said stays in the file."""
-        if self.turns:
-            self._record({"clear": True})
+        self.record.clear()
 
     def set_system(self, text: str) -> None:
         """Replace the system prompt; "" removes it."""
-        self._record({"role": "system", "content": text})
+        self.record.set_system(text)
 
     def set_sampling(self, name: str, value: str) -> None:
         """Change one sampling setting from its text. Raises SpecError naming what is allowed."""
@@ -115,7 +114,6 @@ class ChatSession:
         """Answer with a loaded adapter (None: the base) from now on; returns the milliseconds the swap took."""
         if name is not None and name not in self.opened.adapters:
             raise SpecError(f"adapter '{name}' is not in memory. Loaded: {', '.join(self.opened.adapters) or 'none'}.")
-        self._running.reset()
         return self.opened.activate(name)
 
     def prompt(self) -> tuple[list[int], int]:
@@ -137,39 +135,87 @@ class ChatSession:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> list[Turn]:
         """Ask the base and every loaded adapter the same; the conversation goes on with the active one's answer."""
-        if self.turns and self.turns[-1].role == "user":
-            self.undo()
-        self._record({"role": "user", "content": text})
-        ids, left_out = self._prompt_or_undo()
-        made = compare(self.opened, ids, self.sampling, on_text, interrupted)
-        answers = [Turn(result, name, left_out) for name, result in made.items()]
-        for turn in answers:
-            if turn.adapter == self.opened.active:
-                self._keep(turn)
-        return answers
+        leading = self.opened.active
+        self.record.ask(text)
+        return self.answer_by((None, *self.opened.adapters), leading, on_text, interrupted)
+
+    def answer_by(
+        self,
+        answerers: Sequence[str | None],
+        leading: str | None,
+        on_text: Callable[[str | None, str], None] = lambda _name, _text: None,
+        interrupted: Callable[[], bool] = lambda: False,
+        *,
+        on_begin: Callable[[str | None, float], None] = lambda _name, _milliseconds: None,
+        on_tokens: Callable[[str | None, int], None] = lambda _name, _count: None,
+        on_turn: Callable[[Turn], None] = lambda _turn: None,
+    ) -> list[Turn]:
+        """Answer the question that is open, by adapters in memory (None: the base), one after the other.
+
+        The conversation goes on with the answer of `leading`, which is active afterwards; the others are kept as asides. With
+        a seed all draw the same random numbers. `on_begin` gets the milliseconds of the swap. After an interruption the
+        rest is left out. Raises SpecError where no question is open, or where it alone fills the context: it is then
+        taken back.
+        """
+        if not self.conversation.open:
+            raise SpecError("there is nothing to answer: ask something first.")
+        turns: list[Turn] = []
+        prompts: Mapping[str | None, tuple[list[int], int]] = {name: self._prompt_or_undo(name) for name in answerers}
+        try:
+            for name in answerers:
+                swap = None if name == self.opened.active else self.use(name)
+                on_begin(name, swap or 0.0)
+                said = self._said(name, *prompts[name], partial(on_text, name), interrupted, partial(on_tokens, name))
+                turns.append(Turn(said.result, name, said.left_out, swap))
+                self._keep(turns[-1], aside=name != leading)
+                on_turn(turns[-1])
+                if interrupted():
+                    break
+        finally:
+            self.opened.activate(leading)
+        return turns
 
     def _answer(self, on_text: Callable[[str], None], interrupted: Callable[[], bool]) -> Turn:
-        ids, left_out = self._prompt_or_undo()
-        sampling, opened = self.sampling, self.opened
-        if sampling.seed is not None and self._retries:
-            sampling = sampling.model_copy(update={"seed": sampling.seed + self._retries})
-        made = answer(
-            opened.session,
-            opened.tokenizer,
-            ids,
-            sampling,
-            opened.model.context_length,
-            on_text=on_text,
-            interrupted=interrupted,
-            running=self._running,
-        )
-        turn = Turn(made, opened.active, left_out)
+        ids, left_out = self._prompt_or_undo(self.opened.active)
+        turn = self._said(self.opened.active, ids, left_out, on_text, interrupted)
         self._keep(turn)
         return turn
 
-    def _prompt_or_undo(self) -> tuple[list[int], int]:
-        """The prompt; a question that can never be answered is taken back before the error goes on."""
+    def _said(
+        self,
+        name: str | None,
+        ids: list[int],
+        left_out: int,
+        on_text: Callable[[str], None],
+        interrupted: Callable[[], bool],
+        on_tokens: Callable[[int], None] = lambda _count: None,
+    ) -> Turn:
+        """An answer by the active adapter, `name`."""
+        sampling, opened, retries = self.sampling, self.opened, self.conversation.exchanges[-1].retries
+        if sampling.seed is not None and retries:
+            sampling = sampling.model_copy(update={"seed": sampling.seed + retries})
         try:
+            made = answer(
+                opened.session,
+                opened.tokenizer,
+                ids,
+                sampling,
+                opened.model.context_length,
+                on_text=on_text,
+                on_tokens=on_tokens,
+                interrupted=interrupted,
+                running=opened.texts.of(name),
+            )
+        except OutOfMemory:
+            opened.texts.clear()  # so that another try has all the room there is
+            raise
+        return Turn(made, name, left_out)
+
+    def _prompt_or_undo(self, name: str | None) -> tuple[list[int], int]:
+        """The prompt for an adapter; a question that can never be answered is taken back before the error goes on."""
+        active = self.opened.active
+        try:
+            self.opened.activate(name)
             ids, left_out = self.prompt()
             context, taken = self.opened.model.context_length, self.opened.session.positions
             if len(ids) >= context - taken:
@@ -181,18 +227,19 @@ class ChatSession:
         except UserError:
             self.undo()
             raise
+        finally:
+            self.opened.activate(active)
         return ids, left_out
 
-    def _keep(self, turn: Turn) -> None:
+    def _keep(self, turn: Turn, *, aside: bool = False) -> None:
         if turn.result.stop == "interrupted" and not turn.result.text.strip():
             return  # nothing was said yet: the question waits for /retry
         facts = turn.as_json()
-        self._record({"role": "assistant", "content": facts.pop("text"), **facts})
+        text, adapter = facts.pop("text"), facts.pop("adapter")
+        told = (
+            {"aside": adapter, "content": text} if aside else {"role": "assistant", "content": text, "adapter": adapter}
+        )
+        self.record.add({**told, **facts})
 
     def _system(self) -> list[Message]:
         return [Message("system", self.conversation.system)] if self.conversation.system else []
-
-    def _record(self, line: dict[str, Any]) -> None:
-        if self.history is not None:
-            self.history.append(line)
-        self.conversation.apply(line)

@@ -1,4 +1,4 @@
-"""One growing text and its key/value cache, kept between the turns of a chat."""
+"""A growing text and its key/value cache, kept between the turns of a chat; one for each adapter that answers in it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from finetune_local.backend import Decoder, Floats, Session
 
+KEPT = 4
+"""Caches that are kept at once: as many as can answer side by side."""
+
 
 class RunningText:
     """Feeds a decoder only what it has not seen; begins a new one where the text changed before its end.
 
-    Forget it (`reset`) when another adapter is made active: a cache belongs to the adapter it was made under.
+    It may be fed only while the adapter is active under which it began: a cache belongs to its adapter.
     """
 
     def __init__(self) -> None:
@@ -31,3 +34,28 @@ class RunningText:
         logits: Floats = decoder.feed([list(ids[known:])])[0]
         self._decoder, self._fed = decoder, list(ids)
         return logits
+
+
+class RunningTexts:
+    """One running text for each adapter (None: the base), so that swapping back and forth costs no second reading."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        """`kept`: beyond that many the one unused for longest is dropped."""
+        self._kept = kept
+        self._texts: dict[str | None, RunningText] = {}
+
+    def of(self, adapter: str | None) -> RunningText:
+        """The text of the adapter that is active now."""
+        text = self._texts.pop(adapter, None) or RunningText()
+        self._texts[adapter] = text
+        while len(self._texts) > self._kept:
+            del self._texts[next(iter(self._texts))]
+        return text
+
+    def forget(self, adapter: str | None) -> None:
+        """Drop one: another adapter may come under its name."""
+        self._texts.pop(adapter, None)
+
+    def clear(self) -> None:
+        """Drop all, where memory is short."""
+        self._texts.clear()

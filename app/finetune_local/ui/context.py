@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local import preferences
+from finetune_local.chat.talks import Talks
 from finetune_local.errors import FinetuneError
 from finetune_local.paths import Home
 from finetune_local.service import Service
@@ -48,6 +49,8 @@ class Context:
         self.rebuild: Callable[[], None] = lambda: None
         self.chat = Service(CHAT, (str(home.root),), home.window / "chat.log")
         """Holds a model in memory and answers."""
+        self.talks = Talks(self.chat)
+        """Answers under way, whatever becomes of the page that asked."""
         self.desk = Service(DESK, (str(home.root),), home.window / "desk.log")
         """Holds tokenizers and knows the devices: previews of data, what this machine can do."""
         self.machine = MachineFacts(home, self.desk)

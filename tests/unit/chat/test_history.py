@@ -67,7 +67,8 @@ def test_the_last_conversation_is_the_one_last_spoken_in(home: paths.Home) -> No
     assert history.find(home, second.id).read().turns[0].content == "two"
     with pytest.raises(SpecError, match="Did you mean"):
         history.find(home, first.id[:-1] + "x")
-    assert history.summary(first) == {"id": first.id, "model": "m", "adapter": None, "turns": 1, "first": "one"}
+    told = {"id": first.id, "title": None, "model": "m", "adapter": None, "turns": 1, "first": "one"}
+    assert history.summary(first) == told
     first.append({"role": "assistant", "content": "1", "adapter": "诗人"})
     assert history.summary(first)["adapter"] == "诗人"
 

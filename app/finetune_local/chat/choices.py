@@ -1,0 +1,88 @@
+"""What a chat can be held with: the base to begin with, and which adapters of the library fit it. Nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.adapters.identity import check_same_base, read_identity
+from finetune_local.adapters.library import base_of, entries, rope_factor_of
+from finetune_local.adapters.library import find as find_adapter
+from finetune_local.errors import AdapterError, UserError
+from finetune_local.files import stamp
+from finetune_local.layout import CONFIG, WEIGHTS
+from finetune_local.models.folder import CONFIG as MODEL_CONFIG
+from finetune_local.models.folder import TOKENIZER, ModelFolder
+from finetune_local.models.install import installed
+from finetune_local.models.resolve import find
+from finetune_local.paths import Home
+from finetune_local.spec.run import DEFAULT_MODEL
+
+MOST_ANSWERERS = 4
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An adapter of the library: its name, its folder, and why it cannot answer with the chosen base ("" where it can)."""
+
+    name: str
+    folder: Path
+    problem: str = ""
+
+
+def base(home: Home, wanted: str | None, adapters: Sequence[str] = ()) -> str | None:
+    """The base to chat with, as `--model` takes it: that of the first adapter, else the wanted one, else the small default
+    where it is installed, else any that is; None where there is none."""
+    for name in adapters:
+        with suppress(UserError):
+            if made_on := base_of(find_adapter(name, home)):
+                return made_on
+    if wanted:
+        return wanted
+    known = installed(home.models)
+    return DEFAULT_MODEL if DEFAULT_MODEL in known else known[0] if known else None
+
+
+def opened(home: Home, model: str) -> ModelFolder:
+    """The folder of a base on this machine, looked at again only where it has changed. Raises ModelError."""
+    found = find(model, home)
+    return _folder(found.path, found.name, stamp(found.path / MODEL_CONFIG, found.path / TOKENIZER))
+
+
+def offers(home: Home, model: ModelFolder, more: Sequence[str] = ()) -> list[Offer]:
+    """Every adapter of the library, and those of `more` that are given by a folder; the ones that fit come first."""
+    found = [Offer(entry.name, entry.folder, _misfit(entry.folder, model)) for entry in entries(home)]
+    known = {offer.name for offer in found}
+    for name in more:
+        if name not in known:
+            try:
+                folder = find_adapter(name, home)
+                found.append(Offer(name, folder, _misfit(folder, model)))
+            except AdapterError as error:
+                found.append(Offer(name, Path(name), str(error)))
+    return sorted(found, key=lambda offer: bool(offer.problem))
+
+
+def _misfit(folder: Path, model: ModelFolder) -> str:
+    return _problem(folder, stamp(*(folder / name for name in (CONFIG, WEIGHTS, IDENTITY))), model)
+
+
+@lru_cache(maxsize=4096)
+def _problem(folder: Path, _stamp: object, model: ModelFolder) -> str:
+    """Why an adapter does not fit a base, by what it says of its own; what a plain PEFT adapter needs shows when it is loaded."""
+    try:
+        identity = read_identity(folder)
+        if identity is not None:
+            check_same_base(identity, model.stretched(rope_factor_of(folder)))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@lru_cache(maxsize=16)
+def _folder(path: Path, name: str, _stamp: object) -> ModelFolder:
+    return ModelFolder.open(path, name)
