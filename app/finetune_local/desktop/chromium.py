@@ -1,6 +1,6 @@
 """Chromium, Chrome or Edge as the window: `--app=` shows a page without a browser's bars. Where the system has no WebView.
 
-It has a profile of its own and may reach no host but this one: whatever it would like to look up, it finds no name for.
+It has a profile of its own and reaches no address but this machine's: all others it asks of a proxy that is not there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WINDOWS = (
 )
 SNAP = Path("/snap/bin/chromium")
 
-# The last line of defence comes last: whatever the others leave, no name is found and no other address is asked.
+# The last line of defence comes last: whatever the others leave, no name is looked up and no other address is asked.
 QUIET = (
     "--no-first-run",
     "--no-default-browser-check",
@@ -52,7 +52,9 @@ QUIET = (
     "--metrics-recording-only",
     "--password-store=basic",
     "--use-mock-keychain",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--disable-quic",
+    "--proxy-server=http://127.0.0.1:9",
+    "--proxy-bypass-list=127.0.0.1",
 )
 
 
@@ -65,7 +67,8 @@ def command(browser: Path, link: str, profile: Path, size: tuple[int, int]) -> l
     """How it is started as a window."""
     made = [str(browser), f"--app={link}", f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", *QUIET]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        made.append("--no-sandbox")  # it refuses to start as root otherwise; it is shown nothing but our own page
+        # It refuses to start as root otherwise, and says so in a bar; it is shown nothing but our own page.
+        made += ["--no-sandbox", "--test-type"]
     return made
 
 
@@ -74,6 +77,20 @@ def profile_for(browser: Path, folder: Path, snap: Path = SNAP) -> Path:
     if snap.exists() and browser.name.startswith("chromium"):
         return Path.home() / "snap" / "chromium" / "common" / "finetune-local"
     return folder
+
+
+def end_orphan(profile: Path) -> None:
+    """End the one that has the profile: its server was killed, and a new one would be shown by it without a word to us."""
+    import psutil
+
+    try:
+        _, _, pid = (profile / "SingletonLock").readlink().name.rpartition("-")  # HOST-PID
+        process = psutil.Process(int(pid))
+        if any(str(profile) in argument for argument in process.cmdline()):
+            process.terminate()
+            process.wait(10)
+    except (OSError, ValueError, psutil.Error):
+        return
 
 
 def _installed(environment: Mapping[str, str], system: str) -> Iterator[Path]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +19,10 @@ from typing import Any, Protocol
 
 from finetune_local.desktop import chromium
 from finetune_local.desktop.gtk import no_screen
+from finetune_local.errors import DiskFull
+from finetune_local.files import write_text
 from finetune_local.paths import Home
-from finetune_local.workplace import command_of
+from finetune_local.workplace import alive, command_of
 
 _NO_CONSOLE = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _NO_WINDOW = 3
@@ -33,11 +36,13 @@ _GENTLE = 4.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it was with a window: closed by the user, or gone for a reason; `again` where another try makes sense."""
+    """How it was with a window: closed by the user; or not there for a reason, `again` where another try makes sense; or
+    `shown` by a process that will not tell when it is closed."""
 
     closed: bool
     reason: str = ""
     again: bool = False
+    shown: bool = False
 
 
 class Display(Protocol):
@@ -61,12 +66,14 @@ class WebView:
 
     def __init__(self, home: Home) -> None:
         self._log = home.window / "window.log"
+        self._file = home.window / "window.json"
         self._process: subprocess.Popen[str] | None = None
         self._broken = 0
         self.told: Mapping[str, Any] = {}
 
     def begin(self) -> None:
         """Start its process, which loads its libraries while the server does too. open() says what to show."""
+        self._end_orphan()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command_of("finetune_local.desktop.window", ()),
@@ -86,8 +93,10 @@ class WebView:
         assert self._process is not None
         began = time.monotonic()
         self._say(json.dumps({**self.told, "link": link}))
+        self._note(self._process)
         code = self._process.wait()
         self._process = None
+        self._file.unlink(missing_ok=True)
         if code == 0:
             return Outcome(True)
         said = self._last_words()
@@ -107,6 +116,25 @@ class WebView:
         if process is not None and process.poll() is None:
             self._say("quit")
             _end(process)
+
+    def _end_orphan(self) -> None:
+        """A window whose server was killed shows only that; the one to come takes its place."""
+        try:
+            known = json.loads(self._file.read_text("utf-8"))
+            pid = alive(int(known["pid"]), float(known["started"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if pid is not None:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _note(self, process: subprocess.Popen[str]) -> None:
+        import psutil
+
+        with suppress(psutil.Error, DiskFull, OSError):
+            write_text(
+                self._file, json.dumps({"pid": process.pid, "started": psutil.Process(process.pid).create_time()})
+            )
 
     def _say(self, line: str) -> bool:
         process = self._process
@@ -141,6 +169,7 @@ class Chromium:
         """See Display."""
         if self._browser is None:
             return Outcome(False, "Neither Chromium nor Chrome nor Edge was found.")
+        chromium.end_orphan(chromium.profile_for(self._browser, self._profile))
         began = time.monotonic()
         try:
             self._process = self._start(self._browser, link)
@@ -149,9 +178,9 @@ class Chromium:
         code = self._process.wait()
         self._process = None
         soon = time.monotonic() - began < _YOUNG
-        if code == 0 and soon:
-            # One of an earlier start is still open and has shown it: when that is closed, nobody tells.
-            return Outcome(False, f"{self._browser.name} shows the page in a process that was there before.")
+        if code == 0 and soon and sys.platform == "win32":
+            # It may be that one of an earlier start is still open and has shown it; elsewhere that one was ended before.
+            return Outcome(False, shown=True)
         if code == 0 or not soon:
             return Outcome(True)
         return Outcome(False, f"{self._browser.name} ended at once (exit code {code}; {self._log}).")

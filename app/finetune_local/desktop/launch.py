@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Show = Literal["window", "browser", "nothing"]
 Say = Callable[[str], None]
 
+LEAVE = "Quit it in its settings, or here with Ctrl-C."
 BACKGROUNDS = {"dark": "#14181d", "light": "#f7f8f9", "system": "#f7f8f9"}
 """What the window shows before the page is there, by theme."""
 
@@ -125,6 +126,9 @@ class App:
                 if outcome.closed:
                     self._closed()
                     return
+                if outcome.shown:
+                    self._say(f"Finetune Local is shown. {LEAVE}")
+                    return
                 self._say(outcome.reason)
                 if not outcome.again:
                     break
@@ -132,7 +136,7 @@ class App:
         if self._ending.is_set():
             return
         if self._wanted.show != "nothing" and browse(self.server.gate.link()):
-            self._say("Finetune Local is open in your browser. Quit it in its settings, or here with Ctrl-C.")
+            self._say(f"Finetune Local is open in your browser. {LEAVE}")
         self._say(f"Open it by this link, which works once:\n{self.server.gate.link()}")
 
     def _closed(self) -> None:
@@ -171,9 +175,9 @@ class App:
 def _show_other(instance: Instance, wanted: Wanted, say: Say) -> None:
     answer = json.loads(instance.ask("show" if wanted.show == "window" else "link"))
     if "link" not in answer:
-        say("Finetune Local is running already: its window was brought to the front.")
+        say("Finetune Local is running already: here is its window.")
     elif wanted.show != "nothing" and browse(answer["link"]):
-        say("Finetune Local is running already: it was opened in your browser.")
+        say("Finetune Local is running already: your browser shows it.")
     else:
         say(f"Finetune Local is running already. Open it by this link, which works once:\n{answer['link']}")
 
