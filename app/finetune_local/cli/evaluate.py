@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,34 +89,37 @@ def command(
 
     Ranges are 95 % bootstrap intervals over the rows.
     """
-    from finetune_local.chat.opening import open_chat
     from finetune_local.errors import SpecError
-    from finetune_local.evaluate.report import Choices, evaluate
-    from finetune_local.files import write_text
+    from finetune_local.evaluate.job import run
+    from finetune_local.evaluate.report import Choices
+    from finetune_local.evaluate.store import ROWS
+    from finetune_local.files import written_aside
 
     choices = Choices(metric=metric, **chosen)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # told before the work, not after it
         raise SpecError(
             f"--out {out}: {'this is a folder' if out.is_dir() else f'there is no folder {out.parent}'}. Name a file."
         )
-    opened = open_chat(
-        paths.home(home),
-        model,
-        [adapter] if adapter else [],
-        backend=backend,
-        precision=precision,
-        note=note,
-        progress=_loading,
-    )
     with _progress() as progress:
-        result = evaluate(opened, choices, progress, note)
+        done = run(
+            paths.home(home),
+            model,
+            adapter,
+            choices,
+            backend=backend,
+            precision=precision,
+            note=note,
+            opening=_loading,
+            progress=progress,
+        )
     if out is not None:
-        rows = (result.comparison.row_json(index) for index in range(len(result.comparison.rows)))
-        write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        with written_aside(out, f"The answers are kept in {done.saved.folder} too.") as aside:
+            shutil.copyfile(done.saved.folder / ROWS, aside)
     if as_json:
-        emit(result.as_json())
+        emit(done.as_json())
     else:
-        _show(result, metric)
+        _show(done.evaluation, metric)
+        note(f"kept in {done.saved.folder}")
 
 
 def _show(result: Evaluation, metric: str) -> None:

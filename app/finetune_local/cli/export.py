@@ -11,18 +11,25 @@ from finetune_local.cli.options import backend_option, home_option, json_option,
 if TYPE_CHECKING:
     from finetune_local.export.job import Exported
 
-QUANTS = ("f16", "bf16", "q8_0", "f32", "auto", "float32", "float16", "bfloat16")
+FORMATS = {
+    "gguf": "f16, bf16, f32, q8_0, q6_k, q5_k_m, q4_k_m, q5_1, q5_0, q4_1, q4_0",
+    "ollama": "as gguf",
+    "merged": "auto, float32, float16, bfloat16",
+    "adapter": "folder, zip",
+}
+_FORMATS_HELP = (
+    "Number format. " + "; ".join(f"{target}: {names}" for target, names in FORMATS.items()) + ". [the first]"
+)
 
 
 @click.command(name="export")
 @click.argument("adapter")
 @click.option(
-    "--to", "target", metavar="TARGET", required=True, help="merged (a Hugging Face folder) or gguf (one file)."
-)
-@click.option(
-    "--quant", type=click.Choice(QUANTS), default=None, help="Number format; gguf: f16 unless given; merged: auto."
-)
-@click.option("--out", metavar="PATH", required=True, help="The folder, or for gguf the file, to write.")
+    "--to", "target", metavar="TARGET", required=True,
+    help="gguf (one file), ollama (a folder with GGUF and Modelfile), merged (a Hugging Face folder) or adapter (PEFT, as it is).",
+)  # fmt: skip
+@click.option("--quant", metavar="FORMAT", default=None, help=_FORMATS_HELP)
+@click.option("--out", metavar="PATH", required=True, help="The folder, or for gguf and a zip the file, to write.")
 @model_option
 @backend_option
 @click.option("--gate/--no-gate", default=True, help="Check that the export answers as base + adapter do.")
@@ -41,7 +48,7 @@ def command(
     home: str | None,
     as_json: bool,
 ) -> None:
-    """Export ADAPTER (a folder, a run's name or a library name) merged into its base model.
+    """Export ADAPTER (a folder, a run's name or a library name): merged into its base model, or alone.
 
     The word `base` instead of an adapter exports the model of --model alone.
     """
@@ -60,31 +67,22 @@ def run(
     overwrite: bool,
     home: str | None,
 ) -> Exported:
-    """Find adapter and base, export, and show how far it is on stderr."""
+    """Export, and show how far it is on stderr."""
     from pathlib import Path
 
-    from finetune_local.adapters.library import base_of, find, rope_factor_of
     from finetune_local.cli.show import console
-    from finetune_local.errors import AdapterError
-    from finetune_local.export.job import export
-    from finetune_local.models.resolve import resolve
+    from finetune_local.export.job import export_named
     from finetune_local.paths import home as home_folder
-    from finetune_local.spec.run import DEFAULT_MODEL
 
-    place = home_folder(home)
-    folder = None if adapter == "base" else find(adapter, place)
-    chosen = model or (base_of(folder) if folder is not None else DEFAULT_MODEL)
-    if chosen is None:
-        raise AdapterError(f"{folder}: it does not say which base it was made on. Give the base with --model.")
     with console(stderr=True).status("starting") as status:
 
         def progress(what: str, done: float | None) -> None:
             status.update(what if done is None else f"{what} {done:.0%}")
 
-        base = resolve(chosen, place, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
-        return export(
-            target, base, folder, Path(out), quant, backend=backend, gate=gate, overwrite=overwrite, progress=progress
-        )
+        return export_named(
+            home_folder(home), adapter, target, quant, Path(out),
+            model=model, backend=backend, gate=gate, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
 
 
 def show(done: Exported, as_json: bool) -> None:
@@ -98,6 +96,9 @@ def show(done: Exported, as_json: bool) -> None:
     click.echo(f"{done.out}  ({len(done.files)} files, {megabytes(done.as_json()['bytes'])})")
     if gate.passed is None:
         click.echo(f"gate: {gate.reason}")
+        return
+    if gate.tensors:
+        click.echo(f"gate: passed: {gate.tensors} tensors read back equal")
         return
     click.echo(f"gate: passed against base + adapter on {gate.backend} ({gate.precision}), {gate.prompts} prompts")
     click.echo("  prompt ids, chat template and stop tokens equal")

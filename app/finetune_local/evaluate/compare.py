@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,17 @@ MOST_ANSWER_TOKENS = 512
 
 @dataclass(frozen=True)
 class Condition:
-    """One model on all rows. `nll` (rows,) is the summed −log p of each reference, `counts` (rows,) its tokens."""
+    """One model on all rows. `nll` (rows,) is the summed −log p of each reference, `counts` (rows,) its tokens.
+
+    `seconds` is how long scoring and answering took.
+    """
 
     name: str
     answers: list[str]
     nll: npt.NDArray[np.float64]
     counts: npt.NDArray[np.float64]
     scores: dict[str, npt.NDArray[np.float64]]
+    seconds: float = 0.0
 
     @property
     def loss_per_row(self) -> npt.NDArray[np.float64]:
@@ -126,6 +131,7 @@ def _condition(
     cut: bool,
     told: Callable[[float], None],
 ) -> Condition:
+    started = time.monotonic()
     count, scoring = len(rows), 0.25  # scoring costs about a quarter of answering
     nll, done = np.zeros(count), 0
     for indices, values in score(opened.session, asked):
@@ -144,7 +150,8 @@ def _condition(
     texts = [_bare(opened.tokenizer.text(ids), row, cut) for ids, row in zip(answers, rows, strict=True)]
     compared = [compare_texts(text, row.reference) for text, row in zip(texts, rows, strict=True)]
     scores = {metric: np.array([c[metric] for c in compared]) for metric in METRICS}
-    return Condition(name, texts, nll, np.array([float(a.mask.sum()) for a in asked]), scores)
+    counts = np.array([float(a.mask.sum()) for a in asked])
+    return Condition(name, texts, nll, counts, scores, time.monotonic() - started)
 
 
 def _bare(text: str, row: Row, cut: bool) -> str:

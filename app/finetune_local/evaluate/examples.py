@@ -27,7 +27,7 @@ def examples(adapter: Path) -> tuple[Example, ...]:
     """Those of an adapter's folder; none where no run made it, or its rows are no single questions."""
     run = run_folder(adapter)
     data = run / "data" if run is not None else None
-    return () if data is None else _read(data, stamp(data / CONVERSATIONS))
+    return () if data is None else _read(data, stamp(data, CONVERSATIONS))
 
 
 @lru_cache(maxsize=16)

@@ -14,16 +14,22 @@ NAMES = {"exact": "exact match", "contains": "answers that contain the reference
 
 @dataclass(frozen=True)
 class Verdict:
-    """The sentence, and how far tuned is above base and few-shot base in the chosen metric."""
+    """What is to be said, the main thing first, and how far tuned is above base and few-shot base in the chosen metric."""
 
-    text: str
+    sentences: tuple[str, ...]
     over_base: Interval | None
     over_few_shot: Interval | None
+
+    @property
+    def text(self) -> str:
+        """All sentences as one text."""
+        return " ".join(self.sentences)
 
     def as_json(self) -> dict[str, Any]:
         """For `evaluate --json`."""
         return {
             "text": self.text,
+            "sentences": list(self.sentences),
             "over_base": self.over_base.as_json() if self.over_base else None,
             "over_few_shot": self.over_few_shot.as_json() if self.over_few_shot else None,
         }
@@ -33,7 +39,7 @@ def judge(comparison: Comparison, metric: str, seed: int) -> Verdict:
     """Compare tuned with base and few-shot base in one metric ("loss" counts the other way)."""
     tuned, rows = comparison.tuned, len(comparison.rows)
     if tuned is None:
-        return Verdict("No adapter was given, so there is nothing to judge.", None, None)
+        return Verdict(("No adapter was given, so there is nothing to judge.",), None, None)
     over_base = _difference(comparison.base, tuned, metric, seed)
     sentences = [_sentence(over_base, metric, "the base", lead=True)]
     over_few_shot = None
@@ -44,7 +50,7 @@ def judge(comparison: Comparison, metric: str, seed: int) -> Verdict:
             sentences.append("Showing examples in the prompt does better than this fine-tune.")
     if rows < FEW_ROWS:
         sentences.append(f"With {rows} rows this is rough: evaluate on more.")
-    return Verdict(" ".join(sentences), over_base, over_few_shot)
+    return Verdict(tuple(sentences), over_base, over_few_shot)
 
 
 def _difference(other: Condition, tuned: Condition, metric: str, seed: int) -> Interval:

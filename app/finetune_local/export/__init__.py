@@ -85,8 +85,12 @@ class Target(Protocol):
         """Where the export goes when the user says `out`; `name` is the model's, for a file put into a folder."""
         ...
 
+    def check_source(self, source: Source) -> None:
+        """Raise ModelError or AdapterError where this source cannot be exported so in any format, saying what to do."""
+        ...
+
     def size(self, source: Source, quant: str) -> int:
-        """Bytes that it will take, closely; nothing is written. Raises ModelError, AdapterError where it cannot be made."""
+        """Bytes that it will take, closely; nothing is written. Raises ModelError where this format cannot be written here."""
         ...
 
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:

@@ -47,6 +47,10 @@ class Adapter:
         """The folder or the file itself, or a zip named after the adapter in a folder that is there."""
         return out / f"{name}.zip" if quant == "zip" and out.is_dir() else out
 
+    def check_source(self, source: Source) -> None:
+        """See Target."""
+        read_adapter(source.adapter_folder)
+
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         folder = source.adapter_folder

@@ -53,14 +53,18 @@ class Gguf:
         """The file itself, or one named after model and format in a folder that is there."""
         return out / f"{name}-{quant.upper()}.gguf" if out.is_dir() else out
 
+    def check_source(self, source: Source) -> None:
+        """See Target."""
+        check_family(source.model)
+        gguf_tensors(source.weights, QUANTS[0])
+        add_metadata(Nowhere(), source.weights, QUANTS[0])
+        read_vocabulary(source.model)
+
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
-        weights = source.weights
-        tensors = planned(weights, quant)
-        add_metadata(Nowhere(), weights, quant)
-        read_vocabulary(weights.model)
+        tensors = sum(tensor.bytes for tensor in planned(source.weights, quant))
         # What tokenizer.json says in JSON is about as long in a GGUF.
-        return sum(tensor.bytes for tensor in tensors) + (weights.model.path / TOKENIZER).stat().st_size
+        return tensors + (source.model.path / TOKENIZER).stat().st_size
 
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See write_gguf."""

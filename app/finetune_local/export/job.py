@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_local.errors import GateFailed, ModelError
+from finetune_local.adapters.library import base_of, find, rope_factor_of
+from finetune_local.errors import AdapterError, GateFailed, ModelError
 from finetune_local.export import Progress, Source, Target, silent, targets
 from finetune_local.export.files import check_out
+from finetune_local.export.offers import BASE
 from finetune_local.export.verify import Gate
 from finetune_local.files import ASIDE, remove, replace
 from finetune_local.models.folder import ModelFolder
+from finetune_local.models.resolve import resolve
+from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.run import DEFAULT_MODEL
 
 UNCHECKED, FAILED = ".unchecked", ".failed"
 
@@ -74,6 +79,31 @@ def export(
         raise
     replace(unchecked, out)
     return Exported(out, sorted(out.iterdir()) if out.is_dir() else [out], verdict)
+
+
+def export_named(
+    home: Home,
+    adapter: str,
+    key: str,
+    quant: str | None,
+    out: Path,
+    *,
+    model: str | None = None,
+    backend: str = "auto",
+    gate: bool = True,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Exported:
+    """Export by names: `adapter` a run, a library name, a folder, or "base" for `model` alone. Raises what export() raises."""
+    target = target_of(key)
+    folder = None if adapter == BASE else find(adapter, home)
+    base = None
+    if target.needs_base:
+        chosen = model or (base_of(folder) if folder is not None else DEFAULT_MODEL)
+        if chosen is None:
+            raise AdapterError(f"{folder}: it does not say which base it was made on. Give the base with --model.")
+        base = resolve(chosen, home, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
+    return export(key, base, folder, out, quant, backend=backend, gate=gate, overwrite=overwrite, progress=progress)
 
 
 def target_of(key: str) -> Target:

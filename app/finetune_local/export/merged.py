@@ -76,6 +76,10 @@ class Merged:
         """The folder itself."""
         return out
 
+    def check_source(self, source: Source) -> None:
+        """See Target."""
+        source.weights.shapes()
+
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         rest = sum(file.stat().st_size for file in _rest(source.model.path))

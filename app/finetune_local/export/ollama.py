@@ -56,6 +56,10 @@ class Ollama:
         """The folder itself."""
         return out
 
+    def check_source(self, source: Source) -> None:
+        """See Target."""
+        GGUF.check_source(source)
+
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         return GGUF.size(source, quant)
