@@ -120,3 +120,27 @@ def test_precision_follows_the_device_unless_given() -> None:
     assert precision(full, "cpu", True)[0] == "fp32"
     assert precision(full, "cuda", True)[0] == "bf16"
     assert precision(parse_spec({"method": "qlora"}, "x"), "cpu", True)[0] == "4-bit"
+
+
+def test_a_goal_sets_the_length_and_a_thorough_run_is_watched_and_kept_at_its_best() -> None:
+    settled = {
+        goal: resolve(parse_spec({"goal": goal}, "x"), facts(validation_rows=90))[0].training
+        for goal in ("quick", "balanced", "thorough")
+    }
+    assert settled["balanced"] == resolve(parse_spec({}, "x"), facts(validation_rows=90))[0].training
+    quick, usual, thorough = (settled[goal].max_steps or 0 for goal in ("quick", "balanced", "thorough"))
+    assert (quick, thorough) == (usual // 3, 2 * usual)
+    assert (settled["quick"].early_stopping, settled["thorough"].early_stopping) == (None, 4)
+    assert (settled["thorough"].validate_every or 0) < (usual // 5)
+
+
+def test_a_goal_moves_only_what_is_left_open() -> None:
+    given = {"epochs": 1.0, "early_stopping": 0}
+    spec, chosen = resolve(parse_spec({"goal": "thorough", "training": given}, "x"), facts(validation_rows=90))
+    assert (spec.training.max_steps, spec.training.early_stopping) == (113, 0)
+    assert not {"training.epochs", "training.early_stopping"} & {c.setting for c in chosen}
+
+
+def test_without_held_out_rows_nothing_can_be_stopped_early() -> None:
+    spec, _ = resolve(parse_spec({"goal": "thorough"}, "x"), facts(validation_rows=0))
+    assert not spec.training.early_stopping
