@@ -90,12 +90,15 @@ class WebView:
         """See Display."""
         if self._process is None:
             self.begin()
-        assert self._process is not None
+        process = self._process
+        assert process is not None and process.stdin is not None
         began = time.monotonic()
         self._say(json.dumps({**self.told, "link": link}))
-        self._note(self._process)
-        code = self._process.wait()
+        self._note(process)
+        code = process.wait()
         self._process = None
+        with suppress(OSError):
+            process.stdin.close()
         self._file.unlink(missing_ok=True)
         if code == 0:
             return Outcome(True)

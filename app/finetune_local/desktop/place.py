@@ -68,13 +68,12 @@ def corrected(place: Place, screens: Sequence[Screen]) -> Place:
     """The place on the screens that are there now: no larger than its screen, and its top within reach."""
     if not screens:
         return place
+    width, height = max(place.width, SMALLEST[0]), max(place.height, SMALLEST[1])
+    place = replace(place, width=width, height=height)
     on = next((screen for screen in screens if _reachable(place, screen)), None)
     screen = on or screens[0]
-    width = min(max(place.width, SMALLEST[0]), screen.width)
-    height = min(max(place.height, SMALLEST[1]), screen.height)
-    if on is None:
-        return replace(place, x=None, y=None, width=width, height=height)
-    return replace(place, width=width, height=height)
+    place = replace(place, width=min(width, screen.width), height=min(height, screen.height))
+    return place if on is not None else replace(place, x=None, y=None)
 
 
 def _reachable(place: Place, screen: Screen) -> bool:
