@@ -5,12 +5,15 @@ Nothing is merged, so every kind of adapter can go this way. The gate is that wh
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,16 +62,16 @@ class Adapter:
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See Target."""
         folder = source.adapter_folder
-        plan, tensors, as_it_is = published(folder)
+        published = published_of(folder)
         size = self.size(source, quant)
         check_room(out, size if quant == "folder" else 2 * size)
         progress("writing", 0.0)
         if quant == "folder":
             with written_aside(out, ADVICE) as aside:
-                _fill(aside, folder, None if as_it_is else (plan, tensors))
+                _fill(aside, folder, published)
         else:
             with written_aside(out, ADVICE) as aside, _beside(out) as made:
-                _fill(made, folder, None if as_it_is else (plan, tensors))
+                _fill(made, folder, published)
                 _pack(made, aside, source.name)
         progress("writing", 1.0)
         return sorted(out.iterdir()) if out.is_dir() else [out]
@@ -77,29 +80,49 @@ class Adapter:
         """See Target."""
         started = time.monotonic()
         progress("checking the export", 0.0)
-        plan, tensors, _ = published(source.adapter_folder)
+        wanted = published_of(source.adapter_folder)
         if quant == "folder":
-            found = read_adapter(out)
+            found = _read(out)
         else:
             with disk_full(out, ADVICE), _beside(out) as made, zipfile.ZipFile(out) as packed:
                 packed.extractall(made)
                 (folder,) = made.iterdir()
-                found = read_adapter(folder)
-        if found[0] != plan or found[1].keys() != tensors.keys():
+                found = _read(folder)
+        if found.config != wanted.config or found.tensors.keys() != wanted.tensors.keys():
             raise GateFailed("adapter: what was written reads back as another adapter.")
-        for name, tensor in tensors.items():
-            if not np.array_equal(found[1][name], tensor, equal_nan=True):
+        for name, tensor in wanted.tensors.items():
+            if not np.array_equal(found.tensors[name], tensor, equal_nan=True):
                 raise GateFailed(f"adapter: the tensor {name} does not read back as it was written.")
         progress("checking the export", 1.0)
-        return Gate(True, tensors=len(tensors), seconds=round(time.monotonic() - started, 1))
+        return Gate(True, tensors=len(wanted.tensors), seconds=round(time.monotonic() - started, 1))
 
 
-def published(folder: Path) -> tuple[AdapterPlan, dict[str, Array], bool]:
-    """An adapter as it is published, and whether its own files are so already: a checkpoint's are not. Raises AdapterError."""
+@dataclass(frozen=True)
+class Published:
+    """An adapter as others get it. `plan` is None where its own files are so already; a checkpoint's are not."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Array]
+    plan: AdapterPlan | None = None
+
+
+def published_of(folder: Path) -> Published:
+    """What is to be published of an adapter's folder. Raises AdapterError."""
     plan, tensors = read_adapter(folder)
     new_plan, new = family_of(plan).fold(plan, tensors)
     same = new_plan == plan and new.keys() == tensors.keys()
-    return new_plan, new, same and all(np.array_equal(new[name], tensors[name], equal_nan=True) for name in new)
+    if same and all(np.array_equal(new[name], tensors[name], equal_nan=True) for name in new):
+        return Published(read_config(folder), tensors)
+    config = {"base_model_name_or_path": _base(folder), **family_of(new_plan).config(new_plan)}
+    return Published(json.loads(json.dumps(config)), new, new_plan)
+
+
+def _read(folder: Path) -> Published:
+    return Published(read_config(folder), read_adapter(folder)[1])
+
+
+def _base(folder: Path) -> str:
+    return str(read_config(folder).get("base_model_name_or_path") or "")
 
 
 @contextmanager
@@ -114,13 +137,13 @@ def _beside(out: Path) -> Iterator[Path]:
         remove(folder)
 
 
-def _fill(target: Path, folder: Path, folded: tuple[AdapterPlan, dict[str, Array]] | None) -> None:
+def _fill(target: Path, folder: Path, published: Published) -> None:
     target.mkdir()
-    if folded is None:
+    if published.plan is None:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(folder / name, target / name)
     else:
-        write_adapter(target, *folded, str(read_config(folder).get("base_model_name_or_path") or ""))
+        write_adapter(target, published.plan, published.tensors, _base(folder))
     if (folder / IDENTITY).is_file():
         shutil.copyfile(folder / IDENTITY, target / IDENTITY)
     (target / README).write_text(_card(folder), "utf-8", newline="\n")

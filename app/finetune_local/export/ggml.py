@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +59,8 @@ class Ggml:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # what a dead process did not read any more
+                    stream.close()
 
     def quantise(self, weight: npt.NDArray[np.float32], kind: Any) -> npt.NDArray[np.uint8]:
         """A matrix (rows, columns) in a packed format (a gguf.GGMLQuantizationType), as bytes per row."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -65,7 +66,8 @@ class LlamaCpp:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # what a dead process did not read any more
+                    stream.close()
         self._folder.cleanup()
 
     def common_prefix(self, prompt: str | Sequence[Mapping[str, str]], ids: Sequence[int]) -> tuple[int, int]:

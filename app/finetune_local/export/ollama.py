@@ -84,8 +84,8 @@ class Ollama:
 
 def model_name(text: str) -> str:
     """A text as the name of a model in Ollama: letters, digits, dots, hyphens, underscores."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
-    return re.sub(r"\.\.+", ".", name)[:80] or "my-model"
+    name = re.sub(r"[^a-z0-9._-]+", "-", text.lower())
+    return re.sub(r"([.-])[.-]+", r"\1", name).strip("-._")[:80] or "my-model"
 
 
 def asking_of(source: Source) -> Asking:
