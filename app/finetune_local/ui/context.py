@@ -175,6 +175,7 @@ class Context:
         from finetune_local.ui.notice import defect, problem
 
         wants_event = "event" in inspect.signature(fn).parameters
+        unchanged = {self.notice: gr.skip()}  # Gradio takes an empty dict for a value
 
         def call(request: Any, event: Any, given: tuple[Any, ...]) -> Any:
             return fn(self.windows.of(request.session_hash), *given, **({"event": event} if wants_event else {}))
@@ -187,14 +188,14 @@ class Context:
 
         def whole(request: Any, event: Any, *given: Any) -> dict[Any, Any]:
             try:
-                return _named(call(request, event, given), outputs)
+                return _named(call(request, event, given), outputs) or unchanged
             except Exception as error:  # noqa: BLE001 - every way to fail is shown
                 return failed(error)
 
         def piecewise(request: Any, event: Any, *given: Any) -> Iterator[dict[Any, Any]]:
             try:
                 for update in call(request, event, given):
-                    yield _named(update, outputs)
+                    yield _named(update, outputs) or unchanged
             except Exception as error:  # noqa: BLE001 - every way to fail is shown
                 yield failed(error)
 
