@@ -23,7 +23,7 @@ CHROMIUM = next(
 )
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-PATIENCE = 30_000
+PATIENCE = 60_000
 """Milliseconds a test waits for something to appear on a busy machine."""
 
 

@@ -61,7 +61,12 @@ class Server:
         # On Windows SO_REUSEADDR would let any other program listen at the same port.
         alone = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
         self.socket.setsockopt(socket.SOL_SOCKET, alone, 1)
-        self.socket.bind(("127.0.0.1", port))
+        try:
+            self.socket.bind(("127.0.0.1", port))
+            self.socket.listen(128)  # whoever comes before the first answer waits instead of being refused
+        except OSError:
+            self.socket.close()
+            raise
         self.port: int = self.socket.getsockname()[1]
         self.gate = Gate(self.port)
         self.front = Front(context)
