@@ -100,12 +100,14 @@ class Context:
         *,
         js: str | None = None,
         latest: bool = False,
+        drop: bool = False,
         cancels: Any = None,
     ) -> Any:
         """Call `fn(window, *inputs)` on an event; a generator function updates its outputs as it goes.
 
         A parameter of `fn` called `event` gets Gradio's EventData. It returns one value per output, a dict of some of them, or
-        None for no change. `latest`: of events that come while it works only the last counts (typing).
+        None for no change. `latest`: of events that come while it works only the last counts (typing). `drop`: none of them
+        does (ticks, which would pile up on a busy machine).
         """
         targets = _listed(outputs)
         return trigger(
@@ -116,7 +118,7 @@ class Context:
             show_progress="hidden",
             api_visibility="private",
             concurrency_limit=8,
-            trigger_mode="always_last" if latest else "multiple",
+            trigger_mode="always_last" if latest else "once" if drop else "multiple",
             cancels=cancels,
         )
 

@@ -66,7 +66,7 @@ def create_app(context: Context) -> gr.Blocks:
         context.on(context.notice.click, offered, None, outputs)
         timer = gr.Timer(1.0)
         tick, outputs = context.ticks()
-        context.on(timer.tick, tick, None, outputs)
+        context.on(timer.tick, tick, None, outputs, drop=True)
         _attach(context, blocks, which, tabs)
     return blocks
 
