@@ -89,12 +89,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def stamp(*paths: Path) -> tuple[tuple[int, int] | None, ...]:
-    """When files were changed and how long they are; None for one that is not there. Another stamp: read them again."""
+def stamp(folder: Path, *names: str) -> tuple[tuple[int, int] | None, ...]:
+    """When files of a folder were changed and how long they are; None for one that is not there. Another stamp: read them again.
+
+    Asked of thousands of files, so no Path is made for each.
+    """
     found: list[tuple[int, int] | None] = []
-    for path in paths:
+    for name in names:
         try:
-            known = path.stat()
+            known = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - see above
         except OSError:
             found.append(None)
         else:

@@ -80,6 +80,14 @@ def every(home: Home, kind: str | None = None) -> list[Removed]:
     return [one for one in found if one is not None and kind in (None, one.kind)]
 
 
+def find(home: Home, key: str) -> Removed:
+    """One by what it is called in the trash. Raises RunError where it is not there any more."""
+    found = next((one for one in every(home) if one.key == key), None)
+    if found is None:
+        raise RunError("it is not in the trash any more: it was taken back, or the trash was emptied.")
+    return found
+
+
 def put_back(removed: Removed, target: Path) -> Path:
     """Move what was removed to `target`, which must not exist; returns it. Raises RunError where the system refuses."""
     target.parent.mkdir(parents=True, exist_ok=True)

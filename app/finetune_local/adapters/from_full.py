@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from finetune_local.adapters import extract as work
 from finetune_local.adapters import library, manage
@@ -73,13 +73,17 @@ def extract(wanted: Wanted, home: Home, progress: Progress) -> tuple[str, Extrac
     return (called if wanted.out is None else str(done.folder)), done
 
 
-def free_name(stem: str, home: Home) -> str:
-    """The stem, or with a number behind it where an adapter is called so already."""
-    taken: Sequence[str] = [found.name for found in library.entries(home)]
-    name, number = stem, 2
-    while name in taken or (home.adapters / name).exists():
-        name, number = f"{stem}-{number}", number + 1
-    return name
+def size(rank: str, energy: str) -> dict[str, Any]:
+    """Rank and energy as they are typed, as arguments of Wanted; an empty text leaves one open. Raises SpecError."""
+    found: dict[str, Any] = {}
+    for name, text, kind in (("rank", rank, int), ("energy", energy, float)):
+        if text.strip():
+            try:
+                found[name] = kind(text)
+            except ValueError:
+                what = "a whole number such as 16" if kind is int else "a share such as 0.9"
+                raise SpecError(f"--{name} is '{text.strip()}', but should be {what}.") from None
+    return found
 
 
 def _name_in_library(folder: Path, home: Home) -> str | None:

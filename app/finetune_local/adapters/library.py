@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,7 @@ class Entry:
     @property
     def stamp(self) -> object:
         """Another one where what describe() tells may have changed."""
-        own = (self.folder / name for name in (CONFIG, WEIGHTS, IDENTITY, NOTE))
-        return stamp(*own, self.folder.parent / "run.json", self.folder.parent / MADE_FROM)
+        return stamp(self.folder, CONFIG, WEIGHTS, IDENTITY, NOTE, "../run.json", "../" + MADE_FROM)
 
     def describe(self) -> dict[str, Any]:
         """A plain object for lists, made without reading the weights. Raises AdapterError.
@@ -155,17 +155,23 @@ def listing(home: Home) -> list[dict[str, Any]]:
 
 def entries(home: Home) -> Iterator[Entry]:
     """Every adapter, runs first, each group by name."""
-    for folder in sorted(home.runs.iterdir()):
-        if not folder.name.startswith(".") and is_adapter(folder / "adapter"):
-            yield Entry(folder.name, folder / "adapter", "run")
-    for folder in sorted(home.adapters.iterdir()):
-        if not folder.name.startswith(".") and is_adapter(folder):  # a dot: an import that was killed
-            yield Entry(folder.name, folder, "imported")
+    runs, imported = home.runs, home.adapters
+    for name in _named(runs):
+        if None not in stamp(runs, f"{name}/adapter/{CONFIG}", f"{name}/adapter/{WEIGHTS}"):
+            yield Entry(name, runs / name / "adapter", "run")
+    for name in _named(imported):
+        if None not in stamp(imported, f"{name}/{CONFIG}", f"{name}/{WEIGHTS}"):
+            yield Entry(name, imported / name, "imported")
+
+
+def _named(folder: Path) -> list[str]:
+    """What is in a folder, but for what begins with a dot: an import that was killed."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208 - no Path for each of thousands
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether PEFT's two files are there."""
-    return None not in stamp(folder / CONFIG, folder / WEIGHTS)
+    return None not in stamp(folder, CONFIG, WEIGHTS)
 
 
 def entry(name: str, home: Home) -> Entry:
@@ -243,7 +249,9 @@ def base_of(folder: Path) -> str | None:
 
 def _numbers_in(weights: Path) -> int:
     """How many numbers a file of weights holds, by its header."""
-    return sum(math.prod(stored.shape) for name, stored in read_header(weights).items() if not name.endswith(_BASES_OWN))
+    return sum(
+        math.prod(stored.shape) for name, stored in read_header(weights).items() if not name.endswith(_BASES_OWN)
+    )
 
 
 def _seconds(created: str, weights: Path) -> float | None:

@@ -127,6 +127,15 @@ def check_name(name: str, home: Home) -> None:
         raise AdapterError(f"there is an adapter '{name}' already. Give another name with --name.")
 
 
+def free_name(stem: str, home: Home) -> str:
+    """The stem, or with a number behind it where an adapter is called so already."""
+    taken = {found.name for found in entries(home)}
+    name, number = stem, 2
+    while name in taken or (home.adapters / name).exists():
+        name, number = f"{stem}-{number}", number + 1
+    return name
+
+
 def _copy_folder(source: Path, target: Path) -> None:
     if not (source / CONFIG).is_file() and (source / "adapter" / CONFIG).is_file():
         source = source / "adapter"  # a run's folder

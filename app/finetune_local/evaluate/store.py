@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from finetune_local.chat.opening import Opened
 from finetune_local.errors import SpecError
 from finetune_local.evaluate.metrics import METRICS
 from finetune_local.evaluate.report import Choices, Evaluation
-from finetune_local.files import disk_full, remove, write_text
+from finetune_local.files import disk_full, remove, stamp, write_text
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.trash import Removed
@@ -168,18 +168,42 @@ def scores_of(home: Home, adapter: str) -> dict[str, Any] | None:
     ("base", "few_shot", "tuned"; else None) its loss, exact, contains and f1, each {"mean", "low", "high"}.
     """
     newest = next(iter(every(home, adapter)), None)
-    if newest is None:
-        return None
-    result = newest.result
-    ran = newest.conditions()
+    return scores_in(newest) if newest is not None else None
+
+
+def scores_in(saved: Saved) -> dict[str, Any]:
+    """As scores_of(), of one evaluation. Raises SpecError, KeyError, TypeError where it is damaged."""
+    result, ran = saved.result, saved.conditions()
     return {
-        "evaluation": newest.name,
-        "created_time": newest.created,
+        "evaluation": saved.name,
+        "created_time": saved.created,
         "rows": result["rows"],
         "metric": result["metric"],
         "verdict": result["verdict"]["text"],
-        **{name: newest.intervals(name) if name in ran else None for name in CONDITIONS},
+        **{name: saved.intervals(name) if name in ran else None for name in CONDITIONS},
     }
+
+
+def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
+    """Evaluations of an adapter that was renamed are those of the new name. Raises RunError, DiskFull."""
+    for saved in every(home, old):
+        result = {**saved.result, "adapter": new, "adapter_folder": str(adapter_folder)}
+        write_text(saved.folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n", ADVICE)
+        target = _new_folder(home, new)
+        target.rmdir()
+        trash.moved(saved.folder, target)
+
+
+@lru_cache(maxsize=1024)
+def _read(file: Path, _stamp: object) -> dict[str, Any]:
+    """A result.json, kept in memory: lists of them are drawn every second."""
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{file}: cannot be read ({error}). Remove it and evaluate again.") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"{file}: a JSON object is expected. Remove it and evaluate again.")
+    return values
 
 
 def _new_folder(home: Home, name: str) -> Path:

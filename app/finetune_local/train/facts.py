@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ class Listing:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._known: dict[Path, tuple[object, dict[str, Any]]] = {}
+        self._looked = -math.inf
 
-    def all(self) -> list[dict[str, Any]]:
-        """Of every run, the newest first."""
+    def all(self, patience: float = 0.0) -> list[dict[str, Any]]:
+        """Of every run, the newest first; as they were at most `patience` seconds ago."""
+        if time.monotonic() - self._looked < patience:
+            return [facts for _, facts in self._known.values()]
+        self._looked = time.monotonic()
         found: dict[Path, tuple[object, dict[str, Any]]] = {}
         for run in runs.every(self._home):
             now, known = _stamp(run), self._known.get(run.folder)
@@ -35,11 +40,14 @@ class Listing:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """Name, status, method, model, data, losses, dates; a damaged run is listed as such, with what is wrong."""
+    """Name, status, method, model, data, losses, dates; a damaged run is listed as such, with what is wrong.
+
+    `steps` are those done by a run that has ended, and those to do (`max_steps`) of any other; `step` is how far that one is.
+    """
     file = run.folder / "run.json"
     changed = _changed(file)
-    recent = run.last_lines()
-    last = recent[-1] if recent else {}
+    recent = run.newest()
+    last = next(recent, {})
     pid = run.worker()
     facts: dict[str, Any] = {
         "run": run.name,
@@ -56,6 +64,7 @@ def facts_of(run: Run) -> dict[str, Any]:
             backend=spec["backend"],
             precision=spec["model"]["precision"],
             steps=spec["training"]["max_steps"],
+            max_steps=spec["training"]["max_steps"],
             files=[str(name) for name in spec["data"]["files"]],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -64,10 +73,11 @@ def facts_of(run: Run) -> dict[str, Any]:
             "status": "damaged",
             "problem": f"{file}: cannot be read ({error!r}). The run cannot be resumed.",
         }
-    facts |= _newest(recent)
     if isinstance(summary := last.get("summary"), Mapping):
         facts.update(summary)
-    elif pid is not None and (began := started_at(pid)) is not None:
+    else:
+        facts |= _newest([last, *recent])
+    if "seconds" not in facts and pid is not None and (began := started_at(pid)) is not None:
         facts["seconds"] = time.time() - began
     facts["run"] = run.name  # the summary of a run that was renamed since has another name and place
     facts.pop("adapter", None)
@@ -83,22 +93,22 @@ def all_facts(home: Home) -> list[dict[str, Any]]:
     return Listing(home).all()
 
 
-def _newest(recent: list[dict[str, Any]]) -> dict[str, Any]:
-    """Step and losses of a run that has said no summary, as far as its last lines tell."""
+def _newest(recent: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Step and losses of a run that has said no summary, as far as its newest events tell."""
     found: dict[str, Any] = {}
     for line in recent:
         kind = line.get("event")
         if kind in ("started", "step", "checkpoint", "validation", "sample"):
-            found["step"] = line.get("step")
+            found.setdefault("step", line.get("step"))
         if kind == "step":
-            found["last_loss"] = line.get("loss")
+            found.setdefault("last_loss", line.get("loss"))
         elif kind == "validation":
-            found["validation_loss"] = line.get("loss")
+            found.setdefault("validation_loss", line.get("loss"))
     return found
 
 
 def _stamp(run: Run) -> object:
-    return stamp(run.folder / "run.json", run.events_file, run.worker_file, run.adapter)
+    return stamp(run.folder, "run.json", "events.jsonl", "worker.json", "adapter")
 
 
 def _changed(file: Path) -> float:

@@ -24,7 +24,7 @@ from finetune_local.adapters import manage
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import SpecError, typed
-from finetune_local.files import disk_full, sweep, write_text
+from finetune_local.files import disk_full, stamp, sweep, write_text
 from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.given import given_tables
@@ -183,17 +183,13 @@ def of_config(config: Path, home: Home) -> str | None:
 
 
 def every(home: Home) -> list[Run]:
-    """All runs, the newest first."""
-    found = [(when, Run(folder)) for folder in home.runs.iterdir() if (when := _begun(folder)) is not None]
-    return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
-
-
-def _begun(folder: Path) -> float | None:
-    """When run.json was written; None for what is no run, or no folder of ours to read."""
-    try:
-        return (folder / "run.json").stat().st_mtime
-    except OSError:
-        return None
+    """All runs, the newest first. What is no run, or no folder of ours to read, is passed over."""
+    place, found = home.runs, []
+    for name in os.listdir(place):  # noqa: PTH208 - no Path is made for what is no run
+        (known,) = stamp(place, f"{name}/run.json")
+        if known is not None:
+            found.append((known[0], name))
+    return [Run(place / name) for _, name in sorted(found, reverse=True)]
 
 
 def at_work(home: Home) -> list[Run]:

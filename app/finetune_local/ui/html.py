@@ -11,7 +11,8 @@ from typing import Any
 
 _ESCAPES = {ord(c): f"&#{ord(c)};" for c in "<>&\"'{}$`"}
 _CONTROL = dict.fromkeys(i for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t")
-_VOID = frozenset({"br", "hr", "img", "input", "path", "line", "polyline", "circle", "rect"})
+_VOID = frozenset({"br", "hr", "img", "input"})
+"""Elements that are never closed. SVG's must be: a browser would take what follows for their content."""
 
 
 class Html(str):

@@ -96,19 +96,19 @@ def figures(*items: Html) -> Html:
 
 
 def table(headings: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption: str, class_: str = "") -> Html:
-    """A table; `caption` is for screen readers. A cell may be a (child, class) pair."""
+    """A table; `caption` is for screen readers. A cell or a heading may be a (child, class) pair."""
 
-    def cell(content: Child) -> Html:
+    def cell(content: Child, name: str = "td", **more: str) -> Html:
         if isinstance(content, tuple):
-            return h("td", content[0], class_=content[1])
-        return h("td", content)
+            return h(name, content[0], class_=content[1], **more)
+        return h(name, content, **more)
 
     return h(
         "div",
         h(
             "table",
             h("caption", caption, class_="unseen"),
-            h("thead", h("tr", [h("th", heading, scope="col") for heading in headings])),
+            h("thead", h("tr", [cell(heading, "th", scope="col") for heading in headings])),
             h("tbody", [h("tr", [cell(c) for c in row]) for row in rows]),
         ),
         class_=f"table {class_}".strip(),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_local.adapters import from_full, library
+from finetune_local.adapters import from_full, library, manage
 from finetune_local.adapters.from_full import Wanted
 from finetune_local.adapters.identity import write_identity
 from finetune_local.errors import AdapterError, SpecError, Stopped
@@ -59,7 +59,7 @@ def test_it_is_named_after_its_source_and_says_where_it_is_from(whole: Home) -> 
     facts = next(facts for facts in library.listing(whole) if facts["name"] == "mine-lora")
     assert facts["rank"] == 4 and facts["parameters"] == result["parameters"] and not facts["whole"]
     assert facts["extracted_from"]["adapter"] == "mine"
-    assert from_full.free_name("mine-lora", whole) == "mine-lora-2"
+    assert manage.free_name("mine-lora", whole) == "mine-lora-2"
     with pytest.raises(AdapterError, match="already"):
         extract.run({"adapter": "mine"}, whole, tell)
 
@@ -83,3 +83,10 @@ def test_stopping_leaves_nothing(whole: Home) -> None:
 def test_mistakes_are_sentences(whole: Home, wanted: Wanted, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         from_full.extract(wanted, whole, lambda *_: None)
+
+
+def test_what_is_typed_becomes_numbers_or_a_sentence() -> None:
+    assert from_full.size(" 8 ", "") == {"rank": 8} and from_full.size("", "0.9") == {"energy": 0.9}
+    for rank, energy in (("8.5", ""), ("", "much")):
+        with pytest.raises(SpecError, match="should be"):
+            from_full.size(rank, energy)

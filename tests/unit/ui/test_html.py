@@ -53,3 +53,4 @@ def test_attributes() -> None:
     )
     assert made == '<button type="button" class="a b" data-do="go" disabled aria-label="é">x</button>'
     assert h("br") == "<br>"
+    assert h("line", x1=0) == '<line x1="0"></line>'  # what is not closed would hold the rest of the drawing

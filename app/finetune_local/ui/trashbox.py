@@ -1,0 +1,73 @@
+"""The trash at the foot of a list: what was removed, each with a way back; and the notice with its undo after something was removed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune_local import shelf, trash
+from finetune_local.trash import Removed
+from finetune_local.ui import notice, parts
+from finetune_local.ui.html import Html, h
+
+if TYPE_CHECKING:
+    from finetune_local.ui.context import Context
+
+
+def box(context: Context, kind: str) -> Html:
+    """What is in the trash of a kind; nothing where there is nothing."""
+    t, f = context.t, context.f
+    found = trash.every(context.home, kind)
+    if not found:
+        return Html("")
+    sizes = [removed.bytes_on_disk for removed in found]
+    rows = [
+        h(
+            "li",
+            h("span", removed.name, class_="grow"),
+            h("small", f.moment(removed.when)),
+            h("small", f.size(size)),
+            parts.button(t("lists.put_back"), "trash.back", removed.key, kind="small"),
+        )
+        for removed, size in zip(found, sizes, strict=True)
+    ]
+    empty = parts.button(
+        t("lists.empty_trash"),
+        "trash.empty",
+        kind="small danger",
+        confirm=t("lists.empty_confirm", n=f.number(len(found)), size=f.size(sum(sizes))),
+    )
+    return h(
+        "details",
+        h("summary", t("lists.trash", n=f.number(len(found)), size=f.size(sum(sizes)))),
+        h("ul", rows, class_="trash-list"),
+        empty,
+        class_="trash-box",
+        data_keep=f"trash-{kind}",
+    )
+
+
+def removed_notice(context: Context, removed: Sequence[Removed], undo: str) -> Html:
+    """That something is in the trash now, with a button that takes it back (`undo` is its data-do; see context.on_notice)."""
+    t = context.t
+    name = removed[0].name if len(removed) == 1 else ""
+    title = t("lists.removed_one", name=name) if name else t("lists.removed_many", n=context.f.number(len(removed)))
+    keys = json.dumps([one.key for one in removed])
+    return notice.good(t, title, "", parts.button(t("common.undo"), undo, keys, kind="small"))
+
+
+def put_back(context: Context, value: str) -> list[str]:
+    """Take back what a button of removed_notice() or of the box names; returns the names."""
+    return shelf.put_back(keys(value), context.home)
+
+
+def keys(value: str) -> list[str]:
+    """What a button of removed_notice() or of the box names: keys of the trash."""
+    found: Any = json.loads(value) if value.startswith("[") else [value]
+    return [str(key) for key in found]
+
+
+def empty(context: Context, kind: str) -> None:
+    """Delete for good what is in the trash of a kind."""
+    trash.empty(context.home, trash.every(context.home, kind))
