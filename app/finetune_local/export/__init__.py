@@ -81,8 +81,12 @@ class Target(Protocol):
         """Whether it writes a folder, or one file."""
         ...
 
+    def file_name(self, name: str, quant: str) -> str:
+        """What the export is called in a folder of exports; `name` is the model's."""
+        ...
+
     def place(self, out: Path, name: str, quant: str) -> Path:
-        """Where the export goes when the user says `out`; `name` is the model's, for a file put into a folder."""
+        """Where the export goes when the user says `out`: that itself, or a file of its own name in a folder that is there."""
         ...
 
     def check_source(self, source: Source) -> None:

@@ -46,9 +46,13 @@ class Adapter:
         """See Target."""
         return quant == "folder"
 
+    def file_name(self, name: str, quant: str) -> str:
+        """See Target."""
+        return f"{name}-adapter.zip" if quant == "zip" else f"{name}-adapter"
+
     def place(self, out: Path, name: str, quant: str) -> Path:
         """The folder or the file itself, or a zip named after the adapter in a folder that is there."""
-        return out / f"{name}.zip" if quant == "zip" and out.is_dir() else out
+        return out / self.file_name(name, quant) if quant == "zip" and out.is_dir() else out
 
     def check_source(self, source: Source) -> None:
         """See Target."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from finetune_local.errors import DiskFull, ModelError
@@ -20,6 +21,17 @@ def check_room(out: Path, size: int) -> None:
             f"the export needs {_megabytes(size)} but the disk of {out} has {_megabytes(free)} free. "
             "Make room, or give --out on another disk."
         )
+
+
+def check_writable(out: Path) -> None:
+    """Make the folder that an export goes to. Raises ModelError where that, or writing in it, is refused."""
+    folder = out.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"--out {out}: {folder} cannot be made ({error.strerror}). Give another place.") from None
+    if not os.access(folder, os.W_OK):
+        raise ModelError(f"--out {out}: {folder} cannot be written. Give another place, or change its permissions.")
 
 
 def check_out(out: Path, target: Target, quant: str, overwrite: bool, sources: list[Path]) -> None:

@@ -49,9 +49,13 @@ class Gguf:
         """See Target."""
         return False
 
+    def file_name(self, name: str, quant: str) -> str:
+        """See Target."""
+        return f"{name}-{quant.upper()}.gguf"
+
     def place(self, out: Path, name: str, quant: str) -> Path:
         """The file itself, or one named after model and format in a folder that is there."""
-        return out / f"{name}-{quant.upper()}.gguf" if out.is_dir() else out
+        return out / self.file_name(name, quant) if out.is_dir() else out
 
     def check_source(self, source: Source) -> None:
         """See Target."""

@@ -10,7 +10,7 @@ from typing import Any
 from finetune_local.adapters.library import base_of, find, rope_factor_of
 from finetune_local.errors import AdapterError, GateFailed, ModelError
 from finetune_local.export import Progress, Source, Target, silent, targets
-from finetune_local.export.files import check_out
+from finetune_local.export.files import check_out, check_writable
 from finetune_local.export.offers import BASE
 from finetune_local.export.verify import Gate
 from finetune_local.files import ASIDE, remove, replace
@@ -61,6 +61,7 @@ def export(
     source = Source(model, adapter)
     out = target.place(out.expanduser().absolute(), source.name, chosen)
     check_out(out, target, chosen, overwrite, [place for place in (model and model.path, adapter) if place])
+    check_writable(out)
     unchecked, failed = (out.with_name(out.name + ending) for ending in (UNCHECKED, FAILED))
     try:
         target.write(source, unchecked, chosen, progress)
@@ -113,6 +114,17 @@ def target_of(key: str) -> Target:
             f"there is no export '{key}'.{did_you_mean(key, list(targets()))} Known: {', '.join(targets())}."
         )
     return targets()[key]
+
+
+def free_place(folder: Path, key: str, name: str, quant: str) -> Path:
+    """Where an export goes in a folder of exports: under its own name, with a number where that is taken. Raises ModelError."""
+    wanted = folder / target_of(key).file_name(name, quant)
+    place, number = wanted, 1
+    while place.exists():
+        number += 1
+        stem, ending = (wanted.stem, wanted.suffix) if wanted.suffix in (".gguf", ".zip") else (wanted.name, "")
+        place = wanted.with_name(f"{stem}-{number}{ending}")
+    return place
 
 
 def clean(out: Path) -> None:

@@ -72,6 +72,10 @@ class Merged:
         """See Target."""
         return True
 
+    def file_name(self, name: str, quant: str) -> str:
+        """See Target."""
+        return f"{name}-merged" if quant == "auto" else f"{name}-merged-{quant}"
+
     def place(self, out: Path, name: str, quant: str) -> Path:
         """The folder itself."""
         return out

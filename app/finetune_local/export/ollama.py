@@ -52,6 +52,10 @@ class Ollama:
         """See Target."""
         return True
 
+    def file_name(self, name: str, quant: str) -> str:
+        """See Target."""
+        return f"{name}-{quant.upper()}-ollama"
+
     def place(self, out: Path, name: str, quant: str) -> Path:
         """The folder itself."""
         return out

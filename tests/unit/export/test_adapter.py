@@ -41,7 +41,7 @@ def test_a_folder_is_the_adapter_without_the_users_note(adapter: Path, tmp_path:
 def test_a_zip_can_be_imported_again(adapter: Path, tmp_path: Path, home: Home) -> None:
     (tmp_path / "exports").mkdir()
     done = export("adapter", None, adapter, tmp_path / "exports", "zip")
-    assert done.files == [tmp_path / "exports" / "我的 run.zip"] and done.gate.passed
+    assert done.files == [tmp_path / "exports" / "我的 run-adapter.zip"] and done.gate.passed
     assert all(name.startswith("我的 run/") for name in zipfile.ZipFile(done.out).namelist())
     assert list((tmp_path / "exports").iterdir()) == done.files  # nothing beside it
     back = manage.bring_in(done.out, home, "back")

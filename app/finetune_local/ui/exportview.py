@@ -1,0 +1,133 @@
+"""Exports as they are shown: what was checked, how to use each, why one was not accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_local.export.commands import commands
+from finetune_local.export.job import FAILED
+from finetune_local.jobs.job import Job, State
+from finetune_local.ui import jobview, parts
+from finetune_local.ui.formats import Formats
+from finetune_local.ui.html import Child, Html, h
+from finetune_local.ui.strings import Strings
+from finetune_local.ui.translate import sentence
+
+_BADGES = {"done": "good", "failed": "bad", "interrupted": "bad", "stopped": "warn", "new": ""}
+_USES = {
+    "llama": "export.use_llama",
+    "ollama_create": "export.use_ollama_create",
+    "ollama_run": "export.use_ollama_run",
+    "mlx": "export.use_transformers",
+    "vllm": "export.use_vllm",
+    "import": "export.use_import",
+}
+
+
+def history(t: Strings, f: Formats, jobs: Sequence[Job], opened: str) -> Html:
+    """Those that have ended, the newest first; of `opened` all is shown."""
+    items = [h("li", _one(t, f, found, found.name == opened), data_job=found.name) for found in jobs]
+    return parts.card(h("ul", items, class_="plain exports"), title=t("export.history"))
+
+
+def _one(t: Strings, f: Formats, found: Job, opened: bool) -> Html:
+    state, arguments = found.state(), found.arguments
+    out = Path(arguments["out"])
+    there = out.exists()
+    gate: Mapping[str, Any] = (state.result or {}).get("gate") or {}
+    badge = _badge(t, state, gate)
+    size = t("export.files", n=len(state.result["files"]), size=f.size(state.result["bytes"])) if state.result else ""
+    failed = out.with_name(out.name + FAILED)
+    kept = failed.exists() and state.status == "failed"
+    head = h(
+        "div",
+        h("strong", out.name, class_="grow name"),
+        badge,
+        h("span", size, class_="soft"),
+        h("span", f.moment(found.asked["created"]), class_="soft"),
+        class_="row",
+    )
+    body: list[Child] = []
+    if state.result and there:
+        body += [_checks(t, f, gate), _use(t, str(arguments["target"]), out, state.result["files"])]
+    elif state.result:
+        body.append(h("p", t("export.gone"), class_="soft"))
+    else:
+        body.append(jobview.problem(t, state, h("p", t("export.failed_kept", path=str(failed))) if kept else None))
+    buttons = [
+        parts.button(t("export.open_folder"), "open", found.name, kind="small") if there or kept else None,
+        parts.button(t("ended.retry"), "job.again", found.name, kind="small")
+        if not state.result and not kept
+        else None,
+        parts.button(t("export.forget"), "job.forget", found.name, kind="small quiet"),
+    ]
+    return h(
+        "details",
+        h("summary", head),
+        h("div", body, h("div", buttons, class_="row"), class_="stack"),
+        open=opened,
+        data_keep=found.name,
+    )
+
+
+def _badge(t: Strings, state: State, gate: Mapping[str, Any]) -> Html:
+    if state.status == "done":
+        return parts.badge(
+            t("export.ready" if gate.get("passed") else "export.unchecked"), "good" if gate.get("passed") else "warn"
+        )
+    refused = state.error is not None and state.error.get("error") == "GateFailed"
+    word = "refused" if refused else "stopped" if state.status == "stopped" else "failed"
+    return parts.badge(t(f"export.{word}"), _BADGES.get(state.status, "bad"))
+
+
+def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
+    """The gate's result in words."""
+    if gate.get("passed") is None:
+        return h("p", sentence(t, str(gate.get("reason") or "")), class_="hint warn text")
+    if gate.get("tensors"):
+        told = [t("export.check_adapter", n=f.number(gate["tensors"]))]
+        return h("div", h("h3", t("export.checks")), _list(told))
+    prompts = f.number(gate["prompts"])
+    told = [t("export.check_ids", n=prompts), t("export.check_template"), t("export.check_stops")]
+    ties = gate.get("near_ties") or []
+    if gate.get("tie_tolerance") is None:
+        told.append(t("export.check_words"))
+    else:
+        told.append(t("export.check_text", equal=f.number(gate["equal_texts"]), n=prompts))
+        if ties:
+            told.append(t("export.check_ties", n=f.number(len(ties))))
+    told.append(t("export.check_kl", kl=f"{gate['kl_mean']:.2g}", limit=f"{gate['kl_limit']:g}"))
+    against = t(
+        "export.check_against", backend=gate["backend"], precision=gate["precision"], span=f.span(gate["seconds"])
+    )
+    near = (
+        h(
+            "details",
+            h("summary", t("export.near_ties")),
+            h("ul", [h("li", sentence(t, tie), class_="text") for tie in ties]),
+        )
+        if ties
+        else None
+    )
+    return h("div", h("h3", t("export.checks")), _list(told), near, h("p", against, class_="soft"))
+
+
+def _list(told: Sequence[str]) -> Html:
+    return h("ul", [h("li", text) for text in told], class_="checks")
+
+
+def _use(t: Strings, target: str, out: Path, files: Sequence[str]) -> Html:
+    rows = [
+        h(
+            "div",
+            h("span", t(_USES[what])),
+            h("code", command, tabindex="0", dir="ltr"),
+            h("button", t("common.copy"), type="button", class_="button small", data_copy=command),
+            class_="command",
+        )
+        for what, command in commands(target, out, [Path(name) for name in files])
+    ]
+    more = h("p", t("export.use_lmstudio"), class_="soft") if target in ("gguf", "ollama") else None
+    return h("div", h("h3", t("export.use")), rows, more)
