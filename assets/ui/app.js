@@ -88,6 +88,9 @@ window.ftl = (() => {
     element.addEventListener("toggle", (event) => { if (event.target.dataset && event.target.dataset.keep) open[event.target.open ? "add" : "delete"](event.target.dataset.keep); }, true);
     element.addEventListener("scroll", (event) => { if (event.target.dataset && event.target.dataset.scroll) scrolled.set(event.target.dataset.scroll, [event.target.scrollTop, event.target.scrollHeight - event.target.clientHeight - event.target.scrollTop < 40]); }, true);
     function after() {
+      stayAtEnd(element.closest(".follow-end"));
+      const wanted = element.querySelector("[autofocus]");
+      if (wanted && document.activeElement !== wanted) wanted.focus();
       element.querySelectorAll("details[data-keep]").forEach((d) => (d.open = d.open || open.has(d.dataset.keep)));
       element.querySelectorAll("[data-scroll]").forEach((d) => {
         const [top, end] = scrolled.get(d.dataset.scroll) || [0, d.dataset.end !== undefined];
@@ -103,6 +106,45 @@ window.ftl = (() => {
     after();
   }
   const handle = (e) => (e.dataset && e.dataset.do ? e.dataset.do + " " + (e.dataset.value || "") : "");
+
+  // A place that grows at its end shows its end, until the user scrolls away from it.
+  const left = new WeakSet();
+  function stayAtEnd(place) {
+    if (place && !left.has(place)) place.scrollTop = place.scrollHeight;
+  }
+  document.addEventListener("scroll", ({ target }) => {
+    if (!target.classList || !target.classList.contains("follow-end")) return;
+    left[target.scrollHeight - target.clientHeight - target.scrollTop > 60 ? "add" : "delete"](target);
+  }, true);
+
+  // Gradio's text fields tell of typing by "keypress", which deleting, pasting and composing (Chinese, Japanese) never make. Here they
+  // tell by "input"; while a word is being composed only at its end.
+  const fields = "textarea[data-testid], input[data-testid]";
+  document.addEventListener("keypress", (event) => {
+    if (event.isTrusted && event.key !== "Enter" && event.target.matches(fields)) event.stopPropagation();
+  }, true);
+  for (const kind of ["input", "compositionend"]) {
+    document.addEventListener(kind, (event) => {
+      if (event.isComposing || !event.target.matches(fields)) return;
+      event.target.dispatchEvent(new KeyboardEvent("keypress", { key: "Unidentified", bubbles: true }));
+    });
+  }
+
+  // A message box: Enter sends (presses the primary button beside it), Shift+Enter begins a new line, and the Enter that ends the
+  // composing of a word does neither. Safari says so by the key's code alone.
+  for (const kind of ["keydown", "keypress"]) {
+    document.addEventListener(kind, (event) => {
+      const box = event.key === "Enter" && event.target.closest && event.target.closest(".enter-sends");
+      if (!box) return;
+      event.stopPropagation();
+      if (event.shiftKey || event.isComposing || event.keyCode === 229) return;
+      event.preventDefault();
+      const button = kind === "keydown" && box.parentElement.querySelector(".button.primary:not(:disabled)");
+      if (!button || !event.target.value.trim()) return;
+      document.querySelectorAll(".follow-end").forEach((place) => left.delete(place));
+      button.click();
+    }, true);
+  }
 
   document.addEventListener("click", (event) => {
     const copy = event.target.closest("[data-copy]");
@@ -203,6 +245,17 @@ window.ftl = (() => {
     document.body.append(box);
   }
   setTimeout(look, 2000);
+
+  // ── buttons that a key presses (data-press), while nothing is being typed ───────────────────────────────────────────
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.key.length !== 1) return;
+    if (event.target.closest && event.target.closest("input,textarea,select,[contenteditable]")) return;
+    const key = event.key.toLowerCase();
+    const found = [...document.querySelectorAll("button[data-press]")].find((b) => b.dataset.press === key && b.offsetParent && !b.disabled);
+    if (!found) return;
+    event.preventDefault();
+    found.click();
+  });
 
   // ── the rail by keyboard: arrows move along it, as in any list of tabs ──────────────────────────────────────────
   document.addEventListener("keydown", (event) => {
