@@ -32,7 +32,7 @@ _WORDS: Mapping[str, frozenset[str]] = {
 """What such columns are called; a name of several words has one of these among them."""
 
 _LONG_ENOUGH = 3  # characters a column has on average to be a text
-_ROLE_KEYS = ("role", "from", "speaker", "sender")
+_ROLE_KEYS = {"role", "from", "speaker", "sender"}
 
 
 def roles(columns: Sequence[str]) -> dict[str, str]:
@@ -65,11 +65,11 @@ def guess(rows: Sequence[Row]) -> dict[str, str]:
     By names in several languages first, by the texts themselves second.
     """
     names = list(dict.fromkeys(key for row in rows for key in row if key))
-    turns = next((name for name in names if any(_is_turns(row.get(name)) for row in rows)), None)
+    if "chosen" in names and "rejected" in names:  # of two answers the good one; some hold the question as well
+        return {"messages" if any(_asks(row.get("chosen")) for row in rows) else "completion": "chosen"}
+    turns = next((name for name in names if any(_turns(row.get(name)) for row in rows)), None)
     if turns is not None:
         return {"messages": turns}
-    if "chosen" in names and "rejected" in names:
-        return {"completion": "chosen"} | ({"prompt": "prompt"} if "prompt" in names else {})
     found = {role: name for role in _WORDS if (name := _named(role, names)) is not None}
     if found.get("prompt") == found.get("completion"):
         found.pop("completion", None)
@@ -104,17 +104,20 @@ def _named(role: str, names: Sequence[str]) -> str | None:
     return min(near, key=len, default=None)
 
 
-def _is_turns(value: object) -> bool:
+def _turns(value: object) -> list[Mapping[str, Any]]:
+    """The turns of a value that is a list of them, also as JSON in a cell; empty for any other."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
-            return False
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(v, Mapping) and set(v) & {*_ROLE_KEYS} for v in value)
-    )
+        except (ValueError, RecursionError):
+            return []
+    if not isinstance(value, list):
+        return []
+    return value if all(isinstance(turn, Mapping) and set(turn) & _ROLE_KEYS for turn in value) else []
+
+
+def _asks(value: object) -> bool:
+    return any(str(turn.get("role", turn.get("from", ""))).lower() in ("user", "human") for turn in _turns(value))
 
 
 def _text_length(rows: Sequence[Row], name: str) -> float:

@@ -19,6 +19,7 @@ from finetune_local.data.read import DataFile, check_columns, nothing_usable
 from finetune_local.data.report import FileReport, Report, Tally, file_report
 from finetune_local.data.split import held_out
 from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.turns import whole
 from finetune_local.errors import DataError
 from finetune_local.spec.run import DataSettings
 
@@ -60,9 +61,11 @@ class Inspection:
         first: int = 0,
         count: int = 0,
         masked: Container[int] = (),
+        only_these: bool = False,
     ) -> None:
+        """`only_these`: no other rows are encoded, and reading ends behind them; then there is no report."""
         self._settings, self._tokenizer, self._max_length = settings, tokenizer, max_length
-        self._window, self._masked = range(first, first + count), masked
+        self._window, self._masked, self._only_these = range(first, first + count), masked, only_these
         self.rows: list[dict[str, Any]] = []
         """The table: plain values, see row_of()."""
         self.masks: dict[int, Encoded] = {}
@@ -131,8 +134,17 @@ class Inspection:
             leaks=int(np.isin(tally.keys, self._other.keys).sum()),
         )
 
+    def shown(self) -> dict[str, Any]:
+        """The rows of the table and those with their tokens, as plain values; `end` where no more rows follow them."""
+        return {
+            "first": self._window.start,
+            "rows": self.rows,
+            "masks": {str(number): self._shown(number) for number in sorted({*self.masks, *self.texts})},
+            "end": self.complete and self.readable <= self._window.stop,
+        }
+
     def as_json(self) -> dict[str, Any]:
-        """Everything that the window shows, as plain values."""
+        """All but the rows, as plain values."""
         sample = [row for file in self.files for row in file.sample]
         names = list(dict.fromkeys(name for file in self.files for name in file.names))
         unknown = [file for file in self.files if file.format is None or file.name == "preference"]
@@ -142,12 +154,9 @@ class Inspection:
             "report": report,
             "problems": [{"file": file, "message": text} for file, text in self.problems],
             "readable": self.readable,
-            "first": self._window.start,
-            "rows": self.rows,
-            "masks": {str(number): self._shown(number) for number in sorted({*self.masks, *self.texts})},
             "columns": [{"name": name, "sample": _sample(name, sample)} for name in names],
             "unknown": [file.shown for file in unknown],
-            "guess": columns.guess(
+            "guess": _likely(
                 [row for file in unknown for row in file.sample if recognise(row) is None or "chosen" in row]
             ),
             "speakers": report["speakers"],
@@ -174,6 +183,8 @@ class Inspection:
             return
         number = self.readable if tally is self._tally else -1
         self.readable += tally is self._tally
+        if self._only_these and number not in self._window and number not in self._masked:
+            return
         encoded: list[Encoded] = []
         reason = ""
         if self._tokenizer is not None:
@@ -262,5 +273,11 @@ def _short(text: str) -> str:
 def _sample(name: str, rows: Sequence[columns.Row]) -> str:
     """A value of a column, short, to recognise it by."""
     values = (row.get(name.strip().lower()) for row in rows)
-    text = " ".join(str(next((value for value in values if value not in (None, "")), ""))[: 4 * _SAMPLE_CELL].split())
+    text = " ".join(
+        whole(str(next((value for value in values if value not in (None, "")), ""))[: 4 * _SAMPLE_CELL]).split()
+    )
     return text if len(text) <= _SAMPLE_CELL else text[: _SAMPLE_CELL - 1] + "…"
+
+
+def _likely(rows: Sequence[columns.Row]) -> dict[str, str]:
+    return {role: whole(name) for role, name in columns.guess(rows).items()}

@@ -17,7 +17,7 @@ from finetune_local.data import chat_log, chat_text, columns, rows, scrub, speak
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected, Source
 from finetune_local.data.detect import HEAD_BYTES, FileKind, examine
 from finetune_local.data.formats import Format, Row, choose, format_named, formats, read_row, recognise
-from finetune_local.data.turns import kind_of
+from finetune_local.data.turns import kind_of, whole
 from finetune_local.errors import DataError
 from finetune_local.spec.run import DataSettings
 
@@ -90,7 +90,7 @@ class DataFile:
             try:
                 yield self._conversation(value, source, roles)
             except RowRejected as error:
-                yield Rejected(source, str(error))
+                yield Rejected(source, whole(str(error)))
 
     def _conversation(self, value: Any, source: Source, roles: frozenset[str]) -> Conversation:
         row = _row(value)
@@ -142,7 +142,7 @@ class DataFile:
                     lacking -= set(_lowered(value))
         found = [_lowered(value) for value in sample]
         self.sample = tuple(found)
-        self.names = tuple(dict.fromkeys(str(key) for value in sample for key in value))
+        self.names = tuple(dict.fromkeys(whole(str(key)) for value in sample for key in value))
         named = [columns.renamed(row, self._role_of) for row in found]
         self._log = self._log_keys(named) if log else None
         if self._log is not None:
@@ -151,7 +151,7 @@ class DataFile:
             self.format = choose(named, self.roles)
         if self.format is not None:
             known = self.format.keys if self._log is None else self._log.used
-            self.unused = tuple(dict.fromkeys(str(key) for row in named for key in row if key not in known))
+            self.unused = tuple(dict.fromkeys(whole(str(key)) for row in named for key in row if key not in known))
 
     def _log_keys(self, sample: Sequence[Row]) -> chat_log.LogKeys | None:
         """The keys of a chat log, if the rows are one: the user says so, or they look like it and like nothing else."""

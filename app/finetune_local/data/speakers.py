@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_local.data.conversation import Conversation, Message, Role, RowRejected
-from finetune_local.data.turns import ROLE_NAMES
+from finetune_local.data.turns import ROLE_NAMES, whole
 
 Row = Mapping[str, Any]
 
@@ -27,6 +27,7 @@ MOST_SPEAKERS = 1000
 
 _CONTENT_KEYS = ("content", "value", "text")
 _SHOWN = 6
+_WORTH_ASKING = 0.1  # share of the turns
 
 
 def count(row: Row, into: Counter[str]) -> None:
@@ -39,8 +40,10 @@ def count(row: Row, into: Counter[str]) -> None:
 
 
 def named(speakers: Mapping[str, int]) -> list[str]:
-    """Those speakers whose names are no role's, the most talkative first."""
+    """Those speakers whose names are no role's, the most talkative first; none where they say so little that it is a mistake."""
     own = [name for name in speakers if _role(name) is None]
+    if sum(speakers[name] for name in own) < _WORTH_ASKING * sum(speakers.values()):
+        return []
     return sorted(own, key=lambda name: (-speakers[name], name))
 
 
@@ -78,7 +81,7 @@ def name_of(turn: Mapping[str, Any]) -> str:
     given = [value for key in NAME_KEYS if isinstance(value := turn.get(key), str) and value.strip()]
     own = next((value for value in given if _role(value) is None), None)
     first = given[0] if given else ""
-    return (own if own is not None and _role(first) not in ("system", "tool") else first).strip()
+    return whole((own if own is not None and _role(first) not in ("system", "tool") else first).strip())
 
 
 def _cast(turns: Sequence[Row], assistant: str, *, several: bool) -> list[dict[str, Any]]:

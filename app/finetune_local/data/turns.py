@@ -54,6 +54,11 @@ def text_of(value: object, where: str, *, empty: bool = False) -> str:
     return value
 
 
+def whole(text: str) -> str:
+    """A text of the data that can be written anywhere: halves of characters (lone surrogates) are shown by their number."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def turns(value: object, key: str) -> list[Message]:
     """Messages from a list of {"role", "content"} or {"from", "value"}. Raises RowRejected saying which turn and why."""
     if isinstance(value, str):  # a CSV cell holds the list as JSON
