@@ -88,6 +88,9 @@ window.ftl = (() => {
     element.addEventListener("toggle", (event) => { if (event.target.dataset && event.target.dataset.keep) open[event.target.open ? "add" : "delete"](event.target.dataset.keep); }, true);
     element.addEventListener("scroll", (event) => { if (event.target.dataset && event.target.dataset.scroll) scrolled.set(event.target.dataset.scroll, [event.target.scrollTop, event.target.scrollHeight - event.target.clientHeight - event.target.scrollTop < 40]); }, true);
     function after() {
+      // A class and not :has(:empty): WebKit does not notice when that ceases to be so.
+      const block = element.closest(".block.view");
+      if (block) block.classList.toggle("vacant", !element.hasChildNodes());
       stayAtEnd(element.closest(".follow-end"));
       const wanted = element.querySelector("[autofocus]");
       if (wanted && document.activeElement !== wanted) wanted.focus();
@@ -146,6 +149,14 @@ window.ftl = (() => {
     }, true);
   }
 
+  // A panel that a word opens closes with a press beside it, or Escape.
+  const popups = () => document.querySelectorAll("details.popup[open]");
+  document.addEventListener("click", ({ target }) => popups().forEach((d) => { if (!d.contains(target)) d.open = false; }));
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    popups().forEach((d) => { if (d.contains(document.activeElement)) d.querySelector("summary").focus(); d.open = false; });
+  });
+
   document.addEventListener("click", (event) => {
     const copy = event.target.closest("[data-copy]");
     if (copy) {
@@ -185,8 +196,8 @@ window.ftl = (() => {
     depth = 0;
     document.body.classList.remove("dragging");
     event.preventDefault(); // a file must never replace the page
-    const input = dropTarget();
-    if (!input || event.target.closest(".drop-here")) return;
+    const input = dropTarget(), button = event.target.closest("button");
+    if (!input || (button && button.contains(input))) return; // Gradio's own place for files takes them itself
     input.files = event.dataTransfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   });
