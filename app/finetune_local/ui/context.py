@@ -26,15 +26,12 @@ from finetune_local.ui.formats import Formats
 from finetune_local.ui.machine import MachineFacts
 from finetune_local.ui.parts import pressed
 from finetune_local.ui.strings import Language, Strings
-from finetune_local.ui.windows import Window, Windows
+from finetune_local.ui.windows import FIRST, Window, Windows
 
 if TYPE_CHECKING:
     pass
 
 Handler = Callable[..., Any]
-FIRST = "home"
-"""The page that is shown where none was chosen."""
-
 CHAT, DESK = "finetune_local.chat.worker", "finetune_local.jobs.desk"
 
 

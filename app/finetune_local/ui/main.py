@@ -43,7 +43,7 @@ def create_app(context: Context) -> gr.Blocks:
     """All pages in the context's language."""
     import gradio as gr
 
-    from finetune_local.ui.context import FIRST
+    from finetune_local.ui.windows import FIRST
 
     context.begin()
     t = context.t

@@ -16,8 +16,12 @@ from finetune_local.files import write_text
 from finetune_local.paths import Home
 
 LAST = "last"
+FIRST = "home"
+"""The page that is shown where none was chosen."""
+
 _OLD_SECONDS = 7 * 86400
 _DELAY = 0.4
+_MOST_EARLY = 50
 
 
 class Window:
@@ -76,6 +80,7 @@ class Windows:
     def __init__(self, home: Home) -> None:
         self._folder = home.window / "drafts"
         self._by_session: dict[str, Window] = {}
+        self._early: dict[str, Window] = {}
         self._by_name: dict[str, Window] = {}
         self._forget_old()
 
@@ -90,11 +95,21 @@ class Windows:
             self._by_name[name] = window
         window.shown.clear()
         self._by_session[session] = window
+        early = self._early.pop(session, None)
+        if early is not None and early["page"] not in (
+            None,
+            FIRST,
+        ):  # the user went there before the page had said who it is
+            window.set(page=early["page"])
         return window
 
     def of(self, session: str | None) -> Window:
-        """The window of a session; one without memory where it has not said yet which it is."""
-        return self._by_session.get(session or "") or Window(None, "", {})
+        """The window of a session; one of which nothing is written where it has not said yet which it is."""
+        if not session or (known := self._by_session.get(session)) is None:
+            while len(self._early) > _MOST_EARLY:  # those that never said
+                self._early.pop(next(iter(self._early)), None)
+            return self._early.setdefault(session, Window(None, "", {})) if session else Window(None, "", {})
+        return known
 
     def close(self) -> None:
         """Write what waits to be written."""

@@ -42,12 +42,13 @@ def test_a_new_window_begins_as_the_last_one_was(home: Home) -> None:
     assert Windows(home).attach("b", "window9")["model"] == "mine"
 
 
-def test_a_session_that_has_not_said_which_window_it_is_keeps_nothing(home: Home) -> None:
+def test_of_a_session_that_has_not_said_which_window_it_is_nothing_is_written(home: Home) -> None:
     windows = Windows(home)
     windows.of("unknown").set(page="train")
     windows.of(None).set(page="train")
     windows.close()
-    assert windows.of("unknown")["page"] is None
+    assert windows.of(None)["page"] is None
+    assert windows.of("another")["page"] is None
     assert list((home.window / "drafts").glob("*.json")) == []
 
 
@@ -84,3 +85,14 @@ def test_old_drafts_go(home: Home) -> None:
         os.utime(file, (time.time() - age * 86400,) * 2)
     Windows(home)
     assert sorted(file.stem for file in folder.iterdir()) == ["last", "new1234"]
+
+
+def test_a_page_that_was_chosen_before_the_window_said_who_it_is_stays_chosen(home: Home) -> None:
+    windows = Windows(home)
+    windows.attach("a", "window1").set(page="data", model="mine")
+    windows.of("b").set(page="home")  # what a page that loads shows first is no choice
+    assert windows.attach("b", "window1")["page"] == "data"
+    windows.of("c").set(page="train")
+    found = windows.attach("c", "window1")
+    assert (found["page"], found["model"]) == ("train", "mine")
+    assert windows.of("c") is found
