@@ -12,8 +12,10 @@ from finetune_local.errors import ModelError
 from finetune_local.jobs import job
 from finetune_local.jobs.job import Job
 from finetune_local.models import hub, starter
+from finetune_local.models.folder import ModelFolder
 from finetune_local.models.get import free_name, is_place, repository_of
-from finetune_local.models.install import installed, source_of
+from finetune_local.models.install import installed
+from finetune_local.models.local import Found, add_folder, is_gguf
 from finetune_local.models.network import refuse_offline
 from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
@@ -89,10 +91,20 @@ def result_of(name: str, home: Home) -> str | None:
     return made if made in installed(home.models) else None
 
 
-def have(home: Home) -> dict[str, str]:
-    """What is installed, by what it was downloaded as: ORG/NAME (of the default model its short name) -> name here."""
-    found = {str(source_of(home.models / name).get("from")): name for name in installed(home.models)}
-    return found | ({DEFAULT_MODEL: DEFAULT_MODEL} if DEFAULT_MODEL in installed(home.models) else {})
+def bring(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
+    """Take in a model that is on this machine: a GGUF file is converted, a folder copied (a Job does either) or, without `copy`,
+    looked in from now on (what it holds). Raises ModelError, SpecError, DiskFull."""
+    place = Path(path.strip().strip("\"'")).expanduser()
+    if not path.strip():
+        raise ModelError("give the path of a model's folder or of a GGUF file.")
+    if place.is_file():
+        if not is_gguf(place):
+            raise ModelError(f"{place}: a file, and no GGUF. Give the folder that holds the model's config.json.")
+        return begin(str(place.absolute()), home)
+    if copy and place.is_dir():
+        ModelFolder.open(place)  # what is wrong with it is told at once
+        return begin(str(place.absolute()), home)
+    return add_folder(place)
 
 
 def _key(what: str) -> str:

@@ -227,7 +227,7 @@ def is_plain(family: str) -> bool:
     """Whether transformers itself has the family, so that the model's own code is not needed. Imports nothing."""
     spec = importlib.util.find_spec("transformers")
     places = spec.submodule_search_locations if spec is not None else None
-    wanted = re.sub(r"\W", "_", family)
+    wanted = re.sub(r"\W", "_", family.removesuffix("_text"))  # the text part of a family: gemma3_text
     return any((Path(place) / "models" / wanted).is_dir() for place in places or ())
 
 

@@ -78,8 +78,15 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
 
 
 def remove(name: str, models: Path) -> None:
-    """Delete an installed model. Raises ModelError where there is none of this name; what lies elsewhere is never touched."""
+    """Delete an installed model. Raises ModelError where there is none of this name, or a program has it open (Windows); what lies
+    elsewhere is never touched."""
     known = installed(models)
     if name not in known:
         raise ModelError(f"'{name}' is not installed in {models}. Installed: {', '.join(known) or 'none'}.")
-    shutil.rmtree(models / name)
+    with aside(models) as gone:
+        try:
+            (models / name).rename(gone / name)  # all of it or nothing
+        except OSError as error:
+            raise ModelError(
+                f"'{name}' cannot be removed ({error.strerror}). Close what uses it, a chat or a training, and try again."
+            ) from None

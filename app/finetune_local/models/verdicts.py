@@ -6,10 +6,12 @@ short without it (spec/defaults.py).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from finetune_local.errors import SpecError
 from finetune_local.models.catalog import catalog
 from finetune_local.models.fit import Estimate, estimate, verdict
 from finetune_local.models.shape import Measured, Shape
@@ -57,10 +59,14 @@ class Fit:
 
 
 def fits(model: Measured, kind: str, memory_bytes: int) -> tuple[Fit, ...]:
-    """Every way, in the order of WAYS. `kind` is the device's: "cpu", "cuda" or "metal"."""
+    """Every way that can be planned, in the order of WAYS; a model can be too narrow for the usual rank, or have no layer of the
+    kind. `kind` is the device's: "cpu", "cuda" or "metal"."""
     info = model.info()
-    plans = {key: plan_method(parse_spec({"method": {"key": key}}, "fit").method, info) for key, _ in WAYS}
-    return tuple(_fit(model, plans[key], precision, kind, memory_bytes) for key, precision in WAYS)
+    plans: dict[str, AdapterPlan] = {}
+    for key in dict.fromkeys(key for key, _ in WAYS):
+        with suppress(SpecError):
+            plans[key] = plan_method(parse_spec({"method": {"key": key}}, "fit").method, info)
+    return tuple(_fit(model, plans[key], precision, kind, memory_bytes) for key, precision in WAYS if key in plans)
 
 
 @lru_cache(maxsize=512)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.fields import Settings, did_you_mean, setting
@@ -35,6 +36,7 @@ class AtLinear(InBlocks):
     )
 
 
+@lru_cache(maxsize=1 << 15)
 def block_of(name: str) -> int | None:
     """The number of the transformer block a weight belongs to, or None outside the blocks."""
     found = _BLOCK.search(name)
@@ -134,5 +136,6 @@ def parse_layers(text: str, count: int) -> set[int]:
     return chosen
 
 
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name)]
+@lru_cache(maxsize=1 << 15)
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name))

@@ -75,7 +75,6 @@ def test_one_download_for_all_who_ask_paused_and_gone_on_with(hub: Hub, home: Ho
     assert any("range" in headers for headers in hub.asked("/blob/", "cdn"))
     assert downloads.result_of(found.name, home) == "tiny"
     assert downloads.unfinished(home) == []
-    assert downloads.have(home) == {"some/tiny": "tiny"}
     kept = "".join(f.read_text("utf-8") for f in found.folder.iterdir() if f.is_file())
     assert "hf_secret" not in kept
 
@@ -118,7 +117,9 @@ def test_what_fails_says_why_and_can_be_tried_again(hub: Hub, home: Home) -> Non
 
 
 def test_a_folder_is_copied_by_a_job_and_mistakes_are_told_at_once(hub: Hub, home: Home, tmp_path: Path) -> None:
-    found = downloads.begin(str(tiny_model(tmp_path / "my 模型")), home)
+    stick = tiny_model(tmp_path / "my 模型")
+    found = downloads.bring(f' "{stick}" ', home, copy=True)
+    assert isinstance(found, Job)
     assert ended(found).status == "done"
     assert downloads.result_of(found.name, home) == "my 模型"
     with pytest.raises(ModelError, match="is not in the list"):
@@ -129,6 +130,24 @@ def test_a_folder_is_copied_by_a_job_and_mistakes_are_told_at_once(hub: Hub, hom
     with pytest.raises(ModelError, match="stay offline"):
         downloads.begin("some/tiny", home)
     assert [f.name for f in job.every(home)] == [found.name]
+
+
+def test_a_folder_is_used_where_it_lies_and_what_is_no_model_is_told_at_once(
+    hub: Hub, home: Home, tmp_path: Path
+) -> None:
+    stick = tiny_model(tmp_path / "my 模型")
+    found = downloads.bring(str(stick), home, copy=False)
+    assert isinstance(found, list)
+    assert [f.use for f in found] == [str(stick)]
+    (tmp_path / "text.txt").write_text("x", "utf-8")
+    (tmp_path / "empty").mkdir()
+    for path, says in (("text.txt", "no GGUF"), ("gone", "there is no such folder"), ("empty", "config.json")):
+        for copy in (False, True):
+            with pytest.raises(ModelError, match=says):
+                downloads.bring(str(tmp_path / path), home, copy=copy)
+    with pytest.raises(ModelError, match="give the path"):
+        downloads.bring("  ", home, copy=False)
+    assert job.every(home) == []
 
 
 def test_thousands_of_lines_are_read_once(hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

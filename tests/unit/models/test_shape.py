@@ -63,6 +63,10 @@ def test_the_verdicts_follow_the_memory_and_checkpointing_is_tried_before_it_is_
     assert fits_shape(shape, "cuda", int(9e9)) == some
 
 
+def test_a_model_too_narrow_for_the_usual_rank_has_verdicts_of_the_other_methods() -> None:
+    assert {f.method for f in fits(shape_like(98_000, "llama"), "cpu", 16_000_000_000)} == {"full"}
+
+
 def test_the_reason_has_every_part_in_numbers() -> None:
     found = fits(catalog()[0].shape, "cpu", 16_000_000_000)[0]
     assert found.reason.startswith(
