@@ -66,7 +66,7 @@ def diagnostics(machine: Path, window: Any = None) -> str:
 
         facts["window"] = str(webview.renderer)
     text = json.dumps(facts, indent=2, ensure_ascii=False)
-    return text.replace(json.dumps(str(Path.home()))[1:-1], "~")
+    return text.replace(json.dumps(str(Path.home()), ensure_ascii=False)[1:-1], "~")
 
 
 def localization(words: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,255 @@
+"""The app as it is started: its window under a screen of the test's own, Chromium in its place, the browser, one app a home."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from finetune_local import paths
+from finetune_local.desktop import chromium, gtk
+from finetune_local.paths import Home
+from finetune_local.spec.run import parse_spec
+from finetune_local.train import runs
+from ui.conftest import EXPECTED
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the screen of these tests is Xvfb, which is for Linux")
+
+PATIENCE = 90.0
+"""Seconds, on a busy machine."""
+
+SIZE = (1000, 760)
+BUTTON = 0x0F766E
+"""The colour of a page's main button, in the light theme."""
+
+COMMAND = [sys.executable, "-c", "from finetune_local.cli.main import main; main()", "app"]
+
+
+def needs(what: str, present: bool) -> None:
+    if not present and os.environ.get(EXPECTED):
+        pytest.fail(f"{EXPECTED} is set, but {what} is not installed")
+    if not present:
+        pytest.skip(f"{what} is not installed")
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A screen in memory: its $DISPLAY, and the file that holds what it shows."""
+
+    display: str
+    picture: Path
+
+
+@pytest.fixture(scope="module")
+def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
+    """One for all tests here."""
+    needs("Xvfb (Debian: xvfb)", shutil.which("Xvfb") is not None)
+    needs("xdotool", shutil.which("xdotool") is not None)
+    folder = tmp_path_factory.mktemp("screen")
+    reading, writing = os.pipe()
+    command = ["Xvfb", "-displayfd", str(writing), "-screen", "0", f"{SIZE[0]}x{SIZE[1]}x24", "-fbdir", str(folder)]
+    server = subprocess.Popen(
+        [*command, "-nolisten", "tcp"], pass_fds=[writing], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        number = told.readline().strip()
+    yield Screen(f":{number}", folder / "Xvfb_screen0")
+    server.terminate()
+    server.wait()
+
+
+class Started:
+    """The app as a process of the test's."""
+
+    def __init__(self, home: Home, environment: dict[str, str], *options: str) -> None:
+        self.home, self.environment = home, environment
+        self.log = home.root.parent / "app.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, *options], env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def also(self, *options: str) -> str:
+        """Start it once more, and what it says."""
+        again = [*COMMAND, *options]
+        done = subprocess.run(again, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=PATIENCE, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def said(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+    def instance(self) -> dict[str, Any]:
+        """What a second start reads."""
+        file = self.home.window / "instance.json"
+        wait(file.exists, self)
+        return dict(json.loads(file.read_text("utf-8")))
+
+    def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        for child in (
+            [*psutil.Process(self.process.pid).children(recursive=True)] if self.process.poll() is None else []
+        ):
+            child.kill()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+def wait(condition: Callable[[], object], app: Started) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, app.said()
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def start(home: Home, tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    home.root.mkdir(parents=True)
+    started: list[Started] = []
+
+    def begin(*options: str, **environment: str) -> Started:
+        fixed = {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", paths.CONFIG_VARIABLE: str(tmp_path / "config")}
+        started.append(Started(home, {**fixed, **environment}, *options))
+        return started[-1]
+
+    yield begin
+    for app in started:
+        app.close()
+
+
+def press(screen: Screen, keys: str) -> None:
+    """Keys to the window that fills the screen."""
+    environment = {**os.environ, "DISPLAY": screen.display}
+    for words in (["mousemove", str(SIZE[0] - 60), str(SIZE[1] - 60), "click", "1"], ["key", keys]):
+        subprocess.run(["xdotool", *words], env=environment, check=True)
+
+
+def shows_the_page(screen: Screen) -> bool:
+    """Whether its main button is on the screen: more of that colour than the splash has. The picture is an X window dump."""
+    raw = screen.picture.read_bytes()
+    header = struct.unpack(">25I", raw[:100])
+    begin, lines, line = header[0] + 12 * header[19], header[5], header[12]
+    pixels = memoryview(raw)[begin : begin + lines * line].cast("I")
+    return sum(pixel & 0xFFFFFF == BUTTON for pixel in pixels) > 800
+
+
+def test_the_window_shows_the_page_and_its_end_is_the_app_s(
+    screen: Screen, start: Callable[..., Started], home: Home
+) -> None:
+    needs("GTK's WebKit (Debian: python3-gi gir1.2-webkit2-4.1)", gtk.find_libraries())
+    (home.window / "place.json").write_text(json.dumps({"x": 4000, "y": 4000, "width": 4000, "height": 4000}), "utf-8")
+    run = runs.create(home, parse_spec({"name": "goes on", "data": {"files": ["x.jsonl"]}}, "test"))
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    try:
+        known = {"pid": worker.pid, "started": psutil.Process(worker.pid).create_time()}
+        run.worker_file.write_text(json.dumps(known), "utf-8")
+        app = start(DISPLAY=screen.display, WAYLAND_DISPLAY="")
+        wait(lambda: shows_the_page(screen), app)
+        assert "here is its window" in app.also()
+        press(screen, "ctrl+plus")  # its own script and its way back to Python
+        wait(lambda: json.loads((home.window / "place.json").read_text("utf-8"))["zoom"] == 1.1, app)
+        place = json.loads((home.window / "place.json").read_text("utf-8"))
+        assert (place["width"], place["height"]) == SIZE and 0 <= place["x"] < SIZE[0]  # it was on no screen
+        press(screen, "ctrl+q")
+        assert app.ended() == 0, app.said()
+        assert "Still at work: run 'goes on'. Open the app again to see it." in app.said()
+        assert worker.poll() is None
+        assert not (home.window / "instance.json").exists()
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_chromium_stands_in_and_a_killed_app_is_replaced(
+    screen: Screen, start: Callable[..., Started], home: Home, tmp_path: Path
+) -> None:
+    needs("Chromium", chromium.find() is not None)
+    (tmp_path / "webview.py").write_text('raise ImportError("there is none in this test")', "utf-8")
+    environment = {"DISPLAY": screen.display, "WAYLAND_DISPLAY": "", "PYTHONPATH": str(tmp_path)}
+    app = start(**environment)
+    wait(lambda: shows_the_page(screen), app)
+    assert "There is no window of its own here: pywebview is not installed" in app.said()
+    reached: set[str] = set()
+    wait(lambda: reached.update(addresses(home)) or reached, app)
+    assert reached == {"127.0.0.1"}
+    before, windows = app.instance(), chromiums(home)
+    app.process.kill()
+    app.process.wait()
+    after = start(**environment)
+    wait(lambda: (home.window / "instance.json").exists() and after.instance() != before, after)
+    assert after.instance()["pid"] == after.process.pid and after.instance()["key"] != before["key"]
+    wait(lambda: not any(window.is_running() for window in windows) and chromiums(home), after)
+    assert "Finetune Local has ended." in after.also("--quit")
+    assert after.ended() == 0, after.said()
+    wait(lambda: not chromiums(home), after)
+
+
+def addresses(home: Home) -> set[str]:
+    """Where Chromium is connected to."""
+    found: set[str] = set()
+    for main in chromiums(home):
+        for process in [main, *main.children(recursive=True)]:
+            with suppress(psutil.Error):
+                found |= {c.raddr.ip for c in process.net_connections() if c.raddr}
+    return found
+
+
+def chromiums(home: Home) -> list[psutil.Process]:
+    """Chromium's processes of this home."""
+    profile = str(home.window / "chromium")
+    return [p for p in psutil.process_iter(["cmdline"]) if any(profile in part for part in p.info["cmdline"] or ())]
+
+
+def test_the_browser_is_given_a_link_and_ctrl_c_ends_it(
+    start: Callable[..., Started], home: Home, tmp_path: Path
+) -> None:
+    opened, browser = tmp_path / "opened", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> "{opened}"\n', "utf-8")
+    browser.chmod(0o755)
+    app = start("--browser", BROWSER=str(browser), DISPLAY=":0")
+    wait(opened.exists, app)
+    wait(lambda: "works once" in app.said(), app)
+    assert "open in your browser. Quit it in its settings, or here with Ctrl-C." in app.said()
+    assert app.also() and len(opened.read_text("utf-8").split()) == 2
+    port = app.instance()["port"]
+    first, second = opened.read_text("utf-8").split()
+    assert asked(port, "GET", first.partition(str(port))[2])[0] == 303
+    assert asked(port, "GET", first.partition(str(port))[2])[0] == 401  # it was used
+    assert "works once" in (printed := app.also("--no-open")) and printed.split()[-1] not in (first, second)
+    key = {"x-finetune-local-key": app.instance()["key"]}
+    for refused in ({}, {"x-finetune-local-key": "guess"}, {"cookie": f"finetune-local-{port}=guess"}):
+        assert asked(port, "POST", "/control?do=quit", refused)[0] == 401
+    assert asked(port, "POST", "/control?do=quit", {**key, "origin": "http://evil.example"})[0] == 403
+    assert asked(port, "POST", "/control?do=quit", {**key, "host": "evil.example"})[0] == 421
+    assert app.process.poll() is None
+    app.process.send_signal(signal.SIGINT)
+    assert app.ended() == 0, app.said()
+    assert "Traceback" not in app.said()
+
+
+def asked(port: int, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection.request(method, path, headers=headers or {})
+    answer = connection.getresponse()
+    text = answer.read().decode("utf-8")
+    connection.close()
+    return answer.status, text
