@@ -26,32 +26,49 @@ _USES = {
 }
 
 
-def history(t: Strings, f: Formats, jobs: Sequence[Job], opened: str) -> Html:
-    """Those that have ended, the newest first; of `opened` all is shown."""
-    items = [h("li", _one(t, f, found, found.name == opened), data_job=found.name) for found in jobs]
+def history(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
+    """Those that have ended, the newest first, each folded."""
+    items = [
+        h(
+            "li",
+            h("details", h("summary", _head(t, f, found)), _body(t, f, found), data_keep=found.name),
+            data_job=found.name,
+        )
+        for found in jobs
+    ]
     return parts.card(h("ul", items, class_="plain exports"), title=t("export.history"))
 
 
-def _one(t: Strings, f: Formats, found: Job, opened: bool) -> Html:
-    state, arguments = found.state(), found.arguments
-    out = Path(arguments["out"])
-    there = out.exists()
-    gate: Mapping[str, Any] = (state.result or {}).get("gate") or {}
-    badge = _badge(t, state, gate)
+def ended(t: Strings, f: Formats, found: Job) -> Html:
+    """One that has just ended, with all there is to know."""
+    close = parts.button(t("common.close"), "job.close", found.name, kind="small quiet")
+    return parts.card(
+        _head(t, f, found), _body(t, f, found, close), class_="export-ended", data_job=found.name, role="status"
+    )
+
+
+def _head(t: Strings, f: Formats, found: Job) -> Html:
+    state = found.state()
     size = t("export.files", n=len(state.result["files"]), size=f.size(state.result["bytes"])) if state.result else ""
-    failed = out.with_name(out.name + FAILED)
-    kept = failed.exists() and state.status == "failed"
-    head = h(
+    return h(
         "div",
-        h("strong", out.name, class_="grow name"),
-        badge,
+        h("strong", Path(found.arguments["out"]).name, class_="grow name"),
+        _badge(t, state),
         h("span", size, class_="soft"),
         h("span", f.moment(found.asked["created"]), class_="soft"),
         class_="row",
     )
+
+
+def _body(t: Strings, f: Formats, found: Job, *more: Child) -> Html:
+    """What was checked and how to use it, or why there is nothing to use."""
+    state, arguments = found.state(), found.arguments
+    out = Path(arguments["out"])
+    failed = out.with_name(out.name + FAILED)
+    there, kept = out.exists(), state.status == "failed" and failed.exists()
     body: list[Child] = []
     if state.result and there:
-        body += [_checks(t, f, gate), _use(t, str(arguments["target"]), out, state.result["files"])]
+        body += [_checks(t, f, state.result["gate"]), _use(t, str(arguments["target"]), out, state.result["files"])]
     elif state.result:
         body.append(h("p", t("export.gone"), class_="soft"))
     else:
@@ -61,19 +78,14 @@ def _one(t: Strings, f: Formats, found: Job, opened: bool) -> Html:
         parts.button(t("ended.retry"), "job.again", found.name, kind="small")
         if not state.result and not kept
         else None,
-        parts.button(t("export.forget"), "job.forget", found.name, kind="small quiet"),
+        more or parts.button(t("export.forget"), "job.forget", found.name, kind="small quiet"),
     ]
-    return h(
-        "details",
-        h("summary", head),
-        h("div", body, h("div", buttons, class_="row"), class_="stack"),
-        open=opened,
-        data_keep=found.name,
-    )
+    return h("div", body, h("div", buttons, class_="row"), class_="stack")
 
 
-def _badge(t: Strings, state: State, gate: Mapping[str, Any]) -> Html:
-    if state.status == "done":
+def _badge(t: Strings, state: State) -> Html:
+    if state.result is not None:
+        gate = state.result["gate"]
         return parts.badge(
             t("export.ready" if gate.get("passed") else "export.unchecked"), "good" if gate.get("passed") else "warn"
         )
@@ -92,8 +104,9 @@ def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
     prompts = f.number(gate["prompts"])
     told = [t("export.check_ids", n=prompts), t("export.check_template"), t("export.check_stops")]
     ties = gate.get("near_ties") or []
+    costs = None
     if gate.get("tie_tolerance") is None:
-        told.append(t("export.check_words"))
+        costs = h("li", t("export.check_words"), class_="cost")
     else:
         told.append(t("export.check_text", equal=f.number(gate["equal_texts"]), n=prompts))
         if ties:
@@ -111,11 +124,11 @@ def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
         if ties
         else None
     )
-    return h("div", h("h3", t("export.checks")), _list(told), near, h("p", against, class_="soft"))
+    return h("div", h("h3", t("export.checks")), _list(told, costs), near, h("p", against, class_="soft"))
 
 
-def _list(told: Sequence[str]) -> Html:
-    return h("ul", [h("li", text) for text in told], class_="checks")
+def _list(told: Sequence[str], more: Html | None = None) -> Html:
+    return h("ul", [h("li", text) for text in told], more, class_="checks")
 
 
 def _use(t: Strings, target: str, out: Path, files: Sequence[str]) -> Html:

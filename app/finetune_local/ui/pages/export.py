@@ -12,7 +12,7 @@ from finetune_local.jobs.job import Job
 from finetune_local.models.install import installed
 from finetune_local.ui import exportform, exportview, jobview, parts
 from finetune_local.ui.answers import Answers
-from finetune_local.ui.html import Html, join
+from finetune_local.ui.html import Html, h, join
 from finetune_local.ui.opening import open_folder
 from finetune_local.ui.translate import sentence
 
@@ -42,10 +42,10 @@ class ExportPage:
         """Make and wire the components."""
         context = self.context
         self.head = parts.view(id="export-head")
-        self.form = parts.view(id="export-form")
         self.work = parts.view(id="export-work")
+        self.form = parts.view(id="export-form")
         self.history = parts.view(id="export-history")
-        views = [self.head, self.form, self.work, self.history]
+        views = [self.head, self.work, self.form, self.history]
         context.on_show("export", self._show, views)
         context.on_tick("export", self._draw, views)
         for view in views:
@@ -67,12 +67,18 @@ class ExportPage:
         ended = [found for found in known if found not in working][:LISTED]
         nothing = not adapters and not installed(self.home.models)
         answer = self.offers.ask(**exportform.asked(self.context, window, adapters)) if not nothing else None
-        shown = str(window["export_shown"] or "")
+        begun = str(window["export_shown"] or "")
+        own = [found for found in ended if found.name == begun]
+        others = [found for found in ended if found.name != begun]
+        # Where this window has begun another one, it is seen from its top (app.js: data-top).
+        top = h("span", tabindex="-1", data_top=begun)
         drawn = {
             self.head: parts.header(t("export.title"), t("export.lead")),
             self.form: exportform.card(self.context, window, adapters, answer) if answer else self._empty(),
-            self.work: join([self._working(found) for found in working]),
-            self.history: exportview.history(t, self.f, ended, shown) if ended else "",
+            self.work: join(
+                [top, *map(self._working, working), *(exportview.ended(t, self.f, found) for found in own)]
+            ),
+            self.history: exportview.history(t, self.f, others) if others else "",
         }
         return {view: html for view, html in drawn.items() if window.changed(f"export {view.elem_id}", html)}
 
@@ -118,6 +124,8 @@ class ExportPage:
                 window.set(export_shown=value)
             case "job.forget":
                 exports.forget(self.home, value)
+            case "job.close":
+                window.set(export_shown=None)
         return self._draw(window)
 
     def _start(self, window: Window) -> None:
