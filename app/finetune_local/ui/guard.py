@@ -14,6 +14,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
+from finetune_local.ui.peer import is_another_user_s
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -137,7 +139,9 @@ class Guard:
             return
         if path == OPEN:
             token = _asked(scope, "t")
-            if self.gate.redeem(token):
+            if (client := scope.get("client")) is not None and is_another_user_s(client[1], self.gate.port):
+                await _answer(send, 403, "This link is for another user of this machine.")
+            elif self.gate.redeem(token):
                 more = [(b"location", b"/"), (b"set-cookie", self.gate.set_cookie()), (b"cache-control", b"no-store")]
                 await _answer(send, 303, "", more)
             elif self.gate.admits(headers.get("cookie", "")):  # a reload of the link's page
