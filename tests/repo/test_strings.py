@@ -14,6 +14,7 @@ import pytest
 
 from finetune_local.chat.sampling import Sampling
 from finetune_local.cli.spec_options import spec_fields
+from finetune_local.models.catalog import catalog
 from finetune_local.preferences import Preferences
 from finetune_local.spec.methods import methods
 from finetune_local.ui.controls import kind_of
@@ -39,6 +40,7 @@ BY_LISTING = {
     "settings.": set(FIELDS),
     "help.": set(FIELDS),
     "choices.": CHOICES,
+    "catalog.": {entry.name for entry in catalog()},
     "methods.": {f"{key}.{part}" for key in methods() for part in ("title", "summary")},
 }
 """Keys that follow from what the code declares: all of them must be there, and beside them only what a page names in full."""
