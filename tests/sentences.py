@@ -26,7 +26,7 @@ NO_CORE = ("app/finetune_local/cli/", "app/finetune_local/ui/", "app/finetune_lo
 
 DEFECTS = {"RuntimeError", "AssertionError", "KeyError", "TypeError", "NotImplementedError", "StopIteration"}
 QUIET = {"compile", "search", "fullmatch", "match", "sub", "findall", "startswith", "endswith", "removeprefix", "removesuffix", "split",
-         "cast", "NewType", "TypeVar", "getLogger", "debug", "get", "which", "encode", "Literal", "field", "replace", "partition",
+         "cast", "NewType", "TypeVar", "getLogger", "debug", "which", "encode", "Literal", "field", "replace", "partition",
          "warn", "filterwarnings", "fromisoformat", "strftime", "SimpleNamespace", "setting", "Method", "print", "environ"}  # fmt: skip
 """Calls whose texts nobody reads, or that are listed by what declares them (test_strings.py)."""
 

@@ -170,7 +170,7 @@ def test_a_place_at_an_end_stays_there() -> None:
 
 
 def test_no_template_twice() -> None:
-    english = [t.english for t in templates()]
+    english = [(t.phrase, t.english) for t in templates()]
     assert sorted({text for text in english if english.count(text) > 1}) == []
 
 

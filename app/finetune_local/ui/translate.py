@@ -114,7 +114,7 @@ def templates() -> tuple[Template, ...]:
     found = []
     for file in sorted((assets() / "messages").glob("*.toml")):
         lists = tomllib.loads(file.read_text("utf-8"))
-        for name in ("messages", "phrases"):
+        for name in ("phrases", "messages"):  # inside a sentence a phrase goes before a message of the same words
             found += [_template(english, chinese, name == "phrases") for english, chinese in lists.get(name, ())]
     return tuple(found)
 
