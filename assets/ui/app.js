@@ -87,11 +87,12 @@ window.ftl = (() => {
     element.addEventListener("focusout", () => setTimeout(() => { if (!element.contains(document.activeElement) && document.activeElement !== document.body) focused = ""; }));
     element.addEventListener("toggle", (event) => { if (event.target.dataset && event.target.dataset.keep) open[event.target.open ? "add" : "delete"](event.target.dataset.keep); }, true);
     element.addEventListener("scroll", (event) => { if (event.target.dataset && event.target.dataset.scroll) scrolled.set(event.target.dataset.scroll, [event.target.scrollTop, event.target.scrollHeight - event.target.clientHeight - event.target.scrollTop < 40]); }, true);
+    const growing = element.closest(".follow-end");
+    if (growing) [element, growing].forEach((one) => new ResizeObserver(() => stayAtEnd(growing)).observe(one));
     function after() {
       // A class and not :has(:empty): WebKit does not notice when that ceases to be so.
       const block = element.closest(".block.view");
       if (block) block.classList.toggle("vacant", !element.hasChildNodes());
-      stayAtEnd(element.closest(".follow-end"));
       const wanted = element.querySelector("[autofocus]");
       if (wanted && document.activeElement !== wanted) wanted.focus();
       element.querySelectorAll("details[data-keep]").forEach((d) => (d.open = d.open || open.has(d.dataset.keep)));
@@ -111,13 +112,16 @@ window.ftl = (() => {
   const handle = (e) => (e.dataset && e.dataset.do ? e.dataset.do + " " + (e.dataset.value || "") : "");
 
   // A place that grows at its end shows its end, until the user scrolls away from it.
-  const left = new WeakSet();
+  const left = new WeakSet(), reached = new WeakMap();
   function stayAtEnd(place) {
     if (place && !left.has(place)) place.scrollTop = place.scrollHeight;
   }
   document.addEventListener("scroll", ({ target }) => {
     if (!target.classList || !target.classList.contains("follow-end")) return;
-    left[target.scrollHeight - target.clientHeight - target.scrollTop > 60 ? "add" : "delete"](target);
+    const back = target.scrollTop < (reached.get(target) || 0); // what grows only goes on
+    reached.set(target, target.scrollTop);
+    if (target.scrollHeight - target.clientHeight - target.scrollTop <= 60) left.delete(target);
+    else if (back) left.add(target);
   }, true);
 
   // Gradio's text fields tell of typing by "keypress", which deleting, pasting and composing (Chinese, Japanese) never make. Here they

@@ -50,7 +50,12 @@ def base(home: Home, wanted: str | None, adapters: Sequence[str] = ()) -> str | 
 def opened(home: Home, model: str) -> ModelFolder:
     """The folder of a base on this machine, looked at again only where it has changed. Raises ModelError."""
     found = find(model, home)
-    return _folder(found.path, found.name, stamp(found.path / MODEL_CONFIG, found.path / TOKENIZER))
+    return _folder(found.path, found.name, stamp(found.path, MODEL_CONFIG, TOKENIZER))
+
+
+def listed(home: Home) -> list[Offer]:
+    """Every adapter of the library, whatever base it was made on."""
+    return [Offer(entry.name, entry.folder) for entry in entries(home)]
 
 
 def offers(home: Home, model: ModelFolder, more: Sequence[str] = ()) -> list[Offer]:
@@ -68,7 +73,7 @@ def offers(home: Home, model: ModelFolder, more: Sequence[str] = ()) -> list[Off
 
 
 def _misfit(folder: Path, model: ModelFolder) -> str:
-    return _problem(folder, stamp(*(folder / name for name in (CONFIG, WEIGHTS, IDENTITY))), model)
+    return _problem(folder, stamp(folder, CONFIG, WEIGHTS, IDENTITY), model)
 
 
 @lru_cache(maxsize=4096)

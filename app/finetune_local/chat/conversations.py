@@ -34,7 +34,7 @@ class Listed:
 
 def read(history: History) -> Conversation:
     """A conversation as it stands, kept in memory until its file changes. To be looked at, not to be changed."""
-    return _read(history.path, stamp(history.path))
+    return _read(history.path, _stamp(history))
 
 
 def listed(home: Home, search: str = "") -> list[Listed]:
@@ -42,7 +42,7 @@ def listed(home: Home, search: str = "") -> list[Listed]:
     words, found = search.casefold().split(), []
     for history in every(home):
         conversation = read(history)
-        if not conversation.exchanges or not all(word in _text(history.path, stamp(history.path)) for word in words):
+        if not conversation.exchanges or not all(word in _text(history.path, _stamp(history)) for word in words):
             continue
         with suppress(FileNotFoundError):
             changed = history.path.stat().st_mtime
@@ -90,6 +90,10 @@ def lines_of(conversation: Conversation) -> Sequence[str]:
     for exchange in conversation.exchanges:
         found += [exchange.question or "", *(answer.content for answer in exchange.answers)]
     return found
+
+
+def _stamp(history: History) -> object:
+    return stamp(history.path.parent, history.path.name)
 
 
 @lru_cache(maxsize=512)

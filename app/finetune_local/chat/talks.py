@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from finetune_local.errors import SpecError
+from finetune_local.errors import SpecError, WorkerDied
 from finetune_local.service import Asked, Event, Service
 
 Phase = Literal["waiting", "loading", "answering", "ended"]
@@ -79,6 +79,8 @@ class Talk:
             if self.stopped:
                 self._asked.stop()
             self._follow(self._asked, on_opened)
+        except WorkerDied as error:
+            self.error = None if self.stopped else error
         except Exception as error:  # noqa: BLE001 - it is shown where it was asked for
             self.error = error
         self._note(phase="ended")
@@ -181,6 +183,12 @@ class Talks:
         talk = self._talks.get(conversation)
         if talk is not None and not talk.ended:
             raise SpecError("this conversation is being answered. Wait for the answer, or stop it.")
+
+    def stop(self, talk: Talk) -> None:
+        """Leave a talk off. A model that is being loaded for it alone listens to nobody: its process is ended."""
+        talk.stop()
+        if talk.phase == "loading" and self.under_way() == [talk]:
+            self._service.close()
 
     def unload(self) -> None:
         """Give the memory back: stop what is under way, which keeps what was said, and end the process."""

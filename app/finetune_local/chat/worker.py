@@ -146,7 +146,7 @@ class Holder:
         path = resolve(values.get("model") or made_on or DEFAULT_MODEL, self.home, progress).path
         wanted: dict[str, Any] = {
             "path": path,
-            "files": stamp(*sorted(file for file in path.iterdir() if file.suffix in _OF_THE_MODEL)),
+            "files": stamp(path, *sorted(f.name for f in path.iterdir() if f.suffix in _OF_THE_MODEL)),
             "rope_factor": 1.0 if first is None else rope_factor_of(first),
             "backend": values.get("backend") or "auto",
             "precision": values.get("precision"),
