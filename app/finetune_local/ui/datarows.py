@@ -117,8 +117,14 @@ def _row(t: Strings, f: Formats, row: Mapping[str, Any], tokens: bool, chosen: i
         h("td", f.number(row["turns"]) if row["turns"] else "", class_="number"),
         h("td", button, class_="actions"),
     ]
+    is_chosen = number == chosen
     return h(
-        "tr", cells, class_="chosen" if number == chosen else None, aria_current="true" if number == chosen else None
+        "tr",
+        cells,
+        data_do="data.row",
+        data_value=number,
+        class_="chosen" if is_chosen else None,
+        aria_current="true" if is_chosen else None,
     )
 
 

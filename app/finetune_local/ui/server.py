@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local import paths
 from finetune_local.paths import Home
 from finetune_local.ui.guard import OWN, App, Gate, Guard, Receive, Scope, Send
+from finetune_local.ui.uploads import Uploads
 from finetune_local.ui.without_stubs import make_no_stubs
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Server:
 
         quiet_libraries(self.home)
         config = uvicorn.Config(
-            Guard(self.front, self.gate),
+            Guard(Uploads(self.front, self.context, self.home.cache / "uploads", LARGEST_UPLOAD), self.gate),
             log_level="warning",
             access_log=False,
             lifespan="off",

@@ -43,7 +43,7 @@ def answer(call: Call, home: Home) -> dict[str, Any]:
     told = {"model": str(asked.get("model") or "") if tokenizer else "", "model_problem": problem}
     if asked["what"] == "rows":
         return told | _rows(settings, tokenizer, length, asked)
-    return told | _all(call, settings, tokenizer, length)
+    return _all(call, settings, tokenizer, length, told)
 
 
 def _rows(settings: DataSettings, tokenizer: Tokenizer | None, length: int, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def _rows(settings: DataSettings, tokenizer: Tokenizer | None, length: int, aske
     return look.shown()
 
 
-def _all(call: Call, settings: DataSettings, tokenizer: Tokenizer | None, length: int) -> dict[str, Any]:
+def _all(
+    call: Call, settings: DataSettings, tokenizer: Tokenizer | None, length: int, beside: Mapping[str, Any]
+) -> dict[str, Any]:
     key = json.dumps(
         [settings.model_dump(), call.values.get("model"), tokenizer is not None, length, _stamps(settings)]
     )
@@ -69,13 +71,13 @@ def _all(call: Call, settings: DataSettings, tokenizer: Tokenizer | None, length
     for share in steps:
         if not told and look.rows_read >= SAMPLE_ROWS:
             told = True
-            call.tell("sample", found=look.as_json())
+            call.tell("sample", found={**beside, **look.as_json()})
         if time.monotonic() - when > TELL_SECONDS:
             when = time.monotonic()
             call.tell("progress", done=share)
         if call.interrupted():
             break
-    return look.as_json()
+    return {**beside, **look.as_json()}
 
 
 def _stamps(settings: DataSettings) -> list[object]:
