@@ -57,7 +57,7 @@ def listed() -> tuple[Sentence, ...]:
     """Every sentence of the core, each way to say it once a file."""
     found: dict[tuple[str, str], Sentence] = {}
     for path in files():
-        for sentence in listed_in(path.read_text("utf-8"), path.relative_to(ROOT).as_posix()):
+        for sentence in _module(path).sentences():
             found.setdefault((sentence.file, sentence.text), sentence)
     return tuple(found.values())
 
@@ -78,11 +78,16 @@ def example(text: str) -> str:
 def texts() -> Iterator[str]:
     """Every line that is written in the core's source, whoever reads it."""
     for path in files():
-        module = _Module(path.read_text("utf-8"), path.name)
+        module = _module(path)
         for node in ast.walk(module.tree):
             if _texty(node):
                 for way in module.ways(node):
                     yield from way.split("\n")
+
+
+@cache
+def _module(path: Path) -> _Module:
+    return _Module(path.read_text("utf-8"), path.relative_to(ROOT).as_posix())
 
 
 class _Module:
@@ -96,6 +101,7 @@ class _Module:
 
     def sentences(self) -> Iterator[Sentence]:
         roots = [node for node in ast.walk(self.tree) if _texty(node) and self._begins(node)]
+        self.inlined.clear()
         said = [(root, self.ways(root)) for root in roots]  # all of them first: inlined is complete only then
         for root, ways in said:
             if root in self.inlined:

@@ -108,6 +108,25 @@ def _translated(text: str) -> bool:
     return False
 
 
+def test_the_listing_finds_every_way_to_say_a_thing() -> None:
+    source = """
+AGAIN = "Try it again."
+def f(a, progress):
+    what = "is missing" if a else f"is {a:.1f} wide"
+    progress("merging")
+    raise SpecError(f"{a}: this {what}.{hint(a)} {AGAIN}" + (" Or leave it out." if a else ""))
+    raise RuntimeError("this is no sentence of the app")
+"""
+    found = {sentence.text.replace(PLACE, "{}") for sentence in sentences.listed_in(source, "app/x.py")}
+    assert found == {
+        "merging",
+        "{}: this is missing.{} Try it again.",
+        "{}: this is missing.{} Try it again. Or leave it out.",
+        "{}: this is {} wide.{} Try it again.",
+        "{}: this is {} wide.{} Try it again. Or leave it out.",
+    }
+
+
 def test_what_the_core_says_has_its_chinese() -> None:
     said = _listed()
     missing = [str(sentence) for sentence in said if not _translated(sentence.text)]
@@ -117,12 +136,8 @@ def test_what_the_core_says_has_its_chinese() -> None:
 
 
 def test_each_template_is_said_by_somebody() -> None:
-    lines = list(dict.fromkeys([*sentences.texts(), *_system_texts()]))
-    left = [
-        template.english
-        for template in templates()
-        if not any(re.search(_pattern(template), line) for line in lines if template.longest.strip() in line)
-    ]
+    source = "\n".join(dict.fromkeys([*sentences.texts(), *_system_texts()])) + "\n"
+    left = [t.english for t in templates() if not any(re.search(_pattern(t), line) for line in _lines(source, t))]
     assert left == [], "nobody says these any more"
 
 
@@ -133,6 +148,16 @@ def _pattern(template: Template) -> str:
         others[0] = others[0].lstrip(" ")
         return ".+?".join(map(re.escape, others))
     return ".+?".join(map(re.escape, template.pieces))
+
+
+def _lines(source: str, template: Template) -> Iterator[str]:
+    """Those with the template's longest words, which are few."""
+    words = template.longest.strip()
+    at = source.find(words)
+    while at >= 0:
+        end = source.find("\n", at)
+        yield source[source.rfind("\n", 0, at) + 1 : end]
+        at = source.find(words, end)
 
 
 QUOTED = {"Name or service not known", "Temporary failure in name resolution", "Disk quota exceeded"}

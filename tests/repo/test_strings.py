@@ -96,7 +96,7 @@ STEMS = "|".join(sorted({key.partition(".")[0] for key in table()}))
 
 
 def _keys(node: ast.AST) -> Iterator[tuple[str, int]]:
-    """Every text under a node that begins as a key does, as a regular expression: f-strings have any word at a place."""
+    """Every text under a node that begins as a key does; that of an f-string as a regular expression, with any word at a place."""
     if isinstance(node, ast.JoinedStr):
         parts = [re.escape(str(p.value)) if isinstance(p, ast.Constant) else r"[\w.-]+" for p in node.values]
         if re.match(rf"(?:{STEMS})\\\.", parts[0]):
@@ -104,7 +104,7 @@ def _keys(node: ast.AST) -> Iterator[tuple[str, int]]:
         return
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         if re.fullmatch(rf"(?:{STEMS})\.[\w.-]+", node.value):
-            yield re.escape(node.value), node.lineno
+            yield node.value, node.lineno
         return
     for child in ast.iter_child_nodes(node):
         yield from _keys(child)
@@ -124,8 +124,11 @@ def trees() -> dict[str, ast.AST]:
     return {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text("utf-8")) for file in WINDOW}
 
 
-def _matching(pattern: str) -> set[str]:
-    return {key for key in table() if re.fullmatch(pattern, key)}
+@cache
+def _matching(pattern: str) -> frozenset[str]:
+    if "[" not in pattern:
+        return frozenset({pattern} & table().keys())
+    return frozenset(key for key in table() if re.fullmatch(pattern, key))
 
 
 def test_every_key_that_is_asked_for_is_there() -> None:
