@@ -12,7 +12,7 @@ from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import check_same_base, read_identity
 from finetune_local.adapters.library import base_of, entries, rope_factor_of
 from finetune_local.adapters.library import find as find_adapter
-from finetune_local.errors import AdapterError, UserError
+from finetune_local.errors import AdapterError, ModelError, UserError
 from finetune_local.files import stamp
 from finetune_local.layout import CONFIG, WEIGHTS
 from finetune_local.models.folder import CONFIG as MODEL_CONFIG
@@ -49,7 +49,12 @@ def base(home: Home, wanted: str | None, adapters: Sequence[str] = ()) -> str | 
 
 def opened(home: Home, model: str) -> ModelFolder:
     """The folder of a base on this machine, looked at again only where it has changed. Raises ModelError."""
-    found = find(model, home)
+    try:
+        found = find(model, home)
+    except ModelError:
+        if model in installed(home.models) or Path(model).expanduser().is_dir():
+            raise  # it is there, and cannot be used
+        raise ModelError(f"the base '{model}' is not on this machine. Choose another one, or get it again.") from None
     return _folder(found.path, found.name, stamp(found.path, MODEL_CONFIG, TOKENIZER))
 
 
