@@ -53,10 +53,11 @@ def renamed(row: Row, role_of: Mapping[str, str]) -> Row:
 def missing(column: str, role: str, shown: str, names: Sequence[str]) -> DataError:
     """The error for a column that no file has."""
     listed = ", ".join(f"'{name}'" for name in names[:20]) or "none"
-    return DataError(
-        f"{shown}: there is no column '{column}' (--column {role}={column}).{did_you_mean(column, list(names))} "
-        f"Its columns: {listed}."
-    )
+    written = {name.strip().lower(): name for name in names}
+    hint = did_you_mean(column.strip().lower(), list(written))
+    for small, name in written.items():
+        hint = hint.replace(f"'{small}'", f"'{name}'")
+    return DataError(f"{shown}: there is no column '{column}' (--column {role}={column}).{hint} Its columns: {listed}.")
 
 
 def guess(rows: Sequence[Row]) -> dict[str, str]:

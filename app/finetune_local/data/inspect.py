@@ -43,6 +43,7 @@ class Piece:
     text: str
     learned: bool
     special: bool
+    tokens: int = 1
 
 
 class Inspection:
@@ -232,7 +233,13 @@ class Inspection:
             return {**told, "turns": [(role, text[:_TEXT_SHOWN], learned) for role, text, learned in texts]}
         found = self.pieces(number)
         shown = [(piece.text, piece.learned, piece.special) for piece in found[:PIECES]]
-        return {**told, "pieces": shown, "more": len(found) - len(shown), "cut": self.masks[number].cut}
+        return {
+            **told,
+            "pieces": shown,
+            "tokens": len(self.masks[number].ids),
+            "more": sum(piece.tokens for piece in found[PIECES:]),
+            "cut": self.masks[number].cut,
+        }
 
 
 def pieces(row: Encoded, tokenizer: Tokenizer) -> list[Piece]:
@@ -241,7 +248,7 @@ def pieces(row: Encoded, tokenizer: Tokenizer) -> list[Piece]:
     turning = {i for i in range(1, len(mask)) if mask[i] != mask[i - 1]}
     result, at = [], 0
     for text, ids in tokenizer.pieces(row.ids.tolist(), turning):
-        result.append(Piece(text, mask[at], any(map(tokenizer.is_special, ids))))
+        result.append(Piece(text, mask[at], any(map(tokenizer.is_special, ids)), len(ids)))
         at += len(ids)
     return result
 

@@ -54,7 +54,7 @@ def harmless(name: str) -> str:
     shown = "".join(
         "_" if c in '<>:"|?*' else c for c in last if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
     )
-    stem, dot, ending = shown.strip(" .-").rpartition(".")
+    stem, dot, ending = shown.strip().rstrip(" .").rpartition(".")
     if not dot:
         stem, ending = ending, ""
     ending = ending.strip()[:16]

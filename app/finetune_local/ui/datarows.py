@@ -153,7 +153,7 @@ def mask_card(t: Strings, f: Formats, rows: Mapping[str, Any], chosen: int, read
     why = h("p", t("data.mask_why", reason=told(t, reason)), class_="hint bad") if reason else None
     if "pieces" not in mask:
         return parts.card(head, h("p", place, class_="soft"), why, [_turn(t, *turn) for turn in mask["turns"]])
-    count = len(mask["pieces"]) + mask["more"]
+    count = mask["tokens"]
     legend = h(
         "p",
         h("span", t("data.mask_learned"), class_="tok learned"),

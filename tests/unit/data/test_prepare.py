@@ -262,3 +262,50 @@ def test_a_damaged_store_is_not_opened(tmp_path: Path, tokenizer: Tokenizer, suf
 
 def _messages(number: int) -> list[Message]:
     return [Message("user", f"问题 {number}?"), Message("assistant", f"answer {number}")]
+
+
+def test_how_rows_are_read_holds_for_what_is_learned_and_what_is_kept(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "fragen.csv"
+    path.write_text("frage,antwort\n" + "".join(f"mail {i}@b.org?,answer {i}\n" for i in range(20)), "utf-8")
+    settings = {"columns": ("prompt=frage", "completion=antwort"), "scrub": ("email",), "validation": 0.25}
+    data = prepared(tmp_path / "run", tokenizer, str(path), **settings)
+    both = texts(data.train, tokenizer) + texts(data.validation, tokenizer)
+    assert len(both) == 20 and all("mail [email]?" in text and "@b.org" not in text for text in both)
+    assert all("@b.org" not in m.content for c in conversations(tmp_path / "run") for m in c.messages)
+    assert "@b.org" not in (tmp_path / "run" / "validation.jsonl").read_text("utf-8")
+    again = open_prepared(tmp_path / "run").report
+    assert (again.personal, again.scrubbed, again.format) == ({"email": 20}, ("email",), "prompt_completion")
+
+
+def test_scrubbed_copies_stay_on_one_side(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """What becomes equal by scrubbing is equal to the split."""
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"I am x{i}@b.org", "completion": f"a{i % 10}"} for i in range(40)])
+    data = prepared(tmp_path / "run", tokenizer, path, scrub=("email",), validation=0.3)
+    train, validation = set(texts(data.train, tokenizer)), set(texts(data.validation, tokenizer))
+    assert train and validation and not train & validation
+    assert data.report.duplicates == 30
+
+
+def test_a_chat_log_is_learned_by_conversations(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "chat.txt"
+    lines = [
+        f"[{day}/1/24, 10:{minute:02d}] {('Eva', 'Bo')[minute % 2]}: {day} {minute}"
+        for day in range(1, 21)
+        for minute in range(6)
+    ]
+    path.write_text("\n".join(lines), "utf-8")
+    data = prepared(tmp_path / "run", tokenizer, str(path), assistant="Bo", validation=0.2)
+    assert (len(data.train), len(data.validation)) == (16, 4)
+    assert data.report.speakers == {"Eva": 60, "Bo": 60}
+    ids, mask = data.train.row(0)
+    assert tokenizer.text(ids[mask].tolist()).split()[0::2] != []
+
+
+def test_data_of_before_these_settings_can_still_be_opened(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    prepared(tmp_path / "run", tokenizer, write(tmp_path / "a.jsonl", [row(i) for i in range(4)]))
+    place = tmp_path / "run" / "data.json"
+    values = json.loads(place.read_text("utf-8"))
+    for name in ("personal", "scrubbed", "speakers"):
+        values["report"].pop(name)
+    place.write_text(json.dumps(values), "utf-8")
+    assert open_prepared(tmp_path / "run").report.scrubbed == ()

@@ -103,3 +103,29 @@ def test_a_run_is_evaluated_on_its_own_validation_rows(opened: Opened, tmp_path:
     notes.clear()
     evaluate(opened, Choices(data=(file,), few_shot=0, limit=4), lambda _n, _d: None, notes.append)
     assert any("was trained on" in note for note in notes), "scoring the training file is told"
+
+
+def test_files_are_read_as_the_run_read_its_own(opened: Opened, tmp_path: Path) -> None:
+    words = ["好", "ok", "no", "是的"] * 10
+    file, held_out, other = (tmp_path / name for name in ("train.csv", "held_out.csv", "other.jsonl"))
+    table = "".join(f"{number} me@b.org: say {word},{word}\n" for number, word in enumerate(words))
+    file.write_text("frage,antwort\n" + table, "utf-8")
+    held_out.write_text("frage,antwort\n" + table.replace(" me@", "x you@"), "utf-8")
+    other.write_text("".join(json.dumps({"prompt": f"say {w}", "completion": w}) + "\n" for w in words), "utf-8")
+    columns = ("prompt=frage", "completion=antwort")
+    settings = DataSettings(files=(str(file),), columns=columns, scrub=("email",))
+    run = opened.home.runs / "r"
+    (run / "adapter").mkdir(parents=True)
+    prepare(settings, opened.tokenizer, 1, run / "data", 512, lambda _text, _done: None)
+    (run / "run.json").write_text(json.dumps({"data": settings.model_dump(mode="json")}), "utf-8")
+    opened.adapters["mine"] = run / "adapter"
+    done = evaluate(opened, Choices(data=(held_out,), few_shot=2), lambda _n, _d: None, lambda _t: None)
+    assert len(done.comparison.rows) == 40
+    assert done.comparison.rows[0].prompt[0].content == "0x [email]: say 好"
+    assert done.origin == "drawn from the data the adapter was trained on"
+    plain = evaluate(opened, Choices(data=(other,), few_shot=0, limit=3), lambda _n, _d: None, lambda _t: None)
+    assert [row.prompt[0].content for row in plain.comparison.rows] == ["say 好", "say ok", "say no"]
+    own = Choices(data=(held_out,), few_shot=0, scrub=("phone",), limit=1)
+    assert "you@b.org" in evaluate(opened, own, lambda _n, _d: None, lambda _t: None).comparison.rows[0].prompt[0].content
+    with pytest.raises(SpecError, match="cannot be 'promt'"):
+        evaluate(opened, Choices(data=(other,), columns=("promt=a",)), lambda _n, _d: None, lambda _t: None)
