@@ -12,8 +12,9 @@ from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import runs
 from finetune_local.train.events import Failed, Finished, Note, Started, Step, StoppedByUser, Validation
-from ui.conftest import App
+from ui.conftest import PATIENCE, App
 
+expect.set_options(timeout=PATIENCE)
 HOSTILE = '<img src=x onerror="alert(1)"> {{7*7}} ${1+1}'
 
 
@@ -61,6 +62,12 @@ def names(page: Page) -> list[str]:
     return page.locator("#runs-main .row-name").all_inner_texts()
 
 
+def again(app: App, page: Page) -> None:
+    """Load the page anew; what Gradio was asking for then is broken off, which it tells the console."""
+    app.expected.append("AbortError")
+    page.reload()
+
+
 def pick(page: Page, name: str) -> None:
     page.get_by_label(f"Pick {name}", exact=True).check()
     expect(page.locator("#runs-main tr.picked", has_text=name)).to_be_visible()
@@ -82,11 +89,11 @@ def test_a_thousand_runs_are_searched_sorted_and_paged(app: App, home: Home) -> 
     expect(page.locator("#runs-main th[aria-sort=descending]")).to_contain_text("Loss")
     page.get_by_role("button", name="Next").click()
     expect(page.locator("#runs-main .row-name").first).to_have_text("run 0949")
-    page.fill("#runs-search input", "RUN 077")
-    expect(page.locator("#runs-main .row-name")).to_have_count(10)
-    page.reload()
-    expect(page.locator("#runs-main .row-name")).to_have_count(10)
-    expect(page.locator("#runs-search input")).to_have_value("RUN 077")
+    page.fill("#runs-search input", "RUN 0077")
+    expect(page.locator("#runs-main .row-name")).to_have_count(1)
+    again(app, page)
+    expect(page.locator("#runs-main .row-name")).to_have_count(1)
+    expect(page.locator("#runs-search input")).to_have_value("RUN 0077")
     page.fill("#runs-search input", "nothing like it")
     expect(page.locator("#runs-main")).to_contain_text("Nothing fits the search.")
 
@@ -112,7 +119,7 @@ def test_runs_are_compared_by_curves_and_settings(app: App, home: Home) -> None:
     expect(page.locator("#runs-main .chart .x")).to_contain_text("800")
     page.get_by_role("button", name="Validation loss", exact=True).click()
     expect(page.get_by_role("button", name="Validation loss", exact=True)).to_have_attribute("aria-pressed", "true")
-    page.reload()
+    again(app, page)
     expect(page.locator("#runs-main h1")).to_have_text("Comparison")
     page.locator("#runs-main .back").click()
     expect(page.locator("#runs-main tr.picked")).to_have_count(2)
@@ -154,16 +161,16 @@ def test_rename_remove_undo_and_the_trash(app: App, home: Home) -> None:
 
 def test_damaged_foreign_and_hostile_runs_are_only_shown(app: App, home: Home) -> None:
     trained(home, "failed one", end="failed", files=f"/data/{HOSTILE}.jsonl", model={"id": HOSTILE})
-    (home.runs / "<b>cut</b> {{x}}").mkdir()
-    (home.runs / "<b>cut</b> {{x}}" / "run.json").write_text("{", "utf-8")
+    (home.runs / "<b>cut {{x}}").mkdir()
+    (home.runs / "<b>cut {{x}}" / "run.json").write_text("{", "utf-8")
     (home.runs / "stranger").mkdir()
     (home.runs / "stranger" / "run.json").write_text('{"method": [1], "model": 2}', "utf-8")
     (home.runs / "stranger" / "events.jsonl").write_bytes(b'\xff\xfe\n{"event": 3}\n[]\n')
     (home.runs / "a file").write_text("x", "utf-8")
     page = app.open("runs")
     expect(page.locator("#runs-main .row-name")).to_have_count(3)
-    page.locator(".row-name", has_text="<b>cut</b> {{x}}").click()
-    expect(page.locator("#runs-main h1")).to_have_text("<b>cut</b> {{x}}")
+    page.locator(".row-name", has_text="<b>cut {{x}}").click()
+    expect(page.locator("#runs-main h1")).to_have_text("<b>cut {{x}}")
     expect(page.locator("#runs-main .hint.bad")).to_contain_text("cannot be read")
     page.locator("#runs-main .back").click()
     page.locator(".row-name", has_text="failed one").click()
@@ -189,9 +196,9 @@ def test_train_again_takes_what_was_set_and_resume_starts_the_worker(
     expect(page.locator("#train-goals [aria-checked=true]")).to_contain_text("Quick")
     expect(page.locator("#train-subject")).to_contain_text("orders.jsonl")
     page.get_by_role("button", name=re.compile("All settings")).click()
-    expect(page.locator("#set-method-rank input")).to_have_value("4")
-    expect(page.locator("#set-training-learning-rate input")).to_have_value("0.0003")
-    expect(page.locator("#set-training-batch-size input")).to_have_value("")
+    expect(page.locator("#set-method-rank textarea")).to_have_value("4")
+    expect(page.locator("#set-training-learning-rate textarea")).to_have_value("0.0003")
+    expect(page.locator("#set-training-batch-size textarea")).to_have_value("")
 
     app.go(page, "runs")
     expect(page.locator("#runs-main h1")).to_have_text("first")

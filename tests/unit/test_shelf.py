@@ -11,7 +11,8 @@ from finetune_local import shelf
 from finetune_local.adapters import library, manage
 from finetune_local.adapters.identity import rewrite
 from finetune_local.chat.opening import trained_raw
-from finetune_local.errors import AdapterError, SpecError
+from finetune_local.errors import AdapterError, RunError, SpecError
+from finetune_local.evaluate import store
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import facts, runs
@@ -83,3 +84,47 @@ def test_a_damaged_run_can_be_renamed_and_removed_and_taken_back(home: Home) -> 
     assert json.loads(renamed.asked_file.read_text("utf-8"))["name"] == "bad"
     with pytest.raises(SpecError, match="in the trash"):
         runs.restore("worse", home)
+
+
+def evaluation(home: Home, adapter: str, number: int, created: float) -> None:
+    interval = {"mean": 0.9, "low": 0.8, "high": 1.0}
+    measured = {"loss": 1.0, "loss_interval": interval, **dict.fromkeys(("exact", "contains", "f1"), interval)}
+    result = {"rows": 4, "base": measured, "tuned": measured, "metric": "exact", "verdict": {"text": str(number)}}
+    folder = home.evaluations / f"{adapter}-{number}"
+    folder.mkdir()
+    text = json.dumps({**result, "adapter": adapter, "created_time": created})
+    (folder / "result.json").write_text(text, "utf-8")
+
+
+def test_the_list_has_the_newest_scores_and_they_follow_a_new_name(home: Home, tiny: Path) -> None:
+    finished(home, tiny, "old")
+    made_adapter(tiny, home.adapters / "friend", plain=True)
+    for number, created in ((1, 50.0), (2, 99.0), (3, 70.0)):
+        evaluation(home, "old", number, created)
+    (home.evaluations / "damaged-1").mkdir()
+    (home.evaluations / "damaged-1" / "result.json").write_text("{", "utf-8")
+    known = shelf.Shelf(home)
+    scores = {facts["name"]: facts["scores"] for facts in known.listing()}
+    assert scores["friend"] is None and scores["old"]["verdict"] == "2"
+    shelf.rename_adapter("old", "new", home)
+    scores = {facts["name"]: facts["scores"] for facts in known.listing()}
+    assert scores["new"]["verdict"] == "2" and scores["new"]["tuned"]["exact"]["mean"] == 0.9
+    found = store.scores_of(home, "new")
+    assert found is not None and found["verdict"] == "2" and store.scores_of(home, "old") is None
+
+
+def test_several_go_together_or_not_at_all(home: Home, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        finished(home, tiny, name)
+    monkeypatch.setattr(runs.Run, "worker", lambda run: 1 if run.name == "b" else None)
+    with pytest.raises(SpecError, match="is running"):
+        shelf.remove_runs(["a", "b"], home)
+    assert len(runs.every(home)) == 2
+    monkeypatch.setattr(runs.Run, "worker", lambda _: None)
+    removed = shelf.remove_runs(["a", "b"], home)
+    assert runs.every(home) == []
+    assert shelf.put_back([one.key for one in removed], home) == ["a", "b"]
+    adapters = shelf.remove_adapters(["a", "b"], home)
+    assert shelf.put_back([one.key for one in adapters], home) == ["a", "b"]
+    with pytest.raises(RunError, match="not in the trash any more"):
+        shelf.put_back([adapters[0].key], home)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from finetune_local import backend as port
 from finetune_local.backend import Device
-from finetune_local.errors import FinetuneError, SpecError, UserError
+from finetune_local.data.store import Dataset
+from finetune_local.errors import DataError, FinetuneError, SpecError, UserError
 from finetune_local.models.fit import Estimate, estimate, verdict
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec import defaults
@@ -38,6 +40,16 @@ class DataFacts:
     def mean(self) -> float:
         """Tokens of a row."""
         return self.tokens / max(1, self.rows)
+
+
+def facts_of_prepared(folder: Path) -> DataFacts | None:
+    """Of the rows that a run prepared in its folder of data; None where they are not there, or damaged."""
+    try:
+        train, held_out = Dataset(folder, "train"), Dataset(folder, "validation")
+    except DataError:
+        return None
+    longest = max((int(rows.lengths.max()) for rows in (train, held_out) if len(rows)), default=0)
+    return DataFacts(len(train) + len(held_out), train.tokens + held_out.tokens, longest, len(held_out))
 
 
 @dataclass(frozen=True)

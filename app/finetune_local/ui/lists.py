@@ -206,7 +206,10 @@ def field(
     box: str | None = None,
     **more: Any,
 ) -> Html:
-    """A labelled text field of a form(); `box` is the id of the whole of it, for data-into."""
+    """A labelled text field of a form(); `box` is the id of the whole of it, for data-into.
+
+    No field may be called "path": Gradio takes what has a path for a file of its own, and refuses any other.
+    """
     inner = (
         h("input", type="text", name_=name, value=value, spellcheck="false", **more)
         if lines == 1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.models.install import installed
 from finetune_local.spec.methods import methods
 from finetune_local.spec.run import DEFAULT_MODEL
-from finetune_local.train.forecast import DataFacts, Forecast, backends_without
+from finetune_local.train.again import settings_of
+from finetune_local.train.forecast import DataFacts, Forecast, backends_without, facts_of_prepared
 from finetune_local.ui import form as forms
 from finetune_local.ui import outlook, parts
 from finetune_local.ui.controls import element_id
@@ -17,6 +19,7 @@ from finetune_local.ui.html import Html, h
 from finetune_local.ui.translate import sentence
 
 if TYPE_CHECKING:
+    from finetune_local.train.runs import Run
     from finetune_local.ui.context import Context
     from finetune_local.ui.windows import Window
 
@@ -63,6 +66,23 @@ def tables_of(context: Context, window: Window, key: str | None = None, goal: st
         goal=goal or goal_of(window),
         name=str(window["run_name"] or ""),
     )
+
+
+def draft_of(run: Run, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a window has to remember to set up a run like another, with some settings changed. Raises SpecError."""
+    found, rows = settings_of(run), facts_of_prepared(run.data)
+    return {
+        "run": None,
+        "setting_up": True,
+        "run_name": None,
+        "made_from": run.name,
+        "model": found.model,
+        "data": found.data or None,
+        "data_facts": asdict(rows) if rows is not None else None,
+        "method": found.method,
+        "goal": found.goal,
+        "form": {**found.rest, **(changed or {})},
+    }
 
 
 def subject(context: Context, window: Window) -> Html:

@@ -6,8 +6,10 @@ import json
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from finetune_local.data.store import Writer
 from finetune_local.errors import SpecError
 from finetune_local.paths import Home
 from finetune_local.spec.given import as_toml, given_tables
@@ -16,6 +18,7 @@ from finetune_local.spec.run import as_tables, parse_spec
 from finetune_local.train import begin, runs
 from finetune_local.train.again import settings_of
 from finetune_local.train.events import Note, Phase
+from finetune_local.train.forecast import DataFacts, facts_of_prepared
 from training import data as data
 
 TABLES = {
@@ -107,3 +110,16 @@ def test_the_command_line_keeps_what_was_asked(
     assert runs.of_config(run.asked_file, home) == "a" and runs.of_config(data, home) is None
     again = begin.unchecked(parse_spec({**asked, "name": "b"}, "test"), home, made_from="a")
     assert again.made_from == "a"
+
+
+def test_the_rows_of_a_run_are_known_without_reading_its_data_again(home: Home) -> None:
+    run = runs.create(home, parse_spec(TABLES, "test"))
+    assert facts_of_prepared(run.data) is None
+    run.data.mkdir()
+    for name, lengths in (("train", (3, 9, 4)), ("validation", (5,))):
+        with Writer(run.data, name) as store:
+            for length in lengths:
+                store.add(np.zeros(length, np.int32), np.ones(length, np.bool_))
+    assert facts_of_prepared(run.data) == DataFacts(rows=4, tokens=21, longest=9, held_out=1)
+    (run.data / "train.ids").write_bytes(b"\0" * 8)
+    assert facts_of_prepared(run.data) is None

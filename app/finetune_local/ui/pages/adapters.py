@@ -76,10 +76,10 @@ class AdaptersPage:
 
     def _show(self, window: Window) -> dict[Any, Any]:
         window.set(adapters_editing=None)
-        return {**self._draw(window), self.search: self._place(window).search}
+        return {**self._draw(window, whole=True), self.search: self._place(window).search}
 
-    def _draw(self, window: Window) -> dict[Any, Any]:
-        """The views, as the window's memory has it. An adapter that is gone gives way to the list."""
+    def _draw(self, window: Window, whole: bool = False) -> dict[Any, Any]:
+        """The views that have changed (or all), as the window's memory has it. An adapter that is gone gives way to the list."""
         import gradio as gr
 
         t, rows = self.t, self.shelf.listing()
@@ -99,12 +99,10 @@ class AdaptersPage:
             self.main: main,
             self.trash: trashbox.box(self.context, manage.KIND) if listed else Html(""),
         }
-        changed: dict[Any, Any] = {
-            view: html for view, html in drawn.items() if window.changed(f"adapters{view._id}", html)
-        }
-        if window.changed("adapters-tools", listed):
-            changed[self.tools] = gr.update(visible=listed)
-        return changed
+        updates = {**drawn, self.tools: gr.update(visible=listed)}
+        now: dict[Any, Any] = {**drawn, self.tools: listed}
+        changed = {view for view, value in now.items() if window.changed(f"adapters{view._id}", value)}
+        return {view: update for view, update in updates.items() if whole or view in changed}
 
     def _import_form(self) -> Html:
         t = self.t
@@ -113,7 +111,7 @@ class AdaptersPage:
             data_into="adapters-path",
         )  # fmt: skip
         fields = [
-            lists.field(t("adapters.path"), "path", hint=t("adapters.path_help"), box="adapters-path", autofocus=True),
+            lists.field(t("adapters.path"), "place", hint=t("adapters.path_help"), box="adapters-path", autofocus=True),
             browse,
             lists.field(t("adapters.new_name"), "name", hint=t("adapters.name_help")),
         ]
@@ -176,7 +174,7 @@ class AdaptersPage:
         home = self.context.home
         match do:
             case "adapters.import":
-                return self._bring_in(window, Path(data.get("path", "")), data.get("name") or None)
+                return self._bring_in(window, Path(data.get("place", "")), data.get("name") or None)
             case "adapters.rename":
                 new = data.get("name", "")
                 if new != value:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local import shelf
 from finetune_local.errors import SpecError
-from finetune_local.train import again, curves, follow, runs
+from finetune_local.train import curves, follow, runs
 from finetune_local.train.facts import Listing
 from finetune_local.train.runs import Run
-from finetune_local.ui import lists, parts, runcompare, rundetail, runlist, trashbox
+from finetune_local.ui import lists, parts, runcompare, rundetail, runlist, trainsetup, trashbox
 from finetune_local.ui.html import Html
 from finetune_local.ui.lists import Place, Row
 
@@ -82,7 +82,7 @@ class RunsPage:
         statuses += [status] if status and status not in statuses else []
         methods += [method] if method and method not in methods else []
         return {
-            **self._draw(window),
+            **self._draw(window, whole=True),
             self.search: self._place(window).search,
             self.status: gr.update(
                 choices=[(t("runs.any_status"), ""), *((t(f"runs.status_{key}"), key) for key in statuses)],
@@ -94,8 +94,8 @@ class RunsPage:
             ),
         }
 
-    def _draw(self, window: Window, patience: float = 0.0) -> dict[Any, Any]:
-        """The views, as the window's memory has it. A run that is gone gives way to the list."""
+    def _draw(self, window: Window, patience: float = 0.0, whole: bool = False) -> dict[Any, Any]:
+        """The views that have changed (or all), as the window's memory has it. A run that is gone gives way to the list."""
         import gradio as gr
 
         t, rows = self.t, self.listing.all(patience)
@@ -198,10 +198,7 @@ class RunsPage:
         if do == "runs.chat":
             return {context.nav: context.go(window, "chat", adapters=[run.name])}
         if do == "runs.again":
-            found = again.settings_of(run)
-            draft = {"form": found.rest, "data": found.data or None, "model": found.model, "method": found.method}
-            more = {"goal": found.goal, "run": None, "run_name": None, "data_facts": None, "setting_up": True}
-            return {context.nav: context.go(window, "train", **draft, **more, made_from=run.name)}
+            return {context.nav: context.go(window, "train", **trainsetup.draft_of(run))}
         if do == "runs.resume":
             follow.start(run, context.home)
         return {context.nav: context.go(window, "train", run=run.name, setting_up=None)}

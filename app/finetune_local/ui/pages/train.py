@@ -220,16 +220,16 @@ class TrainPage:
             title, text = t("train.other_title"), t("train.other_text", run=others[0].name)
             return {context.notice: notice.told(t, "note", title, text, anyway)}
         spec = parse_spec(setup.tables_of(context, window), t("train.form"))
-        run = begin.unchecked(spec, context.home)
+        run = begin.unchecked(spec, context.home, window["made_from"])
         follow.start(run, context.home)
-        window.set(run=run.name, setting_up=None, run_name=None)
+        window.set(run=run.name, setting_up=None, run_name=None, made_from=None)
         return self._show(window)
 
     def _act(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, _ = parts.pressed(event)
         context = self.context
         if do == "new":
-            window.set(run=None, setting_up=True)
+            window.set(run=None, setting_up=True, made_from=None)
             return self._show(window)
         run = self._run(window)
         if do == "go":
@@ -259,16 +259,7 @@ class TrainPage:
 
     def _take_over(self, window: Window, run: Run, changed: Mapping[str, str]) -> None:
         """Set up a run like another, with some settings changed."""
-        spec = run.spec
-        window.set(
-            run=None,
-            setting_up=True,
-            model=spec.model.id,
-            data={k: v for k, v in spec.data.model_dump(mode="json", exclude_defaults=True).items() if v is not None},
-            method=spec.method.key,
-            goal=spec.goal,
-            form={**(window["form"] or {}), **changed},
-        )
+        window.set(**setup.draft_of(run, changed))
 
 
 def _head(context: Context, run: Watch, status: str) -> Html:
