@@ -61,7 +61,7 @@ def create_app(context: Context) -> gr.Blocks:
         rail.wire(context, foot)
         ended.wire(context, endings)
         for key, tab in tabs.items():
-            _wire_page(context, key, tab)
+            _wire_page(context, key, tab, which)
         offered, outputs = context.offers()
         context.on(context.notice.click, offered, None, outputs)
         timer = gr.Timer(1.0)
@@ -71,14 +71,13 @@ def create_app(context: Context) -> gr.Blocks:
     return blocks
 
 
-def _wire_page(context: Context, key: str, tab: Any) -> None:
+def _wire_page(context: Context, key: str, tab: Any, which: Any) -> None:
     show, outputs = context.shows(key)
 
-    def shown(window: Window) -> Any:
-        window.set(page=key)
-        return {**show(window), context.notice: ""}
+    def shown(window: Window, since: str) -> Any:
+        return {**show(window), context.notice: ""} if window.show(key, float(since)) else None
 
-    context.on(tab.select, shown, None, outputs)
+    context.on(tab.select, shown, which, outputs, js="() => String(performance.timeOrigin + performance.now())")
 
 
 def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) -> None:

@@ -32,6 +32,8 @@ class Window:
         self._folder, self.name, self.draft = folder, name, draft
         self.shown: dict[str, Any] = {}
         """What was sent to it last, by part of a page: what has not changed is not sent again."""
+        self.since = 0.0
+        """When its page came into view, by the browser's clock."""
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
 
@@ -52,6 +54,14 @@ class Window:
                 self._timer = threading.Timer(_DELAY, self.save)
                 self._timer.daemon = True
                 self._timer.start()
+
+    def show(self, page: str, since: float) -> bool:
+        """A page has come into view. False where a later one has: on a busy machine the two may be told the other way round."""
+        if since < self.since:
+            return False
+        self.since = since
+        self.set(page=page)
+        return True
 
     def save(self) -> None:
         """Write it now. A full disk costs the draft's newest changes, not the window."""
@@ -96,11 +106,8 @@ class Windows:
         window.shown.clear()
         self._by_session[session] = window
         early = self._early.pop(session, None)
-        if early is not None and early["page"] not in (
-            None,
-            FIRST,
-        ):  # the user went there before the page had said who it is
-            window.set(page=early["page"])
+        if early is not None and early["page"] not in (None, FIRST):
+            window.show(early["page"], early.since)  # the user went there before the page had said who it is
         return window
 
     def of(self, session: str | None) -> Window:

@@ -90,9 +90,17 @@ def test_old_drafts_go(home: Home) -> None:
 def test_a_page_that_was_chosen_before_the_window_said_who_it_is_stays_chosen(home: Home) -> None:
     windows = Windows(home)
     windows.attach("a", "window1").set(page="data", model="mine")
-    windows.of("b").set(page="home")  # what a page that loads shows first is no choice
+    windows.of("b").show("home", 1.0)  # what a page that loads shows first is no choice
     assert windows.attach("b", "window1")["page"] == "data"
-    windows.of("c").set(page="train")
+    windows.of("c").show("train", 2.0)
     found = windows.attach("c", "window1")
     assert (found["page"], found["model"]) == ("train", "mine")
     assert windows.of("c") is found
+
+
+def test_a_page_that_is_told_late_is_not_the_one_in_view(home: Home) -> None:
+    window = Windows(home).attach("s", "window1")
+    assert window.show("chat", 20.5)
+    assert not window.show("home", 20.25), "it came into view before, and is told after"
+    assert window["page"] == "chat"
+    assert window.show("home", 21.0) and window["page"] == "home"

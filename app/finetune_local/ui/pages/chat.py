@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from finetune_local.ui.windows import Window
 
 TITLE, ORDER = "nav.chat", 40
+SHOWN = "chat shown"
 EVERY = 0.1
 """Seconds between two looks at a growing answer."""
 
@@ -76,7 +77,7 @@ class ChatPage:
         everything = [*self.views, self.message, self.search, self.pulse, *self.panel.components]
         drawn = [*self.views, self.pulse]
         context.on_show("chat", self._show, everything)
-        context.on_tick("chat", self._tick, drawn)
+        context.on_tick("chat", self._tick, everything)
         context.on(self.pulse.change, self._follow, None, [*drawn, self.message])
         pressed = [*everything, context.nav]
         for view in (self.new, self.saved, self.top, self.said, self.live, self.who, self.editing, self.panel.close):
@@ -89,6 +90,7 @@ class ChatPage:
     # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
 
     def _show(self, window: Window) -> dict[Any, Any]:
+        window.changed(SHOWN, True)
         try:
             chatroom.enter(self.context.home, window)
         except SpecError:
@@ -137,6 +139,8 @@ class ChatPage:
         return room.conversation.exchanges[-1].expected if room.conversation.exchanges else None
 
     def _tick(self, window: Window) -> dict[Any, Any]:
+        if window.changed(SHOWN, True):
+            return self._show(window)  # it came into view before it had said which window it is in
         return self._draw(window, live=False)
 
     def _follow(self, window: Window) -> Iterator[dict[Any, Any]]:
