@@ -81,6 +81,7 @@ class Endings:
         self._number = 0
         self._ended: list[Ended] = []
         self._known = self._read()
+        self.look()
 
     def look(self) -> None:
         """See what ended; asked every second by every window, so it looks itself only so often."""
@@ -154,9 +155,9 @@ def wire(context: Context, view: Any) -> None:
     waiting: dict[str, list[Ended]] = {}
 
     def tick(window: Window) -> Any:
+        context.endings.look()
         if not window.name:  # it has not said yet which it is
             return gr.skip()
-        context.endings.look()
         # What ended before any window was there is told by the first; a later window begins with what is new.
         since = told_up_to.setdefault(window.name, max(told_up_to.values(), default=0))
         for ended in context.endings.since(since):
