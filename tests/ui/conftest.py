@@ -46,7 +46,7 @@ class App:
     def __init__(self, home: Home, browser: Browser, environment: dict[str, str]) -> None:
         self.home, self._browser, self._environment = home, browser, environment
         self.problems: list[str] = []
-        self.expected: list[str] = []
+        self.expected: list[str] = ["AbortError: signal is aborted"]  # what a page says that is loaded again
         self.hosts: set[str] = set()
         self._contexts: list[Any] = []
         self.start()
@@ -112,6 +112,9 @@ class App:
         """End it with SIGKILL."""
         self.process.kill()
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def close(self) -> None:
         """Leave nothing behind."""

@@ -1,8 +1,9 @@
 """GGUF's number formats: which of them each tensor of a model gets.
 
-The plain ones are the same for every matrix. The K-quants (Q4_K_M and so on) are mixtures, as llama.cpp's own llama-quantize
-makes them: the matrices that matter most get more bits (src/llama-quant.cpp, llama_tensor_get_type_impl), and a matrix whose
-rows do not divide into a K-quant's 256 numbers gets the next plain format (tensor_type_fallback there).
+The plain ones are the same for every matrix, but that the head keeps 8 bits. The K-quants (Q4_K_M and so on) are mixtures, as
+llama.cpp's own llama-quantize makes them: the matrices that matter most get more bits (src/llama-quant.cpp,
+llama_tensor_get_type_impl), and a matrix whose rows do not divide into a K-quant's 256 numbers gets the next plain format
+(tensor_type_fallback there).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ QUANTS = ("f16", "bf16", "f32", "q8_0", *MIXED, "q5_1", "q5_0", "q4_1", "q4_0")
 FILE_TYPES: Mapping[str, str] = {"f32": "ALL_F32", **{q: f"MOSTLY_{q.upper()}" for q in QUANTS if q != "f32"}}
 """The names of gguf.LlamaFileType."""
 
+_FEW_BITS = ("q5_1", "q5_0", "q4_1", "q4_0")
 _SMALL_BLOCK = 32
 _K_BLOCK = 256
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -38,7 +40,11 @@ def kind_of(name: str, shape: tuple[int, ...], quant: str, blocks: int, tied: bo
 
     if len(shape) == 1:
         return GGMLQuantizationType.F32
-    chosen = _mixed(name, shape, quant, blocks, tied) if quant in MIXED else quant.upper()
+    head = name == "output.weight" or (tied and name == "token_embd.weight")
+    if quant in MIXED:
+        chosen = MIXED[quant][1] if head else _mixed(name, quant, blocks)
+    else:
+        chosen = "Q8_0" if head and quant in _FEW_BITS else quant.upper()
     if chosen in _FALLBACK and shape[-1] % _K_BLOCK:
         chosen = _FALLBACK[chosen]
     if chosen.startswith("Q") and shape[-1] % _SMALL_BLOCK:
@@ -51,10 +57,8 @@ def is_k(kind: GGMLQuantizationType) -> bool:
     return kind.name in _FALLBACK
 
 
-def _mixed(name: str, shape: tuple[int, ...], quant: str, blocks: int, tied: bool) -> str:
+def _mixed(name: str, quant: str, blocks: int) -> str:
     most, best = MIXED[quant]
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
-        return "Q8_0" if shape[-1] % _K_BLOCK else best
     found = re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", name)
     return best if found and _matters(int(found[1]), blocks) else most
 

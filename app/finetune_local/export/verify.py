@@ -199,10 +199,11 @@ def _compare(
     gate.tokens, gate.kl_mean, gate.kl_max = len(joined), float(joined.mean()), float(joined.max())
     if not gate.kl_mean <= limits.kl:
         worst = int(np.argmax([d.mean() for d in divergences]))
+        advice = " So few bits are too few for this model: choose q8_0 or f16." if limits.kl > LIMITS["q8_0"].kl else ""
         raise GateFailed(
             f"probabilities: the mean KL divergence from base + adapter is {gate.kl_mean:.4g} nats per token over "
             f"{gate.tokens} tokens, and {limits.kl:g} is allowed; the worst is prompt {worst + 1} "
-            f"({_quoted(references[worst].probe.title)}), token {int(divergences[worst].argmax()) + 1}."
+            f"({_quoted(references[worst].probe.title)}), token {int(divergences[worst].argmax()) + 1}.{advice}"
         )
 
 

@@ -36,12 +36,12 @@ def form_of(window: Window) -> dict[str, Any]:
     return {**USUAL, **(window["evaluate_form"] or {})}
 
 
-def changed(window: Window, key: str, text: str) -> None:
+def changed(context: Context, window: Window, key: str, text: str) -> None:
     """A field was changed. Raises SpecError for a number that is none."""
     value: Any = text.strip()
     if key in _NUMBERS:
         if value and not (value.isdecimal() and int(value) <= _NUMBERS[key]):
-            raise SpecError(f"'{value}' is no whole number from 0 to {_NUMBERS[key]}.")
+            raise SpecError(context.t("evaluate.no_number", text=value, most=_NUMBERS[key]))
         value = int(value) if value else USUAL[key]
         if key == "limit" and value == 0:
             value = None
@@ -63,10 +63,10 @@ def arguments(context: Context, window: Window, adapters: Rows) -> dict[str, Any
     form, adapter = form_of(window), chosen_adapter(window, adapters)
     files = [form["file"]] if _own_file(form, adapter) else []
     if files == [""]:
-        raise SpecError("no rows to evaluate on: give --data FILE.")
+        raise SpecError(context.t("evaluate.no_file"))
     for name in files:
         if not Path(name).expanduser().is_file():
-            raise DataError(f"{name}: there is no such file. Check the spelling and the folder.")
+            raise DataError(context.t("evaluate.file_gone", file=name))
     if adapter is not None and adapter["problem"]:
         raise SpecError(str(adapter["problem"]))
     return {

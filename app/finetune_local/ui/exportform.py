@@ -67,7 +67,7 @@ def begin(context: Context, window: Window, adapters: Rows, offers: Mapping[str,
     target = _target(form, offers)
     chosen = _format(form, target, offers)
     if chosen is None:
-        raise SpecError(offers["targets"][target]["reason"] or "this cannot be exported so. Choose another format.")
+        raise SpecError(offers["targets"][target]["reason"] or context.t("export.cannot_format"))
     return exports.begin(
         context.home,
         question["adapter"],

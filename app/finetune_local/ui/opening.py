@@ -10,21 +10,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_local.errors import SpecError
+from finetune_local.ui.strings import Strings
 
 
-def open_folder(path: Path, known: Iterable[Path]) -> None:
+def open_folder(t: Strings, path: Path, known: Iterable[Path]) -> None:
     """Open a folder, or the folder a file lies in. `known` are the folders of results: nothing outside them is opened.
 
     Raises SpecError where it is none of them, is gone, or the system has no program for it.
     """
     folder = path if path.is_dir() else path.parent
     if not any(folder.resolve().is_relative_to(place.resolve()) for place in known):
-        raise SpecError(f"{folder}: this is no folder of results, so it is not opened from here.")
+        raise SpecError(t("open.foreign", folder=folder))
     if not folder.is_dir():
-        raise SpecError(f"{folder}: this folder is not there any more. It was moved or deleted.")
+        raise SpecError(t("open.gone", folder=folder))
     program = shutil.which(_program())
     if program is None:
-        raise SpecError(f"{folder}: no program that opens folders ({_program()}) is installed. Open it yourself.")
+        raise SpecError(t("open.no_program", folder=folder, program=_program()))
     process = subprocess.Popen(
         [program, str(folder)],
         stdin=subprocess.DEVNULL,

@@ -24,7 +24,9 @@ def kind(name: str, shape: tuple[int, ...], quant: str, blocks: int = 32, tied: 
 
 def test_plain_formats_are_the_same_for_every_matrix() -> None:
     for quant in ("f16", "bf16", "q8_0", "q5_1", "q4_0"):
-        assert kind("blk.0.attn_q.weight", (64, 64), quant) == kind("output.weight", (64, 64), quant) == quant.upper()
+        head = "Q8_0" if quant.startswith(("q5", "q4")) else quant.upper()
+        assert kind("blk.0.attn_q.weight", (64, 64), quant) == quant.upper()
+        assert kind("output.weight", (64, 64), quant) == kind("token_embd.weight", (64, 64), quant, tied=True) == head
         assert kind("blk.0.attn_norm.weight", (64,), quant) == "F32"
     assert kind("blk.0.attn_q.weight", (64, 40), "q4_0") == "F16"  # 40 is no multiple of a block's 32
 

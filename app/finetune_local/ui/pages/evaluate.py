@@ -201,7 +201,7 @@ class EvaluatePage:
         elif do == "form.adapter":
             window.set(adapter=value, evaluation=None, evaluate_rows=None)
         elif do == "form.set":
-            evaluateform.changed(window, data.get("key", ""), value)
+            evaluateform.changed(self.context, window, data.get("key", ""), value)
         elif place == "rows":
             look = {**(window["evaluate_rows"] or {}), what: int(value) if what == "page" else value}
             window.set(evaluate_rows=look if what == "page" else {**look, "page": 0})
@@ -266,7 +266,7 @@ class EvaluatePage:
     def _uploaded(self, window: Window, name: str | None) -> dict[Any, Any]:
         """A file was chosen: it comes to lie in the home folder. Raises SpecError, DiskFull."""
         if not name or not Path(name).is_file():
-            raise SpecError("the file did not arrive. Choose it again.")
+            raise SpecError(self.t("evaluate.upload_gone"))
         place = kept.keep(Path(name), self.home.data, Path(name).name)
         window.set(evaluate_form={**evaluateform.form_of(window), "rows": "file", "file": str(place)})
         return {**self._draw(window), self.upload: None}

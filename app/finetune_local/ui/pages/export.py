@@ -116,7 +116,7 @@ class ExportPage:
                 self._start(window)
             case "open":
                 found = job.find(self.home, value)
-                open_folder(Path(found.arguments["out"]), exports.places(self.home))
+                open_folder(self.t, Path(found.arguments["out"]), exports.places(self.home))
             case "job.stop":
                 job.find(self.home, value).stop()
             case "job.again":
@@ -132,5 +132,5 @@ class ExportPage:
         adapters = self.library.listing()
         answer = self.offers.ask(**exportform.asked(self.context, window, adapters))
         if answer.value is None:
-            raise SpecError("what this can be exported as is not known yet. Wait a moment.")
+            raise SpecError(self.t("export.looking"))
         window.set(export_shown=exportform.begin(self.context, window, adapters, answer.value).name)
