@@ -75,7 +75,7 @@ def test_search_download_pause_and_go_on_in_another_window(
     hits.nth(0).locator(".gated summary").click()
     expect(hits.nth(0).locator("code").first).to_have_text(f"{hub.address}/big/giant")
 
-    hub.pause = 0.1
+    hub.pause = 0.5
     hits.nth(1).get_by_role("button", name="Download").click()
     bar = page.locator("#model-downloads [role=progressbar]")
     expect(bar).to_have_attribute("aria-valuenow", re.compile(r"[1-9]\d?"))

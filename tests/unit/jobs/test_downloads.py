@@ -47,7 +47,7 @@ def ended(found: Job) -> State:
 
 
 def test_one_download_for_all_who_ask_paused_and_gone_on_with(hub: Hub, home: Home) -> None:
-    hub.pause = 0.05
+    hub.pause = 0.2
     begun: list[Job] = []
     asking = [threading.Thread(target=lambda: begun.append(downloads.begin("some/tiny", home))) for _ in range(3)]
     for thread in asking:
@@ -80,7 +80,7 @@ def test_one_download_for_all_who_ask_paused_and_gone_on_with(hub: Hub, home: Ho
 
 
 def test_a_killed_one_is_interrupted_and_goes_on(hub: Hub, home: Home) -> None:
-    hub.pause = 0.05
+    hub.pause = 0.2
     found = downloads.begin("some/tiny", home)
     until(lambda: found.state().facts.get("here", 0) > 20_000)
     found.kill()
@@ -92,7 +92,7 @@ def test_a_killed_one_is_interrupted_and_goes_on(hub: Hub, home: Home) -> None:
 
 
 def test_giving_up_leaves_nothing(hub: Hub, home: Home) -> None:
-    hub.pause = 0.05
+    hub.pause = 0.2
     found = downloads.begin("some/tiny", home)
     until(lambda: found.state().facts.get("here", 0) > 20_000)
     downloads.give_up(found.name, home)
