@@ -66,8 +66,11 @@ class Formats:
         """135 M, 1.7 B."""
         if not count:
             return "–"
-        value, unit = (count / 1e9, "B") if count >= 1e9 else (count / 1e6, "M") if count >= 1e6 else (count / 1e3, "k")
-        return f"{self.number(value, 1 if value < 10 else 0)} {unit}"
+        for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+            if count >= 0.9995 * unit:  # what rounds to a thousand of the smaller is one of the larger
+                value = count / unit
+                return f"{self.number(value, 1 if value < 9.95 else 0)} {name}"
+        return self.number(count)
 
     def span(self, seconds: float | None) -> str:
         """45 s, 3 min, 2 h 10 min, in the user's language."""

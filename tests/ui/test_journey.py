@@ -1,0 +1,239 @@
+"""The whole way of a first user in a real browser, with the real small model, on each backend, with every connection refused.
+
+Pick the model, bring the data, train thirty steps and watch the chart grow, reload in the middle, kill the server and open the app
+again while the training goes on, chat, swap, evaluate, export a GGUF file. Then what goes wrong: a killed worker, a full disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from conftest import USABLE
+from finetune_local.paths import Home
+from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.train import runs
+from tiny import tiny_model
+from ui.conftest import PATIENCE, App
+
+OFFLINE = {"PYTHONPATH": str(Path(__file__).resolve().parents[1] / "offline")}
+STEPS = 30
+MINUTES = 60_000
+expect.set_options(timeout=PATIENCE)
+
+
+def field(page: Page, setting: str, value: str) -> None:
+    """Type into a field of the form of all settings."""
+    page.fill(f"#set-{setting} input, #set-{setting} textarea", value)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def home_with_model(home: Home, small_model: Path) -> Home:
+    shutil.copytree(small_model, home.models / DEFAULT_MODEL)
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", USABLE)
+def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App], home_with_model: Home) -> None:
+    app = start_app(home_with_model, **OFFLINE)
+    page = app.open("model")
+    expect(page.locator("#model-head")).to_contain_text(DEFAULT_MODEL)
+    page.click("#model-head [data-do=onward]")
+
+    page.click("[data-do='data.example']")
+    expect(page.locator("#data-found")).to_contain_text("160", timeout=2 * MINUTES)
+    ready = page.locator("[data-do='data.train']:not([disabled])")
+    ready.wait_for(timeout=2 * MINUTES)
+    ready.click()
+
+    expect(page.locator("#train-subject")).to_contain_text("orders.jsonl")
+    page.click("#train-settings > button")
+    for setting, value in (
+        ("training-max-steps", str(STEPS)), ("training-batch-size", "2"), ("training-checkpoint-every", "3"),
+        ("training-validate-every", "15"), ("training-validation-rows", "4"), ("training-sample-tokens", "12"),
+        ("backend", backend),
+    ):  # fmt: skip
+        field(page, setting, value)
+    page.fill("#train-name input, #train-name textarea", f"orders {backend}")
+    page.click("#train-start")
+
+    name = f"orders {backend}"
+    expect(page.locator("#train-head h1")).to_have_text(name)
+    run = runs.find(home_with_model, name)
+    points = page.locator("#train-curves .line").first
+    expect(points).to_be_visible(timeout=4 * MINUTES)
+
+    def drawn() -> int:
+        return len((points.get_attribute("points") or "").split())
+
+    before = drawn()
+    wait_for(lambda: drawn() > before, 120)
+
+    page.reload()  # in the middle
+    expect(page.locator("#train-head h1")).to_have_text(name, timeout=2 * MINUTES)
+    worker = run.worker()
+    app.kill()  # the server, by SIGKILL
+    expect(page.locator("#gone")).to_be_visible()
+    assert run.worker() == worker or run.status() == "finished"
+    app.expected += ["ERR_", "Failed to load", "Failed to fetch", "NetworkError", "network error"]
+    app.start()
+    page = app.open()
+    expect(page.locator("#train-head h1")).to_have_text(name)
+    expect(page.locator("#train-state .hint.good")).to_be_visible(timeout=8 * MINUTES)
+    assert run.status() == "finished" and run.last_event().summary["steps"] == STEPS  # type: ignore[union-attr]
+    assert run.spec.backend == backend
+    expect(page.locator("#train-answers .sample").first).to_contain_text("wanted")
+
+    page.click("#train-head [data-do=go][data-value=chat]")
+    page.fill("#chat-message textarea", "Two large teas to go, please.")
+    page.keyboard.press("Enter")
+    said = page.locator("#chat-said")
+    expect(said.locator("[data-do=again]").first).to_be_visible(timeout=3 * MINUTES)
+    expect(said).to_contain_text("Two large teas to go, please.")
+    page.reload()
+    expect(page.locator("#chat-said")).to_contain_text("Two large teas to go, please.")
+    base = page.locator("#chat-who [data-do=toggle]").first  # beside the adapter, and no model is loaded again
+    base.click()
+    page.fill("#chat-message textarea", "One small soup for here.")
+    page.keyboard.press("Enter")
+    expect(page.locator("#chat-said [data-do=choose]").first).to_be_visible(timeout=3 * MINUTES)
+    expect(page.locator("#chat")).to_contain_text(re.compile(r"\d ms"))
+
+    app.go(page, "evaluate")
+    page.fill("#evaluate-limit", "3")
+    page.locator("#evaluate-limit").press("Tab")
+    page.click("#evaluate-setup [data-do=start]")
+    verdict = page.locator("#evaluate-main table")
+    expect(verdict.first).to_be_visible(timeout=6 * MINUTES)
+
+    app.go(page, "export")
+    page.click("#export-start, #page-export [data-do=start]")
+    expect(page.locator("#page-export")).to_contain_text(re.compile("passed", re.IGNORECASE), timeout=8 * MINUTES)
+    exported = list((home_with_model.root / "exports").rglob("*.gguf"))
+    assert len(exported) == 1 and exported[0].read_bytes()[:4] == b"GGUF"
+    assert app.hosts <= {f"127.0.0.1:{app.port}"} | app.hosts and all(
+        host.startswith("127.0.0.1:") for host in app.hosts
+    )
+
+
+@pytest.fixture
+def tiny_home(home: Home) -> Home:
+    """A home whose default model is a tiny one, which trains in moments."""
+    tiny_model(home.models / DEFAULT_MODEL)
+    return home
+
+
+def begin(page: Page, app: App, *, steps: int = 5000) -> None:
+    """Start a run on the example with the tiny model."""
+    app.go(page, "data")
+    page.click("[data-do='data.example']")
+    page.locator("[data-do='data.train']:not([disabled])").click(timeout=2 * MINUTES)
+    page.click("#train-settings > button")
+    for setting, value in (("training-max-steps", str(steps)), ("training-batch-size", "2"), ("training-checkpoint-every", "2"),
+                           ("training-sample-rows", "0")):  # fmt: skip
+        field(page, setting, value)
+    page.click("#train-start")
+    expect(page.locator("#train-run")).to_be_visible()
+
+
+def test_a_killed_worker_is_told_and_gone_on_with(start_app: Callable[..., App], tiny_home: Home) -> None:
+    app = start_app(tiny_home)
+    page = app.open()
+    begin(page, app)
+    (run,) = runs.every(tiny_home)
+    wait_for(lambda: any(run.checkpoints.glob("step-*")), 120)
+    pid = run.worker()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    expect(page.locator("#train-state .hint.warn")).to_contain_text("ended without a word")
+    page.click("#train-head [data-do=resume]")
+    expect(page.locator("#train-head .badge.live")).to_be_visible(timeout=MINUTES)
+    page.click("#train-head [data-do=finish]")
+    expect(page.locator("#train-state .hint.good")).to_be_visible(timeout=MINUTES)
+    assert run.status() == "finished" and run.adapter.is_dir()
+
+
+def test_pause_and_go_on(start_app: Callable[..., App], tiny_home: Home) -> None:
+    app = start_app(tiny_home)
+    page = app.open()
+    begin(page, app)
+    page.click("#train-head [data-do=pause]")
+    expect(page.locator("#train-state .hint.warn")).to_contain_text("Paused", timeout=MINUTES)
+    (run,) = runs.every(tiny_home)
+    assert run.status() == "stopped"
+    page.click("#train-head [data-do=resume]")
+    expect(page.locator("#train-head .badge.live")).to_be_visible(timeout=MINUTES)
+    app.stop()  # closing the app does not end it
+    app.expected += ["ERR_", "Failed to load", "Failed to fetch"]
+    assert run.status() == "running"
+    runs.ask_to_stop(run, patience=60)
+
+
+def test_a_full_disk_is_a_sentence_and_nothing_is_lost(
+    start_app: Callable[..., App], tiny_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may have so many bytes and no more: what a quota or a full disk says, too."""
+    app = start_app(tiny_home)
+    page = app.open()
+    resource.prlimit(app.process.pid, resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))  # its workers inherit it
+    begin(page, app)
+    expect(page.locator("#train-state .hint.bad")).to_contain_text("no room is left", timeout=2 * MINUTES)
+    expect(page.locator("#train-state .hint.bad strong")).to_have_text("The disk is full")
+    resource.prlimit(app.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    page.click("#train-head [data-do=resume]")
+    expect(page.locator("#train-head .badge.live")).to_be_visible(timeout=MINUTES)
+    page.click("#train-head [data-do=finish]")
+    expect(page.locator("#train-state .hint.good")).to_be_visible(timeout=MINUTES)
+
+
+def test_a_mistake_in_a_setting_is_told_while_it_is_typed(start_app: Callable[..., App], tiny_home: Home) -> None:
+    app = start_app(tiny_home)
+    page = app.open("train")
+    page.click("#train-settings > button")
+    field(page, "training-learning-rate", "much")
+    problem = page.locator("#train-summary .hint.bad")
+    expect(problem).to_contain_text("learning_rate")
+    page.click("#train-start")
+    expect(page.locator("#notice .notice.bad")).to_be_visible()
+    assert runs.every(tiny_home) == []
+    page.reload()
+    page.click("#train-settings > button")
+    expect(page.locator("#set-training-learning-rate input, #set-training-learning-rate textarea")).to_have_value(
+        "much"
+    )
+
+
+def test_two_windows_do_not_fight(start_app: Callable[..., App], tiny_home: Home) -> None:
+    app = start_app(tiny_home)
+    one = app.open()
+    begin(one, app)
+    (run,) = runs.every(tiny_home)
+    two = app.open("train")  # sees the run of the first
+    expect(two.locator("#train-head h1")).to_have_text(run.name)
+    two.click("#train-head [data-do=new]")
+    expect(two.locator("#train-start")).to_be_visible()
+    two.locator("[data-do='go'][data-value=data]").first.click()
+    two.click("[data-do='data.example']")
+    two.locator("[data-do='data.train']:not([disabled])").click(timeout=2 * MINUTES)
+    two.click("#train-start")
+    expect(two.locator("#notice .notice")).to_contain_text(run.name)  # one is at work already
+    expect(one.locator("#train-head h1")).to_have_text(run.name)  # and the first still shows it
+    assert len(runs.every(tiny_home)) == 1
+    runs.ask_to_stop(run, patience=60)
