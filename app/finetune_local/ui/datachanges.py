@@ -45,7 +45,7 @@ def changed(
     key = data.get("key", "")
     match do:
         case "data.path":
-            return with_files(context, settings, [_typed(context, data.get("path", value))])
+            return with_files(context, settings, [_typed(context, data.get("where", value))])
         case "data.example":
             place = kept.keep_copy(paths.assets() / "example" / EXAMPLE, context.home.data, EXAMPLE)
             return with_files(context, settings, [str(place)])

@@ -116,7 +116,7 @@ class Page:
                 h(
                     "input",
                     id="data-path-field",
-                    name_="path",
+                    name_="where",  # a field called "path" would be a file to Gradio
                     type="text",
                     autocomplete="off",
                     spellcheck="false",
