@@ -130,6 +130,20 @@ def test_gguf_files_pass_the_gate(family: str, quant: str, tmp_path: Path) -> No
 
 
 @needs_llama
+@pytest.mark.parametrize("quant", ["q6_k", "q5_k_m", "q4_k_m", "q5_1", "q4_0"])
+def test_small_formats_stay_within_their_limits(quant: str, tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    gate_of = export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", quant, backend="torch").gate
+    assert gate_of.passed and gate_of.kl_mean is not None and gate_of.kl_limit is not None
+    assert 0 < gate_of.kl_mean < gate_of.kl_limit and gate_of.tie_tolerance is None
+
+
+@needs_llama
+def test_a_folder_for_ollama_passes_the_gate_of_its_gguf(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    done = export("ollama", ModelFolder.open(tiny), adapter, tmp_path / "我的 ollama", "q8_0", backend="torch")
+    assert done.gate.passed and {file.suffix for file in done.files} == {"", ".md", ".gguf"}
+
+
+@needs_llama
 @pytest.mark.parametrize(
     "scaling",
     [
@@ -187,6 +201,8 @@ def test_wrong_tensors_fail_the_gate(
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "f16")
     with pytest.raises(GateFailed, match=r"probabilities: the mean KL divergence .* prompt \d"):
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "q8_0")
+    with pytest.raises(GateFailed, match=r"probabilities: .* So few bits are too few for this model"):
+        export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "q4_0")
     assert not (tmp_path / "m.gguf").exists()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from finetune_local import files
 from finetune_local.data.conversation import Message
 from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.errors import DiskFull
 from finetune_local.export import Source
 from finetune_local.export.job import export
 from finetune_local.export.ollama import asking_of, constant_system, model_name, modelfile
@@ -152,6 +155,18 @@ def test_what_a_modelfile_cannot_hold_is_not_written(tmp_path: Path) -> None:
     asking = asking_of(Source(model, None))
     assert asking.system is None and "No SYSTEM" in asking.notes[0]
     assert modelfile("x.gguf", asking).startswith("# No SYSTEM")
+
+
+def test_a_full_disk_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_sync", full)
+    for key, quant in (("ollama", "q8_0"), ("adapter", "folder"), ("adapter", "zip")):
+        adapter = made_adapter(tiny, tmp_path / "a")
+        with pytest.raises(DiskFull, match="Nothing half-written was left"):
+            export(key, ModelFolder.open(tiny), adapter, tmp_path / "exports" / "out", quant, gate=False)
+        assert list((tmp_path / "exports").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TITLE, ORDER = "nav.evaluate", 50
 KIND = "evaluate"
 UNDO = "evaluate.undo"
+KEPT = 4
+"""Evaluations whose rows are kept in memory: windows may show different ones."""
 
 
 def build(context: Context) -> None:
@@ -34,7 +36,8 @@ def build(context: Context) -> None:
 
 
 class EvaluatePage:
-    """The page's components and what they do. A window remembers "evaluate_form", "evaluation" (the one that is shown),
+    """The page's components and what they do. A window remembers "evaluate_form", "evaluation" (the one that is shown,
+    while "evaluate_for" is still the chosen adapter),
     "evaluate_jobs" (those it began and has not seen end), "evaluate_rows" (which, metric, page) and "evaluate_vote"."""
 
     def __init__(self, context: Context) -> None:
@@ -153,16 +156,21 @@ class EvaluatePage:
 
     def _shown(self, window: Window) -> Saved | None:
         """The evaluation that is shown: the window's, else the newest of its adapter."""
-        name = str(window["evaluation"] or "")
+        name = str(window["evaluation"] or "") if window["evaluate_for"] == window["adapter"] else ""
         if not name:
             newest = store.every(self.home, str(window["adapter"])) if window["adapter"] else store.every(self.home)
             name = newest[0].name if newest else ""
         if not name or not (self.home.evaluations / name / store.RESULT).is_file():
             return None
         if name not in self._saved:
-            self._saved.clear()  # its rows may be many
+            while len(self._saved) >= KEPT:
+                self._saved.pop(next(iter(self._saved)), None)
             self._saved[name] = store.find(self.home, name)
         return self._saved[name]
+
+    def _look_at(self, window: Window, name: str) -> None:
+        """Show an evaluation, until another adapter is chosen, here or on another page."""
+        window.set(evaluation=name, evaluate_for=window["adapter"], evaluate_rows=None, evaluate_vote=None)
 
     def _voted(self, window: Window) -> tuple[Saved, Ballot] | None:
         """The evaluation that is voted on, where the window is voting."""
@@ -172,7 +180,8 @@ class EvaluatePage:
             return None
         key = (saved.name, voting.against(saved, vote.get("against")))
         if key not in self._ballots:
-            self._ballots.clear()
+            while len(self._ballots) >= KEPT:
+                self._ballots.pop(next(iter(self._ballots)), None)
             self._ballots[key] = Ballot(saved, voting.against(saved, vote.get("against")))
         return saved, self._ballots[key]
 
@@ -185,7 +194,7 @@ class EvaluatePage:
             found = Job(self.home.jobs / name)
             state = found.state() if (found.folder / "job.json").is_file() else None
             if state is not None and state.status == "done" and state.result:
-                window.set(evaluation=state.result["evaluation"], evaluate_rows=None, evaluate_vote=None)
+                self._look_at(window, str(state.result["evaluation"]))
             elif state is not None and state.status != "stopped":
                 continue  # at work, or failed and still to be told
             waiting = [other for other in waiting if other != name]
@@ -208,7 +217,7 @@ class EvaluatePage:
         elif place == "vote":
             self._vote(window, what, value, data.get("row", ""))
         elif do == "earlier.show":
-            window.set(evaluation=value, evaluate_rows=None, evaluate_vote=None)
+            self._look_at(window, value)
         elif do == "earlier.remove":
             return self._remove(window, value)
         elif do == "trash.back":
