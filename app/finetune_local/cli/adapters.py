@@ -56,7 +56,7 @@ def info(context: click.Context, name: str, home: str | None, as_json: bool) -> 
     if as_json:
         emit(facts)
     else:
-        table(("", ""), ((key, value) for key, value in facts.items() if value not in (None, "", {})))
+        table(("", ""), ((key, value) for key, value in facts.items() if value not in (None, "", {}, [])))
 
 
 @command.command("rename")

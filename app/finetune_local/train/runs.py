@@ -167,8 +167,11 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
 
 def find(home: Home, name: str) -> Run:
     """A run by name or folder. Raises SpecError naming near ones."""
-    for folder in (home.runs / name, Path(name).expanduser()):
-        # A run.json alone may be a config of the user's, in a folder with other things that `remove` would delete.
+    named = home.runs / name
+    if Path(name).name == name and (named / "run.json").exists():
+        return Run(named.resolve())
+    for folder in (named, Path(name).expanduser()):
+        # Elsewhere a run.json alone may be a config of the user's, in a folder with other things that `remove` would take.
         if (folder / "run.json").exists() and (folder / "checkpoints").is_dir():
             return Run(folder.resolve())
     known = [run.name for run in every(home)]

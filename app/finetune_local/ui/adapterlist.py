@@ -27,7 +27,7 @@ def columns(t: Strings) -> list[Column]:
         Column("scores", t("adapters.score"), _mean, number=True),
         Column("bytes", t("adapters.size"), lambda row: row["bytes"], number=True),
         Column("created_time", t("adapters.made"), lambda row: row["created_time"], number=True),
-        Column("actions", ""),
+        Column("actions", h("span", t("adapters.chat"), class_="unseen")),
     ]
 
 

@@ -28,7 +28,7 @@ class Column:
     """A column: its key, its heading, what to sort by (None: the column is not sorted by), and whether it holds numbers."""
 
     key: str
-    title: str
+    title: Child
     value: Callable[[Row], Any] | None = None
     number: bool = False
 

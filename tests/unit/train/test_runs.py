@@ -69,6 +69,15 @@ def test_a_folder_with_a_config_is_no_run(home: Home, tmp_path: Path) -> None:
         runs.find(home, str(tmp_path))
 
 
+def test_what_lies_among_the_runs_is_found_by_its_name(home: Home) -> None:
+    """Else a damaged run would be listed, and could not be removed."""
+    (home.runs / "cut").mkdir()
+    (home.runs / "cut" / "run.json").write_text("{", "utf-8")
+    assert runs.find(home, "cut").name == "cut"
+    with pytest.raises(SpecError, match="there is no run"):
+        runs.find(home, "../runs/cut")
+
+
 def test_find_suggests(home: Home) -> None:
     new(home, name="orders")
     assert runs.find(home, "orders").name == "orders"
