@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote
 
 from finetune_local import paths
 from finetune_local.data import kept
@@ -130,7 +130,8 @@ def _typed(context: Context, text: str) -> str:
     """The file that a typed or pasted path names. Raises DataError."""
     text = text.strip().strip("\"'")
     if text.startswith("file://"):
-        text = url2pathname(urlsplit(text).path)
+        text = unquote(text.removeprefix("file://"))
+        text = text[1:] if re.match(r"/[A-Za-z]:", text) else text  # file:///C:/data.csv
     if not text:
         raise DataError(context.t("data.no_path"))
     return str(Path(text).expanduser().absolute())
