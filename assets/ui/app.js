@@ -34,7 +34,7 @@ window.ftl = (() => {
     const done = () => { watcher.disconnect(); box.remove(); };
     const watcher = new MutationObserver(() => { if (document.querySelector("#nav [role=tab]")) done(); });
     watcher.observe(document.documentElement, { childList: true, subtree: true });
-    setTimeout(done, 20000); // whatever kept it is then seen
+    setTimeout(done, 60000); // whatever kept it is then seen
   }
   cover();
 
@@ -89,7 +89,18 @@ window.ftl = (() => {
     element.addEventListener("scroll", (event) => { if (event.target.dataset && event.target.dataset.scroll) scrolled.set(event.target.dataset.scroll, [event.target.scrollTop, event.target.scrollHeight - event.target.clientHeight - event.target.scrollTop < 40]); }, true);
     const growing = element.closest(".follow-end");
     if (growing) [element, growing].forEach((one) => new ResizeObserver(() => stayAtEnd(growing)).observe(one));
+    // Gradio changes a view's elements in place, and a field that was typed in or picked from then keeps that. One with data-fresh
+    // shows what the server has whenever that text changes.
+    function refresh(field) {
+      const before = field.ftlFresh;
+      field.ftlFresh = field.dataset.fresh;
+      if (before === undefined || before === field.ftlFresh) return;
+      if (field.matches("select")) field.value = (field.querySelector("option[selected]") || { value: "" }).value;
+      else if (field.type === "checkbox") field.checked = field.hasAttribute("checked");
+      else field.value = field.getAttribute("value") || "";
+    }
     function after() {
+      element.querySelectorAll("[data-fresh]").forEach(refresh);
       // A class and not :has(:empty): WebKit does not notice when that ceases to be so.
       const block = element.closest(".block.view");
       if (block) block.classList.toggle("vacant", !element.hasChildNodes());

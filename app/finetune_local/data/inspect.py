@@ -5,8 +5,9 @@ Works without a tokenizer too: then rows are read and counted, but there are no 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from finetune_local.data import columns, speakers
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected
 from finetune_local.data.encode import Encoded, encode
 from finetune_local.data.formats import recognise
+from finetune_local.data.preview import PIECES, Piece, in_full, pieces, row_of
 from finetune_local.data.read import DataFile, check_columns, nothing_usable
 from finetune_local.data.report import FileReport, Report, Tally, file_report
 from finetune_local.data.split import held_out
@@ -26,24 +28,8 @@ from finetune_local.spec.run import DataSettings
 STEP_ROWS = 50
 """Rows between two places where a look can be left."""
 
-SHORT = 240
-"""Characters of a prompt or an answer in the table of rows."""
-
-PIECES = 4000
-"""Tokens of one row that are shown one by one."""
-
+PREFERENCE = "preference"
 _SAMPLE_CELL = 80
-_TEXT_SHOWN = 20_000
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A token's text (or several tokens', where a character takes several), whether it is learned, whether it is special."""
-
-    text: str
-    learned: bool
-    special: bool
-    tokens: int = 1
 
 
 class Inspection:
@@ -146,24 +132,30 @@ class Inspection:
 
     def as_json(self) -> dict[str, Any]:
         """All but the rows, as plain values."""
-        sample = [row for file in self.files for row in file.sample]
-        names = list(dict.fromkeys(name for file in self.files for name in file.names))
-        unknown = [file for file in self.files if file.format is None or file.name == "preference"]
         report = self.report().as_json()
+        unknown = [file for file in self.files if file.format is None or file.name == PREFERENCE]
+        named = [name for file in (*self.files, *self.validation) for name in speakers.named(file.speakers)]
         return {
             "complete": self.complete,
             "report": report,
             "problems": [{"file": file, "message": text} for file, text in self.problems],
             "readable": self.readable,
-            "columns": [{"name": name, "sample": _sample(name, sample)} for name in names],
-            "unknown": [file.shown for file in unknown],
+            "columns": self._columns(unknown),
+            "unknown": [file.shown for file in unknown if file.format is None],
             "guess": _likely(
                 [row for file in unknown for row in file.sample if recognise(row) is None or "chosen" in row]
             ),
             "speakers": report["speakers"],
-            "named": speakers.named(report["speakers"]),
+            "named": list(dict.fromkeys(named)),
             "validation": [asdict(file) for file in self._reports(self.validation)],
         }
+
+    def _columns(self, unknown: Sequence[DataFile]) -> list[dict[str, str]]:
+        """Columns that the user may have to name, each with a value: of the files that need it, or that it was done for."""
+        files = unknown or [file for file in self.files if file.roles]
+        sample = [row for file in files for row in file.sample]
+        names = dict.fromkeys(name for file in files for name in file.names)
+        return [{"name": name, "sample": _sample(name, sample)} for name in names]
 
     def pieces(self, number: int) -> list[Piece]:
         """The tokens of a row that was to be masked."""
@@ -225,64 +217,17 @@ class Inspection:
         return [file_report(file) for file in files]
 
     def _shown(self, number: int) -> dict[str, Any]:
-        row = self.texts[number]
-        turns = [(str(m.role), m.content, m.role == "assistant" and m.train) for m in row.messages]
-        told = {"file": row.source.file, "line": row.source.line}
-        if number not in self.masks or self._tokenizer is None:
-            texts = turns or [("text", row.text or "", True)]
-            return {**told, "turns": [(role, text[:_TEXT_SHOWN], learned) for role, text, learned in texts]}
-        found = self.pieces(number)
-        shown = [(piece.text, piece.learned, piece.special) for piece in found[:PIECES]]
-        return {
-            **told,
-            "pieces": shown,
-            "tokens": len(self.masks[number].ids),
-            "more": sum(piece.tokens for piece in found[PIECES:]),
-            "cut": self.masks[number].cut,
-        }
-
-
-def pieces(row: Encoded, tokenizer: Tokenizer) -> list[Piece]:
-    """An encoded row token by token."""
-    mask = row.mask.tolist()
-    turning = {i for i in range(1, len(mask)) if mask[i] != mask[i - 1]}
-    result, at = [], 0
-    for text, ids in tokenizer.pieces(row.ids.tolist(), turning):
-        result.append(Piece(text, mask[at], any(map(tokenizer.is_special, ids)), len(ids)))
-        at += len(ids)
-    return result
-
-
-def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> dict[str, Any]:
-    """A row of the table: the last question and its answer, short; tokens and learned tokens, or the reason why there are none."""
-    last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
-    question = next((m.content for m in reversed(row.messages[:last]) if m.role == "user"), "")
-    answer = row.text if row.text is not None else row.messages[last].content if last < len(row.messages) else ""
-    return {
-        "number": number,
-        "file": row.source.file,
-        "line": row.source.line,
-        "turns": len(row.messages),
-        "prompt": _short(question),
-        "answer": _short(answer or ""),
-        "tokens": sum(len(one.ids) for one in encoded) if encoded else None,
-        "learned": sum(int(one.mask.sum()) for one in encoded) if encoded else None,
-        "cut": encoded[0].cut if encoded else 0,
-        "reason": reason,
-    }
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text[: 4 * SHORT].split())
-    return flat if len(flat) <= SHORT and len(text) <= 4 * SHORT else flat[: SHORT - 1] + "…"
+        encoded = self.masks.get(number)
+        found = pieces(encoded, self._tokenizer, PIECES) if encoded is not None and self._tokenizer is not None else []
+        return in_full(self.texts[number], encoded, found)
 
 
 def _sample(name: str, rows: Sequence[columns.Row]) -> str:
     """A value of a column, short, to recognise it by."""
     values = (row.get(name.strip().lower()) for row in rows)
-    text = " ".join(
-        whole(str(next((value for value in values if value not in (None, "")), ""))[: 4 * _SAMPLE_CELL]).split()
-    )
+    value = next((value for value in values if value not in (None, "")), "")
+    written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(whole(written[: 4 * _SAMPLE_CELL]).split())
     return text if len(text) <= _SAMPLE_CELL else text[: _SAMPLE_CELL - 1] + "…"
 
 

@@ -26,10 +26,7 @@ _DEFAULTS = DataSettings()
 def columns_card(t: Strings, f: Formats, settings: Values, found: Values) -> Html | None:
     """A role for each column; only where no format knows them, or the user has said so before."""
     chosen = roles(settings.get("columns", ()))
-    others = [
-        name for name in found["unknown"] if not any(_is_preference(file, name) for file in found["report"]["files"])
-    ]
-    if not chosen and not others:
+    if not chosen and not found["unknown"]:
         return None
     guessed = {name: role for role, name in found["guess"].items()} if not chosen else {}
     known = chosen or guessed
@@ -40,7 +37,13 @@ def columns_card(t: Strings, f: Formats, settings: Values, found: Values) -> Htm
         options = [
             h("option", t(f"data.role_{one or 'none'}"), value=one, selected=one == role) for one in ("", *COLUMN_ROLES)
         ]
-        select = h("select", options, name_=f"column{index}", aria_label=t("data.column_role_of", name=name))
+        select = h(
+            "select",
+            options,
+            name_=f"column{index}",
+            data_fresh=f"{name} {role}",
+            aria_label=t("data.column_role_of", name=name),
+        )
         rows.append((h("strong", data_text(name)), (data_text(column["sample"]), "wide soft"), select))
     left = len(found["columns"]) - COLUMNS_SHOWN
     headings = (t("data.column"), t("data.column_sample"), t("data.column_role"))
@@ -96,7 +99,7 @@ def speakers_card(t: Strings, f: Formats, settings: Values, found: Values) -> Ht
     ]
     return parts.card(
         h("label", t("data.speakers_text"), for_="data-speaker", class_="soft"),
-        h("select", options, id="data-speaker", data_do="data.assistant"),
+        h("select", options, id="data-speaker", data_do="data.assistant", data_fresh=assistant),
         title=t("data.speakers"),
         class_="attention" if not assistant else "",
     )
@@ -168,6 +171,7 @@ def personal_card(t: Strings, f: Formats, settings: Values, found: Values) -> Ht
                         checked=kind in wanted,
                         data_do="data.scrub",
                         data_value=kind,
+                        data_fresh=f"{kind} {kind in wanted}",
                         id=f"data-scrub-{kind}",
                     ),
                     h("span", t(f"data.kind_{kind}"), class_="grow"),
@@ -180,17 +184,13 @@ def personal_card(t: Strings, f: Formats, settings: Values, found: Values) -> Ht
     return parts.card(*body, h("p", t("data.personal_limits"), class_="soft"), title=t("data.personal"))
 
 
-def _is_preference(file: Values, name: str) -> bool:
-    return bool(file["name"] == name and file["format"] == "preference")
-
-
 def _field(label: str, id: str, control: Html) -> Html:  # noqa: A002 - HTML's word
     return h("div", h("label", label, for_=id), control, class_="field")
 
 
 def _select(id: str, key: str, choices: list[tuple[str, str]], chosen: str) -> Html:  # noqa: A002 - HTML's word
     options = [h("option", text, value=value, selected=value == chosen) for value, text in choices]
-    return h("select", options, id=id, data_do="data.set", data_value=key)
+    return h("select", options, id=id, data_do="data.set", data_value=key, data_fresh=chosen)
 
 
 def _number(id: str, key: str, value: object, *, least: int, most: int | None = None, placeholder: str = "") -> Html:  # noqa: A002
@@ -205,4 +205,5 @@ def _number(id: str, key: str, value: object, *, least: int, most: int | None = 
         id=id,
         data_do="data.set",
         data_value=key,
+        data_fresh="" if value is None else value,
     )

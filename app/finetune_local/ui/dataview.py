@@ -65,7 +65,14 @@ def _file(t: Strings, f: Formats, name: str, use: str, read: Values | None, prob
             h("p", sentence(t, problem), class_="hint bad") if problem else None,
             class_="grow",
         ),
-        h("select", uses, data_do="data.use", data_value=name, aria_label=t("data.use", file=short)),
+        h(
+            "select",
+            uses,
+            data_do="data.use",
+            data_value=name,
+            data_fresh=f"{name} {use}",
+            aria_label=t("data.use", file=short),
+        ),
         parts.button(
             t("data.remove"), "data.remove", name, kind="small quiet", title=t("data.remove_file", file=short)
         ),

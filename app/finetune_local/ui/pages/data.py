@@ -98,7 +98,7 @@ class Page:
         return parts.header(t("data.title"), t("data.lead"), button if changes.files_of(settings) else None)
 
     def _adding(self, known: int) -> Html:
-        """Made anew with every file, so that a path that was taken over is gone from its field."""
+        """A path that was taken over is gone from its field."""
         t = self.context.t
         browse = h(
             "button",
@@ -122,6 +122,7 @@ class Page:
                     spellcheck="false",
                     placeholder=t("data.path_hint"),
                     data_do="data.path",
+                    data_fresh=known,
                 ),
                 id="data-path",
                 class_="grow",
@@ -129,7 +130,6 @@ class Page:
             h("button", t("data.add"), type="submit", class_="button"),
             browse,
             data_do="data.path",
-            data_files=known,
             class_="row",
         )
         example = parts.button(t("data.example"), "data.example", title=t("data.example_title"))

@@ -1,0 +1,80 @@
+"""A row of data to look at: short in a table, or in full, token by token, with what of it is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_local.data.conversation import Conversation
+from finetune_local.data.encode import Encoded
+from finetune_local.data.tokenizer import Tokenizer
+
+SHORT = 240
+"""Characters of a prompt or an answer in the table of rows."""
+
+PIECES = 4000
+"""Tokens of one row that are shown one by one."""
+
+_TEXT_SHOWN = 20_000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token's text (or several tokens', where a character takes several), whether it is learned, whether it is special."""
+
+    text: str
+    learned: bool
+    special: bool
+    tokens: int = 1
+
+
+def pieces(row: Encoded, tokenizer: Tokenizer, most: int | None = None) -> list[Piece]:
+    """An encoded row token by token, or its first `most` tokens."""
+    mask = row.mask[:most].tolist()
+    turning = {i for i in range(1, len(mask)) if mask[i] != mask[i - 1]}
+    result, at = [], 0
+    for text, ids in tokenizer.pieces(row.ids[:most].tolist(), turning):
+        result.append(Piece(text, mask[at], any(map(tokenizer.is_special, ids)), len(ids)))
+        at += len(ids)
+    return result
+
+
+def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> dict[str, Any]:
+    """A row of the table: the last question and its answer, short; tokens and learned tokens, or the reason why there are none."""
+    last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
+    question = next((m.content for m in reversed(row.messages[:last]) if m.role == "user"), "")
+    answer = row.text if row.text is not None else row.messages[last].content if last < len(row.messages) else ""
+    return {
+        "number": number,
+        "file": row.source.file,
+        "line": row.source.line,
+        "turns": len(row.messages),
+        "prompt": _short(question),
+        "answer": _short(answer or ""),
+        "tokens": sum(len(one.ids) for one in encoded) if encoded else None,
+        "learned": sum(int(one.mask.sum()) for one in encoded) if encoded else None,
+        "cut": encoded[0].cut if encoded else 0,
+        "reason": reason,
+    }
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text[: 4 * SHORT].split())
+    return flat if len(flat) <= SHORT and len(text) <= 4 * SHORT else flat[: SHORT - 1] + "…"
+
+
+def in_full(row: Conversation, encoded: Encoded | None, found: Sequence[Piece]) -> dict[str, Any]:
+    """A row with its tokens, as plain values; without them, where there is no tokenizer or the row is refused, with its turns."""
+    told = {"file": row.source.file, "line": row.source.line}
+    if encoded is None or not found:
+        turns = [(str(m.role), m.content, m.role == "assistant" and m.train) for m in row.messages]
+        texts = turns or [("text", row.text or "", True)]
+        return {**told, "turns": [(role, text[:_TEXT_SHOWN], learned) for role, text, learned in texts]}
+    return {
+        **told,
+        "pieces": [(piece.text, piece.learned, piece.special) for piece in found],
+        "tokens": len(encoded.ids),
+        "more": len(encoded.ids) - sum(piece.tokens for piece in found),
+        "cut": encoded.cut,
+    }
