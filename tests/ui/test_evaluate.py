@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -96,10 +95,12 @@ def _answers(page: Page) -> list[str]:
     return page.locator(".pair .card > p").all_inner_texts()
 
 
-def test_a_blind_vote(stocked: Home, start_app: Callable[..., App]) -> None:
+def test_a_blind_vote_in_chinese(stocked: Home, start_app: Callable[..., App]) -> None:
     saved = evaluated(stocked)
-    app = start_app(stocked)
+    app = start_app(stocked, LANG="zh_CN.UTF-8", LC_ALL="zh_CN.UTF-8")
     page = app.open("evaluate", locale="zh-CN")
+    expect(page.locator("#page-evaluate h1")).to_have_text("微调有效吗？")
+    expect(page.locator("#evaluate-main .verdict")).to_contain_text("微调有帮助")
     page.click("[data-do='vote.open']")
     expect(page.locator(".pair .card")).to_have_count(2)
     pairs = Ballot(saved, "base").pairs
@@ -113,7 +114,7 @@ def test_a_blind_vote(stocked: Home, start_app: Callable[..., App]) -> None:
     page.keyboard.press("u")
     expect(page.locator(".vote .asked")).to_have_text(f"say {pairs[3].row} {EVIL}")
     expect(page.locator(".vote .figure")).to_have_count(0)
-    app.expected.append("AbortError")  # what Gradio says of a reload while it listens
+    app.expected += ["AbortError", "errored out"]  # what Gradio says of a reload while it listens
     page.reload()
     expect(page.locator(".vote .asked")).to_have_text(f"say {pairs[3].row} {EVIL}")
     page.click("[data-do='vote.reveal']")
@@ -125,10 +126,3 @@ def test_a_blind_vote(stocked: Home, start_app: Callable[..., App]) -> None:
     assert _answers(page) != []
     page.click("[data-do='vote.close']")
     expect(page.locator("#evaluate-setup")).to_be_visible()
-
-
-def test_in_chinese(stocked: Home, start_app: Callable[..., App], tmp_path: Path) -> None:
-    evaluated(stocked)
-    page = start_app(stocked, LANG="zh_CN.UTF-8", LC_ALL="zh_CN.UTF-8").open("evaluate")
-    expect(page.locator("#page-evaluate h1")).to_have_text("微调有效吗？")
-    expect(page.locator("#evaluate-main .verdict")).to_contain_text("微调有帮助")

@@ -87,12 +87,14 @@ def test_a_gguf_is_checked_and_survives_the_server(stocked: Home, start_app: Cal
     assert (stocked.root / "exports" / f"tiny-{RUN}-Q8_0.gguf").is_file()
 
 
-def test_stopped_it_leaves_nothing(stocked: Home, start_app: Callable[..., App]) -> None:
-    page = start_app(stocked).open("export")
+def test_stopped_it_leaves_nothing_in_chinese(stocked: Home, start_app: Callable[..., App]) -> None:
+    page = start_app(stocked, LANG="zh_CN.UTF-8", LC_ALL="zh_CN.UTF-8").open("export")
+    expect(page.locator("#page-export h1")).to_have_text("导出")
+    expect(page.locator("#export-form .formats").first).to_contain_text("训练成果没有任何损失", timeout=LONG)
     page.click("#export-form [data-do=target][data-value=merged]")
     page.click("#export-form [data-do=start]")
     page.click("#export-work [data-do='job.stop']")
-    expect(page.locator("#export-work .export-ended")).to_contain_text("stopped", timeout=LONG)
+    expect(page.locator("#export-work .export-ended")).to_contain_text("已停止", timeout=LONG)
     assert not list((stocked.root / "exports").iterdir())
 
 
@@ -141,9 +143,3 @@ def test_one_that_was_refused_and_one_that_was_killed(stocked: Home, start_app: 
     second.locator("[data-do='job.forget']").click()
     expect(second).to_have_count(0)
     assert sorted(path.name for path in exports.iterdir()) == ["refused.gguf.failed"]
-
-
-def test_in_chinese(stocked: Home, start_app: Callable[..., App]) -> None:
-    page = start_app(stocked, LANG="zh_CN.UTF-8", LC_ALL="zh_CN.UTF-8").open("export")
-    expect(page.locator("#page-export h1")).to_have_text("导出")
-    expect(page.locator("#export-form .formats")).to_contain_text("训练成果没有任何损失")
