@@ -68,7 +68,7 @@ class Talk:
 
     def stop(self) -> None:
         """Leave off: what was said so far stays."""
-        self.stopped = True
+        self._note(stopped=True)
         if self._asked is not None:
             self._asked.stop()
 
@@ -198,5 +198,5 @@ class Talks:
         for talk in self.under_way():
             while not talk.ended and time.monotonic() < until:
                 talk.wait(talk.version, 0.2)
-        self._opened = None
         self._service.close()
+        self._opened = None

@@ -205,9 +205,8 @@ def request(window: Window, chat: Room) -> dict[str, Any]:
 
 
 def answering(window: Window, chat: Room, record: Record) -> Mapping[str, Any]:
-    """The request to answer the open question of a record. Raises SpecError."""
-    if record.history is None:
-        raise SpecError("nothing was asked yet.")
+    """The request to answer the open question of a record that is kept. Raises SpecError."""
+    assert record.history is not None
     return {
         **request(window, chat),
         "conversation": record.history.id,

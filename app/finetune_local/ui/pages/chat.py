@@ -6,10 +6,11 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.chat import conversations
+from finetune_local.chat import choices, conversations
 from finetune_local.chat.record import Record
 from finetune_local.chat.talks import Talk
 from finetune_local.errors import SpecError
+from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.ui import chatbar, chatroom, parts
 from finetune_local.ui.chatpanel import ChatPanel
 from finetune_local.ui.chatroom import Room
@@ -23,6 +24,8 @@ TITLE, ORDER = "nav.chat", 40
 SHOWN = "chat shown"
 EVERY = 0.1
 """Seconds between two looks at a growing answer."""
+SETTLED = 4.0
+"""Seconds after which all that was sent to a browser has arrived."""
 
 
 def build(context: Context) -> None:
@@ -38,6 +41,8 @@ class ChatPage:
         self.view = ChatView(context.t, context.f)
         self._notes: dict[str, str] = {}
         """What was last told beside the list of those who answer, by window."""
+        self._moving: dict[str, float] = {}
+        """When something was last pressed or followed in a window."""
 
     def build(self) -> None:
         """Make and wire the components."""
@@ -106,8 +111,15 @@ class ChatPage:
         return self.context.talks.of(room.id) if room.id else None
 
     def _draw(self, window: Window, *, live: bool, room: Room | None = None) -> dict[Any, Any]:
-        """What has changed of the views. Without `live` what another handler is following is left to it."""
-        context = self.context
+        """What has changed of the views. Without `live` what another handler is following is left to it.
+
+        Two handlers may be told to the browser the other way round than they worked, so for a while after something was done
+        a tick sends again what the views show; where the browser has it so already nothing happens there.
+        """
+        context, now = self.context, time.monotonic()
+        again = not live and now - self._moving.get(window.name, -SETTLED) < SETTLED
+        if live:
+            self._moving[window.name] = now
         room = room or chatroom.room(context.home, window)
         talk = self._talk(room)
         busy = talk is not None and not talk.ended
@@ -127,7 +139,7 @@ class ChatPage:
                 else chatbar.welcome(context, window, room)
             )
         changed: dict[Any, str] = {
-            view: html for view, html in found.items() if window.changed(f"chat {view.elem_id}", html)
+            view: html for view, html in found.items() if window.changed(f"chat {view.elem_id}", html) or again
         }
         pulse = f"{room.id} {talk.began}" if talk is not None and busy else ""
         if pulse and window.changed("chat pulse", pulse):
@@ -160,6 +172,7 @@ class ChatPage:
                 shown = self.view.live(talk, self._expected(room))
                 yield {self.live: shown} if window.changed(f"chat {self.live.elem_id}", shown) else {}
             time.sleep(EVERY)
+        self._moving[window.name] = time.monotonic()
         if window["conversation"] != room.id:
             return
         if talk.error is None:
@@ -195,7 +208,7 @@ class ChatPage:
         if do == "stop":
             if (talk := self._talk(room)) is not None:
                 self.context.talks.stop(talk)
-            return self._draw(window, live=True, room=room)
+            return {}  # who follows the talk shows it
         if not text.strip():
             return {}
         return self._ask(window, room, text)
@@ -222,7 +235,7 @@ class ChatPage:
         """Before anything is changed: what would keep it from being answered."""
         chatroom.sampling(window)
         if room.folder is None:
-            raise SpecError("there is no base model to answer. Choose one first.")
+            choices.opened(self.context.home, room.model or DEFAULT_MODEL)  # raises what is wrong with it
         if room.id:
             self.context.talks.check_free(room.id)
 
