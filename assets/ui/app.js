@@ -27,7 +27,7 @@ window.ftl = (() => {
     const made = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
     const [name, words] = config.splash || ["", ""];
     const bar = made("div", "");
-    bar.className = "bar unknown";
+    bar.className = "bar";
     bar.append(document.createElement("i"));
     box.append(Object.assign(document.createElement("img"), { src: "/ftl/icon.svg", alt: "" }), made("strong", name), bar, made("span", words));
     document.documentElement.append(box);
@@ -197,7 +197,9 @@ window.ftl = (() => {
     field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
     field.blur();
   }
-  window.addEventListener("pywebviewready", () => document.documentElement.classList.add("in-window"));
+  const inWindow = () => { if (window.pywebview) document.documentElement.classList.add("in-window"); };
+  window.addEventListener("pywebviewready", inWindow);
+  inWindow();
 
   // ── files dropped anywhere on a page with a place for them go there ─────────────────────────────────────────
   const dropTarget = () => [...document.querySelectorAll(".drop-here input[type=file]")].find((e) => e.closest(".drop-here").offsetParent);

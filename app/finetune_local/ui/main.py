@@ -97,8 +97,8 @@ def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) 
     blocks.load(attach, which, context.nav, js="() => ftl.window()", show_progress="hidden", api_visibility="private")
 
 
-def mount_options(context: Context) -> dict[str, Any]:
-    """What gr.mount_gradio_app is told besides the address."""
+def first_lines(context: Context) -> str:
+    """What the page's head begins with: see head.py."""
     t = context.t
     config = {
         "theme": context.preferences.theme,
@@ -106,12 +106,16 @@ def mount_options(context: Context) -> dict[str, Any]:
         "splash": [t("common.app"), t("common.splash")],
         "gone": [t("common.gone_title"), t("common.gone_text"), t("common.gone_how")],
     }
-    styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
-    head = (
+    return (
         f"<script>window.ftlConfig={json.dumps(config)}</script>"
-        '<script src="/ftl/app.js"></script><link rel="icon" href="/ftl/icon.svg">'
-        + "".join(f'<link rel="stylesheet" href="/ftl/{name}">' for name in styles)
+        '<link rel="stylesheet" href="/ftl/cover.css"><link rel="icon" href="/ftl/icon.svg"><script src="/ftl/app.js"></script>'
     )
+
+
+def mount_options() -> dict[str, Any]:
+    """What gr.mount_gradio_app is told besides the address. The style comes after Gradio's own."""
+    styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
+    head = "".join(f'<link rel="stylesheet" href="/ftl/{name}">' for name in styles)
     return {
         "theme": theme(),
         "head": head,

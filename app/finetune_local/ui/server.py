@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local import paths
 from finetune_local.paths import Home
 from finetune_local.ui.guard import OWN, App, Gate, Guard, Receive, Scope, Send
+from finetune_local.ui.head import with_head
 from finetune_local.ui.uploads import Uploads
 from finetune_local.ui.without_stubs import make_no_stubs
 
@@ -138,7 +139,7 @@ class Server:
             server_name="127.0.0.1",
             server_port=self.port,
             max_file_size=LARGEST_UPLOAD,
-            **mount_options(self.context),
+            **mount_options(),
         )
 
 
@@ -156,10 +157,11 @@ class Front:
 
     def take(self, page: Any) -> None:
         """Put a page in place, from another thread; the one before it ends."""
+        from finetune_local.ui.main import first_lines
 
         async def enter() -> None:
             await self._lives.enter_async_context(page.router.lifespan_context(page))
-            self._page = page
+            self._page = with_head(page, first_lines(self.context))
             self.built += 1
 
         while self._loop is None:
