@@ -15,7 +15,7 @@ from ui.conftest import App
 from ui.evaluating import EVIL, KILLED, RUN, evaluated, stock
 
 LONG = 90_000
-"""Milliseconds in which a real evaluation of a tiny model ends on a busy machine."""
+"""Milliseconds in which a real evaluation of a tiny model ends, or a page is loaded again, on a busy machine."""
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_blind_vote_in_chinese(stocked: Home, start_app: Callable[..., App]) -
     expect(page.locator(".vote .figure")).to_have_count(0)
     app.expected += ["AbortError", "errored out"]  # what Gradio says of a reload while it listens
     page.reload()
-    expect(page.locator(".vote .asked")).to_have_text(f"say {pairs[3].row} {EVIL}")
+    expect(page.locator(".vote .asked")).to_have_text(f"say {pairs[3].row} {EVIL}", timeout=LONG)
     page.click("[data-do='vote.reveal']")
     expect(page.locator(".vote .figure")).to_have_count(4)
     votes = [json.loads(line) for line in saved.votes_file.read_text("utf-8").splitlines()]
