@@ -48,7 +48,7 @@ class Outcome:
 class Display(Protocol):
     """A way to show the page."""
 
-    def open(self, link: str) -> Outcome:
+    def present(self, link: str) -> Outcome:
         """Show it, and wait until it is gone."""
         ...
 
@@ -72,7 +72,7 @@ class WebView:
         self.told: Mapping[str, Any] = {}
 
     def begin(self) -> None:
-        """Start its process, which loads its libraries while the server does too. open() says what to show."""
+        """Start its process, which loads its libraries while the server does too. present() says what to show."""
         self._end_orphan()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -86,7 +86,7 @@ class WebView:
                 creationflags=_NO_CONSOLE,
             )
 
-    def open(self, link: str) -> Outcome:
+    def present(self, link: str) -> Outcome:
         """See Display."""
         if self._process is None:
             self.begin()
@@ -168,7 +168,7 @@ class Chromium:
         self._size = size
         self._process: subprocess.Popen[bytes] | None = None
 
-    def open(self, link: str) -> Outcome:
+    def present(self, link: str) -> Outcome:
         """See Display."""
         if self._browser is None:
             return Outcome(False, "Neither Chromium nor Chrome nor Edge was found.")

@@ -120,7 +120,7 @@ class App:
         for display in self.displays:
             while not self._ending.is_set():
                 self.current = display
-                outcome = display.open(self.server.gate.link())
+                outcome = display.present(self.server.gate.link())
                 if self._ending.is_set():
                     return
                 if outcome.closed:

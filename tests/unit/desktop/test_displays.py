@@ -31,24 +31,24 @@ def test_a_closed_window_is_the_user_s_wish(monkeypatch: pytest.MonkeyPatch, hom
         monkeypatch, home, f"import pathlib; pathlib.Path({str(told)!r}).write_text(input(), encoding='utf-8')"
     )
     shown.told = {"words": {"app": "窗口"}}
-    assert shown.open(LINK) == Outcome(True)
+    assert shown.present(LINK) == Outcome(True)
     assert json.loads(told.read_text("utf-8")) == {"words": {"app": "窗口"}, "link": LINK}
     assert not (home.window / "window.json").exists()
 
 
 def test_where_there_is_no_window_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
     script = "import sys; print('noise\\nno WebView here', file=sys.stderr); sys.exit(3)"
-    outcome = window(monkeypatch, home, script).open(LINK)
+    outcome = window(monkeypatch, home, script).present(LINK)
     assert not outcome.closed and not outcome.again
     assert outcome.reason.endswith("here: no WebView here.")
 
 
 def test_a_crash_is_no_wish(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
     crashing = window(monkeypatch, home, "import os; os.abort()")
-    outcome = crashing.open(LINK)
+    outcome = crashing.present(LINK)
     assert not outcome.closed and not outcome.again and "unexpectedly" in outcome.reason
     monkeypatch.setattr(displays, "_YOUNG", -1.0)
-    again = [crashing.open(LINK).again for _ in range(displays._MOST_AGAIN)]
+    again = [crashing.present(LINK).again for _ in range(displays._MOST_AGAIN)]
     assert again == [True] * (displays._MOST_AGAIN - 1) + [False]
 
 
@@ -58,7 +58,7 @@ def test_it_is_told_to_show_itself_and_to_end(monkeypatch: pytest.MonkeyPatch, h
     shown = WebView(home)
     assert not shown.show(LINK)
     ended: list[Outcome] = []
-    thread = threading.Thread(target=lambda: ended.append(shown.open(LINK)))
+    thread = threading.Thread(target=lambda: ended.append(shown.present(LINK)))
     thread.start()
     until = time.monotonic() + 10
     while not (shown.show(LINK) and (home.window / "window.json").exists()) and time.monotonic() < until:
@@ -73,7 +73,7 @@ def test_an_orphan_makes_room(monkeypatch: pytest.MonkeyPatch, home: Home) -> No
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     kept = {"pid": orphan.pid, "started": psutil.Process(orphan.pid).create_time()}
     (home.window / "window.json").write_text(json.dumps(kept), "utf-8")
-    assert window(monkeypatch, home, "input()").open(LINK).closed
+    assert window(monkeypatch, home, "input()").present(LINK).closed
     assert orphan.wait(10) != 0
 
 
@@ -107,12 +107,12 @@ def test_chromium_that_ends_at_once_is_no_window(home: Home, monkeypatch: pytest
     program.write_text("#!/bin/sh\necho cannot >&2\nexit 21\n", "utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    outcome = Chromium(home).open(LINK)
+    outcome = Chromium(home).present(LINK)
     assert not outcome.closed and "ended at once (exit code 21" in outcome.reason
     program.write_text("#!/bin/sh\nexit 0\n", "utf-8")
-    assert Chromium(home).open(LINK).closed
+    assert Chromium(home).present(LINK).closed
     program.unlink()
-    assert Chromium(home).open(LINK).reason == "Neither Chromium nor Chrome nor Edge was found."
+    assert Chromium(home).present(LINK).reason == "Neither Chromium nor Chrome nor Edge was found."
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")

@@ -101,7 +101,7 @@ def test_a_window_that_is_not_there_is_followed_by_the_next(home: Home, apps: li
     app = app_of(home, apps, Wanted("window"), said)
     outcomes = {"one": [Outcome(False, "broke", again=True), Outcome(False, "gone")],
                 "two": [Outcome(True)]}  # fmt: skip
-    app.displays = [SimpleNamespace(open=lambda _link, left=left: left.pop(0)) for left in outcomes.values()]  # type: ignore[misc]
+    app.displays = [SimpleNamespace(present=lambda _link, left=left: left.pop(0)) for left in outcomes.values()]  # type: ignore[misc]
     app._display()
     assert said == ["broke", "gone"] and app.server._stopped
     assert outcomes == {"one": [], "two": []}
