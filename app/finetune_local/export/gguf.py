@@ -26,6 +26,10 @@ from finetune_local.export.weights import MergedWeights, check_float16
 from finetune_local.files import written_aside
 from finetune_local.models.folder import TOKENIZER, ModelFolder
 
+_COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+_GRID, _GRID_ROWS = 2e-3, 64
+"""Mean rounding, as a share of the weights, below which they lie on a format's grid, and how many rows are looked at."""
+
 _METADATA_BYTES = 32 * 2**20  # vocabulary and merges of the largest tokenizers
 
 
@@ -100,7 +104,35 @@ def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:
     tensors = gguf_tensors(weights, quant)
     if any(is_k(tensor.kind) for tensor in tensors) and (reason := ggml.missing()):
         raise ModelError(reason)
+    if weights.adapter is not None:
+        _check_grid(weights, quant, {tensor.kind for tensor in tensors})
     return tensors
+
+
+def _check_grid(weights: MergedWeights, quant: str, kinds: set[Any]) -> None:
+    """Raise ModelError where the base's weights are already those of a packed format that is asked for.
+
+    A base that was converted from a 4-bit file lies on that format's grid. What a training adds is less than a step of it, so
+    written in the same format again nearly all of it would be rounded away.
+    """
+    from gguf import quants
+
+    matrices = (
+        name for name, shape in weights.shapes().items() if name.endswith("mlp.up_proj.weight") and len(shape) == 2
+    )
+    name = next(matrices, None)
+    if name is None:
+        return
+    base = weights.model.read(name)[:_GRID_ROWS]
+    for kind in kinds:
+        if kind.name not in _COARSE or base.shape[-1] % 32:
+            continue
+        rounded = quants.dequantize(quants.quantize(base, kind), kind)
+        if np.abs(rounded - base).mean() < _GRID * np.abs(base).mean():
+            raise ModelError(
+                f"'{weights.model.name}' was made from a file in the format {kind.name}. Written as {quant} again, nearly all of the "
+                "training would be rounded away. Choose q8_0 or q4_0 instead."
+            )
 
 
 def check_family(model: ModelFolder) -> None:

@@ -43,8 +43,8 @@ class Limits:
     tie: float | None
 
 
-# Measured on SmolLM2-135M, the least forgiving of models, with a LoRA of its own (docs/export.md): what is written well stays
-# below half of each limit, and what is written wrongly is above 1.
+# Measured on SmolLM2-135M, the least forgiving of models, with a LoRA of its own (docs/export.md): what is written well stays far
+# below each limit, and what is written wrongly is beyond.
 LIMITS = {
     "f32": Limits(1e-3, 0.05),
     "f16": Limits(2e-3, 0.05),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from finetune_local.export.ggml import Ggml
 from finetune_local.export.gguf import TARGET, write_gguf
 from finetune_local.export.quants import QUANTS, kind_of
 from finetune_local.models.folder import ModelFolder
+from made import made_adapter
 
 needs_ggml = pytest.mark.skipif(not llama.available() or ggml.missing() is not None, reason="no ggml to ask")
 
@@ -112,6 +114,30 @@ def test_where_ggml_is_not_there_the_reason_is_told(tmp_path: Path, monkeypatch:
         write_gguf(model, None, tmp_path / "m.gguf", "q4_k_m")
     ggml.missing.cache_clear()
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
+def test_a_base_of_a_4_bit_file_is_not_written_in_that_format_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding would take the training out of it; a bare base loses nothing, and other formats keep it."""
+    import tiny
+
+    made = tiny.weights
+
+    def rounded(*what: Any, **more: Any) -> dict[str, np.ndarray]:
+        q4 = GGMLQuantizationType.Q4_1
+        return {
+            n: quants.dequantize(quants.quantize(w, q4), q4) if w.ndim == 2 else w
+            for n, w in made(*what, **more).items()
+        }
+
+    monkeypatch.setattr(tiny, "weights", rounded)
+    base = tiny.tiny_model(tmp_path / "m")
+    adapter = made_adapter(base, tmp_path / "a")
+    with pytest.raises(ModelError, match=r"made from a file in the format Q4_1\..*rounded away"):
+        write_gguf(ModelFolder.open(base), adapter, tmp_path / "m.gguf", "q4_1")
+    write_gguf(ModelFolder.open(base), adapter, tmp_path / "m.gguf", "q4_0")
+    write_gguf(ModelFolder.open(base), None, tmp_path / "m.gguf", "q4_1")
 
 
 def test_a_worker_that_dies_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
