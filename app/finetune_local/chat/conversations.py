@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from finetune_local import trash
@@ -38,15 +37,21 @@ def read(history: History) -> Conversation:
 
 
 def listed(home: Home, search: str = "") -> list[Listed]:
-    """All in which every word of `search` occurs, whatever the case, the one last spoken in first; empty ones are left out."""
+    """All in which every word of `search` occurs, whatever the case, the one last spoken in first; empty ones are left out.
+
+    Only what has changed is read again, as a window asks each second.
+    """
     words, found = search.casefold().split(), []
-    for history in every(home):
-        conversation = read(history)
-        if not conversation.exchanges or not all(word in _text(history.path, _stamp(history)) for word in words):
-            continue
-        with suppress(FileNotFoundError):
-            changed = history.path.stat().st_mtime
-            found.append(Listed(history.id, conversation.name, changed, len(conversation.turns)))
+    known = _known.setdefault(home.chats, {})
+    there = every(home)
+    for history in there:
+        entry, now = known.get(history.id), _stamp(history)
+        if entry is None or entry.stamp != now:
+            entry = known[history.id] = _Known(now, history)
+        if entry.listed.turns and all(word in entry.text for word in words):
+            found.append(entry.listed)
+    for gone in known.keys() - {history.id for history in there}:
+        del known[gone]
     return found
 
 
@@ -84,23 +89,34 @@ def restore(home: Home, key: str) -> str:
     raise SpecError("this conversation is not in the trash any more.")
 
 
-def lines_of(conversation: Conversation) -> Sequence[str]:
-    """All texts of a conversation, for a search."""
-    found = [conversation.title or "", conversation.system or ""]
-    for exchange in conversation.exchanges:
-        found += [exchange.question or "", *(answer.content for answer in exchange.answers)]
-    return found
+class _Known:
+    """What the list knows of a conversation at a stamp of its file; its text once it was searched."""
+
+    def __init__(self, stamp: object, history: History) -> None:
+        self.stamp, self._history = stamp, history
+        conversation = history.read()
+        changed = 0.0
+        with suppress(FileNotFoundError):
+            changed = history.path.stat().st_mtime
+        self.listed = Listed(history.id, conversation.name, changed, len(conversation.turns))
+
+    @cached_property
+    def text(self) -> str:
+        """All that is in it, for a search."""
+        conversation = self._history.read()
+        found = [conversation.title or "", conversation.system or ""]
+        for exchange in conversation.exchanges:
+            found += [exchange.question or "", *(answer.content for answer in exchange.answers)]
+        return "\n".join(found).casefold()
+
+
+_known: dict[Path, dict[str, _Known]] = {}
 
 
 def _stamp(history: History) -> object:
     return stamp(history.path.parent, history.path.name)
 
 
-@lru_cache(maxsize=512)
-def _read(path: Path, _stamp: object) -> Conversation:
+@lru_cache(maxsize=32)
+def _read(path: Path, _now: object) -> Conversation:
     return History(path).read()
-
-
-@lru_cache(maxsize=512)
-def _text(path: Path, known: object) -> str:
-    return "\n".join(lines_of(_read(path, known))).casefold()

@@ -12,7 +12,7 @@ from finetune_local.chat.talks import Talk
 from finetune_local.evaluate.examples import Example, examples
 from finetune_local.models.install import installed
 from finetune_local.train import runs
-from finetune_local.ui import parts
+from finetune_local.ui import parts, trashbox
 from finetune_local.ui.chatroom import BASE
 from finetune_local.ui.html import Html, h, join
 from finetune_local.ui.translate import sentence
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from finetune_local.ui.chatroom import Room
     from finetune_local.ui.context import Context
     from finetune_local.ui.windows import Window
+
+LISTED = 200
+"""Conversations that are listed; older ones are found by the search."""
 
 OFFERED = 3
 """Held-out questions that are shown at once."""
@@ -31,6 +34,7 @@ def saved(context: Context, window: Window, current: str) -> Html:
     t, f = context.t, context.f
     search = str(window["chat_search"] or "")
     found = conversations.listed(context.home, search)
+    older, found = len(found) - LISTED, found[:LISTED]
     removed: Mapping[str, str] | None = window["chat_removed"]
     undo = None
     if removed:
@@ -62,7 +66,9 @@ def saved(context: Context, window: Window, current: str) -> Html:
         )
         items.append(h("li", entry, tools if chosen else None, class_="chosen" if chosen else None))
     none = h("p", t("chat.none_found") if search else t("chat.none_yet"), class_="soft")
-    return join([undo, h("ul", items, class_="saved", aria_label=t("chat.saved")) if items else none])
+    entries = h("ul", items, class_="saved", aria_label=t("chat.saved")) if items else none
+    more = h("p", t("chat.older", n=f.number(older)), class_="soft") if older > 0 else None
+    return join([undo, entries, more, trashbox.box(context, conversations.KIND)])
 
 
 def _renaming(context: Context, id: str, name: str) -> Html:  # noqa: A002 - the conversation's

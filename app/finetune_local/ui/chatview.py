@@ -84,7 +84,7 @@ class ChatView:
             tools.insert(0, parts.button(t("chat.again"), "again", kind="quiet small", disabled=busy))
         return self._column(
             answer.adapter,
-            h("div", answer.content, class_="text"),
+            _text(answer.content, several),
             self._facts(answer.facts),
             h("div", *tools, class_="tools"),
             mark=parts.badge(t("chat.chosen"), "good") if chosen and last else None,
@@ -133,17 +133,17 @@ class ChatView:
 
     # ── what is being said ─────────────────────────────────────────────────────────────────────────────────
 
-    def live(self, talk: Talk | None, expected: str | None) -> Html:
-        """The answer under way, or why it did not come."""
+    def live(self, talk: Talk | None, expected: str | None, *, alone: bool = True) -> Html:
+        """The answer under way, or why it did not come. `alone`: no other conversation is being answered."""
         if talk is None or talk.do != "answer":
             return Html("")
         if talk.ended:
             return self._failed(talk.error) if talk.error is not None else Html("")
-        columns = [self._growing(name, growing, talk) for name, growing in talk.answers.items()]
+        columns = [self._growing(name, growing, talk, alone) for name, growing in talk.answers.items()]
         notes = [h("p", sentence(self.t, text), class_="hint") for text in talk.notes]
         return h("div", *notes, _columns([*columns, self._wanted(expected)]), class_="exchange", aria_busy="true")
 
-    def _growing(self, name: str | None, growing: Growing, talk: Talk) -> Html:
+    def _growing(self, name: str | None, growing: Growing, talk: Talk, alone: bool) -> Html:
         t, f = self.t, self.f
         if growing.turn is not None:
             under: Html | None = self._facts(growing.turn)
@@ -152,15 +152,15 @@ class ChatView:
             said = [t("chat.tokens", n=f.number(growing.tokens)), t("chat.speed", n=f.number(speed, 1))]
             under = h("p", " · ".join(said), class_="measured")
         else:
-            under = h("p", self._doing(growing, talk), class_="measured")
-        text = h("div", growing.text, class_="text" if growing.turn else "text growing")
+            under = h("p", self._doing(growing, talk, alone), class_="measured")
+        text = _text(growing.text, len(talk.answers) > 1, "" if growing.turn else "growing", f"live {name}")
         return self._column(name, text, under, mark=None, class_="answer")
 
-    def _doing(self, growing: Growing, talk: Talk) -> str:
+    def _doing(self, growing: Growing, talk: Talk, alone: bool) -> str:
         if growing.begun:
             return self.t("chat.reading")
         if talk.phase == "waiting":
-            return self.t("chat.waiting")
+            return self.t("chat.starting") if alone else self.t("chat.waiting")
         if talk.phase == "loading":
             return self.t("chat.loading")
         return self.t("chat.in_turn")
@@ -183,6 +183,18 @@ def _speed(facts: Mapping[str, Any]) -> float | None:
     if tokens > 1 and 0 < first < seconds:
         return (tokens - 1) / (seconds - first)
     return tokens / seconds if tokens and seconds else None
+
+
+def _text(text: str, several: bool, more: str = "", growing: str | None = None) -> Html:
+    """An answer's text. Beside others a long one scrolls by itself, and where it grows it shows its end (app.js)."""
+    return h(
+        "div",
+        text,
+        class_=f"text {more}".strip(),
+        tabindex="0" if several else None,
+        data_scroll=growing if several else None,
+        data_end="" if several and growing is not None else None,
+    )
 
 
 def _columns(items: Sequence[Html | None]) -> Html:

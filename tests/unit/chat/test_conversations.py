@@ -75,3 +75,17 @@ def test_what_changed_on_disk_is_read_again(home: paths.Home) -> None:
     Record(one).ask("second")
     assert conversations.read(one).turns[-1].content == "second"
     assert conversations.listed(home, "second")
+
+
+def test_of_a_long_list_only_what_changed_is_read_again(home: paths.Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken(home, "one")
+    second = spoken(home, "two")
+    conversations.listed(home)
+    read: list[str] = []
+    real = history.History.read
+    monkeypatch.setattr(history.History, "read", lambda self: (read.append(self.id), real(self))[1])
+    conversations.listed(home)
+    assert read == []
+    second.append({"title": "new"})
+    assert [one.name for one in conversations.listed(home)] == ["new", "one"]
+    assert read == [second.id]

@@ -140,3 +140,13 @@ def test_unloading_stops_what_is_under_way_and_ends_the_process(service: FakeSer
     talk = talks.of("c1")
     assert talk is not None and talk.ended and talk.stopped
     assert (service.stops, service.closed, talks.opened) == (1, 1, None)
+
+
+def test_a_model_that_is_only_loading_is_left_off_by_ending_its_process(service: FakeService, talks: Talks) -> None:
+    talk = talks.begin("answer", "c1", {})
+    service.events.put({"event": "progress", "text": "loading the model", "done": None})
+    while talk.phase != "loading":
+        talk.wait(talk.version, 5)
+    service.close = lambda: service.events.put(WorkerDied("it ended without a word"))  # type: ignore[method-assign]
+    talks.stop(talk)
+    assert until_ended(talks, "c1").error is None, "who stopped it knows why it ended"

@@ -11,10 +11,11 @@ from finetune_local.chat.record import Record
 from finetune_local.chat.talks import Talk
 from finetune_local.errors import SpecError
 from finetune_local.spec.run import DEFAULT_MODEL
-from finetune_local.ui import chatbar, chatroom, parts
+from finetune_local.ui import chatbar, chatroom, parts, trashbox
 from finetune_local.ui.chatpanel import ChatPanel
 from finetune_local.ui.chatroom import Room
 from finetune_local.ui.chatview import ChatView
+from finetune_local.ui.html import Html
 
 if TYPE_CHECKING:
     from finetune_local.ui.context import Context
@@ -132,7 +133,7 @@ class ChatPage:
         }
         if live or not busy:
             found[self.send] = chatbar.sending(context, room, talk, editing)
-            found[self.live] = self.view.live(talk, self._expected(room))
+            found[self.live] = self._live(room, talk)
             found[self.said] = (
                 self.view.transcript(room, talk, editing)
                 if room.conversation.exchanges
@@ -146,9 +147,9 @@ class ChatPage:
             changed[self.pulse] = pulse
         return changed
 
-    @staticmethod
-    def _expected(room: Room) -> str | None:
-        return room.conversation.exchanges[-1].expected if room.conversation.exchanges else None
+    def _live(self, room: Room, talk: Talk | None) -> Html:
+        expected = room.conversation.exchanges[-1].expected if room.conversation.exchanges else None
+        return self.view.live(talk, expected, alone=self.context.talks.under_way() in ([], [talk]))
 
     def _tick(self, window: Window) -> dict[Any, Any]:
         if window.changed(SHOWN, True):
@@ -169,7 +170,7 @@ class ChatPage:
                 phase = talk.phase
                 yield self._draw(window, live=True)
             else:
-                shown = self.view.live(talk, self._expected(room))
+                shown = self._live(room, talk)
                 yield {self.live: shown} if window.changed(f"chat {self.live.elem_id}", shown) else {}
             time.sleep(EVERY)
         self._moving[window.name] = time.monotonic()
@@ -272,6 +273,12 @@ class ChatPage:
                 self._remove(window, value)
             case "undo":
                 chatroom.show(home, window, conversations.restore(home, str((window["chat_removed"] or {}).get("key"))))
+                window.set(chat_removed=None)
+            case "trash.back":
+                chatroom.show(home, window, conversations.restore(home, value))
+                more = self.panel.shown(window)
+            case "trash.empty":
+                trashbox.empty(context, conversations.KIND)
                 window.set(chat_removed=None)
             case "model":
                 window.set(chat_model=value)
