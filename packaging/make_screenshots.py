@@ -181,10 +181,11 @@ def _save(page: Any, file: Path) -> None:
     """As a PNG of 256 colours: a third of the size, and nobody sees it on a page of flat colours."""
     from io import BytesIO
 
-    from PIL import Image
+    from PIL.Image import Dither
+    from PIL.Image import open as read
 
-    picture = Image.open(BytesIO(page.screenshot()))
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+    picture = read(BytesIO(page.screenshot()))
+    picture.convert("RGB").quantize(256, dither=Dither.NONE).save(file, optimize=True)
     print(file)
 
 

@@ -49,8 +49,8 @@ class Context:
         self.talks = Talks(self.chat)
         """Answers under way, whatever becomes of the page that asked."""
         self.desk = Service(DESK, (str(home.root),), home.window / "desk.log")
-        """Holds tokenizers and knows the devices: previews of data, what this machine can do."""
-        self.machine = MachineFacts(home, self.desk)
+        """Holds tokenizers, for previews of data."""
+        self.machine = MachineFacts(home, Service(DESK, (str(home.root),), home.window / "machine.log"))
         self.endings = Endings(home)
         self.quit: Callable[[], None] = lambda: None
         self.speak()
@@ -214,6 +214,7 @@ class Context:
         self.windows.close()
         self.chat.close()
         self.desk.close()
+        self.machine.close()
 
 
 def chosen_language(wanted: preferences.Language) -> Language:

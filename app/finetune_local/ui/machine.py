@@ -18,6 +18,8 @@ class MachineFacts:
     """As `doctor --json` tells them. Empty until the first look has come back."""
 
     def __init__(self, home: Home, desk: Service) -> None:
+        """`desk` is one of its own, closed after each look: a look imports every framework, and previews of data do not wait for
+        that."""
         self._file = home.window / "machine.json"
         self._desk = desk
         self.facts: Mapping[str, Any] = {}
@@ -40,7 +42,12 @@ class MachineFacts:
             write_text(self._file, json.dumps(self.facts, ensure_ascii=False))
         except (FinetuneError, RuntimeError, OSError) as error:
             self.problem = str(error)
+        self._desk.close()
         self.looking = False
+
+    def close(self) -> None:
+        """End a look under way."""
+        self._desk.close()
 
     @property
     def backend(self) -> str | None:
