@@ -16,8 +16,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response
 
 from finetune_local import paths
 from finetune_local.paths import Home
+from ui.screen import EXPECTED
+from ui.screen import screen as screen  # a fixture, for those who open windows
 
-EXPECTED = "FINETUNE_LOCAL_EXPECT_BROWSER"
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )

@@ -5,15 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,56 +18,18 @@ import psutil
 import pytest
 
 from finetune_local import paths
-from finetune_local.desktop import chromium, gtk
+from finetune_local.desktop import chromium
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import runs
-from ui.conftest import EXPECTED
+from ui.screen import SIZE, Screen, needs, needs_gtk, shows_the_page
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the screen of these tests is Xvfb, which is for Linux")
 
 PATIENCE = 90.0
 """Seconds, on a busy machine."""
 
-SIZE = (1000, 760)
-BUTTON = 0x0F766E
-"""The colour of a page's main button, in the light theme."""
-
 COMMAND = [sys.executable, "-c", "from finetune_local.cli.main import main; main()", "app"]
-
-
-def needs(what: str, present: bool) -> None:
-    if not present and os.environ.get(EXPECTED):
-        pytest.fail(f"{EXPECTED} is set, but {what} is not installed")
-    if not present:
-        pytest.skip(f"{what} is not installed")
-
-
-@dataclass(frozen=True)
-class Screen:
-    """A screen in memory: its $DISPLAY, and the file that holds what it shows."""
-
-    display: str
-    picture: Path
-
-
-@pytest.fixture(scope="module")
-def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
-    """One for all tests here."""
-    needs("Xvfb (Debian: xvfb)", shutil.which("Xvfb") is not None)
-    needs("xdotool", shutil.which("xdotool") is not None)
-    folder = tmp_path_factory.mktemp("screen")
-    reading, writing = os.pipe()
-    command = ["Xvfb", "-displayfd", str(writing), "-screen", "0", f"{SIZE[0]}x{SIZE[1]}x24", "-fbdir", str(folder)]
-    server = subprocess.Popen(
-        [*command, "-nolisten", "tcp"], pass_fds=[writing], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        number = told.readline().strip()
-    yield Screen(f":{number}", folder / "Xvfb_screen0")
-    server.terminate()
-    server.wait()
 
 
 class Started:
@@ -143,21 +102,10 @@ def press(screen: Screen, keys: str) -> None:
         subprocess.run(["xdotool", *words], env=environment, check=True)
 
 
-def shows_the_page(screen: Screen) -> bool:
-    """Whether its main button is on the screen: more of that colour than the splash has. The picture is an X window dump."""
-    raw = screen.picture.read_bytes()
-    header = struct.unpack(">25I", raw[:100])
-    begin, lines, line = header[0] + 12 * header[19], header[5], header[12]
-    pixels = memoryview(raw)[begin : begin + lines * line].cast("I")
-    return sum(pixel & 0xFFFFFF == BUTTON for pixel in pixels) > 800
-
-
 def test_the_window_shows_the_page_and_its_end_is_the_app_s(
     screen: Screen, start: Callable[..., Started], home: Home
 ) -> None:
-    if (gtk.DEBIAN / "gi").is_dir() and not gtk.find_libraries():
-        pytest.skip("the system's python3-gi is for another Python than this one")
-    needs("GTK's WebKit (Debian: python3-gi gir1.2-webkit2-4.1)", gtk.find_libraries())
+    needs_gtk()
     (home.window / "place.json").write_text(json.dumps({"x": 4000, "y": 4000, "width": 4000, "height": 4000}), "utf-8")
     run = runs.create(home, parse_spec({"name": "goes on", "data": {"files": ["x.jsonl"]}}, "test"))
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
