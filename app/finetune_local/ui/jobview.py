@@ -29,7 +29,7 @@ def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: C
     )
     return parts.card(
         h("div", h("strong", title, class_="grow"), parts.badge(t("jobs.at_work"), "live"), stop, class_="row"),
-        parts.progress(t, f, doing or t("jobs.starting"), state.done, state.seconds_left),
+        parts.progress(t, f, doing[:1].upper() + doing[1:] or t("jobs.starting"), state.done, state.seconds_left),
         notes(t, state),
         more,
         class_="job",
