@@ -1,5 +1,10 @@
 """A conversation: turns, context, retry, adapters, comparison."""
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from finetune_local.chat import history
@@ -8,6 +13,7 @@ from finetune_local.chat.sampling import Sampling
 from finetune_local.chat.session import ChatSession
 from finetune_local.data.conversation import Message
 from finetune_local.errors import AdapterError, SpecError
+from made import made_adapter
 
 SHORT = Sampling(temperature=0.8, seed=1, max_tokens=8)
 
@@ -129,3 +135,57 @@ def test_sampling_is_changed_by_name(chat: ChatSession) -> None:
         chat.set_sampling("temprature", "1")
     with pytest.raises(SpecError, match="top_p"):
         chat.set_sampling("top_p", "7")
+
+
+def test_swapping_back_goes_on_with_what_that_adapter_has_read(chat: ChatSession) -> None:
+    tokenizer, session = chat.opened.tokenizer, chat.opened.session
+    header = len(tokenizer.ids("<|im_start|>assistant\n"))
+
+    def rule(adapter: str | None, ids: Sequence[int]) -> np.ndarray:
+        """Each says a sentence of its own, which is cut into the same tokens when it is read again."""
+        sentence = [
+            *tokenizer.ids("The dog does not mind at all." if adapter else "The capital of France is Paris."),
+            2,
+        ]
+        said = len(ids) - (len(ids) - 1 - list(ids)[::-1].index(1)) - header
+        logits = np.zeros(tokenizer.vocabulary_size, np.float32)
+        logits[sentence[max(0, min(said, len(sentence) - 1))]] = 100
+        return logits
+
+    formal = chat.opened.load("formal")
+    session.rule = rule  # type: ignore[attr-defined]
+    chat.sampling = Sampling(temperature=0, max_tokens=30)
+    answers = []
+    for name in (None, formal, None, formal, None):
+        chat.use(name)
+        answers.append(chat.ask(f"to {name}").result.text)
+    assert answers == ["The capital of France is Paris.", "The dog does not mind at all."] * 2 + answers[:1]
+    assert session.decoders == 2, "one text for each, and each goes on"  # type: ignore[attr-defined]
+
+
+def test_an_adapter_that_was_written_anew_is_loaded_anew(chat: ChatSession, tiny: Path) -> None:
+    opened = chat.opened
+    opened.load("formal")
+    first = chat.ask("one").result.text
+    chat.undo()
+    made_adapter(tiny, opened.home.adapters / "formal", seed=7, strength=0.002)
+    os.utime(opened.home.adapters / "formal" / "adapter_model.safetensors", (5, 5))
+    assert opened.load("formal") == "formal" and list(opened.adapters) == ["formal"]
+    assert chat.ask("one").result.text != first
+
+
+def test_answers_of_a_side_by_side_round_are_kept_as_they_come(chat: ChatSession) -> None:
+    chat.opened.load("formal")
+    chat.record.ask("one")
+    kept: list[int] = []
+
+    def on_turn(_turn: object) -> None:
+        assert chat.history
+        kept.append(len(chat.history.read().exchanges[-1].answers))
+
+    turns = chat.answer_by((None, "formal"), None, on_turn=on_turn)
+    assert kept == [1, 2] and chat.opened.active is None
+    assert turns[0].swap_ms is not None and turns[0].result.first_seconds > 0
+    assert chat.conversation.exchanges[-1].chosen == 0 and chat.conversation.answered_by is None
+    with pytest.raises(SpecError, match="ask something"):
+        chat.answer_by((None,), None)
