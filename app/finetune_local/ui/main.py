@@ -94,7 +94,17 @@ def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) 
         return gr.Tabs(selected=page) if page in tabs else gr.skip()
 
     attach.__annotations__ = {"request": gr.Request}
-    blocks.load(attach, which, context.nav, js="() => ftl.window()", show_progress="hidden", api_visibility="private")
+    told = blocks.load(
+        attach, which, context.nav, js="() => ftl.window()", show_progress="hidden", api_visibility="private"
+    )
+    shows = {key: context.shows(key)[0] for key in tabs}
+
+    def draw_again(window: Window) -> Any:
+        again, window.again = window.again, False
+        return shows[str(window["page"])](window) if again else None
+
+    every = {component._id: component for key in tabs for component in context.shows(key)[1]}
+    context.on(told.then, draw_again, None, list(every.values()))
 
 
 def first_lines(context: Context) -> str:

@@ -34,6 +34,8 @@ class Window:
         """What was sent to it last, by part of a page: what has not changed is not sent again."""
         self.since = 0.0
         """When its page came into view, by the browser's clock."""
+        self.again = False
+        """Whether the page in view was drawn from another's memory and must be drawn again."""
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
 
@@ -107,7 +109,8 @@ class Windows:
         self._by_session[session] = window
         early = self._early.pop(session, None)
         if early is not None and early["page"] not in (None, FIRST):
-            window.show(early["page"], early.since)  # the user went there before the page had said who it is
+            # The user went there before the page had said who it is: what it shows is not this window's.
+            window.again = window.show(early["page"], early.since)
         return window
 
     def of(self, session: str | None) -> Window:

@@ -104,3 +104,11 @@ def test_a_page_that_is_told_late_is_not_the_one_in_view(home: Home) -> None:
     assert not window.show("home", 20.25), "it came into view before, and is told after"
     assert window["page"] == "chat"
     assert window.show("home", 21.0) and window["page"] == "home"
+
+
+def test_a_page_gone_to_before_the_window_said_who_it_is_is_drawn_again(home: Home) -> None:
+    windows = Windows(home)
+    windows.of("session").show("train", 2.0)
+    assert windows.attach("session", "window1").again
+    windows.of("other").show("home", 2.0)
+    assert not windows.attach("other", "window2").again
