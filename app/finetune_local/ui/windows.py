@@ -32,10 +32,14 @@ class Window:
         self._folder, self.name, self.draft = folder, name, draft
         self.shown: dict[str, Any] = {}
         """What was sent to it last, by part of a page: what has not changed is not sent again."""
+        self.fields: dict[str, Any] = {}
+        """What fields of this page load hold, as far as is known: a field that is right is not sent, as it may be typed in just now."""
         self.since = 0.0
         """When its page came into view, by the browser's clock."""
         self.again = False
         """Whether the page in view was drawn from another's memory and must be drawn again."""
+        self.drawing = threading.RLock()
+        """To be held while views are drawn from this memory, so that of two events the one that saw more of it is answered last."""
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
 
@@ -78,6 +82,13 @@ class Window:
         except (DiskFull, OSError):
             return
 
+    def lacks(self, field: str, value: Any, empty: Any = "") -> bool:
+        """Whether a field holds another value than this, and must be sent; it counts as sent from now on."""
+        if self.fields.get(field, empty) == value:
+            return False
+        self.fields[field] = value
+        return True
+
     def changed(self, part: str, value: Any) -> bool:
         """Whether a part of a page is another than was sent last; it counts as sent from now on."""
         if self.shown.get(part) == value:
@@ -106,6 +117,7 @@ class Windows:
             window = Window(self._folder, name, _read(self._folder / f"{LAST}.json") if draft is None else draft)
             self._by_name[name] = window
         window.shown.clear()
+        window.fields.clear()
         self._by_session[session] = window
         early = self._early.pop(session, None)
         if early is not None and early["page"] not in (None, FIRST):

@@ -76,10 +76,16 @@ class AdaptersPage:
 
     def _show(self, window: Window) -> dict[Any, Any]:
         window.set(adapters_editing=None)
-        return {**self._draw(window, whole=True), self.search: self._place(window).search}
+        drawn = self._draw(window, whole=True)
+        search = self._place(window).search  # read last: it may be typed in meanwhile
+        return drawn | ({self.search: search} if window.lacks("adapters-search", search) else {})
 
     def _draw(self, window: Window, whole: bool = False) -> dict[Any, Any]:
         """The views that have changed (or all), as the window's memory has it. An adapter that is gone gives way to the list."""
+        with window.drawing:
+            return self._drawn(window, whole)
+
+    def _drawn(self, window: Window, whole: bool) -> dict[Any, Any]:
         import gradio as gr
 
         t, rows = self.t, self.shelf.listing()
@@ -129,7 +135,9 @@ class AdaptersPage:
         return self._draw(window)
 
     def _searched(self, window: Window, text: str) -> dict[Any, Any]:
-        return self._to(window, replace(self._place(window), search=text, page=0))
+        lists.keep(window, "adapters", replace(self._place(window), search=text, page=0))
+        window.fields["adapters-search"] = text
+        return self._draw(window)
 
     def _names_on_page(self, window: Window) -> list[str]:
         rows = adapterlist.chosen(self.t, self.shelf.listing(), self._place(window))

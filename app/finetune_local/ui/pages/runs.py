@@ -81,9 +81,11 @@ class RunsPage:
         status, method = str(window["runs_status"] or ""), str(window["runs_method"] or "")
         statuses += [status] if status and status not in statuses else []
         methods += [method] if method and method not in methods else []
+        drawn = self._draw(window, whole=True)
+        search = self._place(window).search  # read last: it may be typed in meanwhile
         return {
-            **self._draw(window, whole=True),
-            self.search: self._place(window).search,
+            **drawn,
+            **({self.search: search} if window.lacks("runs-search", search) else {}),
             self.status: gr.update(
                 choices=[(t("runs.any_status"), ""), *((t(f"runs.status_{key}"), key) for key in statuses)],
                 value=status,
@@ -96,6 +98,10 @@ class RunsPage:
 
     def _draw(self, window: Window, patience: float = 0.0, whole: bool = False) -> dict[Any, Any]:
         """The views that have changed (or all), as the window's memory has it. A run that is gone gives way to the list."""
+        with window.drawing:
+            return self._drawn(window, patience, whole)
+
+    def _drawn(self, window: Window, patience: float, whole: bool) -> dict[Any, Any]:
         import gradio as gr
 
         t, rows = self.t, self.listing.all(patience)
@@ -155,7 +161,9 @@ class RunsPage:
         return self._draw(window)
 
     def _searched(self, window: Window, text: str) -> dict[Any, Any]:
-        return self._to(window, replace(self._place(window), search=text, page=0))
+        lists.keep(window, "runs", replace(self._place(window), search=text, page=0))
+        window.fields["runs-search"] = text
+        return self._draw(window)
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, data = parts.pressed(event)
