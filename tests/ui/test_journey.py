@@ -89,10 +89,10 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     page.reload()  # in the middle
     expect(page.locator("#train-head h1")).to_have_text(name, timeout=2 * MINUTES)
     worker = run.worker()
+    app.expected += ["ERR_", "Failed to load", "Failed to fetch", "NetworkError", "network error", "Connection errored out"]
     app.kill()  # the server, by SIGKILL
     expect(page.locator("#gone")).to_be_visible()
     assert run.worker() == worker or run.status() == "finished"
-    app.expected += ["ERR_", "Failed to load", "Failed to fetch", "NetworkError", "network error"]
     app.start()
     page = app.open()
     expect(page.locator("#train-head h1")).to_have_text(name)
@@ -102,8 +102,14 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     expect(page.locator("#train-answers .sample").first).to_contain_text("wanted")
 
     page.click("#train-head [data-do=go][data-value=chat]")
-    page.fill("#chat-message textarea", "Two large teas to go, please.")
-    page.keyboard.press("Enter")
+    expect(page.locator("#chat-who [data-do=toggle]").first).to_be_visible()
+
+    def ask(text: str) -> None:
+        page.fill("#chat-message textarea", text)
+        page.press("#chat-message textarea", "Enter")
+        expect(page.locator("#chat-message textarea")).to_have_value("")
+
+    ask("Two large teas to go, please.")
     said = page.locator("#chat-said")
     expect(said.locator("[data-do=again]").first).to_be_visible(timeout=3 * MINUTES)
     expect(said).to_contain_text("Two large teas to go, please.")
@@ -111,8 +117,7 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     expect(page.locator("#chat-said")).to_contain_text("Two large teas to go, please.")
     base = page.locator("#chat-who [data-do=toggle]").first  # beside the adapter, and no model is loaded again
     base.click()
-    page.fill("#chat-message textarea", "One small soup for here.")
-    page.keyboard.press("Enter")
+    ask("One small soup for here.")
     expect(page.locator("#chat-said [data-do=choose]").first).to_be_visible(timeout=3 * MINUTES)
     expect(page.locator("#chat")).to_contain_text(re.compile(r"\d ms"))
 

@@ -22,7 +22,7 @@ from finetune_local.chat.opening import Opened
 from finetune_local.errors import SpecError
 from finetune_local.evaluate.metrics import METRICS
 from finetune_local.evaluate.report import Choices, Evaluation
-from finetune_local.files import disk_full, remove, stamp, write_text
+from finetune_local.files import disk_full, remove, write_text
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.trash import Removed

@@ -13,7 +13,6 @@ from finetune_local.ui.parts import button
 from finetune_local.ui.strings import Strings
 from finetune_local.ui.translate import sentence
 
-
 WHERE: Mapping[type[FinetuneError], str] = {
     errors.DataError: "data",
     errors.ModelError: "model",

@@ -126,6 +126,8 @@ def test_files_are_read_as_the_run_read_its_own(opened: Opened, tmp_path: Path) 
     plain = evaluate(opened, Choices(data=(other,), few_shot=0, limit=3), lambda _n, _d: None, lambda _t: None)
     assert [row.prompt[0].content for row in plain.comparison.rows] == ["say 好", "say ok", "say no"]
     own = Choices(data=(held_out,), few_shot=0, scrub=("phone",), limit=1)
-    assert "you@b.org" in evaluate(opened, own, lambda _n, _d: None, lambda _t: None).comparison.rows[0].prompt[0].content
+    assert (
+        "you@b.org" in evaluate(opened, own, lambda _n, _d: None, lambda _t: None).comparison.rows[0].prompt[0].content
+    )
     with pytest.raises(SpecError, match="cannot be 'promt'"):
         evaluate(opened, Choices(data=(other,), columns=("promt=a",)), lambda _n, _d: None, lambda _t: None)

@@ -53,7 +53,14 @@ def test_a_moment_of_today_is_a_time_and_of_another_day_a_date() -> None:
 
 @pytest.mark.parametrize(
     ("count", "written"),
-    [(None, "–"), (999, "999"), (134_515_008, "135 M"), (999_885_952, "1.0 B"), (1_711_376_384, "1.7 B"), (9_960_000_000, "10 B")],
+    [
+        (None, "–"),
+        (999, "999"),
+        (134_515_008, "135 M"),
+        (999_885_952, "1.0 B"),
+        (1_711_376_384, "1.7 B"),
+        (9_960_000_000, "10 B"),
+    ],
 )
 def test_parameters_are_counted_in_thousands_of_thousands(count: int | None, written: str) -> None:
     assert Formats("en", Strings("en")).parameters(count) == written
