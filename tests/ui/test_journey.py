@@ -102,7 +102,7 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     expect(page.locator("#train-answers .sample").first).to_contain_text("wanted")
 
     page.click("#train-head [data-do=go][data-value=chat]")
-    expect(page.locator("#chat-who [data-do=toggle]").first).to_be_visible()
+    expect(page.locator("#chat-who summary")).to_contain_text(f"Base model, {name}")  # side by side from the start
 
     def ask(text: str) -> None:
         page.fill("#chat-message textarea", text)
@@ -115,27 +115,29 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     expect(said).to_contain_text("Two large teas to go, please.")
     page.reload()
     expect(page.locator("#chat-said")).to_contain_text("Two large teas to go, please.")
-    base = page.locator("#chat-who [data-do=toggle]").first  # beside the adapter, and no model is loaded again
-    base.click()
+    page.click("#chat-who summary")
+    page.locator("#chat-who [data-do=toggle]").first.click()  # the adapter alone, and no model is loaded again
+    expect(page.locator("#chat-who summary")).not_to_contain_text("Base model")
+    expect(page.locator("#chat-who [role=status]")).to_contain_text(re.compile(rf"{name} answers now, swapped in [\d.]+ ms"))
     ask("One small soup for here.")
-    expect(page.locator("#chat-said [data-do=choose]").first).to_be_visible(timeout=3 * MINUTES)
-    expect(page.locator("#chat")).to_contain_text(re.compile(r"\d ms"))
+    expect(said.locator("article.answer .tools")).to_have_count(3, timeout=3 * MINUTES)
 
     app.go(page, "evaluate")
     page.fill("#evaluate-limit", "3")
-    page.locator("#evaluate-limit").press("Tab")
+    page.locator("#evaluate-limit").blur()
+    expect(page.locator("#evaluate-setup")).to_contain_text("3 rows, 3 answers to each")
     page.click("#evaluate-setup [data-do=start]")
-    verdict = page.locator("#evaluate-main table")
-    expect(verdict.first).to_be_visible(timeout=6 * MINUTES)
+    expect(page.locator("#evaluate-main .verdict")).to_be_visible(timeout=6 * MINUTES)
+    expect(page.locator("#evaluate-main .scores tbody tr")).to_have_count(3)
 
     app.go(page, "export")
-    page.click("#export-start, #page-export [data-do=start]")
-    expect(page.locator("#page-export")).to_contain_text(re.compile("passed", re.IGNORECASE), timeout=8 * MINUTES)
-    exported = list((home_with_model.root / "exports").rglob("*.gguf"))
-    assert len(exported) == 1 and exported[0].read_bytes()[:4] == b"GGUF"
-    assert app.hosts <= {f"127.0.0.1:{app.port}"} | app.hosts and all(
-        host.startswith("127.0.0.1:") for host in app.hosts
-    )
+    page.click("#export-form [data-do=format][data-value=q8_0]")
+    page.click("#export-form [data-do=start]")
+    done = page.locator("#export-work .export-ended")
+    expect(done).to_contain_text(re.compile("passed", re.IGNORECASE), timeout=8 * MINUTES)
+    (exported,) = (home_with_model.root / "exports").rglob("*.gguf")
+    assert exported.read_bytes()[:4] == b"GGUF"
+    assert {host.rpartition(":")[0] for host in app.hosts} == {"127.0.0.1"}
 
 
 @pytest.fixture
