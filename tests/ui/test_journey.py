@@ -89,7 +89,14 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     page.reload()  # in the middle
     expect(page.locator("#train-head h1")).to_have_text(name, timeout=2 * MINUTES)
     worker = run.worker()
-    app.expected += ["ERR_", "Failed to load", "Failed to fetch", "NetworkError", "network error", "Connection errored out"]
+    app.expected += [
+        "ERR_",
+        "Failed to load",
+        "Failed to fetch",
+        "NetworkError",
+        "network error",
+        "Connection errored out",
+    ]
     app.kill()  # the server, by SIGKILL
     expect(page.locator("#gone")).to_be_visible()
     assert run.worker() == worker or run.status() == "finished"
@@ -118,7 +125,9 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     page.click("#chat-who summary")
     page.locator("#chat-who [data-do=toggle]").first.click()  # the adapter alone, and no model is loaded again
     expect(page.locator("#chat-who summary")).not_to_contain_text("Base model")
-    expect(page.locator("#chat-who [role=status]")).to_contain_text(re.compile(rf"{name} answers now, swapped in [\d.]+ ms"))
+    expect(page.locator("#chat-who [role=status]")).to_contain_text(
+        re.compile(rf"{name} answers now, swapped in [\d.]+ ms")
+    )
     ask("One small soup for here.")
     expect(said.locator("article.answer .tools")).to_have_count(3, timeout=3 * MINUTES)
 
@@ -193,19 +202,20 @@ def test_pause_and_go_on(start_app: Callable[..., App], tiny_home: Home) -> None
     runs.ask_to_stop(run, patience=60)
 
 
-def test_a_full_disk_is_a_sentence_and_nothing_is_lost(
-    start_app: Callable[..., App], tiny_home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_a_sentence_and_nothing_is_lost(start_app: Callable[..., App], tiny_home: Home) -> None:
     """A file may have so many bytes and no more: what a quota or a full disk says, too."""
     app = start_app(tiny_home)
     page = app.open()
-    resource.prlimit(app.process.pid, resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))  # its workers inherit it
+    resource.prlimit(app.process.pid, resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))  # its workers inherit it
     begin(page, app)
     expect(page.locator("#train-state .hint.bad")).to_contain_text("no room is left", timeout=2 * MINUTES)
     expect(page.locator("#train-state .hint.bad strong")).to_have_text("The disk is full")
+    (run,) = runs.every(tiny_home)
+    assert run.last_event().kind == "failed" and not any(run.checkpoints.glob("step-*"))  # type: ignore[union-attr]
     resource.prlimit(app.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     page.click("#train-head [data-do=resume]")
     expect(page.locator("#train-head .badge.live")).to_be_visible(timeout=MINUTES)
+    wait_for(lambda: any(run.checkpoints.glob("step-*")), 60)
     page.click("#train-head [data-do=finish]")
     expect(page.locator("#train-state .hint.good")).to_be_visible(timeout=MINUTES)
 
@@ -236,7 +246,7 @@ def test_two_windows_do_not_fight(start_app: Callable[..., App], tiny_home: Home
     expect(two.locator("#train-head h1")).to_have_text(run.name)
     two.click("#train-head [data-do=new]")
     expect(two.locator("#train-start")).to_be_visible()
-    two.locator("[data-do='go'][data-value=data]").first.click()
+    app.go(two, "data")
     two.click("[data-do='data.example']")
     two.locator("[data-do='data.train']:not([disabled])").click(timeout=2 * MINUTES)
     two.click("#train-start")

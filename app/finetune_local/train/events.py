@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from finetune_local.errors import FinetuneError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -128,6 +130,11 @@ class Failed(Event):
     message: str
     exit_code: int
     traceback: str = ""
+
+    @classmethod
+    def of(cls, error: FinetuneError) -> Failed:
+        """The event that tells an error."""
+        return cls(error=type(error).__name__, message=str(error), exit_code=error.exit_code)
 
 
 EVENTS: Mapping[str, type[Event]] = {

@@ -51,7 +51,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     pid = run.worker()
     facts: dict[str, Any] = {
         "run": run.name,
-        "status": status_after(last or None, pid is not None),
+        "status": status_after(last or None, pid is not None, run.worker_file.exists()),
         "folder": str(run.folder),
         "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)),
         "changed_time": changed,

@@ -115,18 +115,18 @@ class Run(Workplace):
 
     def status(self) -> Status:
         """What the run is doing, by its last event and whether its process lives."""
-        return status_after(self.last_line(), self.worker() is not None)
+        return status_after(self.last_line(), self.worker() is not None, self.worker_file.exists())
 
 
-def status_after(last: Mapping[str, Any] | None, working: bool) -> Status:
-    """What a run is doing by the last line of its events, and whether its worker lives."""
+def status_after(last: Mapping[str, Any] | None, working: bool, begun: bool) -> Status:
+    """What a run is doing by the last line of its events, whether its worker lives, and whether one has begun and not given back."""
     ended: Mapping[object, Status] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
     kind = last.get("event") if last else None
     if kind == "finished":
         return "finished"
     if working:
         return "running"
-    return "new" if last is None else ended.get(kind, "interrupted")
+    return "new" if last is None and not begun else ended.get(kind, "interrupted")
 
 
 def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from: str | None = None) -> Run:

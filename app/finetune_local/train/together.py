@@ -35,7 +35,7 @@ def events_of_all(loops: Sequence[Loop]) -> Iterator[tuple[Loop, Event]]:
             try:
                 wish = yield from _named(loops[number], _until_wanted(works[number], answers[number]))
             except FinetuneError as error:
-                yield loops[number], failure(error)
+                yield loops[number], Failed.of(error)
                 wish = None
             if wish is None:
                 del works[number]
@@ -48,11 +48,6 @@ def events_of_all(loops: Sequence[Loop]) -> Iterator[tuple[Loop, Event]]:
                 too_many = min(too_many, _tokens(wishes)) if len(wishes) > 1 else too_many
                 taken = [_alone(session, wish) for wish in wishes]
             answers = dict(zip(wanted, taken, strict=True))
-
-
-def failure(error: FinetuneError) -> Failed:
-    """The event that tells an error."""
-    return Failed(error=type(error).__name__, message=str(error), exit_code=error.exit_code)
 
 
 def _until_wanted(work: Work, answer: Answer) -> Generator[Event, None, Wanted | None]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from finetune_local.errors import FinetuneError
+from finetune_local.errors import DiskFull, FinetuneError
 from finetune_local.files import disk_full, write_text
 from finetune_local.paths import Home
 from finetune_local.train.checkpoint import RESUME
@@ -33,7 +33,7 @@ def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> i
     """
     from finetune_local.train.loop import Loop
     from finetune_local.train.setup import Ready, make_ready
-    from finetune_local.train.together import events, events_of_all, failure
+    from finetune_local.train.together import events, events_of_all
 
     asked_by_signal = False
 
@@ -72,7 +72,7 @@ def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> i
                     give_back(run)
         return max(codes.values())
     except FinetuneError as error:
-        told = failure(error)
+        told = Failed.of(error)
         if (
             beginning is not None and len(runs) > 1
         ):  # none of them begins, and the user has to know which is to be mended
@@ -123,12 +123,15 @@ def main(arguments: list[str]) -> int:
             if not stack.enter_context(holds[run.folder]).enter_context(run.taken()):
                 return FinetuneError.exit_code
         started = psutil.Process().create_time()
-        for run in runs:
-            run.repair()
-            write_text(run.worker_file, json.dumps({"pid": os.getpid(), "started": started}) + "\n")
-            (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
         try:
+            for run in runs:
+                with disk_full(run.folder, RESUME):
+                    run.repair()
+                    write_text(run.worker_file, json.dumps({"pid": os.getpid(), "started": started}) + "\n")
+                    (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
             return work(runs, Home(Path(home)), give_back)
+        except DiskFull as error:
+            return _fail(runs, Failed.of(error))
         finally:
             for run in runs:
                 if run.folder in holds:

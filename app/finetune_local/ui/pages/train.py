@@ -278,7 +278,7 @@ def _head(context: Context, run: Watch, status: str) -> Html:
             parts.button(t("train.finish"), "finish", disabled=stopping, title=t("train.finish_title")),
         ]
     else:
-        if status in ("stopped", "interrupted", "failed"):
+        if status in ("new", "stopped", "interrupted", "failed"):
             buttons.append(parts.button(t("train.resume"), "resume", kind="primary"))
         if run.run.adapter.exists():
             kind = "primary" if status == "finished" else ""
