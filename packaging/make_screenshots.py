@@ -121,7 +121,7 @@ def _take(link: Callable[[], str], chosen: argparse.Namespace, language: str) ->
                     locale=locale,
                     reduced_motion="reduce",
                 )
-                context.set_default_timeout(120_000)
+                context.set_default_timeout(30_000)
                 page = context.new_page()
                 page.goto(link())
                 page.wait_for_selector("#nav [role=tab]")
@@ -156,25 +156,43 @@ def _form(page: Any) -> None:
     page.wait_for_selector("#train-methods .choice")
 
 
+def _runs(page: Any) -> None:
+    """The list, also where a window last looked at one run."""
+    if page.locator("#runs-main .back:visible").count():
+        page.click("#runs-main .back")
+    page.wait_for_selector("#runs-main .row-name:visible")
+
+
 def _training(page: Any) -> None:
     page.click("#nav [role=tablist] [data-tab-id=runs]")
-    page.wait_for_selector("#page-runs table")
-    page.click(
-        "#page-runs [data-do=show][data-value='café-orders'], #page-runs [data-do=open][data-value='café-orders']"
-    )
-    page.wait_for_selector("#train-curves .chart:visible")
+    page.wait_for_selector("#page-runs .page-header:visible")
+    _runs(page)
+    page.click("#runs-main .row-name[data-value='café-orders']")
+    page.click("#page-runs [data-do='runs.show']")
+    page.wait_for_selector("#train-curves .line:visible")
 
 
 def _chat(page: Any) -> None:
+    """The base beside what was trained, in a conversation that is begun once."""
     page.wait_for_selector("#chat-message textarea:visible")
-    if page.locator("#chat-said .text, #chat-said article").count():
+    if page.locator("#chat-said article.answer").count() >= 2:
         return
+    page.click("#nav [role=tablist] [data-tab-id=train]")
+    page.click("#train-head [data-do=go][data-value=chat]")
+    page.wait_for_selector("#chat-who summary:has-text('café-orders')")
     page.fill("#chat-message textarea", "Two large teas and a small soup to go, please.")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#chat-said [data-do=again]")
+    page.press("#chat-message textarea", "Enter")
+    page.wait_for_selector("#chat-said [data-do=again]", timeout=120_000)
 
 
-STEPS: dict[str, Callable[[Any], None]] = {"data": _data, "train": _form, "training": _training, "chat": _chat}
+def _export(page: Any) -> None:
+    page.wait_for_selector("#export-form [data-do=start]")
+
+
+STEPS: dict[str, Callable[[Any], None]] = {
+    "data": _data, "train": _form, "training": _training, "chat": _chat, "runs": _runs,
+    "export": _export,
+}  # fmt: skip
 
 
 def _save(page: Any, file: Path) -> None:
