@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ BROWSER = [
 def main() -> None:
     """Prepare what is to be seen, then take every picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=ROOT / ".cache" / "screenshots")
+    parser.add_argument("--home", type=Path, default=Path(tempfile.gettempdir()) / "finetune-local")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--sizes", nargs="+", default=["1280x800"])
     parser.add_argument("--pages", nargs="+", choices=PAGES, default=list(PAGES))
@@ -124,7 +125,8 @@ def _take(link: Callable[[], str], chosen: argparse.Namespace, language: str) ->
                 context.set_default_timeout(30_000)
                 page = context.new_page()
                 page.goto(link())
-                page.wait_for_selector("#nav [role=tab]")
+                page.wait_for_selector(".page-header:visible, #chat-message textarea:visible")  # where it was last
+                time.sleep(1)
                 for name in chosen.pages:
                     _show(page, name)
                     suffix = "" if size == "1280x800" else f"-{size}"
