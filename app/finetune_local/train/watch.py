@@ -39,15 +39,22 @@ class Curve:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self._width = 1  # steps of a span: doubled whenever there are too many, so that a step costs the same in a long run
 
     def add(self, step: int, value: float) -> None:
         """Append; a step that was there already (a run resumed from before it) replaces what followed."""
         if self.spans and step <= self.spans[-1].step:
             while self.spans and self.spans[-1].step >= step:
                 self.spans.pop()
+        if self.spans and self.spans[-1].count < self._width:
+            last = self.spans[-1]
+            mean = last.mean + (value - last.mean) / (last.count + 1)
+            self.spans[-1] = Span(step, mean, min(last.low, value), max(last.high, value), last.count + 1)
+            return
         self.spans.append(Span(step, value, value, value))
         if len(self.spans) > 2 * SPANS:
             self.spans = [_joined(pair) for pair in _pairs(self.spans)]
+            self._width *= 2
 
     def last(self) -> float | None:
         """The newest value."""

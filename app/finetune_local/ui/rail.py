@@ -52,9 +52,10 @@ def at_work(context: Context) -> list[Html]:
     workplace.reap()  # of workers that this server started
     found = []
     for run in runs.at_work(context.home):
-        watched = context.watch(run.folder).refresh()
-        share = watched.step / watched.steps if watched.steps else None
-        inner = parts.progress(t, f, run.name, share, watched.seconds_left)
+        # The last step and no more: a long run's whole history would keep every page waiting when the app is opened.
+        step = next((line for line in run.newest() if line.get("event") == "step"), {})
+        share = step["step"] / step["steps"] if step.get("steps") else None
+        inner = parts.progress(t, f, run.name, share, step.get("seconds_left"))
         found.append(
             h("button", inner, type="button", class_="at-work", data_do="go", data_value="train", data_run=run.name)
         )
