@@ -39,7 +39,8 @@ class Curve:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        self._width = 1  # steps of a span: doubled whenever there are too many, so that a step costs the same in a long run
+        # Steps of a span: doubled whenever there are too many, so that a step costs the same in a long run.
+        self._width = 1
 
     def add(self, step: int, value: float) -> None:
         """Append; a step that was there already (a run resumed from before it) replaces what followed."""

@@ -102,3 +102,14 @@ def test_windows_that_ask_at_once_read_once(run: Run) -> None:
     assert watch.refresh(60).step == 1
     time.sleep(0.01)
     assert watch.refresh(0).step == 2
+
+
+def test_a_long_curve_is_thinned_evenly_and_loses_nothing() -> None:
+    curve = Curve()
+    for step in range(1, 20_001):
+        curve.add(step, float(step))
+    counts = [span.count for span in curve.spans]
+    assert SPANS <= len(counts) <= 2 * SPANS and sum(counts) == 20_000
+    assert len(set(counts[:-1])) == 1, "every span holds as many steps as the next"
+    assert (curve.spans[0].low, curve.spans[-1].high, curve.spans[-1].step) == (1.0, 20_000.0, 20_000)
+    assert sum(span.mean * span.count for span in curve.spans) == pytest.approx(20_000 * 20_001 / 2)
