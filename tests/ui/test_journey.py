@@ -240,7 +240,7 @@ def test_a_mistake_in_a_setting_is_told_while_it_is_typed(start_app: Callable[..
 def test_two_windows_do_not_fight(start_app: Callable[..., App], tiny_home: Home) -> None:
     app = start_app(tiny_home)
     one = app.open()
-    begin(one, app)
+    begin(one, app, steps=500_000)  # at work for as long as the test takes
     (run,) = runs.every(tiny_home)
     two = app.open("train")  # sees the run of the first
     expect(two.locator("#train-head h1")).to_have_text(run.name)
