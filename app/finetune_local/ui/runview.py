@@ -197,8 +197,8 @@ def ending(context: Context, run: Watch, status: str) -> Html:
         return h("div", t("train.ended_well", reason=sentence(t, end.reason)), class_="hint good")
     if status == "stopped":
         return h("div", t("train.paused_text", step=context.f.number(run.step)), class_="hint warn")
-    words = run.run.last_words()
-    if status == "interrupted" or (status == "new" and words):
+    words = run.run.last_words() if status in ("interrupted", "new") else []  # the log is read for these only
+    if status == "interrupted" or words:
         return h(
             "div",
             h("p", t("train.interrupted_text")),

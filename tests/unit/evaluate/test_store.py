@@ -44,7 +44,7 @@ def test_what_was_measured_is_found_again(opened: Opened, held_out: Path) -> Non
     )
     assert result["choices"]["data"] == [str(held_out)] and result["choices"]["few_shot"] == 2
     assert result["verdict"]["sentences"][0].startswith("The fine-tune helped")
-    assert result["seconds"]["loading"] == 1.5 and result["seconds"]["tuned"] >= 0
+    assert result["seconds"]["loading"] == 1.5 and {"base", "few_shot", "tuned"} <= set(result["seconds"])
     assert found.conditions() == ["base", "few_shot", "tuned"]
     assert len(found.rows) == 14
     row = found.rows[0]

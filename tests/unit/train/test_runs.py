@@ -246,3 +246,24 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_number(home: Home) -> N
     assert checkpoint.counters(run.checkpoints).step == 1_000_000
     checkpoint.prune(run.checkpoints, keep=1, best_step=0)
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-1000000"]
+
+
+def test_a_disk_that_is_full_as_the_worker_begins_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new(home)
+
+    def full(_path: Path, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert worker.main([str(run.folder), str(home.root)]) == DiskFull.exit_code
+    last = run.last_event()
+    assert isinstance(last, Failed) and last.error == "DiskFull" and "no room is left" in last.message
+    assert run.status() == "failed" and not run.worker_file.exists()
+
+
+def test_a_worker_that_died_before_its_first_word_leaves_no_new_run(home: Home) -> None:
+    run = new(home)
+    assert run.status() == "new"
+    run.worker_file.write_text(json.dumps({"pid": 2**30, "started": 1.0}), "utf-8")
+    assert run.status() == "interrupted"
