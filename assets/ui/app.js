@@ -31,10 +31,15 @@ window.ftl = (() => {
     bar.append(document.createElement("i"));
     box.append(Object.assign(document.createElement("img"), { src: "/ftl/icon.svg", alt: "" }), made("strong", name), bar, made("span", words));
     document.documentElement.append(box);
-    const done = () => { watcher.disconnect(); box.remove(); };
+    const done = () => { watcher.disconnect(); box.remove(); sessionStorage.removeItem("ftl-again"); };
     const watcher = new MutationObserver(() => { if (document.querySelector("#nav [role=tab]")) done(); });
     watcher.observe(document.documentElement, { childList: true, subtree: true });
-    setTimeout(done, 60000); // whatever kept it is then seen
+    // A page that does not come (a script of it was lost on the way) is loaded once more; after that, whatever keeps it is seen.
+    setTimeout(() => {
+      if (!box.isConnected) return;
+      if (sessionStorage.getItem("ftl-again")) setTimeout(done, 30000);
+      else { sessionStorage.setItem("ftl-again", "1"); location.reload(); }
+    }, 30000);
   }
   cover();
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,16 @@ def needs_gtk() -> None:
 
 
 def shows_the_page(screen: Screen) -> bool:
-    """Whether its main button is on the screen: more of that colour than the splash has. The picture is an X window dump."""
+    """Whether its main button is on the screen: more of that colour than the splash has. The picture is an X window dump, four
+    bytes a pixel, the least first."""
+    return screen.picture.read_bytes().count(BUTTON.to_bytes(3, "little")) > 800
+
+
+def colours(screen: Screen) -> str:
+    """What is most on the screen, for a test that failed there: colours and their pixels."""
     raw = screen.picture.read_bytes()
     header = struct.unpack(">25I", raw[:100])
     begin, lines, line = header[0] + 12 * header[19], header[5], header[12]
     pixels = memoryview(raw)[begin : begin + lines * line].cast("I")
-    return sum(pixel & 0xFFFFFF == BUTTON for pixel in pixels) > 800
+    found = Counter(f"#{pixel & 0xFFFFFF:06x}" for pixel in pixels)
+    return ", ".join(f"{colour} {count}" for colour, count in found.most_common(8))

@@ -22,7 +22,7 @@ from finetune_local.desktop import chromium
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import runs
-from ui.screen import SIZE, Screen, needs, needs_gtk, shows_the_page
+from ui.screen import SIZE, Screen, colours, needs, needs_gtk, shows_the_page
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the screen of these tests is Xvfb, which is for Linux")
 
@@ -37,6 +37,7 @@ class Started:
 
     def __init__(self, home: Home, environment: dict[str, str], *options: str) -> None:
         self.home, self.environment = home, environment
+        self.screen: Screen | None = None
         self.log = home.root.parent / "app.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -76,8 +77,21 @@ class Started:
 def wait(condition: Callable[[], object], app: Started) -> None:
     until = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < until, app.said()
+        assert time.monotonic() < until, app.said() + where_it_stands(app)
         time.sleep(0.2)
+
+
+def where_it_stands(app: Started) -> str:
+    """For a test that waited in vain: what is left of the app, and what its window's log and the screen show."""
+    try:
+        main = psutil.Process(app.process.pid)
+        found = [
+            f"{p.name()} {p.status()} {sum(p.cpu_times()[:2]):.0f} s" for p in [main, *main.children(recursive=True)]
+        ]
+    except psutil.Error as error:
+        found = [str(error)]
+    log = app.home.window / "window.log"
+    return f"\n{found}\n{log.read_text('utf-8', 'replace') if log.exists() else 'no window'}\n{app.screen and colours(app.screen)}"
 
 
 @pytest.fixture
@@ -125,6 +139,7 @@ def test_the_window_shows_the_page_and_its_end_is_the_app_s(
         known = {"pid": worker.pid, "started": psutil.Process(worker.pid).create_time()}
         run.worker_file.write_text(json.dumps(known), "utf-8")
         app = start(DISPLAY=screen.display, WAYLAND_DISPLAY="")
+        app.screen = screen
         wait(lambda: shows_the_page(screen), app)
         assert "here is its window" in app.also()
         wait(lambda: zoomed(screen, home) > 1, app)  # its own script and its way back to Python
@@ -147,6 +162,7 @@ def test_chromium_stands_in_and_a_killed_app_is_replaced(
     (tmp_path / "webview.py").write_text('raise ImportError("there is none in this test")', "utf-8")
     environment = {"DISPLAY": screen.display, "WAYLAND_DISPLAY": "", "PYTHONPATH": str(tmp_path)}
     app = start(**environment)
+    app.screen = screen
     wait(lambda: shows_the_page(screen), app)
     assert "There is no window of its own here: pywebview is not installed" in app.said()
     reached: set[str] = set()

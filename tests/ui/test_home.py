@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from ui.conftest import App
 
@@ -11,3 +11,30 @@ def test_a_first_look_says_what_to_do_and_what_the_machine_has(app: App) -> None
     expect(page.locator("#home .steps li.next strong")).to_have_text("Pick a base model")
     expect(page.locator("#home .facts dt").first).to_have_text("Computes on")
     assert app.hosts == {f"127.0.0.1:{app.port}"}
+
+
+def test_a_page_whose_script_was_lost_is_loaded_once_more(app: App) -> None:
+    app.expected += [
+        "Connection errored out",
+        "net::ERR_FAILED",
+        "Failed to fetch dynamically imported module",
+        "Unable to preload CSS",
+    ]
+    page = app.open()
+    lost: list[str] = []
+
+    def lose(route: Route) -> None:
+        lost.append(route.request.url)
+        route.abort()
+
+    scripts = f"{app.address}/assets/*.js"
+    page.route(scripts, lose)
+    page.clock.install()
+    page.reload()
+    expect(page.locator("#cover")).to_be_visible()
+    page.unroute(scripts)
+    assert lost
+    page.clock.fast_forward(31_000)
+    page.wait_for_selector("#nav [role=tab]")
+    expect(page.locator("#cover")).to_have_count(0)
+    assert page.evaluate("sessionStorage.getItem('ftl-again')") is None

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ _YOUNG = 10.0
 """Seconds: a window that breaks sooner would break again."""
 
 _MOST_AGAIN = 3
+_SILENT = 45.0
+"""Seconds after which a window that has not asked for its page hangs: its libraries wait for something of the desktop's."""
+
 _GENTLE = 4.0
 """Seconds that a window has to close by itself."""
 
@@ -62,7 +65,7 @@ class Display(Protocol):
 
 
 class WebView:
-    """The window of window.py. `told` is all it is told besides the link."""
+    """The window of window.py. `told` is all it is told besides the link; `opened` says whether it has asked for its page."""
 
     def __init__(self, home: Home) -> None:
         self._log = home.window / "window.log"
@@ -70,6 +73,7 @@ class WebView:
         self._process: subprocess.Popen[str] | None = None
         self._broken = 0
         self.told: Mapping[str, Any] = {}
+        self.opened: Callable[[], bool] = lambda: True
 
     def begin(self) -> None:
         """Start its process, which loads its libraries while the server does too. present() says what to show."""
@@ -95,11 +99,20 @@ class WebView:
         began = time.monotonic()
         self._say(json.dumps({**self.told, "link": link}))
         self._note(process)
-        code = process.wait()
+        try:
+            code, silent = process.wait(_SILENT), False
+        except subprocess.TimeoutExpired:
+            if silent := not self.opened():
+                process.kill()
+            code = process.wait()
         self._process = None
         with suppress(OSError):
             process.stdin.close()
         self._file.unlink(missing_ok=True)
+        if silent:
+            return Outcome(
+                False, f"The window's process was ended: it showed nothing for {_SILENT:.0f} s ({self._log})."
+            )
         if code == 0:
             return Outcome(True)
         said = self._last_words()

@@ -91,6 +91,7 @@ class App:
             raise
         if window is not None:
             window.told = self._told()
+            window.opened = lambda: self.server.gate.opened
         self.server.gate.on_control = self._control
         self.context.quit = self.server.stop
         self.notifier = Notifier(self.context)

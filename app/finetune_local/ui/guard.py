@@ -80,6 +80,8 @@ class Gate:
         self.cookie_name = f"finetune-local-{port}"
         self._cookie = secrets.token_urlsafe(32)
         self._links: set[str] = set()
+        self.opened = False
+        """Whether a link was ever used: somebody has the page."""
         self.control_key = secrets.token_urlsafe(32)
         self.on_control: Callable[[str], str] = lambda _do: ""
         self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
@@ -97,6 +99,7 @@ class Gate:
         if found is None:
             return False
         self._links.discard(found)
+        self.opened = True
         return True
 
     def set_cookie(self) -> bytes:

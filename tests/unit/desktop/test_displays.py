@@ -52,6 +52,17 @@ def test_a_crash_is_no_wish(monkeypatch: pytest.MonkeyPatch, home: Home) -> None
     assert again == [True] * (displays._MOST_AGAIN - 1) + [False]
 
 
+def test_a_window_that_hangs_makes_way_for_the_next(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
+    monkeypatch.setattr(displays, "_SILENT", 0.5)
+    hanging = window(monkeypatch, home, "import time; time.sleep(60)")
+    hanging.opened = lambda: False
+    outcome = hanging.present(LINK)
+    assert not outcome.closed and not outcome.again and "showed nothing" in outcome.reason
+    stays = window(monkeypatch, home, "import time; time.sleep(1.5)")  # the user looks at it, and closes it
+    stays.opened = lambda: True
+    assert stays.present(LINK) == Outcome(True)
+
+
 def test_it_is_told_to_show_itself_and_to_end(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
     script = "import sys\ninput()\nfor line in sys.stdin:\n    open(sys.argv[1], 'a').write(line)\n    if line == 'quit\\n': sys.exit(1)"
     monkeypatch.setattr(displays, "command_of", lambda *_: [sys.executable, "-c", script, str(home.root / "heard")])
