@@ -48,7 +48,8 @@ def before_start() -> None:
 
 
 def mend(native: Any, origin: str) -> None:
-    """Before the window is shown: pages of another origin are not loaded into it, and a page whose process ended comes back."""
+    """Before the window is shown: pages of another origin are not loaded into it, a page whose process ended comes back, and what
+    is loaded is seen, drawn by the processor."""
     webkit = importlib.import_module("gi.repository.WebKit2")
     view = _web_view(native, webkit.WebView)
     if view is None:
@@ -66,6 +67,11 @@ def mend(native: Any, origin: str) -> None:
     def again(dead: Any, _reason: Any) -> None:
         dead.load_uri(origin + "/")
 
+    # pywebview hides the view until a page loads, and shows it from the main loop's idle time. The view has the window's own
+    # background from the start, so there is nothing to hide.
+    view.set_opacity(1.0)
+    # The graphics card is for the training, not for buttons; and without one, drawing as if there were costs most of a core.
+    view.get_settings().set_hardware_acceleration_policy(webkit.HardwareAccelerationPolicy.NEVER)
     view.connect("decide-policy", decide)
     view.connect("web-process-terminated", again)
 
