@@ -53,6 +53,12 @@ window.ftl = (() => {
     return name + " " + navigator.language;
   }
 
+  // ── which page is in view: told with every tick, so that a page whose coming into view was not heard is drawn all the same ──
+  function pageInView() {
+    const tab = document.querySelector("#nav > .tab-wrapper [role=tablist]:not(.visually-hidden) [aria-selected=true]");
+    return (tab && tab.dataset.tabId) || "";
+  }
+
   // ── views: a press on anything with data-do is told to the server with its data-* ─────────────────────────
   function attach(element, trigger, watch) {
     element.addEventListener("click", (event) => {
@@ -305,5 +311,5 @@ window.ftl = (() => {
 
   const theme = (wanted) => { config.theme = wanted; applyTheme(); };
 
-  return { attach, window: windowName, fill, theme, config };
+  return { attach, window: windowName, page: pageInView, fill, theme, config };
 })();

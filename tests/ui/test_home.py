@@ -38,3 +38,24 @@ def test_a_page_whose_script_was_lost_is_loaded_once_more(app: App) -> None:
     page.wait_for_selector("#nav [role=tab]")
     expect(page.locator("#cover")).to_have_count(0)
     assert page.evaluate("sessionStorage.getItem('ftl-again')") is None
+
+
+def test_a_page_whose_coming_was_not_heard_is_drawn_all_the_same(app: App) -> None:
+    page = app.open()
+    expect(page.locator("#home .facts dt").first).to_be_visible()
+    asked = page.evaluate(
+        "window.gradio_config.dependencies.filter((d) => d.targets.some((t) => t[1] === 'select')).map((d) => d.id)"
+    )
+    lost: list[str] = []
+
+    def lose(route: Route) -> None:
+        if (route.request.post_data_json or {}).get("fn_index") in asked:
+            lost.append(route.request.url)
+            route.fulfill(json={"event_id": "nobody's"})
+        else:
+            route.fallback()
+
+    page.route("**/queue/join*", lose)
+    page.click("#nav [role=tablist]:not(.visually-hidden) [data-tab-id=runs]")
+    expect(page.locator("#page-runs .page-header")).to_be_visible()
+    assert len(lost) == 1

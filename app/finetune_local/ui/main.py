@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import time
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
@@ -64,10 +65,8 @@ def create_app(context: Context) -> gr.Blocks:
             _wire_page(context, key, tab, which)
         offered, outputs = context.offers()
         context.on(context.notice.click, offered, None, outputs)
-        timer = gr.Timer(1.0)
-        tick, outputs = context.ticks()
-        context.on(timer.tick, tick, None, outputs, drop=True)
-        _attach(context, blocks, which, tabs)
+        missed = _tick(context, which, tabs)
+        _draw_again(context, tabs, _attach(context, blocks, which, tabs).then, missed.change)
     return blocks
 
 
@@ -80,7 +79,22 @@ def _wire_page(context: Context, key: str, tab: Any, which: Any) -> None:
     context.on(tab.select, shown, which, outputs, js="() => String(performance.timeOrigin + performance.now())")
 
 
-def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) -> None:
+def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
+    """Each second; what is returned changes where the page in view must be drawn anew: see Window.missed."""
+    import gradio as gr
+
+    missed = gr.Textbox(visible="hidden")
+    tick, outputs = context.ticks()
+
+    def ticked(window: Window, page: str) -> Any:
+        lost = page in tabs and window.missed(page)
+        return {**tick(window), **({missed: str(time.monotonic())} if lost else {})}
+
+    context.on(gr.Timer(1.0).tick, ticked, which, [*outputs, missed], js="() => ftl.page()", drop=True)
+    return missed
+
+
+def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) -> Any:
     """When a page has loaded it says which window it is in, and what the browser's locale is; it then shows what it showed."""
     import gradio as gr
 
@@ -94,17 +108,22 @@ def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) 
         return gr.Tabs(selected=page) if page in tabs else gr.skip()
 
     attach.__annotations__ = {"request": gr.Request}
-    told = blocks.load(
+    return blocks.load(
         attach, which, context.nav, js="() => ftl.window()", show_progress="hidden", api_visibility="private"
     )
+
+
+def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> None:
+    """On any of the triggers: the page in view, where what it shows is another window's or nothing."""
     shows = {key: context.shows(key)[0] for key in tabs}
+    every = {component._id: component for key in tabs for component in context.shows(key)[1]}
 
     def draw_again(window: Window) -> Any:
         again, window.again = window.again, False
         return shows[str(window["page"])](window) if again else None
 
-    every = {component._id: component for key in tabs for component in context.shows(key)[1]}
-    context.on(told.then, draw_again, None, list(every.values()))
+    for trigger in triggers:
+        context.on(trigger, draw_again, None, list(every.values()))
 
 
 def first_lines(context: Context) -> str:

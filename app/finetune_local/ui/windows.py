@@ -38,6 +38,7 @@ class Window:
         """When its page came into view, by the browser's clock."""
         self.again = False
         """Whether the page in view was drawn from another's memory and must be drawn again."""
+        self._unheard = ""
         self.drawing = threading.RLock()
         """To be held while views are drawn from this memory, so that of two events the one that saw more of it is answered last."""
         self._timer: threading.Timer | None = None
@@ -68,6 +69,17 @@ class Window:
         self.since = since
         self.set(page=page)
         return True
+
+    def missed(self, page: str) -> bool:
+        """Whether the browser shows, as it says for the second time, a page of whose coming into view nothing was heard: then it
+        is the page, and must be drawn. Once may be a word that crossed another on its way."""
+        unheard = page if page != (self["page"] or FIRST) else ""
+        missed = unheard != "" and unheard == self._unheard
+        self._unheard = "" if missed else unheard
+        if missed:
+            self.set(page=page)
+            self.again = True
+        return missed
 
     def save(self) -> None:
         """Write it now. A full disk costs the draft's newest changes, not the window."""

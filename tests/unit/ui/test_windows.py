@@ -112,3 +112,15 @@ def test_a_page_gone_to_before_the_window_said_who_it_is_is_drawn_again(home: Ho
     assert windows.attach("session", "window1").again
     windows.of("other").show("home", 2.0)
     assert not windows.attach("other", "window2").again
+
+
+def test_a_page_whose_coming_was_not_heard_is_drawn_when_it_is_told_twice(home: Home) -> None:
+    window = Windows(home).attach("a", "window1")
+    assert not window.missed("home") and not window.missed("")  # the first page; a browser that cannot say
+    assert not window.missed("runs") and not window.again  # it may have crossed the word of its coming
+    window.show("runs", 1.0)
+    assert not window.missed("runs")
+    assert not window.missed("data") and not window.missed("chat") and not window.missed("data")  # the user is fast
+    assert window.missed("data")
+    assert window["page"] == "data" and window.again
+    assert not window.missed("data")
