@@ -285,6 +285,21 @@ window.ftl = (() => {
   }
   setTimeout(look, 2000);
 
+  // ── a view that is drawn anew between press and release swallows the click: what stands there now and does the same gets it ──
+  let held = null;
+  const button = (event) => (event.target.closest && event.target.closest("[data-do]")) || null;
+  const does = (found) => JSON.stringify({ ...found.dataset });
+  document.addEventListener("pointerdown", (event) => {
+    const found = event.button === 0 ? button(event) : null;
+    held = found && { found, does: does(found) };
+  }, true);
+  document.addEventListener("click", () => { held = null; }, true);
+  document.addEventListener("pointerup", (event) => {
+    const was = held, now = button(event);
+    if (!was || was.found.isConnected || !now || does(now) !== was.does) return;
+    setTimeout(() => { if (held === was && now.isConnected) now.click(); }); // no click came by itself
+  }, true);
+
   // ── buttons that a key presses (data-press), while nothing is being typed ───────────────────────────────────────────
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.key.length !== 1) return;

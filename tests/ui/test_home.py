@@ -59,3 +59,15 @@ def test_a_page_whose_coming_was_not_heard_is_drawn_all_the_same(app: App) -> No
     page.click("#nav [role=tablist]:not(.visually-hidden) [data-tab-id=runs]")
     expect(page.locator("#page-runs .page-header")).to_be_visible()
     assert len(lost) == 1
+
+
+def test_a_press_counts_though_the_view_is_drawn_anew_under_it(app: App) -> None:
+    page = app.open()
+    begin = page.locator("#home [data-do=go]", has_text="Begin")
+    box = begin.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    begin.evaluate("(button) => button.replaceWith(button.cloneNode(true))")
+    page.mouse.up()
+    expect(page.locator("#page-model .page-header")).to_be_visible()

@@ -95,7 +95,6 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
         "Failed to fetch",
         "NetworkError",
         "network error",
-        "Connection errored out",
     ]
     app.kill()  # the server, by SIGKILL
     expect(page.locator("#gone")).to_be_visible()
