@@ -47,7 +47,10 @@ class App:
     def __init__(self, home: Home, browser: Browser, environment: dict[str, str]) -> None:
         self.home, self._browser, self._environment = home, browser, environment
         self.problems: list[str] = []
-        self.expected = ["AbortError: signal is aborted", "Connection errored out"]  # what a page says that is loaded again
+        self.expected = [
+            "AbortError: signal is aborted",
+            "Connection errored out",
+        ]  # what a page says that is loaded again
         self.hosts: set[str] = set()
         self._contexts: list[Any] = []
         self.start()

@@ -15,7 +15,6 @@ def test_a_first_look_says_what_to_do_and_what_the_machine_has(app: App) -> None
 
 def test_a_page_whose_script_was_lost_is_loaded_once_more(app: App) -> None:
     app.expected += [
-        "Connection errored out",
         "net::ERR_FAILED",
         "Failed to fetch dynamically imported module",
         "Unable to preload CSS",
