@@ -118,7 +118,7 @@ def subject(context: Context, window: Window) -> Html:
             ),
             title=t("train.data"),
         ),
-        class_="columns",
+        class_="columns even",
     )
 
 
