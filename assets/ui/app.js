@@ -53,10 +53,16 @@ window.ftl = (() => {
     return name + " " + navigator.language;
   }
 
-  // ── which page is in view: told with every tick, so that a page whose coming into view was not heard is drawn all the same ──
+  // ── which page is in view, and since when: told when it comes, and with every tick, in case its coming was not heard ────────
+  let inView = { page: config.first, since: 0 };
+  function shows(page) {
+    inView = { page, since: performance.timeOrigin + performance.now() };
+    return String(inView.since);
+  }
   function pageInView() {
     const tab = document.querySelector("#nav > .tab-wrapper [role=tablist]:not(.visually-hidden) [aria-selected=true]");
-    return (tab && tab.dataset.tabId) || "";
+    if (tab && tab.dataset.tabId && tab.dataset.tabId !== inView.page) shows(tab.dataset.tabId);
+    return `${inView.page} ${inView.since}`;
   }
 
   // ── views: a press on anything with data-do is told to the server with its data-* ─────────────────────────
@@ -326,5 +332,5 @@ window.ftl = (() => {
 
   const theme = (wanted) => { config.theme = wanted; applyTheme(); };
 
-  return { attach, window: windowName, page: pageInView, fill, theme, config };
+  return { attach, window: windowName, page: pageInView, shows, fill, theme, config };
 })();

@@ -76,7 +76,7 @@ def _wire_page(context: Context, key: str, tab: Any, which: Any) -> None:
     def shown(window: Window, since: str) -> Any:
         return {**show(window), context.notice: ""} if window.show(key, float(since)) else None
 
-    context.on(tab.select, shown, which, outputs, js="() => String(performance.timeOrigin + performance.now())")
+    context.on(tab.select, shown, which, outputs, js=f"() => ftl.shows({json.dumps(key)})")
 
 
 def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
@@ -86,8 +86,9 @@ def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
     missed = gr.Textbox(visible="hidden")
     tick, outputs = context.ticks()
 
-    def ticked(window: Window, page: str) -> Any:
-        lost = page in tabs and window.missed(page)
+    def ticked(window: Window, told: str) -> Any:
+        page, _, since = told.partition(" ")
+        lost = page in tabs and window.missed(page, float(since))
         return {**tick(window), **({missed: str(time.monotonic())} if lost else {})}
 
     context.on(gr.Timer(1.0).tick, ticked, which, [*outputs, missed], js="() => ftl.page()", drop=True)
@@ -128,8 +129,11 @@ def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> No
 
 def first_lines(context: Context) -> str:
     """What the page's head begins with: see head.py."""
+    from finetune_local.ui.windows import FIRST
+
     t = context.t
     config = {
+        "first": FIRST,
         "theme": context.preferences.theme,
         "lang": t.language,
         "splash": [t("common.app"), t("common.splash")],

@@ -70,15 +70,14 @@ class Window:
         self.set(page=page)
         return True
 
-    def missed(self, page: str) -> bool:
+    def missed(self, page: str, since: float) -> bool:
         """Whether the browser shows, as it says for the second time, a page of whose coming into view nothing was heard: then it
         is the page, and must be drawn. Once may be a word that crossed another on its way."""
-        unheard = page if page != (self["page"] or FIRST) else ""
+        unheard = page if page != (self["page"] or FIRST) and since > self.since else ""
         missed = unheard != "" and unheard == self._unheard
         self._unheard = "" if missed else unheard
         if missed:
-            self.set(page=page)
-            self.again = True
+            self.again = self.show(page, since)
         return missed
 
     def save(self) -> None:

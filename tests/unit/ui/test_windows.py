@@ -116,11 +116,18 @@ def test_a_page_gone_to_before_the_window_said_who_it_is_is_drawn_again(home: Ho
 
 def test_a_page_whose_coming_was_not_heard_is_drawn_when_it_is_told_twice(home: Home) -> None:
     window = Windows(home).attach("a", "window1")
-    assert not window.missed("home") and not window.missed("")  # the first page; a browser that cannot say
-    assert not window.missed("runs") and not window.again  # it may have crossed the word of its coming
-    window.show("runs", 1.0)
-    assert not window.missed("runs")
-    assert not window.missed("data") and not window.missed("chat") and not window.missed("data")  # the user is fast
-    assert window.missed("data")
+    assert not window.missed("home", 0)  # the first page
+    assert not window.missed("runs", 5) and not window.again  # it may have crossed the word of its coming
+    window.show("runs", 5)
+    assert not window.missed("runs", 5)
+    assert not window.missed("data", 6) and not window.missed("chat", 7) and not window.missed("data", 8)  # a fast user
+    assert window.missed("data", 8)
     assert window["page"] == "data" and window.again
-    assert not window.missed("data")
+    assert not window.missed("data", 8)
+
+
+def test_a_page_that_the_app_itself_leaves_is_not_missed(home: Home) -> None:
+    window = Windows(home).attach("a", "window1")
+    window.show("home", 5)
+    window.set(page="train")  # shown by the app: the browser's word of it is on its way
+    assert not any(window.missed("home", since) for since in (0, 5, 5)) and window["page"] == "train"
