@@ -54,9 +54,10 @@ window.ftl = (() => {
   }
 
   // ── which page is in view, and since when: told when it comes, and with every tick, in case its coming was not heard ────────
+  // Since 0: the page that every load begins with, and nobody's choice.
   let inView = { page: config.first, since: 0 };
   function shows(page) {
-    inView = { page, since: performance.timeOrigin + performance.now() };
+    if (page !== inView.page) inView = { page, since: performance.timeOrigin + performance.now() };
     return String(inView.since);
   }
   function pageInView() {

@@ -63,8 +63,9 @@ class Window:
                 self._timer.start()
 
     def show(self, page: str, since: float) -> bool:
-        """A page has come into view. False where a later one has: on a busy machine the two may be told the other way round."""
-        if since < self.since:
+        """A page has come into view. False where a later one has: on a busy machine the two may be told the other way round; and
+        for what a load begins with (since 0) where another page is to be shown again."""
+        if since < self.since or (since == 0 and page != (self["page"] or FIRST)):
             return False
         self.since = since
         self.set(page=page)

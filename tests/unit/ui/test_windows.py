@@ -131,3 +131,12 @@ def test_a_page_that_the_app_itself_leaves_is_not_missed(home: Home) -> None:
     window.show("home", 5)
     window.set(page="train")  # shown by the app: the browser's word of it is on its way
     assert not any(window.missed("home", since) for since in (0, 5, 5)) and window["page"] == "train"
+
+
+def test_what_a_load_begins_with_does_not_take_the_place_of_the_page_to_be_shown_again(home: Home) -> None:
+    windows = Windows(home)
+    assert windows.attach("a", "window1").show("home", 0)  # a first start: it is the page
+    windows.attach("a", "window1").set(page="train")
+    assert not windows.attach("b", "window1").show("home", 0)
+    assert windows.of("b")["page"] == "train"
+    assert windows.of("b").show("home", 7) and windows.of("b")["page"] == "home"
