@@ -28,6 +28,12 @@ SMALL_MODEL = "FINETUNE_LOCAL_SMALL_MODEL"
 USABLE = [name for name, backend in backends().items() if backend.missing() is None]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many mutated inputs tests/fuzz tries."""
+    parser.addoption("--thorough", action="store_true", help="tests/fuzz: an hour of inputs instead of a minute")
+    parser.addoption("--from-seed", type=int, default=0, help="tests/fuzz: the first input's number")
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """A backend that CI expects and does not find must not look like a pass."""
     wanted = {name for name in os.environ.get(EXPECTED, "").split(",") if name}

@@ -1,0 +1,138 @@
+"""JSON and TOML that the app did not write itself, or that a disk may have damaged: read within limits.
+
+Python's readers raise four kinds of error for bad text (JSONDecodeError, UnicodeDecodeError, ValueError for a number of more
+than 4,300 digits, RecursionError for deep nesting), and accept what breaks later code: text nested 900 deep, integers that no
+float holds. Here all of it is one error, ForeignTextError, whose message is the end of a sentence: "{path}: {error}. Copy it again."
+tests/repo/test_foreign_text.py forbids json.load(s) and tomllib.load(s) anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 64 * 2**20
+"""Largest file of settings that is read whole. The largest known good one is a tokenizer.json of 35 MB."""
+
+MOST_DEPTH = 64
+"""Deepest nesting that is accepted; known files stay under 20."""
+
+MOST_DIGITS = 300
+"""Longest integer that is accepted: a float holds 10^308."""
+
+
+class ForeignTextError(ValueError):
+    """The text cannot be used. The message says what is wrong and where, as the end of a sentence without a full stop."""
+
+
+def parse_json(text: str | bytes, depth: int = MOST_DEPTH) -> Any:
+    """The value of a JSON text; bytes are UTF-8, with or without a byte-order mark. Raises ForeignTextError.
+
+    NaN and Infinity are accepted as Python accepts them: whoever needs finite numbers must look.
+    """
+    try:
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = _DECODER.decode(decoded)
+    except json.JSONDecodeError as error:
+        raise ForeignTextError(
+            f"it is not JSON (line {error.lineno}, column {error.colno}: {_said(error.msg)})"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ForeignTextError(f"it is not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise ForeignTextError(f"it is nested more than {depth} deep") from None
+    # Counting brackets is fast and settles nearly every text; brackets inside strings make a closer look needed.
+    if decoded.count("[") + decoded.count("{") > depth and deeper_than(value, depth):
+        raise ForeignTextError(f"it is nested more than {depth} deep")
+    return value
+
+
+def parse_json_object(text: str | bytes, depth: int = MOST_DEPTH) -> dict[str, Any]:
+    """The same, where it has to be an object ({...}). Raises ForeignTextError."""
+    value = parse_json(text, depth)
+    if not isinstance(value, dict):
+        raise ForeignTextError(f"a JSON object is expected, not {kind_of(value)}")
+    return value
+
+
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """The value in a file. Raises ForeignTextError, and OSError where the file cannot be read."""
+    return parse_json(read_bounded(path, most_bytes))
+
+
+def read_json_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """The object in a file. Raises ForeignTextError, and OSError where the file cannot be read."""
+    return parse_json_object(read_bounded(path, most_bytes))
+
+
+def parse_toml(text: str | bytes) -> dict[str, Any]:
+    """The tables of a TOML text. Raises ForeignTextError."""
+    try:
+        values = tomllib.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except UnicodeDecodeError as error:
+        raise ForeignTextError(f"it is not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise ForeignTextError(f"it is nested more than {MOST_DEPTH} deep") from None
+    except ValueError as error:  # TOMLDecodeError is one; so is a number of too many digits
+        raise ForeignTextError(f"it is not TOML ({_said(str(error))})") from None
+    if deeper_than(values, MOST_DEPTH):
+        raise ForeignTextError(f"it is nested more than {MOST_DEPTH} deep")
+    return values
+
+
+def read_bounded(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """The bytes of a file that may not be larger. Raises ForeignTextError where it is, and OSError."""
+    with path.open("rb") as file:  # not stat(): a pipe or a device has no size
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ForeignTextError(f"it is larger than {most_bytes / 1e6:.0f} MB, which no such file is")
+    return content
+
+
+def deeper_than(value: Any, depth: int) -> bool:
+    """Whether lists and objects in a value are nested more than `depth` deep; itself without recursion."""
+    layer = [value]
+    for _ in range(depth):
+        layer = [inner for outer in layer for inner in _inside(outer) if isinstance(inner, (dict, list))]
+        if not layer:
+            return False
+    return isinstance(value, (dict, list))
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a string that can be written as UTF-8. JSON's \\ud800 makes one that cannot."""
+    return isinstance(value, str) and not _SURROGATE.search(value)
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ForeignTextError(f"it contains a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _said(message: str) -> str:
+    """What a library said, short and on one line."""
+    return " ".join(message.split())[:200]
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
