@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local import __version__
@@ -41,7 +42,7 @@ def examine(wanted: str, home: Home) -> dict[str, Any]:
     except (SpecError, ImportError, OSError, RuntimeError) as error:  # none installed, or one that does not load
         name, why = None, str(error)
     versions = {"finetune-local": __version__, "python": found.python, **library_versions(LIBRARIES)}
-    free = free_bytes(home.root)
+    free, left_open = free_bytes(home.root), home.open_to_others()
     return {
         "backend": name,
         "why": why,
@@ -49,13 +50,15 @@ def examine(wanted: str, home: Home) -> dict[str, Any]:
         "memory_bytes": found.memory_bytes,
         "memory_free_bytes": found.memory_free_bytes,
         "home": str(home.root),
+        "home_open_to_others": [str(place) for place in left_open],
         "disk_free_bytes": free,
         "system": f"{found.system} on {found.architecture}",
         "processors": found.processors,
         "nvidia_cards": [asdict(card) for card in found.cards],
         "versions": versions | {k: v for facts in looked.values() for k, v in facts["versions"].items()},
         "backends": looked,
-        "notes": [note for facts in looked.values() for note in facts["notes"]] + _notes(found, looked, versions, free),
+        "notes": [note for facts in looked.values() for note in facts["notes"]]
+        + _notes(found, looked, versions, free, left_open),
     }
 
 
@@ -73,7 +76,9 @@ def _look(backend: Backend) -> dict[str, Any]:
     return facts
 
 
-def _notes(found: Machine, looked: dict[str, dict[str, Any]], versions: dict[str, str], free: int) -> list[str]:
+def _notes(
+    found: Machine, looked: dict[str, dict[str, Any]], versions: dict[str, str], free: int, left_open: list[Path]
+) -> list[str]:
     said = []
     kinds = {device["kind"] for facts in looked.values() for device in facts["devices"]}
     if found.cards and "cuda" not in kinds and not looked.get("torch", {}).get("notes"):
@@ -84,6 +89,11 @@ def _notes(found: Machine, looked: dict[str, dict[str, Any]], versions: dict[str
         said.append("This Mac has a GPU that MLX can use. Install: pip install 'finetune-local[mlx]'")
     if free < ENOUGH_DISK:
         said.append(f"Only {_size(free)} are free where models and runs are kept. Make room, or set another --home.")
+    said += [
+        f"Other users of this machine can look into {place}: its disk keeps no access rights, or it belongs to another user. Set "
+        "another --home."
+        for place in left_open
+    ]
     if found.memory_bytes < ENOUGH_MEMORY:
         said.append(f"With {_size(found.memory_bytes)} of memory only very small models can be trained.")
     if "xllamacpp" not in versions:

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import SpecError
+from finetune_local.system.private import make_private, open_to_others
 
 ENVIRONMENT_VARIABLE = "FINETUNE_LOCAL_HOME"
 CONFIG_VARIABLE = "FINETUNE_LOCAL_CONFIG"
 
+PARTS = ("runs", "models", "adapters", "chats", "evaluations", "jobs", "data", "window", "trash", "cache", "exports")
+"""What lies in a home."""
+
 
 @dataclass(frozen=True)
 class Home:
-    """The folder that holds everything the app writes. Its parts are made when first asked for."""
+    """The folder that holds everything the app writes. Its parts are made when first asked for; other users may not enter it."""
 
     root: Path
 
@@ -71,10 +75,14 @@ class Home:
         """Files that can be made again: partial downloads, compiled helpers."""
         return self._part("cache")
 
+    def open_to_others(self) -> list[Path]:
+        """Its folders that other users of the machine may enter."""
+        return open_to_others(self.root, PARTS)
+
     def _part(self, name: str) -> Path:
         folder = self.root / name
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(self.root, folder, PARTS)
         except OSError as error:
             raise SpecError(
                 f"{folder} cannot be made ({error.strerror}). Give another folder with --home or ${ENVIRONMENT_VARIABLE}."

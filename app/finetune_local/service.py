@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 from finetune_local import errors
 from finetune_local.errors import FinetuneError, WorkerDied
+from finetune_local.system.private import write_privately
 from finetune_local.workplace import command_of, environment
 
 Event = dict[str, Any]
@@ -56,6 +57,7 @@ Handler = Callable[[Call], Any]
 
 def serve(handlers: Mapping[str, Handler], idle_seconds: float) -> None:
     """The child's main loop: one request at a time, until the input ends or nobody has asked for `idle_seconds`."""
+    write_privately()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not come between the lines
     waiting: queue.Queue[Call | None] = queue.Queue()

@@ -13,6 +13,7 @@ from finetune_local.adapters.extract import Extraction, Progress
 from finetune_local.errors import SpecError
 from finetune_local.models.resolve import resolve
 from finetune_local.paths import Home
+from finetune_local.system.private import share
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def extract(wanted: Wanted, home: Home, progress: Progress) -> tuple[str, Extrac
         layers=wanted.layers,
         progress=progress,
     )
+    share(done.folder, home.root)
     return (called if wanted.out is None else str(done.folder)), done
 
 

@@ -13,6 +13,7 @@ from finetune_local.chat.sampling import Sampling
 from finetune_local.chat.session import ChatSession
 from finetune_local.errors import DiskFull, SpecError
 from finetune_local.spec.fields import did_you_mean
+from finetune_local.system.private import share
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,13 @@ def _save(chat: ChatSession, name: str) -> Outcome:
         return Outcome(f"{where}. /save FILE appends the conversation to a file that can be trained on.")
     messages = [{"role": "system", "content": chat.conversation.system}] if chat.conversation.system else []
     messages += [{"role": turn.role, "content": turn.content} for turn in chat.turns]
+    place = Path(name).expanduser()
+    new = not place.exists()
     try:
-        with Path(name).expanduser().open("a", encoding="utf-8") as file:
+        with place.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+        if new:
+            share(place)
     except OSError as error:
         raise DiskFull(f"/save {name}: {error.strerror}. Give another file.") from None
     return Outcome(f"{len(chat.turns)} turns appended to {name} as one line")

@@ -31,11 +31,12 @@ def _print(facts: dict[str, Any]) -> None:
     screen.print(
         f"Backend: {facts['why']}" if facts["backend"] else f"No backend can be used. {facts['why']}", markup=False
     )
+    whose = "other users can look into it" if facts["home_open_to_others"] else "yours alone"
     rows = [
         ["system", facts["system"]],
         ["processors", facts["processors"]],
         ["memory", f"{megabytes(facts['memory_bytes'])}, {megabytes(facts['memory_free_bytes'])} free now"],
-        ["home", f"{facts['home']} ({megabytes(facts['disk_free_bytes'])} free)"],
+        ["home", f"{facts['home']} ({megabytes(facts['disk_free_bytes'])} free; {whose})"],
     ]
     rows += [
         [f"device of {d['backend']}", f"{d['id']}: {d['name']}, {megabytes(d['memory_bytes'])}"]

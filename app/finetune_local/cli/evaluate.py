@@ -94,6 +94,7 @@ def command(
     from finetune_local.evaluate.report import Choices
     from finetune_local.evaluate.store import ROWS
     from finetune_local.files import written_aside
+    from finetune_local.system.private import share
 
     choices = Choices(metric=metric, **chosen)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # told before the work, not after it
@@ -115,6 +116,7 @@ def command(
     if out is not None:
         with written_aside(out, f"The answers are kept in {done.saved.folder} too.") as aside:
             shutil.copyfile(done.saved.folder / ROWS, aside)
+        share(out, paths.home(home).root)
     if as_json:
         emit(done.as_json())
     else:

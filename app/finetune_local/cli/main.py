@@ -13,12 +13,14 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
 
 from finetune_local import __version__
 from finetune_local.errors import FinetuneError, Stopped
+from finetune_local.system import private
 
 DEFAULT_VERB = "train"
 ORDER = (
@@ -104,11 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             # Windows consoles and LANG=C would otherwise stop at the first Chinese character.
             stream.reconfigure(encoding="utf-8", errors="replace")
-    sys.exit(_run(given))
+    with private.writing_privately():
+        code = _run(given)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
+    private.say[:] = [partial(click.echo, err=True)]
     try:
         code: Any = cli.main(args=arguments, prog_name="finetune-local", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -73,7 +73,7 @@ def _place(source: Path, folder: Path, name: str) -> tuple[Path, bool]:
         target = folder / (clean.name if number == 1 else f"{clean.stem} ({number}){clean.suffix}")
         try:
             with disk_full(target, ADVICE):
-                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             return target, False
         except FileExistsError:
             if target.is_file() and filecmp.cmp(source, target, shallow=False):

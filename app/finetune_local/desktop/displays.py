@@ -22,6 +22,7 @@ from finetune_local.desktop.gtk import no_screen
 from finetune_local.errors import DiskFull
 from finetune_local.files import write_text
 from finetune_local.paths import Home
+from finetune_local.system.private import user_umask
 from finetune_local.workplace import alive, command_of
 
 _NO_CONSOLE = getattr(subprocess, "CREATE_NO_WINDOW", 0)
@@ -88,6 +89,7 @@ class WebView:
                 encoding="utf-8",
                 start_new_session=os.name != "nt",  # Ctrl-C in the terminal is the server's
                 creationflags=_NO_CONSOLE,
+                umask=user_umask(),  # a download from the window is the user's
             )
 
     def present(self, link: str) -> Outcome:
@@ -226,6 +228,7 @@ class Chromium:
                 stdout=log,
                 stderr=log,
                 start_new_session=os.name != "nt",
+                umask=user_umask(),
             )
 
 

@@ -19,6 +19,7 @@ from finetune_local.models.resolve import resolve
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.private import share
 
 UNCHECKED, FAILED = ".unchecked", ".failed"
 
@@ -104,7 +105,9 @@ def export_named(
         if chosen is None:
             raise AdapterError(f"{folder}: it does not say which base it was made on. Give the base with --model.")
         base = resolve(chosen, home, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
-    return export(key, base, folder, out, quant, backend=backend, gate=gate, overwrite=overwrite, progress=progress)
+    done = export(key, base, folder, out, quant, backend=backend, gate=gate, overwrite=overwrite, progress=progress)
+    share(done.out, home.root)
+    return done
 
 
 def target_of(key: str) -> Target:

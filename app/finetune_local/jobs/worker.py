@@ -16,6 +16,7 @@ from finetune_local.files import write_text
 from finetune_local.jobs.job import Job
 from finetune_local.jobs.kinds import work_of
 from finetune_local.paths import Home
+from finetune_local.system.private import write_privately
 
 _SECONDS_BETWEEN = 0.2
 
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> int:
     """Take the job over, work, and give it back. A second worker of the same job touches nothing."""
     import psutil
 
+    write_privately()
     job, home = Job(Path(arguments[0])), Home(Path(arguments[1]))
     tell = Teller(job)
 

@@ -66,7 +66,6 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
     place = models / check_name(name)
     try:
         (made / SOURCE).write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        made.chmod(0o755)  # mkdtemp made it private
         made.rename(place)
     except OSError as error:
         if place.is_dir() and source_of(place) == source:

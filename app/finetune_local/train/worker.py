@@ -18,6 +18,7 @@ from pathlib import Path
 from finetune_local.errors import DiskFull, FinetuneError
 from finetune_local.files import disk_full, write_text
 from finetune_local.paths import Home
+from finetune_local.system.private import write_privately
 from finetune_local.train.checkpoint import RESUME
 from finetune_local.train.events import ENDS, Event, Failed
 from finetune_local.train.runs import Run
@@ -109,6 +110,7 @@ def main(arguments: list[str]) -> int:
     """Take the runs over, train, and give them back. A second worker of one of them touches nothing and ends."""
     import psutil
 
+    write_privately()
     *folders, home = arguments
     runs = [Run(Path(folder)) for folder in folders]
     holds = {run.folder: ExitStack() for run in runs}

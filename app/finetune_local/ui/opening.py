@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_local.errors import SpecError
+from finetune_local.system.private import user_umask
 from finetune_local.ui.strings import Strings
 
 
@@ -32,6 +33,7 @@ def open_folder(t: Strings, path: Path, known: Iterable[Path]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=sys.platform != "win32",
+        umask=user_umask(),  # what is made in the file manager is the user's business
     )
     threading.Thread(target=process.wait, daemon=True).start()  # whatever it says of itself, its end is noticed
 

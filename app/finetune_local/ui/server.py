@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local import paths
 from finetune_local.paths import Home
+from finetune_local.system.private import write_privately
 from finetune_local.ui.guard import OWN, App, Gate, Guard, Receive, Scope, Send
 from finetune_local.ui.head import with_head
 from finetune_local.ui.uploads import Uploads
@@ -81,6 +82,7 @@ class Server:
         """Serve until stop() or Ctrl-C; to be called in the main thread."""
         import uvicorn
 
+        write_privately()
         front = self.front
 
         class Ending(uvicorn.Server):
