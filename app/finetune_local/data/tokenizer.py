@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,16 @@ class Tokenizer:
         """The chat as text. Raises RowRejected where the template refuses the messages."""
         return self._chat.render(messages, generation_prompt)
 
+    def render_turns(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), day: date | None = None
+    ) -> str:
+        """What the template itself makes of turns with any keys (`tool_calls`, `reasoning_content`), with the beginning of the next
+        answer; `day` stands for today, always written like 2021-03-04. Nothing is bridged. Raises RowRejected where the template
+        refuses."""
+        today = f"{{%- macro strftime_now(format) -%}}{day.isoformat()}{{%- endmacro -%}}\n" if day else ""
+        more = {"tools": [dict(tool) for tool in tools] or None, "chat_template": today + self.chat_template}
+        return self._apply([dict(turn) for turn in turns], True, **more)
+
     def segments(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[Segment]:
         """The chat as ids in pieces, each tokenised apart, so that what is learned continues exactly the ids that
         prompt_ids() gives. Raises RowRejected where the template refuses or an answer is not found in its text."""
@@ -167,15 +178,19 @@ class Tokenizer:
         return ("{{ bos_token }}" if self.beginning and self.bos_id in self.beginning else "") + PLAIN
 
     def _rendered(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        return self._apply([{"role": m.role, "content": m.content} for m in messages], generation_prompt)
+
+    def _apply(self, turns: list[dict[str, Any]], generation_prompt: bool, **more: Any) -> str:
         from jinja2 import TemplateError
 
-        plain = [{"role": m.role, "content": m.content} for m in messages]
+        how = {
+            "chat_template": self.chat_template,
+            "tokenize": False,
+            "add_generation_prompt": generation_prompt,
+            **more,
+        }
         try:
-            return str(
-                self._hf.apply_chat_template(
-                    plain, chat_template=self.chat_template, tokenize=False, add_generation_prompt=generation_prompt
-                )
-            )
+            return str(self._hf.apply_chat_template(turns, **how))
         except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
             said = str(error).strip() or type(error).__name__
             raise RowRejected(f"the model's chat template refuses it: {said}") from None

@@ -107,8 +107,8 @@ def asking_of(source: Source) -> Asking:
         template, system = turns.go(), system or turns.default
     except NotRecognised as reason:
         notes.append(
-            f"No TEMPLATE: the model's own chat template cannot be repeated with certainty ({reason}). Ollama then takes the "
-            "one in the GGUF as far as it knows it; compare its answers with those here."
+            f"No TEMPLATE: Ollama's templates cannot say what the model's own chat template says ({reason}). Ollama renders the one "
+            "in the GGUF instead; versions of before July 2026 guess: compare their answers with those here."
         )
     if system is not None and not _writable(system):
         system = None
@@ -162,6 +162,7 @@ def _turns(source: Source, tokenizer: Tokenizer) -> Turns:
     bos = special_ids(model, read_vocabulary(model), tokenizer).get("bos")
     return turns_of(
         tokenizer.render,
+        tokenizer.render_turns,
         "" if bos is None else tokenizer.token(bos),
         bos is not None and starts_with_bos(tokenizer, bos),
     )

@@ -1,30 +1,35 @@
 """A chat template for Ollama, which reads Go's templates instead of Jinja's: worked out from how the model's own one renders.
 
-What stands before and after each kind of turn is read off a few renderings. It is used only where the pieces, put together as
-Ollama puts them together, give the very text of the model's own template for a list of conversations: so ChatML, Llama 3,
-Gemma, Mistral and their like are recognised with certainty, and whatever writes turns less regularly is not guessed.
-Ollama's side: https://github.com/ollama/ollama/blob/main/docs/template.mdx
+What stands before and after each kind of turn is read off a few renderings. The template made of it is used only where it is
+proven: Ollama's rendering of it (ollama_render.py) must be the very text of the model's own template for every conversation of
+ollama_chats.py, on two different days. So ChatML and its like are repeated with certainty. What a template of Ollama's cannot do
+is not attempted (it has no trim, no search in a text, no tool schemas as the model writes them): then there is none, with the
+reason, and Ollama renders the model's own template, which is in the GGUF.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from typing import Any, Protocol
 
-from finetune_local.data.conversation import Message, Role, RowRejected
+from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.export import ollama_render
+from finetune_local.export.ollama_chats import DAYS, PROBES, Chat, Probe
 
 Render = Callable[[Sequence[Message], bool], str]
-"""A conversation as text, with the beginning of its next answer or without. Raises RowRejected where the template refuses it."""
+"""A conversation as the app asks with it, with the beginning of its next answer or without. Raises RowRejected."""
 
-_SYSTEM, _ASKED, _ANSWER, _AGAIN = "sys-7c2e", "ask-41d9", "say-b60f", "ask-e835"
-_TEXTS: Sequence[tuple[Role, str]] = (
-    ("user", "What is {{ this }}?\n\nTwo lines, please."),
-    ("assistant", 'A "quoted" word, 和中文。'),
-    ("user", "再问一次：1 + 1 = ?"),
-    ("assistant", "2"),
-    ("user", "Thanks <b>!</b>"),
-)
-_RULES = "You are terse.\nAnswer in one line."
+_SYSTEM, _ASKED, _ANSWER, _RESULT, _AGAIN = "sys-7c2e", "ask-41d9", "say-b60f", "got-93aa", "ask-e835"
+
+
+class Template(Protocol):
+    """The model's own template, with the beginning of the next answer, as transformers renders it on a day."""
+
+    def __call__(self, chat: Chat, tools: Sequence[Mapping[str, Any]], day: date, /) -> str:
+        """Raises RowRejected where the template refuses the conversation."""
+        ...
 
 
 class NotRecognised(Exception):
@@ -39,60 +44,70 @@ class Turns:
     system: tuple[str, str]
     user: tuple[str, str]
     assistant: tuple[str, str]
+    tool: tuple[str, str] | None
+    """None where the template knows no results of tools."""
     answer: str
     """Behind the last turn: the beginning of the answer."""
-    merged: bool
-    """A system text opens the first user turn, instead of being a turn of its own."""
     default: str | None
-    """The system text that the template puts where none is given."""
-
-    def rendered(self, messages: Sequence[Message]) -> str:
-        """As Ollama renders go() with the default as the model's system text."""
-        if self.default is not None and messages[0].role != "system":
-            messages = [Message("system", self.default), *messages]
-        parts = [self.start]
-        for number, message in enumerate(messages):
-            before, after = {"system": self.system, "user": self.user}.get(message.role, self.assistant)
-            if self.merged and number == 1 and messages[0].role == "system":
-                before = ""
-            parts += [before, message.content, after]
-        return "".join([*parts, self.answer])
+    """The system text that the template puts where none is given; Ollama's SYSTEM does the same."""
 
     def go(self) -> str:
         """The Go template."""
-        opening = self.user[0]
-        if self.merged and opening:
-            opening = "{{ if not (and $.System (eq $i 1)) }}" + opening + "{{ end }}"
+        roles = {"system": self.system, "user": self.user, "assistant": self.assistant, "tool": self.tool}
+        turns = "{{ else ".join(
+            f'if eq .Role "{role}" }}}}{pieces[0]}{{{{ .Content }}}}{pieces[1]}'
+            for role, pieces in roles.items()
+            if pieces
+        )
         return (
-            f"{self.start}{{{{ range $i, $message := .Messages }}}}"
-            f'{{{{ if eq .Role "system" }}}}{self.system[0]}{{{{ .Content }}}}{self.system[1]}'
-            f'{{{{ else if eq .Role "user" }}}}{opening}{{{{ .Content }}}}{self.user[1]}'
-            f'{{{{ else if eq .Role "assistant" }}}}{self.assistant[0]}{{{{ .Content }}}}{self.assistant[1]}'
-            f"{{{{ end }}}}{{{{ end }}}}{self.answer}"
+            f"{self.start}{{{{ range $i, $message := .Messages }}}}{{{{ {turns}{{{{ end }}}}{{{{ end }}}}{self.answer}"
         )
 
+    def pieces(self) -> Sequence[str]:
+        """All that is written literally."""
+        pairs = (self.system, self.user, self.assistant, self.tool or ("", ""))
+        return (self.start, *(piece for pair in pairs for piece in pair), self.answer)
 
-def turns_of(render: Render, bos: str, bos_is_added: bool) -> Turns:
-    """The turns of a template. `bos` is the text of the token that begins every prompt ("" for none), `bos_is_added` whether
-    whatever runs the model puts it there itself. Raises NotRecognised.
+
+def turns_of(render: Render, template: Template, bos: str, bos_is_added: bool) -> Turns:
+    """The turns of a template, proven. `render` is how the app asks, `template` the model's own one; `bos` is the text of the token
+    that begins every prompt ("" for none), `bos_is_added` whether whatever runs the model puts it there itself.
+
+    Raises NotRecognised.
     """
     try:
-        found = _found(render, bos, bos_is_added)
-        for conversation in _conversations():
-            own = render(conversation, True)
-            if found.rendered(conversation) != (own.removeprefix(bos) if bos_is_added else own):
-                raise NotRecognised("it writes some turns otherwise than others")
+        found = _found(render, template, bos, bos_is_added)
     except RowRejected as error:
         raise NotRecognised(f"it refuses an ordinary conversation: {error}") from None
-    if any(
-        "{{" in piece or "}}" in piece
-        for piece in (found.start, *found.system, *found.user, *found.assistant, found.answer)
-    ):
+    if any("{{" in piece or "}}" in piece for piece in found.pieces()):
         raise NotRecognised("it writes braces, which mean something else to Ollama")
+    for probe in PROBES:
+        _prove(found, probe, render, template, bos if bos_is_added else "")
     return found
 
 
-def _found(render: Render, bos: str, bos_is_added: bool) -> Turns:
+def _prove(found: Turns, probe: Probe, render: Render, template: Template, added: str) -> None:
+    """Raise NotRecognised where Ollama would give the model another text than its own template does."""
+    own = _own(probe, DAYS[0], render, template)
+    if own != _own(probe, DAYS[1], render, template):
+        raise NotRecognised("it writes the day's date")
+    if own is not None and ollama_render.render(found.go(), probe.chat, found.default) != own.removeprefix(added):
+        raise NotRecognised(probe.shows)
+
+
+def _own(probe: Probe, day: date, render: Render, template: Template) -> str | None:
+    """The model's own rendering; where its template refuses the conversation, as the app asks instead; None where nobody can."""
+    try:
+        return template(probe.chat, probe.tools, day)
+    except RowRejected:
+        pass
+    try:
+        return render([Message(turn["role"], turn["content"]) for turn in probe.chat], True)
+    except RowRejected:
+        return None
+
+
+def _found(render: Render, template: Template, bos: str, bos_is_added: bool) -> Turns:
     asked, answer, again = Message("user", _ASKED), Message("assistant", _ANSWER), Message("user", _AGAIN)
     first, end = _cut(render([asked], True), _ASKED)
     before, between, after, last = _cut(render([asked, answer, again], True), _ASKED, _ANSWER, _AGAIN)
@@ -113,16 +128,30 @@ def _found(render: Render, bos: str, bos_is_added: bool) -> Turns:
         default, head = first[len(opened) : len(first) - len(joined)], after.removeprefix(asked_end)
         if not joined.endswith(head):
             head = _common(after[::-1], joined[::-1])[::-1]
-    merged = not joined.endswith(head)
+    if not joined.endswith(head):
+        raise NotRecognised("it puts the system text into a user's turn")
+    spoken = between.removeprefix(asked_end), after.removesuffix(head)
     return Turns(
         start,
-        (opened, joined if merged else joined.removesuffix(head)),
+        (opened, joined.removesuffix(head)),
         (head, asked_end),
-        (between.removeprefix(asked_end), after.removesuffix(head)),
+        spoken,
+        _tool(render, template, spoken[1], head),
         end.removeprefix(asked_end),
-        merged,
         default,
     )
+
+
+def _tool(render: Render, template: Template, answered: str, head: str) -> tuple[str, str] | None:
+    """What stands around a tool's result between an answer, which ends with `answered`, and a question, which begins with `head`."""
+    roles = ("user", _ASKED), ("assistant", _ANSWER), ("tool", _RESULT), ("user", _AGAIN)
+    chat = [{"role": role, "content": content} for role, content in roles]
+    try:
+        text = _own(Probe("", chat), DAYS[0], render, template)
+        _, _, before, after, _ = _cut(text or "", _ASKED, _ANSWER, _RESULT, _AGAIN)
+    except NotRecognised:
+        return None
+    return before.removeprefix(answered), after.removesuffix(head)
 
 
 def _cut(text: str, *marks: str) -> list[str]:
@@ -140,10 +169,3 @@ def _common(one: str, other: str) -> str:
     """What both begin with."""
     length = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
     return one[:length] if length is not None else min(one, other, key=len)
-
-
-def _conversations() -> Iterator[list[Message]]:
-    said = [Message(role, text) for role, text in _TEXTS]
-    for length in (1, 3, 5):
-        yield said[:length]
-        yield [Message("system", _RULES), *said[:length]]

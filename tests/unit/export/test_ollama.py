@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import re
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from finetune_local.errors import DiskFull
 from finetune_local.export import Source
 from finetune_local.export.job import export
 from finetune_local.export.ollama import asking_of, constant_system, model_name, modelfile
+from finetune_local.export.ollama_chats import PROBES
+from finetune_local.export.ollama_render import UnknownGo, render
 from finetune_local.export.ollama_template import NotRecognised, turns_of
 from finetune_local.models.folder import ModelFolder
 from made import made_adapter
@@ -23,6 +27,50 @@ from tiny import tiny_model
 
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 DEFAULT = "You are a helpful AI assistant."
+GO = r"""
+package main
+
+import (
+    "encoding/json"
+    "fmt"
+    "os"
+    "strings"
+    "text/template"
+)
+
+type message struct{ Role, Content string }
+type asked struct {
+    Template string
+    System   *string
+    Chat     []message
+}
+
+func main() {
+    var all []asked
+    if err := json.NewDecoder(os.Stdin).Decode(&all); err != nil { panic(err) }
+    out := []string{}
+    for _, a := range all {
+        chat := a.Chat
+        if a.System != nil && chat[0].Role != "system" { chat = append([]message{{"system", *a.System}}, chat...) }
+        var system []string
+        var joined []*message
+        for i := range chat {
+            if chat[i].Role == "system" { system = append(system, chat[i].Content) }
+            if n := len(joined); n > 0 && joined[n-1].Role == chat[i].Role && chat[i].Role != "tool" {
+                joined[n-1].Content += "\n\n" + chat[i].Content
+            } else { c := chat[i]; joined = append(joined, &c) }
+        }
+        t, err := template.New("").Option("missingkey=zero").Parse(a.Template)
+        if err != nil { panic(err) }
+        var b strings.Builder
+        if err := t.Execute(&b, map[string]any{"System": strings.Join(system, "\n\n"), "Messages": joined}); err != nil { panic(err) }
+        out = append(out, b.String())
+    }
+    text, _ := json.Marshal(out)
+    fmt.Println(string(text))
+}
+"""
+"""Ollama's way from a conversation to a prompt, in Go: what collate() and Execute() of its template package do."""
 
 
 def model_with(folder: Path, template: str | None) -> ModelFolder:
@@ -34,26 +82,8 @@ def model_with(folder: Path, template: str | None) -> ModelFolder:
     return ModelFolder.open(base)
 
 
-def go(template: str, messages: list[Message], default: str | None) -> str:
-    """What Ollama makes of it: only the actions that are written here, by Go's rules; checked once with Go itself."""
-    if default is not None and messages[0].role != "system":
-        messages = [Message("system", default), *messages]
-    found = re.fullmatch(
-        r"(?P<start>.*?)\{\{ range \$i, \$message := \.Messages \}\}"
-        r'\{\{ if eq \.Role "system" \}\}(?P<system>.*?)'
-        r'\{\{ else if eq \.Role "user" \}\}'
-        r"(?:\{\{ if not \(and \$\.System \(eq \$i 1\)\) \}\}(?P<opening>.*?)\{\{ end \}\})?(?P<user>.*?)"
-        r'\{\{ else if eq \.Role "assistant" \}\}(?P<assistant>.*?)\{\{ end \}\}\{\{ end \}\}(?P<answer>.*)',
-        template,
-        re.DOTALL,
-    )
-    assert found, template
-    text = found["start"]
-    for i, message in enumerate(messages):
-        if message.role == "user" and found["opening"] and not (messages[0].role == "system" and i == 1):
-            text += found["opening"]
-        text += found[message.role].replace("{{ .Content }}", message.content)
-    return text + found["answer"]
+def said(messages: list[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 CONVERSATIONS = [
@@ -63,7 +93,7 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["chatml", "llama2", "llama3", "gemma", "mistral", "qwen3", "open", None])
+@pytest.mark.parametrize("name", ["chatml", None])
 def test_usual_templates_are_said_in_gos_language(name: str | None, tmp_path: Path) -> None:
     model = model_with(tmp_path / "m", (TEMPLATES / f"{name}.jinja").read_text("utf-8") if name else None)
     tokenizer = Tokenizer.load(model.path)
@@ -74,7 +104,7 @@ def test_usual_templates_are_said_in_gos_language(name: str | None, tmp_path: Pa
     assert asking.template is not None and asking.system is None and asking.notes == ()
     assert asking.stops == ("<|im_end|>",)
     for messages in CONVERSATIONS:
-        assert go(asking.template, messages, None) == tokenizer.render(messages, True)
+        assert render(asking.template, said(messages)) == tokenizer.render(messages, True)
 
 
 def test_a_template_with_a_system_text_of_its_own_gives_it_to_ollama(tmp_path: Path) -> None:
@@ -83,7 +113,18 @@ def test_a_template_with_a_system_text_of_its_own_gives_it_to_ollama(tmp_path: P
     tokenizer, asking = Tokenizer.load(model.path), asking_of(Source(model, None))
     assert asking.system == DEFAULT and asking.template is not None
     for messages in CONVERSATIONS:
-        assert go(asking.template, messages, DEFAULT) == tokenizer.render(messages, True)
+        assert render(asking.template, said(messages), DEFAULT) == tokenizer.render(messages, True)
+
+
+TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+LOOP = "{% for m in messages %}" + TURN + "{% endfor %}"
+MISTRAL_V3 = (
+    "{% set s = namespace(t='') %}{% if messages[0].role == 'system' %}{% set s.t = messages[0].content + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + "
+    "(s.t if loop.last else '') + m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+OPEN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 
 
 @pytest.mark.parametrize(
@@ -96,21 +137,99 @@ def test_a_template_with_a_system_text_of_its_own_gives_it_to_ollama(tmp_path: P
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "leaves out or repeats"),
         ("{{ raise_exception('no') }}", "refuses an ordinary conversation"),
         ("{% for m in messages %}{{ '{{' + m.role + '}}' + m.content + '\n' }}{% endfor %}", "braces"),
+        (
+            "{% if messages[0].role != 'system' %}<|im_start|>system\nToday is {{ strftime_now('%d %b %Y') }}.<|im_end|>\n"
+            "{% endif %}" + LOOP + OPEN,
+            "the day's date",
+        ),
+        (LOOP.replace("m.content", "m.content | trim") + OPEN, "white space"),
+        (LOOP.replace("m.content", "(m.content if m.role == 'user' else m.content.strip())") + OPEN, "white space"),
+        (LOOP.replace("m.content", "m.content.split('</think>')[-1]") + OPEN, "thoughts of earlier answers out"),
+        (
+            LOOP.replace(
+                "m.content",
+                "('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m.content",
+            )
+            + OPEN,
+            "writes the thoughts",
+        ),
+        (
+            MISTRAL_V3,
+            "the system text",
+        ),
+        ("{% if tools %}{{ tools | tojson }}{% endif %}" + LOOP + OPEN, "tools that can be called"),
+        (
+            LOOP.replace("{% endfor %}", "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endfor %}")
+            + OPEN,
+            "calls of tools",
+        ),
+        (LOOP.replace("m.role +", "('user' if m.role == 'tool' else m.role) +") + OPEN, None),
+        ("{{ '<|im_start|>system\n' + (messages[0].content if messages[0].role == 'system' else '') + '<|im_end|>\n' }}"
+         "{% for m in messages if m.role != 'system' %}" + TURN + "{% endfor %}" + OPEN, "first turn|later system"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_said_with_certainty_is_left_out_with_a_word_why(
-    template: str, why: str, tmp_path: Path
+    template: str, why: str | None, tmp_path: Path
 ) -> None:
     tokenizer = Tokenizer.load(model_with(tmp_path / "m", template).path)
+    if why is None:
+        assert (
+            'eq .Role "tool" }}<|im_start|>user' in turns_of(tokenizer.render, tokenizer.render_turns, "", False).go()
+        )
+        return
     with pytest.raises(NotRecognised, match=why):
-        turns_of(tokenizer.render, "", False)
+        turns_of(tokenizer.render, tokenizer.render_turns, "", False)
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3", "gemma", "mistral", "qwen3"])
+def test_templates_that_trim_or_move_texts_have_none_in_gos_language(name: str, tmp_path: Path) -> None:
+    model = model_with(tmp_path / "m", (TEMPLATES / f"{name}.jinja").read_text("utf-8"))
+    asking = asking_of(Source(model, None))
+    assert asking.template is None and asking.system is None
+    assert "No TEMPLATE" in asking.notes[0]
+
+
+def test_what_ollama_makes_of_a_chat_is_what_gos_templates_make_of_it(tmp_path: Path) -> None:
+    """The evaluator beside Go itself, where Go is installed."""
+    if (go := shutil.which("go")) is None:
+        pytest.skip("Go is not installed")
+    (tmp_path / "main.go").write_text(GO, "utf-8")
+    tokenizer = Tokenizer.load(model_with(tmp_path / "m", LOOP + OPEN).path)
+    own = turns_of(tokenizer.render, tokenizer.render_turns, "", False).go()
+    more = '{{ range $i, $m := .Messages }}{{ if not (and $.System (eq $i 1)) }}<{{ end }}{{- if or (eq .Role "user" "tool") '
+    more += '(eq .Content "") -}}\n {{ .Content }}{{ else }}\n({{ $m.Role }}{{ end -}} \n{{ end }}'
+    asked = [(t, probe.chat, system) for t in (own, more) for probe in PROBES for system in (None, "S {{ x }}")]
+    told = [
+        {"Template": t, "System": s, "Chat": [{"Role": m["role"], "Content": m["content"]} for m in chat]}
+        for t, chat, s in asked
+    ]
+    environment = {**os.environ, "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off", "GOFLAGS": ""}
+    said_by_go = subprocess.run(
+        [go, "run", "main.go"],
+        cwd=tmp_path,
+        input=json.dumps(told),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert json.loads(said_by_go.stdout) == [render(t, chat, s) for t, chat, s in asked]
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ .Prompt.x | y }}", "{{ range .Messages }}{{ end }}", "{{ if a }}", "{{ end }}", "{{ .Messages }}"]
+)
+def test_what_is_not_evaluated_is_no_proof(template: str) -> None:
+    with pytest.raises(UnknownGo):
+        render(template, [{"role": "user", "content": "a"}])
 
 
 def test_bos_stands_once(tmp_path: Path) -> None:
     """Where the GGUF says that Ollama puts it, the template must not; where not, the template does."""
-    tokenizer = Tokenizer.load(model_with(tmp_path / "m", (TEMPLATES / "llama3.jinja").read_text("utf-8")).path)
+    untrimmed = (TEMPLATES / "llama3.jinja").read_text("utf-8").replace("| trim", "").replace("|trim", "")
+    tokenizer = Tokenizer.load(model_with(tmp_path / "m", untrimmed).path)
     bos = "<|im_start|>"
-    with_it, without = (turns_of(tokenizer.render, bos, added).go() for added in (False, True))
+    with_it, without = (turns_of(tokenizer.render, tokenizer.render_turns, bos, added).go() for added in (False, True))
     assert with_it == bos + without and bos not in without
 
 

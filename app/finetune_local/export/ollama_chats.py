@@ -1,0 +1,85 @@
+"""The conversations on which Ollama's rendering is held against the model's own template, and what each of them would show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+Chat = Sequence[Mapping[str, Any]]
+
+DAYS = (date(2021, 3, 4), date(2033, 11, 25))
+"""Two days on which the same conversation must be written alike: a TEMPLATE has no calendar."""
+
+TOOLS: Sequence[Mapping[str, Any]] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "Look a word up.",
+            "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+        },
+    },
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A conversation; `shows` is what the model's template does where the two renderings of it differ, the end of a sentence."""
+
+    shows: str
+    chat: Chat
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+def _turn(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+def _ordinary() -> list[Probe]:
+    said = [
+        _turn("user", "What is {{ this }}?\n\nTwo lines, please."),
+        _turn("assistant", 'A "quoted" word, 和中文。'),
+        _turn("user", "再问一次：1 + 1 = ?"),
+        _turn("assistant", "2"),
+        _turn("user", "Thanks <b>!</b> {% raw %} {{ .System }}"),
+    ]
+    rules = _turn("system", "You are terse.\nAnswer in one line.")
+    shows = "it writes some turns otherwise than others"
+    return [
+        probe
+        for n in (1, 3, 5)
+        for probe in (Probe(shows, said[:n]), Probe("it puts the system text elsewhere", [rules, *said[:n]]))
+    ]
+
+
+_USER, _ANSWER, _AGAIN = _turn("user", "a"), _turn("assistant", "b"), _turn("user", "c")
+_CALL = [{"type": "function", "id": "call12345", "function": {"name": "look_up", "arguments": {"word": "数"}}}]
+
+PROBES: Sequence[Probe] = (
+    *_ordinary(),
+    Probe("it cuts white space off the ends of a text", [_turn("user", " at both ends \n")]),
+    Probe("it cuts white space off the ends of a text", [_USER, _turn("assistant", "\n b \n"), _AGAIN]),
+    Probe("it cuts white space off the ends of a text", [_turn("system", " S\n"), _USER]),
+    Probe("it treats an empty text otherwise than others", [_turn("system", ""), _USER]),
+    Probe("it treats an empty text otherwise than others", [_turn("user", "")]),
+    Probe("it treats a later system text otherwise than the first", [_USER, _ANSWER, _turn("system", "later"), _AGAIN]),
+    Probe(
+        "it leaves the thoughts of earlier answers out",
+        [_USER, _turn("assistant", "<think>\nhm\n</think>\n\nb"), _AGAIN],
+    ),
+    Probe(
+        "it writes the thoughts of earlier answers",
+        [_USER, _turn("assistant", "b", reasoning_content="hm", thinking="hm"), _AGAIN],
+    ),
+    Probe("it ends or opens an answer that was begun otherwise", [_USER, _ANSWER]),
+    Probe("it writes the tools that can be called", [_USER], TOOLS),
+    Probe("it writes the tools that can be called", [_turn("system", "S"), _USER], TOOLS),
+    Probe("it writes calls of tools", [_USER, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42", name="look_up")], TOOLS),
+    Probe(
+        "it writes calls of tools",
+        [_USER, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42"), _turn("assistant", "b"), _AGAIN],
+    ),
+    Probe("it writes results of tools in a way of its own", [_USER, _ANSWER, _turn("tool", "42"), _turn("tool", "43")]),
+)  # fmt: skip
