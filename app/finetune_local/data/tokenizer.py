@@ -45,8 +45,10 @@ class Tokenizer:
         self._byte_fallback = "<0x0A>" in self._core.get_vocab() and "ByteFallback" in str(self._core.decoder)
         self._chat = ChatTemplate(self._rendered)
         stops = {*stop_ids, self.eos_id}
-        if (end := self._end_of_turn()) is not None:
-            stops.add(end)
+        self.turn_end_id: int | None = self._end_of_turn()
+        """The token that the template in use puts after an answer; None where it puts none."""
+        if self.turn_end_id is not None:
+            stops.add(self.turn_end_id)
         self.stop_ids: frozenset[int] = frozenset(i for i in stops if 0 <= i < self.vocabulary_size)
         self._chat.stops = sorted(str(self._core.id_to_token(i)) for i in self.stop_ids)
 

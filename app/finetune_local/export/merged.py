@@ -9,18 +9,22 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune_local.errors import ModelError
 from finetune_local.export import Progress, Source, silent, verify
 from finetune_local.export.files import ADVICE, check_room
+from finetune_local.export.merged_config import merged_config
+from finetune_local.export.stops import stops_of, write_stops
 from finetune_local.export.template import template_of
 from finetune_local.export.verify import Gate
-from finetune_local.export.weights import Floats, MergedWeights, check_float16
+from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16
 from finetune_local.files import written_aside
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
-from finetune_local.spec.rope import with_both_spellings
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizer import Tokenizer
 
 SHARD_BYTES = 5_000_000_000
 LOSSLESS_BELOW = 1_000_000_000
@@ -91,6 +95,8 @@ class Merged:
 
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See write_merged."""
+        from finetune_local.data.tokenizer import Tokenizer
+
         weights = source.weights
         dtype = chosen_dtype(weights.model, quant)
         shards = _shards(weights.shapes(), BYTES[_SHORT[dtype]])
@@ -100,8 +106,12 @@ class Merged:
             folder.mkdir()
             for path in _rest(weights.model.path):
                 shutil.copyfile(path, folder / path.name)
-            _add_template(weights, folder)
-            (folder / CONFIG).write_text(_json(_config(weights, dtype)), "utf-8")
+            tokenizer = Tokenizer.load(weights.model.path)
+            _add_template(tokenizer, weights.adapter, folder)
+            stops = stops_of(tokenizer, weights.adapter)
+            config = merged_config(weights.model.config, dtype, HEAD in weights.shapes(), stops.ids)
+            (folder / CONFIG).write_text(_json(config), "utf-8")
+            write_stops(folder, stops, config)
             (folder / "README.md").write_text(_card(weights, dtype), "utf-8")
             index: dict[str, str] = {}
             for number, names in enumerate(shards, 1):
@@ -176,18 +186,6 @@ def _shards(shapes: dict[str, tuple[int, ...]], width: int) -> list[list[str]]:
     return groups
 
 
-def _config(weights: MergedWeights, dtype: str) -> dict[str, Any]:
-    config = with_both_spellings(weights.model.config)
-    if isinstance(nested := config.get("text_config"), dict):
-        config["text_config"] = {**with_both_spellings(nested), "dtype": dtype}
-    config["dtype"] = dtype
-    if "torch_dtype" in config:  # the same field before transformers 4.56
-        config["torch_dtype"] = dtype
-    if weights.model.tied and not weights.tied:
-        config["tie_word_embeddings"] = False
-    return config
-
-
 def _bytes(weights: MergedWeights, dtype: str) -> int:
     return sum(math.prod(shape) for shape in weights.shapes().values()) * BYTES[_SHORT[dtype]]
 
@@ -202,12 +200,9 @@ def _rest(source: Path) -> list[Path]:
     ]
 
 
-def _add_template(weights: MergedWeights, folder: Path) -> None:
+def _add_template(tokenizer: Tokenizer, adapter: Path | None, folder: Path) -> None:
     """A base without a chat template was trained with a stand-in: others must ask with the same."""
-    from finetune_local.data.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(folder)
-    template = template_of(tokenizer, weights.adapter)
+    template = template_of(tokenizer, adapter)
     if template is not None and tokenizer.template is None:
         (folder / "chat_template.jinja").write_text(template, "utf-8", newline="\n")
 

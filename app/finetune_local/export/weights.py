@@ -66,7 +66,7 @@ class MergedWeights:
                 f"{name} has values that are no numbers (NaN or infinity) after merging. The training diverged or a file is "
                 "damaged: use an earlier checkpoint of the run."
             )
-        return np.ascontiguousarray(weight, np.float32)
+        return np.ascontiguousarray(weight, np.float32).reshape(weight.shape)  # a scalar would become a vector of one
 
 
 def check_float16(name: str, weight: Floats) -> None:

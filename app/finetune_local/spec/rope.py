@@ -14,6 +14,9 @@ from finetune_local.errors import SpecError
 
 _DEFAULT_THETA = 10_000.0
 _WRITTEN = ("rope_parameters", "rope_theta", "rope_scaling")
+_OLD_BESIDE_TABLES = ("gemma3", "gemma3_text", "olmo3")
+"""Families whose classes take `rope_scaling` beside a table per kind of layer; the others would read it in the tables' place."""
+
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
 """Under which names configs keep the longest text."""
 
@@ -35,7 +38,7 @@ def rope(config: Mapping[str, Any]) -> Rope:
     new = config.get("rope_parameters") or {}
     if _nested(new):
         new = new.get("full_attention") or next(iter(new.values()))
-    both = {**(config.get("rope_scaling") or {}), **new}
+    both = {"partial_rotary_factor": config.get("partial_rotary_factor"), **(config.get("rope_scaling") or {}), **new}
     theta = both.pop("rope_theta", None) or config.get("rope_theta") or _DEFAULT_THETA
     old_kind = both.pop("type", None)
     kind = both.pop("rope_type", None) or old_kind or "default"
@@ -43,20 +46,23 @@ def rope(config: Mapping[str, Any]) -> Rope:
 
 
 def with_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with `rope_parameters` and with `rope_theta` + `rope_scaling`, saying the same."""
+    """The config with `rope_parameters` and with `rope_theta`, `rope_scaling` and `partial_rotary_factor`, saying the same."""
     result = dict(config)
-    if not any(key in config for key in _WRITTEN):
+    tables = config.get("rope_parameters") or {}
+    nested = _nested(tables)
+    if not any(key in config for key in _WRITTEN) or (nested and config.get("model_type") not in _OLD_BESIDE_TABLES):
         return result
     found = rope(config)
     scaling = {"rope_type": found.kind, **found.values}
     result["rope_theta"] = found.theta
     result["rope_scaling"] = None if found.kind == "default" else scaling
-    tables = config.get("rope_parameters") or {}
-    if _nested(tables):
+    if nested:
         if local := (tables.get("sliding_attention") or {}).get("rope_theta"):
             result["rope_local_base_freq"] = local
-    else:
-        result["rope_parameters"] = {"rope_theta": found.theta, **scaling}
+        return result
+    if "partial_rotary_factor" in found.values:
+        result["partial_rotary_factor"] = found.values["partial_rotary_factor"]
+    result["rope_parameters"] = {"rope_theta": found.theta, **scaling}
     return result
 
 

@@ -143,10 +143,11 @@ def test_both_spellings_of_rope_say_the_same(tiny: Path) -> None:
     assert both["rope_parameters"] == {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}
     assert rope(both) == rope(old)
     per_layer = {
+        "model_type": "gemma3_text",
         "rope_parameters": {
             "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
             "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
-        }
+        },
     }
     both = with_both_spellings(per_layer)
     assert both["rope_parameters"] == per_layer["rope_parameters"]

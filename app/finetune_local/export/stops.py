@@ -1,0 +1,72 @@
+"""The tokens that end an answer, as other programs look for them: the turn's own end first, in every file that names one.
+
+A base whose end-of-text token is not what its chat template puts after an answer learns to end on the latter; a program that
+stops at the former alone would go on to its limit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.errors import ModelError
+from finetune_local.export.merged_config import eos
+from finetune_local.export.template import speaks_raw, template_of
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizer import Tokenizer
+
+GENERATION, TOKENIZER_CONFIG, SPECIAL_TOKENS = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+
+@dataclass(frozen=True)
+class Stops:
+    """`ids` end an answer, the one that this model learned first. `token` becomes the tokenizer's eos_token; None leaves that."""
+
+    ids: tuple[int, ...]
+    token: str | None = None
+
+
+def stops_of(tokenizer: Tokenizer, adapter: Path | None) -> Stops:
+    """What ends an answer of a base with an adapter on it."""
+    own_end = None if speaks_raw(tokenizer, adapter) else tokenizer.turn_end_id
+    first = tokenizer.eos_id if own_end is None else own_end
+    ids = (first, *sorted(tokenizer.stop_ids - {first}))
+    template = template_of(tokenizer, adapter) or ""
+    # A template that writes the tokenizer's eos_token would write another text if that were changed.
+    keep = first == tokenizer.eos_id or re.search(r"\beos_token\b", template)
+    return Stops(ids, None if keep else tokenizer.token(first))
+
+
+def write_stops(folder: Path, stops: Stops, config: dict[str, Any]) -> None:
+    """Put them into the files of a merged folder; `config` is its config.json. Raises ModelError for a damaged file."""
+    generation = _read(folder / GENERATION)
+    if generation is None:
+        generation = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
+    _write(folder / GENERATION, {**generation, "eos_token_id": eos(stops.ids)})
+    if stops.token is None:
+        return
+    for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS):
+        if (values := _read(folder / name)) is not None:
+            _write(folder / name, {**values, "eos_token": stops.token})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return read_json_object(path)
+    except ForeignTextError as error:
+        raise ModelError(f"{path}: {error}. Copy it again.") from None
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8", newline="\n")
