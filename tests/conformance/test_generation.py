@@ -51,7 +51,7 @@ def prompts(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def opened(backend: Backend, folder: Path, tokenizer: Tokenizer, home: paths.Home) -> Opened:
-    return Opened(home, ModelFolder.open(folder), tokenizer, backend.load(folder, "fp32"), backend.name)
+    return Opened(home, ModelFolder.open(folder), backend.load(folder, "fp32"), backend.name)
 
 
 @both

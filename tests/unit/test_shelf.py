@@ -9,8 +9,8 @@ import pytest
 
 from finetune_local import shelf
 from finetune_local.adapters import library, manage
+from finetune_local.adapters.companions import trained_raw
 from finetune_local.adapters.identity import rewrite
-from finetune_local.chat.opening import trained_raw
 from finetune_local.errors import AdapterError, RunError, SpecError
 from finetune_local.evaluate import store
 from finetune_local.paths import Home

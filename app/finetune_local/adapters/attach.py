@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetune_local.adapters.companions import companions
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity
 from finetune_local.backend import Session
 from finetune_local.errors import AdapterError
@@ -45,6 +46,8 @@ def attach(
     else:
         check_same_base(identity, model)
     check_shapes(plan, model)
+    if told := companions(model.path, folder).sentences:
+        note(f"{folder.name}: it is asked with what it brings: {'; '.join(told)}")
     count = session.attach(name, plan, seed=0, tensors=tensors)
     try:
         check_live(session, tokenizer, name, folder)

@@ -17,9 +17,10 @@ from finetune_local.errors import AdapterError
 from finetune_local.files import disk_full, write_text
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
 from finetune_local.paths import Home, bad_name
+from finetune_local.tokenizer_files import TRAVEL
 from finetune_local.trash import Removed
 
-KEPT = (CONFIG, WEIGHTS, IDENTITY, NOTE, "README.md")
+KEPT = (CONFIG, WEIGHTS, IDENTITY, NOTE, "README.md", *TRAVEL)
 """What an import takes over; anything else in a folder or zip is left where it is."""
 
 KIND = "adapter"

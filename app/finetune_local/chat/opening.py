@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local import backend as port
 from finetune_local.adapters.attach import attach
+from finetune_local.adapters.companions import tokenizer_of
 from finetune_local.adapters.library import base_of, entries, find, rope_factor_of, run_tables
 from finetune_local.backend import Session
 from finetune_local.chat.text import RunningTexts
 from finetune_local.data.conversation import Message
 from finetune_local.errors import SpecError
+from finetune_local.files import stamp
 from finetune_local.layout import WEIGHTS
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
 from finetune_local.spec.defaults import precision as default_precision
 from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings, Precision, Quantisation, RunSpec
+from finetune_local.tokenizer_files import TRAVEL
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizer import Tokenizer
@@ -31,18 +34,29 @@ Say = Callable[[str], None]
 class Opened:
     """A model ready to answer. `adapters` maps the names in memory to their folders, in the order they were loaded.
 
-    `texts` are what was read last under each of them.
+    `texts` are what was read last under each of them. Each is asked with its own tokenizer and chat template where it brings them.
     """
 
     home: Home
     model: ModelFolder
-    tokenizer: Tokenizer
     session: Session
     backend: str
     adapters: dict[str, Path] = field(default_factory=dict)
     active: str | None = None
     texts: RunningTexts = field(default_factory=RunningTexts)
-    _versions: dict[str, float] = field(default_factory=dict)
+    _versions: dict[str, object] = field(default_factory=dict)
+    _tokenizers: dict[str | None, Tokenizer] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the active adapter, else the base's."""
+        return self.tokenizer_of(self.active)
+
+    def tokenizer_of(self, name: str | None) -> Tokenizer:
+        """The tokenizer that a loaded adapter (None: the base) is asked with."""
+        if name not in self._tokenizers:
+            self._tokenizers[name] = tokenizer_of(self.model.path, None if name is None else self.adapters[name])
+        return self._tokenizers[name]
 
     def load(self, name_or_path: str, note: Say = lambda _: None) -> str:
         """Load an adapter beside the others and activate it; returns its name here. Raises AdapterError.
@@ -59,13 +73,14 @@ class Opened:
                 self.drop(name)
         name = self._free_name(folder, name_or_path)
         try:
-            attach(self.session, self.model, self.tokenizer, folder, name, note)
+            tokenizer = tokenizer_of(self.model.path, folder)
+            attach(self.session, self.model, tokenizer, folder, name, note)
         except BaseException:
             if name in self.session.adapters():
                 self.session.detach(name)
             self.session.activate(self.active)
             raise
-        self.adapters[name] = folder
+        self.adapters[name], self._tokenizers[name] = folder, tokenizer
         self._versions[name] = version
         self.active = name
         return name
@@ -77,6 +92,7 @@ class Opened:
         self.session.detach(name)
         self.texts.forget(name)
         del self.adapters[name]
+        self._tokenizers.pop(name, None)
         self._versions.pop(name, None)
 
     def activate(self, name: str | None) -> float:
@@ -116,7 +132,6 @@ def open_chat(
     4 bits are NF4 where they were that in training, whatever the backend prefers.
     Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory.
     """
-    from finetune_local.data.tokenizer import Tokenizer
     from finetune_local.models.resolve import resolve
 
     folders = [find(name, home) for name in adapters]
@@ -125,9 +140,9 @@ def open_chat(
     folder = folder.stretched(rope_factor_of(folders[0]) if folders else 1.0)
     progress("loading the model", None)
     held, quantisation = _held(precision, folders, chosen.devices()[0])
-    tokenizer = Tokenizer.load(folder.path)
+    tokenizer_of(folder.path)  # what is wrong with it is told before the weights are read
     session = chosen.load(folder.path, held, quantisation=quantisation, rope_factor=folder.rope_factor)
-    opened = Opened(home, folder, tokenizer, session, chosen.name)
+    opened = Opened(home, folder, session, chosen.name)
     for name in adapters:
         progress(f"loading adapter {name}", None)
         opened.load(name, note)
@@ -147,16 +162,9 @@ def _held(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> 
     return default_precision(spec, device.kind, fast)[0], "nf4" if kinds == {"nf4"} else "auto"
 
 
-def _version(folder: Path) -> float:
-    """What tells an adapter's file from one that was written in its place later."""
-    file = folder / WEIGHTS
-    return file.stat().st_mtime if file.exists() else 0.0
-
-
-def trained_raw(folder: Path) -> bool:
-    """Whether an adapter's run learned texts as they are (`--template raw`), so that its prompts should be raw too."""
-    data: dict[str, Any] = run_tables(folder).get("data", {})
-    return data.get("template") == "raw"
+def _version(folder: Path) -> object:
+    """What tells an adapter's files from those that were written in their place later."""
+    return stamp(folder, WEIGHTS, *TRAVEL)
 
 
 def adapter_list(opened: Opened) -> list[dict[str, Any]]:

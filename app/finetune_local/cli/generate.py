@@ -46,8 +46,9 @@ def command(
     \b
     finetune-local generate --adapter my-run --prompt "What is the capital of France?"
     """
+    from finetune_local.adapters.companions import trained_raw
     from finetune_local.chat.generate import answer
-    from finetune_local.chat.opening import open_chat, prompt_of, trained_raw
+    from finetune_local.chat.opening import open_chat, prompt_of
 
     sampling = settings_from(Sampling, settings)
     text = stdin_text().read() if prompt == "-" else prompt

@@ -15,6 +15,7 @@ from finetune_local.data.chat_template import CHATML, PLAIN, ChatTemplate, Span
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.data.streamer import Streamer
 from finetune_local.errors import ModelError
+from finetune_local.tokenizer_files import brought, ends_in, generation_settings, joined
 
 Segment = tuple[list[int], bool]
 """Token ids and whether they are supervised."""
@@ -53,14 +54,25 @@ class Tokenizer:
         self._chat.stops = sorted(str(self._core.id_to_token(i)) for i in self.stop_ids)
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Load from a model folder; local files only, no code of the folder is run. Raises ModelError."""
+    def load(cls, folder: Path, beside: Path | None = None) -> Tokenizer:
+        """Load from a model folder, with what an adapter's folder `beside` brings of its own (see tokenizer_files).
+
+        Local files only, no code of a folder is run. Raises ModelError.
+        """
         if not folder.is_dir():
             raise ModelError(f"{folder}: there is no such folder, so no tokenizer in it.")
+        if beside is not None and brought(beside):
+            with joined(folder, beside) as place:
+                return cls._load(place, beside, folder)
+        return cls._load(folder, folder, None)
+
+    @classmethod
+    def _load(cls, place: Path, folder: Path, base: Path | None) -> Tokenizer:
+        """From the files at `place`, which are those of `folder`, an adapter's where it has a `base`."""
         from transformers import AutoTokenizer
 
         try:
-            hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            hf = AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             said = str(error).strip().split("\n")[0]
             raise ModelError(
@@ -71,7 +83,11 @@ class Tokenizer:
             raise ModelError(
                 f"{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder."
             )
-        stops = set(_configured_stops(folder))
+        if base is None:
+            stops = set(_configured_stops(folder))
+        else:  # of the base's, those that are still tokens beside the text: an adapter's tokenizer may use ids anew
+            special = set(hf.get_added_vocab().values())
+            stops = {*ends_in(generation_settings(folder)), *(i for i in _configured_stops(base) if i in special)}
         if hf.eos_token_id is None and not stops:
             raise ModelError(
                 f"{folder}: the tokenizer names no end-of-text token, so answers would never end. "
@@ -117,6 +133,15 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:  # noqa: A002 - the standard word
         """Whether a token is one beside the text, such as <|im_end|>."""
         return id in self._special
+
+    def names(self) -> dict[int, str]:
+        """Every token's name by its id, added ones included."""
+        return {number: name for name, number in self._core.get_vocab(with_added_tokens=True).items()}
+
+    def is_left_out(self, id: int) -> bool:  # noqa: A002 - the standard word
+        """Whether a token is marked as special, so that it does not show in an answer's text."""
+        known = self._core.get_added_tokens_decoder().get(id)
+        return known is not None and bool(known.special)
 
     def token(self, id: int) -> str:  # noqa: A002 - the standard word
         """The name of one token as the vocabulary writes it."""

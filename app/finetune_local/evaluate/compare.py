@@ -91,19 +91,21 @@ def run(
 ) -> Comparison:
     """Run every condition. `progress` is told what is done and the share of the whole. Raises RowRejected, OutOfMemory.
 
+    The tuned model is asked and scored with what its adapter brings of its own, the base with the base's.
     Without `max_tokens` an answer may be twice as long as the longest reference.
     """
-    tokenizer = opened.tokenizer
     opened.activate(adapter)
     context = opened.model.context_length - opened.session.positions  # the same for all, so that all answer the same
+    own, tokenizer = opened.tokenizer_of(adapter), opened.tokenizer_of(None)
     plain = [ask(row, (), tokenizer, template, context, 1) for row in rows]
-    room = max_tokens or min(MOST_ANSWER_TOKENS, 16 + 2 * max(int(a.mask.sum()) for a in plain))
+    tuned = plain if own is tokenizer else [ask(row, (), own, template, context, 1) for row in rows]
+    room = max_tokens or min(MOST_ANSWER_TOKENS, 16 + 2 * max(int(a.mask.sum()) for a in (*plain, *tuned)))
     shown = [ask(row, examples, tokenizer, template, context, room) for row in rows] if examples else []
     wanted: list[tuple[str, list[Asked], str | None]] = [("base", plain, None)]
     if examples:
         wanted.append(("few_shot", shown, None))
     if adapter is not None:
-        wanted.append(("tuned", plain, adapter))
+        wanted.append(("tuned", tuned, adapter))
     made: dict[str, Condition] = {}
     for number, (name, asked, active) in enumerate(wanted):
         opened.activate(active)

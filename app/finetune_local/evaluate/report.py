@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_local.adapters.companions import trained_raw
 from finetune_local.adapters.library import run_folder, run_tables
-from finetune_local.chat.opening import Opened, trained_raw
+from finetune_local.chat.opening import Opened
 from finetune_local.data.read import reading
 from finetune_local.errors import DataError, SpecError
 from finetune_local.evaluate import compare, fewshot
@@ -132,8 +133,10 @@ def _rows(
             note(f"the first {RUN_ROWS} of {len(kept)} validation rows are evaluated; --limit {len(kept)} takes all.")
     else:
         raise SpecError("no rows to evaluate on: give --data FILE.")
-    rows, refused = usable(rows, opened.tokenizer, template, opened.model.context_length - opened.session.positions)
-    rejected += refused
+    room = opened.model.context_length - opened.session.positions
+    for tokenizer in {id(found): found for found in (opened.tokenizer_of(None), opened.tokenizer)}.values():
+        rows, refused = usable(rows, tokenizer, template, room)
+        rejected += refused
     for item in rejected[:3]:
         note(f"set aside: {item.source.file}, line {item.source.line}: {item.reason}")
     if len(rejected) > 3:

@@ -22,9 +22,10 @@ from finetune_local.export.gguf_tensors import GgufTensor, gguf_tensors
 from finetune_local.export.gguf_vocabulary import add_vocabulary, read_vocabulary
 from finetune_local.export.quants import QUANTS, is_k
 from finetune_local.export.verify import Gate
-from finetune_local.export.weights import MergedWeights, check_float16
+from finetune_local.export.weights import EMBEDDING, MergedWeights, check_float16
 from finetune_local.files import written_aside
-from finetune_local.models.folder import TOKENIZER, ModelFolder
+from finetune_local.models.folder import ModelFolder
+from finetune_local.tokenizer_files import TOKENIZER, in_force
 
 _COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 _GRID, _GRID_ROWS = 2e-3, 64
@@ -66,13 +67,13 @@ class Gguf:
         check_family(source.model)
         gguf_tensors(source.weights, QUANTS[0])
         add_metadata(Nowhere(), source.weights, QUANTS[0])
-        read_vocabulary(source.model)
+        read_vocabulary(source.model, source.adapter, source.weights.shapes()[EMBEDDING][0])
 
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         tensors = sum(tensor.bytes for tensor in planned(source.weights, quant))
         # What tokenizer.json says in JSON is about as long in a GGUF.
-        return tensors + (source.model.path / TOKENIZER).stat().st_size
+        return tensors + in_force(source.model.path, source.adapter)[TOKENIZER].stat().st_size
 
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See write_gguf."""
@@ -85,7 +86,7 @@ class Gguf:
             writer = GGUFWriter(aside, ARCHITECTURES[weights.model.family])
             try:
                 add_metadata(writer, weights, quant)
-                add_vocabulary(writer, weights.model, weights.adapter)
+                add_vocabulary(writer, weights.model, weights.adapter, weights.shapes()[EMBEDDING][0])
                 _write(writer, tensors, progress)
             finally:
                 writer.close()

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_local.adapters.companions import asking
 from finetune_local.errors import ModelError
-from finetune_local.export.template import template_of
 from finetune_local.export.weights import EMBEDDING
 from finetune_local.models.folder import TOKENIZER, ModelFolder, read_json
+from finetune_local.tokenizer_files import CONFIG, added_by_config, in_force
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizer import Tokenizer
@@ -51,25 +52,33 @@ class Vocabulary:
     space_prefix: bool = False
 
 
-def read_vocabulary(model: ModelFolder) -> Vocabulary:
-    """The tokenizer of a base. Raises ModelError where llama.cpp would read text otherwise."""
-    values = read_json(model.path / TOKENIZER, "")
+def read_vocabulary(model: ModelFolder, adapter: Path | None = None, rows: int | None = None) -> Vocabulary:
+    """The tokenizer in force, for `rows` of the embedding (None: the base's). Raises ModelError where llama.cpp would read text
+    otherwise."""
+    files = in_force(model.path, adapter)
+    values = read_json(files[TOKENIZER], "")
     bpe = values.get("model") or {}
     if bpe.get("type") != "BPE":
         raise _unknown(model, f"its kind, {bpe.get('type')},")
     merges = tuple(" ".join(merge) if isinstance(merge, list) else str(merge) for merge in bpe.get("merges") or [])
-    tokens, types = _tokens(model, values, bpe)
+    if (
+        files[TOKENIZER].parent != files.get(CONFIG, files[TOKENIZER]).parent
+    ):  # an adapter's tokens beside the base's own
+        known = {token.get("id") for token in values.get("added_tokens") or []}
+        more = [{**token, "id": i} for i, token in added_by_config(files).items() if i not in known]
+        values["added_tokens"] = [*(values.get("added_tokens") or []), *more]
+    tokens, types = _tokens(model, values, bpe, rows or model.weights()[EMBEDDING].shape[0])
     if bpe.get("byte_fallback"):
         _check_sentencepiece(model, values)
         return Vocabulary("llama", "default", tokens, types, (), _scores(tokens, merges), _prefix(values))
     return Vocabulary("gpt2", _cut_name(model, values, bpe), tokens, types, merges)
 
 
-def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None) -> None:
+def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None, rows: int | None = None) -> None:
     """Write all of the tokenizer's keys. Raises ModelError."""
-    from finetune_local.data.tokenizer import Tokenizer
-
-    vocabulary, tokenizer = read_vocabulary(model), Tokenizer.load(model.path)
+    vocabulary = read_vocabulary(model, adapter, rows)
+    asked = asking(model.path, adapter)
+    tokenizer = asked.tokenizer
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -79,24 +88,26 @@ def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None) -> Non
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)
     writer.add_add_space_prefix(vocabulary.space_prefix)
-    special = special_ids(model, vocabulary, tokenizer)
+    special = special_ids(model, vocabulary, tokenizer, adapter)
     for name, token in special.items():
         getattr(writer, f"add_{name}_token_id")(token)
     bos = special.get("bos")
     writer.add_add_bos_token(bos is not None and starts_with_bos(tokenizer, bos))
     writer.add_add_eos_token(False)
-    if template := template_of(tokenizer, adapter):
-        writer.add_chat_template(template)
+    if asked.template:
+        writer.add_chat_template(asked.template)
 
 
-def special_ids(model: ModelFolder, vocabulary: Vocabulary, tokenizer: Tokenizer) -> dict[str, int]:
+def special_ids(
+    model: ModelFolder, vocabulary: Vocabulary, tokenizer: Tokenizer, adapter: Path | None = None
+) -> dict[str, int]:
     """Ids of bos, eos, eot, eom, unk and pad, as far as the model has them.
 
     eos is the tokenizer's own; further tokens that end an answer become eot and eom.
     """
     settings = {}
-    if (model.path / "tokenizer_config.json").is_file():
-        settings = read_json(model.path / "tokenizer_config.json", "")
+    if (config := in_force(model.path, adapter).get(CONFIG)) is not None:
+        settings = read_json(config, "")
     by_text = {text: i for i, text in enumerate(vocabulary.tokens)}
     found: dict[str, int] = {}
     for name in ("bos", "eos", "unk", "pad"):
@@ -132,9 +143,8 @@ def starts_with_bos(tokenizer: Tokenizer, bos: int) -> bool:
 
 
 def _tokens(
-    model: ModelFolder, values: Mapping[str, Any], bpe: Mapping[str, Any]
+    model: ModelFolder, values: Mapping[str, Any], bpe: Mapping[str, Any], rows: int
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    rows = model.weights()[EMBEDDING].shape[0]
     tokens = [f"[PAD{i}]" for i in range(rows)]
     types = [UNUSED] * rows
     added = {int(token["id"]): token for token in values.get("added_tokens") or []}

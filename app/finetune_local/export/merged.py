@@ -9,22 +9,26 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from finetune_local.adapters.companions import Asking, asking
 from finetune_local.errors import ModelError
 from finetune_local.export import Progress, Source, silent, verify
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.merged_config import merged_config
 from finetune_local.export.stops import stops_of, write_stops
-from finetune_local.export.template import template_of
 from finetune_local.export.verify import Gate
 from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16
 from finetune_local.files import written_aside
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
-
-if TYPE_CHECKING:
-    from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.tokenizer_files import (
+    GENERATION,
+    OF_TOKENIZER,
+    OTHER_FORMS,
+    TEMPLATE,
+    in_force,
+    template_of,
+)
 
 SHARD_BYTES = 5_000_000_000
 LOSSLESS_BELOW = 1_000_000_000
@@ -91,12 +95,11 @@ class Merged:
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         rest = sum(file.stat().st_size for file in _rest(source.model.path))
+        rest += sum(file.stat().st_size for file in in_force(source.model.path, source.adapter).values())
         return rest + _bytes(source.weights, chosen_dtype(source.model, quant))
 
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See write_merged."""
-        from finetune_local.data.tokenizer import Tokenizer
-
         weights = source.weights
         dtype = chosen_dtype(weights.model, quant)
         shards = _shards(weights.shapes(), BYTES[_SHORT[dtype]])
@@ -106,9 +109,9 @@ class Merged:
             folder.mkdir()
             for path in _rest(weights.model.path):
                 shutil.copyfile(path, folder / path.name)
-            tokenizer = Tokenizer.load(weights.model.path)
-            _add_template(tokenizer, weights.adapter, folder)
-            stops = stops_of(tokenizer, weights.adapter)
+            asked = asking(weights.model.path, weights.adapter)
+            _add_companions(asked, folder)
+            stops = stops_of(asked)
             config = merged_config(weights.model.config, dtype, HEAD in weights.shapes(), stops.ids)
             (folder / CONFIG).write_text(_json(config), "utf-8")
             write_stops(folder, stops, config)
@@ -191,8 +194,8 @@ def _bytes(weights: MergedWeights, dtype: str) -> int:
 
 
 def _rest(source: Path) -> list[Path]:
-    """Tokenizer, template, generation settings, license: every plain file that is not weights, code or the base's card."""
-    skipped = {CONFIG, INDEX, "README.md", "finetune_local.json"}
+    """The chat template, the license: every plain file that is not weights, code, the base's card or of the tokenizer."""
+    skipped = {CONFIG, INDEX, "README.md", "finetune_local.json", *OF_TOKENIZER, *OTHER_FORMS, GENERATION}
     return [
         path
         for path in sorted(source.iterdir())
@@ -200,11 +203,12 @@ def _rest(source: Path) -> list[Path]:
     ]
 
 
-def _add_template(tokenizer: Tokenizer, adapter: Path | None, folder: Path) -> None:
-    """A base without a chat template was trained with a stand-in: others must ask with the same."""
-    template = template_of(tokenizer, adapter)
-    if template is not None and tokenizer.template is None:
-        (folder / "chat_template.jinja").write_text(template, "utf-8", newline="\n")
+def _add_companions(asked: Asking, folder: Path) -> None:
+    """The tokenizer and template in force: an adapter's own, or the stand-in that was trained with on a base without one."""
+    for name, path in asked.files.items():
+        shutil.copyfile(path, folder / name)
+    if asked.template is not None and asked.template != template_of(folder):
+        (folder / TEMPLATE).write_text(asked.template, "utf-8", newline="\n")
 
 
 def _is_weights(name: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_local.adapters.companions import asking
 from finetune_local.errors import DataError
 from finetune_local.export import Progress, Source, verify
 from finetune_local.export.files import ADVICE
@@ -18,8 +19,8 @@ from finetune_local.export.gguf import TARGET as GGUF
 from finetune_local.export.gguf_vocabulary import read_vocabulary, special_ids, starts_with_bos
 from finetune_local.export.ollama_template import NotRecognised, Turns, turns_of
 from finetune_local.export.quants import QUANTS
-from finetune_local.export.template import speaks_raw
 from finetune_local.export.verify import Gate
+from finetune_local.export.weights import EMBEDDING
 from finetune_local.files import written_aside
 
 if TYPE_CHECKING:
@@ -94,11 +95,10 @@ def model_name(text: str) -> str:
 
 def asking_of(source: Source) -> Asking:
     """How to ask a model in Ollama. Raises ModelError where its tokenizer cannot be read."""
-    from finetune_local.data.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(source.model.path)
-    stops = tuple(tokenizer.token(i) for i in sorted(tokenizer.stop_ids))
-    if speaks_raw(tokenizer, source.adapter):
+    asked = asking(source.model.path, source.adapter)
+    tokenizer = asked.tokenizer
+    stops = tuple(tokenizer.token(i) for i in sorted(asked.stop_ids))
+    if asked.raw:
         return Asking("{{ .Prompt }}", None, stops, ("It continues texts as they are: there is no chat template.",))
     notes = []
     template, system = None, constant_system(source.adapter)
@@ -158,8 +158,9 @@ def modelfile(gguf: str, asking: Asking) -> str:
 
 
 def _turns(source: Source, tokenizer: Tokenizer) -> Turns:
-    model = source.model
-    bos = special_ids(model, read_vocabulary(model), tokenizer).get("bos")
+    model, adapter = source.model, source.adapter
+    rows = source.weights.shapes()[EMBEDDING][0]
+    bos = special_ids(model, read_vocabulary(model, adapter, rows), tokenizer, adapter).get("bos")
     return turns_of(
         tokenizer.render,
         tokenizer.render_turns,

@@ -10,21 +10,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from finetune_local.adapters.companions import Asking
 from finetune_local.errors import ModelError
 from finetune_local.export.merged_config import eos
-from finetune_local.export.template import speaks_raw, template_of
 from finetune_local.system.foreign_text import ForeignTextError, read_json_object
-
-if TYPE_CHECKING:
-    from finetune_local.data.tokenizer import Tokenizer
-
-GENERATION, TOKENIZER_CONFIG, SPECIAL_TOKENS = (
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+from finetune_local.tokenizer_files import CONFIG, GENERATION, SPECIAL
 
 
 @dataclass(frozen=True)
@@ -35,12 +27,13 @@ class Stops:
     token: str | None = None
 
 
-def stops_of(tokenizer: Tokenizer, adapter: Path | None) -> Stops:
+def stops_of(asked: Asking) -> Stops:
     """What ends an answer of a base with an adapter on it."""
-    own_end = None if speaks_raw(tokenizer, adapter) else tokenizer.turn_end_id
+    tokenizer = asked.tokenizer
+    own_end = None if asked.raw else tokenizer.turn_end_id
     first = tokenizer.eos_id if own_end is None else own_end
     ids = (first, *sorted(tokenizer.stop_ids - {first}))
-    template = template_of(tokenizer, adapter) or ""
+    template = asked.template or ""
     # A template that writes the tokenizer's eos_token would write another text if that were changed.
     keep = first == tokenizer.eos_id or re.search(r"\beos_token\b", template)
     return Stops(ids, None if keep else tokenizer.token(first))
@@ -54,7 +47,7 @@ def write_stops(folder: Path, stops: Stops, config: dict[str, Any]) -> None:
     _write(folder / GENERATION, {**generation, "eos_token_id": eos(stops.ids)})
     if stops.token is None:
         return
-    for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS):
+    for name in (CONFIG, SPECIAL):
         if (values := _read(folder / name)) is not None:
             _write(folder / name, {**values, "eos_token": stops.token})
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from finetune_local.adapters.companions import asking, tokenizer_of
 from finetune_local.backend import Backend, Device, choose
 from finetune_local.errors import GateFailed, OutOfMemory
 from finetune_local.export import Progress, silent
 from finetune_local.export.candidates import TOP, Candidate, FolderCandidate, GgufCandidate, Reference, log_softmax
 from finetune_local.export.llama import INSTALL, LlamaCpp, LlamaFailed, available
 from finetune_local.export.probes import Probe, probes
-from finetune_local.export.template import speaks_raw, template_of
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.run import Precision
 
@@ -101,11 +101,10 @@ def verify(
     started = time.monotonic()
     if target == "gguf" and not available():
         return Gate(None, f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}")
-    tokenizer = Tokenizer.load(model.path)
-    raw = speaks_raw(tokenizer, adapter)
-    template = template_of(tokenizer, adapter)
-    found = probes(tokenizer, adapter, model.context_length, raw)
-    stop_ids = sorted(tokenizer.stop_ids)
+    asked = asking(model.path, adapter)
+    tokenizer, template = asked.tokenizer, asked.template
+    found = probes(tokenizer, adapter, model.context_length, asked.raw)
+    stop_ids = sorted(asked.stop_ids)
     engine, _ = choose(backend)
     precision = _precision(model, engine.devices()[0])
     limits = LIMITS[kind] if precision == "fp32" else max(LIMITS[kind], LIMITS["bf16"], key=lambda limit: limit.kl)
@@ -155,11 +154,10 @@ def _references(
     """The answers of base + adapter; the session is gone afterwards."""
     from finetune_local.adapters.attach import attach
     from finetune_local.chat.generate import greedy_batch
-    from finetune_local.data.tokenizer import Tokenizer
 
     session = engine.load(model.path, precision, rope_factor=model.rope_factor)
     if adapter is not None:
-        attach(session, model, Tokenizer.load(model.path), adapter, "export")
+        attach(session, model, tokenizer_of(model.path, adapter), adapter, "export")
     answers = greedy_batch(session, [probe.ids for probe in found], TOKENS, stop_ids)
     references = []
     for probe, answer in zip(found, answers, strict=True):

@@ -16,7 +16,7 @@ from toy_session import ToySession
 def opened(tiny: Path, home: paths.Home) -> Opened:
     tokenizer = Tokenizer.load(tiny)
     session = ToySession(tokenizer.vocabulary_size)
-    opened = Opened(home, ModelFolder.open(tiny), tokenizer, session, "toy")  # type: ignore[arg-type]
+    opened = Opened(home, ModelFolder.open(tiny), session, "toy")  # type: ignore[arg-type]
     for number, name in enumerate(("formal", "诗人")):
         made_adapter(tiny, home.adapters / name, seed=number)
     return opened

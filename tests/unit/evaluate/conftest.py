@@ -34,7 +34,7 @@ def opened(tiny: Path, home: paths.Home) -> Opened:
 
     session = ToySession(tokenizer.vocabulary_size, rule)
     session.loaded["mine"] = 1.0
-    opened = Opened(home, ModelFolder.open(tiny), tokenizer, session, "toy")  # type: ignore[arg-type]
+    opened = Opened(home, ModelFolder.open(tiny), session, "toy")  # type: ignore[arg-type]
     opened.adapters["mine"] = home.root / "nowhere"
     opened.activate("mine")
     return opened

@@ -1,0 +1,174 @@
+"""What travels beside an adapter's weights and says how it is asked: `asking()` is the one place that knows how a base is asked, alone
+or with an adapter on it; `companions()` tells what of that an adapter brings and what of it differs from the base's in effect.
+
+Everything that asks, scores, merges or exports takes tokenizer, chat template, end tokens and files from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.adapters.library import run_tables
+from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.files import stamp
+from finetune_local.tokenizer_files import TRAVEL, brought, in_force
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizer import Tokenizer
+
+_BASES = ("config.json", *TRAVEL)
+_NAMED = 4
+"""Tokens that are named in a sentence; of more, how many there are."""
+
+_TEXTS = (
+    "The quick brown fox jumps over the lazy dog. 12,345.67 + 8 = ?\n\n\tdef f(x): return x  # don't",
+    "敏捷的棕色狐狸跳过懒狗。Ünïcødé 🙂 русский العربية\r\n  ",
+)
+_CHATS = (
+    (Message("user", "Hi"),),
+    (Message("system", "Be short."), Message("user", "Hi")),
+    (Message("user", "Hi"), Message("assistant", "Hello."), Message("user", " 2 + 2?\n")),
+)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a base is asked, with the adapter on it where there is one.
+
+    `raw`: prompts are texts as they are. `template` is the chat template that an export carries: None only for one that is asked
+    raw and has none. `files` are the tokenizer's files and the generation settings that hold, without the template.
+    """
+
+    tokenizer: Tokenizer
+    raw: bool
+    template: str | None
+    stop_ids: frozenset[int]
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What an adapter brings beside its weights. `files` are their names; the rest is what differs in effect from the base's."""
+
+    files: tuple[str, ...] = ()
+    template: bool = False
+    added: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    remarked: tuple[str, ...] = ()
+    """Tokens that are special for one of the two and text for the other."""
+    words: bool = False
+    """Plain text becomes other tokens."""
+    ends: tuple[str, ...] = ()
+    """The tokens that end an answer, where they are others than the base's."""
+    sentences: tuple[str, ...] = field(default=())
+
+    @property
+    def differs(self) -> bool:
+        """Whether the adapter is asked otherwise than its base."""
+        return bool(self.sentences)
+
+
+def trained_raw(folder: Path) -> bool:
+    """Whether an adapter's run learned texts as they are (`--template raw`), so that its prompts should be raw too."""
+    data: dict[str, Any] = run_tables(folder).get("data", {})
+    return data.get("template") == "raw"
+
+
+def tokenizer_of(base: Path, adapter: Path | None = None) -> Tokenizer:
+    """The tokenizer with the chat template in force, kept in memory for as long as no file changes. Raises ModelError."""
+    if adapter is not None and not _brings_other_bytes(base, adapter):
+        adapter = None
+    own = () if adapter is None else stamp(adapter, *TRAVEL)
+    return _tokenizer(base, adapter, stamp(base, *_BASES), own)
+
+
+def asking(base: Path, adapter: Path | None = None) -> Asking:
+    """How to ask the base in a folder, alone or with an adapter's folder. Raises ModelError, AdapterError."""
+    tokenizer = tokenizer_of(base, adapter)
+    raw = tokenizer.template is None if adapter is None else trained_raw(adapter)
+    template = tokenizer.template if raw else tokenizer.chat_template
+    return Asking(tokenizer, raw, template, tokenizer.stop_ids, in_force(base, adapter))
+
+
+def companions(base: Path, adapter: Path) -> Companions:
+    """What an adapter brings, held against a base's folder. Raises ModelError."""
+    return _companions(base, adapter, stamp(base, *_BASES), stamp(adapter, *TRAVEL))
+
+
+@lru_cache(maxsize=256)
+def _companions(base: Path, adapter: Path, _base: object, _own: object) -> Companions:
+    files = brought(adapter)
+    ours, theirs = tokenizer_of(base, adapter), tokenizer_of(base)
+    if ours is theirs:
+        return Companions(files)
+    added, renamed, remarked = _tokens(ours, theirs)
+    template = any(_rendered(ours, chat) != _rendered(theirs, chat) for chat in _CHATS)
+    words = any(ours.ids(text) != theirs.ids(text) for text in _TEXTS)
+    ends = () if ours.stop_ids == theirs.stop_ids else tuple(ours.token(i) for i in sorted(ours.stop_ids))
+    found = Companions(files, template, added, renamed, remarked, words, ends)
+    return Companions(files, template, added, renamed, remarked, words, ends, tuple(_sentences(found)))
+
+
+def _sentences(found: Companions) -> list[str]:
+    told = ["its own chat template"] if found.template else []
+    if found.added:
+        told.append(f"{len(found.added)} added tokens ({_listed(found.added)})")
+    if found.renamed:
+        told.append(f"{len(found.renamed)} renamed tokens ({_listed([f'{a} is {b}' for a, b in found.renamed])})")
+    if found.remarked:
+        told.append(f"{len(found.remarked)} tokens that are special otherwise ({_listed(found.remarked)})")
+    if found.words:
+        told.append("its own way to cut text into tokens")
+    if found.ends:
+        told.append(f"ends answers with {_listed(found.ends)}")
+    return told
+
+
+def _tokens(ours: Tokenizer, theirs: Tokenizer) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Tokens that were added, renamed (the base's name, the adapter's), and marked as special or text anew."""
+    mine, its = ours.names(), theirs.names()
+    added = tuple(mine[i] for i in sorted(mine.keys() - its.keys()))
+    renamed = tuple((its[i], mine[i]) for i in sorted(mine.keys() & its.keys()) if mine[i] != its[i])
+    same = (i for i in mine.keys() & its.keys() if mine[i] == its[i])
+    remarked = tuple(mine[i] for i in sorted(same) if ours.is_left_out(i) != theirs.is_left_out(i))
+    return added, renamed, remarked
+
+
+def _rendered(tokenizer: Tokenizer, chat: Sequence[Message]) -> str | None:
+    try:
+        return tokenizer.render(chat, chat[-1].role == "user")
+    except RowRejected:
+        return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _brings_other_bytes(base: Path, adapter: Path) -> bool:
+    """Whether an adapter's folder has a file that is not the base's, byte by byte: copies change nothing."""
+    return _other_bytes(base, adapter, stamp(base, *TRAVEL), stamp(adapter, *TRAVEL))
+
+
+@lru_cache(maxsize=256)
+def _other_bytes(base: Path, adapter: Path, _base: object, _own: object) -> bool:
+    return any(not _same(base / name, adapter / name) for name in brought(adapter))
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(base: Path, adapter: Path | None, _base: object, _own: object) -> Tokenizer:
+    from finetune_local.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(base, adapter)
