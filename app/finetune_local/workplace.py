@@ -1,20 +1,21 @@
 """A folder in which a process of its own works: who that is, whether it lives, how it is asked to stop, what it said last.
 
 events.jsonl   what happened, append-only         worker.json    which process works
-stop           asks it to finish and end          worker.lock    held by it
+stop           asks it to finish and end          worker.lock    held by it: that, and nothing else, is what living means
 worker.log     what it and its libraries printed
 
 Nothing of it hangs on the process that looks: it can go away, be killed and come back. Training runs (train/runs.py) and
-jobs (jobs/job.py) are such folders.
+jobs (jobs/job.py) are such folders. On a network drive that knows no locks, worker.json tells who lives (system/process.py);
+two that begin there in the same instant are not kept apart.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,11 +23,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_local.errors import RunError
+from finetune_local.files import write_text
+from finetune_local.system import locks
+from finetune_local.system.foreign_text import ForeignTextError, parse_json_object, read_json_object
+from finetune_local.system.process import Process
+
 # On Windows a worker in the same console would end when its window is closed.
 _OWN_CONSOLE = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
 
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 """Workers this process started, to be reaped when they end; whether one lives is read from its folder."""
+
+_starting = threading.Lock()
+"""Two threads of this process do not start workers at once; other processes are told apart by the folder's lock."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +120,80 @@ class Workplace:
         """A reader of what is appended from `position` on."""
         return Tail(self.events_file, position)
 
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that works here."""
+        return self.folder / "worker.lock"
+
     @contextmanager
-    def taken(self) -> Iterator[bool]:
-        """Hold the folder for this process; False where another one has it. The system frees it however the process ends."""
-        with (self.folder / "worker.lock").open("ab") as file:
-            yield locked(file.fileno())
+    def taken(self, *, moving: bool = False) -> Iterator[bool]:
+        """Hold the folder for this process; False where another one has it, or where it is gone. The system frees it however the
+        process ends.
+
+        `moving`: the folder is about to be renamed, which Windows does not do while a file in it is open. There the lock is given
+        back at once; a worker that begins all the same has files open here, and the system refuses to move the folder.
+        """
+        descriptor = self._locked()
+        if descriptor is not None and moving and os.name == "nt":
+            os.close(descriptor)
+            yield True
+            return
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _locked(self) -> int | None:
+        while True:
+            try:
+                descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except OSError as error:
+                raise RunError(
+                    f"{self.lock_file} cannot be opened ({error.strerror}). Mend its rights, or remove it."
+                ) from None
+            mine = locks.acquire(descriptor)
+            if mine is None:
+                known = self._noted()
+                mine = known is None or known.pid == os.getpid() or not known.lives()
+            if mine and self._is(descriptor):
+                return descriptor
+            os.close(descriptor)
+            if not mine:
+                return None
+
+    def _is(self, descriptor: int) -> bool:
+        """Whether an open lock file is still this folder's: it may have been moved away between opening and locking."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.lock_file.stat())
+        except OSError:
+            return False
+
+    def lives(self) -> bool:
+        """Whether a worker has this folder: it holds the lock. No clock and no process id is asked."""
+        held = locks.held(self.lock_file)
+        if held is None:
+            known = self._noted()
+            return known is not None and known.lives()
+        return held
 
     def worker(self) -> int | None:
-        """Process id of the living worker, or None. Guarded against a reused id by the process's start time."""
+        """Process id of the living worker where it is known and of this machine, to be shown or ended; lives() tells whether
+        there is one. What a killed worker left is not taken for the next one's, though that has not written its own yet."""
+        if not self.lives() or (known := self._noted()) is None:
+            return None
+        return known.pid if known.lives() else None
+
+    def write_worker(self) -> None:
+        """Note that this process works here. Raises DiskFull."""
+        write_text(self.worker_file, json.dumps(Process.here().as_json()) + "\n")
+
+    def _noted(self) -> Process | None:
         try:
-            known: dict[str, Any] = json.loads(self.worker_file.read_text("utf-8"))
-            return alive(int(known["pid"]), float(known["started"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            return Process.read(read_json_object(self.worker_file, 65536))
+        except (OSError, ValueError):
             return None
 
     def last_words(self, most: int = 3) -> list[str]:
@@ -145,7 +217,7 @@ class Workplace:
         if (child := _children.pop(self.folder, None)) is not None:
             child.wait()
         until = time.monotonic() + seconds
-        while self.worker() is not None and time.monotonic() < until:
+        while self.lives() and time.monotonic() < until:
             time.sleep(0.02)
 
     def worker_text(self) -> bytes:
@@ -178,23 +250,33 @@ class Tail:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """A line of events; None for what is no JSON object."""
     try:
-        values = json.loads(line)
-    except ValueError:
+        return parse_json_object(line)
+    except ForeignTextError:
         return None
-    return values if isinstance(values, dict) else None
 
 
 def start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) -> None:
-    """Start one worker, `python -m module ARGUMENTS`, for one or several folders; returns once it has taken them over.
+    """Start one worker, `python -m module ARGUMENTS`, for one or several folders; returns once it has taken them over, or another
+    one has. Raises RunError where a folder is gone.
 
     It lives in a session of its own, so that neither Ctrl-C nor a closed window ends it.
     """
+    with _starting:
+        for place in places:  # one that has said its last word may still be on its way out
+            if not place.lives() and (old := _children.pop(place.folder, None)) is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    old.wait(30)
+        if not any(place.lives() for place in places):
+            _start(places, module, arguments)
+
+
+def _start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) -> None:
     before = [place.worker_text() for place in places]
-    for place in places:  # one that has said its last word may still be on its way out
-        if (old := _children.pop(place.folder, None)) is not None:
-            with suppress(subprocess.TimeoutExpired):
-                old.wait(30)
-    with places[0].log.open("ab") as log:
+    try:
+        log = places[0].log.open("ab")
+    except FileNotFoundError:
+        raise _gone(places[0]) from None
+    with log:
         process = subprocess.Popen(
             command_of(module, arguments),
             stdin=subprocess.DEVNULL,
@@ -214,6 +296,14 @@ def start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) ->
     except KeyboardInterrupt:
         process.kill()  # it would go on unseen
         raise
+    if process.poll() is not None:
+        for place in places:
+            if not place.folder.exists():
+                raise _gone(place)
+
+
+def _gone(place: Workplace) -> RunError:
+    return RunError(f"{place.folder} is not there any more: it was removed or renamed meanwhile.")
 
 
 def reap() -> None:
@@ -241,41 +331,3 @@ def environment() -> dict[str, str]:
         # The screen's watchdog ends long GPU commands on a Mac otherwise.
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
     }
-
-
-def started_at(pid: int) -> float | None:
-    """When a process began, in seconds since the epoch; None for one that has ended."""
-    import psutil
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
-
-
-def alive(pid: int, started: float) -> int | None:
-    """The process id where that very process lives, told from a later one of the same id by its start time."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return None
-    return pid if same else None
-
-
-def locked(descriptor: int) -> bool:
-    """Lock an open file without waiting; False where another process holds it. Ends with the file or the process."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # some network drives know no locks
-    return True

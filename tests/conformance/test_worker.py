@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from finetune_local.backend import Backend
 from finetune_local.errors import WorkerDied
 from finetune_local.paths import Home
 from finetune_local.train import follow
-from finetune_local.train.events import Checkpoint, Event, Step, StoppedByUser
+from finetune_local.train.events import Checkpoint, Event, Finished, Started, Step, StoppedByUser
 from training import assert_same, losses, result
 
 
@@ -31,6 +34,18 @@ def test_a_worker_is_started_followed_and_stopped(make_run: Any, home: Home, bac
     assert run.worker() is None
     assert not run.stop_file.exists()
     assert not (run.folder / ".reserve").exists()
+
+
+def test_two_that_start_it_at_once_get_one_worker(make_run: Any, home: Home) -> None:
+    run = make_run("asked twice", max_steps=8)
+    code = "import sys; from finetune_local.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "resume", run.name, "--json", "--home", str(home.root)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert all(json.loads(text.splitlines()[-1])["steps"] == 8 for text in told)
+    assert [len([e for e in run.history() if isinstance(e, kind)]) for kind in (Started, Finished)] == [1, 1]
+    assert len(losses(run.history())) == 8
 
 
 def test_a_failing_worker_says_why(make_run: Any, home: Home, data: Path) -> None:

@@ -23,6 +23,7 @@ from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import runs
 from ui.screen import SIZE, Screen, colours, needs, needs_gtk, shows_the_page
+from working import at_work
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the screen of these tests is Xvfb, which is for Linux")
 
@@ -136,8 +137,7 @@ def test_the_window_shows_the_page_and_its_end_is_the_app_s(
     run = runs.create(home, parse_spec({"name": "goes on", "data": {"files": ["x.jsonl"]}}, "test"))
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     try:
-        known = {"pid": worker.pid, "started": psutil.Process(worker.pid).create_time()}
-        run.worker_file.write_text(json.dumps(known), "utf-8")
+        at_work(run, worker.pid)
         app = start(DISPLAY=screen.display, WAYLAND_DISPLAY="")
         app.screen = screen
         wait(lambda: shows_the_page(screen), app)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-import psutil
 import pytest
 from playwright.sync_api import expect
 
@@ -16,6 +14,7 @@ from finetune_local.spec.run import parse_spec
 from finetune_local.train import events, runs
 from finetune_local.train.runs import Run
 from ui.conftest import PATIENCE, App
+from working import at_work, ended
 
 Begin = Callable[[str], Run]
 TOLD = "#ended .notice strong"
@@ -29,8 +28,7 @@ def begin(home: Home) -> Iterator[Begin]:
     def start(name: str) -> Run:
         run = runs.create(home, parse_spec({"name": name, "data": {"files": ["x.jsonl"]}}, "test"))
         workers.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]))
-        worker = {"pid": workers[-1].pid, "started": psutil.Process(workers[-1].pid).create_time()}
-        run.worker_file.write_text(json.dumps(worker), "utf-8")
+        at_work(run, workers[-1].pid)
         return run
 
     yield start
@@ -41,7 +39,7 @@ def begin(home: Home) -> Iterator[Begin]:
 
 def finish(run: Run, event: events.Event) -> None:
     run.append(event)
-    run.worker_file.unlink()
+    ended(run)
 
 
 def test_each_window_tells_once_and_leads_there(app: App, begin: Begin) -> None:

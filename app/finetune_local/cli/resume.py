@@ -36,7 +36,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     else:
         run = runs.find(place, name)
     if max_steps is not None:
-        if run.worker() is not None:
+        if run.lives():
             raise SpecError(
                 f"--max-steps: run '{run.name}' is being trained. Stop it first: finetune-local runs stop {typed(run.name)}"
             )

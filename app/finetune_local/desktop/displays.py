@@ -22,8 +22,10 @@ from finetune_local.desktop.gtk import no_screen
 from finetune_local.errors import DiskFull
 from finetune_local.files import write_text
 from finetune_local.paths import Home
+from finetune_local.system.foreign_text import read_json_object
 from finetune_local.system.private import user_umask
-from finetune_local.workplace import alive, command_of
+from finetune_local.system.process import Process
+from finetune_local.workplace import command_of
 
 _NO_CONSOLE = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _NO_WINDOW = 3
@@ -138,21 +140,16 @@ class WebView:
     def _end_orphan(self) -> None:
         """A window whose server was killed shows only that; the one to come takes its place."""
         try:
-            known = json.loads(self._file.read_text("utf-8"))
-            pid = alive(int(known["pid"]), float(known["started"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            known = Process.read(read_json_object(self._file, 65536))
+        except (OSError, ValueError):
             return
-        if pid is not None:
+        if known.lives():
             with suppress(OSError):
-                os.kill(pid, signal.SIGTERM)
+                os.kill(known.pid, signal.SIGTERM)
 
     def _note(self, process: subprocess.Popen[str]) -> None:
-        import psutil
-
-        with suppress(psutil.Error, DiskFull, OSError):
-            write_text(
-                self._file, json.dumps({"pid": process.pid, "started": psutil.Process(process.pid).create_time()})
-            )
+        with suppress(DiskFull, OSError):
+            write_text(self._file, json.dumps(Process.of(process.pid).as_json()))
 
     def _say(self, line: str) -> bool:
         process = self._process

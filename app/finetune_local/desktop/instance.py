@@ -1,7 +1,7 @@
 """One running app for a home: which process it is, how a second start speaks to it, and how a dead one is replaced.
 
 home/window/instance.lock   held while the app runs; the system frees it however the process ends
-home/window/instance.json   process id, its start time, port and control key; only its user may read it
+home/window/instance.json   which process, port and control key; only its user may read it
 
 A second start asks the first by POST /control with that key (ui/guard.py); nobody else knows it.
 """
@@ -14,14 +14,16 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_local.errors import RunError
 from finetune_local.files import written_aside
 from finetune_local.paths import Home
+from finetune_local.system.foreign_text import read_json_object
+from finetune_local.system.locks import acquire, held
+from finetune_local.system.process import Process
 from finetune_local.ui.guard import CONTROL, CONTROL_HEADER
-from finetune_local.workplace import alive, locked
 
 PATIENCE = 15.0
 """Seconds that another app may take to answer: it may only just be starting."""
@@ -34,14 +36,9 @@ _OWNER_ONLY = 0o600
 class Running:
     """The app that runs: what instance.json holds."""
 
-    pid: int
-    started: float
+    process: Process
     port: int
     key: str
-
-    def lives(self) -> bool:
-        """Whether that very process is still there."""
-        return alive(self.pid, self.started) is not None
 
     def ask(self, do: str) -> str:
         """Its answer to a control request. Raises OSError where it does not answer as the app does."""
@@ -71,8 +68,10 @@ class Instance:
     def take(self) -> bool:
         """Become the app of this home; False where another process is."""
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, _OWNER_ONLY)
-        # Where a drive knows no locks every process gets one: the file tells as well.
-        if not locked(descriptor) or ((other := self._read()) is not None and _answers(other)):
+        mine = acquire(descriptor)
+        if mine is None:  # where a drive knows no locks, the file tells
+            mine = (other := self._read()) is None or not _answers(other)
+        if not mine:
             os.close(descriptor)
             return False
         self._held = descriptor
@@ -81,13 +80,11 @@ class Instance:
 
     def tell(self, port: int, key: str) -> None:
         """Write down how this process is spoken to. Raises DiskFull."""
-        import psutil
-
-        me = Running(os.getpid(), psutil.Process().create_time(), port, key)
+        known = {**Process.here().as_json(), "port": port, "key": key}
         with written_aside(self._file, "Make room on it, then start the app again.") as aside:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(asdict(me), file)
+                json.dump(known, file)
 
     def release(self) -> None:
         """Make room for the next one."""
@@ -101,7 +98,7 @@ class Instance:
         until = time.monotonic() + patience
         while True:
             other = self._read()
-            if other is not None and other.lives():
+            if other is not None and self._taken(other):
                 with contextlib.suppress(OSError):
                     return other.ask(do)
             if time.monotonic() > until:
@@ -110,30 +107,31 @@ class Instance:
 
     def quit(self, patience: float = PATIENCE) -> bool:
         """End the running app; False where none runs. Raises RunError where it does not end."""
-        if self.take():
-            self.release()
+        if not self._taken(self._read()):
             return False
         self.ask("quit", patience)
-        if not _comes(self._free, patience):
+        if not _comes(lambda: not self._taken(self._read()), patience):
             raise RunError(_no_answer(self._home, self._read()))
         return True
 
-    def _free(self) -> bool:
-        if self.take():
-            self.release()
-            return True
-        return False
+    def _taken(self, other: Running | None) -> bool:
+        """Whether an app runs for this home; looking takes nothing from one that is starting."""
+        taken = held(self._lock)
+        return taken if taken is not None else other is not None and other.process.lives()
 
     def _read(self) -> Running | None:
         try:
-            known = json.loads(self._file.read_text("utf-8"))
-            return Running(int(known["pid"]), float(known["started"]), int(known["port"]), str(known["key"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            known = read_json_object(self._file, 65536)
+            port, key = known.get("port"), known.get("key")
+            if isinstance(port, int) and 0 < port < 65536 and isinstance(key, str):
+                return Running(Process.read(known), port, key)
+        except (OSError, ValueError):
+            pass  # damaged, or not there: nobody can be asked by it
+        return None
 
 
 def _answers(other: Running) -> bool:
-    if not other.lives() or other.pid == os.getpid():
+    if not other.process.lives() or other.process.pid == os.getpid():
         return False
     try:
         other.ask("")
@@ -152,7 +150,7 @@ def _comes(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _no_answer(home: Path, other: Running | None) -> str:
-    which = f" (process {other.pid})" if other is not None else ""
+    which = f" (process {other.process.pid})" if other is not None else ""
     return (
         f"the app runs already for {home}{which}, but it does not answer. Wait a moment and try again; if that does not "
         "help, end that process. Training is not touched by it."

@@ -36,7 +36,7 @@ def begin(what: str, home: Home) -> Job:
     with _beginning:
         for known in unfinished(home):
             if _key_of(known) == key:
-                if known.worker() is None:
+                if not known.lives():
                     job.again(known, home)
                 return known
         name = free_name(key, home)
@@ -61,7 +61,7 @@ def pause(name: str, home: Home) -> Job:
     found = job.find(home, name)
     found.stop()
     found.wait_until_gone(_PATIENCE)
-    if found.worker() is not None:
+    if found.lives():
         found.kill()
         found.wait_until_gone()
     if found.status() == "interrupted":

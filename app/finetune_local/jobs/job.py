@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 from finetune_local import workplace
 from finetune_local.errors import SpecError
+from finetune_local.files import ASIDE, write_text
 from finetune_local.files import remove as remove_files
-from finetune_local.files import write_text
 from finetune_local.jobs.kinds import names
 from finetune_local.paths import Home
 from finetune_local.service import error_of
+from finetune_local.trash import moved
 from finetune_local.workplace import Workplace
 
 Status = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
@@ -111,7 +112,7 @@ class Job(Workplace):
         last = self.last_line()
         if last is not None and last["event"] in ENDS:
             return last["event"]  # type: ignore[no-any-return]
-        if self.worker() is not None:
+        if self.lives():
             return "running"
         return "new" if last is None else "interrupted"
 
@@ -168,19 +169,25 @@ def start(home: Home, kind: str, arguments: Mapping[str, Any]) -> Job:
 
 def again(job: Job, home: Home) -> None:
     """Start a job that has ended once more; a download goes on where it stopped."""
-    if job.worker() is None:
+    if not job.lives():
         job.wait_until_gone()  # one that has said its last word may still be on its way out
-    job.stop_file.unlink(missing_ok=True)
-    job.append("began")
+    with job.taken() as idle:
+        if idle:  # else another window has begun it since
+            job.stop_file.unlink(missing_ok=True)
+            job.append("began")
     workplace.start([job], "finetune_local.jobs.worker", [str(job.folder), str(home.root)])
 
 
 def every(home: Home, kind: str | None = None) -> list[Job]:
     """All jobs (of a kind), the newest first."""
     named = f"-{kind}" if kind else ""  # as start() calls them, so that those of other kinds are not even read
-    found = [Job(folder) for folder in home.jobs.iterdir() if named in folder.name and (folder / "job.json").is_file()]
+    found = [job for job in _all(home) if named in job.name and (job.folder / "job.json").is_file()]
     found.sort(key=lambda job: job.asked["created"], reverse=True)
     return [job for job in found if kind is None or job.kind == kind]
+
+
+def _all(home: Home) -> Iterator[Job]:
+    return (Job(folder) for folder in home.jobs.iterdir() if not folder.name.startswith(ASIDE))
 
 
 def find(home: Home, name: str) -> Job:
@@ -193,25 +200,32 @@ def find(home: Home, name: str) -> Job:
 
 def running(home: Home, kind: str | None = None) -> list[Job]:
     """Those at work; asked every second, so nothing is read of the others."""
-    found = [Job(folder) for folder in home.jobs.iterdir() if (folder / "worker.json").exists()]
-    return [job for job in found if job.worker() is not None and kind in (None, job.kind)]
+    found = [job for job in _all(home) if job.worker_file.exists()]
+    return [job for job in found if job.lives() and kind in (None, job.kind)]
 
 
 def forget(job: Job) -> None:
     """Delete a job's folder. Raises SpecError while it works."""
-    if job.worker() is not None:
+    if not _delete(job):
         raise SpecError("this job is still at work. Stop it first.")
-    _delete(job)
 
 
 def prune(home: Home) -> None:
     """Forget the oldest jobs that have ended, so that the folder does not grow for ever."""
     for job in every(home)[_KEPT:]:
-        if job.worker() is None:
-            _delete(job)
+        _delete(job)
 
 
-def _delete(job: Job) -> None:
-    remove_files(job.folder)
-    with _lock:
-        _accounts.pop(job.folder, None)
+def _delete(job: Job) -> bool:
+    """Delete a job's folder, in one step for whoever looks; False where it is at work."""
+    with job.taken(moving=True) as idle:
+        if idle:
+            doomed = job.folder.with_name(ASIDE + job.name)
+            remove_files(doomed)
+            moved(job.folder, doomed)
+            remove_files(doomed)
+    gone = idle or not job.folder.exists()
+    if gone:
+        with _lock:
+            _accounts.pop(job.folder, None)
+    return gone

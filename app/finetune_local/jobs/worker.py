@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
 import time
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import FinetuneError, Stopped
-from finetune_local.files import write_text
 from finetune_local.jobs.job import Job
 from finetune_local.jobs.kinds import work_of
 from finetune_local.paths import Home
@@ -49,8 +46,6 @@ class Teller:
 
 def main(arguments: list[str]) -> int:
     """Take the job over, work, and give it back. A second worker of the same job touches nothing."""
-    import psutil
-
     write_privately()
     job, home = Job(Path(arguments[0])), Home(Path(arguments[1]))
     tell = Teller(job)
@@ -63,9 +58,8 @@ def main(arguments: list[str]) -> int:
     with job.taken() as mine:
         if not mine:
             return FinetuneError.exit_code
-        started = psutil.Process().create_time()
-        write_text(job.worker_file, json.dumps({"pid": os.getpid(), "started": started}) + "\n")
         try:
+            job.write_worker()
             return work(job, home, tell)
         finally:
             job.stop_file.unlink(missing_ok=True)

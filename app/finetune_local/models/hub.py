@@ -27,7 +27,7 @@ from finetune_local.models.install import aside, check_name, installed, publish,
 from finetune_local.models.network import refuse_offline
 from finetune_local.models.token import find_token
 from finetune_local.paths import Home, bad_name
-from finetune_local.workplace import locked
+from finetune_local.system.locks import acquire
 
 if TYPE_CHECKING:
     import httpx
@@ -147,7 +147,7 @@ def _alone(repository: str, home: Home) -> Iterator[None]:
     place = home.cache / "locks"
     place.mkdir(exist_ok=True)
     with (place / f"{repository.replace('/', '--')}.lock").open("ab") as file:
-        if not locked(file.fileno()):
+        if acquire(file.fileno()) is False:
             raise DownloadFailed(f"{repository} is being downloaded by another process already. Wait for it to end.")
         yield
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from finetune_local.files import stamp
 from finetune_local.paths import Home
+from finetune_local.system.process import started_at
 from finetune_local.train import runs
 from finetune_local.train.runs import Run, status_after
-from finetune_local.workplace import started_at
 
 
 class Listing:
@@ -48,10 +48,10 @@ def facts_of(run: Run) -> dict[str, Any]:
     changed = _changed(file)
     recent = run.newest()
     last = next(recent, {})
-    pid = run.worker()
+    working = run.lives()
     facts: dict[str, Any] = {
         "run": run.name,
-        "status": status_after(last or None, pid is not None, run.worker_file.exists()),
+        "status": status_after(last or None, working, run.worker_file.exists()),
         "folder": str(run.folder),
         "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)),
         "changed_time": changed,
@@ -77,8 +77,10 @@ def facts_of(run: Run) -> dict[str, Any]:
         facts.update(summary)
     else:
         facts |= _newest([last, *recent])
-    if "seconds" not in facts and pid is not None and (began := started_at(pid)) is not None:
-        facts["seconds"] = time.time() - began
+    if "seconds" not in facts and working:
+        pid = run.worker()
+        if pid is not None and (began := started_at(pid)) is not None:
+            facts["seconds"] = time.time() - began
     facts["run"] = run.name  # the summary of a run that was renamed since has another name and place
     facts.pop("adapter", None)
     if last.get("event") == "failed":

@@ -26,8 +26,8 @@ def start(run: Run, home: Home) -> int:
 def start_all(runs: Sequence[Run], home: Home) -> list[int]:
     """Start one worker process for several runs on one base; returns where the events of each will begin."""
     for run in runs:
-        if (pid := run.worker()) is not None:
-            raise SpecError(f"run '{run.name}' is being trained already (process {pid}).")
+        if run.lives():
+            raise SpecError(f"run '{run.name}' is being trained already.")
     positions = [run.events_end() for run in runs]
     workplace.start(runs, "finetune_local.train.worker", [*(str(run.folder) for run in runs), str(home.root)])
     return positions
@@ -45,7 +45,7 @@ def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]
     died: list[Run] = []
     while tails:
         for run, tail in list(tails):
-            alive = run.worker() is not None  # asked before reading, so that a last event is never missed
+            alive = run.lives()  # asked before reading, so that a last event is never missed
             events = _up_to_the_end(tail.read())
             for event in events:
                 yield run, event

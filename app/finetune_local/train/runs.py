@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ from finetune_local.adapters import manage
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import SpecError, typed
-from finetune_local.files import disk_full, stamp, sweep, write_text
+from finetune_local.files import ASIDE, disk_full, stamp, sweep, write_text
+from finetune_local.files import remove as remove_files
 from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.given import given_tables
@@ -115,7 +116,7 @@ class Run(Workplace):
 
     def status(self) -> Status:
         """What the run is doing, by its last event and whether its process lives."""
-        return status_after(self.last_line(), self.worker() is not None, self.worker_file.exists())
+        return status_after(self.last_line(), self.lives(), self.worker_file.exists())
 
 
 def status_after(last: Mapping[str, Any] | None, working: bool, begun: bool) -> Status:
@@ -190,7 +191,7 @@ def every(home: Home) -> list[Run]:
     place, found = home.runs, []
     for name in os.listdir(place):  # noqa: PTH208 - no Path is made for what is no run
         (known,) = stamp(place, f"{name}/run.json")
-        if known is not None:
+        if known is not None and not name.startswith(ASIDE):
             found.append((known[0], name))
     return [Run(place / name) for _, name in sorted(found, reverse=True)]
 
@@ -198,7 +199,7 @@ def every(home: Home) -> list[Run]:
 def at_work(home: Home) -> list[Run]:
     """Runs whose worker lives; asked every second, so nothing is read of the others."""
     waiting = [Run(folder) for folder in home.runs.iterdir() if (folder / "worker.json").exists()]
-    return [run for run in waiting if run.worker() is not None]
+    return [run for run in waiting if run.lives()]
 
 
 def rename(run: Run, name: str, home: Home) -> Run:
@@ -208,16 +209,16 @@ def rename(run: Run, name: str, home: Home) -> Run:
     """
     if problem := bad_name(name):
         raise SpecError(f"the name {name!r} {problem}.")
-    check_idle(run)
     target = home.runs / name
-    if target.exists() and not target.samefile(run.folder):  # some disks do not tell capitals from small letters
-        raise SpecError(f"there is a run '{name}' already. Choose another name.")
-    trash.moved(run.folder, target)
-    renamed = Run(target)
-    _write_name(renamed, name)
-    removed = [one.content for one in trash.follow(home, run.folder, target)]
-    for folder in (renamed.adapter, *renamed.checkpoints.glob("step-*"), *removed):
-        rewrite(folder, run=name)
+    with _kept_idle(run):
+        if target.exists() and not target.samefile(run.folder):  # some disks do not tell capitals from small letters
+            raise SpecError(f"there is a run '{name}' already. Choose another name.")
+        trash.moved(run.folder, target)
+        renamed = Run(target)
+        _write_name(renamed, name)
+        removed = [one.content for one in trash.follow(home, run.folder, target)]
+        for folder in (renamed.adapter, *renamed.checkpoints.glob("step-*"), *removed):
+            rewrite(folder, run=name)
     manage.follow_rename(run.name, name, home)
     for other in every(home):
         if other.made_from == run.name:
@@ -239,8 +240,21 @@ def _write_name(run: Run, name: str) -> None:
 
 def check_idle(run: Run) -> None:
     """Raise SpecError while a run's worker lives."""
-    if run.worker() is not None:
-        raise SpecError(f"run '{run.name}' is running. Stop it first: finetune-local runs stop {typed(run.name)}")
+    if run.lives():
+        raise _running(run)
+
+
+@contextmanager
+def _kept_idle(run: Run) -> Iterator[None]:
+    """Hold a run's lock while its folder is moved, so that no worker begins in it meanwhile. Raises SpecError where one has."""
+    with run.taken(moving=True) as idle:
+        if not idle:
+            raise _running(run) if run.folder.exists() else SpecError(f"there is no run '{run.name}' any more.")
+        yield
+
+
+def _running(run: Run) -> SpecError:
+    return SpecError(f"run '{run.name}' is running. Stop it first: finetune-local runs stop {typed(run.name)}")
 
 
 def remove(run: Run, home: Home) -> Removed:
@@ -248,8 +262,8 @@ def remove(run: Run, home: Home) -> Removed:
 
     Raises SpecError while it is running, RunError where the system does not let it go.
     """
-    check_idle(run)
-    return trash.throw(home, KIND, run.name, run.folder)
+    with _kept_idle(run):
+        return trash.throw(home, KIND, run.name, run.folder)
 
 
 def restore(name: str | None, home: Home) -> Run:
@@ -270,8 +284,11 @@ def put_back(removed: Removed) -> Run:
 
 def delete(run: Run) -> None:
     """Delete a run folder for good. Raises SpecError while it is running."""
-    check_idle(run)
-    shutil.rmtree(run.folder)
+    doomed = run.folder.with_name(ASIDE + run.name)
+    with _kept_idle(run):
+        remove_files(doomed)
+        trash.moved(run.folder, doomed)  # in one step: a worker that begins later finds no half of it
+        remove_files(doomed)
 
 
 def ask_to_stop(run: Run, patience: float = 0.0, *, finish: bool = False) -> bool:
@@ -281,6 +298,6 @@ def ask_to_stop(run: Run, patience: float = 0.0, *, finish: bool = False) -> boo
     """
     run.stop_file.write_text(FINISH if finish else "", "ascii")
     until = time.monotonic() + patience
-    while run.worker() is not None and time.monotonic() < until:
+    while run.lives() and time.monotonic() < until:
         time.sleep(0.05)
-    return run.worker() is None
+    return not run.lives()

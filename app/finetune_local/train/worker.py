@@ -5,8 +5,6 @@ It lives in a session of its own, so that neither Ctrl-C nor a closed window end
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
 import traceback
@@ -108,8 +106,6 @@ def _fail(runs: Sequence[Run], event: Failed) -> int:
 
 def main(arguments: list[str]) -> int:
     """Take the runs over, train, and give them back. A second worker of one of them touches nothing and ends."""
-    import psutil
-
     write_privately()
     *folders, home = arguments
     runs = [Run(Path(folder)) for folder in folders]
@@ -124,12 +120,11 @@ def main(arguments: list[str]) -> int:
         for run in runs:
             if not stack.enter_context(holds[run.folder]).enter_context(run.taken()):
                 return FinetuneError.exit_code
-        started = psutil.Process().create_time()
         try:
             for run in runs:
                 with disk_full(run.folder, RESUME):
                     run.repair()
-                    write_text(run.worker_file, json.dumps({"pid": os.getpid(), "started": started}) + "\n")
+                    run.write_worker()
                     (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
             return work(runs, Home(Path(home)), give_back)
         except DiskFull as error:

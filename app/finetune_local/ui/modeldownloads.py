@@ -39,7 +39,7 @@ def busy(jobs: Sequence[Job]) -> set[str]:
 
 def at_work(state: State) -> bool:
     """Whether it works, or is only just starting."""
-    starting = state.status in ("new", "interrupted") and time.time() - state.began < STARTING_SECONDS
+    starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
     return state.status == "running" or starting
 
 

@@ -9,12 +9,12 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from finetune_local.desktop import chromium, displays, gtk
 from finetune_local.desktop.displays import Chromium, Outcome, WebView
 from finetune_local.paths import Home
+from finetune_local.system.process import Process
 
 LINK = "http://127.0.0.1:1/open?t=secret"
 
@@ -82,7 +82,7 @@ def test_it_is_told_to_show_itself_and_to_end(monkeypatch: pytest.MonkeyPatch, h
 
 def test_an_orphan_makes_room(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    kept = {"pid": orphan.pid, "started": psutil.Process(orphan.pid).create_time()}
+    kept = Process.of(orphan.pid).as_json()
     (home.window / "window.json").write_text(json.dumps(kept), "utf-8")
     assert window(monkeypatch, home, "input()").present(LINK).closed
     assert orphan.wait(10) != 0

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import psutil
 import pytest
 
 from finetune_local.desktop.instance import Instance
 from finetune_local.errors import RunError
 from finetune_local.paths import Home
+from finetune_local.system.process import Process
 
 KEY = "the key 钥匙".encode().hex()
 Start = Callable[..., int]
@@ -69,11 +69,9 @@ def other(home: Home) -> Iterator[subprocess.Popen[str]]:
     process.stdout.close()
 
 
-def write(home: Home, pid: int, port: int, key: str = KEY, started: float | None = None) -> None:
-    began = psutil.Process(pid).create_time() if started is None else started
-    (home.window / "instance.json").write_text(
-        json.dumps({"pid": pid, "started": began, "port": port, "key": key}), "utf-8"
-    )
+def write(home: Home, pid: int, port: int, key: str = KEY, mark: str | None = None) -> None:
+    known = {**Process.of(pid).as_json(), **({} if mark is None else {"mark": mark}), "port": port, "key": key}
+    (home.window / "instance.json").write_text(json.dumps(known), "utf-8")
 
 
 def test_the_first_takes_it_and_tells_its_user_only(home: Home) -> None:
@@ -138,8 +136,8 @@ def test_quit_waits_for_the_end(home: Home, server: Start, other: subprocess.Pop
 def test_where_a_drive_knows_no_locks_the_file_tells(
     home: Home, server: Start, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_local.desktop.instance.locked", lambda _: True)
+    monkeypatch.setattr("finetune_local.system.locks._try", lambda *_, **__: None)
     write(home, other.pid, server())
     assert not Instance(home).take()
-    write(home, other.pid, server(), started=1.0)  # a later process of the same id
+    write(home, other.pid, server(), mark="of another")  # a later process of the same id
     assert Instance(home).take()

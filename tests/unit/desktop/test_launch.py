@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from finetune_local import paths
@@ -24,6 +22,7 @@ from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import runs
 from finetune_local.ui.strings import LANGUAGES, Strings
+from working import at_work
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +113,7 @@ def test_what_goes_on_is_told_when_it_is_closed(home: Home, apps: list[App], mon
     app._closed()
     assert told == []
     run = runs.create(home, parse_spec({"name": "夜间", "data": {"files": ["x.jsonl"]}}, "test"))
-    me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-    run.worker_file.write_text(json.dumps(me), "utf-8")
+    at_work(run)
     app._closed()
     assert told == [("工作仍在进行", "“夜间”仍在训练。重新打开应用即可查看。")]
     app.context.preferences = app.context.preferences.model_copy(update={"notify": False})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from finetune_local.errors import SpecError
 from finetune_local.jobs import exports, job
 from finetune_local.jobs.job import Job
 from finetune_local.paths import Home
+from working import at_work, ended
 
 started: list[Mapping[str, Any]] = []
 
@@ -28,16 +28,13 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started.clear()
 
     def begin(home: Home, kind: str, arguments: Mapping[str, Any]) -> Job:
-        import psutil
-
         time.sleep(0.05)
         started.append(arguments)
         folder = home.jobs / f"{len(started)}-{kind}"
         folder.mkdir()
         asked = {"kind": kind, "arguments": dict(arguments), "created": time.time()}
         (folder / "job.json").write_text(json.dumps(asked), "utf-8")
-        worker = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-        (folder / "worker.json").write_text(json.dumps(worker), "utf-8")
+        at_work(Job(folder))
         return Job(folder)
 
     monkeypatch.setattr(job, "start", begin)
@@ -86,7 +83,7 @@ def test_what_a_killed_one_left_goes_with_the_next_or_with_its_entry(home: Home)
     with pytest.raises(SpecError, match="still at work"):
         exports.forget(home, first.name)
     assert half.exists()
-    first.worker_file.unlink()
+    ended(first)
     first.append("progress", text="writing", done=0.5)
     begin(home, "f16")
     assert not half.exists()

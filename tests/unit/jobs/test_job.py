@@ -104,7 +104,7 @@ def test_progress_has_the_time_left(home: Home, monkeypatch: pytest.MonkeyPatch)
     one.append("began")
     monkeypatch.setattr("time.time", lambda: now)
     one.append("progress", text="working", done=0.75)
-    monkeypatch.setattr(Job, "worker", lambda _self: 1)
+    monkeypatch.setattr(Job, "lives", lambda _self: True)
     state = one.state()
     assert state.seconds_left == pytest.approx(10, rel=0.01) and state.done == 0.75
 

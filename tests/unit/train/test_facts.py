@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 from typing import Any
 
-import psutil
 import pytest
 
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import facts, runs
 from finetune_local.train.events import Failed, Finished, Note, Step, StoppedByUser, Validation
+from working import at_work, ended
 
 
 @pytest.fixture
@@ -49,14 +47,14 @@ def test_few_files_are_opened_for_each_run_and_none_again(home: Home, opened: li
     listing = facts.Listing(home)
     opened.clear()
     first = listing.all()
-    # run.json and events.jsonl; and an attempt to read worker.json, which is not there.
-    assert len(opened) == 3 * 40
+    # run.json and events.jsonl
+    assert len(opened) == 2 * 40
     opened.clear()
     assert listing.all() == first
     assert opened == []
     runs.find(home, "run 7").append(StoppedByUser(step=1, summary={}))
     assert {told["run"]: told["status"] for told in listing.all()}["run 7"] == "stopped"
-    assert sum("run 7" in path for path in opened) == len(opened) == 4  # the event that was appended, and the three
+    assert sum("run 7" in path for path in opened) == len(opened) == 3  # the event that was appended, and the two
 
 
 def test_losses_are_told_before_a_run_ends(home: Home) -> None:
@@ -73,12 +71,13 @@ def test_losses_are_told_before_a_run_ends(home: Home) -> None:
 def test_a_killed_worker_is_noticed_though_no_file_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new(home, "a")
     run.append(step(1))
-    mine = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-    run.worker_file.write_text(json.dumps(mine), "utf-8")
+    at_work(run)
     listing = facts.Listing(home)
     told = listing.all()[0]
     assert told["status"] == "running" and told["seconds"] > 0
-    monkeypatch.setattr(runs.Run, "worker", lambda _: None)
+    left = run.worker_file.read_bytes()
+    ended(run)
+    run.worker_file.write_bytes(left)  # as a kill leaves it
     assert listing.all()[0]["status"] == "interrupted"
 
 

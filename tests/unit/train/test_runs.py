@@ -22,6 +22,7 @@ from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.train import checkpoint, follow, runs, worker
 from finetune_local.train.events import EVENTS, Failed, Finished, Note, Phase, Step, StoppedByUser, from_json
+from working import at_work, ended
 
 
 def new(home: Home, **tables: object) -> runs.Run:
@@ -99,18 +100,22 @@ def test_status_follows_the_last_event(home: Home) -> None:
         assert run.last_event() == event
 
 
-def test_a_worker_is_known_by_id_and_start_time(home: Home) -> None:
+def test_a_run_lives_while_its_lock_is_held(home: Home) -> None:
     run = new(home)
-    mine = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-    (run.folder / "worker.json").write_text(json.dumps(mine), "utf-8")
+    at_work(run)
     assert run.worker() == os.getpid()
     assert run.status() == "running"
-    with pytest.raises(SpecError, match="is running"):
-        runs.remove(run, home)
-    with pytest.raises(SpecError, match="is running"):
-        runs.rename(run, "other", home)
-    (run.folder / "worker.json").write_text(json.dumps({**mine, "started": mine["started"] - 60}), "utf-8")
-    assert run.worker() is None  # another process has got the id since
+    for change in (lambda: runs.remove(run, home), lambda: runs.delete(run), lambda: runs.rename(run, "other", home)):
+        with pytest.raises(SpecError, match="is running"):
+            change()
+    known = json.loads(run.worker_file.read_text("utf-8"))
+    run.worker_file.write_text(json.dumps({**known, "mark": "of an earlier process"}), "utf-8")
+    assert run.lives() and run.worker() is None  # what a killed one left must not be taken for the one that begins
+    left = run.worker_file.read_bytes()
+    ended(run)
+    run.worker_file.write_bytes(left)
+    assert not run.lives() and run.worker() is None and run.status() == "interrupted"
+    runs.remove(run, home)
 
 
 def test_a_half_written_line_is_cut_off(home: Home) -> None:
@@ -233,7 +238,7 @@ def test_resume_with_more_steps(home: Home, monkeypatch: pytest.MonkeyPatch) -> 
     go_on(9)
     assert run.spec.training.max_steps == 9
     assert run.spec.training.early_stopping == 4  # else it would end at once, for the reason it ended before
-    monkeypatch.setattr(runs.Run, "worker", lambda _: 1)
+    monkeypatch.setattr(runs.Run, "lives", lambda _: True)
     with pytest.raises(SpecError, match="is being trained"):
         go_on(20)
     assert run.spec.training.max_steps == 9

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 
-import psutil
 import pytest
 
 from finetune_local.jobs.job import Job
@@ -17,18 +15,13 @@ from finetune_local.train.runs import Run
 from finetune_local.ui import ended
 from finetune_local.ui.ended import Endings
 from finetune_local.ui.strings import Strings
-from finetune_local.workplace import Workplace
+from working import at_work
+from working import ended as closed
 
 
 @pytest.fixture(autouse=True)
 def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ended, "_AT_MOST_EVERY", -1.0)
-
-
-def at_work(place: Workplace) -> None:
-    """As if this process were its worker."""
-    me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-    place.worker_file.write_text(json.dumps(me), "utf-8")
 
 
 def new_run(home: Home, name: str) -> Run:
@@ -55,7 +48,7 @@ def test_a_run_that_ends_is_told_once(home: Home) -> None:
     run = new_run(home, "夜间 run")
     assert told(endings) == []
     run.append(events.Finished(reason="all epochs", summary={}))
-    run.worker_file.unlink()
+    closed(run)
     assert told(endings) == [("run", "夜间 run", "done")]
     assert told(endings) == [("run", "夜间 run", "done")]
     assert told(endings, since=1) == []
@@ -72,9 +65,7 @@ def test_how_it_ended_is_told(home: Home) -> None:
     job.append("done", result={})
     undone.append("failed", error="DownloadFailed", message="it broke off.", traceback="")
     halted.append("stopped")
-    for place in (failed, killed, stopped, job, undone, halted):
-        place.worker_file.unlink()
-    gone.worker_file.unlink()
+    closed(failed, killed, stopped, job, undone, halted, gone)
     (gone.folder / "run.json").unlink()
     assert told(endings) == [
         ("job", "20260101-download", "failed"),
@@ -93,7 +84,7 @@ def test_what_ended_while_no_app_was_there_is_told_by_the_next(home: Home) -> No
     run = new_run(home, "long")
     assert told(Endings(home)) == []
     run.append(events.Finished(reason="all epochs", summary={}))
-    run.worker_file.unlink()
+    closed(run)
     after = Endings(home)
     assert told(after) == [("run", "long", "done")]
     assert told(Endings(home)) == []
@@ -112,8 +103,8 @@ def test_a_damaged_run_takes_nothing_with_it(home: Home, line: str) -> None:
     told(endings)
     run.events_file.write_text(line + "\n", "utf-8")
     other.append(events.Finished(reason="all epochs", summary={}))
-    run.worker_file.unlink()
-    other.worker_file.unlink()
+    closed(run)
+    closed(other)
     assert ("run", "other", "done") in told(endings)
 
 

@@ -1,0 +1,97 @@
+"""A process told from a later one that has got the same id: by what the system wrote down when it began, which no clock moves.
+
+Whether something works is told by the lock it holds (locks.py). This is for what a lock does not say: which process to end, and
+who lives on a drive that knows no locks. psutil's create_time() would not do: on Linux it is the boot time by the wall clock plus
+ticks, so setting the clock changes it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_OUR_WORDS = ("finetune_local", "finetune-local")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as it is written to a file. `mark` is None in files of earlier versions, which have the start time alone."""
+
+    pid: int
+    started: float
+    mark: str | None = None
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """One that lives. Raises ProcessLookupError."""
+        import psutil
+
+        try:
+            return cls(pid, float(psutil.Process(pid).create_time()), _mark(pid))
+        except psutil.Error:
+            raise ProcessLookupError(f"no process {pid}") from None
+
+    @classmethod
+    def here(cls) -> Process:
+        """This process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Process:
+        """From what as_json() gave, or an earlier version wrote. Raises ValueError for anything else."""
+        pid, started, mark = values.get("pid"), values.get("started"), values.get("mark")
+        if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 2**31:
+            raise ValueError("pid is no process id")
+        if not isinstance(started, (int, float)) or isinstance(started, bool):
+            raise ValueError("started is no time")
+        return cls(pid, float(started), mark if isinstance(mark, str) else None)
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file. `started` is what earlier versions look at."""
+        return {"pid": self.pid, "started": self.started, **({"mark": self.mark} if self.mark else {})}
+
+    def lives(self) -> bool:
+        """Whether that very process is still there."""
+        import psutil
+
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            if self.mark is not None:
+                return _mark(self.pid) == self.mark
+            return any(word in part for part in process.cmdline() for word in _OUR_WORDS)
+        except psutil.Error:
+            return False
+
+
+def started_at(pid: int) -> float | None:
+    """When a process began, in seconds since the epoch as the clock stands now; None for one that has ended."""
+    try:
+        return Process.of(pid).started
+    except ProcessLookupError:
+        return None
+
+
+def _mark(pid: int) -> str | None:
+    """What a process has and a later one of the same id has not; equal however the clock is set. Raises psutil.Error."""
+    import psutil
+
+    if sys.platform == "linux":
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+            # The name, in brackets, may hold anything. The start time is field 22, in ticks since boot.
+            ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode("ascii")
+        except (FileNotFoundError, ProcessLookupError):
+            raise psutil.NoSuchProcess(pid) from None
+        except (OSError, IndexError, UnicodeDecodeError):
+            return None
+        return f"{boot}/{ticks}"
+    else:  # noqa: RET505 - so that mypy sees that it is another system's
+        # macOS and Windows write the time down once; psutil adjusts what create_time() gives to the clock, not its identity.
+        process = psutil.Process(pid)
+        return repr(getattr(process, "_ident", (pid, process.create_time()))[1])
