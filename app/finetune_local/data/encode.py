@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.data.conversation import Conversation, Message, RowRejected, Source
+from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
 from finetune_local.data.tokenizer import Segment, Tokenizer
 
 Template = Literal["chat", "raw"]
@@ -47,6 +47,16 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template,
     if not mask.any():
         raise RowRejected("nothing in it would be learned: no answer is left after the cut to --max-length.")
     return [Encoded(ids, mask, conversation.source, cut=len(messages) - len(_from(messages, start)))]
+
+
+def learned(row: Conversation | Rejected) -> Sequence[Message]:
+    """The messages of a row that encode() begins with; none where it has nothing for a template."""
+    if isinstance(row, Rejected) or row.text is not None:
+        return ()
+    try:
+        return _through_last_answer(row.messages)
+    except RowRejected:
+        return ()
 
 
 def segments(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[Segment]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from finetune_local.data import columns, speakers
+from finetune_local.data.ahead import rendered_ahead
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected
 from finetune_local.data.encode import Encoded, encode
 from finetune_local.data.formats import recognise
@@ -84,7 +85,7 @@ class Inspection:
             for file in files:
                 self._now = (tally, file)
                 try:
-                    for number, row in enumerate(file, 1):
+                    for number, row in enumerate(self._ahead(file), 1):
                         if tally is self._tally and self._settings.limit and tally.used >= self._settings.limit:
                             break
                         self._take(row, tally)
@@ -169,6 +170,11 @@ class Inspection:
             except DataError as error:
                 self.problems.append((name, str(error)))
         return found
+
+    def _ahead(self, file: DataFile) -> Iterator[Conversation | Rejected]:
+        if self._only_these or self._settings.limit:  # no row is read that may be one too many
+            return iter(file)
+        return rendered_ahead(file, self._tokenizer, self._settings.template)
 
     def _take(self, row: Conversation | Rejected, tally: Tally) -> None:
         if isinstance(row, Rejected):

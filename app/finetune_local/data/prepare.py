@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from finetune_local.data.ahead import rendered_ahead
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
 from finetune_local.data.encode import encode, kept
 from finetune_local.data.read import DataFile, nothing_usable, opened
@@ -69,7 +70,8 @@ class _Pass:
         for file in files:
             self.files.append(file_report(file, _sha256(file.path)))
             try:
-                for row in file:
+                # With a limit no row is read that may be one too many: what was found in it would be told.
+                for row in file if limit is not None else rendered_ahead(file, self.tokenizer, self.settings.template):
                     if limit is not None and self.tally.used >= limit:
                         return
                     self._take(row, writer)

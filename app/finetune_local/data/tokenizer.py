@@ -6,13 +6,14 @@ The only file of the app that imports transformers (late): ids are the same on e
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from finetune_local.data.chat_template import CHATML, PLAIN, ChatTemplate, Span
-from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.data.chat_template import CHATML, PLAIN, Span
+from finetune_local.data.conversation import Message
+from finetune_local.data.guarded_template import GuardedTemplate
 from finetune_local.data.streamer import Streamer
 from finetune_local.errors import ModelError
 from finetune_local.tokenizer_files import brought, ends_in, generation_settings, joined
@@ -44,7 +45,7 @@ class Tokenizer:
         self._prefixes_space = True  # assumed only to ask what a text is in the middle of another
         self._prefixes_space = self._continued_ids("x") != self.ids("x")
         self._byte_fallback = "<0x0A>" in self._core.get_vocab() and "ByteFallback" in str(self._core.decoder)
-        self._chat = ChatTemplate(self._rendered)
+        self._chat = GuardedTemplate(self.chat_template, hf.special_tokens_map)
         stops = {*stop_ids, self.eos_id}
         self.turn_end_id: int | None = self._end_of_turn()
         """The token that the template in use puts after an answer; None where it puts none."""
@@ -157,17 +158,20 @@ class Tokenizer:
         """What the template itself makes of turns with any keys (`tool_calls`, `reasoning_content`), with the beginning of the next
         answer; `day` stands for today, always written like 2021-03-04. Nothing is bridged. Raises RowRejected where the template
         refuses."""
-        today = f"{{%- macro strftime_now(format) -%}}{day.isoformat()}{{%- endmacro -%}}\n" if day else ""
-        more = {"tools": [dict(tool) for tool in tools] or None, "chat_template": today + self.chat_template}
-        return self._apply([dict(turn) for turn in turns], True, **more)
+        return self._chat.render_chat(turns, True, [dict(tool) for tool in tools] or None, day)
+
+    def render_ahead(self, chats: Iterable[Sequence[Message]]) -> None:
+        """Render chats that segments() will soon be asked for, in one request to the template's process."""
+        self._chat.ahead([messages for messages in chats if messages])
 
     def segments(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[Segment]:
         """The chat as ids in pieces, each tokenised apart, so that what is learned continues exactly the ids that
         prompt_ids() gives. Raises RowRejected where the template refuses or an answer is not found in its text."""
         text, spans = self._chat.spans(messages, generation_prompt)
         pieces: list[Segment] = []
-        for start, end, span in _cuts(len(text), spans):
-            ids = self._continued_ids(text[start:end]) if pieces else self.ids(text[start:end])
+        cuts = list(_cuts(len(text), spans))
+        tokenised = self._pieces_ids([text[start:end] for start, end, _ in cuts])
+        for (_, end, span), ids in zip(cuts, tokenised, strict=True):
             if span and not span.closed and end == len(text.rstrip()):
                 ids.append(self.eos_id)  # the template leaves the last answer open; without an end it would never stop
             pieces.append((ids, bool(span and messages[span.message].train)))
@@ -179,10 +183,15 @@ class Tokenizer:
 
     def raw_segments(self, texts: Sequence[tuple[str, bool]]) -> list[Segment]:
         """Texts as they are, one after the other, each with its supervised flag; BOS first where the tokenizer adds it."""
-        pieces: list[Segment] = [(list(self.beginning), False)] if self.beginning else []
-        for number, (text, supervised) in enumerate(texts):
-            pieces.append((self._continued_ids(text) if number else self.ids(text), supervised))
-        return pieces
+        tokenised = self._pieces_ids([text for text, _ in texts])
+        pieces = [(ids, supervised) for ids, (_, supervised) in zip(tokenised, texts, strict=True)]
+        return [(list(self.beginning), False), *pieces] if self.beginning else pieces
+
+    def _pieces_ids(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts that follow one another."""
+        if self._prefixes_space:
+            return [self._continued_ids(text) if number else self.ids(text) for number, text in enumerate(texts)]
+        return [list(one.ids) for one in self._core.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _continued_ids(self, text: str) -> list[int]:
         """Ids of a text that follows another: tokenizers that put a space before every text must not do it here."""
@@ -204,30 +213,9 @@ class Tokenizer:
             return CHATML
         return ("{{ bos_token }}" if self.beginning and self.bos_id in self.beginning else "") + PLAIN
 
-    def _rendered(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        return self._apply([{"role": m.role, "content": m.content} for m in messages], generation_prompt)
-
-    def _apply(self, turns: list[dict[str, Any]], generation_prompt: bool, **more: Any) -> str:
-        from jinja2 import TemplateError
-
-        how = {
-            "chat_template": self.chat_template,
-            "tokenize": False,
-            "add_generation_prompt": generation_prompt,
-            **more,
-        }
-        try:
-            return str(self._hf.apply_chat_template(turns, **how))
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-            said = str(error).strip() or type(error).__name__
-            raise RowRejected(f"the model's chat template refuses it: {said}") from None
-
     def _end_of_turn(self) -> int | None:
         """The added token that the template puts after an answer."""
-        try:
-            after = self._chat.after_answer().lstrip()
-        except RowRejected:
-            return None
+        after = (self._chat.after_answer() or "").lstrip()
         longest = max((t for t in self._added if t and after.startswith(t)), key=len, default=None)
         return None if longest is None else self._added[longest]
 
