@@ -30,7 +30,6 @@ NOT_SHOWN = {
     "app/finetune_local/data/columns.py": "names that columns have",
     "app/finetune_local/export/ollama_template.py": "templates and what they are tried with",
     "app/finetune_local/export/ollama_render.py": "what the evaluator of Go's templates does not know: no proof, told otherwise",
-    "app/finetune_local/data/tokenizer.py: {%- macro": "a template",
     **{
         f"app/finetune_local/export/ollama_chats.py: {beginning}": "a conversation that is tried"
         for beginning in (
