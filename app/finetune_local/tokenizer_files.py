@@ -40,6 +40,13 @@ def brought(folder: Path) -> tuple[str, ...]:
     return tuple(name for name, known in zip(read, stamp(folder, *read), strict=True) if known is not None)
 
 
+def copy_brought(folder: Path, target: Path) -> None:
+    """Copy what lies beside an adapter's weights and belongs to it, where there is any."""
+    for name in TRAVEL:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+
+
 def in_force(base: Path, adapter: Path | None = None) -> dict[str, Path]:
     """The files that hold, by name, without the chat template; other forms of the tokenizer included."""
     own = _there(adapter) if adapter is not None else {}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune_local.adapters.companions import companions
-from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity
+from finetune_local.adapters.companions import beside, companions
+from finetune_local.adapters.identity import asked_anew, check_same_base, check_shapes, read_identity
 from finetune_local.backend import Session
 from finetune_local.errors import AdapterError
 from finetune_local.layout import read_adapter
@@ -44,7 +44,9 @@ def attach(
     if identity is None:
         note(f"{folder.name}: a plain PEFT adapter, which does not say which base it was made on; its shapes fit.")
     else:
-        check_same_base(identity, model)
+        check_same_base(identity, model, beside(folder))
+        if changed := asked_anew(identity, model, beside(folder)):
+            note(f"{folder.name}: {changed}")
     check_shapes(plan, model)
     if told := companions(model.path, folder).sentences:
         note(f"{folder.name}: it is asked with what it brings: {'; '.join(told)}")

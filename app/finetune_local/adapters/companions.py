@@ -12,13 +12,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.adapters.library import run_tables
+from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.files import stamp
 from finetune_local.tokenizer_files import TRAVEL, brought, in_force
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizer import Tokenizer
+
+OF_RUN = "tokenizer"
+"""Folder of a run: the tokenizer, template and generation settings that it trains with, written when it begins."""
 
 _BASES = ("config.json", *TRAVEL)
 _NAMED = 4
@@ -78,8 +81,22 @@ def trained_raw(folder: Path) -> bool:
     return data.get("template") == "raw"
 
 
+def carrier(adapter: Path) -> Path:
+    """The folder of the files that say how an adapter is asked: its own, or for a checkpoint of a run the run's."""
+    if not brought(adapter) and (run := run_folder(adapter)) is not None and (run / OF_RUN).is_dir():
+        return run / OF_RUN
+    return adapter
+
+
+def beside(adapter: Path) -> tuple[str, ...]:
+    """Names of the files that say how an adapter is asked."""
+    return brought(carrier(adapter))
+
+
 def tokenizer_of(base: Path, adapter: Path | None = None) -> Tokenizer:
     """The tokenizer with the chat template in force, kept in memory for as long as no file changes. Raises ModelError."""
+    if adapter is not None:
+        adapter = carrier(adapter)
     if adapter is not None and not _brings_other_bytes(base, adapter):
         adapter = None
     own = () if adapter is None else stamp(adapter, *TRAVEL)
@@ -91,11 +108,18 @@ def asking(base: Path, adapter: Path | None = None) -> Asking:
     tokenizer = tokenizer_of(base, adapter)
     raw = tokenizer.template is None if adapter is None else trained_raw(adapter)
     template = tokenizer.template if raw else tokenizer.chat_template
-    return Asking(tokenizer, raw, template, tokenizer.stop_ids, in_force(base, adapter))
+    return Asking(tokenizer, raw, template, tokenizer.stop_ids, in_force(base, carrier(adapter) if adapter else None))
+
+
+def asked_in_training(tokenizer: Tokenizer, base: Path, raw: bool) -> Asking:
+    """How a run asks the base that it trains on."""
+    template = tokenizer.template if raw else tokenizer.chat_template
+    return Asking(tokenizer, raw, template, tokenizer.stop_ids, in_force(base))
 
 
 def companions(base: Path, adapter: Path) -> Companions:
     """What an adapter brings, held against a base's folder. Raises ModelError."""
+    adapter = carrier(adapter)
     return _companions(base, adapter, stamp(base, *_BASES), stamp(adapter, *TRAVEL))
 
 

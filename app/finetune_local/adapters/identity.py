@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from finetune_local.models.folder import Identity, ModelFolder
 from finetune_local.spec.families import PREFIX, family_of
 from finetune_local.spec.plan import AdapterPlan, WeightInfo
 from finetune_local.spec.targets import outside_modules
+from finetune_local.tokenizer_files import TEMPLATE, TOKENIZER
 
 FILE = "finetune_local.json"
+VOCABULARY = "vocabulary_sha256"
+"""Of what the file says more: the base's tokenizer without its chat template; files of earlier versions do not have it."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,11 @@ def rewrite(folder: Path, **changed: Any) -> None:
         write_text(folder / FILE, json.dumps({**values, **changed}, indent=2, ensure_ascii=False) + "\n")
 
 
-def check_same_base(identity: AdapterIdentity, model: ModelFolder) -> None:
+def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str] = ()) -> None:
     """Raise AdapterError, naming what differs, where the adapter was made on another base than `model`.
 
-    The base's name is not compared: the same model may lie in folders of different names.
+    The base's name is not compared: the same model may lie in folders of different names. `brought` are the files that the adapter
+    has beside its weights: one that brings its tokenizer or template is asked with them, whatever the base's are by now.
     """
     own, made_on = model.identity(), identity.base
     if own.rope_factor != made_on.rope_factor:
@@ -102,13 +106,27 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder) -> None:
     different = []
     if own.config_sha256 != made_on.config_sha256:
         different.append("its config (another architecture, size or position encoding)")
-    if own.tokenizer_sha256 != made_on.tokenizer_sha256:
+    if own.tokenizer_sha256 != made_on.tokenizer_sha256 and asked_anew(identity, model, brought) is None:
         different.append("its tokenizer or chat template")
     if different:
         raise AdapterError(
             f"this adapter was made on '{made_on.name}', and '{model.name}' differs from that in "
             f"{' and '.join(different)}. Give --model the base it was made on."
         )
+
+
+def asked_anew(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str]) -> str | None:
+    """A sentence where the base's tokenizer or template is another than in training, and the adapter brings the one of then."""
+    if model.identity().tokenizer_sha256 == identity.base.tokenizer_sha256:
+        return None
+    only_template = identity.extra.get(VOCABULARY) == model.vocabulary_sha256
+    if TOKENIZER in brought or (only_template and TEMPLATE in brought):
+        what = "chat template" if only_template else "tokenizer or chat template"
+        return (
+            f"the {what} of '{model.name}' was changed since this adapter was trained on it: the adapter is asked with the one it "
+            "was trained with."
+        )
+    return None
 
 
 def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:

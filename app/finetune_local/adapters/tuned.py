@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_local.adapters.companions import beside
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity, times
 from finetune_local.errors import AdapterError, ModelError
 from finetune_local.layout import CONFIG, WEIGHTS, read_config
@@ -43,7 +44,7 @@ def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
     plan = from_own_config(config)
     identity = read_identity(folder)
     if identity is not None:
-        check_same_base(identity, base)
+        check_same_base(identity, base, beside(folder))
     check_shapes(plan, base)
     stored = read_header(folder / WEIGHTS)
     shapes = family_of(plan).shapes(plan)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from finetune_local.adapters.companions import beside
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import check_same_base, read_identity
 from finetune_local.adapters.library import base_of, entries, rope_factor_of
@@ -21,6 +22,7 @@ from finetune_local.models.install import installed
 from finetune_local.models.resolve import find
 from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.tokenizer_files import TRAVEL
 
 MOST_ANSWERERS = 4
 
@@ -78,7 +80,7 @@ def offers(home: Home, model: ModelFolder, more: Sequence[str] = ()) -> list[Off
 
 
 def _misfit(folder: Path, model: ModelFolder) -> str:
-    return _problem(folder, stamp(folder, CONFIG, WEIGHTS, IDENTITY), model)
+    return _problem(folder, stamp(folder, CONFIG, WEIGHTS, IDENTITY, *TRAVEL), model)
 
 
 @lru_cache(maxsize=4096)
@@ -87,7 +89,7 @@ def _problem(folder: Path, _stamp: object, model: ModelFolder) -> str:
     try:
         identity = read_identity(folder)
         if identity is not None:
-            check_same_base(identity, model.stretched(rope_factor_of(folder)))
+            check_same_base(identity, model.stretched(rope_factor_of(folder)), beside(folder))
     except UserError as error:
         return str(error)
     return ""

@@ -9,14 +9,15 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finetune_local.adapters.companions import carrier
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import read_identity
 from finetune_local.errors import GateFailed
@@ -25,8 +26,10 @@ from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.verify import Gate
 from finetune_local.files import ASIDE, disk_full, remove, written_aside
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
+from finetune_local.models.folder import sha256_of
 from finetune_local.spec.families import OWN_TYPE, Array, family_of
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.tokenizer_files import TOKENIZER, TRAVEL, copy_brought
 
 FORMS = ("folder", "zip")
 README = "README.md"
@@ -61,7 +64,9 @@ class Adapter:
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         folder = source.adapter_folder
-        return sum((folder / name).stat().st_size for name in _FILES if (folder / name).is_file())
+        beside = carrier(folder)
+        files = [*(folder / name for name in _FILES), *(beside / name for name in TRAVEL)]
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See Target."""
@@ -92,6 +97,8 @@ class Adapter:
                 packed.extractall(made)
                 (folder,) = made.iterdir()
                 found = _read(folder)
+        if found.beside != wanted.beside:
+            raise GateFailed("adapter: its tokenizer and chat template were not written as they are.")
         if found.config != wanted.config or found.tensors.keys() != wanted.tensors.keys():
             raise GateFailed("adapter: what was written reads back as another adapter.")
         for name, tensor in wanted.tensors.items():
@@ -108,6 +115,8 @@ class Published:
     config: dict[str, Any]
     tensors: dict[str, Array]
     plan: AdapterPlan | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that say how it is asked, by name."""
 
 
 def published_of(folder: Path) -> Published:
@@ -116,13 +125,18 @@ def published_of(folder: Path) -> Published:
     new_plan, new = family_of(plan).fold(plan, tensors)
     same = new_plan == plan and new.keys() == tensors.keys()
     if same and all(np.array_equal(new[name], tensors[name], equal_nan=True) for name in new):
-        return Published(read_config(folder), tensors)
+        return Published(read_config(folder), tensors, beside=_beside_weights(folder))
     config = {"base_model_name_or_path": _base(folder), **family_of(new_plan).config(new_plan)}
-    return Published(json.loads(json.dumps(config)), new, new_plan)
+    return Published(json.loads(json.dumps(config)), new, new_plan, _beside_weights(folder))
 
 
 def _read(folder: Path) -> Published:
-    return Published(read_config(folder), read_adapter(folder)[1])
+    return Published(read_config(folder), read_adapter(folder)[1], beside=_beside_weights(folder))
+
+
+def _beside_weights(folder: Path) -> dict[str, str]:
+    found = carrier(folder)
+    return {name: sha256_of(found / name) for name in TRAVEL if (found / name).is_file()}
 
 
 def _base(folder: Path) -> str:
@@ -150,6 +164,7 @@ def _fill(target: Path, folder: Path, published: Published) -> None:
         write_adapter(target, published.plan, published.tensors, _base(folder))
     if (folder / IDENTITY).is_file():
         shutil.copyfile(folder / IDENTITY, target / IDENTITY)
+    copy_brought(carrier(folder), target)
     (target / README).write_text(_card(folder), "utf-8", newline="\n")
 
 
@@ -163,6 +178,7 @@ def _pack(folder: Path, file: Path, name: str) -> None:
 def _card(folder: Path) -> str:
     """What it is, and how it is loaded."""
     config, identity = read_config(folder), read_identity(folder)
+    asks = (carrier(folder) / TOKENIZER).is_file()
     base = (identity.base.name if identity else "") or str(config.get("base_model_name_or_path") or "its base model")
     made = f"An adapter ({identity.method}) for {base}" if identity else f"An adapter for {base}"
     lines = ["---", f"base_model: {base}", "library_name: peft", "---", "", f"{made}, exported by finetune-local.", ""]
@@ -173,10 +189,11 @@ def _card(folder: Path) -> str:
         lines += [
             "```python",
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
+            f"from transformers import AutoModelForCausalLM{', AutoTokenizer' if asks else ''}",
             "",
             f"model = AutoModelForCausalLM.from_pretrained({base!r})  # or the folder it lies in",
             'model = PeftModel.from_pretrained(model, "PATH OF THIS FOLDER")',
+            *(['tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER")'] if asks else []),
             "```",
             "",
             "Or in finetune-local:",

@@ -10,25 +10,18 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from finetune_local.adapters.companions import Asking, asking
+from finetune_local.adapters.asked_files import copy_files, stops_of, write_stops
+from finetune_local.adapters.companions import asking
 from finetune_local.errors import ModelError
 from finetune_local.export import Progress, Source, silent, verify
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.merged_config import merged_config
-from finetune_local.export.stops import stops_of, write_stops
 from finetune_local.export.verify import Gate
 from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16
 from finetune_local.files import written_aside
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
-from finetune_local.tokenizer_files import (
-    GENERATION,
-    OF_TOKENIZER,
-    OTHER_FORMS,
-    TEMPLATE,
-    in_force,
-    template_of,
-)
+from finetune_local.tokenizer_files import GENERATION, OF_TOKENIZER, OTHER_FORMS, in_force
 
 SHARD_BYTES = 5_000_000_000
 LOSSLESS_BELOW = 1_000_000_000
@@ -110,7 +103,7 @@ class Merged:
             for path in _rest(weights.model.path):
                 shutil.copyfile(path, folder / path.name)
             asked = asking(weights.model.path, weights.adapter)
-            _add_companions(asked, folder)
+            copy_files(asked, folder)
             stops = stops_of(asked)
             config = merged_config(weights.model.config, dtype, HEAD in weights.shapes(), stops.ids)
             (folder / CONFIG).write_text(_json(config), "utf-8")
@@ -201,14 +194,6 @@ def _rest(source: Path) -> list[Path]:
         for path in sorted(source.iterdir())
         if path.is_file() and not path.name.startswith(".") and path.name not in skipped and not _is_weights(path.name)
     ]
-
-
-def _add_companions(asked: Asking, folder: Path) -> None:
-    """The tokenizer and template in force: an adapter's own, or the stand-in that was trained with on a base without one."""
-    for name, path in asked.files.items():
-        shutil.copyfile(path, folder / name)
-    if asked.template is not None and asked.template != template_of(folder):
-        (folder / TEMPLATE).write_text(asked.template, "utf-8", newline="\n")
 
 
 def _is_weights(name: str) -> bool:

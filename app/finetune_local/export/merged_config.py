@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from finetune_local.adapters.asked_files import eos
 from finetune_local.spec.rope import rope, with_both_spellings
 
 Config = dict[str, Any]
@@ -45,11 +46,6 @@ def merged_config(config: Mapping[str, Any], dtype: str, own_head: bool, stops: 
         if stops and (part is parts[-1] or "eos_token_id" in part):
             part["eos_token_id"] = eos(stops)
     return result
-
-
-def eos(stops: tuple[int, ...]) -> int | list[int]:
-    """As config.json and generation_config.json spell it."""
-    return stops[0] if len(stops) == 1 else list(stops)
 
 
 def _completed(config: Mapping[str, Any]) -> Config:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from finetune_local.adapters.companions import beside
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity
 from finetune_local.errors import AdapterError, ModelError
 from finetune_local.layout import read_adapter
@@ -33,7 +34,7 @@ class MergedWeights:
             self._plan, self._tensors = read_adapter(adapter)
             identity = read_identity(adapter)
             if identity is not None:
-                check_same_base(identity, model)
+                check_same_base(identity, model, beside(adapter))
                 self.run = identity.run
             check_shapes(self._plan, model)
             family = family_of(self._plan)

@@ -150,6 +150,11 @@ class ModelFolder:
         return self._identity
 
     @cached_property
+    def vocabulary_sha256(self) -> str:
+        """As Identity's tokenizer_sha256, without the chat template."""
+        return tokenizer_sha256(read_json(self.path / TOKENIZER, ""), None)
+
+    @cached_property
     def _identity(self) -> Identity:
         tokenizer = read_json(self.path / TOKENIZER, "")
         told = tokenizer_sha256(tokenizer, self.chat_template())

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from finetune_local.adapters.identity import FILE as IDENTITY
-from finetune_local.adapters.identity import write_identity
+from finetune_local.adapters.identity import VOCABULARY, write_identity
 from finetune_local.backend import Batch, Share, StepResult
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.encode import prompt_ids
@@ -29,6 +29,7 @@ from finetune_local.files import written_aside
 from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.spec.families import family_of, trainable_parameters
 from finetune_local.spec.objectives import objectives
+from finetune_local.tokenizer_files import copy_brought
 from finetune_local.train import checkpoint
 from finetune_local.train.events import (
     Checkpoint,
@@ -320,6 +321,7 @@ class Loop:
             tensors = ready.session.tensors(ready.adapter) if source is None else read_adapter(source)[1]
             plan, tensors = family_of(ready.plan).fold(ready.plan, tensors)
             write_adapter(place, plan, tensors, ready.model.name)
+            copy_brought(ready.run.tokenizer, place)
             if source is None:
                 self._identify(place)
             else:
@@ -379,6 +381,7 @@ class Loop:
                 "method": ready.spec.method.key,
                 "step": self.state.step,
                 "parameters": trainable_parameters(ready.plan),
+                VOCABULARY: ready.model.vocabulary_sha256,
             },
         )
 

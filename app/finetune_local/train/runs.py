@@ -4,6 +4,7 @@ run.json          the spec, resolved          events.jsonl   what happened, appe
 asked.json        what the user set of it     made_from      the run whose settings it was begun from
 data/             encoded rows, data.json     checkpoints/   step-NNNNNN/
 adapter/          the result                  report.md      the same for people
+tokenizer/        how the model is asked      adapter/ has a copy
 worker.json       which process trains        worker.log     what libraries printed
 stop              asks the worker to stop     worker.lock    held by the process that trains
 """
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 from finetune_local import trash
 from finetune_local.adapters import manage
+from finetune_local.adapters.companions import OF_RUN
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import SpecError, typed
@@ -60,6 +62,11 @@ class Run(Workplace):
     def data(self) -> Path:
         """Folder of the encoded rows."""
         return self.folder / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer, template and generation settings; runs of earlier versions have none."""
+        return self.folder / OF_RUN
 
     @property
     def asked_file(self) -> Path:

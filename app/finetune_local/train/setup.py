@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_local import backend as port
+from finetune_local.adapters.asked_files import write_beside_adapter
+from finetune_local.adapters.companions import asked_in_training
 from finetune_local.adapters.identity import check_same_base, read_identity
 from finetune_local.errors import SpecError, Unsupported, told_of
+from finetune_local.files import written_aside
 from finetune_local.machine import nvidia_cards
 from finetune_local.models.fit import estimate, verdict
 from finetune_local.paths import Home
@@ -260,6 +263,11 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
         session.attach(adapter, plan, spec.training.seed, tensors)
         session.prepare(adapter, spec.training)
         session.restore_optimizer(optimizer, adapter)
+    if not run.tokenizer.is_dir():
+        with written_aside(run.tokenizer, checkpoint.RESUME) as place:
+            place.mkdir()
+            asked = asked_in_training(tokenizer, model.path, spec.data.template == "raw")
+            write_beside_adapter(asked, {**model.config, **model.text_config}, place)
     samples = (
         conversations(run.data, "validation", limit=spec.training.sample_rows) if spec.training.sample_rows else []
     )

@@ -1,22 +1,32 @@
-"""The tokens that end an answer, as other programs look for them: the turn's own end first, in every file that names one.
+"""The files by which other programs ask as the app asks, written beside merged weights and beside an adapter.
 
-A base whose end-of-text token is not what its chat template puts after an answer learns to end on the latter; a program that
-stops at the former alone would go on to its limit.
+The tokens that end an answer stand in every file that names one, the turn's own end first: a base whose end-of-text token is not
+what its chat template puts after an answer learns to end on the latter, and a program that stops at the former alone would go on
+to its limit.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_local.adapters.companions import Asking
 from finetune_local.errors import ModelError
-from finetune_local.export.merged_config import eos
 from finetune_local.system.foreign_text import ForeignTextError, read_json_object
-from finetune_local.tokenizer_files import CONFIG, GENERATION, SPECIAL
+from finetune_local.tokenizer_files import (
+    CONFIG,
+    GENERATION,
+    SPECIAL,
+    TEMPLATE,
+    ends_in,
+    generation_settings,
+    template_of,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,32 @@ def stops_of(asked: Asking) -> Stops:
     return Stops(ids, None if keep else tokenizer.token(first))
 
 
-def write_stops(folder: Path, stops: Stops, config: dict[str, Any]) -> None:
+def eos(stops: tuple[int, ...]) -> int | list[int]:
+    """As config.json and generation_config.json spell it."""
+    return stops[0] if len(stops) == 1 else list(stops)
+
+
+def copy_files(asked: Asking, folder: Path) -> None:
+    """The tokenizer, template and generation settings in force: an adapter's own, or the stand-in that was trained with on a base
+    without a template. Raises ModelError."""
+    for name, path in asked.files.items():
+        shutil.copyfile(path, folder / name)
+    if asked.template is not None and asked.template != template_of(folder):
+        (folder / TEMPLATE).write_text(asked.template, "utf-8", newline="\n")
+
+
+def write_beside_adapter(asked: Asking, config: Mapping[str, Any], folder: Path) -> None:
+    """The same beside an adapter's weights, with the tokens that end its answers: its folder alone then says how it is asked.
+
+    `config` is the base's. What the base says already is copied as it is, so that nothing differs from it that need not. Raises ModelError.
+    """
+    copy_files(asked, folder)
+    stops = stops_of(asked)
+    if not set(stops.ids) <= set(ends_in(generation_settings(folder))):
+        write_stops(folder, stops, config)
+
+
+def write_stops(folder: Path, stops: Stops, config: Mapping[str, Any]) -> None:
     """Put them into the files of a merged folder; `config` is its config.json. Raises ModelError for a damaged file."""
     generation = _read(folder / GENERATION)
     if generation is None:
