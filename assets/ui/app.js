@@ -29,7 +29,7 @@ window.ftl = (() => {
     const bar = made("div", "");
     bar.className = "bar";
     bar.append(document.createElement("i"));
-    box.append(Object.assign(document.createElement("img"), { src: "/ftl/icon.svg", alt: "" }), made("strong", name), bar, made("span", words));
+    box.append(Object.assign(document.createElement("img"), { src: "ftl/icon.svg", alt: "" }), made("strong", name), bar, made("span", words));
     document.documentElement.append(box);
     const done = () => { watcher.disconnect(); box.remove(); sessionStorage.removeItem("ftl-again"); };
     const watcher = new MutationObserver(() => { if (document.querySelector("#nav [role=tab]")) done(); });
@@ -262,7 +262,7 @@ window.ftl = (() => {
   let built = null, missed = 0;
   async function look() {
     try {
-      const answer = await fetch("/ftl/alive", { cache: "no-store" });
+      const answer = await fetch("ftl/alive", { cache: "no-store" });
       if (answer.status === 401) throw new Error("another launch");
       const state = await answer.json();
       missed = 0;

@@ -23,7 +23,7 @@
 
   // ---- the page is loaded again only where there is one: else the view would show an error of its own ----
   function reload() {
-    fetch("/ftl/alive", { cache: "no-store" }).then((answer) => { if (answer.ok) location.reload(); }, () => {});
+    fetch("ftl/alive", { cache: "no-store" }).then((answer) => { if (answer.ok) location.reload(); }, () => {});
   }
 
   // ---- the data page, and what its own button opens ----
@@ -53,7 +53,7 @@
       return made;
     };
     const icon = add("img");
-    icon.src = "/ftl/icon.svg";
+    icon.src = "ftl/icon.svg";
     icon.alt = "";
     add("h1", words.app);
     add("p", version);

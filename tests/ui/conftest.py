@@ -71,9 +71,14 @@ class App:
         self.port = int(self.process.stdout.readline() or pytest.fail(self.log.read_text("utf-8", "replace")))
 
     @property
-    def address(self) -> str:
+    def origin(self) -> str:
         """Scheme, host and port."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """Where the page is, without a slash at the end."""
+        return self.link().partition("/open?")[0]
 
     def link(self) -> str:
         """A new launch link."""

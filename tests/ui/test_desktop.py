@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import psutil
 import pytest
@@ -208,7 +210,11 @@ def test_the_browser_is_given_a_link_and_ctrl_c_ends_it(
     assert "open in your browser. Quit it in its settings, or here with Ctrl-C." in app.said()
     assert app.also() and len(opened.read_text("utf-8").split()) == 2
     port = app.instance()["port"]
-    first, second = opened.read_text("utf-8").split()
+    pages = [Path(unquote(urlsplit(page).path)) for page in opened.read_text("utf-8").split()]
+    first, second = (page.read_text("utf-8").partition("url=")[2].partition('"')[0] for page in pages)
+    assert all(
+        stat.S_IMODE(page.stat().st_mode) == 0o600 for page in pages
+    )  # the command line names the page, not the link
     assert asked(port, "GET", first.partition(str(port))[2])[0] == 303
     assert asked(port, "GET", first.partition(str(port))[2])[0] == 401  # it was used
     assert "works once" in (printed := app.also("--no-open")) and printed.split()[-1] not in (first, second)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +18,7 @@ import psutil
 import pytest
 from playwright.sync_api import Page
 
+from finetune_local.paths import Home
 from ui.conftest import App
 
 ATTACK = """
@@ -67,9 +74,7 @@ def test_a_foreign_page_in_the_same_browser_gets_nothing(app: App, foreign: str)
     page = app.open()
     stranger: Page = page.context.new_page()  # with the app's cookie in the same browser
     refused: list[int] = []
-    stranger.on(
-        "response", lambda answer: refused.append(answer.status) if answer.url.startswith(app.address) else None
-    )
+    stranger.on("response", lambda answer: refused.append(answer.status) if answer.url.startswith(app.origin) else None)
     stranger.goto(foreign)
     tried = stranger.evaluate("window.done")
     assert tried["read"] == "failed" and tried["control"] == "failed"
@@ -78,6 +83,124 @@ def test_a_foreign_page_in_the_same_browser_gets_nothing(app: App, foreign: str)
     assert uploads(app) == []
     framed = [frame.url for frame in stranger.frames if frame is not stranger.main_frame]
     assert all(stranger.frames[1].query_selector("#nav") is None for _ in framed)
+
+
+@pytest.fixture
+def neighbour() -> Iterator[tuple[int, list[tuple[str, str | None]]]]:
+    """Another program's server on this machine: its port, and the paths and cookies that it is sent."""
+    sent: list[tuple[str, str | None]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append((self.path, self.headers["Cookie"]))
+            self.send_response(200)
+            self.send_header("set-cookie", "finetune-local-x=y; Path=/")
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_port, sent
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_no_other_port_is_sent_the_cookie(app: App, neighbour: tuple[int, list[tuple[str, str | None]]]) -> None:
+    port, sent = neighbour
+    page = app.open()
+    stranger = page.context.new_page()
+    for host in ("127.0.0.1", "localhost", "x.localhost"):
+        for path in ("/", "/config", "/open", "/gradio_api/queue/join"):
+            stranger.goto(f"http://{host}:{port}{path}")
+    assert len(sent) >= 12
+    assert {cookie for _, cookie in sent if cookie} <= {"finetune-local-x=y"}, sent  # its own
+    cookie = next(c for c in page.context.cookies() if c["name"] == f"finetune-local-{app.port}")
+    with httpx.Client(base_url=app.origin, cookies={cookie["name"]: cookie["value"]}) as thief:
+        for path in ("/", "/config", "/gradio_api/queue/data?session_hash=a"):
+            assert thief.get(path).status_code == 401
+        assert thief.get(app.address + "/ftl/alive").status_code == 200
+    app.go(page, "data")  # and the neighbour's cookie does no harm
+
+
+ASK = """
+import json, socket, sys
+port, asked = int(sys.argv[1]), json.loads(sys.argv[2])
+for family, source, target in (2, "127.0.0.1", "127.0.0.1"), (2, "127.0.0.2", "127.0.0.1"), (10, "::ffff:127.0.0.1", "::ffff:127.0.0.1"), (10, "::1", "::1"):
+    for method, path, headers in asked:
+        s = socket.socket(family)
+        try:
+            s.bind((source, 0))
+            s.connect((target, port))
+        except OSError:
+            print("none")
+            continue
+        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: close", *headers, "", ""]
+        s.sendall("\\r\\n".join(lines).encode())
+        data = b""
+        while part := s.recv(65536):
+            data += part
+        print(data.split()[1].decode() + (" cookie" if b"set-cookie" in data.lower() else ""))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the addresses are Linux's")
+def test_another_user_of_the_machine_gets_nothing_by_any_address(app: App) -> None:
+    """Who has the link, the cookie, the path and the key, but is another user."""
+    if os.geteuid() != 0 or not Path("/usr/bin/python3").exists():
+        pytest.skip("only root can be another user too")
+    link, cookie = app.link(), cookie_of(app)
+    below = link.partition(str(app.port))[2]
+    known = "Cookie: " + "; ".join(f"{name}={value}" for name, value in cookie.items())
+    path = app.address.partition(str(app.port))[2]
+    asked = [
+        ("GET", below, []),
+        ("GET", path + "/config", [known]),
+        ("GET", path + "/gradio_api/queue/data?session_hash=a", [known]),
+        ("POST", path + "/gradio_api/upload", [known, "Content-Length: 0"]),
+        ("GET", path + "/", [known, "X-Forwarded-For: 127.0.0.1"]),
+        ("GET", path + "/", [known, "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]),
+        ("POST", "/control?do=quit", ["X-Finetune-Local-Key: x"]),
+    ]
+    command = ["/usr/bin/python3", "-c", ASK, str(app.port), json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, user=65534, cwd="/", check=True, timeout=60)
+    answers = done.stdout.splitlines()
+    assert len(answers) == 4 * len(asked) and set(answers[: 3 * len(asked)]) == {"403"}, answers
+    assert set(answers[3 * len(asked) :]) == {"none"}  # nothing listens on ::1
+    with httpx.Client() as client:
+        assert client.get(link, follow_redirects=False).status_code == 303  # it was not used up
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_three_hundred_who_say_nothing_stop_nobody(home: Home) -> None:
+    home.root.mkdir(parents=True)
+    script = f'ulimit -n 256; exec "{sys.executable}" "{Path(__file__).parent / "serve.py"}" "{home.root}"'
+    with (home.root.parent / "log").open("wb") as log:
+        process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    port = int(process.stdout.readline())
+    idle: list[socket.socket] = []
+    try:
+        for _ in range(300):
+            idle.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+            idle[-1].sendall(b"GET /")
+        for _ in range(10):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", "/")
+            assert connection.getresponse().status == 401
+            connection.close()
+    finally:
+        for one in idle:
+            one.close()
+        process.stdin.close()
+        process.wait(20)
+        process.stdout.close()
+    said = (home.root.parent / "log").read_text("utf-8")
+    assert "Traceback" not in said and len(said) < 2000, said[:2000]
 
 
 def cookie_of(app: App) -> dict[str, str]:

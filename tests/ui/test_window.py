@@ -76,7 +76,7 @@ def window(environment: dict[str, str]) -> subprocess.Popen[str]:
 def told(origin: str, folder: Path) -> str:
     t = Strings("zh")
     words = {name: t(f"desktop.{name}") for name in WORDS} | {"app": "窗口", "close": "关闭", "version": "1"}
-    values = {"link": origin + "/", "origin": origin, "words": words, "icon": str(paths.assets() / "ui" / "icon.png"),
+    values = {"link": origin + "/", "origin": origin, "page": origin + "/", "words": words, "icon": str(paths.assets() / "ui" / "icon.png"),
               "place": str(folder / "place.json"), "diagnostics": str(folder / "machine.json"), "background": "#ffffff"}  # fmt: skip
     return json.dumps(values) + "\n"
 

@@ -10,20 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-import webbrowser
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune_local.desktop import chromium
-from finetune_local.desktop.gtk import no_screen
+from finetune_local.desktop import chromium, launchpage
 from finetune_local.errors import DiskFull
 from finetune_local.files import write_text
 from finetune_local.paths import Home
 from finetune_local.system.foreign_text import read_json_object
-from finetune_local.system.private import user_umask
 from finetune_local.system.process import Process
 from finetune_local.workplace import command_of
 
@@ -91,7 +88,6 @@ class WebView:
                 encoding="utf-8",
                 start_new_session=os.name != "nt",  # Ctrl-C in the terminal is the server's
                 creationflags=_NO_CONSOLE,
-                umask=user_umask(),  # a download from the window is the user's
             )
 
     def present(self, link: str) -> Outcome:
@@ -191,6 +187,7 @@ class Chromium:
         except OSError as error:
             return Outcome(False, f"{self._browser} cannot be started ({error.strerror}).")
         code = self._process.wait()
+        launchpage.clean(self._pages())
         self._process = None
         soon = time.monotonic() - began < _YOUNG
         if code == 0 and soon and sys.platform == "win32":
@@ -216,27 +213,22 @@ class Chromium:
             process.terminate()
             _end(process)
 
+    def _pages(self) -> Path:
+        """Where the pages lie that hold the links: where Chromium may read."""
+        profile = chromium.profile_for(self._browser, self._profile) if self._browser is not None else self._profile
+        return profile.parent if profile == self._profile else profile
+
     def _start(self, browser: Path, link: str) -> subprocess.Popen[bytes]:
         profile = chromium.profile_for(browser, self._profile)
+        page = launchpage.write(link, self._pages())
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                chromium.command(browser, link, profile, self._size),
+                chromium.command(browser, page.as_uri(), profile, self._size),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=os.name != "nt",
-                umask=user_umask(),
             )
-
-
-def browse(link: str) -> bool:
-    """Show it in the user's browser; False where there is none, or no screen. When it is closed, nobody tells."""
-    if sys.platform == "linux" and no_screen() is not None:
-        return False  # a browser in the terminal would take the terminal
-    try:
-        return webbrowser.open(link)
-    except webbrowser.Error:
-        return False
 
 
 def _end(process: subprocess.Popen[Any]) -> None:

@@ -47,7 +47,7 @@ def before_start() -> None:
         os.environ.setdefault("WEBKIT_DISABLE_DMABUF_RENDERER", "1")
 
 
-def mend(native: Any, origin: str) -> None:
+def mend(native: Any, origin: str, page: str) -> None:
     """Before the window is shown: pages of another origin are not loaded into it, a page whose process ended comes back, and what
     is loaded is seen, drawn by the processor."""
     webkit = importlib.import_module("gi.repository.WebKit2")
@@ -65,7 +65,7 @@ def mend(native: Any, origin: str) -> None:
         return True
 
     def again(dead: Any, _reason: Any) -> None:
-        dead.load_uri(origin + "/")
+        dead.load_uri(page)
 
     # pywebview hides the view until a page loads, and shows it from the main loop's idle time. The view has the window's own
     # background from the start, so there is nothing to hide.

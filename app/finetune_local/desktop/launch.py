@@ -14,7 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune_local import __version__, paths
-from finetune_local.desktop.displays import Chromium, Display, WebView, browse
+from finetune_local.desktop import launchpage
+from finetune_local.desktop.browser import browse
+from finetune_local.desktop.displays import Chromium, Display, WebView
 from finetune_local.desktop.gtk import no_screen
 from finetune_local.desktop.instance import Instance
 from finetune_local.desktop.notify import Notifier, tell
@@ -55,7 +57,7 @@ def launch(home: Home, wanted: Wanted, say: Say) -> None:
     """
     instance = Instance(home)
     if not instance.take():
-        _show_other(instance, wanted, say)
+        _show_other(home, instance, wanted, say)
         return
     try:
         app = App(home, wanted, say)
@@ -113,6 +115,7 @@ class App:
             self.notifier.stop()
             if self.current is not None:
                 self.current.close()
+            launchpage.clean(launchpage.readable(self.context.home.window))
         if (still := _at_work(self.context)) is not None:
             self._say(f"Closed. {still[0]}")
 
@@ -136,7 +139,7 @@ class App:
         self.current = None
         if self._ending.is_set():
             return
-        if self._wanted.show != "nothing" and browse(self.server.gate.link()):
+        if self._wanted.show != "nothing" and browse(self.server.gate.link(), self.context.home.window):
             self._say(f"Finetune Local is open in your browser. {LEAVE}")
         self._say(f"Open it by this link, which works once:\n{self.server.gate.link()}")
 
@@ -162,6 +165,7 @@ class App:
         words["version"] = t("desktop.version", version=__version__)
         return {
             "origin": f"http://127.0.0.1:{self.server.port}",
+            "page": self.server.gate.page,
             "words": words,
             "icon": str(paths.assets() / "ui" / "icon.png"),
             "place": str(home.window / "place.json"),
@@ -173,11 +177,11 @@ class App:
         self.server.stop()
 
 
-def _show_other(instance: Instance, wanted: Wanted, say: Say) -> None:
+def _show_other(home: Home, instance: Instance, wanted: Wanted, say: Say) -> None:
     answer = json.loads(instance.ask("show" if wanted.show == "window" else "link"))
     if "link" not in answer:
         say("Finetune Local is running already: here is its window.")
-    elif wanted.show != "nothing" and browse(answer["link"]):
+    elif wanted.show != "nothing" and browse(answer["link"], home.window):
         say("Finetune Local is running already: your browser shows it.")
     else:
         say(f"Finetune Local is running already. Open it by this link, which works once:\n{answer['link']}")

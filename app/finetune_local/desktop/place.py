@@ -62,7 +62,6 @@ def load(file: Path) -> Place:
 def save(file: Path, place: Place) -> None:
     """Keep it. Raises DiskFull, OSError."""
     write_text(file, json.dumps(asdict(place)) + "\n")
-    file.chmod(0o600)  # the window's process has the user's umask, for downloads
 
 
 def corrected(place: Place, screens: Sequence[Screen]) -> Place:

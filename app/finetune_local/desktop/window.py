@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import threading
-import webbrowser
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +19,7 @@ from typing import Any
 
 from finetune_local import paths
 from finetune_local.desktop import gtk, place
+from finetune_local.desktop.browser import open_address
 from finetune_local.desktop.menu import localization, menu_of
 from finetune_local.desktop.place import Screen
 from finetune_local.errors import DiskFull
@@ -57,7 +57,7 @@ class Api:
     def open_link(self, address: str) -> None:
         """Show a page of the web in the user's browser."""
         if address.startswith(("http://", "https://")):
-            webbrowser.open(address)
+            open_address(address)
 
     def zoomed(self, zoom: float) -> None:
         """Keep how much the page is enlarged."""
@@ -180,7 +180,7 @@ def _show(told: Mapping[str, Any]) -> bool:
 
     def before_show() -> None:
         if webview.renderer == "gtkwebkit2":
-            gtk.mend(window.native, told["origin"])
+            gtk.mend(window.native, told["origin"], told["page"])
 
     window.events.initialized += settle
     window.events.before_show += before_show

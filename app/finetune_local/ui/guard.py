@@ -1,8 +1,14 @@
-"""Who may talk to the window's server: one browser, from its own page. Everything else is refused before Gradio sees it.
+"""Who may talk to the window's server: one browser of the app's own user, from its own page. Everything else is refused before Gradio
+sees it.
 
-Gradio by itself answers any Host (DNS rebinding), runs JSON posts and takes uploads from foreign pages, and asks for no token.
-Here a request must come to this very address, from a page of it, with the cookie that a launch link turned into. Of Gradio's
-routes those that the page uses are open; those for developers, the API's description and its monitoring are not.
+Gradio by itself answers any Host (DNS rebinding), runs JSON posts and takes uploads from foreign pages, and asks for no token. Here a
+connection must be the user's own (peer.py), and a request must come to this very address, from a page of it, below a path that nobody
+can guess, with the cookie that a launch link turned into. Of Gradio's routes those that the page uses are open; those for developers,
+the API's description and its monitoring are not.
+
+Why the path: browsers send a cookie to every port of a host, so a page on another port of 127.0.0.1 would be given the window's. A
+cookie is only sent below its Path, though, and this one's is made anew at each start. So no other port is ever sent it, in any browser,
+and whoever had it from somewhere would lack the path.
 """
 
 from __future__ import annotations
@@ -10,11 +16,10 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
-from finetune_local.ui.peer import is_another_user_s
+from finetune_local.ui.peer import Connection, Peer, whose
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,7 +28,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = "/open"
-"""A launch link's path: /open?t=TOKEN."""
+"""A launch link's path below the window's: /PATH/open?t=TOKEN."""
 
 CONTROL = "/control"
 """Where a second start of the app speaks to the first: POST /control?do=show, with the key of its instance file in a header that
@@ -55,6 +60,24 @@ ALLOWED = (
     OWN + "*",
 )
 
+METHODS = ("GET", "HEAD", "POST")
+
+_SINGLE = ("host", "origin", "sec-fetch-site", CONTROL_HEADER, "content-length", "content-type")
+"""Headers that may come once: of two, another program might take the other."""
+
+_NOT_FOR_GRADIO = ("x-forwarded-", "x-gradio-", "forwarded")
+"""Beginnings of headers by which a proxy would say who asks and where the page is: there is none."""
+
+_SPENT = "This link was used already. Open the app again to get another."
+_STRANGER = "Open Finetune Local from its window, or by the link that it printed."
+_PEERS = {
+    Peer.ANOTHER: "This window is for another user of this machine.",
+    Peer.UNKNOWN: (
+        "It could not be found out whose program this is, so it gets no answer. Where nobody else uses this machine, start "
+        "Finetune Local with the environment variable FINETUNE_LOCAL_TRUST_THIS_MACHINE=1."
+    ),
+}
+
 # Gradio makes its templates into functions ('unsafe-eval') and styles elements in place; nothing may come from elsewhere.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -73,11 +96,12 @@ HEADERS = (
 
 
 class Gate:
-    """The secrets of one launch: single-use links, and the cookie a link is turned into."""
+    """The secrets of one launch: single-use links, and the path and the cookie that a link leads to."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.cookie_name = f"finetune-local-{port}"
+        self.path = "/" + secrets.token_urlsafe(24)
         self._cookie = secrets.token_urlsafe(32)
         self._links: set[str] = set()
         self.opened = False
@@ -87,15 +111,20 @@ class Gate:
         self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self.origins = {f"http://{host}" for host in self.hosts}
 
+    @property
+    def page(self) -> str:
+        """Where the page is, for who has the cookie."""
+        return f"http://127.0.0.1:{self.port}{self.path}/"
+
     def link(self) -> str:
         """A new link that opens the window once."""
         token = secrets.token_urlsafe(32)
         self._links.add(token)
-        return f"http://127.0.0.1:{self.port}{OPEN}?t={token}"
+        return f"http://127.0.0.1:{self.port}{self.path}{OPEN}?t={token}"
 
     def redeem(self, token: str) -> bool:
         """Use a link up; False where it is none, or was used before."""
-        found = next((known for known in self._links if hmac.compare_digest(known, token)), None)
+        found = next((known for known in self._links if same(known, token)), None)
         if found is None:
             return False
         self._links.discard(found)
@@ -104,15 +133,17 @@ class Gate:
 
     def set_cookie(self) -> bytes:
         """The header that hands the cookie over."""
-        return f"{self.cookie_name}={self._cookie}; HttpOnly; SameSite=Strict; Path=/".encode()
+        return f"{self.cookie_name}={self._cookie}; HttpOnly; SameSite=Strict; Path={self.path}/".encode()
 
     def admits(self, cookie_header: str) -> bool:
-        """Whether a Cookie header has the launch's own."""
-        try:
-            found = SimpleCookie(cookie_header).get(self.cookie_name)
-        except CookieError:
-            return False
-        return found is not None and hmac.compare_digest(found.value, self._cookie)
+        """Whether a Cookie header has the launch's own. Another port may have set one of the same name beside it."""
+        given = (part.strip().partition("=") for part in cookie_header.split(";"))
+        return any(name == self.cookie_name and same(value.strip('"'), self._cookie) for name, _, value in given)
+
+    def inner(self, path: str) -> str | None:
+        """A request's path below the window's, or None where it is not."""
+        first, _, rest = path.removeprefix("/").partition("/")
+        return f"/{rest}" if same(f"/{first}", self.path) and path.startswith(f"/{first}/") else None
 
 
 class Guard:
@@ -127,51 +158,93 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
             return
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in scope["headers"]}
+        connection: Connection = scope.get("state", {}).get("connection") or Connection()
+        if connection.peer is None:
+            connection.peer = whose(scope.get("client"), scope.get("server"))
+        if (text := _PEERS.get(connection.peer)) is not None:
+            await answer(send, 403, text)
+            return
+        headers = [(name.decode("latin1").lower(), value.decode("latin1")) for name, value in scope["headers"]]
         if (refusal := self._refusal(scope, headers)) is not None:
-            await _answer(send, *refusal)
+            await answer(send, *refusal)
             return
-        path = scope["path"]
-        if path == CONTROL:
-            if not hmac.compare_digest(headers.get(CONTROL_HEADER, ""), self.gate.control_key):
-                await _answer(send, 401, "This is not for you.")
-            else:
-                await _answer(send, 200, self.gate.on_control(_asked(scope, "do")))
+        if scope["path"] == CONTROL:
+            await self._control(scope, headers, send)
             return
+        path = self.gate.inner(scope["path"])
+        admitted = self.gate.admits("; ".join(value for name, value in headers if name == "cookie"))
         if path == OPEN:
-            token = _asked(scope, "t")
-            if (client := scope.get("client")) is not None and is_another_user_s(client[1], self.gate.port):
-                await _answer(send, 403, "This link is for another user of this machine.")
-            elif self.gate.redeem(token):
-                more = [(b"location", b"/"), (b"set-cookie", self.gate.set_cookie()), (b"cache-control", b"no-store")]
-                await _answer(send, 303, "", more)
-            elif self.gate.admits(headers.get("cookie", "")):  # a reload of the link's page
-                await _answer(send, 303, "", [(b"location", b"/")])
-            else:
-                await _answer(send, 401, "This link was used already. Open the app again to get another.")
-            return
-        if not self.gate.admits(headers.get("cookie", "")):
-            await _answer(send, 401, "Open Finetune Local from its window, or by the link that it printed.")
-            return
-        if not _is_open(path):
-            await _answer(send, 404, "There is nothing here.")
-            return
-        await self.app(scope, receive, _with_headers(send))
+            await self._open(scope, headers, send, admitted)
+        elif path is None or not admitted:
+            await answer(send, 401, _STRANGER)
+        elif _of(headers, "sec-fetch-site") == "cross-site":
+            await answer(send, 403, "Requests from other pages are refused.")
+        elif not _is_open(path):
+            await answer(send, 404, "There is nothing here.")
+        else:
+            connection.admitted = True
+            kept = [(name, value) for name, value in scope["headers"] if not _misleads(name)]
+            inner = {
+                **scope,
+                "path": path,
+                "raw_path": path.encode("utf-8"),
+                "root_path": self.gate.path,
+                "headers": kept,
+            }
+            await self.app(inner, receive, _with_headers(send))
 
-    def _refusal(self, scope: Scope, headers: MutableMapping[str, str]) -> tuple[int, str] | None:
-        if headers.get("host") not in self.gate.hosts:
+    async def _control(self, scope: Scope, headers: list[tuple[str, str]], send: Send) -> None:
+        if scope["method"] == "POST" and same(_of(headers, CONTROL_HEADER), self.gate.control_key):
+            await answer(send, 200, self.gate.on_control(_asked(scope, "do")))
+        else:
+            await answer(send, 401, "This is not for you.")
+
+    async def _open(self, scope: Scope, headers: list[tuple[str, str]], send: Send, admitted: bool) -> None:
+        """A launch link. Where a page of the app's own on disk led here, the browser keeps the new cookie but does not send it
+        along a redirect: then a page leads on."""
+        new = scope["method"] == "GET" and self.gate.redeem(_asked(scope, "t"))
+        if not new and not admitted:
+            await answer(send, 401, _SPENT)
+            return
+        more = [(b"cache-control", b"no-store"), *([(b"set-cookie", self.gate.set_cookie())] if new else [])]
+        place = f"{self.gate.path}/"
+        if _of(headers, "sec-fetch-site") == "cross-site":
+            page = f'<!doctype html><meta http-equiv="refresh" content="0;url={place}"><title>Finetune Local</title>'
+            await answer(send, 200, page, more, b"text/html; charset=utf-8")
+        else:
+            await answer(send, 303, "", [(b"location", place.encode()), *more])
+
+    def _refusal(self, scope: Scope, headers: list[tuple[str, str]]) -> tuple[int, str] | None:
+        names = [name for name, _ in headers]
+        if any(names.count(name) > 1 for name in _SINGLE) or not scope["query_string"].isascii():
+            return 400, "This request is not written as a browser writes it."
+        if scope["method"] not in METHODS:
+            return 405, "Only GET, HEAD and POST are answered."
+        if _of(headers, "host") not in self.gate.hosts:
             return 421, "This address is not the app's."
-        origin = headers.get("origin")
-        if origin is not None and origin not in self.gate.origins:
+        if "origin" in names and _of(headers, "origin") not in self.gate.origins:
             return 403, "Requests from other pages are refused."
-        site = headers.get("sec-fetch-site")
-        if site is not None and site not in ("same-origin", "none"):
+        site = _of(headers, "sec-fetch-site") if "sec-fetch-site" in names else None
+        opens = site == "cross-site" and _of(headers, "sec-fetch-mode") == "navigate" and scope["method"] == "GET"
+        if site not in (None, "same-origin", "none") and not opens:
             return 403, "Requests from other pages are refused."
-        if scope["method"] not in ("GET", "HEAD") and site == "none":
+        if scope["method"] == "POST" and site == "none":
             return 403, "Requests from outside the page are refused."
         return None
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two secrets are equal, in a time that says nothing of where they differ; any text may be given."""
+    return hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
+
+
+def _of(headers: list[tuple[str, str]], name: str) -> str:
+    return next((value for known, value in headers if known == name), "")
+
+
+def _misleads(name: bytes) -> bool:
+    return name.decode("latin1").lower().startswith(_NOT_FOR_GRADIO)
 
 
 def _asked(scope: Scope, name: str) -> str:
@@ -196,7 +269,15 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
-async def _answer(send: Send, status: int, text: str, more: list[tuple[bytes, bytes]] | None = None) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), *HEADERS, *(more or [])]
+async def answer(
+    send: Send,
+    status: int,
+    text: str,
+    more: list[tuple[bytes, bytes]] | None = None,
+    kind: bytes = b"text/plain; charset=utf-8",
+) -> None:
+    """Answer without the app. A refusal ends the connection, so that whoever is refused holds none."""
+    end = [(b"connection", b"close")] if status >= 400 else []
+    headers = [(b"content-type", kind), *HEADERS, *end, *(more or [])]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -141,14 +141,14 @@ def first_lines(context: Context) -> str:
     }
     return (
         f"<script>window.ftlConfig={json.dumps(config)}</script>"
-        '<link rel="stylesheet" href="/ftl/cover.css"><link rel="icon" href="/ftl/icon.svg"><script src="/ftl/app.js"></script>'
+        '<link rel="stylesheet" href="ftl/cover.css"><link rel="icon" href="ftl/icon.svg"><script src="ftl/app.js"></script>'
     )
 
 
 def mount_options() -> dict[str, Any]:
     """What gr.mount_gradio_app is told besides the address. The style comes after Gradio's own."""
     styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
-    head = "".join(f'<link rel="stylesheet" href="/ftl/{name}">' for name in styles)
+    head = "".join(f'<link rel="stylesheet" href="ftl/{name}">' for name in styles)
     return {
         "theme": theme(),
         "head": head,

@@ -22,7 +22,7 @@ def build(context: Context) -> Any:
         join(
             [
                 h("a", t("common.skip"), href="#nav", class_="skip"),
-                h("div", h("img", src="/ftl/icon.svg", alt=""), h("span", t("common.app")), class_="brand"),
+                h("div", h("img", src="ftl/icon.svg", alt=""), h("span", t("common.app")), class_="brand"),
             ]
         ),
         id="brand",

@@ -82,6 +82,8 @@ class Server:
         """Serve until stop() or Ctrl-C; to be called in the main thread."""
         import uvicorn
 
+        from finetune_local.ui.connections import BACKLOG, Limits, room_for_files, say_little
+
         write_privately()
         front = self.front
 
@@ -91,12 +93,18 @@ class Server:
                 await front.close()
 
         quiet_libraries(self.home)
+        say_little()
         config = uvicorn.Config(
             Guard(Uploads(self.front, self.context, self.home.cache / "uploads", LARGEST_UPLOAD), self.gate),
             log_level="warning",
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=1,
+            http=Limits(room_for_files()).protocol(),
+            ws="none",
+            loop="asyncio",
+            backlog=BACKLOG,
+            proxy_headers=False,  # they would say that a connection is another's than it is
             server_header=False,
             date_header=False,
         )

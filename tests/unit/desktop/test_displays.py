@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.desktop import chromium, displays, gtk
+from finetune_local.desktop import browser, chromium, displays, gtk, launchpage
 from finetune_local.desktop.displays import Chromium, Outcome, WebView
 from finetune_local.paths import Home
+from finetune_local.system.private import USER_UMASK
 from finetune_local.system.process import Process
 
 LINK = "http://127.0.0.1:1/open?t=secret"
@@ -120,23 +123,48 @@ def test_chromium_that_ends_at_once_is_no_window(home: Home, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     outcome = Chromium(home).present(LINK)
     assert not outcome.closed and "ended at once (exit code 21" in outcome.reason
-    program.write_text("#!/bin/sh\nexit 0\n", "utf-8")
+    program.write_text('#!/bin/sh\necho "$@" > "${0%/*}/given"\nexit 0\n', "utf-8")
     assert Chromium(home).present(LINK).closed
+    given = (tmp_path / "given").read_text("utf-8")
+    assert "secret" not in given and "--app=file:///" in given  # every user of the machine reads command lines
+    assert list(home.window.glob("*.html")) == []
     program.unlink()
     assert Chromium(home).present(LINK).reason == "Neither Chromium nor Chrome nor Edge was found."
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
-def test_without_a_screen_no_browser_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webbrowser.open", lambda _: pytest.fail("a browser in the terminal would take it"))
+def test_without_a_screen_no_browser_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program, opened = tmp_path / "browser", tmp_path / "opened"
+    program.write_text(f'#!/bin/sh\necho "$1" > "{opened}"; umask >> "{opened}"\n', "utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(program))
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     assert gtk.no_screen() is not None
-    assert not displays.browse(LINK)
+    assert not browser.browse(LINK, tmp_path) and not opened.exists()
     monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
-    opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda link: not opened.append(link))  # type: ignore[func-returns-value]
-    assert displays.browse(LINK) and opened == [LINK]
+    monkeypatch.setenv(USER_UMASK, "026")  # what a browser that is started here writes is the user's business
+    assert browser.browse(LINK, tmp_path)
+    page, umask = opened.read_text("utf-8").split()
+    assert page.startswith("file://") and umask == "0026"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the rights are Unix's")
+def test_a_link_for_a_browser_lies_in_a_page_that_only_the_user_reads(tmp_path: Path) -> None:
+    page = launchpage.write(LINK + '&x="', tmp_path)
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert f'content="0;url={LINK}&amp;x=&quot;"' in page.read_text("utf-8")
+    other = launchpage.write(LINK, tmp_path)
+    assert page.exists() and other != page  # two may be opened at the same time
+    os.utime(page, (0, 0))
+    launchpage.write(LINK, tmp_path)
+    assert not page.exists() and other.exists()
+    launchpage.clean(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    hidden = Path("/home/x/.local/share/finetune-local/window")
+    assert launchpage.readable(hidden, snaps=tmp_path) == Path.home()  # a snap reads no hidden folder
+    assert launchpage.readable(hidden, snaps=tmp_path / "none") == hidden
+    assert launchpage.readable(Path("/data/home/window"), snaps=tmp_path) == Path("/data/home/window")
 
 
 def test_the_system_s_libraries_are_taken_only_for_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_a_port_that_is_taken_is_a_sentence(home: Home) -> None:
 
 def test_another_start_is_shown_the_window_or_gets_a_link(home: Home, apps: list[App]) -> None:
     app = app_of(home, apps, Wanted("nothing"), [])
-    assert json.loads(app._control("show"))["link"].startswith(f"http://127.0.0.1:{app.server.port}/open?t=")
+    assert json.loads(app._control("show"))["link"].startswith(f"{app.server.gate.page}open?t=")
     shown: list[str] = []
     app.current = SimpleNamespace(show=lambda link: not shown.append(link))  # type: ignore[assignment,func-returns-value]
     assert json.loads(app._control("show")) == {"shown": True} and len(shown) == 1
@@ -76,23 +76,29 @@ def test_another_start_is_shown_the_window_or_gets_a_link(home: Home, apps: list
     ],
 )
 def test_what_the_second_start_says(
-    show: Any, answer: dict[str, Any], browser: bool, words: str, asked: str, monkeypatch: pytest.MonkeyPatch
+    show: Any,
+    answer: dict[str, Any],
+    browser: bool,
+    words: str,
+    asked: str,
+    monkeypatch: pytest.MonkeyPatch,
+    home: Home,
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(launching, "browse", lambda _: browser)
+    monkeypatch.setattr(launching, "browse", lambda *_: browser)
     questions: list[str] = []
     instance: Any = SimpleNamespace(ask=lambda do: [questions.append(do), json.dumps(answer)][1])
-    launching._show_other(instance, Wanted(show), said.append)
+    launching._show_other(home, instance, Wanted(show), said.append)
     assert words in said[0] and questions == [asked]
 
 
 def test_without_a_screen_it_prints_a_link(home: Home, apps: list[App], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "browse", lambda _: False)
+    monkeypatch.setattr(launching, "browse", lambda *_: False)
     said: list[str] = []
     app = app_of(home, apps, Wanted("window"), said)
     app._display()
     assert app.displays == []
-    assert len(said) == 1 and f"http://127.0.0.1:{app.server.port}/open?t=" in said[0]
+    assert len(said) == 1 and f"{app.server.gate.page}open?t=" in said[0]
 
 
 def test_a_window_that_is_not_there_is_followed_by_the_next(home: Home, apps: list[App]) -> None:

@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 
 from finetune_local.ui.guard import CONTROL_HEADER, Gate, Guard
+from finetune_local.ui.peer import Connection, Peer
 
 PORT = 4711
 HERE = f"127.0.0.1:{PORT}"
 
 
+PASSED: list[Any] = []
+"""What came through to the page last."""
+
+
 async def _page(scope: Any, receive: Any, send: Any) -> None:
+    PASSED[:] = [scope]
     await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Frame-Options", b"ALLOWALL")]})
     await send({"type": "http.response.body", "body": b"the page"})
 
@@ -28,14 +34,24 @@ class Asked:
         self.kind = messages[0]["type"]
 
 
-def ask(gate: Gate, path: str, method: str = "GET", query: str = "", kind: str = "http", **headers: str) -> Asked:
+def ask(
+    gate: Gate,
+    path: str,
+    method: str = "GET",
+    query: str = "",
+    kind: str = "http",
+    below: str | None = None,
+    **headers: str,
+) -> Asked:
+    """`path` is below the window's, or below another."""
     given = {"host": HERE} | {key.replace("_", "-"): value for key, value in headers.items()}
     scope = {
         "type": kind,
-        "path": path,
+        "path": (gate.path if below is None else below) + path,
         "method": method,
-        "query_string": query.encode(),
-        "headers": [(k.encode(), v.encode()) for k, v in given.items()],
+        "query_string": query.encode("latin1"),
+        "headers": [(k.encode(), v.encode("latin1")) for k, v in given.items()],
+        "state": {"connection": Connection(Peer.OWN)},
     }
     messages: list[dict[str, Any]] = []
 
@@ -63,10 +79,62 @@ def cookie(gate: Gate) -> str:
 
 def test_a_link_becomes_a_cookie_that_scripts_and_other_sites_cannot_have(gate: Gate) -> None:
     link = gate.link()
-    assert link.startswith(f"http://{HERE}/open?t=")
+    assert link.startswith(f"http://{HERE}{gate.path}/open?t=") and len(gate.path) > 30
     answer = ask(gate, "/open", query=link.partition("?")[2])
-    assert answer.status == 303 and answer.headers["location"] == "/"
-    assert answer.headers["set-cookie"].endswith("; HttpOnly; SameSite=Strict; Path=/")
+    assert answer.status == 303 and answer.headers["location"] == f"{gate.path}/"
+    assert answer.headers["set-cookie"].endswith(f"; HttpOnly; SameSite=Strict; Path={gate.path}/")
+
+
+def test_the_cookie_is_worth_nothing_without_the_path(gate: Gate, cookie: str) -> None:
+    """Every port of a host is sent its cookies, but only below their Path."""
+    for below in ("", "/", "/x", gate.path[:-1], gate.path + "x", gate.path + "/..", "/" + gate.path):
+        assert ask(gate, "/config", below=below, cookie=cookie).status in (401, 404), below
+    assert ask(gate, "", cookie=cookie).status == 401
+    assert ask(gate, "/config", cookie=cookie).status == 200
+    assert (PASSED[0]["path"], PASSED[0]["root_path"]) == ("/config", gate.path)
+    assert ask(Gate(PORT), "/config", cookie=cookie).status == 401
+
+
+def test_another_port_s_cookie_of_the_same_name_does_not_hide_the_window_s(gate: Gate, cookie: str) -> None:
+    name = gate.cookie_name
+    for header in (f"{cookie}; {name}=x", f"{name}=x; {cookie}", f'a; =; {name}="; {cookie}', f"b=\xe9; {cookie}"):
+        assert ask(gate, "/config", cookie=header).status == 200, header
+
+
+def test_a_page_on_disk_may_lead_to_a_link_and_to_nothing_else(gate: Gate, cookie: str) -> None:
+    came = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}
+    query = gate.link().partition("?")[2]
+    assert ask(gate, "/open", "POST", query=query, **came).status == 403
+    assert ask(gate, "/open", query=query, sec_fetch_site="cross-site", sec_fetch_mode="cors").status == 403
+    answer = ask(gate, "/open", query=query, **came)
+    assert answer.status == 200 and "set-cookie" in answer.headers and f"url={gate.path}/" in answer.text
+    for path in ("/", "/config", "/gradio_api/queue/data"):
+        assert ask(gate, path, cookie=cookie, **came).status == 403
+
+
+def test_a_link_is_not_used_up_by_a_look(gate: Gate) -> None:
+    query = gate.link().partition("?")[2]
+    assert ask(gate, "/open", "HEAD", query=query).status == 401
+    assert ask(gate, "/open", query=query).status == 303
+
+
+def test_secrets_of_any_letters_are_compared(gate: Gate, cookie: str) -> None:
+    assert ask(gate, "/open", query="t=%e9%ff").status == ask(gate, "/open", query="t=%C3%A9").status == 401
+    assert ask(gate, "/config", cookie=f"{gate.cookie_name}=\xe9").status == 401
+    assert ask(gate, "/control", "POST", below="", **{CONTROL_HEADER.replace("-", "_"): "\xe9"}).status == 401
+    assert ask(gate, "/config", below="/\udcff\xe9", cookie=cookie).status == 401
+    assert ask(gate, "/config", query="a=\xe9", cookie=cookie).status == 400
+
+
+def test_a_proxy_that_is_not_there_does_not_say_where_the_page_is(gate: Gate, cookie: str) -> None:
+    given = {"x_forwarded_host": "evil.example", "x_gradio_server": "http://evil.example", "forwarded": "for=1"}
+    assert ask(gate, "/config", cookie=cookie, **given).status == 200
+    assert sorted(name for name, _ in PASSED[0]["headers"]) == [b"cookie", b"host"]
+
+
+def test_other_methods_are_not_answered(gate: Gate, cookie: str) -> None:
+    for method in ("PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "x"):
+        assert ask(gate, "/config", method, cookie=cookie).status == 405
 
 
 def test_a_link_works_once_and_a_guess_never(gate: Gate) -> None:
@@ -153,10 +221,12 @@ def test_websockets_are_closed(gate: Gate, cookie: str) -> None:
 def test_a_second_start_needs_the_instance_files_key(gate: Gate, cookie: str) -> None:
     gate.on_control = lambda do: f"did {do}"
     header = CONTROL_HEADER.replace("-", "_")
-    assert ask(gate, "/control", "POST", "do=show", cookie=cookie).status == 401
-    assert ask(gate, "/control", "POST", "do=show", **{header: "guess"}).status == 401
-    assert ask(gate, "/control", "POST", "do=show", **{header: gate.control_key}).text == "did show"
+    assert ask(gate, "/control", "POST", "do=show", below="", cookie=cookie).status == 401
+    assert ask(gate, "/control", "POST", "do=show", below="", **{header: "guess"}).status == 401
+    assert ask(gate, "/control", "POST", "do=show", below="", **{header: gate.control_key}).text == "did show"
     assert (
-        ask(gate, "/control", "POST", "do=show", origin="https://evil.example", **{header: gate.control_key}).status
+        ask(
+            gate, "/control", "POST", "do=show", below="", origin="https://evil.example", **{header: gate.control_key}
+        ).status
         == 403
     )
