@@ -98,7 +98,8 @@ def as_float32(raw: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> A
     if dtype not in ("F32", "F16", "F64"):
         raise AdapterError(f"tensors of type {dtype} cannot be read as numbers.")
     kind = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype]
-    return np.frombuffer(raw, kind).astype(np.float32).reshape(shape)
+    with np.errstate(over="ignore"):  # infinity comes of it, which who needs finite numbers looks for
+        return np.frombuffer(raw, kind).astype(np.float32).reshape(shape)
 
 
 def to_bfloat16_bits(array: Array) -> Array:

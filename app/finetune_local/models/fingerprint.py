@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from finetune_local.spec.base_config import size_of
+from finetune_local.system.foreign_text import ForeignTextError, kind_of
 
 # Fields that change what is computed, with what a model does where its config is silent.
 _FIELDS: Mapping[str, Any] = {
@@ -60,7 +64,8 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     chosen = {key: _given(text, key, default) for key, default in defaults.items()}
     heads = text.get("num_attention_heads") or 1
     chosen["num_key_value_heads"] = _given(text, "num_key_value_heads", heads)
-    chosen["head_dim"] = _given(text, "head_dim", defaults.get("head_dim") or (text.get("hidden_size") or 0) // heads)
+    width = size_of(text, "hidden_size") // (size_of(text, "num_attention_heads") or 1)
+    chosen["head_dim"] = _given(text, "head_dim", defaults.get("head_dim") or width)
     chosen["hidden_act"] = text.get("hidden_activation") or chosen["hidden_act"]
     chosen["rope"] = _rope(text)
     chosen["window"] = _window(text)
@@ -68,18 +73,31 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def tokenizer_sha256(tokenizer: Mapping[str, Any], template: str | None) -> str:
-    """The hash of a tokenizer.json's vocabulary, merges and added tokens, and of the chat template."""
-    model = tokenizer.get("model") or {}
-    vocabulary = model.get("vocab") or {}
-    merges = model.get("merges") or []
+    """The hash of a tokenizer.json's vocabulary, merges and added tokens, and of the chat template.
+
+    Raises ForeignTextError where these are not what a tokenizer.json has there.
+    """
+    model = _part(tokenizer, "model", dict, {})
+    vocabulary = _part(model, "vocab", (dict, list), {})
+    merges = _part(model, "merges", list, [])
+    added = _part(tokenizer, "added_tokens", list, [])
+    if not all(isinstance(t, dict) and type(t.get("id")) is int and isinstance(t.get("content"), str) for t in added):
+        raise ForeignTextError("'added_tokens' is not a list of tokens, each with a number (id) and a text (content)")
     return _hash(
         {
             "vocabulary": sorted(vocabulary.items()) if isinstance(vocabulary, dict) else vocabulary,
             "merges": [m.split(" ", 1) if isinstance(m, str) else m for m in merges],
-            "added": sorted((t.get("id"), t.get("content")) for t in tokenizer.get("added_tokens") or []),
+            "added": sorted((t["id"], t["content"]) for t in added),
             "template": template,
         }
     )
+
+
+def _part(table: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
+    value = table.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise ForeignTextError(f"'{key}' is {kind_of(value)}, which it cannot be")
+    return value or default
 
 
 def _given(text: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -117,6 +135,8 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float):
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
         return f"{float(value):.6g}" if abs(value) < 1e6 else str(round(value))
     if isinstance(value, Mapping):
         return {str(k): _rounded(v) for k, v in value.items()}

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_local.models.shape import Measured
+from finetune_local.spec.base_config import size_of
 from finetune_local.spec.families import family_of, trainable_parameters
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec
@@ -98,10 +99,10 @@ def _activations(model: Measured, spec: RunSpec, plan: AdapterPlan, activation: 
     rows = max(1, tokens // _ROW)
     computed = members * (tokens + rows * family.positions(plan))
     text, hidden = model.text_config, model.hidden_size
-    heads = int(text.get("num_attention_heads") or 1)
-    head_dim = int(text.get("head_dim") or hidden // heads)
-    keys = head_dim * int(text.get("num_key_value_heads") or heads)
-    mlp = int(text.get("intermediate_size") or 4 * hidden)
+    heads = size_of(text, "num_attention_heads", "n_head") or 1
+    head_dim = size_of(text, "head_dim") or hidden // heads
+    keys = head_dim * (size_of(text, "num_key_value_heads") or heads)
+    mlp = size_of(text, "intermediate_size") or 4 * hidden
     block = 8 * hidden + activation * (2 * head_dim * heads + 2 * keys + 3 * mlp)
     blocks = model.blocks - _lowest(plan, model.blocks)
     added = activation * family.activations(plan)

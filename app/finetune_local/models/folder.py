@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,12 +17,24 @@ from typing import Any
 
 from finetune_local.errors import ModelError
 from finetune_local.models.fingerprint import config_sha256, tokenizer_sha256
-from finetune_local.models.tensors import Floats, Stored, read_header, read_tensor
+from finetune_local.models.tensors import Floats, Stored, read_header, read_tensor, same_numbers
+from finetune_local.spec.base_config import CONFIG, GENERATION, check_generation_config, read_base_config, size_of
+from finetune_local.spec.base_config import read_config_file as read_json
+from finetune_local.spec.base_files import INDEX, weight_files, weight_map
+from finetune_local.spec.base_weights import check_base_weights
 from finetune_local.spec.plan import BaseInfo, WeightInfo
 from finetune_local.spec.rope import context_length, stretched
+from finetune_local.spec.targets import is_embedding
+from finetune_local.system.foreign_text import ForeignTextError, read_bounded
 
-CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tokenizer.json"
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "consolidated.*.pth")
+__all__ = [
+    "CONFIG", "INDEX", "TOKENIZER", "Identity", "ModelFolder", "chat_template", "check_config", "is_plain", "name_of",
+    "read_json", "sha256_of",
+]  # fmt: skip
+
+TOKENIZER = "tokenizer.json"
+HEAD = "lm_head.weight"
+_LONGEST_TEMPLATE = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -59,9 +70,12 @@ class ModelFolder:
             raise ModelError(f"{path}: there is no such folder. Give a Hugging Face model folder.")
         if (path / "adapter_config.json").exists() and not (path / CONFIG).exists():
             raise ModelError(f"{path}: this is an adapter, not a base model. Give it with --adapter.")
-        config = read_json(path / CONFIG, "It is the description of the model and comes with its weights.")
+        config = read_base_config(path)
         check_config(path, config)
+        if (path / GENERATION).is_file():
+            check_generation_config(read_json(path / GENERATION), path / GENERATION)
         stored = _stored_tensors(path)
+        check_base_weights(config, stored, path)
         if not (path / TOKENIZER).is_file():
             raise ModelError(
                 f"{path}: no {TOKENIZER} here. Copy it from where the model comes from; where only an older tokenizer "
@@ -107,15 +121,27 @@ class ModelFolder:
         """Longest text in tokens that the model was made for; 2048 where the config does not say."""
         return context_length(self.text_config)
 
-    @property
+    @cached_property
     def tied(self) -> bool:
-        """Whether the output matrix is the embedding."""
-        return bool(self.text_config.get("tie_word_embeddings", "lm_head.weight" not in self._stored))
+        """Whether the output matrix is the embedding. One that is stored and differs from the embedding is not, whatever the config
+        says; to be sure, both are read."""
+        return self._tied(everything=True)
+
+    def _tied(self, everything: bool) -> bool:
+        said, head = (
+            self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings")),
+            self._stored.get(HEAD),
+        )
+        table = next((t for n, t in self._stored.items() if is_embedding(n.removesuffix(".weight"))), None)
+        if said is None or head is None or table is None:
+            return bool(said) if said is not None else head is None
+        return bool(said) and same_numbers(head, table, everything)
 
     @cached_property
     def parameters(self) -> int:
         """Number of weights; a tied output matrix that was saved all the same counts once."""
-        names = (n for n in self._stored if not (self.tied and n == "lm_head.weight"))
+        tied = self._tied(everything=False)
+        names = (n for n in self._stored if not (tied and n == HEAD))
         return sum(math.prod(self._stored[name].shape) for name in names)
 
     @cached_property
@@ -130,9 +156,9 @@ class ModelFolder:
     def info(self) -> BaseInfo:
         """What the methods look at before anything is loaded."""
         text = self.text_config
-        heads = int(text.get("num_attention_heads") or text.get("n_head") or 0)
-        head_dim = int(text.get("head_dim") or (int(text.get("hidden_size") or 0) // heads if heads else 0))
-        kv_heads = int(text.get("num_key_value_heads") or heads)
+        heads = size_of(text, "num_attention_heads", "n_head")
+        head_dim = size_of(text, "head_dim") or (size_of(text, "hidden_size", "n_embd") // heads if heads else 0)
+        kv_heads = size_of(text, "num_key_value_heads") or heads
         return BaseInfo(self.weights(), self.context_length, self.family, kv_heads, head_dim)
 
     def read(self, name: str) -> Floats:
@@ -156,15 +182,16 @@ class ModelFolder:
 
     @cached_property
     def _identity(self) -> Identity:
-        tokenizer = read_json(self.path / TOKENIZER, "")
-        told = tokenizer_sha256(tokenizer, self.chat_template())
+        tokenizer = read_json(self.path / TOKENIZER)
+        try:
+            told = tokenizer_sha256(tokenizer, self.chat_template())
+        except ForeignTextError as error:
+            raise ModelError(f"{self.path / TOKENIZER}: {error}. Copy the file again.") from None
         return Identity(self.name, config_sha256(self.config), told, self.rope_factor)
 
     def _size(self, *keys: str) -> int:
-        for key in keys:
-            value = self.text_config.get(key)
-            if isinstance(value, int) and value > 0:
-                return value
+        if found := size_of(self.text_config, *keys):
+            return found
         raise ModelError(f"{self.path / CONFIG}: '{keys[0]}' is missing. Copy the file again.")
 
 
@@ -175,40 +202,30 @@ def name_of(path: Path) -> str:
     return path.name
 
 
-def read_json(path: Path, why: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError with line and column; `why` says what a missing file is for."""
-    try:
-        value = json.loads(path.read_text("utf-8-sig"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent}: no {path.name} here, so this is not a complete model folder. {why}") from None
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: not a UTF-8 text file. Copy it again.") from None
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}. Copy it again.") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: a JSON object is expected. Copy it again.")
-    return value
-
-
 def chat_template(folder: Path) -> str | None:
     """The chat template of a folder. Of several named ones, the one called "default"."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text("utf-8")
+        try:
+            return read_bounded(file, _LONGEST_TEMPLATE).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{file}: it is not UTF-8 text (byte {error.start}). Copy it again.") from None
+        except ForeignTextError as error:
+            raise ModelError(f"{file}: {error}. Copy it again.") from None
+        except OSError as error:
+            raise ModelError(f"{file}: {error.strerror}.") from None
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    found = read_json(folder / "tokenizer_config.json", "").get("chat_template")
+    found = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):
-        found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}.get("default")
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
     return found if isinstance(found, str) else None
 
 
 def check_config(path: Path | str, config: dict[str, Any]) -> None:
     """Raise ModelError where a config is of a model that cannot be used; `path` names it: a folder, or ORG/NAME."""
     family = config.get("model_type")
-    if not isinstance(family, str) or not family:
+    if not isinstance(family, str) or not re.fullmatch(r"[\w.-]{1,100}", family, re.ASCII):
         raise ModelError(
             f"{path}: 'model_type' is missing from config.json, so it is not known what kind of model this is."
         )
@@ -218,7 +235,7 @@ def check_config(path: Path | str, config: dict[str, Any]) -> None:
             "Choose a model of a family that is built in, such as llama, qwen2, qwen3, gemma or mistral."
         )
     for key in ("quantization_config", "quantization"):
-        if isinstance(how := config.get(key), dict):
+        if isinstance(how := config.get(key), dict) and how:
             kind = how.get("quant_method") or f"{how.get('bits', 'a few')}-bit"
             raise ModelError(
                 f"{path}: its weights are already quantised ({kind}). Use the original unquantised model and "
@@ -237,48 +254,26 @@ def is_plain(family: str) -> bool:
 
 
 def _stored_tensors(path: Path) -> dict[str, Stored]:
-    if (path / INDEX).is_file():
-        return _sharded(path)
-    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
-    if not files:
-        if pickles := [file.name for pattern in _PICKLES for file in path.glob(pattern)]:
-            raise ModelError(
-                f"{path}: {pickles[0]} is a pickle, which can run code when it is opened. Get the model as safetensors, or "
-                "open it with transformers where you trust it and save it with save_pretrained()."
-            )
-        raise ModelError(f"{path}: no *.safetensors here. Copy the model's weights into the folder.")
-    for file in files:
-        if part := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", file.name):
-            width, count = len(part.group(2)), int(part.group(3))
-            names = [f"{part.group(1)}-{i:0{width}}-of-{part.group(3)}.safetensors" for i in range(1, count + 1)]
-            _all_there(path, [name for name in names if not (path / name).is_file()], count)
+    """Every tensor of the files with the weights: what is stored counts, an index only says where."""
+    where = weight_map(path) if (path / INDEX).is_file() else {}
     stored: dict[str, Stored] = {}
-    for file in files:
-        stored.update(read_header(file))
+    for file in [path / name for name in sorted(set(where.values()))] or weight_files(path):
+        found = read_header(file)
+        if twice := stored.keys() & found.keys():
+            name = min(twice)
+            raise ModelError(
+                f"{path}: tensor {name} is in {stored[name].file.name} and in {file.name}, and which one counts cannot be known. Copy "
+                "the weights again."
+            )
+        stored |= found
+    for name, file_name in where.items():
+        if name not in stored or stored[name].file.name != file_name:
+            raise ModelError(
+                f"{path / file_name}: tensor {name[:120]} is not in it, though {INDEX} says so. Copy both again."
+            )
+    if not stored:
+        raise ModelError(f"{path}: its files with weights hold no tensors. Copy the model's weights into the folder.")
     return stored
-
-
-def _sharded(path: Path) -> dict[str, Stored]:
-    where = read_json(path / INDEX, "").get("weight_map")
-    if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
-        raise ModelError(f"{path / INDEX}: 'weight_map' is missing. Copy the file again.")
-    names = sorted(set(where.values()))
-    if strange := [name for name in names if Path(name).name != name]:
-        raise ModelError(f"{path / INDEX}: {strange[0]!r} is not the name of a file in this folder.")
-    _all_there(path, [name for name in names if not (path / name).is_file()], len(names))
-    headers = {name: read_header(path / name) for name in names}
-    for tensor, file in where.items():
-        if tensor not in headers[file]:
-            raise ModelError(f"{path / file}: tensor {tensor} is not in it, though {INDEX} says so. Copy both again.")
-    return {tensor: headers[file][tensor] for tensor, file in where.items()}
-
-
-def _all_there(path: Path, missing: list[str], count: int) -> None:
-    if missing:
-        raise ModelError(
-            f"{path}: {len(missing)} of its {count} weight files are missing, the first is {missing[0]}. "
-            "Copy or download them too."
-        )
 
 
 def sha256_of(path: Path) -> str:

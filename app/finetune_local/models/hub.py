@@ -294,5 +294,5 @@ def _download(
         url = f"{client.endpoint}/{repository}/resolve/{commit}/{quote(file.name)}"
         fetch(client, url, file, parts[file.name], came, refuse)
         if file.name == CONFIG:  # refuse what cannot be used before gigabytes come
-            check_config(repository, read_json(parts[CONFIG], ""))
+            check_config(repository, read_json(parts[CONFIG]))
     return parts

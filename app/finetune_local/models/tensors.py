@@ -19,80 +19,27 @@ import numpy.typing as npt
 
 from finetune_local.errors import AdapterError, DiskFull, ModelError
 from finetune_local.layout import as_float32, to_bfloat16_bits
+from finetune_local.system.foreign_text import ForeignTextError
+from finetune_local.system.tensor_header import BYTES, LfsPointer, Stored, tensors_of
+
+__all__ = ["BYTES", "Floats", "Pending", "Stored", "read_header", "read_tensor", "write_tensors"]
 
 Floats = npt.NDArray[np.float32]
 
-BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
-    **dict.fromkeys(("I32", "U32", "F32"), 4),
-    **dict.fromkeys(("I64", "U64", "F64"), 8),
-}
-_LARGEST_HEADER = 100_000_000  # the format's own limit
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where one tensor lies: its file, its place in it in bytes, its shape and its dtype in safetensors' words."""
-
-    file: Path
-    begin: int
-    end: int
-    shape: tuple[int, ...]
-    dtype: str
+_PIECE = 1 << 22
+_SAMPLE, _SAMPLES = 1 << 12, 128
 
 
 def read_header(path: Path) -> dict[str, Stored]:
     """The tensors of a file. Raises ModelError where the file is cut short, damaged or no safetensors file."""
-    again = "Copy or download the file again."
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            if start.startswith(b"version "):
-                raise ModelError(
-                    f"{path}: this is a Git LFS pointer, not the weights. Run `git lfs pull` in its folder."
-                )
-            if len(start) < 8:
-                raise ModelError(f"{path}: only {size} bytes long, so it is no safetensors file. {again}")
-            (length,) = struct.unpack("<Q", start)
-            if length > min(size - 8, _LARGEST_HEADER):
-                raise ModelError(
-                    f"{path}: the header says {length} bytes but the file has {size}: cut short or not safetensors. {again}"
-                )
-            header = json.loads(file.read(length).decode("utf-8"))
+        return tensors_of(path)
+    except LfsPointer as error:
+        raise ModelError(f"{path}: {error}. Run `git lfs pull` in its folder.") from None
+    except ForeignTextError as error:
+        raise ModelError(f"{path}: {error}. Copy or download the file again.") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: the header is damaged ({error}). {again}") from None
-    if not isinstance(header, dict):
-        raise ModelError(f"{path}: the header is damaged (not a table of tensors). {again}")
-    header.pop("__metadata__", None)
-    return {name: _entry(path, str(name), value, 8 + length, size) for name, value in header.items()}
-
-
-def _entry(path: Path, name: str, value: object, data: int, size: int) -> Stored:
-    try:
-        shape = tuple(int(n) for n in value["shape"])  # type: ignore[index]
-        dtype = str(value["dtype"])  # type: ignore[index]
-        begin, end = (int(n) for n in value["data_offsets"])  # type: ignore[index]
-    except (TypeError, KeyError, ValueError):
-        raise ModelError(
-            f"{path}: the header's entry for {name} is damaged. Copy or download the file again."
-        ) from None
-    if not 0 <= begin <= end or min(shape, default=0) < 0:
-        raise ModelError(f"{path}: the header's entry for {name} is damaged. Copy or download the file again.")
-    if data + end > size:
-        raise ModelError(
-            f"{path}: tensor {name} should end at byte {data + end} but the file has {size}: it was cut short. "
-            "Copy or download the file again."
-        )
-    if dtype in BYTES and end - begin != math.prod(shape) * BYTES[dtype]:
-        raise ModelError(
-            f"{path}: tensor {name} has {end - begin} bytes, which is not {dtype} of shape {list(shape)}. "
-            "Copy or download the file again."
-        )
-    return Stored(path, data + begin, data + end, shape, dtype)
 
 
 def read_tensor(stored: Stored, name: str) -> Floats:
@@ -106,6 +53,28 @@ def read_tensor(stored: Stored, name: str) -> Floats:
         raise ModelError(f"{stored.file}: {error.strerror}.") from None
     except (AdapterError, ValueError) as error:
         raise ModelError(f"{stored.file}: tensor {name} cannot be read: {error}") from None
+
+
+def same_numbers(one: Stored, other: Stored, everything: bool) -> bool:
+    """Whether two tensors hold the same numbers; by some hundred places of both where not `everything` is to be read."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype != other.dtype:
+        return bool(np.array_equal(read_tensor(one, "lm_head"), read_tensor(other, "embed_tokens")))
+    size, piece = one.end - one.begin, _PIECE if everything else _SAMPLE
+    step = piece if everything else max(piece, size // _SAMPLES)
+    places = [*range(0, max(0, size - piece), step), max(0, size - piece)]
+    try:
+        with one.file.open("rb") as first, other.file.open("rb") as second:
+            for place in places:
+                first.seek(one.begin + place)
+                second.seek(other.begin + place)
+                count = min(piece, size - place)
+                if first.read(count) != second.read(count):
+                    return False
+    except OSError as error:
+        raise ModelError(f"{one.file}: {error.strerror}.") from None
+    return True
 
 
 @dataclass(frozen=True)

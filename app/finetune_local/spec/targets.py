@@ -15,7 +15,7 @@ MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 HEADS = ("lm_head", "embed_out")
 _NORM = re.compile(r"norm|^ln_")
-_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,6})\.")
 
 
 class InBlocks(Settings):
@@ -119,14 +119,14 @@ def parse_layers(text: str, count: int) -> set[int]:
     """ "all", "last:N" or "0-3,7" as block numbers. Raises SpecError where it is malformed or names a missing block."""
     if text == "all":
         return set(range(count))
-    if match := re.fullmatch(r"(first|last):(\d+)", text):
+    if match := re.fullmatch(r"(first|last):([0-9]{1,9})", text):
         n = int(match.group(2))
         if not 1 <= n <= count:
             raise SpecError(f"--layers {text}: this model has {count} blocks. Give a number from 1 to {count}.")
         return set(range(n)) if match.group(1) == "first" else set(range(count - n, count))
     chosen: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
         if not match:
             raise SpecError(f"--layers {text!r} is not understood. Write all, last:8, first:4 or a list such as 0-3,7.")
         low, high = int(match.group(1)), int(match.group(2) or match.group(1))
@@ -137,5 +137,7 @@ def parse_layers(text: str, count: int) -> set[int]:
 
 
 @lru_cache(maxsize=1 << 15)
-def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name))
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """A key to sort names by their numbers; a number is its length and its digits, as a file may have one of any length."""
+    parts = re.split(r"0*([0-9]+)", name)
+    return tuple((len(part) if i % 2 else 1, part) for i, part in enumerate(parts))

@@ -7,11 +7,11 @@ first, and theta and scaling are put back where mlx-lm looks for them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 from finetune_local.errors import ModelError, Unsupported
+from finetune_local.spec.base_config import read_base_config
 from finetune_local.spec.rope import stretched
 
 Config = dict[str, Any]
@@ -53,13 +53,13 @@ _RENAMED = {"num_local_experts": "num_experts"}
 
 def read_config(folder: Path, rope_factor: float = 1.0) -> Config:
     """config.json, completed, stretched and normalised. Raises ModelError, Unsupported, SpecError."""
-    raw = _read(folder / "config.json")
+    raw = read_base_config(folder)
     family = raw.get("model_type")
     if not isinstance(family, str):
         raise ModelError(f"{folder / 'config.json'}: no 'model_type', so the kind of model is unknown.")
     if raw.get("model_file"):  # (`auto_map`'s code is never needed: the families below are built in)
         raise ModelError(f"{folder}: this model needs code of its own to be run, which is refused.")
-    if "quantization" in raw or "quantization_config" in raw:
+    if raw.get("quantization") or raw.get("quantization_config"):
         raise ModelError(
             f"{folder}: its weights are already quantised. Use the original model and --precision 4-bit or 8-bit."
         )
@@ -118,18 +118,6 @@ def longest(config: Config, arguments: object) -> int | None:
     return None if known == window and handled else window
 
 
-def _read(path: Path) -> Config:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing, so this is not a model's folder.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}).") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: expected an object with settings.")
-    return values
-
-
 def _completed(folder: Path, raw: Config) -> Config:
     """What transformers' class makes of it: every default filled in; the raw values where it knows no such family."""
     from transformers import AutoConfig
@@ -140,8 +128,11 @@ def _completed(folder: Path, raw: Config) -> Config:
         return raw
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise ModelError(f"{folder / 'config.json'}: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it has its own classes of errors, one for each way a field can be wrong
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{folder / 'config.json'}: {said}") from None
     _check_activation(config, family)
     return {**raw, **cast(Config, config.to_dict())}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,15 +13,20 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from finetune_local.backend import Device
-from finetune_local.errors import ModelError, Unsupported
+from finetune_local.errors import AdapterError, ModelError, OutOfMemory, Unsupported
+from finetune_local.layout import as_float32
+from finetune_local.spec.base_files import weight_files
+from finetune_local.spec.base_weights import check_base_weights, explain, not_finite
 from finetune_local.spec.run import Precision, Quantisation
-from finetune_local.spec.targets import block_of
+from finetune_local.spec.targets import block_of, is_embedding
+from finetune_local.system.tensor_header import Stored, tensors_of
 from finetune_local_backends.mlx.config import Config, longest, read_config
 from finetune_local_backends.mlx.memory import guard
 from finetune_local_backends.mlx.model import Model, Place, walk
 from finetune_local_backends.mlx.quantised import CpuQuantizedLinear, Nf4Linear
 
 _BITS = {"8-bit": 8, "4-bit": 4}
+_STORED = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.float64: "F64", mx.uint8: "U8", mx.int8: "I8"}
 
 
 def load(
@@ -28,14 +34,14 @@ def load(
 ) -> Model:
     """The model, frozen, with its weights in memory. Raises ModelError, Unsupported, OutOfMemory, SpecError."""
     config = read_config(folder, rope_factor)
-    module, arguments = _build(config)
+    found = _read_weights(folder)
+    check_base_weights(config, {name: _AsStored(array) for name, array in found.items()}, folder)
+    config = _with_own_head(config, found)
+    module, arguments = _build(folder, config)
     if rope_factor != 1:
         _check_stretched(module, config)
-    found = _read_weights(folder)
-    try:
-        named = module.sanitize(dict(found)) if hasattr(module, "sanitize") else dict(found)
-    except (KeyError, ValueError) as error:
-        raise ModelError(f"{folder}: MLX cannot read this model's weights: {error}") from None
+    named = _renamed(folder, module, found)
+    _check_names(folder, str(config["model_type"]), module, found, named)
     _repair(module, str(config["model_type"]))
     half = precision == "bf16" or (precision in _BITS and device.kind != "cpu")
     dtype = mx.bfloat16 if half else mx.float32
@@ -49,13 +55,89 @@ def load(
     with guard("the model's weights"):
         if precision in _BITS:
             nf4 = quantisation == "nf4" and precision == "4-bit"
-            _quantise(module, _nf4 if nf4 else _affine(_BITS[precision], device))
+            _quantise(folder, module, _nf4 if nf4 else _affine(_BITS[precision], device))
         mx.eval(module.parameters())  # type: ignore[no-untyped-call]
+        _check_finite(folder, {path: value for path, _, value in walk(module) if isinstance(value, mx.array)})
     mx.clear_cache()
     return _mapped(module, found, named, config, arguments)
 
 
-def _build(config: Config) -> tuple[nn.Module, Any]:
+@dataclass(frozen=True)
+class _AsStored:
+    """An array as its file's header tells it."""
+
+    array: mx.array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See spec/base_weights.py."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> str:
+        """See spec/base_weights.py."""
+        return _STORED.get(self.array.dtype, str(self.array.dtype))
+
+
+def _with_own_head(config: Config, found: dict[str, mx.array]) -> Config:
+    """A head that is stored and differs from the embedding is the model's, as in transformers, though the config says that it is tied."""
+    head = next((name for name in found if name.endswith("lm_head.weight")), None)
+    table = next((name for name in found if is_embedding(name.removesuffix(".weight"))), None)
+    if head is None or table is None or found[head].shape != found[table].shape:
+        return config
+    if not config.get("tie_word_embeddings") or bool(mx.array_equal(found[head], found[table]).item()):
+        return config
+    nested = config.get("text_config")
+    inner = {"text_config": {**nested, "tie_word_embeddings": False}} if isinstance(nested, dict) else {}
+    return {**config, **inner, "tie_word_embeddings": False}
+
+
+def _renamed(folder: Path, module: nn.Module, found: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The weights under the names of mlx-lm's class."""
+    try:
+        return cast(dict[str, mx.array], module.sanitize(dict(found)) if hasattr(module, "sanitize") else dict(found))
+    except (OutOfMemory, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - its classes raise whatever a file makes them stumble over
+        raise ModelError(
+            f"{folder}: MLX cannot read this model's weights: {' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+def _check_names(
+    folder: Path, family: str, module: nn.Module, found: dict[str, mx.array], named: dict[str, mx.array]
+) -> None:
+    """Raise ModelError where the class has weights that are not stored, or leaves out some that are, also in its sanitize()."""
+    known = {path: value for path, _, value in walk(module) if isinstance(value, mx.array)}
+    used = {id(array) for array in named.values()}
+    left_out = {n for n, array in found.items() if id(array) not in used and ".experts." not in n}
+    tied = {n for n in left_out if n.endswith("lm_head.weight")}  # the embedding once more
+    misshapen = {n for n, value in named.items() if n in known and known[n].shape != value.shape}
+    missing = known.keys() - named.keys()
+    strange = named.keys() - known.keys()
+    if strange and all(name.endswith("lm_head.weight") for name in strange):
+        raise Unsupported(
+            f"{folder}: it has a head of its own ({min(strange)}), and MLX's class for {family} models takes the embedding instead. Use "
+            "--backend torch."
+        )
+    if told := explain(folder, family, missing, strange | (left_out - tied), misshapen):
+        raise ModelError(told)
+
+
+def _check_finite(folder: Path, weights: Mapping[str, mx.array]) -> None:
+    """Raise ModelError where a weight holds NaN or infinity: every loss would be NaN."""
+    floats = {name: array for name, array in weights.items() if mx.issubdtype(array.dtype, mx.floating)}
+    sums = {name: mx.sum(array) for name, array in floats.items()}
+    mx.eval(sums)
+    for name, total in sums.items():
+        # A sum is one fast pass, and finite only if all numbers are; but finite numbers can have an infinite sum.
+        if not math.isfinite(float(cast(float, total.item()))):
+            bad = int(cast(int, mx.sum(mx.logical_not(mx.isfinite(floats[name]))).item()))
+            if bad:
+                raise ModelError(not_finite(folder, name, bad))
+
+
+def _build(folder: Path, config: Config) -> tuple[nn.Module, Any]:
     from mlx_lm.utils import MODEL_REMAPPING
 
     family = str(config["model_type"])
@@ -64,8 +146,11 @@ def _build(config: Config) -> tuple[nn.Module, Any]:
     try:
         arguments = code.ModelArgs.from_dict(config)
         return code.Model(arguments), arguments
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"config.json: MLX cannot build this {family} model: {error}") from None
+    except (OutOfMemory, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - its classes raise whatever a file makes them stumble over
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{folder}: MLX cannot build this {family} model: {said}") from None
 
 
 def _check_stretched(module: nn.Module, config: Config) -> None:
@@ -81,32 +166,31 @@ def _check_stretched(module: nn.Module, config: Config) -> None:
 
 def _read_weights(folder: Path) -> dict[str, mx.array]:
     """Every tensor under its name in the folder; read from disk only when computed with."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index}: cannot be read ({error}).") from None
-        files = [folder / Path(name).name for name in names]
-    else:
-        single = folder / "model.safetensors"
-        files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder}: no .safetensors files. Convert the model to safetensors first.")
     weights: dict[str, mx.array] = {}
-    for file in files:
+    for file in weight_files(folder):
         try:
-            weights.update(cast(dict[str, mx.array], mx.load(str(file))))
-        except (RuntimeError, OSError, ValueError) as error:
+            stored = tensors_of(file)
+            if any(tensor.dtype == "F64" for tensor in stored.values()):  # which MLX does not read
+                weights.update({name: _as_float32(tensor) for name, tensor in stored.items()})
+            else:
+                weights.update(cast(dict[str, mx.array], mx.load(str(file))))
+        except (RuntimeError, OSError, ValueError, AdapterError) as error:
             raise ModelError(f"{file}: cannot be read ({error}). Copy or download the model again.") from None
     return {name: w for name, w in weights.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def _quantise(module: nn.Module, quantised: Callable[[str, Any], nn.Module]) -> None:
+def _as_float32(tensor: Stored) -> mx.array:
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.begin)
+        return mx.array(as_float32(file.read(tensor.end - tensor.begin), tensor.dtype, tensor.shape))
+
+
+def _quantise(folder: Path, module: nn.Module, quantised: Callable[[str, Any], nn.Module]) -> None:
     """Replace the linear layers of the blocks, one after another; embeddings and head stay as they are."""
     for path, place, part in list(walk(module)):
         if block_of(path) is None or not hasattr(part, "to_quantized") or isinstance(part, nn.Embedding):
             continue
+        _check_finite(folder, {f"{path}.weight": part.weight})  # packed, a number that is none looks like any other
         layer = quantised(path, part)
         layer.freeze()
         mx.eval(layer.parameters())  # type: ignore[no-untyped-call]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,14 @@ import torch
 from torch import nn
 
 from finetune_local.backend import Device
-from finetune_local.errors import ModelError, Unsupported
+from finetune_local.errors import FinetuneError, ModelError, Unsupported
+from finetune_local.spec.base_config import read_base_config
+from finetune_local.spec.base_files import check_finite, weight_files
+from finetune_local.spec.base_weights import explain, not_finite
 from finetune_local.spec.rope import stretched
 from finetune_local.spec.run import Precision
 from finetune_local_backends.torch import attention
-from finetune_local_backends.torch.memory import guard
+from finetune_local_backends.torch.memory import guard, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -80,24 +86,26 @@ def load_base(folder: Path, precision: Precision, device: Device, rope_factor: f
 
 
 def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, device: Device, rope_factor: float) -> Any:
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder}: no .safetensors file here. Pickled weights can run code and are not loaded.")
-    try:
+    read_base_config(folder)
+    files = weight_files(folder)
+    with _sentence(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if getattr(config, "quantization_config", None):
-            raise ModelError(
-                f"{folder}: its weights are already quantised on disk. Take the unquantised model; --precision 4-bit "
-                "quantises it while loading."
-            )
-        _without_dropout(config)
-        _stretch(config, rope_factor)
-        options: dict[str, Any] = {"quantization_config": _quantisation(precision, dtype)} if "bit" in precision else {}
-        if device.kind == "cuda" or options:
-            # Also for the CPU: without a map, quantised weights go to a card wherever there is one.
-            options["device_map"] = {"": device.id}
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            f"{folder}: its weights are already quantised on disk. Take the unquantised model; --precision 4-bit "
+            "quantises it while loading."
+        )
+    _without_dropout(config)
+    _stretch(config, rope_factor)
+    options: dict[str, Any] = {"quantization_config": _quantisation(precision, dtype)} if "bit" in precision else {}
+    if options:
+        check_finite(files)  # packed, a number that is none looks like any other
+    if device.kind == "cuda" or options:
+        # Also for the CPU: without a map, quantised weights go to a card wherever there is one.
+        options["device_map"] = {"": device.id}
+    with _sentence(folder):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -107,14 +115,47 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # not ignored: the report names them
             **options,
         )
-    except (OSError, ValueError, KeyError, SafetensorError, ImportError) as error:
-        raise ModelError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from error
-    lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
-    if lacking:
-        raise ModelError(f"{folder}: {len(lacking)} weights are missing or misshapen, the first is {lacking[0]}.")
+    misshapen = {str(key[0]) for key in report["mismatched_keys"]}
+    if told := explain(folder, str(config.model_type), report["missing_keys"], report["unexpected_keys"], misshapen):
+        raise ModelError(told)
+    _check_finite(model, folder)
     return model
+
+
+@contextmanager
+def _sentence(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises about a folder, as a ModelError: from its own errors of a config's fields to an IndexError.
+
+    Running out of memory stays what it is.
+    """
+    try:
+        yield
+    except (FinetuneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise ModelError(_said(folder, error)) from error
+    except Exception as error:
+        raise ModelError(_said(folder, error)) from error
+
+
+def _said(folder: Path, error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{folder}: transformers cannot load it: {text[:300]}"
+
+
+def _check_finite(model: nn.Module, folder: Path) -> None:
+    """Raise ModelError where a weight holds NaN or infinity: every loss would be NaN."""
+    for name, weight in model.named_parameters():
+        # A sum is one fast pass without a copy, and finite only if all are; but finite numbers can have an infinite sum.
+        if weight.is_floating_point() and not math.isfinite(weight.detach().sum().item()):
+            bad = int((~torch.isfinite(weight.detach())).sum())
+            if bad:
+                raise ModelError(not_finite(folder, name, bad))
 
 
 def _quantisation(precision: Precision, dtype: torch.dtype) -> Any:

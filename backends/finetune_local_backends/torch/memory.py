@@ -32,9 +32,14 @@ def guard(doing: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _refused(doing) from error
     except RuntimeError as error:
-        if any(word in str(error) for word in _WORDS):
+        if out_of_memory(error):
             raise _refused(doing) from error
         raise
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error without a class of its own is about memory."""
+    return any(word in str(error) for word in _WORDS)
 
 
 def release(device: torch.device) -> None:

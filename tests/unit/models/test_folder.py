@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from finetune_local.errors import ModelError
 from finetune_local.layout import read_tensors
+from finetune_local.models.fingerprint import config_sha256
 from finetune_local.models.folder import ModelFolder, name_of
 from tiny import tiny_model
 
@@ -55,11 +56,20 @@ def test_one_tensor_is_read_as_it_was_written(tmp_path: Path, dtype: str, shards
         got += 1  # it is the caller's own
 
 
-def test_a_tied_head_that_was_saved_counts_once(tmp_path: Path) -> None:
+def test_a_tied_head_that_was_saved_counts_once_and_one_of_its_own_is_not_tied(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, tied=False)
     untied = ModelFolder.open(folder).parameters
     change(folder, tie_word_embeddings=True)
-    assert untied - ModelFolder.open(folder).parameters == 384 * 64
+    claimed = ModelFolder.open(folder)
+    assert (claimed.tied, claimed.parameters) == (False, untied), "the head that is stored counts, not the flag"
+    tensors = load_file(folder / WEIGHTS)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, folder / WEIGHTS)
+    saved = ModelFolder.open(folder)
+    assert (saved.tied, untied - saved.parameters) == (True, 384 * 64)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["lm_head.weight"][200, 3] += 1e-3
+    save_file(tensors, folder / WEIGHTS)
+    assert not ModelFolder.open(folder).tied, "one number differs"
 
 
 def test_no_tensor_of_that_name(folder: Path) -> None:
@@ -139,10 +149,10 @@ def test_models_of_another_kind_are_refused(folder: Path, values: dict[str, Any]
 
 def test_a_broken_config_is_told_with_its_place(folder: Path) -> None:
     (folder / "config.json").write_text('{\n "model_type": "llama",\n oops}', "utf-8")
-    with pytest.raises(ModelError, match=r"config\.json: line 3, column 2"):
+    with pytest.raises(ModelError, match=r"config\.json: it is not JSON .line 3, column 2"):
         ModelFolder.open(folder)
     (folder / "config.json").write_bytes(b'{"model_type": "\xff"}')
-    with pytest.raises(ModelError, match="not a UTF-8"):
+    with pytest.raises(ModelError, match="not UTF-8"):
         ModelFolder.open(folder)
     (folder / "config.json").write_text("[]", "utf-8")
     with pytest.raises(ModelError, match="a JSON object"):
@@ -222,11 +232,12 @@ def test_the_identity_stays_when_the_config_is_saved_again(folder: Path) -> None
     ],
 )
 def test_the_identity_changes_with_what_is_computed(folder: Path, values: dict[str, Any]) -> None:
-    before = ModelFolder.open(folder).identity()
-    change(folder, **values)
-    after = ModelFolder.open(folder).identity()
-    assert before.config_sha256 != after.config_sha256
-    assert before.tokenizer_sha256 == after.tokenizer_sha256
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert (
+        ModelFolder.open(folder).identity().config_sha256
+        == config_sha256(config)
+        != config_sha256({**config, **values})
+    )
 
 
 def test_the_identity_changes_with_vocabulary_merges_added_tokens_and_template(folder: Path) -> None:

@@ -228,7 +228,7 @@ def test_llama3_cuts_numbers_in_threes_and_takes_whole_words_first() -> None:
         "tokenizer.ggml.bos_token_id": 11,
     }
 
-    files = tokenizer_files(Path("x.gguf"), values)
+    files = tokenizer_files(Path("x.gguf"), values, 18)
     tokenizer = Tokenizer.from_str(files["tokenizer.json"])
     assert tokenizer.encode("1234abc").tokens == ["<s>", "123", "4", "abc"]
     assert tokenizer.encode("1234", add_special_tokens=False).tokens == ["123", "4"]

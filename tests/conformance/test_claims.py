@@ -1,0 +1,154 @@
+"""Folders whose config.json does not tell the truth: both backends compute what is stored, or both refuse it and say why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from finetune_local.backend import Backend, backends
+from finetune_local.errors import FinetuneError, ModelError
+from tiny import tiny_model
+
+WEIGHTS = "model.safetensors"
+UP = "model.layers.1.mlp.up_proj.weight"
+IDS = [3, 50, 7, 120]
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(params=["torch", "mlx"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    found = backends()[request.param]
+    if reason := found.missing():
+        pytest.skip(f"{found.name}: {reason}")
+    return found
+
+
+def change(folder: Path, **values: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **values}), "utf-8")
+    return folder
+
+
+def rewrite(folder: Path, made: Callable[[Tensors], Tensors]) -> Path:
+    save_file({n: np.ascontiguousarray(t) for n, t in made(load_file(folder / WEIGHTS)).items()}, folder / WEIGHTS)
+    return folder
+
+
+def renamed(before: str, after: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name.replace(before, after, 1): tensor for name, tensor in tensors.items()}
+
+
+def with_number(name: str, value: float, kind: Any = np.float32) -> Callable[[Tensors], Tensors]:
+    def made(tensors: Tensors) -> Tensors:
+        array = tensors[name].astype(kind)
+        array.reshape(-1)[5] = value
+        return {**tensors, name: array}
+
+    return made
+
+
+def reference(folder: Path) -> np.ndarray:
+    """Plain transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return np.asarray(model(torch.tensor([IDS])).logits[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2"])
+def test_a_head_of_its_own_is_computed_with_though_the_config_says_tied(
+    backend: Backend, family: str, tmp_path: Path
+) -> None:
+    folder = change(tiny_model(tmp_path, family, tied=False), tie_word_embeddings=True)
+    plain = reference(folder)
+    np.testing.assert_allclose(backend.load(folder, "fp32", "cpu").logits(IDS), plain, atol=1e-3)
+    tied = rewrite(folder, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"]})
+    assert np.abs(reference(tied) - plain).max() > 0.1, "the two heads are told apart"
+    np.testing.assert_allclose(backend.load(tied, "fp32", "cpu").logits(IDS), reference(tied), atol=1e-3)
+
+
+def test_what_is_stored_as_float64_is_read(backend: Backend, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path)
+    plain = reference(folder)
+    rewrite(folder, lambda t: {n: x.astype(np.float64) for n, x in t.items()})
+    np.testing.assert_allclose(backend.load(folder, "fp32", "cpu").logits(IDS), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda t: {n: x for n, x in t.items() if n != UP}, rf"1 weights are missing or misshapen, the first is {UP}"),
+        (lambda t: {**t, UP: t[UP][:, :-1]}, r"another shape|shape \[128, 63\]"),
+        (lambda t: {**t, "model.layers.1.evil.weight": np.ones((2, 2), np.float32)}, r"1 of its tensors are none of a llama model's"),
+        (lambda t: {**t, "score.weight": np.ones((2, 64), np.float32)}, r"would be left out, the first is score\.weight"),
+        (renamed("model.", "model.language_model."), r"named model\.language_model\.…, and those of a llama model model\.…"),
+        (renamed("model.", "transformer."), r"named transformer\.…, and those of a llama model model\.…"),
+        (renamed("model.", "language_model.model."), r"named language_model\.model\.…"),
+        (with_number(UP, float("nan")), rf"1 numbers of {UP} are NaN or infinite"),
+        (with_number(UP, float("inf")), rf"1 numbers of {UP} are NaN or infinite"),
+        (with_number(UP, float("-inf"), np.float16), rf"1 numbers of {UP} are NaN or infinite"),
+        (with_number(UP, 1e300, np.float64), rf"1 numbers of {UP} are NaN or infinite"),
+        (with_number("model.norm.weight", float("nan")), r"1 numbers of model\.norm\.weight are NaN"),
+        (with_number("model.embed_tokens.weight", float("nan")), r"1 numbers of model\.embed_tokens\.weight are NaN"),
+    ],
+)  # fmt: skip
+def test_weights_that_cannot_be_right_are_refused_by_name(
+    backend: Backend, made: Callable[[Tensors], Tensors], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=says):
+        backend.load(rewrite(tiny_model(tmp_path), made), "fp32", "cpu")
+
+
+def test_finite_numbers_with_an_infinite_sum_are_let_through(backend: Backend, tmp_path: Path) -> None:
+    folder = rewrite(tiny_model(tmp_path), lambda t: {**t, UP: np.full_like(t[UP], 3e38)})
+    backend.load(folder, "fp32", "cpu")
+
+
+@pytest.mark.parametrize("precision", ["4-bit", "8-bit"])
+def test_packed_weights_are_looked_at_before(backend: Backend, precision: Any, tmp_path: Path) -> None:
+    import importlib.util
+
+    if backend.name == "torch" and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("torch quantises with bitsandbytes, which is not installed")
+    folder = rewrite(tiny_model(tmp_path), with_number(UP, float("nan")))
+    with pytest.raises(ModelError, match=rf"1 numbers of {UP} are NaN or infinite"):
+        backend.load(folder, precision, "cpu")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"hidden_act": "evil"},
+        {"rope_parameters": {"rope_type": "evil", "rope_theta": 10000.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}},
+        {"layer_types": ["evil", "evil"]},
+        {"use_cache": "x"},
+        {"id2label": {"a": 1}},
+        {"num_hidden_layers": 3},
+        {"num_attention_heads": 5},
+        {"tie_word_embeddings": False},
+        {"head_dim": 15},
+        {"dtype": "evil"},
+        {"architectures": "x"},
+        {"text_config": {"model_type": "llama", "hidden_size": "x"}},
+    ],
+)
+def test_whatever_a_library_says_of_a_config_is_a_sentence(
+    backend: Backend, values: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = change(tiny_model(tmp_path), **values)
+    try:
+        session = backend.load(folder, "fp32", "cpu")
+    except FinetuneError as error:
+        assert (error.exit_code, len(str(error).split()) > 5) == (2, True)
+        assert "\n" not in str(error)
+    else:  # what one of them does not read; then both compute the same model
+        np.testing.assert_allclose(session.logits(IDS), reference(tiny_model(tmp_path / "good")), atol=1e-3)
