@@ -15,16 +15,18 @@ from finetune_local.adapters.attach import attach
 from finetune_local.backend import Backend
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import GateFailed
-from finetune_local.export import candidates, gguf_metadata, gguf_tensors, llama
-from finetune_local.export import verify as gate
+from finetune_local.export import candidates, compare, gguf_metadata, gguf_tensors, llama
+from finetune_local.export import verify as verification
 from finetune_local.export.job import export
 from finetune_local.export.merged import write_merged
+from finetune_local.export.probes import probes
 from finetune_local.export.verify import verify
 from finetune_local.layout import write_adapter
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.families import families
 from finetune_local.spec.families.low_rank import LowRankSettings
 from made import made_adapter
+from receiving import answered_here
 from sentencepiece_like import make_sentencepiece_like
 from tiny import tiny_model
 
@@ -32,6 +34,12 @@ needs_llama = pytest.mark.skipif(not llama.available(), reason="xllamacpp is not
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="PEFT is not installed")
 needs_mlx_lm = pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+
+
+@pytest.fixture(autouse=True)
+def quick_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers and mlx-lm answer in this process; see tests/receiving.py."""
+    monkeypatch.setattr(verification, "ask", answered_here)
 
 
 @pytest.fixture
@@ -197,9 +205,11 @@ def test_wrong_tensors_fail_the_gate(
     wrong: Callable[..., Any], tiny: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gguf_tensors, "_made", wrong)
-    with pytest.raises(GateFailed, match=r"greedy text: prompt 1 \(“.*”\), token \d+: .* kept as .*m\.gguf\.failed"):
+    with pytest.raises(
+        GateFailed, match=r"greedy text: llama.cpp: prompt 1 \(“.*”\), token \d+: .* kept as .*m\.gguf\.failed"
+    ):
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "f16")
-    with pytest.raises(GateFailed, match=r"probabilities: the mean KL divergence .* prompt \d"):
+    with pytest.raises(GateFailed, match=r"probabilities: llama.cpp: the mean KL divergence .* prompt \d"):
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "q8_0")
     with pytest.raises(GateFailed, match=r"probabilities: .* So few bits are too few for this model"):
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "q4_0")
@@ -236,7 +246,7 @@ def test_another_cut_of_the_text_fails_the_gate(tiny: Path, tmp_path: Path, monk
     from gguf import GGUFWriter
 
     monkeypatch.setattr(GGUFWriter, "add_token_merges", without_merges)
-    with pytest.raises(GateFailed, match=r"prompt ids: prompt 1 .* they part at token \d+"):
+    with pytest.raises(GateFailed, match=r"token ids: llama.cpp: .* they part at token \d+"):
         export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
 
 
@@ -252,7 +262,7 @@ def test_a_file_that_llama_cpp_refuses_fails_the_gate_and_not_the_app(
 def test_a_merged_folder_that_was_tampered_with_fails_the_gate(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     base, out = ModelFolder.open(tiny), tmp_path / "out"
     write_merged(base, None, out)  # the adapter was forgotten
-    with pytest.raises(GateFailed, match=r"greedy text: prompt \d"):
+    with pytest.raises(GateFailed, match=r"greedy text: transformers: prompt \d"):
         verify("merged", out, "f32", base, adapter)
     write_merged(base, adapter, out)
     (out / "chat_template.jinja").write_text("{{ messages[0].content }}", "utf-8")
@@ -261,16 +271,16 @@ def test_a_merged_folder_that_was_tampered_with_fails_the_gate(tiny: Path, adapt
 
 
 def test_a_near_tie_is_reported_and_a_clear_difference_is_not(tiny: Path) -> None:
-    probe = gate.Probe((), "text", (3, 4))
+    probe = verification.Probe((), "text", (3, 4))
     logprobs = np.log(np.array([[0.5, 0.49, 0.01], [0.1, 0.2, 0.7]], np.float32))
-    reference = gate.Reference(probe, (0, 2), logprobs)
-    verdict = gate.Gate(None)
-    gate._compare_text(reference, [1, 0], "prompt 1", 0.05, verdict, str)
-    assert len(verdict.near_ties) == 1 and verdict.equal_texts == 0
+    reference = candidates.Reference(probe, (0, 2), logprobs)
+    check, expected = compare.ReceiverCheck("x"), verification.expected(ModelFolder.open(tiny), None)
+    compare.compare_text(check, expected, reference, [1, 0], "prompt 1", 0.05)
+    assert len(check.near_ties) == 1 and check.equal_texts == 0
     with pytest.raises(GateFailed, match=r"token 1: .*0\.0202 apart, and 0\.01 would pass"):
-        gate._compare_text(reference, [1, 0], "prompt 1", 0.01, verdict, str)
-    gate._compare_text(reference, [0, 2], "prompt 1", 0.05, verdict, str)
-    assert verdict.equal_texts == 1
+        compare.compare_text(check, expected, reference, [1, 0], "prompt 1", 0.01)
+    compare.compare_text(check, expected, reference, [0, 2], "prompt 1", 0.05)
+    assert check.equal_texts == 1
 
 
 def test_kl_over_the_likeliest_tokens_is_a_lower_bound_and_exact_over_all() -> None:
@@ -287,7 +297,7 @@ def test_kl_over_the_likeliest_tokens_is_a_lower_bound_and_exact_over_all() -> N
 def test_without_llama_cpp_the_export_is_written_and_said_not_to_be_checked(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "available", lambda: False)
+    monkeypatch.setattr(verification, "available", lambda: False)
     done = export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
     assert done.gate.passed is None and "pip install xllamacpp" in done.gate.reason
     assert (tmp_path / "m.gguf").exists()
@@ -309,7 +319,7 @@ def test_probes_come_from_the_run_that_made_the_adapter(tiny: Path, tmp_path: Pa
     settings = DataSettings(files=(str(data),), validation=0.2)
     prepare(settings, tokenizer, 1, run / "data", 128, lambda *_: None)
     adapter = made_adapter(tiny, run / "adapter")
-    found = gate.probes(tokenizer, adapter, 512, raw=False)
+    found = probes(tokenizer, adapter, 512, raw=False)
     assert len(found) == 4 and all(probe.title.startswith("问题") for probe in found)
     (run / "run.json").write_text(json.dumps({"data": {"template": "raw"}}), "utf-8")
     done = export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "f32")

@@ -57,6 +57,7 @@ def test_nothing_forbidden(path: Path) -> None:
 
 
 NETWORK = {
+    "app/finetune_local/export/llama_worker.py",  # llama.cpp's own server, in this process, on a socket file
     "app/finetune_local/models/download.py",
     "app/finetune_local/models/hub.py",
     "app/finetune_local/models/search.py",

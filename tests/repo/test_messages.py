@@ -43,6 +43,7 @@ NOT_SHOWN = {
             "at both",
         )
     },
+    "app/finetune_local/export/receivers/chats.py": "chats and texts that receivers are tried with",
     "app/finetune_local/export/probes.py": "prompts that a gate asks",
     "backends/finetune_local_backends/mlx/blas.py": "a program in C",
     "backends/finetune_local_backends/mlx/memory.py: out of memory": "by this an error is known",

@@ -9,7 +9,9 @@ import click
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option
 
 if TYPE_CHECKING:
+    from finetune_local.export.compare import ReceiverCheck
     from finetune_local.export.job import Exported
+    from finetune_local.export.verify import Gate
 
 FORMATS = {
     "gguf": "f16, bf16, f32, q8_0, q6_k, q5_k_m, q4_k_m, q5_1, q5_0, q4_1, q4_0",
@@ -33,6 +35,10 @@ _FORMATS_HELP = (
 @model_option
 @backend_option
 @click.option("--gate/--no-gate", default=True, help="Check that the export answers as base + adapter do.")
+@click.option(
+    "--skip-receiver", "skip", metavar="NAME", multiple=True,
+    help="Do not ask this program when checking (transformers, mlx-lm, llama.cpp); the result says so. Can be repeated.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @home_option
 @json_option
@@ -44,6 +50,7 @@ def command(
     model: str | None,
     backend: str,
     gate: bool,
+    skip: tuple[str, ...],
     overwrite: bool,
     home: str | None,
     as_json: bool,
@@ -52,7 +59,7 @@ def command(
 
     The word `base` instead of an adapter exports the model of --model alone.
     """
-    done = run(adapter, target, quant, out, model, backend, gate, overwrite, home)
+    done = run(adapter, target, quant, out, model, backend, gate, skip, overwrite, home)
     show(done, as_json)
 
 
@@ -64,6 +71,7 @@ def run(
     model: str | None,
     backend: str,
     gate: bool,
+    skip: tuple[str, ...],
     overwrite: bool,
     home: str | None,
 ) -> Exported:
@@ -81,7 +89,7 @@ def run(
 
         return export_named(
             home_folder(home), adapter, target, quant, Path(out),
-            model=model, backend=backend, gate=gate, overwrite=overwrite, progress=progress,
+            model=model, backend=backend, gate=gate, skip=skip, overwrite=overwrite, progress=progress,
         )  # fmt: skip
 
 
@@ -101,14 +109,27 @@ def show(done: Exported, as_json: bool) -> None:
         click.echo(f"gate: passed: {gate.tensors} tensors read back equal")
         return
     click.echo(f"gate: passed against base + adapter on {gate.backend} ({gate.precision}), {gate.prompts} prompts")
-    click.echo("  prompt ids, chat template and stop tokens equal")
+    for check in gate.receivers:
+        _show_receiver(check, gate)
+
+
+def _show_receiver(check: ReceiverCheck, gate: Gate) -> None:
+    """What one program that opened the export was seen to do."""
+    if check.passed is None:
+        click.echo(f"  {check.name}: {check.reason}")
+        return
+    version = f" {check.version}" if check.version else ""
+    click.echo(f"  {check.name}{version}: " + ("passed" if check.passed else f"opens it, but {check.reason}"))
+    click.echo(f"    {check.chats} chats read as the same tokens, stops at all of {check.stops} end tokens")
     if gate.tie_tolerance is None:
-        click.echo("  greedy answers not compared: a quantised file may word things otherwise")
+        click.echo("    greedy answers not compared: a quantised file may word things otherwise")
     else:
-        click.echo(f"  greedy answers equal: {gate.equal_texts} of {gate.prompts}")
-    for tie in gate.near_ties:
-        click.echo(f"  near-tie (within {gate.tie_tolerance:g}): {tie}")
+        click.echo(f"    greedy answers equal: {check.equal_texts} of {gate.prompts}")
+    for tie in check.near_ties:
+        click.echo(f"    near-tie (within {gate.tie_tolerance:g}): {tie}")
     click.echo(
-        f"  KL {gate.kl_mean:.2g} nats per token, at most {gate.kl_max:.2g}, over {gate.tokens} tokens "
-        f"({gate.kl_limit:g} allowed; over {gate.kl_over})"
+        f"    KL {check.kl_mean:.2g} nats per token, at most {check.kl_max:.2g}, over {check.tokens} tokens "
+        f"({gate.kl_limit:g} allowed; over {gate.kl_over}), {check.seconds:g} s"
     )
+    for note in check.notes:
+        click.echo(f"    note: {note}")

@@ -18,6 +18,10 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 @model_option
 @backend_option
 @click.option("--gate/--no-gate", default=True, help="Check that the merged model answers as base + adapter do.")
+@click.option(
+    "--skip-receiver", "skip", metavar="NAME", multiple=True,
+    help="Do not ask this program when checking (transformers, mlx-lm, llama.cpp); the result says so. Can be repeated.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @home_option
 @json_option
@@ -28,6 +32,7 @@ def command(
     model: str | None,
     backend: str,
     gate: bool,
+    skip: tuple[str, ...],
     overwrite: bool,
     home: str | None,
     as_json: bool,
@@ -35,4 +40,4 @@ def command(
     """Merge ADAPTER (a folder, a run's name or a library name) into its base: a folder that needs no adapter."""
     from finetune_local.cli.export import run, show
 
-    show(run(adapter, "merged", dtype, out, model, backend, gate, overwrite, home), as_json)
+    show(run(adapter, "merged", dtype, out, model, backend, gate, skip, overwrite, home), as_json)

@@ -47,10 +47,12 @@ class GuardedTemplate:
         generation_prompt: bool = False,
         tools: Sequence[Any] | None = None,
         day: date | None = None,
+        variables: Mapping[str, bool] | None = None,
     ) -> str:
         """The text of a chat as transformers takes it, with any keys in its messages, and nothing bridged. `day` stands for today,
-        always written like 2021-03-04. Raises RowRejected."""
+        always written like 2021-03-04; `variables` are told to the template beside its own. Raises RowRejected."""
         asked = {"do": "chat", "chat": [dict(m) for m in chat], "generation_prompt": generation_prompt, "tools": tools}
+        asked["variables"] = dict(variables or {})
         return str(self._asked({**asked, "day": day.isoformat() if day else None})["text"])
 
     def spans(self, messages: Sequence[Message], generation_prompt: bool = False) -> tuple[str, list[Span]]:

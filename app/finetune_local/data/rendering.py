@@ -112,7 +112,9 @@ def _many(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
 
 def _chat(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
     day = request["day"]
-    more = {} if day is None else {"strftime_now": lambda _: day}
+    more = dict(request.get("variables") or {})
+    if day is not None:
+        more["strftime_now"] = lambda _: day
     return {"text": prepared.values(request["chat"], request["generation_prompt"], more, request["tools"])}
 
 

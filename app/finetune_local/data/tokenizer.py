@@ -164,6 +164,20 @@ class Tokenizer:
         """Render chats that segments() will soon be asked for, in one request to the template's process."""
         self._chat.ahead([messages for messages in chats if messages])
 
+    def render_as_is(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **variables: bool,
+    ) -> str:
+        """As render_turns(), with or without a next answer, by the template in use or the one given, and with variables of its own."""
+        chat = self._chat
+        if template is not None and template != self.chat_template:
+            chat = GuardedTemplate(template, self._hf.special_tokens_map)
+        return chat.render_chat(turns, generation_prompt, [dict(tool) for tool in tools or ()] or None, None, variables)
+
     def segments(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[Segment]:
         """The chat as ids in pieces, each tokenised apart, so that what is learned continues exactly the ids that
         prompt_ids() gives. Raises RowRejected where the template refuses or an answer is not found in its text."""

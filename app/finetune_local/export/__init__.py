@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -101,8 +101,10 @@ class Target(Protocol):
         """Write everything at `out`, whole or not at all, and return the files. Raises ModelError, AdapterError, DiskFull."""
         ...
 
-    def check(self, source: Source, out: Path, quant: str, backend: str, progress: Progress) -> Gate:
-        """The gate for what was written at `out`. Raises GateFailed; says where it cannot be checked here."""
+    def check(
+        self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
+    ) -> Gate:
+        """Verify what was written at `out`; `skip` names receivers to leave out. Raises GateFailed; says where it cannot be checked here."""
         ...
 
 

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +85,9 @@ class Adapter:
         progress("writing", 1.0)
         return sorted(out.iterdir()) if out.is_dir() else [out]
 
-    def check(self, source: Source, out: Path, quant: str, backend: str, progress: Progress) -> Gate:
+    def check(
+        self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
+    ) -> Gate:
         """See Target."""
         started = time.monotonic()
         progress("checking the export", 0.0)

@@ -1,22 +1,18 @@
-"""An export as the gate sees it once it is loaded: a merged folder in a session, or a GGUF file in llama.cpp."""
+"""An export as the verification sees it: what a receiver said of a folder, or a GGUF file in llama.cpp."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.backend import Session
-from finetune_local.data.conversation import Message
 from finetune_local.export.llama import LlamaCpp
 from finetune_local.export.probes import Probe
-
-if TYPE_CHECKING:
-    from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.export.receivers.chats import Chat
+from finetune_local.export.receivers.process import Heard, Rendering
 
 Floats = npt.NDArray[np.float32]
 TOP = 512
@@ -36,18 +32,30 @@ class Reference:
 
 
 class Candidate(Protocol):
-    """An export that has been loaded."""
+    """An export that a receiver has opened."""
+
+    def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
+        """Chats by its template, as the receiver renders them."""
+        ...
+
+    def text_ids(self, texts: Sequence[tuple[str, bool]]) -> Sequence[tuple[int, ...]]:
+        """Texts as ids; the flag says whether the tokenizer adds its own beginning."""
+        ...
 
     def prompt(self, probe: Probe) -> str | None:
-        """None where it reads the prompt as the same tokens, else a sentence."""
+        """None where it is asked the prompt as the same tokens, else a sentence."""
         ...
 
-    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
-        """Those of the app's stop tokens at which it does not stop."""
+    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+        """Those of the app's stop tokens after which it goes on, each forced on it."""
         ...
 
-    def template(self) -> str | None:
-        """Its chat template."""
+    def ends(self) -> frozenset[int] | None:
+        """All tokens that it says end an answer; None where it does not say."""
+        ...
+
+    def ends_at(self, probe: Probe, token: int) -> bool:
+        """Whether it ends at a token that ends nothing in the app."""
         ...
 
     def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
@@ -55,33 +63,46 @@ class Candidate(Protocol):
         ...
 
 
-class FolderCandidate:
-    """A merged folder in a fresh session."""
+class HeardCandidate:
+    """A folder, by what a receiver said of it in its own process."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer) -> None:
-        self._session, self._tokenizer = session, tokenizer
+    def __init__(
+        self, heard: Heard, chats: Sequence[Chat], texts: Sequence[tuple[str, bool]], probes: Sequence[Probe]
+    ) -> None:
+        self._heard = heard
+        self._chats = {id(chat): rendering for chat, rendering in zip(chats, heard.chats, strict=True)}
+        self._texts = dict(zip(texts, heard.texts, strict=True))
+        self._logits = {id(probe): logits for probe, logits in zip(probes, heard.logits, strict=True)}
+
+    def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
+        """See Candidate."""
+        return [self._chats[id(chat)] for chat in chats]
+
+    def text_ids(self, texts: Sequence[tuple[str, bool]]) -> Sequence[tuple[int, ...]]:
+        """See Candidate."""
+        return [self._texts[text] for text in texts]
 
     def prompt(self, probe: Probe) -> str | None:
-        """See Candidate."""
-        from finetune_local.data.encode import prompt_ids
+        """See Candidate: the probes are among the chats and texts."""
+        return None
 
-        asked = probe.messages or (Message("user", probe.text or ""),)
-        ids = prompt_ids(asked, self._tokenizer, "chat" if probe.messages else "raw")
-        return _difference(probe.ids, ids)
-
-    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
         """See Candidate."""
-        return sorted(set(stop_ids) - self._tokenizer.stop_ids)
+        return [token for token, length in zip(stop_ids, self._heard.lengths, strict=True) if length != 1]
 
-    def template(self) -> str | None:
+    def ends(self) -> frozenset[int] | None:
         """See Candidate."""
-        return self._tokenizer.template
+        return self._heard.ends
+
+    def ends_at(self, probe: Probe, token: int) -> bool:
+        """See Candidate."""
+        return not self._heard.goes_on
 
     def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
         """See Candidate."""
-        ids = [*reference.probe.ids, *reference.answer[:-1]]
-        own = log_softmax(self._session.logits(ids)[len(reference.probe.ids) - 1 :])
-        p = reference.logprobs
+        own = log_softmax(self._logits[id(reference.probe)])
+        width = min(own.shape[-1], reference.logprobs.shape[-1])  # rows beyond the vocabulary may be left out
+        p, own = reference.logprobs[:, :width], own[:, :width]
         kl = np.maximum((np.exp(p) * (p - own)).sum(axis=-1), 0.0)  # rounding may leave it a hair below zero
         return np.asarray(kl, np.float32), [int(i) for i in own.argmax(axis=-1)]
 
@@ -89,8 +110,16 @@ class FolderCandidate:
 class GgufCandidate:
     """A GGUF file in llama.cpp."""
 
-    def __init__(self, llama: LlamaCpp, file: Path) -> None:
-        self._llama, self._file = llama, file
+    def __init__(self, llama: LlamaCpp) -> None:
+        self._llama = llama
+
+    def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
+        """See Candidate."""
+        return [self._llama.rendering(chat.as_json()) for chat in chats]
+
+    def text_ids(self, texts: Sequence[tuple[str, bool]]) -> Sequence[tuple[int, ...]]:
+        """See Candidate."""
+        return [self._llama.ids(text, special) for text, special in texts]
 
     def prompt(self, probe: Probe) -> str | None:
         """See Candidate."""
@@ -99,16 +128,17 @@ class GgufCandidate:
             return None
         return f"llama.cpp makes {own} tokens of it and the app {len(probe.ids)}; they part at token {common + 1}."
 
-    def stop_tokens(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
         """See Candidate."""
         return [token for token in stop_ids if not self._llama.stops(probe.ids, token)]
 
-    def template(self) -> str | None:
+    def ends(self) -> frozenset[int] | None:
         """See Candidate."""
-        from gguf import GGUFReader
+        return None
 
-        field_ = GGUFReader(self._file).get_field("tokenizer.chat_template")
-        return str(field_.contents()) if field_ is not None else None
+    def ends_at(self, probe: Probe, token: int) -> bool:
+        """See Candidate."""
+        return self._llama.stops(probe.ids, token)
 
     def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
         """See Candidate."""
@@ -130,14 +160,6 @@ def grouped_kl(p: Floats, likeliest: dict[int, float]) -> float:
         rest_p, rest_q = max(1.0 - np.exp(own).sum(), 1e-12), max(1.0 - np.exp(q).sum(), 1e-12)
         kl += rest_p * float(np.log(rest_p / rest_q))
     return max(kl, 0.0)
-
-
-def _difference(ours: Sequence[int], theirs: Sequence[int]) -> str | None:
-    if list(ours) == list(theirs):
-        return None
-    part = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-    at = min(len(ours), len(theirs)) if part is None else part
-    return f"the export makes {len(theirs)} tokens of it and the base {len(ours)}; they part at token {at + 1}."
 
 
 def log_softmax(logits: Floats) -> Floats:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,11 @@ class Gguf:
                 writer.close()
         return [out]
 
-    def check(self, source: Source, out: Path, quant: str, backend: str, progress: Progress) -> Gate:
+    def check(
+        self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
+    ) -> Gate:
         """See Target."""
-        return verify.verify("gguf", out, quant, source.model, source.adapter, backend, progress)
+        return verify.verify("gguf", out, quant, source.model, source.adapter, backend, progress, skip)
 
 
 def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from finetune_local.errors import AdapterError, GateFailed, ModelError
 from finetune_local.export import Progress, Source, Target, silent, targets
 from finetune_local.export.files import check_out, check_writable
 from finetune_local.export.offers import BASE
-from finetune_local.export.verify import Gate
+from finetune_local.export.verify import RECEIVER_NAMES, Gate
 from finetune_local.files import ASIDE, remove, replace
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.resolve import resolve
@@ -47,6 +48,7 @@ def export(
     *,
     backend: str = "auto",
     gate: bool = True,
+    skip: Collection[str] = (),
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Exported:
@@ -56,6 +58,10 @@ def export(
     export under a name that ends in ".failed"; what stood at `out` is then still there.
     """
     target = target_of(key)
+    if unknown := [name for name in skip if name not in RECEIVER_NAMES]:
+        raise ModelError(
+            f"--skip-receiver {unknown[0]}: no program of this name opens exports. Known: {', '.join(RECEIVER_NAMES)}."
+        )
     chosen = quant or target.quants[0]
     if chosen not in target.quants:
         raise ModelError(f"--quant {chosen}: --to {key} knows {', '.join(target.quants)}.")
@@ -68,7 +74,7 @@ def export(
         target.write(source, unchecked, chosen, progress)
         verdict = Gate(None, "not checked: you turned the check off")
         if gate:
-            verdict = target.check(source, unchecked, chosen, backend, progress)
+            verdict = target.check(source, unchecked, chosen, backend, progress, skip)
             gc.collect()  # the loaded export goes with its memory maps: Windows renames no file that is mapped
     except GateFailed as error:
         remove(failed)
@@ -93,6 +99,7 @@ def export_named(
     model: str | None = None,
     backend: str = "auto",
     gate: bool = True,
+    skip: Collection[str] = (),
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Exported:
@@ -105,7 +112,9 @@ def export_named(
         if chosen is None:
             raise AdapterError(f"{folder}: it does not say which base it was made on. Give the base with --model.")
         base = resolve(chosen, home, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
-    done = export(key, base, folder, out, quant, backend=backend, gate=gate, overwrite=overwrite, progress=progress)
+    done = export(
+        key, base, folder, out, quant, backend=backend, gate=gate, skip=skip, overwrite=overwrite, progress=progress
+    )
     share(done.out, home.root)
     return done
 

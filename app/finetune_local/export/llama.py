@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from finetune_local.export.receivers.process import Rendering
+
 INSTALL = "pip install xllamacpp"
 _WORKER = Path(__file__).with_name("llama_worker.py")
 _FORCE = 1e4  # added to a logit, makes its token certain
@@ -22,6 +24,10 @@ _STDERR_LINES = 6
 
 class LlamaFailed(Exception):
     """llama.cpp refused the file or a request, or crashed; the text is what it said."""
+
+
+class LlamaRefused(LlamaFailed):
+    """llama.cpp works, and answered a request with an error."""
 
 
 def available() -> bool:
@@ -70,6 +76,25 @@ class LlamaCpp:
                     stream.close()
         self._folder.cleanup()
 
+    def rendering(self, chat: Mapping[str, Any]) -> Rendering:
+        """A chat by the file's own template, as text and as ids; empty where llama.cpp refuses it."""
+        messages = [_as_openai(message) for message in chat["messages"]]
+        try:
+            body = {
+                "messages": messages,
+                "tools": chat["tools"] or [],
+                "add_generation_prompt": chat["generation_prompt"],
+            }
+            text = str(self._ask({"path": "/apply-template", "body": body})["prompt"])
+        except LlamaRefused:
+            return Rendering()
+        return Rendering(text, self.ids(text, True))
+
+    def ids(self, text: str, special: bool) -> tuple[int, ...]:
+        """A text's ids; `special` adds what the file says comes first."""
+        body = {"content": text, "add_special": special, "parse_special": True}
+        return tuple(self._ask({"path": "/tokenize", "body": body})["tokens"])
+
     def common_prefix(self, prompt: str | Sequence[Mapping[str, str]], ids: Sequence[int]) -> tuple[int, int]:
         """How many tokens llama.cpp makes of a text or a chat, and how many from the start are those of `ids`.
 
@@ -117,7 +142,7 @@ class LlamaCpp:
             raise LlamaFailed(f"{reply['missing']}. Install it again: {INSTALL}")
         if "error" in reply:
             error = reply["error"]
-            raise LlamaFailed(f"{error.get('message') if isinstance(error, dict) else error}{self._said()}")
+            raise LlamaRefused(f"{error.get('message') if isinstance(error, dict) else error}{self._said()}")
         return reply
 
     def _said(self) -> str:
@@ -125,3 +150,14 @@ class LlamaCpp:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return " It printed: " + " | ".join(lines[-_STDERR_LINES:]) if lines else ""
+
+
+def _as_openai(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of tool calls as text, as programs send them to llama.cpp."""
+    result = dict(message)
+    if calls := result.get("tool_calls"):
+        result["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+            for call in calls
+        ]
+    return result

@@ -1,17 +1,21 @@
 """llama.cpp in a process of its own, asked by JSON lines: so that its crash cannot take the app down.
 
 A script, run by its path (see llama.py): it imports the standard library and xllamacpp, nothing of the app.
-A request is {"chat": [...]} or {"prompt": text or ids, ...}; the answer is llama.cpp's own object, or {"error": ...}.
+A request is {"chat": [...]}, {"prompt": text or ids, ...} or, for what has no call of its own, {"path": ..., "body": ...} of
+llama.cpp's server; the answer is llama.cpp's own object, or {"error": ...}.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+KEY = os.urandom(16).hex()
 _LONGEST_SOCKET_PATH = 100  # bytes; the systems' limits are 104 and 108
 
 
@@ -32,7 +36,7 @@ def load(settings: dict[str, Any]) -> Any:
     params.warmup = params.fit_params = params.ctx_shift = False
     params.ui = params.endpoint_slots = False
     params.cache_ram_mib, params.verbosity = 0, 1
-    params.api_keys = [os.urandom(16).hex()]
+    params.api_keys = [KEY]
     place = str(Path(settings["folder"]) / "l.sock")  # the ending makes it a socket file
     if os.name != "nt" and len(os.fsencode(place)) < _LONGEST_SOCKET_PATH:
         params.hostnames = [place]
@@ -41,9 +45,28 @@ def load(settings: dict[str, Any]) -> Any:
 
 def answer(server: Any, request: dict[str, Any]) -> Any:
     """One request; `chat` goes through the file's own template."""
+    if "path" in request:
+        return ask_server(server, request["path"], request["body"])
     if "chat" in request:
         return server.handle_chat_completions({**request, "messages": request["chat"]})
     return server.handle_completions(request)
+
+
+def ask_server(server: Any, path: str, body: dict[str, Any]) -> Any:
+    """A request to the address that it listens on: the socket file in our folder, or a port of this machine."""
+    address = str(server.listening_address)
+    if address.startswith("unix://"):
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(address.removeprefix("unix://"))
+    else:
+        connection = http.client.HTTPConnection(address.rpartition("/")[2])
+    try:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        connection.request("POST", path, json.dumps(body), headers)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
 
 
 def main() -> None:

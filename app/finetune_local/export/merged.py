@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from finetune_local.adapters.asked_files import copy_files, stops_of, write_stops
@@ -128,10 +129,12 @@ class Merged:
                 _sync(path)
         return sorted(out.iterdir())
 
-    def check(self, source: Source, out: Path, quant: str, backend: str, progress: Progress) -> Gate:
+    def check(
+        self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
+    ) -> Gate:
         """See Target."""
         kind = _SHORT[chosen_dtype(source.model, quant)].lower()
-        return verify.verify("merged", out, kind, source.model, source.adapter, backend, progress)
+        return verify.verify("merged", out, kind, source.model, source.adapter, backend, progress, skip)
 
 
 def chosen_dtype(model: ModelFolder, wanted: str) -> str:

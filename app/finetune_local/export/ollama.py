@@ -7,6 +7,7 @@ The GGUF is the one of gguf.py and goes through the same gate. What Ollama needs
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,10 +82,12 @@ class Ollama:
             (folder / README).write_text(_readme(source, name, asking), "utf-8", newline="\n")
         return sorted(out.iterdir())
 
-    def check(self, source: Source, out: Path, quant: str, backend: str, progress: Progress) -> Gate:
+    def check(
+        self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
+    ) -> Gate:
         """The GGUF's gate; the Modelfile's template was compared with the model's own when it was made."""
         (file,) = out.glob("*.gguf")
-        return verify.verify("gguf", file, quant, source.model, source.adapter, backend, progress)
+        return verify.verify("gguf", file, quant, source.model, source.adapter, backend, progress, skip)
 
 
 def model_name(text: str) -> str:

@@ -1,7 +1,10 @@
-"""The gate behind every export: it must read prompts, stop and answer as base + adapter do in the app.
+"""The verification behind every export: the programs it is for must read prompts, stop and answer as base + adapter do in the app.
 
-The reference is a session of the chosen backend with base and adapter, in fp32 where memory allows. Compared are
-    the token ids of a few prompts, the chat template, the tokens that end an answer;
+The reference is a session of the chosen backend with base and adapter, in fp32 where memory allows. The export is opened by its
+receivers, each in a process of its own with nothing of ours imported: a folder by plain transformers and plain mlx-lm, a GGUF by
+llama.cpp. Compared are
+    the token ids of texts and of chats that the receiver renders with the template it finds (never the templates themselves);
+    where it stops: every end token is forced on it, and one token that is none;
     the greedy answers, token by token, for formats that keep the weights (quantised ones may word things otherwise);
     the mean KL divergence of the next token's distribution along the reference's answers.
 Where greedy answers part at two tokens that the reference itself holds for nearly equal, that is no failure but a near-tie.
@@ -11,37 +14,37 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from finetune_local.adapters.companions import asking, tokenizer_of
+from finetune_local.adapters.companions import tokenizer_of
 from finetune_local.backend import Backend, Device, choose
 from finetune_local.errors import GateFailed, OutOfMemory
 from finetune_local.export import Progress, silent
-from finetune_local.export.candidates import TOP, Candidate, FolderCandidate, GgufCandidate, Reference, log_softmax
+from finetune_local.export.candidates import TOP, GgufCandidate, HeardCandidate, Reference, log_softmax
+from finetune_local.export.compare import (
+    Limits,
+    ReceiverCheck,
+    compare_answers,
+    compare_reading,
+    compare_stops,
+    differing,
+    quoted,
+)
+from finetune_local.export.expected import Expected, expected
 from finetune_local.export.llama import INSTALL, LlamaCpp, LlamaFailed, available
-from finetune_local.export.probes import Probe, probes
-from finetune_local.models.folder import ModelFolder
+from finetune_local.export.probes import Probe
+from finetune_local.export.receivers.folders import RECEIVERS, Receiver
+from finetune_local.export.receivers.process import Heard, Question, Request, ask
+from finetune_local.models.folder import CONFIG, ModelFolder, read_json
 from finetune_local.spec.run import Precision
 
 TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an export in one number format may differ by.
-
-    kl: mean, in nats per token. tie: two tokens whose reference logits are closer than this may change places; None where
-    answers may differ anyway.
-    """
-
-    kl: float
-    tie: float | None
-
+LLAMA_CPP = "llama.cpp"
+RECEIVER_NAMES = (*(receiver.name for receiver in RECEIVERS), LLAMA_CPP)
 
 # Measured on SmolLM2-135M, the least forgiving of models, with a LoRA of its own (docs/export.md): what is written well stays far
 # below each limit, and what is written wrongly is beyond.
@@ -58,7 +61,10 @@ LIMITS = {
 
 @dataclass
 class Gate:
-    """The verdict: passed, failed (raised as GateFailed instead) or None, not checked, with the reason."""
+    """The verdict: passed, failed (raised as GateFailed instead) or None, not checked, with the reason.
+
+    `receivers` tells of each program that the export is for; the figures are those of the first that opened it.
+    """
 
     passed: bool | None
     reason: str = ""
@@ -75,11 +81,24 @@ class Gate:
     tie_tolerance: float | None = None
     tensors: int = 0
     """Of an adapter alone, which is not run: how many read back equal."""
+    receivers: list[ReceiverCheck] = field(default_factory=list)
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """A plain object."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What each receiver is held against."""
+
+    expected: Expected
+    references: Sequence[Reference]
+    limits: Limits
+    dtype: str
+    device: str
+    advice: str
 
 
 def verify(
@@ -90,57 +109,173 @@ def verify(
     adapter: Path | None,
     backend: str = "auto",
     progress: Progress = silent,
+    skip: Collection[str] = (),
 ) -> Gate:
-    """Check an export at `out` in the number format `kind` ("f32", "f16", "bf16", "q8_0").
+    """Check an export at `out` in the number format `kind` ("f32", "f16", "bf16", "q8_0"); `skip` names receivers to leave out.
 
-    Raises GateFailed saying which check, which prompt, at which token. Returns a gate that was not passed (None) where
-    it cannot be checked here: xllamacpp missing, or too little memory.
+    Raises GateFailed saying which receiver, which check, which prompt, at which token. Returns a gate that was not passed (None)
+    where no receiver could be asked here: not installed, or too little memory.
     """
-    from finetune_local.data.tokenizer import Tokenizer
-
     started = time.monotonic()
     if target == "gguf" and not available():
-        return Gate(None, f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}")
-    asked = asking(model.path, adapter)
-    tokenizer, template = asked.tokenizer, asked.template
-    found = probes(tokenizer, adapter, model.context_length, asked.raw)
-    stop_ids = sorted(asked.stop_ids)
+        reason = f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}"
+        return Gate(None, reason, receivers=[ReceiverCheck(LLAMA_CPP, reason=reason)])
+    wanted = expected(model, adapter)
     engine, _ = choose(backend)
-    precision = _precision(model, engine.devices()[0])
+    device = engine.devices()[0]
+    precision = _precision(model, device)
     limits = LIMITS[kind] if precision == "fp32" else max(LIMITS[kind], LIMITS["bf16"], key=lambda limit: limit.kl)
     gate = Gate(
         None,
         backend=engine.name,
         precision=precision,
-        prompts=len(found),
+        prompts=len(wanted.probes),
         tie_tolerance=limits.tie,
         kl_limit=limits.kl,
+        kl_over=f"the {TOP} likeliest tokens and all others as one" if target == "gguf" else "the whole vocabulary",
     )
-
-    def text(ids: Sequence[int]) -> str:
-        return tokenizer.text(ids, special=True)
-
     try:
         progress("answering as base + adapter", None)
-        references = _references(engine, model, adapter, precision, found, stop_ids)
-        gc.collect()  # torch's modules hold each other in circles: without this both models would be in memory
-        progress("checking the export", 0.0)
-        if target == "gguf":
-            context = max(len(r.probe.ids) + len(r.answer) for r in references) + 64
-            gate.kl_over = f"the {TOP} likeliest tokens and all others as one"
-            with LlamaCpp(out, context, tokenizer.ids("a")[-1]) as llama:
-                _compare(GgufCandidate(llama, out), references, stop_ids, template, limits, gate, text, progress)
-        else:
-            gate.kl_over = "the whole vocabulary"
-            candidate = FolderCandidate(engine.load(out, precision), Tokenizer.load(out))
-            _compare(candidate, references, stop_ids, template, limits, gate, text, progress)
-    except LlamaFailed as error:
-        raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
+        references = _references(engine, model, adapter, precision, wanted.probes, wanted.stop_ids)
     except OutOfMemory as error:
         gate.reason = f"not checked: there is not enough memory for base + adapter in {precision} ({error})"
         return gate
-    gate.passed, gate.seconds = True, round(time.monotonic() - started, 1)
+    gc.collect()  # torch's modules hold each other in circles: without this both models would be in memory
+    ground = _Ground(
+        wanted,
+        references,
+        limits,
+        "float32" if precision == "fp32" else "bfloat16",
+        device.id if engine.name == "torch" else "cpu",
+        " So few bits are too few for this model: choose q8_0 or f16." if limits.kl > LIMITS["q8_0"].kl else "",
+    )
+    if target == "gguf":
+        gate.receivers = [_timed(LLAMA_CPP, skip, partial(_llama, out, ground), progress, 0.0)]
+    else:
+        for number, receiver in enumerate(RECEIVERS):
+            done = number / len(RECEIVERS)
+            gate.receivers.append(_timed(receiver.name, skip, partial(_folder, receiver, out, ground), progress, done))
+    progress("checking the export", 1.0)
+    _conclude(gate)
+    gate.seconds = round(time.monotonic() - started, 1)
     return gate
+
+
+def _timed(
+    name: str, skip: Collection[str], opened: Callable[[ReceiverCheck], None], progress: Progress, done: float
+) -> ReceiverCheck:
+    check, started = ReceiverCheck(name), time.monotonic()
+    progress("checking the export", done)
+    if name in skip:
+        check.reason = "not checked: you left it out"
+        return check
+    opened(check)
+    check.seconds = round(time.monotonic() - started, 1)
+    return check
+
+
+def _conclude(gate: Gate) -> None:
+    """The verdict of all together, and the figures of the first that opened the export."""
+    seen = next((check for check in gate.receivers if check.passed), None)
+    if seen is None:
+        gate.reason = gate.receivers[0].reason
+        return
+    gate.passed = True
+    gate.tokens, gate.equal_texts, gate.near_ties = seen.tokens, seen.equal_texts, seen.near_ties
+    gate.kl_mean, gate.kl_max = seen.kl_mean, seen.kl_max
+
+
+def _folder(receiver: Receiver, out: Path, ground: _Ground, check: ReceiverCheck) -> None:
+    """A merged folder in plain transformers or plain mlx-lm. Raises GateFailed."""
+    config = read_json(out / CONFIG, "")
+    if limit := receiver.limit(config):
+        check.reason = f"not checked: {limit}"
+        return
+    wanted = ground.expected
+    heard = ask(
+        receiver.worker,
+        receiver.needs,
+        Request(
+            out,
+            ground.dtype,
+            ground.device,
+            [chat.as_json() for chat in wanted.chats],
+            wanted.texts,
+            [Question(r.probe.ids, r.answer[:-1]) for r in ground.references],
+            wanted.stop_ids,
+            wanted.plain_token,
+        ),
+    )
+    if heard.absent:
+        check.reason = f"not checked: {heard.absent}"
+        return
+    if heard.failed:
+        raise GateFailed(f"{receiver.name} cannot open the export: {heard.failed}")
+    check.version = heard.version
+    if note := receiver.note(config):
+        check.notes.append(note)
+    candidate = HeardCandidate(heard, wanted.chats, wanted.texts, wanted.probes)
+    chats = [chat for chat in wanted.chats if not _own_way(check, heard, wanted, candidate, chat)]
+    compare_reading(check, candidate, wanted, chats)
+    compare_stops(check, candidate, wanted)
+    compare_answers(check, candidate, wanted, ground.references, ground.limits, ground.advice)
+    check.passed = not check.reason
+
+
+def _own_way(check: ReceiverCheck, heard: Heard, wanted: Expected, candidate: HeardCandidate, chat: Any) -> bool:
+    """Whether mlx-lm renders a chat otherwise because it tells the template whether to think, which nothing in a folder can turn
+    off; told once."""
+    if heard.thinks is None:
+        return False
+    (found,) = candidate.renderings([chat])
+    if not differing(wanted, chat, found) or differing(wanted, chat, found, enable_thinking=heard.thinks):
+        return False
+    check.reason = check.reason or (
+        f"{check.name} asks this template with enable_thinking={heard.thinks}, which makes another prompt than the adapter was "
+        "trained with"
+    )
+    return True
+
+
+def _llama(out: Path, ground: _Ground, check: ReceiverCheck) -> None:
+    """A GGUF in llama.cpp. Raises GateFailed."""
+    wanted = ground.expected
+    context = max(len(r.probe.ids) + len(r.answer) for r in ground.references) + 64
+    try:
+        with LlamaCpp(out, context, wanted.plain_token) as llama:
+            candidate = GgufCandidate(llama)
+            _check_stored_template(out, wanted)
+            # llama.cpp continues an answer at the end of a chat instead of closing it.
+            chats = [chat for chat in wanted.chats if chat.generation_prompt and wanted.template is not None]
+            compare_reading(check, candidate, wanted, [chat for chat in chats if chat.plain])
+            for chat in chats:
+                if chat.plain:
+                    continue
+                (found,) = candidate.renderings([chat])
+                if difference := differing(wanted, chat, found):
+                    check.notes.append(f"llama.cpp renders a chat with {quoted(chat.title)} otherwise: {difference}")
+                else:
+                    check.chats += 1
+            compare_stops(check, candidate, wanted)
+            compare_answers(check, candidate, wanted, ground.references, ground.limits, ground.advice)
+    except LlamaFailed as error:
+        raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
+    check.passed = True
+
+
+def _check_stored_template(out: Path, wanted: Expected) -> None:
+    """The template that lies in a GGUF renders every chat as the app's does. Raises GateFailed."""
+    from gguf import GGUFReader
+
+    entry = GGUFReader(out).get_field("tokenizer.chat_template")
+    stored = str(entry.contents()) if entry is not None else None
+    if (stored is None) != (wanted.template is None):
+        whose = "the app has one and the export none" if stored is None else "the export has one and the app none"
+        raise GateFailed(f"chat template: {whose}.")
+    theirs = replace(wanted, template=stored)
+    for chat in wanted.chats:
+        if difference := differing(wanted, chat, theirs.rendering(chat)):
+            raise GateFailed(f"chat template: the file's own: a chat with {quoted(chat.title)}: {difference}")
 
 
 def _references(
@@ -166,76 +301,9 @@ def _references(
     return references
 
 
-def _compare(
-    candidate: Candidate,
-    references: Sequence[Reference],
-    stop_ids: Sequence[int],
-    template: str | None,
-    limits: Limits,
-    gate: Gate,
-    text: Callable[[Sequence[int]], str],
-    progress: Progress,
-) -> None:
-    """Fill the gate's figures. Raises GateFailed at the first check that fails."""
-    if candidate.template() != template:
-        raise GateFailed("chat template: the export's is another than the base's.")
-    if missing := candidate.stop_tokens(references[0].probe, stop_ids):
-        raise GateFailed(
-            f"stop tokens: the export does not stop at {_quoted(text(missing[:1]))} (id {missing[0]}), where the app does."
-        )
-    divergences = []
-    for number, reference in enumerate(references, 1):
-        where = f"prompt {number} ({_quoted(reference.probe.title)})"
-        if difference := candidate.prompt(reference.probe):
-            raise GateFailed(f"prompt ids: {where}: {difference}")
-        divergence, given = candidate.follow(reference)
-        divergences.append(divergence)
-        if limits.tie is not None:
-            _compare_text(reference, given, where, limits.tie, gate, text)
-        progress("checking the export", number / len(references))
-    joined = np.concatenate(divergences)
-    gate.tokens, gate.kl_mean, gate.kl_max = len(joined), float(joined.mean()), float(joined.max())
-    if not gate.kl_mean <= limits.kl:
-        worst = int(np.argmax([d.mean() for d in divergences]))
-        advice = " So few bits are too few for this model: choose q8_0 or f16." if limits.kl > LIMITS["q8_0"].kl else ""
-        raise GateFailed(
-            f"probabilities: the mean KL divergence from base + adapter is {gate.kl_mean:.4g} nats per token over "
-            f"{gate.tokens} tokens, and {limits.kl:g} is allowed; the worst is prompt {worst + 1} "
-            f"({_quoted(references[worst].probe.title)}), token {int(divergences[worst].argmax()) + 1}.{advice}"
-        )
-
-
-def _compare_text(
-    reference: Reference,
-    given: Sequence[int],
-    where: str,
-    tolerance: float,
-    gate: Gate,
-    text: Callable[[Sequence[int]], str],
-) -> None:
-    """Greedy answers are equal where the likeliest token is, after each equal beginning; past a parting nothing is."""
-    answer = reference.answer
-    part = next((i for i, pair in enumerate(zip(answer, given, strict=True)) if pair[0] != pair[1]), None)
-    if part is None:
-        gate.equal_texts += 1
-        return
-    ours, theirs = answer[part], given[part]
-    margin = float(reference.logprobs[part, ours] - reference.logprobs[part, theirs])
-    words = f"token {part + 1}: {_quoted(text([ours]))} here, {_quoted(text([theirs]))} in the export"
-    if margin > tolerance:
-        raise GateFailed(
-            f"greedy text: {where}, {words}; the reference's logits are {margin:.3g} apart, and {tolerance:g} would pass as a tie."
-        )
-    gate.near_ties.append(f"{where}, {words}; the reference's logits are {margin:.2g} apart")
-
-
 def _precision(model: ModelFolder, device: Device) -> Precision:
     """fp32 where the base and what it computes fit well into the memory it is loaded into, else bf16."""
     import psutil
 
     free = psutil.virtual_memory().available if device.kind == "cpu" else device.memory_bytes
     return "fp32" if 4 * model.parameters < 0.6 * free else "bf16"
-
-
-def _quoted(text: str) -> str:
-    return f"“{text}”"

@@ -101,20 +101,38 @@ def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
     if gate.get("tensors"):
         told = [t("export.check_adapter", n=f.number(gate["tensors"]))]
         return h("div", h("h3", t("export.checks")), _list(told))
-    prompts = f.number(gate["prompts"])
-    told = [t("export.check_ids", n=prompts), t("export.check_template"), t("export.check_stops")]
-    ties = gate.get("near_ties") or []
-    costs = None
-    if gate.get("tie_tolerance") is None:
-        costs = h("li", t("export.check_words"), class_="cost")
-    else:
-        told.append(t("export.check_text", equal=f.number(gate["equal_texts"]), n=prompts))
-        if ties:
-            told.append(t("export.check_ties", n=f.number(len(ties))))
-    told.append(t("export.check_kl", kl=f"{gate['kl_mean']:.2g}", limit=f"{gate['kl_limit']:g}"))
     against = t(
         "export.check_against", backend=gate["backend"], precision=gate["precision"], span=f.span(gate["seconds"])
     )
+    receivers = gate.get("receivers") or [{**gate, "name": ""}]  # exports of before they were told apart
+    told = [_receiver(t, f, gate, receiver) for receiver in receivers]
+    return h("div", h("h3", t("export.checks")), told, h("p", against, class_="soft"))
+
+
+def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping[str, Any]) -> Html:
+    """One program that opened the export, or why it did not."""
+    passed = receiver["passed"]
+    word = "passed" if passed else "unchecked" if passed is None else "other"
+    badge = parts.badge(t(f"export.receiver_{word}"), "good" if passed else "warn")
+    name = f"{receiver['name']} {receiver.get('version') or ''}".strip()
+    head = h("div", h("strong", t("export.receiver", name=name)), badge, class_="row") if name else None
+    reason = receiver.get("reason")
+    why = h("p", sentence(t, str(reason)), class_="hint warn text") if reason else None
+    if passed is None:
+        return h("div", head, why, data_receiver=name)
+    prompts, chats, costs = f.number(gate["prompts"]), receiver.get("chats"), None
+    told = [t("export.check_ids", n=prompts), t("export.check_stops")]
+    if chats:
+        told.insert(1, t("export.check_chats", n=f.number(chats)))
+    ties = receiver.get("near_ties") or []
+    if gate.get("tie_tolerance") is None:
+        costs = h("li", t("export.check_words"), class_="cost")
+    else:
+        told.append(t("export.check_text", equal=f.number(receiver["equal_texts"]), n=prompts))
+        if ties:
+            told.append(t("export.check_ties", n=f.number(len(ties))))
+    told.append(t("export.check_kl", kl=f"{receiver['kl_mean']:.2g}", limit=f"{gate['kl_limit']:g}"))
+    notes = [h("p", sentence(t, str(note)), class_="hint text") for note in receiver.get("notes") or []]
     near = (
         h(
             "details",
@@ -124,7 +142,7 @@ def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
         if ties
         else None
     )
-    return h("div", h("h3", t("export.checks")), _list(told, costs), near, h("p", against, class_="soft"))
+    return h("div", head, why, _list(told, costs), near, notes, data_receiver=receiver["name"])
 
 
 def _list(told: Sequence[str], more: Html | None = None) -> Html:

@@ -12,7 +12,7 @@ from finetune_local.paths import Home
 
 
 def run(arguments: Mapping[str, Any], home: Home, tell: Tell) -> dict[str, Any]:
-    """`arguments`: adapter, target, format (None: the target's first), out, model, backend, gate.
+    """`arguments`: adapter, target, format (None: the target's first), out, model, backend, gate, skip.
 
     The result is what `export --json` prints. Raises what exporting raises.
     """
@@ -26,6 +26,7 @@ def run(arguments: Mapping[str, Any], home: Home, tell: Tell) -> dict[str, Any]:
         model=arguments.get("model"),
         backend=str(arguments.get("backend") or "auto"),
         gate=bool(arguments.get("gate", True)),
+        skip=tuple(str(name) for name in arguments.get("skip") or ()),
         progress=tell,
     )
     return done.as_json()

@@ -1,0 +1,88 @@
+"""The chats that every receiver of an export is asked to render: all that templates treat in ways of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ChatMessage = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages as programs hand them to a template, with the tools beside them; `plain` is a chat of texts alone."""
+
+    title: str
+    messages: Sequence[ChatMessage]
+    generation_prompt: bool = True
+    tools: Sequence[Mapping[str, Any]] | None = None
+    plain: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """As the receivers' scripts are given it."""
+        return {"messages": list(self.messages), "tools": self.tools, "generation_prompt": self.generation_prompt}
+
+
+def _user(text: str) -> ChatMessage:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str, **more: Any) -> ChatMessage:
+    return {"role": "assistant", "content": text, **more}
+
+
+_SYSTEM: ChatMessage = {"role": "system", "content": "Answer in one line."}
+_TOOLS: Sequence[Mapping[str, Any]] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a town.",
+            "parameters": {
+                "type": "object",
+                "properties": {"town": {"type": "string", "description": "Its name."}},
+                "required": ["town"],
+            },
+        },
+    },
+)
+_CALL: Mapping[str, Any] = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"town": "Paris"}},
+}
+CHATS: Sequence[Chat] = (
+    Chat("a question", [_user("What is the capital of France?")]),
+    Chat("a system text", [_SYSTEM, _user("Hi")]),
+    Chat("several turns", [_SYSTEM, _user("Hi"), _assistant("Hello."), _user("And now?")]),
+    # Spaces and line breaks around a text: some templates trim them, and so must whoever stands in for the template.
+    Chat("spaces around texts", [_user("  two  spaces\n\n中文 🙂 \n"), _assistant(" ok "), _user("\nnext")]),
+    Chat("an answer at the end", [_user("Hi"), _assistant("Hello.")], generation_prompt=False),
+    Chat(
+        "thoughts in the text",
+        [_user("Hi"), _assistant("<think>\nA greeting.\n</think>\n\nHello."), _user("Again")],
+        plain=False,
+    ),
+    Chat(
+        "thoughts beside the text",
+        [_user("Hi"), _assistant("Hello.", reasoning_content="A greeting."), _user("Again")],
+        plain=False,
+    ),
+    Chat("tools", [_SYSTEM, _user("How is the weather in Paris?")], tools=_TOOLS, plain=False),
+    Chat(
+        "a tool's call and result",
+        [
+            _user("How is the weather in Paris?"),
+            _assistant("", tool_calls=[_CALL]),
+            {"role": "tool", "name": "weather", "tool_call_id": "call00001", "content": "sunny"},
+        ],
+        tools=_TOOLS,
+        plain=False,
+    ),
+)
+TEXTS: Sequence[str] = (
+    "The quick brown fox, 12345 times.\n\n  Indented — “quoted”.\tTab",
+    " leading and trailing spaces  ",
+    "中文和 English 混排。🙂 café",
+)
