@@ -17,6 +17,7 @@ from finetune_local.errors import AdapterError
 from finetune_local.files import disk_full
 from finetune_local.spec.families import OWN_TYPE, Array, families, family_of, from_own_config
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.whole import NOT_TRAINED
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -43,8 +44,7 @@ def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
         )
     try:
         tensors = read_tensors(folder / WEIGHTS)
-        # PEFT puts the base's own matrix beside an adapter of an embedding or head.
-        tensors = {name: value for name, value in tensors.items() if not name.endswith(".base_layer.weight")}
+        tensors = {name: value for name, value in tensors.items() if not name.endswith(NOT_TRAINED)}
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / WEIGHTS}: cannot be read ({error}). Copy the adapter again.") from error
     return plan_of(folder, config, {name: tensor.shape for name, tensor in tensors.items()}), tensors

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune_local.adapters.companions import beside, companions
+from finetune_local.adapters.companions import asking, beside, companions
+from finetune_local.adapters.fitted import check_rows, read_on
 from finetune_local.adapters.identity import asked_anew, check_same_base, check_shapes, read_identity
 from finetune_local.backend import Session
 from finetune_local.errors import AdapterError
-from finetune_local.layout import read_adapter
 from finetune_local.models.folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ def attach(
     Raises AdapterError where it was made on another base, is incomplete, or leaves the base's output as it was; the
     session is then as before, with the bare base active.
     """
-    plan, tensors = read_adapter(folder)
     identity = read_identity(folder)
     if identity is None:
         note(f"{folder.name}: a plain PEFT adapter, which does not say which base it was made on; its shapes fit.")
@@ -47,7 +46,10 @@ def attach(
         check_same_base(identity, model, beside(folder))
         if changed := asked_anew(identity, model, beside(folder)):
             note(f"{folder.name}: {changed}")
+    plan, tensors = read_on(folder, model)
     check_shapes(plan, model)
+    if lacking := check_rows(plan, model, asking(model.path, folder), folder):
+        note(f"{folder.name}: {lacking}")
     if told := companions(model.path, folder).sentences:
         note(f"{folder.name}: it is asked with what it brings: {'; '.join(told)}")
     count = session.attach(name, plan, seed=0, tensors=tensors)

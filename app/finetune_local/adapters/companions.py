@@ -7,6 +7,7 @@ Everything that asks, scores, merges or exports takes tokenizer, chat template, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -135,6 +136,15 @@ def _companions(base: Path, adapter: Path, _base: object, _own: object) -> Compa
     ends = () if ours.stop_ids == theirs.stop_ids else tuple(ours.token(i) for i in sorted(ours.stop_ids))
     found = Companions(files, template, added, renamed, remarked, words, ends)
     return Companions(files, template, added, renamed, remarked, words, ends, tuple(_sentences(found)))
+
+
+def chat_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Every token that a few chats consist of, as far as the template takes them."""
+    found: set[int] = set()
+    for chat in _CHATS:
+        with suppress(RowRejected):
+            found.update(tokenizer.prompt_ids(chat))
+    return frozenset(found) | tokenizer.stop_ids
 
 
 def _sentences(found: Companions) -> list[str]:

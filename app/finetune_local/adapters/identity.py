@@ -137,8 +137,9 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
             continue  # a prompt from PEFT's file, which does not name the embedding: the backend finds it and checks the width
         module = target.module.removeprefix(PREFIX)
         found = weights.get(module + ".weight") or weights.get(module)
-        if found is None and module in (outside := outside_modules(weights)):  # a head that is the embedding
-            found = WeightInfo((outside[module].out_features, outside[module].in_features), "")
+        if found is None and (head := module.removesuffix(".weight")) in (outside := outside_modules(weights)):
+            # a head that is the embedding
+            found = WeightInfo((outside[head].out_features, outside[head].in_features), "")
         if found is None and any(name.startswith(module + ".") for name in weights):
             continue  # a whole block's part, whose width the backend checks
         if found is None:

@@ -20,14 +20,11 @@ from finetune_local.models.tensors import read_header
 from finetune_local.paths import Home
 from finetune_local.spec.families import OWN_TYPE, family_of, trainable_parameters
 from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.whole import NOT_TRAINED
 
 NOTE = "note.txt"
 MADE_FROM = "made_from"
 """File of a run that was begun from another one's settings: that one's name."""
-
-
-_BASES_OWN = ".base_layer.weight"
-"""End of the names of the base's own weights, which PEFT puts beside an adapter of an embedding or head."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def details(name: str, folder: Path, origin: str) -> dict[str, Any]:
     Only the header of the weights is read. Raises AdapterError, ModelError.
     """
     stored = read_header(folder / WEIGHTS)
-    shapes = {key: value.shape for key, value in stored.items() if not key.endswith(_BASES_OWN)}
+    shapes = {key: value.shape for key, value in stored.items() if not key.endswith(NOT_TRAINED)}
     plan = plan_of(folder, read_config(folder), shapes)
     return Entry(name, folder, origin).describe() | {
         "parameters": trainable_parameters(plan),
@@ -250,7 +247,7 @@ def base_of(folder: Path) -> str | None:
 def _numbers_in(weights: Path) -> int:
     """How many numbers a file of weights holds, by its header."""
     return sum(
-        math.prod(stored.shape) for name, stored in read_header(weights).items() if not name.endswith(_BASES_OWN)
+        math.prod(stored.shape) for name, stored in read_header(weights).items() if not name.endswith(NOT_TRAINED)
     )
 
 

@@ -106,7 +106,7 @@ class Merged:
             asked = asking(weights.model.path, weights.adapter)
             copy_files(asked, folder)
             stops = stops_of(asked)
-            config = merged_config(weights.model.config, dtype, HEAD in weights.shapes(), stops.ids)
+            config = merged_config(weights.config, dtype, HEAD in weights.shapes(), stops.ids)
             (folder / CONFIG).write_text(_json(config), "utf-8")
             write_stops(folder, stops, config)
             (folder / "README.md").write_text(_card(weights, dtype), "utf-8")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.adapters.companions import beside
+from finetune_local.adapters.companions import asking, beside
+from finetune_local.adapters.fitted import check_rows, read_on
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity
 from finetune_local.errors import AdapterError, ModelError
-from finetune_local.layout import read_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import Array, family_of
+from finetune_local.spec.families import PREFIX, Array, family_of
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.whole import is_table, shape_of
 
 Floats = npt.NDArray[np.float32]
 WEIGHT = ".weight"
@@ -31,28 +33,50 @@ class MergedWeights:
         self._tensors: Mapping[str, Array] = {}
         self.run: str | None = None
         if adapter is not None:
-            self._plan, self._tensors = read_adapter(adapter)
             identity = read_identity(adapter)
             if identity is not None:
                 check_same_base(identity, model, beside(adapter))
                 self.run = identity.run
+            self._plan, self._tensors = read_on(adapter, model)
             check_shapes(self._plan, model)
+            check_rows(self._plan, model, asking(model.path, adapter), adapter)
             family = family_of(self._plan)
             if reason := family.unmergeable(self._plan):
                 raise AdapterError(f"{adapter}: {reason}")
             self._plan, self._tensors = family.fold(self._plan, self._tensors)  # a checkpoint is in the training form
         trained = {target.module for target in self._plan.targets} if self._plan else set()
         apart = {name for both in (HEAD, EMBEDDING) for name in (both, both.removesuffix(WEIGHT))} & trained
-        self.tied = model.tied and (not apart or self._plan_is_full)
+        copies = [self._tensors.get(PREFIX + name) for name in (HEAD, EMBEDDING)]
+        together = copies[0] is not None and copies[0] is copies[1]
+        self.tied = model.tied and (not apart or self._plan_is_full or together)
         """Whether the head is the embedding; an adapter beside one of them unties them, for it leaves the other as it is."""
 
     @property
     def _plan_is_full(self) -> bool:
         return self._plan is not None and self._plan.family == "full"
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The base's config.json with the number of tokens that the tables have rows for."""
+        rows = next((t.out_features for t in self._plan.targets if is_table(t)), None) if self._plan else None
+        if rows is None:
+            return self.model.config
+        config = dict(self.model.config)
+        parts = [config]
+        if isinstance(nested := config.get("text_config"), dict):
+            config["text_config"] = dict(nested)
+            parts.append(config["text_config"])
+        for part in parts:
+            if "vocab_size" in part:
+                part["vocab_size"] = rows
+        return config
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor to be written and its shape; a stored copy of a tied head is left out."""
         stored = {name: info.shape for name, info in self.model.weights().items()}
+        for target in self._plan.targets if self._plan is not None else ():
+            if is_table(target) and target.module in stored:  # with the rows of a vocabulary that grew
+                stored[target.module] = shape_of(target)
         if self.model.tied and not self.tied:
             stored.setdefault(HEAD, stored[EMBEDDING])
         return {name: shape for name, shape in stored.items() if not (self.tied and name == HEAD)}

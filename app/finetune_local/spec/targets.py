@@ -59,6 +59,11 @@ def is_embedding(module: str) -> bool:
     return module.rsplit(".", 1)[-1] in EMBEDDINGS and block_of(module + ".") is None
 
 
+def is_head(module: str) -> bool:
+    """Whether a module outside the blocks turns vectors into logits."""
+    return module.rsplit(".", 1)[-1] in HEADS and block_of(module + ".") is None
+
+
 def is_norm(module: str) -> bool:
     """Whether a module is a norm: input_layernorm, q_norm, final_layer_norm, ln_f."""
     return bool(_NORM.search(module.rsplit(".", 1)[-1]))

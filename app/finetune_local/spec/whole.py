@@ -1,4 +1,5 @@
-"""Whole copies of the base's embedding and norms, trained beside a low-rank update: LongLoRA (arXiv:2309.12307, section 3.3).
+"""Whole copies of the base's embedding, head and norms beside a low-rank update: LongLoRA's (arXiv:2309.12307, section 3.3), and
+those that other trainers save, whose tables may have more rows than the base's, or fewer: a vocabulary that grew.
 
 A copy is a target of its own whose module is the weight's whole name, such as model.norm.weight. On disk it has that name, as
 PEFT's `modules_to_save` have. A copied embedding serves tokens that are read; a head tied to it stays the base's, as in PEFT.
@@ -12,15 +13,38 @@ from typing import Any
 from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.families import PREFIX
 from finetune_local.spec.plan import BaseInfo, Target
-from finetune_local.spec.targets import is_embedding, is_norm
+from finetune_local.spec.targets import is_embedding, is_head, is_norm
 
 WEIGHT, BIAS = ".weight", ".bias"
 KINDS = ("embeddings", "norms")
+"""What can be trained so here. Copies of the head are read too, where others have trained them."""
+
+TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
+"""End of PEFT's name of single rows of an embedding or head that were trained; adapters/fitted.py puts them into its table."""
+
+NOT_TRAINED = (".base_layer.weight", ".original_module.weight", ".modules_to_save.weight")
+"""Ends of the names of what PEFT saves beside an adapter: the base's own tables, and a second copy of a trained one."""
 
 
 def is_whole(target: Target) -> bool:
     """Whether a target is a whole copy."""
     return target.module.endswith(WEIGHT)
+
+
+def is_table(target: Target) -> bool:
+    """Whether a target is a whole copy of an embedding or a head: a row for each token."""
+    return is_whole(target) and kind_of(target.module) in ("embeddings", "heads")
+
+
+def is_token_rows(target: Target) -> bool:
+    """Whether a target is some rows of a table."""
+    return target.module.endswith(TOKEN_ROWS)
+
+
+def read_token_rows(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
+    """The rows of tables among an adapter's tensors."""
+    names = (name for name in sorted(shapes) if name.endswith(TOKEN_ROWS) and len(shapes[name]) == 2)
+    return tuple(Target(name.removeprefix(PREFIX), shapes[name][1], shapes[name][0]) for name in names)
 
 
 def module_of(target: Target) -> str:
@@ -52,10 +76,12 @@ def whole_targets(kinds: Collection[str], base: BaseInfo, adapted: Collection[st
 
 
 def kind_of(name: str) -> str | None:
-    """Of which of KINDS a weight of the base is, if of any. A norm's bias goes with its weight."""
+    """Of which of KINDS a weight of the base is, or "heads", if of any. A norm's bias goes with its weight."""
     module = name.removesuffix(WEIGHT).removesuffix(BIAS)
     if is_embedding(module) and name.endswith(WEIGHT):
         return "embeddings"
+    if is_head(module) and name.endswith(WEIGHT):
+        return "heads"
     return "norms" if module != name and is_norm(module) else None
 
 
@@ -66,7 +92,7 @@ def read_whole(saved: Collection[str], shapes: Mapping[str, tuple[int, ...]]) ->
         if kind_of(name) is None:
             raise AdapterError(
                 f"adapter_config.json has a whole copy of {name.removesuffix(WEIGHT)} ('modules_to_save'), and this version "
-                "reads those of embeddings and norms only. Merge the adapter with PEFT, or train it again without."
+                "reads those of embeddings, heads and norms only. Merge the adapter with PEFT, or train it again without."
             )
     if len(saved) and not names:
         raise AdapterError(

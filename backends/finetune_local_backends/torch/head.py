@@ -45,9 +45,13 @@ class Head:
     def log_probabilities(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """hidden (n, d), targets (n,) to (n,) fp32; with the part of an adapter that works at the head."""
         linear = self.linear
-        part = linear.active[0].head_part(hidden) if isinstance(linear, Site) and linear.active else ()
+        part: tuple[torch.Tensor, ...] = ()
+        weight = linear.weight
+        if isinstance(linear, Site) and linear.active:
+            own = linear.active[0].head_weight(linear.base)
+            weight, part = linear.weight if own is None else own, linear.active[0].head_part(hidden)
         result: torch.Tensor = TokenLogProbs.apply(  # type: ignore[no-untyped-call]
-            hidden, linear.weight, linear.bias, targets, self.scale, self.cap, torch.is_grad_enabled(), *part
+            hidden, weight, linear.bias, targets, self.scale, self.cap, torch.is_grad_enabled(), *part
         )
         return result
 

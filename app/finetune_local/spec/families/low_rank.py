@@ -30,7 +30,18 @@ from finetune_local.spec.initial import kaiming_uniform, normal
 from finetune_local.spec.low_rank import SMALLEST_NORM, LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import HEADS, block_of, check_inside, is_embedding, outside_modules, select_linear
-from finetune_local.spec.whole import is_whole, kind_of, kinds_in, module_of, read_whole, shape_of, whole_targets
+from finetune_local.spec.whole import (
+    is_table,
+    is_token_rows,
+    is_whole,
+    kind_of,
+    kinds_in,
+    module_of,
+    read_token_rows,
+    read_whole,
+    shape_of,
+    whole_targets,
+)
 
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 A0, B0 = ".lora_A0.weight", ".lora_B0.weight"
@@ -40,7 +51,7 @@ BIAS, INNER_BIAS = ".bias", ".base_layer.bias"
 __all__ = ["BIAS", "FAMILY", "INNER_BIAS", "LowRank", "LowRankSettings", "UpdateSettings"]
 
 _NOT_READ = (
-    *("layer_replication", "exclude_modules", "trainable_token_indices", "target_parameters", "ensure_weight_tying"),
+    *("layer_replication", "exclude_modules", "target_parameters", "ensure_weight_tying"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     *("lora_bias", "use_bdlora", "use_qalora"),
 )
@@ -95,7 +106,7 @@ class LowRank(Family):
         result: dict[str, tuple[int, ...]] = {}
         for target in plan.targets:
             name, rank = PREFIX + target.module, settings.rank_of(target.module)
-            if is_whole(target):
+            if is_whole(target) or is_token_rows(target):
                 result[name] = shape_of(target)
             elif target.in_features == 0:
                 result[bias_name(target.module, modules)] = (target.out_features,)
@@ -265,7 +276,15 @@ class LowRank(Family):
         except (KeyError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             raise AdapterError(f"adapter_config.json has no usable rank, alpha or dropout ({said}).") from None
-        return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, targets + whole)
+        return AdapterPlan(
+            "dora" if settings.use_dora else "lora", self.key, settings, targets + whole + read_token_rows(shapes)
+        )
+
+    def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
+        """A table of tokens may have other rows than the base's."""
+        if is_table(target):
+            return len(shape) == 2 and shape[1] == target.in_features
+        return super().fits(target, shape)
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """W + s·B·A, or m·(W + s·B·A)/‖W + s·B·A‖ with DoRA; a trained bias stands in for the base's."""

@@ -30,6 +30,7 @@ import numpy as np
 from finetune_local.spec.targets import block_of
 from finetune_local_backends.mlx.methods import Adapter, Floats
 from finetune_local_backends.mlx.model import Place
+from finetune_local_backends.tables import shared_with
 
 
 class Slot:
@@ -116,7 +117,11 @@ class SiteAdapter(Adapter):
     def __init__(self, tensors: Mapping[str, Floats], slots: Sequence[tuple[Place, Slot]]) -> None:
         """`slots` say where each slot goes, one for a place; places are found before, so that all or nothing is wrapped."""
         # In one order wherever they come from: the gradient's norm is a sum, and going on after a stop must be exact.
-        self.parameters = {name: mx.array(np.asarray(tensors[name], np.float32)) for name in sorted(tensors)}
+        self.parameters: dict[str, mx.array] = {}
+        for name in sorted(tensors):
+            same = next((other for other in shared_with(name, tensors, tensors) if other in self.parameters), None)
+            made = self.parameters[same] if same else mx.array(np.asarray(tensors[name], np.float32))
+            self.parameters[name] = made
         self._sites: list[tuple[Site, Slot, Place]] = []
         self._takers: dict[str, list[Slot]] = {}
         if len({(id(place.owner), place.key) for place, _ in slots}) < len(slots):

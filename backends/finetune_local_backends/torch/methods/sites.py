@@ -16,6 +16,7 @@ from finetune_local.backend import Floats
 from finetune_local.errors import ModelError
 from finetune_local.spec.families import family_of
 from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local_backends.tables import shared_with
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.methods import tensor
 from finetune_local_backends.torch.quantised import QuantisedLinear
@@ -48,6 +49,10 @@ class Slot(nn.Module):
     def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """At the head: i (n, rank) and B (vocabulary, rank) fp32 of i·Bᵀ, which is added to the logits of hidden (n, d)."""
         raise NotImplementedError
+
+    def head_weight(self, base: nn.Module) -> torch.Tensor | None:
+        """At the head: a matrix (vocabulary, d) in the place of its own; None where the base's holds."""
+        return None
 
     def refresh(self) -> None:
         """Called after the parameters changed, for what is derived from them."""
@@ -130,7 +135,10 @@ class SiteAdapters:
     def attach(self, name: str, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> None:
         """See Adapters."""
         place, names = self._base.place, family_of(plan).shapes(plan)  # their order decides how gradients are added up
-        given = {key: nn.Parameter(tensor(tensors[key], place), requires_grad=False) for key in names}
+        given: dict[str, nn.Parameter] = {}
+        for key in names:
+            same = next((other for other in shared_with(key, names, tensors) if other in given), None)
+            given[key] = given[same] if same else nn.Parameter(tensor(tensors[key], place), requires_grad=False)
         slots = dict(self._placing(self._base, plan, given))
         for path in slots:
             module_at(self._base, path)

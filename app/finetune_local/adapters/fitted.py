@@ -1,0 +1,202 @@
+"""An adapter as it is computed on one base. PEFT saves tables of tokens (embedding and head) in several forms; here each becomes one
+whole copy, with as many rows as the adapter was trained with:
+
+    modules_to_save: [embed_tokens, lm_head]      the copies themselves
+    the model was resized                         the resized tables, saved unasked, also below an update (base_layer)
+    trainable_token_indices                       single rows, which take their places in the table
+
+A model tied when it was trained has one table under both names, and what is saved of one of them is the other's too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_local.adapters.companions import Asking, beside, chat_ids
+from finetune_local.errors import AdapterError
+from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, read_config
+from finetune_local.models.folder import ModelFolder
+from finetune_local.models.tensors import read_header, read_tensor
+from finetune_local.spec.families import PREFIX, Array, family_of
+from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.targets import is_embedding, outside_modules
+from finetune_local.spec.whole import TOKEN_ROWS, WEIGHT, is_table, is_token_rows
+
+_BENEATH = (".base_layer.weight", ".token_adapter.base_layer.weight")
+_ROUNDING = 2.0**-8
+"""Relative difference that a base held in bf16 while training explains."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many tokens the embedding and the head have rows for; the same number where all is well."""
+
+    embedding: int
+    head: int
+
+
+def read_on(folder: Path, model: ModelFolder) -> tuple[AdapterPlan, dict[str, Array]]:
+    """The plan and fp32 tensors of an adapter for this base. Raises AdapterError, ModelError."""
+    plan, tensors = read_adapter(folder)
+    modules = {target.module: target for target in outside_modules(model.weights()).values()}
+    if plan.family != "low_rank" or not modules:
+        return plan, tensors
+    return _Tables(folder, model, plan, tensors).fitted()
+
+
+def rows_of(plan: AdapterPlan, model: ModelFolder) -> Rows:
+    """The rows of a model with an adapter's tables in the place of its own."""
+    found = {target.module: target.out_features for target in outside_modules(model.weights()).values()}
+    found |= {target.module.removesuffix(WEIGHT): target.out_features for target in plan.targets if is_table(target)}
+    heads = [rows for module, rows in found.items() if not is_embedding(module)]
+    embeddings = [rows for module, rows in found.items() if is_embedding(module)]
+    return Rows(min(embeddings, default=0), min(heads, default=0))
+
+
+def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Path) -> str | None:
+    """Raise AdapterError where one of the tables lacks rows that the other has, or chats need a token that has none.
+
+    A sentence where other tokens have none: many a trainer adds one for padding, which no text contains.
+    """
+    rows, own = rows_of(plan, model), rows_of(replace(plan, targets=()), model)
+    if not rows.embedding:
+        return None
+    if rows.embedding != rows.head:
+        which, other = ("embedding", "head") if rows.embedding != own.embedding else ("head", "embedding")
+        grown, left = (rows.embedding, rows.head) if which == "embedding" else (rows.head, rows.embedding)
+        raise AdapterError(
+            f"{folder}: it was trained with another number of tokens than '{model.name}' has: its {which} has {grown} rows, but of the "
+            f"{other} only the base's {left} are there. Save it again with PEFT's save_pretrained(..., save_embedding_layers=True)."
+        )
+    names = asked.tokenizer.names()
+    beyond = [names[number] for number in sorted(names) if number >= rows.embedding]
+    if not beyond or not beside(folder):
+        return None
+    if not asked.raw and (needed := [i for i in chat_ids(asked.tokenizer) if i >= rows.embedding]):
+        raise AdapterError(
+            f"{folder}: its chat template writes {names.get(needed[0], needed[0])}, a token that was added for it, and its row was not saved: "
+            f"'{model.name}' has {rows.embedding} rows, and the adapter's tokenizer {len(names)} tokens. Save it again with PEFT's "
+            "save_pretrained(..., save_embedding_layers=True)."
+        )
+    return f"its tokenizer has tokens for which there are no rows, so no text may contain them: {', '.join(beyond[:4])}"
+
+
+class _Tables:
+    """The tables of one adapter on one base."""
+
+    def __init__(self, folder: Path, model: ModelFolder, plan: AdapterPlan, tensors: dict[str, Array]) -> None:
+        self._folder, self._model, self._plan, self._tensors = folder, model, plan, tensors
+        self._config = read_config(folder)
+        self._stored = read_header(folder / WEIGHTS)
+        modules = list(outside_modules(model.weights()))
+        self._modules = [module for module in modules if is_embedding(module)] + [
+            module for module in modules if not is_embedding(module)
+        ]
+        saved = self._config.get("modules_to_save") or ()
+        self._chosen = {m for m in modules if m.rsplit(".", 1)[-1] in saved or m in saved}
+
+    def fitted(self) -> tuple[AdapterPlan, dict[str, Array]]:
+        beneath = {module: self._beneath(module) for module in self._modules}
+        if self._model.tied:
+            shared = next((table for table in beneath.values() if table is not None), None)
+            beneath = {module: shared if table is None else table for module, table in beneath.items()}
+        rows = self._token_rows()
+        tables = {module: self._table(module, beneath[module], rows.get(module)) for module in self._modules}
+        found = {module: table for module, table in tables.items() if table is not None}
+        if len(found) == 2 and self._model.tied:
+            one, other = found.values()
+            if one.shape == other.shape and np.array_equal(one, other):
+                found = dict.fromkeys(found, one)  # held once
+        targets = [t for t in self._plan.targets if not is_token_rows(t) and self._stays(t.module, found)]
+        targets += [Target(module + WEIGHT, table.shape[1], table.shape[0]) for module, table in found.items()]
+        plan = replace(self._plan, targets=tuple(targets))
+        names = family_of(plan).shapes(plan)
+        tensors = {name: tensor for name, tensor in self._tensors.items() if name in names}
+        return plan, tensors | {PREFIX + module + WEIGHT: table for module, table in found.items()}
+
+    def _stays(self, module: str, found: Mapping[str, Array]) -> bool:
+        """Whether a target stays what it is: it is at no table, or an update of one of which nothing else is known."""
+        if module.removesuffix(WEIGHT) not in self._modules:
+            return True
+        return module not in found and not module.endswith(WEIGHT)
+
+    def _table(self, module: str, beneath: Array | None, rows: tuple[list[int], Array] | None) -> Array | None:
+        """The whole copy for a module; None where the base's own holds, with the adapter's update if it has one."""
+        name = module + WEIGHT
+        copy = self._tensors.get(PREFIX + name)
+        if copy is None and beneath is not None:
+            copy = beneath
+            if not self._base_holds(module, beneath):
+                copy = family_of(self._plan).merge(name, beneath, self._plan, self._tensors)
+            elif rows is None:
+                return None
+        if rows is not None:
+            copy = self._with_rows(module, self._own(module) if copy is None else copy, *rows)
+        if copy is None or (copy.shape == (own := self._own(module)).shape and np.array_equal(copy, own)):
+            return None
+        return np.ascontiguousarray(copy, np.float32)
+
+    def _beneath(self, module: str) -> Array | None:
+        """The table that lay below the adapter in training, where it was saved."""
+        for end in _BENEATH:
+            if (stored := self._stored.get(PREFIX + module + end)) is not None:
+                return read_tensor(stored, PREFIX + module + end)
+        return None if module in self._chosen else self._tensors.get(PREFIX + module + WEIGHT)
+
+    def _base_holds(self, module: str, beneath: Array) -> bool:
+        own = self._own(module)
+        return beneath.shape == own.shape and bool(np.allclose(beneath, own, rtol=_ROUNDING, atol=1e-6))
+
+    def _own(self, module: str) -> Array:
+        """The base's table: the embedding's for a head that has none."""
+        name = module + WEIGHT
+        return self._model.read(name if name in self._model.weights() else self._modules[0] + WEIGHT)
+
+    def _token_rows(self) -> dict[str, tuple[list[int], Array]]:
+        """The trained rows of each table, and their ids. Raises AdapterError."""
+        listed: Any = self._config.get("trainable_token_indices") or {}
+        embedding, *heads = self._modules
+        given = {embedding: listed} if isinstance(listed, list) else {
+            module: ids for name, ids in listed.items() for module in self._modules if module.endswith(name)
+        }  # fmt: skip
+        found: dict[str, tuple[list[int], Array]] = {}
+        for module in self._modules:
+            tensor = self._tensors.get(PREFIX + module + TOKEN_ROWS)
+            if tensor is None:
+                continue
+            ids = given.get(module, given.get(embedding))
+            if not isinstance(ids, list) or len(ids) != len(tensor) or not all(_is_id(i) for i in ids):
+                raise AdapterError(
+                    f"{self._folder / CONFIG}: 'trainable_token_indices' does not name the {len(tensor)} rows of {module} that "
+                    "are in the file. Copy the adapter again."
+                )
+            found[module] = ids, tensor
+        if self._model.tied and embedding in found:
+            found |= {head: found[embedding] for head in heads if head not in found}
+        return found
+
+    def _with_rows(self, module: str, table: Array, ids: list[int], rows: Array) -> Array:
+        """A table with rows in their places, longer where they lie beyond it. Raises AdapterError where that leaves a gap."""
+        if rows.shape[1] != table.shape[1]:
+            raise AdapterError(
+                f"{self._folder}: the rows of {module} are {rows.shape[1]} wide, but in '{self._model.name}' {table.shape[1]}. "
+                "It was made on another base."
+            )
+        size = max(len(table), 1 + max(ids, default=-1))
+        if not set(range(len(table), size)) <= set(ids):
+            raise AdapterError(
+                f"{self._folder}: it was trained with more tokens than '{self._model.name}' has, up to id {size - 1}, and not all of "
+                "their rows were saved. Save it again with PEFT's save_pretrained(..., save_embedding_layers=True)."
+            )
+        result = np.concatenate([table, np.zeros((size - len(table), table.shape[1]), np.float32)])
+        result[ids] = rows
+        return result
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**24
