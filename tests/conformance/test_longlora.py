@@ -121,16 +121,16 @@ def test_numbers_rates_and_refusals(tiny: Path) -> None:
         plan_of(tiny, "heads")
 
 
-def test_a_copy_of_the_head_is_refused(tmp_path: Path, tiny: Path) -> None:
+def test_a_copy_of_a_layer_in_the_blocks_is_refused(tmp_path: Path, tiny: Path) -> None:
     plan = plan_of(tiny, "norms")
     tensors = {name: np.zeros(shape, np.float32) for name, shape in family_of(plan).shapes(plan).items()}
     write_adapter(tmp_path, plan, tensors, "tiny")
     config = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
-    config["modules_to_save"].append("lm_head")
+    config["modules_to_save"].append("gate_proj")
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
-    save_file(tensors | {"base_model.model.lm_head.weight": np.zeros((384, 64), np.float32)},
+    save_file(tensors | {"base_model.model.model.layers.0.mlp.gate_proj.weight": np.zeros((128, 64), np.float32)},
               tmp_path / "adapter_model.safetensors")  # fmt: skip
-    with pytest.raises(AdapterError, match="whole copy of lm_head"):
+    with pytest.raises(AdapterError, match=r"whole copy of model\.layers\.0\.mlp\.gate_proj"):
         read_adapter(tmp_path)
 
 

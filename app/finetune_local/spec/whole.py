@@ -41,9 +41,13 @@ def is_token_rows(target: Target) -> bool:
     return target.module.endswith(TOKEN_ROWS)
 
 
-def read_token_rows(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
-    """The rows of tables among an adapter's tensors."""
-    names = (name for name in sorted(shapes) if name.endswith(TOKEN_ROWS) and len(shapes[name]) == 2)
+def read_token_rows(named: bool, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
+    """The rows of tables among an adapter's tensors; `named` is whether its config says that there are some. Raises AdapterError."""
+    names = [name for name in sorted(shapes) if name.endswith(TOKEN_ROWS) and len(shapes[name]) == 2]
+    if named and not names:
+        raise AdapterError(
+            "adapter_config.json names 'trainable_token_indices', but their rows are not in the file: it is incomplete."
+        )
     return tuple(Target(name.removeprefix(PREFIX), shapes[name][1], shapes[name][0]) for name in names)
 
 

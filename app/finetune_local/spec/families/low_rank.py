@@ -257,6 +257,7 @@ class LowRank(Family):
                 "is. Save it as plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
             )
         whole = read_whole(c.get("modules_to_save") or (), shapes)
+        rows = read_token_rows(bool(c.get("trainable_token_indices")), shapes)
         targets = _targets(shapes)
         if c.get("use_dora"):
             check_inside((target.module for target in targets if target.in_features), "DoRA")
@@ -276,9 +277,7 @@ class LowRank(Family):
         except (KeyError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             raise AdapterError(f"adapter_config.json has no usable rank, alpha or dropout ({said}).") from None
-        return AdapterPlan(
-            "dora" if settings.use_dora else "lora", self.key, settings, targets + whole + read_token_rows(shapes)
-        )
+        return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, targets + whole + rows)
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
         """A table of tokens may have other rows than the base's."""
