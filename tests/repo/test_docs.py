@@ -25,6 +25,11 @@ def test_generated_docs_are_current() -> None:
     assert done.returncode == 0, f"{done.stdout}{done.stderr}Run: python packaging/make_docs.py"
 
 
+def test_the_tokenizer_classes_are_those_of_the_pinned_transformers() -> None:
+    command = [sys.executable, "packaging/make_tokenizer_classes.py"]
+    assert subprocess.run([*command, "--check"], cwd=ROOT, check=False).returncode == 0, f"Run: {' '.join(command)}"
+
+
 @pytest.mark.parametrize("readme", READMES)
 def test_the_readme_draws_the_tree_as_it_is(readme: str) -> None:
     listed = subprocess.run(

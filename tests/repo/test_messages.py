@@ -27,6 +27,7 @@ NOT_SHOWN = {
     "app/finetune_local/chat/commands.py": "what the terminal's chat answers to its commands",
     "app/finetune_local/chat/worker.py": "names of replies",
     "app/finetune_local/data/chat_template.py": "templates",
+    "app/finetune_local/data/template_engine.py": "said within a template's failure",
     "app/finetune_local/data/columns.py": "names that columns have",
     "app/finetune_local/export/ollama_template.py": "templates and what they are tried with",
     "app/finetune_local/export/ollama_render.py": "what the evaluator of Go's templates does not know: no proof, told otherwise",

@@ -1,11 +1,10 @@
 """A model's tokenizer: text to ids and back, and chats to ids with the answers marked.
 
-The only file of the app that imports transformers (late): ids are the same on every backend because they come from here.
+Ids are the same on every backend because they come from here, and the same as transformers' (tokenizer_build.py).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -15,8 +14,10 @@ from finetune_local.data.chat_template import CHATML, PLAIN, Span
 from finetune_local.data.conversation import Message
 from finetune_local.data.guarded_template import GuardedTemplate
 from finetune_local.data.streamer import Streamer
+from finetune_local.data.tokenizer_core import Core, Facts, load_core
 from finetune_local.errors import ModelError
-from finetune_local.tokenizer_files import brought, ends_in, generation_settings, joined
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
+from finetune_local.tokenizer_files import brought, ends_in, generation_settings, joined, template_of
 
 Segment = tuple[list[int], bool]
 """Token ids and whether they are supervised."""
@@ -27,32 +28,34 @@ _ANCHOR = "\n"
 class Tokenizer:
     """Made by `load`. `template` is the model's own chat template or None; `chat_template` is the one in use."""
 
-    def __init__(self, hf: Any, stop_ids: Collection[int]) -> None:
-        self._hf = hf
-        self._core = hf.backend_tokenizer
-        self._core.no_truncation()
-        self._core.no_padding()
-        self.vocabulary_size: int = len(hf)
-        self.bos_id: int | None = hf.bos_token_id
-        self.eos_id: int = hf.eos_token_id if hf.eos_token_id is not None else min(stop_ids)
-        self.pad_id: int = hf.pad_token_id if hf.pad_token_id is not None else self.eos_id
-        self.template: str | None = _own_template(hf)
-        self._added: Mapping[str, int] = hf.get_added_vocab()
-        self._special = frozenset((*self._added.values(), *hf.all_special_ids))
+    def __init__(self, core: Core, facts: Facts, template: str | None, stop_ids: Collection[int]) -> None:
+        self._core = core
+        self.vocabulary_size: int = facts.size
+        self.largest_id: int = facts.largest_id
+        """The largest id that a text can get; above vocabulary_size - 1 where ids are left out."""
+        ids = {name: core.id_of(token) for name, token in facts.named.items()}
+        self.bos_id: int | None = ids.get("bos_token")
+        eos, pad = ids.get("eos_token"), ids.get("pad_token")
+        self.eos_id: int = eos if eos is not None else min(stop_ids)
+        self.pad_id: int = pad if pad is not None else self.eos_id
+        self.template: str | None = template
+        self._added, self._left_out, self._named = facts.added, facts.left_out, facts.named
+        extra = (core.id_of(token) for token in facts.extra)
+        self._special = frozenset(i for i in (*facts.added.values(), *ids.values(), *extra) if i is not None)
         self.beginning: tuple[int, ...] = self._beginning()
         """Ids that the tokenizer itself puts before a text: BOS for some families, nothing for others."""
         self.chat_template: str = self.template or self._stand_in()
         self._prefixes_space = True  # assumed only to ask what a text is in the middle of another
-        self._prefixes_space = self._continued_ids("x") != self.ids("x")
-        self._byte_fallback = "<0x0A>" in self._core.get_vocab() and "ByteFallback" in str(self._core.decoder)
-        self._chat = GuardedTemplate(self.chat_template, hf.special_tokens_map)
+        self._prefixes_space = self._pieces_ids(["", "x"])[1] != self.ids("x")
+        self._byte_fallback = facts.bytes_fall_back
+        self._chat = GuardedTemplate(self.chat_template, facts.named)
         stops = {*stop_ids, self.eos_id}
         self.turn_end_id: int | None = self._end_of_turn()
         """The token that the template in use puts after an answer; None where it puts none."""
         if self.turn_end_id is not None:
             stops.add(self.turn_end_id)
         self.stop_ids: frozenset[int] = frozenset(i for i in stops if 0 <= i < self.vocabulary_size)
-        self._chat.stops = sorted(str(self._core.id_to_token(i)) for i in self.stop_ids)
+        self._chat.stops = sorted(self.token(i) for i in self.stop_ids)
 
     @classmethod
     def load(cls, folder: Path, beside: Path | None = None) -> Tokenizer:
@@ -70,36 +73,26 @@ class Tokenizer:
     @classmethod
     def _load(cls, place: Path, folder: Path, base: Path | None) -> Tokenizer:
         """From the files at `place`, which are those of `folder`, an adapter's where it has a `base`."""
-        from transformers import AutoTokenizer
-
         try:
-            hf = AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            said = str(error).strip().split("\n")[0]
-            raise ModelError(
-                f"{folder}: the tokenizer cannot be loaded ({said}). The folder needs tokenizer.json (or tokenizer.model) "
-                "and tokenizer_config.json; copy them from where the model came from."
-            ) from None
-        if not getattr(hf, "is_fast", False):
-            raise ModelError(
-                f"{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder."
-            )
+            core, facts = load_core(place)
+        except ModelError as error:  # an adapter's files were put together at another place
+            raise ModelError(str(error).replace(str(place), str(folder))) from None
         if base is None:
             stops = set(_configured_stops(folder))
         else:  # of the base's, those that are still tokens beside the text: an adapter's tokenizer may use ids anew
-            special = set(hf.get_added_vocab().values())
+            special = set(facts.added.values())
             stops = {*ends_in(generation_settings(folder)), *(i for i in _configured_stops(base) if i in special)}
-        if hf.eos_token_id is None and not stops:
+        if core.id_of(facts.named.get("eos_token", "")) is None and not stops:
             raise ModelError(
                 f"{folder}: the tokenizer names no end-of-text token, so answers would never end. "
                 'Set "eos_token" in tokenizer_config.json.'
             )
-        return cls(hf, stops)
+        return cls(core, facts, template_of(place), stops)
 
     def ids(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text. Special tokens written in the text become their ids; `special` adds BOS and the like
         where the tokenizer does so by itself."""
-        return list(self._core.encode(text, add_special_tokens=special).ids)
+        return self._core.encode([text], special)[0]
 
     def text(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ids, without special tokens unless asked for; broken characters come out as U+FFFD."""
@@ -137,16 +130,15 @@ class Tokenizer:
 
     def names(self) -> dict[int, str]:
         """Every token's name by its id, added ones included."""
-        return {number: name for name, number in self._core.get_vocab(with_added_tokens=True).items()}
+        return self._core.names()
 
     def is_left_out(self, id: int) -> bool:  # noqa: A002 - the standard word
         """Whether a token is marked as special, so that it does not show in an answer's text."""
-        known = self._core.get_added_tokens_decoder().get(id)
-        return known is not None and bool(known.special)
+        return id in self._left_out
 
     def token(self, id: int) -> str:  # noqa: A002 - the standard word
         """The name of one token as the vocabulary writes it."""
-        return str(self._core.id_to_token(id))
+        return str(self._core.token(id))
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         """The chat as text. Raises RowRejected where the template refuses the messages."""
@@ -175,7 +167,7 @@ class Tokenizer:
         """As render_turns(), with or without a next answer, by the template in use or the one given, and with variables of its own."""
         chat = self._chat
         if template is not None and template != self.chat_template:
-            chat = GuardedTemplate(template, self._hf.special_tokens_map)
+            chat = GuardedTemplate(template, self._named)
         return chat.render_chat(turns, generation_prompt, [dict(tool) for tool in tools or ()] or None, None, variables)
 
     def segments(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[Segment]:
@@ -201,21 +193,22 @@ class Tokenizer:
         pieces = [(ids, supervised) for ids, (_, supervised) in zip(tokenised, texts, strict=True)]
         return [(list(self.beginning), False), *pieces] if self.beginning else pieces
 
-    def _pieces_ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts that follow one another."""
-        if self._prefixes_space:
-            return [self._continued_ids(text) if number else self.ids(text) for number, text in enumerate(texts)]
-        return [list(one.ids) for one in self._core.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _continued_ids(self, text: str) -> list[int]:
-        """Ids of a text that follows another: tokenizers that put a space before every text must not do it here."""
-        if not self._prefixes_space:
-            return self.ids(text)
-        anchor, whole = self.ids(_ANCHOR), self.ids(_ANCHOR + text)
-        return whole[len(anchor) :] if whole[: len(anchor)] == anchor else self.ids(text)
+    def _pieces_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that follow one another: tokenizers that put a space before every text must not do it within."""
+        if not self._prefixes_space or len(texts) < 2:
+            return self._core.encode(texts, False)
+        anchor, first, *rest = self._core.encode([_ANCHOR, texts[0], *(_ANCHOR + text for text in texts[1:])], False)
+        size = len(anchor)
+        return [
+            first,
+            *(
+                whole[size:] if whole[:size] == anchor else self.ids(text)
+                for whole, text in zip(rest, texts[1:], strict=True)
+            ),
+        ]
 
     def _decoded(self, ids: Sequence[int], special: bool) -> str:
-        return str(self._core.decode(list(ids), skip_special_tokens=not special))
+        return self._core.decode(ids, not special)
 
     def _beginning(self) -> tuple[int, ...]:
         plain, full = self.ids("x"), self.ids("x", special=True)
@@ -232,14 +225,6 @@ class Tokenizer:
         after = (self._chat.after_answer() or "").lstrip()
         longest = max((t for t in self._added if t and after.startswith(t)), key=len, default=None)
         return None if longest is None else self._added[longest]
-
-
-def _own_template(hf: Any) -> str | None:
-    """The tokenizer's template; of several, the one for plain chat."""
-    template = getattr(hf, "chat_template", None)
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    return template if isinstance(template, str) and template.strip() else None
 
 
 def _cuts(length: int, spans: Sequence[Span]) -> Iterator[tuple[int, int, Span | None]]:
@@ -261,11 +246,11 @@ def _configured_stops(folder: Path) -> Iterator[int]:
         if not path.exists():
             continue
         try:
-            config = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            config = read_json_object(path)
+        except (OSError, ForeignTextError) as error:
             raise ModelError(
                 f"{path}: cannot be read ({error}). Copy it again from where the model came from."
             ) from None
-        for part in (config, config.get("text_config") or {}):
-            found = part.get("eos_token_id")
-            yield from (i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int))
+        inner = config.get("text_config")
+        for part in (config, inner if isinstance(inner, dict) else {}):
+            yield from ends_in(part)

@@ -75,6 +75,8 @@ class Limits:
     seconds: float
     most_bytes: int
     most_reply: int = 256 * 2**20
+    by_address: bool = True
+    """Whether Linux may limit the child's addresses; False for what reserves many times what it uses, as torch does."""
 
 
 class Setup:
@@ -91,22 +93,27 @@ class Guarded:
 
     def __init__(self, module: str, limits: Limits) -> None:
         self._module, self.limits = module, limits
+        self._by_address = limits.by_address and sys.platform.startswith("linux")
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._sent: OrderedDict[str, None] = OrderedDict()
         self._deadline: float | None = None
+        self._allowed = limits.seconds
         self._killed: type[GuardedError] | None = None
         self._watcher: threading.Thread | None = None
 
-    def ask(self, request: Any, setup: Setup) -> Any:
-        """The answer to one request, both JSON values. A setup that the child has not is prepared under the same limits.
+    def ask(self, request: Any, setup: Setup, preparing: float | None = None, answering: float | None = None) -> Any:
+        """The answer to one request, both JSON values. A setup that the child has not is prepared before.
+
+        `preparing` and `answering` are seconds for the two where they are others than the limits'.
 
         Raises TookTooLong, TookTooMuch, Died or Raised.
         """
         with self._lock:
             process = self._started()
-            message: dict[str, Any] = {"key": setup.key, "request": request}
+            seconds = [preparing or self.limits.seconds, answering or self.limits.seconds]
+            message: dict[str, Any] = {"key": setup.key, "request": request, "seconds": seconds}
             if setup.key in self._sent:
                 self._sent.move_to_end(setup.key)
             else:
@@ -115,7 +122,8 @@ class Guarded:
             if len(self._sent) > _KEPT_SETUPS:
                 message["drop"] = self._sent.popitem(last=False)[0]
             self._killed = None
-            self._deadline = time.monotonic() + self.limits.seconds * PATIENCE
+            self._allowed = sum(seconds) if "setup" in message else seconds[1]
+            self._deadline = time.monotonic() + self._allowed * PATIENCE
             try:
                 reply = self._exchanged(process, encoded(message))
             except BaseException:  # also Ctrl-C: an answer that nobody waits for must not be taken for the next one's
@@ -167,7 +175,7 @@ class Guarded:
         if self._killed is TookTooMuch:
             return TookTooMuch(self._too_much())
         if self._killed is TookTooLong or (hasattr(signal, "SIGPROF") and code == -signal.SIGPROF):
-            return TookTooLong(f"it did not end within {self.limits.seconds:.0f} seconds")
+            return TookTooLong(f"it did not end within {self._allowed:.0f} seconds")
         if code in (-getattr(signal, "SIGABRT", 6), -getattr(signal, "SIGKILL", 9)):
             # What Rust and C do where memory is refused to them; and the system's own last resort.
             return TookTooMuch(f"the process that worked on it was ended, most likely for want of memory ({code})")
@@ -181,7 +189,7 @@ class Guarded:
             self._process, self._owner, self._watcher = None, os.getpid(), None
         if self._process is None or self._process.poll() is not None:
             self._end()
-            limits = [str(self.limits.seconds), str(self.limits.most_bytes), str(self.limits.most_reply)]
+            limits = [str(self.limits.most_bytes if self._by_address else 0), str(self.limits.most_reply)]
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "finetune_local.system.guarded_child", self._module, *limits],
                 stdin=subprocess.PIPE,
@@ -207,7 +215,7 @@ class Guarded:
             if time.monotonic() > deadline:
                 self._killed = TookTooLong
                 process.kill()
-            elif not sys.platform.startswith("linux") and _size_of(process.pid) > self.limits.most_bytes:
+            elif not self._by_address and _size_of(process.pid) > self.limits.most_bytes:
                 self._killed = TookTooMuch
                 process.kill()
 

@@ -1,4 +1,4 @@
-"""The child of guarded.py: `python -m finetune_local.system.guarded_child MODULE SECONDS MOST_BYTES MOST_REPLY`.
+"""The child of guarded.py: `python -m finetune_local.system.guarded_child MODULE MOST_BYTES MOST_REPLY`.
 
 Reads requests from its input and writes answers to its output, each a JSON object behind its length (4 bytes). It ends with its
 input, by the kernel's timer, or at the limit of its memory.
@@ -27,7 +27,7 @@ _MESSAGE = 500
 
 def main() -> None:
     """Answer until the input ends."""
-    module_name, seconds, most_bytes, most_reply = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    module_name, most_bytes, most_reply = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print must not come between the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
@@ -35,7 +35,6 @@ def main() -> None:
     module = importlib.import_module(module_name)
     prepared: dict[str, Any] = {}
     while (message := _read(sys.stdin.buffer)) is not None:
-        _timer(seconds)
         content = _answered(module, prepared, message, most_reply)
         _timer(0.0)
         _write(out, content)
@@ -43,12 +42,15 @@ def main() -> None:
 
 def _answered(module: Any, prepared: dict[str, Any], message: dict[str, Any], most_reply: int) -> bytes:
     key, lost = message["key"], False
+    preparing, answering = message["seconds"]
     prepared.pop(message.get("drop", ""), None)
     try:
         if "setup" in message:
             lost = True
+            _timer(preparing)
             prepared[key] = module.prepare(message["setup"])
             lost = False
+        _timer(answering)
         content = encoded({"value": module.answer(prepared[key], message["request"])})
     except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception; the parent is told of all alike
         kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
@@ -90,11 +92,12 @@ def _write(out: Any, content: bytes) -> None:
 
 
 def _limit(most_bytes: int) -> None:
-    """No more memory than that, and no core file of a crash. Elsewhere than on Linux the parent looks after the memory."""
+    """No more memory than that, and no core file of a crash. Where it is 0 the parent looks after the memory."""
     if sys.platform.startswith("linux"):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+        if most_bytes:
+            resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

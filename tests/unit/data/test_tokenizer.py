@@ -11,6 +11,8 @@ from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import ModelError
 
+from .conftest import write_tokenizer
+
 Make = Callable[[str], Tokenizer]
 
 ENDS = {
@@ -163,7 +165,6 @@ def test_qwen_thinking_before_a_tool_call_is_dropped_when_a_question_follows(tok
 def test_an_answer_the_template_leaves_out_is_refused(tmp_path: Path, tokenizer_for: Make) -> None:
     folder = tmp_path / "lossy"
     _copy(
-        tokenizer_for,
         folder,
         "{% for m in messages %}{% if m.role != 'assistant' %}{{ m.content }}\n{% endif %}{% endfor %}",
     )
@@ -177,7 +178,7 @@ def test_stop_ids_come_from_tokenizer_config_and_template(tmp_path: Path, tokeni
     assert {gemma.token(i) for i in gemma.stop_ids} == {"<eos>", "<end_of_turn>"}
     assert {chatml.token(i) for i in chatml.stop_ids} == {"<|endoftext|>", "<|im_end|>"}
     folder = tmp_path / "configured"
-    _copy(tokenizer_for, folder, "{{ messages[0].content }}")
+    _copy(folder, "{{ messages[0].content }}")
     assert Tokenizer.load(folder).stop_ids == {0}
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": [2, 999_999]}), "utf-8")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}), "utf-8")
@@ -214,7 +215,7 @@ def test_load_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_code_in_the_folder_is_not_run(tmp_path: Path, tokenizer_for: Make) -> None:
     folder = tmp_path / "evil"
-    _copy(tokenizer_for, folder, "x")
+    _copy(folder, "x")
     (folder / "evil.py").write_text("raise SystemExit('ran')", "utf-8")
     config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
@@ -223,10 +224,7 @@ def test_code_in_the_folder_is_not_run(tmp_path: Path, tokenizer_for: Make) -> N
         Tokenizer.load(folder)
 
 
-def _copy(tokenizer_for: Make, folder: Path, template: str) -> None:
-    """A chatml tokenizer's folder with another template."""
-    folder.mkdir()
-    source = Path(tokenizer_for("chatml")._hf.name_or_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_text((source / name).read_text("utf-8"), "utf-8")
+def _copy(folder: Path, template: str) -> None:
+    """A chatml tokenizer's folder with this template."""
+    write_tokenizer(folder, "chatml", None)
     (folder / "chat_template.jinja").write_text(template, "utf-8")

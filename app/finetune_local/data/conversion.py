@@ -1,0 +1,70 @@
+"""A tokenizer that only transformers can read, such as one in SentencePiece's own file: read once, in a guarded child, and written down.
+
+The only file of the app that imports transformers, and only in that child: it takes seconds and half a gigabyte.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune_local.errors import ModelError
+from finetune_local.system.guarded import Guarded, GuardedError, Limits, Setup
+
+SECONDS = 120.0
+"""Processor time to import transformers and to convert; twenty seconds are usual."""
+
+_FORMS = ("tokenizer.json", "*.model", "*vocab*", "*.tiktoken", "tekken.json", "merges.txt")
+"""Names of files that a tokenizer is kept in."""
+
+_LIMITS = Limits(SECONDS, 6 * 10**9, by_address=False)
+
+
+def converted(folder: Path) -> dict[str, Any]:
+    """What tokenizer_build.from_written() takes, and whether the cost of its parts is "known". Raises ModelError."""
+    if not any(path.match(form) for path in folder.iterdir() for form in _FORMS):
+        raise _missing(folder, "no tokenizer.json")
+    child = Guarded("finetune_local.data.conversion", _LIMITS)
+    try:
+        told: dict[str, Any] = child.ask(str(folder), Setup(""))
+    except GuardedError as error:
+        raise _missing(folder, str(error)) from None
+    finally:
+        child.close()
+    if not told["fast"]:
+        raise ModelError(f"{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder.")
+    return told
+
+
+def _missing(folder: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{folder}: the tokenizer cannot be loaded ({why}). The folder needs tokenizer.json (or tokenizer.model) "
+        "and tokenizer_config.json; copy them from where the model came from."
+    )
+
+
+def prepare(setup: str) -> str:
+    """Nothing to prepare."""
+    return setup
+
+
+def answer(prepared: str, request: str) -> dict[str, Any]:
+    """In the child: the tokenizer of a folder as transformers has it, by files alone; no code of the folder is run."""
+    from transformers import AutoTokenizer
+
+    from finetune_local.data.tokenizer_shape import is_known
+
+    del prepared
+    hf = AutoTokenizer.from_pretrained(request, local_files_only=True, trust_remote_code=False)
+    if not getattr(hf, "is_fast", False):
+        return {"fast": False}
+    text = hf.backend_tokenizer.to_str()
+    return {
+        "fast": True,
+        "tokenizer": text,
+        "named": hf.special_tokens_map,
+        "extra": hf.extra_special_tokens,
+        "splits_special": bool(hf.split_special_tokens),
+        "known": is_known(json.loads(text), rebuilt=False),
+    }
