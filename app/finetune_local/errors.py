@@ -6,11 +6,13 @@
     │   ├── DataError             a data file: its path, its line
     │   ├── ModelError            a base model: its folder or its name
     │   ├── AdapterError          an adapter that does not fit, or does nothing
+    │   ├── DamagedRun            what a run keeps is damaged, or a newer version wrote it
     │   └── Unsupported           the chosen backend cannot do this (a line of its gaps.py)
     ├── RunError                  exit code 1: the work itself failed
     │   ├── TrainingDiverged      the loss became NaN or exploded
     │   ├── OutOfMemory           the device or the machine has no room for a batch
-    │   ├── DiskFull              the run folder's disk has no room
+    │   ├── DiskFailed            the disk, its rights or a limit of the system let nothing be written or read
+    │   │   └── DiskFull          the disk has no room
     │   ├── DownloadFailed        a download broke off or did not match its checksum
     │   ├── GateFailed            an export does not answer as the adapter does
     │   └── WorkerDied            the training process ended without saying why
@@ -74,6 +76,10 @@ class AdapterError(UserError):
     """An adapter does not fit its base, is incomplete, or changes nothing."""
 
 
+class DamagedRun(UserError):
+    """What a run keeps (a checkpoint, its data, its settings) is damaged, was changed, or is of a newer version."""
+
+
 class Unsupported(UserError):
     """The chosen backend cannot do what the spec asks."""
 
@@ -90,7 +96,11 @@ class OutOfMemory(RunError):
     """A batch did not fit into the device's memory; the session's weights are as before the step."""
 
 
-class DiskFull(RunError):
+class DiskFailed(RunError):
+    """A file could not be written or read: the disk failed, or is gone, or its rights or a limit of the system forbid it."""
+
+
+class DiskFull(DiskFailed):
     """A file of the run could not be written for lack of space; the last checkpoint is intact."""
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.errors import AdapterError
+from finetune_local.errors import AdapterError, typed
 from finetune_local.files import disk_full
 from finetune_local.spec.families import OWN_TYPE, Array, families, family_of, from_own_config
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.whole import NOT_TRAINED
+from finetune_local.system import checksums
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,10 +34,15 @@ def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array],
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
-    """The plan and the fp32 tensors of an adapter folder, ours or plain PEFT's. Raises AdapterError."""
+def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, dict[str, Array]]:
+    """The plan and the fp32 tensors of an adapter folder, ours or plain PEFT's; files that have checksums must match them.
+
+    `summed`: they have been found to. Raises AdapterError.
+    """
     from safetensors import SafetensorError
 
+    if not summed:
+        check_sums(folder)
     config = read_config(folder)
     if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS).exists():
         raise AdapterError(
@@ -46,8 +52,27 @@ def read_adapter(folder: Path) -> tuple[AdapterPlan, dict[str, Array]]:
         tensors = read_tensors(folder / WEIGHTS)
         tensors = {name: value for name, value in tensors.items() if not name.endswith(NOT_TRAINED)}
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{folder / WEIGHTS}: cannot be read ({error}). Copy the adapter again.") from error
+        raise AdapterError(f"{folder / WEIGHTS}: cannot be read ({error}). {again(folder)}") from error
     return plan_of(folder, config, {name: tensor.shape for name, tensor in tensors.items()}), tensors
+
+
+def check_sums(folder: Path) -> None:
+    """Raise AdapterError where a file of an adapter is not the one that was written, which its SHA256SUMS tells."""
+    if problem := checksums.problem(folder, (CONFIG, WEIGHTS)):
+        raise AdapterError(
+            f"{folder}: {problem}. {again(folder)} If you changed it on purpose, delete its {checksums.SUMS}."
+        )
+
+
+def again(folder: Path) -> str:
+    """How to come by an adapter whose file is damaged: a run's can be made again, one from elsewhere be copied again."""
+    folder = folder.absolute()
+    if folder.parent.name == "checkpoints":
+        return f"`finetune-local runs check {typed(folder.parents[1].name)}` tells which checkpoints of the run are intact."
+    if folder.name == "adapter" and (folder.parent / "checkpoints").is_dir():
+        name = typed(folder.parent.name)
+        return f"`finetune-local runs check {name} --repair` makes it again from the run's last checkpoint."
+    return "Copy the adapter again."
 
 
 def plan_of(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
@@ -81,7 +106,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise AdapterError(f"{folder / CONFIG}: cannot be read ({error}).") from None
     if not isinstance(values, dict):
-        raise AdapterError(f"{folder / CONFIG}: a JSON object is expected. Copy the adapter again.")
+        raise AdapterError(f"{folder / CONFIG}: a JSON object is expected. {again(folder)}")
     return values
 
 

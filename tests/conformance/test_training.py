@@ -77,7 +77,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_run: Any, home: H
     assert found.keys() == expected.keys()
     assert max(abs(found[s] - expected[s]) for s in expected) <= 1e-6
     assert_same(result(parts), result(whole))
-    one, other = (checkpoint.load(r.checkpoints / f"step-{STEPS:06d}")[3] for r in (whole, parts))
+    one, other = (checkpoint.load(r.checkpoints / f"step-{STEPS:06d}").state for r in (whole, parts))
     uncertain = {"seconds", "cpu_seconds", "peak_memory_bytes"}
     as_dict = [{k: v for k, v in dataclasses.asdict(s).items() if k not in uncertain} for s in (one, other)]
     assert as_dict[0] == as_dict[1]
@@ -109,7 +109,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(make_run: Any, 
     assert refused
     assert any(isinstance(e, Note) and "out of memory" in e.text for e in events)
     assert max(abs(found[s] - expected[s]) for s in expected) < 2e-5
-    assert checkpoint.load(run.checkpoints / f"step-{STEPS:06d}")[3].micro_batch_tokens < 128
+    assert checkpoint.load(run.checkpoints / f"step-{STEPS:06d}").state.micro_batch_tokens < 128
 
 
 def test_a_validation_that_does_not_fit_is_halved_too(make_run: Any, home: Home) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.errors import DiskFull
+from finetune_local import files
+from finetune_local.errors import DiskFailed, DiskFull
 from finetune_local.files import free_bytes, sweep, write_text, written_aside
 
 
@@ -67,9 +68,67 @@ def test_an_error_of_a_library_is_not_called_a_full_disk(tmp_path: Path) -> None
         raise OSError("4096 requested and 12 written")  # in numpy's words
 
 
-def test_another_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), written_aside(tmp_path / "x", ""):
-        raise PermissionError(errno.EACCES, "denied")
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EIO, "may be failing"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "may not do that"),
+        (errno.EMFILE, "too many files"),
+        (errno.ENAMETOOLONG, "too long"),
+        (errno.ESTALE, "the disk is gone"),
+    ],
+)
+def test_what_else_a_disk_refuses_is_a_sentence_and_not_called_full(tmp_path: Path, code: int, said: str) -> None:
+    target = tmp_path / "x"
+    target.write_text("old", "utf-8")
+    with (
+        pytest.raises(DiskFailed, match=f"{said}.*What was saved before is intact") as failed,
+        written_aside(target, "Then resume."),
+    ):
+        raise OSError(code, os.strerror(code))
+    assert not isinstance(failed.value, DiskFull) and str(target) in str(failed.value)
+    assert contents(tmp_path) == {"x": "old"}
+
+
+def test_an_error_names_the_file_it_is_about(tmp_path: Path) -> None:
+    with pytest.raises(DiskFailed, match=r"^other\.csv cannot be"), written_aside(tmp_path / "x", ""):
+        raise PermissionError(errno.EACCES, "denied", "other.csv")
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_folder_takes_the_place_of_another_and_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    """In one step where the system can; `able` False is an old system, or a disk that has no such thing."""
+    if not able:
+        monkeypatch.setattr(files, "_call", lambda: (None, 0, 0))
+    target = tmp_path / "adapter"
+    write_folder(target, a="1")
+    write_folder(target, a="2")
+    assert contents(target) == {"a": "2"} and [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    files.remove(target)
+    target.write_text("a file", "utf-8")
+    write_folder(target, a="3")
+    assert contents(target) == {"a": "3"} and [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_failing_clean_up_does_not_hide_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed(_: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(DiskFailed, match="may be failing"), written_aside(tmp_path / "x", ""):
+        monkeypatch.setattr(files, "remove", removed)
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_what_is_discarded_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "step-000003", a="1", b="2")
+    monkeypatch.setattr(files.shutil, "rmtree", lambda _: None)  # killed right after the first step
+    files.discard(tmp_path / "step-000003")
+    assert not (tmp_path / "step-000003").exists()
+    monkeypatch.undo()
+    sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

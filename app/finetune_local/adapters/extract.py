@@ -28,6 +28,7 @@ from finetune_local.spec.families.low_rank import A, B, LowRankSettings
 from finetune_local.spec.fields import parse
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import block_of, linear_modules, select_linear
+from finetune_local.system import checksums
 
 DEFAULT_RANK = 16
 ADVICE = "Make room on it, or give another place with --out."
@@ -159,6 +160,7 @@ def extract(
         write_adapter(place, plan, tensors, base.name)
         extra = {"method": plan.method, "parameters": parameters, "extracted_from": lineage}
         write_identity(place, base.identity(), tuned.run, extra)
+        checksums.write(place)
     unchanged = tuple(t.module for t in chosen if t not in kept)
     return Extraction(
         out, base.name, tuned.lineage, rank, energy, parameters, tuple(found), unchanged, left, tuned.notes

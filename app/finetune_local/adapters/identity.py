@@ -11,11 +11,12 @@ from typing import Any
 
 from finetune_local import __version__
 from finetune_local.errors import AdapterError
-from finetune_local.files import disk_full, write_text
+from finetune_local.files import disk_full
 from finetune_local.models.folder import Identity, ModelFolder
 from finetune_local.spec.families import PREFIX, family_of
 from finetune_local.spec.plan import AdapterPlan, WeightInfo
 from finetune_local.spec.targets import outside_modules
+from finetune_local.system import checksums
 from finetune_local.tokenizer_files import TEMPLATE, TOKENIZER
 
 FILE = "finetune_local.json"
@@ -88,7 +89,7 @@ def rewrite(folder: Path, **changed: Any) -> None:
     except (OSError, ValueError):
         return
     if isinstance(values, dict):
-        write_text(folder / FILE, json.dumps({**values, **changed}, indent=2, ensure_ascii=False) + "\n")
+        checksums.rewrite(folder, FILE, json.dumps({**values, **changed}, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str] = ()) -> None:

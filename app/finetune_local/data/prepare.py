@@ -1,7 +1,8 @@
 """Data files to a run's prepared data: read, encode, split, and write what the loop maps into memory.
 
-Writes into one folder: train.* and validation.* (store.py), rejected.jsonl, validation.jsonl (conversations to answer), and
-data.json last, which makes the folder valid. Interrupted before that, it is as if nothing had been prepared.
+Writes into one folder: train.* and validation.* (store.py), rejected.jsonl, validation.jsonl (conversations to answer),
+SHA256SUMS of them all, and data.json last, which makes the folder valid. Interrupted before that, it is as if nothing had been
+prepared.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from finetune_local.data.encode import encode, kept
 from finetune_local.data.read import DataFile, nothing_usable, opened
 from finetune_local.data.report import FileReport, Report, Tally, as_plain, file_report
 from finetune_local.data.split import Keys, held_out
-from finetune_local.data.store import ADVICE, Dataset, Writer, remove
+from finetune_local.data.store import ADVICE, SUFFIXES, Dataset, Writer, remove
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import DataError
-from finetune_local.files import disk_full, write_text
+from finetune_local.files import disk_full, sync_tree, write_text
 from finetune_local.spec.run import DataSettings
+from finetune_local.system import checksums
+from finetune_local.system.foreign_text import ForeignTextError, parse_json_object, read_json_object
 
 DATA, REJECTED, CONVERSATIONS = "data.json", "rejected.jsonl", "validation.jsonl"
 CONVERSATIONS_KEPT = 512
@@ -121,7 +124,7 @@ def prepare(
         raise DataError("no training data was given. Name a file: finetune-local --data my.jsonl")
     with disk_full(folder, ADVICE):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (DATA, CONVERSATIONS):
+        for name in (DATA, CONVERSATIONS, checksums.SUMS):
             (folder / name).unlink(missing_ok=True)
     try:
         with disk_full(folder, ADVICE), (folder / REJECTED).open("w", encoding="utf-8") as rejected:
@@ -158,12 +161,24 @@ def prepare(
 
 
 def open_prepared(folder: Path) -> Prepared:
-    """What prepare() wrote; the data files themselves may be gone. Raises DataError."""
+    """What prepare() wrote; the data files themselves may be gone. Checksums are problem()'s affair. Raises DataError."""
     try:
-        report = Report.from_json(json.loads((folder / DATA).read_text("utf-8"))["report"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        report = Report.from_json(read_json_object(folder / DATA)["report"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / DATA}: the prepared data cannot be read ({error}). Start the run anew.") from None
     return Prepared(Dataset(folder, "train"), Dataset(folder, "validation"), report)
+
+
+def problem(folder: Path) -> str | None:
+    """What is wrong with prepared data by its checksums, as the end of a sentence; None where nothing is, or it has none."""
+    stores = [f"{name}{suffix}" for name in ("train", "validation") for suffix in SUFFIXES]
+    return checksums.problem(folder, [*stores, CONVERSATIONS, DATA])
+
+
+def same_rows(one: checksums.Known, other: checksums.Known) -> bool:
+    """Whether two prepared folders hold the same rows, by their checksums."""
+    stores = [f"{name}{suffix}" for name in ("train", "validation") for suffix in SUFFIXES]
+    return all(set(one.get(name, ())) == set(other.get(name, ())) for name in stores)
 
 
 def conversations(folder: Path, split: str = "validation", limit: int = CONVERSATIONS_KEPT) -> list[Conversation]:
@@ -177,11 +192,14 @@ def conversations(folder: Path, split: str = "validation", limit: int = CONVERSA
     path = folder / CONVERSATIONS
     if not path.exists():
         return found
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
             if len(found) >= limit:
                 break
-            found.append(_from_plain(json.loads(line)))
+            try:
+                found.append(_from_plain(parse_json_object(line)))
+            except (ForeignTextError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}: line {number} is damaged ({error}). Start the run anew.") from None
     return found
 
 
@@ -220,7 +238,11 @@ def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversati
 def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report) -> None:
     """Write data.json aside, then rename: a reader sees all of it or none."""
     values = {"settings": settings.model_dump(mode="json"), "seed": seed, "report": report.as_json()}
-    write_text(folder / DATA, json.dumps(values, indent=1, ensure_ascii=False) + "\n", ADVICE)
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    with disk_full(folder, ADVICE):
+        sync_tree(folder)
+        checksums.write(folder, {DATA: hashlib.sha256(text.encode("utf-8")).hexdigest()})
+    write_text(folder / DATA, text, ADVICE)
 
 
 def _from_plain(values: dict[str, Any]) -> Conversation:

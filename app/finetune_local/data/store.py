@@ -38,7 +38,10 @@ class Dataset:
         end = int(self._offsets[-1]) if len(self._offsets) else -1
         if not end == len(self._ids) == len(self._mask):
             raise DataError(f"{folder}: the prepared {name} data is incomplete. Start the run anew.")
-        self.lengths: npt.NDArray[np.int32] = np.diff(self._offsets).astype(np.int32)
+        lengths = np.diff(self._offsets)
+        if int(self._offsets[0]) != 0 or (len(lengths) and int(lengths.min()) < 0):
+            raise DataError(f"{folder}: the prepared {name} data is damaged ({name}.offsets). Start the run anew.")
+        self.lengths: npt.NDArray[np.int32] = lengths.astype(np.int32)
         """Tokens of each row."""
 
     def __len__(self) -> int:
@@ -53,6 +56,10 @@ class Dataset:
     def tokens(self) -> int:
         """Tokens of all rows."""
         return len(self._ids)
+
+    def fits(self, vocabulary: int) -> bool:
+        """Whether every id is one of a vocabulary; the whole file is read."""
+        return not len(self._ids) or (int(self._ids.min()) >= 0 and int(self._ids.max()) < vocabulary)
 
     @property
     def supervised(self) -> int:

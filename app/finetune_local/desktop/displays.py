@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_local.desktop import chromium, launchpage
-from finetune_local.errors import DiskFull
+from finetune_local.errors import DiskFailed
 from finetune_local.files import write_text
 from finetune_local.paths import Home
 from finetune_local.system.foreign_text import read_json_object
@@ -144,7 +144,7 @@ class WebView:
                 os.kill(known.pid, signal.SIGTERM)
 
     def _note(self, process: subprocess.Popen[str]) -> None:
-        with suppress(DiskFull, OSError):
+        with suppress(DiskFailed, OSError):
             write_text(self._file, json.dumps(Process.of(process.pid).as_json()))
 
     def _say(self, line: str) -> bool:

@@ -60,7 +60,7 @@ def load(file: Path) -> Place:
 
 
 def save(file: Path, place: Place) -> None:
-    """Keep it. Raises DiskFull, OSError."""
+    """Keep it. Raises DiskFailed, OSError."""
     write_text(file, json.dumps(asdict(place)) + "\n")
 
 

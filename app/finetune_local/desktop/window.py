@@ -22,7 +22,7 @@ from finetune_local.desktop import gtk, place
 from finetune_local.desktop.browser import open_address
 from finetune_local.desktop.menu import localization, menu_of
 from finetune_local.desktop.place import Screen
-from finetune_local.errors import DiskFull
+from finetune_local.errors import DiskFailed
 
 NO_WINDOW = 3
 """Exit code: there is no WebView here, or no screen."""
@@ -112,7 +112,7 @@ class Keeper:
 
     def save(self) -> None:
         """Keep it; a full disk costs the window its place, nothing else."""
-        with suppress(DiskFull, OSError):
+        with suppress(DiskFailed, OSError):
             place.save(self._file, self.place)
 
 

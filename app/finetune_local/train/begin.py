@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from finetune_local.errors import FinetuneError, UserError
+from finetune_local.errors import DamagedRun, FinetuneError, UserError
 from finetune_local.paths import Home
 from finetune_local.spec.run import RunSpec
 from finetune_local.train import runs, setup
@@ -44,7 +44,7 @@ def unchecked(spec: RunSpec, home: Home, made_from: str | None = None) -> Run:
 
 def forget_untrained(run: Run, last: Event) -> bool:
     """Remove a run that ended before its training by the user's mistake: its name is free again once that is mended."""
-    mistaken = isinstance(last, Failed) and last.exit_code == UserError.exit_code
+    mistaken = isinstance(last, Failed) and last.exit_code == UserError.exit_code and last.error != DamagedRun.__name__
     if mistaken and not any(run.checkpoints.glob("*")) and run.folder.exists():
         run.wait_until_gone()
         runs.delete(run)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
@@ -18,18 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import VOCABULARY, write_identity
 from finetune_local.backend import Batch, Share, StepResult
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.encode import prompt_ids
 from finetune_local.data.pack import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
-from finetune_local.errors import OutOfMemory, TrainingDiverged
-from finetune_local.files import written_aside
-from finetune_local.layout import read_adapter, write_adapter
+from finetune_local.errors import DamagedRun, OutOfMemory, TrainingDiverged
 from finetune_local.spec.families import family_of, trainable_parameters
 from finetune_local.spec.objectives import objectives
-from finetune_local.tokenizer_files import copy_brought
 from finetune_local.train import checkpoint
 from finetune_local.train.events import (
     Checkpoint,
@@ -42,6 +37,7 @@ from finetune_local.train.events import (
     StoppedByUser,
     Validation,
 )
+from finetune_local.train.publish import publish, publish_checkpoint
 from finetune_local.train.schedule import learning_rate
 from finetune_local.train.setup import Ready
 
@@ -96,27 +92,29 @@ class Loop:
             rows=len(ready.data.train),
             validation_rows=len(ready.data.validation),
         )
+        self._prune()  # one that was killed may have left it undone
         reason, stopped = self._end(), self.stop()  # who stopped during the preparation need not wait for a step
         if state.step == 0 and not stopped:
             # A run that is killed before its first checkpoint begins anew; the base's loss is the mark to beat.
             yield from self._validate()
         if stopped and not reason:
             if state.step:
-                self._publish(None)
+                self._publish()
             yield StoppedByUser(step=state.step, summary=self.summary())
             return
         while not reason:
             yield from self._step()
+            best = False
             if state.step >= self.steps or state.step % (self.training.validate_every or self.steps) == 0:
-                yield from self._validate()
+                best = yield from self._validate()
             reason = self._end()
             stopped = not reason and self.stop()
-            if self._saved != state.step and (
-                reason or stopped or state.step % (self.training.checkpoint_every or self.steps) == 0
-            ):
+            # The best is saved so that it can be kept. A step is saved after all was told of it: killed between, it is done again.
+            due = state.step % (self.training.checkpoint_every or self.steps) == 0
+            if self._saved != state.step and (best or reason or stopped or due):
                 yield self._save()
             if stopped:
-                self._publish(None)
+                self._publish()
                 yield StoppedByUser(step=state.step, summary=self.summary())
                 return
         yield from self._finish(reason)
@@ -227,11 +225,12 @@ class Loop:
             f"{self.training.learning_rate:g}), a longer --warmup, or --precision fp32."
         )
 
-    def _validate(self) -> Iterator[Event]:
+    def _validate(self) -> Generator[Event, None, bool]:
+        """Score the held-out rows and answer some of them; returns whether the loss was never lower after a step."""
         ready, state = self.ready, self.state
         ready.session.activate(ready.adapter)  # beside others it need not be the one that computed last
-        data = ready.data.validation
-        if len(data):
+        best = False
+        if len(ready.data.validation):
             loss = yield from self._validation_loss()
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the validation loss after step {state.step} is {loss}. {self._advice()}")
@@ -240,11 +239,10 @@ class Loop:
             state.worse_validations = 0 if best else state.worse_validations + 1
             if best:
                 state.best_loss, state.best_step = state.validation_loss, state.step
-                if state.step:
-                    yield self._save()  # so that the best can be kept
             yield Validation(step=state.step, loss=state.validation_loss, best=best)
         yield from self._samples()
         self._count()
+        return best
 
     def _validation_loss(self) -> Generator[Event, None, float]:
         ready = self.ready
@@ -300,8 +298,8 @@ class Loop:
     def _save(self) -> Checkpoint:
         ready, state = self.ready, self.state
         self._count()
-        target = ready.run.checkpoints / f"step-{state.step:06d}"
-        checkpoint.save(
+        ready.run.sync()  # what led to the checkpoint is on the disk before it
+        target = checkpoint.save(
             ready.run.checkpoints,
             ready.plan,
             ready.session.tensors(ready.adapter),
@@ -311,31 +309,34 @@ class Loop:
             self._identify,
         )
         self._saved = state.step
-        checkpoint.prune(ready.run.checkpoints, self.training.keep_checkpoints, state.best_step)
+        self._prune()
         return Checkpoint(step=state.step, folder=str(target))
 
-    def _publish(self, source: Path | None) -> None:
-        """Write `adapter/`: the weights as they are now, or those of a checkpoint."""
-        ready = self.ready
-        with written_aside(ready.run.adapter, checkpoint.RESUME) as place:
-            tensors = ready.session.tensors(ready.adapter) if source is None else read_adapter(source)[1]
-            plan, tensors = family_of(ready.plan).fold(ready.plan, tensors)
-            write_adapter(place, plan, tensors, ready.model.name)
-            copy_brought(ready.run.tokenizer, place)
-            if source is None:
-                self._identify(place)
-            else:
-                shutil.copyfile(source / IDENTITY, place / IDENTITY)
+    def _prune(self) -> None:
+        checkpoint.prune(self.ready.run.checkpoints, self.training.keep_checkpoints, self.state.best_step)
+
+    def _publish(self) -> None:
+        """Write `adapter/`: the weights as they are now."""
+        it = self.ready
+        publish(it.run, it.plan, it.session.tensors(it.adapter), it.model.name, self._identify)
 
     def _finish(self, reason: str) -> Iterator[Event]:
         state = self.state
         best = self.ready.run.checkpoints / f"step-{state.best_step:06d}"
         worse = state.best_step != state.step and best.exists()
+        if worse:
+            try:
+                checkpoint.examine(best)
+            except DamagedRun as error:
+                worse = False
+                yield Note(
+                    text=f"the checkpoint {best.name}, the best, cannot be used ({error}): the adapter is the last step's"
+                )
         if worse and self.training.early_stopping:
-            self._publish(best)
+            publish_checkpoint(self.ready.run, best, self.ready.plan)
             yield Note(text=f"the adapter is that of step {state.best_step}, which had the best validation loss")
         else:
-            self._publish(None)
+            self._publish()
             if worse:
                 yield Note(
                     text=f"the validation loss was best at step {state.best_step}; that adapter is kept in {best}"

@@ -26,7 +26,7 @@ from finetune_local.adapters.companions import OF_RUN
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import SpecError, typed
-from finetune_local.files import ASIDE, disk_full, stamp, sweep, write_text
+from finetune_local.files import ASIDE, disk_full, stamp, sweep, sync, write_text
 from finetune_local.files import remove as remove_files
 from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
@@ -38,6 +38,8 @@ from finetune_local.workplace import Workplace
 
 KIND = "run"
 """What a run is called in the trash."""
+
+RESUME = "What was saved is intact. Make room, then resume."
 
 FINISH = "finish"
 """Content of the stop file that ends a run for good."""
@@ -92,10 +94,22 @@ class Run(Workplace):
         write_text(self.folder / "run.json", json.dumps(as_tables(spec), indent=2, ensure_ascii=False) + "\n")
 
     def append(self, event: events.Event) -> None:
-        """Append one event; a line is written whole or is the file's last. Raises DiskFull."""
-        advice = "What was saved is intact. Make room, then resume."
-        with disk_full(self.events_file, advice), self.events_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
+        """Append one event; a line is written whole or is the file's last. What is seldom is on the disk at once, steps with
+        the next sync(). Raises DiskFailed."""
+        with disk_full(self.events_file, RESUME):
+            with self.events_file.open("ab+") as file:
+                if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                    file.write(b"\n")  # half a line, for which there was no room: it stays by itself
+                file.write((json.dumps(event.as_json(), ensure_ascii=False) + "\n").encode("utf-8"))
+            if isinstance(event, (events.Validation, events.Checkpoint, *events.ENDS)):
+                self.sync()
+
+    def sync(self) -> None:
+        """Return once all events so far are on the disk. Raises DiskFailed."""
+        with disk_full(self.events_file, RESUME):
+            if self.events_file.exists():
+                sync(self.events_file)
+                sync(self.folder)
 
     def history(self) -> Iterator[events.Event]:
         """All events so far; a half-written last line is left out, and what is no event of ours."""
@@ -110,9 +124,13 @@ class Run(Workplace):
         """After a kill: cut a half-written line off events.jsonl and remove half-written folders. For the holder only."""
         if self.events_file.exists():
             os.truncate(self.events_file, self.events_end())
+        self.sweep()
+        self.stop_file.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove half-written folders, and put back what was to be replaced and was not. For the holder only."""
         sweep(self.folder)
         sweep(self.checkpoints)
-        self.stop_file.unlink(missing_ok=True)
 
     def to_finish(self) -> bool:
         """Whether the worker was asked to end the run for good, with the adapter as it is, rather than to leave off."""
@@ -166,6 +184,7 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
                 number += 1
     run = Run(folder)
     run.checkpoints.mkdir()
+    sync(home.runs)
     run.write_spec(spec.model_copy(update={"name": run.name}))
     write_text(run.asked_file, json.dumps(given_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
     if made_from is not None:

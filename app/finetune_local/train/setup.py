@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from finetune_local import backend as port
 from finetune_local.adapters.asked_files import write_beside_adapter
 from finetune_local.adapters.companions import asked_in_training
-from finetune_local.adapters.identity import check_same_base, read_identity
-from finetune_local.errors import SpecError, Unsupported, told_of
+from finetune_local.adapters.identity import check_same_base
+from finetune_local.errors import AdapterError, DamagedRun, SpecError, Unsupported, told_of
 from finetune_local.files import written_aside
 from finetune_local.machine import nvidia_cards
 from finetune_local.models.fit import estimate, verdict
@@ -23,8 +23,9 @@ from finetune_local.spec.fields import flag_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, plan_method, preset_of, section_name
 from finetune_local.spec.shifted import check_shifted, one_group
-from finetune_local.train import checkpoint, trial
-from finetune_local.train.checkpoint import LoopState
+from finetune_local.system import checksums
+from finetune_local.train import checkpoint, restore, trial
+from finetune_local.train.checkpoint import Loaded, LoopState
 from finetune_local.train.events import Event, Note, Phase
 from finetune_local.train.runs import Run
 
@@ -192,7 +193,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
 
     `beside` is another run that is ready on the same base: its session is shared.
     """
-    from finetune_local.data.prepare import conversations, open_prepared
+    from finetune_local.data.prepare import conversations
     from finetune_local.data.tokenizer import Tokenizer
     from finetune_local.models.resolve import resolve_for
 
@@ -208,10 +209,10 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     yield Phase(name="opening the model")
     model = resolve_for(spec.model, home, lambda _text, _done: None)
     tokenizer = Tokenizer.load(model.path)
-    if (run.data / "data.json").exists():
-        data = open_prepared(run.data)
-    else:
-        spec, data = yield from _prepare_data(run, spec, model, tokenizer)
+    spec = yield from _row_length(run, spec, model)
+    data = yield from restore.open_data(
+        run, model.vocabulary, lambda folder: _prepare_data(run, spec, tokenizer, folder)
+    )
     if spec.training.early_stopping and not len(data.validation):
         raise SpecError(
             "--early-stopping looks at the validation loss, but no rows are held out. "
@@ -244,42 +245,48 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     else:
         session = beside.session
     state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)
-    newest = checkpoint.latest(run.checkpoints)
-    if newest is None and (wanted := family_of(plan).trial(plan)) is not None:
-        sizes = yield from trial.update_sizes(session, plan, wanted, spec, data.train)
-        settings, text = family_of(plan).chosen(plan, sizes)
-        spec = spec.model_copy(update={"method": spec.method.model_copy(update={"settings": settings})})
-        run.write_spec(spec)
-        plan = plan_for(spec, model)
-        yield Note(text=text)
-    if newest is None:
+
+    def go_on(loaded: Loaded) -> None:
+        try:
+            if loaded.identity is not None:
+                check_same_base(loaded.identity, model)
+            session.attach(adapter, plan, spec.training.seed, loaded.tensors)
+            session.prepare(adapter, spec.training)
+            session.restore_optimizer(loaded.optimizer, adapter)
+        except AdapterError as error:
+            if loaded.summed:  # as it was written: what does not fit is the base, or settings that were changed since
+                raise
+            if adapter in session.adapters():
+                session.detach(adapter)
+            raise DamagedRun(str(error)) from error
+
+    loaded = yield from restore.newest_intact(run, go_on)
+    if loaded is not None:
+        state = loaded.state
+    else:
+        if (wanted := family_of(plan).trial(plan)) is not None:
+            sizes = yield from trial.update_sizes(session, plan, wanted, spec, data.train)
+            settings, text = family_of(plan).chosen(plan, sizes)
+            spec = spec.model_copy(update={"method": spec.method.model_copy(update={"settings": settings})})
+            run.write_spec(spec)
+            plan = plan_for(spec, model)
+            yield Note(text=text)
         session.attach(adapter, plan, spec.training.seed, ids=tokenizer.ids, stored=model.read)
         session.prepare(adapter, spec.training)
-    else:
-        yield Phase(name=f"going on from {newest.name}")
-        if (identity := read_identity(newest)) is not None:
-            check_same_base(identity, model)
-        _, tensors, optimizer, state = checkpoint.load(newest)
-        session.attach(adapter, plan, spec.training.seed, tensors)
-        session.prepare(adapter, spec.training)
-        session.restore_optimizer(optimizer, adapter)
-    if not run.tokenizer.is_dir():
+    if not run.tokenizer.is_dir() or checksums.problem(run.tokenizer):
         with written_aside(run.tokenizer, checkpoint.RESUME) as place:
             place.mkdir()
             asked = asked_in_training(tokenizer, model.path, spec.data.template == "raw")
             write_beside_adapter(asked, {**model.config, **model.text_config}, place)
+            checksums.write(place)
     samples = (
         conversations(run.data, "validation", limit=spec.training.sample_rows) if spec.training.sample_rows else []
     )
     yield Ready(run, spec, model, tokenizer, data, samples, session, plan, state, backend.name, adapter)
 
 
-def _prepare_data(
-    run: Run, spec: RunSpec, model: ModelFolder, tokenizer: Tokenizer
-) -> Generator[Event, None, tuple[RunSpec, Prepared]]:
-    """Encode the files into the run folder; returns (spec, data) with the row length settled."""
-    from finetune_local.data.prepare import prepare
-
+def _row_length(run: Run, spec: RunSpec, model: ModelFolder) -> Generator[Event, None, RunSpec]:
+    """The spec with the row length settled."""
     context = model.context_length
     taken = families()[method_family(spec)].positions(plan_for(spec, model))
     length, reason = defaults.max_length(spec, context - taken)
@@ -290,14 +297,22 @@ def _prepare_data(
         yield Note(text=f"data.max_length = {length} ({reason})")
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"max_length": length})})
         run.write_spec(spec)
-    data = prepare(spec.data, tokenizer, spec.training.seed, run.data, length, _teller(run))
+    return spec
+
+
+def _prepare_data(run: Run, spec: RunSpec, tokenizer: Tokenizer, folder: Path) -> Generator[Event, None, Prepared]:
+    """Encode the files into a folder."""
+    from finetune_local.data.prepare import prepare
+
+    assert spec.data.max_length is not None
+    data = prepare(spec.data, tokenizer, spec.training.seed, folder, spec.data.max_length, _teller(run))
     report = data.report
     yield Note(
         text=f"data: {report.used} of {report.rows} rows used ({report.format}), {len(data.train)} to train on, "
         f"{len(data.validation)} to validate on"
         + (f"; {report.rejected_count} set aside, see {run.data / 'rejected.jsonl'}" if report.rejected_count else "")
     )
-    return spec, data
+    return data
 
 
 def _teller(run: Run) -> Callable[[str, float | None], None]:

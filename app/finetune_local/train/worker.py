@@ -9,19 +9,19 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from finetune_local.errors import DiskFull, FinetuneError
-from finetune_local.files import disk_full, write_text
+from finetune_local.errors import DiskFailed, FinetuneError
+from finetune_local.files import disk_full, failure
 from finetune_local.paths import Home
 from finetune_local.system.private import write_privately
 from finetune_local.train.checkpoint import RESUME
 from finetune_local.train.events import ENDS, Event, Failed
 from finetune_local.train.runs import Run
+from finetune_local.train.tidy import RESERVE, write_report
 
-RESERVE = ".reserve"
 RESERVE_BYTES = 65536
 
 
@@ -65,9 +65,9 @@ def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> i
             for loop, event in alone if len(loops) == 1 else events_of_all(loops):
                 run = loop.ready.run
                 run.append(event)
-                write_report(run, event)
                 if isinstance(event, ENDS):
                     codes[run.name] = event.as_json().get("exit_code", 130 if event.kind == "stopped" else 0)
+                    _say_after(lambda: write_report(run, event))  # noqa: B023 - called at once
                     give_back(run)
         return max(codes.values())
     except FinetuneError as error:
@@ -78,30 +78,39 @@ def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> i
             told = replace(told, message=f"run '{beginning.name}': {told.message}")
         return _fail([run for run in runs if run.name not in codes], told)
     except BaseException as error:  # noqa: BLE001 - the process's last act is to say why it ends, whatever it was
-        return _fail([run for run in runs if run.name not in codes], _defect(error))
+        return _fail([run for run in runs if run.name not in codes], _defect(beginning or runs[0], error))
 
 
-def write_report(run: Run, last: Event) -> None:
-    """report.md: the run in a few lines for people; written when the run ends."""
-    if last.kind not in ("finished", "stopped"):
-        return
-    summary = last.as_json()["summary"]
-    lines = [f"# {run.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in summary.items())]
-    write_text(run.folder / "report.md", "\n".join(lines) + "\n")
-
-
-def _defect(error: BaseException) -> Failed:
+def _defect(run: Run, error: BaseException) -> Failed:
+    """The last event for what nobody foresaw; what a disk refused is told in a sentence all the same."""
+    if (told := failure(error, run.folder, RESUME)) is not None:
+        return Failed.of(told)
     trace = "".join(traceback.format_exception(error))
     return Failed(error="", message=f"{type(error).__name__}: {error}", exit_code=1, traceback=trace)
 
 
 def _fail(runs: Sequence[Run], event: Failed) -> int:
-    """Write the last event of every run that has not ended; on a full disk, in the room that was kept for it."""
-    print(event.traceback or event.message, file=sys.stderr, flush=True)  # noqa: T201 - stderr is worker.log
+    """Write the last event of every run that has not ended, on a full disk in the room that was kept for it; then what else is
+    to be said, which may fail."""
     for run in runs:
-        (run.folder / RESERVE).unlink(missing_ok=True)
-        run.append(event)
+        with suppress(OSError):
+            (run.folder / RESERVE).unlink(missing_ok=True)
+        _say_after(lambda: run.append(event))  # noqa: B023 - called at once
+    _print(event.traceback or event.message)
     return event.exit_code
+
+
+def _say_after(act: Callable[[], None]) -> None:
+    """Do what must not keep the worker from its end; why it could not be done goes to the log."""
+    try:
+        act()
+    except (FinetuneError, OSError) as error:
+        _print(str(error))
+
+
+def _print(text: str) -> None:
+    with suppress(OSError, ValueError):  # stderr is worker.log, on a disk that may be full
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def main(arguments: list[str]) -> int:
@@ -113,12 +122,17 @@ def main(arguments: list[str]) -> int:
 
     def give_back(run: Run) -> None:
         for file in (run.worker_file, run.folder / RESERVE, run.stop_file):
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
         holds.pop(run.folder).close()
 
     with ExitStack() as stack:
         for run in runs:
-            if not stack.enter_context(holds[run.folder]).enter_context(run.taken()):
+            try:
+                if not stack.enter_context(holds[run.folder]).enter_context(run.taken()):
+                    return FinetuneError.exit_code
+            except (OSError, FinetuneError) as error:  # nobody holds the run, so nothing may be written in it
+                _print(str(failure(error, run.folder, RESUME) or error))
                 return FinetuneError.exit_code
         try:
             for run in runs:
@@ -127,7 +141,7 @@ def main(arguments: list[str]) -> int:
                     run.write_worker()
                     (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
             return work(runs, Home(Path(home)), give_back)
-        except DiskFull as error:
+        except DiskFailed as error:
             return _fail(runs, Failed.of(error))
         finally:
             for run in runs:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune_local.errors import DiskFull
+from finetune_local.errors import DiskFailed
 from finetune_local.files import write_text
 from finetune_local.jobs import job
 from finetune_local.jobs.job import Job
@@ -96,7 +96,7 @@ class Endings:
                 self._end(kind, name)
             del self._ended[:-_KEPT]
             if now != before:
-                with suppress(DiskFull, OSError):  # costs a word after the next start, nothing else
+                with suppress(DiskFailed, OSError):  # costs a word after the next start, nothing else
                     write_text(self._file, json.dumps(sorted(now), ensure_ascii=False))
 
     def since(self, number: int) -> list[Ended]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune_local.errors import DiskFull
+from finetune_local.errors import DiskFailed
 from finetune_local.files import write_text
 from finetune_local.paths import Home
 
@@ -91,7 +91,7 @@ class Window:
         try:
             for name in (self.name, LAST):
                 write_text(self._folder / f"{name}.json", text)
-        except (DiskFull, OSError):
+        except (DiskFailed, OSError):
             return
 
     def lacks(self, field: str, value: Any, empty: Any = "") -> bool:

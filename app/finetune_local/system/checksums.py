@@ -1,0 +1,123 @@
+"""SHA-256 of every file of a folder, beside them in `SHA256SUMS`, so that a byte that a disk changed is noticed.
+
+The file is what `sha256sum` writes: `cd FOLDER && sha256sum -c SHA256SUMS` checks it without this app. Files that are not
+listed (a note that the user added) are nobody's business. A folder of an older version has no such file and is read as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from finetune_local.files import ASIDE, write_text
+from finetune_local.system.foreign_text import ForeignTextError, read_bounded
+
+SUMS = "SHA256SUMS"
+
+Known = Mapping[str, Collection[str]]
+"""The digests that each file may have: one, but for a moment two of a file that is being replaced."""
+
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_ODD = re.compile(r"[\\\n\r]")  # sha256sum writes such names in a way of its own
+_MOST_BYTES = 2**20
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+def write(folder: Path, given: Mapping[str, str] | None = None) -> None:
+    """Sum up all files of a folder, sub-folders included. `given` are digests of files that will come to lie there.
+
+    The last thing to be done before a folder takes its name.
+    """
+    found = {**digests(folder, _files(folder)), **(given or {})}
+    write_text(folder / SUMS, _text({name: {digest} for name, digest in found.items()}))
+
+
+def read(folder: Path) -> Known | None:
+    """What SHA256SUMS says; None where there is none. Raises ForeignTextError where it is damaged."""
+    try:
+        text = read_bounded(folder / SUMS, _MOST_BYTES).decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ForeignTextError(f"{SUMS} cannot be read ({error})") from None
+    known: dict[str, set[str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _LINE.fullmatch(line)
+        if match is None or Path(match[2]).is_absolute() or ".." in Path(match[2]).parts:
+            raise ForeignTextError(f"{SUMS} is damaged in line {number}")
+        known.setdefault(match[2], set()).add(match[1])
+    if not known:
+        raise ForeignTextError(f"{SUMS} is empty")
+    return known
+
+
+def problem(folder: Path, needed: Iterable[str] = (), only: Collection[str] | None = None) -> str | None:
+    """What is wrong with a folder's files by their checksums, as the end of a sentence; None where nothing is, or there are none.
+
+    `needed` are files without which a list of checksums has lost its end; `only` are those to be looked at.
+    """
+    try:
+        known = read(folder)
+    except ForeignTextError as error:
+        return str(error)
+    if known is None:
+        return None
+    wanted = {name: digests for name, digests in known.items() if only is None or name in only}
+    for name in [*needed, *wanted]:
+        if name not in known:
+            return f"{SUMS} has lost the line of {name}"
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    try:
+        found = digests(folder, wanted)
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read ({error.strerror})"
+    changed = [name for name in wanted if found[name] not in wanted[name]]
+    return f"{changed[0]} is not as it was written: it does not match its checksum" if changed else None
+
+
+def rewrite(folder: Path, name: str, text: str) -> None:
+    """Replace one text file, and its checksum where the folder has them; cut off at any moment, the two fit each other."""
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    try:
+        known = read(folder)
+    except ForeignTextError:
+        known = None  # damaged before: this is not the place to make it look whole
+    if known is None or name not in known:
+        write_text(folder / name, text)
+        return
+    write_text(folder / SUMS, _text({**known, name: {*known[name], digest}}))
+    write_text(folder / name, text)
+    write_text(folder / SUMS, _text({**known, name: {digest}}))
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of files, several at once: a large one takes about a second for each gigabyte. Raises OSError."""
+    listed = list(names)
+    if len(listed) < 2 or _total(folder, listed) < 2**22:  # threads cost more than small files do
+        return {name: _digest(folder / name) for name in listed}
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return dict(zip(listed, threads.map(lambda name: _digest(folder / name), listed), strict=True))
+
+
+def _text(known: Known) -> str:
+    return "".join(f"{digest}  {name}\n" for name in sorted(known) for digest in sorted(known[name]))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _total(folder: Path, names: Iterable[str]) -> int:
+    return sum((folder / name).stat().st_size for name in names)
+
+
+def _files(folder: Path) -> list[str]:
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(ASIDE))
+    names = [path.relative_to(folder).as_posix() for path in found]
+    return [name for name in names if name != SUMS and not _ODD.search(name)]
