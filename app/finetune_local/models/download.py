@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,7 +101,9 @@ class Client:
 
     def pause(self, attempt: int, asked: str | None = None) -> None:
         """Wait before another try: what the server asked for, else 1, 2, 4 ... seconds with some chance in it."""
-        seconds = float(asked) if asked and asked.isdigit() else 2.0**attempt * random.uniform(0.8, 1.2)
+        seconds = (
+            float(asked) if asked and re.fullmatch(r"[0-9]{1,6}", asked) else 2.0**attempt * random.uniform(0.8, 1.2)
+        )
         self._pause(min(seconds, _LONGEST_PAUSE))
 
     @contextmanager
@@ -115,8 +118,20 @@ class Client:
                 if not response.has_redirect_location:
                     yield response
                     return
-                url = str(response.url.join(response.headers["location"]))
+                url = self._next(response)
         raise DownloadFailed(f"{self.host} redirects in circles. Try again later.")
+
+    def _next(self, response: httpx.Response) -> str:
+        import httpx
+
+        try:
+            url = str(response.url.join(response.headers["location"]))
+            usual = urlsplit(url).scheme in ("http", "https")
+        except (httpx.InvalidURL, ValueError):
+            usual, url = False, ""
+        if not usual:
+            raise DownloadFailed(f"{self.host} redirects to an address that is none. Try again later.")
+        return url
 
     def unreachable(self, error: Exception) -> DownloadFailed:
         """What to say when there is no answer at all."""
@@ -163,7 +178,7 @@ def fetch(
         try:
             with client.get(url, have) as response:
                 if response.status_code in (200, 206):
-                    _store(response, partial, have, progress)
+                    _store(response, partial, have, file.size, progress)
                     problem = "the connection broke off"
                 elif response.status_code == 416:
                     partial.unlink(missing_ok=True)
@@ -173,7 +188,7 @@ def fetch(
                 else:
                     refuse(response, file.name)
                     problem = f"it answers {response.status_code}"
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             problem = error
         if (partial.stat().st_size if partial.exists() else 0) > have:
             attempt = 0
@@ -185,8 +200,11 @@ def fetch(
         client.pause(attempt - 1, asked)
 
 
-def _store(response: httpx.Response, partial: Path, have: int, progress: Callable[[int], None]) -> None:
-    """Append a 206, or begin again where the server sent everything or another part than asked for."""
+def _store(response: httpx.Response, partial: Path, have: int, size: int, progress: Callable[[int], None]) -> None:
+    """Append a 206, or begin again where the server sent everything or another part than asked for.
+
+    What it sends beyond the file's size is not kept: a disk is full at some time, and the file is wrong already.
+    """
     goes_on = response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {have}-")
     if response.status_code == 206 and not goes_on:
         partial.unlink(missing_ok=True)
@@ -198,6 +216,8 @@ def _store(response: httpx.Response, partial: Path, have: int, progress: Callabl
             for chunk in response.iter_bytes():  # as they come: what is waited for in larger pieces is lost in a cut
                 out.write(chunk)
                 count += len(chunk)
+                if count > size:
+                    break
                 if time.monotonic() - told > _TELL_SECONDS:
                     progress(count)
                     told = time.monotonic()

@@ -18,6 +18,7 @@ from typing import Any
 from finetune_local.errors import ModelError
 from finetune_local.models.fingerprint import config_sha256, tokenizer_sha256
 from finetune_local.models.tensors import Floats, Stored, read_header, read_tensor, same_numbers
+from finetune_local.models.vocabulary import check_tokens
 from finetune_local.spec.base_config import CONFIG, GENERATION, check_generation_config, read_base_config, size_of
 from finetune_local.spec.base_config import read_config_file as read_json
 from finetune_local.spec.base_files import INDEX, weight_files, weight_map
@@ -132,10 +133,14 @@ class ModelFolder:
             self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings")),
             self._stored.get(HEAD),
         )
-        table = next((t for n, t in self._stored.items() if is_embedding(n.removesuffix(".weight"))), None)
-        if said is None or head is None or table is None:
+        if said is None or head is None or self._table is None:
             return bool(said) if said is not None else head is None
-        return bool(said) and same_numbers(head, table, everything)
+        return bool(said) and same_numbers(head, self._table, everything)
+
+    @cached_property
+    def _table(self) -> Stored | None:
+        """The embedding."""
+        return next((t for n, t in self._stored.items() if is_embedding(n.removesuffix(".weight"))), None)
 
     @cached_property
     def parameters(self) -> int:
@@ -180,9 +185,22 @@ class ModelFolder:
         """As Identity's tokenizer_sha256, without the chat template."""
         return tokenizer_sha256(read_json(self.path / TOKENIZER, ""), None)
 
+    def check_tokens(self) -> None:
+        """Raise ModelError where the tokenizer has tokens that the embedding has no row for. Not part of open(): a large tokenizer
+        takes a while to read."""
+        file = self.path / "tokenizer_config.json"
+        settings = read_json(file) if file.is_file() else {}
+        table = self._table
+        rows = table.shape[0] if table is not None and len(table.shape) == 2 else self.vocabulary
+        check_tokens(self.path, self._tokenizer, settings, rows)
+
+    @cached_property
+    def _tokenizer(self) -> Mapping[str, Any]:
+        return read_json(self.path / TOKENIZER)
+
     @cached_property
     def _identity(self) -> Identity:
-        tokenizer = read_json(self.path / TOKENIZER)
+        tokenizer = self._tokenizer
         try:
             told = tokenizer_sha256(tokenizer, self.chat_template())
         except ForeignTextError as error:
@@ -222,7 +240,7 @@ def chat_template(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def check_config(path: Path | str, config: dict[str, Any]) -> None:
+def check_config(path: Path | str, config: Mapping[str, Any]) -> None:
     """Raise ModelError where a config is of a model that cannot be used; `path` names it: a folder, or ORG/NAME."""
     family = config.get("model_type")
     if not isinstance(family, str) or not re.fullmatch(r"[\w.-]{1,100}", family, re.ASCII):

@@ -21,12 +21,15 @@ from urllib.parse import quote
 
 from finetune_local.errors import DiskFull, DownloadFailed, ModelError, Stopped
 from finetune_local.files import write_text
+from finetune_local.models.answers import Repository, hash_in, read_answer, repository_in
 from finetune_local.models.download import ATTEMPTS, Client, RemoteFile, Speed, Transfer, fetch
 from finetune_local.models.folder import CONFIG, INDEX, TOKENIZER, ModelFolder, check_config, read_json
 from finetune_local.models.install import aside, check_name, installed, publish, source_of
 from finetune_local.models.network import refuse_offline
 from finetune_local.models.token import find_token
-from finetune_local.paths import Home, bad_name
+from finetune_local.paths import Home
+from finetune_local.system import foreign_text
+from finetune_local.system.foreign_text import ForeignTextError
 from finetune_local.system.locks import acquire
 
 if TYPE_CHECKING:
@@ -102,14 +105,16 @@ def _get(
     transfer: Callable[[Transfer], None] | None,
 ) -> ModelFolder:
     progress(f"asking {client.host} for {repository}", None)
-    commit, license_name, files = _list(client, repository, revision)
-    source = {"from": repository, "revision": commit, "license": license_name}
+    found = _list(client, repository, revision)
+    source = {"from": repository, "revision": found.commit}
+    if found.license:
+        source["license"] = found.license
     if name in installed(home.models):
         if source_of(home.models / name) == source:
             return ModelFolder.open(home.models / name, name)
         raise ModelError(f"there is a model '{name}' already. Choose another --name, or `models remove {name}` first.")
-    chosen = choose(repository, files)
-    parts = _download(client, repository, commit, chosen, home, progress, transfer)
+    chosen = choose(repository, found.files)
+    parts = _download(client, repository, found.commit, chosen, home, progress, transfer)
     with aside(home.models) as folder:
         moved: dict[str, Path] = {}
         for file in chosen:
@@ -127,11 +132,11 @@ def discard(repository: str, home: Home) -> None:
     """Delete what came of a download that is not to go on."""
     note = _note(repository, home)
     try:
-        keys = json.loads(note.read_text("utf-8"))
+        keys = foreign_text.read_json(note)
     except (OSError, ValueError):
         keys = []
     for key in keys if isinstance(keys, list) else []:
-        if _hash(key, 64) or _hash(key, 40):
+        if hash_in(key, 64) or hash_in(key, 40):
             (note.parent / f"{key}.part").unlink(missing_ok=True)
     note.unlink(missing_ok=True)
 
@@ -178,30 +183,13 @@ def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
     return sorted(chosen, key=lambda f: (f.name != CONFIG, f.size))
 
 
-def _list(client: Client, repository: str, revision: str) -> tuple[str, str | None, list[RemoteFile]]:
-    """The commit that a revision is now, the licence's short name, and the files at its top."""
+def _list(client: Client, repository: str, revision: str) -> Repository:
     url = f"{client.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
     found = ask(client, url, refusal(client, repository, revision))
     try:
-        commit, siblings = str(found["sha"]), found["siblings"]
-        # A folder's files are not wanted; and a name that leads elsewhere on some system is no name.
-        files = [_remote(entry) for entry in siblings if bad_name(str(entry["rfilename"])) is None]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DownloadFailed(f"{client.host} answers in a way that is not understood (no {error}).") from None
-    card = found.get("cardData")
-    return commit, (str(card["license"]) if isinstance(card, dict) and card.get("license") else None), files
-
-
-def _remote(entry: dict[str, Any]) -> RemoteFile:
-    large = entry.get("lfs") or {}
-    sha256 = _hash(large.get("sha256") or large.get("oid"), 64)
-    size = int(large.get("size") or entry["size"])
-    return RemoteFile(str(entry["rfilename"]), size, sha256, None if large else _hash(entry.get("blobId"), 40))
-
-
-def _hash(given: object, digits: int) -> str | None:
-    """A hash in hex, or None for anything else: partial files are named after it, so it must not be a path."""
-    return given if isinstance(given, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", given) else None
+        return repository_in(found)
+    except ForeignTextError as error:
+        raise DownloadFailed(f"{client.host} answers in a way that is not understood ({error}).") from None
 
 
 def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None]) -> Any:
@@ -217,11 +205,11 @@ def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None])
         try:
             with client.get(url) as response:
                 if response.status_code == 200:
-                    return json.loads(response.read())
+                    return read_answer(response)
                 if response.status_code != 429 and response.status_code < 500:
                     refuse(response, "")
                 asked, problem = response.headers.get("retry-after"), f"it answers {response.status_code}"
-        except (httpx.TransportError, json.JSONDecodeError) as error:
+        except (httpx.HTTPError, ForeignTextError) as error:
             problem = error
         if isinstance(problem, httpx.ConnectError) and attempt == 2:
             break  # no network at all: the user need not wait for a minute to hear it

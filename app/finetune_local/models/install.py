@@ -15,10 +15,12 @@ from typing import Any
 from finetune_local.errors import DiskFull, ModelError
 from finetune_local.models.folder import CONFIG, ModelFolder
 from finetune_local.paths import bad_name
+from finetune_local.system.foreign_text import ForeignTextError, is_text, read_json_object
 
 SOURCE = "finetune_local_source.json"
 _ASIDE = ".making-"
 _STALE_SECONDS = 24 * 3600
+_LARGEST_NOTE = 2**20
 
 
 def check_name(name: str) -> str:
@@ -35,13 +37,14 @@ def installed(models: Path) -> list[str]:
     )
 
 
-def source_of(folder: Path) -> Mapping[str, Any]:
-    """Where an installed model came from ("from", "revision", ...); empty for a folder put there by hand."""
+def source_of(folder: Path) -> Mapping[str, str]:
+    """Where an installed model came from ("from", "revision", ...), texts all; empty for a folder put there by hand, or where the note
+    cannot be read: the model is none the worse."""
     try:
-        found = json.loads((folder / SOURCE).read_text("utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = read_json_object(folder / SOURCE, _LARGEST_NOTE) if (folder / SOURCE).is_file() else {}
+    except (OSError, ForeignTextError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {key: value for key, value in found.items() if isinstance(value, str) and is_text(value)}
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ Nothing is copied or changed.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,9 +18,11 @@ from finetune_local.models.catalog import entry
 from finetune_local.models.folder import CONFIG, TOKENIZER, ModelFolder
 from finetune_local.models.install import installed, source_of
 from finetune_local.paths import Home
+from finetune_local.system.foreign_text import read_bounded, read_json_object
 
 _GENERAL = b"general.architecture"
 _STRING = 8
+_LARGEST_MANIFEST = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def installed_models(home: Home) -> list[Found]:
     found = []
     for name in installed(home.models):
         path = home.models / name
-        source = str(source_of(path).get("from", ""))
+        source = source_of(path).get("from", "")
         try:
             found.append(_folder(ModelFolder.open(path, name), name, "home", source))
         except ModelError as error:
@@ -113,10 +115,14 @@ def hub_snapshot(repository: str) -> Path | None:
     """The snapshot of ORG/NAME in the Hugging Face cache that `main` points at, else the newest, else None."""
     folder = hub_cache() / f"models--{repository.replace('/', '--')}"
     main = folder / "refs" / "main"
-    if main.is_file() and (chosen := folder / "snapshots" / main.read_text("utf-8").strip()).is_dir():
-        return chosen
-    found = [f for f in (folder / "snapshots").glob("*") if f.is_dir()]
-    return max(found, key=lambda f: f.stat().st_mtime, default=None)
+    try:
+        named = read_bounded(main, 200).decode("ascii").strip() if main.is_file() else ""
+        if re.fullmatch(r"[\w.-]+", named) and (chosen := folder / "snapshots" / named).is_dir():
+            return chosen
+        found = [f for f in (folder / "snapshots").glob("*") if f.is_dir()]
+        return max(found, key=lambda f: f.stat().st_mtime, default=None)
+    except (OSError, ValueError):  # nothing that can be used is as good as nothing
+        return None
 
 
 def is_gguf(path: Path) -> bool:
@@ -130,13 +136,13 @@ def is_gguf(path: Path) -> bool:
 
 def architecture(path: Path) -> str:
     """A GGUF's architecture from its first bytes, where every writer puts it; "" where it stands elsewhere."""
-    with path.open("rb") as file:
-        start = file.read(512)
     try:
+        with path.open("rb") as file:
+            start = file.read(512)
         key, place = _string(start, 24)
         (kind,) = struct.unpack_from("<I", start, place)
         return _string(start, place + 4)[0].decode("utf-8") if key == _GENERAL and kind == _STRING else ""
-    except (struct.error, UnicodeDecodeError):
+    except (OSError, struct.error, UnicodeDecodeError):
         return ""
 
 
@@ -168,11 +174,13 @@ def _ollama() -> Iterator[Found | None]:
     models = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
     for manifest in sorted((models / "manifests").glob("*/*/*/*")):
         try:
-            layers = json.loads(manifest.read_text("utf-8"))["layers"]
+            layers = read_json_object(manifest, _LARGEST_MANIFEST)["layers"]
             digest = next(x["digest"] for x in layers if x["mediaType"] == "application/vnd.ollama.image.model")
         except (OSError, ValueError, KeyError, TypeError, StopIteration):
             continue  # not a manifest of a language model
-        blob = models / "blobs" / str(digest).replace(":", "-")
+        if not isinstance(digest, str) or not re.fullmatch(r"[a-z0-9]+[:-][0-9a-f]{1,128}", digest):
+            continue  # and no path that leads elsewhere
+        blob = models / "blobs" / digest.replace(":", "-")
         if is_gguf(blob):
             yield _gguf(blob, f"Ollama ({manifest.parent.name}:{manifest.name})")
 
@@ -182,7 +190,7 @@ def _named_folders(place: Path) -> Iterator[Found]:
     for pattern in (CONFIG, f"*/{CONFIG}", f"*/*/{CONFIG}"):
         for path in (file.parent for file in _glob(place, pattern)):
             try:
-                found = _folder(ModelFolder.open(path), str(path), str(place), str(source_of(path).get("from", "")))
+                found = _folder(ModelFolder.open(path), str(path), str(place), source_of(path).get("from", ""))
             except ModelError as error:
                 found = Found(str(path), path, str(place), "folder", "", 0, _size(path), problem=str(error))
             yield found
@@ -207,7 +215,10 @@ def _glob(place: Path, pattern: str) -> list[Path]:
 
 def _size(path: Path) -> int:
     """Bytes of the files directly in a folder."""
-    return sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+    try:
+        return sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+    except OSError:
+        return 0
 
 
 def _opened(path: Path, place: str) -> Found | None:
@@ -218,7 +229,7 @@ def _opened(path: Path, place: str) -> Found | None:
 
 
 def _folder(model: ModelFolder, use: str, place: str, source: str) -> Found:
-    told = str(source_of(model.path).get("license") or "") or _license(source or use)
+    told = source_of(model.path).get("license", "") or _license(source or use)
     size = model.bytes_on_disk
     return Found(use, model.path, place, "folder", model.family, model.parameters, size, source, license=told)
 

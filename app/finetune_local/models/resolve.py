@@ -18,10 +18,16 @@ Progress = Callable[[str, float | None], None]
 
 
 def resolve(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A002 - the spec's word
-    """The model that `id` names. Raises ModelError, DownloadFailed, DiskFull.
+    """The model that `id` names, to be computed with. Raises ModelError, DownloadFailed, DiskFull.
 
     Only two things are ever made from here: the default model while it is not installed, and the copy of a GGUF file.
     """
+    model = _resolved(id, home, progress)
+    model.check_tokens()
+    return model
+
+
+def _resolved(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A002 - the spec's word
     path = Path(id).expanduser()
     if path.is_file():
         return import_file(path, home, progress)

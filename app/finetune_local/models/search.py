@@ -6,17 +6,19 @@ API: https://huggingface.co/docs/hub/api (GET /api/models). The list is asked fo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from finetune_local.errors import DownloadFailed, ModelError
+from finetune_local.models.answers import Listed, models_in
 from finetune_local.models.download import Client
 from finetune_local.models.folder import check_config, is_plain
 from finetune_local.models.hub import ask, endpoint
 from finetune_local.models.network import refuse_offline
 from finetune_local.models.token import find_token
+from finetune_local.system.foreign_text import ForeignTextError
 
 if TYPE_CHECKING:
     import httpx
@@ -59,30 +61,30 @@ def search(
         found = ask(client, f"{client.endpoint}/api/models?{urlencode(asked)}", _refuse(client))
     finally:
         client.close()
-    if not isinstance(found, list):
-        raise DownloadFailed(f"{client.host} answers in a way that is not understood (no list of models).")
-    hits = sorted(_hits(found), key=lambda hit: -hit.downloads)
+    try:
+        hits = sorted(_hits(models_in(found)), key=lambda hit: -hit.downloads)
+    except ForeignTextError as error:
+        raise DownloadFailed(f"{client.host} answers in a way that is not understood ({error}).") from None
     return hits[:limit]
 
 
-def _hits(found: list[Any]) -> Iterator[Hit]:
-    for entry in found:
-        if isinstance(entry, dict) and isinstance(name := entry.get("id") or entry.get("modelId"), str):
-            tags = {str(tag) for tag in entry.get("tags") or ()}
-            config = dict(told) if isinstance(told := entry.get("config"), dict) else {}
-            if name.count("/") == 1 and _can_be_trained(name, config, tags, str(entry.get("library_name"))):
-                yield Hit(
-                    name,
-                    str(config.get("model_type") or ""),
-                    next((tag.removeprefix("license:") for tag in sorted(tags) if tag.startswith("license:")), ""),
-                    bool(entry.get("gated")),
-                    _parameters(entry.get("safetensors")),
-                    str(entry.get("lastModified") or "")[:10],
-                    int(entry.get("downloads") or 0),
-                )
+def _hits(found: Iterable[Listed]) -> Iterator[Hit]:
+    for told in found:
+        if _can_be_trained(told.name, told.config, told.tags, told.library):
+            licenses = (tag.removeprefix("license:") for tag in sorted(told.tags) if tag.startswith("license:"))
+            family = told.config.get("model_type")
+            yield Hit(
+                told.name,
+                family if isinstance(family, str) else "",
+                next(licenses, ""),
+                told.gated,
+                told.parameters,
+                told.updated,
+                told.downloads,
+            )
 
 
-def _can_be_trained(name: str, config: dict[str, Any], tags: set[str], library: str) -> bool:
+def _can_be_trained(name: str, config: Mapping[str, Any], tags: Set[str], library: str) -> bool:
     """Whether `models get` would take it, as far as the list tells; a config that is not told is looked at then."""
     if tags & _QUANTISED or library in ("peft", "adapter-transformers") or _is_adapter(tags):
         return False
@@ -95,13 +97,8 @@ def _can_be_trained(name: str, config: dict[str, Any], tags: set[str], library: 
     return is_plain(str(config["model_type"]))
 
 
-def _is_adapter(tags: set[str]) -> bool:
+def _is_adapter(tags: Set[str]) -> bool:
     return any(tag.startswith(("base_model:adapter:", "base_model:quantized:")) for tag in tags)
-
-
-def _parameters(told: object) -> int | None:
-    total = told.get("total") if isinstance(told, Mapping) else None
-    return total if isinstance(total, int) and total > 0 else None
 
 
 def _refuse(client: Client) -> Callable[[httpx.Response, str], None]:

@@ -70,6 +70,25 @@ _OTHER_PARTS = re.compile(
 )
 """Parts of a model beside its language model: what sees and hears, and what only guesses ahead."""
 
+# Looking for these in all names at once is fast; each name is looked at only where one is found.
+_SIGNS_OF_WRAPPERS = ("_orig_mod.", "\nmodule.", "_wrapped_module.", "\nbase_model.model.", "base_layer.", "lora_")
+_SIGNS_OF_PACKING = ("absmax", "quant_", ".SCB", "_idx", "qweight", "_blocks", "packed", "scale", ".W_q", ".code", "q_weight", "trellis",
+                     "._data", "zero_point")  # fmt: skip
+_SIGNS_OF_PARTS = (
+    "vision",
+    "visual",
+    "audio",
+    "image",
+    "video",
+    "speech",
+    "mtp",
+    "talker",
+    "code2wav",
+    "token2wav",
+    "multi_modal",
+)
+_TABLES, _HEADS = (tuple(f"{name}.weight" for name in names) for names in (EMBEDDINGS, HEADS))
+
 PLAIN = frozenset(
     ["cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "helium", "llama", "mistral", "mixtral", "olmo2",
      "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"]
@@ -93,8 +112,12 @@ _TIE = 'If the head is the embedding, write "tie_word_embeddings": true.'
 
 def check_base_weights(config: Mapping[str, Any], weights: Mapping[str, Weight], where: Path | str) -> None:
     """Raise ModelError where tensors are packed or named by a wrapper, or the config claims what they are not; `where` is named."""
-    _check_names(weights, where)
-    _check_types(weights, where)
+    names = "\n" + "\n".join(weights)
+    if _has(names, _SIGNS_OF_WRAPPERS):
+        _check_names(weights, where)
+    _check_types(weights, where, _has(names, _SIGNS_OF_PACKING))
+    if _has(names, _SIGNS_OF_PARTS):
+        weights = {name: weight for name, weight in weights.items() if not _OTHER_PARTS.search(name)}
     nested = config.get("text_config")
     text = nested if isinstance(nested, Mapping) else config
     _check_blocks(text, weights, where)
@@ -119,8 +142,10 @@ def _check_names(weights: Iterable[str], where: Path | str) -> None:
             )
 
 
-def _check_types(weights: Mapping[str, Weight], where: Path | str) -> None:
+def _check_types(weights: Mapping[str, Weight], where: Path | str, suspicious: bool) -> None:
     for name, weight in weights.items():
+        if not suspicious and weight.dtype in FLOATS:
+            continue
         packed = None
         if _ANY_PACKED.search(name):
             packed = next(kind for pattern, kind in _PACKED if pattern.search(name))
@@ -142,7 +167,7 @@ def _check_types(weights: Mapping[str, Weight], where: Path | str) -> None:
 
 def _check_blocks(text: Mapping[str, Any], weights: Iterable[str], where: Path | str) -> None:
     key = next((key for key in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(text.get(key), int)), None)
-    found = {block for name in weights if not _OTHER_PARTS.search(name) and (block := block_of(name)) is not None}
+    found = {block for name in weights if (block := block_of(name)) is not None}
     if key is None or not found:
         return
     said, stored, ahead = int(text[key]), max(found) + 1, int(text.get("num_nextn_predict_layers") or 0)
@@ -158,8 +183,8 @@ def _check_blocks(text: Mapping[str, Any], weights: Iterable[str], where: Path |
 def _check_vocabulary(
     config: Mapping[str, Any], text: Mapping[str, Any], weights: Mapping[str, Weight], where: Path | str, family: str
 ) -> None:
-    tables = [n for n in weights if _ends_with(n, EMBEDDINGS) and not _OTHER_PARTS.search(n) and block_of(n) is None]
-    heads = [n for n in weights if _ends_with(n, HEADS) and not _OTHER_PARTS.search(n) and block_of(n) is None]
+    tables = [n for n in weights if n.endswith(_TABLES) and _ends_with(n, EMBEDDINGS) and block_of(n) is None]
+    heads = [n for n in weights if n.endswith(_HEADS) and _ends_with(n, HEADS) and block_of(n) is None]
     if family in PLAIN and text is config and not heads and tables and text.get("tie_word_embeddings") is False:
         raise ModelError(
             f"{where}: config.json says that the head is not the embedding (tie_word_embeddings: false), but the weights hold no "
@@ -211,9 +236,9 @@ def _check_attention(config: Mapping[str, Any], family: str, weights: Mapping[st
     if isinstance(inner, int) and not family.endswith("_moe"):
         expected["mlp.up_proj.weight"] = (f"{inner} inner numbers (intermediate_size)", inner, hidden)
         expected["mlp.down_proj.weight"] = (f"{inner} inner numbers (intermediate_size)", hidden, inner)
+    tails = tuple(f".{tail}" for tail in expected)
     for name, weight in weights.items():
-        tail = ".".join(name.rsplit(".", 3)[1:])
-        if tail in expected and weight.shape != expected[tail][1:]:
+        if name.endswith(tails) and weight.shape != expected[tail := ".".join(name.rsplit(".", 3)[1:])][1:]:
             raise ModelError(
                 f"{where}: {name} has the shape {list(weight.shape)}, but by config.json ({expected[tail][0]}, hidden_size {hidden}) it "
                 f"has {list(expected[tail][1:])}. {_AGAIN}"
@@ -288,6 +313,10 @@ def _misfit(where: Path | str, key: str, said: int, name: str, weight: Weight) -
     return ModelError(
         f"{where}: config.json says {said} ({key}), but {name} has the shape {list(weight.shape)}. {_AGAIN}"
     )
+
+
+def _has(names: str, signs: tuple[str, ...]) -> bool:
+    return any(sign in names for sign in signs)
 
 
 def _ends_with(name: str, modules: tuple[str, ...]) -> bool:

@@ -6,14 +6,13 @@ byte (https://github.com/huggingface/safetensors#format: 8 bytes little-endian l
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from finetune_local.system.foreign_text import ForeignTextError, is_text, parse_json_object
 
@@ -65,12 +64,14 @@ def tensors_of(path: Path) -> dict[str, Stored]:
             )
         text = file.read(length)
     try:
-        header = parse_json_object(text)
+        header = parse_json_object(text, depth=len(text))  # how deep it is, is seen entry by entry
     except ForeignTextError as error:
         raise ForeignTextError(f"the header is damaged ({error})") from None
     header.pop("__metadata__", None)
     if len(header) > _MOST_TENSORS:
         raise ForeignTextError(f"the header names {len(header)} tensors, and at most {_MOST_TENSORS} are read")
+    if b"\\ud" in text.lower() and (broken := next((name for name in header if not is_text(name)), None)) is not None:
+        raise _damaged(broken)
     stored = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
     # Python's reader keeps the last of two entries of one name. Counting is fast, and only what counts wrong is looked at.
     if any(text.count(key) != len(header) for key in (b'"dtype"', b'"shape"', b'"data_offsets"')):
@@ -80,55 +81,58 @@ def tensors_of(path: Path) -> dict[str, Stored]:
 
 
 def _entry(path: Path, name: str, value: Any, data: int, size: int) -> Stored:
-    given = value if isinstance(value, dict) else {}
-    shape, dtype, offsets = given.get("shape"), given.get("dtype"), given.get("data_offsets")
-    if (
-        not is_text(name)
-        or not _counts(shape)
-        or not _counts(offsets)
-        or len(offsets) != 2
-        or not isinstance(dtype, str)
-    ):
-        raise ForeignTextError(f"the header's entry for {_named(name)} is damaged")
+    try:
+        shape, dtype, (begin, end) = value["shape"], value["dtype"], value["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        shape = dtype = begin = end = None
+    if type(shape) is not list or type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+        raise _damaged(name)
     if len(shape) > _MOST_DIMENSIONS:
         raise ForeignTextError(f"tensor {_named(name)} has {len(shape)} dimensions, which no weight has")
-    begin, end = offsets
-    if begin > end:
-        raise ForeignTextError(f"the header's entry for {_named(name)} is damaged")
+    count = 1
+    for one in shape:
+        if type(one) is not int or not 0 <= one < _LARGEST:
+            raise _damaged(name)
+        count *= one
     if data + end > size:
         raise ForeignTextError(
             f"tensor {_named(name)} should end at byte {data + end} but the file has {size}: it was cut short"
         )
-    count = math.prod(shape)
-    if dtype in _HALVES:
+    wide = BYTES.get(dtype) if type(dtype) is str else None
+    if wide is None:
+        if type(dtype) is not str:
+            raise _damaged(name)
+        if dtype not in _HALVES:
+            raise _unknown(name, dtype)
         needed = -(-count * _HALVES[dtype] // 16)
-    elif dtype in BYTES:
-        needed = count * BYTES[dtype]
     else:
-        raise ForeignTextError(f"tensor {_named(name)} is of type {_named(dtype)}, which is not known here")
-    if needed != end - begin or needed > _LARGEST:
+        needed = count * wide
+    if needed != end - begin:
         raise ForeignTextError(
             f"tensor {_named(name)} has {end - begin} bytes, which is not {dtype} of shape {list(shape)}"
         )
     return Stored(path, data + begin, data + end, tuple(shape), dtype)
 
 
-def _counts(value: Any) -> TypeGuard[list[int]]:
-    """Whether a value is a list of whole numbers that can be sizes or offsets."""
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < _LARGEST for n in value)
+def _damaged(name: str) -> ForeignTextError:
+    return ForeignTextError(f"the header's entry for {_named(name)} is damaged")
+
+
+def _unknown(name: str, dtype: str) -> ForeignTextError:
+    return ForeignTextError(f"tensor {_named(name)} is of type {_named(dtype)}, which is not known here")
 
 
 def _in_order(stored: dict[str, Stored], begin: int, size: int) -> None:
     """Every byte of the data belongs to one tensor."""
     at, before = begin, ""
-    for name, tensor in sorted(stored.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if tensor.begin < at:
+    for start, end, name in sorted([(tensor.begin, tensor.end, name) for name, tensor in stored.items()]):
+        if start < at:
             raise ForeignTextError(
                 f"tensors {_named(before)} and {_named(name)} overlap, so one of them is not what it was"
             )
-        if tensor.begin > at:
-            raise ForeignTextError(f"{tensor.begin - at} bytes before tensor {_named(name)} belong to no tensor")
-        at, before = tensor.end, name
+        if start > at:
+            raise ForeignTextError(f"{start - at} bytes before tensor {_named(name)} belong to no tensor")
+        at, before = end, name
     if at != size:
         raise ForeignTextError(f"{size - at} bytes at its end belong to no tensor")
 

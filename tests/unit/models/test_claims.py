@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from finetune_local.errors import ModelError
 from finetune_local.models.folder import ModelFolder
+from finetune_local.models.resolve import resolve
+from finetune_local.paths import Home
 from tiny import tiny_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -220,3 +222,38 @@ def test_a_pipe_does_not_keep_anybody_waiting(folder: Path, name: str) -> None:
     else:
         with pytest.raises(ModelError):
             ModelFolder.open(folder)
+
+
+def add_token(folder: Path, number: int, text: str = "<x1>") -> None:
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text("utf-8"))
+    values["added_tokens"].append({**values["added_tokens"][0], "id": number, "content": text})
+    path.write_text(json.dumps(values), "utf-8")
+
+
+def test_tokens_without_a_row_are_named_before_anything_is_loaded(tmp_path: Path, home: Home) -> None:
+    folder = tiny_model(tmp_path / "model", vocab=381)
+    add_token(folder, 380)
+    assert resolve(str(folder), home, lambda *_: None).vocabulary == 381
+    add_token(folder, 381, "<x2>")
+    assert ModelFolder.open(folder).blocks == 2, "a list of models does not read tokenizers"
+    with pytest.raises(ModelError, match=r"1 tokens of its tokenizer have no row .* has 381: '<x2>' \(381\)"):
+        resolve(str(folder), home, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": "<far>", "special": True}}}),
+        (
+            "tokenizer_config.json",
+            {"pad_token": "<far>", "additional_special_tokens": ["<near>", {"content": "<more>"}]},
+        ),
+        ("added_tokens.json", {"<far>": 900}),
+    ],
+)
+def test_tokens_that_other_files_add_count_too(tmp_path: Path, home: Home, name: str, values: dict[str, Any]) -> None:
+    folder = tiny_model(tmp_path / "model", vocab=380)
+    (folder / name).write_text(json.dumps(values), "utf-8")
+    with pytest.raises(ModelError, match="<far>"):
+        resolve(str(folder), home, lambda *_: None)

@@ -1,0 +1,64 @@
+"""The tokens of a model's tokenizer held against the rows of its embedding, by the files alone.
+
+A token without a row ends torch with an IndexError, and MLX reads whatever lies behind the last row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_local.errors import ModelError
+from finetune_local.tokenizer_files import added_by_config, in_force
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_SHOWN = 3
+
+
+def check_tokens(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], rows: int) -> None:
+    """Raise ModelError naming the tokens that have no row among `rows`.
+
+    `tokenizer` is tokenizer.json, `settings` tokenizer_config.json, empty where there is none.
+    """
+    known: dict[str, int] = dict(_vocabulary(tokenizer))
+    for number, token in added_by_config(in_force(folder)).items():
+        known.setdefault(str(token["content"]), number)
+    following = max(known.values(), default=-1) + 1
+    for text in dict.fromkeys(_named(settings)):
+        if text not in known:  # the tokenizers' library numbers it behind all others
+            known[text] = following
+            following += 1
+    beyond = sorted((number, text) for text, number in known.items() if number >= rows)
+    if not beyond:
+        return
+    shown = ", ".join(f"{text[:60]!r} ({number})" for number, text in beyond[:_SHOWN])
+    more = " and others" if len(beyond) > _SHOWN else ""
+    raise ModelError(
+        f"{folder}: {len(beyond)} tokens of its tokenizer have no row in the embedding, which has {rows}: {shown}{more}. A token was "
+        "added without resizing the model. Take the tokenizer that the model comes with, or resize the model with transformers "
+        "(resize_token_embeddings) and save both."
+    )
+
+
+def _vocabulary(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Every token and its number in a tokenizer.json; what is of another kind there is for the library to refuse."""
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from ((text, number) for text, number in vocabulary.items() if type(number) is int)
+    elif isinstance(vocabulary, list):  # Unigram: pieces with their scores
+        yield from ((str(piece[0]), i) for i, piece in enumerate(vocabulary) if isinstance(piece, list) and piece)
+    added = tokenizer.get("added_tokens")
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and type(token.get("id")) is int:
+            yield str(token.get("content")), token["id"]
+
+
+def _named(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The special tokens that tokenizer_config.json names."""
+    more = settings.get("additional_special_tokens")
+    for found in (*(settings.get(name) for name in _NAMED), *(more if isinstance(more, list) else ())):
+        text = found.get("content") if isinstance(found, dict) else found
+        if isinstance(text, str) and text:
+            yield text
