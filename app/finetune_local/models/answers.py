@@ -6,16 +6,13 @@ API: https://huggingface.co/docs/hub/api (GET /api/models, /api/models/{id}/revi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune_local.models.download import RemoteFile
 from finetune_local.paths import bad_name
 from finetune_local.system.foreign_text import ForeignTextError, is_text, parse_json
-
-if TYPE_CHECKING:
-    import httpx
 
 MOST_BYTES = 32 * 2**20
 _MOST_FILES, _MOST_HITS = 50_000, 1_000
@@ -46,10 +43,10 @@ class Listed:
     downloads: int
 
 
-def read_answer(response: httpx.Response) -> Any:
-    """The JSON of a response whose body is unread. Raises ForeignTextError, httpx.HTTPError."""
+def read_answer(chunks: Iterable[bytes]) -> Any:
+    """The JSON of a response's body as it comes. Raises ForeignTextError."""
     content = bytearray()
-    for chunk in response.iter_bytes():
+    for chunk in chunks:
         content += chunk
         if len(content) > MOST_BYTES:
             raise ForeignTextError(f"it is larger than {MOST_BYTES / 1e6:.0f} MB, which no such answer is")

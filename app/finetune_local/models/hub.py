@@ -205,7 +205,7 @@ def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None])
         try:
             with client.get(url) as response:
                 if response.status_code == 200:
-                    return read_answer(response)
+                    return read_answer(response.iter_bytes())
                 if response.status_code != 429 and response.status_code < 500:
                     refuse(response, "")
                 asked, problem = response.headers.get("retry-after"), f"it answers {response.status_code}"
