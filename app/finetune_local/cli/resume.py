@@ -23,6 +23,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     from finetune_local.errors import SpecError, typed
     from finetune_local.train import checkpoint, runs
     from finetune_local.train.events import Finished
+    from finetune_local.train.tidy import complete
 
     place = paths.home(home)
     if name is None:
@@ -35,6 +36,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
         note(f"run: {run.name}")
     else:
         run = runs.find(place, name)
+    complete(run)
     if max_steps is not None:
         if run.lives():
             raise SpecError(

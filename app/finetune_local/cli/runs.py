@@ -1,4 +1,4 @@
-"""`runs`: list, show, stop, rename and remove training runs; take removed ones back."""
+"""`runs`: list, show, check, stop, rename and remove training runs; take removed ones back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune_local.cli.show import emit, note, table
 from finetune_local.errors import typed
 
 
-@click.group("runs", short_help="List, show, stop, rename and remove runs.", invoke_without_command=True)
+@click.group("runs", short_help="List, show, check, stop, rename and remove runs.", invoke_without_command=True)
 @home_option
 @json_option
 @click.pass_context
@@ -41,8 +41,10 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     from finetune_local.train import runs
     from finetune_local.train.events import Step, Validation
     from finetune_local.train.facts import facts_of
+    from finetune_local.train.tidy import complete_all
 
     run = runs.find(paths.home(home) if home else outer, name)
+    complete_all([run])
     steps = {e.step: e.loss for e in run.history() if isinstance(e, Step)}
     validations = {e.step: e.loss for e in run.history() if isinstance(e, Validation)}
     facts = {**facts_of(run), "spec": as_tables(run.spec), "losses": steps, "validation_losses": validations}
@@ -146,9 +148,41 @@ def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool
         note(f"'{run.name}' is back")
 
 
-def _list(home: paths.Home, as_json: bool) -> None:
-    from finetune_local.train.facts import all_facts
+@command.command("check")
+@click.argument("name", required=False)
+@click.option(
+    "--repair", is_flag=True, help="Mend what can be mended; damaged checkpoints are moved away, nothing is deleted."
+)
+@home_option
+@json_option
+@click.pass_obj
+def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, as_json: bool) -> int:
+    """Check all that a run keeps (every run, if no name is given) against its checksums. Exit code 1 where something is damaged."""
+    from finetune_local.train import check as checking
+    from finetune_local.train import runs
 
+    place = paths.home(home) if home else outer
+    found = [checking.check(run, repair=repair) for run in ([runs.find(place, name)] if name else runs.every(place))]
+    if as_json:
+        emit([one.as_json() for one in found])
+    else:
+        for one in found:
+            proven = f", {one.summed} of them by their checksums" if one.summed else ""
+            kept = "being trained" if one.status == "running" else f"checkpoints intact: {len(one.checkpoints)}{proven}"
+            click.echo(f"{one.run}: {'nothing is damaged' if one.intact else 'NOT INTACT'} ({kept})")
+            for finding in one.findings:
+                click.echo(f"  {finding.place}: {finding.problem} → {finding.remedy}")
+        bad = sum(not one.intact for one in found)
+        note(f"runs checked: {len(found)}, not intact: {bad}")
+    return 0 if all(one.intact for one in found) else 1
+
+
+def _list(home: paths.Home, as_json: bool) -> None:
+    from finetune_local.train import runs
+    from finetune_local.train.facts import all_facts
+    from finetune_local.train.tidy import complete_all
+
+    complete_all(runs.every(home))
     rows = all_facts(home)
     if as_json:
         emit(rows)

@@ -59,6 +59,10 @@ class LoopState:
     recent_losses: list[float] = field(default_factory=list)
 
 
+class NewerCheckpoint(DamagedRun):
+    """It is whole, and a later version of the app can use it."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What save() wrote. `summed`: it has checksums, and they hold."""
@@ -180,7 +184,7 @@ def _state(folder: Path) -> LoopState:
         values = read_json_object(folder / STATE)
         unknown = sorted(set(values) - {one.name for one in dataclasses.fields(LoopState)})
         if unknown:
-            raise DamagedRun(f"it was written by a newer version ({STATE} has '{unknown[0]}'): update to use it")
+            raise NewerCheckpoint(f"it was written by a newer version ({STATE} has '{unknown[0]}'): update to use it")
         state = _states().validate_json(json.dumps(values))
     except (ForeignTextError, OSError) as error:
         raise DamagedRun(f"{STATE} cannot be read ({error})") from error

@@ -6,7 +6,9 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from finetune_local.errors import FinetuneError
 
@@ -153,8 +155,22 @@ def from_json(values: Mapping[str, Any]) -> Event:
 
 
 def readable(values: Mapping[str, Any]) -> Event | None:
-    """The event, or None for a line that is none: of another program, or of a later version of this one."""
+    """The event, or None for a line that is none: damaged, of another program, or of a later version of this one."""
     try:
-        return from_json(values)
+        event = from_json(values)
     except (KeyError, TypeError):
         return None
+    fitting = all(isinstance(getattr(event, name), allowed) for name, allowed in _fields(event.kind))
+    return event if fitting else None
+
+
+@cache
+def _fields(kind: str) -> tuple[tuple[str, tuple[type, ...]], ...]:
+    """The fields of a kind of event, each with the types that its values can have."""
+    hints = get_type_hints(EVENTS[kind])
+    return tuple((one.name, _types(hints[one.name])) for one in dataclasses.fields(EVENTS[kind]))
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (get_origin(hint) or hint,)
+    return (*kinds, int) if float in kinds else tuple(kinds)

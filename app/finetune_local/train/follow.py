@@ -9,7 +9,7 @@ from typing import Any
 from finetune_local import errors, workplace
 from finetune_local.errors import FinetuneError, SpecError, Stopped, WorkerDied, typed
 from finetune_local.paths import Home
-from finetune_local.train.events import ENDS, Event, Failed, StoppedByUser, from_json
+from finetune_local.train.events import ENDS, Event, Failed, StoppedByUser, readable
 from finetune_local.train.runs import Run
 
 POLL_SECONDS = 0.1
@@ -73,9 +73,10 @@ def _up_to_the_end(lines: Sequence[dict[str, Any]]) -> list[Event]:
     """Events up to a run's last one: what a later worker of the same run appends is not part of this story."""
     result: list[Event] = []
     for line in lines:
-        result.append(from_json(line))
-        if isinstance(result[-1], ENDS):
-            break
+        if (event := readable(line)) is not None:
+            result.append(event)
+            if isinstance(event, ENDS):
+                break
     return result
 
 

@@ -25,13 +25,14 @@ from finetune_local.adapters import manage
 from finetune_local.adapters.companions import OF_RUN
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
-from finetune_local.errors import SpecError, typed
+from finetune_local.errors import DamagedRun, SpecError, typed
 from finetune_local.files import ASIDE, disk_full, stamp, sweep, sync, write_text
 from finetune_local.files import remove as remove_files
 from finetune_local.paths import Home, bad_name
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.given import given_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.train import events
 from finetune_local.trash import Removed
 from finetune_local.workplace import Workplace
@@ -77,12 +78,16 @@ class Run(Workplace):
 
     @property
     def spec(self) -> RunSpec:
-        """The spec in run.json. Raises SpecError where it was damaged by hand."""
+        """The spec in run.json. Raises SpecError where it was damaged, DamagedRun where it seems to be of a newer version."""
         path = self.folder / "run.json"
         try:
-            return parse_spec(json.loads(path.read_text("utf-8")), str(path))
-        except (OSError, json.JSONDecodeError) as error:
+            return parse_spec(read_json_object(path), str(path))
+        except (OSError, ForeignTextError) as error:
             raise SpecError(f"{path}: cannot be read ({error}). The run cannot be resumed.") from error
+        except SpecError as error:
+            if "there is no " in str(error):  # setting, method or objective of this name: not in this version
+                raise DamagedRun(f"{error}\nIf a newer version wrote this run, update to go on with it.") from error
+            raise
 
     @property
     def made_from(self) -> str | None:
@@ -256,12 +261,11 @@ def _write_name(run: Run, name: str) -> None:
     """The new name into run.json, which stays as old as it was: lists go by it. A damaged one is left as it is."""
     file = run.folder / "run.json"
     try:
-        times, values = file.stat(), json.loads(file.read_text("utf-8"))
+        times, values = file.stat(), read_json_object(file)
     except (OSError, ValueError):
         return
-    if isinstance(values, dict):
-        write_text(file, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False) + "\n")
-        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    write_text(file, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False) + "\n")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def check_idle(run: Run) -> None:
