@@ -53,6 +53,10 @@ class FinetuneError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: object = "") -> None:
+        # A name from a file may hold half of a pair of surrogates, with which no terminal and no JSON could show the sentence.
+        super().__init__(str(message).encode("utf-8", "backslashreplace").decode("utf-8"))
+
 
 class UserError(FinetuneError):
     """Something the user gave cannot be used."""

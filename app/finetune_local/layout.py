@@ -7,20 +7,29 @@ Pure numpy; tensors are fp32 under PEFT's names. What PEFT does not know (the ba
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune_local.errors import AdapterError, typed
-from finetune_local.files import disk_full
-from finetune_local.spec.families import OWN_TYPE, Array, families, family_of, from_own_config
+from finetune_local.files import disk_full, written_aside
+from finetune_local.spec.families import OWN_TYPE, PREFIX, Array, families, family_of, from_own_config
+from finetune_local.spec.peft_config import PeftConfig, peft_config
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.whole import NOT_TRAINED
 from finetune_local.system import checksums
+from finetune_local.system.foreign_text import ForeignTextError, open_file, parse_json_object, read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_MOST_CONFIG_BYTES = 16 * 2**20
+_MOST_DIMENSIONS = 4
+_WRAPPERS = re.compile(rf"^((?:{re.escape(PREFIX)})?)module\.|(?<![^.])()_orig_mod\.")
+_UPDATE = re.compile(r"\.lora_|\.ia3_l|\.vera_|\.adalora_|prompt_embeddings")
+_ADAPTER_NAME = re.compile(r"(\.(?:lora_[A-Za-z_]+|ia3_l|vera_lambda_[bd]))\.default(?=\.|$)")
 
 
 def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array], base: str) -> None:
@@ -39,21 +48,25 @@ def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, di
 
     `summed`: they have been found to. Raises AdapterError.
     """
-    from safetensors import SafetensorError
-
     if not summed:
         check_sums(folder)
-    config = read_config(folder)
+    config = read_peft(folder)
     if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS).exists():
         raise AdapterError(
             f"{folder}: adapter_model.bin is a pickle, which can run code. Save it as safetensors with PEFT."
         )
-    try:
-        tensors = read_tensors(folder / WEIGHTS)
-        tensors = {name: value for name, value in tensors.items() if not name.endswith(NOT_TRAINED)}
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{folder / WEIGHTS}: cannot be read ({error}). {again(folder)}") from error
-    return plan_of(folder, config, {name: tensor.shape for name, tensor in tensors.items()}), tensors
+    raw = _raw(folder / WEIGHTS)
+    plan = plan_of(folder, config, {name: shape for name, (_, _, shape) in raw.items()})
+    stored = names_in(raw, folder / WEIGHTS, config)
+    tensors = {}
+    for name in family_of(plan).shapes(plan):
+        tensors[name] = as_float32(*raw[stored[name]])
+        if not np.isfinite(tensors[name]).all():
+            raise AdapterError(
+                f"{folder / WEIGHTS}: {name} has values that are no numbers (NaN or infinity). Its training diverged, or the "
+                "file is damaged: use an earlier checkpoint of its run."
+            )
+    return plan, tensors
 
 
 def check_sums(folder: Path) -> None:
@@ -75,39 +88,115 @@ def again(folder: Path) -> str:
     return "Copy the adapter again."
 
 
-def plan_of(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-    """The plan of an adapter by its config and the shapes of its tensors. Raises AdapterError where they do not agree."""
-    plan = _plan(folder, config, shapes)
+def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    """The plan of an adapter by its config and the shapes of its tensors, by their names in the file. Raises AdapterError where
+    they do not agree."""
+    names = names_in(shapes, folder / WEIGHTS, config)
+    own = {name: shapes[stored] for name, stored in names.items() if not name.endswith(NOT_TRAINED)}
+    for name, shape in own.items():
+        if not 1 <= len(shape) <= _MOST_DIMENSIONS:
+            raise AdapterError(
+                f"{folder / WEIGHTS}: {name} has {len(shape)} dimensions, which no adapter's tensor has. {again(folder)}"
+            )
+    _refuse_others(folder, own, config)
+    plan = _plan(folder, config, own)
     expected = family_of(plan).shapes(plan)
-    if wrong := sorted(set(expected) ^ set(shapes)):
+    if wrong := sorted(set(expected) ^ set(own)):
         raise AdapterError(f"{folder}: {len(wrong)} tensors are missing or unknown, the first is {wrong[0]}.")
     for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise AdapterError(f"{folder}: {name} is {shapes[name]}, but {CONFIG} says {shape}.")
+        if own[name] != shape:
+            raise AdapterError(f"{folder}: {name} is {own[name]}, but {CONFIG} says {shape}.")
     return plan
 
 
-def _plan(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-    kind = str(config.get("peft_type"))
-    if kind == OWN_TYPE:
+def names_in(stored: Collection[str], file: Path, config: PeftConfig) -> dict[str, str]:
+    """A file's tensors: PEFT's name of each to the one in the file. What wrappers of a module put into names says nothing:
+    torch.compile's `_orig_mod.`, DistributedDataParallel's `module.`, and the name of PEFT's adapter itself, `.default`."""
+    if config.peft_type == OWN_TYPE:
+        return {name: name for name in stored}
+    found: dict[str, str] = {}
+    plain = {name: _ADAPTER_NAME.sub(r"\1", _WRAPPERS.sub(r"\1", name)) for name in stored}
+    bare = not any(name.startswith(PREFIX) for name in plain.values())
+    for name, peft in plain.items():
+        if bare and _UPDATE.search(peft) and name != "prompt_embeddings":
+            peft = PREFIX + peft
+        if peft in found:
+            raise AdapterError(f"{file}: {found[peft]} and {name} are one tensor, given twice. Copy the adapter again.")
+        found[peft] = name
+    return found
+
+
+def use_plain_names(folder: Path) -> bool:
+    """Call the tensors in a folder's file as PEFT does; False where they are called so. For a file that read_adapter() has read.
+
+    Raises AdapterError, DiskFull.
+    """
+    file = folder / WEIGHTS
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = parse_json_object(content[8 : 8 + length])
+    about = header.pop("__metadata__", None) or {"format": "pt"}
+    names = names_in(header, file, read_peft(folder))
+    if all(name == stored for name, stored in names.items()):
+        return False
+    text = json.dumps({"__metadata__": about, **{name: header[stored] for name, stored in names.items()}}).encode()
+    text += b" " * (-len(text) % 8)
+    with written_aside(file, "Make room on it.") as aside:
+        aside.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    return True
+
+
+def _refuse_others(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: PeftConfig) -> None:
+    """Raise AdapterError, saying what it is, where the file holds no adapter's tensors."""
+    if config.peft_type == OWN_TYPE or not shapes:
+        return
+    if (
+        not any(_UPDATE.search(name) for name in shapes)
+        and sum(name.endswith(".weight") for name in shapes) > len(shapes) / 2
+    ):
+        raise AdapterError(
+            f"{folder / WEIGHTS}: it holds whole weights ({min(shapes)}, ...), not an adapter's: this is a model. Add it with "
+            "`finetune-local models add`, or give the adapter's own file."
+        )
+
+
+def _plan(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    if config.peft_type == OWN_TYPE:
         return from_own_config(config)
     known = {name: family for family in families().values() for name in family.peft_types}
-    if kind not in known:
-        raise AdapterError(f"{folder}: adapters of type {kind} cannot be used; known: {', '.join(sorted(known))}.")
-    return known[kind].read(config, shapes)
+    if config.peft_type not in known:
+        raise AdapterError(
+            f"{folder}: adapters of type {config.peft_type} cannot be used; known: {', '.join(sorted(known))}."
+        )
+    return known[config.peft_type].read(config, shapes)
+
+
+def read_peft(folder: Path) -> PeftConfig:
+    """adapter_config.json as a record. Raises AdapterError where the folder is no adapter of PEFT's, saying what it is."""
+    values = read_config(folder)
+    if "peft_type" not in values and {"lora_parameters", "fine_tune_type"} & values.keys():
+        raise AdapterError(
+            f"{folder}: this is an adapter of mlx-lm, whose factors are stored otherwise. Import it, which converts it: "
+            f'finetune-local adapters import "{folder}"'
+        )
+    return peft_config(values, str(folder / CONFIG))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises AdapterError where the folder is no adapter."""
+    """adapter_config.json as it stands. Raises AdapterError where the folder is no adapter."""
     try:
-        values = json.loads((folder / CONFIG).read_text("utf-8"))
+        return read_json_object(folder / CONFIG, _MOST_CONFIG_BYTES)
     except FileNotFoundError:
+        if (folder / "config.json").is_file():
+            raise AdapterError(
+                f"{folder}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it with "
+                "`finetune-local models add`."
+            ) from None
         raise AdapterError(f"{folder}: no {CONFIG} here, so this is not an adapter folder.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{folder / CONFIG}: cannot be read ({error}).") from None
-    if not isinstance(values, dict):
-        raise AdapterError(f"{folder / CONFIG}: a JSON object is expected. {again(folder)}")
-    return values
+    except ForeignTextError as error:
+        raise AdapterError(f"{folder / CONFIG}: {error}. {again(folder)}") from None
+    except OSError as error:
+        raise AdapterError(f"{folder / CONFIG}: cannot be read ({error.strerror}).") from None
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
@@ -123,7 +212,7 @@ def as_float32(raw: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> A
     if dtype not in ("F32", "F16", "F64"):
         raise AdapterError(f"tensors of type {dtype} cannot be read as numbers.")
     kind = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype]
-    with np.errstate(over="ignore"):  # infinity comes of it, which who needs finite numbers looks for
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is looked for where it matters
         return np.frombuffer(raw, kind).astype(np.float32).reshape(shape)
 
 
@@ -134,10 +223,18 @@ def to_bfloat16_bits(array: Array) -> Array:
     return (rounded >> np.uint32(16)).astype(np.uint16)
 
 
-def _raw(path: Path) -> dict[str, tuple[bytes, str, tuple[int, ...]]]:
-    from safetensors import deserialize
+def _raw(path: Path, only: str | None = None) -> dict[str, tuple[bytes, str, tuple[int, ...]]]:
+    from safetensors import SafetensorError, deserialize
 
-    return {
-        name: (bytes(entry["data"]), str(entry["dtype"]), tuple(entry["shape"]))
-        for name, entry in deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    }
+    try:
+        with open_file(path) as file:
+            entries = deserialize(file.read())  # type: ignore[no-untyped-call]
+        return {
+            name: (bytes(entry["data"]), str(entry["dtype"]), tuple(entry["shape"]))
+            for name, entry in entries
+            if only in (None, name)
+        }
+    except (OSError, SafetensorError, ForeignTextError) as error:
+        raise AdapterError(f"{path}: cannot be read ({error}). {again(path.parent)}") from None
+    except (MemoryError, OverflowError):
+        raise AdapterError(f"{path}: it says that it holds more than memory does. Copy the adapter again.") from None

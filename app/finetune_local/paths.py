@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import SpecError
+from finetune_local.system.foreign_text import is_text, read_json_object
 from finetune_local.system.private import make_private, open_to_others
 
 ENVIRONMENT_VARIABLE = "FINETUNE_LOCAL_HOME"
@@ -95,16 +95,32 @@ def home(chosen: str | os.PathLike[str] | None = None) -> Home:
     data."""
     place = chosen or os.environ.get(ENVIRONMENT_VARIABLE) or preferred().get("home")
     if place:
-        return Home(Path(place).expanduser().resolve())
+        return Home(expanded(place).resolve())
     from platformdirs import user_data_path
 
     return Home(user_data_path("finetune-local", appauthor=False))
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as the user gives it, ~ standing for the home of a user of the machine. Raises SpecError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SpecError(f"{path}: there is no user of that name here. Write the whole path.") from None
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """The same for what is only looked at: a user who is not known leaves a path as it is, and nothing lies there."""
+    try:
+        return expanded(path)
+    except SpecError:
+        return Path(path)
+
+
 def preferences_file() -> Path:
     """Where the user's preferences lie: in $FINETUNE_LOCAL_CONFIG, else in the system's place for settings."""
     if given := os.environ.get(CONFIG_VARIABLE):
-        return Path(given).expanduser() / "preferences.json"
+        return expanded(given) / "preferences.json"
     from platformdirs import user_config_path
 
     return user_config_path("finetune-local", appauthor=False) / "preferences.json"
@@ -113,10 +129,9 @@ def preferences_file() -> Path:
 def preferred() -> dict[str, Any]:
     """The preferences as they are stored (preferences.py says what they are); empty where there are none, or damaged ones."""
     try:
-        values = json.loads(preferences_file().read_text("utf-8"))
+        return read_json_object(preferences_file())
     except (OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def assets() -> Path:
@@ -139,7 +154,10 @@ def method_page(key: str) -> Path:
     return place / f"{key}.md"
 
 
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of what follows: a name must be what it looks like."""
+
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³]|conin\$|conout\$)( *\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices."""
 
 
@@ -147,6 +165,8 @@ def bad_name(name: str) -> str | None:
     """Why a name cannot be a folder's on every system, as the end of a sentence; None where it can."""
     if not name.strip() or name.startswith((".", "-", " ")) or name.endswith((".", " ")) or _DEVICES.fullmatch(name):
         return "cannot be a folder's name on every system"
-    if bad := sorted(set(name) & {*'/\\:*?"<>|', *map(chr, range(32))}):
+    if not is_text(name):
+        return "is no text that can be written"
+    if bad := sorted(letter for letter in set(name) if letter in '/\\:*?"<>|' or _UNSEEN.fullmatch(letter)):
         return f"has the character {bad[0]!r}, which a folder's name cannot have on every system"
     return "is too long: use at most 100 characters" if len(name.encode()) > 200 or len(name) > 100 else None

@@ -7,12 +7,11 @@ window's page of settings is made from these fields.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from finetune_local.errors import SpecError
 from finetune_local.files import write_text
-from finetune_local.paths import preferences_file, preferred
+from finetune_local.paths import located, preferences_file, preferred
 from finetune_local.spec.fields import Settings, parse, setting
 
 Language = Literal["auto", "en", "zh"]
@@ -54,7 +53,7 @@ def load() -> Preferences:
 def save(**changed: Any) -> Preferences:
     """Change some and keep them. Raises SpecError for a value that cannot be, DiskFull."""
     wanted = parse(Preferences, {**load().model_dump(), **changed}, "preferences")
-    if wanted.home and not Path(wanted.home).expanduser().is_absolute():
+    if wanted.home and not located(wanted.home).is_absolute():
         raise SpecError(f"the home folder '{wanted.home}' is not a whole path. Give it from the drive or / on.")
     file = preferences_file()
     try:

@@ -20,6 +20,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.families import families, family_of
 from finetune_local.spec.families.low_rank import A0, B0, A, B
 from finetune_local.spec.low_rank import LowRankSettings
+from finetune_local.spec.peft_config import peft_config
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings
 from tasks import batch_of, plan_of
@@ -251,7 +252,7 @@ def test_patterns_count_as_peft_counts_them(tiny: Path) -> None:
     assert ranks["base_model.model.model.layers.0.mlp.up_proj" + A] == 4
     assert settings.scale_of("model.layers.1.mlp.up_proj") == 0.5
     assert settings.scale_of("model.layers.0.self_attn.q_proj") == 2.0
-    read = family_of(plan).read(family_of(plan).config(plan), shapes)
+    read = family_of(plan).read(peft_config(family_of(plan).config(plan), "test"), shapes)
     assert family_of(read).shapes(read) == shapes
     assert isinstance(read.settings, LowRankSettings)
     for target in plan.targets:

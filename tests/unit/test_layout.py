@@ -40,7 +40,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"r": "many"}, "rank"),
+        ({"r": "many"}, "'r' is 'many'"),
         ({"r": 3}, r"says \(3, 4\)"),
         ({"r": None}, "'r'"),
         ({"lora_alpha": 0}, "alpha"),

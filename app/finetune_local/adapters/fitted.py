@@ -19,7 +19,7 @@ import numpy as np
 
 from finetune_local.adapters.companions import Asking, beside, chat_ids
 from finetune_local.errors import AdapterError
-from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, read_config
+from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, read_peft
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header, read_tensor
 from finetune_local.spec.families import PREFIX, Array, family_of
@@ -91,13 +91,13 @@ class _Tables:
 
     def __init__(self, folder: Path, model: ModelFolder, plan: AdapterPlan, tensors: dict[str, Array]) -> None:
         self._folder, self._model, self._plan, self._tensors = folder, model, plan, tensors
-        self._config = read_config(folder)
+        self._config = read_peft(folder)
         self._stored = read_header(folder / WEIGHTS)
         modules = list(outside_modules(model.weights()))
         self._modules = [module for module in modules if is_embedding(module)] + [
             module for module in modules if not is_embedding(module)
         ]
-        saved = self._config.get("modules_to_save") or ()
+        saved = self._config.modules_to_save
         self._chosen = {m for m in modules if m.rsplit(".", 1)[-1] in saved or m in saved}
 
     def fitted(self) -> tuple[AdapterPlan, dict[str, Array]]:
@@ -159,7 +159,7 @@ class _Tables:
 
     def _token_rows(self) -> dict[str, tuple[list[int], Array]]:
         """The trained rows of each table, and their ids. Raises AdapterError."""
-        listed: Any = self._config.get("trainable_token_indices") or {}
+        listed: Any = self._config.trainable_token_indices or {}
         embedding, *heads = self._modules
         given = {embedding: listed} if isinstance(listed, list) else {
             module: ids for name, ids in listed.items() for module in self._modules if module.endswith(name)

@@ -12,7 +12,7 @@ from finetune_local.adapters import tuned as sources
 from finetune_local.adapters.extract import Extraction, Progress
 from finetune_local.errors import SpecError
 from finetune_local.models.resolve import resolve
-from finetune_local.paths import Home
+from finetune_local.paths import Home, expanded
 from finetune_local.system.private import share
 
 
@@ -60,7 +60,7 @@ def extract(wanted: Wanted, home: Home, progress: Progress) -> tuple[str, Extrac
     called = wanted.name or f"{source.name}-lora"
     if wanted.out is None:
         manage.check_name(called, home)
-    target = home.adapters / called if wanted.out is None else wanted.out.expanduser().absolute()
+    target = home.adapters / called if wanted.out is None else expanded(wanted.out).absolute()
     done = work.extract(
         base,
         source,

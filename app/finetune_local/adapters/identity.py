@@ -144,6 +144,7 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
         if found is None and any(name.startswith(module + ".") for name in weights):
             continue  # a whole block's part, whose width the backend checks
         if found is None:
+            _refuse_other_names(module, model)
             raise AdapterError(
                 f"the adapter lands on {module}, which '{model.name}' does not have. It was made on another base."
             )
@@ -153,6 +154,19 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
                 f"the adapter expects {module} to be {times(shape)}, but in '{model.name}' it is {times(found.shape)}. "
                 "It was made on another base."
             )
+
+
+def _refuse_other_names(module: str, model: ModelFolder) -> None:
+    """Raise AdapterError where the base has the layer but for what its name begins with: the adapter was made inside a model that
+    wraps this one, or on the text part of this one."""
+    begin, layers, rest = module.partition("layers.")
+    other = next((name for name in model.weights() if layers and name.endswith(f"layers.{rest}.weight")), None)
+    if other is not None:
+        raise AdapterError(
+            f"the adapter's layers are called '{begin}layers...', and those of '{model.name}' "
+            f"'{other.partition('layers.')[0]}layers...': it was made inside another class of model, such as one that reads "
+            "images too. Give --model the folder that it was made on."
+        )
 
 
 def times(shape: tuple[int, ...]) -> str:

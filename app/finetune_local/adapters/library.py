@@ -15,9 +15,9 @@ from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import AdapterIdentity, read_identity
 from finetune_local.errors import AdapterError, ModelError, typed
 from finetune_local.files import stamp
-from finetune_local.layout import CONFIG, WEIGHTS, plan_of, read_config
+from finetune_local.layout import CONFIG, WEIGHTS, plan_of, read_peft
 from finetune_local.models.tensors import read_header
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.spec.families import OWN_TYPE, family_of, trainable_parameters
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.whole import NOT_TRAINED
@@ -72,7 +72,7 @@ class Entry:
         name, origin, folder, base, method, rank, parameters, whole (it holds the base's own weights), run, made_from,
         extracted_from, files (the data it learned from), step, created (ISO 8601), created_time (seconds), bytes, note.
         """
-        identity, config = self.identity, read_config(self.folder)
+        identity, config = self.identity, read_peft(self.folder)
         tables = run_tables(self.folder) if self.origin == "run" else {}
         data = tables.get("data")
         extra = identity.extra if identity else {}
@@ -80,11 +80,11 @@ class Entry:
             "name": self.name,
             "origin": self.origin,
             "folder": str(self.folder),
-            "base": identity.base.name if identity else config.get("base_model_name_or_path"),
-            "method": identity.method if identity else str(config.get("peft_type", "")).lower(),
-            "rank": config.get("r"),
+            "base": identity.base.name if identity else config.base_model_name_or_path,
+            "method": identity.method if identity else (config.peft_type or "").lower(),
+            "rank": config.r,
             "parameters": extra.get("parameters") or _numbers_in(self.folder / WEIGHTS),
-            "whole": config.get("peft_type") == OWN_TYPE and config.get("family") == "full",
+            "whole": config.peft_type == OWN_TYPE and config.family == "full",
             "run": self.name if self.origin == "run" else identity.run if identity else None,
             "made_from": made_from(self.folder.parent) if self.origin == "run" else None,
             "extracted_from": dict(self.extracted_from),
@@ -133,9 +133,8 @@ def details(name: str, folder: Path, origin: str) -> dict[str, Any]:
 
     Only the header of the weights is read. Raises AdapterError, ModelError.
     """
-    stored = read_header(folder / WEIGHTS)
-    shapes = {key: value.shape for key, value in stored.items() if not key.endswith(NOT_TRAINED)}
-    plan = plan_of(folder, read_config(folder), shapes)
+    shapes = {key: value.shape for key, value in read_header(folder / WEIGHTS).items()}
+    plan = plan_of(folder, read_peft(folder), shapes)
     return Entry(name, folder, origin).describe() | {
         "parameters": trainable_parameters(plan),
         "modules": len(plan.targets),
@@ -186,7 +185,7 @@ def entry(name: str, home: Home) -> Entry:
 
 def find(name_or_path: str | Path, home: Home) -> Path:
     """The folder of an adapter given as a path, a run's folder, a run's name, or a library name. Raises AdapterError."""
-    path = Path(name_or_path).expanduser()
+    path = located(name_or_path)
     if path.is_dir():
         for folder in (path, path / "adapter"):
             if (folder / CONFIG).is_file():
@@ -240,7 +239,7 @@ def base_of(folder: Path) -> str | None:
     chosen = run_tables(folder).get("model", {}).get("id")
     if not chosen and (identity := read_identity(folder)):
         chosen = identity.base.name
-    chosen = chosen or read_config(folder).get("base_model_name_or_path")
+    chosen = chosen or read_peft(folder).base_model_name_or_path
     return str(chosen) if chosen else None
 
 

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from pathlib import Path
 
 from finetune_local import trash
-from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.adapters.bring import copy_folder, copy_zip
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import NOTE, Entry, entries, entry
+from finetune_local.adapters.mlx_lm import convert, is_mlx_lm
 from finetune_local.errors import AdapterError
 from finetune_local.files import disk_full, write_text
-from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
-from finetune_local.paths import Home, bad_name
-from finetune_local.tokenizer_files import TRAVEL
+from finetune_local.layout import CONFIG, read_adapter, use_plain_names
+from finetune_local.paths import Home, bad_name, expanded
 from finetune_local.trash import Removed
-
-KEPT = (CONFIG, WEIGHTS, IDENTITY, NOTE, "README.md", *TRAVEL)
-"""What an import takes over; anything else in a folder or zip is left where it is."""
 
 KIND = "adapter"
 """What an adapter is called in the trash."""
 
 
-def bring_in(source: Path, home: Home, name: str | None = None) -> Entry:
-    """Copy a PEFT folder or a zip of one into the library. Raises AdapterError where it is none or is unsafe, DiskFull."""
-    source = source.expanduser()
+def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[str], None] = lambda _: None) -> Entry:
+    """Copy a PEFT folder, one of mlx-lm's, or a zip of either into the library. `note` is told what is left out or converted.
+
+    Raises AdapterError where it is none or is unsafe, DiskFull; nothing is left behind then.
+    """
+    source = expanded(source)
     chosen = name or (source.stem if source.is_file() else source.resolve().name)
     if chosen == "adapter":
         chosen = source.resolve().parent.name
@@ -40,13 +38,18 @@ def bring_in(source: Path, home: Home, name: str | None = None) -> Entry:
         with disk_full(aside, "Make room on it and import again."):
             aside.mkdir()
             if source.is_dir():
-                _copy_folder(source, aside)
+                copy_folder(source, aside, note)
             elif source.is_file() and zipfile.is_zipfile(source):
-                _copy_zip(source, aside)
+                copy_zip(source, aside, note)
             else:
                 what = "is no folder and no zip file" if source.exists() else "does not exist"
                 raise AdapterError(f"{source} {what}. Give an adapter's folder (with {CONFIG}) or a zip of one.")
+            if is_mlx_lm(aside):
+                convert(aside)
+                note("an adapter of mlx-lm: it is kept in PEFT's form, which computes the same.")
             read_adapter(aside)
+            if use_plain_names(aside):
+                note("its tensors' names had a wrapper's words in them: they are kept as PEFT names them.")
             aside.rename(home.adapters / chosen)
     except AdapterError as error:
         raise AdapterError(str(error).replace(str(aside), str(source))) from None
@@ -135,48 +138,3 @@ def free_name(stem: str, home: Home) -> str:
     while name in taken or (home.adapters / name).exists():
         name, number = f"{stem}-{number}", number + 1
     return name
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    if not (source / CONFIG).is_file() and (source / "adapter" / CONFIG).is_file():
-        source = source / "adapter"  # a run's folder
-    _refuse_pickle({path.name for path in source.iterdir()}, source)
-    for name in KEPT:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def _copy_zip(source: Path, target: Path) -> None:
-    with _opened(source) as archive:
-        members = [PurePosixPath(info.filename.replace("\\", "/")) for info in archive.infolist()]
-        for member in members:
-            if member.is_absolute() or ".." in member.parts or ":" in "".join(member.parts[:1]):
-                raise AdapterError(
-                    f"{source}: its member {str(member)!r} points outside the archive. It is not safe to use."
-                )
-        roots = [member.parent for member in members if member.name == CONFIG]
-        if len(roots) != 1:
-            how = f"{len(roots)} adapters are" if roots else "no adapter is"
-            raise AdapterError(f"{source}: {how} in this zip ({CONFIG}). Give a zip of one adapter's folder.")
-        inside = {m.name: i for i, m in zip(archive.infolist(), members, strict=True) if m.parent == roots[0]}
-        _refuse_pickle(set(inside), source)
-        for name in KEPT:
-            if name in inside:
-                with archive.open(inside[name]) as packed, (target / name).open("wb") as file:
-                    shutil.copyfileobj(packed, file)
-
-
-@contextmanager
-def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            yield archive
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
-        raise AdapterError(f"{source}: the zip cannot be read ({error}). Pack it again, without a password.") from None
-
-
-def _refuse_pickle(names: set[str], source: Path) -> None:
-    if WEIGHTS not in names and "adapter_model.bin" in names:
-        raise AdapterError(
-            f"{source}: adapter_model.bin is a pickle, which can run code when it is opened. Save it as safetensors with PEFT."
-        )

@@ -10,7 +10,7 @@ from typing import Any
 from finetune_local.adapters.companions import beside
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity, times
 from finetune_local.errors import AdapterError, ModelError
-from finetune_local.layout import CONFIG, WEIGHTS, read_config
+from finetune_local.layout import CONFIG, WEIGHTS, read_peft
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import BYTES, Floats, read_header, read_tensor
 from finetune_local.spec.families import OWN_TYPE, PREFIX, family_of, from_own_config
@@ -34,9 +34,9 @@ class Tuned:
 
 def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
     """The weights in an adapter folder of the family `full`. Raises AdapterError for another, or on another base."""
-    config = read_config(folder)
-    if config.get("peft_type") != OWN_TYPE or config.get("family") != "full":
-        kind = str(config.get("method") or config.get("peft_type"))
+    config = read_peft(folder)
+    if config.peft_type != OWN_TYPE or config.family != "full":
+        kind = config.method or str(config.peft_type)
         raise AdapterError(
             f"{folder}: this adapter is of the kind '{kind}' and does not hold whole weights, so there is nothing to extract "
             "from. Give an adapter that was trained with --method full, or a tuned model's folder with --tuned."

@@ -20,7 +20,7 @@ from finetune_local.models.folder import CONFIG as MODEL_CONFIG
 from finetune_local.models.folder import TOKENIZER, ModelFolder
 from finetune_local.models.install import installed
 from finetune_local.models.resolve import find
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.tokenizer_files import TRAVEL
 
@@ -54,7 +54,7 @@ def opened(home: Home, model: str) -> ModelFolder:
     try:
         found = find(model, home)
     except ModelError:
-        if model in installed(home.models) or Path(model).expanduser().is_dir():
+        if model in installed(home.models) or located(model).is_dir():
             raise  # it is there, and cannot be used
         raise ModelError(f"the base '{model}' is not on this machine. Choose another one, or get it again.") from None
     return _folder(found.path, found.name, stamp(found.path, MODEL_CONFIG, TOKENIZER))

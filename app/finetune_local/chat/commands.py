@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from finetune_local.chat.opening import adapter_list
 from finetune_local.chat.sampling import Sampling
 from finetune_local.chat.session import ChatSession
 from finetune_local.errors import DiskFull, SpecError
+from finetune_local.paths import located
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.system.private import share
 
@@ -92,7 +92,7 @@ def _save(chat: ChatSession, name: str) -> Outcome:
         return Outcome(f"{where}. /save FILE appends the conversation to a file that can be trained on.")
     messages = [{"role": "system", "content": chat.conversation.system}] if chat.conversation.system else []
     messages += [{"role": turn.role, "content": turn.content} for turn in chat.turns]
-    place = Path(name).expanduser()
+    place = located(name)
     new = not place.exists()
     try:
         with place.open("a", encoding="utf-8") as file:

@@ -92,10 +92,10 @@ def write_note(context: click.Context, name: str, text: str, home: str | None, a
 @json_option
 @click.pass_context
 def bring_in(context: click.Context, source: Path, name: str | None, home: str | None, as_json: bool) -> None:
-    """Copy an adapter's folder (ours or PEFT's), or a zip of one, into the library."""
+    """Copy an adapter's folder (ours, PEFT's or mlx-lm's), or a zip of one, into the library."""
     from finetune_local.adapters import manage
 
-    entry = manage.bring_in(source, _place(context, home), name)
+    entry = manage.bring_in(source, _place(context, home), name, note)
     _tell(entry, f"imported as '{entry.name}'. Try it: finetune-local chat --adapter {typed(entry.name)}", as_json)
 
 

@@ -6,7 +6,6 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ import click
 from finetune_local.cli import show
 from finetune_local.cli.options import home_option, json_option, model_option
 from finetune_local.cli.spec_options import settings_from, settings_options
+from finetune_local.paths import located
 from finetune_local.spec.run import DataSettings
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _open(model: str | None, home: str | None) -> tuple[Tokenizer, int]:
     from finetune_local.paths import home as home_of
     from finetune_local.spec.run import DEFAULT_MODEL
 
-    folder = Path(model).expanduser() if model else None
+    folder = located(model) if model else None
     if folder is not None and (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists():
         return Tokenizer.load(folder), 1 << 20
     found = resolve(model or DEFAULT_MODEL, home_of(home), lambda text, _: show.note(text))

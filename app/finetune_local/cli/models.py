@@ -152,7 +152,7 @@ def add(folder: Path, as_json: bool) -> None:
 
     found = add_folder(folder)
     if as_json:
-        emit({"folder": str(folder.expanduser().absolute()), "found": [_row(f) for f in found]})
+        emit({"folder": str(paths.located(folder).absolute()), "found": [_row(f) for f in found]})
     else:
         note(f"looking in {folder} from now on: {len(found)} found. `models forget {folder}` ends that.")
 

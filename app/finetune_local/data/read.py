@@ -19,6 +19,7 @@ from finetune_local.data.detect import HEAD_BYTES, FileKind, examine
 from finetune_local.data.formats import Format, Row, choose, format_named, formats, read_row, recognise
 from finetune_local.data.turns import kind_of, whole
 from finetune_local.errors import DataError
+from finetune_local.paths import located
 from finetune_local.spec.run import DataSettings
 
 SAMPLE_ROWS = 32
@@ -41,7 +42,7 @@ class DataFile:
 
     def __init__(self, file: Path | str, settings: DataSettings = _AS_IS) -> None:
         self.shown = str(file)
-        self.path = Path(file).expanduser()
+        self.path = located(file)
         self.settings = settings
         self.kind: FileKind = examine(self.path, self.shown)
         self.forced = settings.format != "auto"

@@ -17,7 +17,7 @@ from finetune_local.export.verify import RECEIVER_NAMES, Gate
 from finetune_local.files import ASIDE, remove, replace
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.resolve import resolve
-from finetune_local.paths import Home
+from finetune_local.paths import Home, expanded
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.private import share
@@ -66,7 +66,7 @@ def export(
     if chosen not in target.quants:
         raise ModelError(f"--quant {chosen}: --to {key} knows {', '.join(target.quants)}.")
     source = Source(model, adapter)
-    out = target.place(out.expanduser().absolute(), source.name, chosen)
+    out = target.place(expanded(out).absolute(), source.name, chosen)
     check_out(out, target, chosen, overwrite, [place for place in (model and model.path, adapter) if place])
     check_writable(out)
     unchecked, failed = (out.with_name(out.name + ending) for ending in (UNCHECKED, FAILED))

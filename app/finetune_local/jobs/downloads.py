@@ -6,7 +6,6 @@ They are jobs of the kind "download", so they are found again after a reload or 
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 from finetune_local.errors import ModelError
 from finetune_local.jobs import job
@@ -17,7 +16,7 @@ from finetune_local.models.get import free_name, is_place, repository_of
 from finetune_local.models.install import installed
 from finetune_local.models.local import Found, add_folder, is_gguf
 from finetune_local.models.network import refuse_offline
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.spec.run import DEFAULT_MODEL
 
 KIND = "download"
@@ -94,7 +93,7 @@ def result_of(name: str, home: Home) -> str | None:
 def bring(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
     """Take in a model that is on this machine: a GGUF file is converted, a folder copied (a Job does either) or, without `copy`,
     looked in from now on (what it holds). Raises ModelError, SpecError, DiskFull."""
-    place = Path(path.strip().strip("\"'")).expanduser()
+    place = located(path.strip().strip("\"'"))
     if not path.strip():
         raise ModelError("give the path of a model's folder or of a GGUF file.")
     if place.is_file():
@@ -110,7 +109,7 @@ def bring(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
 def _key(what: str) -> str:
     """One word for one model: a path in full, or ORG/NAME; the default's short name."""
     if is_place(what):
-        path = Path(what).expanduser().absolute()
+        path = located(what).absolute()
         if not path.exists():
             raise ModelError(f"{what}: there is no such file or folder. Check the path.")
         return str(path)

@@ -12,7 +12,7 @@ from finetune_local.errors import SpecError
 from finetune_local.export.job import clean, free_place
 from finetune_local.jobs import job, once
 from finetune_local.jobs.job import Job
-from finetune_local.paths import Home
+from finetune_local.paths import Home, expanded
 
 KIND = "export"
 
@@ -20,7 +20,7 @@ KIND = "export"
 def folder_of(home: Home) -> Path:
     """Where exports go when no place is named: as preferred, else `exports` in the home folder."""
     preferred = preferences.load().exports
-    return Path(preferred).expanduser() if preferred else home.root / "exports"
+    return expanded(preferred) if preferred else home.root / "exports"
 
 
 def begin(
@@ -30,7 +30,7 @@ def begin(
 
     `name` is what offers() calls the source. Raises SpecError where the folder cannot be written, ModelError.
     """
-    place = _writable(Path(folder).expanduser() if folder.strip() else folder_of(home))
+    place = _writable(expanded(folder) if folder.strip() else folder_of(home))
     for known in job.every(home, KIND):
         if known.status() == "interrupted":
             clean(_out(known))

@@ -19,6 +19,7 @@ from finetune_local.errors import ModelError
 from finetune_local.models.fingerprint import config_sha256, tokenizer_sha256
 from finetune_local.models.tensors import Floats, Stored, read_header, read_tensor, same_numbers
 from finetune_local.models.vocabulary import check_tokens
+from finetune_local.paths import located
 from finetune_local.spec.base_config import CONFIG, GENERATION, check_generation_config, read_base_config, size_of
 from finetune_local.spec.base_config import read_config_file as read_json
 from finetune_local.spec.base_files import INDEX, weight_files, weight_map
@@ -66,7 +67,7 @@ class ModelFolder:
     @classmethod
     def open(cls, path: Path, name: str | None = None) -> ModelFolder:
         """Check a folder and read its headers. Raises ModelError saying what is missing, damaged or refused."""
-        path = path.expanduser().absolute()
+        path = located(path).absolute()
         if not path.is_dir():
             raise ModelError(f"{path}: there is no such folder. Give a Hugging Face model folder.")
         if (path / "adapter_config.json").exists() and not (path / CONFIG).exists():

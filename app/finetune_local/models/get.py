@@ -14,7 +14,7 @@ from finetune_local.models.download import Transfer
 from finetune_local.models.folder import CONFIG, ModelFolder
 from finetune_local.models.install import aside, check_name, installed, publish, source_of
 from finetune_local.models.resolve import import_file
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import DEFAULT_MODEL
 
@@ -38,7 +38,7 @@ def get(
     `transfer` is told how far a download is; `pause` waits between its tries. Raises ModelError, DownloadFailed, DiskFull,
     Stopped, and whatever `progress` and `pause` raise to stop it: what has come stays, and the next call goes on from there.
     """
-    path = Path(what).expanduser()
+    path = located(what)
     if path.is_file():
         return import_file(path, home, progress, name)
     repository = repository_of(what)
@@ -66,7 +66,7 @@ def repository_of(what: str) -> str:
     if known is not None:
         return known.hub or known.name
     if is_place(what):
-        if not Path(what).expanduser().exists():
+        if not located(what).exists():
             raise ModelError(f"{what}: there is no such file or folder. Check the path.")
         return what
     if "/" not in what:
@@ -79,7 +79,7 @@ def repository_of(what: str) -> str:
 
 def is_place(what: str) -> bool:
     """Whether a file or folder on this machine is meant, and no name: a path by its looks, or what lies there."""
-    path = Path(what).expanduser()
+    path = located(what)
     looks = path.is_absolute() or what.startswith(("~", "./", "../", ".\\", "..\\"))
     return looks or path.is_file() or (path / CONFIG).is_file()
 

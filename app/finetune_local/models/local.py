@@ -17,7 +17,7 @@ from finetune_local.errors import ModelError
 from finetune_local.models.catalog import entry
 from finetune_local.models.folder import CONFIG, TOKENIZER, ModelFolder
 from finetune_local.models.install import installed, source_of
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.system.foreign_text import read_bounded, read_json_object
 
 _GENERAL = b"general.architecture"
@@ -72,12 +72,12 @@ def elsewhere() -> list[Found]:
 
 def model_folders() -> list[Path]:
     """The folders that the user named to look for models in, also those that are not there now (a drive that is not plugged in)."""
-    return [Path(place).expanduser() for place in preferences.load().model_folders]
+    return [located(place) for place in preferences.load().model_folders]
 
 
 def add_folder(place: Path) -> list[Found]:
     """Look for models in a folder from now on; what it holds. Raises ModelError where it holds none, SpecError, DiskFull."""
-    place = place.expanduser().absolute()
+    place = located(place).absolute()
     if not place.is_dir():
         raise ModelError(f"{place}: there is no such folder. Check the path, or plug the drive in.")
     found = [*_named_folders(place), *_named_files(place)]
@@ -96,7 +96,7 @@ def add_folder(place: Path) -> list[Found]:
 
 def forget_folder(place: Path) -> None:
     """No longer look for models there; nothing in it is touched. Raises ModelError where it is none of the user's."""
-    place = place.expanduser().absolute()
+    place = located(place).absolute()
     kept = model_folders()
     if place not in kept:
         raise ModelError(f"{place} is none of the folders that are looked in: {', '.join(map(str, kept)) or 'none'}.")
@@ -106,9 +106,9 @@ def forget_folder(place: Path) -> None:
 def hub_cache() -> Path:
     """The Hugging Face cache, by the variables its own library reads."""
     if place := os.environ.get("HF_HUB_CACHE"):
-        return Path(place).expanduser()
+        return located(place)
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
+    return located(home) / "hub"
 
 
 def hub_snapshot(repository: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from finetune_local.errors import ModelError, SpecError
 from finetune_local.models.folder import CONFIG, ModelFolder, sha256_of
 from finetune_local.models.install import installed, source_of
 from finetune_local.models.local import hub_snapshot, is_gguf
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings
 
@@ -28,7 +29,7 @@ def resolve(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A0
 
 
 def _resolved(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A002 - the spec's word
-    path = Path(id).expanduser()
+    path = located(id)
     if path.is_file():
         return import_file(path, home, progress)
     if id == DEFAULT_MODEL and DEFAULT_MODEL not in installed(home.models):
@@ -59,7 +60,7 @@ def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word
     A bare word is an installed model first and a folder in the current directory second; anything with a separator is a
     path first.
     """
-    path = Path(id).expanduser()
+    path = located(id)
     if _is_path(id) and path.is_dir():
         return ModelFolder.open(path)
     known = installed(home.models)
@@ -95,9 +96,27 @@ def _is_path(text: str) -> bool:
     return text.startswith(("~", ".")) or any(s in text for s in separators if s) or Path(text).is_absolute()
 
 
+_QUANTIZED = re.compile(
+    r"[-_.](?:unsloth[-_]|mlx[-_])?(?:bnb[-_]|int|fp|w)?(?:[2-8][-_]?bits?|gptq|awq|exl2|hqq|nf4|fp8|fp4|int4|int8|w4a16|w8a8)"
+    r"(?:[-_.](?:int[48]|[2-8]bits?|g\d+|awq|gptq))*$",
+    re.IGNORECASE,
+)
+"""How the names of quantized copies end: ...-bnb-4bit, -GPTQ-Int4, -AWQ, -4bit."""
+
+
+def unquantized(name: str) -> str | None:
+    """What the model that a copy was quantized from is called, judging by the copy's name; None for other names."""
+    return _QUANTIZED.sub("", name) if _QUANTIZED.search(name) else None
+
+
 def _not_found(text: str, installed_names: list[str]) -> str:
     known = list(dict.fromkeys([*installed_names, DEFAULT_MODEL]))
     if Path(text).is_absolute() or text.startswith(("~", "./", "../", ".\\", "..\\")):
         return f"--model {text}: there is no such folder. Give a Hugging Face model folder, or a name from `models`."
+    if whole := unquantized(text):
+        return (
+            f"--model {text}: that is a quantized copy, by its name, and it is not here. An adapter made on it fits the model it was "
+            f"quantized from, which is held in 4 bits here too: give that one with --model, such as {whole.removeprefix('mlx-community/')}"
+        )
     how = f"Download it: finetune-local models get {text}" if "/" in text else "See them all: finetune-local models"
     return f"--model {text}: no such model here.{did_you_mean(text, known)} There are: {', '.join(known)}. {how}"

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+from finetune_local.errors import SpecError
+
+_PLAIN = re.compile(r"[\w.-]*")
+_LONGEST = 1.0
+"""Seconds that one regular expression may take on one name. A good one takes microseconds."""
+
+_LONGEST_IN_ALL = 5.0
 
 
 def number_of(patterns: Iterable[str], module: str) -> float | None:
@@ -18,9 +28,26 @@ def number_of(patterns: Iterable[str], module: str) -> float | None:
     return None
 
 
+@lru_cache(maxsize=1 << 16)
 def matches(name: str, module: str) -> bool:
-    """Whether a pattern's name stands for a module."""
-    return re.match(rf"(.*\.)?({name})$", module) is not None
+    """Whether a pattern's name stands for a module. Raises SpecError for a regular expression that takes too long, or is none."""
+    whole = rf"(.*\.)?({name})$"
+    try:
+        if _PLAIN.fullmatch(name):
+            return re.match(whole, module) is not None
+        re.compile(whole)
+        import regex  # of the same language, with a limit of time: (a+)+b can take years
+
+        return regex.match(whole, module, timeout=_LONGEST) is not None
+    except TimeoutError:
+        raise SpecError(
+            f"the pattern {name[:80]!r} takes more than a second to compare with {module}. Write the layer's name instead."
+        ) from None
+    except (re.error, ValueError, RecursionError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        raise SpecError(
+            f"the pattern {name[:80]!r} is no regular expression ({said}). Write the layer's name."
+        ) from None
 
 
 def check(patterns: Iterable[str], flag: str, whole: bool) -> None:
@@ -30,7 +57,7 @@ def check(patterns: Iterable[str], flag: str, whole: bool) -> None:
         try:
             name, number = _parts(pattern)
             re.compile(name)
-        except (ValueError, re.error):
+        except (ValueError, re.error, RecursionError, OverflowError):
             raise ValueError(f"{flag} {pattern!r} is not understood. Write NAME={kind}, such as q_proj=8.") from None
         if not name or number <= 0 or (whole and number != int(number)):
             raise ValueError(f"{flag} {pattern!r}: what follows = must be {kind}, such as q_proj=8.")
@@ -46,6 +73,27 @@ def unmatched(patterns: Iterable[str], modules: Iterable[str]) -> str | None:
 def times(patterns: Iterable[str], factor: float) -> tuple[str, ...]:
     """The same patterns with their numbers multiplied."""
     return from_mapping({name: number * factor for name, number in map(_parts, patterns)})
+
+
+def resolved(values: Mapping[str, float], modules: Iterable[str], common: float) -> tuple[str, ...]:
+    """The patterns of somebody's file by the whole names of the modules that they stand for, where the number is not the common
+    one; of several that match, the first counts. Raises SpecError where that takes too long."""
+    until = time.monotonic() + _LONGEST_IN_ALL
+    plain = {name: at for at, name in enumerate(values) if _PLAIN.fullmatch(name)}
+    others = {at: name for at, name in enumerate(values) if name not in plain}
+    numbers, found = list(values.values()), dict[str, float]()
+    for module in modules:
+        ends = [module] + [module[at + 1 :] for at, letter in enumerate(module) if letter == "."]
+        matching = [plain[end] for end in ends if end in plain]
+        for at, name in others.items():
+            if matches(name, module):
+                matching.append(at)
+                break
+            if time.monotonic() > until:
+                raise SpecError(f"its {len(values)} patterns take too long to compare with its layers.")
+        if matching and numbers[min(matching)] != common:
+            found[module] = numbers[min(matching)]
+    return from_mapping(found)
 
 
 def as_mapping(patterns: Iterable[str]) -> dict[str, float]:

@@ -8,11 +8,14 @@ tests/repo/test_foreign_text.py forbids json.load(s) and tomllib.load(s) anywher
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import stat
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MOST_BYTES = 64 * 2**20
 """Largest file of settings that is read whole. The largest known good one is a tokenizer.json of 35 MB."""
@@ -83,13 +86,41 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
     return values
 
 
-def read_bounded(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """The bytes of a file that may not be larger. Raises ForeignTextError where it is, and OSError."""
-    with path.open("rb") as file:  # not stat(): a pipe or a device has no size
+def read_bounded(path: Path, most_bytes: int = MOST_BYTES, *, pipes: bool = False) -> bytes:
+    """The bytes of a file that may not be larger. Raises ForeignTextError where it is, or is no file at all, and OSError.
+
+    `pipes`: what the user names on the command line may be one, such as <(a command).
+    """
+    with path.open("rb") if pipes else open_file(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ForeignTextError(f"it is larger than {most_bytes / 1e6:.0f} MB, which no such file is")
     return content
+
+
+def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
+    """A file to read. A pipe, a socket or a device in its place would be waited for without end, so these are refused, as is a
+    link where `follow` is False. Raises ForeignTextError, and OSError."""
+    flags = os.O_RDONLY | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
+        flags |= getattr(os, name, 0)
+    if not follow and path.is_symlink():
+        raise ForeignTextError("it is a link to another file")
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket; a device that is not there
+            raise ForeignTextError("it is no file that can be read") from None
+        if error.errno == errno.ELOOP and not follow:
+            raise ForeignTextError("it is a link to another file") from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise ForeignTextError("it is no file, but a pipe or a device")
 
 
 def deeper_than(value: Any, depth: int) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from finetune_local.errors import DamagedRun, FinetuneError, UserError
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.spec.run import RunSpec
 from finetune_local.train import runs, setup
 from finetune_local.train.events import Event, Failed, Note
@@ -55,7 +54,7 @@ def forget_untrained(run: Run, last: Event) -> bool:
 def with_absolute_files(spec: RunSpec) -> RunSpec:
     """Paths in run.json hold wherever they are read from."""
     absolute = {
-        field: tuple(str(Path(name).expanduser().resolve()) for name in getattr(spec.data, field))
+        field: tuple(str(located(name).resolve()) for name in getattr(spec.data, field))
         for field in ("files", "validation_files")
     }
     return spec.model_copy(update={"data": spec.data.model_copy(update=absolute)})

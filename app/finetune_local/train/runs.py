@@ -28,7 +28,7 @@ from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import DamagedRun, SpecError, typed
 from finetune_local.files import ASIDE, disk_full, stamp, sweep, sync, write_text
 from finetune_local.files import remove as remove_files
-from finetune_local.paths import Home, bad_name
+from finetune_local.paths import Home, bad_name, located
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.given import given_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
@@ -202,7 +202,7 @@ def find(home: Home, name: str) -> Run:
     named = home.runs / name
     if Path(name).name == name and (named / "run.json").exists():
         return Run(named.resolve())
-    for folder in (named, Path(name).expanduser()):
+    for folder in (named, located(name)):
         # Elsewhere a run.json alone may be a config of the user's, in a folder with other things that `remove` would take.
         if (folder / "run.json").exists() and (folder / "checkpoints").is_dir():
             return Run(folder.resolve())
@@ -213,7 +213,7 @@ def find(home: Home, name: str) -> Run:
 
 def of_config(config: Path, home: Home) -> str | None:
     """The run that a file of settings lies in, by name; None for any other file."""
-    folder = config.expanduser().resolve().parent
+    folder = located(config).resolve().parent
     return folder.name if folder.parent == home.runs.resolve() and (folder / "checkpoints").is_dir() else None
 
 

@@ -16,7 +16,7 @@ from finetune_local.errors import AdapterError, DamagedRun, SpecError, Unsupport
 from finetune_local.files import written_aside
 from finetune_local.machine import nvidia_cards
 from finetune_local.models.fit import estimate, verdict
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.spec import defaults
 from finetune_local.spec.families import Family, families, family_of
 from finetune_local.spec.fields import flag_of
@@ -79,7 +79,7 @@ def check_before_loading(
     spec, settled = settle(spec, backend, device)
     model = resolve_for(spec.model, home, progress)
     plan_for(spec, model)
-    if Path(spec.model.id).expanduser().exists():
+    if located(spec.model.id).exists():
         # A folder or file named from where the user stood must be found from anywhere later.
         installed = model.path.parent == home.models
         lasting = model.path.name if installed else str(model.path.resolve())
@@ -333,7 +333,7 @@ def check_files(spec: RunSpec) -> None:
         raise SpecError("no training data was given. Name a file: finetune-local --data my.jsonl")
     for flag, names in (("--data", spec.data.files), ("--validation-data", spec.data.validation_files)):
         for name in names:
-            path = Path(name).expanduser()
+            path = located(name)
             if not path.exists():
                 raise SpecError(f"{flag} {name}: there is no such file in {path.parent.resolve()}.")
             if path.is_dir():

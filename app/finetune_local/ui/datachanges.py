@@ -134,7 +134,7 @@ def _typed(context: Context, text: str) -> str:
         text = text[1:] if re.match(r"/[A-Za-z]:", text) else text  # file:///C:/data.csv
     if not text:
         raise DataError(context.t("data.no_path"))
-    return str(Path(text).expanduser().absolute())
+    return str(paths.located(text).absolute())
 
 
 def _placed(settings: Values, name: str, key: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from finetune_local.data.prepare import CONVERSATIONS
 from finetune_local.errors import DataError, FinetuneError, SpecError
 from finetune_local.evaluate import expect
 from finetune_local.files import stamp
+from finetune_local.paths import located
 from finetune_local.ui import fields, parts
 from finetune_local.ui.html import Html, h
 from finetune_local.ui.trainsetup import chosen_model
@@ -65,14 +66,14 @@ def arguments(context: Context, window: Window, adapters: Rows) -> dict[str, Any
     if files == [""]:
         raise SpecError(context.t("evaluate.no_file"))
     for name in files:
-        if not Path(name).expanduser().is_file():
+        if not located(name).is_file():
             raise DataError(context.t("evaluate.file_gone", file=name))
     if adapter is not None and adapter["problem"]:
         raise SpecError(str(adapter["problem"]))
     return {
         "adapter": adapter["name"] if adapter else None,
         "model": None if adapter else chosen_model(context, window),
-        "data": [str(Path(name).expanduser()) for name in files],
+        "data": [str(located(name)) for name in files],
         "few_shot": form["few_shot"],
         "metric": form["metric"],
         "limit": form["limit"],
@@ -152,7 +153,7 @@ def _expected(context: Context, window: Window, adapter: Mapping[str, Any] | Non
     if own and not form["file"]:
         return ""
     folder = Path(adapter["folder"]) if adapter else None
-    file = Path(form["file"]).expanduser() if own else None
+    file = located(form["file"]) if own else None
     try:
         rows, more = _count(folder, file, form["limit"], _stamp(folder, file))
     except FinetuneError as error:

@@ -12,6 +12,7 @@ from finetune_local.export.offers import BASE
 from finetune_local.files import free_bytes
 from finetune_local.jobs import exports
 from finetune_local.jobs.job import Job
+from finetune_local.paths import located
 from finetune_local.ui import fields, parts
 from finetune_local.ui.answers import Answer
 from finetune_local.ui.html import Html, h
@@ -122,7 +123,7 @@ def _choices(context: Context, window: Window, offers: Mapping[str, Any]) -> lis
             )
         )
         return body
-    place = Path(form["folder"]).expanduser() if form["folder"].strip() else exports.folder_of(context.home)
+    place = located(form["folder"]) if form["folder"].strip() else exports.folder_of(context.home)
     free = _free(place)
     chosen = _format(form, target, offers)
     body += [h("h3", t("export.format")), _formats(context, target, offer["formats"], chosen, free)]

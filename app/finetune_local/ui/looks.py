@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import FinetuneError
+from finetune_local.paths import located
 from finetune_local.service import Asked, Service
 
 
@@ -153,6 +154,6 @@ class Look:
 
 def _stamp(name: str) -> tuple[str, int, int]:
     with suppress(OSError, ValueError):
-        state = Path(name).expanduser().stat()
+        state = located(name).stat()
         return name, state.st_size, state.st_mtime_ns
     return name, -1, 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.errors import ModelError
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.install import installed
 from finetune_local.models.resolve import find
+from finetune_local.paths import located
 from finetune_local.spec.run import DEFAULT_MODEL, RunSpec
 from finetune_local.train import facts, runs
 from finetune_local.train.forecast import DataFacts, Forecast, forecast
@@ -101,7 +101,7 @@ class Outlook:
 def opened(name: str, context: Context) -> ModelFolder:
     """A model on this machine, its headers read once. Raises ModelError."""
     path = context.home.models / name
-    place = path if path.is_dir() else Path(name).expanduser()
+    place = path if path.is_dir() else located(name)
     stamp = place.stat().st_mtime if place.exists() else 0.0
     if (name, stamp) not in _opened:
         _opened[name, stamp] = find(name, context.home)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.models.install import installed
+from finetune_local.paths import located
 from finetune_local.spec.methods import methods
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.train.again import settings_of
@@ -91,7 +92,7 @@ def subject(context: Context, window: Window) -> Html:
     model = chosen_model(context, window)
     files = [Path(name).name for name in (window["data"] or {}).get("files", ())]
     known = data_facts(window)
-    there = model in installed(context.home.models) or Path(model).expanduser().exists()
+    there = model in installed(context.home.models) or located(model).exists()
     rows = (
         t("train.rows_tokens", n=f.number(known.rows), rows=f.number(known.rows), tokens=f.number(known.tokens))
         if known

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from finetune_local.adapters.identity import FILE, check_same_base, check_shapes, read_identity, write_identity
 from finetune_local.errors import AdapterError, DiskFull
-from finetune_local.layout import read_adapter
+from finetune_local.layout import WEIGHTS, read_adapter
 from finetune_local.models.folder import ModelFolder
 from made import made_adapter
 from tiny import tiny_model
@@ -77,3 +78,16 @@ def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, tiny: Path, monkeyp
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(DiskFull, match="Make room"):
         write_identity(tmp_path, base.identity(), None, {"method": "lora"})
+
+
+def test_names_of_another_class_are_told(tiny: Path, tmp_path: Path) -> None:
+    adapter = made_adapter(tiny, tmp_path / "theirs", plain=True)
+    own = load_file(adapter / WEIGHTS)
+    save_file(
+        {name.replace("model.layers", "model.language_model.layers"): t for name, t in own.items()}, adapter / WEIGHTS
+    )
+    plan, _ = read_adapter(adapter)
+    with pytest.raises(
+        AdapterError, match=r"called 'model.language_model.layers...', and those of .* 'model.layers...'"
+    ):
+        check_shapes(plan, ModelFolder.open(tiny))

@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,10 +241,14 @@ def test_a_full_disk_leaves_no_half_import(
 ) -> None:
     source = made_adapter(tiny, tmp_path / "new one")
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    real = Path.open
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        if "x" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(DiskFull, match="import again"):
         manage.bring_in(source, stocked)
     assert list(stocked.adapters.iterdir()) == [stocked.adapters / "friend"]

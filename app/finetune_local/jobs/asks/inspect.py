@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from finetune_local.data.inspect import Inspection
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import ModelError
 from finetune_local.models.resolve import find
-from finetune_local.paths import Home
+from finetune_local.paths import Home, located
 from finetune_local.service import Call
 from finetune_local.spec import defaults
 from finetune_local.spec.fields import parse
@@ -85,7 +84,7 @@ def _stamps(settings: DataSettings) -> list[object]:
     found: list[object] = []
     for name in (*settings.files, *settings.validation_files):
         try:
-            state = Path(name).expanduser().stat()
+            state = located(name).stat()
         except OSError:
             found.append(None)
         else:

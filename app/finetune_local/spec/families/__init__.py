@@ -23,6 +23,7 @@ import numpy as np
 
 from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.fields import Settings, parse
+from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 
 Array = np.ndarray
@@ -154,9 +155,9 @@ class Family:
         """adapter_config.json: in PEFT's words where PEFT can read this plan's tensors, else own_config(plan)."""
         return own_config(plan)
 
-    def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """The plan of an adapter on disk, from PEFT's config and its tensors' shapes. Raises AdapterError."""
-        raise AdapterError(f"adapters of type {config.get('peft_type')} cannot be read.")
+        raise AdapterError(f"adapters of type {config.peft_type} cannot be read.")
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
         """Whether a base whose weight has this shape there has the target; a file may not tell all of a target's sizes."""
@@ -222,19 +223,18 @@ def own_config(plan: AdapterPlan) -> dict[str, object]:
     }
 
 
-def from_own_config(config: Mapping[str, object]) -> AdapterPlan:
+def from_own_config(config: PeftConfig) -> AdapterPlan:
     """What own_config() wrote. Raises AdapterError where it is damaged or of a family this version does not know."""
-    key = str(config.get("family"))
-    family = families().get(key)
+    family = families().get(config.family)
     if family is None:
         raise AdapterError(
-            f"the adapter is of the family '{key}', which this version does not know. Update the program."
+            f"the adapter is of the family '{config.family}', which this version does not know. Update the program."
         )
+    lacking = [name for name in ("settings", "targets") if getattr(config, name) is None]
+    if lacking or config.settings is None or config.targets is None:
+        raise AdapterError(f"adapter_config.json is damaged (it lacks '{lacking[0]}'). Copy the adapter again.")
     try:
-        given, listed = config["settings"], config["targets"]
-        assert isinstance(given, Mapping) and isinstance(listed, list)
-        settings = parse(family.settings, given, "adapter_config.json")
-        targets = tuple(Target(str(module), int(width), int(height)) for module, width, height in listed)
-    except (KeyError, ValueError, TypeError, AssertionError, SpecError) as error:
+        settings = parse(family.settings, config.settings, "adapter_config.json")
+    except SpecError as error:
         raise AdapterError(f"adapter_config.json is damaged ({error}). Copy the adapter again.") from None
-    return AdapterPlan(str(config.get("method", "")), key, settings, targets)
+    return AdapterPlan(config.method, config.family, settings, tuple(Target(*target) for target in config.targets))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import numpy as np
 from pydantic import model_validator
@@ -22,6 +22,7 @@ from finetune_local.spec.families import PREFIX, Array, Family, Source, Tracker,
 from finetune_local.spec.families.low_rank import UpdateSettings
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.initial import normal
+from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import check_inside, select_linear
 
@@ -201,11 +202,11 @@ class AdaLora(Family):
             "target_modules": [target.module for target in plan.targets],
         }
 
-    def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config; modules and ranks are taken from the tensors, which cannot lie about them."""
-        c = cast(Mapping[str, Any], config)
+        given = {"modules_to_save": config.modules_to_save, "alpha_pattern": config.alpha_pattern}
         for field in ("modules_to_save", "exclude_modules", "layer_replication", "alpha_pattern"):
-            if c.get(field):
+            if given.get(field) or field in config.unread:
                 raise AdapterError(f"adapter_config.json uses '{field}', which this version cannot read.")
         targets, ranks = [], []
         for name in sorted(shapes):
@@ -217,25 +218,30 @@ class AdaLora(Family):
             targets.append(Target(module, shapes[name][1], shapes[PREFIX + module + B][0]))
             ranks.append(shapes[name][0])
         check_inside((target.module for target in targets), "AdaLoRA")
+        rank, alpha = config.init_r, config.lora_alpha
+        if rank is None or alpha is None:
+            raise AdapterError(
+                f"adapter_config.json lacks '{'init_r' if rank is None else 'lora_alpha'}'. Copy the adapter again."
+            )
         try:
-            total = int(c.get("total_step") or _NOMINAL)
+            total = config.total_step or _NOMINAL
             settings = AdaLoraSettings(
-                init_rank=int(c["init_r"]),
-                target_rank=min(int(c.get("target_r") or 1), int(c["init_r"])),
-                alpha=float(c["lora_alpha"]),
-                dropout=float(c.get("lora_dropout") or 0.0),
-                tinit=int(c.get("tinit") or 0) / total,
-                tfinal=int(c.get("tfinal") or 0) / total,
-                delta_t=int(c.get("deltaT") or 1),
-                importance_beta1=float(c.get("beta1", 0.85)),
-                importance_beta2=float(c.get("beta2", 0.85)),
-                orth_weight=float(c.get("orth_reg_weight", 0.5)),
+                init_rank=rank,
+                target_rank=min(config.target_r or 1, rank),
+                alpha=alpha,
+                dropout=config.lora_dropout,
+                tinit=config.tinit / total,
+                tfinal=config.tfinal / total,
+                delta_t=config.deltaT or 1,
+                importance_beta1=config.beta1,
+                importance_beta2=config.beta2,
+                orth_weight=config.orth_reg_weight,
                 targets=tuple(target.module for target in targets),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             said = " ".join(str(error).split())
             raise AdapterError(f"adapter_config.json has no usable settings of AdaLoRA ({said}).") from None
-        if c.get("rank_pattern") is None and all(rank == settings.init_rank for rank in ranks):
+        if config.rank_pattern is None and all(rank == settings.init_rank for rank in ranks):
             return AdapterPlan("adalora", self.key, settings, tuple(targets))
         return PrunedPlan("adalora", self.key, settings, tuple(targets), tuple(ranks))
 

@@ -14,6 +14,7 @@ import numpy as np
 from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.families import PREFIX, Array, Family, Source
 from finetune_local.spec.fields import Settings, did_you_mean, setting
+from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import AtLinear, check_inside, select_linear
 
@@ -93,9 +94,9 @@ class Ia3(Family):
             "feedforward_modules": [target.module for target in plan.targets if target.in_features],
         }
 
-    def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From the tensors alone: which side a vector scales shows in its shape."""
-        if config.get("modules_to_save"):
+        if config.modules_to_save:
             raise AdapterError("adapter_config.json uses 'modules_to_save', which this version cannot read.")
         targets = []
         for name, shape in sorted(shapes.items()):

@@ -28,6 +28,7 @@ from finetune_local.spec.families import PREFIX, Array, Family, Source, check_ra
 from finetune_local.spec.fields import Settings
 from finetune_local.spec.initial import kaiming_uniform, normal
 from finetune_local.spec.low_rank import SMALLEST_NORM, LowRankSettings, UpdateSettings
+from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import HEADS, block_of, check_inside, is_embedding, outside_modules, select_linear
 from finetune_local.spec.whole import (
@@ -239,44 +240,53 @@ class LowRank(Family):
             **({"modules_to_save": saved} if saved else {}),
         }
 
-    def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config; the module names are taken from the tensors, which cannot lie about them."""
-        c = cast(Mapping[str, Any], config)
         for field in _NOT_READ:
-            if c.get(field):
+            if field in config.unread:
                 raise AdapterError(
                     f"adapter_config.json uses '{field}', which this version cannot read. Merge the adapter into its base with "
                     "PEFT, or train it again without."
                 )
-        if lacking := [field for field in ("r", "lora_alpha") if not c.get(field)]:
-            raise AdapterError(f"adapter_config.json lacks '{lacking[0]}'. Copy the adapter again.")
-        start = str(c.get("init_lora_weights"))
+        rank, alpha = config.r, config.lora_alpha
+        if rank is None or alpha is None:
+            raise AdapterError(
+                f"adapter_config.json lacks '{'r' if rank is None else 'lora_alpha'}'. Copy the adapter again."
+            )
+        start = str(config.init_lora_weights)
         if start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
             raise AdapterError(
                 f"this adapter was begun by '{start}', which changed the base's weights too, so it does not fit the base as it "
                 "is. Save it as plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
             )
-        whole = read_whole(c.get("modules_to_save") or (), shapes)
-        rows = read_token_rows(bool(c.get("trainable_token_indices")), shapes)
+        whole = read_whole(config.modules_to_save, shapes)
+        rows = read_token_rows(bool(config.trainable_token_indices), shapes)
         targets = _targets(shapes)
-        if c.get("use_dora"):
+        if config.use_dora:
             check_inside((target.module for target in targets if target.in_features), "DoRA")
+        modules = tuple(target.module for target in targets if target.in_features)
+        ranks = {name: number for name, number in (config.rank_pattern or {}).items() if isinstance(number, int)}
+        if len(ranks) < len(config.rank_pattern or {}):
+            raise AdapterError("adapter_config.json: 'rank_pattern' has lists, as AdaLoRA's. Copy the adapter again.")
+        biases = {v: k for k, v in _NAMES_IN_PEFT.items()}
+        if config.bias not in biases:
+            raise AdapterError(f"adapter_config.json: 'bias' is {config.bias!r}; known: {', '.join(biases)}.")
         try:
             settings = LowRankSettings(
-                rank=int(c["r"]),
-                alpha=float(c["lora_alpha"]),
-                rank_pattern=patterns.from_mapping(c.get("rank_pattern") or {}),
-                alpha_pattern=patterns.from_mapping(c.get("alpha_pattern") or {}),
-                dropout=float(c.get("lora_dropout") or 0.0),
-                scaling="rslora" if c.get("use_rslora") else "standard",
-                use_dora=bool(c.get("use_dora")),
-                train_bias=cast(Any, {v: k for k, v in _NAMES_IN_PEFT.items()}[str(c.get("bias") or "none")]),
-                targets=tuple(target.module for target in targets if target.in_features),
+                rank=rank,
+                alpha=alpha,
+                rank_pattern=patterns.resolved(ranks, modules, rank),
+                alpha_pattern=patterns.resolved(config.alpha_pattern, modules, alpha),
+                dropout=config.lora_dropout,
+                scaling="rslora" if config.use_rslora else "standard",
+                use_dora=config.use_dora,
+                train_bias=cast(Any, biases[config.bias]),
+                targets=modules,
                 also_train=kinds_in(whole),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (ValueError, SpecError) as error:
             said = " ".join(str(error).split())
-            raise AdapterError(f"adapter_config.json has no usable rank, alpha or dropout ({said}).") from None
+            raise AdapterError(f"adapter_config.json has no usable rank or alpha ({said}).") from None
         return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, targets + whole + rows)
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:

@@ -15,7 +15,7 @@ A target is the attention of a block; its in_features are the key heads h, its o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.families import Array, Family, Source
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.initial import generator, kaiming_uniform, normal
+from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import block_of
 
@@ -151,26 +152,27 @@ class Prefix(Family):
             "encoder_hidden_size": settings.prefix_width,
         }
 
-    def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config. The file does not name the modules, so these are the names that most models have."""
-        c = cast(Mapping[str, Any], config)
-        try:
-            n, heads = int(c["num_virtual_tokens"]), int(c["num_attention_heads"])
-            layers, width = int(c["num_layers"]), int(c["token_dim"])
-            if min(n, heads, layers, width) < 1 or width % heads:
-                raise ValueError(f"{width} numbers in {heads} heads")
-            settings = PrefixSettings(
-                prefix_length=n, prefix_projection=False, prefix_width=int(c.get("encoder_hidden_size") or 512)
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
+        n, heads, layers, width = (
+            config.num_virtual_tokens, config.num_attention_heads, config.num_layers, config.token_dim
+        )  # fmt: skip
+        if n is None or heads is None or layers is None or width is None or width % heads:
             raise AdapterError(
-                f"adapter_config.json does not say what the prefix is made of ({said}). Copy the adapter again."
-            ) from None
-        if int(c.get("num_transformer_submodules") or 1) != 1:
+                f"adapter_config.json does not say what the prefix is made of ({n} tokens in {layers} layers of {heads} heads, "
+                f"{width} numbers). Copy the adapter again."
+            )
+        if config.num_transformer_submodules not in (None, 1):
             raise AdapterError(
                 "this prefix is for an encoder and a decoder, and only models that continue a text are known."
             )
+        try:
+            settings = PrefixSettings(
+                prefix_length=n, prefix_projection=False, prefix_width=config.encoder_hidden_size or 512
+            )
+        except ValueError as error:
+            said = " ".join(str(error).split())
+            raise AdapterError(f"adapter_config.json has a prefix that cannot be used ({said}).") from None
         targets = tuple(Target(f"model.layers.{i}.self_attn", heads, width // heads) for i in range(layers))
         return AdapterPlan("prefix", self.key, settings, targets)
 

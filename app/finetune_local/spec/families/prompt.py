@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from pydantic import model_validator
@@ -21,6 +21,7 @@ from finetune_local.errors import AdapterError, SpecError
 from finetune_local.spec.families import Array, Family, Source, VirtualTokens
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.initial import generator
+from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.prompt_encoder import Kind, NumpyFunctions, encode, encoder_initial, encoder_shapes
 
@@ -188,22 +189,21 @@ class Prompt(Family):
             **({"encoder_reparameterization_type": "MLP"} if encoded else {"prompt_tuning_init": "RANDOM"}),
         }
 
-    def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config and the shape of its one tensor."""
-        c = cast(Mapping[str, Any], config)
-        if int(c.get("num_transformer_submodules") or 1) != 1:
+        if config.num_transformer_submodules not in (None, 1):
             raise AdapterError(
                 "this prompt is for an encoder and a decoder, and only models that continue a text are known."
             )
         shape = shapes.get(ROWS, ())
         if len(shape) != 2 or shape[0] < 1:
             raise AdapterError(f"the adapter has no '{ROWS}' of rows and columns. Copy it again.")
-        if c.get("num_virtual_tokens") != shape[0]:
+        if config.num_virtual_tokens != shape[0]:
             raise AdapterError(
-                f"adapter_config.json says {c.get('num_virtual_tokens')} virtual tokens, but the prompt in the file has "
+                f"adapter_config.json says {config.num_virtual_tokens} virtual tokens, but the prompt in the file has "
                 f"{shape[0]}. Copy the adapter again."
             )
-        method = "p-tuning" if c.get("peft_type") == "P_TUNING" else "prompt"
+        method = "p-tuning" if config.peft_type == "P_TUNING" else "prompt"
         return AdapterPlan(method, self.key, PromptSettings(prompt_length=shape[0]), (Target("", shape[1], 0),))
 
     def unmergeable(self, plan: AdapterPlan) -> str | None:

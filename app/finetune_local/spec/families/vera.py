@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from finetune_local.spec.activations import outputs
 from finetune_local.spec.families import PREFIX, Array, Family, Source
 from finetune_local.spec.fields import Settings, setting
 from finetune_local.spec.initial import kaiming_uniform
+from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import AtLinear, check_inside, select_linear
 
@@ -105,22 +106,21 @@ class Vera(Family):
             "target_modules": [target.module for target in plan.targets],
         }
 
-    def read(self, config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config and the tensors; an adapter without A and B is refused."""
-        c = cast(Mapping[str, Any], config)
         if A not in shapes or B not in shapes:
             raise AdapterError(
                 "this VeRA adapter was saved without its random matrices, which only the PyTorch that made it can make again. "
                 "Save it with PEFT's save_projection=True."
             )
-        if c.get("modules_to_save") or c.get("bias", "none") != "none":
+        if config.modules_to_save or config.bias != "none":
             raise AdapterError("adapter_config.json uses 'modules_to_save' or 'bias', which this version cannot read.")
         ends = sorted(name for name in shapes if name.endswith(LAMBDA_B))
         modules = [name.removeprefix(PREFIX).removesuffix(LAMBDA_B) for name in ends]
         check_inside(modules, "VeRA")
         targets = [Target(m, shapes[A][1], shapes[name][0]) for m, name in zip(modules, ends, strict=True)]
         try:
-            start = float(c.get("d_initial") or 0.1)
+            start = config.d_initial or 0.1
             settings = VeraSettings(rank=shapes[A][0], vera_start=start, targets=tuple(modules))
         except (TypeError, ValueError) as error:
             said = " ".join(str(error).split())

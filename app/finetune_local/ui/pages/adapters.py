@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from finetune_local.ui import adapterdetail, adapterlist, lists, notice, parts, 
 from finetune_local.ui.html import Html, h
 from finetune_local.ui.lists import Place
 from finetune_local.ui.pages.runs import follow_name
+from finetune_local.ui.translate import sentence
 
 if TYPE_CHECKING:
     from finetune_local.ui.context import Context
@@ -209,25 +211,27 @@ class AdaptersPage:
     def _bring_in(self, window: Window, source: Path, name: str | None) -> dict[Any, Any]:
         if source == Path():
             raise AdapterError(self.t("adapters.path_missing"))
-        entry = manage.bring_in(source, self.context.home, name)
+        notes: list[str] = []
+        entry = manage.bring_in(source, self.context.home, name, notes.append)
         window.set(adapters_editing=None)
-        return {**self._draw(window), self.context.notice: self._brought(entry.name)}
+        return {**self._draw(window), self.context.notice: self._brought(entry.name, notes)}
 
     def _uploaded(self, window: Window, path: str | None) -> dict[Any, Any]:
         if not path:
             return {}
-        upload = Path(path)
+        upload, notes = Path(path), list[str]()
         try:
             name = manage.free_name(upload.stem, self.context.home)
-            entry = manage.bring_in(upload, self.context.home, name)
+            entry = manage.bring_in(upload, self.context.home, name, notes.append)
         finally:
             upload.unlink(missing_ok=True)
             with suppress(OSError):  # Gradio made a folder for each upload
                 upload.parent.rmdir()
-        return {**self._draw(window), self.context.notice: self._brought(entry.name)}
+        return {**self._draw(window), self.context.notice: self._brought(entry.name, notes)}
 
-    def _brought(self, name: str) -> Html:
-        return notice.good(self.t, self.t("adapters.brought", name=name), self.t("adapters.brought_text"))
+    def _brought(self, name: str, notes: Sequence[str]) -> Html:
+        text = " ".join([self.t("adapters.brought_text"), *(sentence(self.t, told) for told in notes)])
+        return notice.good(self.t, self.t("adapters.brought", name=name), text)
 
     def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
         removed = shelf.remove_adapters(names, self.context.home)

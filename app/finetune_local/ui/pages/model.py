@@ -16,6 +16,7 @@ from finetune_local.models.install import installed, remove
 from finetune_local.models.local import forget_folder
 from finetune_local.models.resolve import find
 from finetune_local.models.search import Hit, search
+from finetune_local.paths import located
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.train import runs
 from finetune_local.ui import modeldownloads, notice, parts
@@ -137,7 +138,7 @@ class ModelPage:
         self._were = now
         chosen, offline, busy = self._chosen(window), self.context.preferences.offline, modeldownloads.busy(unfinished)
         details, removing = self._details(window), self._removing(window)
-        folders = [Path(place).expanduser() for place in self.context.preferences.model_folders]
+        folders = [located(place) for place in self.context.preferences.model_folders]
         version, looking, used = self.models.version, self.models.looking, self._used(chosen)
         keys = (version, frozenset(busy), used, offline)
         drawn = {

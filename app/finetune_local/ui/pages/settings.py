@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local import __version__, paths
@@ -11,6 +10,7 @@ from finetune_local.errors import SpecError
 from finetune_local.machine import drives
 from finetune_local.models.hub import endpoint
 from finetune_local.models.token import forget_token, store_token, token_place
+from finetune_local.paths import located
 from finetune_local.preferences import Preferences
 from finetune_local.ui import controls, notice, parts
 from finetune_local.ui.html import Html, h
@@ -125,7 +125,7 @@ class SettingsPage:
         field = self.fields[name]
         given = controls.given(field, value)
         wanted = field.default if given is None else given
-        if name == "home" and wanted and not Path(str(wanted)).expanduser().is_dir():
+        if name == "home" and wanted and not located(str(wanted)).is_dir():
             raise SpecError(f"{wanted}: there is no such folder. Make it first, or give another.")
         if wanted == getattr(self.context.preferences, name):
             return {}

@@ -1,0 +1,191 @@
+"""Take an adapter's files out of somebody's folder or zip: only known names, only real files, within a budget, and no link
+followed. What is copied is looked at afterwards (manage.py); nothing of it has run or been trusted by then."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.adapters.library import NOTE
+from finetune_local.adapters.mlx_lm import MLX_WEIGHTS
+from finetune_local.errors import AdapterError
+from finetune_local.layout import CONFIG, WEIGHTS
+from finetune_local.system.foreign_text import ForeignTextError, open_file
+from finetune_local.tokenizer_files import TRAVEL
+
+_README = "README.md"
+KEPT = (CONFIG, WEIGHTS, MLX_WEIGHTS, IDENTITY, NOTE, _README, *TRAVEL)
+"""What an import takes over; anything else in a folder or zip is left where it is."""
+
+_TELLING = ("adapter_model.bin", "config.json")
+_OPTIONAL = (NOTE, _README)
+_MOST_BYTES = {
+    CONFIG: 16 * 2**20,
+    IDENTITY: 2**20,
+    NOTE: 2**20,
+    _README: 4 * 2**20,
+    **dict.fromkeys(TRAVEL, 64 * 2**20),
+}
+"""Largest of each; weights may be as large as the disk has room."""
+
+_MOST_DIRECTORY = 4 * 2**20
+"""Bytes of a zip's list of members: some 40,000 of them."""
+
+_MOST_RATIO, _RATIO_FROM = 50, 16 * 2**20
+"""Trained numbers do not shrink: what unpacks to so many times its size, from so many bytes on, is made to fill a disk."""
+
+_BLOB = re.compile(r"\.\./\.\./blobs/([0-9a-f]{40,64})")
+_CHUNK = 2**20
+
+Note = Callable[[str], None]
+
+
+def copy_folder(source: Path, target: Path, note: Note) -> None:
+    """Copy an adapter's files out of a folder, or out of the adapter/ of a run's. Raises AdapterError."""
+    inner = source / "adapter"
+    if not _there(source / CONFIG) and not inner.is_symlink() and _there(inner / CONFIG):
+        source = inner  # a run's folder
+    refuse_others({name for name in (*_TELLING, CONFIG, WEIGHTS, MLX_WEIGHTS) if _there(source / name)}, source)
+    for name in KEPT:
+        if not _there(source / name):
+            continue
+        try:
+            with _opened_file(source / name) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > _MOST_BYTES.get(name, size):
+                    raise ForeignTextError(f"it is larger than {_MOST_BYTES[name] / 1e6:.0f} MB, which no such file is")
+                _copy(file, target / name, size)
+        except ForeignTextError as error:
+            if name not in _OPTIONAL:
+                raise AdapterError(f"{source / name}: {error}. Put the file itself there.") from None
+            note(f"{name} is left out: {error}.")
+        except _Writing as error:
+            raise error.args[0] from None
+        except OSError as error:
+            raise AdapterError(
+                f"{source / name}: {error.strerror}. Change its permissions, or copy it first."
+            ) from None
+
+
+def copy_zip(source: Path, target: Path, note: Note) -> None:
+    """Unpack an adapter's files out of a zip. Raises AdapterError."""
+    with _opened_zip(source) as archive:
+        members = [PurePosixPath(info.filename.replace("\\", "/")) for info in archive.infolist()]
+        for member in members:
+            if member.is_absolute() or ".." in member.parts or ":" in "".join(member.parts[:1]):
+                raise AdapterError(
+                    f"{source}: its member {str(member)!r} points outside the archive. It is not safe to use."
+                )
+        roots = [member.parent for member in members if member.name == CONFIG]
+        if not roots:
+            refuse_others({member.name for member in members}, source)
+        if len(roots) != 1:
+            how = f"{len(roots)} adapters are" if roots else "no adapter is"
+            raise AdapterError(f"{source}: {how} in this zip ({CONFIG}). Give a zip of one adapter's folder.")
+        inside: dict[str, zipfile.ZipInfo] = {}
+        for info, member in zip(archive.infolist(), members, strict=True):
+            if member.parent == roots[0] and member.name in (*KEPT, *_TELLING):
+                if member.name in inside:
+                    raise AdapterError(f"{source}: {member.name} is in it twice. Pack it again.")
+                inside[member.name] = info
+        refuse_others(set(inside), source)
+        for name in KEPT:
+            if name in inside and (problem := _unfit(name, inside[name])):
+                if name not in _OPTIONAL:
+                    raise AdapterError(f"{source}: its member {name} {problem}. It is not safe to use.")
+                note(f"{name} is left out: it {problem}.")
+            elif name in inside:
+                with archive.open(inside[name]) as packed:
+                    _copy(packed, target / name, inside[name].file_size)
+
+
+def refuse_others(names: set[str], source: Path) -> None:
+    """Raise AdapterError where what lies there, by its files' names, is a model or weights that could run code."""
+    if CONFIG not in names and "config.json" in names:
+        raise AdapterError(
+            f"{source}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it with "
+            "`finetune-local models add`."
+        )
+    if not {WEIGHTS, MLX_WEIGHTS} & names and "adapter_model.bin" in names:
+        raise AdapterError(
+            f"{source}: adapter_model.bin is a pickle, which can run code when it is opened. Save it as safetensors with PEFT."
+        )
+
+
+def _unfit(name: str, info: zipfile.ZipInfo) -> str | None:
+    """Why a member is not unpacked, as the end of a sentence."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if info.is_dir() or kind not in (0, stat.S_IFREG):
+        return "is a link or another thing that is no file"
+    if info.file_size > _MOST_BYTES.get(name, info.file_size):
+        return f"is larger than {_MOST_BYTES[name] / 1e6:.0f} MB, which no such file is"
+    if info.file_size > _RATIO_FROM and info.file_size > _MOST_RATIO * max(1, info.compress_size):
+        return f"unpacks to {info.file_size // max(1, info.compress_size)} times its size, which trained numbers do not"
+    return None
+
+
+@contextmanager
+def _opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip, whatever is wrong with it being said of it."""
+    try:
+        with source.open("rb") as file:
+            end = zipfile._EndRecData(file)  # type: ignore[attr-defined] # before every member gets an object
+            if end is not None and end[zipfile._ECD_SIZE] > _MOST_DIRECTORY:  # type: ignore[attr-defined]
+                raise AdapterError(f"{source}: too many files are in this zip. Give a zip of one adapter's folder.")
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+    except _Writing as error:
+        raise error.args[0] from None
+    except (
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+        *(OSError, ValueError, RuntimeError, NotImplementedError, OverflowError, MemoryError),
+    ) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise AdapterError(f"{source}: the zip cannot be read ({said}). Pack it again, without a password.") from None
+
+
+class _Writing(Exception):
+    """Carries an OSError of the disk that is written to, which is not the source's fault."""
+
+
+def _copy(source: IO[bytes], target: Path, size: int) -> None:
+    """Copy no more than was announced."""
+    left = size
+    try:
+        file = target.open("xb")
+    except OSError as error:
+        raise _Writing(error) from None
+    with file:
+        while chunk := source.read(min(_CHUNK, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise AdapterError(f"{target.name} grew while it was copied. Try it again.")
+            try:
+                file.write(chunk)
+            except OSError as error:
+                raise _Writing(error) from None
+
+
+@contextmanager
+def _opened_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is no link: but one of a snapshot in the Hugging Face cache, which leads to the cache's own store."""
+    if path.is_symlink() and (blob := _BLOB.fullmatch(str(path.readlink()))):
+        store = path.parent.parent.parent / "blobs"
+        if path.parent.parent.name == "snapshots" and not store.is_symlink():
+            path = store / blob[1]
+    with open_file(path, follow=False) as file:
+        yield file
+
+
+def _there(path: Path) -> bool:
+    return os.path.lexists(path)

@@ -1,0 +1,124 @@
+"""Adapters of mlx-lm's own trainer: adapters.safetensors, whose factors are stored the other way round, with their scale beside.
+
+mlx-lm computes y = W·x + scale·(x·a)·b with a (in, rank) and b (rank, out);
+DoRA's magnitude is called m. PEFT has A = aᵀ, B = bᵀ and scale = alpha/rank. Converted on import, so that nothing else knows of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finetune_local.errors import AdapterError
+from finetune_local.layout import CONFIG, WEIGHTS, read_config, read_tensors, write_adapter
+from finetune_local.spec.families import PREFIX, Array
+from finetune_local.spec.families.low_rank import MAGNITUDE, A, B, LowRankSettings
+from finetune_local.spec.peft_config import Name, Positive, Text
+from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.targets import is_embedding
+
+MLX_WEIGHTS = "adapters.safetensors"
+_LEAF = re.compile(r"(.+)\.(lora_a|lora_b|m)")
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    scale: Positive
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    fine_tune_type: Name = "lora"
+    lora_parameters: _Parameters | None = None
+    model: Text = ""
+
+
+def is_mlx_lm(folder: Path) -> bool:
+    """Whether a folder holds an adapter of mlx-lm's own form."""
+    return (folder / MLX_WEIGHTS).is_file() and not (folder / WEIGHTS).is_file()
+
+
+def convert(folder: Path) -> None:
+    """Write PEFT's two files in place of mlx-lm's. Raises AdapterError where it is of a kind that PEFT's form cannot hold."""
+    config = _read(folder)
+    if config.fine_tune_type not in ("lora", "dora") or config.lora_parameters is None:
+        raise AdapterError(
+            f"{folder}: an adapter of mlx-lm of the kind '{config.fine_tune_type}', of which only lora and dora are read. Fuse it "
+            "with mlx_lm.fuse and use the fused model."
+        )
+    dora = config.fine_tune_type == "dora"
+    stored = read_tensors(folder / MLX_WEIGHTS)
+    pairs: dict[str, dict[str, Array]] = {}
+    for name, value in stored.items():
+        found = _LEAF.fullmatch(name)
+        if found is None:
+            raise AdapterError(
+                f"{folder / MLX_WEIGHTS}: {name} is no factor of a LoRA. It holds whole weights: fuse it with mlx_lm.fuse."
+            )
+        pairs.setdefault(found[1], {})[found[2]] = value
+    tensors: dict[str, Array] = {}
+    targets, ranks = [], {}
+    for module, parts in pairs.items():
+        a, b = parts.get("lora_a"), parts.get("lora_b")
+        if a is None or b is None or dora != ("m" in parts):
+            raise AdapterError(f"{folder / MLX_WEIGHTS}: a part of {module} is missing or too many. Copy it again.")
+        if a.ndim != 2 or b.ndim != 2:
+            raise AdapterError(
+                f"{folder / MLX_WEIGHTS}: {module} has {a.ndim} dimensions: an adapter of experts, which is not read. Fuse it with "
+                "mlx_lm.fuse and use the fused model."
+            )
+        if a.shape[1] != b.shape[0]:
+            raise AdapterError(f"{folder / MLX_WEIGHTS}: the factors of {module} do not fit. Copy it again.")
+        if is_embedding(module):
+            raise AdapterError(
+                f"{folder / MLX_WEIGHTS}: an adapter of mlx-lm on {module}, which works on the head too where both are one table, and "
+                "PEFT's form has no such thing. Fuse it with mlx_lm.fuse and use the fused model."
+            )
+        tensors[PREFIX + module + A], tensors[PREFIX + module + B] = a.T, b.T
+        if dora:
+            tensors[PREFIX + module + MAGNITUDE] = parts["m"]
+        targets.append(Target(module, a.shape[0], b.shape[1]))
+        ranks[module] = a.shape[1]
+    if not targets:
+        raise AdapterError(f"{folder / MLX_WEIGHTS}: there is nothing in it. Copy it again.")
+    settings = _settings(config.lora_parameters, ranks, dora, folder)
+    write_adapter(
+        folder, AdapterPlan(config.fine_tune_type, "low_rank", settings, tuple(targets)), tensors, config.model
+    )
+    (folder / MLX_WEIGHTS).unlink()
+
+
+def _settings(parameters: _Parameters, ranks: Mapping[str, int], dora: bool, folder: Path) -> LowRankSettings:
+    rank = max(ranks.values())
+    others = {module: own for module, own in ranks.items() if own != rank}
+    try:
+        return LowRankSettings(
+            rank=rank,
+            alpha=parameters.scale * rank,
+            rank_pattern=tuple(f"{module}={own}" for module, own in others.items()),
+            alpha_pattern=tuple(f"{module}={parameters.scale * own!r}" for module, own in others.items()),
+            dropout=parameters.dropout,
+            use_dora=dora,
+            targets=tuple(ranks),
+        )
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise AdapterError(f"{folder / CONFIG}: it has no usable rank or scale ({said}). Copy it again.") from None
+
+
+def _read(folder: Path) -> _Config:
+    values: dict[str, Any] = read_config(folder)
+    try:
+        return _Config.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise AdapterError(f"{folder / CONFIG}: an adapter of mlx-lm, whose '{name}' cannot be used: {said}.") from None
