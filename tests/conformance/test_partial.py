@@ -203,9 +203,10 @@ def test_choices_that_leave_nothing_are_refused(tiny: Path) -> None:
 
 def test_an_adapter_of_all_weights_from_before_there_were_settings_is_read() -> None:
     from finetune_local.spec.families import from_own_config
+    from finetune_local.spec.peft_config import peft_config
 
     old = {"family": "full", "method": "full", "settings": {}, "targets": [["model.norm.weight", 0, 64]]}
-    plan = from_own_config(old)
+    plan = from_own_config(peft_config(old, "test"))
     assert plan.settings == FullSettings() and names_of(plan) == {"model.norm.weight"}
 
 
