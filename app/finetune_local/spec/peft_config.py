@@ -7,7 +7,7 @@ known by name (`unread`), so that those which would make an adapter compute some
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -79,6 +79,21 @@ class PeftConfig(BaseModel):
 
     unread: frozenset[str] = frozenset()
     """Names of PEFT's other fields that are set to something."""
+
+    def rank_and_alpha(self, name: Literal["r", "init_r"]) -> tuple[int, float]:
+        """The rank, by its name, and alpha. Raises AdapterError where one is missing."""
+        rank, alpha = getattr(self, name), self.lora_alpha
+        if rank is None or alpha is None:
+            lacking = name if rank is None else "lora_alpha"
+            raise AdapterError(f"adapter_config.json lacks '{lacking}'. Copy the adapter again.")
+        return rank, alpha
+
+    def ranks(self) -> dict[str, int]:
+        """rank_pattern of a LoRA. Raises AdapterError where it is AdaLoRA's."""
+        found = {name: number for name, number in (self.rank_pattern or {}).items() if isinstance(number, int)}
+        if len(found) < len(self.rank_pattern or {}):
+            raise AdapterError("adapter_config.json: 'rank_pattern' has lists, as AdaLoRA's. Copy the adapter again.")
+        return found
 
     @field_validator("modules_to_save", mode="before")
     @classmethod

@@ -218,11 +218,7 @@ class AdaLora(Family):
             targets.append(Target(module, shapes[name][1], shapes[PREFIX + module + B][0]))
             ranks.append(shapes[name][0])
         check_inside((target.module for target in targets), "AdaLoRA")
-        rank, alpha = config.init_r, config.lora_alpha
-        if rank is None or alpha is None:
-            raise AdapterError(
-                f"adapter_config.json lacks '{'init_r' if rank is None else 'lora_alpha'}'. Copy the adapter again."
-            )
+        rank, alpha = config.rank_and_alpha("init_r")
         try:
             total = config.total_step or _NOMINAL
             settings = AdaLoraSettings(

@@ -248,11 +248,7 @@ class LowRank(Family):
                     f"adapter_config.json uses '{field}', which this version cannot read. Merge the adapter into its base with "
                     "PEFT, or train it again without."
                 )
-        rank, alpha = config.r, config.lora_alpha
-        if rank is None or alpha is None:
-            raise AdapterError(
-                f"adapter_config.json lacks '{'r' if rank is None else 'lora_alpha'}'. Copy the adapter again."
-            )
+        rank, alpha = config.rank_and_alpha("r")
         start = str(config.init_lora_weights)
         if start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
             raise AdapterError(
@@ -265,9 +261,6 @@ class LowRank(Family):
         if config.use_dora:
             check_inside((target.module for target in targets if target.in_features), "DoRA")
         modules = tuple(target.module for target in targets if target.in_features)
-        ranks = {name: number for name, number in (config.rank_pattern or {}).items() if isinstance(number, int)}
-        if len(ranks) < len(config.rank_pattern or {}):
-            raise AdapterError("adapter_config.json: 'rank_pattern' has lists, as AdaLoRA's. Copy the adapter again.")
         biases = {v: k for k, v in _NAMES_IN_PEFT.items()}
         if config.bias not in biases:
             raise AdapterError(f"adapter_config.json: 'bias' is {config.bias!r}; known: {', '.join(biases)}.")
@@ -275,7 +268,7 @@ class LowRank(Family):
             settings = LowRankSettings(
                 rank=rank,
                 alpha=alpha,
-                rank_pattern=patterns.resolved(ranks, modules, rank),
+                rank_pattern=patterns.resolved(config.ranks(), modules, rank),
                 alpha_pattern=patterns.resolved(config.alpha_pattern, modules, alpha),
                 dropout=config.lora_dropout,
                 scaling="rslora" if config.use_rslora else "standard",
