@@ -92,6 +92,11 @@ def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list
     return result
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, to be put into a sentence."""
+    return " ".join(str(error).split())
+
+
 def _names_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> Iterator[str]:
     for part in path:
         annotation = kind.model_fields[str(part)].annotation if str(part) in kind.model_fields else None

@@ -25,7 +25,7 @@ from finetune_local.spec import patterns
 from finetune_local.spec.activations import inputs, normed, outputs
 from finetune_local.spec.factors import orthonormal, principal
 from finetune_local.spec.families import PREFIX, Array, Family, Source, check_rank, own_config
-from finetune_local.spec.fields import Settings
+from finetune_local.spec.fields import Settings, one_line
 from finetune_local.spec.initial import kaiming_uniform, normal
 from finetune_local.spec.low_rank import SMALLEST_NORM, LowRankSettings, UpdateSettings
 from finetune_local.spec.peft_config import PeftConfig
@@ -261,8 +261,7 @@ class LowRank(Family):
         if config.use_dora:
             check_inside((target.module for target in targets if target.in_features), "DoRA")
         modules = tuple(target.module for target in targets if target.in_features)
-        biases = {v: k for k, v in _NAMES_IN_PEFT.items()}
-        if config.bias not in biases:
+        if config.bias not in (biases := {v: k for k, v in _NAMES_IN_PEFT.items()}):
             raise AdapterError(f"adapter_config.json: 'bias' is {config.bias!r}; known: {', '.join(biases)}.")
         try:
             settings = LowRankSettings(
@@ -278,8 +277,7 @@ class LowRank(Family):
                 also_train=kinds_in(whole),
             )
         except (ValueError, SpecError) as error:
-            said = " ".join(str(error).split())
-            raise AdapterError(f"adapter_config.json has no usable rank or alpha ({said}).") from None
+            raise AdapterError(f"adapter_config.json has no usable rank or alpha ({one_line(error)}).") from None
         return AdapterPlan("dora" if settings.use_dora else "lora", self.key, settings, targets + whole + rows)
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
