@@ -80,8 +80,8 @@ def _writable(text: str) -> bool:
     return True
 
 
-def _say(what: str, **values: object) -> None:
-    print(json.dumps({"event": what, **values}), flush=True)  # noqa: T201 - the protocol of this child
+def _say(event: str, /, **values: object) -> None:
+    print(json.dumps({"event": event, **values}), flush=True)  # noqa: T201 - the protocol of this child
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.data.chat_template import CHATML, PLAIN, Span
-from finetune_local.data.conversation import Message
+from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.data.guarded_template import GuardedTemplate
 from finetune_local.data.streamer import Streamer
 from finetune_local.data.tokenizer_core import Core, Facts, load_core
@@ -54,7 +54,7 @@ class Tokenizer:
         """The token that the template in use puts after an answer; None where it puts none."""
         if self.turn_end_id is not None:
             stops.add(self.turn_end_id)
-        self.stop_ids: frozenset[int] = frozenset(i for i in stops if 0 <= i < self.vocabulary_size)
+        self.stop_ids: frozenset[int] = frozenset(stops)
         self._chat.stops = sorted(self.token(i) for i in self.stop_ids)
 
     @classmethod
@@ -82,12 +82,17 @@ class Tokenizer:
         else:  # of the base's, those that are still tokens beside the text: an adapter's tokenizer may use ids anew
             special = set(facts.added.values())
             stops = {*ends_in(generation_settings(folder)), *(i for i in _configured_stops(base) if i in special)}
+        # Embeddings have more rows than there are tokens, and config.json may name one of those.
+        stops = {i for i in stops if i <= facts.largest_id and core.token(i) is not None}
         if core.id_of(facts.named.get("eos_token", "")) is None and not stops:
             raise ModelError(
                 f"{folder}: the tokenizer names no end-of-text token, so answers would never end. "
                 'Set "eos_token" in tokenizer_config.json.'
             )
-        return cls(core, facts, template_of(place), stops)
+        try:
+            return cls(core, facts, template_of(place), stops)
+        except RowRejected as error:
+            raise ModelError(f"{folder}: {error} Copy its files again from where the model came from.") from None
 
     def ids(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text. Special tokens written in the text become their ids; `special` adds BOS and the like

@@ -15,13 +15,16 @@ from typing import Any, Protocol, TypeVar
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.conversion import converted
 from finetune_local.errors import ModelError
-from finetune_local.system.guarded import Guarded, GuardedError, Limits, Setup
+from finetune_local.system.guarded import Guarded, GuardedError, Limits, Raised, Setup
 
 SECONDS, SECONDS_PER_CHARACTER = 5.0, 1 / 100_000
 """Processor time that the guarded child has for a text; the slowest real tokenizers take a tenth of it."""
 
 LOAD_SECONDS = 30.0
 """And to build a tokenizer: a vocabulary of 262,000 tokens takes two."""
+
+_PATIENCE = 3
+"""After so many texts that it did not end with, no further one is tried: a file may have a million."""
 
 _child = Guarded("finetune_local.data.tokenizing", Limits(SECONDS, 2 * 10**9))
 T = TypeVar("T")
@@ -128,7 +131,7 @@ class InChild:
     """The same in a guarded child."""
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+        self._setup, self._failed, self._why = setup, 0, ""
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         size = sum(map(len, texts))
@@ -151,10 +154,14 @@ class InChild:
         return dict(self._asked({"do": "names"}, 0))
 
     def _asked(self, request: dict[str, Any], characters: int) -> Any:
-        try:
-            return _child.ask(request, self._setup, LOAD_SECONDS, SECONDS + characters * SECONDS_PER_CHARACTER)
-        except GuardedError as error:
-            raise RowRejected(f"the model's tokenizer fails with it: {error}.") from None
+        if self._failed < _PATIENCE:
+            try:
+                return _child.ask(request, self._setup, LOAD_SECONDS, SECONDS + characters * SECONDS_PER_CHARACTER)
+            except Raised as error:  # quickly, and the next text may be a better one
+                self._why = str(error)
+            except GuardedError as error:
+                self._failed, self._why = self._failed + 1, str(error)
+        raise RowRejected(f"the model's tokenizer fails with it: {self._why}.")
 
 
 def _written(folder: Path) -> dict[str, Any]:

@@ -180,9 +180,9 @@ def _token(path: Path, key: str, value: Any) -> Token | None:
 
 def _checked(path: Path, key: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise ModelError(f'{path}: "{_short(key)}" is {kind_of(value)}, expected the text of a token. Copy it again.')
+        raise ModelError(f'{path}: "{_bare(key)}" is {kind_of(value)}, expected the text of a token. Copy it again.')
     if not is_text(value) or len(value) > MOST_CHARACTERS:
-        raise ModelError(f'{path}: "{_short(key)}" is no token: {_short(value)}. Copy it again.')
+        raise ModelError(f'{path}: "{_bare(key)}" is no token: {_short(value)}. Copy it again.')
 
 
 def _id(path: Path, value: Any) -> int:
@@ -204,6 +204,10 @@ def _flag(path: Path, values: Mapping[str, Any], key: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise ModelError(f'{path}: "{key}" is {kind_of(value)}, expected true or false. Copy it again.')
     return value
+
+
+def _bare(key: str) -> str:
+    return _short(key)[1:-1]
 
 
 def _short(value: object) -> str:

@@ -44,14 +44,14 @@ _PLAIN_NORMALIZERS = {
 }
 _PLAIN_CUTS = {"ByteLevel", "Whitespace", "WhitespaceSplit", "Digits", "Punctuation", "Metaspace", "BertPreTokenizer"}
 _PLAIN_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece", "BPEDecoder"}
-_PLAIN_ENDS = {"ByteLevel", "BertProcessing", "RobertaProcessing", "TemplateProcessing"}
+_PLAIN_ENDS = {"ByteLevel", "BertProcessing", "RobertaProcessing"}
 _MODELS = {"BPE", "WordLevel", "Unigram"}
 
 
 def is_known(values: Mapping[str, Any], rebuilt: bool) -> bool:
     """Whether all parts are known. `rebuilt`: a class sets its own parts, so that only vocabulary and ends are the file's."""
     model = values.get("model")
-    known = isinstance(model, dict) and model.get("type") in _MODELS and not model.get("dropout")
+    known = isinstance(model, dict) and _kind(model) in _MODELS and not model.get("dropout")
     added = values.get("added_tokens")
     contents = [t.get("content") for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     if not known or sum(len(c) for c in contents if isinstance(c, str)) > _MOST_ADDED_CHARACTERS:
@@ -104,8 +104,13 @@ def _steps(part: Any, inside: str) -> Sequence[Mapping[str, Any]] | None:
     return listed if isinstance(listed, list) and all(isinstance(step, dict) for step in listed) else None
 
 
-def _normalizer_known(step: Mapping[str, Any], growth: list[float]) -> bool:
+def _kind(step: Mapping[str, Any]) -> str:
     kind = step.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
+def _normalizer_known(step: Mapping[str, Any], growth: list[float]) -> bool:
+    kind = _kind(step)
     if kind == "Prepend":
         return _short(step.get("prepend"))
     if kind == "Replace":
@@ -118,7 +123,7 @@ def _normalizer_known(step: Mapping[str, Any], growth: list[float]) -> bool:
 
 
 def _cut_known(step: Mapping[str, Any]) -> bool:
-    kind = step.get("type")
+    kind = _kind(step)
     if kind == "Split":
         pattern = step.get("pattern")
         regex = pattern.get("Regex") if isinstance(pattern, dict) else None
@@ -129,15 +134,21 @@ def _cut_known(step: Mapping[str, Any]) -> bool:
 def _decoder_known(step: Mapping[str, Any]) -> bool:
     if step.get("type") == "Replace":
         return bool(_literal(step.get("pattern"))) and _short(step.get("content"))
-    return step.get("type") in _PLAIN_DECODERS
+    return _kind(step) in _PLAIN_DECODERS
 
 
 def _end_known(step: Mapping[str, Any]) -> bool:
-    parts = [step.get("single"), step.get("pair")]
+    if _kind(step) != "TemplateProcessing":
+        return _kind(step) in _PLAIN_ENDS
     tokens = step.get("special_tokens")
-    lists = [t.get("ids") for t in tokens.values() if isinstance(t, dict)] if isinstance(tokens, dict) else []
-    few = all(len(part) <= MOST_STEPS for part in (*parts, *lists) if isinstance(part, list))
-    return few and step.get("type") in _PLAIN_ENDS
+    if not isinstance(tokens, dict) or not all(isinstance(token, dict) for token in tokens.values()):
+        return False
+    lists = [step.get("single"), step.get("pair"), *(token.get("ids") for token in tokens.values())]
+    if not all(isinstance(one, list) and len(one) <= MOST_STEPS for one in lists):
+        return False
+    named = [part.get("SpecialToken", {}) for one in lists[:2] for part in one if isinstance(part, dict)]
+    # The library panics for a token that is named and not listed.
+    return all(isinstance(name, dict) and (not name or str(name.get("id")) in tokens) for name in named)
 
 
 def _literal(pattern: Any) -> str:

@@ -35,8 +35,8 @@ from typing import Any
 from finetune_local.system.foreign_text import ForeignTextError, parse_json_object
 from finetune_local.system.guarded_child import HEAD, MOST_DEPTH, RESULT_TOO_LARGE, encoded
 
-PATIENCE = 8
-"""The clock may run so many times as long as the processor: other programs take their turns."""
+PATIENCE = 4
+"""The clock may run so many times as long as the processor, twice: to prepare and to answer. Other programs take their turns."""
 
 _LOOK_SECONDS = 0.2
 _IDLE_LOOK_SECONDS = 1.0
@@ -122,8 +122,8 @@ class Guarded:
             if len(self._sent) > _KEPT_SETUPS:
                 message["drop"] = self._sent.popitem(last=False)[0]
             self._killed = None
-            self._allowed = sum(seconds) if "setup" in message else seconds[1]
-            self._deadline = time.monotonic() + self._allowed * PATIENCE
+            self._allowed = max(seconds) if "setup" in message else seconds[1]
+            self._deadline = time.monotonic() + 2 * self._allowed * PATIENCE
             try:
                 reply = self._exchanged(process, encoded(message))
             except BaseException:  # also Ctrl-C: an answer that nobody waits for must not be taken for the next one's

@@ -97,7 +97,9 @@ def _limit(most_bytes: int) -> None:
         import resource
 
         if most_bytes:
-            resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+            _, hardest = resource.getrlimit(resource.RLIMIT_AS)  # a lower one of the user's own stays
+            most = most_bytes if hardest == resource.RLIM_INFINITY else min(most_bytes, hardest)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,11 @@ def test_a_class_that_is_not_repeated_here_is_left_to_transformers(kinds: dict[s
     hf, tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True), Tokenizer.load(folder)
     for text in TEXTS:
         assert tokenizer.ids(text) == hf.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.slow
+def test_real_tokenizers_are_the_same(small_model: Path) -> None:
+    """The small model's, and those of the folders in $FINETUNE_LOCAL_OTHER_TOKENIZERS, such as one of Gemma 3."""
+    others = [Path(name) for name in os.environ.get("FINETUNE_LOCAL_OTHER_TOKENIZERS", "").split(os.pathsep) if name]
+    for folder in (small_model, *others):
+        assert _same(folder), folder
