@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import calendar
 import datetime
+import math
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ THREADS = ("conversation", "conversation_id", "thread", "thread_id", "chat_id", 
            "会话", "对话")  # fmt: skip
 _BYLINES = ("author", "name", "nickname", "username")  # also of documents: then a time must be beside them
 _LONGEST_NAME = 60
+_NUMBER = re.compile(r"[0-9]{1,40}(?:\.[0-9]{0,40})?")
 _MOST_NAMES = 20
 
 
@@ -117,7 +120,7 @@ def when(value: object) -> float | None:
     write it; None where it is none of them."""
     if isinstance(value, str):
         text = value.strip().replace("/", "-")
-        if not text.replace(".", "", 1).isdigit():
+        if not _NUMBER.fullmatch(text):
             try:
                 at = datetime.datetime.fromisoformat(text)
             except ValueError:
@@ -126,7 +129,13 @@ def when(value: object) -> float | None:
         value = float(text)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value / 1000 if value > 1e11 else float(value)
+    try:
+        seconds = float(value)
+    except OverflowError:  # an integer that no float holds
+        return None
+    if not math.isfinite(seconds):
+        return None
+    return seconds / 1000 if seconds > 1e11 else seconds
 
 
 def _said(row: Mapping[str, Any], keys: LogKeys) -> tuple[str, str, float | None] | None:
@@ -138,7 +147,7 @@ def _said(row: Mapping[str, Any], keys: LogKeys) -> tuple[str, str, float | None
             for part in text
             if isinstance(part, str | dict)
         )
-    if isinstance(text, int | float) and not isinstance(text, bool):
+    if isinstance(text, int | float) and not isinstance(text, bool) and text == text:
         text = str(text)
     if not isinstance(name, str) or not isinstance(text, str) or not name.strip() or not text.strip():
         return None

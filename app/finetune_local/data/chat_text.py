@@ -38,7 +38,7 @@ _MARKS = dict.fromkeys(map(ord, "\ufeff\u200e\u200f\u202a\u202b\u202c\u2066\u206
 _SPACES = dict.fromkeys(map(ord, "\u202f\u00a0"), " ")
 _INSERTED = "\u200e"  # WhatsApp puts it before what it writes itself: "image omitted"
 _PLACEHOLDER = re.compile(r"<[^<>]{1,60}>")
-_EDITED = re.compile(r"\s*<[^<>]{3,60}>$")
+_EDITED = re.compile(r"<[^<>]{3,60}>")
 _LOOKED_AT = 400  # lines
 _FEWEST = 3
 _LONGEST_MESSAGE = 100_000
@@ -93,16 +93,17 @@ def messages(stream: BinaryIO, kind: ChatText) -> Iterator[rows.Raw]:
             continue
         match = _match(line, kind)
         if match is None and not _ANY_STAMP.match(_clean(line)):
-            if current is not None and size < _LONGEST_MESSAGE:
-                parts.append(line.translate(_MARKS))
+            if current is not None:
                 size += len(line)
+                if size < _LONGEST_MESSAGE:
+                    parts.append(line.translate(_MARKS))
             continue
-        if current is not None and (row := _row(current, parts, kind)) is not None:
+        if current is not None and (row := _row(current, parts, size, kind)) is not None:
             yield start, row
         start, current = number, match  # a time without a name is a note of the program: it ends the message before
         inserted = match is not None and _is_inserted(line, match["text"])
         parts, size = ["" if match is None or inserted else match["text"]], 0
-    if current is not None and (row := _row(current, parts, kind)) is not None:
+    if current is not None and (row := _row(current, parts, size, kind)) is not None:
         yield start, row
 
 
@@ -117,11 +118,14 @@ def _match(line: str, kind: ChatText) -> re.Match[str] | None:
     return None if match is None or (kind.names and match["name"].strip() not in kind.names) else match
 
 
-def _row(match: re.Match[str], parts: list[str], kind: ChatText) -> dict[str, object] | None:
+def _row(match: re.Match[str], parts: list[str], size: int, kind: ChatText) -> dict[str, object] | rows.Problem | None:
+    if size >= _LONGEST_MESSAGE:
+        return rows.Problem(f"the message is longer than {_LONGEST_MESSAGE:,} characters. Is the rest no chat?")
     text = "\n".join(parts).strip()
     if _PLACEHOLDER.fullmatch(text):
         return None  # "<Media omitted>" in whatever language
-    text = _EDITED.sub("", text)
+    if text.endswith(">") and _EDITED.fullmatch(text, last := max(0, text.rfind("<"))):
+        text = text[:last].rstrip()
     time = None if kind.form is _PLAIN else _time(match, kind.order)
     return {"speaker": match["name"].strip(), "text": text, "time": time} if text else None
 

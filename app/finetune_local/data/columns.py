@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from finetune_local.data.rows import OPTIONAL
 from finetune_local.errors import DataError
 from finetune_local.spec.fields import did_you_mean
+from finetune_local.system.foreign_text import ForeignTextError, parse_json
 
 Row = Mapping[str, Any]
 
@@ -109,8 +109,8 @@ def _turns(value: object) -> list[Mapping[str, Any]]:
     """The turns of a value that is a list of them, also as JSON in a cell; empty for any other."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ForeignTextError:
             return []
     if not isinstance(value, list):
         return []

@@ -6,14 +6,16 @@ Refuses with a sentence what cannot be training data: missing, empty, a folder, 
 from __future__ import annotations
 
 import codecs
-import json
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from finetune_local.data.chat_text import begins
+from finetune_local.data.json_rows import array_of_objects
 from finetune_local.errors import DataError
+from finetune_local.system.foreign_text import ForeignTextError, parse_json
 
 Container = Literal["jsonl", "json", "csv", "text"]
 
@@ -54,12 +56,15 @@ _BOMS = (  # UTF-32's little-endian mark begins with UTF-16's
 
 @dataclass(frozen=True)
 class FileKind:
-    """A file's container, Python's name of its encoding, its size in bytes, and for JSON where the rows lie (ijson's prefix)."""
+    """A file's container, Python's name of its encoding, its size in bytes, and for JSON where the rows lie.
+
+    `array` is the key of the array that holds them, "" where the file is that array; None: they stand one after the other.
+    """
 
     container: Container
     encoding: str
     size: int
-    prefix: str = ""
+    array: str | None = None
 
 
 def examine(path: Path, shown: str) -> FileKind:
@@ -79,10 +84,10 @@ def examine(path: Path, shown: str) -> FileKind:
         raise DataError(f"{shown}: cannot be read ({error.strerror}).") from None
     # A sample may end within a character, which is no reason to refuse the file.
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head, len(head) == size)
-    if not text.strip("\ufeff \t\r\n"):
+    if not text.strip().strip("\ufeff \t\r\n"):
         raise DataError(f"{shown}: the file is empty. Put one training example on each line.")
-    container, prefix = _container(text.lstrip("\ufeff"), path, shown, whole=len(head) == size)
-    return FileKind(container, encoding, size, prefix)
+    container, array = _container(text.lstrip("\ufeff"), path, shown, whole=len(head) == size)
+    return FileKind(container, encoding, size, array)
 
 
 def _refuse_binary(head: bytes, shown: str) -> None:
@@ -158,67 +163,50 @@ def _in_gb2312(character: str) -> bool:
     return True
 
 
-def _container(text: str, path: Path, shown: str, *, whole: bool) -> tuple[Container, str]:
+def _container(text: str, path: Path, shown: str, *, whole: bool) -> tuple[Container, str | None]:
     suffix = path.suffix.lower()
     start = text.lstrip()[:1]
     lines = [line for line in text.split("\n", 65)[:64] if line.strip()]
     if begins(text):  # a chat as WhatsApp writes it: [12/31/23, 10:15] Alice: hi
-        return "text", ""
+        return "text", None
     if start in "[{" and suffix not in (".csv", ".tsv", ".txt", ".md"):
         if suffix in (".jsonl", ".ndjson") and lines[0].strip() not in ("{", "[", "[{"):
-            return "jsonl", ""
+            return "jsonl", None
         return _json(text, start, lines, whole=whole)
     if suffix in (".csv", ".tsv"):
-        return "csv", ""
+        return "csv", None
     if suffix in (".jsonl", ".ndjson"):
-        return "jsonl", ""
+        return "jsonl", None
     if suffix == ".json":
         raise DataError(f"{shown}: this is not JSON; it begins with {text.lstrip()[:40]!r}. Expected [ or {{.")
     if suffix not in (".txt", ".md") and _looks_like_csv(lines[0]):
-        return "csv", ""
-    return "text", ""
+        return "csv", None
+    return "text", None
 
 
-def _json(text: str, start: str, lines: list[str], *, whole: bool) -> tuple[Container, str]:
+def _json(text: str, start: str, lines: list[str], *, whole: bool) -> tuple[Container, str | None]:
     if start == "[":
         several = len(lines) > 1 and all(_parses(line, list) for line in lines[:2])
-        return ("jsonl", "") if several else ("json", "item")
+        return ("jsonl", None) if several else ("json", "")
     names = "|".join(WRAPPERS)
     if match := re.match(rf'\s*\{{\s*"({names})"\s*:\s*\[', text, re.IGNORECASE):
-        return "json", f"{match.group(1)}.item"
+        return "json", match.group(1)
     if _TELEGRAM.match(text):
-        return "json", "messages.item"
+        return "json", "messages"
     if len(lines) > 1 and any(_parses(line, dict) for line in lines):
-        return "jsonl", ""
-    if key := _wrapper(text):
-        return "json", f"{key}.item"
+        return "jsonl", None
+    head = io.BytesIO(text.encode("utf-8", "replace"))
+    if (key := array_of_objects(head, WRAPPERS)) is not None:
+        return "json", key
     if len(lines) == 1 and (not whole or _parses(lines[0], dict)):
-        return "jsonl", ""
-    return "json", ""
-
-
-def _wrapper(text: str) -> str | None:
-    """The wrapper key of {"version": 1, "data": [...]}: the first array of objects under a known name, at the top level."""
-    import ijson
-
-    try:
-        previous = ""
-        for prefix, event, _ in ijson.parse(text.encode("utf-8", "replace")):
-            if event == "start_map" and prefix.endswith(".item") and previous == prefix.removesuffix(".item"):
-                key = str(previous)
-                if "." not in key and key.lower() in WRAPPERS:
-                    return key
-            if event == "start_array":
-                previous = prefix
-    except ijson.JSONError:
-        return None  # the head breaks off within a value
-    return None
+        return "jsonl", None
+    return "json", None
 
 
 def _parses(line: str, kind: type) -> bool:
     try:
-        return isinstance(json.loads(line), kind)
-    except ValueError:
+        return isinstance(parse_json(line), kind)
+    except ForeignTextError:
         return False
 
 

@@ -17,6 +17,9 @@ ADVICE = "Free some, or name the file by its path: then it stays where it is."
 LONGEST = 80
 """Characters of a name, its ending included."""
 
+MOST_READ = 1000
+"""Characters of a given name that are looked at; its ending is among the last ones."""
+
 _OUTSIDE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP)
 
 
@@ -50,7 +53,7 @@ def keep_copy(source: Path, folder: Path, name: str) -> Path:
 
 def harmless(name: str) -> str:
     """A file's name that is one on every system: without folders, control characters, or marks that turn the reading round."""
-    last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
+    last = re.split(r"[/\\]", unicodedata.normalize("NFC", name[-MOST_READ:]))[-1]
     shown = "".join(
         "_" if c in '<>:"|?*' else c for c in last if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
     )

@@ -13,18 +13,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from finetune_local.data import chat_log, chat_text, columns, rows, scrub, speakers
+from finetune_local.data import chat_log, chat_text, columns, json_rows, rows, scrub, speakers
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected, Source
 from finetune_local.data.detect import HEAD_BYTES, FileKind, examine
 from finetune_local.data.formats import Format, Row, choose, format_named, formats, read_row, recognise
-from finetune_local.data.turns import kind_of, whole
+from finetune_local.data.turns import whole
 from finetune_local.errors import DataError
 from finetune_local.paths import located
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.foreign_text import kind_of
 
 SAMPLE_ROWS = 32
 _SAMPLE_MORE = 1000
 """Rows in which a column that the user named is looked for, where the first few have none."""
+
+LONGEST_REASON = 2000
+"""Characters of a sentence that says why a row is rejected."""
 
 LOG = "chat_log"
 READING = ("format", "columns", "assistant", "scrub")
@@ -91,7 +95,7 @@ class DataFile:
             try:
                 yield self._conversation(value, source, roles)
             except RowRejected as error:
-                yield Rejected(source, whole(str(error)))
+                yield Rejected(source, _short(whole(str(error))))
 
     def _conversation(self, value: Any, source: Source, roles: frozenset[str]) -> Conversation:
         row = _row(value)
@@ -112,11 +116,11 @@ class DataFile:
         try:
             with self.path.open("rb") as file:
                 self._stream = file
-                stream = rows.utf8(file, self.kind.encoding, self.shown)
+                stream = rows.utf8(file, self.kind.encoding)
                 if self.kind.container == "jsonl":
                     yield from rows.jsonl(stream)
                 elif self.kind.container == "json":
-                    yield from rows.json_items(stream, self.kind.prefix)
+                    yield from json_rows.json_rows(stream, self.kind.array)
                 elif self.kind.container == "csv":
                     yield from rows.csv_rows(stream, self.shown)
                 elif self._chat is not None:
@@ -204,6 +208,12 @@ def quoted(rejected: Rejected) -> str:
     return f"{rejected.source.file}, line {rejected.source.line}: {rejected.reason}"
 
 
+def _short(reason: str) -> str:
+    """A reason without the middle of what it quotes: values of the data may be of any length."""
+    half = LONGEST_REASON // 2
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:half]} … {reason[-half:]}"
+
+
 def _row(value: Any) -> Row:
     if isinstance(value, rows.Problem):
         raise RowRejected(value.reason)
@@ -213,5 +223,6 @@ def _row(value: Any) -> Row:
 
 
 def _lowered(row: Mapping[str, Any]) -> Row:
-    """Keys without regard to case and spaces at their ends, as spreadsheets write them."""
-    return {str(key).strip().lower(): value for key, value in row.items()}
+    """Keys without regard to case and spaces at their ends, as spreadsheets write them; NaN is how pandas writes an empty cell."""
+    found = {str(key).strip().lower(): value for key, value in row.items()}
+    return {key: value for key, value in found.items() if value == value or key not in rows.OPTIONAL}

@@ -1,4 +1,4 @@
-"""Files as raw rows, one at a time, whatever holds them: JSON Lines, JSON, CSV, text. Knows no chat format.
+"""Files as raw rows, one at a time: JSON Lines, CSV, text (json_rows.py has other JSON). Knows no chat format.
 
 Each reader takes a stream of UTF-8 bytes and yields (line, value) or (line, Problem); memory holds one row.
 """
@@ -15,10 +15,13 @@ from typing import Any, BinaryIO, cast
 
 from finetune_local.data.conversation import RowRejected
 from finetune_local.errors import DataError
+from finetune_local.system.foreign_text import MOST_PARTS, ForeignTextError, check_parts, parse_json_at
 
 MAX_ROW_BYTES = 64 << 20
 PART_CHARACTERS = 8_000
 """Length at which a long text without documents of its own is cut, so that parts of it can be held out."""
+
+NOT_UTF8 = "it is not valid UTF-8. Save the file as UTF-8."
 
 _SKIP = 1 << 20
 
@@ -33,12 +36,23 @@ class Problem:
 Raw = tuple[int, Any | Problem]
 
 
-class Transcoder(io.RawIOBase):
-    """A stream in any encoding as UTF-8 bytes, without a byte order mark. Raises DataError where it cannot be decoded."""
+def _as_bad_byte(error: UnicodeError) -> tuple[str, int]:
+    """What cannot be decoded becomes a byte that is no UTF-8, so that it costs its row and not the file."""
+    if isinstance(error, UnicodeDecodeError):
+        return _BAD, error.end
+    raise error
 
-    def __init__(self, source: BinaryIO, encoding: str, shown: str) -> None:
-        self._source, self._encoding, self._shown = source, encoding, shown
-        self._decoder = codecs.getincrementaldecoder(encoding)()
+
+_BAD = "\udcff"
+codecs.register_error("finetune_local.bad_byte", _as_bad_byte)
+
+
+class Transcoder(io.RawIOBase):
+    """A stream in any encoding as UTF-8 bytes, without a byte order mark; what cannot be decoded is no UTF-8 either."""
+
+    def __init__(self, source: BinaryIO, encoding: str) -> None:
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder(encoding)("finetune_local.bad_byte")
         self._pending = b""
 
     def readable(self) -> bool:
@@ -49,13 +63,8 @@ class Transcoder(io.RawIOBase):
         """Fill a part of the buffer; 0 at the end."""
         while not self._pending:
             raw = self._source.read(1 << 16)
-            try:
-                self._pending = self._decoder.decode(raw, final=not raw).lstrip("\ufeff").encode("utf-8")
-            except UnicodeError as error:
-                raise DataError(
-                    f"{self._shown}: it looks like {self._encoding}, but cannot be read as that near byte "
-                    f"{self._source.tell()} ({error.__class__.__name__}). Save it as UTF-8."
-                ) from None
+            text = self._decoder.decode(raw, final=not raw).lstrip("\ufeff")
+            self._pending = text.encode("utf-8", "surrogateescape")
             if not raw:
                 break
         taken = self._pending[: len(buffer)]
@@ -64,13 +73,13 @@ class Transcoder(io.RawIOBase):
         return len(taken)
 
 
-def utf8(source: BinaryIO, encoding: str, shown: str) -> BinaryIO:
-    """The stream as UTF-8 bytes. UTF-8 itself passes untouched, so that a bad byte costs its row and not the file."""
+def utf8(source: BinaryIO, encoding: str) -> BinaryIO:
+    """The stream as UTF-8 bytes; a bad byte is left bad, so that it costs its row and not the file."""
     if encoding == "utf-8-sig":
         source.seek(len(codecs.BOM_UTF8))
     if encoding in ("utf-8", "utf-8-sig"):
         return source
-    return cast(BinaryIO, io.BufferedReader(Transcoder(source, encoding, shown), 1 << 16))
+    return cast(BinaryIO, io.BufferedReader(Transcoder(source, encoding), 1 << 16))
 
 
 def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | Problem]]:
@@ -81,7 +90,7 @@ def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | Problem]]:
         if len(line) > MAX_ROW_BYTES:
             while not line.endswith(b"\n") and (line := stream.readline(_SKIP)):
                 pass
-            yield number, Problem(f"it is longer than {MAX_ROW_BYTES >> 20} MB; split it.")
+            yield number, Problem(too_long())
             continue
         yield number, line
 
@@ -95,34 +104,36 @@ def jsonl(stream: BinaryIO) -> Iterator[Raw]:
         text = line.strip(b" \t\r\n")
         if not text:
             continue
-        try:
-            yield number, json.loads(text.decode("utf-8"))
-        except UnicodeDecodeError:
-            yield number, Problem("it is not valid UTF-8. Save the file as UTF-8.")
-        except RecursionError:
-            yield number, Problem("it is nested too deeply to be read.")
-        except json.JSONDecodeError as error:
-            if not text.strip(b"\0"):
-                yield number, Problem("it holds only zero bytes; the file was damaged.")
-            elif not line.endswith(b"\n"):
-                yield number, Problem("the last line breaks off: the file was not written to its end.")
-            else:
-                yield number, Problem(f"it is not JSON: {error.msg} at column {error.colno}.")
+        yield number, _value(text, whole=line.endswith(b"\n"))
 
 
-def json_items(stream: BinaryIO, prefix: str) -> Iterator[Raw]:
-    """The items of a JSON array, or (prefix "") top-level values one after the other; numbered from 1."""
-    import ijson
+def too_long() -> str:
+    """Why a row over the limit is none."""
+    return f"it is longer than {MAX_ROW_BYTES >> 20} MB; split it."
 
-    number = 0
+
+def problem(error: ForeignTextError | RowRejected) -> Problem:
+    """What an error says of a row."""
+    return Problem(f"it cannot be used: {error}." if isinstance(error, ForeignTextError) else str(error))
+
+
+def _value(line: bytes, *, whole: bool) -> Any | Problem:
+    """The JSON value of a line; `whole` says that the line has an end."""
     try:
-        # Values one after the other are ijson's multiple_values; in an array nothing may follow the end.
-        for value in ijson.items(stream, prefix, use_float=True, multiple_values=not prefix):
-            number += 1
-            yield number, value
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split("\n")[0].split())
-        yield number + 1, Problem(f"the JSON breaks off here ({said}); nothing after it could be read.")
+        text = line.decode("utf-8")
+        check_parts(text)
+        value, end = parse_json_at(text, 0)
+    except UnicodeDecodeError:
+        return Problem(NOT_UTF8)
+    except ForeignTextError as error:
+        return problem(error)
+    except json.JSONDecodeError as error:
+        if not line.strip(b"\0"):
+            return Problem("it holds only zero bytes; the file was damaged.")
+        if not whole:
+            return Problem("the last line breaks off: the file was not written to its end.")
+        return Problem(f"it is not JSON: {error.msg} at column {error.colno}.")
+    return value if end == len(text) else Problem(f"it is not JSON: Extra data at column {end + 1}.")
 
 
 def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
@@ -132,21 +143,56 @@ def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
     try:
         header_line = text.readline(_SKIP)
         names = _header(header_line, shown)
-        # strict: else a quote that is never closed would swallow the rest of the file into one cell, in silence.
-        reader = csv.reader(text, delimiter=_delimiter(header_line), strict=True)
+        found = _CsvLines(text, _delimiter(header_line))
         while True:
-            start = reader.line_num + 2  # the header was read before
+            # strict: else a quote that is never closed would swallow the rest of the file into one cell, in silence.
+            reader = csv.reader(found, delimiter=found.delimiter, strict=True)
+            start = found.row()
             try:
-                cells = next(reader)
-            except StopIteration:
-                return
+                for cells in reader:
+                    if cells:
+                        yield start, _csv_row(names, cells)
+                    start = found.row()
             except csv.Error as error:
                 yield start, Problem(_csv_reason(str(error)))
-                continue
-            if cells:
-                yield start, _csv_row(names, cells)
+            except RowRejected as error:
+                yield start, problem(error)
+            else:
+                return
     finally:
         text.detach()
+
+
+class _CsvLines:
+    """Lines for a csv.reader, which knows no limit of its own: raises RowRejected behind the line that makes a row too large."""
+
+    def __init__(self, text: io.TextIOWrapper, delimiter: str) -> None:
+        self.delimiter = delimiter
+        self._text, self._number = text, 1  # the header was read before
+        self._size = self._cells = 0
+
+    def row(self) -> int:
+        """A row begins: the number of its first line."""
+        self._size = self._cells = 0
+        return self._number + 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_ROW_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._size += len(line)
+        self._cells += line.count(self.delimiter)
+        if self._size > MAX_ROW_BYTES:
+            while not line.endswith(("\n", "\r")) and (line := self._text.readline(_SKIP)):
+                pass
+            raise RowRejected(too_long())
+        if self._cells > MOST_PARTS:
+            raise RowRejected(f"it has more than {MOST_PARTS:,} cells.")
+        return line
 
 
 def text_parts(stream: BinaryIO, *, by_line: bool) -> Iterator[Raw]:
@@ -192,10 +238,12 @@ def _decoded(line: bytes | Problem) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError:
-        raise RowRejected("it is not valid UTF-8. Save the file as UTF-8.") from None
+        raise RowRejected(NOT_UTF8) from None
 
 
 def _header(line: str, shown: str) -> list[str]:
+    if len(line) >= _SKIP:
+        raise DataError(f"{shown}: its first line is longer than {_SKIP >> 20} MB, so it is no header of a CSV file.")
     names = next(csv.reader([line], delimiter=_delimiter(line)), [])
     names = [name.strip().lstrip("\ufeff") for name in names]
     if duplicate := next((n for i, n in enumerate(names) if n and n in names[:i]), None):
@@ -216,7 +264,7 @@ def _csv_row(names: list[str], cells: list[str]) -> dict[str, str] | Problem:
             "Put double quotes around texts that hold the delimiter."
         )
     if any(not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells):
-        return Problem("it is not valid UTF-8. Save the file as UTF-8.")
+        return Problem(NOT_UTF8)
     return {name: cell for name, cell in zip(names, cells, strict=True) if name and (cell or name not in OPTIONAL)}
 
 

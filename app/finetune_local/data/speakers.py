@@ -5,7 +5,6 @@ That speaker's turns become the assistant's, all others the user's; several of o
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 from finetune_local.data.conversation import Conversation, Message, Role, RowRejected
 from finetune_local.data.turns import ROLE_NAMES, whole
+from finetune_local.system.foreign_text import ForeignTextError, parse_json
 
 Row = Mapping[str, Any]
 
@@ -25,6 +25,9 @@ NAME_KEYS = ("role", "from", "speaker", "sender", "author", "name")
 MOST_SPEAKERS = 1000
 """Different names that are counted."""
 
+LONGEST_NAME = 200
+"""Characters of a name that is counted."""
+
 _CONTENT_KEYS = ("content", "value", "text")
 _SHOWN = 6
 _WORTH_ASKING = 0.1  # share of the turns
@@ -35,7 +38,8 @@ def count(row: Row, into: Counter[str]) -> None:
     for _, turns in _lists(row):
         for turn in turns:
             name = name_of(turn)
-            if name and _role(name) not in ("system", "tool") and (name in into or len(into) < MOST_SPEAKERS):
+            somebody = 0 < len(name) <= LONGEST_NAME and _role(name) not in ("system", "tool")
+            if somebody and (name in into or len(into) < MOST_SPEAKERS):
                 into[name] += 1
 
 
@@ -118,8 +122,8 @@ def _lists(row: Row) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
         value = row.get(key)
         if isinstance(value, str) and value.lstrip().startswith("[{"):
             try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
+                value = parse_json(value)
+            except ForeignTextError:
                 continue  # the format says what is wrong with it
         if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
             yield key, value

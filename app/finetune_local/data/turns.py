@@ -6,11 +6,13 @@ Not a format itself; the files in formats/ say where in a row the turns lie.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_local.data.conversation import Message, Role, RowRejected
 from finetune_local.spec.fields import did_you_mean
+from finetune_local.system.foreign_text import ForeignTextError, kind_of, parse_json
 
 ROLE_NAMES: Mapping[str, Role] = {
     "system": "system",
@@ -39,6 +41,8 @@ _SHOWN_ROLES = ("system", "user", "assistant", "tool", "human", "gpt", "function
 def text_of(value: object, where: str, *, empty: bool = False) -> str:
     """A text that a tokenizer takes. Raises RowRejected, naming `where`, for other types, emptiness, broken characters."""
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise RowRejected(f"{where} is {value}, which is no text but a cell without a value; leave the row out.")
         value = json.dumps(value)  # an answer such as 42 is a number in JSON, but a text to learn
     if not isinstance(value, str):
         raise RowRejected(f"{where} is {kind_of(value)}, expected a text.")
@@ -63,9 +67,9 @@ def turns(value: object, key: str) -> list[Message]:
     """Messages from a list of {"role", "content"} or {"from", "value"}. Raises RowRejected saying which turn and why."""
     if isinstance(value, str):  # a CSV cell holds the list as JSON
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise RowRejected(f"'{key}' is a text that is not JSON, expected a list of turns.") from None
+            value = parse_json(value)
+        except ForeignTextError as error:
+            raise RowRejected(f"'{key}' is a text that is not JSON as it should be ({error}).") from None
     if not isinstance(value, Sequence):
         raise RowRejected(f"'{key}' is {kind_of(value)}, expected a list of turns.")
     if not value:
@@ -163,33 +167,29 @@ def _calls(item: Mapping[str, Any], place: str) -> str:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments or "{}")
-            except json.JSONDecodeError:
-                raise RowRejected(f"{place} calls '{function['name']}' with arguments that are not JSON.") from None
-        lines.append(json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False))
+                arguments = parse_json(arguments or "{}")
+            except ForeignTextError as error:
+                raise RowRejected(
+                    f"{place} calls '{function['name']}' with arguments that are not JSON as it should be ({error})."
+                ) from None
+        lines.append(_written({"name": function["name"], "arguments": arguments}, f"a tool call of {place}"))
     return text_of("\n".join(lines), f"a tool call of {place}", empty=True)
 
 
 def _tools(value: object) -> str:
     if value in (None, "", [], "[]", {}):
         return ""
-    return text_of(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), "'tools'")
+    return text_of(value if isinstance(value, str) else _written(value, "'tools'"), "'tools'")
+
+
+def _written(value: object, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise RowRejected(f"{where} holds NaN or Infinity, which no JSON has.") from None
 
 
 def _near_key(wanted: str, item: Mapping[str, Any]) -> str:
     names = ", ".join(repr(str(k)) for k in list(item)[:6]) or "nothing"
     near = did_you_mean(wanted, [str(k) for k in item])
     return f" It has {names}." + (f" Rename '{near.split(chr(39))[1]}' to '{wanted}'." if near else "")
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words, for messages."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -26,6 +26,9 @@ MOST_DEPTH = 64
 MOST_DIGITS = 300
 """Longest integer that is accepted: a float holds 10^308."""
 
+MOST_PARTS = 5_000_000
+"""Most brackets and commas outside strings: each may cost a hundred bytes of memory. A tokenizer.json of 35 MB has 2 million."""
+
 
 class ForeignTextError(ValueError):
     """The text cannot be used. The message says what is wrong and where, as the end of a sentence without a full stop."""
@@ -38,6 +41,7 @@ def parse_json(text: str | bytes, depth: int = MOST_DEPTH) -> Any:
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        check_parts(decoded)
         value = _DECODER.decode(decoded)
     except json.JSONDecodeError as error:
         raise ForeignTextError(
@@ -47,10 +51,34 @@ def parse_json(text: str | bytes, depth: int = MOST_DEPTH) -> Any:
         raise ForeignTextError(f"it is not UTF-8 text (byte {error.start})") from None
     except RecursionError:
         raise ForeignTextError(f"it is nested more than {depth} deep") from None
-    # Counting brackets is fast and settles nearly every text; brackets inside strings make a closer look needed.
-    if decoded.count("[") + decoded.count("{") > depth and deeper_than(value, depth):
-        raise ForeignTextError(f"it is nested more than {depth} deep")
+    _check_depth(value, decoded, 0, len(decoded), depth)
     return value
+
+
+def parse_json_at(text: str, start: int, depth: int = MOST_DEPTH) -> tuple[Any, int]:
+    """The JSON value that begins at a place of a text, and where it ends: for values that stand one after the other.
+
+    Raises json.JSONDecodeError where the value is broken or goes on behind the text, whose length check_parts() should have
+    seen, and ForeignTextError where it is whole but cannot be used.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except RecursionError:
+        raise ForeignTextError(f"it is nested more than {depth} deep") from None
+    _check_depth(value, text, start, end, depth)
+    return value, end
+
+
+def check_parts(text: str, start: int = 0) -> None:
+    """Raise ForeignTextError where a JSON text has more parts than memory should be given to."""
+    if len(text) - start <= MOST_PARTS or sum(text.count(mark, start) for mark in "[{,") <= MOST_PARTS:
+        return  # marks inside strings count here, so many of them settle nothing
+    parts = 0
+    for match in _STRINGS_APART.finditer(text, start):
+        if match[0][0] != '"':
+            parts += sum(match[0].count(mark) for mark in "[{,")
+            if parts > MOST_PARTS:
+                raise ForeignTextError(f"it has more than {MOST_PARTS:,} parts")
 
 
 def parse_json_object(text: str | bytes, depth: int = MOST_DEPTH) -> dict[str, Any]:
@@ -135,7 +163,12 @@ def deeper_than(value: Any, depth: int) -> bool:
 
 def is_text(value: object) -> bool:
     """Whether a value is a string that can be written as UTF-8. JSON's \\ud800 makes one that cannot."""
-    return isinstance(value, str) and not _SURROGATE.search(value)
+    if not isinstance(value, str):
+        return False
+    try:
+        return value.isascii() or bool(value.encode("utf-8"))  # many times as fast as a search for such characters
+    except UnicodeEncodeError:
+        return False
 
 
 def kind_of(value: object) -> str:
@@ -145,8 +178,14 @@ def kind_of(value: object) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_STRINGS_APART = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[^"]++', re.DOTALL)  # possessive, so that it never goes back
 _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+
+
+def _check_depth(value: Any, text: str, start: int, end: int, depth: int) -> None:
+    # Counting brackets is fast and settles nearly every text; brackets inside strings make a closer look needed.
+    if text.count("[", start, end) + text.count("{", start, end) > depth and deeper_than(value, depth):
+        raise ForeignTextError(f"it is nested more than {depth} deep")
 
 
 def _inside(value: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_local.data import chat_log, chat_text
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
-from finetune_local.data.read import DataFile
+from finetune_local.data.read import DataFile, read
 from finetune_local.data.speakers import cast, merged, named
 from finetune_local.spec.run import DataSettings
 
@@ -243,3 +243,34 @@ def test_turns_of_one_side_become_one() -> None:
 def test_a_few_mistyped_roles_are_no_speakers() -> None:
     assert named({"user": 50, "assistant": 50, "assitant": 2}) == []
     assert named({"Alice": 5, "user": 9, "Bob": 7}) == ["Bob", "Alice"]
+
+
+def test_a_message_that_never_ends_is_told(tmp_path: Path) -> None:
+    lines = [
+        "[12/31/23, 10:15] Ann: hi",
+        "[12/31/23, 10:16] Bob: yes",
+        "x" * 200_000,
+        "[12/31/23, 10:17] Ann: so",
+        "[12/31/23, 10:18] Bob: no",
+        "",
+    ]
+    path = tmp_path / "chat.txt"
+    path.write_text("\n".join(lines), "utf-8")
+    found = list(read([path], DataSettings(assistant="Bob")))
+    assert [row.reason for row in found if isinstance(row, Rejected)] == [
+        "the message is longer than 100,000 characters. Is the rest no chat?"
+    ]
+    assert len(found) == 2
+
+
+def test_the_mark_of_an_edited_message_is_taken_off(tmp_path: Path) -> None:
+    lines = [
+        "[12/31/23, 10:15] Ann: a <b> c",
+        "[12/31/23, 10:16] Bob: yes" + " " * 20_000 + "<This message was edited>",
+        "",
+    ]
+    path = tmp_path / "chat.txt"
+    path.write_text("\n".join(lines), "utf-8")
+    (row,) = read([path], DataSettings(assistant="Bob"))
+    assert isinstance(row, Conversation)
+    assert [m.content for m in row.messages] == ["a <b> c", "yes"]

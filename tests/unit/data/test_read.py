@@ -296,3 +296,91 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 
 def _long(i: int) -> str:
     return json.dumps({"prompt": f"{i} " + "word 词 " * 120, "completion": "好" * 50})
+
+
+DIGITS, DEEP = "9" * 4_301, "[" * 2_000 + "]" * 2_000
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (f'{{"prompt": {DIGITS}, "completion": "a"}}', "a number of 4301 digits"),
+        (f'{{"prompt": "q", "completion": {DEEP}}}', "nested more than 64 deep"),
+        (json.dumps({"messages": f'[{{"role": "user", "content": {DIGITS}}}]'}), "a number of 4301 digits"),
+        (json.dumps({"messages": f"[{DEEP}]"}), "nested more than 64 deep"),
+        (
+            json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": DEEP}]}]}),
+            "nested more than 64 deep",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": NaN}}]}]}',
+            "holds NaN or Infinity",
+        ),
+        ('{"prompt": "q", "completion": NaN}', "is nan, which is no text"),
+        ('{"prompt": 1e999, "completion": "a"}', "is inf, which is no text"),
+        ('{"prompt": "q", "completion": "\\ud800"}', "half of a character"),
+        ('{"chat_log": ["hi", 3, null]}', "is a text, expected an object with a role"),
+        ('{"messages": [{"role": ["user"], "content": "x"}]}', "has role ['user']"),
+    ],
+)
+def test_what_json_allows_and_nothing_can_use_costs_its_row(tmp_path: Path, name: str, bad: str, reason: str) -> None:
+    good, container = [LINE, bad, LINE], name.removeprefix("a.")
+    text = "\n".join(good) if container == "jsonl" else "[" + ",\n".join(good) + "]"
+    file = DataFile(write(tmp_path, name, text))
+    found = list(file)
+    assert file.kind.container == container
+    assert [isinstance(row, Conversation) for row in found] == [True, False, True]
+    ((line, told),) = reasons(found)
+    assert line == 2
+    assert reason in told
+
+
+def test_an_empty_cell_of_pandas_is_no_input(tmp_path: Path) -> None:
+    (row,) = read([write(tmp_path, "a.jsonl", '{"instruction": "i", "input": NaN, "system": NaN, "output": "o"}')])
+    assert isinstance(row, Conversation)
+    assert [m.content for m in row.messages] == ["i", "o"]
+
+
+@pytest.mark.parametrize("time", ['"²"', '"①"', "1" + "0" * 299, "1e308", "NaN", "[]", '"9999-12-31T23:59:59-23:59"'])
+def test_a_time_that_is_none_costs_no_message(tmp_path: Path, time: str) -> None:
+    said = [f'{{"speaker": "{"user" if i % 2 else "assistant"}", "text": "{i}", "time": {time}}}' for i in range(4)]
+    (row,) = read([write(tmp_path, "a.jsonl", "\n".join(said))], DataSettings(assistant="assistant"))
+    assert isinstance(row, Conversation)
+    assert [m.content for m in row.messages] == ["1", "2", "3"]
+
+
+def test_half_a_character_of_utf_16_costs_its_row(tmp_path: Path) -> None:
+    text = "\n".join([LINE, '{"prompt": "q\ud800", "completion": "a"}', LINE, ""])
+    path = write(tmp_path, "a.jsonl", b"\xff\xfe" + text.encode("utf-16-le", "surrogatepass") + b"\n")
+    file = DataFile(path)
+    assert file.kind.encoding == "utf-16"
+    assert [line for line, _ in reasons(file)] == [2, 4]
+    assert len(asked(file)) == 4
+
+
+def test_a_csv_row_over_the_limit_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 1 << 16)
+    long = "x" * (1 << 17)
+    quoted = '"' + "line\n" * (1 << 14) + '",a'
+    content = f"prompt,completion\nq1,a\n{long},a\nq2,a\n{'1,' * (1 << 16)}\nq3,a\nq\0,a\n{quoted}\nq5,a\n"
+    found = list(read([write(tmp_path, "a.csv", content)]))
+    used = [row.messages[0].content for row in found if isinstance(row, Conversation)]
+    assert used[:4] == ["q1", "q2", "q3", "q\0"]
+    assert [line for line, why in reasons(found) if "longer than 0 MB" in why] == [3, 5, 8]
+    with pytest.raises(DataError, match="no header of a CSV file"):
+        DataFile(write(tmp_path, "b.csv", "a" * (1 << 20) + ",b\nq,a\n"))
+
+
+def test_a_reason_quotes_no_more_than_can_be_read(tmp_path: Path) -> None:
+    row = json.dumps({"messages": [{"role": "x" * 1_000_000, "content": "a"}]})
+    ((_, reason),) = reasons(read([write(tmp_path, "a.jsonl", row)]))
+    assert len(reason) < 3_000
+    assert reason.startswith("'messages' has role 'xxx")
+    assert reason.endswith("--assistant NAME")
+
+
+@pytest.mark.parametrize("text", ["\x85", "\x1c\n", "\x0b \x0c", "\u3000\n"])
+def test_a_file_of_other_spaces_is_empty_too(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="the file is empty"):
+        DataFile(write(tmp_path, "a.dat", text))

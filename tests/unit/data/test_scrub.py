@@ -85,3 +85,26 @@ def test_hostile_texts_take_linear_time(text: str) -> None:
 
     seconds(1000)
     assert seconds(400_000) < 12 * max(seconds(100_000), 0.01)
+
+
+def test_long_runs_take_no_longer_than_their_length() -> None:
+    """Without a limit of time: what goes back over what it has read needs minutes or years for these."""
+    for piece in (
+        "+" + "1" * 40 + " ",
+        "+1 (",
+        "+" + "1 " * 20 + "x",
+        "a@b.",
+        "DE89 1",
+        "1:",
+        "4111 ",
+        "password=",
+        "eyJaaaaaaaa.",
+    ):
+        scrub(piece * (200_000 // len(piece)), KINDS, Counter())
+
+
+def test_a_great_many_findings_are_put_in_order_once() -> None:
+    found: Counter[str] = Counter()
+    text = "a1@example.org +49 30 1234567, 10.1.2.3 " * 20_000
+    assert scrub(text, KINDS, found) == "[email] [phone], [ip] " * 20_000
+    assert found == {"email": 20_000, "phone": 20_000, "ip": 20_000}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from finetune_local.data.chat_log import SPEAKERS, TEXTS, THREADS, TIMES
 from finetune_local.data.conversation import Conversation, RowRejected, Source
 from finetune_local.data.formats import Row
@@ -30,7 +32,8 @@ class ChatLog:
             raise RowRejected(
                 "it is no message of a chat: it needs who speaks and what is said ('speaker' and 'text')."
             )
-        names = list(dict.fromkeys(str(turn.get("from", turn.get("role", ""))) for turn in row["chat_log"]))
+        said = [turn for turn in row["chat_log"] if isinstance(turn, Mapping)]  # turns() tells of what is none
+        names = list(dict.fromkeys(str(turn.get("from", turn.get("role", ""))) for turn in said))
         unknown = [name for name in names if name.lower() not in ROLE_NAMES]
         if unknown:
             listed = ", ".join(unknown[:_SHOWN]) + (" …" if len(unknown) > _SHOWN else "")
