@@ -15,7 +15,7 @@ from finetune_local.adapters.attach import attach
 from finetune_local.backend import Backend
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import GateFailed
-from finetune_local.export import candidates, compare, gguf_metadata, gguf_tensors, llama
+from finetune_local.export import candidates, compare, gguf, gguf_metadata, gguf_tensors, llama
 from finetune_local.export import verify as verification
 from finetune_local.export.job import export
 from finetune_local.export.merged import write_merged
@@ -216,7 +216,14 @@ def test_wrong_tensors_fail_the_gate(
     assert not (tmp_path / "m.gguf").exists()
 
 
+@pytest.fixture
+def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer is not tried before the file is written."""
+    monkeypatch.setattr(gguf, "rehearse", lambda *_: None)
+
+
 @needs_llama
+@pytest.mark.usefixtures("unrehearsed")
 @pytest.mark.parametrize(
     ("missing", "message"),
     [("add_chat_template", "chat template"), ("add_eos_token_id", "stop tokens: .* does not stop at “<|im_end|>”")],
@@ -239,6 +246,7 @@ def test_a_forgotten_key_fails_the_gate(
 
 
 @needs_llama
+@pytest.mark.usefixtures("unrehearsed")
 def test_another_cut_of_the_text_fails_the_gate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_merges(self: Any, merges: list[str]) -> None:
         self.add_array("tokenizer.ggml.merges", merges[: len(merges) // 2])

@@ -55,7 +55,7 @@ def compare_reading(check: ReceiverCheck, candidate: Candidate, expected: Expect
     """Texts and chats as ids. Raises GateFailed."""
     for (text, special), ids in zip(expected.texts, candidate.text_ids(expected.texts), strict=True):
         if ids != (wanted := expected.text_ids(text, special)):
-            raise GateFailed(f"token ids: {check.name}: the text {quoted(shortened(text))}: {_parted(wanted, ids)}")
+            raise GateFailed(f"token ids: {check.name}: the text {quoted(shortened(text))}: {parted(wanted, ids)}")
     for chat, found in zip(chats, candidate.renderings(chats), strict=True):
         if difference := differing(expected, chat, found):
             raise GateFailed(f"chat template: {check.name}: a chat with {quoted(chat.title)}: {difference}")
@@ -154,7 +154,7 @@ def differing(expected: Expected, chat: Chat, found: Rendering, **variables: boo
         start = max(0, (min(len(wanted.text), len(found.text)) if at is None else at) - _AROUND)
         here, there = (quoted(text[start : start + 2 * _AROUND]) for text in (wanted.text, found.text))
         return f"it writes {there}, where the app writes {here}."
-    return _parted(wanted.ids or (), found.ids or ())
+    return parted(wanted.ids or (), found.ids or ())
 
 
 def quoted(text: str) -> str:
@@ -167,7 +167,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= 2 * _AROUND else text[: 2 * _AROUND] + "…"
 
 
-def _parted(ours: Sequence[int], theirs: Sequence[int]) -> str:
+def parted(ours: Sequence[int], theirs: Sequence[int]) -> str:
+    """Where two lists of ids part, as a sentence."""
     part = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
     at = min(len(ours), len(theirs)) if part is None else part
     return f"it makes {len(theirs)} tokens of it and the app {len(ours)}; they part at token {at + 1}."

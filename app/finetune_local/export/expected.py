@@ -45,6 +45,11 @@ class Expected:
             return Rendering()
         return Rendering(text, tuple(self.tokenizer.ids(text)))
 
+    @property
+    def composes(self) -> bool:
+        """Whether the tokenizer puts letters and their accents together before it reads."""
+        return self.tokenizer.ids("cafe\u0301") == self.tokenizer.ids("caf\u00e9")
+
     def text_ids(self, text: str, special: bool) -> tuple[int, ...]:
         """A text's ids."""
         return tuple(self.tokenizer.ids(text, special))

@@ -19,11 +19,12 @@ from finetune_local.export import Progress, Source, ggml, silent, verify
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.ggml import Ggml
 from finetune_local.export.gguf_metadata import ARCHITECTURES, Nowhere, add_metadata
+from finetune_local.export.gguf_rehearsal import rehearse
 from finetune_local.export.gguf_tensors import GgufTensor, gguf_tensors
 from finetune_local.export.gguf_vocabulary import add_vocabulary, read_vocabulary
 from finetune_local.export.quants import QUANTS, is_k
 from finetune_local.export.verify import Gate
-from finetune_local.export.weights import EMBEDDING, MergedWeights, check_float16
+from finetune_local.export.weights import EMBEDDING, MergedWeights, check_float16, check_float16_base
 from finetune_local.files import written_aside
 from finetune_local.models.folder import ModelFolder
 from finetune_local.tokenizer_files import TOKENIZER, in_force
@@ -82,6 +83,9 @@ class Gguf:
 
         weights = source.weights
         tensors = planned(weights, quant)
+        add_metadata(Nowhere(), weights, quant)
+        rehearse(weights.model, weights.adapter, weights.shapes()[EMBEDDING][0])
+        check_float16_base(weights, {t.source: times for t in tensors if t.source and (times := _holds(t.kind.name))})
         check_room(out, sum(tensor.bytes for tensor in tensors) + _METADATA_BYTES)
         with written_aside(out, ADVICE) as aside:
             writer = GGUFWriter(aside, ARCHITECTURES[weights.model.family])
@@ -132,7 +136,9 @@ def _check_grid(weights: MergedWeights, quant: str, kinds: set[Any]) -> None:
         if kind.name not in _COARSE or base.shape[-1] % 32:
             continue
         rounded = quants.dequantize(quants.quantize(base, kind), kind)
-        if np.abs(rounded - base).mean() < _GRID * np.abs(base).mean():
+        # By rows, as one value that is very much larger than all others would be all of a mean.
+        share = np.abs(rounded - base).mean(axis=-1) / np.maximum(np.abs(base).mean(axis=-1), 1e-12)
+        if np.median(share) < _GRID:
             raise ModelError(
                 f"'{weights.model.name}' was made from a file in the format {kind.name}. Written as {quant} again, nearly all of the "
                 "training would be rounded away. Choose q8_0 or q4_0 instead."
@@ -165,12 +171,17 @@ def _write(writer: Any, tensors: list[GgufTensor], progress: Progress) -> None:
         os.fsync(file.fileno())
 
 
+def _holds(kind: str) -> float | None:
+    """How many times float16's largest number a format holds: a block's scale, and of some its minimum, are float16."""
+    return {"F16": 1.0, "Q4_1": 1.0, "Q5_1": 1.0, "Q4_0": 8.0, "Q5_0": 16.0, "Q8_0": 127.0}.get(kind)
+
+
 def _stored(tensor: GgufTensor, child: Ggml | None) -> np.ndarray:
-    from gguf import GGMLQuantizationType, quants
+    from gguf import quants
 
     weight = tensor.make()
-    if tensor.kind == GGMLQuantizationType.F16:
-        check_float16(tensor.name, weight)
+    if times := _holds(tensor.kind.name):
+        check_float16(tensor.name, weight, times)
     if child is not None and is_k(tensor.kind):
         return child.quantise(weight, tensor.kind)
     return np.ascontiguousarray(quants.quantize(weight, tensor.kind))

@@ -29,6 +29,8 @@ class GgufTensor:
     shape: tuple[int, ...]
     kind: Any  # gguf.GGMLQuantizationType
     make: Callable[[], Floats]
+    source: str = ""
+    """Hugging Face's name of it; "" where it is computed."""
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -78,7 +80,7 @@ def gguf_tensors(weights: MergedWeights, quant: str) -> list[GgufTensor]:
                 "to GGUF here. Export it with --to merged and try llama.cpp's convert_hf_to_gguf.py on the folder."
             )
         kind = kind_of(target, shape, quant, model.blocks, weights.tied)
-        result.append(GgufTensor(target, shape, kind, partial(_made, weights, name)))
+        result.append(GgufTensor(target, shape, kind, partial(_made, weights, name), name))
     if not weights.tied and not any(tensor.name == "output.weight" for tensor in result):
         raise ModelError(f"{model.path}: lm_head.weight is missing, and config.json says that the head is not tied.")
     if factors := _llama3_factors(weights):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_local.adapters.asked_files import stops_of
 from finetune_local.adapters.companions import asking
 from finetune_local.errors import ModelError
 from finetune_local.export.weights import EMBEDDING
@@ -88,7 +89,7 @@ def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None, rows: 
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)
     writer.add_add_space_prefix(vocabulary.space_prefix)
-    special = special_ids(model, vocabulary, tokenizer, adapter)
+    special = special_ids(model, vocabulary, adapter)
     for name, token in special.items():
         getattr(writer, f"add_{name}_token_id")(token)
     bos = special.get("bos")
@@ -98,12 +99,10 @@ def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None, rows: 
         writer.add_chat_template(asked.template)
 
 
-def special_ids(
-    model: ModelFolder, vocabulary: Vocabulary, tokenizer: Tokenizer, adapter: Path | None = None
-) -> dict[str, int]:
+def special_ids(model: ModelFolder, vocabulary: Vocabulary, adapter: Path | None = None) -> dict[str, int]:
     """Ids of bos, eos, eot, eom, unk and pad, as far as the model has them.
 
-    eos is the tokenizer's own; further tokens that end an answer become eot and eom.
+    eos is the token that ends an answer, where the template does not write the tokenizer's own; further ones become eot and eom.
     """
     settings = {}
     if (config := in_force(model.path, adapter).get(CONFIG)) is not None:
@@ -118,12 +117,11 @@ def special_ids(
             token = token[0] if token else None
         if isinstance(token, int) and 0 <= token < len(vocabulary.tokens):
             found[name] = token
-    stops = sorted(tokenizer.stop_ids - {found.get("eos")})
-    if "eos" not in found and stops:
-        found["eos"] = stops.pop(0)
-    # A token that the template writes ends a turn; it goes first, as eot is what chat programs look at.
-    stops.sort(key=lambda token: (vocabulary.tokens[token] not in tokenizer.chat_template, token))
-    found |= dict(zip(("eot", "eom"), stops, strict=False))
+    stops = stops_of(asking(model.path, adapter))
+    if stops.token is not None or "eos" not in found:
+        found["eos"] = stops.ids[0]
+    # The turn's own end goes first, as eot is what chat programs look at.
+    found |= dict(zip(("eot", "eom"), (i for i in stops.ids if i != found["eos"]), strict=False))
     return found
 
 
@@ -159,11 +157,27 @@ def _tokens(
         tokens[i], types[i] = text, NORMAL
         if bpe.get("byte_fallback") and len(text) == 6 and text.startswith("<0x"):
             types[i] = BYTE
+    for token in added.values():
+        _check_added(model, token)
     for i, token in added.items():
         tokens[i], types[i] = token["content"], CONTROL if token.get("special") else USER_DEFINED
     if (unknown := bpe.get("unk_token")) in bpe["vocab"]:
         types[bpe["vocab"][unknown]] = UNKNOWN
     return tuple(tokens), tuple(types)
+
+
+def _check_added(model: ModelFolder, token: Mapping[str, Any]) -> None:
+    """Raise ModelError for an added token that swallows spaces beside it, or is one only as a whole word: llama.cpp's are neither."""
+    if token.get("lstrip") or token.get("rstrip"):
+        what = "takes the spaces beside it"
+    elif token.get("single_word"):
+        what = "stands for whole words only"
+    else:
+        return
+    raise ModelError(
+        f"'{model.name}': its added token “{token.get('content')}” {what}, which llama.cpp does not know: it would read texts with it "
+        "as other tokens. Export with --to merged, then try llama.cpp's convert_hf_to_gguf.py on the folder."
+    )
 
 
 def _cut_name(model: ModelFolder, values: Mapping[str, Any], bpe: Mapping[str, Any]) -> str:

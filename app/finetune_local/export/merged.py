@@ -18,7 +18,7 @@ from finetune_local.export import Progress, Source, silent, verify
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.merged_config import merged_config
 from finetune_local.export.verify import Gate
-from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16
+from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16, check_float16_base
 from finetune_local.files import written_aside
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
@@ -98,6 +98,8 @@ class Merged:
         dtype = chosen_dtype(weights.model, quant)
         shards = _shards(weights.shapes(), BYTES[_SHORT[dtype]])
         size = _bytes(weights, dtype)
+        if dtype == "float16":
+            check_float16_base(weights, dict.fromkeys(weights.shapes(), 1.0))
         check_room(out, self.size(source, quant))
         with written_aside(out, ADVICE) as folder:
             folder.mkdir()

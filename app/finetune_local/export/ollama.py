@@ -163,7 +163,7 @@ def modelfile(gguf: str, asking: Asking) -> str:
 def _turns(source: Source, tokenizer: Tokenizer) -> Turns:
     model, adapter = source.model, source.adapter
     rows = source.weights.shapes()[EMBEDDING][0]
-    bos = special_ids(model, read_vocabulary(model, adapter, rows), tokenizer, adapter).get("bos")
+    bos = special_ids(model, read_vocabulary(model, adapter, rows), adapter).get("bos")
     return turns_of(
         tokenizer.render,
         tokenizer.render_turns,

@@ -20,6 +20,9 @@ from finetune_local.spec.whole import is_table, shape_of
 
 Floats = npt.NDArray[np.float32]
 WEIGHT = ".weight"
+FLOAT16_ENDS = 65520.0
+"""The smallest number that rounds to infinity."""
+
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -94,10 +97,20 @@ class MergedWeights:
         return np.ascontiguousarray(weight, np.float32).reshape(weight.shape)  # a scalar would become a vector of one
 
 
-def check_float16(name: str, weight: Floats) -> None:
-    """Raise ModelError where a value does not fit into float16 (it would become infinite)."""
+def check_float16(name: str, weight: Floats, times: float = 1.0) -> None:
+    """Raise ModelError where a value does not fit into float16, which it would leave as infinity; `times` is how many times as much
+    the number format holds, which keeps a block's scale as float16."""
     largest = float(np.abs(weight).max(initial=0.0))
-    if largest >= 65520.0:  # the smallest number that rounds to infinity
-        raise ModelError(
-            f"{name} has a value of {largest:.6g}, and float16 ends at 65504. Export it as bfloat16 or float32 instead."
-        )
+    if largest >= FLOAT16_ENDS * times:
+        ends = "float16 ends at 65504" if times == 1 else f"this format's blocks end at {65504 * times:.4g}"
+        raise ModelError(f"{name} has a value of {largest:.6g}, and {ends}. Export it as bfloat16 or float32 instead.")
+
+
+def check_float16_base(weights: MergedWeights, names: Mapping[str, float]) -> None:
+    """The same before anything is written, for what the base holds: its tensors are looked through as they are stored, and only one that
+    is too large is merged to see what becomes of it. `names` are those to be written so, each with its `times`."""
+    stored = weights.model.weights()
+    for name, times in names.items():
+        of_base = EMBEDDING if name not in stored else name
+        if of_base in stored and weights.model.largest(of_base) >= FLOAT16_ENDS * times:
+            check_float16(name, weights.read(name), times)

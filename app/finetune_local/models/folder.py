@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune_local.errors import ModelError
 from finetune_local.models.fingerprint import config_sha256, tokenizer_sha256
-from finetune_local.models.tensors import Floats, Stored, read_header, read_tensor, same_numbers
+from finetune_local.models.tensors import Floats, Stored, largest, read_header, read_tensor, same_numbers
 from finetune_local.models.vocabulary import check_tokens
 from finetune_local.paths import located
 from finetune_local.spec.base_config import CONFIG, GENERATION, check_generation_config, read_base_config, size_of
@@ -172,6 +172,10 @@ class ModelFolder:
         if name not in self._stored:
             raise ModelError(f"{self.path}: it has no tensor {name}.")
         return read_tensor(self._stored[name], name)
+
+    def largest(self, name: str) -> float:
+        """The largest absolute value of a tensor, found without making fp32 of it. Raises ModelError."""
+        return largest(self._stored[name], name)
 
     def chat_template(self) -> str | None:
         """The chat template's text, from chat_template.jinja or tokenizer_config.json."""

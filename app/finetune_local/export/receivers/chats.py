@@ -86,3 +86,16 @@ TEXTS: Sequence[str] = (
     " leading and trailing spaces  ",
     "中文和 English 混排。🙂 café",
 )
+CUTS: Sequence[str] = (
+    "Hello world",
+    " leading and trailing  ",
+    "two  spaces   three\tand a tab",
+    "lines\nbreak\n\ntwice\r\n\r\n    indented\n",
+    "def f(x):\n    return  x['a'] + 12345  # don't, we've, I'LL",
+    "中文和 English 混排，日本語も。한국어",
+    "emoji 🙂👩‍👩‍👧 and naïve café — “quotes”… €5.00",
+    "Привет, مرحبا, שלום, ไทย",
+    "A\u00a0b\u2003c ▁ <0x0A> [INST] hi [/INST] <s> </s> <|im_start|>",
+    "1 12 123 1234 12345678 3.14 1e-5",
+)
+"""Texts that tokenizers are known to cut in ways of their own."""
