@@ -21,6 +21,7 @@ from finetune_local.paths import Home, located
 from finetune_local.spec.families import OWN_TYPE, family_of, trainable_parameters
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.whole import NOT_TRAINED
+from finetune_local.tokenizer_files import TRAVEL, brought
 
 NOTE = "note.txt"
 MADE_FROM = "made_from"
@@ -64,13 +65,14 @@ class Entry:
     @property
     def stamp(self) -> object:
         """Another one where what describe() tells may have changed."""
-        return stamp(self.folder, CONFIG, WEIGHTS, IDENTITY, NOTE, "../run.json", "../" + MADE_FROM)
+        return stamp(self.folder, CONFIG, WEIGHTS, IDENTITY, NOTE, "../run.json", "../" + MADE_FROM, *TRAVEL)
 
     def describe(self) -> dict[str, Any]:
         """A plain object for lists, made without reading the weights. Raises AdapterError.
 
         name, origin, folder, base, method, rank, parameters, whole (it holds the base's own weights), run, made_from,
-        extracted_from, files (the data it learned from), step, created (ISO 8601), created_time (seconds), bytes, note.
+        extracted_from, files (the data it learned from), step, created (ISO 8601), created_time (seconds), bytes, note, beside (names of
+        the files that say how it is asked: what they bring tells brings()).
         """
         identity, config = self.identity, read_peft(self.folder)
         tables = run_tables(self.folder) if self.origin == "run" else {}
@@ -94,6 +96,7 @@ class Entry:
             "created_time": _seconds(identity.created if identity else "", self.folder / WEIGHTS),
             "bytes": self.bytes_on_disk,
             "note": self.note,
+            "beside": list(brought(self.folder)),
         }
 
     def listed(self) -> dict[str, Any]:
@@ -106,7 +109,14 @@ class Entry:
             problem = f"{self.folder}: cannot be read ({error}). Copy the adapter again."
         known = {"name": self.name, "origin": self.origin, "folder": str(self.folder)}
         unknown = dict.fromkeys(("base", "method", "rank", "parameters", "run", "made_from", "step", "created"))
-        rest = {"extracted_from": {}, "files": [], "whole": False, "note": "", "bytes": _size(self.folder)}
+        rest = {
+            "extracted_from": {},
+            "files": [],
+            "whole": False,
+            "note": "",
+            "beside": [],
+            "bytes": _size(self.folder),
+        }
         when = _seconds("", self.folder / WEIGHTS)
         return {**known, **unknown, **rest, "created_time": when, "problem": problem}
 

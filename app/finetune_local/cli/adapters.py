@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import click
 from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option, model_option
 from finetune_local.cli.show import console, emit, megabytes, note, table
-from finetune_local.errors import typed
+from finetune_local.errors import UserError, typed
 
 if TYPE_CHECKING:
     from finetune_local.adapters.extract import Extraction
@@ -49,10 +49,12 @@ def list_adapters(context: click.Context, home: str | None, as_json: bool) -> No
 @click.pass_context
 def info(context: click.Context, name: str, home: str | None, as_json: bool) -> None:
     """All that is known of one: base, method, size, settings."""
+    from finetune_local.adapters.brings import brings
     from finetune_local.adapters.library import details, find
 
-    folder = find(name, _place(context, home))
-    facts = details(name, folder, "folder")
+    place = _place(context, home)
+    folder = find(name, place)
+    facts = details(name, folder, "folder") | {"brings": brings(folder, place)}
     if as_json:
         emit(facts)
     else:
@@ -186,9 +188,10 @@ def restore(context: click.Context, name: str | None, home: str | None, as_json:
 
 
 def _list(home: paths.Home, as_json: bool) -> None:
+    from finetune_local.adapters.brings import brings
     from finetune_local.adapters.library import listing
 
-    found = listing(home)
+    found = [{**f, "brings": [] if f["problem"] else _told(brings, f["folder"], home)} for f in listing(home)]
     if as_json:
         emit(found)
         return
@@ -197,16 +200,25 @@ def _list(home: paths.Home, as_json: bool) -> None:
         return
     columns = ("name", "base", "method", "rank", "origin")
     table(
-        (*(c.upper() for c in columns), "SIZE", "NOTE"),
+        (*(c.upper() for c in columns), "SIZE", "BRINGS", "NOTE"),
         (
             (
                 *(f[c] if f[c] is not None else "" for c in columns),
                 megabytes(f["bytes"]),
+                "; ".join(f["brings"]),
                 f"cannot be used: {f['problem']}" if f["problem"] else f["note"],
             )
             for f in found
         ),
     )
+
+
+def _told(brings: Callable[[Path, paths.Home], list[str]], folder: str, home: paths.Home) -> list[str]:
+    """What one of a list brings; of files that cannot be read that is told when the adapter is used."""
+    try:
+        return brings(Path(folder), home)
+    except UserError as error:
+        return [str(error)]
 
 
 def _show_extraction(done: Extraction, name: str) -> None:

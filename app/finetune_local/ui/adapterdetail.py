@@ -11,6 +11,7 @@ from finetune_local.errors import FinetuneError
 from finetune_local.jobs import job
 from finetune_local.jobs.job import Job
 from finetune_local.ui import controls, lists, parts
+from finetune_local.ui.answers import Answer
 from finetune_local.ui.html import Child, Html, h, join
 from finetune_local.ui.lineage import tree
 from finetune_local.ui.lists import Row
@@ -25,8 +26,8 @@ METRICS = ("exact", "contains", "f1", "loss")
 CONDITIONS = ("base", "few_shot", "tuned")
 
 
-def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str) -> Html:
-    """The whole of it; `editing` is "name" or "note" while that is being changed."""
+def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings: Answer) -> Html:
+    """The whole of it; `editing` is "name" or "note" while that is being changed; `brings` is what lies beside its weights."""
     t = context.t
     back = parts.button(join(["‹ ", t("adapters.back")]), "adapters.back", kind="quiet small back")
     name = _rename_form(context, row) if editing == "name" else None
@@ -34,7 +35,13 @@ def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str) -> Html
         problem = h("div", sentence(t, str(row["problem"])), class_="hint bad", role="alert")
         return h("div", back, _head(context, row), name, problem, class_="stack")
     extract = _extract(context, row) if row["whole"] else None
-    left = h("div", _note(context, row, editing == "note"), _scores(context, row), _facts(context, row), class_="stack")
+    left = h(
+        "div",
+        _note(context, row, editing == "note"),
+        _scores(context, row),
+        _facts(context, row, brings),
+        class_="stack",
+    )
     origin = parts.card(tree(context, row, rows), title=t("adapters.origin"))
     right = h("div", origin, extract, _settings(context, row), class_="stack")
     return h("div", back, _head(context, row), name, h("div", left, right, class_="columns uneven"), class_="stack")
@@ -111,7 +118,16 @@ def _scores(context: Context, row: Row) -> Html:
     )
 
 
-def _facts(context: Context, row: Row) -> Html:
+def _brings(context: Context, row: Row, brings: Answer) -> Child:
+    t = context.t
+    if brings.problem is not None:
+        return sentence(t, str(brings.problem))
+    if brings.value is None:
+        return t("adapters.brings_looking") if row["beside"] else None
+    return [h("div", sentence(t, str(one))) for one in brings.value] or None
+
+
+def _facts(context: Context, row: Row, brings: Answer) -> Html:
     t, f = context.t, context.f
     folder = row["folder"]
     copy = h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=folder)
@@ -122,6 +138,7 @@ def _facts(context: Context, row: Row) -> Html:
         (t("adapters.parameters"), f.parameters(row["parameters"])),
         (t("adapters.data"), [h("div", name) for name in row["files"]]),
         (t("adapters.step"), f.number(row["step"]) if isinstance(row["step"], int) else None),
+        (t("adapters.brings"), _brings(context, row, brings)),
         (t("adapters.size"), f.size(row["bytes"])),
         (t("adapters.made"), f.moment(row["created_time"])),
         (t("adapters.folder"), [h("code", folder), " ", copy]),

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from finetune_local.adapters import manage
+from finetune_local.adapters.brings import brings
 from finetune_local.adapters.companions import asking, companions, tokenizer_of
 from finetune_local.data.conversation import Message
+from finetune_local.models.folder import ModelFolder
+from finetune_local.paths import Home
 from made import made_adapter
 from tiny import CHATML, tiny_model
 
@@ -164,6 +168,18 @@ def test_a_token_marked_as_text_shows_in_answers(tiny: Path, tmp_path: Path) -> 
     (adapter / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": None}), "utf-8")
     assert companions(tiny, adapter).remarked == ("<|im_start|>",)
     assert tokenizer_of(tiny, adapter).text([1]) == "<|im_start|>" and tokenizer_of(tiny).text([1]) == ""
+
+
+def test_the_library_says_what_an_adapter_brings(tiny: Path, tmp_path: Path, home: Home) -> None:
+    entry = manage.bring_in(saved(tiny, tmp_path / "mine", template=TEMPLATE), home)
+    assert set(entry.describe()["beside"]) >= {"tokenizer.json", "chat_template.jinja"}
+    assert brings(entry.folder, home, ModelFolder.open(tiny)) == ["its own chat template"]
+    assert "not here" in brings(entry.folder, home)[0], "the folder's name alone does not lead to the base"
+    renamed_entry = manage.rename("mine", "ours", home)
+    assert brings(renamed_entry.folder, home, ModelFolder.open(tiny)) == ["its own chat template"]
+    manage.remove("ours", home)
+    assert brings(manage.restore("ours", home).folder, home, ModelFolder.open(tiny)) == ["its own chat template"]
+    assert brings(made_adapter(tiny, tmp_path / "plain"), home) == []
 
 
 def test_files_written_anew_are_read_anew(tiny: Path, tmp_path: Path) -> None:

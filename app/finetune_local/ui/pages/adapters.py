@@ -14,6 +14,7 @@ from finetune_local.errors import AdapterError
 from finetune_local.jobs import job, once
 from finetune_local.shelf import Shelf
 from finetune_local.ui import adapterdetail, adapterlist, lists, notice, parts, trashbox
+from finetune_local.ui.answers import Answer, Answers
 from finetune_local.ui.html import Html, h
 from finetune_local.ui.lists import Place
 from finetune_local.ui.pages.runs import follow_name
@@ -39,6 +40,7 @@ class AdaptersPage:
     def __init__(self, context: Context) -> None:
         self.context, self.t = context, context.t
         self.shelf = Shelf(context.home)
+        self.brings = Answers(context.desk, "brings")
 
     def build(self) -> None:
         """Make and wire the components."""
@@ -94,7 +96,10 @@ class AdaptersPage:
         shown = next((row for row in rows if row["name"] == window["adapters_shown"]), None)
         editing = str(window["adapters_editing"] or "")
         if shown is not None:
-            main = adapterdetail.drawn(self.context, shown, rows, editing)
+            brings = Answer([])
+            if not shown["problem"]:
+                brings = self.brings.ask(folder=shown["folder"], bytes=shown["bytes"])  # another size: ask again
+            main = adapterdetail.drawn(self.context, shown, rows, editing, brings)
         else:
             names = {row["name"] for row in rows}
             place = self._place(window)

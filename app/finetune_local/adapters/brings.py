@@ -1,0 +1,39 @@
+"""What an adapter of the library brings beside its weights, in sentences for lists and pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune_local.adapters.companions import beside, companions
+from finetune_local.adapters.fitted import rows_of
+from finetune_local.adapters.library import base_of
+from finetune_local.errors import UserError
+from finetune_local.layout import WEIGHTS, plan_of, read_config
+from finetune_local.models import resolve
+from finetune_local.models.folder import ModelFolder
+from finetune_local.models.tensors import read_header
+from finetune_local.paths import Home
+from finetune_local.spec.whole import NOT_TRAINED, is_table
+
+
+def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[str]:
+    """What differs from the base's in effect; empty where nothing does. Held against `model`, else the base it was made on.
+
+    Raises AdapterError for a damaged adapter.
+    """
+    shapes = {n: t.shape for n, t in read_header(folder / WEIGHTS).items() if not n.endswith(NOT_TRAINED)}
+    plan = plan_of(folder, read_config(folder), shapes)
+    if not beside(folder) and not any(is_table(target) for target in plan.targets):
+        return []
+    try:
+        chosen = base_of(folder)
+        base = model if model is not None else resolve.find(chosen, home) if chosen else None
+    except UserError:  # it was removed, or is called otherwise here
+        base = None
+    if base is None:
+        return ["tokenizer files of its own; its base is not here to compare them with"] if beside(folder) else []
+    found, rows = list(companions(base.path, folder).sentences), rows_of(plan, base)
+    own = base.vocabulary
+    if rows.embedding not in (0, own):
+        found.append(f"rows for {rows.embedding} tokens, where the base has {own}")
+    return found
