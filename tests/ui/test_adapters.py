@@ -147,8 +147,10 @@ def test_a_full_fine_tune_is_extracted_by_a_job(app: App, home: Home) -> None:
     }
     write_adapter(home.adapters / "whole", plan, tensors, "base")
     write_identity(home.adapters / "whole", model.identity(), None, {"method": "full"})
+    (home.adapters / "whole" / "chat_template.jinja").write_text("{{ messages[0].content }}", "utf-8")
     page = app.open("adapters")
     look_at(page, "whole")
+    expect(page.locator("#adapters-main")).to_contain_text("its own chat template")
     page.fill("input[name=rank]", "many")
     page.get_by_role("button", name="Extract", exact=True).click()
     expect(page.locator("#notice .bad")).to_contain_text("whole number")

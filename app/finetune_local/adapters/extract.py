@@ -29,6 +29,7 @@ from finetune_local.spec.fields import parse
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import block_of, linear_modules, select_linear
 from finetune_local.system import checksums
+from finetune_local.tokenizer_files import copy_brought
 
 DEFAULT_RANK = 16
 ADVICE = "Make room on it, or give another place with --out."
@@ -158,6 +159,8 @@ def extract(
     lineage = {**tuned.lineage, "rank": rank, "energy": energy, "error": _overall(found)}
     with written_aside(out, ADVICE) as place:
         write_adapter(place, plan, tensors, base.name)
+        if tuned.beside is not None:
+            copy_brought(tuned.beside, place)
         extra = {"method": plan.method, "parameters": parameters, "extracted_from": lineage}
         write_identity(place, base.identity(), tuned.run, extra)
         checksums.write(place)

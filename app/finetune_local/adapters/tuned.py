@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_local.adapters.companions import beside
+from finetune_local.adapters.companions import beside, carrier
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity, times
 from finetune_local.errors import AdapterError, ModelError
 from finetune_local.layout import CONFIG, WEIGHTS, read_peft
@@ -22,7 +22,8 @@ _COMPUTED = "rotary_emb.inv_freq"  # stored by some old files, never trained
 
 @dataclass(frozen=True)
 class Tuned:
-    """`weights`: what may have changed, by the base's names; `read` gives one, fp32. `lineage` says where it comes from."""
+    """`weights`: what may have changed, by the base's names; `read` gives one, fp32. `lineage` says where it comes from, `beside` is
+    the folder of its tokenizer, template and generation settings."""
 
     name: str
     run: str | None
@@ -30,6 +31,7 @@ class Tuned:
     weights: Mapping[str, WeightInfo]
     read: Callable[[str], Floats]
     notes: tuple[str, ...] = ()
+    beside: Path | None = None
 
 
 def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
@@ -58,6 +60,7 @@ def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
         {"run": run, "method": plan.method},
         {name.removeprefix(PREFIX): WeightInfo(stored[name].shape, stored[name].dtype) for name in shapes},
         lambda name: read_tensor(stored[PREFIX + name], name),
+        beside=carrier(folder),
     )
 
 
@@ -96,10 +99,10 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
     notes = []
     if mine.tokenizer_sha256 != its.tokenizer_sha256:
         notes.append(
-            "the tuned model's tokenizer or chat template is not the base's: with the adapter the base's own is used"
+            "the tuned model's tokenizer or chat template is not the base's: the adapter brings the tuned model's own"
         )
     if coarser := sorted({other[n].dtype for n in names if BYTES[other[n].dtype] < BYTES[own[n].dtype]}):
         notes.append(
             f"the tuned weights are stored in {coarser[0]}, coarser than the base's: rounding counts as change"
         )
-    return Tuned(model.name, None, {"folder": model.name}, {n: other[n] for n in names}, model.read, tuple(notes))
+    return Tuned(model.name, None, {"folder": model.name}, {n: other[n] for n in names}, model.read, tuple(notes), path)

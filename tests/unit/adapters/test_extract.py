@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from finetune_local import paths
 from finetune_local.adapters import library
+from finetune_local.adapters.companions import companions
 from finetune_local.adapters.extract import Extraction, extract, rank_for, spectrum
 from finetune_local.adapters.identity import read_identity, write_identity
 from finetune_local.adapters.tuned import from_adapter, from_folder
@@ -251,6 +252,13 @@ def test_coarser_numbers_and_another_tokenizer_are_told(base: ModelFolder, tmp_p
     (coarse / "chat_template.jinja").write_text("{{ messages }}", "utf-8")
     first, second = from_folder(coarse, base).notes
     assert "chat template is not the base's" in first and "BF16, coarser" in second
+
+
+def test_the_tuned_model_s_own_template_goes_with_the_adapter(base: ModelFolder, tmp_path: Path) -> None:
+    tuned = folder_of(base, changed(base), tmp_path / "tuned")
+    (tuned / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}", "utf-8")
+    made = extract(base, from_folder(tuned, base), tmp_path / "out", rank=4).folder
+    assert companions(base.path, made).sentences == ("its own chat template",)
 
 
 @pytest.fixture
