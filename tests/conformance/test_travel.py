@@ -106,7 +106,9 @@ def test_runs_of_earlier_versions_have_no_such_files_and_are_held_against_the_ba
     train(run, home)
     for folder in (run.adapter, run.tokenizer):
         for file in folder.iterdir():
-            if file.name.startswith(("tokenizer", "chat_template", "generation_config", "special_tokens")):
+            if file.name.startswith(
+                ("tokenizer", "chat_template", "generation_config", "special_tokens", "SHA256SUMS")
+            ):
                 file.unlink()
     run.tokenizer.rmdir()
     rewrite(run.adapter, vocabulary_sha256=None)
