@@ -8,12 +8,12 @@ from finetune_local.adapters.companions import beside, companions
 from finetune_local.adapters.fitted import rows_of
 from finetune_local.adapters.library import base_of
 from finetune_local.errors import UserError
-from finetune_local.layout import WEIGHTS, plan_of, read_config
+from finetune_local.layout import WEIGHTS, plan_of, read_peft
 from finetune_local.models import resolve
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header
 from finetune_local.paths import Home
-from finetune_local.spec.whole import NOT_TRAINED, is_table
+from finetune_local.spec.whole import is_table
 
 
 def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[str]:
@@ -21,8 +21,8 @@ def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[s
 
     Raises AdapterError for a damaged adapter.
     """
-    shapes = {n: t.shape for n, t in read_header(folder / WEIGHTS).items() if not n.endswith(NOT_TRAINED)}
-    plan = plan_of(folder, read_config(folder), shapes)
+    shapes = {name: stored.shape for name, stored in read_header(folder / WEIGHTS).items()}
+    plan = plan_of(folder, read_peft(folder), shapes)
     if not beside(folder) and not any(is_table(target) for target in plan.targets):
         return []
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from finetune_local.adapters.companions import Asking, beside, chat_ids
+from finetune_local.adapters.identity import times
 from finetune_local.errors import AdapterError
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, read_peft
 from finetune_local.models.folder import ModelFolder
@@ -129,7 +130,10 @@ class _Tables:
         """The whole copy for a module; None where the base's own holds, with the adapter's update if it has one."""
         name = module + WEIGHT
         copy = self._tensors.get(PREFIX + name)
+        if copy is not None:
+            self._check_table(module, copy)
         if copy is None and beneath is not None:
+            self._check_table(module, beneath)
             copy = beneath
             if not self._base_holds(module, beneath):
                 copy = family_of(self._plan).merge(name, beneath, self._plan, self._tensors)
@@ -140,6 +144,16 @@ class _Tables:
         if copy is None or (copy.shape == (own := self._own(module)).shape and np.array_equal(copy, own)):
             return None
         return np.ascontiguousarray(copy, np.float32)
+
+    def _check_table(self, module: str, table: Array) -> None:
+        """Raise AdapterError where a table is not as wide as the base's, or an update of it is for other rows."""
+        width = self._own(module).shape[1]
+        update = next((t for t in self._plan.targets if t.module == module), None)
+        if table.ndim != 2 or table.shape[1] != width or (update and (update.out_features, width) != table.shape):
+            raise AdapterError(
+                f"{self._folder}: its table {module} is {times(table.shape)}, which does not fit '{self._model.name}' or the adapter's "
+                "update of it. It was made on another base, or is damaged."
+            )
 
     def _beneath(self, module: str) -> Array | None:
         """The table that lay below the adapter in training, where it was saved."""
