@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from finetune_local.backend import Backend, backends
-from finetune_local.errors import FinetuneError, ModelError
+from finetune_local.errors import FinetuneError, ModelError, UserError
+from finetune_local.models.folder import ModelFolder
 from tiny import tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -53,14 +54,14 @@ def with_number(name: str, value: float, kind: Any = np.float32) -> Callable[[Te
     return made
 
 
-def reference(folder: Path) -> np.ndarray:
+def reference(folder: Path, ids: list[int] = IDS) -> np.ndarray:
     """Plain transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return np.asarray(model(torch.tensor([IDS])).logits[0])
+        return np.asarray(model(torch.tensor([ids])).logits[0])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2"])
@@ -73,6 +74,34 @@ def test_a_head_of_its_own_is_computed_with_though_the_config_says_tied(
     tied = rewrite(folder, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"]})
     assert np.abs(reference(tied) - plain).max() > 0.1, "the two heads are told apart"
     np.testing.assert_allclose(backend.load(tied, "fp32", "cpu").logits(IDS), reference(tied), atol=1e-3)
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128},
+    "longrope": {"factor": 4.0, "short_factor": [1.5] * 8, "long_factor": [3.0] * 8, "original_max_position_embeddings": 128},
+    "yarn without a cut": {"rope_type": "yarn", "factor": 4.0, "truncate": False, "original_max_position_embeddings": 128},
+    "yarn by a factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.5, "original_max_position_embeddings": 128},
+    "half of it": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("kind", list(SCALED))
+def test_scaled_positions_are_computed_or_refused(backend: Backend, kind: str, family: str, tmp_path: Path) -> None:
+    values = {"rope_type": kind, "rope_theta": 100_000.0, **SCALED[kind]}
+    folder = change(tiny_model(tmp_path, family), rope_parameters=values)
+    ids = IDS * 20
+    try:
+        got = backend.load(ModelFolder.open(folder).path, "fp32", "cpu").logits(ids)
+    except UserError as error:
+        assert backend.name == "mlx" or kind == "half of it", error
+    else:
+        np.testing.assert_allclose(got, reference(folder, ids), atol=1e-3)
+    if family == "llama" and kind == "llama3":
+        backend.load(folder, "fp32", "cpu")  # what MLX computes itself is no weight that is missing
 
 
 def test_what_is_stored_as_float64_is_read(backend: Backend, tmp_path: Path) -> None:

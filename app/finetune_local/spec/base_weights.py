@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_local.errors import ModelError
+from finetune_local.spec.rope import rope
 from finetune_local.spec.targets import EMBEDDINGS, HEADS, block_of
 
 FLOATS = ("BF16", "F16", "F32", "F64")
@@ -95,6 +96,7 @@ PLAIN = frozenset(
 )  # fmt: skip
 """Families whose attention has q_proj, k_proj, v_proj of heads times head_dim rows."""
 
+_PARTLY_ROTATED = frozenset(["glm4", "phi", "stablelm"])
 _HEAD_DIMS = {
     "qwen3": 128,
     "qwen3_moe": 128,
@@ -119,6 +121,11 @@ def check_base_weights(config: Mapping[str, Any], weights: Mapping[str, Weight],
     if _has(names, _SIGNS_OF_PARTS):
         weights = {name: weight for name, weight in weights.items() if not _OTHER_PARTS.search(name)}
     nested = config.get("text_config")
+    if isinstance(nested, Mapping) and config.get("model_type") in PLAIN:
+        raise ModelError(
+            f"{where}: config.json has a part for a language model (text_config), which a {config['model_type']} model has not. Copy the "
+            "file again from where the model comes from."
+        )
     text = nested if isinstance(nested, Mapping) else config
     _check_blocks(text, weights, where)
     family = str(text.get("model_type") or config.get("model_type"))
@@ -212,6 +219,13 @@ def _check_vocabulary(
 
 def _check_attention(config: Mapping[str, Any], family: str, weights: Mapping[str, Weight], where: Path | str) -> None:
     """Every matrix of attention and MLP has the rows that the config's numbers give."""
+    found = rope(config)
+    partial = found.values.get("partial_rotary_factor") or 1
+    if found.kind != "default" and partial != 1 and family not in _PARTLY_ROTATED:
+        raise ModelError(
+            f"{where}: config.json rotates a part of each head only (partial_rotary_factor {partial}), which a {family} model cannot. "
+            "Copy the file again from where the model comes from."
+        )
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if not isinstance(hidden, int) or not isinstance(heads, int):
         return

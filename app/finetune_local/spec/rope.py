@@ -36,8 +36,8 @@ class Rope:
 def rope(config: Mapping[str, Any]) -> Rope:
     """What a config says, in either spelling. A table per kind of layer gives that of full attention."""
     new = config.get("rope_parameters") or {}
-    if _nested(new):
-        new = new.get("full_attention") or next(iter(new.values()))
+    if tables := by_layer(new):
+        new = tables.get("full_attention") or next(iter(tables.values()))
     both = {"partial_rotary_factor": config.get("partial_rotary_factor"), **(config.get("rope_scaling") or {}), **new}
     theta = both.pop("rope_theta", None) or config.get("rope_theta") or _DEFAULT_THETA
     old_kind = both.pop("type", None)
@@ -48,15 +48,14 @@ def rope(config: Mapping[str, Any]) -> Rope:
 def with_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with `rope_parameters` and with `rope_theta`, `rope_scaling` and `partial_rotary_factor`, saying the same."""
     result = dict(config)
-    tables = config.get("rope_parameters") or {}
-    nested = _nested(tables)
-    if not any(key in config for key in _WRITTEN) or (nested and config.get("model_type") not in _OLD_BESIDE_TABLES):
+    tables = by_layer(config.get("rope_parameters") or {})
+    if not any(key in config for key in _WRITTEN) or (tables and config.get("model_type") not in _OLD_BESIDE_TABLES):
         return result
     found = rope(config)
     scaling = {"rope_type": found.kind, **found.values}
     result["rope_theta"] = found.theta
     result["rope_scaling"] = None if found.kind == "default" else scaling
-    if nested:
+    if tables:
         if local := (tables.get("sliding_attention") or {}).get("rope_theta"):
             result["rope_local_base_freq"] = local
         return result
@@ -93,7 +92,7 @@ def stretched(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
             "any (no rope_theta). Leave them out, or use another model."
         )
     found = rope(config)
-    if _nested(config.get("rope_parameters") or {}):
+    if by_layer(config.get("rope_parameters") or {}):
         raise SpecError(
             f"--rope-factor and --context: models of type '{family}' have positions of several kinds, by layer, and these "
             "cannot be stretched as one. Leave them out, or use another model."
@@ -119,5 +118,6 @@ def stretched(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
     return with_both_spellings(result)
 
 
-def _nested(tables: Mapping[str, Any]) -> bool:
-    return bool(tables) and all(isinstance(value, Mapping) for value in tables.values())
+def by_layer(tables: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The tables of `rope_parameters` by kind of layer, where it has such; what stands beside them is read by nobody."""
+    return {kind: table for kind, table in tables.items() if isinstance(table, Mapping)}

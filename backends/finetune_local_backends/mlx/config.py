@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from finetune_local.errors import ModelError, Unsupported
 from finetune_local.spec.base_config import read_base_config
-from finetune_local.spec.rope import stretched
+from finetune_local.spec.rope import by_layer, stretched
 
 Config = dict[str, Any]
 
@@ -80,9 +80,9 @@ def normalised(config: Config) -> Config:
     rope = result.get("rope_parameters")
     if isinstance(rope, dict) and rope:
         local = None
-        if all(isinstance(value, dict) for value in rope.values()):  # one set per type of layer, as in Gemma 3
-            local = rope.get("sliding_attention")
-            rope = rope.get("full_attention") or local or {}
+        if tables := by_layer(rope):  # one set per type of layer, as in Gemma 3
+            local = tables.get("sliding_attention")
+            rope = tables.get("full_attention") or local or next(iter(tables.values()))
         if "rope_theta" in rope:
             result["rope_theta"] = float(rope["rope_theta"])
         if local and "rope_theta" in local:

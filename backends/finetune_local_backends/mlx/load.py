@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from finetune_local.backend import Device
 from finetune_local.errors import AdapterError, ModelError, OutOfMemory, Unsupported
@@ -40,6 +41,7 @@ def load(
     module, arguments = _build(folder, config)
     if rope_factor != 1:
         _check_stretched(module, config)
+    _check_scaled(folder, module, config)
     named = _renamed(folder, module, found)
     _check_names(folder, str(config["model_type"]), module, found, named)
     _repair(module, str(config["model_type"]))
@@ -60,6 +62,28 @@ def load(
         _check_finite(folder, {path: value for path, _, value in walk(module) if isinstance(value, mx.array)})
     mx.clear_cache()
     return _mapped(module, found, named, config, arguments)
+
+
+def _check_scaled(folder: Path, module: nn.Module, config: Config) -> None:
+    """Raise Unsupported where positions are scaled and mlx-lm's class leaves that out, as it does in silence for some families."""
+    scaling = (config.get("text_config") or config).get("rope_scaling") or {}
+    kind = scaling.get("rope_type", "default")
+    if kind in ("default", "mrope"):
+        return
+    # Of YaRN mlx-lm leaves these two out, of LongRoPE the factors for short texts.
+    if kind == "longrope" or scaling.get("attention_factor") is not None or scaling.get("truncate") is False:
+        raise Unsupported(
+            f"{folder}: its positions are scaled ({kind}) in a way that MLX's classes compute otherwise. Use --backend torch."
+        )
+    scale = 1.0 / float(scaling.get("factor") or 1.0)
+    parts = [part for _, _, part in walk(module) if "rope" in type(part).__name__.lower()]
+    plain = [part for part in parts if isinstance(part, nn.RoPE)]
+    scaled = [part for part in plain if kind == "linear" and abs(part.scale - scale) < 1e-9]
+    if len(plain) == len(parts) and not scaled:
+        raise Unsupported(
+            f"{folder}: its positions are scaled ({kind}), and MLX's class for {config['model_type']} models leaves that out. Use "
+            "--backend torch."
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +132,7 @@ def _check_names(
     folder: Path, family: str, module: nn.Module, found: dict[str, mx.array], named: dict[str, mx.array]
 ) -> None:
     """Raise ModelError where the class has weights that are not stored, or leaves out some that are, also in its sanitize()."""
-    known = {path: value for path, _, value in walk(module) if isinstance(value, mx.array)}
+    known = dict(tree_flatten(module.parameters()))  # type: ignore[no-untyped-call] # without what a class computes itself
     used = {id(array) for array in named.values()}
     left_out = {n for n, array in found.items() if id(array) not in used and ".experts." not in n}
     tied = {n for n in left_out if n.endswith("lm_head.weight")}  # the embedding once more

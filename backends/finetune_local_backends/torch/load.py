@@ -92,6 +92,11 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
     files = weight_files(folder)
     with _sentence(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if isinstance(config.get_text_config(), dict):
+        raise ModelError(
+            f"{folder}: config.json has a part for a language model (text_config), which a {config.model_type} model has not. Copy "
+            "the file again from where the model comes from."
+        )
     if getattr(config, "quantization_config", None):
         raise ModelError(
             f"{folder}: its weights are already quantised on disk. Take the unquantised model; --precision 4-bit "
@@ -144,8 +149,10 @@ def _sentence(folder: Path) -> Iterator[None]:
 
 
 def _said(folder: Path, error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{folder}: transformers cannot load it: {text[:300]}"
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"it knows no {text}"
+    return f"{folder}: transformers cannot load it: {text[:300]}. Compare config.json with that of where the model comes from."
 
 
 def _check_finite(model: nn.Module, folder: Path) -> None:
