@@ -40,6 +40,7 @@ class Tokenizer:
         self.pad_id: int = pad if pad is not None else self.eos_id
         self.template: str | None = template
         self._added, self._left_out, self._named = facts.added, facts.left_out, facts.named
+        self._added_texts, self._strips_right = {i: text for text, i in facts.added.items()}, facts.strips_right
         extra = (core.id_of(token) for token in facts.extra)
         self._special = frozenset(i for i in (*facts.added.values(), *ids.values(), *extra) if i is not None)
         self.beginning: tuple[int, ...] = self._beginning()
@@ -199,18 +200,26 @@ class Tokenizer:
         return [(list(self.beginning), False), *pieces] if self.beginning else pieces
 
     def _pieces_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that follow one another: tokenizers that put a space before every text must not do it within."""
-        if not self._prefixes_space or len(texts) < 2:
-            return self._core.encode(texts, False)
-        anchor, first, *rest = self._core.encode([_ANCHOR, texts[0], *(_ANCHOR + text for text in texts[1:])], False)
-        size = len(anchor)
-        return [
-            first,
-            *(
-                whole[size:] if whole[:size] == anchor else self.ids(text)
-                for whole, text in zip(rest, texts[1:], strict=True)
-            ),
-        ]
+        """Ids of texts that follow one another, each as it would be within the whole.
+
+        Tokenizers of SentencePiece's kind put a space before every text, and behind a special token once more; other special tokens
+        take the white space that follows. So a text is tokenised behind the special token before it, or behind a line's end.
+        """
+        found = self._core.encode(texts, False)
+        places, behind = [], []
+        for number in range(1, len(texts)):
+            last = found[number - 1][-1] if found[number - 1] else None
+            token = self._added_texts.get(last) if last is not None else None
+            if self._prefixes_space or last in self._strips_right:
+                places.append(number)
+                behind.append(_ANCHOR if token is None else token)
+        if places:
+            anchors = dict(zip(kinds := list(dict.fromkeys(behind)), self._core.encode(kinds, False), strict=True))
+            wholes = self._core.encode([b + texts[n] for b, n in zip(behind, places, strict=True)], False)
+            for number, anchor, whole in zip(places, (anchors[text] for text in behind), wholes, strict=True):
+                if whole[: len(anchor)] == anchor:
+                    found[number] = whole[len(anchor) :]
+        return found
 
     def _decoded(self, ids: Sequence[int], special: bool) -> str:
         return self._core.decode(ids, not special)

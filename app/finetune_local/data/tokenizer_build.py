@@ -65,11 +65,11 @@ def read_files(folder: Path) -> Files | None:
     settings = read_settings(folder, values.get("added_tokens", []))
     _check_vocabulary(path, values)
     name = class_of(settings, _config(folder), b'"ByteLevel"' in text, folder)
-    model = values["model"]
-    as_bpe = (
-        model.get("type") == "BPE" and isinstance(model.get("vocab"), dict) and isinstance(model.get("merges"), list)
-    )
-    return None if name is None or (name in REBUILT and not as_bpe) else Files(folder, values, settings, name)
+    kind = values["model"].get("type")
+    if name in REBUILT and kind == "BPE" and not isinstance(values["model"].get("merges"), list):
+        raise ModelError(f'{path}: "merges" is {kind_of(values["model"].get("merges"))}, expected a list. {_COPY}')
+    # The classes build BPE anew; of another kind they make it by rules of their own.
+    return None if name is None or (name in REBUILT and kind != "BPE") else Files(folder, values, settings, name)
 
 
 def build(files: Files) -> Built:
@@ -166,13 +166,15 @@ def _check_vocabulary(path: Path, values: Mapping[str, Any]) -> None:
     model = values.get("model")
     if not isinstance(model, dict):
         raise ModelError(f'{path}: "model" is {kind_of(model)}, expected an object. {_COPY}')
-    vocabulary = model.get("vocab")
+    vocabulary, kind = model.get("vocab"), model.get("type")
+    if kind is not None and kind not in ("BPE", "Unigram", "WordLevel", "WordPiece"):
+        raise ModelError(f'{path}: "model" is of a type that is not known. {_COPY}')
     if isinstance(vocabulary, dict):
         if set(map(type, vocabulary.values())) - {int} or min(vocabulary.values(), default=0) < 0:
             raise ModelError(f'{path}: "vocab" gives a token an id that is no number from 0 up. {_COPY}')
         if (largest := max(vocabulary.values(), default=0)) >= MOST_ID:
             raise ModelError(f'{path}: "vocab" gives a token the id {largest}, which no model has. {_COPY}')
-    elif not isinstance(vocabulary, list):
+    elif not isinstance(vocabulary, list) or kind == "BPE":
         raise ModelError(f'{path}: "vocab" is {kind_of(vocabulary)}, expected the tokens. {_COPY}')
 
 

@@ -61,6 +61,8 @@ class Facts:
     """Tokens beside the text's own vocabulary, by their text, in the order of their ids."""
     left_out: frozenset[int]
     """Those of them that do not show in an answer's text."""
+    strips_right: frozenset[int]
+    """Those of them that take the white space behind them."""
     size: int
     """How many tokens there are."""
     largest_id: int
@@ -94,6 +96,7 @@ def facts_of(built: Any) -> Facts:
         extra=built.extra,
         added={token.content: index for index, token in tokens},
         left_out=frozenset(index for index, token in tokens if token.special),
+        strips_right=frozenset(index for index, token in tokens if token.rstrip),
         size=core.get_vocab_size(with_added_tokens=True),
         largest_id=max(vocabulary.values(), default=-1),
         bytes_fall_back="<0x0A>" in vocabulary and "ByteFallback" in str(core.decoder),
@@ -172,7 +175,9 @@ def _written(folder: Path) -> dict[str, Any]:
 
 def _facts(folder: Path, setup: Setup) -> Facts:
     told = _of_child(folder, {"do": "facts"}, setup)
-    return Facts(**{**told, "extra": tuple(told["extra"]), "left_out": frozenset(told["left_out"])})
+    return Facts(
+        **{**told, "extra": tuple(told["extra"]), **{key: frozenset(told[key]) for key in ("left_out", "strips_right")}}
+    )
 
 
 def _of_child(folder: Path, request: dict[str, Any], setup: Setup) -> dict[str, Any]:

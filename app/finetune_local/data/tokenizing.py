@@ -52,4 +52,4 @@ def answer(prepared: Built | str, request: dict[str, Any]) -> Any:
     if do == "write":
         return written(prepared)
     facts = facts_of(prepared)
-    return {**asdict(facts), "left_out": sorted(facts.left_out)}
+    return {**asdict(facts), "left_out": sorted(facts.left_out), "strips_right": sorted(facts.strips_right)}

@@ -83,10 +83,31 @@ def test_the_pieces_make_up_the_rendered_text(tokenizer_for: Make, name: str, ch
     tokenizer, messages = tokenizer_for(name), CHATS[chat]
     joined = [i for ids, _ in tokenizer.segments(messages) for i in ids]
     # Llama 2's tokenizer puts a space after a special token; leave those aside.
-    squeeze = (lambda t: t.replace("<s> ", "<s>")) if tokenizer.bos_id == 1 else (lambda t: t)
+    squeeze = (lambda t: t.replace("s> ", "s>")) if tokenizer.bos_id == 1 else (lambda t: t)
     assert squeeze(tokenizer.text(joined, special=True)) == squeeze(tokenizer.render(messages))
     for content in (m.content.strip() for m in messages):
         assert content in tokenizer.render(messages)
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("name", ALL)
+def test_the_ids_are_those_of_the_whole_text(tokenizer_for: Make, name: str, chat: str) -> None:
+    tokenizer, messages = tokenizer_for(name), CHATS[chat]
+    joined = [i for ids, _ in tokenizer.segments(messages) for i in ids]
+    assert joined == tokenizer.ids(tokenizer.render(messages))
+
+
+def test_white_space_behind_a_special_token_that_takes_it_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "takes"
+    _copy(folder, "{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}")
+    core = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    for token in core["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_end|>"
+    (folder / "tokenizer.json").write_text(json.dumps(core), "utf-8")
+    tokenizer = Tokenizer.load(folder)
+    joined = [i for ids, _ in tokenizer.segments(CHATS["two turns"]) for i in ids]
+    assert joined == tokenizer.ids(tokenizer.render(CHATS["two turns"]))
+    assert "\n" not in tokenizer.text(joined, special=True)
 
 
 @pytest.mark.parametrize("name", ALL)
