@@ -12,6 +12,7 @@ import logging
 import time
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finetune_local.ui.peer import Connection
@@ -126,6 +127,13 @@ class Limited(H11Protocol):
         """The clock begins again."""
         self._since = self.loop.time()
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Nothing can be said of a body that turns out wrong where the answer was given already, or has no body (HEAD)."""
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.close()
 
     @property
     def idle_since(self) -> float | None:

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
+from finetune_local.ui import policy
 from finetune_local.ui.peer import Connection, Peer, whose
 
 Scope = MutableMapping[str, Any]
@@ -65,8 +66,11 @@ METHODS = ("GET", "HEAD", "POST")
 _SINGLE = ("host", "origin", "sec-fetch-site", CONTROL_HEADER, "content-length", "content-type")
 """Headers that may come once: of two, another program might take the other."""
 
-_NOT_FOR_GRADIO = ("x-forwarded-", "x-gradio-", "forwarded")
-"""Beginnings of headers by which a proxy would say who asks and where the page is: there is none."""
+_FOR_GRADIO = (
+    b"host", b"accept", b"accept-encoding", b"accept-language", b"user-agent", b"content-type", b"content-length",
+    b"transfer-encoding", b"if-none-match", b"if-modified-since",
+)  # fmt: skip
+"""All others are kept from Gradio, such as those by which a proxy would say where the page is, and ranges of files."""
 
 _SPENT = "This link was used already. Open the app again to get another."
 _STRANGER = "Open Finetune Local from its window, or by the link that it printed."
@@ -77,22 +81,6 @@ _PEERS = {
         "Finetune Local with the environment variable FINETUNE_LOCAL_TRUST_THIS_MACHINE=1."
     ),
 }
-
-# Gradio makes its templates into functions ('unsafe-eval') and styles elements in place; nothing may come from elsewhere.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; media-src 'self' blob:; "
-    "object-src 'none'; frame-src 'none'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
-)
-HEADERS = (
-    (b"content-security-policy", _POLICY.encode()),
-    (b"x-frame-options", b"DENY"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"permissions-policy", b"camera=(), microphone=(), geolocation=(), usb=(), payment=()"),
-)
 
 
 class Gate:
@@ -184,15 +172,10 @@ class Guard:
             await answer(send, 404, "There is nothing here.")
         else:
             connection.admitted = True
-            kept = [(name, value) for name, value in scope["headers"] if not _misleads(name)]
-            inner = {
-                **scope,
-                "path": path,
-                "raw_path": path.encode("utf-8"),
-                "root_path": self.gate.path,
-                "headers": kept,
-            }
-            await self.app(inner, receive, _with_headers(send))
+            kept = [(name, value) for name, value in scope["headers"] if name.lower() in _FOR_GRADIO]
+            nonce = policy.new_nonce() if path == "/" else None
+            known = {"path": path, "raw_path": path.encode("utf-8"), "root_path": self.gate.path, policy.NONCE: nonce}
+            await self.app({**scope, **known, "headers": kept}, receive, _with_headers(send, nonce))
 
     async def _control(self, scope: Scope, headers: list[tuple[str, str]], send: Send) -> None:
         if scope["method"] == "POST" and same(_of(headers, CONTROL_HEADER), self.gate.control_key):
@@ -243,10 +226,6 @@ def _of(headers: list[tuple[str, str]], name: str) -> str:
     return next((value for known, value in headers if known == name), "")
 
 
-def _misleads(name: bytes) -> bool:
-    return name.decode("latin1").lower().startswith(_NOT_FOR_GRADIO)
-
-
 def _asked(scope: Scope, name: str) -> str:
     query: bytes = scope.get("query_string", b"")
     return parse_qs(query.decode("latin1")).get(name, [""])[0]
@@ -258,12 +237,13 @@ def _is_open(path: str) -> bool:
     return any(path.startswith(known[:-1]) if known.endswith("*") else path == known for known in ALLOWED)
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, nonce: str | None) -> Send:
+    own = policy.headers(nonce)
+
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            own = {name for name, _ in HEADERS}
-            kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in own]
-            message = {**message, "headers": [*kept, *HEADERS]}
+            kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in policy.NAMES]
+            message = {**message, "headers": [*kept, *own]}
         await send(message)
 
     return sending
@@ -278,6 +258,11 @@ async def answer(
 ) -> None:
     """Answer without the app. A refusal ends the connection, so that whoever is refused holds none."""
     end = [(b"connection", b"close")] if status >= 400 else []
-    headers = [(b"content-type", kind), *HEADERS, *end, *(more or [])]
+    headers = [
+        (b"content-type", kind),
+        *policy.headers(policy.new_nonce() if kind.startswith(b"text/html") else None),
+        *end,
+        *(more or []),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_local.ui.guard import App, Message, Receive, Scope, Send
+from finetune_local.ui.policy import with_nonce
 
 _HEAD = b"<head>"
 
@@ -30,7 +31,7 @@ def with_head(app: App, lines: str) -> App:
 
         uncompressed = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
         await app({**scope, "headers": uncompressed}, receive, take)
-        whole = bytes(body).replace(_HEAD, _HEAD + added, 1)
+        whole = with_nonce(bytes(body).replace(_HEAD, _HEAD + added, 1), scope)
         kept = [(name, value) for name, value in start.get("headers", ()) if name.lower() != b"content-length"]
         length = (b"content-length", str(len(whole)).encode("ascii"))
         await send({**start, "headers": [*kept, length]})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import pkgutil
 import time
 from collections.abc import Mapping
@@ -73,10 +74,19 @@ def create_app(context: Context) -> gr.Blocks:
 def _wire_page(context: Context, key: str, tab: Any, which: Any) -> None:
     show, outputs = context.shows(key)
 
-    def shown(window: Window, since: str) -> Any:
-        return {**show(window), context.notice: ""} if window.show(key, float(since)) else None
+    def shown(window: Window, since: str | None) -> Any:
+        return {**show(window), context.notice: ""} if window.show(key, _moment(since)) else None
 
     context.on(tab.select, shown, which, outputs, js=f"() => ftl.shows({json.dumps(key)})")
+
+
+def _moment(told: str | None) -> float:
+    """When the page says that something was, by the browser's clock; 0 where it says no time."""
+    try:
+        moment = float(told or 0)
+    except ValueError:
+        return 0.0
+    return moment if math.isfinite(moment) else 0.0
 
 
 def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
@@ -86,9 +96,9 @@ def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
     missed = gr.Textbox(visible="hidden")
     tick, outputs = context.ticks()
 
-    def ticked(window: Window, told: str) -> Any:
-        page, _, since = told.partition(" ")
-        lost = page in tabs and window.missed(page, float(since))
+    def ticked(window: Window, told: str | None) -> Any:
+        page, _, since = (told or "").partition(" ")
+        lost = page in tabs and window.missed(page, _moment(since))
         return {**tick(window), **({missed: str(time.monotonic())} if lost else {})}
 
     context.on(gr.Timer(1.0).tick, ticked, which, [*outputs, missed], js="() => ftl.page()", drop=True)
@@ -99,8 +109,8 @@ def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) 
     """When a page has loaded it says which window it is in, and what the browser's locale is; it then shows what it showed."""
     import gradio as gr
 
-    def attach(request: gr.Request, told: str) -> Any:
-        name, _, locale = told.partition(" ")
+    def attach(request: gr.Request, told: str | None) -> Any:
+        name, _, locale = (told or "").partition(" ")
         window = context.windows.attach(request.session_hash or "", name)
         if locale and locale != context.browser_locale:
             context.browser_locale = locale

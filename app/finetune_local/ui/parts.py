@@ -33,8 +33,10 @@ def view(value: str = "", *, id: str | None = None, class_: str = "", visible: b
 
 def pressed(event: Any) -> tuple[str, str, Mapping[str, str]]:
     """Of a view's click: what is to be done (data-do), with what (data-value), and all data-* of the button."""
-    data: Mapping[str, str] = getattr(event, "_data", None) or {}
-    return str(data.get("do", "")), str(data.get("value", "")), data
+    told: Any = getattr(event, "_data", None)
+    given = told.items() if isinstance(told, Mapping) else ()
+    data = {str(name): str(value) for name, value in given if isinstance(value, (str, int, float))}
+    return data.get("do", ""), data.get("value", ""), data
 
 
 def header(title: str, lead: str, *actions: Child) -> Html:

@@ -22,6 +22,8 @@ from finetune_local.paths import Home
 from finetune_local.system.private import write_privately
 from finetune_local.ui.guard import OWN, App, Gate, Guard, Receive, Scope, Send
 from finetune_local.ui.head import with_head
+from finetune_local.ui.policy import with_nonce
+from finetune_local.ui.requests import NOTHING, Requests, Shape, shape_of
 from finetune_local.ui.uploads import Uploads
 from finetune_local.ui.without_stubs import make_no_stubs
 
@@ -94,8 +96,10 @@ class Server:
 
         quiet_libraries(self.home)
         say_little()
+        uploads = self.home.cache / "uploads"
+        uploading = Uploads(self.front, self.context, uploads, LARGEST_UPLOAD)
         config = uvicorn.Config(
-            Guard(Uploads(self.front, self.context, self.home.cache / "uploads", LARGEST_UPLOAD), self.gate),
+            Guard(Requests(uploading, lambda: self.front.shape, uploads), self.gate),
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -128,24 +132,27 @@ class Server:
 
     def _build(self) -> None:
         try:
-            build = self.context.rebuild = lambda: self.front.take(self._page())
+            build = self.context.rebuild = lambda: self.front.take(*self._page())
             build()
             self.context.machine.look()
         except BaseException:  # noqa: BLE001 - whatever it is, the splash must show it
             self.front.problem = traceback.format_exc()
         self._ready.set()
 
-    def _page(self) -> Any:
+    def _page(self) -> tuple[Any, Shape]:
         import fastapi
         import gradio as gr
 
+        from finetune_local.ui.gradio_limits import restrain
         from finetune_local.ui.main import create_app, mount_options
 
+        restrain()
         outer = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         blocks = create_app(self.context)
         # Gradio looks for events a thousand times a second, which takes 6 % of a processor while nothing happens.
         blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = QUEUE_SECONDS
-        return gr.mount_gradio_app(
+        shape = shape_of(blocks)
+        page = gr.mount_gradio_app(
             outer,
             blocks,
             path="/",
@@ -154,6 +161,7 @@ class Server:
             max_file_size=LARGEST_UPLOAD,
             **mount_options(),
         )
+        return page, shape
 
 
 class Front:
@@ -163,18 +171,20 @@ class Front:
         self.context = context
         self.problem: str | None = None
         self.built = 0
+        self.shape = NOTHING
         self._page: App | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lives = AsyncExitStack()
         self._first = asyncio.Event()
 
-    def take(self, page: Any) -> None:
+    def take(self, page: Any, shape: Shape) -> None:
         """Put a page in place, from another thread; the one before it ends."""
         from finetune_local.ui.main import first_lines
 
         async def enter() -> None:
             await self._lives.enter_async_context(page.router.lifespan_context(page))
             self._page = with_head(page, first_lines(self.context))
+            self.shape = shape
             self.built += 1
 
         while self._loop is None:
@@ -196,7 +206,7 @@ class Front:
         elif self._page is not None:
             await self._page(scope, receive, send)
         elif path == "/":
-            await _send(send, 200, "text/html; charset=utf-8", self._splash().encode())
+            await _send(send, 200, "text/html; charset=utf-8", with_nonce(self._splash().encode(), scope))
         else:
             await _send(send, 503, "text/plain; charset=utf-8", b"not ready yet")
 

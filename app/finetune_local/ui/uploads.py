@@ -6,15 +6,17 @@ Error" and leaves what it had written.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_local.files import free_bytes, is_no_space
-from finetune_local.ui.guard import App, Message, Receive, Scope, Send
+from finetune_local.ui.guard import App, Message, Receive, Scope, Send, answer
 
 if TYPE_CHECKING:
     from finetune_local.ui.context import Context
 
+logger = logging.getLogger("uvicorn.error")
 PATH = "/gradio_api/upload"
 SPARE = 64 << 20
 """Room that is left on the disk beside an upload: the app itself needs some."""
@@ -36,13 +38,16 @@ class Uploads:
             await self._app(scope, receive, send)
             return
         size = _length(scope)
+        if size is None or not _multipart(scope):
+            await answer(send, 400, "This is no request of the page: files are sent as a form, with their size.")
+            return
         if size > self._largest or size + SPARE > free_bytes(self._folder):
             while (await receive()).get("more_body"):
                 pass  # a browser reads an answer only when it has sent everything
             await self._refuse(send, too_large=size > self._largest)
             return
         held: list[Message] = []
-        full = False
+        full = unread = False
 
         async def sending(message: Message) -> None:
             if held or message.get("status", 0) >= 500:
@@ -58,6 +63,10 @@ class Uploads:
                 raise
             full = True
             held.clear()
+        except Exception as error:  # noqa: BLE001 - Gradio's form reader raises whatever it meets in a form that no browser wrote
+            logger.warning("A form could not be read: %s: %.200s", type(error).__name__, error)
+            held.clear()
+            unread = True
         finally:
             self._under_way -= 1
             for message in held:
@@ -65,6 +74,9 @@ class Uploads:
         if full:
             self._sweep()
             await self._refuse(send)
+        elif unread:
+            self._sweep()
+            await answer(send, 400, "This is no request of the page: its form cannot be read.")
 
     async def _refuse(self, send: Send, *, too_large: bool = False) -> None:
         t, f = self._context.t, self._context.f
@@ -84,6 +96,15 @@ class Uploads:
                 file.unlink(missing_ok=True)
 
 
-def _length(scope: Scope) -> int:
-    found = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"0")
-    return int(found) if found.isdigit() else 0
+def _length(scope: Scope) -> int | None:
+    found = _header(scope, b"content-length")
+    return int(found) if found.isdigit() and len(found) < 19 else None
+
+
+def _multipart(scope: Scope) -> bool:
+    kind = _header(scope, b"content-type")
+    return scope["method"] == "POST" and kind.lower().startswith(b"multipart/form-data") and b"boundary=" in kind
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((bytes(value) for known, value in scope["headers"] if known.lower() == name), b"")

@@ -109,6 +109,15 @@ def test_a_request_that_never_ends_is_ended(server: Serving, monkeypatch: pytest
             held.recv(1000)
 
 
+def test_a_body_that_turns_out_wrong_ends_the_connection(server: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    wrong = "Host: x\r\nTransfer-Encoding: chunked\r\n\r\n[[[[\r\n"
+    for request in (f"HEAD / HTTP/1.1\r\n{wrong}", f"POST /hold HTTP/1.1\r\n{wrong}", f"GET / HTTP/1.1\r\n{wrong}"):
+        client = server.open(request)
+        while not ended(client):
+            pass
+    assert "Traceback" not in caplog.text and not [r for r in caplog.records if r.exc_info]
+
+
 def test_where_there_are_too_many_those_never_let_in_go_first(server: Serving) -> None:
     known = server.ask("/in")
     assert answered(known)

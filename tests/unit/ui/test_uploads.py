@@ -15,15 +15,18 @@ from finetune_local.ui import uploads
 from finetune_local.ui.context import Context
 from finetune_local.ui.uploads import PATH, Uploads
 
+FORM = b"multipart/form-data; boundary=B"
+
 
 class Sent:
     """What one request was answered, and what was read of it."""
 
-    def __init__(self, app: Any, size: int, path: str = PATH) -> None:
+    def __init__(self, app: Any, size: int | str, path: str = PATH, kind: bytes = FORM) -> None:
         self.messages: list[dict[str, Any]] = []
         self.read = 0
         self._left = 3
-        scope = {"type": "http", "path": path, "headers": [(b"content-length", str(size).encode())]}
+        headers = [(b"content-length", str(size).encode()), (b"content-type", kind)]
+        scope = {"type": "http", "path": path, "method": "POST", "headers": headers}
         self.error: BaseException | None = None
         try:
             asyncio.run(app(scope, self._receive, self._send))
@@ -101,3 +104,14 @@ def test_another_failure_stays_what_it_is(home: Home, folder: Path) -> None:
     sent = Sent(made(home, folder, failing(errno.EIO)), 1000)
     assert (sent.status, sent.text) == (500, "Internal Server Error")
     assert sent.error is not None
+
+
+def test_a_form_that_no_browser_wrote_is_refused_in_a_sentence(home: Home, folder: Path) -> None:
+    async def broken(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise TypeError("File is not an instance of GradioUploadFile")
+
+    sent = Sent(made(home, folder, broken), 3)
+    assert sent.status == 400 and sent.text.endswith("its form cannot be read.")
+    for size, kind in (("", FORM), ("-1", FORM), ("9" * 40, FORM), ("²", FORM), (3, b"text/plain"), (3, FORM[:19])):
+        sent = Sent(made(home, folder, fine), size, kind=kind)
+        assert sent.status == 400 and "files are sent as a form" in sent.text, (size, kind)
