@@ -20,7 +20,7 @@ from finetune_local.errors import AdapterError, DamagedRun, DataError
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.checksums import SUMS
-from finetune_local.train import checkpoint, runs, together
+from finetune_local.train import base_weights, checkpoint, runs, together
 from finetune_local.train.events import Event, Note
 from finetune_local.train.loop import Loop
 from finetune_local.train.runs import Run
@@ -293,3 +293,31 @@ def test_a_damaged_adapter_is_not_used_and_the_advice_is_for_a_run(whole: Run) -
     assert "Copy the adapter" not in str(refused.value)
     (whole.adapter / SUMS).unlink()
     result(whole)
+
+
+def test_a_run_does_not_go_on_upon_other_weights(half: Run, whole: Run, home: Home, tiny: Path, tmp_path: Path) -> None:
+    weights = shutil.copytree(tiny, tmp_path / "base") / "model.safetensors"
+    half.write_spec(
+        half.spec.model_copy(update={"model": half.spec.model.model_copy(update={"id": str(weights.parent)})})
+    )
+    content = weights.read_bytes()
+    weights.write_bytes(DAMAGES["a bit in the middle"](content) or b"")
+    before = sorted(half.checkpoints.rglob("*"))
+    with pytest.raises(DamagedRun, match=r"model\.safetensors is another.*Put back the model"):
+        train(half, home)
+    assert sorted(half.checkpoints.rglob("*")) == before
+    weights.write_bytes(content)
+    finished(half, home)
+    assert_same(result(half), result(whole))
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"whole": true}', "[]"])
+def test_a_run_that_does_not_know_its_base_goes_on(half: Run, whole: Run, home: Home, text: str | None) -> None:
+    file = half.folder / base_weights.FILE
+    if text is None:
+        file.unlink()  # an older version's
+    else:
+        file.write_text(text, "utf-8")
+    finished(half, home)
+    assert_same(result(half), result(whole))
+    assert ("cannot be told" in notes(half)) == (text is not None)

@@ -155,6 +155,11 @@ class ModelFolder:
         """Size of all files directly in the folder."""
         return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
 
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that hold its tensors."""
+        return sorted({tensor.file for tensor in self._stored.values()})
+
     def weights(self) -> Mapping[str, WeightInfo]:
         """Shape and dtype of every tensor, from the headers; nothing is loaded."""
         return {name: WeightInfo(tensor.shape, tensor.dtype) for name, tensor in self._stored.items()}

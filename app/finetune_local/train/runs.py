@@ -5,6 +5,7 @@ asked.json        what the user set of it     made_from      the run whose setti
 data/             encoded rows, data.json     checkpoints/   step-NNNNNN/
 adapter/          the result                  report.md      the same for people
 tokenizer/        how the model is asked      adapter/ has a copy
+base.json         digests of the base       damaged/       checkpoints that cannot be used
 worker.json       which process trains        worker.log     what libraries printed
 stop              asks the worker to stop     worker.lock    held by the process that trains
 """

@@ -24,7 +24,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, plan_method, preset_of, section_name
 from finetune_local.spec.shifted import check_shifted, one_group
 from finetune_local.system import checksums
-from finetune_local.train import checkpoint, restore, trial
+from finetune_local.train import base_weights, checkpoint, restore, trial
 from finetune_local.train.checkpoint import Loaded, LoopState
 from finetune_local.train.events import Event, Note, Phase
 from finetune_local.train.runs import Run
@@ -208,6 +208,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     backend, _ = port.choose(spec.backend)
     yield Phase(name="opening the model")
     model = resolve_for(spec.model, home, lambda _text, _done: None)
+    yield from base_weights.same_as_begun(run, model)
     tokenizer = Tokenizer.load(model.path)
     spec = yield from _row_length(run, spec, model)
     data = yield from restore.open_data(
