@@ -17,14 +17,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from finetune_local.errors import RunError
-from finetune_local.files import write_text
+from finetune_local.files import disk_full, sync, write_text
 from finetune_local.system import locks
 from finetune_local.system.foreign_text import ForeignTextError, parse_json_object, read_json_object
 from finetune_local.system.process import Process
@@ -44,6 +44,9 @@ class Workplace:
     """One such folder."""
 
     folder: Path
+
+    on_full_disk: ClassVar[str] = "Make room, then start it again."
+    """What to do where there is no room for a line."""
 
     @property
     def name(self) -> str:
@@ -77,6 +80,23 @@ class Workplace:
                 for line in file:
                     if line.endswith(b"\n") and (values := _parsed(line)) is not None:
                         yield values
+
+    def add_line(self, values: Mapping[str, Any], *, durably: bool) -> None:
+        """Append one event; a line is written whole or is the file's last. `durably`: return once it, and all before it, is on the
+        disk. Raises DiskFailed."""
+        with disk_full(self.events_file, self.on_full_disk), self.events_file.open("ab+") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # half a line, for which there was no room: it stays by itself
+            file.write((json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8"))
+        if durably:
+            self.sync()
+
+    def sync(self) -> None:
+        """Return once all events so far are on the disk. Raises DiskFailed."""
+        with disk_full(self.events_file, self.on_full_disk):
+            if self.events_file.exists():
+                sync(self.events_file)
+                sync(self.folder)
 
     def last_line(self) -> dict[str, Any] | None:
         """The newest event, read from the end of the file, so that a list of a thousand is quick."""

@@ -20,6 +20,7 @@ from finetune_local.adapters.library import NOTE
 from finetune_local.adapters.mlx_lm import MLX_WEIGHTS
 from finetune_local.errors import AdapterError
 from finetune_local.layout import CONFIG, WEIGHTS
+from finetune_local.system import checksums
 from finetune_local.system.foreign_text import ForeignTextError, open_file
 from finetune_local.tokenizer_files import TRAVEL
 
@@ -75,6 +76,16 @@ def copy_folder(source: Path, target: Path, note: Note) -> None:
             raise AdapterError(
                 f"{source / name}: {error.strerror}. Change its permissions, or copy it first."
             ) from None
+    if _there(source / checksums.SUMS) and (problem := _changed(source, target)):
+        raise AdapterError(f"{source}: {problem}. Copy the adapter again.")
+
+
+def _changed(source: Path, target: Path) -> str | None:
+    """What of the files that came along is not as the source's checksums say; those that stayed behind are not missed."""
+    try:
+        return checksums.changed(target, checksums.read(source) or {})
+    except ForeignTextError as error:
+        return str(error)
 
 
 def copy_zip(source: Path, target: Path, note: Note) -> None:

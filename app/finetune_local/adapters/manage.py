@@ -13,9 +13,10 @@ from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import NOTE, Entry, entries, entry
 from finetune_local.adapters.mlx_lm import convert, is_mlx_lm
 from finetune_local.errors import AdapterError
-from finetune_local.files import disk_full, write_text
+from finetune_local.files import disk_full, sync, sync_tree, write_text
 from finetune_local.layout import CONFIG, read_adapter, use_plain_names
 from finetune_local.paths import Home, bad_name, expanded
+from finetune_local.system import checksums
 from finetune_local.trash import Removed
 
 KIND = "adapter"
@@ -50,7 +51,10 @@ def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[
             read_adapter(aside)
             if use_plain_names(aside):
                 note("its tensors' names had a wrapper's words in them: they are kept as PEFT names them.")
+            checksums.write(aside, leave_out=(NOTE,))
+            sync_tree(aside)
             aside.rename(home.adapters / chosen)
+            sync(home.adapters)
     except AdapterError as error:
         raise AdapterError(str(error).replace(str(aside), str(source))) from None
     except PermissionError as error:

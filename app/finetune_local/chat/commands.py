@@ -10,7 +10,7 @@ from typing import Literal
 from finetune_local.chat.opening import adapter_list
 from finetune_local.chat.sampling import Sampling
 from finetune_local.chat.session import ChatSession
-from finetune_local.errors import DiskFull, SpecError
+from finetune_local.errors import DiskFailed, SpecError
 from finetune_local.paths import located
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.system.private import share
@@ -100,7 +100,7 @@ def _save(chat: ChatSession, name: str) -> Outcome:
         if new:
             share(place)
     except OSError as error:
-        raise DiskFull(f"/save {name}: {error.strerror}. Give another file.") from None
+        raise DiskFailed(f"/save {name}: {error.strerror}. Give another file.") from None
     return Outcome(f"{len(chat.turns)} turns appended to {name} as one line")
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.data.conversation import Message
-from finetune_local.errors import DiskFull, SpecError
+from finetune_local.errors import DiskFailed, SpecError
+from finetune_local.files import failure
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
 
@@ -161,7 +162,7 @@ class History:
         return self.path.stem
 
     def append(self, *added: Mapping[str, Any]) -> None:
-        """Write lines, safe against a crash right after. Raises DiskFull."""
+        """Write lines, safe against a crash right after. Raises DiskFailed."""
         lines = [dict(line) for line in added]
         if self._begun is not None and not self.path.exists():
             lines.insert(0, {"chat": self.id, "created": _now(), **self._begun})
@@ -174,9 +175,8 @@ class History:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise DiskFull(
-                f"{self.path} could not be written: {os.strerror(error.errno or 0)}. Make room to go on."
-            ) from error
+            told = failure(error, self.path, "Make room to go on.")
+            raise told or DiskFailed(f"{self.path} could not be written: {os.strerror(error.errno or 0)}.") from error
 
     def read(self) -> Conversation:
         """The conversation as the lines leave it."""

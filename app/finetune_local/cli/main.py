@@ -14,12 +14,14 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
 from finetune_local import __version__
-from finetune_local.errors import FinetuneError, Stopped
+from finetune_local.errors import DiskFull, FinetuneError, Stopped
+from finetune_local.files import failure
 from finetune_local.system import private
 
 DEFAULT_VERB = "train"
@@ -43,7 +45,9 @@ ORDER = (
 HELPERS = ("main", "options", "show", "progress", "spec_options")
 """Files here that are not verbs."""
 
-_FORBIDDEN, _FULL = (errno.EACCES, errno.EPERM, errno.EROFS), (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_GIVEN = (*_FORBIDDEN, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EILSEQ)
+"""What the system says of a place that the user gave, and can give otherwise."""
 
 
 class Verbs(click.Group):
@@ -138,19 +142,20 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        # Any place may be one the user may not write to, or be full: that is no defect of the program.
-        if error.errno not in (*_FORBIDDEN, *_FULL):
+        # Any place may be one the user may not write to, or on a disk that is full or fails: that is no defect of the program.
+        told = failure(error, Path(error.filename or "a file"), "Run the same command again then.")
+        if told is None:
             raise
-        forbidden = error.errno in _FORBIDDEN
-        message = f"{error.filename or 'a file'}: {error.strerror}. " + (
-            "Give another place, or change its permissions."
-            if forbidden
-            else "Make room and run the same command again."
-        )
+        given = error.errno in _GIVEN
+        message = str(told)
+        if error.errno in _FORBIDDEN:
+            message = f"{error.filename or 'a file'}: {error.strerror}. Give another place, or change its permissions."
+        elif isinstance(told, DiskFull):
+            message = f"{error.filename or 'a file'}: {error.strerror}. Make room and run the same command again."
         if as_json:
-            _print_error("UserError" if forbidden else "DiskFull", message)
+            _print_error("UserError" if given else type(told).__name__, message)
         click.echo(f"finetune-local: {message}", err=True)
-        return 2 if forbidden else 1
+        return 2 if given else 1
 
 
 def _print_error(kind: str, message: str) -> None:

@@ -10,7 +10,7 @@ import shutil
 import unicodedata
 from pathlib import Path
 
-from finetune_local.files import disk_full, written_aside
+from finetune_local.files import disk_full, put, written_aside
 from finetune_local.paths import bad_name
 
 ADVICE = "Free some, or name the file by its path: then it stays where it is."
@@ -34,7 +34,7 @@ def keep(source: Path, folder: Path, name: str) -> Path:
         return target
     with disk_full(target, ADVICE):
         try:
-            source.replace(target)  # the place was reserved
+            put(source, target)  # the place was reserved
         except OSError as error:
             if error.errno not in _OUTSIDE:
                 raise

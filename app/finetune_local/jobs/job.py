@@ -22,6 +22,7 @@ from finetune_local.files import remove as remove_files
 from finetune_local.jobs.kinds import names
 from finetune_local.paths import Home
 from finetune_local.service import error_of
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.trash import moved
 from finetune_local.workplace import Workplace
 
@@ -60,18 +61,28 @@ class _Account:
     def read(self) -> None:
         """Take in what is new."""
         for line in self._tail.read():
-            match line["event"]:
+            match line.get("event"):
                 case "began":
                     self.text, self.done, self.notes, self.facts = "", None, [], {}
-                    self.result, self.error, self.began = None, None, line["time"]
+                    self.result, self.error, self.began = None, None, _number(line.get("time")) or 0.0
                 case "progress":
-                    self.text, self.done, self.facts = line["text"], line["done"], line.get("facts", {})
+                    self.text, self.done = str(line.get("text", "")), _number(line.get("done"))
+                    self.facts = _mapping(line.get("facts"))
                 case "note":
-                    self.notes.append(line["text"])
+                    self.notes.append(str(line.get("text", "")))
                 case "done":
-                    self.result = line["result"]
+                    self.result = _mapping(line.get("result"))
                 case "failed":
-                    self.error = line
+                    told = {key: str(line.get(key, "")) for key in ("error", "message", "traceback")}
+                    self.error = {**line, **told}
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, (int, float)) else None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 _accounts: dict[Path, _Account] = {}
@@ -83,8 +94,23 @@ class Job(Workplace):
 
     @cached_property
     def asked(self) -> dict[str, Any]:
-        """job.json: kind, arguments, created (seconds since the epoch)."""
-        return dict(json.loads((self.folder / "job.json").read_text("utf-8")))
+        """job.json: kind, arguments, created (seconds since the epoch). Raises SpecError where it is damaged."""
+        path = self.folder / "job.json"
+        try:
+            asked = read_json_object(path)
+        except (OSError, ForeignTextError) as error:
+            raise SpecError(f"{path}: cannot be read ({error}). Start the job anew.") from None
+        whole = isinstance(asked.get("kind"), str) and isinstance(asked.get("arguments"), dict)
+        if not whole or _number(asked.get("created")) is None:
+            raise SpecError(f"{path}: it is no job. Start the job anew.")
+        return asked
+
+    def readable(self) -> bool:
+        """Whether job.json can be read: a damaged one is no reason not to list the others."""
+        try:
+            return bool(self.asked)
+        except SpecError:
+            return False
 
     @property
     def kind(self) -> str:
@@ -102,10 +128,8 @@ class Job(Workplace):
         return self.folder
 
     def append(self, event: str, **facts: Any) -> None:
-        """Append one line."""
-        line = json.dumps({"event": event, "time": time.time(), **facts}, ensure_ascii=False)
-        with self.events_file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        """Append one line; the last one is on the disk when this returns. Raises DiskFailed."""
+        self.add_line({"event": event, "time": time.time(), **facts}, durably=event in ENDS)
 
     def status(self) -> Status:
         """What it is doing, by its last line and whether its process lives."""
@@ -181,7 +205,7 @@ def again(job: Job, home: Home) -> None:
 def every(home: Home, kind: str | None = None) -> list[Job]:
     """All jobs (of a kind), the newest first."""
     named = f"-{kind}" if kind else ""  # as start() calls them, so that those of other kinds are not even read
-    found = [job for job in _all(home) if named in job.name and (job.folder / "job.json").is_file()]
+    found = [job for job in _all(home) if named in job.name and (job.folder / "job.json").is_file() and job.readable()]
     found.sort(key=lambda job: job.asked["created"], reverse=True)
     return [job for job in found if kind is None or job.kind == kind]
 

@@ -6,14 +6,19 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune_local.errors import FinetuneError, Stopped
+from finetune_local.errors import DiskFailed, FinetuneError, Stopped
+from finetune_local.files import disk_full, failure
 from finetune_local.jobs.job import Job
 from finetune_local.jobs.kinds import work_of
 from finetune_local.paths import Home
 from finetune_local.system.private import write_privately
+from finetune_local.train.tidy import RESERVE
+
+RESERVE_BYTES = 65536
 
 _SECONDS_BETWEEN = 0.2
 
@@ -59,30 +64,56 @@ def main(arguments: list[str]) -> int:
         if not mine:
             return FinetuneError.exit_code
         try:
-            job.write_worker()
+            with disk_full(job.folder, job.on_full_disk):
+                job.write_worker()
+                (job.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
             return work(job, home, tell)
+        except DiskFailed as error:
+            return _failed(job, error)
         finally:
-            job.stop_file.unlink(missing_ok=True)
-            job.worker_file.unlink(missing_ok=True)
+            for file in (job.stop_file, job.worker_file, job.folder / RESERVE):
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
 
 
 def work(job: Job, home: Home, tell: Any) -> int:
     """Do it and write the last line; the exit code."""
     try:
         result = work_of(job.kind)(job.arguments, home, tell)
+        job.append("done", result=result)
     except Stopped:
-        job.append("stopped")
+        _last(job, "stopped")
         return Stopped.exit_code
-    except FinetuneError as error:
-        job.append("failed", error=type(error).__name__, message=str(error), traceback="")
-        return error.exit_code
     except BaseException as error:  # noqa: BLE001 - the process's last act is to say why it ends, whatever it was
-        trace = "".join(traceback.format_exception(error))
-        print(trace, file=sys.stderr, flush=True)  # noqa: T201 - stderr is worker.log
-        job.append("failed", error="", message=f"{type(error).__name__}: {error}", traceback=trace)
-        return 1
-    job.append("done", result=result)
+        return _failed(job, error)
     return 0
+
+
+def _failed(job: Job, error: BaseException) -> int:
+    """The last line of a job that failed; what a disk refused is told in a sentence wherever it happened."""
+    told = error if isinstance(error, FinetuneError) else failure(error, job.folder, job.on_full_disk)
+    if told is not None:
+        _last(job, "failed", error=type(told).__name__, message=str(told), traceback="")
+        return told.exit_code
+    trace = "".join(traceback.format_exception(error))
+    _last(job, "failed", error="", message=f"{type(error).__name__}: {error}", traceback=trace)
+    _print(trace)
+    return 1
+
+
+def _last(job: Job, event: str, **facts: Any) -> None:
+    """The last line, on a full disk in the room that was kept for it, before anything else that can fail."""
+    with suppress(OSError):
+        (job.folder / RESERVE).unlink(missing_ok=True)
+    try:
+        job.append(event, **facts)
+    except (DiskFailed, OSError) as error:
+        _print(f"{error}\n{facts.get('message', '')}")
+
+
+def _print(text: str) -> None:
+    with suppress(OSError, ValueError):  # stderr is worker.log, on a disk that may be full
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from finetune_local.errors import DiskFull, DownloadFailed, ModelError
+from finetune_local.errors import DiskFailed, DownloadFailed, ModelError
+from finetune_local.files import failure
 
 if TYPE_CHECKING:
     import httpx
@@ -152,7 +153,7 @@ def fetch(
 ) -> None:
     """Make `partial` the whole, checked file. `progress` gets the bytes that are there; `refuse` turns a 4xx into a ModelError.
 
-    Raises DownloadFailed, ModelError, DiskFull. Whatever happens, the bytes that came stay for the next try, except those
+    Raises DownloadFailed, ModelError, DiskFailed. Whatever happens, the bytes that came stay for the next try, except those
     that proved wrong.
     """
     import httpx
@@ -222,7 +223,10 @@ def _store(response: httpx.Response, partial: Path, have: int, size: int, progre
                     progress(count)
                     told = time.monotonic()
     except OSError as error:
-        raise DiskFull(f"{partial.parent}: {error.strerror}. Make room and run the same command again.") from error
+        refused = failure(error, partial, "Make room and run the same command again.")
+        raise refused or DiskFailed(
+            f"{partial} could not be written: {error.strerror}. Run the same command again."
+        ) from error
 
 
 def _matches(path: Path, file: RemoteFile) -> bool:

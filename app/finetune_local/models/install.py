@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_local.errors import DiskFull, ModelError
+from finetune_local.errors import DiskFailed, ModelError
+from finetune_local.files import failure, sync, sync_tree
 from finetune_local.models.folder import CONFIG, ModelFolder
 from finetune_local.paths import bad_name
 from finetune_local.system.foreign_text import ForeignTextError, is_text, read_json_object
@@ -69,13 +70,16 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
     place = models / check_name(name)
     try:
         (made / SOURCE).write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        sync_tree(made)
         made.rename(place)
+        sync(models)
     except OSError as error:
         if place.is_dir() and source_of(place) == source:
             return ModelFolder.open(place, name)
         if place.exists():
             raise ModelError(f"there is a model '{name}' already. Choose another --name, or remove it first.") from None
-        raise DiskFull(f"{place} could not be made: {os.strerror(error.errno or 0)}.") from error
+        told = failure(error, place, "Make room and try again.")
+        raise told or DiskFailed(f"{place} could not be made: {os.strerror(error.errno or 0)}.") from error
     return ModelFolder.open(place, name)
 
 

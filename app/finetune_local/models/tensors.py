@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.errors import AdapterError, DiskFull, ModelError
+from finetune_local.errors import AdapterError, DiskFailed, ModelError
+from finetune_local.files import failure
 from finetune_local.layout import as_float32, to_bfloat16_bits
 from finetune_local.system.foreign_text import ForeignTextError
 from finetune_local.system.tensor_header import BYTES, LfsPointer, Stored, tensors_of
@@ -116,7 +117,7 @@ class Pending:
 
 
 def write_tensors(path: Path, tensors: Sequence[Pending], progress: Callable[[float], None] | None = None) -> None:
-    """Write a safetensors file, holding one tensor in memory at a time. Raises DiskFull."""
+    """Write a safetensors file, holding one tensor in memory at a time. Raises DiskFailed."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     place = 0
     for tensor in tensors:
@@ -140,7 +141,8 @@ def write_tensors(path: Path, tensors: Sequence[Pending], progress: Callable[[fl
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise DiskFull(f"{path} could not be written: {error.strerror}. Make room and try again.") from error
+        told = failure(error, path, "Make room and try again.")
+        raise told or DiskFailed(f"{path} could not be written: {error.strerror}. Give another place.") from error
 
 
 def _stored_as(array: Floats, dtype: str) -> npt.NDArray[np.generic]:

@@ -27,12 +27,14 @@ _MOST_BYTES = 2**20
 _THREADS = min(4, os.cpu_count() or 1)
 
 
-def write(folder: Path, given: Mapping[str, str] | None = None) -> None:
-    """Sum up all files of a folder, sub-folders included. `given` are digests of files that will come to lie there.
+def write(folder: Path, given: Mapping[str, str] | None = None, leave_out: Collection[str] = ()) -> None:
+    """Sum up all files of a folder, sub-folders included, but those that the user changes. `given` are digests of files that will
+    come to lie there.
 
     The last thing to be done before a folder takes its name.
     """
-    found = {**digests(folder, _files(folder)), **(given or {})}
+    names = [name for name in _files(folder) if name not in leave_out]
+    found = {**digests(folder, names), **(given or {})}
     write_text(folder / SUMS, _text({name: {digest} for name, digest in found.items()}))
 
 
@@ -55,10 +57,10 @@ def read(folder: Path) -> Known | None:
     return known
 
 
-def problem(folder: Path, needed: Iterable[str] = (), only: Collection[str] | None = None) -> str | None:
+def problem(folder: Path, needed: Iterable[str] = ()) -> str | None:
     """What is wrong with a folder's files by their checksums, as the end of a sentence; None where nothing is, or there are none.
 
-    `needed` are files without which a list of checksums has lost its end; `only` are those to be looked at.
+    `needed` are files without which a list of checksums has lost its end.
     """
     try:
         known = read(folder)
@@ -66,18 +68,22 @@ def problem(folder: Path, needed: Iterable[str] = (), only: Collection[str] | No
         return str(error)
     if known is None:
         return None
-    wanted = {name: digests for name, digests in known.items() if only is None or name in only}
-    for name in [*needed, *wanted]:
+    for name in [*needed, *known]:
         if name not in known:
             return f"{SUMS} has lost the line of {name}"
         if not (folder / name).is_file():
             return f"{name} is missing"
+    return changed(folder, known)
+
+
+def changed(folder: Path, known: Known) -> str | None:
+    """The first of the files that are there and are not as `known` says, as the end of a sentence."""
     try:
-        found = digests(folder, wanted)
+        found = digests(folder, [name for name in known if (folder / name).is_file()])
     except OSError as error:
         return f"{error.filename or folder} cannot be read ({error.strerror})"
-    changed = [name for name in wanted if found[name] not in wanted[name]]
-    return f"{changed[0]} is not as it was written: it does not match its checksum" if changed else None
+    wrong = next((name for name, digest in found.items() if digest not in known[name]), None)
+    return None if wrong is None else f"{wrong} is not as it was written: it does not match its checksum"
 
 
 def rewrite(folder: Path, name: str, text: str) -> None:

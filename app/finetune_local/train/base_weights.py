@@ -18,8 +18,9 @@ from finetune_local.errors import DamagedRun, typed
 from finetune_local.files import disk_full, write_text
 from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.train import checkpoint
+from finetune_local.train.checkpoint import RESUME
 from finetune_local.train.events import Event, Note, Phase
-from finetune_local.train.runs import RESUME, Run
+from finetune_local.train.runs import Run
 
 if TYPE_CHECKING:
     from finetune_local.models.folder import ModelFolder

@@ -27,7 +27,7 @@ from finetune_local.adapters.companions import OF_RUN
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import DamagedRun, SpecError, typed
-from finetune_local.files import ASIDE, disk_full, stamp, sweep, sync, write_text
+from finetune_local.files import ASIDE, stamp, sweep, sync, write_text
 from finetune_local.files import remove as remove_files
 from finetune_local.paths import Home, bad_name, located
 from finetune_local.spec.fields import did_you_mean
@@ -41,8 +41,6 @@ from finetune_local.workplace import Workplace
 KIND = "run"
 """What a run is called in the trash."""
 
-RESUME = "What was saved is intact. Make room, then resume."
-
 FINISH = "finish"
 """Content of the stop file that ends a run for good."""
 
@@ -51,6 +49,8 @@ Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new
 
 class Run(Workplace):
     """A run by its folder."""
+
+    on_full_disk = "What was saved is intact. Make room, then resume."
 
     @property
     def adapter(self) -> Path:
@@ -100,22 +100,9 @@ class Run(Workplace):
         write_text(self.folder / "run.json", json.dumps(as_tables(spec), indent=2, ensure_ascii=False) + "\n")
 
     def append(self, event: events.Event) -> None:
-        """Append one event; a line is written whole or is the file's last. What is seldom is on the disk at once, steps with
-        the next sync(). Raises DiskFailed."""
-        with disk_full(self.events_file, RESUME):
-            with self.events_file.open("ab+") as file:
-                if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                    file.write(b"\n")  # half a line, for which there was no room: it stays by itself
-                file.write((json.dumps(event.as_json(), ensure_ascii=False) + "\n").encode("utf-8"))
-            if isinstance(event, (events.Validation, events.Checkpoint, *events.ENDS)):
-                self.sync()
-
-    def sync(self) -> None:
-        """Return once all events so far are on the disk. Raises DiskFailed."""
-        with disk_full(self.events_file, RESUME):
-            if self.events_file.exists():
-                sync(self.events_file)
-                sync(self.folder)
+        """Append one event. What is seldom is on the disk at once, steps with the next sync(). Raises DiskFailed."""
+        seldom = isinstance(event, (events.Validation, events.Checkpoint, *events.ENDS))
+        self.add_line(event.as_json(), durably=seldom)
 
     def history(self) -> Iterator[events.Event]:
         """All events so far; a half-written last line is left out, and what is no event of ours."""

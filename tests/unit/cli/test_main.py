@@ -65,7 +65,16 @@ def test_a_home_that_cannot_be_made_is_the_user_s_error(capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("number", "code", "kind"),
-    [(errno.EACCES, 2, "UserError"), (errno.EROFS, 2, "UserError"), (errno.ENOSPC, 1, "DiskFull")],
+    [
+        (errno.EACCES, 2, "UserError"),
+        (errno.EROFS, 2, "UserError"),
+        (errno.ENAMETOOLONG, 2, "UserError"),
+        (errno.ENOTDIR, 2, "UserError"),
+        (errno.ENOSPC, 1, "DiskFull"),
+        (errno.EDQUOT, 1, "DiskFull"),
+        (errno.EIO, 1, "DiskFailed"),
+        (errno.EMFILE, 1, "DiskFailed"),
+    ],
 )
 def test_a_place_that_cannot_be_written_to_is_a_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, code: int, kind: str

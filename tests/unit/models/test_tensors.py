@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from finetune_local.errors import DiskFull, ModelError
+from finetune_local.errors import DiskFailed, ModelError
 from finetune_local.layout import read_tensors
 from finetune_local.models.tensors import Pending, Stored, read_header, read_tensor, write_tensors
 
@@ -48,7 +48,7 @@ def test_a_shape_that_does_not_hold_is_a_defect(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DiskFull, match="could not be written"):
+    with pytest.raises(DiskFailed, match="could not be written"):
         write_tensors(tmp_path / "no" / "x", [Pending("x", (1,), "F32", lambda: np.zeros(1, np.float32))])
 
 
