@@ -14,6 +14,7 @@ from finetune_local.adapters import identity, library, manage
 from finetune_local.cli.main import main
 from finetune_local.errors import AdapterError, DiskFull
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
+from finetune_local.system import checksums
 from made import made_adapter
 
 RUN = {"model": {"id": "D:/models/base"}, "data": {"template": "raw", "files": ["/data/orders.jsonl"]}}
@@ -252,3 +253,32 @@ def test_a_full_disk_leaves_no_half_import(
     with pytest.raises(DiskFull, match="import again"):
         manage.bring_in(source, stocked)
     assert list(stocked.adapters.iterdir()) == [stocked.adapters / "friend"]
+
+
+def test_an_import_is_kept_with_checksums_and_what_the_user_writes_is_not_damage(
+    stocked: paths.Home, tiny: Path, tmp_path: Path
+) -> None:
+    source = made_adapter(tiny, tmp_path / "new one")
+    (source / library.NOTE).write_text("before", "utf-8")
+    entry = manage.bring_in(source, stocked)
+    assert set(checksums.read(entry.folder) or {}) >= {CONFIG, WEIGHTS, identity.FILE}
+    manage.write_note("new one", "after", stocked)
+    renamed = manage.rename("new one", "newer", stocked)
+    identity.rewrite(renamed.folder, run="elsewhere")
+    read_adapter(renamed.folder)
+    weights = renamed.folder / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(AdapterError, match=r"does not match its checksum\. Copy the adapter again"):
+        read_adapter(renamed.folder)
+
+
+def test_what_was_damaged_on_the_way_is_not_imported(stocked: paths.Home, tiny: Path, tmp_path: Path) -> None:
+    source = made_adapter(tiny, tmp_path / "sent")
+    (source / "left behind.txt").write_text("x", "utf-8")
+    checksums.write(source)
+    (source / "left behind.txt").unlink()
+    manage.bring_in(source, stocked, "good")
+    (source / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes()[:-1] + b"\x01")
+    with pytest.raises(AdapterError, match=r"sent: adapter_model\.safetensors is not as it was written"):
+        manage.bring_in(source, stocked, "bad")
+    assert not (stocked.adapters / "bad").exists()
