@@ -93,6 +93,10 @@ class Target(Protocol):
         """Raise ModelError or AdapterError where this source cannot be exported so in any format, saying what to do."""
         ...
 
+    def notes(self, source: Source) -> list[str]:
+        """What is known before anything is written to be so in one of the programs that such an export is for."""
+        ...
+
     def size(self, source: Source, quant: str) -> int:
         """Bytes that it will take, closely; nothing is written. Raises ModelError where this format cannot be written here."""
         ...

@@ -61,6 +61,10 @@ class Adapter:
         """See Target."""
         read_adapter(source.adapter_folder)
 
+    def notes(self, source: Source) -> list[str]:
+        """None."""
+        return []
+
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         folder = source.adapter_folder

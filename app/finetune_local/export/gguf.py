@@ -71,6 +71,10 @@ class Gguf:
         add_metadata(Nowhere(), source.weights, QUANTS[0])
         read_vocabulary(source.model, source.adapter, source.weights.shapes()[EMBEDDING][0])
 
+    def notes(self, source: Source) -> list[str]:
+        """None."""
+        return []
+
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         tensors = sum(tensor.bytes for tensor in planned(source.weights, quant))

@@ -17,6 +17,7 @@ from finetune_local.errors import ModelError
 from finetune_local.export import Progress, Source, silent, verify
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.merged_config import merged_config
+from finetune_local.export.receivers.folders import mlx_lm_limit, mlx_lm_note
 from finetune_local.export.verify import Gate
 from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16, check_float16_base
 from finetune_local.files import written_aside
@@ -85,6 +86,13 @@ class Merged:
     def check_source(self, source: Source) -> None:
         """See Target."""
         source.weights.shapes()
+
+    def notes(self, source: Source) -> list[str]:
+        """What plain mlx-lm cannot do with the folder, or only in part."""
+        config = merged_config(source.model.config, "float32", HEAD in source.weights.shapes(), ())
+        if limit := mlx_lm_limit(config):
+            return [f"not for mlx-lm: {limit}"]
+        return [note] if (note := mlx_lm_note(config)) else []
 
     def size(self, source: Source, quant: str) -> int:
         """See Target."""

@@ -19,7 +19,8 @@ def offers(home: Home, adapter: str, model: str | None = None) -> dict[str, Any]
     """A plain object; nothing is fetched or written, and no framework is loaded. Raises AdapterError.
 
     name (for a file), base (its name here, None where it is not on this machine), targets: by key {"reason": why it cannot be,
-    "" where it can; "formats": [{"format", "bytes"}, or "reason" instead of bytes]}.
+    "" where it can; "formats": [{"format", "bytes"}, or "reason" instead of bytes], "notes": sentences to be told
+    beforehand}.
     """
     folder = None if adapter == BASE else find(adapter, home)
     base, missing = None, ""
@@ -47,8 +48,9 @@ def _offer(target: Target, source: Source, missing: str) -> dict[str, Any]:
         except UserError as error:
             reason = str(error)
     if reason:
-        return {"reason": reason, "formats": []}
-    return {"reason": "", "formats": [_format(target, source, quant) for quant in target.quants]}
+        return {"reason": reason, "formats": [], "notes": []}
+    formats = [_format(target, source, quant) for quant in target.quants]
+    return {"reason": "", "formats": formats, "notes": target.notes(source)}
 
 
 def _format(target: Target, source: Source, quant: str) -> dict[str, Any]:

@@ -66,6 +66,10 @@ class Ollama:
         """See Target."""
         GGUF.check_source(source)
 
+    def notes(self, source: Source) -> list[str]:
+        """None."""
+        return []
+
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         return GGUF.size(source, quant)

@@ -123,6 +123,7 @@ def _choices(context: Context, window: Window, offers: Mapping[str, Any]) -> lis
             )
         )
         return body
+    body += [h("p", sentence(t, note), class_="hint text") for note in offer.get("notes") or ()]
     place = located(form["folder"]) if form["folder"].strip() else exports.folder_of(context.home)
     free = _free(place)
     chosen = _format(form, target, offers)

@@ -78,3 +78,11 @@ def test_families_that_llama_cpp_does_not_get(stocked: Home) -> None:
 def test_an_adapter_that_is_not_there(stocked: Home) -> None:
     with pytest.raises(AdapterError, match="no adapter 'x'"):
         offers(stocked, "x")
+
+
+def test_what_a_folder_cannot_do_elsewhere_is_told_beforehand(home: Home) -> None:
+    tiny_model(home.models / "untied", "gemma2", tied=False)
+    found = offers(home, "base", "untied")["targets"]
+    assert found["merged"]["reason"] == ""
+    (note,) = found["merged"]["notes"]
+    assert note.startswith("not for mlx-lm: mlx-lm's class for gemma2 has no head of its own")
