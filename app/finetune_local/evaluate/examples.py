@@ -8,6 +8,7 @@ from pathlib import Path
 
 from finetune_local.adapters.library import run_folder
 from finetune_local.data.prepare import CONVERSATIONS, conversations
+from finetune_local.errors import DataError
 from finetune_local.evaluate.rows import collect
 from finetune_local.files import stamp
 
@@ -34,7 +35,7 @@ def examples(adapter: Path) -> tuple[Example, ...]:
 def _read(data: Path, _stamp: object) -> tuple[Example, ...]:
     try:
         rows, _ = collect(conversations(data, limit=MOST))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DataError):
         return ()  # a convenience: a damaged file must not keep anyone from chatting
     found = []
     for row in rows:

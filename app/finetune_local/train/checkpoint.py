@@ -191,7 +191,7 @@ def _state(folder: Path) -> LoopState:
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"]))
-        raise DamagedRun(f"{STATE} cannot be: {at} is {first['input']!r:.60}") from error
+        raise DamagedRun(f"{STATE} cannot be right: the value of {at} is {first['input']!r:.60}") from error
     if state.step != _number(folder) or state.best_step > state.step:
         raise DamagedRun(f"{STATE} says step {state.step}, and best step {state.best_step}")
     return state

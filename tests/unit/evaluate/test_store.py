@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_nothing(opened: Opened, held_out: Path, monkeypatch:
     def full(_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(DiskFull, match="evaluate again"):
         kept(opened, held_out)
     assert list(opened.home.evaluations.iterdir()) == []

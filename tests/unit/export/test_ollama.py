@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pyt
     def full(_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(files, "sync", full)
     for key, quant in (("ollama", "q8_0"), ("adapter", "folder"), ("adapter", "zip")):
         adapter = made_adapter(tiny, tmp_path / "a")
         with pytest.raises(DiskFull, match="Nothing half-written was left"):
