@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,29 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_loads_no_framework(verb: str) -> None:
     assert loaded_by(verb, "--help") & set(HEAVY) == set()
+
+
+def test_a_look_at_data_with_a_models_tokenizer_loads_no_framework(tiny: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "hi", "completion": "hello"}\n', "utf-8")
+    loaded = loaded_by("data", "inspect", str(rows), "--model", str(tiny))
+    assert "tokenizers" in loaded and loaded & set(HEAVY) == set()
+
+
+def test_the_windows_desk_looks_at_data_without_a_framework(tiny: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "hi", "completion": "hello"}\n', "utf-8")
+    code = f"""
+import sys
+from pathlib import Path
+from finetune_local.jobs.asks.inspect import answer
+from finetune_local.paths import Home
+from finetune_local.service import Call
+asked = {{"id": 1, "settings": {{"files": [{str(rows)!r}]}}, "model": {str(tiny)!r}, "what": "all"}}
+told = answer(Call(asked, print), Home(Path({str(tmp_path)!r})))
+assert told["model_problem"] == "" and told["report"]
+print("LOADED", *{{m.partition(".")[0] for m in sys.modules}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.rpartition("LOADED")[2].split()) & set(HEAVY) == set()

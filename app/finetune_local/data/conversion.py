@@ -6,6 +6,7 @@ The only file of the app that imports transformers, and only in that child: it t
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ _LIMITS = Limits(SECONDS, 6 * 10**9, by_address=False)
 
 def converted(folder: Path) -> dict[str, Any]:
     """What tokenizer_build.from_written() takes, and whether the cost of its parts is "known". Raises ModelError."""
-    if not any(path.match(form) for path in folder.iterdir() for form in _FORMS):
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise ModelError(f"{folder}: {error.strerror}.") from None
+    if not any(fnmatch(name, form) for name in names for form in _FORMS):
         raise _missing(folder, "no tokenizer.json")
     child = Guarded("finetune_local.data.conversion", _LIMITS)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 _BROKEN = "\ufffd"
 
@@ -35,3 +35,24 @@ class Streamer:
             return ""
         self._ids, self._shown = self._ids[self._shown :], len(self._ids) - self._shown
         return text[len(known) :]
+
+
+def streamed(
+    decode: Callable[[Sequence[int]], str], ids: Sequence[int], ends: Collection[int] = ()
+) -> list[tuple[str, list[int]]]:
+    """Text by text, each with the ids it stands for, several where a character takes several; joined they are the text of all.
+
+    No piece reaches over an index in `ends`.
+    """
+    streamer = Streamer(decode)
+    found: list[tuple[str, list[int]]] = []
+    waiting: list[int] = []
+    for index, one in enumerate(ids):
+        if waiting and index in ends:
+            found.append((streamer.finish(), waiting))
+            waiting = []
+        waiting.append(one)
+        if text := streamer.push(one):
+            found.append((text, waiting))
+            waiting = []
+    return [*found, (streamer.finish(), waiting)] if waiting else found

@@ -105,8 +105,8 @@ class Tokenizer:
         if not self._byte_fallback:
             return self._decoded(ids, special)
         # tokenizers gives up a whole run of byte tokens for one bad byte; by streaming only the bad ones are lost.
-        streamer = Streamer(lambda part: self._decoded(part, special))
-        return "".join([*(streamer.push(i) for i in ids), streamer.finish()])
+        shown = ids if special else [i for i in ids if i not in self._left_out]
+        return "".join(text for text, _ in self._core.streamed(shown, ()))
 
     def streamer(self) -> Streamer:
         """For a growing answer: push(id) and finish() give its text in whole characters."""
@@ -117,18 +117,7 @@ class Tokenizer:
 
         Joined they are the text of all. No piece reaches over an index in `ends`.
         """
-        streamer = Streamer(lambda part: self._decoded(part, True))
-        found: list[tuple[str, list[int]]] = []
-        waiting: list[int] = []
-        for index, one in enumerate(ids):
-            if waiting and index in ends:
-                found.append((streamer.finish(), waiting))
-                waiting = []
-            waiting.append(one)
-            if text := streamer.push(one):
-                found.append((text, waiting))
-                waiting = []
-        return [*found, (streamer.finish(), waiting)] if waiting else found
+        return self._core.streamed(ids, ends)
 
     def is_special(self, id: int) -> bool:  # noqa: A002 - the standard word
         """Whether a token is one beside the text, such as <|im_end|>."""

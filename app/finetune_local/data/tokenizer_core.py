@@ -7,13 +7,14 @@ times, and an allocation that fails ends the process. tokenizer_shape.py says wh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.conversion import converted
+from finetune_local.data.streamer import streamed
 from finetune_local.errors import ModelError
 from finetune_local.system.guarded import Guarded, GuardedError, Limits, Raised, Setup
 
@@ -23,7 +24,10 @@ SECONDS, SECONDS_PER_CHARACTER = 5.0, 1 / 100_000
 LOAD_SECONDS = 30.0
 """And to build a tokenizer: a vocabulary of 262,000 tokens takes two."""
 
-_PATIENCE = 3
+_CHARACTERS = 10
+"""That a token stands for, to say how long decoding may take."""
+
+_PATIENCE = 2
 """After so many texts that it did not end with, no further one is tried: a file may have a million."""
 
 _child = Guarded("finetune_local.data.tokenizing", Limits(SECONDS, 2 * 10**9))
@@ -38,6 +42,9 @@ class Core(Protocol):
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         """The text of ids."""
+
+    def streamed(self, ids: Sequence[int], ends: Collection[int]) -> list[tuple[str, list[int]]]:
+        """The text of ids piece by piece, special tokens included: see streamer.streamed."""
 
     def token(self, index: int) -> str | None:
         """A token as the vocabulary writes it."""
@@ -118,6 +125,9 @@ class InProcess:
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         return _told(lambda: str(self._core.decode(list(ids), skip_special_tokens=skip_special)))
 
+    def streamed(self, ids: Sequence[int], ends: Collection[int]) -> list[tuple[str, list[int]]]:
+        return streamed(lambda part: self.decode(part, False), ids, ends)
+
     def token(self, index: int) -> str | None:
         found: str | None = self._core.id_to_token(index)
         return found
@@ -143,7 +153,11 @@ class InChild:
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         asked = {"do": "decode", "ids": list(map(int, ids)), "skip_special": skip_special}
-        return str(self._asked(asked, 10 * len(ids)))
+        return str(self._asked(asked, _CHARACTERS * len(ids)))
+
+    def streamed(self, ids: Sequence[int], ends: Collection[int]) -> list[tuple[str, list[int]]]:
+        asked = {"do": "streamed", "ids": list(map(int, ids)), "ends": sorted(map(int, ends))}
+        return [(text, part) for text, part in self._asked(asked, _CHARACTERS * len(ids))]
 
     def token(self, index: int) -> str | None:
         found: str | None = self._asked({"do": "token", "id": int(index)}, 0)

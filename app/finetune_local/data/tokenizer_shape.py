@@ -45,13 +45,16 @@ _PLAIN_NORMALIZERS = {
 _PLAIN_CUTS = {"ByteLevel", "Whitespace", "WhitespaceSplit", "Digits", "Punctuation", "Metaspace", "BertPreTokenizer"}
 _PLAIN_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece", "BPEDecoder"}
 _PLAIN_ENDS = {"ByteLevel", "BertProcessing", "RobertaProcessing"}
+_MARKS_OF_WORDS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+"""Of the models; with a prefix the library takes tokens apart without looking how long they are."""
+
 _MODELS = {"BPE", "WordLevel", "Unigram"}
 
 
 def is_known(values: Mapping[str, Any], rebuilt: bool) -> bool:
     """Whether all parts are known. `rebuilt`: a class sets its own parts, so that only vocabulary and ends are the file's."""
     model = values.get("model")
-    known = isinstance(model, dict) and _kind(model) in _MODELS and not model.get("dropout")
+    known = isinstance(model, dict) and _kind(model) in _MODELS and not any(model.get(key) for key in _MARKS_OF_WORDS)
     added = values.get("added_tokens")
     contents = [t.get("content") for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     if not known or sum(len(c) for c in contents if isinstance(c, str)) > _MOST_ADDED_CHARACTERS:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from finetune_local.data.streamer import streamed
 from finetune_local.data.tokenizer_build import Built, build, from_written, read_files, written
 from finetune_local.data.tokenizer_core import facts_of
 from finetune_local.errors import ModelError
@@ -34,7 +35,7 @@ def prepare(setup: str) -> Built | str:
 
 
 def answer(prepared: Built | str, request: dict[str, Any]) -> Any:
-    """facts, write, encode, decode, token, id, names."""
+    """facts, write, encode, decode, streamed, token, id, names."""
     if isinstance(prepared, str):
         return {"wrong": prepared}
     core, do = prepared.core, request["do"]
@@ -43,6 +44,10 @@ def answer(prepared: Built | str, request: dict[str, Any]) -> Any:
         return [one.ids for one in found]
     if do == "decode":
         return core.decode(request["ids"], skip_special_tokens=request["skip_special"])
+    if do == "streamed":
+        return streamed(
+            lambda part: str(core.decode(list(part), skip_special_tokens=False)), request["ids"], set(request["ends"])
+        )
     if do == "token":
         return core.id_to_token(request["id"])
     if do == "id":

@@ -111,7 +111,11 @@ class Guarded:
         Raises TookTooLong, TookTooMuch, Died or Raised.
         """
         with self._lock:
-            process = self._started()
+            try:
+                process = self._started()
+            except (OSError, RuntimeError) as error:  # no memory, no file, no thread is left for it
+                self._end()
+                raise Died(f"no process could be started for it ({error})") from None
             seconds = [preparing or self.limits.seconds, answering or self.limits.seconds]
             message: dict[str, Any] = {"key": setup.key, "request": request, "seconds": seconds}
             if setup.key in self._sent:

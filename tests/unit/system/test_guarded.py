@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -93,6 +94,34 @@ def test_memory_is_limited(guarded: Guarded, request_: str) -> None:
     with pytest.raises(TookTooMuch, match="memory"):
         guarded.ask(request_, FINE)
     assert guarded.ask("next", FINE) == ["fine", "next"]
+
+
+def test_where_addresses_are_not_limited_the_parent_looks_after_the_memory(guarded: Guarded) -> None:
+    watched = Guarded("guarded_work", Limits(seconds=20, most_bytes=300 * 2**20, by_address=False))
+    try:
+        with pytest.raises(TookTooMuch, match="memory"):
+            watched.ask("more and more", FINE)
+        assert watched.ask("next", FINE) == ["fine", "next"]
+    finally:
+        watched.close()
+
+
+def test_a_process_that_cannot_be_started_is_an_error(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", none_left)
+        with pytest.raises(Died, match="Too many open files"):
+            guarded.ask("x", FINE)
+    assert guarded.ask("x", FINE) == ["fine", "x"]
+
+
+def test_seconds_can_be_others_for_one_request(guarded: Guarded) -> None:
+    began = time.monotonic()
+    with pytest.raises(TookTooLong, match="within 2 seconds"):
+        guarded.ask("loop", FINE, answering=1.5)
+    assert time.monotonic() - began > 1
 
 
 def test_a_preparation_that_fails_is_told_each_time(guarded: Guarded) -> None:
