@@ -58,6 +58,14 @@ def read_vocabulary(model: ModelFolder, adapter: Path | None = None, rows: int |
     otherwise."""
     files = in_force(model.path, adapter)
     values = read_json(files[TOKENIZER], "")
+    try:
+        return _vocabulary(model, files, values, rows or model.weights()[EMBEDDING].shape[0])
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(f"{files[TOKENIZER]}: it is damaged ({said}). Copy it again.") from None
+
+
+def _vocabulary(model: ModelFolder, files: Mapping[str, Path], values: dict[str, Any], rows: int) -> Vocabulary:
     bpe = values.get("model") or {}
     if bpe.get("type") != "BPE":
         raise _unknown(model, f"its kind, {bpe.get('type')},")
@@ -68,7 +76,7 @@ def read_vocabulary(model: ModelFolder, adapter: Path | None = None, rows: int |
         known = {token.get("id") for token in values.get("added_tokens") or []}
         more = [{**token, "id": i} for i, token in added_by_config(files).items() if i not in known]
         values["added_tokens"] = [*(values.get("added_tokens") or []), *more]
-    tokens, types = _tokens(model, values, bpe, rows or model.weights()[EMBEDDING].shape[0])
+    tokens, types = _tokens(model, values, bpe, rows)
     if bpe.get("byte_fallback"):
         _check_sentencepiece(model, values)
         return Vocabulary("llama", "default", tokens, types, (), _scores(tokens, merges), _prefix(values))

@@ -8,11 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune_local.data import guarded_template, tokenizer_core
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import ModelError
-from finetune_local.system.guarded import Guarded, Limits
+from fuzz.children import quick_children
 from fuzz.mutate import mutate_bytes, mutate_json
 from sentencepiece_like import make_sentencepiece_like
 from tiny import tiny_model
@@ -46,12 +44,7 @@ CHAT = [Message("user", "What is the capital of France?" + "a" * 60), Message("a
 
 def prepare(folder: Path) -> Any:
     """The folders; children whose limits can be waited for. What only transformers can read is refused: it takes seconds."""
-    tokenizer_core._child.close()
-    tokenizer_core._child = Guarded("finetune_local.data.tokenizing", Limits(0.5, 10**9))
-    tokenizer_core.LOAD_SECONDS, tokenizer_core.SECONDS = 1.0, 0.5
-    tokenizer_core.converted = _refused
-    guarded_template._child.close()
-    guarded_template._child = Guarded("finetune_local.data.rendering", Limits(0.3, 400 * 2**20))
+    quick_children()
     made = [tiny_model(folder / family, family) for family in ("llama", "qwen2", "gemma")]
     made.append(make_sentencepiece_like(folder / "sentencepiece"))
     for number, place in enumerate(made):
@@ -120,7 +113,3 @@ def _change(path: Path, draw: random.Random) -> None:
     else:
         values = mutate_json(values, draw)
     path.write_text(json.dumps(values), "utf-8")
-
-
-def _refused(folder: Path) -> dict[str, Any]:
-    raise ModelError(f"{folder}: left to transformers.")

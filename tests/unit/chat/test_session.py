@@ -1,6 +1,7 @@
 """A conversation: turns, context, retry, adapters, comparison."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,6 +125,39 @@ def test_comparing_answers_one_prompt_by_all_and_goes_on_with_the_active_one(cha
     assert base.result.text != formal.result.text
     assert chat.turns[-1] == Message("assistant", formal.result.text)
     assert chat.opened.active == chat.opened.session.active == "formal"  # type: ignore[attr-defined]
+
+
+def test_each_answerer_is_asked_with_its_own_template(chat: ChatSession) -> None:
+    """An adapter that brings one in a comparison, and in a conversation that goes on with another answerer."""
+    opened = chat.opened
+    folder = opened.home.adapters / "诗人"
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}[the {{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}",
+        "utf-8",
+    )
+    told: list[str] = []
+    opened.load("formal")
+    opened.load("诗人", told.append)
+    assert told == ["诗人: it is asked with what it brings: its own chat template"]
+    asked: dict[str | None, str] = {}
+    for name in (None, "formal", "诗人"):
+        chat.use(name)
+        asked[name] = opened.tokenizer.text(chat.prompt()[0], special=True)
+    assert asked[None] == asked["formal"] != asked["诗人"] == "[the system] Be brief.\n[assistant] "
+    chat.use("formal")
+    turns = chat.ask_all("one")
+    lengths = {turn.adapter: turn.result.prompt_tokens for turn in turns}
+    assert lengths[None] == lengths["formal"] != lengths["诗人"]
+    started = time.perf_counter()
+    for _ in range(20):
+        for name in (None, "formal", "诗人"):
+            chat.use(name)
+            assert opened.tokenizer is opened.tokenizer_of(name)
+    assert time.perf_counter() - started < 1, "a swap reads no file"
+    opened.drop("诗人")
+    (folder / "chat_template.jinja").unlink()
+    opened.load("诗人")
+    assert opened.tokenizer is opened.tokenizer_of(None)
 
 
 def test_sampling_is_changed_by_name(chat: ChatSession) -> None:

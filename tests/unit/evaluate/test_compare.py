@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetune_local.backend import Batch, Floats
 from finetune_local.chat.opening import Opened
 from finetune_local.data.conversation import Message, Source
 from finetune_local.data.prepare import prepare
@@ -35,6 +36,31 @@ def test_each_condition_is_measured_on_the_same_rows(opened: Opened) -> None:
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
     found = result.row_json(3)
     assert json.loads(json.dumps(found))["tuned"]["answer"] == "是的" and found["base"]["exact"] == 0.0
+
+
+def test_base_and_tuned_are_each_asked_with_their_own_template(opened: Opened) -> None:
+    folder = opened.adapters["mine"]
+    folder.mkdir(parents=True)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "utf-8",
+    )
+    session, seen = opened.session, dict[str | None, set[tuple[int, ...]]]()
+    score = session.score
+
+    def scored(batch: Batch) -> Floats:
+        seen.setdefault(session.active, set()).update(  # type: ignore[attr-defined]
+            tuple(ids[:length].tolist()) for ids, length in zip(batch.ids, batch.lengths, strict=True)
+        )
+        return score(batch)
+
+    session.score = scored  # type: ignore[method-assign]
+    result = compare.run(opened, ROWS[:4], (), adapter="mine")
+    assert result.tuned and result.tuned.scores["exact"].mean() == 1.0
+    texts = {name: [opened.tokenizer.text(ids, special=True) for ids in rows] for name, rows in seen.items()}
+    assert all("<|im_end|>\n<|im_start|>assistant" in text for text in texts[None])
+    assert all("<|im_end|><|im_start|>assistant" in text for text in texts["mine"])
 
 
 def test_a_clear_gain_no_gain_and_a_loss_are_told_plainly(opened: Opened) -> None:
