@@ -22,6 +22,7 @@ from finetune_local.desktop.instance import Instance
 from finetune_local.desktop.notify import Notifier, tell
 from finetune_local.errors import SpecError
 from finetune_local.paths import Home
+from finetune_local.system.foreign_text import parse_json_object
 
 if TYPE_CHECKING:
     from finetune_local.preferences import Language
@@ -178,7 +179,7 @@ class App:
 
 
 def _show_other(home: Home, instance: Instance, wanted: Wanted, say: Say) -> None:
-    answer = json.loads(instance.ask("show" if wanted.show == "window" else "link"))
+    answer = parse_json_object(instance.ask("show" if wanted.show == "window" else "link"))
     if "link" not in answer:
         say("Finetune Local is running already: here is its window.")
     elif wanted.show != "nothing" and browse(answer["link"], home.window):

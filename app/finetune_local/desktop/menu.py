@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local import __version__
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 
 
 def menu_of(window: Any, words: Mapping[str, str], machine: Path) -> list[Any]:
@@ -57,8 +58,8 @@ def menu_of(window: Any, words: Mapping[str, str], machine: Path) -> list[Any]:
 def diagnostics(machine: Path, window: Any = None) -> str:
     """What helps whoever mends a defect: versions and what this machine has, without the user's name."""
     try:
-        facts: dict[str, Any] = json.loads(machine.read_text("utf-8"))
-    except (OSError, ValueError):
+        facts = read_json_object(machine)
+    except (OSError, ForeignTextError):
         facts = {}
     facts = {"finetune-local": __version__, "python": platform.python_version(), "system": platform.platform(), **facts}
     if window is not None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from finetune_local.files import write_text
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 
 SMALLEST = (720, 520)
 """Pixels below which the page is no use."""
@@ -43,10 +44,8 @@ class Place:
 def load(file: Path) -> Place:
     """The place as it was; values that are missing or damaged count as not kept."""
     try:
-        kept = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return Place()
-    if not isinstance(kept, dict):
+        kept = read_json_object(file)
+    except (OSError, ForeignTextError):
         return Place()
     default, found = Place(), dict[str, int | float | bool]()
     for field in fields(Place):

@@ -23,6 +23,7 @@ from finetune_local.desktop.browser import open_address
 from finetune_local.desktop.menu import localization, menu_of
 from finetune_local.desktop.place import Screen
 from finetune_local.errors import DiskFailed
+from finetune_local.system.foreign_text import parse_json_object
 
 NO_WINDOW = 3
 """Exit code: there is no WebView here, or no screen."""
@@ -134,7 +135,7 @@ def main() -> int:
     if not line:  # whoever started it is gone
         return 0
     try:
-        shown = _show(json.loads(line))
+        shown = _show(parse_json_object(line))
     except WebViewException as error:
         return _none(
             f"{error} Linux has it as python3-gi and gir1.2-webkit2-4.1." if sys.platform == "linux" else str(error)

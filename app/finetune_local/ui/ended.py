@@ -20,6 +20,7 @@ from finetune_local.files import write_text
 from finetune_local.jobs import job
 from finetune_local.jobs.job import Job
 from finetune_local.paths import Home
+from finetune_local.system.foreign_text import read_json
 from finetune_local.train import events, follow, runs
 from finetune_local.train.runs import Run
 from finetune_local.ui import parts
@@ -112,7 +113,7 @@ class Endings:
 
     def _read(self) -> set[tuple[str, str]]:
         try:
-            return {(str(kind), str(name)) for kind, name in json.loads(self._file.read_text("utf-8"))}
+            return {(str(kind), str(name)) for kind, name in read_json(self._file)}
         except (OSError, ValueError, TypeError):
             return set()
 

@@ -5,13 +5,36 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune_local.backend import Device
 from finetune_local.errors import FinetuneError
 from finetune_local.files import write_text
 from finetune_local.paths import Home
 from finetune_local.service import Service
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
+
+_DEVICE = frozenset(field.name for field in fields(Device))
+_NEEDED = _DEVICE - {"fast_bf16"}
+
+
+class _Kept(BaseModel):
+    """What pages use of machine.json; the rest is shown as it is."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    backend: str | None
+    devices: list[dict[str, str | int | bool]]
+    memory_bytes: int
+    memory_free_bytes: int
+    disk_free_bytes: int
+    processors: int
+    notes: list[str]
+    flops: float = 0.0
 
 
 class MachineFacts:
@@ -25,10 +48,9 @@ class MachineFacts:
         self.facts: Mapping[str, Any] = {}
         self.problem = ""
         self.looking = False
-        try:
-            self.facts = json.loads(self._file.read_text("utf-8"))
-        except (OSError, ValueError):
-            self.facts = {}
+        # What is kept is asked again at each start, so a file that a disk has damaged costs nothing.
+        with suppress(OSError, ForeignTextError, ValidationError):
+            self.facts = _Kept.model_validate(read_json_object(self._file)).model_dump()
 
     def look(self) -> None:
         """Ask the desk, in a thread of its own."""
@@ -59,7 +81,9 @@ class MachineFacts:
         """The devices of a backend (of the one that would be used), best first."""
         wanted = backend if backend not in (None, "auto") else self.backend
         found = [device for device in self.facts.get("devices", ()) if device.get("backend") == wanted]
-        return [Device(**{k: v for k, v in device.items() if k != "backend"}) for device in found]
+        return [
+            Device(**{k: v for k, v in device.items() if k in _DEVICE}) for device in found if set(device) >= _NEEDED
+        ]
 
     def device(self, backend: str | None = None, wanted: str | None = None) -> Device | None:
         """The device that a run would be on."""

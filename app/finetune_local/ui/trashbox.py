@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_local import shelf, trash
+from finetune_local.system.foreign_text import ForeignTextError, parse_json
 from finetune_local.trash import Removed
 from finetune_local.ui import notice, parts
 from finetune_local.ui.html import Html, h
@@ -64,7 +65,10 @@ def put_back(context: Context, value: str) -> list[str]:
 
 def keys(value: str) -> list[str]:
     """What a button of removed_notice() or of the box names: keys of the trash."""
-    found: Any = json.loads(value) if value.startswith("[") else [value]
+    try:
+        found = parse_json(value) if value.startswith("[") else [value]
+    except ForeignTextError:
+        found = [value]
     return [str(key) for key in found]
 
 

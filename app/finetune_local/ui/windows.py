@@ -14,6 +14,7 @@ from typing import Any
 from finetune_local.errors import DiskFailed
 from finetune_local.files import write_text
 from finetune_local.paths import Home
+from finetune_local.system.foreign_text import ForeignTextError, read_json
 
 LAST = "last"
 FIRST = "home"
@@ -159,7 +160,7 @@ class Windows:
 
 def _read(file: Path) -> Any:
     try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+        values = read_json(file)
+    except (OSError, ForeignTextError):
         return None if file.stem != LAST else {}
     return values if isinstance(values, dict) else {}
