@@ -1,7 +1,8 @@
 """A process that imports everything once and then lets small runs fail at one call to the file system each, in forks of itself.
 
 `python points.py FOLDER HOW:EVERY...` prints one JSON object a line: what was tried and, where something was lost, what. HOW is one
-of Shim's, or the name of an error; with "-lasting" behind it, it is raised from that call on. EVERY n tries each n-th call.
+of Shim's, or the name of an error. With "-lasting" behind it, it is raised from that call on; with "-again", the run is hurt a second
+time as it goes on. EVERY n tries each n-th call.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ def _lost(place: Path, how: str, number: int, wanted: dict[str, Any]) -> Iterato
     """Let one run fail at one call, go on with it, and tell what is not as in the run that was let be."""
     run, log = _prepared(place, "hurt"), place / "log"
     log.unlink(missing_ok=True)
-    kind, _, lasting = how.partition("-")
-    shim = Shim(run.folder, number, str(getattr(errno, kind)) if hasattr(errno, kind) else how)
-    shim.lasting = lasting == "lasting"
+    kind, _, after = how.partition("-")
+    again, lasting = after == "again", after == "lasting"
+    shim = Shim(run.folder, number, str(getattr(errno, kind)) if hasattr(errno, kind) else kind if again else how)
+    shim.lasting = lasting
     code = _child(run, log, shim)
     said = log.read_text("utf-8", "replace") if log.exists() else ""
     last = run.last_event()
@@ -74,6 +76,8 @@ def _lost(place: Path, how: str, number: int, wanted: dict[str, Any]) -> Iterato
             yield f"told as {last.error}: {last.message}"
     elif not shim.how.isdecimal() and code != KILLED:
         yield f"it was not killed (exit code {code})"
+    if again and run.status() != "finished":
+        _child(run, log, Shim(run.folder, 1 + number * 37 % 200, kind))
     for _ in range(3):
         if run.status() != "finished":
             code = _child(run, log)
