@@ -12,12 +12,15 @@ stop              asks the worker to stop     worker.lock    held by the process
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +30,7 @@ from finetune_local.adapters.companions import OF_RUN
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import DamagedRun, SpecError, typed
-from finetune_local.files import ASIDE, stamp, sweep, sync, write_text
+from finetune_local.files import ASIDE, disk_full, stamp, sweep, sync, write_text
 from finetune_local.files import remove as remove_files
 from finetune_local.paths import Home, bad_name, located
 from finetune_local.spec.fields import did_you_mean
@@ -40,6 +43,9 @@ from finetune_local.workplace import Workplace
 
 KIND = "run"
 """What a run is called in the trash."""
+
+_NEW = ASIDE + "new-"
+"""Beginning of the name of a run that is being made."""
 
 FINISH = "finish"
 """Content of the stop file that ends a run for good."""
@@ -82,7 +88,8 @@ class Run(Workplace):
         """The spec in run.json. Raises SpecError where it was damaged, DamagedRun where it seems to be of a newer version."""
         path = self.folder / "run.json"
         try:
-            return parse_spec(read_json_object(path), str(path))
+            # A kill while it was renamed may have left the old name in the file.
+            return parse_spec({**read_json_object(path), "name": self.name}, str(path))
         except (OSError, ForeignTextError) as error:
             raise SpecError(f"{path}: cannot be read ({error}). The run cannot be resumed.") from error
         except SpecError as error:
@@ -153,36 +160,52 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
 
     `asked` is the spec before automatic values were settled, where `spec` is not that; `made_from` the run it was begun from.
     """
-    if spec.name is not None:
-        problem = bad_name(spec.name)
-        if problem:
-            raise SpecError(f"--run {spec.name!r} {problem}.")
-        folder = home.runs / spec.name
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            raise SpecError(
-                f"--run {spec.name}: there is a run of that name already. Choose another name, or go on with it: "
-                f"finetune-local resume {typed(spec.name)}"
-            ) from None
-    else:
-        stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
-        number = 1
-        while True:
-            folder = home.runs / f"{stem or 'run'}-{spec.method.key}-{number}"
-            try:
-                folder.mkdir()
+    if spec.name is not None and (problem := bad_name(spec.name)):
+        raise SpecError(f"--run {spec.name!r} {problem}.")
+    stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
+    with disk_full(home.runs, "Make room and begin it again."), _aside(home) as made:
+        made.checkpoints.mkdir()
+        write_text(made.asked_file, json.dumps(given_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
+        if made_from is not None:
+            write_text(made.folder / MADE_FROM, made_from + "\n")
+        for number in itertools.count(1):
+            name = spec.name or f"{stem or 'run'}-{spec.method.key}-{number}"
+            made.write_spec(spec.model_copy(update={"name": name}))
+            if _named(made.folder, home.runs / name):
+                return Run(home.runs / name)
+            if spec.name is not None:
                 break
-            except FileExistsError:
-                number += 1
-    run = Run(folder)
-    run.checkpoints.mkdir()
-    sync(home.runs)
-    run.write_spec(spec.model_copy(update={"name": run.name}))
-    write_text(run.asked_file, json.dumps(given_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
-    if made_from is not None:
-        write_text(run.folder / MADE_FROM, made_from + "\n")
-    return run
+    raise SpecError(
+        f"--run {name}: there is a run of that name already. Choose another name, or go on with it: "
+        f"finetune-local resume {typed(name)}"
+    )
+
+
+@contextmanager
+def _aside(home: Home) -> Iterator[Run]:
+    """A folder to make a run in; one that is still called so when this is left goes. Killed, it takes nobody's name."""
+    for old in home.runs.glob(_NEW + "*"):
+        if time.time() - old.stat().st_mtime > 3600:  # of a process that was killed
+            remove_files(old)
+    folder = Path(tempfile.mkdtemp(prefix=_NEW, dir=home.runs))
+    try:
+        yield Run(folder)
+    finally:
+        remove_files(folder)
+
+
+def _named(folder: Path, target: Path) -> bool:
+    """Give a finished folder its name; False where something is called so already. Raises OSError."""
+    if target.exists():
+        return False
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        return False  # of two that are begun at once
+    sync(target.parent)
+    return True
 
 
 def find(home: Home, name: str) -> Run:
@@ -253,7 +276,8 @@ def _write_name(run: Run, name: str) -> None:
     except (OSError, ValueError):
         return
     write_text(file, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False) + "\n")
-    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with suppress(OSError):  # else it only stands elsewhere in the list
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def check_idle(run: Run) -> None:
