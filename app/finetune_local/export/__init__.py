@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from finetune_local.errors import AdapterError, ModelError
 
 if TYPE_CHECKING:
-    from finetune_local.export.verify import Gate
+    from finetune_local.export.verify import Gate, Prepared
     from finetune_local.export.weights import MergedWeights
     from finetune_local.models.folder import ModelFolder
 
@@ -36,6 +36,15 @@ class Source:
 
     base: ModelFolder | None
     adapter: Path | None
+    prepared: Prepared | None = None
+    """What the verification will hold the export against, where it was asked beforehand."""
+
+    def asked(self, prepared: Prepared) -> Source:
+        """The same, with what base + adapter answer; what was read of it stays read."""
+        result = replace(self, prepared=prepared)
+        if "weights" in self.__dict__:
+            result.__dict__["weights"] = self.__dict__["weights"]
+        return result
 
     @property
     def model(self) -> ModelFolder:
@@ -99,6 +108,10 @@ class Target(Protocol):
 
     def size(self, source: Source, quant: str) -> int:
         """Bytes that it will take, closely; nothing is written. Raises ModelError where this format cannot be written here."""
+        ...
+
+    def check_values(self, source: Source, out: Path, quant: str) -> None:
+        """Raise what write() would after long work, as far as it can be known before: room, values, how a tokenizer is read."""
         ...
 
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:

@@ -72,6 +72,10 @@ class Adapter:
         files = [*(folder / name for name in _FILES), *(beside / name for name in TRAVEL)]
         return sum(file.stat().st_size for file in files if file.is_file())
 
+    def check_values(self, source: Source, out: Path, quant: str) -> None:
+        """See Target."""
+        self.check_source(source)
+
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See Target."""
         folder = source.adapter_folder

@@ -81,16 +81,22 @@ class Gguf:
         # What tokenizer.json says in JSON is about as long in a GGUF.
         return tensors + in_force(source.model.path, source.adapter)[TOKENIZER].stat().st_size
 
+    def check_values(self, source: Source, out: Path, quant: str) -> None:
+        """See Target."""
+        weights = source.weights
+        tensors = planned(weights, quant)
+        add_metadata(Nowhere(), weights, quant)
+        check_room(out, sum(tensor.bytes for tensor in tensors) + _METADATA_BYTES)
+        rehearse(weights.model, weights.adapter, weights.shapes()[EMBEDDING][0])
+        check_float16_base(weights, {t.source: times for t in tensors if t.source and (times := _holds(t.kind.name))})
+
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See write_gguf."""
         from gguf import GGUFWriter
 
         weights = source.weights
         tensors = planned(weights, quant)
-        add_metadata(Nowhere(), weights, quant)
-        rehearse(weights.model, weights.adapter, weights.shapes()[EMBEDDING][0])
-        check_float16_base(weights, {t.source: times for t in tensors if t.source and (times := _holds(t.kind.name))})
-        check_room(out, sum(tensor.bytes for tensor in tensors) + _METADATA_BYTES)
+        self.check_values(source, out, quant)
         with written_aside(out, ADVICE) as aside:
             writer = GGUFWriter(aside, ARCHITECTURES[weights.model.family])
             try:
@@ -105,7 +111,7 @@ class Gguf:
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:
         """See Target."""
-        return verify.verify("gguf", out, quant, source.model, source.adapter, backend, progress, skip)
+        return verify.verify("gguf", out, quant, source.model, source.adapter, backend, progress, skip, source.prepared)
 
 
 def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:

@@ -100,15 +100,20 @@ class Merged:
         rest += sum(file.stat().st_size for file in in_force(source.model.path, source.adapter).values())
         return rest + _bytes(source.weights, chosen_dtype(source.model, quant))
 
+    def check_values(self, source: Source, out: Path, quant: str) -> None:
+        """See Target."""
+        weights = source.weights
+        if chosen_dtype(weights.model, quant) == "float16":
+            check_float16_base(weights, dict.fromkeys(weights.shapes(), 1.0))
+        check_room(out, self.size(source, quant))
+
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See write_merged."""
         weights = source.weights
         dtype = chosen_dtype(weights.model, quant)
         shards = _shards(weights.shapes(), BYTES[_SHORT[dtype]])
         size = _bytes(weights, dtype)
-        if dtype == "float16":
-            check_float16_base(weights, dict.fromkeys(weights.shapes(), 1.0))
-        check_room(out, self.size(source, quant))
+        self.check_values(source, out, quant)
         with written_aside(out, ADVICE) as folder:
             folder.mkdir()
             for path in _rest(weights.model.path):
@@ -144,7 +149,9 @@ class Merged:
     ) -> Gate:
         """See Target."""
         kind = _SHORT[chosen_dtype(source.model, quant)].lower()
-        return verify.verify("merged", out, kind, source.model, source.adapter, backend, progress, skip)
+        return verify.verify(
+            "merged", out, kind, source.model, source.adapter, backend, progress, skip, source.prepared
+        )
 
 
 def chosen_dtype(model: ModelFolder, wanted: str) -> str:

@@ -74,6 +74,10 @@ class Ollama:
         """See Target."""
         return GGUF.size(source, quant)
 
+    def check_values(self, source: Source, out: Path, quant: str) -> None:
+        """See Target."""
+        GGUF.check_values(source, out, quant)
+
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See Target."""
         name = model_name(source.name)
@@ -91,7 +95,9 @@ class Ollama:
     ) -> Gate:
         """The GGUF's gate; the Modelfile's template was compared with the model's own when it was made."""
         (file,) = out.glob("*.gguf")
-        return verify.verify("gguf", file, quant, source.model, source.adapter, backend, progress, skip)
+        return verify.verify(
+            "gguf", file, quant, source.model, source.adapter, backend, progress, skip, source.prepared
+        )
 
 
 def model_name(text: str) -> str:

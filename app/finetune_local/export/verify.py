@@ -106,6 +106,37 @@ class _Ground:
     advice: str
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What base + adapter do here, known before anything is written. `lack` says why their answers are not."""
+
+    expected: Expected
+    backend: str
+    device: str
+    precision: Precision
+    references: Sequence[Reference] = ()
+    lack: str = ""
+
+
+def prepare(model: ModelFolder, adapter: Path | None, backend: str = "auto", progress: Progress = silent) -> Prepared:
+    """Ask base + adapter. Raises ModelError, AdapterError, Unsupported, SpecError: for a model that cannot be run here, an adapter
+    that does not fit it, or a template that refuses all prompts."""
+    wanted = expected(model, adapter)
+    engine, _ = choose(backend)
+    device = engine.devices()[0]
+    precision = _precision(model, device)
+    known = Prepared(wanted, engine.name, device.id if engine.name == "torch" else "cpu", precision)
+    try:
+        progress("answering as base + adapter", None)
+        references = _references(engine, model, adapter, precision, wanted.probes, wanted.stop_ids)
+    except OutOfMemory as error:
+        return replace(
+            known, lack=f"not checked: there is not enough memory for base + adapter in {precision} ({error})"
+        )
+    gc.collect()  # torch's modules hold each other in circles: without this both models would be in memory
+    return replace(known, references=references)
+
+
 def verify(
     target: str,
     out: Path,
@@ -115,8 +146,10 @@ def verify(
     backend: str = "auto",
     progress: Progress = silent,
     skip: Collection[str] = (),
+    prepared: Prepared | None = None,
 ) -> Gate:
-    """Check an export at `out` in the number format `kind` ("f32", "f16", "bf16", "q8_0"); `skip` names receivers to leave out.
+    """Check an export at `out` in the number format `kind` ("f32", "f16", "bf16", "q8_0"); `skip` names receivers to leave out,
+    `prepared` is what prepare() gave.
 
     Raises GateFailed saying which receiver, which check, which prompt, at which token. Returns a gate that was not passed (None)
     where no receiver could be asked here: not installed, or too little memory.
@@ -125,33 +158,28 @@ def verify(
     if target == "gguf" and not available():
         reason = f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}"
         return Gate(None, reason, receivers=[ReceiverCheck(LLAMA_CPP, reason=reason)])
-    wanted = expected(model, adapter)
-    engine, _ = choose(backend)
-    device = engine.devices()[0]
-    precision = _precision(model, device)
-    limits = LIMITS[kind] if precision == "fp32" else max(LIMITS[kind], LIMITS["bf16"], key=lambda limit: limit.kl)
+    known = prepared or prepare(model, adapter, backend, progress)
+    limits = (
+        LIMITS[kind] if known.precision == "fp32" else max(LIMITS[kind], LIMITS["bf16"], key=lambda limit: limit.kl)
+    )
     gate = Gate(
         None,
-        backend=engine.name,
-        precision=precision,
-        prompts=len(wanted.probes),
+        backend=known.backend,
+        precision=known.precision,
+        prompts=len(known.expected.probes),
         tie_tolerance=limits.tie,
         kl_limit=limits.kl,
         kl_over=f"the {TOP} likeliest tokens and all others as one" if target == "gguf" else "the whole vocabulary",
     )
-    try:
-        progress("answering as base + adapter", None)
-        references = _references(engine, model, adapter, precision, wanted.probes, wanted.stop_ids)
-    except OutOfMemory as error:
-        gate.reason = f"not checked: there is not enough memory for base + adapter in {precision} ({error})"
+    if known.lack:
+        gate.reason = known.lack
         return gate
-    gc.collect()  # torch's modules hold each other in circles: without this both models would be in memory
     ground = _Ground(
-        wanted,
-        references,
+        known.expected,
+        known.references,
         limits,
-        "float32" if precision == "fp32" else "bfloat16",
-        device.id if engine.name == "torch" else "cpu",
+        "float32" if known.precision == "fp32" else "bfloat16",
+        known.device,
         " So few bits are too few for this model: choose q8_0 or f16." if limits.kl > LIMITS["q8_0"].kl else "",
     )
     if target == "gguf":

@@ -35,6 +35,8 @@ class MergedWeights:
         self._plan: AdapterPlan | None = None
         self._tensors: Mapping[str, Array] = {}
         self.run: str | None = None
+        self.looked_through: set[tuple[str, float]] = set()
+        """Tensors of the base that were found to fit a number format; see check_float16_base."""
         if adapter is not None:
             identity = read_identity(adapter)
             if identity is not None:
@@ -111,6 +113,13 @@ def check_float16_base(weights: MergedWeights, names: Mapping[str, float]) -> No
     is too large is merged to see what becomes of it. `names` are those to be written so, each with its `times`."""
     stored = weights.model.weights()
     for name, times in names.items():
+        if (name, times) in weights.looked_through:
+            continue
         of_base = EMBEDDING if name not in stored else name
-        if of_base in stored and weights.model.largest(of_base) >= FLOAT16_ENDS * times:
+        if (
+            of_base in stored
+            and stored[of_base].dtype != "F16"
+            and weights.model.largest(of_base) >= FLOAT16_ENDS * times
+        ):
             check_float16(name, weights.read(name), times)
+        weights.looked_through.add((name, times))

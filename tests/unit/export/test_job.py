@@ -83,6 +83,7 @@ def test_a_failed_gate_keeps_the_export_under_another_name(
     def fails(*_: object) -> Gate:
         raise GateFailed("greedy text: prompt 1, token 3.")
 
+    monkeypatch.setattr(verify, "prepare", lambda *_: None)
     monkeypatch.setattr(verify, "verify", fails)
     out = tmp_path / "m.gguf"
     out.write_bytes(b"the one before")
@@ -96,6 +97,7 @@ def test_a_stop_in_the_gate_leaves_nothing(tiny: Path, tmp_path: Path, monkeypat
     def interrupted(*_: object) -> Gate:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(verify, "prepare", lambda *_: None)
     monkeypatch.setattr(verify, "verify", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export("merged", ModelFolder.open(tiny), None, tmp_path / "out")
@@ -107,3 +109,19 @@ def test_other_families_are_refused_with_what_to_do(family: str, tmp_path: Path)
     model = ModelFolder.open(tiny_model(tmp_path / family, family))
     with pytest.raises(ModelError, match=rf"'{family}', which cannot be exported to GGUF yet .*--to merged"):
         export("gguf", model, None, tmp_path / "x.gguf", gate=False)
+
+
+def test_what_cannot_be_run_here_is_known_before_anything_is_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise ModelError("this family cannot be run here.")
+
+    def never(*_: object) -> None:
+        raise AssertionError("something was written")
+
+    monkeypatch.setattr(verify, "prepare", refuses)
+    monkeypatch.setattr(targets()["merged"], "write", never)
+    with pytest.raises(ModelError, match="cannot be run here"):
+        export("merged", ModelFolder.open(tiny), None, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
