@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from finetune_local.models.shape import Shape
 from finetune_local.paths import assets
+from finetune_local.system.foreign_text import read_json
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Entry:
 @cache
 def catalog() -> tuple[Entry, ...]:
     """The list, small models first."""
-    values = json.loads((assets() / "models.json").read_text("utf-8"))
+    values = read_json(assets() / "models.json")
     return tuple(sorted(map(_entry, values), key=lambda e: e.parameters))
 
 

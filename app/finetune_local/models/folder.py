@@ -68,6 +68,13 @@ class ModelFolder:
     def open(cls, path: Path, name: str | None = None) -> ModelFolder:
         """Check a folder and read its headers. Raises ModelError saying what is missing, damaged or refused."""
         path = located(path).absolute()
+        try:
+            return cls._opened(path, name)
+        except OSError as error:  # where not even a folder's names can be read
+            raise ModelError(f"{path}: {error.strerror}.") from None
+
+    @classmethod
+    def _opened(cls, path: Path, name: str | None) -> ModelFolder:
         if not path.is_dir():
             raise ModelError(f"{path}: there is no such folder. Give a Hugging Face model folder.")
         if (path / "adapter_config.json").exists() and not (path / CONFIG).exists():

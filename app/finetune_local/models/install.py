@@ -33,9 +33,14 @@ def check_name(name: str) -> str:
 
 def installed(models: Path) -> list[str]:
     """Names of the models under home.models, in order."""
-    return sorted(
-        f.name for f in models.iterdir() if f.is_dir() and not f.name.startswith(".") and (f / CONFIG).exists()
-    )
+    return sorted(f.name for f in models.iterdir() if not f.name.startswith(".") and _is_model(f))
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and (folder / CONFIG).exists()
+    except OSError:  # one that cannot be looked into does not hide the others
+        return False
 
 
 def source_of(folder: Path) -> Mapping[str, str]:

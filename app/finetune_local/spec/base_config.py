@@ -183,7 +183,9 @@ class BaseConfig(_Record):
     embedding_multiplier: Finite = None
     attention_multiplier: Finite = None
     residual_multiplier: Finite = None
-    logits_scaling: Finite = None
+    logits_scaling: Positive = None
+    moe_intermediate_size: Width = None
+    n_routed_experts: Count = None
     logit_scale: Finite = None
 
     tie_word_embeddings: Flag = None
@@ -275,6 +277,15 @@ def _check(kind: type[_Record], values: Mapping[str, Any], where: Path | str, pr
 
 
 def _check_heads(config: Mapping[str, Any], where: Path | str) -> None:
+    experts, chosen = (
+        size_of(config, "num_experts", "num_local_experts", "n_routed_experts"),
+        size_of(config, "num_experts_per_tok"),
+    )
+    if 0 < experts < chosen:
+        raise ModelError(
+            f"{where}: {chosen} experts for each token (num_experts_per_tok) cannot be chosen from {experts}. Copy the file again from "
+            "where the model comes from."
+        )
     heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         raise ModelError(

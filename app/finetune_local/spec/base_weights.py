@@ -162,7 +162,7 @@ def _check_types(weights: Mapping[str, Weight], where: Path | str, suspicious: b
             packed = "GPTQ" if f"{name.removesuffix('qweight')}g_idx" in weights else "AWQ"
         if packed == "MXFP4" and weight.dtype not in ("U8", "I8"):
             packed = None
-        if packed is None and weight.dtype not in FLOATS and (name.endswith("weight") or weight.dtype.startswith("F")):
+        if packed is None and weight.dtype not in FLOATS and _is_number(name, weight):
             packed = "fp8" if weight.dtype.startswith("F8") else weight.dtype
         if packed is not None:
             raise ModelError(
@@ -170,6 +170,13 @@ def _check_types(weights: Mapping[str, Weight], where: Path | str, suspicious: b
                 "does not say so. Use the original unquantised model and --precision 4-bit: training then quantises it, and exports "
                 "lose nothing."
             )
+
+
+def _is_number(name: str, weight: Weight) -> bool:
+    """Whether a tensor is one that is computed with, and no mask or list of positions that an older checkpoint keeps."""
+    return (
+        name.endswith("weight") or weight.dtype.startswith("F") or (name.endswith(".bias") and len(weight.shape) == 1)
+    )
 
 
 def _check_blocks(text: Mapping[str, Any], weights: Iterable[str], where: Path | str) -> None:

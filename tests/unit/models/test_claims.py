@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from finetune_local.errors import ModelError
 from finetune_local.models.folder import ModelFolder
+from finetune_local.models.install import installed
 from finetune_local.models.resolve import resolve
 from finetune_local.paths import Home
 from tiny import tiny_model
@@ -91,6 +92,7 @@ def packed(name: str, kind: Any = np.uint8, shape: tuple[int, ...] = (4,)) -> Ca
         ({"quantization_config": "x"}, r"'quantization_config' is 'x'"),
         ({"model_type": "../../x"}, r"'model_type' is missing"),
         ({"model_type": "x" * 5000}, r"'model_type' is missing"),
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "5 experts for each token .* cannot be chosen from 4"),
         ({"hidden_act": ["silu"]}, r"'hidden_act' is a list"),
     ],
 )
@@ -135,6 +137,7 @@ def test_generation_settings_are_looked_at_too(folder: Path) -> None:
         (lambda t: packed(UP.replace("weight", "biases"))(packed(UP.replace("weight", "scales"))(t)), "quantised .MLX"),
         (lambda t: {**t, UP: t[UP].astype(np.uint8)}, rf"quantised .U8: {UP} is of type U8.*does not say so"),
         (lambda t: {**t, UP: t[UP].astype(np.int8)}, "quantised .I8"),
+        (packed("model.layers.0.self_attn.q_proj.bias", np.int8), "quantised .I8"),
         (lambda t: {n: x for n, x in t.items() if ".layers.1." not in n}, "2 blocks .* but the weights hold 1"),
         (renamed("model.embed_tokens", "lm_head"), "hold no embedding"),
     ],
@@ -257,3 +260,19 @@ def test_tokens_that_other_files_add_count_too(tmp_path: Path, home: Home, name:
     (folder / name).write_text(json.dumps(values), "utf-8")
     with pytest.raises(ModelError, match="<far>"):
         resolve(str(folder), home, lambda *_: None)
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("closed", "good"):
+        tiny_model(home.models / name)
+    usual = Path.exists
+
+    def exists(self: Path) -> bool:
+        if "closed" in self.parts:
+            raise PermissionError(13, "Permission denied", str(self))
+        return usual(self)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert installed(home.models) == ["good"]
+    with pytest.raises(ModelError, match=r"closed: Permission denied\."):
+        ModelFolder.open(home.models / "closed")
