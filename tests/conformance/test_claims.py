@@ -76,6 +76,21 @@ def test_a_head_of_its_own_is_computed_with_though_the_config_says_tied(
     np.testing.assert_allclose(backend.load(tied, "fp32", "cpu").logits(IDS), reference(tied), atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text", "mistral"])
+def test_heads_of_families_whose_class_has_none(backend: Backend, family: str, tmp_path: Path) -> None:
+    """The embedding once more is left out; a head of its own is computed with, or refused."""
+    folder = tiny_model(tmp_path / "copy", family, tied=True)
+    rewrite(folder, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"]})
+    np.testing.assert_allclose(backend.load(folder, "fp32", "cpu").logits(IDS), reference(folder), atol=1e-3)
+    own = change(tiny_model(tmp_path / "own", family, tied=False), tie_word_embeddings=True)
+    try:
+        got = backend.load(own, "fp32", "cpu").logits(IDS)
+    except UserError as error:
+        assert backend.name == "mlx" and "it has a head of its own (lm_head.weight)" in str(error), error
+    else:
+        np.testing.assert_allclose(got, reference(own), atol=1e-3)
+
+
 SCALED: dict[str, dict[str, Any]] = {
     "linear": {"factor": 2.0},
     "dynamic": {"factor": 2.0},

@@ -38,9 +38,12 @@ def _sizes(most: int) -> Check:
 
 
 def _whole(low: int, high: int) -> Check:
+    """A number, or one for each block."""
+
     def checked(value: Any) -> Any:
-        if value is not None and not (type(value) is int and low <= value <= high):
-            raise ValueError(f"a whole number from {low} to {high}")
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and not (type(one) is int and low <= one <= high):
+                raise ValueError(f"a whole number from {low} to {high}")
         return value
 
     return checked

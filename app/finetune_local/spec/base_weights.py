@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_local.errors import ModelError
+from finetune_local.spec.base_config import size_of
 from finetune_local.spec.rope import rope
 from finetune_local.spec.targets import EMBEDDINGS, HEADS, block_of
 
@@ -62,7 +63,8 @@ _ADAPTED = re.compile(
     r"\.(base_layer\.(weight|bias)|lora_[AB](\.\w+)?\.weight|lora_magnitude_vector(\.\w+)?(\.weight)?)$"
 )
 _BUFFERS = re.compile(
-    r"(rotary_emb\.\w*inv_freq|position_ids|masked_bias|(cos|sin)_cached|num_batches_tracked)$|\.(attn|attention)\.bias$"
+    r"(rotary_emb\.\w*inv_freq|position_ids|masked_bias|causal_mask|(cos|sin)_cached|num_batches_tracked|embed_positions\.weights|"
+    r"(^|\.)version)$|\.(attn|attention)\.bias$"
 )
 """What older checkpoints keep beside the weights and every library makes anew."""
 
@@ -180,13 +182,14 @@ def _is_number(name: str, weight: Weight) -> bool:
 
 
 def _check_blocks(text: Mapping[str, Any], weights: Iterable[str], where: Path | str) -> None:
-    key = next((key for key in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(text.get(key), int)), None)
+    keys = [key for key in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(text.get(key), int)]
     found = {block for name in weights if (block := block_of(name)) is not None}
-    if key is None or not found:
+    if not keys or not found:
         return
-    said, stored, ahead = int(text[key]), max(found) + 1, int(text.get("num_nextn_predict_layers") or 0)
-    if said == stored or said < stored <= said + ahead:
+    key, stored, ahead = keys[0], max(found) + 1, size_of(text, "num_nextn_predict_layers")
+    if any(int(text[one]) <= stored <= int(text[one]) + ahead for one in keys):
         return
+    said = int(text[key])
     what = "the rest would be left out" if said < stored else "the rest would be filled with random numbers"
     raise ModelError(
         f"{where}: config.json says {said} blocks ({key}), but the weights hold {stored}: {what}. {_AGAIN} "

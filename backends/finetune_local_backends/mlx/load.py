@@ -37,13 +37,15 @@ def load(
     config = read_config(folder, rope_factor)
     found = _read_weights(folder)
     check_base_weights(config, {name: _AsStored(array) for name, array in found.items()}, folder)
-    config = _with_own_head(config, found)
+    head, copied = _head_of(found)
+    if head is not None and not copied:
+        config = _untied(config)
     module, arguments = _build(folder, config)
     if rope_factor != 1:
         _check_stretched(module, config)
     _check_scaled(folder, module, config)
     named = _renamed(folder, module, found)
-    _check_names(folder, str(config["model_type"]), module, found, named)
+    _check_names(folder, str(config["model_type"]), module, found, named, head if copied else None)
     _repair(module, str(config["model_type"]))
     half = precision == "bf16" or (precision in _BITS and device.kind != "cpu")
     dtype = mx.bfloat16 if half else mx.float32
@@ -103,14 +105,17 @@ class _AsStored:
         return _STORED.get(self.array.dtype, str(self.array.dtype))
 
 
-def _with_own_head(config: Config, found: dict[str, mx.array]) -> Config:
-    """A head that is stored and differs from the embedding is the model's, as in transformers, though the config says that it is tied."""
+def _head_of(found: dict[str, mx.array]) -> tuple[str | None, bool]:
+    """The head that is stored, and whether it is the embedding once more."""
     head = next((name for name in found if name.endswith("lm_head.weight")), None)
     table = next((name for name in found if is_embedding(name.removesuffix(".weight"))), None)
     if head is None or table is None or found[head].shape != found[table].shape:
-        return config
-    if not config.get("tie_word_embeddings") or bool(mx.array_equal(found[head], found[table]).item()):
-        return config
+        return head, False
+    return head, bool(mx.array_equal(found[head], found[table]).item())
+
+
+def _untied(config: Config) -> Config:
+    """A head that is stored and differs from the embedding is the model's, as in transformers, though the config says that it is tied."""
     nested = config.get("text_config")
     inner = {"text_config": {**nested, "tie_word_embeddings": False}} if isinstance(nested, dict) else {}
     return {**config, **inner, "tie_word_embeddings": False}
@@ -129,22 +134,31 @@ def _renamed(folder: Path, module: nn.Module, found: dict[str, mx.array]) -> dic
 
 
 def _check_names(
-    folder: Path, family: str, module: nn.Module, found: dict[str, mx.array], named: dict[str, mx.array]
+    folder: Path,
+    family: str,
+    module: nn.Module,
+    found: dict[str, mx.array],
+    named: dict[str, mx.array],
+    copy: str | None,
 ) -> None:
-    """Raise ModelError where the class has weights that are not stored, or leaves out some that are, also in its sanitize()."""
+    """Raise ModelError where the class has weights that are not stored, or leaves out some that are, also in its sanitize().
+
+    `copy` is a head that is the embedding once more; it is taken out of `named` where the class has no head.
+    """
     known = dict(tree_flatten(module.parameters()))  # type: ignore[no-untyped-call] # without what a class computes itself
+    if copy is not None and copy not in known:
+        named.pop(copy, None)
     used = {id(array) for array in named.values()}
     left_out = {n for n, array in found.items() if id(array) not in used and ".experts." not in n}
-    tied = {n for n in left_out if n.endswith("lm_head.weight")}  # the embedding once more
     misshapen = {n for n, value in named.items() if n in known and known[n].shape != value.shape}
     missing = known.keys() - named.keys()
-    strange = named.keys() - known.keys()
+    strange = (named.keys() - known.keys()) | (left_out - {copy})
     if strange and all(name.endswith("lm_head.weight") for name in strange):
         raise Unsupported(
             f"{folder}: it has a head of its own ({min(strange)}), and MLX's class for {family} models takes the embedding instead. Use "
             "--backend torch."
         )
-    if told := explain(folder, family, missing, strange | (left_out - tied), misshapen):
+    if told := explain(folder, family, missing, strange, misshapen):
         raise ModelError(told)
 
 

@@ -21,6 +21,7 @@ from finetune_local.spec.base_files import check_finite, weight_files
 from finetune_local.spec.base_weights import explain, not_finite
 from finetune_local.spec.rope import stretched
 from finetune_local.spec.run import Precision
+from finetune_local.spec.targets import block_of
 from finetune_local_backends.torch import attention
 from finetune_local_backends.torch.memory import guard, out_of_memory
 
@@ -124,7 +125,11 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
             **options,
         )
     misshapen = {str(key[0]) for key in report["mismatched_keys"]}
-    if told := explain(folder, str(config.model_type), report["missing_keys"], report["unexpected_keys"], misshapen):
+    unexpected = {str(name) for name in report["unexpected_keys"]}
+    text = config.get_text_config()
+    if getattr(text, "num_nextn_predict_layers", None):  # blocks that only guess ahead, behind the last
+        unexpected = {name for name in unexpected if (block_of(name) or 0) < text.num_hidden_layers}
+    if told := explain(folder, str(config.model_type), report["missing_keys"], unexpected, misshapen):
         raise ModelError(told)
     _check_finite(model, folder)
     return model
