@@ -180,7 +180,9 @@ class Session(Protocol):
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
         """One optimizer step of the adapter that was prepared last, over micro-batches.
 
-        Losses are weighted by supervised tokens. All or nothing: on OutOfMemory the weights and the optimizer are untouched and the step can be tried again.
+        Losses are weighted by supervised tokens. All or nothing: after OutOfMemory, or whatever else ends it, the weights, the optimizer and the
+        tracker are bit for bit as before, and the step can be tried again. For that an adapter and its states are held twice while they
+        are written; a whole model only where an eighth of the free memory holds that. Else a failure among the writes is a RunError.
         A loss or gradient that is not finite is returned, not applied.
         """
         ...

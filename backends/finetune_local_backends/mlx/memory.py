@@ -62,6 +62,10 @@ class Meter:
             used = int(mx.get_peak_memory()) - before - self._fixed
             self._largest, self._per_token = tokens, max(self._least, used / tokens)
 
+    def free(self) -> int:
+        """Bytes that may still be taken."""
+        return _free(self._device)
+
     def use(self) -> MemoryUse:
         """The GPU's allocations; on a CPU the process's resident memory, which holds everything else too."""
         if self._device.kind != "cpu":

@@ -18,7 +18,8 @@ from finetune_local_backends.mlx.moments import Moments, Step, new_moments
 
 State = dict[str, npt.NDArray[np.generic]]
 STEP = "step"
-_GROUP_BYTES = 64 << 20
+GROUP_BYTES = 64 << 20
+"""Bytes of parameters that are updated at once, or one parameter."""
 
 
 class AdamW:
@@ -38,7 +39,8 @@ class AdamW:
     ) -> None:
         """One update of those of `parameters` it was made for, with gradients times `factor`; the gradients are used up.
 
-        Tensors are computed in groups of bounded size, so that full fine-tuning never holds its states twice.
+        Tensors are computed in groups of bounded size, so that full fine-tuning never holds its states twice. What fails in a later
+        group leaves the earlier ones written: see undo.py. The largest come first, so that the others find the room they leave.
         """
         s, step = self._settings, self._step + 1
         corrections = 1 - s.beta1**step, math.sqrt(1 - s.beta2**step)
@@ -52,6 +54,18 @@ class AdamW:
             for name, (parameter, moments) in made.items():
                 parameters[name], self._moments[name] = parameter, moments
         self._step = step
+
+    def moment(self) -> tuple[int, dict[str, Moments]]:
+        """What it holds now, without a copy; for return_to()."""
+        return self._step, dict(self._moments)
+
+    def return_to(self, moment: tuple[int, dict[str, Moments]]) -> None:
+        """Hold again what moment() gave."""
+        self._step, self._moments = moment[0], dict(moment[1])
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a parameter's states."""
+        return sum(array.nbytes for array in self._moments[name].arrays().values())
 
     def state(self) -> State:
         """Everything needed to go on exactly, as named arrays."""
@@ -88,13 +102,13 @@ class AdamW:
 
 
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names of parameters, as many at once as lie in _GROUP_BYTES, or one."""
+    """Names of parameters, the largest first, as many at once as lie in GROUP_BYTES, or one."""
     names: list[str] = []
     size = 0
-    for name, own in sizes.items():
+    for name, own in sorted(sizes.items(), key=lambda item: -item[1]):
         names.append(name)
         size += own
-        if size >= _GROUP_BYTES:
+        if size >= GROUP_BYTES:
             yield names
             names, size = [], 0
     if names:

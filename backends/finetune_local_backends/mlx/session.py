@@ -33,6 +33,7 @@ from finetune_local_backends.mlx.ops import OPS
 from finetune_local_backends.mlx.optimizer import AdamW, State
 from finetune_local_backends.mlx.passes import Pass, Training, norm_of
 from finetune_local_backends.mlx.shifted import check_known, shifted
+from finetune_local_backends.mlx.undo import writing
 from finetune_local_backends.noise import batch_noise
 from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
@@ -189,10 +190,11 @@ class MlxSession(Positions):
             if not found:  # no batch has a supervised token
                 return [StepResult(0.0, 0.0) for _ in shares]
             several = len(work) > 1
-            return [
-                self._update(t, share, loss, {n: found.pop(own(number, n) if several else n) for n in t.trained})
-                for number, (t, share, loss) in enumerate(zip(work, shares, losses, strict=True))
-            ]
+            with writing([(t, self._adapter(t.name)) for t in work], self._meter.free()):
+                return [
+                    self._update(t, share, loss, {n: found.pop(own(number, n) if several else n) for n in t.trained})
+                    for number, (t, share, loss) in enumerate(zip(work, shares, losses, strict=True))
+                ]
 
     def _update(self, training: Training, share: Share, loss: float, gradients: dict[str, mx.array]) -> StepResult:
         """Clip and apply one adapter's gradients, unless something is not a finite number."""

@@ -20,6 +20,8 @@ from finetune_local.spec.run import TrainingSettings
 from finetune_local_backends.torch.gaps import GAPS, OPTIMIZER
 
 Arrays = dict[str, npt.NDArray[np.generic]]
+Place = tuple[dict[str, Any], str]
+"""Where a tensor or a number lies: a dict and its key there."""
 # What changes from step to step; bitsandbytes' other tensors are constant tables.
 _SLOTS = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
 
@@ -60,6 +62,13 @@ class Optimizer:
         for group in self._inner.param_groups:
             group["lr"] = learning_rate * group["factor"]
         self._inner.step()
+
+    def written(self) -> list[Place]:
+        """Where apply() writes, as holders and keys: the parameters and their states."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # paged states are moved behind torch's back
+        names: dict[str, Any] = dict(self._names)
+        return [(names, name) for name in names] + [(holder, slot) for _, holder, slot in self._slots()]
 
     def clear(self) -> None:
         """Forget the gradients."""

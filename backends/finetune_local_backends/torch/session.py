@@ -28,7 +28,7 @@ from finetune_local_backends.torch.decoder import TorchDecoder
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.measure import update_sizes
-from finetune_local_backends.torch.methods import Adapters
+from finetune_local_backends.torch.methods import Adapters, check_tensors
 from finetune_local_backends.torch.methods.sites import SiteAdapters
 from finetune_local_backends.torch.methods.split import Rows, shared_sites
 from finetune_local_backends.torch.noisy import noisy
@@ -36,6 +36,7 @@ from finetune_local_backends.torch.ops import OPS
 from finetune_local_backends.torch.optimizer import Optimizer, finite
 from finetune_local_backends.torch.quantised import QuantisedLinear
 from finetune_local_backends.torch.shifted import check_known, shifted
+from finetune_local_backends.torch.undo import Written, writing
 from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
 from finetune_local_backends.windows import windows
 
@@ -81,7 +82,7 @@ class TorchSession(Positions):
             raise AdapterError(f"an adapter called '{name}' is in memory already. Detach it first.")
         family = family_of(plan)
         if tensors is not None:
-            _check(family.shapes(plan), tensors)
+            check_tensors(family.shapes(plan), tensors)
         self.activate(None)
         with memory.guard(f"attach the adapter '{name}'"):
             source = Source(self.weight, ids, self._base.embedding_scale, stored)
@@ -185,6 +186,12 @@ class TorchSession(Positions):
                     if (penalty := self._keeper_of(training.name).penalty(training.name)) is not None:
                         penalty.backward()  # type: ignore[no-untyped-call]
                 norms = [optimizer.gradient_norm() for optimizer in optimizers]
+                applied = [n for n, pair in enumerate(zip(losses, norms, strict=True)) if finite(*pair)]
+                with writing([self._written(work[n]) for n in applied], self._base.place):
+                    for n in applied:
+                        work[n].optimizer.apply(norms[n], shares[n].learning_rate)
+                        self._track(work[n])
+                        self._keeper_of(work[n].name).after_step(work[n].name)
         except OutOfMemory:
             for optimizer in optimizers:
                 optimizer.clear()
@@ -192,12 +199,8 @@ class TorchSession(Positions):
             raise
         finally:
             self._base.model.eval()
-        for share, training, loss, norm in zip(shares, work, losses, norms, strict=True):
-            if finite(loss, norm):
-                training.optimizer.apply(norm, share.learning_rate)
-                self._track(training)
-                self._keeper_of(training.name).after_step(training.name)
-            training.optimizer.clear()
+        for optimizer in optimizers:
+            optimizer.clear()
         return [StepResult(loss, norm) for loss, norm in zip(losses, norms, strict=True)]
 
     @torch.no_grad()
@@ -272,6 +275,11 @@ class TorchSession(Positions):
         alphas = [self._ready(shares[n].name).settings.neftune_alpha for n, own in present for _ in own.ids]
         width = int(self._base.model.get_input_embeddings().weight.shape[1])
         return batch_noise(batch, alphas, self._seed, width, self.virtual())
+
+    def _written(self, training: _Training) -> Written:
+        """What a step writes for an adapter."""
+        keeper = self._keeper_of(training.name)
+        return Written(training.optimizer, training.tracker, lambda: keeper.after_step(training.name))
 
     def _track(self, training: _Training) -> None:
         """Let the family change its tensors between two steps (AdaLoRA's budget)."""
@@ -384,14 +392,3 @@ def _numbers(value: torch.Tensor) -> Floats:
 def _largest(shares: Sequence[Share]) -> int:
     """Tokens, with padding, of the largest micro-batches computed at once."""
     return sum(max((batch.ids.size for batch in share.batches), default=0) for share in shares)
-
-
-def _check(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Floats]) -> None:
-    """Raise AdapterError where names or shapes are not those of the plan."""
-    if lacking := sorted(set(shapes) - set(tensors)):
-        raise AdapterError(f"the adapter lacks {len(lacking)} tensors, the first is {lacking[0]}.")
-    if extra := sorted(set(tensors) - set(shapes)):
-        raise AdapterError(f"the adapter has {len(extra)} tensors too many, the first is {extra[0]}.")
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise AdapterError(f"{name} is {tensors[name].shape}, but the settings say {shape}.")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from finetune_local.backend import Floats
+from finetune_local.errors import AdapterError
 from finetune_local.spec.plan import AdapterPlan
 
 
@@ -47,3 +48,14 @@ class Adapters(Protocol):
 def tensor(array: Floats, device: torch.device) -> torch.Tensor:
     """A copy of a numpy array as an fp32 tensor of its own."""
     return torch.from_numpy(array.astype("float32", copy=True)).to(device)
+
+
+def check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Floats]) -> None:
+    """Raise AdapterError where names or shapes are not those of the plan."""
+    if lacking := sorted(set(shapes) - set(tensors)):
+        raise AdapterError(f"the adapter lacks {len(lacking)} tensors, the first is {lacking[0]}.")
+    if extra := sorted(set(tensors) - set(shapes)):
+        raise AdapterError(f"the adapter has {len(extra)} tensors too many, the first is {extra[0]}.")
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise AdapterError(f"{name} is {tensors[name].shape}, but the settings say {shape}.")

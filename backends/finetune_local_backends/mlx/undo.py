@@ -1,0 +1,53 @@
+"""Taking a step back on MLX: arrays never change, so keeping the old ones in sight is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import mlx.core as mx
+
+from finetune_local.errors import OutOfMemory
+from finetune_local_backends.mlx.methods import Adapter
+from finetune_local_backends.mlx.optimizer import GROUP_BYTES
+from finetune_local_backends.mlx.passes import Training
+from finetune_local_backends.undo import affordable, all_or_nothing, track_again, tracked
+
+
+class MlxUndo:
+    """See Undo. Costs a second copy of what is trained and of its optimizer's states while the step writes, no longer."""
+
+    def __init__(self, work: Sequence[tuple[Training, Adapter]]) -> None:
+        self._held = [
+            (training, adapter, dict(adapter.parameters), training.optimizer.moment(), tracked(training.tracker))
+            for training, adapter in work
+        ]
+
+    def put_back(self) -> None:
+        """See Undo."""
+        for training, adapter, parameters, moment, kept in self._held:
+            adapter.parameters.update(parameters)
+            training.optimizer.return_to(moment)
+            track_again(training.tracker, kept)
+        mx.clear_cache()  # what the failed writes have left, for what is derived anew
+        for _, adapter, *_ in self._held:
+            adapter.changed()
+
+
+def writing(work: Sequence[tuple[Training, Adapter]], free: int) -> AbstractContextManager[None]:
+    """Around the writes of a step, of which there may be `free` more bytes: all or nothing.
+
+    A whole model is not held twice where memory has no room to spare (see affordable()). Then it is weighed beforehand whether the
+    largest group of tensors can be computed, after which each finds the room that the one before has left. Raises OutOfMemory.
+    """
+    sizes = [adapter.parameters[name].nbytes for training, adapter in work for name in training.trained]
+    states = sum(training.optimizer.nbytes(name) for training, _ in work for name in training.trained)
+    if affordable(sum(sizes) + states, free):
+        return all_or_nothing(MlxUndo(work))
+    need = 3 * max(GROUP_BYTES, *sizes)
+    if need > free:
+        raise OutOfMemory(
+            f"there is not enough memory for the update of the weights: it takes about {need / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free."
+        )
+    return all_or_nothing(None)
