@@ -5,12 +5,14 @@ The only file of the app that imports transformers, and only in that child: it t
 
 from __future__ import annotations
 
-import json
+import hashlib
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import ModelError
+from finetune_local.system.foreign_text import ForeignTextError, parse_json_object, read_bounded
 from finetune_local.system.guarded import Guarded, GuardedError, Limits, Setup
 
 SECONDS = 120.0
@@ -18,6 +20,11 @@ SECONDS = 120.0
 
 _FORMS = ("tokenizer.json", "*.model", "*vocab*", "*.tiktoken", "tekken.json", "merges.txt")
 """Names of files that a tokenizer is kept in."""
+
+_TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_KEPT = 2
+_read: dict[str, dict[str, Any]] = {}
+"""What was read last, by what it was read from: an export opens the same tokenizer three times."""
 
 _LIMITS = Limits(SECONDS, 6 * 10**9, by_address=False)
 
@@ -30,6 +37,9 @@ def converted(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder}: {error.strerror}.") from None
     if not any(fnmatch(name, form) for name in names for form in _FORMS):
         raise _missing(folder, "no tokenizer.json")
+    key = _digest(folder, names)
+    if key in _read:
+        return _read[key]
     child = Guarded("finetune_local.data.conversion", _LIMITS)
     try:
         told: dict[str, Any] = child.ask(str(folder), Setup(""))
@@ -39,7 +49,23 @@ def converted(folder: Path) -> dict[str, Any]:
         child.close()
     if not told["fast"]:
         raise ModelError(f"{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder.")
+    while len(_read) >= _KEPT:
+        _read.pop(next(iter(_read)))
+    _read[key] = told
     return told
+
+
+def _digest(folder: Path, names: list[str]) -> str:
+    """Of all that a tokenizer can be read from: everything but weights."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        if name.endswith(_TEXTS):
+            digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+            with suppress(OSError, ForeignTextError):  # what cannot be read here is transformers' to refuse
+                content = read_bounded(folder / name)
+                digest.update(f"{len(content)}\0".encode())
+                digest.update(content)
+    return digest.hexdigest()
 
 
 def _missing(folder: Path, why: str) -> ModelError:
@@ -71,5 +97,5 @@ def answer(prepared: str, request: str) -> dict[str, Any]:
         "named": hf.special_tokens_map,
         "extra": hf.extra_special_tokens,
         "splits_special": bool(hf.split_special_tokens),
-        "known": is_known(json.loads(text), rebuilt=False),
+        "known": is_known(parse_json_object(text), rebuilt=False),
     }

@@ -13,7 +13,6 @@ An answer is an object with these keys, or with "refused": the reason, a sentenc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ import jinja2
 from finetune_local.data import template_engine
 from finetune_local.data.chat_template import ChatTemplate
 from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.system.foreign_text import parse_json_object
 from finetune_local.system.guarded_child import line_of
 
 
@@ -74,7 +74,7 @@ class Prepared:
 
 def prepare(setup: str) -> Prepared:
     """Compile the template of a setup."""
-    values = json.loads(setup)  # of the parent's own making
+    values = parse_json_object(setup)
     return Prepared(values["template"], values["variables"])
 
 

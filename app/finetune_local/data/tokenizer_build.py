@@ -66,8 +66,6 @@ def read_files(folder: Path) -> Files | None:
     _check_vocabulary(path, values)
     name = class_of(settings, _config(folder), b'"ByteLevel"' in text, folder)
     kind = values["model"].get("type")
-    if name in REBUILT and kind == "BPE" and not isinstance(values["model"].get("merges"), list):
-        raise ModelError(f'{path}: "merges" is {kind_of(values["model"].get("merges"))}, expected a list. {_COPY}')
     # The classes build BPE anew; of another kind they make it by rules of their own.
     return None if name is None or (name in REBUILT and kind != "BPE") else Files(folder, values, settings, name)
 
@@ -174,8 +172,27 @@ def _check_vocabulary(path: Path, values: Mapping[str, Any]) -> None:
             raise ModelError(f'{path}: "vocab" gives a token an id that is no number from 0 up. {_COPY}')
         if (largest := max(vocabulary.values(), default=0)) >= MOST_ID:
             raise ModelError(f'{path}: "vocab" gives a token the id {largest}, which no model has. {_COPY}')
+        if kind == "BPE":
+            _check_merges(path, model, vocabulary)
     elif not isinstance(vocabulary, list) or kind == "BPE":
         raise ModelError(f'{path}: "vocab" is {kind_of(vocabulary)}, expected the tokens. {_COPY}')
+
+
+def _check_merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str, Any]) -> None:
+    """Each makes a token that there is: where it does not, the library panics. Raises ModelError."""
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise ModelError(f'{path}: "merges" is {kind_of(merges)}, expected a list. {_COPY}')
+    if model.get("continuing_subword_prefix"):
+        return  # what is joined is shorter by it; such a tokenizer is used in the guarded child
+    try:
+        lost = next(
+            (m for m in merges if (m.replace(" ", "") if isinstance(m, str) else "".join(m)) not in vocabulary), ""
+        )
+    except TypeError:
+        raise ModelError(f'{path}: "merges" holds what is no pair of tokens. {_COPY}') from None
+    if lost:
+        raise ModelError(f'{path}: "merges" makes a token of {lost!r:.60} that "vocab" does not have. {_COPY}')
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ class is left to transformers itself (data/conversion.py).
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from tokenizers.models import BPE
 
 from finetune_local.data.tokenizer_settings import Settings
 from finetune_local.paths import assets
+from finetune_local.system.foreign_text import read_json_object
 
 AS_IT_IS = "TokenizersBackend"
 _PLAIN = {
@@ -100,7 +100,7 @@ class _Table:
 @cache
 def _table() -> _Table:
     """Made by packaging/make_tokenizer_classes.py out of transformers' source."""
-    values = json.loads((assets() / "tokenizer_classes.json").read_text("utf-8"))
+    values = read_json_object(assets() / "tokenizer_classes.json")
     return _Table(values["by_model_type"], frozenset(values["wrong_on_the_hub"]), frozenset(values["classes"]))
 
 

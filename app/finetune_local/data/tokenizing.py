@@ -5,7 +5,6 @@ A setup is JSON: {"folder"}, or a tokenizer as tokenizer_build.written() has it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from finetune_local.data.streamer import streamed
 from finetune_local.data.tokenizer_build import Built, build, from_written, read_files, written
 from finetune_local.data.tokenizer_core import facts_of
 from finetune_local.errors import ModelError
+from finetune_local.system.foreign_text import parse_json_object
 
 
 def prepare(setup: str) -> Built | str:
     """The tokenizer, or the sentence that says why there is none."""
-    values = json.loads(setup)  # of the parent's own making
+    values = parse_json_object(setup)
     try:
         if "folder" not in values:
             built = from_written(values, Path())

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_local.data import conversion
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.data.tokenizer_build import build, read_files
@@ -226,7 +227,9 @@ def both(kinds: dict[str, Path]) -> Callable[[str], tuple[InProcess, InChild]]:
     return make
 
 
-def test_a_class_that_is_not_repeated_here_is_left_to_transformers(kinds: dict[str, Path], tmp_path: Path) -> None:
+def test_a_class_that_is_not_repeated_here_is_left_to_transformers(
+    kinds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = _changed(kinds["llama"], tmp_path / "cohere", {}, "CohereTokenizerFast", "cohere")
     assert read_files(folder) is None
     from transformers import AutoTokenizer
@@ -234,6 +237,8 @@ def test_a_class_that_is_not_repeated_here_is_left_to_transformers(kinds: dict[s
     hf, tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True), Tokenizer.load(folder)
     for text in TEXTS:
         assert tokenizer.ids(text) == hf.encode(text, add_special_tokens=False)
+    monkeypatch.setattr(conversion, "Guarded", None)
+    assert Tokenizer.load(folder).ids(TEXTS[2]) == tokenizer.ids(TEXTS[2]), "what was read last is kept"
 
 
 @pytest.mark.slow
