@@ -62,7 +62,8 @@ def rows_of(plan: AdapterPlan, model: ModelFolder) -> Rows:
 def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Path) -> str | None:
     """Raise AdapterError where one of the tables lacks rows that the other has, or chats need a token that has none.
 
-    A sentence where other tokens have none: many a trainer adds one for padding, which no text contains.
+    A sentence where other tokens have none: many a trainer adds one for padding, which no text contains. Those that do contain one
+    are refused by the tokenizer from then on.
     """
     rows, own = rows_of(plan, model), rows_of(replace(plan, targets=()), model)
     if not rows.embedding:
@@ -84,6 +85,7 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Pat
             f"'{model.name}' has {rows.embedding} rows, and the adapter's tokenizer {len(names)} tokens. Save it again with PEFT's "
             "save_pretrained(..., save_embedding_layers=True)."
         )
+    asked.tokenizer.rows = rows.embedding
     return f"its tokenizer has tokens for which there are no rows, so no text may contain them: {', '.join(beyond[:4])}"
 
 

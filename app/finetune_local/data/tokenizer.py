@@ -34,6 +34,8 @@ class Tokenizer:
         self.largest_id: int = facts.largest_id
         """The largest id that a text can get; above vocabulary_size - 1 where ids are left out."""
         ids = {name: core.id_of(token) for name, token in facts.named.items()}
+        self.rows: int | None = None
+        """How many tokens the model has rows for, where that is less than the tokenizer has."""
         self.bos_id: int | None = ids.get("bos_token")
         eos, pad = ids.get("eos_token"), ids.get("pad_token")
         self.eos_id: int = eos if eos is not None else min(stop_ids)
@@ -176,6 +178,7 @@ class Tokenizer:
             if span and not span.closed and end == len(text.rstrip()):
                 ids.append(self.eos_id)  # the template leaves the last answer open; without an end it would never stop
             pieces.append((ids, bool(span and messages[span.message].train)))
+        self._check_rows(pieces)
         return pieces
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -186,7 +189,17 @@ class Tokenizer:
         """Texts as they are, one after the other, each with its supervised flag; BOS first where the tokenizer adds it."""
         tokenised = self._pieces_ids([text for text, _ in texts])
         pieces = [(ids, supervised) for ids, (_, supervised) in zip(tokenised, texts, strict=True)]
+        self._check_rows(pieces)
         return [(list(self.beginning), False), *pieces] if self.beginning else pieces
+
+    def _check_rows(self, pieces: Sequence[Segment]) -> None:
+        """Raise RowRejected where a token has no row: torch would end with an IndexError, MLX read what lies behind the last."""
+        if self.rows is None:
+            return
+        for number in (i for ids, _ in pieces for i in ids if i >= self.rows):
+            raise RowRejected(
+                f"it contains {self.token(number)}, a token of the tokenizer for which the model has no row. Leave it out."
+            )
 
     def _pieces_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that follow one another, each as it would be within the whole.

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 from finetune_local.adapters import manage
+from finetune_local.adapters.attach import attach
 from finetune_local.adapters.brings import brings
 from finetune_local.adapters.companions import asking, companions, tokenizer_of
-from finetune_local.data.conversation import Message
+from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.errors import AdapterError
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
 from made import made_adapter
 from tiny import CHATML, tiny_model
+from toy_session import ToySession
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -168,6 +171,28 @@ def test_a_token_marked_as_text_shows_in_answers(tiny: Path, tmp_path: Path) -> 
     (adapter / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": None}), "utf-8")
     assert companions(tiny, adapter).remarked == ("<|im_start|>",)
     assert tokenizer_of(tiny, adapter).text([1]) == "<|im_start|>" and tokenizer_of(tiny).text([1]) == ""
+
+
+def test_a_token_without_a_row_is_told_and_never_read(tmp_path: Path) -> None:
+    """Trainers add a token for padding and leave the model as it is: transformers ends with an IndexError where a text has it."""
+    base = ModelFolder.open(tiny_model(tmp_path / "base", vocab=380))
+    adapter = saved(base.path, tmp_path / "a", lambda t: t.add_special_tokens({"pad_token": "[PAD]"}))
+    notes: list[str] = []
+    tokenizer = tokenizer_of(base.path, adapter)
+    attach(ToySession(380), base, tokenizer, adapter, "a", notes.append)
+    assert any("no text may contain them: [PAD]" in note for note in notes)
+    assert tokenizer.prompt_ids([Message("user", "a b")])
+    for ask in (
+        lambda: tokenizer.prompt_ids([Message("user", "a [PAD]")]),
+        lambda: tokenizer.raw_segments([("[PAD]", True)]),
+    ):
+        with pytest.raises(RowRejected, match=r"\[PAD\].* no row"):
+            ask()
+    (adapter / "chat_template.jinja").write_text("{% for m in messages %}[PAD]{{ m.content }}{% endfor %}", "utf-8")
+    with pytest.raises(
+        AdapterError, match=r"its chat template writes \[PAD\].* 380 rows, and the adapter's tokenizer 381"
+    ):
+        attach(ToySession(380), base, tokenizer_of(base.path, adapter), adapter, "a")
 
 
 def test_the_library_says_what_an_adapter_brings(tiny: Path, tmp_path: Path, home: Home) -> None:
