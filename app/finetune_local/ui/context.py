@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local import preferences
 from finetune_local.chat.talks import Talks
 from finetune_local.errors import FinetuneError
+from finetune_local.files import failure
 from finetune_local.paths import Home
 from finetune_local.service import Service
 from finetune_local.train.runs import Run
@@ -180,8 +181,10 @@ class Context:
             return fn(self.windows.of(request.session_hash), *given, **({"event": event} if wants_event else {}))
 
         def failed(error: Exception) -> dict[Any, Any]:
-            if isinstance(error, FinetuneError):
-                return {self.notice: problem(self.t, error)}
+            # A place that was typed may be too long, forbidden, gone: that is no defect.
+            known = error if isinstance(error, FinetuneError) else failure(error, self.home.root, "Make room on it.")
+            if known is not None:
+                return {self.notice: problem(self.t, known)}
             traceback.print_exception(error)
             return {self.notice: defect(self.t, "".join(traceback.format_exception(error)))}
 

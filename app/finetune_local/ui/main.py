@@ -131,7 +131,8 @@ def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> No
 
     def draw_again(window: Window) -> Any:
         again, window.again = window.again, False
-        return shows[str(window["page"])](window) if again else None
+        show = shows.get(str(window["page"]))
+        return show(window) if again and show is not None else None
 
     for trigger in triggers:
         context.on(trigger, draw_again, None, list(every.values()))
