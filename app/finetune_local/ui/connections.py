@@ -129,7 +129,11 @@ class Limited(H11Protocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Nothing can be said of a body that turns out wrong where the answer was given already, or has no body (HEAD)."""
+        """Nothing can be said of a body that turns out wrong where the answer was given already, or has no body (HEAD); and what
+        the app still says to it goes nowhere."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:
