@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.errors import AdapterError, DamagedRun, SpecError, UserError
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
 from finetune_local.system import checksums
@@ -77,9 +78,11 @@ def check(run: Run, *, repair: bool = False) -> Checked:
 def _findings(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
     yield from _settings(run)
     yield from _events(run, repair=repair)
-    yield from _checkpoints(run, found, repair=repair)
     yield from _rows(run)
-    yield from _adapter(run, found, repair=repair)
+    yield from _adapter(
+        run, repair=repair
+    )  # before the checkpoints: one with another file damaged still has its weights
+    yield from _checkpoints(run, found, repair=repair)
     if not repair:
         for name in tidy.untidy(run):
             yield Finding(name, "untidy", "it was left undone by a kill", "--repair does it")
@@ -150,7 +153,7 @@ def _rows(run: Run) -> Iterator[Finding]:
             )
 
 
-def _adapter(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
+def _adapter(run: Run, *, repair: bool) -> Iterator[Finding]:
     if not run.adapter.exists():
         return
     if (run.adapter / checksums.SUMS).exists():
@@ -159,20 +162,20 @@ def _adapter(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
         problem = _unreadable(run.adapter)
     if problem is None:
         return
-    source = _source(run, found)
+    source = _source(run)
     if source is None:
         yield Finding(
             "adapter", "damaged", problem, "the checkpoint it was made from is not there, so it cannot be made again"
         )
     elif repair:
-        publish_checkpoint(run, source)
+        publish_checkpoint(run, source, summed=True)
         yield Finding("adapter", "damaged", problem, f"made again from {source.name}", repaired=True)
     else:
         yield Finding("adapter", "damaged", problem, f"--repair makes it again from {source.name}")
 
 
-def _source(run: Run, found: Checked) -> Path | None:
-    """The checkpoint that the adapter was made from, where it is intact: that of the run's last step, or its best."""
+def _source(run: Run) -> Path | None:
+    """The checkpoint that the adapter was made from, that of the run's last step or its best, where its weights are intact."""
     last = run.last_event()
     if not isinstance(last, (Finished, StoppedByUser)):
         return None
@@ -185,7 +188,21 @@ def _source(run: Run, found: Checked) -> Path | None:
     if early and state.step == step and state.best_step and isinstance(last, Finished):
         step = state.best_step
     source = run.checkpoints / f"step-{step:06d}" if isinstance(step, int) else run.checkpoints
-    return source if source.name in found.checkpoints else None
+    return source if _has_weights(source) else None
+
+
+def _has_weights(place: Path) -> bool:
+    """Whether the adapter in a checkpoint is as it was written, whatever is with the rest."""
+    needed = (CONFIG, WEIGHTS, IDENTITY)
+    try:
+        known = checksums.read(place)
+        if known is None:
+            _whole(place)
+            return True
+    except (ForeignTextError, DamagedRun):
+        return False
+    there = all(name in known and (place / name).is_file() for name in needed)
+    return there and checksums.changed(place, {name: known[name] for name in needed}) is None
 
 
 def _unreadable(folder: Path) -> str | None:

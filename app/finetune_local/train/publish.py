@@ -29,9 +29,9 @@ def publish(
         checksums.write(place)
 
 
-def publish_checkpoint(run: Run, source: Path, plan: AdapterPlan | None = None) -> None:
-    """The same of a checkpoint, without a model in memory. Raises AdapterError where that cannot be used, DiskFailed."""
-    read, tensors = read_adapter(source)
+def publish_checkpoint(run: Run, source: Path, plan: AdapterPlan | None = None, *, summed: bool = False) -> None:
+    """The same of a checkpoint, without a model in memory. `summed`: what is read of it has been checked. Raises AdapterError where that cannot be used, DiskFailed."""
+    read, tensors = read_adapter(source, summed=summed)
     base = str(read_config(source).get("base_model_name_or_path") or "")
     publish(run, plan or read, tensors, base, lambda place: _copy_identity(source, place))
 

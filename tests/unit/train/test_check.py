@@ -133,6 +133,15 @@ def test_a_damaged_adapter_is_made_again(run: runs.Run, summed: bool) -> None:
     assert checksums.problem(run.adapter, (CONFIG, WEIGHTS)) is None
 
 
+def test_a_checkpoint_without_its_optimizer_still_has_the_adapter(run: runs.Run) -> None:
+    before = read_adapter(run.adapter)[1]
+    (run.adapter / WEIGHTS).write_bytes(b"")
+    (run.checkpoints / "step-000006" / checkpoint.OPTIMIZER).write_bytes(b"")
+    assert check.check(run, repair=True).intact
+    after = read_adapter(run.adapter)[1]
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
 def test_an_adapter_whose_checkpoint_is_gone_is_left_as_it_is(run: runs.Run) -> None:
     (run.adapter / WEIGHTS).write_bytes(b"")
     (run.checkpoints / "step-000006" / WEIGHTS).write_bytes(b"")
