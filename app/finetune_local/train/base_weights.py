@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from finetune_local.errors import DamagedRun, typed
+from finetune_local.adapters.identity import check_same_base, read_identity
+from finetune_local.errors import AdapterError, DamagedRun, typed
 from finetune_local.files import disk_full, write_text
 from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.train import checkpoint
@@ -64,6 +65,7 @@ def same_as_begun(run: Run, model: ModelFolder) -> Iterator[Event]:
         return
     if begun.whole == now.whole and begun.files == now.files:
         return
+    _say_what_differs(run, model)
     names = sorted({*begun.files, *now.files})
     changed = next((name for name in names if begun.files.get(name) != now.files.get(name)), names[0])
     raise DamagedRun(
@@ -71,6 +73,17 @@ def same_as_begun(run: Run, model: ModelFolder) -> Iterator[Event]:
         "Nothing of the run was changed. Put back the model as it was (download or copy it again) and resume, or begin again on the "
         f"one that is there: finetune-local --config {typed(str(run.folder / 'run.json'))} --run {typed(run.name + '-again')}"
     )
+
+
+def _say_what_differs(run: Run, model: ModelFolder) -> None:
+    """Raise AdapterError where not the weights alone are others: config or tokenizer tell more."""
+    newest = checkpoint.latest(run.checkpoints)
+    try:
+        identity = None if newest is None else read_identity(newest)
+    except AdapterError:  # damaged: whoever resumes hears of it
+        return
+    if identity is not None:
+        check_same_base(identity, model)
 
 
 def weights_of(files: Sequence[Path]) -> Weights:
