@@ -4,6 +4,7 @@ of the app finds it again; a new window begins as the last one was, and two do n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -23,6 +24,7 @@ FIRST = "home"
 _OLD_SECONDS = 7 * 86400
 _DELAY = 0.4
 _MOST_EARLY = 50
+_SUM = "sha256"
 
 
 class Window:
@@ -86,7 +88,8 @@ class Window:
         """Write it now. A full disk costs the draft's newest changes, not the window."""
         with self._lock:
             self._timer = None
-            text = json.dumps(self.draft, ensure_ascii=False)
+            plain = json.loads(json.dumps(self.draft))
+        text = json.dumps({**plain, _SUM: _sum(plain)}, ensure_ascii=False)
         if self._folder is None:
             return
         try:
@@ -163,4 +166,11 @@ def _read(file: Path) -> Any:
         values = read_json(file)
     except (OSError, ForeignTextError):
         return None if file.stem != LAST else {}
-    return values if isinstance(values, dict) else {}
+    if not isinstance(values, dict) or values.pop(_SUM, None) not in (None, _sum(values)):
+        return None if file.stem != LAST else {}
+    return values
+
+
+def _sum(draft: dict[str, Any]) -> str:
+    """What tells a whole draft from one that a disk has damaged: pages take its values as they are. Older versions wrote none."""
+    return hashlib.sha256(json.dumps(draft, sort_keys=True).encode("ascii")).hexdigest()

@@ -69,6 +69,23 @@ def test_a_damaged_draft_is_an_empty_one(home: Home) -> None:
     assert Windows(home).attach("s", "window1").draft == {}
 
 
+def test_a_draft_whose_values_were_damaged_is_begun_anew(home: Home) -> None:
+    first = Windows(home)
+    first.attach("s", "window1").set(page="train", form={"rank": 8, "é": [1.5, None]})
+    first.close()
+    file = home.window / "drafts" / "window1.json"
+    whole = json.loads(file.read_text("utf-8"))
+    assert Windows(home).attach("s", "window1").draft == {"page": "train", "form": {"rank": 8, "é": [1.5, None]}}
+    for damaged in ({**whole, "form": "x"}, {**whole, "sha256": "x"}, {**whole, "sha256": 1}, {**whole, "new": 1}):
+        file.write_text(json.dumps(damaged), "utf-8")
+        assert Windows(home).attach("s", "window1").draft == {
+            "page": "train",
+            "form": whole["form"],
+        }  # as the last one was
+    file.write_text(json.dumps({"page": "data"}), "utf-8")  # of an older version
+    assert Windows(home).attach("s", "window1").draft == {"page": "data"}
+
+
 def test_only_what_changed_is_sent(home: Home) -> None:
     window = Windows(home).attach("s", "window1")
     assert window.changed("chart", "a")
