@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.files import stamp
-from finetune_local.tokenizer_files import TRAVEL, brought, in_force
+from finetune_local.tokenizer_files import GENERATION, TRAVEL, brought, generation_settings, in_force
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ OF_RUN = "tokenizer"
 """Folder of a run: the tokenizer, template and generation settings that it trains with, written when it begins."""
 
 _BASES = ("config.json", *TRAVEL)
+_NO_SETTINGS = ("_from_model_config", "transformers_version")
 _NAMED = 4
 """Tokens that are named in a sentence; of more, how many there are."""
 
@@ -68,6 +69,8 @@ class Companions:
     """Plain text becomes other tokens."""
     ends: tuple[str, ...] = ()
     """The tokens that end an answer, where they are others than the base's."""
+    settings: bool = False
+    """Generation settings of its own, beside the end tokens: written into exports; what is asked here has the app's."""
     sentences: tuple[str, ...] = field(default=())
 
     @property
@@ -134,8 +137,9 @@ def _companions(base: Path, adapter: Path, _base: object, _own: object) -> Compa
     template = any(_rendered(ours, chat) != _rendered(theirs, chat) for chat in _CHATS)
     words = any(ours.ids(text) != theirs.ids(text) for text in _TEXTS)
     ends = () if ours.stop_ids == theirs.stop_ids else tuple(ours.token(i) for i in sorted(ours.stop_ids))
-    found = Companions(files, template, added, renamed, remarked, words, ends)
-    return Companions(files, template, added, renamed, remarked, words, ends, tuple(_sentences(found)))
+    settings = GENERATION in files and _settings(adapter) != _settings(base)
+    found = Companions(files, template, added, renamed, remarked, words, ends, settings)
+    return replace(found, sentences=tuple(_sentences(found)))
 
 
 def chat_ids(tokenizer: Tokenizer) -> frozenset[int]:
@@ -159,6 +163,8 @@ def _sentences(found: Companions) -> list[str]:
         told.append("its own way to cut text into tokens")
     if found.ends:
         told.append(f"ends answers with {_listed(found.ends)}")
+    if found.settings:
+        told.append("its own generation settings, which go into exports")
     return told
 
 
@@ -170,6 +176,13 @@ def _tokens(ours: Tokenizer, theirs: Tokenizer) -> tuple[tuple[str, ...], tuple[
     same = (i for i in mine.keys() & its.keys() if mine[i] == its[i])
     remarked = tuple(mine[i] for i in sorted(same) if ours.is_left_out(i) != theirs.is_left_out(i))
     return added, renamed, remarked
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What generation_config.json says beside tokens and versions."""
+    return {
+        k: v for k, v in generation_settings(folder).items() if k not in _NO_SETTINGS and not k.endswith("_token_id")
+    }
 
 
 def _rendered(tokenizer: Tokenizer, chat: Sequence[Message]) -> str | None:

@@ -162,6 +162,15 @@ def test_the_end_is_the_adapters(tmp_path: Path) -> None:
     assert companions(base, adapter).sentences == ("ends answers with <|endoftext|>, <|im_end|>",)
 
 
+def test_generation_settings_of_its_own_are_told(tiny: Path, tmp_path: Path) -> None:
+    adapter = made_adapter(tiny, tmp_path / "a", plain=True)
+    same = json.loads((tiny / "generation_config.json").read_text("utf-8"))
+    (adapter / "generation_config.json").write_text(json.dumps({**same, "transformers_version": "5.0"}), "utf-8")
+    assert not companions(tiny, adapter).differs
+    (adapter / "generation_config.json").write_text(json.dumps({**same, "temperature": 0.3}), "utf-8")
+    assert companions(tiny, adapter).sentences == ("its own generation settings, which go into exports",)
+
+
 def test_a_token_marked_as_text_shows_in_answers(tiny: Path, tmp_path: Path) -> None:
     adapter = made_adapter(tiny, tmp_path / "a", plain=True)
     values = json.loads((tiny / "tokenizer.json").read_text("utf-8"))
