@@ -124,7 +124,7 @@ def _show_receiver(check: ReceiverCheck, gate: Gate) -> None:
     if gate.tie_tolerance is None:
         click.echo("    greedy answers not compared: a quantised file may word things otherwise")
     else:
-        click.echo(f"    greedy answers equal: {check.equal_texts} of {gate.prompts}")
+        click.echo(f"    greedy answers equal: {check.equal_texts} of {check.prompts}")
     for tie in check.near_ties:
         click.echo(f"    near-tie (within {gate.tie_tolerance:g}): {tie}")
     click.echo(

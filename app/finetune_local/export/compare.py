@@ -42,6 +42,8 @@ class ReceiverCheck:
     version: str = ""
     chats: int = 0
     stops: int = 0
+    prompts: int = 0
+    """How many prompts' answers were compared."""
     tokens: int = 0
     equal_texts: int = 0
     near_ties: list[str] = field(default_factory=list)
@@ -91,6 +93,7 @@ def compare_answers(
 ) -> None:
     """Greedy answers and the next token's distribution along them. Raises GateFailed."""
     divergences = []
+    check.prompts = len(references)
     for number, reference in enumerate(references, 1):
         where = f"prompt {number} ({quoted(reference.probe.title)})"
         if difference := candidate.prompt(reference.probe):

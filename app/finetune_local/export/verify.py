@@ -225,6 +225,8 @@ def _folder(receiver: Receiver, out: Path, ground: _Ground, check: ReceiverCheck
         check.reason = f"not checked: {limit}"
         return
     wanted = ground.expected
+    shortest = sorted(ground.references, key=lambda r: len(r.probe.ids) + len(r.answer))[: receiver.most_prompts]
+    references = [reference for reference in ground.references if any(reference is one for one in shortest)]
     heard = ask(
         receiver.worker,
         receiver.needs,
@@ -234,7 +236,7 @@ def _folder(receiver: Receiver, out: Path, ground: _Ground, check: ReceiverCheck
             ground.device,
             [chat.as_json() for chat in wanted.chats],
             wanted.texts,
-            [Question(r.probe.ids, r.answer[:-1]) for r in ground.references],
+            [Question(r.probe.ids, r.answer[:-1]) for r in references],
             wanted.stop_ids,
             wanted.plain_token,
         ),
@@ -247,11 +249,11 @@ def _folder(receiver: Receiver, out: Path, ground: _Ground, check: ReceiverCheck
     check.version = heard.version
     if note := receiver.note(config):
         check.notes.append(note)
-    candidate = HeardCandidate(heard, wanted.chats, wanted.texts, wanted.probes)
+    candidate = HeardCandidate(heard, wanted.chats, wanted.texts, [reference.probe for reference in references])
     chats = [chat for chat in wanted.chats if not _own_way(check, heard, wanted, candidate, chat)]
     compare_reading(check, candidate, wanted, chats)
     compare_stops(check, candidate, wanted)
-    compare_answers(check, candidate, wanted, ground.references, ground.limits, ground.advice)
+    compare_answers(check, candidate, wanted, references, ground.limits, ground.advice)
     check.passed = not check.reason
 
 

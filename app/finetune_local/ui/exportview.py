@@ -120,7 +120,7 @@ def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping
     why = h("p", sentence(t, str(reason)), class_="hint warn text") if reason else None
     if passed is None:
         return h("div", head, why, data_receiver=name)
-    prompts, chats, costs = f.number(gate["prompts"]), receiver.get("chats"), None
+    prompts, chats, costs = f.number(receiver.get("prompts") or gate["prompts"]), receiver.get("chats"), None
     told = [t("export.check_ids", n=prompts), t("export.check_stops")]
     if chats:
         told.insert(1, t("export.check_chats", n=f.number(chats)))

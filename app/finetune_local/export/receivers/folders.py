@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class Receiver:
     needs: Sequence[str]
     limit: Callable[[Mapping[str, Any]], str] = _no_limit
     note: Callable[[Mapping[str, Any]], str] = _no_limit
+    most_prompts: int | None = None
+    """Of how many prompts, the shortest, the answers are compared; None for all."""
 
 
 def mlx_lm_limit(config: Mapping[str, Any]) -> str:
@@ -78,5 +81,7 @@ def mlx_lm_note(config: Mapping[str, Any]) -> str:
 
 
 TRANSFORMERS = Receiver("transformers", _SCRIPTS / "open_with_transformers.py", ("torch", "transformers"))
-MLX_LM = Receiver("mlx-lm", _SCRIPTS / "open_with_mlx_lm.py", ("mlx", "mlx_lm"), mlx_lm_limit, mlx_lm_note)
+# mlx's wheels for Linux multiply some 40 times slower than torch.
+_FEW = None if sys.platform == "darwin" else 2
+MLX_LM = Receiver("mlx-lm", _SCRIPTS / "open_with_mlx_lm.py", ("mlx", "mlx_lm"), mlx_lm_limit, mlx_lm_note, _FEW)
 RECEIVERS: Sequence[Receiver] = (TRANSFORMERS, MLX_LM)
