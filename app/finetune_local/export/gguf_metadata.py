@@ -10,6 +10,7 @@ from finetune_local.errors import ModelError
 from finetune_local.export.merged import license_of
 from finetune_local.export.quants import FILE_TYPES
 from finetune_local.export.weights import EMBEDDING, MergedWeights
+from finetune_local.models.folder import CONFIG, ModelFolder
 from finetune_local.spec.rope import rope
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -29,13 +30,13 @@ def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_file_type(LlamaFileType[FILE_TYPES[quant]])
 
-    heads = int(config["num_attention_heads"])
+    heads = int(needed(model, config, "num_attention_heads"))
     window = config.get("sliding_window") if model.family == "mistral" else None
     # llama.cpp's llama has no window: within its length the two compute the same.
     writer.add_context_length(min(model.context_length, int(window or model.context_length)))
     writer.add_embedding_length(model.hidden_size)
     writer.add_block_count(model.blocks)
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
+    writer.add_feed_forward_length(int(needed(model, config, "intermediate_size")))
     writer.add_head_count(heads)
     writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
     writer.add_key_length(head_dim(config))
@@ -52,13 +53,21 @@ class Nowhere:
         return lambda *_: None
 
 
+def needed(model: ModelFolder, values: Mapping[str, Any], key: str) -> float:
+    """A number of a config that has to be there. Raises ModelError."""
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ModelError(f"{model.path / CONFIG}: '{key}' is missing. Copy the file again.")
+    return value
+
+
 def head_dim(config: Mapping[str, Any]) -> int:
     """Width of one attention head; Qwen3's is 128 where its config is silent."""
     if config.get("head_dim"):
         return int(config["head_dim"])
     if config.get("model_type") == "qwen3":
         return 128
-    return int(config["hidden_size"]) // int(config["num_attention_heads"])
+    return int(config.get("hidden_size") or 0) // max(1, int(config.get("num_attention_heads") or 1))
 
 
 def _add_rope(writer: Any, weights: MergedWeights) -> None:
@@ -70,9 +79,9 @@ def _add_rope(writer: Any, weights: MergedWeights) -> None:
     writer.add_rope_freq_base(found.theta)
     if found.kind == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(found.values["factor"]))
+        writer.add_rope_scaling_factor(needed(model, found.values, "factor"))
     elif found.kind == "yarn":
-        factor = float(found.values["factor"])
+        factor = needed(model, found.values, "factor")
         original = found.values.get("original_max_position_embeddings") or model.context_length
         expected = 0.1 * math.log(factor) + 1.0
         attention = found.values.get("attention_factor")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.errors import ModelError
-from finetune_local.export.gguf_metadata import ARCHITECTURES, head_dim
+from finetune_local.export.gguf_metadata import ARCHITECTURES, head_dim, needed
 from finetune_local.export.quants import kind_of
 from finetune_local.export.weights import Floats, MergedWeights
 from finetune_local.spec.rope import rope
@@ -118,8 +118,9 @@ def _llama3_factors(weights: MergedWeights) -> list[float]:
     found = rope(config)
     if found.kind != "llama3":
         return []
-    factor = float(found.values["factor"])
-    low, high = float(found.values["low_freq_factor"]), float(found.values["high_freq_factor"])
+    factor, low, high = (
+        needed(weights.model, found.values, key) for key in ("factor", "low_freq_factor", "high_freq_factor")
+    )
     context = float(found.values.get("original_max_position_embeddings") or weights.model.context_length)
     dims = head_dim(config)
     result = []
