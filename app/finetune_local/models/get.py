@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from finetune_local.errors import DiskFull, ModelError
@@ -106,7 +107,7 @@ def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = N
             f"{home.models}: {free / 1e9:.1f} GB are free but {path.name} needs {model.bytes_on_disk / 1e9:.1f} GB. "
             "Make room, or use the model where it lies: --model FOLDER."
         )
-    files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
+    files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith(".") and _is_own(f))
     total, done = sum(f.stat().st_size for f in files), 0
     source = {**source_of(path), "copied": str(path)}
     with aside(home.models) as folder, disk_full(home.models, "Make room and try again."):
@@ -117,3 +118,11 @@ def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = N
                     done += len(chunk)
                     progress(f"copying {file.name}", done / max(1, total))
         return publish(folder, home.models, name, source)
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a file belongs to the model. A link does where a model has such a file, as in the Hugging Face cache; any other could
+    lead to whatever the folder's maker wants to see copied."""
+    from finetune_local.models.hub import WANTED
+
+    return not file.is_symlink() or any(fnmatchcase(file.name, pattern) for pattern in (*WANTED, "README*"))

@@ -128,6 +128,8 @@ def hub_snapshot(repository: str) -> Path | None:
 def is_gguf(path: Path) -> bool:
     """Whether a file begins as a GGUF does; Ollama's have no suffix."""
     try:
+        if not path.is_file():  # a pipe would wait for a writer
+            return False
         with path.open("rb") as file:
             return file.read(4) == b"GGUF"
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -15,6 +16,7 @@ from finetune_local.models.catalog import catalog
 from finetune_local.models.download import Transfer
 from finetune_local.models.get import free_name, get, is_place, repository_of
 from finetune_local.models.install import installed, remove, source_of
+from finetune_local.models.local import is_gguf
 from finetune_local.models.resolve import resolve
 from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
@@ -147,3 +149,26 @@ def test_only_what_is_installed_is_removed(home: Home) -> None:
             remove(name, home.models)
     remove("tiny", home.models)
     assert installed(home.models) == []
+
+
+def test_links_of_a_model_are_followed_and_no_others(tmp_path: Path, home: Home) -> None:
+    """As in the Hugging Face cache; a link under any other name could lead anywhere."""
+    real, given = tiny_model(tmp_path / "real"), tmp_path / "given"
+    given.mkdir()
+    for file in real.iterdir():
+        (given / file.name).symlink_to(file)
+    (tmp_path / "secret").write_text("not the model's", "utf-8")
+    (given / "notes.txt").symlink_to(tmp_path / "secret")
+    (given / "own notes.txt").write_text("the folder's own", "utf-8")
+    model = get(str(given), home, lambda *_: None)
+    assert not (model.path / "notes.txt").exists()
+    assert (model.path / "own notes.txt").read_text("utf-8") == "the folder's own"
+    assert not any(file.is_symlink() for file in model.path.iterdir())
+    assert model.blocks == 2
+
+
+def test_a_pipe_that_is_named_like_a_model_keeps_nobody_waiting(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("there are no named pipes here")
+    os.mkfifo(tmp_path / "x.gguf")
+    assert not is_gguf(tmp_path / "x.gguf")
