@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from finetune_local.backend import Backend, backends
 from finetune_local.errors import FinetuneError, ModelError, UserError
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.base_weights import PLAIN
 from tiny import tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -89,6 +91,58 @@ def test_heads_of_families_whose_class_has_none(backend: Backend, family: str, t
         assert backend.name == "mlx" and "it has a head of its own (lm_head.weight)" in str(error), error
     else:
         np.testing.assert_allclose(got, reference(own), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", sorted(PLAIN))
+def test_what_transformers_itself_saves_is_taken(family: str, tmp_path: Path) -> None:
+    """A family's own defaults, wherever its config.json is silent."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if reason := backends()["torch"].missing():
+        pytest.skip(reason)
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 384,
+    }
+    more = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_local_experts": 2, "num_experts": 4, "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32, "num_experts_per_tok": 2, "num_key_value_heads": 2}  # fmt: skip
+    known = AutoConfig.for_model(family).to_dict()
+    config = AutoConfig.for_model(family, **sizes, **{name: value for name, value in more.items() if name in known})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model(tmp_path / "tiny") / name, tmp_path / name)
+    folder = ModelFolder.open(tmp_path).path
+    np.testing.assert_allclose(
+        backends()["torch"].load(folder, "fp32", "cpu").logits(IDS), reference(folder), atol=1e-4
+    )
+    raw = json.loads((folder / "config.json").read_text("utf-8"))
+    if raw.pop("head_dim", None) is not None:  # the family's default, as the sizes above do not say any other
+        (folder / "config.json").write_text(json.dumps(raw), "utf-8")
+        ModelFolder.open(folder)
+
+
+def test_sizes_of_a_family_that_is_not_known_are_tried(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if reason := backends()["torch"].missing():
+        pytest.skip(reason)
+    config = AutoConfig.for_model(
+        "deepseek_v3", hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=384, q_lora_rank=32, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    backends()["torch"].load(tmp_path, "fp32", "cpu")
+    change(tmp_path, num_key_value_heads=2)
+    with pytest.raises(ModelError, match="transformers cannot load it: The size of tensor"):
+        backends()["torch"].load(tmp_path, "fp32", "cpu")
 
 
 SCALED: dict[str, dict[str, Any]] = {

@@ -93,7 +93,7 @@ _SIGNS_OF_PARTS = (
 _TABLES, _HEADS = (tuple(f"{name}.weight" for name in names) for names in (EMBEDDINGS, HEADS))
 
 PLAIN = frozenset(
-    ["cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "helium", "llama", "mistral", "mixtral", "olmo2",
+    ["cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "mixtral", "olmo2",
      "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"]
 )  # fmt: skip
 """Families whose attention has q_proj, k_proj, v_proj of heads times head_dim rows."""
@@ -101,11 +101,10 @@ PLAIN = frozenset(
 _PARTLY_ROTATED = frozenset(["glm4", "phi", "stablelm"])
 _HEAD_DIMS = {
     "qwen3": 128,
-    "qwen3_moe": 128,
+    "glm4": 128,
     "gemma": 256,
     "gemma2": 256,
     "gemma3_text": 256,
-    "helium": 128,
     "seed_oss": 128,
 }
 """What transformers takes where the config is silent; elsewhere hidden_size divided among the heads."""
@@ -239,6 +238,8 @@ def _check_attention(config: Mapping[str, Any], family: str, weights: Mapping[st
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if not isinstance(hidden, int) or not isinstance(heads, int):
         return
+    if family in _HEAD_DIMS and "head_dim" in config and config["head_dim"] is None:
+        return
     head_dim = config.get("head_dim") or _HEAD_DIMS.get(family)
     if head_dim is None:
         if hidden % heads:
@@ -252,10 +253,11 @@ def _check_attention(config: Mapping[str, Any], family: str, weights: Mapping[st
         return
     expected = {
         "self_attn.q_proj.weight": (f"{heads} heads of {head_dim}", heads * head_dim, hidden),
-        "self_attn.k_proj.weight": (f"{groups} heads of {head_dim}", groups * head_dim, hidden),
-        "self_attn.v_proj.weight": (f"{groups} heads of {head_dim}", groups * head_dim, hidden),
         "self_attn.o_proj.weight": (f"{heads} heads of {head_dim}", hidden, heads * head_dim),
     }
+    if "num_key_value_heads" in config:  # where it is silent, each family has a number of its own
+        shape = (f"{groups} heads of {head_dim}", groups * head_dim, hidden)
+        expected |= {"self_attn.k_proj.weight": shape, "self_attn.v_proj.weight": shape}
     inner = config.get("intermediate_size")
     if isinstance(inner, int) and not family.endswith("_moe"):
         expected["mlp.up_proj.weight"] = (f"{inner} inner numbers (intermediate_size)", inner, hidden)

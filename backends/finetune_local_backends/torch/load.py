@@ -18,7 +18,7 @@ from finetune_local.backend import Device
 from finetune_local.errors import FinetuneError, ModelError, Unsupported
 from finetune_local.spec.base_config import read_base_config
 from finetune_local.spec.base_files import check_finite, weight_files
-from finetune_local.spec.base_weights import explain, not_finite
+from finetune_local.spec.base_weights import PLAIN, explain, not_finite
 from finetune_local.spec.rope import stretched
 from finetune_local.spec.run import Precision
 from finetune_local.spec.targets import block_of
@@ -76,6 +76,8 @@ def load_base(folder: Path, precision: Precision, device: Device, rope_factor: f
 
             replace_layers(model)
     model.eval().requires_grad_(False)
+    if str(model.config.model_type) not in PLAIN:
+        _try(model, folder, device)
     body = getattr(model, model.base_model_prefix, model)
     if body is model or model.get_output_embeddings() is None:
         raise Unsupported(
@@ -151,6 +153,12 @@ def _sentence(folder: Path) -> Iterator[None]:
         raise ModelError(_said(folder, error)) from error
     except Exception as error:
         raise ModelError(_said(folder, error)) from error
+
+
+def _try(model: Any, folder: Path, device: Device) -> None:
+    """Two tokens through a model whose sizes were not held against its config: what does not fit would end a training."""
+    with guard(f"load {folder.name}"), _sentence(folder), torch.no_grad():
+        model(torch.zeros((1, 2), dtype=torch.long, device=device.id), use_cache=False)
 
 
 def _said(folder: Path, error: Exception) -> str:

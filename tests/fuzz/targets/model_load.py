@@ -37,9 +37,13 @@ def attempt(prepared: Any, draw: random.Random, folder: Path) -> None:
             answers.append((backend.name, backend.load(model.path, "fp32", "cpu").logits(IDS)))
         except UserError as error:
             assert str(error)
-    for name, answer in answers:
-        assert np.isfinite(answer).all(), f"{name} computes NaN from it"
+    # Numbers of 1e38 are finite, and what is computed from them is not.
+    if not any(np.abs(model.read(name)).max(initial=0) > 1e12 for name in model.weights()):
+        for name, answer in answers:
+            assert np.isfinite(answer).all(), f"{name} computes NaN from it"
     if len(answers) == 2:
         (_, one), (_, other) = answers
         rows = min(one.shape[-1], other.shape[-1])
-        assert np.allclose(one[..., :rows], other[..., :rows], atol=1e-2, rtol=1e-2), "the backends do not agree"
+        assert np.allclose(one[..., :rows], other[..., :rows], atol=1e-2, rtol=1e-2, equal_nan=True), (
+            "the backends do not agree"
+        )
