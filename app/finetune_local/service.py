@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 from finetune_local import errors
 from finetune_local.errors import FinetuneError, WorkerDied
+from finetune_local.system.foreign_text import ForeignTextError, parse_json_object
 from finetune_local.system.private import write_privately
 from finetune_local.workplace import command_of, environment
 
@@ -54,6 +55,9 @@ class Call:
 
 Handler = Callable[[Call], Any]
 
+MOST_NESTED = 400
+"""Depth of what the two say to each other: rows of data are shown as they are."""
+
 
 def serve(handlers: Mapping[str, Handler], idle_seconds: float) -> None:
     """The child's main loop: one request at a time, until the input ends or nobody has asked for `idle_seconds`."""
@@ -71,7 +75,7 @@ def serve(handlers: Mapping[str, Handler], idle_seconds: float) -> None:
 
     def read() -> None:
         for line in os.fdopen(sys.stdin.fileno(), encoding="utf-8", newline="\n"):
-            values = json.loads(line)
+            values = parse_json_object(line, MOST_NESTED)
             if "stop" in values:
                 if (running := calls.get(values["stop"])) is not None:
                     running.interrupt()
@@ -213,7 +217,11 @@ class Service:
 def _read(lines: TextIO, process: subprocess.Popen[str], queues: Mapping[int, queue.Queue[Event]]) -> None:
     """Hand out what a child says; at its end whoever still waits is told the exit code."""
     for line in lines:
-        event = json.loads(line)
+        try:
+            event = parse_json_object(line, MOST_NESTED)
+        except ForeignTextError:  # it says what nobody understands: whoever waits is told that it ended
+            process.kill()
+            break
         if (waiting := queues.get(event["id"])) is not None:
             waiting.put(event)
     code = process.wait()

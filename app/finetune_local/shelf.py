@@ -10,7 +10,6 @@ from typing import Any
 from finetune_local import trash
 from finetune_local.adapters import library, manage
 from finetune_local.adapters.library import Entry, Library
-from finetune_local.errors import SpecError
 from finetune_local.evaluate import store
 from finetune_local.files import stamp
 from finetune_local.paths import Home
@@ -47,10 +46,7 @@ class Shelf:
 
 def _read(saved: store.Saved) -> tuple[str | None, dict[str, Any] | None]:
     """The adapter and the scores of an evaluation; None for a damaged one, or one that is being written."""
-    try:
-        return saved.adapter, store.scores_in(saved)
-    except (SpecError, KeyError, TypeError, ValueError):
-        return None, None
+    return (saved.adapter, store.scores_in(saved)) if saved.problem is None else (None, None)
 
 
 def rename_adapter(name: str, new: str, home: Home) -> Entry:

@@ -13,11 +13,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_local.errors import RunError
 from finetune_local.files import disk_full, write_text
 from finetune_local.files import remove as remove_files
 from finetune_local.paths import Home
+from finetune_local.system.damaged import Damaged
+from finetune_local.system.foreign_text import read_json_object
 
 FACTS = "trash.json"
 
@@ -75,9 +80,15 @@ def throw(home: Home, kind: str, name: str, folder: Path) -> Removed:
 
 
 def every(home: Home, kind: str | None = None) -> list[Removed]:
-    """What lies in the trash (of a kind), the newest first. Damaged entries are left out; empty() removes them too."""
+    """What lies in the trash (of a kind), the newest first. Of damaged entries damaged() tells; empty() removes them too."""
     found = [_read(home, place) for place in sorted(home.trash.iterdir(), reverse=True)]
-    return [one for one in found if one is not None and kind in (None, one.kind)]
+    return [one for one in found if isinstance(one, Removed) and kind in (None, one.kind)]
+
+
+def damaged(home: Home) -> list[Damaged]:
+    """Entries of which it cannot be told what they were, the newest first."""
+    found = [_read(home, place) for place in sorted(home.trash.iterdir(), reverse=True)]
+    return [one for one in found if isinstance(one, Damaged)]
 
 
 def find(home: Home, key: str) -> Removed:
@@ -140,11 +151,27 @@ def _write_facts(home: Home, removed: Removed) -> None:
     write_text(removed.place / FACTS, json.dumps(facts, ensure_ascii=False) + "\n")
 
 
-def _read(home: Home, place: Path) -> Removed | None:
+class _Facts(BaseModel):
+    """What trash.json holds."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    kind: str
+    name: str
+    source: str = Field(alias="from")
+    when: Annotated[float, Field(ge=0, lt=1e11)]
+
+
+def _read(home: Home, place: Path) -> Removed | Damaged:
+    file = place / FACTS
     try:
-        facts = json.loads((place / FACTS).read_text("utf-8"))
-        source = home.root / facts["from"]
-        found = Removed(place, str(facts["kind"]), str(facts["name"]), source, float(facts["when"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if found.content.exists() else None
+        facts = _Facts.model_validate(read_json_object(file))
+        found = Removed(place, facts.kind, facts.name, home.root / facts.source, facts.when)
+        if Path(facts.kind).name == facts.kind and found.content.exists():
+            return found
+        said = "what it tells of is not there"
+    except ValidationError as error:
+        said = f"'{'.'.join(map(str, error.errors()[0]['loc']))}' is missing, or not what it should be"
+    except (OSError, ValueError) as error:
+        said = str(error)
+    return Damaged(place.name, place, f"{file}: cannot be read ({said}). `finetune-local trash empty` deletes it.")

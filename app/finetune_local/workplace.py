@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from finetune_local.errors import RunError
 from finetune_local.files import disk_full, sync, write_text
 from finetune_local.system import locks
-from finetune_local.system.foreign_text import ForeignTextError, parse_json_object, read_json_object
+from finetune_local.system.foreign_text import ForeignTextError, open_file, parse_json_object, read_json_object
 from finetune_local.system.process import Process
 
 # On Windows a worker in the same console would end when its window is closed.
@@ -34,6 +34,9 @@ _OWN_CONSOLE = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subp
 
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 """Workers this process started, to be reaped when they end; whether one lives is read from its folder."""
+
+_FAR_BACK = 2**25
+"""Bytes at the end of a file of events that are looked through: a disk may have made one line of them all."""
 
 _starting = threading.Lock()
 """Two threads of this process do not start workers at once; other processes are told apart by the folder's lock."""
@@ -75,11 +78,14 @@ class Workplace:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """All events so far; a half-written last line, and one that a damaged disk spoilt, are left out."""
-        if self.events_file.exists():
-            with self.events_file.open("rb") as file:
-                for line in file:
-                    if line.endswith(b"\n") and (values := _parsed(line)) is not None:
-                        yield values
+        try:
+            file = open_file(self.events_file)
+        except (FileNotFoundError, ForeignTextError):
+            return
+        with file:
+            for line in file:
+                if line.endswith(b"\n") and (values := _parsed(line)) is not None:
+                    yield values
 
     def add_line(self, values: Mapping[str, Any], *, durably: bool) -> None:
         """Append one event; a line is written whole or is the file's last. `durably`: return once it, and all before it, is on the
@@ -105,8 +111,8 @@ class Workplace:
     def newest(self) -> Iterator[dict[str, Any]]:
         """The newest event, then those before it, as far as a few kilobytes at the end of the file reach; read when asked for."""
         try:
-            file = self.events_file.open("rb")
-        except OSError:
+            file = open_file(self.events_file)
+        except (OSError, ForeignTextError):
             return
         with file:
             size = file.seek(0, os.SEEK_END)
@@ -118,7 +124,7 @@ class Workplace:
                     if (values := _parsed(line)) is not None:
                         told = True
                         yield values
-                if reach >= size:
+                if reach >= min(size, _FAR_BACK):
                     return
                 reach *= 8
 
@@ -257,10 +263,10 @@ class Tail:
     def read(self) -> list[dict[str, Any]]:
         """What is new. A line is given once it is whole."""
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self.position)
                 chunk = file.read()
-        except FileNotFoundError:
+        except (OSError, ForeignTextError):  # not there yet, or for the moment not to be read
             return []
         self.position += len(chunk)
         *lines, self._rest = (self._rest + chunk).split(b"\n")

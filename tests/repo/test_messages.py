@@ -95,6 +95,8 @@ NOT_SHOWN = {
         for name in ("bitsandbytes ", "AWQ", "compressed", "EXL2")
     },
     "app/finetune_local/spec/schema.py": "the title of the JSON schema",
+    "app/finetune_local/system/process.py": "for the code that asks",
+    "app/finetune_local/train/events.py": "the types of fields",
     "app/finetune_local/train/follow.py: finetune-local resume": "a command",
 }
 """Sentences that no window shows, by the beginning of "file: text", with the reason."""

@@ -7,7 +7,9 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_local import __version__
 from finetune_local.errors import AdapterError
@@ -17,11 +19,41 @@ from finetune_local.spec.families import PREFIX, family_of
 from finetune_local.spec.plan import AdapterPlan, WeightInfo
 from finetune_local.spec.targets import outside_modules
 from finetune_local.system import checksums
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.tokenizer_files import TEMPLATE, TOKENIZER
 
 FILE = "finetune_local.json"
 VOCABULARY = "vocabulary_sha256"
 """Of what the file says more: the base's tokenizer without its chat template; files of earlier versions do not have it."""
+
+
+class _Base(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    name: str
+    config_sha256: str
+    tokenizer_sha256: str
+    rope_factor: float = Field(1.0, gt=0, le=1e6)
+
+
+class _Told(BaseModel):
+    """What the file says, as far as it is looked at; later versions may say more."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    base: _Base
+    run: str | None = None
+    method: str = ""
+    created: str = ""
+    app_version: str = ""
+    parameters: Annotated[int, Field(ge=0, le=10**15)] | None = None
+    step: Annotated[int, Field(ge=0, le=10**12)] | None = None
+    extracted_from: dict[str, Any] | None = None
+    vocabulary_sha256: str | None = None
+
+
+_OWN = ("base", "run", "method", "created", "app_version")
+_MOST_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -58,38 +90,36 @@ def write_identity(folder: Path, identity: Identity, run: str | None, extra: Map
 def read_identity(folder: Path) -> AdapterIdentity | None:
     """The identity of an adapter folder, or None for an adapter of plain PEFT. Raises AdapterError where it is broken."""
     path = folder / FILE
+    again = "Copy the adapter again, or delete this file to use it as plain PEFT."
     try:
-        values = json.loads(path.read_text("utf-8"))
-        base = values.pop("base")
-        return AdapterIdentity(
-            base=Identity(
-                str(base["name"]),
-                str(base["config_sha256"]),
-                str(base["tokenizer_sha256"]),
-                float(base.get("rope_factor", 1.0)),
-            ),
-            run=values.pop("run", None),
-            method=str(values.pop("method", "")),
-            created=str(values.pop("created", "")),
-            app_version=str(values.pop("app_version", "")),
-            extra=values,
-        )
+        values = read_json_object(path, _MOST_BYTES)
+        told = _Told.model_validate({key: value for key, value in values.items() if value is not None})
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:  # bad UTF-8 and JSON are ValueErrors
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise AdapterError(
-            f"{path}: cannot be read ({error!r}). Copy the adapter again, or delete this file to use it as plain PEFT."
+            f"{path}: cannot be read ('{where}' is missing, or not what it should be). {again}"
         ) from None
+    except (OSError, ForeignTextError) as error:
+        raise AdapterError(f"{path}: cannot be read ({error}). {again}") from None
+    return AdapterIdentity(
+        base=Identity(told.base.name, told.base.config_sha256, told.base.tokenizer_sha256, told.base.rope_factor),
+        run=told.run,
+        method=told.method,
+        created=told.created,
+        app_version=told.app_version,
+        extra={key: value for key, value in values.items() if key not in _OWN},
+    )
 
 
 def rewrite(folder: Path, **changed: Any) -> None:
     """Change what the file says, where there is one that can be read. Raises DiskFull."""
     try:
-        values = json.loads((folder / FILE).read_text("utf-8"))
+        values = read_json_object(folder / FILE, _MOST_BYTES)
     except (OSError, ValueError):
         return
-    if isinstance(values, dict):
-        checksums.rewrite(folder, FILE, json.dumps({**values, **changed}, indent=2, ensure_ascii=False) + "\n")
+    checksums.rewrite(folder, FILE, json.dumps({**values, **changed}, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str] = ()) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from finetune_local.paths import Home, located
 from finetune_local.spec.families import OWN_TYPE, family_of, trainable_parameters
 from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.whole import NOT_TRAINED
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.tokenizer_files import TRAVEL, brought
 
 NOTE = "note.txt"
@@ -224,10 +224,9 @@ def run_tables(adapter: Path) -> dict[str, Any]:
     if run is None:
         return {}
     try:
-        values = json.loads((run / "run.json").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return read_json_object(run / "run.json")
+    except (OSError, ForeignTextError) as error:
         raise AdapterError(f"{run / 'run.json'}: cannot be read ({error}). Copy the file again.") from None
-    return values if isinstance(values, dict) else {}
 
 
 def made_from(run: Path) -> str | None:
@@ -246,7 +245,8 @@ def rope_factor_of(folder: Path) -> float:
 
 def base_of(folder: Path) -> str | None:
     """The base an adapter was made on, as `--model` takes it: the run's own words first, else the recorded name."""
-    chosen = run_tables(folder).get("model", {}).get("id")
+    model = run_tables(folder).get("model")
+    chosen = model.get("id") if isinstance(model, dict) else None
     if not chosen and (identity := read_identity(folder)):
         chosen = identity.base.name
     chosen = chosen or read_peft(folder).base_model_name_or_path
@@ -264,7 +264,7 @@ def _seconds(created: str, weights: Path) -> float | None:
     """When it was made, by what it says, else by its file."""
     try:
         return datetime.datetime.fromisoformat(created).timestamp() if created else weights.stat().st_mtime
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return None
 
 

@@ -14,6 +14,7 @@ from finetune_local.chat.record import Record
 from finetune_local.errors import SpecError
 from finetune_local.files import stamp
 from finetune_local.paths import Home
+from finetune_local.system.damaged import Damaged
 
 KIND = "chat"
 """What a conversation is called in the trash."""
@@ -55,10 +56,21 @@ def listed(home: Home, search: str = "") -> list[Listed]:
     return found
 
 
+def damaged(home: Home) -> list[Damaged]:
+    """Conversations of which nothing can be read; remove() takes them away."""
+    found = [(history, _problem(history.path, _stamp(history))) for history in every(home)]
+    return [Damaged(history.id, history.path, problem) for history, problem in found if problem is not None]
+
+
+@lru_cache(maxsize=4096)
+def _problem(path: Path, _now: object) -> str | None:
+    return History(path).problem()
+
+
 def open_one(home: Home, id: str) -> History:  # noqa: A002 - what `chat --continue` calls it
     """The conversation of an id. Raises SpecError where it is gone."""
     history = History(home.chats / f"{id}.jsonl")
-    if Path(id).name != id or not history.path.is_file():
+    if Path(id).name != id or not history.path.exists():
         raise SpecError("this conversation is not there any more. Choose another one, or begin a new one.")
     return history
 

@@ -14,13 +14,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from finetune_local.data.conversation import Message
 from finetune_local.errors import DiskFailed, SpecError
 from finetune_local.files import failure
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
+from finetune_local.system.foreign_text import ForeignTextError, open_file, parse_json_object
 
 TITLE_LENGTH = 48
 _WITH_TEXT = frozenset({"role", "aside"})
@@ -185,20 +188,63 @@ class History:
             conversation.apply(line)
         return conversation
 
+    def problem(self) -> str | None:
+        """Why nothing of the conversation can be read, as a sentence; None where something can, or nothing was said."""
+        try:
+            lines = [line for line in self._raw() if line.strip()]
+        except (OSError, ForeignTextError) as error:
+            return f"{self.path}: cannot be read ({error}). Remove it."
+        if lines and not any(_line(raw) for raw in lines):
+            return f"{self.path}: none of its {len(lines)} lines can be read. Remove it."
+        return None
+
     def _lines(self) -> Iterator[dict[str, Any]]:
-        if self.path.exists():
-            for raw in self.path.read_bytes().splitlines():
-                try:
-                    line = json.loads(raw)
-                except (json.JSONDecodeError, UnicodeDecodeError):
-                    continue  # the half line of a crash
-                if isinstance(line, dict) and (isinstance(line.get("content"), str) or not _WITH_TEXT & line.keys()):
+        with suppress(OSError, ForeignTextError):  # problem() tells
+            for raw in self._raw():
+                if (line := _line(raw)) is not None:  # else the half line of a crash
                     yield line
+
+    def _raw(self) -> list[bytes]:
+        with open_file(self.path) as file:
+            return file.read().splitlines()
 
     def _ends_with_newline(self) -> bool:
         with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
+
+
+class _Line(BaseModel):
+    """What a line may hold; the first line tells more of what the conversation was begun with."""
+
+    model_config = ConfigDict(extra="allow")
+
+    chat: str | None = None
+    model: str | None = None
+    created: str | None = None
+    role: Literal["system", "user", "assistant"] | None = None
+    content: str | None = None
+    adapter: str | None = None
+    aside: str | None = None
+    choose: str | None = None
+    expected: str | None = None
+    title: str | None = None
+    tokens: float | None = None
+    seconds: float | None = None
+    first_seconds: float | None = None
+    swap_ms: float | None = None
+    left_out: float | None = None
+    stop: str | None = None
+
+
+def _line(raw: bytes) -> dict[str, Any] | None:
+    """A line; None for what is none."""
+    try:
+        line = parse_json_object(raw)
+        _Line.model_validate(line)
+    except ValueError:  # ForeignTextError and pydantic's are such
+        return None
+    return line if isinstance(line.get("content"), str) or not _WITH_TEXT & line.keys() else None
 
 
 def new(home: Home, begun: Mapping[str, Any]) -> History:
@@ -233,7 +279,10 @@ def find(home: Home, name: str) -> History:
 
 
 def summary(history: History) -> dict[str, Any]:
-    """A plain object for lists: id, title, model, the adapter that answered last, number of turns, and how it begins."""
+    """A plain object for lists: id, title, model, the adapter that answered last, number of turns, and how it begins; "problem" of a damaged one."""
+    if (problem := history.problem()) is not None:
+        nothing = dict.fromkeys(("title", "model", "adapter"))
+        return {"id": history.id, **nothing, "turns": 0, "first": "", "problem": problem}
     conversation = history.read()
     first = next((m.content for m in conversation.turns if m.role == "user"), "")
     return {

@@ -95,7 +95,10 @@ def _list(home: paths.Home, as_json: bool) -> None:
     if as_json:
         emit(found)
     else:
-        table(("ID", "TURNS", "BEGINS WITH"), ((f["id"], f["turns"], f["title"] or f["first"]) for f in found))
+        table(
+            ("ID", "TURNS", "BEGINS WITH"),
+            ((f["id"], f["turns"], f.get("problem") or f["title"] or f["first"]) for f in found),
+        )
 
 
 def _answer_as_before(chat: ChatSession, name: str | None) -> None:

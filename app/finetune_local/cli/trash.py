@@ -22,9 +22,14 @@ def command(context: click.Context, home: str | None, as_json: bool) -> None:
     context.obj = paths.home(home)
     if context.invoked_subcommand is not None:
         return
-    found = trash.every(context.obj)
+    found, damaged = trash.every(context.obj), trash.damaged(context.obj)
+    for one in damaged if not as_json else ():
+        note(one.problem)
     if as_json:
-        emit([{"kind": x.kind, "name": x.name, "from": str(x.source), "bytes": x.bytes_on_disk} for x in found])
+        sound = [{"kind": x.kind, "name": x.name, "from": str(x.source), "bytes": x.bytes_on_disk} for x in found]
+        emit([*sound, *({"kind": "damaged", "name": x.name, "problem": x.problem} for x in damaged)])
+    elif not found and damaged:
+        return
     elif not found:
         note("the trash is empty")
     else:

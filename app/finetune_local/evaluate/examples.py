@@ -35,7 +35,7 @@ def examples(adapter: Path) -> tuple[Example, ...]:
 def _read(data: Path, _stamp: object) -> tuple[Example, ...]:
     try:
         rows, _ = collect(conversations(data, limit=MOST))
-    except (OSError, DataError):
+    except (DataError, OSError):
         return ()  # a convenience: a damaged file must not keep anyone from chatting
     found = []
     for row in rows:

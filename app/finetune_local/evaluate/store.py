@@ -13,9 +13,11 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from finetune_local import trash
 from finetune_local.chat.opening import Opened
@@ -25,6 +27,8 @@ from finetune_local.evaluate.report import Choices, Evaluation
 from finetune_local.files import disk_full, remove, write_text
 from finetune_local.paths import Home
 from finetune_local.spec.fields import did_you_mean
+from finetune_local.system.damaged import Damaged
+from finetune_local.system.foreign_text import ForeignTextError, open_file, parse_json_object, read_json_object
 from finetune_local.trash import Removed
 
 RESULT, ROWS, VOTES = "result.json", "rows.jsonl", "votes.jsonl"
@@ -34,6 +38,35 @@ KIND = "evaluation"
 CONDITIONS = ("base", "few_shot", "tuned")
 ADVICE = "The evaluation itself is lost. Make room on it and evaluate again."
 _LONGEST = 80
+
+
+class _Interval(BaseModel):
+    mean: float
+    low: float
+    high: float
+
+
+class _Condition(BaseModel):
+    """What is measured of a condition; the metrics are looked at by scores_in()."""
+
+    loss_interval: _Interval
+    exact: _Interval
+    contains: _Interval
+    f1: _Interval
+
+
+class _Verdict(BaseModel):
+    text: str
+
+
+class _Result(BaseModel):
+    """What lists and pages need of result.json."""
+
+    adapter: str | None = None
+    created_time: Annotated[float, Field(ge=0, lt=1e11)]
+    rows: int
+    metric: str
+    verdict: _Verdict
 
 
 @dataclass(frozen=True)
@@ -50,24 +83,34 @@ class Saved:
     @cached_property
     def result(self) -> dict[str, Any]:
         """result.json. Raises SpecError where it is damaged."""
-        try:
-            values = json.loads((self.folder / RESULT).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise SpecError(
-                f"{self.folder / RESULT}: cannot be read ({error}). Remove it and evaluate again."
-            ) from None
-        if not isinstance(values, dict):
-            raise SpecError(f"{self.folder / RESULT}: a JSON object is expected. Remove it and evaluate again.")
-        return values
+        return _read(self.folder / RESULT)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """rows.jsonl, in the order of the rows. Raises SpecError where it is damaged."""
         try:
-            with (self.folder / ROWS).open(encoding="utf-8", newline="\n") as file:
-                return [json.loads(line) for line in file]
+            with open_file(self.folder / ROWS) as file:
+                return [parse_json_object(line) for line in file]
         except (OSError, ValueError) as error:
             raise SpecError(f"{self.folder / ROWS}: cannot be read ({error}). Remove it and evaluate again.") from None
+
+    @cached_property
+    def problem(self) -> str | None:
+        """Why it cannot be shown, as a sentence; None where it can."""
+        try:
+            _Result.model_validate(self.result)
+            for condition in self.conditions():
+                _Condition.model_validate(self.result[condition])
+            scores_in(self)
+        except SpecError as error:
+            return str(error)
+        except ValidationError as error:
+            said = ".".join(map(str, error.errors()[0]["loc"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            said = str(error)
+        else:
+            return None
+        return f"{self.folder / RESULT}: '{said}' is missing, or not what it should be. Remove it and evaluate again."
 
     @property
     def adapter(self) -> str | None:
@@ -124,24 +167,30 @@ def save(opened: Opened, choices: Choices, evaluation: Evaluation, loading_secon
 
 
 def every(home: Home, adapter: str | None = None) -> list[Saved]:
-    """All evaluations (of an adapter), the newest first. Damaged ones are left out."""
+    """All evaluations (of an adapter), the newest first. Of damaged ones damaged() tells."""
     stem = f"{_stem(adapter)}-" if adapter is not None else ""
     found: list[tuple[float, Saved]] = []
     for folder in home.evaluations.iterdir():
         if folder.name.startswith(stem) and (folder / RESULT).is_file():
             saved = Saved(folder)
-            try:
-                if adapter in (None, saved.adapter):
-                    found.append((saved.created, saved))
-            except (SpecError, KeyError, TypeError, ValueError):
-                continue
+            if saved.problem is None and adapter in (None, saved.adapter):
+                found.append((saved.created, saved))
     return [saved for _, saved in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def damaged(home: Home) -> list[Damaged]:
+    """Evaluations that cannot be shown; throw_away() removes them."""
+    found = [Saved(folder) for folder in home.evaluations.iterdir() if (folder / RESULT).exists()]
+    told = [(saved, saved.problem) for saved in found]
+    return sorted(
+        (Damaged(one.name, one.folder, why) for one, why in told if why is not None), key=lambda one: one.name
+    )
 
 
 def find(home: Home, name: str) -> Saved:
     """An evaluation by its name. Raises SpecError naming near ones."""
     folder = home.evaluations / name
-    if Path(name).name == name and (folder / RESULT).is_file():
+    if Path(name).name == name and (folder / RESULT).exists():
         return Saved(folder)
     near = did_you_mean(name, [saved.name for saved in every(home)])
     raise SpecError(f"there is no evaluation '{name}' any more.{near}")
@@ -194,16 +243,11 @@ def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
         trash.moved(saved.folder, target)
 
 
-@lru_cache(maxsize=1024)
-def _read(file: Path, _stamp: object) -> dict[str, Any]:
-    """A result.json, kept in memory: lists of them are drawn every second."""
+def _read(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json_object(file)
+    except (OSError, ForeignTextError) as error:
         raise SpecError(f"{file}: cannot be read ({error}). Remove it and evaluate again.") from None
-    if not isinstance(values, dict):
-        raise SpecError(f"{file}: a JSON object is expected. Remove it and evaluate again.")
-    return values
 
 
 def _new_folder(home: Home, name: str) -> Path:

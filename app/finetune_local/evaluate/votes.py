@@ -20,6 +20,7 @@ from finetune_local.errors import SpecError
 from finetune_local.evaluate.metrics import normalise
 from finetune_local.evaluate.store import Saved
 from finetune_local.files import disk_full
+from finetune_local.system.foreign_text import ForeignTextError, parse_json_object
 
 Side = Literal["a", "b", "tie", "skip"]
 Other = Literal["base", "few_shot"]
@@ -153,10 +154,10 @@ def _lines(saved: Saved) -> Sequence[dict[str, Any]]:
     found = []
     for line in data.split(b"\n")[:-1]:  # what has no line end was cut off
         try:
-            value = json.loads(line)
-        except ValueError:
+            value = parse_json_object(line)
+        except ForeignTextError:
             continue
-        if isinstance(value, dict) and ("undo" in value or {"row", "vote"} <= value.keys()):
+        if "undo" in value or {"row", "vote"} <= value.keys():
             found.append(value)
     return found
 

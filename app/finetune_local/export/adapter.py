@@ -29,6 +29,7 @@ from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, read_config, wr
 from finetune_local.models.folder import sha256_of
 from finetune_local.spec.families import OWN_TYPE, Array, family_of
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.system.foreign_text import parse_json_object
 from finetune_local.tokenizer_files import TOKENIZER, TRAVEL, copy_brought
 
 FORMS = ("folder", "zip")
@@ -137,7 +138,7 @@ def published_of(folder: Path) -> Published:
     if same and all(np.array_equal(new[name], tensors[name], equal_nan=True) for name in new):
         return Published(read_config(folder), tensors, beside=_beside_weights(folder))
     config = {"base_model_name_or_path": _base(folder), **family_of(new_plan).config(new_plan)}
-    return Published(json.loads(json.dumps(config)), new, new_plan, _beside_weights(folder))
+    return Published(parse_json_object(json.dumps(config)), new, new_plan, _beside_weights(folder))
 
 
 def _read(folder: Path) -> Published:

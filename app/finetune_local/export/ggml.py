@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from finetune_local.errors import ModelError
 from finetune_local.export.llama import INSTALL, available
+from finetune_local.system.foreign_text import parse_json_object
 
 _WORKER = Path(__file__).with_name("ggml_worker.py")
 _PIECE = 64 * 2**20  # bytes of fp32 sent at once
@@ -93,8 +94,7 @@ class Ggml:
         line = self._process.stdout.readline()
         if not line:
             raise self._died()
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+        return parse_json_object(line)
 
     def _died(self) -> ModelError:
         self._errors.seek(0)

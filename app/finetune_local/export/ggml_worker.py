@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from finetune_local.system.foreign_text import parse_json_object
+
 Quantise = Callable[[int, int, int, int, int, int, None], int]
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     threads = max(1, (os.cpu_count() or 2) // 2)
     with ThreadPoolExecutor(threads) as pool:
         for line in sys.stdin.buffer:
-            asked = json.loads(line)
+            asked = parse_json_object(line)
             rows, columns, width = asked["rows"], asked["columns"], asked["width"]
             source = sys.stdin.buffer.read(4 * rows * columns)
             target = ctypes.create_string_buffer(rows * width)

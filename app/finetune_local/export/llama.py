@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from finetune_local.export.receivers.process import Rendering
+from finetune_local.system.foreign_text import parse_json_object
 
 INSTALL = "pip install xllamacpp"
 _WORKER = Path(__file__).with_name("llama_worker.py")
@@ -137,7 +138,7 @@ class LlamaCpp:
             line = ""
         if not line:
             raise LlamaFailed(f"llama.cpp crashed (exit code {self._process.wait()}).{self._said()}")
-        reply: dict[str, Any] = json.loads(line)
+        reply = parse_json_object(line)
         if "missing" in reply:
             raise LlamaFailed(f"{reply['missing']}. Install it again: {INSTALL}")
         if "error" in reply:

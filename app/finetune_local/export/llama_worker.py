@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from finetune_local.system.foreign_text import parse_json, parse_json_object
+
 KEY = os.urandom(16).hex()
 _LONGEST_SOCKET_PATH = 100  # bytes; the systems' limits are 104 and 108
 
@@ -64,7 +66,7 @@ def ask_server(server: Any, path: str, body: dict[str, Any]) -> Any:
     try:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
         connection.request("POST", path, json.dumps(body), headers)
-        return json.loads(connection.getresponse().read())
+        return parse_json(connection.getresponse().read())
     finally:
         connection.close()
 
@@ -79,7 +81,7 @@ def main() -> None:
         out.flush()
 
     try:
-        server = load(json.loads(sys.stdin.readline()))
+        server = load(parse_json_object(sys.stdin.readline()))
     except ImportError as error:
         say({"missing": str(error)})
         return
@@ -89,7 +91,7 @@ def main() -> None:
     say({"ready": True})
     for line in sys.stdin:
         try:
-            say(answer(server, json.loads(line)))
+            say(answer(server, parse_json_object(line)))
         except Exception as error:  # noqa: BLE001 - the parent decides what it means
             say({"error": str(error)})
     os._exit(0)  # the server's threads need not be joined

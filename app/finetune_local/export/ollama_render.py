@@ -7,11 +7,15 @@ https://github.com/ollama/ollama/blob/main/template/template.go and https://pkg.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from finetune_local.system.foreign_text import parse_json
+
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(32)}
+"""Go's strings may go over lines, and JSON's may not."""
 
 Chat = Sequence[Mapping[str, Any]]
 """Turns with `role`, `content`, and what else a template may read (`tool_calls`, `reasoning_content`)."""
@@ -135,7 +139,7 @@ def _operand(words: list[str], dot: Any, names: Mapping[str, Any]) -> tuple[Any,
             raise UnknownGo("a bracket is not closed")
         return value, rest[1:]
     if word.startswith('"'):
-        return json.loads(word, strict=False), rest
+        return parse_json(word.translate(_ESCAPED)), rest
     if word.isdecimal():
         return int(word), rest
     name, *fields = word.split(".")

@@ -35,7 +35,7 @@ def begin(what: str, home: Home) -> Job:
     with _beginning:
         for known in unfinished(home):
             if _key_of(known) == key:
-                if not known.lives():
+                if known.status() != "running":  # one that has said its last word may still hold the lock
                     job.again(known, home)
                 return known
         name = free_name(key, home)

@@ -42,9 +42,10 @@ def begin(
 def forget(home: Home, name: str) -> None:
     """Take an export off the list; the files of a finished one stay. Raises SpecError while it works."""
     found = job.find(home, name)
-    out, killed = _out(found), found.status() == "interrupted"
+    killed = found.status() == "interrupted"
+    out = _out(found) if killed else None
     job.forget(found)
-    if killed:
+    if out is not None:
         clean(out)
 
 

@@ -10,10 +10,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from finetune_local import workplace
 from finetune_local.errors import SpecError
@@ -22,6 +25,7 @@ from finetune_local.files import remove as remove_files
 from finetune_local.jobs.kinds import names
 from finetune_local.paths import Home
 from finetune_local.service import error_of
+from finetune_local.system.damaged import Damaged
 from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.trash import moved
 from finetune_local.workplace import Workplace
@@ -29,6 +33,8 @@ from finetune_local.workplace import Workplace
 Status = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
 ENDS: tuple[Status, ...] = ("done", "stopped", "failed")
 _KEPT = 200
+_SHOWN = {"download": "what", "export": "out"}
+"""The argument that lists show of a job, a text."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,23 @@ class State:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Asked(BaseModel):
+    """What job.json holds; `created` is seconds since the epoch."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    kind: str
+    arguments: dict[str, Any]
+    created: float
+
+    @model_validator(mode="after")
+    def _shown(self) -> Self:
+        needed = _SHOWN.get(self.kind)
+        if needed is not None and not isinstance(self.arguments.get(needed), str):
+            raise ValueError(f"{needed} is no text")
+        return self
+
+
 class _Account:
     """What a job's lines say so far, read as they are appended: a long download has thousands, and it is looked at every second."""
 
@@ -61,28 +84,19 @@ class _Account:
     def read(self) -> None:
         """Take in what is new."""
         for line in self._tail.read():
-            match line.get("event"):
-                case "began":
+            match line:
+                case {"event": "began", "time": int() | float() as when}:
                     self.text, self.done, self.notes, self.facts = "", None, [], {}
-                    self.result, self.error, self.began = None, None, _number(line.get("time")) or 0.0
-                case "progress":
-                    self.text, self.done = str(line.get("text", "")), _number(line.get("done"))
-                    self.facts = _mapping(line.get("facts"))
-                case "note":
-                    self.notes.append(str(line.get("text", "")))
-                case "done":
-                    self.result = _mapping(line.get("result"))
-                case "failed":
-                    told = {key: str(line.get(key, "")) for key in ("error", "message", "traceback")}
-                    self.error = {**line, **told}
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, (int, float)) else None
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+                    self.result, self.error, self.began = None, None, float(when)
+                case {"event": "progress", "text": str() as text, "done": int() | float() | None as done}:
+                    facts = line.get("facts")
+                    self.text, self.done, self.facts = text, done, facts if isinstance(facts, dict) else {}
+                case {"event": "note", "text": str() as text}:
+                    self.notes.append(text)
+                case {"event": "done", "result": dict() | None as result}:
+                    self.result = result
+                case {"event": "failed", "error": str(), "message": str(), "traceback": str()}:
+                    self.error = line
 
 
 _accounts: dict[Path, _Account] = {}
@@ -93,34 +107,28 @@ class Job(Workplace):
     """A job by its folder."""
 
     @cached_property
-    def asked(self) -> dict[str, Any]:
-        """job.json: kind, arguments, created (seconds since the epoch). Raises SpecError where it is damaged."""
-        path = self.folder / "job.json"
+    def asked(self) -> Asked:
+        """job.json. Raises SpecError where it is damaged."""
+        file = self.folder / "job.json"
         try:
-            asked = read_json_object(path)
+            return Asked.model_validate(read_json_object(file))
+        except ValidationError as error:
+            said = (
+                f"'{'.'.join(map(str, error.errors()[0]['loc'])) or 'arguments'}' is missing, or not what it should be"
+            )
         except (OSError, ForeignTextError) as error:
-            raise SpecError(f"{path}: cannot be read ({error}). Start the job anew.") from None
-        whole = isinstance(asked.get("kind"), str) and isinstance(asked.get("arguments"), dict)
-        if not whole or _number(asked.get("created")) is None:
-            raise SpecError(f"{path}: it is no job. Start the job anew.")
-        return asked
-
-    def readable(self) -> bool:
-        """Whether job.json can be read: a damaged one is no reason not to list the others."""
-        try:
-            return bool(self.asked)
-        except SpecError:
-            return False
+            said = str(error)
+        raise SpecError(f"{file}: cannot be read ({said}). Remove it and begin again.")
 
     @property
     def kind(self) -> str:
         """What it does."""
-        return str(self.asked["kind"])
+        return self.asked.kind
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What it was asked to do it with."""
-        return dict(self.asked["arguments"])
+        return dict(self.asked.arguments)
 
     @property
     def result_folder(self) -> Path:
@@ -134,8 +142,8 @@ class Job(Workplace):
     def status(self) -> Status:
         """What it is doing, by its last line and whether its process lives."""
         last = self.last_line()
-        if last is not None and last["event"] in ENDS:
-            return last["event"]  # type: ignore[no-any-return]
+        if (end := next((end for end in ENDS if last is not None and last.get("event") == end), None)) is not None:
+            return end
         if self.lives():
             return "running"
         return "new" if last is None else "interrupted"
@@ -193,7 +201,7 @@ def start(home: Home, kind: str, arguments: Mapping[str, Any]) -> Job:
 
 def again(job: Job, home: Home) -> None:
     """Start a job that has ended once more; a download goes on where it stopped."""
-    if not job.lives():
+    if job.status() != "running":
         job.wait_until_gone()  # one that has said its last word may still be on its way out
     with job.taken() as idle:
         if idle:  # else another window has begun it since
@@ -205,9 +213,25 @@ def again(job: Job, home: Home) -> None:
 def every(home: Home, kind: str | None = None) -> list[Job]:
     """All jobs (of a kind), the newest first."""
     named = f"-{kind}" if kind else ""  # as start() calls them, so that those of other kinds are not even read
-    found = [job for job in _all(home) if named in job.name and (job.folder / "job.json").is_file() and job.readable()]
-    found.sort(key=lambda job: job.asked["created"], reverse=True)
-    return [job for job in found if kind is None or job.kind == kind]
+    found = []
+    for job in _all(home):
+        if named in job.name and (job.folder / "job.json").is_file():
+            with suppress(SpecError):  # damaged() tells of these
+                if kind in (None, job.kind):
+                    found.append(job)
+    return sorted(found, key=lambda job: job.asked.created, reverse=True)
+
+
+def damaged(home: Home, kind: str | None = None) -> list[Damaged]:
+    """Jobs (of a kind, by their folders' names) of which it cannot be read what they were to do; forget() removes them."""
+    found = []
+    for job in _all(home):
+        if (kind is None or f"-{kind}" in job.name) and (job.folder / "job.json").exists():
+            try:
+                _ = job.asked
+            except SpecError as error:
+                found.append(Damaged(job.name, job.folder, str(error)))
+    return sorted(found, key=lambda one: one.name, reverse=True)
 
 
 def _all(home: Home) -> Iterator[Job]:
@@ -217,7 +241,7 @@ def _all(home: Home) -> Iterator[Job]:
 def find(home: Home, name: str) -> Job:
     """A job by its name. Raises SpecError."""
     folder = home.jobs / name
-    if Path(name).name != name or not (folder / "job.json").is_file():
+    if Path(name).name != name or not (folder / "job.json").exists():
         raise SpecError(f"there is no job '{name}' any more.")
     return Job(folder)
 
@@ -225,7 +249,14 @@ def find(home: Home, name: str) -> Job:
 def running(home: Home, kind: str | None = None) -> list[Job]:
     """Those at work; asked every second, so nothing is read of the others."""
     found = [job for job in _all(home) if job.worker_file.exists()]
-    return [job for job in found if job.lives() and kind in (None, job.kind)]
+    return [job for job in found if job.lives() and (kind is None or _is(job, kind))]
+
+
+def _is(job: Job, kind: str) -> bool:
+    try:
+        return job.kind == kind
+    except SpecError:
+        return False
 
 
 def forget(job: Job) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +15,7 @@ from finetune_local.spec.methods import method as method_named
 from finetune_local.spec.methods import methods
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
+from finetune_local.system.foreign_text import ForeignTextError, is_text, parse_json_object, parse_toml, read_bounded
 
 Goal = Literal["quick", "balanced", "thorough"]
 Precision = Literal["fp32", "bf16", "8-bit", "4-bit"]
@@ -254,6 +253,7 @@ def plan_method(chosen: MethodSettings, base: BaseInfo) -> AdapterPlan:
 
 def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
     """A RunSpec from plain tables, the method's presets applied as defaults. Raises SpecError."""
+    _check_texts(values, where)
     given = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in values.items()}
     for table in ("model", "data", "training"):
         if not isinstance(given.get(table, {}), dict):
@@ -275,6 +275,21 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
     return spec
 
 
+def _check_texts(value: Any, where: str) -> None:
+    """Raise SpecError where a text, however deep inside, is none that a path or a command could be: with a NUL, or half a pair of
+    surrogates."""
+    if isinstance(value, str):
+        if "\0" in value or not is_text(value):
+            raise SpecError(f"{where}: {ascii(value)[:80]} has a character that no name or path can have.")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_texts(key, where)
+            _check_texts(inner, where)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_texts(inner, where)
+
+
 def preset_of(spec: RunSpec, path: str) -> bool:
     """Whether the method's name, not the user, is the source of the value at a dotted path."""
     presets = method_named(spec.method.key).presets
@@ -283,20 +298,14 @@ def preset_of(spec: RunSpec, path: str) -> bool:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The tables of a run.toml or a run.json. Raises SpecError with file and line."""
+    """The tables of a run.toml or a run.json; it may be a pipe. Raises SpecError with file and line."""
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_bounded(path, pipes=True)
+        return parse_json_object(text) if path.suffix == ".json" else parse_toml(text)
     except OSError as error:
         raise SpecError(f"--config {path}: {error.strerror}. Give a run.toml, or the run.json of a run.") from None
-    except UnicodeDecodeError:
-        raise SpecError(f"--config {path}: not a UTF-8 text file.") from None
-    try:
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"--config {path}: {error}.") from None
-    if not isinstance(values, dict):
-        raise SpecError(f"--config {path}: expected tables such as [model] and [training].")
-    return values
+    except ForeignTextError as error:
+        raise SpecError(f"--config {path}: {error}. Expected are tables such as [model] and [training].") from None
 
 
 def sections(tables: Mapping[str, Any], where: str) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ run that has none, the notes at its beginning tell which values were automatic.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from finetune_local.errors import SpecError
 from finetune_local.spec.given import flattened, given_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.train.runs import Run
 
 _NOTE = re.compile(r"([a-z_]+(?:\.[a-z_0-9]+)?) = (\S+?)(?: instead of \S+)?(?::? )(.*)", re.DOTALL)
@@ -50,10 +50,8 @@ def _asked(run: Run) -> tuple[RunSpec, dict[str, Any]]:
         spec = run.spec
         return spec, _without_automatic(given_tables(spec), as_tables(spec), _noted(run))
     try:
-        tables = json.loads(run.asked_file.read_text("utf-8"))
-        if not isinstance(tables, dict):
-            raise ValueError("a table was expected")
-    except (OSError, ValueError) as error:
+        tables = read_json_object(run.asked_file)
+    except (OSError, ForeignTextError) as error:
         raise SpecError(
             f"{run.asked_file}: cannot be read ({error}). Delete it: what the user set is then told from run.json."
         ) from None

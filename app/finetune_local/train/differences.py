@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from finetune_local.errors import SpecError
 from finetune_local.spec.given import flattened
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.train.runs import Run
 
 
@@ -32,9 +32,6 @@ def tables_of(run: Run) -> dict[str, Any]:
     """run.json as it stands, of whatever version; raises SpecError where it is damaged."""
     file = run.folder / "run.json"
     try:
-        values = json.loads(file.read_text("utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("a table was expected")
-    except (OSError, ValueError) as error:
+        return read_json_object(file)
+    except (OSError, ForeignTextError) as error:
         raise SpecError(f"{file}: cannot be read ({error}). The run cannot be compared.") from None
-    return values

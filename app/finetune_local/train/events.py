@@ -148,10 +148,28 @@ ENDS = (Finished, StoppedByUser, Failed)
 """One of these is the last event of a run."""
 
 
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "str": (str,),
+    "bool": (bool,),
+    "Mapping[str, Any]": (dict,),
+}
+"""What JSON has for the fields' types."""
+
+
 def from_json(values: Mapping[str, Any]) -> Event:
-    """The event that as_json() gave."""
-    fields = dict(values)
-    return EVENTS[str(fields.pop("event"))](**fields)
+    """The event that as_json() gave. Raises KeyError for another kind of event, TypeError where a field is none of its type."""
+    given = dict(values)
+    kind = EVENTS[str(given.pop("event"))]
+    for one in dataclasses.fields(kind):
+        value, expected = given.get(one.name), _KINDS[str(one.type)]
+        if one.name in given and (
+            not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)
+        ):
+            raise TypeError(f"{one.name} is no {one.type}")
+    return kind(**given)
 
 
 def readable(values: Mapping[str, Any]) -> Event | None:

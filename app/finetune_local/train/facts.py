@@ -2,18 +2,86 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from finetune_local.files import stamp
 from finetune_local.paths import Home
+from finetune_local.system.foreign_text import ForeignTextError, read_json_object
 from finetune_local.system.process import started_at
 from finetune_local.train import runs
 from finetune_local.train.runs import Run, status_after
+
+
+class _Keyed(BaseModel):
+    key: str
+
+
+class _Base(BaseModel):
+    id: str
+    precision: str | None
+
+
+class _Files(BaseModel):
+    files: tuple[str, ...]
+
+
+class _Steps(BaseModel):
+    max_steps: Annotated[int, Field(ge=0, le=10**12)] | None
+
+
+class _Told(BaseModel):
+    """What lists show of a run.json; the rest may be of any version."""
+
+    method: _Keyed | str
+    model: _Base
+    backend: str
+    training: _Steps
+    data: _Files
+
+    @classmethod
+    def read(cls, file: Path) -> _Told:
+        """From the file. Raises OSError, ForeignTextError, ValidationError."""
+        return cls.model_validate(read_json_object(file))
+
+    def facts(self) -> dict[str, Any]:
+        """As facts_of() has them."""
+        method = self.method if isinstance(self.method, str) else self.method.key
+        steps = self.training.max_steps
+        return {"method": method, "model": self.model.id, "backend": self.backend, "precision": self.model.precision,
+                "steps": steps, "max_steps": steps, "files": list(self.data.files)}  # fmt: skip
+
+
+_NUMBERS = frozenset((
+    "step", "steps", "first_loss", "last_loss", "validation_loss", "best_validation_loss", "trained_tokens", "supervised_tokens",
+    "trainable_parameters", "seconds", "cpu_seconds", "peak_memory_bytes",
+))  # fmt: skip
+_TEXTS = frozenset(("backend", "device", "method", "model", "precision"))
+
+
+def _sound(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What an event tells, without values that are not of their kind: a damaged line must not take the list with it."""
+    own = frozenset(("status", "folder", "changed", "changed_time", "files"))
+    return {
+        key: value
+        for key, value in told.items()
+        if key not in own
+        and not (key in _NUMBERS and value is not None and not _is_number(value))
+        and not (key in _TEXTS and not isinstance(value, str))
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # NaN is not
+
+
+def _place(error: ValidationError) -> str:
+    return ".".join(str(part) for part in error.errors()[0]["loc"])
 
 
 class Listing:
@@ -53,30 +121,26 @@ def facts_of(run: Run) -> dict[str, Any]:
         "run": run.name,
         "status": status_after(last or None, working, run.worker_file.exists()),
         "folder": str(run.folder),
-        "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)),
+        "changed": _date(changed),
         "changed_time": changed,
     }
     try:
-        spec = json.loads(file.read_text("utf-8"))
-        facts.update(
-            method=_key(spec["method"]),
-            model=str(spec["model"]["id"]),
-            backend=spec["backend"],
-            precision=spec["model"]["precision"],
-            steps=spec["training"]["max_steps"],
-            max_steps=spec["training"]["max_steps"],
-            files=[str(name) for name in spec["data"]["files"]],
+        facts.update(_Told.read(file).facts())
+    except (OSError, ForeignTextError, ValidationError) as error:
+        said = (
+            f"'{_place(error)}' is missing, or not what it should be"
+            if isinstance(error, ValidationError)
+            else str(error)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
         return {
             **facts,
             "status": "damaged",
-            "problem": f"{file}: cannot be read ({error!r}). The run cannot be resumed.",
+            "problem": f"{file}: cannot be read ({said}). The run cannot be resumed.",
         }
     if isinstance(summary := last.get("summary"), Mapping):
-        facts.update(summary)
+        facts.update(_sound(summary))
     else:
-        facts |= _newest([last, *recent])
+        facts |= _sound(_newest([last, *recent]))
     if "seconds" not in facts and working:
         pid = run.worker()
         if pid is not None and (began := started_at(pid)) is not None:
@@ -113,12 +177,15 @@ def _stamp(run: Run) -> object:
     return stamp(run.folder, "run.json", "events.jsonl", "worker.json", "adapter")
 
 
+def _date(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # a file of the year 30,000
+        return "?"
+
+
 def _changed(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except OSError:  # removed a moment ago
         return 0.0
-
-
-def _key(method: Any) -> str:
-    return str(method["key"] if isinstance(method, Mapping) else method)

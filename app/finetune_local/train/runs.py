@@ -147,7 +147,7 @@ class Run(Workplace):
 def status_after(last: Mapping[str, Any] | None, working: bool, begun: bool) -> Status:
     """What a run is doing by the last line of its events, whether its worker lives, and whether one has begun and not given back."""
     ended: Mapping[object, Status] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
-    kind = last.get("event") if last else None
+    kind = str(last.get("event")) if last else None
     if kind == "finished":
         return "finished"
     if working:

@@ -12,7 +12,7 @@ from finetune_local.chat.talks import Talk
 from finetune_local.evaluate.examples import Example, examples
 from finetune_local.models.install import installed
 from finetune_local.train import runs
-from finetune_local.ui import parts, trashbox
+from finetune_local.ui import damage, parts, trashbox
 from finetune_local.ui.chatroom import BASE
 from finetune_local.ui.html import Html, h, join
 from finetune_local.ui.translate import sentence
@@ -68,7 +68,8 @@ def saved(context: Context, window: Window, current: str) -> Html:
     none = h("p", t("chat.none_found") if search else t("chat.none_yet"), class_="soft")
     entries = h("ul", items, class_="saved", aria_label=t("chat.saved")) if items else none
     more = h("p", t("chat.older", n=f.number(older)), class_="soft") if older > 0 else None
-    return join([undo, entries, more, trashbox.box(context, conversations.KIND)])
+    bad = damage.box(t, conversations.damaged(context.home), "remove")
+    return join([undo, entries, more, bad, trashbox.box(context, conversations.KIND)])
 
 
 def _renaming(context: Context, id: str, name: str) -> Html:  # noqa: A002 - the conversation's

@@ -55,7 +55,7 @@ def _head(t: Strings, f: Formats, found: Job) -> Html:
         h("strong", Path(found.arguments["out"]).name, class_="grow name"),
         _badge(t, state),
         h("span", size, class_="soft"),
-        h("span", f.moment(found.asked["created"]), class_="soft"),
+        h("span", f.moment(found.asked.created), class_="soft"),
         class_="row",
     )
 

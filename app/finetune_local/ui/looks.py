@@ -18,6 +18,7 @@ from typing import Any
 from finetune_local.errors import FinetuneError
 from finetune_local.paths import located
 from finetune_local.service import Asked, Service
+from finetune_local.system.foreign_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,14 @@ class Look:
 
     def _ask_rows(self, wanted: Question) -> None:
         shown = {"first": wanted.first, "count": wanted.count, "row": wanted.row}
-        rows = self._desk.ask("inspect", what="rows", settings=json.loads(wanted.settings), model=wanted.model, **shown)
+        rows = self._desk.ask("inspect", what="rows", settings=parse_json(wanted.settings), model=wanted.model, **shown)
         with self._changed:
             if wanted == self._question:
                 self.rows, self._rows_of = rows, wanted
                 self.version += 1
 
     def _ask_all(self, wanted: Question) -> None:
-        asked = self._desk.follow("inspect", what="all", settings=json.loads(wanted.settings), model=wanted.model)
+        asked = self._desk.follow("inspect", what="all", settings=parse_json(wanted.settings), model=wanted.model)
         with self._changed:
             self._asked, self.share = asked, 0.0
             other = wanted != self._question

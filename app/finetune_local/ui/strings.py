@@ -9,12 +9,12 @@ English once, where it belongs (spec/, models.json), and is read from there; `ge
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
 from finetune_local.paths import strings as strings_folder
+from finetune_local.system.foreign_text import parse_toml
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -30,7 +30,7 @@ def table() -> Mapping[str, Pair]:
     """Every string by its key."""
     found: dict[str, Pair] = {}
     for file in sorted(strings_folder().glob("*.toml")):
-        for key, value in _flat(tomllib.loads(file.read_text("utf-8"))):
+        for key, value in _flat(parse_toml(file.read_bytes())):
             pair = [None, value] if file.stem in DECLARED and isinstance(value, str) else value
             match pair:
                 case [str() | None as english, str() as chinese]:

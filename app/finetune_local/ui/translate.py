@@ -17,12 +17,12 @@ fits. What fits nothing stays as it is; before ": " it is the name of what the s
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from finetune_local.paths import assets
+from finetune_local.system.foreign_text import parse_toml
 from finetune_local.ui.strings import Strings
 
 _PLACE = re.compile(r"\{(\*?\w+)\}")
@@ -113,7 +113,7 @@ def templates() -> tuple[Template, ...]:
     """Every template of assets/messages."""
     found = []
     for file in sorted((assets() / "messages").glob("*.toml")):
-        lists = tomllib.loads(file.read_text("utf-8"))
+        lists = parse_toml(file.read_bytes())
         for name in ("phrases", "messages"):  # inside a sentence a phrase goes before a message of the same words
             found += [_template(english, chinese, name == "phrases") for english, chinese in lists.get(name, ())]
     return tuple(found)

@@ -10,7 +10,8 @@ from finetune_local import shelf, trash
 from finetune_local.system.foreign_text import ForeignTextError, parse_json
 from finetune_local.trash import Removed
 from finetune_local.ui import notice, parts
-from finetune_local.ui.html import Html, h
+from finetune_local.ui.html import Html, h, join
+from finetune_local.ui.translate import sentence
 
 if TYPE_CHECKING:
     from finetune_local.ui.context import Context
@@ -20,8 +21,9 @@ def box(context: Context, kind: str) -> Html:
     """What is in the trash of a kind; nothing where there is nothing."""
     t, f = context.t, context.f
     found = trash.every(context.home, kind)
+    bad = [h("p", sentence(t, one.problem), class_="soft") for one in trash.damaged(context.home)]
     if not found:
-        return Html("")
+        return join(bad)
     sizes = [removed.bytes_on_disk for removed in found]
     rows = [
         h(
@@ -44,6 +46,7 @@ def box(context: Context, kind: str) -> Html:
         h("summary", t("lists.trash", n=f.number(len(found)), size=f.size(sum(sizes)))),
         h("ul", rows, class_="trash-list"),
         empty,
+        bad,
         class_="trash-box",
         data_keep=f"trash-{kind}",
     )

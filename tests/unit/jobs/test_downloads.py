@@ -42,7 +42,7 @@ def until(what: Callable[[], bool]) -> None:
 
 
 def ended(found: Job) -> State:
-    until(lambda: found.status() in ("done", "failed", "stopped", "interrupted") and found.worker() is None)
+    until(lambda: found.status() in ("done", "failed", "stopped", "interrupted") and not found.lives())
     return found.state()
 
 

@@ -49,7 +49,7 @@ def kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def ended(one: Job, seconds: float = 30) -> Job:
     until = time.monotonic() + seconds
-    while one.worker() is not None and time.monotonic() < until:
+    while one.lives() and time.monotonic() < until:
         time.sleep(0.02)
     return one
 

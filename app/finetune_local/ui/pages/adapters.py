@@ -13,9 +13,9 @@ from finetune_local.adapters import from_full, manage
 from finetune_local.errors import AdapterError
 from finetune_local.jobs import job, once
 from finetune_local.shelf import Shelf
-from finetune_local.ui import adapterdetail, adapterlist, lists, notice, parts, trashbox
+from finetune_local.ui import adapterdetail, adapterlist, damage, lists, notice, parts, trashbox
 from finetune_local.ui.answers import Answer, Answers
-from finetune_local.ui.html import Html, h
+from finetune_local.ui.html import Html, h, join
 from finetune_local.ui.lists import Place
 from finetune_local.ui.pages.runs import follow_name
 from finetune_local.ui.translate import sentence
@@ -110,7 +110,9 @@ class AdaptersPage:
             self.head: parts.header(t("adapters.title"), t("adapters.lead")) if listed else Html(""),
             self.adding: self._import_form() if listed and editing == "import" else Html(""),
             self.main: main,
-            self.trash: trashbox.box(self.context, manage.KIND) if listed else Html(""),
+            self.trash: join([damage.jobs(self.context, "extract"), trashbox.box(self.context, manage.KIND)])
+            if listed
+            else Html(""),
         }
         updates = {**drawn, self.tools: gr.update(visible=listed)}
         now: dict[Any, Any] = {**drawn, self.tools: listed}
@@ -152,6 +154,8 @@ class AdaptersPage:
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, data = parts.pressed(event)
+        if damage.pressed(self.context, do, value):
+            return self._draw(window)
         place, context = self._place(window), self.context
         columns = adapterlist.columns(self.t)
         if (new := lists.moved(place, do, value, data, self._names_on_page(window), columns)) is not None:

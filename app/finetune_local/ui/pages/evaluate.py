@@ -15,7 +15,7 @@ from finetune_local.evaluate.store import Saved
 from finetune_local.evaluate.votes import SIDES, Ballot
 from finetune_local.jobs import job, once
 from finetune_local.jobs.job import Job
-from finetune_local.ui import evaluateform, evaluateview, jobview, parts, trashbox, voting
+from finetune_local.ui import damage, evaluateform, evaluateview, jobview, parts, trashbox, voting
 from finetune_local.ui.html import Html, h, join
 from finetune_local.ui.translate import sentence
 
@@ -102,6 +102,8 @@ class EvaluatePage:
                 self.earlier: h(
                     "div",
                     evaluateview.earlier(t, self.f, everything, shown.name if shown else "") if everything else None,
+                    damage.box(t, store.damaged(self.home), "earlier.remove"),
+                    damage.jobs(self.context, KIND),
                     trashbox.box(self.context, store.KIND),
                 ),
             }
@@ -205,6 +207,8 @@ class EvaluatePage:
         place, _, what = do.partition(".")
         if do == "go":
             return {self.context.nav: self.context.go(window, value)}
+        if damage.pressed(self.context, do, value):
+            return self._draw(window)
         if do == "start":
             self._start(window)
         elif do == "form.adapter":

@@ -10,7 +10,7 @@ from finetune_local.errors import SpecError
 from finetune_local.jobs import exports, job
 from finetune_local.jobs.job import Job
 from finetune_local.models.install import installed
-from finetune_local.ui import exportform, exportview, jobview, parts
+from finetune_local.ui import damage, exportform, exportview, jobview, parts
 from finetune_local.ui.answers import Answers
 from finetune_local.ui.html import Html, h, join
 from finetune_local.ui.opening import open_folder
@@ -78,7 +78,9 @@ class ExportPage:
             self.work: join(
                 [top, *map(self._working, working), *(exportview.ended(t, self.f, found) for found in own)]
             ),
-            self.history: exportview.history(t, self.f, others) if others else "",
+            self.history: join(
+                [exportview.history(t, self.f, others) if others else "", damage.jobs(self.context, exports.KIND)]
+            ),
         }
         return {view: html for view, html in drawn.items() if window.changed(f"export {view.elem_id}", html)}
 
@@ -99,6 +101,8 @@ class ExportPage:
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, data = parts.pressed(event)
+        if damage.pressed(self.context, do, value):
+            return self._draw(window)
         match do:
             case "go":
                 return {self.context.nav: self.context.go(window, value)}

@@ -19,9 +19,9 @@ from finetune_local.models.search import Hit, search
 from finetune_local.paths import located
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.train import runs
-from finetune_local.ui import modeldownloads, notice, parts
+from finetune_local.ui import damage, modeldownloads, notice, parts
 from finetune_local.ui.basemodels import BaseModels
-from finetune_local.ui.html import Html, h
+from finetune_local.ui.html import Html, h, join
 from finetune_local.ui.modeloffers import Offers
 from finetune_local.ui.modelviews import HereViews
 from finetune_local.ui.translate import sentence
@@ -143,7 +143,9 @@ class ModelPage:
         keys = (version, frozenset(busy), used, offline)
         drawn = {
             self.head: self._kept("head", (keys, chosen), lambda: self.views.head(chosen, busy, offline)),
-            self.downloads: modeldownloads.view(self.t, self.f, unfinished),
+            self.downloads: join(
+                [modeldownloads.view(self.t, self.f, unfinished), damage.jobs(self.context, downloads.KIND)]
+            ),
             self.here: self._kept(
                 "here",
                 (version, looking, chosen, details, removing, *folders),
@@ -200,6 +202,8 @@ class ModelPage:
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, _ = parts.pressed(event)
+        if damage.pressed(self.context, do, value):
+            return self._draw(window)
         match do:
             case "onward":
                 return {self.context.nav: self.context.go(window, "data", model=self._chosen(window))}
