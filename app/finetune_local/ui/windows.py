@@ -15,7 +15,7 @@ from typing import Any
 from finetune_local.errors import DiskFailed
 from finetune_local.files import write_text
 from finetune_local.paths import Home
-from finetune_local.system.foreign_text import ForeignTextError, read_json
+from finetune_local.system.foreign_text import ForeignTextError, parse_json_object, read_json
 
 LAST = "last"
 FIRST = "home"
@@ -88,7 +88,7 @@ class Window:
         """Write it now. A full disk costs the draft's newest changes, not the window."""
         with self._lock:
             self._timer = None
-            plain = json.loads(json.dumps(self.draft))
+            plain = parse_json_object(json.dumps(self.draft))
         text = json.dumps({**plain, _SUM: _sum(plain)}, ensure_ascii=False)
         if self._folder is None:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import psutil
@@ -34,6 +35,9 @@ def test_what_earlier_versions_wrote_is_understood() -> None:
     with subprocess.Popen([sys.executable, "-c", code]) as ours, subprocess.Popen(["sleep", "60"]) as other:
         for process, lives in ((ours, True), (other, False)):
             known = Process.read({"pid": process.pid, "started": psutil.Process(process.pid).create_time() - 3600})
+            until = time.monotonic() + 10
+            while known.lives() is not lives and time.monotonic() < until:
+                time.sleep(0.01)  # its command line is not there from the first instant
             assert known.mark is None and known.lives() is lives
             process.kill()
             process.wait()
