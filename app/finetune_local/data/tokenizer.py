@@ -93,9 +93,13 @@ class Tokenizer:
                 'Set "eos_token" in tokenizer_config.json.'
             )
         try:
-            return cls(core, facts, template_of(place), stops)
+            tokenizer = cls(core, facts, template_of(place), stops)
         except RowRejected as error:
             raise ModelError(f"{folder}: {error} Copy its files again from where the model came from.") from None
+        if base is None:  # an adapter may have rows of its own: adapters/fitted.py tells
+            rows = _configured_rows(folder)
+            tokenizer.rows = rows if rows is not None and rows <= facts.largest_id else None
+        return tokenizer
 
     def ids(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text. Special tokens written in the text become their ids; `special` adds BOS and the like
@@ -257,16 +261,23 @@ def _cuts(length: int, spans: Sequence[Span]) -> Iterator[tuple[int, int, Span |
 
 def _configured_stops(folder: Path) -> Iterator[int]:
     """Every eos_token_id of config.json and generation_config.json. Raises ModelError for a file that is not JSON."""
-    for name in ("config.json", "generation_config.json"):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            config = read_json_object(path)
-        except (OSError, ForeignTextError) as error:
-            raise ModelError(
-                f"{path}: cannot be read ({error}). Copy it again from where the model came from."
-            ) from None
-        inner = config.get("text_config")
-        for part in (config, inner if isinstance(inner, dict) else {}):
-            yield from ends_in(part)
+    for part in (*_configs(folder / "config.json"), *_configs(folder / "generation_config.json")):
+        yield from ends_in(part)
+
+
+def _configured_rows(folder: Path) -> int | None:
+    """How many tokens the model has rows for, by config.json, with which the weights agree (spec/base_weights.py)."""
+    sizes = [part.get("vocab_size") for part in reversed(_configs(folder / "config.json"))]
+    return next((size for size in sizes if type(size) is int and size > 0), None)
+
+
+def _configs(path: Path) -> list[Mapping[str, Any]]:
+    """A config and its part of the language model, where there are such. Raises ModelError for a file that is not JSON."""
+    if not path.exists():
+        return []
+    try:
+        config = read_json_object(path)
+    except (OSError, ForeignTextError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}). Copy it again from where the model came from.") from None
+    inner = config.get("text_config")
+    return [config, inner] if isinstance(inner, dict) else [config]

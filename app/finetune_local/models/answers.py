@@ -68,9 +68,9 @@ def repository_in(answer: Any) -> Repository:
             raise ForeignTextError("no 'rfilename'")
         # A folder's files are not wanted; and a name that leads elsewhere on some system is no name.
         if is_text(name) and bad_name(name) is None:
-            if name.casefold() in files:
+            if name in files:
                 raise ForeignTextError(f"the file {name} twice")
-            files[name.casefold()] = _file(name, entry)
+            files[name] = _file(name, entry)
     license_name = card.get("license") if isinstance(card, dict) else None
     return Repository(commit, _word(license_name) or None, tuple(files.values()))
 

@@ -27,16 +27,16 @@ from finetune_local.spec.base_weights import check_base_weights
 from finetune_local.spec.plan import BaseInfo, WeightInfo
 from finetune_local.spec.rope import context_length, stretched
 from finetune_local.spec.targets import is_embedding
-from finetune_local.system.foreign_text import ForeignTextError, read_bounded
+from finetune_local.system.foreign_text import ForeignTextError
+from finetune_local.tokenizer_files import template_of
 
 __all__ = [
-    "CONFIG", "INDEX", "TOKENIZER", "Identity", "ModelFolder", "chat_template", "check_config", "is_plain", "name_of",
+    "CONFIG", "INDEX", "TOKENIZER", "Identity", "ModelFolder", "check_config", "is_plain", "name_of",
     "read_json", "sha256_of",
 ]  # fmt: skip
 
 TOKENIZER = "tokenizer.json"
 HEAD = "lm_head.weight"
-_LONGEST_TEMPLATE = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class ModelFolder:
 
     def chat_template(self) -> str | None:
         """The chat template's text, from chat_template.jinja or tokenizer_config.json."""
-        return chat_template(self.path)
+        return template_of(self.path)
 
     def identity(self) -> Identity:
         """The same for a folder saved again by another program, another for another model or template."""
@@ -203,13 +203,13 @@ class ModelFolder:
         return tokenizer_sha256(read_json(self.path / TOKENIZER, ""), None)
 
     def check_tokens(self) -> None:
-        """Raise ModelError where the tokenizer has tokens that the embedding has no row for. Not part of open(): a large tokenizer
+        """Raise ModelError where chats or texts need tokens that the embedding has no row for. Not part of open(): a large tokenizer
         takes a while to read."""
         file = self.path / "tokenizer_config.json"
         settings = read_json(file) if file.is_file() else {}
         table = self._table
         rows = table.shape[0] if table is not None and len(table.shape) == 2 else self.vocabulary
-        check_tokens(self.path, self._tokenizer, settings, rows)
+        check_tokens(self.path, self._tokenizer, settings, self.chat_template(), rows)
 
     @cached_property
     def _tokenizer(self) -> Mapping[str, Any]:
@@ -235,26 +235,6 @@ def name_of(path: Path) -> str:
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     return path.name
-
-
-def chat_template(folder: Path) -> str | None:
-    """The chat template of a folder. Of several named ones, the one called "default"."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return read_bounded(file, _LONGEST_TEMPLATE).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ModelError(f"{file}: it is not UTF-8 text (byte {error.start}). Copy it again.") from None
-        except ForeignTextError as error:
-            raise ModelError(f"{file}: {error}. Copy it again.") from None
-        except OSError as error:
-            raise ModelError(f"{file}: {error.strerror}.") from None
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    found = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):
-        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
 
 
 def check_config(path: Path | str, config: Mapping[str, Any]) -> None:

@@ -178,6 +178,10 @@ def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
         raise ModelError(f"{repository} has no safetensors, and pickled weights can run code. Choose another model.")
     if TOKENIZER not in names:
         raise ModelError(f"{repository} has no {TOKENIZER}. Choose a newer model of its kind.")
+    if len({n.casefold() for n in names}) < len(names):
+        raise ModelError(
+            f"{repository} has files whose names differ in capitals alone, which many disks take for one file."
+        )
     if unsure := [f.name for f in chosen if not f.key]:
         raise DownloadFailed(f"{repository}: the server gives no checksum for {unsure[0]}, so it could not be checked.")
     return sorted(chosen, key=lambda f: (f.name != CONFIG, f.size))

@@ -16,20 +16,28 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 _SHOWN = 3
 
 
-def check_tokens(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], rows: int) -> None:
-    """Raise ModelError naming the tokens that have no row among `rows`.
+def check_tokens(
+    folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], template: str | None, rows: int
+) -> None:
+    """Raise ModelError naming the tokens that have no row among `rows`, but for special ones that nothing asks for, such as the
+    placeholder of images that the text models of Gemma 3 keep: a row of data that contains one is rejected (data/tokenizer.py).
 
     `tokenizer` is tokenizer.json, `settings` tokenizer_config.json, empty where there is none.
     """
     known: dict[str, int] = dict(_vocabulary(tokenizer))
+    aside = set(_special(tokenizer))
     for number, token in added_by_config(in_force(folder)).items():
         known.setdefault(str(token["content"]), number)
+        if token.get("special") is True:
+            aside.add(str(token["content"]))
     following = max(known.values(), default=-1) + 1
     for text in dict.fromkeys(_named(settings)):
+        aside.discard(text)
         if text not in known:  # the tokenizers' library numbers it behind all others
             known[text] = following
             following += 1
     beyond = sorted((number, text) for text, number in known.items() if number >= rows)
+    beyond = [(number, text) for number, text in beyond if text not in aside or text in (template or "")]
     if not beyond:
         return
     shown = ", ".join(f"{text[:60]!r} ({number})" for number, text in beyond[:_SHOWN])
@@ -53,6 +61,14 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     for token in added if isinstance(added, list) else ():
         if isinstance(token, dict) and type(token.get("id")) is int:
             yield str(token.get("content")), token["id"]
+
+
+def _special(tokenizer: Mapping[str, Any]) -> Iterator[str]:
+    """The added tokens of a tokenizer.json that are no part of any text."""
+    added = tokenizer.get("added_tokens")
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and token.get("special") is True:
+            yield str(token.get("content"))
 
 
 def _named(settings: Mapping[str, Any]) -> Iterator[str]:

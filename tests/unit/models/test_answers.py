@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from finetune_local.errors import DownloadFailed
+from finetune_local.errors import DownloadFailed, ModelError
 from finetune_local.models.answers import MOST_BYTES, models_in, read_answer, repository_in
 from finetune_local.models.download import Client, RemoteFile, fetch
+from finetune_local.models.hub import choose
 from finetune_local.system.foreign_text import ForeignTextError
 
 HASH = "a" * 40
@@ -39,12 +40,22 @@ def test_a_repository_is_read() -> None:
         ({**ANSWER, "siblings": [{**FILE, "size": -1}]}, r"no 'size' of config\.json"),
         ({**ANSWER, "siblings": [{**FILE, "size": 10**30}]}, "no 'size'"),
         ({**ANSWER, "siblings": [{**FILE, "size": "12"}]}, "no 'size'"),
-        ({**ANSWER, "siblings": [FILE, {**FILE, "rfilename": "Config.json"}]}, "twice"),
+        ({**ANSWER, "siblings": [FILE, FILE]}, "twice"),
     ],
 )
 def test_what_no_hub_answers_is_refused(answer: Any, says: str) -> None:
     with pytest.raises(ForeignTextError, match=says):
         repository_in(answer)
+
+
+def test_files_whose_names_differ_in_capitals_alone_are_one_on_many_disks() -> None:
+    shard = {"lfs": {"sha256": "b" * 64, "size": 5}}
+    named = [FILE, *({**FILE, "rfilename": n} for n in ("tokenizer.json", "README.md", "Readme.md"))]
+    found = repository_in({**ANSWER, "siblings": [*named, {**shard, "rfilename": "model-a.safetensors"}]})
+    assert choose("org/one", found.files)[0].name == "config.json", "a second README is none of the model's files"
+    both = [{**shard, "rfilename": name} for name in ("model-a.safetensors", "model-A.safetensors")]
+    with pytest.raises(ModelError, match="differ in capitals alone"):
+        choose("org/one", repository_in({**ANSWER, "siblings": [*named, *both]}).files)
 
 
 def test_names_and_hashes_that_lead_elsewhere_are_none() -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.errors import ModelError
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.install import installed
@@ -227,10 +229,11 @@ def test_a_pipe_does_not_keep_anybody_waiting(folder: Path, name: str) -> None:
             ModelFolder.open(folder)
 
 
-def add_token(folder: Path, number: int, text: str = "<x1>") -> None:
+def add_token(folder: Path, number: int, text: str = "<x1>", *, special: bool = False) -> None:
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text("utf-8"))
-    values["added_tokens"].append({**values["added_tokens"][0], "id": number, "content": text})
+    token = {**values["added_tokens"][0], "id": number, "content": text, "special": special}
+    values["added_tokens"].append(token)
     path.write_text(json.dumps(values), "utf-8")
 
 
@@ -244,15 +247,29 @@ def test_tokens_without_a_row_are_named_before_anything_is_loaded(tmp_path: Path
         resolve(str(folder), home, lambda *_: None)
 
 
+def test_a_special_token_that_nothing_asks_for_needs_no_row(tmp_path: Path, home: Home) -> None:
+    """As the text models of Gemma 3 have one, for images: 262,145 tokens and 262,144 rows."""
+    folder = tiny_model(tmp_path / "model", vocab=380)
+    add_token(folder, 380, "<image>", special=True)
+    (folder / "added_tokens.json").write_text(json.dumps({"<audio>": 381}), "utf-8")
+    assert resolve(str(folder), home, lambda *_: None).vocabulary == 380
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.prompt_ids([Message("user", "Hi")])
+    with pytest.raises(RowRejected, match="<image>, a token of the tokenizer for which the model has no row"):
+        tokenizer.prompt_ids([Message("user", "See <image>")])
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}<image>", "utf-8")
+    with pytest.raises(ModelError, match=r"1 tokens of its tokenizer have no row .*'<image>' \(380\)"):
+        resolve(str(folder), home, lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": "<far>", "special": True}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": "<far>", "special": False}}}),
         (
             "tokenizer_config.json",
             {"pad_token": "<far>", "additional_special_tokens": ["<near>", {"content": "<more>"}]},
         ),
-        ("added_tokens.json", {"<far>": 900}),
     ],
 )
 def test_tokens_that_other_files_add_count_too(tmp_path: Path, home: Home, name: str, values: dict[str, Any]) -> None:
