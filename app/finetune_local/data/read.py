@@ -113,6 +113,12 @@ class DataFile:
             yield line, columns.renamed(_lowered(value), self._role_of) if isinstance(value, Mapping) else value
 
     def _raw(self) -> Generator[rows.Raw, None, None]:
+        for line, value in self._parsed():
+            if isinstance(value, Mapping) and len(value) > rows.MOST_KEYS:
+                value = rows.Problem(f"it has {len(value):,} keys, more than {rows.MOST_KEYS:,}.")
+            yield line, value
+
+    def _parsed(self) -> Generator[rows.Raw, None, None]:
         try:
             with self.path.open("rb") as file:
                 self._stream = file

@@ -9,6 +9,7 @@ import codecs
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -22,6 +23,9 @@ PART_CHARACTERS = 8_000
 """Length at which a long text without documents of its own is cut, so that parts of it can be held out."""
 
 NOT_UTF8 = "it is not valid UTF-8. Save the file as UTF-8."
+
+MOST_KEYS = 10_000
+"""Keys of a row, or columns of a file."""
 
 _SKIP = 1 << 20
 
@@ -246,7 +250,11 @@ def _header(line: str, shown: str) -> list[str]:
         raise DataError(f"{shown}: its first line is longer than {_SKIP >> 20} MB, so it is no header of a CSV file.")
     names = next(csv.reader([line], delimiter=_delimiter(line)), [])
     names = [name.strip().lstrip("\ufeff") for name in names]
-    if duplicate := next((n for i, n in enumerate(names) if n and n in names[:i]), None):
+    if len(names) > MOST_KEYS:
+        raise DataError(
+            f"{shown}: the header has {len(names):,} columns; more than {MOST_KEYS:,} are no table of texts."
+        )
+    if duplicate := next((n for n, times in Counter(names).items() if n and times > 1), None):
         raise DataError(f"{shown}: the header has two columns '{duplicate}'. Rename or remove one.")
     return names
 

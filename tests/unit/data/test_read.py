@@ -384,3 +384,11 @@ def test_a_reason_quotes_no_more_than_can_be_read(tmp_path: Path) -> None:
 def test_a_file_of_other_spaces_is_empty_too(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match="the file is empty"):
         DataFile(write(tmp_path, "a.dat", text))
+
+
+def test_rows_of_a_great_many_keys_are_rejected(tmp_path: Path) -> None:
+    wide = json.dumps({f"k{i}": 1 for i in range(50_000)})
+    found = list(read([write(tmp_path, "a.jsonl", f"{wide}\n{LINE}\n{wide}\n")]))
+    assert reasons(found) == [(n, "it has 50,000 keys, more than 10,000.") for n in (1, 3)]
+    with pytest.raises(DataError, match="50,000 columns"):
+        DataFile(write(tmp_path, "a.csv", ",".join(f"c{i}" for i in range(50_000)) + "\n"))
