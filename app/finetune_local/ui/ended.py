@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune_local.errors import DiskFailed
+from finetune_local.errors import DiskFailed, SpecError
 from finetune_local.files import write_text
 from finetune_local.jobs import job
 from finetune_local.jobs.job import Job
@@ -134,7 +134,7 @@ def _run_ended(run: Run) -> dict[str, Any] | None:
 def _job_ended(found: Job) -> dict[str, Any] | None:
     try:
         kind, state = found.kind, found.state()
-    except (OSError, ValueError, KeyError):  # forgotten
+    except (SpecError, OSError, ValueError, KeyError):  # forgotten, or damaged: its page says so
         return None
     if state.status not in ("done", "failed", "interrupted"):
         return None

@@ -33,7 +33,9 @@ def new_run(home: Home, name: str) -> Run:
 def new_job(home: Home, kind: str) -> Job:
     job = Job(home.jobs / f"20260101-{kind}")
     job.folder.mkdir()
-    (job.folder / "job.json").write_text(json.dumps({"kind": kind, "arguments": {}, "created": time.time()}), "utf-8")
+    (job.folder / "job.json").write_text(
+        json.dumps({"kind": kind, "arguments": {"what": "m", "out": "/x"}, "created": time.time()}), "utf-8"
+    )
     at_work(job)
     return job
 
