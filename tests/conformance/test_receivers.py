@@ -222,3 +222,27 @@ def test_a_gguf_of_a_base_that_ends_elsewhere_stops_where_the_app_does(tmp_path:
     done = export("gguf", ModelFolder.open(base), None, tmp_path / "m.gguf", "f32")
     (check,) = done.gate.receivers
     assert check.passed and check.stops == 2 and check.chats >= 8
+
+
+def special_beyond(folder: Path, family: str) -> Path:
+    """A base with a special token that no text has and that has no row, as the text models of Gemma 3 keep one."""
+    base = tiny_model(folder, family)
+    values = json.loads((base / "tokenizer.json").read_text("utf-8"))
+    values["added_tokens"].append({**values["added_tokens"][0], "id": 384, "content": "<image>", "special": True})
+    (base / "tokenizer.json").write_text(json.dumps(values), "utf-8")
+    return base
+
+
+@needs_torch
+@pytest.mark.usefixtures("quick")
+def test_a_folder_with_a_special_token_that_has_no_row_passes(tmp_path: Path) -> None:
+    done = export("merged", ModelFolder.open(special_beyond(tmp_path / "base", "gemma3_text")), None, tmp_path / "m")
+    assert done.gate.passed and done.gate.receivers[0].passed
+
+
+@needs_llama
+def test_a_gguf_of_a_base_with_a_special_token_that_has_no_row_passes(tmp_path: Path) -> None:
+    done = export(
+        "gguf", ModelFolder.open(special_beyond(tmp_path / "base", "llama")), None, tmp_path / "m.gguf", "f32"
+    )
+    assert done.gate.passed and done.gate.receivers[0].passed

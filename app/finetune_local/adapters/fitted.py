@@ -143,13 +143,13 @@ class _Tables:
                 return None
         if rows is not None:
             copy = self._with_rows(module, self._own(module) if copy is None else copy, *rows)
-        if copy is None or (copy.shape == (own := self._own(module)).shape and np.array_equal(copy, own)):
+        if copy is None or (copy.shape == self._shape(module) and np.array_equal(copy, self._own(module))):
             return None
         return np.ascontiguousarray(copy, np.float32)
 
     def _check_table(self, module: str, table: Array) -> None:
         """Raise AdapterError where a table is not as wide as the base's, or an update of it is for other rows."""
-        width = self._own(module).shape[1]
+        width = self._shape(module)[1]
         update = next((t for t in self._plan.targets if t.module == module), None)
         if table.ndim != 2 or table.shape[1] != width or (update and (update.out_features, width) != table.shape):
             raise AdapterError(
@@ -165,13 +165,20 @@ class _Tables:
         return None if module in self._chosen else self._tensors.get(PREFIX + module + WEIGHT)
 
     def _base_holds(self, module: str, beneath: Array) -> bool:
-        own = self._own(module)
-        return beneath.shape == own.shape and bool(np.allclose(beneath, own, rtol=_ROUNDING, atol=1e-6))
+        if beneath.shape != self._shape(module):
+            return False
+        return bool(np.allclose(beneath, self._own(module), rtol=_ROUNDING, atol=1e-6))
 
     def _own(self, module: str) -> Array:
-        """The base's table: the embedding's for a head that has none."""
+        """The base's table: the embedding's for a head that has none. Read each time, as it may be of gigabytes."""
+        return self._model.read(self._stored_as(module))
+
+    def _shape(self, module: str) -> tuple[int, ...]:
+        return self._model.weights()[self._stored_as(module)].shape
+
+    def _stored_as(self, module: str) -> str:
         name = module + WEIGHT
-        return self._model.read(name if name in self._model.weights() else self._modules[0] + WEIGHT)
+        return name if name in self._model.weights() else self._modules[0] + WEIGHT
 
     def _token_rows(self) -> dict[str, tuple[list[int], Array]]:
         """The trained rows of each table, and their ids. Raises AdapterError."""

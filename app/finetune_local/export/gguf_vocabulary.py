@@ -154,6 +154,8 @@ def _tokens(
     tokens = [f"[PAD{i}]" for i in range(rows)]
     types = [UNUSED] * rows
     added = {int(token["id"]): token for token in values.get("added_tokens") or []}
+    # Special ones without a row are in no text (models/vocabulary.py), and llama.cpp wants as many tokens as rows.
+    added = {i: token for i, token in added.items() if i < rows or token.get("special") is not True}
     largest = max([*bpe["vocab"].values(), *added])
     if largest >= rows:
         raise ModelError(

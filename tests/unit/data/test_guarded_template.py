@@ -86,7 +86,9 @@ def test_what_never_ends_or_takes_all_memory_ends_soon(text: str) -> None:
     assert GuardedTemplate(GOOD, {"eos_token": "</s>"}).render(CHAT) == "[user]question</s>[assistant]answer</s>"
 
 
-def test_a_template_that_fails_with_some_chats_is_used_for_the_others_and_given_up_after_three() -> None:
+def test_a_template_that_fails_with_some_chats_is_used_for_the_others_and_given_up_after_three(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = GOOD + "{% if 'slow' in messages[0].content %}{% for i in range(99999) %}{% for j in range(99999) %}"
     template = GuardedTemplate(text + "{% endfor %}{% endfor %}{% endif %}", {"eos_token": "</s>"})
     template.stops = ["</s>"]
@@ -99,10 +101,9 @@ def test_a_template_that_fails_with_some_chats_is_used_for_the_others_and_given_
     for _ in range(2):
         with pytest.raises(RowRejected, match="did not end"):
             template.spans(slow)
-    began = time.monotonic()
+    monkeypatch.setattr(guarded_template, "_child", None)  # asked no more: a million rows are not waited for
     with pytest.raises(RowRejected, match="did not end"):
         template.spans(quick)
-    assert time.monotonic() - began < 0.2, "a million rows are not waited for"
 
 
 def test_what_is_rendered_ahead_is_what_is_rendered() -> None:

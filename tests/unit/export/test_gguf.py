@@ -189,10 +189,18 @@ def test_an_unknown_way_to_cut_text_is_refused_not_guessed(tmp_path: Path) -> No
 
 def test_a_token_added_without_resizing_is_refused(tmp_path: Path) -> None:
     def add(values: Any) -> None:
-        values["added_tokens"].append({"id": 384, "content": "<new>", "special": True})
+        values["added_tokens"].append({"id": 384, "content": "<new>", "special": False})
 
     with pytest.raises(ModelError, match=r"385 tokens, but the embedding has 384 rows"):
         read_vocabulary(tokenizer_edited(tiny_model(tmp_path / "a"), add))
+
+
+def test_a_special_token_without_a_row_is_left_out(tmp_path: Path) -> None:
+    def add(values: Any) -> None:
+        values["added_tokens"].append({"id": 384, "content": "<image>", "special": True})
+
+    vocabulary = read_vocabulary(tokenizer_edited(tiny_model(tmp_path / "a"), add))
+    assert len(vocabulary.tokens) == 384 and "<image>" not in vocabulary.tokens
 
 
 def test_added_words_are_not_special(tmp_path: Path) -> None:
