@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -20,6 +21,7 @@ ASIDE = ".writing-"
 """Prefix of what is not finished; one found later is rubbish from a killed process."""
 
 _OLD = ASIDE + "old-"
+_ABANDONED_SECONDS = 3600
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _RUST = re.compile(r"os error (\d+)\b")
 _WINDOWS_FULL = 112
@@ -238,6 +240,14 @@ def sweep(folder: Path) -> None:
             rubbish.rename(kept)
         else:
             remove(rubbish)
+
+
+def sweep_abandoned(folder: Path) -> None:
+    """Remove what killed processes left half made or half deleted in a folder that living ones work in too: only what is old."""
+    for rubbish in folder.glob(ASIDE + "*"):
+        with suppress(OSError):  # another process may be giving it its name, or removing it
+            if time.time() - rubbish.stat().st_mtime > _ABANDONED_SECONDS:
+                remove(rubbish)
 
 
 def free_bytes(place: Path) -> int:

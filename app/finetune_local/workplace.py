@@ -2,7 +2,7 @@
 
 events.jsonl   what happened, append-only         worker.json    which process works
 stop           asks it to finish and end          worker.lock    held by it: that, and nothing else, is what living means
-worker.log     what it and its libraries printed
+worker.log     what it and its libraries printed    .reserve    room for the last line on a disk that becomes full
 
 Nothing of it hangs on the process that looks: it can go away, be killed and come back. Training runs (train/runs.py) and
 jobs (jobs/job.py) are such folders. On a network drive that knows no locks, worker.json tells who lives (system/process.py);
@@ -37,6 +37,8 @@ _children: dict[Path, subprocess.Popen[bytes]] = {}
 
 _FAR_BACK = 2**25
 """Bytes at the end of a file of events that are looked through: a disk may have made one line of them all."""
+
+_RESERVE_BYTES = 65536
 
 _starting = threading.Lock()
 """Two threads of this process do not start workers at once; other processes are told apart by the folder's lock."""
@@ -75,6 +77,11 @@ class Workplace:
     def worker_file(self) -> Path:
         """Which process works; one that was killed leaves it behind."""
         return self.folder / "worker.json"
+
+    @property
+    def reserve_file(self) -> Path:
+        """It keeps room for the worker's last line on a disk that becomes full."""
+        return self.folder / ".reserve"
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """All events so far; a half-written last line, and one that a damaged disk spoilt, are left out."""
@@ -216,6 +223,23 @@ class Workplace:
         """Note that this process works here. Raises DiskFull."""
         write_text(self.worker_file, json.dumps(Process.here().as_json()) + "\n")
 
+    def take_over(self) -> None:
+        """What a worker writes first: that it works here, and room for its last line. Raises DiskFailed."""
+        with disk_full(self.folder, self.on_full_disk):
+            self.write_worker()
+            self.reserve_file.write_bytes(b"\0" * _RESERVE_BYTES)
+
+    def free_reserve(self) -> None:
+        """Give the room back, for the last line to be written into it."""
+        with suppress(OSError):
+            self.reserve_file.unlink(missing_ok=True)
+
+    def give_back(self) -> None:
+        """Remove what is a worker's own, as far as that can be done; the last thing that one does."""
+        for file in (self.worker_file, self.reserve_file, self.stop_file):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
     def _noted(self) -> Process | None:
         try:
             return Process.read(read_json_object(self.worker_file, 65536))
@@ -330,6 +354,12 @@ def _start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) -
 
 def _gone(place: Workplace) -> RunError:
     return RunError(f"{place.folder} is not there any more: it was removed or renamed meanwhile.")
+
+
+def log_line(text: str) -> None:
+    """Write to a worker's stderr, which is worker.log, on a disk that may be full."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def reap() -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from finetune_local import workplace
 from finetune_local.errors import SpecError
-from finetune_local.files import ASIDE, write_text
+from finetune_local.files import ASIDE, sweep_abandoned, write_text
 from finetune_local.files import remove as remove_files
 from finetune_local.jobs.kinds import names
 from finetune_local.paths import Home
@@ -247,14 +247,14 @@ def find(home: Home, name: str) -> Job:
 
 
 def running(home: Home, kind: str | None = None) -> list[Job]:
-    """Those at work; asked every second, so nothing is read of the others."""
+    """Those at work; asked every second, so nothing is read of the others. damaged() tells of those that cannot be read."""
     found = [job for job in _all(home) if job.worker_file.exists()]
-    return [job for job in found if job.lives() and (kind is None or _is(job, kind))]
+    return [job for job in found if job.lives() and _is(job, kind)]
 
 
-def _is(job: Job, kind: str) -> bool:
+def _is(job: Job, kind: str | None) -> bool:
     try:
-        return job.kind == kind
+        return job.kind == (kind or job.kind)
     except SpecError:
         return False
 
@@ -267,6 +267,7 @@ def forget(job: Job) -> None:
 
 def prune(home: Home) -> None:
     """Forget the oldest jobs that have ended, so that the folder does not grow for ever."""
+    sweep_abandoned(home.jobs)
     for job in every(home)[_KEPT:]:
         _delete(job)
 

@@ -6,19 +6,16 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import DiskFailed, FinetuneError, Stopped
-from finetune_local.files import disk_full, failure
+from finetune_local.files import failure
 from finetune_local.jobs.job import Job
 from finetune_local.jobs.kinds import work_of
 from finetune_local.paths import Home
 from finetune_local.system.private import write_privately
-from finetune_local.train.tidy import RESERVE
-
-RESERVE_BYTES = 65536
+from finetune_local.workplace import log_line
 
 _SECONDS_BETWEEN = 0.2
 
@@ -64,16 +61,12 @@ def main(arguments: list[str]) -> int:
         if not mine:
             return FinetuneError.exit_code
         try:
-            with disk_full(job.folder, job.on_full_disk):
-                job.write_worker()
-                (job.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
+            job.take_over()
             return work(job, home, tell)
         except DiskFailed as error:
             return _failed(job, error)
         finally:
-            for file in (job.stop_file, job.worker_file, job.folder / RESERVE):
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
+            job.give_back()
 
 
 def work(job: Job, home: Home, tell: Any) -> int:
@@ -97,23 +90,17 @@ def _failed(job: Job, error: BaseException) -> int:
         return told.exit_code
     trace = "".join(traceback.format_exception(error))
     _last(job, "failed", error="", message=f"{type(error).__name__}: {error}", traceback=trace)
-    _print(trace)
+    log_line(trace)
     return 1
 
 
 def _last(job: Job, event: str, **facts: Any) -> None:
     """The last line, on a full disk in the room that was kept for it, before anything else that can fail."""
-    with suppress(OSError):
-        (job.folder / RESERVE).unlink(missing_ok=True)
+    job.free_reserve()
     try:
         job.append(event, **facts)
     except (DiskFailed, OSError) as error:
-        _print(f"{error}\n{facts.get('message', '')}")
-
-
-def _print(text: str) -> None:
-    with suppress(OSError, ValueError):  # stderr is worker.log, on a disk that may be full
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        log_line(f"{error}\n{facts.get('message', '')}")
 
 
 if __name__ == "__main__":

@@ -44,19 +44,24 @@ class Weights(BaseModel):
     files: dict[str, tuple[int, str]]
 
 
-def same_as_begun(run: Run, model: ModelFolder) -> Iterator[Event]:
-    """Note the base's weights for a run that begins; for one that goes on raise DamagedRun where they are others now."""
-    files = model.weight_files
-    if _size(files) >= _SLOW:
-        yield Phase(name="checking the base's weights")
+def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> Iterator[Event]:
+    """Note the base's weights for a run that begins; for one that goes on raise DamagedRun where they are others now.
+
+    `beside` is another run on the same base, of which this was just done: its note is taken.
+    """
+    files, path = model.weight_files, run.folder / FILE
     with disk_full(model.path, RESUME):
-        now = weights_of(files)
-    path = run.folder / FILE
+        if beside is not None:
+            now = _read(beside.folder / FILE)
+        else:
+            if _size(files) >= _SLOW:
+                yield Phase(name="checking the base's weights")
+            now = weights_of(files)
     if not path.exists() or not checkpoint.every(run.checkpoints):
         write_text(path, json.dumps(now.model_dump(), indent=1) + "\n", RESUME)
         return
     try:
-        begun = Weights.model_validate_json(json.dumps(read_json_object(path)))
+        begun = _read(path)
     except (OSError, ForeignTextError, ValidationError):
         yield Note(
             text=f"{path} is damaged, so it cannot be told whether the base's weights are those that the run was begun with"
@@ -73,6 +78,10 @@ def same_as_begun(run: Run, model: ModelFolder) -> Iterator[Event]:
         "Nothing of the run was changed. Put back the model as it was (download or copy it again) and resume, or begin again on the "
         f"one that is there: finetune-local --config {typed(str(run.folder / 'run.json'))} --run {typed(run.name + '-again')}"
     )
+
+
+def _read(path: Path) -> Weights:
+    return Weights.model_validate_json(json.dumps(read_json_object(path)))
 
 
 def _say_what_differs(run: Run, model: ModelFolder) -> None:

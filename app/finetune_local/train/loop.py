@@ -333,7 +333,7 @@ class Loop:
                     text=f"the checkpoint {best.name}, the best, cannot be used ({error}): the adapter is the last step's"
                 )
         if worse and self.training.early_stopping:
-            publish_checkpoint(self.ready.run, best, self.ready.plan)
+            publish_checkpoint(self.ready.run, best, self.ready.plan, summed=True)
             yield Note(text=f"the adapter is that of step {state.best_step}, which had the best validation loss")
         else:
             self._publish()

@@ -30,7 +30,7 @@ from finetune_local.adapters.companions import OF_RUN
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.errors import DamagedRun, SpecError, typed
-from finetune_local.files import ASIDE, disk_full, stamp, sweep, sync, write_text
+from finetune_local.files import ASIDE, disk_full, stamp, sweep, sweep_abandoned, sync, write_text
 from finetune_local.files import remove as remove_files
 from finetune_local.paths import Home, bad_name, located
 from finetune_local.spec.fields import did_you_mean
@@ -184,9 +184,7 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
 @contextmanager
 def _aside(home: Home) -> Iterator[Run]:
     """A folder to make a run in; one that is still called so when this is left goes. Killed, it takes nobody's name."""
-    for old in home.runs.glob(_NEW + "*"):
-        if time.time() - old.stat().st_mtime > 3600:  # of a process that was killed
-            remove_files(old)
+    sweep_abandoned(home.runs)
     folder = Path(tempfile.mkdtemp(prefix=_NEW, dir=home.runs))
     try:
         yield Run(folder)

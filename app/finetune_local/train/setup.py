@@ -208,7 +208,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     backend, _ = port.choose(spec.backend)
     yield Phase(name="opening the model")
     model = resolve_for(spec.model, home, lambda _text, _done: None)
-    yield from base_weights.same_as_begun(run, model)
+    yield from base_weights.same_as_begun(run, model, beside.run if beside is not None else None)
     tokenizer = Tokenizer.load(model.path)
     spec = yield from _row_length(run, spec, model)
     data = yield from restore.open_data(

@@ -12,8 +12,6 @@ from finetune_local.train.events import ENDS, Event, Finished, StoppedByUser
 from finetune_local.train.runs import Run
 
 REPORT = "report.md"
-RESERVE = ".reserve"
-"""A file that keeps room for the last event on a disk that becomes full."""
 
 
 def write_report(run: Run, last: Event) -> None:
@@ -27,11 +25,18 @@ def untidy(run: Run) -> list[str]:
     last = run.last_event()
     if not isinstance(last, ENDS):
         return []
-    found = [file.name for file in (run.worker_file, run.folder / RESERVE) if file.exists()]
+    found = [file.name for file in (run.worker_file, run.reserve_file) if file.exists()]
     found += sorted(place.name for folder in (run.folder, run.checkpoints) for place in folder.glob(ASIDE + "*"))
-    if isinstance(last, (Finished, StoppedByUser)) and _written(run) != _report(run, last):
+    if isinstance(last, (Finished, StoppedByUser)) and _lacks_report(run, last):
         found.append(REPORT)
     return found
+
+
+def _lacks_report(run: Run, last: Finished | StoppedByUser) -> bool:
+    """Whether report.md is not there, or is of an earlier end. Once a worker has gone in order it is the user's to change."""
+    if not (run.folder / REPORT).exists():
+        return True
+    return run.worker_file.exists() and _written(run) != _report(run, last)
 
 
 def complete(run: Run) -> list[str]:
@@ -46,8 +51,7 @@ def complete(run: Run) -> list[str]:
             if last is not None and REPORT in done:
                 write_report(run, last)
             run.sweep()
-            for file in (run.worker_file, run.folder / RESERVE, run.stop_file):
-                file.unlink(missing_ok=True)
+        run.give_back()
         return done
 
 

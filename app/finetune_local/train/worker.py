@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from finetune_local.system.private import write_privately
 from finetune_local.train.checkpoint import RESUME
 from finetune_local.train.events import ENDS, Event, Failed
 from finetune_local.train.runs import Run
-from finetune_local.train.tidy import RESERVE, write_report
-
-RESERVE_BYTES = 65536
+from finetune_local.train.tidy import write_report
+from finetune_local.workplace import log_line
 
 
 def work(runs: Sequence[Run], home: Home, give_back: Callable[[Run], None]) -> int:
@@ -93,10 +92,9 @@ def _fail(runs: Sequence[Run], event: Failed) -> int:
     """Write the last event of every run that has not ended, on a full disk in the room that was kept for it; then what else is
     to be said, which may fail."""
     for run in runs:
-        with suppress(OSError):
-            (run.folder / RESERVE).unlink(missing_ok=True)
+        run.free_reserve()
         _say_after(lambda: run.append(event))  # noqa: B023 - called at once
-    _print(event.traceback or event.message)
+    log_line(event.traceback or event.message)
     return event.exit_code
 
 
@@ -105,12 +103,7 @@ def _say_after(act: Callable[[], None]) -> None:
     try:
         act()
     except (FinetuneError, OSError) as error:
-        _print(str(error))
-
-
-def _print(text: str) -> None:
-    with suppress(OSError, ValueError):  # stderr is worker.log, on a disk that may be full
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        log_line(str(error))
 
 
 def main(arguments: list[str]) -> int:
@@ -121,9 +114,7 @@ def main(arguments: list[str]) -> int:
     holds = {run.folder: ExitStack() for run in runs}
 
     def give_back(run: Run) -> None:
-        for file in (run.worker_file, run.folder / RESERVE, run.stop_file):
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
+        run.give_back()
         holds.pop(run.folder).close()
 
     with ExitStack() as stack:
@@ -132,14 +123,13 @@ def main(arguments: list[str]) -> int:
                 if not stack.enter_context(holds[run.folder]).enter_context(run.taken()):
                     return FinetuneError.exit_code
             except (OSError, FinetuneError) as error:  # nobody holds the run, so nothing may be written in it
-                _print(str(failure(error, run.folder, RESUME) or error))
+                log_line(str(failure(error, run.folder, RESUME) or error))
                 return FinetuneError.exit_code
         try:
             for run in runs:
                 with disk_full(run.folder, RESUME):
                     run.repair()
-                    run.write_worker()
-                    (run.folder / RESERVE).write_bytes(b"\0" * RESERVE_BYTES)
+                run.take_over()
             return work(runs, Home(Path(home)), give_back)
         except DiskFailed as error:
             return _fail(runs, Failed.of(error))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -88,10 +89,10 @@ def by_processes(client: _Found, server: _Found) -> Peer:
     theirs is not found."""
     import psutil
 
-    me = psutil.Process()
+    user = psutil.Process().username()
     for process in _likely_first(psutil.process_iter(), psutil):
         try:
-            if process.username() != me.username():
+            if process.username() != user:
                 continue
             for one in process.net_connections(kind="tcp"):
                 if one.raddr and (_address(one.laddr), _address(one.raddr)) == (client, server):
@@ -108,7 +109,7 @@ _last: list[int] = []
 
 def _likely_first(processes: Iterator[Any], psutil: Any) -> Iterator[Any]:
     for pid in _last:
-        if psutil.pid_exists(pid):
+        with suppress(psutil.Error):  # it may have ended
             yield psutil.Process(pid)
     yield from processes
 

@@ -94,6 +94,23 @@ def test_a_killed_one_is_told_as_interrupted(home: Home, kind: str) -> None:
     assert state.status == "interrupted" and state.error is not None and "Start it again" in state.error["message"]
 
 
+def test_a_damaged_job_at_work_ends_no_look_at_those_at_work(home: Home) -> None:
+    place = Job(home.jobs / "1-export")
+    place.folder.mkdir()
+    (place.folder / "job.json").write_text("{", "utf-8")
+    place.worker_file.write_text("{}", "utf-8")
+    with place.taken():
+        assert place.lives() and job.running(home) == [] == job.running(home, "export")
+
+
+def test_what_a_killed_delete_left_is_removed(home: Home) -> None:
+    left = home.jobs / ".writing-1-export"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    job.prune(home)
+    assert not left.exists()
+
+
 def test_progress_has_the_time_left(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = home.jobs / "by-hand"
     folder.mkdir()

@@ -191,7 +191,7 @@ def test_rows_are_looked_at(run: runs.Run) -> None:
 
 def test_what_a_kill_after_the_last_word_left_undone_is_done(run: runs.Run) -> None:
     (run.folder / "report.md").unlink()
-    (run.folder / tidy.RESERVE).write_bytes(b"0")
+    run.reserve_file.write_bytes(b"0")
     (run.folder / ".writing-report.md").write_text("half", "utf-8")
     (run.checkpoints / ".writing-gone-step-000001").mkdir()
     run.worker_file.write_text('{"pid": 1073741824, "started": 1.0}', "utf-8")
@@ -207,6 +207,21 @@ def test_looking_at_runs_does_it_too(run: runs.Run, home: Home) -> None:
         (run.folder / "report.md").unlink()
         assert CliRunner().invoke(cli, [*asked, "--home", str(home.root)]).exit_code == 0
         assert (run.folder / "report.md").exists(), asked
+
+
+def test_a_report_that_the_user_changed_is_left_alone(run: runs.Run, home: Home) -> None:
+    report = run.folder / "report.md"
+    report.write_text(report.read_text("utf-8") + "\nMy own note.\n", "utf-8")
+    assert tidy.untidy(run) == []
+    assert CliRunner().invoke(cli, ["runs", "--home", str(home.root)]).exit_code == 0
+    assert "My own note." in report.read_text("utf-8")
+
+
+def test_a_report_of_an_earlier_end_is_written_anew(run: runs.Run) -> None:
+    (run.folder / "report.md").write_text("of step 3", "utf-8")
+    run.worker_file.write_text('{"pid": 1073741824, "started": 1.0}', "utf-8")
+    assert tidy.complete(run) == ["worker.json", "report.md"]
+    assert "| mergeable | True |" in (run.folder / "report.md").read_text("utf-8")
 
 
 def test_nothing_is_done_while_a_worker_has_the_run(run: runs.Run) -> None:

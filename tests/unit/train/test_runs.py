@@ -41,6 +41,16 @@ def test_names_count_up_and_say_what_the_run_is(home: Home) -> None:
     assert new(home).spec.name == "我的-data-lora-3"
 
 
+def test_what_killed_processes_left_is_removed_and_what_others_are_making_is_not(home: Home) -> None:
+    making, left, gone = (home.runs / f".writing-{name}" for name in ("new-a", "mine", "new-b"))
+    making.mkdir()
+    left.mkdir()
+    os.utime(left, (0, 0))
+    gone.symlink_to(home.runs / "nothing")  # it got its name between the listing and the look at it
+    assert new(home, name="one").name == "one"
+    assert making.exists() and not left.exists()
+
+
 def test_a_taken_name_is_refused_with_the_way_on(home: Home) -> None:
     new(home, name="mine")
     with pytest.raises(SpecError, match="resume mine"):

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from finetune_local.ui import guard, peer
@@ -86,6 +87,14 @@ def test_a_connection_whose_other_end_is_gone_is_nobody_s() -> None:
             assert whose(address, accepted.getsockname()) is Peer.OWN
             client.close()
             assert whose(address, accepted.getsockname()) is Peer.UNKNOWN
+
+
+def test_a_process_that_was_found_and_has_ended_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (ip_address("127.0.0.1"), 1), (ip_address("127.0.0.1"), 2)
+    monkeypatch.setattr(psutil, "pid_exists", lambda _: True)
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter(()))
+    monkeypatch.setattr(peer, "_last", [2**30])
+    assert peer.by_processes(here, there) is Peer.UNKNOWN
 
 
 @LINUX
