@@ -109,8 +109,10 @@ def measure(
             raise SystemExit("\nstopped; the same command goes on with what is not measured yet") from None
         except (FinetuneError, RuntimeError) as error:  # RuntimeError: a defect in the worker, with its traceback
             message = str(error).strip()[-2000:]
-            for place, word in ((scratch, "RUNS"), (str(home.root), "HOME"), (str(ROOT), "REPOSITORY")):
-                message = message.replace(place, word)  # the line will be committed
+            # The line will be committed: it names no folder of this machine.
+            places = {str(model.path): "MODEL", scratch: "RUNS", str(home.root): "HOME", str(ROOT): "REPOSITORY"}
+            for place, word in places.items():
+                message = message.replace(place, word)
             return {"error": type(error).__name__, "message": message}
         finally:
             if run is not None:

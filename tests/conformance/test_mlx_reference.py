@@ -194,7 +194,7 @@ def test_groups_are_of_32_where_64_does_not_divide(tmp_path: Path) -> None:
     module.layers = [nn.Module()]
     module.layers[0].small, module.layers[0].odd = nn.Linear(96, 8), nn.Linear(40, 8)
     with pytest.raises(Unsupported, match=r"layers\.0\.odd has 40 inputs"):
-        load._quantise(module, load._affine(4, MLX.devices()[-1]))
+        load._quantise(tmp_path, module, load._affine(4, MLX.devices()[-1]))
     assert module.layers[0].small.group_size == 32
 
 

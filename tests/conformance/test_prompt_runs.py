@@ -23,6 +23,7 @@ from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
 from finetune_local.spec.families.prompt import ROWS
+from finetune_local.system import checksums
 from finetune_local.train.setup import Ready
 from training import assert_same, losses, result, train
 
@@ -91,6 +92,7 @@ def test_evaluation_scores_the_mean_and_counts_the_vote(
     tensors[ROWS] = np.random.default_rng(2).normal(0, 3, tensors[ROWS].shape).astype(np.float32)
     tensors[ROWS][2] = tensors[ROWS][1]  # two agree against the first
     write_adapter(run.adapter, plan, tensors, "tiny")
+    checksums.write(run.adapter)
     opened = open_chat(home, str(tiny), ["vote"], backend=backend.name, precision="fp32")
     rows = [Row((Message("user", f"say {i}"),), f"好 {i % 5} ok", Source("f", i)) for i in range(6)]
     found = compare.run(opened, rows, (), adapter="vote", max_tokens=8).tuned
