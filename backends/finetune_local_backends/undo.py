@@ -40,7 +40,7 @@ def all_or_nothing(undo: Undo | None) -> Iterator[None]:
             raise _lost(error) from error
         try:
             undo.put_back()
-        except Exception as second:  # noqa: BLE001 - whatever it is, nothing may go on with half a step
+        except BaseException as second:  # noqa: BLE001 - a second Ctrl-C too: nothing may go on with half a step
             raise _lost(second) from error
         raise
 
@@ -62,7 +62,8 @@ def track_again(tracker: Tracker | None, kept: Mapping[str, npt.NDArray[np.gener
 
 
 def _lost(error: BaseException) -> RunError:
+    said = str(error) or type(error).__name__
     return RunError(
-        f"a step failed after a part of its weights had been written ({error}), so this process cannot go on. "
+        f"a step failed after a part of its weights had been written ({said}), so this process cannot go on. "
         "Resume the run: it goes on from its last checkpoint, and loses the steps since."
     )

@@ -16,6 +16,7 @@ from finetune_local.backend import Backend, Session, Share
 from finetune_local.errors import OutOfMemory, RunError
 from finetune_local.spec.budget import Budget
 from finetune_local.spec.run import parse_spec
+from finetune_local_backends.undo import all_or_nothing
 from tasks import batch_of
 from tiny import tiny_model
 
@@ -161,3 +162,14 @@ def test_what_cannot_be_taken_back_is_not_tried_again(
     with failing(place, name, 1, MemoryError(MEMORY)), pytest.raises(RunError, match="Resume the run") as caught:
         step(ours, 2, 1)
     assert not isinstance(caught.value, OutOfMemory)
+
+
+def test_a_second_interruption_while_a_step_is_taken_back_ends_the_run() -> None:
+    """Else what is half written would be saved as a checkpoint."""
+
+    class Interrupted:
+        def put_back(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RunError, match="Resume the run"), all_or_nothing(Interrupted()):
+        raise KeyboardInterrupt

@@ -81,8 +81,7 @@ class Companions:
 
 def trained_raw(folder: Path) -> bool:
     """Whether an adapter's run learned texts as they are (`--template raw`), so that its prompts should be raw too."""
-    data: dict[str, Any] = run_tables(folder).get("data", {})
-    return data.get("template") == "raw"
+    return run_tables(folder).get("data", {}).get("template") == "raw"
 
 
 def carrier(adapter: Path) -> Path:

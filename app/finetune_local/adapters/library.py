@@ -76,7 +76,7 @@ class Entry:
         """
         identity, config = self.identity, read_peft(self.folder)
         tables = run_tables(self.folder) if self.origin == "run" else {}
-        data = tables.get("data")
+        files = tables.get("data", {}).get("files")
         extra = identity.extra if identity else {}
         return {
             "name": self.name,
@@ -90,7 +90,7 @@ class Entry:
             "run": self.name if self.origin == "run" else identity.run if identity else None,
             "made_from": made_from(self.folder.parent) if self.origin == "run" else None,
             "extracted_from": dict(self.extracted_from),
-            "files": [str(name) for name in data.get("files", ())] if isinstance(data, Mapping) else [],
+            "files": [str(name) for name in files] if isinstance(files, list) else [],
             "step": extra.get("step"),
             "created": identity.created if identity else None,
             "created_time": _seconds(identity.created if identity else "", self.folder / WEIGHTS),
@@ -218,15 +218,16 @@ def run_folder(adapter: Path) -> Path | None:
     return next((p for p in (adapter.parent, adapter.parent.parent) if (p / "run.json").is_file()), None)
 
 
-def run_tables(adapter: Path) -> dict[str, Any]:
-    """run.json of the run that an adapter lies in; empty for others. Raises AdapterError."""
+def run_tables(adapter: Path) -> dict[str, dict[str, Any]]:
+    """The tables of run.json of the run that an adapter lies in; empty for others. Raises AdapterError."""
     run = run_folder(adapter)
     if run is None:
         return {}
     try:
-        return read_json_object(run / "run.json")
+        values = read_json_object(run / "run.json")
     except (OSError, ForeignTextError) as error:
         raise AdapterError(f"{run / 'run.json'}: cannot be read ({error}). Copy the file again.") from None
+    return {name: table for name, table in values.items() if isinstance(table, dict)}
 
 
 def made_from(run: Path) -> str | None:
@@ -245,8 +246,7 @@ def rope_factor_of(folder: Path) -> float:
 
 def base_of(folder: Path) -> str | None:
     """The base an adapter was made on, as `--model` takes it: the run's own words first, else the recorded name."""
-    model = run_tables(folder).get("model")
-    chosen = model.get("id") if isinstance(model, dict) else None
+    chosen = run_tables(folder).get("model", {}).get("id")
     if not chosen and (identity := read_identity(folder)):
         chosen = identity.base.name
     chosen = chosen or read_peft(folder).base_model_name_or_path

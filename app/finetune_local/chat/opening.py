@@ -152,13 +152,13 @@ def open_chat(
 def _held(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> tuple[Precision, Quantisation]:
     """The base's precision, and how its 4 bits are held."""
     runs = [run_tables(folder).get("model", {}) for folder in adapters]
-    trained_on = {run.get("precision") for run in runs}
+    trained_on = {str(run.get("precision")) for run in runs}
     if wanted is None and len(trained_on) == 1 and trained_on <= {"8-bit", "4-bit"}:
-        wanted = str(trained_on.pop())
+        wanted = trained_on.pop()
     # On a CPU answers are read from memory, not computed, so bf16 gains little and would differ from the exports.
     fast = device.fast_bf16 and device.kind != "cpu"
     spec = RunSpec(model=ModelSettings.model_validate({"precision": wanted}))
-    kinds = {run.get("quantisation") for run in runs}
+    kinds = {str(run.get("quantisation")) for run in runs}
     return default_precision(spec, device.kind, fast)[0], "nf4" if kinds == {"nf4"} else "auto"
 
 

@@ -11,6 +11,9 @@ import pytest
 
 from finetune_local import paths
 from finetune_local.adapters import identity, library, manage
+from finetune_local.adapters.companions import trained_raw
+from finetune_local.backend import Device
+from finetune_local.chat.opening import _held
 from finetune_local.cli.main import main
 from finetune_local.errors import AdapterError, DiskFull
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
@@ -95,6 +98,17 @@ def test_the_base_is_the_one_the_run_named_else_the_recorded_one(stocked: paths.
     made_adapter(tiny, stocked.runs / "订单 1" / "checkpoints" / "step-000001")
     assert library.base_of(stocked.runs / "订单 1" / "checkpoints" / "step-000001") == "D:/models/base"
     assert library.base_of(stocked.adapters / "friend") == "tiny llama 小"
+
+
+@pytest.mark.parametrize(
+    "values", [{"model": 5, "data": [1]}, {"model": {"id": 7, "precision": []}, "data": {"files": 3}}, {}]
+)
+def test_a_damaged_run_json_does_not_keep_its_adapter_from_being_used(stocked: paths.Home, values: Any) -> None:
+    folder = library.find("订单 1", stocked)
+    (folder.parent / "run.json").write_text(json.dumps(values), "utf-8")
+    assert library.details("订单 1", folder, "run")["files"] == []
+    assert library.base_of(folder) and not trained_raw(folder)
+    assert _held(None, [folder], Device("cpu", "cpu", "", 2**30, False)) == ("fp32", "auto")
 
 
 def test_a_folder_and_a_zip_are_imported_alike(stocked: paths.Home, tiny: Path, tmp_path: Path) -> None:
