@@ -118,6 +118,10 @@ class Target(Protocol):
         """Write everything at `out`, whole or not at all, and return the files. Raises ModelError, AdapterError, DiskFull."""
         ...
 
+    def can_be_opened(self) -> bool:
+        """Whether a program that such an export is for can be asked here, so that check() needs the answers of base + adapter."""
+        ...
+
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:

@@ -94,6 +94,10 @@ class Adapter:
         progress("writing", 1.0)
         return sorted(out.iterdir()) if out.is_dir() else [out]
 
+    def can_be_opened(self) -> bool:
+        """See Target: it is read back, and nothing is run."""
+        return False
+
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:

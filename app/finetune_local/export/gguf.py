@@ -22,6 +22,7 @@ from finetune_local.export.gguf_metadata import ARCHITECTURES, Nowhere, add_meta
 from finetune_local.export.gguf_rehearsal import rehearse
 from finetune_local.export.gguf_tensors import GgufTensor, gguf_tensors
 from finetune_local.export.gguf_vocabulary import add_vocabulary, read_vocabulary
+from finetune_local.export.llama import available
 from finetune_local.export.quants import QUANTS, is_k
 from finetune_local.export.verify import Gate
 from finetune_local.export.weights import EMBEDDING, MergedWeights, check_float16, check_float16_base
@@ -106,6 +107,10 @@ class Gguf:
             finally:
                 writer.close()
         return [out]
+
+    def can_be_opened(self) -> bool:
+        """See Target."""
+        return available()
 
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()

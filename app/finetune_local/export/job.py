@@ -12,7 +12,6 @@ from finetune_local.adapters.library import base_of, find, rope_factor_of
 from finetune_local.errors import AdapterError, GateFailed, ModelError
 from finetune_local.export import Progress, Source, Target, silent, targets, verify
 from finetune_local.export.files import check_out, check_writable
-from finetune_local.export.llama import available
 from finetune_local.export.offers import BASE
 from finetune_local.export.verify import RECEIVER_NAMES, Gate
 from finetune_local.files import ASIDE, remove, replace
@@ -74,7 +73,7 @@ def export(
     try:
         if gate and target.needs_base:  # what cannot be run here is known before anything is written
             target.check_values(source, unchecked, chosen)
-            if key == "merged" or available():
+            if target.can_be_opened():
                 source = source.asked(verify.prepare(source.model, adapter, backend, progress))
         target.write(source, unchecked, chosen, progress)
         verdict = Gate(None, "not checked: you turned the check off")

@@ -144,6 +144,10 @@ class Merged:
                 _sync(path)
         return sorted(out.iterdir())
 
+    def can_be_opened(self) -> bool:
+        """See Target."""
+        return True
+
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:

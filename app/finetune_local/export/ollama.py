@@ -90,6 +90,10 @@ class Ollama:
             (folder / README).write_text(_readme(source, name, asking), "utf-8", newline="\n")
         return sorted(out.iterdir())
 
+    def can_be_opened(self) -> bool:
+        """See Target."""
+        return GGUF.can_be_opened()
+
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:
