@@ -11,8 +11,9 @@ from finetune_local.data.chat_template import Span
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.system.guarded import Guarded, GuardedError, Limits, Raised, Setup
 
-SECONDS = 2.0
-"""Processor time for one chat; real templates take a thousandth of a second."""
+SECONDS, SECONDS_PER_MESSAGE, MOST_SECONDS = 2.0, 0.02, 60.0
+"""Processor time for a chat. Real templates take a thousandth of a second; but a chat is rendered anew for each answer in it, so one
+of 700 messages takes two seconds, which is no fault of its template."""
 
 MOST_BYTES = 2**30
 
@@ -39,7 +40,7 @@ class GuardedTemplate:
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         """The whole text. Raises RowRejected where the template refuses the messages or fails."""
         asked = {"do": "text", "messages": _plain(messages), "generation_prompt": generation_prompt}
-        return str(self._asked(asked)["text"])
+        return str(self._asked(asked, len(messages))["text"])
 
     def render_chat(
         self,
@@ -53,14 +54,14 @@ class GuardedTemplate:
         always written like 2021-03-04; `variables` are told to the template beside its own. Raises RowRejected."""
         asked = {"do": "chat", "chat": [dict(m) for m in chat], "generation_prompt": generation_prompt, "tools": tools}
         asked["variables"] = dict(variables or {})
-        return str(self._asked({**asked, "day": day.isoformat() if day else None})["text"])
+        return str(self._asked({**asked, "day": day.isoformat() if day else None}, len(chat))["text"])
 
     def spans(self, messages: Sequence[Message], generation_prompt: bool = False) -> tuple[str, list[Span]]:
         """The text and the span of every assistant turn in it; see ChatTemplate.spans. Raises RowRejected."""
         found = None if generation_prompt else self._rendered.pop(tuple(messages), None)
         if found is None:
             asked = {"do": "spans", "messages": _plain(messages), "generation_prompt": generation_prompt}
-            found = self._asked({**asked, "stops": list(self.stops)})
+            found = self._asked({**asked, "stops": list(self.stops)}, len(messages))
         if "refused" in found:
             raise RowRejected(str(found["refused"]))
         text = str(found["text"])
@@ -70,8 +71,9 @@ class GuardedTemplate:
         """Find the spans of chats that will soon be asked for. Where that fails, each is tried by itself when its turn comes."""
         if self._failed or not chats:
             return
+        asked = {"do": "many", "chats": [_plain(m) for m in chats], "stops": list(self.stops)}
         try:
-            found = self._asked({"do": "many", "chats": [_plain(m) for m in chats], "stops": list(self.stops)})
+            found = self._asked(asked, sum(map(len, chats)))
         except RowRejected:
             return
         if len(self._rendered) > _MOST_AHEAD:  # of rows that were given up before
@@ -103,10 +105,11 @@ class GuardedTemplate:
                 self._facts = {"knows_system": False, "knows_tool": False, "after_answer": None}
         return self._facts
 
-    def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _asked(self, request: dict[str, Any], messages: int = 0) -> dict[str, Any]:
         if self._failed < _PATIENCE:
+            seconds = min(_child.limits.seconds + messages * SECONDS_PER_MESSAGE, MOST_SECONDS)
             try:
-                reply = _child.ask(request, self._setup)
+                reply = _child.ask(request, self._setup, answering=seconds)
             except GuardedError as error:
                 self._failed, self._why = self._failed + (not isinstance(error, Raised)), str(error)
             else:

@@ -106,6 +106,24 @@ def test_a_template_that_fails_with_some_chats_is_used_for_the_others_and_given_
         template.spans(quick)
 
 
+def test_a_long_chat_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is rendered for each of its answers: three of a thousand messages are no reason to give a template up."""
+    given: list[float] = []
+
+    class Child:
+        limits = Limits(2.0, 2**30)
+
+        def ask(self, request: object, setup: object, *, answering: float) -> dict[str, object]:
+            given.append(answering)
+            return {"text": "", "spans": [], "found": []}
+
+    monkeypatch.setattr(guarded_template, "_child", Child())
+    template = GuardedTemplate(GOOD, {})
+    for count in (1, 500, 10**5):
+        template.spans(CHAT * count)
+    assert given == [2.04, 22.0, 60.0]
+
+
 def test_what_is_rendered_ahead_is_what_is_rendered() -> None:
     template = GuardedTemplate(GOOD, {"eos_token": "</s>"})
     template.stops = ["</s>"]
