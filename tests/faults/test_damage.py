@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from faults.toy_backend import ToyBackend
 from finetune_local import backend as port
+from finetune_local.data.prepare import REJECTED
 from finetune_local.errors import AdapterError, DamagedRun, DataError
 from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
@@ -283,6 +284,14 @@ def test_prompts_of_an_older_version_that_are_damaged(half: Run, home: Home) -> 
     (half.data / "validation.jsonl").write_text("{garbage\n", "utf-8")
     with pytest.raises(DataError, match=r"validation\.jsonl: line 1 is damaged"):
         train(half, home)
+
+
+def test_the_list_of_rejected_rows_is_the_user_s(half: Run, whole: Run, home: Home, tmp_path: Path) -> None:
+    """Also where the rows could not be made again."""
+    (half.data / REJECTED).unlink()
+    (tmp_path / "rows.jsonl").unlink()
+    finished(half, home)
+    assert_same(result(half), result(whole))
 
 
 def test_a_damaged_adapter_is_not_used_and_the_advice_is_for_a_run(whole: Run) -> None:

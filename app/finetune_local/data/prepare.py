@@ -241,7 +241,8 @@ def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report)
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     with disk_full(folder, ADVICE):
         sync_tree(folder)
-        checksums.write(folder, {DATA: hashlib.sha256(text.encode("utf-8")).hexdigest()})
+        # The rejected rows are there for the user to mend or move away: nothing is learned from them.
+        checksums.write(folder, {DATA: hashlib.sha256(text.encode("utf-8")).hexdigest()}, leave_out=(REJECTED,))
     write_text(folder / DATA, text, ADVICE)
 
 
