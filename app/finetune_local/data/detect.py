@@ -166,7 +166,8 @@ def _in_gb2312(character: str) -> bool:
 def _container(text: str, path: Path, shown: str, *, whole: bool) -> tuple[Container, str | None]:
     suffix = path.suffix.lower()
     start = text.lstrip()[:1]
-    lines = [line for line in text.split("\n", 65)[:64] if line.strip()]
+    first = text.rfind("\n", 0, len(text) - len(text.lstrip())) + 1  # blank lines before it may be any number
+    lines = [line for line in text[first:].split("\n", 65)[:64] if line.strip()]
     if begins(text):  # a chat as WhatsApp writes it: [12/31/23, 10:15] Alice: hi
         return "text", None
     if start in "[{" and suffix not in (".csv", ".tsv", ".txt", ".md"):

@@ -145,9 +145,11 @@ def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
     try:
-        header_line = text.readline(_SKIP)
+        number, header_line = 1, text.readline(_SKIP)
+        while header_line and not header_line.strip(" \r\n"):
+            number, header_line = number + 1, text.readline(_SKIP)
         names = _header(header_line, shown)
-        found = _CsvLines(text, _delimiter(header_line))
+        found = _CsvLines(text, _delimiter(header_line), number)
         while True:
             # strict: else a quote that is never closed would swallow the rest of the file into one cell, in silence.
             reader = csv.reader(found, delimiter=found.delimiter, strict=True)
@@ -170,9 +172,10 @@ def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
 class _CsvLines:
     """Lines for a csv.reader, which knows no limit of its own: raises RowRejected behind the line that makes a row too large."""
 
-    def __init__(self, text: io.TextIOWrapper, delimiter: str) -> None:
+    def __init__(self, text: io.TextIOWrapper, delimiter: str, number: int) -> None:
+        """`number` lines were read before, the header last."""
         self.delimiter = delimiter
-        self._text, self._number = text, 1  # the header was read before
+        self._text, self._number = text, number
         self._size = self._cells = 0
 
     def row(self) -> int:
