@@ -14,8 +14,10 @@ from pathlib import Path
 from finetune_local.export.receivers.process import Heard, Request, read_reply
 
 
-def answered_here(worker: Path, _: Sequence[str], request: Request) -> Heard:
+def answered_here(worker: Path, needs: Sequence[str], request: Request) -> Heard:
     """In the place of receivers.process.ask()."""
+    if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
+        return Heard(absent=f"{missing[0]} is not installed")
     spec = importlib.util.spec_from_file_location(worker.stem, worker)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -23,10 +23,12 @@ from finetune_local.adapters.companions import companions, tokenizer_of
 from finetune_local.adapters.library import details
 from finetune_local.backend import Backend, Batch
 from finetune_local.errors import AdapterError
+from finetune_local.export import verify
 from finetune_local.export.candidates import log_softmax
 from finetune_local.export.job import export
 from finetune_local.models.folder import ModelFolder
 from finetune_local.paths import Home
+from receiving import answered_here
 from tiny import tiny_model
 from torch_tools import PLAIN_PEFT
 
@@ -144,8 +146,12 @@ def test_a_table_is_used_as_peft_uses_it_and_the_base_keeps_its_own(
 
 @pytest.mark.parametrize("name", FORMS)
 def test_merged_it_is_peft_s_model(
-    made: Callable[[Form], tuple[Path, Path, np.ndarray]], name: str, tmp_path: Path
+    made: Callable[[Form], tuple[Path, Path, np.ndarray]],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(verify, "ask", answered_here)
     form = FORMS[name]
     base, adapter, wanted = made(form)
     checked = name == "resized, tied"  # the check of exports is the same for all

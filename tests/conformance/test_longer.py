@@ -13,6 +13,7 @@ from finetune_local.adapters.library import rope_factor_of
 from finetune_local.backend import Backend, backends
 from finetune_local.chat.opening import open_chat
 from finetune_local.errors import AdapterError, SpecError, Unsupported
+from finetune_local.export import verify
 from finetune_local.export.job import export
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.resolve import resolve_for
@@ -20,6 +21,7 @@ from finetune_local.paths import Home
 from finetune_local.spec.rope import rope
 from finetune_local.spec.run import ModelSettings, parse_spec
 from finetune_local.train import runs, setup
+from receiving import answered_here
 from tiny import tiny_model
 from training import ready_of, result, train
 
@@ -83,7 +85,10 @@ def test_the_settings(tiny: Path, home: Home) -> None:
         model(context=1024, rope_factor=2)
 
 
-def test_a_run_its_chat_and_its_exports(home: Home, tiny: Path, data: Path, backend: Backend, tmp_path: Path) -> None:
+def test_a_run_its_chat_and_its_exports(
+    home: Home, tiny: Path, data: Path, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "ask", answered_here)
     with pytest.raises(SpecError, match="reads at most 512"):
         list(setup.make_ready(begin(home, tiny, data, backend, "short", {}), home))
     run = begin(home, tiny, data, backend, "long 长", {"context": 1024})
