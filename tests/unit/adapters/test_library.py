@@ -71,6 +71,14 @@ def test_a_config_that_would_be_computed_wrongly_is_refused(
         read_adapter(config.parent)
 
 
+@pytest.mark.parametrize("names", ["lm_head", ["k_proj"], r".*visual.*"])
+def test_modules_that_were_left_out_when_it_was_made_change_nothing(stocked: paths.Home, names: object) -> None:
+    config = stocked.adapters / "friend" / CONFIG
+    before = read_adapter(config.parent)[0]
+    config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), "exclude_modules": names}), "utf-8")
+    assert read_adapter(config.parent)[0] == before, "its tensors say where they land"
+
+
 def test_an_adapter_is_found_by_name_run_or_folder(stocked: paths.Home, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = (stocked.runs / "订单 1" / "adapter").resolve()
     for way in ("订单 1", str(adapter), str(adapter.parent)):

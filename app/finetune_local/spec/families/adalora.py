@@ -205,7 +205,7 @@ class AdaLora(Family):
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From PEFT's config; modules and ranks are taken from the tensors, which cannot lie about them."""
         given = {"modules_to_save": config.modules_to_save, "alpha_pattern": config.alpha_pattern}
-        for field in ("modules_to_save", "exclude_modules", "layer_replication", "alpha_pattern"):
+        for field in ("modules_to_save", "layer_replication", "alpha_pattern"):
             if given.get(field) or field in config.unread:
                 raise AdapterError(f"adapter_config.json uses '{field}', which this version cannot read.")
         targets, ranks = [], []

@@ -52,7 +52,7 @@ BIAS, INNER_BIAS = ".bias", ".base_layer.bias"
 __all__ = ["BIAS", "FAMILY", "INNER_BIAS", "LowRank", "LowRankSettings", "UpdateSettings"]
 
 _NOT_READ = (
-    *("layer_replication", "exclude_modules", "target_parameters", "ensure_weight_tying"),
+    *("layer_replication", "target_parameters", "ensure_weight_tying"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     *("lora_bias", "use_bdlora", "use_qalora"),
 )
