@@ -16,6 +16,7 @@ from finetune_local.adapters.fitted import check_rows, read_on
 from finetune_local.adapters.identity import asked_anew, check_same_base, check_shapes, read_identity
 from finetune_local.backend import Session
 from finetune_local.errors import AdapterError
+from finetune_local.layout import read_peft
 from finetune_local.models.folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -35,19 +36,19 @@ def attach(
 ) -> int:
     """Load an adapter folder under `name`, activate it and return its number of parameters.
 
-    `note` is told what the user should know, such as that nothing says which base a plain PEFT adapter was made on.
+    `note` is told what the user should know, such as that nothing proves which base a plain PEFT adapter was made on.
     Raises AdapterError where it was made on another base, is incomplete, or leaves the base's output as it was; the
     session is then as before, with the bare base active.
     """
     identity = read_identity(folder)
-    if identity is None:
-        note(f"{folder.name}: a plain PEFT adapter, which does not say which base it was made on; its shapes fit.")
-    else:
+    if identity is not None:
         check_same_base(identity, model, beside(folder))
         if changed := asked_anew(identity, model, beside(folder)):
             note(f"{folder.name}: {changed}")
     plan, tensors = read_on(folder, model)
     check_shapes(plan, model)
+    if identity is None:
+        note(f"{folder.name}: {_unproven(folder)}")
     if lacking := check_rows(plan, model, asking(model.path, folder), folder):
         note(f"{folder.name}: {lacking}")
     if told := companions(model.path, folder).sentences:
@@ -82,3 +83,10 @@ def check_live(session: Session, tokenizer: Tokenizer, name: str, folder: Path) 
             f"{folder}: this adapter changes nothing: the model answers exactly as without it. It was saved before its "
             "first training step, or its weights were lost. Train it further, or use another one."
         )
+
+
+def _unproven(folder: Path) -> str:
+    """What is known of the base of an adapter that another program made: at most a name, which proves nothing."""
+    if base := read_peft(folder).base_model_name_or_path:
+        return f"a plain PEFT adapter made on {base[:200]!r}; no checksum proves that this is the same, but its shapes fit."
+    return "a plain PEFT adapter, which does not say which base it was made on; its shapes fit."

@@ -43,8 +43,7 @@ def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[
             elif source.is_file() and zipfile.is_zipfile(source):
                 copy_zip(source, aside, note)
             else:
-                what = "is no folder and no zip file" if source.exists() else "does not exist"
-                raise AdapterError(f"{source} {what}. Give an adapter's folder (with {CONFIG}) or a zip of one.")
+                raise _no_adapter(source)
             if is_mlx_lm(aside):
                 convert(aside)
                 note("an adapter of mlx-lm: it is kept in PEFT's form, which computes the same.")
@@ -142,3 +141,18 @@ def free_name(stem: str, home: Home) -> str:
     while name in taken or (home.adapters / name).exists():
         name, number = f"{stem}-{number}", number + 1
     return name
+
+
+def _no_adapter(source: Path) -> AdapterError:
+    """What is said of a source that is no folder and no whole zip."""
+    if not source.exists():
+        return AdapterError(f"{source} does not exist. Give an adapter's folder (with {CONFIG}) or a zip of one.")
+    if source.is_file():
+        with source.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                return AdapterError(
+                    f"{source} breaks off: it begins as a zip and has no end. Download or copy it again."
+                )
+    return AdapterError(
+        f"{source} is no folder and no zip file. Give an adapter's folder (with {CONFIG}) or a zip of one."
+    )

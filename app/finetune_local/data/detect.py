@@ -45,6 +45,12 @@ _MAGIC = {
     b"\x93NUMPY": f"a NumPy array. {_CONVERT}",
     b"GGUF": "a GGUF model, not data",
 }
+_IN_PLACE_OF_DATA = {
+    b"<!doctype html": "a web page, not the file it leads to. Download the file itself (on a hub: its download button)",
+    b"<html": "a web page, not the file it leads to. Download the file itself (on a hub: its download button)",
+    b"version https://git-lfs.": "a Git LFS pointer; the data it stands for was not fetched. Run: git lfs pull",
+}
+"""How texts begin that are often saved under a data file's name. In a text file, or one named .html, they are text."""
 _BOMS = (  # UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -174,6 +180,11 @@ def _container(text: str, path: Path, shown: str, *, whole: bool) -> tuple[Conta
         if suffix in (".jsonl", ".ndjson") and lines[0].strip() not in ("{", "[", "[{"):
             return "jsonl", None
         return _json(text, start, lines, whole=whole)
+    if suffix in (".csv", ".tsv", ".json", ".jsonl", ".ndjson"):
+        begun = text.lstrip()[:40].lower().encode("ascii", "replace")
+        for beginning, what in _IN_PLACE_OF_DATA.items():
+            if begun.startswith(beginning):
+                raise DataError(f"{shown}: this is {what}.")
     if suffix in (".csv", ".tsv"):
         return "csv", None
     if suffix in (".jsonl", ".ndjson"):

@@ -1,5 +1,6 @@
 """An adapter is proven live when it is loaded for use."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ def test_plain_peft_is_taken_with_a_note(model: ModelFolder, tokenizer: Tokenize
     folder = made_adapter(model.path, tmp_path / "朋友的", plain=True)
     attach(ToySession(400), model, tokenizer, folder, "a", notes.append)
     assert len(notes) == 1 and "朋友的" in notes[0]
+    config = folder / "adapter_config.json"
+    values = json.loads(config.read_text("utf-8"))
+    config.write_text(json.dumps({**values, "base_model_name_or_path": "some/base"}), "utf-8")
+    attach(ToySession(400), model, tokenizer, folder, "a", notes.append)
+    assert "made on 'some/base'" in notes[1] and "does not say" not in notes[1]
+    (folder / "adapter_model.safetensors").write_bytes(b"<html>")
+    with pytest.raises(AdapterError, match="cannot be read"):
+        attach(ToySession(400), model, tokenizer, folder, "a", notes.append)
+    assert len(notes) == 2  # nothing is said of shapes that were not seen
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -147,6 +147,12 @@ def test_a_bomb_is_refused_before_it_is_unpacked(source: Path, home: Home, tmp_p
     refused(packed(source, tmp_path / "bomb.zip"), home, r"unpacks to \d+ times its size")
 
 
+def test_a_zip_that_breaks_off_is_called_that(source: Path, home: Home, tmp_path: Path) -> None:
+    archive = packed(source, tmp_path / "a.zip")
+    archive.write_bytes(archive.read_bytes()[:-200])
+    refused(archive, home, "breaks off")
+
+
 def test_a_long_readme_in_a_zip_is_left_out(source: Path, home: Home, tmp_path: Path) -> None:
     archive = packed(source, tmp_path / "a.zip", lambda file: file.writestr("in/README.md", b"#" * (5 * 2**20)))
     notes: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from finetune_local import shelf
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.cli.main import cli
 from finetune_local.files import write_text
@@ -200,6 +202,19 @@ def test_what_a_kill_after_the_last_word_left_undone_is_done(run: runs.Run) -> N
     assert tidy.complete(run) and tidy.untidy(run) == []
     assert "| mergeable | True |" in (run.folder / "report.md").read_text("utf-8")
     assert not run.worker_file.exists() and not list(run.checkpoints.glob(".writing-*"))
+
+
+def test_a_run_with_another_name_or_place_is_as_whole(run: runs.Run, home: Home) -> None:
+    made = "| run | mine |\n| adapter | /elsewhere/mine/adapter |\n"
+    end = Finished(reason="all steps done", summary={"run": "mine", "adapter": "/elsewhere/mine/adapter", "steps": 6})
+    run.append(end)
+    write_text(run.folder / "report.md", f"# mine\n\n| | |\n|---|---|\n{made}| steps | 6 |\n")
+    copied = runs.Run(home.runs / "copied")
+    shutil.copytree(run.folder, copied.folder)
+    assert check.check(copied).findings == []
+    renamed = shelf.rename_run(run, "other", home)
+    assert check.check(renamed).findings == []
+    assert "| run | mine |" in (renamed.folder / "report.md").read_text("utf-8")  # people may have written in it
 
 
 def test_looking_at_runs_does_it_too(run: runs.Run, home: Home) -> None:
