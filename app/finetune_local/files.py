@@ -100,7 +100,9 @@ def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None
     if number not in REASONS:
         return None
     reason, remedy = REASONS[number]
-    named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else place
+    named = Path(error.filename) if isinstance(error, OSError) and isinstance(error.filename, str) else place
+    if named.name.startswith(".") and named.parent.is_dir() and not os.path.lexists(named):
+        named = named.parent  # one of ours that could not even be begun: it is the folder whose permissions matter
     return DiskFailed(f"{named} cannot be written or read: {reason}. {remedy} What was saved before is intact.")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from finetune_local import files
 from finetune_local.errors import DiskFailed, DiskFull
-from finetune_local.files import free_bytes, sweep, write_text, written_aside
+from finetune_local.files import failure, free_bytes, sweep, write_text, written_aside
 
 
 def write_folder(target: Path, **files: str) -> None:
@@ -168,3 +168,10 @@ def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path: Path, monkeypatch
     assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.05)
     monkeypatch.setattr(Path, "exists", lambda _: False)  # as on a Windows drive that is not there: it must end
     assert free_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_what_could_not_be_begun_is_called_by_its_folder(tmp_path: Path) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".writing-new"))
+    assert str(failure(error, tmp_path, "")).startswith(f"{tmp_path} cannot be written")
+    (tmp_path / ".writing-new").mkdir()
+    assert str(failure(error, tmp_path, "")).startswith(f"{tmp_path / '.writing-new'} cannot be written")

