@@ -122,8 +122,9 @@ class ModelFolder:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the output matrix, which may be more than the tokenizer knows."""
-        return self._size("vocab_size")
+        """Rows of the output matrix, which may be more than the tokenizer knows; of the embedding where the config is silent."""
+        rows = self._table.shape[0] if self._table is not None and len(self._table.shape) == 2 else 0
+        return size_of(self.text_config, "vocab_size") or rows or self._size("vocab_size")
 
     @property
     def context_length(self) -> int:
@@ -207,9 +208,7 @@ class ModelFolder:
         takes a while to read."""
         file = self.path / "tokenizer_config.json"
         settings = read_json(file) if file.is_file() else {}
-        table = self._table
-        rows = table.shape[0] if table is not None and len(table.shape) == 2 else self.vocabulary
-        check_tokens(self.path, self._tokenizer, settings, self.chat_template(), rows)
+        check_tokens(self.path, self._tokenizer, settings, self.chat_template(), self.vocabulary)
 
     @cached_property
     def _tokenizer(self) -> Mapping[str, Any]:

@@ -262,6 +262,13 @@ def test_a_special_token_that_nothing_asks_for_needs_no_row(tmp_path: Path, home
         resolve(str(folder), home, lambda *_: None)
 
 
+def test_a_config_may_leave_the_number_of_tokens_to_its_family(folder: Path, home: Home) -> None:
+    """As the larger models of Gemma 3 do; the embedding tells."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "vocab_size"}), "utf-8")
+    assert resolve(str(folder), home, lambda *_: None).vocabulary == 384
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
