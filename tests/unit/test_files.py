@@ -175,3 +175,27 @@ def test_what_could_not_be_begun_is_called_by_its_folder(tmp_path: Path) -> None
     assert str(failure(error, tmp_path, "")).startswith(f"{tmp_path} cannot be written")
     (tmp_path / ".writing-new").mkdir()
     assert str(failure(error, tmp_path, "")).startswith(f"{tmp_path / '.writing-new'} cannot be written")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no fcntl")
+@pytest.mark.parametrize("knows", [True, False])
+def test_on_a_mac_the_drive_s_own_memory_is_emptied_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    import fcntl
+
+    full, asked = 51, list[str]()
+
+    def command(_descriptor: int, number: int) -> int:
+        assert number == full
+        if not knows:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+        asked.append("full")
+        return 0
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", full, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", command)
+    monkeypatch.setattr(os, "fsync", lambda _: asked.append("plain"))
+    files.sync(tmp_path)
+    assert asked == ["full" if knows else "plain"]
