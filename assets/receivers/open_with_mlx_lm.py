@@ -31,7 +31,8 @@ def main() -> None:
         if "not supported" in words and "Model type" in words:
             reply = {"unknown": words}
         else:
-            reply = {"memory" if "memory" in words.lower() else "error": words}
+            scarce = any(sign in words.lower() for sign in ("out of memory", "allocate", "malloc"))
+            reply = {"memory" if scarce else "error": words}
     file.with_name("reply.json").write_text(json.dumps(reply), "utf-8")
 
 

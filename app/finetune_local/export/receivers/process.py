@@ -20,6 +20,7 @@ from finetune_local.system.foreign_text import ForeignTextError, read_json_objec
 
 Floats = npt.NDArray[np.float32]
 _LONGEST = 3600  # seconds
+_KILLED = (-9, 137)
 _SAID = 3  # last lines of what it printed
 
 
@@ -123,8 +124,9 @@ def read_reply(folder: Path, code: int, said: str) -> Heard:
     try:
         reply = read_json_object(folder / "reply.json")
     except (OSError, ForeignTextError):
-        # Killed for its memory, or by a crash of a library: which of the two cannot be known.
-        return Heard(absent=f"its process ended with exit code {code}" + (f" ({said})" if said else ""))
+        words = f"its process ended with exit code {code}" + (f" ({said})" if said else "")
+        # The system's last resort against want of memory is SIGKILL. Any other death is a crash on what it was given.
+        return Heard(absent=words) if code in _KILLED else Heard(failed=words)
     for key in ("missing", "memory", "unknown"):
         if key in reply:
             return Heard(absent=str(reply[key]))
