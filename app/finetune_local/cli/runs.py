@@ -162,7 +162,10 @@ def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, a
     from finetune_local.train import runs
 
     place = paths.home(home) if home else outer
-    found = [checking.check(run, repair=repair) for run in ([runs.find(place, name)] if name else runs.every(place))]
+    if name is not None:
+        found = [checking.check(runs.find(place, name), repair=repair)]
+    else:
+        found = checking.check_each(runs.every(place), repair=repair)
     if as_json:
         emit([one.as_json() for one in found])
     else:

@@ -7,13 +7,13 @@ a kill left undone is done. Rows that are damaged are made again when the run go
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from finetune_local.adapters.identity import FILE as IDENTITY
-from finetune_local.errors import AdapterError, DamagedRun, SpecError, UserError
+from finetune_local.errors import AdapterError, DamagedRun, DiskFailed, SpecError, UserError
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
 from finetune_local.system import checksums
 from finetune_local.system.foreign_text import ForeignTextError, parse_json_object
@@ -54,6 +54,18 @@ class Checked:
     def as_json(self) -> dict[str, Any]:
         """A plain object for --json."""
         return {**asdict(self), "intact": self.intact}
+
+
+def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
+    """Look at several runs; one whose disk fails, or that cannot be read at all, is told and keeps the others from nothing."""
+    found = []
+    for run in runs:
+        try:
+            found.append(check(run, repair=repair))
+        except (DiskFailed, UserError) as error:
+            finding = Finding(".", "damaged", str(error).rstrip("."), "mend that, and check again")
+            found.append(Checked(run.name, "damaged", [finding]))
+    return found
 
 
 def check(run: Run, *, repair: bool = False) -> Checked:

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from finetune_local import shelf
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.cli.main import cli
+from finetune_local.errors import DiskFailed
 from finetune_local.files import write_text
 from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, write_adapter
 from finetune_local.paths import Home
@@ -271,3 +272,18 @@ def test_the_verb(run: runs.Run, home: Home) -> None:
     )
     assert CliRunner().invoke(cli, [*asked, "--repair"], standalone_mode=False).return_value == 0
     assert CliRunner().invoke(cli, asked, standalone_mode=False).return_value == 0
+
+
+def test_a_run_whose_disk_fails_keeps_the_others_from_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two", "three"):
+        runs.create(home, parse_spec({"name": name, "data": {"files": ["d.jsonl"]}}, ""))
+
+    def failing(run: runs.Run, *, repair: bool = False) -> check.Checked:
+        if run.name == "two":
+            raise DiskFailed("two: the disk failed.")
+        return check.Checked(run.name, "created")
+
+    monkeypatch.setattr(check, "check", failing)
+    found = {one.run: one for one in check.check_each(runs.every(home), repair=True)}
+    assert [found[name].intact for name in ("one", "two", "three")] == [True, False, True]
+    assert found["two"].findings[0].problem == "two: the disk failed"
