@@ -18,7 +18,8 @@ from typing import Any
 
 from finetune_local.errors import ModelError
 from finetune_local.files import stamp
-from finetune_local.system.foreign_text import ForeignTextError, read_bounded, read_json_object
+from finetune_local.spec.base_config import read_optional_config
+from finetune_local.system.foreign_text import ForeignTextError, read_bounded
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
@@ -29,6 +30,9 @@ OTHER_FORMS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spie
 
 TRAVEL = (*OF_TOKENIZER, TEMPLATE, GENERATION, *OTHER_FORMS)
 """All that may lie beside an adapter's weights and belongs to it."""
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Special tokens that every tokenizer may have, in transformers' order."""
 
 MOST_TEMPLATE_BYTES = 2**20
 """The largest template known is of 30 kB."""
@@ -69,10 +73,8 @@ def template_of(folder: Path) -> str | None:
     try:
         if file.is_file():
             found: Any = read_bounded(file, MOST_TEMPLATE_BYTES).decode("utf-8")
-        elif (file := folder / CONFIG).is_file():
-            found = read_json_object(file).get("chat_template")
         else:
-            return None
+            found = (read_optional_config(folder / CONFIG) or {}).get("chat_template")
     except UnicodeDecodeError as error:
         raise ModelError(f"{file}: it is not UTF-8 text (byte {error.start}). Copy it again.") from None
     except ForeignTextError as error:
@@ -80,7 +82,7 @@ def template_of(folder: Path) -> str | None:
     except OSError as error:
         raise ModelError(f"{file}: {error.strerror}.") from None
     if isinstance(found, list):
-        found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}.get("default")
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
     elif isinstance(found, dict):
         found = found.get("default")
     return found if isinstance(found, str) and found.strip() else None
@@ -88,14 +90,7 @@ def template_of(folder: Path) -> str | None:
 
 def generation_settings(folder: Path) -> Mapping[str, Any]:
     """generation_config.json of a folder; empty where there is none. Raises ModelError."""
-    try:
-        return read_json_object(folder / GENERATION)
-    except FileNotFoundError:
-        return {}
-    except ForeignTextError as error:
-        raise ModelError(f"{folder / GENERATION}: {error}. Copy it again.") from None
-    except OSError as error:
-        raise ModelError(f"{folder / GENERATION}: {error.strerror}.") from None
+    return read_optional_config(folder / GENERATION) or {}
 
 
 def ends_in(values: Mapping[str, Any]) -> list[int]:
@@ -109,12 +104,9 @@ def added_by_config(files: Mapping[str, Path]) -> dict[int, Mapping[str, Any]]:
     """Tokens by id that tokenizer_config.json or added_tokens.json of these files name: "content" and "special". Raises ModelError."""
     found: dict[int, Mapping[str, Any]] = {}
     for name in (CONFIG, ADDED):
-        if name not in files:
+        values = read_optional_config(files[name]) if name in files else None
+        if values is None:
             continue
-        try:
-            values = read_json_object(files[name])
-        except (ForeignTextError, OSError) as error:
-            raise ModelError(f"{files[name]}: {error}. Copy it again.") from None
         if name == CONFIG:
             listed = values.get("added_tokens_decoder")
             given = listed.items() if isinstance(listed, dict) else ()

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.adapters.companions import Asking
-from finetune_local.errors import ModelError
-from finetune_local.system.foreign_text import ForeignTextError, read_json_object
+from finetune_local.spec.base_config import read_optional_config
 from finetune_local.tokenizer_files import (
     CONFIG,
     GENERATION,
@@ -76,24 +75,15 @@ def write_beside_adapter(asked: Asking, config: Mapping[str, Any], folder: Path)
 
 def write_stops(folder: Path, stops: Stops, config: Mapping[str, Any]) -> None:
     """Put them into the files of a merged folder; `config` is its config.json. Raises ModelError for a damaged file."""
-    generation = _read(folder / GENERATION)
+    generation = read_optional_config(folder / GENERATION)
     if generation is None:
         generation = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
     _write(folder / GENERATION, {**generation, "eos_token_id": eos(stops.ids)})
     if stops.token is None:
         return
     for name in (CONFIG, SPECIAL):
-        if (values := _read(folder / name)) is not None:
+        if (values := read_optional_config(folder / name)) is not None:
             _write(folder / name, {**values, "eos_token": stops.token})
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return read_json_object(path)
-    except ForeignTextError as error:
-        raise ModelError(f"{path}: {error}. Copy it again.") from None
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 from finetune_local.adapters.companions import beside, carrier
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity, times
 from finetune_local.errors import AdapterError, ModelError
-from finetune_local.layout import CONFIG, WEIGHTS, read_peft
+from finetune_local.layout import CONFIG, WEIGHTS, check_sums, read_peft
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import BYTES, Floats, read_header, read_tensor
+from finetune_local.spec.base_weights import is_buffer
 from finetune_local.spec.families import OWN_TYPE, PREFIX, family_of, from_own_config
 from finetune_local.spec.plan import WeightInfo
 
 HEAD = "lm_head.weight"
-_COMPUTED = "rotary_emb.inv_freq"  # stored by some old files, never trained
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
             f"{folder}: this adapter is of the kind '{kind}' and does not hold whole weights, so there is nothing to extract "
             "from. Give an adapter that was trained with --method full, or a tuned model's folder with --tuned."
         )
+    check_sums(folder)
     plan = from_own_config(config)
     identity = read_identity(folder)
     if identity is not None:
@@ -74,7 +75,7 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
         )
     own, other = base.weights(), model.weights()
     skipped = {HEAD} if base.tied and model.tied else set()  # a stored copy of the embedding
-    names = [name for name in own if name not in skipped and not name.endswith(_COMPUTED)]
+    names = [name for name in own if name not in skipped and not is_buffer(name)]
     for name in names:
         if name not in other:
             raise ModelError(
@@ -85,7 +86,7 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
                 f"--tuned {path}: {name} is {times(other[name].shape)}, but in '{base.name}' it is {times(own[name].shape)}. "
                 "An adapter cannot change a shape (such as a vocabulary that grew): use the tuned model as it is."
             )
-    if added := sorted(set(other) - set(own) - skipped):
+    if added := sorted(name for name in set(other) - set(own) - skipped if not is_buffer(name)):
         raise ModelError(
             f"--tuned {path}: it has {added[0]}, which '{base.name}' has not, and an adapter cannot add a weight. "
             "Give --model the base that it was tuned from, or use the tuned model as it is."

@@ -16,7 +16,7 @@ from finetune_local.data.guarded_template import GuardedTemplate
 from finetune_local.data.streamer import Streamer
 from finetune_local.data.tokenizer_core import Core, Facts, load_core
 from finetune_local.errors import ModelError
-from finetune_local.system.foreign_text import ForeignTextError, read_json_object
+from finetune_local.spec.base_config import read_optional_config
 from finetune_local.tokenizer_files import brought, ends_in, generation_settings, joined, template_of
 
 Segment = tuple[list[int], bool]
@@ -273,11 +273,7 @@ def _configured_rows(folder: Path) -> int | None:
 
 def _configs(path: Path) -> list[Mapping[str, Any]]:
     """A config and its part of the language model, where there are such. Raises ModelError for a file that is not JSON."""
-    if not path.exists():
+    if (config := read_optional_config(path)) is None:
         return []
-    try:
-        config = read_json_object(path)
-    except (OSError, ForeignTextError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Copy it again from where the model came from.") from None
     inner = config.get("text_config")
     return [config, inner] if isinstance(inner, dict) else [config]

@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from finetune_local.data.tokenizer_classes import REBUILT, class_of, plainly_special
-from finetune_local.data.tokenizer_settings import MOST_ID, NAMED, Settings, Token, read_settings
+from finetune_local.data.tokenizer_settings import MOST_ID, Settings, Token, read_settings
 from finetune_local.data.tokenizer_shape import is_known
 from finetune_local.errors import ModelError
 from finetune_local.system.foreign_text import ForeignTextError, kind_of, parse_json_object, read_bounded
-from finetune_local.tokenizer_files import TOKENIZER
+from finetune_local.tokenizer_files import NAMED, TOKENIZER
 
 MOST_CONFIG_BYTES = 8 * 2**20
 _COPY = "Copy it again from where the model came from."

@@ -14,13 +14,11 @@ from typing import Any
 from tokenizers import AddedToken
 
 from finetune_local.errors import ModelError
-from finetune_local.system.foreign_text import ForeignTextError, is_text, kind_of, read_json_object
-from finetune_local.tokenizer_files import ADDED, CONFIG, SPECIAL
+from finetune_local.spec.base_config import read_optional_config
+from finetune_local.system.foreign_text import is_text, kind_of
+from finetune_local.tokenizer_files import ADDED, CONFIG, NAMED, SPECIAL
 
 Token = str | AddedToken
-
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Special tokens that every tokenizer may have, in transformers' order."""
 
 MOST_ID = 2**24
 """Larger than any vocabulary; ids are 32-bit numbers in the training data."""
@@ -54,7 +52,7 @@ class Settings:
 def read_settings(folder: Path, in_tokenizer: Any) -> Settings:
     """From a folder's files; `in_tokenizer` are the "added_tokens" of its tokenizer.json. Raises ModelError."""
     path = folder / CONFIG
-    values = _object(path)
+    values = read_optional_config(path) or {}
     if _OLD_EXTRA in values and not values.get(_EXTRA):
         values[_EXTRA] = values.pop(_OLD_EXTRA)
     specific = {
@@ -95,21 +93,10 @@ def read_settings(folder: Path, in_tokenizer: Any) -> Settings:
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(path)
-    except FileNotFoundError:
-        return {}
-    except ForeignTextError as error:
-        raise ModelError(f"{path}: {error}. Copy it again from where the model came from.") from None
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}.") from None
-
-
 def _older(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Put special_tokens_map.json's tokens over those of tokenizer_config.json; what it names for this model alone comes back."""
     specific: dict[str, Any] = {}
-    for key, value in _object(path).items():
+    for key, value in (read_optional_config(path) or {}).items():
         if key == _EXTRA and isinstance(value, list):
             before = values.get(_EXTRA) or []
             values[_EXTRA] = [*before, *(v for v in value if v not in before)] if isinstance(before, list) else before
@@ -127,7 +114,7 @@ def _old_added(path: Path, values: Mapping[str, Any]) -> dict[int, AddedToken]:
     special = {_content(values.get(key)) for key in NAMED}
     special |= {_content(value) for value in (extra if isinstance(extra, list) else ())}
     found: dict[int, AddedToken] = {}
-    for content, index in _object(path).items():
+    for content, index in (read_optional_config(path) or {}).items():
         _checked(path, content, content)
         is_special = content in special
         found[_id(path, index)] = AddedToken(content, normalized=not is_special, special=is_special)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.errors import ModelError
-from finetune_local.tokenizer_files import added_by_config, in_force
+from finetune_local.tokenizer_files import NAMED, added_by_config, in_force
 
-_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _SHOWN = 3
 
 
@@ -74,7 +73,7 @@ def _special(tokenizer: Mapping[str, Any]) -> Iterator[str]:
 def _named(settings: Mapping[str, Any]) -> Iterator[str]:
     """The special tokens that tokenizer_config.json names."""
     more = settings.get("additional_special_tokens")
-    for found in (*(settings.get(name) for name in _NAMED), *(more if isinstance(more, list) else ())):
+    for found in (*(settings.get(name) for name in NAMED), *(more if isinstance(more, list) else ())):
         text = found.get("content") if isinstance(found, dict) else found
         if isinstance(text, str) and text:
             yield text

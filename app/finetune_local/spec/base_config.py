@@ -222,14 +222,20 @@ def read_base_config(folder: Path) -> dict[str, Any]:
 
 def read_config_file(path: Path, why: str = "") -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError; `why` says what a missing file is for."""
+    found = read_optional_config(path)
+    if found is None:
+        raise ModelError(f"{path.parent}: no {path.name} here, so this is not a complete model folder. {why}".strip())
+    return found
+
+
+def read_optional_config(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file, None where there is no such file. Raises ModelError."""
     try:
         if not path.is_file():  # a pipe would never end, and a link may lead to nothing
             if path.is_symlink() or path.exists():
                 what = "a link to nothing" if path.is_symlink() else "not a file"
                 raise ModelError(f"{path}: {what}. Copy the file itself from where the model comes from.")
-            raise ModelError(
-                f"{path.parent}: no {path.name} here, so this is not a complete model folder. {why}".strip()
-            )
+            return None
         return read_json_object(path)
     except ForeignTextError as error:
         raise ModelError(f"{path}: {error}. Copy it again from where the model comes from.") from None

@@ -113,6 +113,11 @@ _AGAIN = "Copy config.json and the weights again, both from the same place."
 _TIE = 'If the head is the embedding, write "tie_word_embeddings": true.'
 
 
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is no weight, but kept by older checkpoints and made anew by every library."""
+    return _BUFFERS.search(name) is not None
+
+
 def check_base_weights(config: Mapping[str, Any], weights: Mapping[str, Weight], where: Path | str) -> None:
     """Raise ModelError where tensors are packed or named by a wrapper, or the config claims what they are not; `where` is named."""
     names = "\n" + "\n".join(weights)
@@ -279,7 +284,7 @@ def explain(
     misshapen: Collection[str] = (),
 ) -> str | None:
     """The sentence about tensors that a model of this family lacks, and about those it does not know; None where all is well."""
-    strange = sorted(n for n in unexpected if not _BUFFERS.search(n) and not _OTHER_PARTS.search(n))
+    strange = sorted(n for n in unexpected if not is_buffer(n) and not _OTHER_PARTS.search(n))
     lacking = sorted(missing)
     if lacking and strange and (names := _renamed(lacking, strange)):
         theirs, ours = names

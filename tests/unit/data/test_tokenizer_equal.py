@@ -17,8 +17,8 @@ from finetune_local.data.conversation import RowRejected
 from finetune_local.data.tokenizer import Tokenizer
 from finetune_local.data.tokenizer_build import build, read_files
 from finetune_local.data.tokenizer_core import InChild, InProcess, _written, facts_of
-from finetune_local.data.tokenizer_settings import NAMED
 from finetune_local.system.guarded import Setup
+from finetune_local.tokenizer_files import NAMED
 from sentencepiece_like import make_sentencepiece_like
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
