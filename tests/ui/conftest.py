@@ -15,7 +15,9 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, TimeoutError, sync_playwright  # noqa: A004
 
 from finetune_local import paths
+from finetune_local.jobs import job
 from finetune_local.paths import Home
+from finetune_local.train import runs
 from ui.screen import EXPECTED
 from ui.screen import screen as screen  # a fixture, for those who open windows
 
@@ -179,6 +181,8 @@ def start_app(browser: Browser, home: Home, tmp_path: Path) -> Iterator[Callable
     yield start
     for app in apps:
         app.close()
+        for work in (*runs.every(app.home), *job.every(app.home)):
+            work.kill()  # of a test that failed half-way: it would take a core from all that follow
     assert [problem for app in apps for problem in app.problems] == []
 
 

@@ -249,6 +249,10 @@ def _folder(receiver: Receiver, out: Path, ground: _Ground, check: ReceiverCheck
     check.version = heard.version
     if note := receiver.note(config):
         check.notes.append(note)
+    if len(references) < len(ground.references):
+        check.notes.append(
+            f"{receiver.name} was asked the shortest {len(references)} of {len(ground.references)} prompts: it computes slowly here"
+        )
     candidate = HeardCandidate(heard, wanted.chats, wanted.texts, [reference.probe for reference in references])
     chats = [chat for chat in wanted.chats if not _own_way(check, heard, wanted, candidate, chat)]
     compare_reading(check, candidate, wanted, chats)
