@@ -30,21 +30,22 @@ from typing import Any
 from cpu import cpu_name, slug
 from methods import ROOT, THREADS, Setup, machine_facts, tables, train
 
-from finetune_local import __version__, paths
+from finetune_local import __version__
 from finetune_local.adapters.attach import attach
 from finetune_local.backend import Backend, Session, backends
-from finetune_local.chat.generate import generate
-from finetune_local.chat.sampling import Sampling
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.export.merged import write_merged
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.export.targets.merged import write_merged
+from finetune_local.inference.generate import generate
+from finetune_local.inference.sampling import Sampling
 from finetune_local.models.folder import ModelFolder, sha256_of
 from finetune_local.models.resolve import resolve
 from finetune_local.spec import defaults
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
-from finetune_local.train import follow, runs
-from finetune_local.train.checkpoint import OPTIMIZER, latest
-from finetune_local.train.events import Step, Validation
-from finetune_local.train.setup import check_before_loading
+from finetune_local.system import paths
+from finetune_local.training.checkpoint import OPTIMIZER, latest
+from finetune_local.training.events import Step, Validation
+from finetune_local.training.run_folder import follow, runs
+from finetune_local.training.setup import check_before_loading
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 SMOOTH = 5

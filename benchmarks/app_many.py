@@ -23,10 +23,10 @@ import psutil
 from app_start import COMMAND, asked, instance_of
 from playwright.sync_api import Page, sync_playwright
 
-from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import runs
-from finetune_local.train.events import Finished, Step, Validation
+from finetune_local.system.paths import Home
+from finetune_local.training.events import Finished, Step, Validation
+from finetune_local.training.run_folder import runs
 
 WATCHED = 15.0
 """Seconds for which the long run's page is watched."""

@@ -1,4 +1,4 @@
-"""Memory as predicted by models/fit.py beside the measured peak, each case in a process of its own.
+"""Memory as predicted by models/memory/estimate.py beside the measured peak, each case in a process of its own.
 
     python benchmarks/memory.py --cases torch:lora:fp32 torch:lora-fa:fp32 mlx:lora:4-bit
     python benchmarks/memory.py --methods lora,dora,prefix --backend torch --precision bf16
@@ -18,16 +18,16 @@ import sys
 from typing import Any
 
 import numpy as np
-from methods import THREADS
+from presets import THREADS
 
-from finetune_local import paths
 from finetune_local.backend import Batch, backends
-from finetune_local.models.fit import estimate
+from finetune_local.models.memory.estimate import estimate
 from finetune_local.models.resolve import resolve
-from finetune_local.spec.methods import methods
 from finetune_local.spec.objectives import objectives
+from finetune_local.spec.presets import presets
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
-from finetune_local.train.setup import plan_for
+from finetune_local.system import paths
+from finetune_local.training.setup import plan_for
 
 SUPERVISED = 0.25
 
@@ -40,7 +40,7 @@ def main() -> None:
     if given.child:
         print(json.dumps(_measured(given.cases[0], given)))
         return
-    cases = given.cases or [f"{given.backend}:{key}:{given.precision}" for key in given.methods.split(",")]
+    cases = given.cases or [f"{given.backend}:{key}:{given.precision}" for key in given.presets.split(",")]
     print(
         "| backend | method | precision | predicted MB | measured MB | predicted / measured |\n|---|---|---|---|---|---|"
     )
@@ -120,7 +120,7 @@ def _options(given: argparse.Namespace) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="BACKEND:METHOD:PRECISION")
-    parser.add_argument("--methods", default=",".join(methods()))
+    parser.add_argument("--methods", default=",".join(presets()))
     parser.add_argument("--backend", default="torch")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--model", default=DEFAULT_MODEL)

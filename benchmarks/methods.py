@@ -26,19 +26,20 @@ from typing import Any
 
 from cpu import cpu_name, slug
 
-from finetune_local import __version__, paths
+from finetune_local import __version__
+from finetune_local.adapter_format import CONFIG, WEIGHTS
 from finetune_local.backend import Backend, backends
-from finetune_local.errors import FinetuneError
-from finetune_local.layout import CONFIG, WEIGHTS
-from finetune_local.machine import machine, processors
-from finetune_local.models.fit import estimate
 from finetune_local.models.folder import ModelFolder, sha256_of
+from finetune_local.models.memory.estimate import estimate
 from finetune_local.models.resolve import resolve
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
-from finetune_local.train import follow, runs
-from finetune_local.train.events import Event, Started
-from finetune_local.train.setup import check_before_loading, plan_for
+from finetune_local.system import paths
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.machine import machine, processors
+from finetune_local.training.events import Event, Started
+from finetune_local.training.run_folder import follow, runs
+from finetune_local.training.setup import check_before_loading, plan_for
 
 ROOT = Path(__file__).resolve().parent.parent
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -121,7 +122,7 @@ def measure(
 
 def tables(key: str, backend: Backend, setup: Setup, model: ModelFolder, data: Path) -> dict[str, Any]:
     """The tables of a run of this method."""
-    held = {} if "model.precision" in methods()[key].presets else {"precision": setup.precision}
+    held = {} if "model.precision" in presets()[key].presets else {"precision": setup.precision}
     return {
         "backend": backend.name,
         "model": {"id": str(model.path), **held},
@@ -192,9 +193,9 @@ def _evaluate(run: runs.Run, model: ModelFolder, home: paths.Home) -> dict[str, 
 
 def _wanted(only: str | None, on: str | None) -> list[tuple[str, Backend]]:
     usable = {name: backend for name, backend in backends().items() if backend.missing() is None}
-    keys = [key.strip() for key in only.split(",")] if only else list(methods())
-    if unknown := [key for key in keys if key not in methods()]:
-        raise SystemExit(f"--only {unknown[0]}: no such method. Known: {', '.join(methods())}.")
+    keys = [key.strip() for key in only.split(",")] if only else list(presets())
+    if unknown := [key for key in keys if key not in presets()]:
+        raise SystemExit(f"--only {unknown[0]}: no such method. Known: {', '.join(presets())}.")
     if on is not None and on not in usable:
         raise SystemExit(f"--backend {on}: not here. Usable: {', '.join(usable) or 'none'}.")
     return [(key, backend) for key in keys for name, backend in usable.items() if on in (None, name)]

@@ -15,7 +15,7 @@ from scatter import Axis, Mark, draw
 
 from finetune_local.backend import backends
 from finetune_local.cli.show import megabytes
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HEAD = ("Method", "Backend", "Trained", "Adapter", "Memory foreseen", "Peak", "Seconds", "CPU seconds", "Rate",
@@ -51,7 +51,7 @@ def chart(files: Mapping[str, Sequence[Line]]) -> str | None:
         return None
     lines = shown[_fullest(shown)]
     marks = [
-        Mark(line["method"], methods()[line["method"]].family,
+        Mark(line["method"], presets()[line["method"]].tuner,
              (line["trainable_parameters"], max(line["cpu_seconds"], 0.1)), line["loss_after"])
         for line in _finished(lines)
     ]  # fmt: skip
@@ -67,12 +67,12 @@ def chart(files: Mapping[str, Sequence[Line]]) -> str | None:
 
 def _section(name: str, lines: Sequence[Line]) -> str:
     known = {(line["method"], line["backend"]): line for line in lines}
-    rows = [_row(key, backend, known.get((key, backend))) for key in methods() for backend in sorted(backends())]
+    rows = [_row(key, backend, known.get((key, backend))) for key in presets() for backend in sorted(backends())]
     table = "".join("| " + " | ".join(row) + " |\n" for row in [HEAD, ("---",) * len(HEAD), *rows])
     failures = [
         f"- `{line['method']}` on {_backend(line['backend'])}: {line['error']}: {_short(line['message'])}\n"
         for line in lines
-        if "error" in line and line["method"] in methods()
+        if "error" in line and line["method"] in presets()
     ]
     listed = "\nWhat failed:\n\n" + "".join(sorted(failures)) if failures else ""
     return f"{_setup(name, lines)}\n\n{table}{listed}"
@@ -128,7 +128,7 @@ def _fullest(files: Mapping[str, Sequence[Line]]) -> str:
 
 def _finished(lines: Sequence[Line]) -> list[Line]:
     """Those that came to an end, of methods there are, on the backend with the most."""
-    good = [line for line in lines if "error" not in line and line["method"] in methods()]
+    good = [line for line in lines if "error" not in line and line["method"] in presets()]
     count = Counter(line["backend"] for line in good)
     most = max(count, key=lambda name: (count[name], name), default=None)
     return sorted((line for line in good if line["backend"] == most), key=lambda line: str(line["method"]))

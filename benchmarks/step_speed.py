@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local import paths
 from finetune_local.backend import Batch, backends
-from finetune_local.data.pack import epoch_batches, micro_batches
-from finetune_local.data.prepare import prepare
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.dataset.batching import epoch_batches, micro_batches
+from finetune_local.data.dataset.prepare import prepare
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.models.resolve import resolve
-from finetune_local.spec.families import families
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
+from finetune_local.spec.tuners import tuners
+from finetune_local.system import paths
 
 RATE = 1e-3
 
@@ -39,7 +39,7 @@ class Plain:
 
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, local_files_only=True)
-        config = families()[plan.family].config(plan)
+        config = tuners()[plan.tuner].config(plan)
         wanted = {k: config[k] for k in ("r", "lora_alpha", "target_modules", "use_dora", "task_type")}
         self.model = get_peft_model(base, LoraConfig(**wanted))
         set_peft_model_state_dict(self.model, {k: torch.from_numpy(v) for k, v in start.items()})
@@ -78,7 +78,7 @@ def main() -> None:
     spec = parse_spec(
         {"method": {"key": given.method, "rank": given.rank}, "data": {"files": [given.data]}}, "benchmark"
     )
-    plan = families()["low_rank"].plan(given.method, spec.method.settings, model.info())
+    plan = tuners()["low_rank"].plan(given.method, spec.method.settings, model.info())
     session = backends()["torch"].load(model.path, given.precision)
     session.attach("speed", plan, 42)
     session.prepare("speed", spec.training)

@@ -22,9 +22,9 @@ from pydantic.fields import FieldInfo
 
 from finetune_local.backend import backends
 from finetune_local.cli.spec_options import spec_fields
-from finetune_local.spec.fields import extra_of, flag_of
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
 from finetune_local.spec.schema import run_schema
+from finetune_local.system.fields import extra_of, flag_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 GROUPS = {"run": "Run", "model": "Base model", "data": "Data", "method": "Method", "training": "Training"}
@@ -103,7 +103,7 @@ def _settings() -> str:
     for group, title in GROUPS.items():
         rows = [_row(path, field) for path, field in spec_fields() if extra_of(field).get("group") == group]
         if group == "method":
-            rows.insert(0, ("`--method`", "`method.key`", "lora", ", ".join(methods()), "Method; see methods.md."))
+            rows.insert(0, ("`--method`", "`method.key`", "lora", ", ".join(presets()), "Method; see methods.md."))
         parts.append(f"\n## {title}\n\n" + _table(("Option", "In a file", "Default", "Allowed", "What it does"), rows))
     return "".join(parts)
 
@@ -149,7 +149,7 @@ def _kinds(field: FieldInfo) -> list[Any]:
 
 
 def _methods() -> str:
-    rows = [(f"[`{m.key}`](methods/{m.key}.md)", m.title, m.summary, _paper(m.paper)) for m in methods().values()]
+    rows = [(f"[`{m.key}`](methods/{m.key}.md)", m.title, m.summary, _paper(m.paper)) for m in presets().values()]
     return _table(("Method", "Name", "What it does", "Paper"), rows)
 
 
@@ -160,8 +160,8 @@ def _paper(paper: str) -> str:
 
 def _presets() -> str:
     rows = [
-        (f"`{m.key}`", m.family, ", ".join(f"`{k}` = {_plain(v)}" for k, v in m.presets.items()) or "(defaults)")
-        for m in methods().values()
+        (f"`{m.key}`", m.tuner, ", ".join(f"`{k}` = {_plain(v)}" for k, v in m.presets.items()) or "(defaults)")
+        for m in presets().values()
     ]
     return _table(("Method", "Family", "What the name stands for"), rows)
 

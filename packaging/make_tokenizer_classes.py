@@ -3,7 +3,7 @@
     .venv/bin/python packaging/make_tokenizer_classes.py            writes it
     .venv/bin/python packaging/make_tokenizer_classes.py --check    exit code 1 where it is out of date (a test calls this)
 
-To be run when the pinned transformers changes; then see whether the classes in data/tokenizer_classes.py still build what they did.
+To be run when the pinned transformers changes; then see whether the classes in data/tokenizers/classes.py still build what they did.
 """
 
 from __future__ import annotations

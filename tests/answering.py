@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
-from finetune_local.errors import DataError
-from finetune_local.service import Call, serve
+from finetune_local.runtime.rpc import Call, serve
+from finetune_local.system.errors import DataError
 
 
 def count(call: Call) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from finetune_local.backend import Backend, Batch, Gap, Session, Share
+from finetune_local.backend import Backend, Batch, Gap, Session, StepRequest
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import families
-from finetune_local.spec.methods import method as method_named
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import Precision, RunSpec, parse_spec, plan_method
+from finetune_local.spec.tuners import tuners
 
 SFT = objectives()["sft"]
 ROWS = ([1, 40, 41, 42, 43, 44, 45, 2], [1, 60, 61, 62, 63, 2], [1, 300, 301, 302, 303, 304, 305, 306, 307, 2])
@@ -98,7 +98,7 @@ def batch(rows: Sequence[Sequence[int]] = ROWS, prompt: int = PROMPT) -> Batch:
 
 def small(method: str) -> dict[str, Any]:
     """The sizes that suit a tiny model, of those the method has."""
-    known = families()[method_named(method).family].settings.model_fields
+    known = tuners()[preset_named(method).tuner].settings.model_fields
     return {name: value for name, value in SMALL.items() if name in known}
 
 
@@ -150,15 +150,15 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 def gradients_of(session: Session, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
     """The gradients of one batch's mean loss by the trained tensors of the adapter that was prepared; nothing is stepped."""
     inside: Any = session
-    training, shares = inside._ready(), [Share("a", [batch], SFT, 0.0)]
+    training, requests = inside._ready(), [StepRequest("a", [batch], SFT, 0.0)]
     if hasattr(inside, "_gradients"):  # MLX
         with inside._computing([training]) as one:
-            _, found = inside._gradients(one, shares, [(0, batch)], False)
+            _, found = inside._gradients(one, requests, [(0, batch)], False)
         return {name: np.array(value) for name, value in found.items()}
     inside._start_gradients([training])
     training.optimizer.clear()
     with inside._computing([training]) as rows:
-        inside._backward(shares, [(0, batch)], rows)
+        inside._backward(requests, [(0, batch)], rows)
     parameters = inside._keeper_of("a").parameters("a")
     found = {name: parameters[name].grad.numpy().copy() for name in training.trained}
     training.optimizer.clear()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local import paths
 from finetune_local.backend import Backend, backends
+from finetune_local.system import paths
 from offline.sitecustomize import refuse
 from tiny import tiny_model
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.identity import write_identity
-from finetune_local.layout import write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import families
-from finetune_local.spec.families.low_rank import LowRankSettings
+from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.tuners import tuners
 
 
 def made_adapter(
@@ -24,14 +24,14 @@ def made_adapter(
 ) -> Path:
     """Write a LoRA of rank 2 for `base` into `folder`; `dead` has B = 0, `plain` has no finetune_local.json."""
     model = ModelFolder.open(base)
-    family = families()["low_rank"]
-    plan = family.plan("lora", LowRankSettings(rank=2), model.info())
+    tuner = tuners()["low_rank"]
+    plan = tuner.plan("lora", LowRankSettings(rank=2), model.info())
     rng = np.random.default_rng(seed)
     tensors = {
         name: np.zeros(shape, np.float32)
         if dead and ".lora_B." in name
         else rng.normal(0, strength, shape).astype(np.float32)
-        for name, shape in family.shapes(plan).items()
+        for name, shape in tuner.shapes(plan).items()
     }
     write_adapter(folder, plan, tensors, model.name)
     if not plain:

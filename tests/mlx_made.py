@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from finetune_local.backend import Session
-from finetune_local.spec.families import Array, Family, Source, VirtualTokens, families
-from finetune_local.spec.fields import Settings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import Array, Source, Tuner, VirtualTokens, tuners
+from finetune_local.system.fields import Settings
 from mlx_tools import MLX
 
 Attach = Callable[[Any, AdapterPlan, Mapping[str, np.ndarray]], Any]
@@ -23,7 +23,7 @@ PLAN = AdapterPlan("made", "made", Settings(), ())
 NONE = VirtualTokens()
 
 
-class Made(Family):
+class Made(Tuner):
     """A family as a test wants it: `own` are its initial tensors, `factors` their rates."""
 
     key = "made"
@@ -61,13 +61,13 @@ def know(
     virtual: VirtualTokens = NONE,
 ) -> Made:
     """Make the family "made" known, `attach` being what its file in the MLX backend has."""
-    family = Made(own, factors or {}, virtual)
+    tuner = Made(own, factors or {}, virtual)
     module = ModuleType("made")
     module.attach = attach  # type: ignore[attr-defined]
-    found = {**families(), "made": family}
-    monkeypatch.setitem(sys.modules, "finetune_local_backends.mlx.methods.made", module)
-    monkeypatch.setattr("finetune_local.spec.families.families", lambda: found)
-    return family
+    found = {**tuners(), "made": tuner}
+    monkeypatch.setitem(sys.modules, "finetune_local_backends.mlx.tuners.made", module)
+    monkeypatch.setattr("finetune_local.spec.tuners.families", lambda: found)
+    return tuner
 
 
 def attached(folder: Path, training: dict[str, Any] | None = None) -> Session:
@@ -80,7 +80,7 @@ def attached(folder: Path, training: dict[str, Any] | None = None) -> Session:
 
 def scaling(paths: Mapping[str, str]) -> Attach:
     """Modules by name, each multiplied by the tensor that `paths` says."""
-    from finetune_local_backends.mlx.methods.sites import SiteAdapter, Slot
+    from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
     class Scaled(Slot):
         scale: Any

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_local.export.receivers.process import Heard, Request, read_reply
+from finetune_local.export.engines.process import Heard, Request, read_reply
 
 
 def answered_here(worker: Path, needs: Sequence[str], request: Request) -> Heard:

@@ -16,10 +16,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from finetune_local.backend import Batch, Session, backends
-from finetune_local.spec.families import families
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import tuners
 from tasks import batch_of, plan_of
 
 # PEFT's own entry points use a name that transformers has deprecated; the backend does not go through them.
@@ -53,7 +53,7 @@ def plain_loss(model: Any, batch: Batch) -> torch.Tensor:
 
 def plain_peft(folder: Path, plan: AdapterPlan, start: Mapping[str, np.ndarray]) -> Any:
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = {k: v for k, v in families()["low_rank"].config(plan).items() if k not in ("peft_type", "inference_mode")}
+    config = {k: v for k, v in tuners()["low_rank"].config(plan).items() if k not in ("peft_type", "inference_mode")}
     model = get_peft_model(base, LoraConfig(**config))
     own = dict(model.named_parameters())
     with torch.no_grad():

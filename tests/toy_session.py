@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from finetune_local.backend import Batch, Device, Floats
-from finetune_local.errors import OutOfMemory
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.system.errors import OutOfMemory
 
 Rule = Callable[[str | None, Sequence[int]], Floats]
 

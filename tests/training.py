@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune_local.adapter_format import read_adapter
 from finetune_local.backend import Backend
-from finetune_local.layout import read_adapter
-from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import runs, setup, together
-from finetune_local.train.events import Event, Step
-from finetune_local.train.loop import Loop
-from finetune_local.train.setup import Ready, make_ready
+from finetune_local.system.paths import Home
+from finetune_local.training import multi_adapter, setup
+from finetune_local.training.events import Event, Step
+from finetune_local.training.loop import Loop
+from finetune_local.training.run_folder import runs
+from finetune_local.training.setup import Ready, make_ready
 
 STEPS = 12
 
@@ -67,7 +68,7 @@ def train(run: runs.Run, home: Home, stop: Callable[[], bool] = lambda: False, c
     if change is not None:
         change(ready)
     told = []
-    for event in together.events(Loop(ready, stop)):
+    for event in multi_adapter.events(Loop(ready, stop)):
         run.append(event)
         told.append(event)
     return told

@@ -6,9 +6,9 @@ import json
 import os
 from pathlib import Path
 
+from finetune_local.runtime.process_folder import Workplace
 from finetune_local.system import locks
 from finetune_local.system.process import Process
-from finetune_local.workplace import Workplace
 
 _held: dict[Path, int] = {}
 

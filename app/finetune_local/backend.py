@@ -16,11 +16,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.errors import SpecError
-from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, Quantisation, TrainingSettings
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import did_you_mean
 
 Floats = npt.NDArray[np.float32]
 
@@ -77,7 +77,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Share:
+class StepRequest:
     """One adapter's part of a step: its name, its micro-batches (losses weighted by supervised tokens), its objective and rate."""
 
     name: str
@@ -187,7 +187,7 @@ class Session(Protocol):
         """
         ...
 
-    def step_together(self, shares: Sequence[Share]) -> list[StepResult]:
+    def step_many(self, requests: Sequence[StepRequest]) -> list[StepResult]:
         """One optimizer step of each of several prepared adapters, with one pass of the base over the rows of all.
 
         Each result is what step() would give, up to rounding; dropout draws other numbers. All or nothing, as step().
@@ -252,7 +252,7 @@ class Backend(Protocol):
         """Sentences for `doctor`: what is slower than it could be here, and what to install for more."""
         ...
 
-    def families(self) -> frozenset[str]:
+    def tuners(self) -> frozenset[str]:
         """The families of parameters it has a file for."""
         ...
 
@@ -267,7 +267,7 @@ class Backend(Protocol):
         """Load a Hugging Face folder (safetensors only, no remote code). Raises ModelError, OutOfMemory, Unsupported.
 
         `quantisation` is how 4 bits are held, "auto" as automatic_quantisation() says; other precisions have no use for it.
-        `rope_factor` stretches the positions (spec/rope.py, which says what raises SpecError).
+        `rope_factor` stretches the positions (spec/numerics/rope.py, which says what raises SpecError).
         """
         ...
 

@@ -1,6 +1,6 @@
 """Plain mlx-lm opens a model folder and says what it reads, where it stops and what it computes.
 
-A script, run by its path: it imports nothing of the app. Its one argument is a file with the request (see app/finetune_local/export/receivers/process.py); the
+A script, run by its path: it imports nothing of the app. Its one argument is a file with the request (see app/finetune_local/export/engines/process.py); the
 answer is written beside it, as reply.json and one .npy of logits for each probe.
 """
 

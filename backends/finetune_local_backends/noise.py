@@ -1,4 +1,4 @@
-"""NEFTune's noise for a whole micro-batch, as it is added to what the embedding gives; see spec/noise.py."""
+"""NEFTune's noise for a whole micro-batch, as it is added to what the embedding gives; see spec/numerics/noise.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune_local.backend import Batch, Floats
-from finetune_local.spec.families import VirtualTokens
-from finetune_local.spec.noise import row_noise
+from finetune_local.spec.numerics.noise import row_noise
+from finetune_local.spec.tuners import VirtualTokens
 
 
 def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, virtual: VirtualTokens) -> Floats | None:

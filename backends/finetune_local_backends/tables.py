@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from finetune_local.backend import Floats
-from finetune_local.spec.families import PREFIX
+from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import kind_of
 
 

@@ -7,10 +7,10 @@ from itertools import zip_longest
 
 import numpy as np
 
-from finetune_local.backend import Batch, Share
-from finetune_local.errors import Unsupported
-from finetune_local.spec.families import family_of
+from finetune_local.backend import Batch, StepRequest
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import tuner_of
+from finetune_local.system.errors import Unsupported
 
 
 def joined(batches: Sequence[Batch]) -> tuple[Batch, list[slice]]:
@@ -27,12 +27,12 @@ def joined(batches: Sequence[Batch]) -> tuple[Batch, list[slice]]:
     return whole, [slice(end - len(batch.ids), end) for batch, end in zip(batches, ends, strict=True)]
 
 
-def rounds(shares: Sequence[Share]) -> Iterator[list[tuple[int, Batch]]]:
+def rounds(requests: Sequence[StepRequest]) -> Iterator[list[tuple[int, Batch]]]:
     """What is computed at once: the first micro-batch of every share with its number, then the second of those that have one.
 
     Batches without a supervised token are left out.
     """
-    for batches in zip_longest(*(share.batches for share in shares)):
+    for batches in zip_longest(*(request.batches for request in requests)):
         present = [(number, batch) for number, batch in enumerate(batches) if batch is not None and batch.supervised]
         if present:
             yield present
@@ -41,7 +41,7 @@ def rounds(shares: Sequence[Share]) -> Iterator[list[tuple[int, Batch]]]:
 def check_plans(plans: Sequence[AdapterPlan]) -> None:
     """Raise Unsupported where one of several plans cannot share a pass of the base."""
     for plan in plans:
-        if reason := family_of(plan).apart(plan):
+        if reason := tuner_of(plan).apart(plan):
             raise Unsupported(f"method '{plan.method}' cannot be trained beside other adapters: {reason}")
 
 

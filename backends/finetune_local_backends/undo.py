@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.errors import RunError
-from finetune_local.spec.families import Tracker
+from finetune_local.spec.tuners import Tracker
+from finetune_local.system.errors import RunError
 
 ALWAYS = 256 << 20
 """Bytes of copies that are kept of anything that is trained; of more only where an eighth of the free memory holds them."""

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.backend import Batch, Floats
-from finetune_local.spec.families import VirtualTokens, family_of
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import VirtualTokens, tuner_of
 
 
 class Positions:
@@ -26,7 +26,7 @@ class Positions:
     def virtual(self) -> VirtualTokens:
         """The positions that the active adapter puts before every text."""
         plan = self._plans.get(self._active or "")
-        return VirtualTokens() if plan is None else family_of(plan).virtual_tokens(plan)
+        return VirtualTokens() if plan is None else tuner_of(plan).virtual_tokens(plan)
 
     @property
     def members(self) -> int:
@@ -37,7 +37,7 @@ class Positions:
     def positions(self) -> int:
         """See Session."""
         plan = self._plans.get(self._active or "")
-        return 0 if plan is None else family_of(plan).positions(plan)
+        return 0 if plan is None else tuner_of(plan).positions(plan)
 
 
 def row_with(ids: Sequence[int], vocabulary: int, tokens: VirtualTokens, member: int = 0) -> list[int]:

@@ -13,9 +13,9 @@ import torch
 
 from finetune_local.backend import Batch
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import family_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings, parse_spec, plan_method
+from finetune_local.spec.tuners import tuner_of
 from torch_tools import RATE, SFT, TORCH
 
 ROWS, LENGTH = 3, 29
@@ -68,5 +68,5 @@ def kept_numbers(folder: Path, method: str, **settings: Any) -> float:
 def test_what_a_method_keeps_of_each_token(tiny: Path, method: str, settings: dict[str, Any]) -> None:
     plan = planned(tiny, method, **settings)
     found = kept_numbers(tiny, method, **settings) - kept_numbers(tiny, "bitfit")  # which keeps nothing of its own
-    said = family_of(plan).activations(plan)
+    said = tuner_of(plan).activations(plan)
     assert found == pytest.approx(said, rel=0.1, abs=8), (found, said)  # a trained head keeps one vector more

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from conforming import make_case
+from finetune_local.adapter_format import CONFIG, read_adapter, write_adapter
 from finetune_local.backend import Backend
-from finetune_local.errors import SpecError
-from finetune_local.layout import CONFIG, read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
-from finetune_local.spec.families import PREFIX, trainable_parameters
-from finetune_local.spec.families.adalora import FAMILY, A, B, E, PrunedPlan, ranks_of
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.train import runs
+from finetune_local.spec.tuners import PREFIX, trainable_parameters
+from finetune_local.spec.tuners.adalora import TUNER, A, B, E, PrunedPlan, ranks_of
+from finetune_local.system.errors import SpecError
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder import runs
 from tasks import batch_of
 from training import assert_same, losses, result, train
 
@@ -35,7 +35,7 @@ IDS = [1, 40, 41, 42, 43, 44, 45]
 
 def make_plan(folder: Path, **settings: Any) -> AdapterPlan:
     spec = parse_spec({"method": {"key": "adalora", **SETTINGS, **settings}}, "test")
-    return FAMILY.plan("adalora", spec.method.settings, ModelFolder.open(folder).info())
+    return TUNER.plan("adalora", spec.method.settings, ModelFolder.open(folder).info())
 
 
 def trained(backend: Backend, folder: Path, plan: AdapterPlan, steps: int = STEPS) -> tuple[Any, list[float]]:
@@ -52,7 +52,7 @@ def peft_run(folder: Path, plan: AdapterPlan, start: dict[str, np.ndarray]) -> t
     from transformers import AutoModelForCausalLM
 
     left_out = ("peft_type", "inference_mode", "rank_pattern", "total_step", "tinit", "tfinal")
-    config = {key: value for key, value in FAMILY.config(plan).items() if key not in left_out}
+    config = {key: value for key, value in TUNER.config(plan).items() if key not in left_out}
     schedule = {"total_step": STEPS, "tinit": int(0.1 * STEPS), "tfinal": int(0.2 * STEPS)}
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = get_peft_model(base, AdaLoraConfig(**config, **schedule))
@@ -86,7 +86,7 @@ def peft_run(folder: Path, plan: AdapterPlan, start: dict[str, np.ndarray]) -> t
 @pytest.mark.parametrize("extra", [{}, {"alpha": 9.0, "targets": ("mlp",), "orth_weight": 1.0}])
 def test_thirty_steps_with_pruning_are_peft_s(backend: Backend, tiny: Path, extra: dict[str, Any]) -> None:
     plan = make_plan(tiny, **extra)
-    start = FAMILY.initial(plan, 7, None)  # type: ignore[arg-type]
+    start = TUNER.initial(plan, 7, None)  # type: ignore[arg-type]
     session, curve = trained(backend, tiny, plan)
     model, wanted = peft_run(tiny, plan, dict(start))
     assert wanted[-1] < wanted[0] - 0.5, "nothing was learnt, so the comparison says nothing"
@@ -116,7 +116,7 @@ def test_the_file_opens_in_peft_and_peft_s_here(backend: Backend, tiny: Path, tm
 
     plan = make_plan(tiny)
     session, _ = trained(backend, tiny, plan)
-    folded, tensors = FAMILY.fold(plan, session.tensors("a"))
+    folded, tensors = TUNER.fold(plan, session.tensors("a"))
     assert isinstance(folded, PrunedPlan) and sum(folded.ranks) == 2 * len(plan.targets)
     assert min(folded.ranks) == 0, "a matrix without any rank should be tried as well"
     assert trainable_parameters(folded) == sum(t.size for t in tensors.values()) < trainable_parameters(plan)
@@ -136,7 +136,7 @@ def test_the_file_opens_in_peft_and_peft_s_here(backend: Backend, tiny: Path, tm
         np.testing.assert_allclose(other.logits(IDS), wanted, atol=1e-4, err_msg=folder)
         base_weights = {name: session.weight(name) for name in session_weights(plan)}
         for name, weight in base_weights.items():
-            update = FAMILY.merge(name, weight, read_plan, read) - weight
+            update = TUNER.merge(name, weight, read_plan, read) - weight
             module = model.get_submodule(PREFIX + name.removesuffix(".weight"))
             np.testing.assert_allclose(update, module.get_delta_weight("default").detach().numpy(), atol=1e-5)
 
@@ -148,7 +148,7 @@ def session_weights(plan: AdapterPlan) -> list[str]:
 def test_pruned_tensors_go_on_as_they_came_back(tiny: Path, tmp_path: Path, backend: Backend) -> None:
     plan = make_plan(tiny)
     session, _ = trained(backend, tiny, plan)
-    folded, tensors = FAMILY.fold(plan, session.tensors("a"))
+    folded, tensors = TUNER.fold(plan, session.tensors("a"))
     write_adapter(tmp_path, folded, tensors, "tiny")
     read_plan, read = read_adapter(tmp_path)
     assert ranks_of(read_plan) == ranks_of_named(folded, read_plan)
@@ -156,7 +156,7 @@ def test_pruned_tensors_go_on_as_they_came_back(tiny: Path, tmp_path: Path, back
         update={"targets": (), "alpha": None}
     )
     assert_same(read, tensors)
-    facts = FAMILY.facts(read_plan)
+    facts = TUNER.facts(read_plan)
     assert facts["mean rank"] == 2.0 and "0 (" in str(facts["ranks"])
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from conforming import ROWS, SFT, batch, gap_of, log_softmax, make_case, make_plan, make_spec
 from finetune_local.backend import Backend, backends, choose
-from finetune_local.errors import AdapterError, ModelError, SpecError
-from finetune_local.spec.families import families
 from finetune_local.spec.run import Precision, RunSpec
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import AdapterError, ModelError, SpecError
 from tiny import FAMILIES, tiny_model
 
 TEXT = list(ROWS[2])
@@ -30,7 +30,7 @@ def test_it_describes_itself(backend: Backend) -> None:
 
 
 def test_it_has_a_file_for_every_family(backend: Backend) -> None:
-    assert backend.families() == frozenset(families())
+    assert backend.tuners() == frozenset(tuners())
 
 
 def test_asking_it_imports_no_framework(backend: Backend) -> None:
@@ -78,8 +78,8 @@ def test_each_precision_answers_nearly_as_fp32(backend: Backend, tiny: Path, pre
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_with_a_cache_equals_reading_at_once(backend: Backend, family: str, tmp_path: Path) -> None:
-    session = backend.load(tiny_model(tmp_path / family, family), "fp32")
+def test_decoding_with_a_cache_equals_reading_at_once(backend: Backend, tuner: str, tmp_path: Path) -> None:
+    session = backend.load(tiny_model(tmp_path / tuner, tuner), "fp32")
     whole = session.logits(TEXT)
     decoder = session.decoder()
     found = [decoder.feed([TEXT[:4]])[0], *(decoder.feed([[token]])[0] for token in TEXT[4:])]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from finetune_local.backend import Backend
-from finetune_local.errors import SpecError
-from finetune_local.paths import Home
 from finetune_local.spec.run import RunSpec, parse_spec
-from finetune_local.train import begin, follow, runs
-from finetune_local.train.events import Event, Failed, Finished, Note, Phase, Started, Step, StoppedByUser
+from finetune_local.system.errors import SpecError
+from finetune_local.system.paths import Home
+from finetune_local.training.events import Event, Failed, Finished, Note, Phase, Started, Step, StoppedByUser
+from finetune_local.training.run_folder import begin, follow, runs
 
 
 def spec_of(backend: Backend, tiny: Path, data: Path, **tables: Any) -> RunSpec:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from finetune_local import paths
 from finetune_local.backend import Backend, backends
+from finetune_local.system import paths
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "methods.py"
 

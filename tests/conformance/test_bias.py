@@ -10,14 +10,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conforming import SFT, batch, make_plan
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.adapters.identity import check_shapes
 from finetune_local.backend import Backend
-from finetune_local.errors import AdapterError, ModelError
-from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import family_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings, parse_spec
+from finetune_local.spec.tuners import tuner_of
+from finetune_local.system.errors import AdapterError, ModelError
 from tasks import batch_of
 from tiny import tiny_model
 
@@ -31,16 +31,16 @@ def plan_of(folder: Path, **settings: Any) -> AdapterPlan:
 
 def moved(plan: AdapterPlan) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
-    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in family_of(plan).shapes(plan).items()}
+    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in tuner_of(plan).shapes(plan).items()}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_vectors_are_biases(backend: Backend, tmp_path: Path, family: str) -> None:
+def test_the_vectors_are_biases(backend: Backend, tmp_path: Path, tuner: str) -> None:
     """Hung on transformers' own layers, beside the biases they have."""
     torch = pytest.importorskip("torch", reason="the reference is computed with torch")
     from transformers import AutoModelForCausalLM
 
-    folder = tiny_model(tmp_path, family)
+    folder = tiny_model(tmp_path, tuner)
     plan = plan_of(folder)
     tensors = moved(plan)
     session = backend.load(folder, "fp32")
@@ -80,15 +80,15 @@ def test_training_existing_biases_is_training_their_change(backend: Backend, tmp
 def test_it_merges_where_there_is_a_bias_and_says_why_where_not(backend: Backend, tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "base", "qwen2")
     everywhere = plan_of(folder)
-    reason = family_of(everywhere).unmergeable(everywhere)
+    reason = tuner_of(everywhere).unmergeable(everywhere)
     assert reason is not None and "have none in this model (down_proj, gate_proj, o_proj, up_proj)" in reason
     plan = plan_of(folder, targets=QKV)
-    assert family_of(plan).unmergeable(plan) is None
+    assert tuner_of(plan).unmergeable(plan) is None
     session = backend.load(folder, "fp32")
     tensors = moved(plan)
     session.attach("a", plan, 1, tensors)
     merged = {
-        name: family_of(plan).merge(name, weight, plan, tensors)
+        name: tuner_of(plan).merge(name, weight, plan, tensors)
         for name, weight in load_file(folder / "model.safetensors").items()
     }
     other = tiny_model(tmp_path / "merged", "qwen2")
@@ -111,7 +111,7 @@ def test_a_file_fits_its_base_and_no_other(backend: Backend, tiny: Path, tmp_pat
     other = replace(other, targets=tuple(replace(t, out_features=63) for t in other.targets))
     with pytest.raises(ModelError, match=r"o_proj is 64 × 64"):
         backend.load(folder, "fp32").attach("a", other, 1, moved(other))
-    assert tensors.keys() == family_of(plan).shapes(plan).keys()
+    assert tensors.keys() == tuner_of(plan).shapes(plan).keys()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "4-bit"])

@@ -10,11 +10,11 @@ import pytest
 
 from conforming import SFT, batch, make_plan
 from finetune_local.backend import Backend, Session
-from finetune_local.errors import SpecError
-from finetune_local.spec.families import families, family_of
-from finetune_local.spec.families.bottleneck import BottleneckSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec
+from finetune_local.spec.tuners import tuner_of, tuners
+from finetune_local.spec.tuners.bottleneck import BottleneckSettings
+from finetune_local.system.errors import SpecError
 from tiny import tiny_model
 
 TEXT = [1, 40, 41, 42, 43, 44]
@@ -34,7 +34,7 @@ def plan_of(folder: Path, method: str = "adapter", **settings: Any) -> AdapterPl
 def moved(plan: AdapterPlan) -> dict[str, np.ndarray]:
     """Tensors far from the start."""
     rng = np.random.default_rng(3)
-    shapes = family_of(plan).shapes(plan)
+    shapes = tuner_of(plan).shapes(plan)
     return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -76,8 +76,8 @@ def plain_logits(folder: Path, plan: AdapterPlan, tensors: dict[str, np.ndarray]
 
 @pytest.mark.parametrize("method", list(PLACINGS))
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_the_formula_is_the_papers(backend: Backend, tmp_path: Path, method: str, family: str) -> None:
-    folder = tiny_model(tmp_path, family)
+def test_the_formula_is_the_papers(backend: Backend, tmp_path: Path, method: str, tuner: str) -> None:
+    folder = tiny_model(tmp_path, tuner)
     plan = plan_of(folder, method)
     tensors = moved(plan)
     assert sorted(t.module.rpartition(".")[2] for t in plan.targets) == sorted(PLACINGS[method][1] * 2)
@@ -146,25 +146,25 @@ def test_what_cannot_work_is_refused_with_a_sentence(tiny: Path) -> None:
         plan_of(tiny, adapter_width=65)
     with pytest.raises(SpecError, match="has blocks 0 to 1"):
         plan_of(tiny, layers="7")
-    family = families()["bottleneck"]
+    tuner = tuners()["bottleneck"]
     state_space = BaseInfo({"backbone.layers.0.mixer.in_proj.weight": WeightInfo((8, 8), "F32")})
     with pytest.raises(SpecError, match=r"attention and mlp.* The parts of its blocks: mixer"):
-        family.plan("adapter", BottleneckSettings(), state_space)
+        tuner.plan("adapter", BottleneckSettings(), state_space)
     only_attention = {
         "h.0.attn.qkv.weight": WeightInfo((24, 8), "F32"),
         "h.0.ln_1.weight": WeightInfo((8,), "F32"),
     }
     with pytest.raises(SpecError, match=r"each block's mlp.*The parts of its blocks: attn, ln_1"):
-        family.plan("adapter", BottleneckSettings(adapter_width=4), BaseInfo(only_attention))
+        tuner.plan("adapter", BottleneckSettings(adapter_width=4), BaseInfo(only_attention))
     fitting = BottleneckSettings(adapter_width=4, adapter_sublayers="attention")
-    targets = family.plan("adapter", fitting, BaseInfo(only_attention)).targets
+    targets = tuner.plan("adapter", fitting, BaseInfo(only_attention)).targets
     assert [(t.module, t.in_features, t.out_features) for t in targets] == [("h.0.attn", 8, 8)]
 
 
 def test_an_adapter_of_another_width_of_model_is_refused(backend: Backend, tiny: Path) -> None:
     from dataclasses import replace
 
-    from finetune_local.errors import ModelError
+    from finetune_local.system.errors import ModelError
 
     plan = plan_of(tiny)
     plan = replace(plan, targets=tuple(replace(t, in_features=32, out_features=32) for t in plan.targets))

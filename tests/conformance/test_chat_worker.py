@@ -9,12 +9,12 @@ from typing import Any
 import psutil
 import pytest
 
-from finetune_local import paths
 from finetune_local.backend import Backend, backends
 from finetune_local.chat import history
 from finetune_local.chat.record import Record
-from finetune_local.errors import AdapterError, SpecError, WorkerDied
-from finetune_local.service import Service
+from finetune_local.runtime.rpc import Service
+from finetune_local.system import paths
+from finetune_local.system.errors import AdapterError, SpecError, WorkerDied
 from made import made_adapter
 from tiny import tiny_model
 

@@ -13,9 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from finetune_local.backend import Backend, backends
-from finetune_local.errors import FinetuneError, ModelError, UserError
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.base_weights import PLAIN
+from finetune_local.spec.base.weights import PLAIN
+from finetune_local.system.errors import FinetuneError, ModelError, UserError
 from tiny import tiny_model
 
 WEIGHTS = "model.safetensors"

@@ -11,20 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.attach import attach
 from finetune_local.backend import Backend
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import GateFailed
-from finetune_local.export import candidates, compare, gguf, gguf_metadata, gguf_tensors, llama
-from finetune_local.export import verify as verification
-from finetune_local.export.job import export
-from finetune_local.export.merged import write_merged
-from finetune_local.export.probes import probes
-from finetune_local.export.verify import verify
-from finetune_local.layout import write_adapter
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.export.engines import llama
+from finetune_local.export.gguf import metadata
+from finetune_local.export.gguf import tensors as gguf_tensors
+from finetune_local.export.pipeline import export
+from finetune_local.export.targets import gguf
+from finetune_local.export.targets.merged import write_merged
+from finetune_local.export.verification import candidates, compare
+from finetune_local.export.verification import verify as verification
+from finetune_local.export.verification.probes import probes
+from finetune_local.export.verification.verify import verify
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import families
-from finetune_local.spec.families.low_rank import LowRankSettings
+from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import GateFailed
 from made import made_adapter
 from receiving import answered_here
 from sentencepiece_like import make_sentencepiece_like
@@ -62,7 +66,7 @@ def test_merging_in_numpy_is_merging_in_peft(tiny: Path, tmp_path: Path, setting
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base, family = ModelFolder.open(tiny), families()["low_rank"]
+    base, family = ModelFolder.open(tiny), tuners()["low_rank"]
     plan = family.plan("lora", settings, base.info())
     rng = np.random.default_rng(1)
     tensors = {
@@ -262,7 +266,7 @@ def test_another_cut_of_the_text_fails_the_gate(tiny: Path, tmp_path: Path, monk
 def test_a_file_that_llama_cpp_refuses_fails_the_gate_and_not_the_app(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_metadata, "head_dim", lambda _: 7)
+    monkeypatch.setattr(metadata, "head_dim", lambda _: 7)
     with pytest.raises(GateFailed, match=r"llama\.cpp cannot run the export"):
         export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
 
@@ -313,7 +317,7 @@ def test_without_llama_cpp_the_export_is_written_and_said_not_to_be_checked(
 
 @needs_llama
 def test_probes_come_from_the_run_that_made_the_adapter(tiny: Path, tmp_path: Path) -> None:
-    from finetune_local.data.prepare import prepare
+    from finetune_local.data.dataset.prepare import prepare
     from finetune_local.spec.run import DataSettings
 
     run = tmp_path / "run"

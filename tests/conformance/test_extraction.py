@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from conforming import ROWS, SFT, batch, log_softmax, make_case
-from finetune_local.adapters.extract import extract
-from finetune_local.adapters.tuned import from_adapter, from_folder
+from finetune_local.adapter_format import read_adapter, write_adapter
+from finetune_local.adapters.extraction.extract import extract
+from finetune_local.adapters.extraction.tuned import from_adapter, from_folder
 from finetune_local.backend import Backend
-from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
 
 TEXT = list(ROWS[2])

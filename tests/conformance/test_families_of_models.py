@@ -9,7 +9,7 @@ import pytest
 
 from conforming import ROWS, Case, make_case
 from finetune_local.backend import Backend, backends
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
 
@@ -31,7 +31,7 @@ def test_logits_are_equal(both: tuple[Backend, Backend], family: str, tmp_path: 
         np.testing.assert_allclose(one, other, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", list(methods()))
+@pytest.mark.parametrize("method", list(presets()))
 def test_adapters_begin_equal(both: tuple[Backend, Backend], method: str, tiny: Path) -> None:
     cases = _cases(both, method, tiny)
     one, other = (case.session.tensors("a") for case in cases)
@@ -41,7 +41,7 @@ def test_adapters_begin_equal(both: tuple[Backend, Backend], method: str, tiny: 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", list(methods()))
+@pytest.mark.parametrize("method", list(presets()))
 def test_curves_are_equal(both: tuple[Backend, Backend], method: str, family: str, tmp_path: Path) -> None:
     curves = []
     for case in _cases(both, method, tiny_model(tmp_path / family, family)):
@@ -51,7 +51,7 @@ def test_curves_are_equal(both: tuple[Backend, Backend], method: str, family: st
     np.testing.assert_allclose(curves[0], curves[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("method", list(methods()))
+@pytest.mark.parametrize("method", list(presets()))
 def test_trained_on_one_it_answers_on_the_other(both: tuple[Backend, Backend], method: str, tiny: Path) -> None:
     for here, there in (both, both[::-1]):
         (trained,) = _cases((here,), method, tiny)

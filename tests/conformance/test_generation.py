@@ -9,24 +9,24 @@ import pytest
 
 from conforming import batch
 from conftest import USABLE
-from finetune_local import paths
+from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.attach import attach
 from finetune_local.adapters.identity import write_identity
 from finetune_local.backend import Backend, Session, backends
-from finetune_local.chat.generate import answer, generate, greedy_batch
-from finetune_local.chat.opening import Opened
-from finetune_local.chat.sampling import GREEDY, Sampling
 from finetune_local.chat.session import ChatSession
-from finetune_local.chat.text import RunningText
 from finetune_local.data.conversation import Message
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import AdapterError
-from finetune_local.layout import write_adapter
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.inference.cached_text import RunningText
+from finetune_local.inference.engine import Opened
+from finetune_local.inference.generate import answer, generate, greedy_batch
+from finetune_local.inference.sampling import GREEDY, Sampling
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import families
-from finetune_local.spec.families.low_rank import LowRankSettings
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import tuners
+from finetune_local.system import paths
+from finetune_local.system.errors import AdapterError
 from made import made_adapter
 
 PROMPTS = (
@@ -159,7 +159,7 @@ def test_an_adapter_trained_on_one_backend_answers_alike_on_the_others(
 ) -> None:
     model = ModelFolder.open(tiny)
     settings = LowRankSettings(rank=4, use_dora=method == "dora")
-    plan = families()["low_rank"].plan(method, settings, model.info())
+    plan = tuners()["low_rank"].plan(method, settings, model.info())
     for trained_on in USABLE:
         session = backends()[trained_on].load(tiny, "fp32")
         session.attach("new", plan, 3)

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conforming import log_softmax
-from finetune_local import paths
 from finetune_local.backend import Backend
 from finetune_local.cli.main import cli
 from finetune_local.data.conversation import Message
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import SpecError
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.system import paths
+from finetune_local.system.errors import SpecError
 from made import made_adapter
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from finetune_local.errors import ModelError
-from finetune_local.export import gguf_rehearsal, llama
-from finetune_local.export.gguf import write_gguf
-from finetune_local.export.gguf_rehearsal import rehearse
-from finetune_local.export.merged import write_merged
+from finetune_local.export.engines import llama
+from finetune_local.export.gguf import rehearsal
+from finetune_local.export.gguf.rehearsal import rehearse
+from finetune_local.export.targets.gguf import write_gguf
+from finetune_local.export.targets.merged import write_merged
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import ModelError
 from made import made_adapter
 from sentencepiece_like import make_sentencepiece_like
 from tiny import tiny_model
@@ -27,7 +28,7 @@ needs_llama = pytest.mark.skipif(not llama.available(), reason="xllamacpp is not
 @pytest.fixture(autouse=True)
 def each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tokenizer was tried before."""
-    monkeypatch.setattr(gguf_rehearsal, "_passed", set())
+    monkeypatch.setattr(rehearsal, "_passed", set())
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], None]) -> ModelFolder:
@@ -64,7 +65,7 @@ def adding(*tokens: tuple[str, dict[str, bool]]) -> Callable[[dict[str, Any]], N
 def test_added_tokens_that_llama_cpp_reads_alike_pass(tokens: Any, tmp_path: Path) -> None:
     model = edited(tiny_model(tmp_path / "base", "qwen2", vocab=410), adding(*tokens))
     rehearse(model, None, 410)
-    assert len(gguf_rehearsal._passed) == 1
+    assert len(rehearsal._passed) == 1
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,9 @@ def test_added_tokens_with_habits_are_refused_by_name(flag: str, words: str, tmp
 def test_tokens_that_overlap_are_found_by_trying(tmp_path: Path) -> None:
     """transformers takes what begins first, llama.cpp what is longest."""
     model = edited(tiny_model(tmp_path / "base", "qwen2", vocab=410), adding(("<ab", {}), ("ab>long", {})))
-    monkeys = [*gguf_rehearsal.CUTS, "x <ab>long y"]
+    monkeys = [*rehearsal.CUTS, "x <ab>long y"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf_rehearsal, "CUTS", tuple(monkeys))
+        patch.setattr(rehearsal, "CUTS", tuple(monkeys))
         with pytest.raises(ModelError, match=r"llama\.cpp would read the text “x <ab>long y” as other tokens"):
             rehearse(model, None, 410)
 
@@ -126,7 +127,7 @@ def never(*_: object) -> None:
 def test_values_beyond_float16_are_refused_before_anything_is_written(
     quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_local.export import gguf, merged
+    from finetune_local.export.targets import gguf, merged
 
     model = large(tiny_model(tmp_path / "base", tied=False), "model.layers.1.mlp.up_proj.weight")
     adapter = made_adapter(tmp_path / "base", tmp_path / "a")

@@ -13,8 +13,8 @@ import pytest
 
 from conforming import Case, batch, gradients_of, make_case
 from finetune_local.backend import Backend
-from finetune_local.spec.families import family_of
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import tuner_of
 
 MOVE = 2e-2
 CONSTANT_NORM = {"dora": ("lora_A", "lora_B"), "qdora": ("lora_A", "lora_B")}
@@ -26,17 +26,17 @@ def loss(case: Case, tensors: dict[str, np.ndarray]) -> float:
     case.session.attach("moved", case.plan, 1, tensors)
     found = -float(case.session.score(batch()).astype(np.float64).mean())
     case.session.detach("moved")
-    return found * family_of(case.plan).virtual_tokens(case.plan).members
+    return found * tuner_of(case.plan).virtual_tokens(case.plan).members
 
 
-@pytest.mark.parametrize("method", list(methods()))
+@pytest.mark.parametrize("method", list(presets()))
 def test_gradients_are_the_slopes_of_the_loss(backend: Backend, tiny: Path, method: str) -> None:
     case = make_case(backend, method, tiny, precision="fp32")
     case.attach()
     case.session.prepare("a", case.spec.training)
     case.train(3)  # at the start some gradients are zero
     tensors, gradients = case.session.tensors("a"), gradients_of(case.session, batch())
-    rates = family_of(case.plan).rates(case.plan)
+    rates = tuner_of(case.plan).rates(case.plan)
     assert gradients.keys() == {name for name in tensors if rates.get(name, 1.0)}
     rng = np.random.default_rng(0)
     kinds: dict[str, list[str]] = {}

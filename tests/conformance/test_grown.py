@@ -22,12 +22,12 @@ from finetune_local.adapters.attach import attach
 from finetune_local.adapters.companions import companions, tokenizer_of
 from finetune_local.adapters.library import details
 from finetune_local.backend import Backend, Batch
-from finetune_local.errors import AdapterError
-from finetune_local.export import verify
-from finetune_local.export.candidates import log_softmax
-from finetune_local.export.job import export
+from finetune_local.export.pipeline import export
+from finetune_local.export.verification import verify
+from finetune_local.export.verification.candidates import log_softmax
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.paths import Home
 from receiving import answered_here
 from tiny import tiny_model
 from torch_tools import PLAIN_PEFT

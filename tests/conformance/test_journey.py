@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from finetune_local.backend import Backend
-from finetune_local.paths import Home
+from finetune_local.system.paths import Home
 
 ARGUMENTS = ("--max-steps", "10", "--batch-size", "4", "--learning-rate", "5e-3", "--rank", "8", "--seed", "1")
 

@@ -11,16 +11,17 @@ import pytest
 
 from finetune_local.adapters.library import rope_factor_of
 from finetune_local.backend import Backend, backends
-from finetune_local.chat.opening import open_chat
-from finetune_local.errors import AdapterError, SpecError, Unsupported
-from finetune_local.export import verify
-from finetune_local.export.job import export
+from finetune_local.export.pipeline import export
+from finetune_local.export.verification import verify
+from finetune_local.inference.engine import open_chat
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.resolve import resolve_for
-from finetune_local.paths import Home
-from finetune_local.spec.rope import rope
+from finetune_local.spec.numerics.rope import rope
 from finetune_local.spec.run import ModelSettings, parse_spec
-from finetune_local.train import runs, setup
+from finetune_local.system.errors import AdapterError, SpecError, Unsupported
+from finetune_local.system.paths import Home
+from finetune_local.training import setup
+from finetune_local.training.run_folder import runs
 from receiving import answered_here
 from tiny import tiny_model
 from training import ready_of, result, train
@@ -45,11 +46,11 @@ def begin(
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
-def test_both_backends_stretch_alike_and_as_a_config_would(tmp_path: Path, family: str) -> None:
+def test_both_backends_stretch_alike_and_as_a_config_would(tmp_path: Path, tuner: str) -> None:
     if lacking := [b.name for b in backends().values() if b.missing()]:
         pytest.skip(f"parity needs both backends; missing: {', '.join(lacking)}")
-    folder = tiny_model(tmp_path / "base", family)
-    written = tiny_model(tmp_path / "written", family)
+    folder = tiny_model(tmp_path / "base", tuner)
+    written = tiny_model(tmp_path / "written", tuner)
     config = ModelFolder.open(folder).stretched(2.5).config
     (written / "config.json").write_text(json.dumps(config), "utf-8")
     for backend in backends().values():

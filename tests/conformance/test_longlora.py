@@ -11,13 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conforming import ROWS, SFT, batch, make_plan
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import Backend, Session, backends
-from finetune_local.errors import AdapterError, SpecError
-from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import family_of, trainable_parameters
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings, parse_spec
+from finetune_local.spec.tuners import trainable_parameters, tuner_of
+from finetune_local.system.errors import AdapterError, SpecError
 from tasks import batch_of
 from tiny import tiny_model
 
@@ -41,10 +41,10 @@ def trained(session: Session, plan: AdapterPlan, steps: int = 6) -> list[float]:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_copies_are_trained_saved_and_merged(tmp_path: Path, backend: Backend, family: str, tied: bool) -> None:
-    if backend.name == "mlx" and family == "gemma":
+def test_copies_are_trained_saved_and_merged(tmp_path: Path, backend: Backend, tuner: str, tied: bool) -> None:
+    if backend.name == "mlx" and tuner == "gemma":
         pytest.skip("MLX's class for Gemma has no head of its own, which the merged model has")
-    folder = tiny_model(tmp_path / "base", family, tied=tied)
+    folder = tiny_model(tmp_path / "base", tuner, tied=tied)
     plan = plan_of(folder, "embeddings", "norms")
     session = backend.load(folder, "fp32")
     before = session.logits(TEXT)
@@ -67,7 +67,7 @@ def test_copies_are_trained_saved_and_merged(tmp_path: Path, backend: Backend, f
     session.activate(None)
     np.testing.assert_array_equal(session.logits(TEXT), before)
 
-    from finetune_local.export.merged import write_merged
+    from finetune_local.export.targets.merged import write_merged
 
     write_merged(ModelFolder.open(folder), tmp_path / "adapter", tmp_path / "merged")
     np.testing.assert_allclose(backend.load(tmp_path / "merged", "fp32").logits(TEXT), expected, atol=1e-4)
@@ -113,7 +113,7 @@ def test_numbers_rates_and_refusals(tiny: Path) -> None:
     lora = 2 * 4 * (128 + 96 + 96 + 128)
     assert trainable_parameters(plan) == lora + 384 * 64 + NORMS
     assert trainable_parameters(plan_of(tiny, "norms")) == lora + NORMS
-    rates = family_of(plan).rates(plan)
+    rates = tuner_of(plan).rates(plan)
     assert rates[EMBEDDING] == 0.5 and len(rates) == 1 + 5
     with pytest.raises(SpecError, match=r"copied and trained whole.*Leave out"):
         plan_of(tiny, "embeddings", targets=["embed_tokens", "attention"])
@@ -123,7 +123,7 @@ def test_numbers_rates_and_refusals(tiny: Path) -> None:
 
 def test_a_copy_of_a_layer_in_the_blocks_is_refused(tmp_path: Path, tiny: Path) -> None:
     plan = plan_of(tiny, "norms")
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in family_of(plan).shapes(plan).items()}
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in tuner_of(plan).shapes(plan).items()}
     write_adapter(tmp_path, plan, tensors, "tiny")
     config = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
     config["modules_to_save"].append("gate_proj")
@@ -166,15 +166,15 @@ def test_norms_with_biases_are_copied_with_them(tmp_path: Path) -> None:
     tokenizer = tiny_model(tmp_path / "other") / "tokenizer.json"
     (tmp_path / "base" / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     plan = plan_of(tmp_path / "base", "norms", targets=["q_proj", "v_proj"])
-    names = set(family_of(plan).shapes(plan))
+    names = set(tuner_of(plan).shapes(plan))
     assert {"base_model.model.model.final_layernorm.weight", "base_model.model.model.final_layernorm.bias"} <= names
-    assert family_of(plan).rates(plan)["base_model.model.model.layers.0.input_layernorm.bias"] == 0.1
+    assert tuner_of(plan).rates(plan)["base_model.model.model.layers.0.input_layernorm.bias"] == 0.1
     sessions = {b.name: b.load(tmp_path / "base", "fp32") for b in backends().values()}
     one, other = (trained(session, plan, 10) for session in sessions.values())
     np.testing.assert_allclose(one, other, atol=1e-4)
     write_adapter(tmp_path / "adapter", plan, sessions["torch"].tensors("a"), "phi")
     read, values = read_adapter(tmp_path / "adapter")
-    assert set(values) == names == set(family_of(read).shapes(read))
+    assert set(values) == names == set(tuner_of(read).shapes(read))
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     with torch.no_grad():
         found = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))(torch.tensor([TEXT])).logits[0].numpy()

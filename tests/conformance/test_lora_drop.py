@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 
 from conforming import ROWS, batch
+from finetune_local.adapter_format import CONFIG, read_adapter, read_tensors, write_adapter
 from finetune_local.backend import Backend, StepResult
-from finetune_local.errors import AdapterError, OutOfMemory, SpecError, TrainingDiverged
-from finetune_local.layout import CONFIG, read_adapter, read_tensors, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
-from finetune_local.spec.families import PREFIX, Trial, family_of, trainable_parameters
-from finetune_local.spec.families.lora_drop import FAMILY, stems
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.train import runs, trial
-from finetune_local.train.events import Event, Note
-from finetune_local.train.setup import make_ready
+from finetune_local.spec.tuners import PREFIX, Trial, trainable_parameters, tuner_of
+from finetune_local.spec.tuners.lora_drop import TUNER, stems
+from finetune_local.system.errors import AdapterError, OutOfMemory, SpecError, TrainingDiverged
+from finetune_local.system.paths import Home
+from finetune_local.training import calibration
+from finetune_local.training.events import Event, Note
+from finetune_local.training.run_folder import runs
+from finetune_local.training.setup import make_ready
 from tasks import batch_of
 from tiny import tiny_model
 from training import assert_same, losses, ready_of, result, train
@@ -37,13 +38,13 @@ def settings_of(**given: Any) -> Any:
 
 
 def make_plan(folder: Path, **given: Any) -> AdapterPlan:
-    return FAMILY.plan("lora-drop", settings_of(**given), ModelFolder.open(folder).info())
+    return TUNER.plan("lora-drop", settings_of(**given), ModelFolder.open(folder).info())
 
 
 def grown(plan: AdapterPlan) -> dict[str, np.ndarray]:
     """Tensors of an adapter that does something."""
     rng = np.random.default_rng(3)
-    return {n: rng.normal(0, 0.2, shape).astype(np.float32) for n, shape in family_of(plan).shapes(plan).items()}
+    return {n: rng.normal(0, 0.2, shape).astype(np.float32) for n, shape in tuner_of(plan).shapes(plan).items()}
 
 
 def with_inputs(folder: Path, ids: list[int]) -> dict[str, np.ndarray]:
@@ -66,12 +67,12 @@ def test_update_sizes_equal_a_plain_computation(backend: Backend, tiny: Path, tm
     """In the plain one the update is merged into the weights, and each row is read alone, without padding."""
     chosen = {"kept": (Q0,)} if method == "lora-drop" else {}
     spec = parse_spec({"method": {"key": method, "rank": 4, "alpha": 6, "dropout": 0.5, **chosen}}, "test")
-    family = FAMILY if method == "lora-drop" else family_of(make_plain(tiny))
-    plan = family.plan(method, spec.method.settings, ModelFolder.open(tiny).info())
+    tuner = TUNER if method == "lora-drop" else tuner_of(make_plain(tiny))
+    plan = tuner.plan(method, spec.method.settings, ModelFolder.open(tiny).info())
     tensors = grown(plan)
-    plain, folded = family.fold(plan, tensors)
+    plain, folded = tuner.fold(plan, tensors)
     merged = {
-        name: family_of(plain).merge(name, weight, plain, folded)
+        name: tuner_of(plain).merge(name, weight, plain, folded)
         for name, weight in read_tensors(tiny / "model.safetensors").items()
     }
     from safetensors.numpy import save_file
@@ -97,22 +98,22 @@ def test_update_sizes_equal_a_plain_computation(backend: Backend, tiny: Path, tm
 
 
 def make_plain(folder: Path) -> AdapterPlan:
-    return FAMILY.fold(make_plan(folder), grown(make_plan(folder)))[0]
+    return TUNER.fold(make_plan(folder), grown(make_plan(folder)))[0]
 
 
 def test_the_most_important_are_kept_until_their_share_is_reached(tiny: Path) -> None:
     plan = make_plan(tiny, keep_importance=0.75)
     modules = [target.module for target in plan.targets]
     sizes = dict.fromkeys(modules, 0.1) | {Q0: 5.0, DOWN1: 2.6}
-    settings, text = FAMILY.chosen(plan, sizes)
+    settings, text = TUNER.chosen(plan, sizes)
     assert settings.kept == (Q0, DOWN1)  # type: ignore[attr-defined]  # 7.6 of 8.8; 5.0 would be too little
     assert "2 of 14 layers" in text and "q_proj of block 0; down_proj of block 1" in text
     assert "86.4% of the importance" in text and "The other 12 share 7" in text
-    everything, _ = FAMILY.chosen(make_plan(tiny, keep_importance=1.0), sizes)
+    everything, _ = TUNER.chosen(make_plan(tiny, keep_importance=1.0), sizes)
     assert list(everything.kept) == modules  # type: ignore[attr-defined]
     for broken in (dict.fromkeys(modules, 0.0), sizes | {Q0: float("nan")}):
         with pytest.raises(TrainingDiverged, match="Lower --learning-rate"):
-            FAMILY.chosen(plan, broken)
+            TUNER.chosen(plan, broken)
 
 
 def test_a_shared_update_is_trained_by_all_that_share_it(backend: Backend, tiny: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_shared_update_is_trained_by_all_that_share_it(backend: Backend, tiny:
     for i in range(5):
         session.step([batch_of(seed=i)], SFT, 1e-2)
     tensors = session.tensors("a")
-    plain, expanded = FAMILY.fold(plan, tensors)
+    plain, expanded = TUNER.fold(plan, tensors)
     first, second = (f"{PREFIX}model.layers.{i}.self_attn.v_proj.lora_B.weight" for i in (0, 1))
     np.testing.assert_array_equal(expanded[first], expanded[second])
     other = backend.load(tiny, "fp32")
@@ -153,7 +154,7 @@ def test_the_published_file_is_a_plain_lora_of_peft(backend: Backend, tiny: Path
     plan = make_plan(tiny, kept=(Q0, DOWN1), alpha=6.0)
     session = backend.load(tiny, "fp32")
     session.attach("a", plan, 1, grown(plan))
-    write_adapter(tmp_path / "共享", *FAMILY.fold(plan, session.tensors("a")), "tiny")
+    write_adapter(tmp_path / "共享", *TUNER.fold(plan, session.tensors("a")), "tiny")
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, tmp_path / "共享").eval()
     with torch.no_grad():
@@ -212,8 +213,8 @@ def test_a_trial_that_lacks_memory_computes_less_at_once(
 ) -> None:
     ready = ready_of(make_run("short", {"key": "lora-drop", "rank": 4, "kept": [Q0]}), home)
     spec, session, real = ready.spec, ready.session, ready.session.step
-    plan = FAMILY.plan("lora-drop", settings_of(), ready.model.info())
-    expected = _last(trial.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+    plan = TUNER.plan("lora-drop", settings_of(), ready.model.info())
+    expected = _last(calibration.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
     refused = []
 
     def short_of_memory(batches: Any, objective: Any, rate: float) -> StepResult:
@@ -223,13 +224,13 @@ def test_a_trial_that_lacks_memory_computes_less_at_once(
         return real(batches, objective, rate)
 
     monkeypatch.setattr(session, "step", short_of_memory)
-    found = _last(trial.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+    found = _last(calibration.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
     assert refused and found.keys() == expected.keys() and len(found) == 14
     for module, size in expected.items():
         assert found[module] == pytest.approx(size, rel=1e-2)
     monkeypatch.setattr(session, "step", lambda *_: (_ for _ in ()).throw(OutOfMemory("nothing fits")))
     with pytest.raises(OutOfMemory, match="nothing fits"):
-        _last(trial.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+        _last(calibration.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
     assert session.adapters() == ["training"]
 
 
@@ -237,9 +238,9 @@ def test_a_trial_that_diverges_says_so(make_run: Callable[..., runs.Run], home: 
     ready = ready_of(make_run("wild", {"key": "lora-drop", "rank": 4, "kept": [Q0]}), home)
     training = ready.spec.training.model_copy(update={"learning_rate": 9e30})
     wild = ready.spec.model_copy(update={"training": training})
-    plan = FAMILY.plan("lora-drop", settings_of(), ready.model.info())
+    plan = TUNER.plan("lora-drop", settings_of(), ready.model.info())
     with pytest.raises(TrainingDiverged, match="lower --learning-rate than 9e"):
-        _last(trial.update_sizes(ready.session, plan, Trial(0.3, 6), wild, ready.data.train))
+        _last(calibration.update_sizes(ready.session, plan, Trial(0.3, 6), wild, ready.data.train))
 
 
 def _last(work: Generator[Event, None, dict[str, float]]) -> dict[str, float]:
@@ -256,17 +257,17 @@ def test_layers_given_by_the_user_need_no_trial(make_run: Callable[..., runs.Run
     run = make_run("given", {"key": "lora-drop", "kept": [Q0]})
     phases = [event for event in make_ready(run, home) if "trying out" in str(event)]
     assert phases == []
-    assert FAMILY.trial(ready_of(run, home).plan) is None
+    assert TUNER.trial(ready_of(run, home).plan) is None
 
 
 def test_the_trial_s_settings_reach_it(tiny: Path) -> None:
-    assert FAMILY.trial(make_plan(tiny, trial_share=0.25, trial_steps=7)) == Trial(0.25, 7)
+    assert TUNER.trial(make_plan(tiny, trial_share=0.25, trial_steps=7)) == Trial(0.25, 7)
 
 
 def test_matrices_of_one_kind_and_two_shapes_share_apart() -> None:
     names = {0: (64, 32), 1: (64, 32), 2: (128, 32), 3: (128, 32)}
     weights = {f"model.layers.{i}.mlp.up_proj.weight": WeightInfo(shape, "F32") for i, shape in names.items()}
-    plan = FAMILY.plan("lora-drop", settings_of(kept=("model.layers.0.mlp.up_proj",)), BaseInfo(weights))
+    plan = TUNER.plan("lora-drop", settings_of(kept=("model.layers.0.mlp.up_proj",)), BaseInfo(weights))
     assert list(stems(plan).values()) == [
         "model.layers.0.mlp.up_proj",
         "shared.up_proj.64x32",

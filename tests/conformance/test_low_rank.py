@@ -11,18 +11,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conforming import SFT, batch, log_softmax
+from finetune_local.adapter_format import read_adapter, read_config, write_adapter
 from finetune_local.adapters.identity import check_shapes
 from finetune_local.backend import Backend, Session, backends
-from finetune_local.errors import SpecError
 from finetune_local.export.weights import MergedWeights
-from finetune_local.layout import read_adapter, read_config, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import families, family_of
-from finetune_local.spec.families.low_rank import A0, B0, A, B
-from finetune_local.spec.low_rank import LowRankSettings
+from finetune_local.spec.low_rank_peft import A0, B0, A, B
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.peft_config import peft_config
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings
+from finetune_local.spec.tuners import tuner_of, tuners
+from finetune_local.system.errors import SpecError
 from tasks import batch_of, plan_of
 from tiny import tiny_model
 
@@ -79,7 +79,7 @@ def test_a_mix_starts_neutral_learns_and_comes_back(
     assert losses[-1] < 0.8 * losses[0], losses
     expected = session.logits(TEXT)
     np.testing.assert_allclose(scores_by_logits(session), session.score(batch()), atol=2e-5)
-    folded, tensors = family_of(plan).fold(plan, session.tensors("a"))
+    folded, tensors = tuner_of(plan).fold(plan, session.tensors("a"))
     write_adapter(tmp_path / "适配器", folded, tensors, "tiny")
     assert read_config(tmp_path / "适配器")["peft_type"] == "LORA"
     read, values = read_adapter(tmp_path / "适配器")
@@ -125,7 +125,7 @@ def test_head_and_embedding_of_a_tied_model_are_adapted_apart(
 ) -> None:
     session, plan, _ = started(backend, tied, steps=6, targets=("embed_tokens", "lm_head"), start=start)
     np.testing.assert_allclose(scores_by_logits(session), session.score(batch()), atol=2e-5)
-    write_adapter(tmp_path / "a", *family_of(plan).fold(plan, session.tensors("a")), "tied")
+    write_adapter(tmp_path / "a", *tuner_of(plan).fold(plan, session.tensors("a")), "tied")
     model = ModelFolder.open(tied)
     weights = MergedWeights(model, tmp_path / "a")
     assert not weights.tied
@@ -171,13 +171,13 @@ def test_loftq_begins_nearer_to_the_unquantised_model(backend: Backend, tiny: Pa
     targets = ("all-linear", "embed_tokens", "lm_head") if not use_dora else ("all-linear",)
     settings: dict[str, Any] = {"start": "loftq", "rank": 16, "use_dora": use_dora}
     session, plan, losses = started(backend, tiny, "4-bit", steps=10, targets=targets, **settings)
-    assert not family_of(plan).neutral(plan)
+    assert not tuner_of(plan).neutral(plan)
     assert losses[-1] < 0.8 * losses[0]
     session, plan, _ = started(backend, tiny, "4-bit", **settings)
     stored, tensors = ModelFolder.open(tiny).read, session.tensors("a")
     for target in plan.targets:
         weight, held = stored(target.module + ".weight"), session.weight(target.module + ".weight")
-        mended = family_of(plan).merge(target.module + ".weight", held, plan, tensors)
+        mended = tuner_of(plan).merge(target.module + ".weight", held, plan, tensors)
         name, scale = "base_model.model." + target.module, LowRankSettings(rank=16).scale
         np.testing.assert_allclose(mended, held + scale * tensors[name + B] @ tensors[name + A], atol=1e-5)
         before, after = (float(np.linalg.norm(weight - w)) for w in (held, mended))
@@ -211,7 +211,7 @@ def test_dora_leaves_rows_of_zeros_as_they_are(backend: Backend, tmp_path: Path)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     session, plan, losses = started(backend, folder, steps=5, use_dora=True)
     assert losses[-1] < losses[0]
-    merged = family_of(plan).merge(name, weights[name], plan, session.tensors("a"))
+    merged = tuner_of(plan).merge(name, weights[name], plan, session.tensors("a"))
     assert not merged[:3].any() and np.isfinite(merged).all()
 
 
@@ -244,7 +244,7 @@ def test_lora_fa_needs_less_memory_for_activations_on_mlx(tmp_path: Path) -> Non
 
 def test_patterns_count_as_peft_counts_them(tiny: Path) -> None:
     plan = plan_of(tiny, rank=4, rank_pattern=("q_proj=2", "layers.1.mlp.up_proj=6"), alpha_pattern=("up_proj=3",))
-    shapes, settings = family_of(plan).shapes(plan), plan.settings
+    shapes, settings = tuner_of(plan).shapes(plan), plan.settings
     assert isinstance(settings, LowRankSettings)
     ranks = {name: shape[0] for name, shape in shapes.items() if name.endswith(A)}
     assert {rank for name, rank in ranks.items() if "q_proj" in name} == {2}
@@ -252,8 +252,8 @@ def test_patterns_count_as_peft_counts_them(tiny: Path) -> None:
     assert ranks["base_model.model.model.layers.0.mlp.up_proj" + A] == 4
     assert settings.scale_of("model.layers.1.mlp.up_proj") == 0.5
     assert settings.scale_of("model.layers.0.self_attn.q_proj") == 2.0
-    read = family_of(plan).read(peft_config(family_of(plan).config(plan), "test"), shapes)
-    assert family_of(read).shapes(read) == shapes
+    read = tuner_of(plan).read(peft_config(tuner_of(plan).config(plan), "test"), shapes)
+    assert tuner_of(read).shapes(read) == shapes
     assert isinstance(read.settings, LowRankSettings)
     for target in plan.targets:
         assert read.settings.scale_of(target.module) == settings.scale_of(target.module)
@@ -288,14 +288,14 @@ def test_what_makes_no_sense_is_refused_with_the_reason(tiny: Path, settings: di
 
 def test_loftq_is_refused_where_nothing_is_quantised(tiny: Path) -> None:
     settings = LowRankSettings(start="loftq")
-    reason = families()["low_rank"].refusal(settings, "fp32")
+    reason = tuners()["low_rank"].refusal(settings, "fp32")
     assert reason is not None and "nothing is quantised" in reason
-    assert families()["low_rank"].refusal(settings, "4-bit") is None
+    assert tuners()["low_rank"].refusal(settings, "4-bit") is None
     with pytest.raises(SpecError, match="unquantised weights"):
         backends()["torch"].load(tiny, "fp32").attach("a", plan_of(tiny, start="loftq"), 1)
 
 
 def test_an_adapted_head_does_not_share_a_pass(tiny: Path) -> None:
-    family = families()["low_rank"]
-    assert family.apart(plan_of(tiny, targets=("all-linear", "embed_tokens"))) is None
-    assert "lm_head" in str(family.apart(plan_of(tiny, targets=("q_proj", "lm_head"))))
+    tuner = tuners()["low_rank"]
+    assert tuner.apart(plan_of(tiny, targets=("all-linear", "embed_tokens"))) is None
+    assert "lm_head" in str(tuner.apart(plan_of(tiny, targets=("q_proj", "lm_head"))))

@@ -16,13 +16,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from transformers import AutoModelForCausalLM
 
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import Session
-from finetune_local.layout import read_adapter, write_adapter
-from finetune_local.spec.families import families, family_of
-from finetune_local.spec.low_rank import LowRankSettings
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import tuner_of, tuners
 from finetune_local_backends.torch import kernels
-from finetune_local_backends.torch.methods import low_rank
+from finetune_local_backends.torch.tuners import low_rank
 from tasks import batch_of, pieces, plan_of
 from tiny import tiny_model
 from torch_tools import PLAIN_PEFT, RATE, SFT, TORCH, plain_loss, ready, train
@@ -39,7 +39,7 @@ TEXT = [1, 40, 41, 300, 2]
 def peft_of(folder: Path, plan: AdapterPlan, start: Mapping[str, np.ndarray] | None, **changed: Any) -> Any:
     """PEFT's model from the plan's own config with some fields changed, and our tensors as its start."""
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = families()["low_rank"].config(plan) | changed
+    config = tuners()["low_rank"].config(plan) | changed
     model = get_peft_model(
         base, LoraConfig(**{k: v for k, v in config.items() if k not in ("peft_type", "inference_mode")})
     )
@@ -124,7 +124,7 @@ def test_lora_fa_keeps_less_for_the_way_back(tiny: Path) -> None:
 def test_starts_from_the_weights_are_peft_s(tiny: Path, tmp_path: Path, start: str, extra: dict[str, Any]) -> None:
     """PEFT changes the base's weights, here they stay: the same numbers."""
     plan = plan_of(tiny, start=start, **extra)
-    folded, _ = family_of(plan).fold(plan, dict.fromkeys(family_of(plan).shapes(plan), np.zeros((2, 2), np.float32)))
+    folded, _ = tuner_of(plan).fold(plan, dict.fromkeys(tuner_of(plan).shapes(plan), np.zeros((2, 2), np.float32)))
     assert isinstance(plan.settings, LowRankSettings) and isinstance(folded.settings, LowRankSettings)
     changed = {"r": 4, "lora_alpha": plan.settings.effective_alpha, "init_lora_weights": start}
     ours, model = ready(tiny, start=start, **extra), peft_of(tiny, folded, None, **changed)
@@ -132,7 +132,7 @@ def test_starts_from_the_weights_are_peft_s(tiny: Path, tmp_path: Path, start: s
     np.testing.assert_allclose(ours.logits(TEXT), bare, atol=1e-5)
     np.testing.assert_allclose(logits_of(model), bare, atol=2e-5)
     np.testing.assert_allclose(train(ours, 20), twenty_steps(model), atol=1e-5)
-    write_adapter(tmp_path, *family_of(plan).fold(plan, ours.tensors("a")), "tiny")
+    write_adapter(tmp_path, *tuner_of(plan).fold(plan, ours.tensors("a")), "tiny")
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     np.testing.assert_allclose(logits_of(PeftModel.from_pretrained(base, tmp_path)), ours.logits(TEXT), atol=2e-5)
 
@@ -154,11 +154,11 @@ WITH_BIASES = "qwen2"
     ("family", "name"),
     [(f, n) for f in ("llama", WITH_BIASES, "gemma2") for n in CHANGES if f == WITH_BIASES or "bias" not in n],
 )
-def test_twenty_steps_and_the_file_are_peft_s(tmp_path: Path, family: str, name: str) -> None:
-    folder, extra = tiny_model(tmp_path / "模型", family), CHANGES[name]
+def test_twenty_steps_and_the_file_are_peft_s(tmp_path: Path, tuner: str, name: str) -> None:
+    folder, extra = tiny_model(tmp_path / "模型", tuner), CHANGES[name]
     ours, plan = ready(folder, **extra), plan_of(folder, **extra)
     model = peft_of(folder, plan, ours.tensors("a"))
-    np.testing.assert_allclose(train(ours, 20), twenty_steps(model), atol=2e-5 if family == "gemma2" else 1e-5)
+    np.testing.assert_allclose(train(ours, 20), twenty_steps(model), atol=2e-5 if tuner == "gemma2" else 1e-5)
     write_adapter(tmp_path / "ours", plan, ours.tensors("a"), "tiny")
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = ours.logits(TEXT)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from conforming import ROWS, make_case
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import backends
-from finetune_local.layout import read_adapter, write_adapter
-from finetune_local.spec.families import family_of
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import tuner_of
 
 TORCH, MLX = backends()["torch"], backends()["mlx"]
 if lacking := [b.name for b in (TORCH, MLX) if b.missing()]:
@@ -21,7 +21,7 @@ STEPS = 20
 PROMISED = 1e-3
 
 
-@pytest.mark.parametrize("method", list(methods()))
+@pytest.mark.parametrize("method", list(presets()))
 def test_one_curve_and_one_adapter(tiny: Path, tmp_path: Path, method: str) -> None:
     cases = [make_case(b, method, tiny, precision="fp32", optimizer="adamw", max_steps=STEPS) for b in (TORCH, MLX)]
     curves = []
@@ -35,7 +35,7 @@ def test_one_curve_and_one_adapter(tiny: Path, tmp_path: Path, method: str) -> N
     assert curves[0][-1] < 0.8 * curves[0][0], "nothing was learnt, so the comparison says nothing"
     np.testing.assert_allclose(curves[1], curves[0], atol=PROMISED)
     for source, other in (cases, reversed(cases)):
-        plan, tensors = family_of(source.plan).fold(source.plan, source.session.tensors("a"))
+        plan, tensors = tuner_of(source.plan).fold(source.plan, source.session.tensors("a"))
         folder = tmp_path / source.backend.name
         write_adapter(folder, plan, tensors, "tiny")
         session = other.reload()

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from conforming import MORE_STEPS, ROWS, SFT, Case, batch, log_softmax, make_case
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import Backend, Batch
-from finetune_local.export.merged import write_merged
-from finetune_local.layout import read_adapter, write_adapter
+from finetune_local.export.targets.merged import write_merged
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import family_of, trainable_parameters
-from finetune_local.spec.methods import methods
 from finetune_local.spec.objectives import Ops
+from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import trainable_parameters, tuner_of
 
 TEXT = list(ROWS[0])
 # By hand, for the tiny Llama and rank 4: every block has q, o 64→64, k, v 64→32, gate, up 64→128, down 128→64.
@@ -55,13 +55,13 @@ EXACTLY = (
 """Methods whose new adapter changes not a single bit."""
 
 
-@pytest.fixture(params=list(methods()))
+@pytest.fixture(params=list(presets()))
 def case(request: pytest.FixtureRequest, backend: Backend, tiny: Path) -> Case:
     """Each method as its name stands for it, with what the backend offers instead where it has a gap."""
     return make_case(backend, request.param, tiny)
 
 
-@pytest.fixture(params=list(methods()))
+@pytest.fixture(params=list(presets()))
 def exact(request: pytest.FixtureRequest, backend: Backend, tiny: Path) -> Case:
     """Each method on an fp32 base, where answers can be compared number by number."""
     return make_case(backend, request.param, tiny, precision="fp32")
@@ -75,7 +75,7 @@ def test_a_new_adapter_changes_nothing(case: Case) -> None:
     before = case.session.logits(TEXT)
     case.attach()
     after = case.session.logits(TEXT)
-    if not family_of(case.plan).neutral(case.plan):
+    if not tuner_of(case.plan).neutral(case.plan):
         assert np.isfinite(after).all() and np.abs(after - before).max() > 0
     elif case.plan.method in EXACTLY:
         np.testing.assert_array_equal(after, before)
@@ -104,18 +104,18 @@ def test_training_falls_and_leaves_the_base_alone(case: Case) -> None:
 def test_every_tensor_is_trained_that_is_not_frozen(case: Case) -> None:
     case.attach()
     before = case.session.tensors("a")
-    assert before.keys() == family_of(case.plan).shapes(case.plan).keys()
+    assert before.keys() == tuner_of(case.plan).shapes(case.plan).keys()
     case.session.prepare("a", case.spec.training)
     case.train(3)
     after = case.session.tensors("a")
-    rates = family_of(case.plan).rates(case.plan)
+    rates = tuner_of(case.plan).rates(case.plan)
     frozen = {name for name in before if rates.get(name, 1.0) == 0}
     assert {name for name in before if np.array_equal(before[name], after[name])} == frozen
 
 
 def test_two_adapters_live_side_by_side(exact: Case) -> None:
     exact.attach()
-    start, rates = exact.session.tensors("a"), family_of(exact.plan).rates(exact.plan)
+    start, rates = exact.session.tensors("a"), tuner_of(exact.plan).rates(exact.plan)
 
     def moved(factor: float, by: float) -> dict[str, np.ndarray]:
         trained = {name: value for name, value in start.items() if rates.get(name, 1.0)}
@@ -139,7 +139,7 @@ def test_saved_and_read_back_it_answers_the_same(case: Case, tmp_path: Path) -> 
     case.session.prepare("a", case.spec.training)
     case.train(3)
     expected, tensors = case.session.logits(TEXT), case.session.tensors("a")
-    folded = family_of(case.plan).fold(case.plan, tensors)
+    folded = tuner_of(case.plan).fold(case.plan, tensors)
     for name, (given, values) in {"checkpoint": (case.plan, tensors), "adapter": folded}.items():
         write_adapter(tmp_path / name, given, values, "tiny")
         plan, read = read_adapter(tmp_path / name)
@@ -155,12 +155,12 @@ def test_merged_weights_answer_as_the_adapter(exact: Case, tmp_path: Path) -> No
     exact.attach()
     exact.session.prepare("a", exact.spec.training)
     exact.train(5)
-    family = family_of(exact.plan)
-    if reason := family.unmergeable(exact.plan):
+    tuner = tuner_of(exact.plan)
+    if reason := tuner.unmergeable(exact.plan):
         assert reason.endswith(".") and len(reason) > 40, "the reason is a sentence, and says what to do"
         return
     expected = exact.session.logits(TEXT)
-    plan, tensors = family.fold(exact.plan, exact.session.tensors("a"))
+    plan, tensors = tuner.fold(exact.plan, exact.session.tensors("a"))
     write_adapter(tmp_path / "adapter", plan, tensors, "tiny")
     write_merged(ModelFolder.open(exact.folder), tmp_path / "adapter", tmp_path / "merged", "float32")
     found = exact.backend.load(tmp_path / "merged", "fp32").logits(TEXT)
@@ -168,7 +168,7 @@ def test_merged_weights_answer_as_the_adapter(exact: Case, tmp_path: Path) -> No
 
 
 def test_score_is_the_logits_softmax_at_supervised_places(exact: Case) -> None:
-    if family_of(exact.plan).virtual_tokens(exact.plan).members > 1:
+    if tuner_of(exact.plan).virtual_tokens(exact.plan).members > 1:
         return  # scores are the mean over prompts, logits those of the first: the family's own tests compare them
     exact.attach({name: value + np.float32(0.01) for name, value in _fresh(exact).items()})
     rows = batch()

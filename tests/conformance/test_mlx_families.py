@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_local.errors import AdapterError, Unsupported
-from finetune_local.spec.families import Array, VirtualTokens
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import Array, VirtualTokens
+from finetune_local.system.errors import AdapterError, Unsupported
 from mlx_made import PLAN, Attach, attached, know, scaling
 from mlx_tools import IDS, MLX, RATE, SFT, assert_same, train
 from tasks import batch_of
@@ -39,7 +39,7 @@ def test_frozen_tensors_and_rates(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_penalty_is_in_the_gradient_once_and_not_in_the_loss(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_local_backends.mlx.methods.sites import SiteAdapter, Slot
+    from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
     class Pulled(Slot):
         scale: Any
@@ -121,7 +121,7 @@ def prompts(model: Any, plan: AdapterPlan, tensors: Mapping[str, np.ndarray]) ->
     """Prompt tuning in its plainest form: virtual ids are rows of the tensors p0, p1, … one after the other."""
     import mlx.core as mx
 
-    from finetune_local_backends.mlx.methods.sites import SiteAdapter, Slot
+    from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
     class Prompted(Slot):
         def __call__(self, base: Any, ids: Any) -> Any:

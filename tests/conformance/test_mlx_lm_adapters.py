@@ -13,10 +13,10 @@ from finetune_local.adapters import manage
 from finetune_local.adapters.attach import attach
 from finetune_local.adapters.mlx_lm import MLX_WEIGHTS
 from finetune_local.backend import Backend
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import AdapterError
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.paths import Home
 
 mx = pytest.importorskip("mlx.core")
 IDS = [5, 9, 17, 33, 4, 8, 60, 2]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from finetune_local.backend import Backend
-from finetune_local.errors import AdapterError
-from finetune_local.spec import dynamic8
+from finetune_local.spec.numerics import dynamic8
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.system.errors import AdapterError
 from mlx_tools import MLX, SFT, assert_same, ready, train
 from tasks import batch_of, plan_of
 

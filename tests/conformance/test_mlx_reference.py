@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from finetune_local.backend import Batch
-from finetune_local.errors import AdapterError, Unsupported
-from finetune_local.spec.families import PREFIX
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import PREFIX
+from finetune_local.system.errors import AdapterError, Unsupported
 from mlx_tools import IDS, MLX, RATE, SFT, assert_same, expected_scores, far, ready, train
 from tasks import batch_of, pieces, plan_of
 from tiny import FAMILIES, tiny_model

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_local.errors import AdapterError, ModelError, Unsupported
+from finetune_local.system.errors import AdapterError, ModelError, Unsupported
 from mlx_tools import IDS, MLX, RATE, SFT, ready, train
 from tasks import batch_of, plan_of
 from tiny import tiny_model
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_rows_decoded_together_equal_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+def test_rows_decoded_together_equal_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuner: str) -> None:
     """Prompts of very different lengths, read in chunks, some longer than the sliding window (64 in gemma3_text)."""
-    session = ready(tiny_model(tmp_path, family))
+    session = ready(tiny_model(tmp_path, tuner))
     train(session, 3)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(3, 380, n).tolist() for n in (5, 90, 33, 1)]
@@ -88,9 +88,9 @@ def test_code_beside_a_family_that_is_built_in_is_left_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("family", ["no_such_family", "../llama", "olmo3"])
-def test_families_that_were_not_checked_are_refused(tmp_path: Path, family: str) -> None:
+def test_families_that_were_not_checked_are_refused(tmp_path: Path, tuner: str) -> None:
     with pytest.raises(Unsupported, match=r"have not been proven.*llama, mistral"):
-        MLX.load(edit(tiny_model(tmp_path), model_type=family), "fp32", "cpu")
+        MLX.load(edit(tiny_model(tmp_path), model_type=tuner), "fp32", "cpu")
 
 
 def test_an_activation_that_mlx_lm_does_not_have_is_refused(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from finetune_local.backend import Batch
-from finetune_local.errors import OutOfMemory
+from finetune_local.system.errors import OutOfMemory
 from test_mlx_reference import SFT, batch_of, ready, train
 session = ready(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(FOLDER))
 train(session, 2)

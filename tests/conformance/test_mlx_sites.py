@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_local.errors import ModelError
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import ModelError
 from mlx_made import PLAN, attached, know, scaling
 from mlx_tools import IDS, MLX, assert_same, far, ready, train
 from tasks import plan_of
@@ -58,8 +58,8 @@ def _lora(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text"])
-def test_every_module_of_the_folder_is_found(tmp_path: Path, family: str) -> None:
-    folder = tiny_model(tmp_path, family)
+def test_every_module_of_the_folder_is_found(tmp_path: Path, tuner: str) -> None:
+    folder = tiny_model(tmp_path, tuner)
     model = MLX.load(folder, "fp32", "cpu").model  # type: ignore[attr-defined]
     body = model.module.model
     expected = {

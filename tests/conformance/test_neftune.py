@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from conforming import MORE_STEPS, RATES, SFT, batch, make_plan, make_spec
-from finetune_local.backend import Backend, Session, Share, backends
-from finetune_local.paths import Home
-from finetune_local.spec.families import VirtualTokens
-from finetune_local.spec.noise import row_noise
+from finetune_local.backend import Backend, Session, StepRequest, backends
+from finetune_local.spec.numerics.noise import row_noise
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import VirtualTokens
+from finetune_local.system.paths import Home
 from finetune_local_backends.noise import batch_noise
 from tasks import batch_of, pieces, plan_of
 from tiny import HIDDEN, tiny_model
@@ -72,10 +72,10 @@ def embedded(backend: Backend, session: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gemma3_text"])
-def test_the_first_block_sees_embedding_plus_noise(tmp_path: Path, backend: Backend, family: str) -> None:
+def test_the_first_block_sees_embedding_plus_noise(tmp_path: Path, backend: Backend, tuner: str) -> None:
     from safetensors.numpy import load_file
 
-    folder = tiny_model(tmp_path, family)
+    folder = tiny_model(tmp_path, tuner)
     session = backend.load(folder, "fp32")
     session.attach("a", plan_of(folder), 1)
     session.prepare("a", TrainingSettings(neftune_alpha=5.0))
@@ -83,7 +83,7 @@ def test_the_first_block_sees_embedding_plus_noise(tmp_path: Path, backend: Back
     session.seed(11)
     session.step([rows], SFT, 0.0)
     matrix = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
-    factor = np.sqrt(HIDDEN) if family.startswith("gemma") else 1.0
+    factor = np.sqrt(HIDDEN) if tuner.startswith("gemma") else 1.0
     width = seen[0].shape[1]
     for n, length in enumerate(rows.lengths):
         ids = rows.ids[n, :length]
@@ -105,10 +105,10 @@ def curve(session: Session, folder: Path, size: int = 4, **training: Any) -> lis
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_both_backends_have_one_curve(tmp_path: Path, family: str) -> None:
+def test_both_backends_have_one_curve(tmp_path: Path, tuner: str) -> None:
     if lacking := [b.name for b in backends().values() if b.missing()]:
         pytest.skip(f"parity needs both backends; missing: {', '.join(lacking)}")
-    folder = tiny_model(tmp_path, family)
+    folder = tiny_model(tmp_path, tuner)
     one, other = (curve(b.load(folder, "fp32", "cpu"), folder, neftune_alpha=STRONG) for b in backends().values())
     quiet = curve(backends()["torch"].load(folder, "fp32", "cpu"), folder)
     assert np.abs(np.subtract(one, quiet)).max() > 0.1, "the noise must be felt"
@@ -126,9 +126,9 @@ def test_off_is_off_and_splits_and_checkpointing_change_nothing(backend: Backend
 
 @pytest.mark.parametrize("method", ["full", "prefix", "prompt", "prompt-ensemble"])
 def test_other_methods_take_it_too(backend: Backend, tiny: Path, method: str) -> None:
-    from finetune_local.spec.methods import methods
+    from finetune_local.spec.presets import presets
 
-    if method not in methods():
+    if method not in presets():
         pytest.skip(f"{method} is not written yet")
     spec = make_spec(method, "fp32", neftune_alpha=2.0)
     session = backend.load(tiny, "fp32")
@@ -150,7 +150,7 @@ def test_trained_at_once_each_has_its_own_noise(backend: Backend, tiny: Path) ->
         session.seed(5)
         alone[name] = session.step(rows, SFT, 0.0).loss
     session.seed(5)
-    together = session.step_together([Share(name, rows, SFT, 0.0) for name in alone])
+    together = session.step_many([StepRequest(name, rows, SFT, 0.0) for name in alone])
     assert abs(alone["loud"] - alone["quiet"]) > 1e-3
     assert [r.loss for r in together] == pytest.approx(list(alone.values()), abs=1e-5)
 

@@ -12,13 +12,13 @@ import pytest
 import tiny as tiny_models
 from conforming import make_plan
 from finetune_local.backend import Backend, Session
-from finetune_local.chat.opening import open_chat
-from finetune_local.errors import SpecError, Unsupported
-from finetune_local.paths import Home
-from finetune_local.spec import dynamic8, nf4
+from finetune_local.inference.engine import open_chat
+from finetune_local.spec.numerics import dynamic8, nf4
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.train import runs
-from finetune_local.train.setup import Ready, check_before_loading, make_ready
+from finetune_local.system.errors import SpecError, Unsupported
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder import runs
+from finetune_local.training.setup import Ready, check_before_loading, make_ready
 from made import made_adapter
 from mlx_tools import IDS, MLX, SFT
 from tasks import batch_of, plan_of
@@ -105,13 +105,13 @@ def test_the_mean_is_torchs() -> None:
 
 @pytest.mark.parametrize(("family", "hidden", "inner"), [("qwen2", 64, 128), ("llama", 52, 90), ("llama", 80, 112)])
 def test_every_weight_of_a_model_is_the_same_on_both(
-    tmp_path: Path, family: str, hidden: int, inner: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tuner: str, hidden: int, inner: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     monkeypatch.setattr(tiny_models, "HIDDEN", hidden)
     monkeypatch.setattr(tiny_models, "INTERMEDIATE", inner)
-    folder = tiny_model(tmp_path / "模型 model", family)
+    folder = tiny_model(tmp_path / "模型 model", tuner)
     one, other = both(folder)
     targets = plan_of(folder).targets
     assert len(targets) == 14

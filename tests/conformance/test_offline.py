@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_local import paths
-from finetune_local.paths import Home
+from finetune_local.system import paths
+from finetune_local.system.paths import Home
 
 
 def cli(*arguments: object) -> Any:

@@ -10,15 +10,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conforming import SFT, batch, make_plan
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import Backend, Session
-from finetune_local.errors import SpecError, Unsupported
-from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import PREFIX, family_of
-from finetune_local.spec.families.full import FullSettings
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.train.setup import plan_for
+from finetune_local.spec.tuners import PREFIX, tuner_of
+from finetune_local.spec.tuners.full import FullSettings
+from finetune_local.system.errors import SpecError, Unsupported
+from finetune_local.training.setup import plan_for
 from tasks import batch_of
 from tiny import tiny_model
 
@@ -42,14 +42,14 @@ def ready(backend: Backend, folder: Path, plan: AdapterPlan, precision: Any = "f
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])
-def test_the_kinds_of_weights_by_name(tmp_path: Path, family: str) -> None:
-    folder = tiny_model(tmp_path, family)
+def test_the_kinds_of_weights_by_name(tmp_path: Path, tuner: str) -> None:
+    folder = tiny_model(tmp_path, tuner)
     every = set(ModelFolder.open(folder).weights())
-    per_block = {"llama": 2, "qwen2": 2, "qwen3": 4, "gemma2": 4}[family]
+    per_block = {"llama": 2, "qwen2": 2, "qwen3": 4, "gemma2": 4}[tuner]
     norms = names_of(plan_of(folder, "norms"))
     assert len(norms) == 2 * per_block + 1 and all("norm" in name for name in norms)
     tables = names_of(plan_of(folder, train_weights="embeddings"))
-    assert tables == {"model.embed_tokens.weight"} | ({"lm_head.weight"} if family == "qwen3" else set())
+    assert tables == {"model.embed_tokens.weight"} | ({"lm_head.weight"} if tuner == "qwen3" else set())
     blocks = names_of(plan_of(folder, train_weights="layers"))
     assert blocks == every - tables - {"model.norm.weight"}
     last = names_of(plan_of(folder, "last-layers", layers="last:1"))
@@ -57,7 +57,7 @@ def test_the_kinds_of_weights_by_name(tmp_path: Path, family: str) -> None:
     assert names_of(plan_of(folder, layers="last:1")) == last
     assert names_of(plan_of(folder)) == every
     assert names_of(plan_of(folder, "norms", layers="0")) == {n for n in norms if ".layers.0." in n}
-    if family == "qwen2":
+    if tuner == "qwen2":
         biases = {f"model.layers.{i}.self_attn.{n}_proj.bias" for i in range(2) for n in "qkv"}
         assert names_of(plan_of(folder, train_weights="biases")) == biases
     else:
@@ -71,14 +71,14 @@ def test_the_kinds_of_weights_by_name(tmp_path: Path, family: str) -> None:
     "settings", [{"layers": "last:1"}, {"train_weights": "norms"}, {"train_weights": "embeddings"}]
 )
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_ten_steps_equal_a_plain_loop(backend: Backend, tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+def test_ten_steps_equal_a_plain_loop(backend: Backend, tmp_path: Path, tuner: str, settings: dict[str, Any]) -> None:
     """With a head that is the embedding, and with one of its own."""
     torch = pytest.importorskip("torch", reason="the reference is computed with torch")
     from transformers import AutoModelForCausalLM
 
     from torch_tools import plain_loss
 
-    folder = tiny_model(tmp_path, family)
+    folder = tiny_model(tmp_path, tuner)
     plan = plan_of(folder, **settings)
     ours = ready(backend, folder, plan)
     base = ours.weight("model.layers.0.mlp.up_proj.weight")
@@ -169,7 +169,7 @@ def test_a_tied_head_stays_the_embedding(backend: Backend, tmp_path: Path, store
         np.testing.assert_array_equal(*tensors.values())
     write_adapter(tmp_path / "a", plan, tensors, "tiny")
     plan, tensors = read_adapter(tmp_path / "a")
-    merged = {name: family_of(plan).merge(name, weight, plan, tensors) for name, weight in weights.items()}
+    merged = {name: tuner_of(plan).merge(name, weight, plan, tensors) for name, weight in weights.items()}
     other = tiny_model(tmp_path / "merged")
     save_file(merged, other / "model.safetensors", metadata={"format": "pt"})
     np.testing.assert_allclose(backend.load(other, "fp32").logits(TEXT), session.logits(TEXT), atol=1e-4)
@@ -180,7 +180,7 @@ def test_what_is_not_quantised_is_trained_on_a_4_bit_base(
     backend: Backend, tiny: Path, settings: dict[str, Any]
 ) -> None:
     plan = plan_of(tiny, **settings)
-    assert family_of(plan).refusal(plan.settings, "4-bit") is None
+    assert tuner_of(plan).refusal(plan.settings, "4-bit") is None
     session = ready(backend, tiny, plan, "4-bit")
     losses = [session.step([batch()], SFT, 3e-2).loss for _ in range(10)]
     assert losses[-1] < 0.7 * losses[0], losses
@@ -202,8 +202,8 @@ def test_choices_that_leave_nothing_are_refused(tiny: Path) -> None:
 
 
 def test_an_adapter_of_all_weights_from_before_there_were_settings_is_read() -> None:
-    from finetune_local.spec.families import from_own_config
     from finetune_local.spec.peft_config import peft_config
+    from finetune_local.spec.tuners import from_own_config
 
     old = {"family": "full", "method": "full", "settings": {}, "targets": [["model.norm.weight", 0, 64]]}
     plan = from_own_config(peft_config(old, "test"))

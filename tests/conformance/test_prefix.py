@@ -12,15 +12,15 @@ from safetensors.numpy import save_file
 
 from conforming import SFT, batch, gradients_of, log_softmax, make_plan
 from conftest import USABLE
+from finetune_local.adapter_format import read_tensors
 from finetune_local.backend import Backend, Batch, Session, backends
-from finetune_local.errors import AdapterError, ModelError, SpecError
-from finetune_local.layout import read_tensors
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import families, family_of
-from finetune_local.spec.families.prefix import ROWS, PrefixSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.train.setup import plan_for
+from finetune_local.spec.tuners import tuner_of, tuners
+from finetune_local.spec.tuners.prefix import ROWS, PrefixSettings
+from finetune_local.system.errors import AdapterError, ModelError, SpecError
+from finetune_local.training.setup import plan_for
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
 N = 6
@@ -37,21 +37,21 @@ def plan_of(folder: Path, **settings: Any) -> AdapterPlan:
 
 
 def rows_of(plan: AdapterPlan, spread: float = 1.0) -> dict[str, np.ndarray]:
-    shape = family_of(plan).shapes(plan)[ROWS]
+    shape = tuner_of(plan).shapes(plan)[ROWS]
     return {ROWS: (np.random.default_rng(8).normal(size=shape) * spread).astype(np.float32)}
 
 
 def with_prefix(backend: Backend, folder: Path, precision: Any = "fp32", **settings: Any) -> Session:
     session, plan = backend.load(folder, precision, "cpu"), plan_of(folder, **settings)
-    session.attach("a", plan, 1, rows_of(plan) if ROWS in family_of(plan).shapes(plan) else None)
+    session.attach("a", plan, 1, rows_of(plan) if ROWS in tuner_of(plan).shapes(plan) else None)
     return session
 
 
 @pytest.mark.skipif(len(USABLE) < 2, reason="needs two backends")
 @pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
-def test_both_backends_answer_alike_also_past_a_window(family: str, tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / family, family, seed=3)
-    length = WINDOW - 2 if family == "gemma2" else len(TEXT)  # MLX's class of Gemma 2 knows no window
+def test_both_backends_answer_alike_also_past_a_window(tuner: str, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / tuner, tuner, seed=3)
+    length = WINDOW - 2 if tuner == "gemma2" else len(TEXT)  # MLX's class of Gemma 2 knows no window
     one, other = (with_prefix(backends()[name], folder) for name in ("torch", "mlx"))
     found = one.logits(TEXT[:length])
     np.testing.assert_allclose(other.logits(TEXT[:length]), found, atol=1e-4)
@@ -60,8 +60,8 @@ def test_both_backends_answer_alike_also_past_a_window(family: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_later_token_changes_nothing_before_it(backend: Backend, family: str, tmp_path: Path) -> None:
-    session = with_prefix(backend, tiny_model(tmp_path / family, family))
+def test_a_later_token_changes_nothing_before_it(backend: Backend, tuner: str, tmp_path: Path) -> None:
+    session = with_prefix(backend, tiny_model(tmp_path / tuner, tuner))
     other = [*TEXT[:70], *(5 for _ in TEXT[70:])]
     np.testing.assert_allclose(session.logits(other)[:70], session.logits(TEXT)[:70], atol=1e-5)
 
@@ -95,9 +95,9 @@ def test_a_window_slides_past_the_prefix(backend: Backend, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
-def test_a_decoder_says_what_the_whole_text_says(backend: Backend, family: str, tmp_path: Path) -> None:
+def test_a_decoder_says_what_the_whole_text_says(backend: Backend, tuner: str, tmp_path: Path) -> None:
     """Alone and beside shorter texts, which are padded, and past the window."""
-    session = with_prefix(backend, tiny_model(tmp_path / family, family))
+    session = with_prefix(backend, tiny_model(tmp_path / tuner, tuner))
     whole, short = session.logits(TEXT), session.logits(SHORT)
     decoder = session.decoder()
     for end, found in ((58, decoder.feed([TEXT[:58]])), (60, decoder.feed([TEXT[58:60]]))):
@@ -112,8 +112,8 @@ def test_a_decoder_says_what_the_whole_text_says(backend: Backend, family: str, 
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_rows_of_other_lengths_change_no_score(backend: Backend, family: str, tmp_path: Path) -> None:
-    session = with_prefix(backend, tiny_model(tmp_path / family, family))
+def test_rows_of_other_lengths_change_no_score(backend: Backend, tuner: str, tmp_path: Path) -> None:
+    session = with_prefix(backend, tiny_model(tmp_path / tuner, tuner))
     rows = batch([TEXT, SHORT, TEXT[5:40]])
     expected = [
         log_softmax(session.logits(row[:length].tolist()))[place - 1, row[place]]
@@ -142,7 +142,7 @@ def test_the_folded_form_computes_the_same_and_trains_on(backend: Backend, tiny:
     session.prepare("a", TrainingSettings())
     losses = [session.step([batch()], SFT, 1e-2).loss for _ in range(5)]
     plan = plan_of(tiny, prefix_projection=True)
-    folded, rows = family_of(plan).fold(plan, session.tensors("a"))
+    folded, rows = tuner_of(plan).fold(plan, session.tensors("a"))
     assert folded == plan_of(tiny) and rows[ROWS].shape == (N, 2 * 2 * 32)
     trained = session.logits(SHORT)
     session.attach("folded", folded, 1, rows)
@@ -202,7 +202,7 @@ def test_an_adapter_of_another_base_is_refused(backend: Backend, tiny: Path, tmp
 def test_a_prefix_takes_its_place_in_the_context(tiny: Path) -> None:
     model = ModelFolder.open(tiny)
     spec = parse_spec({"method": {"key": "prefix", "prefix_length": 504}}, "test")
-    assert family_of(plan_for(spec, model)).positions(plan_for(spec, model)) == 504
+    assert tuner_of(plan_for(spec, model)).positions(plan_for(spec, model)) == 504
     spec = parse_spec({"method": {"key": "prefix", "prefix_length": 505}}, "test")
     with pytest.raises(SpecError, match=r"takes 505 positions .* reads at most 512.* Lower --prefix-length"):
         plan_for(spec, model)
@@ -231,15 +231,15 @@ def _weights(*names: str, height: int = 32) -> dict[str, WeightInfo]:
 )  # fmt: skip
 def test_a_base_without_room_for_a_prefix_is_refused_before_loading(base: BaseInfo, said: str) -> None:
     with pytest.raises(SpecError, match=said):
-        families()["prefix"].plan("prefix", PrefixSettings(), base)
+        tuners()["prefix"].plan("prefix", PrefixSettings(), base)
 
 
 def test_fused_projections_take_their_sizes_from_the_config() -> None:
     base = BaseInfo(_weights("layers.0.self_attn.qkv_proj.weight", height=96), kv_heads=2, head_dim=16)
-    (target,) = families()["prefix"].plan("prefix", PrefixSettings(), base).targets
+    (target,) = tuners()["prefix"].plan("prefix", PrefixSettings(), base).targets
     assert (target.module, target.in_features, target.out_features) == ("layers.0.self_attn", 2, 16)
 
 
 def test_it_says_why_it_cannot_be_merged(tiny: Path) -> None:
     plan = plan_of(tiny)
-    assert "no weight of the base can hold them" in (family_of(plan).unmergeable(plan) or "")
+    assert "no weight of the base can hold them" in (tuner_of(plan).unmergeable(plan) or "")

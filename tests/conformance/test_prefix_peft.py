@@ -15,12 +15,12 @@ from peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from conforming import make_plan
-from finetune_local.errors import AdapterError
-from finetune_local.layout import CONFIG, read_adapter, write_adapter
-from finetune_local.spec.families import family_of
-from finetune_local.spec.families.prefix import EMBEDDING, INNER, INNER_BIAS, OUTER, OUTER_BIAS, ROWS
+from finetune_local.adapter_format import CONFIG, read_adapter, write_adapter
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings, parse_spec
+from finetune_local.spec.tuners import tuner_of
+from finetune_local.spec.tuners.prefix import EMBEDDING, INNER, INNER_BIAS, OUTER, OUTER_BIAS, ROWS
+from finetune_local.system.errors import AdapterError
 from tasks import batch_of
 from tiny import tiny_model
 from torch_tools import PLAIN_PEFT, SFT, TORCH, plain_loss
@@ -64,8 +64,8 @@ def peft_model(folder: Path, plan: AdapterPlan, start: dict[str, np.ndarray], pr
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
 @pytest.mark.parametrize("projection", [False, True])
-def test_twenty_steps_equal_peft_s(family: str, projection: bool, tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / family, family)
+def test_twenty_steps_equal_peft_s(tuner: str, projection: bool, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / tuner, tuner)
     plan = plan_of(folder, projection)
     ours = TORCH.load(folder, "fp32", "cpu")
     ours.attach("a", plan, seed=7)
@@ -88,13 +88,13 @@ def test_twenty_steps_equal_peft_s(family: str, projection: bool, tmp_path: Path
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "gemma2", "gemma3_text"])
-def test_peft_opens_our_file_and_answers_the_same(family: str, tmp_path: Path) -> None:
+def test_peft_opens_our_file_and_answers_the_same(tuner: str, tmp_path: Path) -> None:
     """Also beyond the window of Gemma 2 and 3."""
-    folder = tiny_model(tmp_path / family, family)
+    folder = tiny_model(tmp_path / tuner, tuner)
     plan = plan_of(folder, True)
     session = TORCH.load(folder, "fp32", "cpu")
     session.attach("a", plan, seed=7)
-    folded, rows = family_of(plan).fold(plan, session.tensors("a"))
+    folded, rows = tuner_of(plan).fold(plan, session.tensors("a"))
     write_adapter(tmp_path / "前缀 prefix", folded, rows, str(folder))
     text = np.random.default_rng(3).integers(3, 380, 90).tolist()
     model = PeftModel.from_pretrained(plain(folder), tmp_path / "前缀 prefix").eval()
@@ -109,7 +109,7 @@ def test_peft_opens_our_file_and_answers_the_same(family: str, tmp_path: Path) -
 @pytest.mark.parametrize("projection", [False, True])
 def test_what_peft_saved_answers_the_same_here(projection: bool, tiny: Path, tmp_path: Path) -> None:
     plan = plan_of(tiny, projection)
-    start = {name: np.array(value) for name, value in family_of(plan).initial(plan, 3, None).items()}  # type: ignore[arg-type]
+    start = {name: np.array(value) for name, value in tuner_of(plan).initial(plan, 3, None).items()}  # type: ignore[arg-type]
     model = peft_model(tiny, plan, start, projection).eval()
     model.save_pretrained(tmp_path)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_what_peft_saved_answers_the_same_here(projection: bool, tiny: Path, tmp
 )
 def test_a_damaged_file_is_refused(change: dict[str, object], said: str, tiny: Path, tmp_path: Path) -> None:
     plan = plan_of(tiny, False)
-    shape = family_of(plan).shapes(plan)[ROWS]
+    shape = tuner_of(plan).shapes(plan)[ROWS]
     write_adapter(tmp_path, plan, {ROWS: np.zeros(shape, np.float32)}, "tiny")
     config = json.loads((tmp_path / CONFIG).read_text("utf-8"))
     (tmp_path / CONFIG).write_text(json.dumps(config | change), "utf-8")

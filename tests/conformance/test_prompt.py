@@ -12,23 +12,23 @@ import pytest
 from conforming import ROWS as TEXTS
 from conforming import SFT, batch, gradients_of, log_softmax, make_plan
 from conftest import USABLE
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.adapters.identity import check_shapes
 from finetune_local.backend import Backend, Session, backends
-from finetune_local.chat.generate import answer, greedy_batch
-from finetune_local.chat.sampling import GREEDY, Sampling
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import AdapterError, SpecError
-from finetune_local.layout import read_adapter, write_adapter
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.inference.generate import answer, greedy_batch
+from finetune_local.inference.sampling import GREEDY, Sampling
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
 from finetune_local.spec.defaults import Facts, resolve
-from finetune_local.spec.families import Source, families, family_of
-from finetune_local.spec.families.prompt import ROWS, PromptSettings
 from finetune_local.spec.initial import generator
+from finetune_local.spec.numerics.prompt_encoder import EMBEDDING, NumpyFunctions, encode
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target, WeightInfo
-from finetune_local.spec.prompt_encoder import EMBEDDING, NumpyFunctions, encode
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.train import setup
+from finetune_local.spec.tuners import Source, tuner_of, tuners
+from finetune_local.spec.tuners.prompt import ROWS, PromptSettings
+from finetune_local.system.errors import AdapterError, SpecError
+from finetune_local.system.paths import Home
+from finetune_local.training import setup
 from tiny import HIDDEN, tiny_model
 
 N = 6
@@ -41,7 +41,7 @@ def plan_of(folder: Path, method: str = "prompt", **settings: Any) -> AdapterPla
 
 
 def random_rows(plan: AdapterPlan, spread: float = 0.15) -> dict[str, np.ndarray]:
-    shape = family_of(plan).shapes(plan)[ROWS]
+    shape = tuner_of(plan).shapes(plan)[ROWS]
     return {ROWS: (np.random.default_rng(4).normal(size=shape) * spread).astype(np.float32)}
 
 
@@ -57,9 +57,9 @@ def trained(
 @both
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "gemma2", "gemma3_text"])
 def test_both_backends_answer_alike_where_embeddings_are_scaled_and_where_heads_are_tied(
-    family: str, tmp_path: Path
+    tuner: str, tmp_path: Path
 ) -> None:
-    folder = tiny_model(tmp_path / family, family)
+    folder = tiny_model(tmp_path / tuner, tuner)
     plan, starts, shown = plan_of(folder), {}, {}
     for name in ("torch", "mlx"):
         session = backends()[name].load(folder, "fp32")
@@ -73,22 +73,22 @@ def test_both_backends_answer_alike_where_embeddings_are_scaled_and_where_heads_
 
 def test_a_prompt_of_embeddings_is_the_text_itself(backend: Backend, tmp_path: Path) -> None:
     """Rows that begin as a text's embeddings give what the text before the text gives, scaled or not."""
-    for family in ("llama", "gemma"):
-        folder = tiny_model(tmp_path / family, family)
+    for tuner in ("llama", "gemma"):
+        folder = tiny_model(tmp_path / tuner, tuner)
         tokenizer, session = Tokenizer.load(folder), backend.load(folder, "fp32")
         before = tokenizer.ids("今天天气很好 ok")
         expected = session.logits([*before, *TEXT])[len(before) :]
         plan = plan_of(folder, prompt_length=len(before), prompt_text="今天天气很好 ok")
         session.attach("a", plan, 1, ids=tokenizer.ids)
-        np.testing.assert_allclose(session.logits(TEXT), expected, atol=2e-5, err_msg=family)
+        np.testing.assert_allclose(session.logits(TEXT), expected, atol=2e-5, err_msg=tuner)
 
 
 def test_where_a_prompt_begins(tiny: Path) -> None:
-    family, weight = families()["prompt"], ModelFolder.open(tiny).read("model.embed_tokens.weight")
+    tuner, weight = tuners()["prompt"], ModelFolder.open(tiny).read("model.embed_tokens.weight")
     source = Source(lambda _: weight, lambda text: [len(word) for word in text.split()], embedding_scale=8.0)
 
     def begin(seed: int = 1, **settings: Any) -> np.ndarray:
-        return family.initial(plan_of(tiny, **settings), seed, source)[ROWS]
+        return tuner.initial(plan_of(tiny, **settings), seed, source)[ROWS]
 
     np.testing.assert_array_equal(begin(prompt_text="a bb ccc dddd"), 8 * weight[[1, 2, 3, 4, 1, 2]])
     np.testing.assert_array_equal(begin(prompt_text="a bb ccc dddd", prompt_length=3), 8 * weight[[1, 2, 3]])
@@ -109,7 +109,7 @@ def test_where_a_prompt_begins(tiny: Path) -> None:
 def test_rows_that_belong_to_no_token_are_not_drawn(tiny: Path) -> None:
     weight = np.zeros((384, HIDDEN), np.float32)
     weight[100:103] = 1 + np.arange(3)[:, None]
-    found = families()["prompt"].initial(plan_of(tiny), 1, Source(lambda _: weight))[ROWS]
+    found = tuners()["prompt"].initial(plan_of(tiny), 1, Source(lambda _: weight))[ROWS]
     assert set(found[:, 0]) <= {1, 2, 3}
 
 
@@ -222,7 +222,7 @@ def test_an_encoder_learns_at_the_automatic_rate_and_folds_into_its_prompt(
     losses = trained(session, plan, 60, rate or 0)
     assert np.mean(losses[-3:]) < 0.75 * losses[0], losses
     shown, tensors = session.logits(TEXT), session.tensors("a")
-    folded, rows = family_of(plan).fold(plan, tensors)
+    folded, rows = tuner_of(plan).fold(plan, tensors)
     write_adapter(tmp_path, folded, rows, "tiny")
     assert rows.keys() == {ROWS}
     read, again = read_adapter(tmp_path)
@@ -267,7 +267,7 @@ def test_swapping_a_prompt_and_a_lora_is_exact(backend: Backend, tiny: Path) -> 
     session = backend.load(tiny, "fp32")
     lora = make_plan(parse_spec({"method": {"key": "lora", "rank": 2}}, "test"), tiny)
     rng = np.random.default_rng(0)
-    noise = {n: rng.normal(0, 0.2, s).astype(np.float32) for n, s in family_of(lora).shapes(lora).items()}
+    noise = {n: rng.normal(0, 0.2, s).astype(np.float32) for n, s in tuner_of(lora).shapes(lora).items()}
     shown = {None: session.logits(TEXT)}
     session.attach("lora", lora, 1, noise)
     shown["lora"] = session.logits(TEXT)
@@ -352,15 +352,15 @@ def test_a_prompt_of_another_width_is_refused(backend: Backend, tiny: Path) -> N
 def test_a_model_without_a_known_embedding_is_refused() -> None:
     base = BaseInfo({"model.layers.0.mlp.weight": WeightInfo((4, 4), "F32")})
     with pytest.raises(SpecError, match=r"none of a known name \(embed_tokens.*Use --method lora"):
-        families()["prompt"].plan("prompt", PromptSettings(), base)
+        tuners()["prompt"].plan("prompt", PromptSettings(), base)
 
 
 def test_the_encoders_length_does_not_change_its_rows() -> None:
     """An MLP makes each row alone; an LSTM reads them as a sequence, so the last row reaches the first."""
-    family, rng = families()["prompt"], generator(1, "rows")
+    tuner, rng = tuners()["prompt"], generator(1, "rows")
     for kind, reaches in (("mlp", False), ("lstm", True)):
         plan = AdapterPlan("p", "prompt", PromptSettings(prompt_encoder=kind), (Target("e", 8, 10),))  # type: ignore[arg-type]
-        tensors = dict(family.initial(plan, 1, Source(lambda _: np.zeros(0))))
+        tensors = dict(tuner.initial(plan, 1, Source(lambda _: np.zeros(0))))
         before = encode(NumpyFunctions(), tensors)
         tensors[EMBEDDING] = tensors[EMBEDDING].copy()
         tensors[EMBEDDING][-1] += rng.normal(size=8)

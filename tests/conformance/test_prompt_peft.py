@@ -14,14 +14,14 @@ from peft import PeftModel, PromptEncoder, PromptEncoderConfig, PromptTuningConf
 from transformers import AutoModelForCausalLM
 
 from conforming import make_plan
+from finetune_local.adapter_format import read_adapter, read_config, write_adapter
 from finetune_local.backend import Backend
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.layout import read_adapter, read_config, write_adapter
-from finetune_local.spec.families import Source, family_of
-from finetune_local.spec.families.prompt import ROWS
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.spec.numerics.prompt_encoder import PREFIX, NumpyFunctions, encode
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.prompt_encoder import PREFIX, NumpyFunctions, encode
 from finetune_local.spec.run import TrainingSettings, parse_spec
+from finetune_local.spec.tuners import Source, tuner_of
+from finetune_local.spec.tuners.prompt import ROWS
 from tasks import batch_of
 from tiny import HIDDEN, tiny_model
 from torch_tools import PLAIN_PEFT, RATE, SFT, plain_loss
@@ -63,7 +63,7 @@ def encoder_of(kind: str, tensors: dict[str, np.ndarray], hidden: int) -> Any:
 @pytest.mark.parametrize("kind", ["mlp", "lstm"])
 def test_the_encoder_is_pefts(tiny: Path, kind: str, hidden: int) -> None:
     plan = plan_of(tiny, "p-tuning", prompt_encoder=kind, prompt_encoder_width=hidden)
-    tensors = dict(family_of(plan).initial(plan, 1, Source(lambda _: np.zeros(0))))
+    tensors = dict(tuner_of(plan).initial(plan, 1, Source(lambda _: np.zeros(0))))
     expected = encoder_of(kind, tensors, hidden)(torch.arange(N)[None])[0]
     np.testing.assert_allclose(encode(NumpyFunctions(), tensors), expected.detach().numpy(), atol=1e-6)
     fresh = encoder_of(kind, tensors, hidden)
@@ -76,8 +76,8 @@ def test_the_encoder_is_pefts(tiny: Path, kind: str, hidden: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gemma3_text"])
-def test_a_text_begins_as_in_peft(backend: Backend, tmp_path: Path, family: str) -> None:
-    folder, text = tiny_model(tmp_path / family, family), "Turn it into 代码."
+def test_a_text_begins_as_in_peft(backend: Backend, tmp_path: Path, tuner: str) -> None:
+    folder, text = tiny_model(tmp_path / tuner, tuner), "Turn it into 代码."
     config = PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=30, prompt_tuning_init="TEXT", prompt_tuning_init_text=text,
         tokenizer_name_or_path=str(folder),
@@ -91,8 +91,8 @@ def test_a_text_begins_as_in_peft(backend: Backend, tmp_path: Path, family: str)
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 @pytest.mark.parametrize("kind", ["none", "mlp", "lstm"])
-def test_twenty_steps_are_pefts(backend: Backend, tmp_path: Path, family: str, kind: str) -> None:
-    folder = tiny_model(tmp_path / family, family)
+def test_twenty_steps_are_pefts(backend: Backend, tmp_path: Path, tuner: str, kind: str) -> None:
+    folder = tiny_model(tmp_path / tuner, tuner)
     plan = plan_of(folder, "prompt" if kind == "none" else "p-tuning", prompt_encoder=kind)
     session = backend.load(folder, "fp32")
     session.attach("a", plan, 3)
@@ -140,14 +140,14 @@ class _Shortened:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "gemma3_text"])
 @pytest.mark.parametrize("method", ["prompt", "p-tuning"])
-def test_peft_opens_what_is_published(backend: Backend, tmp_path: Path, family: str, method: str) -> None:
-    folder = tiny_model(tmp_path / "base", family)
+def test_peft_opens_what_is_published(backend: Backend, tmp_path: Path, tuner: str, method: str) -> None:
+    folder = tiny_model(tmp_path / "base", tuner)
     session, plan = backend.load(folder, "fp32"), plan_of(folder, method)
     session.attach("a", plan, 1)
     session.prepare("a", TrainingSettings())
     for step in range(3):
         session.step([batch_of(seed=step)], SFT, 1e-2)
-    write_adapter(tmp_path / "made 适配", *family_of(plan).fold(plan, session.tensors("a")), "tiny")
+    write_adapter(tmp_path / "made 适配", *tuner_of(plan).fold(plan, session.tensors("a")), "tiny")
     model = PeftModel.from_pretrained(base_of(folder), tmp_path / "made 适配")
     assert model.peft_config["default"].peft_type == ("PROMPT_TUNING" if method == "prompt" else "P_TUNING")
     np.testing.assert_allclose(logits_of(model), session.logits(TEXT), atol=5e-5)
@@ -155,8 +155,8 @@ def test_peft_opens_what_is_published(backend: Backend, tmp_path: Path, family: 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 @pytest.mark.parametrize("kind", ["prompt", "mlp", "lstm"])
-def test_what_peft_saves_opens_here(backend: Backend, tmp_path: Path, family: str, kind: str) -> None:
-    folder, common = tiny_model(tmp_path / "base", family), {"task_type": "CAUSAL_LM", "num_virtual_tokens": N}
+def test_what_peft_saves_opens_here(backend: Backend, tmp_path: Path, tuner: str, kind: str) -> None:
+    folder, common = tiny_model(tmp_path / "base", tuner), {"task_type": "CAUSAL_LM", "num_virtual_tokens": N}
     torch.manual_seed(0)
     config: Any = PromptTuningConfig(**common)
     if kind != "prompt":

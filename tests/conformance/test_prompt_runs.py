@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import Backend
-from finetune_local.chat.generate import greedy_batch
-from finetune_local.chat.opening import Opened, open_chat
-from finetune_local.chat.sampling import GREEDY
 from finetune_local.chat.session import ChatSession
 from finetune_local.data.conversation import Message, Source
-from finetune_local.errors import FinetuneError
-from finetune_local.evaluate import compare
-from finetune_local.evaluate.rows import Row
+from finetune_local.evaluation import compare
+from finetune_local.evaluation.rows import Row
 from finetune_local.export.weights import MergedWeights
-from finetune_local.layout import read_adapter, write_adapter
+from finetune_local.inference.engine import Opened, open_chat
+from finetune_local.inference.generate import greedy_batch
+from finetune_local.inference.sampling import GREEDY
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
-from finetune_local.spec.families.prompt import ROWS
+from finetune_local.spec.tuners.prompt import ROWS
 from finetune_local.system import checksums
-from finetune_local.train.setup import Ready
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.paths import Home
+from finetune_local.training.setup import Ready
 from training import assert_same, losses, result, train
 
 METHODS: list[dict[str, Any]] = [
@@ -107,8 +107,8 @@ def test_evaluation_scores_the_mean_and_counts_the_vote(
 
 def _alone(opened: Opened, rows: list[Row], prompt: np.ndarray, member: int) -> tuple[list[str], np.ndarray]:
     """Answers and losses of one member as a prompt of its own."""
-    from finetune_local.spec.families.prompt import PromptSettings
     from finetune_local.spec.plan import AdapterPlan, Target
+    from finetune_local.spec.tuners.prompt import PromptSettings
 
     name = f"alone {member}"
     plan = AdapterPlan("prompt", "prompt", PromptSettings(prompt_length=len(prompt)), (Target("", prompt.shape[1], 0),))

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from finetune_local.errors import GateFailed
-from finetune_local.export import llama
-from finetune_local.export import verify as verification
-from finetune_local.export.job import export
-from finetune_local.export.merged import write_merged
-from finetune_local.export.receivers.folders import MLX_LM, TRANSFORMERS
-from finetune_local.export.verify import verify
+from finetune_local.export.engines import llama
+from finetune_local.export.engines.folders import MLX_LM, TRANSFORMERS
+from finetune_local.export.pipeline import export
+from finetune_local.export.targets.merged import write_merged
+from finetune_local.export.verification import verify as verification
+from finetune_local.export.verification.verify import verify
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import GateFailed
 from made import made_adapter
 from receiving import answered_here
 from tiny import CHATML, tiny_model

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from conforming import SFT
-from finetune_local.backend import Backend, Session, Share, backends
-from finetune_local.errors import Unsupported
+from finetune_local.backend import Backend, Session, StepRequest, backends
+from finetune_local.spec.numerics.shifted import automatic_group
 from finetune_local.spec.run import TrainingSettings
-from finetune_local.spec.shifted import automatic_group
+from finetune_local.system.errors import Unsupported
 from tasks import batch_of, pieces, plan_of
 from tiny import tiny_model
 
@@ -76,8 +76,8 @@ def by_definition(q: np.ndarray, k: np.ndarray, v: np.ndarray, group: int) -> np
         seen = (place[None] <= place[:, None]) & (number[None] == number[:, None])
         scores = q[:, head].astype(np.float64) @ k[:, head].transpose(0, 2, 1) / np.sqrt(q.shape[-1])
         scores = np.where(seen, scores, -np.inf)
-        share = np.exp(scores - scores.max(-1, keepdims=True))
-        result[:, head] = share / share.sum(-1, keepdims=True) @ v[:, head]
+        request = np.exp(scores - scores.max(-1, keepdims=True))
+        result[:, head] = request / request.sum(-1, keepdims=True) @ v[:, head]
     return result
 
 
@@ -136,10 +136,10 @@ def curve(session: Session, folder: Path, size: int = 4, **training: Any) -> lis
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "qwen3"])
-def test_both_backends_have_one_curve(tmp_path: Path, family: str) -> None:
+def test_both_backends_have_one_curve(tmp_path: Path, tuner: str) -> None:
     if lacking := [b.name for b in backends().values() if b.missing()]:
         pytest.skip(f"parity needs both backends; missing: {', '.join(lacking)}")
-    folder = tiny_model(tmp_path, family)
+    folder = tiny_model(tmp_path, tuner)
     for more in ({"attention_group": 6}, {"attention_group": 5, "gradient_checkpointing": True}):
         one, other = (curve(b.load(folder, "fp32", "cpu"), folder, **more) for b in backends().values())
         assert one[-1] < one[0] - 0.3
@@ -236,9 +236,9 @@ def test_adapters_trained_at_once_share_one_attention(backend: Backend, tiny: Pa
         session.attach(name, plan_of(tiny), 1)
         session.prepare(name, TrainingSettings(attention=kind, attention_group=6))
     with pytest.raises(Unsupported, match="same --attention"):
-        session.step_together([Share(name, rows, SFT, 1e-3) for name in ("a", "b")])
+        session.step_many([StepRequest(name, rows, SFT, 1e-3) for name in ("a", "b")])
     alone = session.step([*rows], SFT, 0.0).loss
-    together = session.step_together([Share(name, rows, SFT, 0.0) for name in ("a", "c")])
+    together = session.step_many([StepRequest(name, rows, SFT, 0.0) for name in ("a", "c")])
     assert [r.loss for r in together] == pytest.approx([alone, alone], abs=1e-5)
 
 

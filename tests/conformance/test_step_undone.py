@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from conforming import SFT, make_plan
-from finetune_local.backend import Backend, Session, Share
-from finetune_local.errors import OutOfMemory, RunError
-from finetune_local.spec.budget import Budget
+from finetune_local.backend import Backend, Session, StepRequest
+from finetune_local.spec.numerics.budget import Budget
 from finetune_local.spec.run import parse_spec
+from finetune_local.system.errors import OutOfMemory, RunError
 from finetune_local_backends.undo import all_or_nothing
 from tasks import batch_of
 from tiny import tiny_model
@@ -50,8 +50,8 @@ def begun(backend: Backend, folder: Path, *keys: str, **training: Any) -> Sessio
 
 def step(session: Session, number: int, adapters: int) -> list[tuple[float, float]]:
     session.seed(number)
-    shares = [Share(f"{one}", [batch_of(2, 16, seed=9 * number + one)], SFT, 1e-2) for one in range(adapters)]
-    return [(result.loss, result.gradient_norm) for result in session.step_together(shares)]
+    requests = [StepRequest(f"{one}", [batch_of(2, 16, seed=9 * number + one)], SFT, 1e-2) for one in range(adapters)]
+    return [(result.loss, result.gradient_norm) for result in session.step_many(requests)]
 
 
 def state_of(session: Session) -> State:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from conforming import PROMPT, ROWS, SFT, batch, make_plan, make_spec
-from finetune_local.backend import Backend, Session, Share
-from finetune_local.errors import Unsupported
-from finetune_local.spec.families import family_of
-from finetune_local.spec.methods import methods
+from finetune_local.backend import Backend, Session, StepRequest
+from finetune_local.spec.presets import presets
 from finetune_local.spec.run import RunSpec, parse_spec
+from finetune_local.spec.tuners import tuner_of
+from finetune_local.system.errors import Unsupported
 from tasks import batch_of
 from tiny import tiny_model
 
@@ -54,7 +54,7 @@ def both_ways(
         begin(session, folder, name, method, **more)
     together: dict[str, list[float]] = {name: [] for name in mix}
     for _ in range(steps):
-        results = session.step_together([Share(name, BATCHES[name], SFT, RATES[name]) for name in mix])
+        results = session.step_many([StepRequest(name, BATCHES[name], SFT, RATES[name]) for name in mix])
         for name, result in zip(mix, results, strict=True):
             together[name].append(result.loss)
     return alone, together, sessions, session
@@ -92,7 +92,7 @@ def test_what_is_active_afterwards_is_one_adapter_or_none(backend: Backend, tiny
     bare = session.logits(ROWS[0])
     for name, method in MIX.items():
         begin(session, tiny, name, method)
-    session.step_together([Share(name, BATCHES[name], SFT, RATES[name]) for name in MIX])
+    session.step_many([StepRequest(name, BATCHES[name], SFT, RATES[name]) for name in MIX])
     tuned = {}
     for name in MIX:
         session.activate(name)
@@ -100,7 +100,7 @@ def test_what_is_active_afterwards_is_one_adapter_or_none(backend: Backend, tiny
         assert np.abs(tuned[name] - bare).max() > 1e-3
     session.activate(None)
     np.testing.assert_array_equal(session.logits(ROWS[0]), bare)
-    alone = session.step_together([Share("two", BATCHES["two"], SFT, 0.0)])[0].loss
+    alone = session.step_many([StepRequest("two", BATCHES["two"], SFT, 0.0)])[0].loss
     session.activate("two")
     scores = np.concatenate([session.score(b) for b in BATCHES["two"]])
     assert alone == pytest.approx(-float(scores.mean()), abs=1e-5)
@@ -110,26 +110,26 @@ def test_one_of_several_can_leave_and_the_others_go_on(backend: Backend, tiny: P
     session = backend.load(tiny, "fp32")
     for name in MIX:
         begin(session, tiny, name, MIX[name])
-    session.step_together([Share(name, BATCHES[name], SFT, 1e-2) for name in MIX])
+    session.step_many([StepRequest(name, BATCHES[name], SFT, 1e-2) for name in MIX])
     session.detach("一")
-    rest = [Share(name, BATCHES[name], SFT, 1e-2) for name in ("two", "three")]
-    first = [result.loss for result in session.step_together(rest)]
-    assert [result.loss for result in session.step_together(rest)] < first
+    rest = [StepRequest(name, BATCHES[name], SFT, 1e-2) for name in ("two", "three")]
+    first = [result.loss for result in session.step_many(rest)]
+    assert [result.loss for result in session.step_many(rest)] < first
     session.activate("two")
     assert session.adapters() == ["two", "three"]
 
 
-@pytest.mark.parametrize("key", list(methods()))
+@pytest.mark.parametrize("key", list(presets()))
 def test_every_method_beside_a_lora_or_told_why_not(backend: Backend, tiny: Path, key: str) -> None:
     spec = make_spec(key, "fp32")
     plan = make_plan(spec, tiny)
     mix = {"一": MIX["一"], "two": {"key": key, **spec.method.settings.model_dump(mode="json")}}
-    if family_of(plan).apart(plan):
+    if tuner_of(plan).apart(plan):
         session = backend.load(tiny, "fp32")
         for name, method in mix.items():
             begin(session, tiny, name, method)
         with pytest.raises(Unsupported, match="alone"):
-            session.step_together([Share(name, BATCHES[name], SFT, RATES[name]) for name in mix])
+            session.step_many([StepRequest(name, BATCHES[name], SFT, RATES[name]) for name in mix])
         return
     alone, together, _, _ = both_ways(backend, tiny, mix, steps=4, attention=spec.training.attention)
     for name in mix:

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 
 from conformance.test_together_runs import TRAINING, config_of, train
-from finetune_local.backend import Backend, Share, StepResult
+from finetune_local.backend import Backend, StepRequest, StepResult
 from finetune_local.cli.resume import command as resume
-from finetune_local.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged, UserError, WorkerDied, typed
-from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import follow, runs, setup
-from finetune_local.train.events import Checkpoint, Event, Step
-from finetune_local.train.loop import Loop
-from finetune_local.train.runs import Run
-from finetune_local.train.together import events_of_all
+from finetune_local.system.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged, UserError, WorkerDied, typed
+from finetune_local.system.paths import Home
+from finetune_local.training import setup
+from finetune_local.training.events import Checkpoint, Event, Step
+from finetune_local.training.loop import Loop
+from finetune_local.training.multi_adapter import events_of_all
+from finetune_local.training.run_folder import follow, runs
+from finetune_local.training.run_folder.runs import Run
 
 TWO: list[dict[str, Any]] = [
     {"name": "甲 one", "method": {"key": "lora", "rank": 4}, "training": {"learning_rate": 5e-3}},
@@ -117,13 +118,13 @@ def test_where_memory_is_short_each_computes_alone_and_learns_the_same(
             assert isinstance(ready, setup.Ready)
             loops.append(Loop(ready, lambda: False))
         session, tried = loops[0].ready.session, list[list[int]]()
-        step = session.step_together
+        step = session.step_many
 
-        def short(shares: Sequence[Share]) -> list[StepResult]:
-            tried.append([max(batch.ids.size for batch in share.batches) for share in shares])
+        def short(requests: Sequence[StepRequest]) -> list[StepResult]:
+            tried.append([max(batch.ids.size for batch in request.batches) for request in requests])
             if sum(tried[-1]) > room:
                 raise OutOfMemory("a test's room is full.")
-            return step(shares)
+            return step(requests)
 
         monkeypatch.setattr(session, "step_together", short)
         losses: dict[str, list[float]] = {}

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from finetune_local.adapter_format import read_adapter
 from finetune_local.backend import Backend
 from finetune_local.cli.train import command
-from finetune_local.layout import read_adapter
-from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import follow, runs, setup
-from finetune_local.train.events import Event, Step
+from finetune_local.system.paths import Home
+from finetune_local.training import setup
+from finetune_local.training.events import Event, Step
+from finetune_local.training.run_folder import follow, runs
 
 TRAINING = {
     "max_steps": 8,
@@ -128,7 +129,7 @@ def test_one_that_is_stopped_leaves_the_others_going_on_and_goes_on_alone(
 def test_what_cannot_be_trained_at_once_is_said_before_anything_is_loaded(
     home: Home, tiny: Path, data: Path, backend: Backend, tmp_path: Path, adapters: list[dict[str, Any]], words: str
 ) -> None:
-    from finetune_local.errors import UserError
+    from finetune_local.system.errors import UserError
 
     with pytest.raises(UserError, match=words):
         train("--config", str(config_of(tmp_path, tiny, data, backend, adapters)))
@@ -136,7 +137,7 @@ def test_what_cannot_be_trained_at_once_is_said_before_anything_is_loaded(
 
 
 def test_precisions_must_agree(home: Home, tiny: Path, data: Path, backend: Backend, tmp_path: Path) -> None:
-    from finetune_local.errors import SpecError
+    from finetune_local.system.errors import SpecError
 
     path = config_of(tmp_path, tiny, data, backend, [{"method": "lora"}, {"method": "qlora"}])
     tables = json.loads(path.read_text("utf-8"))

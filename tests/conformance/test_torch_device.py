@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="the torch backend is not installed")
 import torch
 
-from finetune_local.errors import OutOfMemory
+from finetune_local.system.errors import OutOfMemory
 from finetune_local_backends.torch import memory
 from torch_tools import TORCH
 

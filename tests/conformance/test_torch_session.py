@@ -17,15 +17,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from finetune_local.adapter_format import write_adapter
 from finetune_local.backend import Batch, Session
-from finetune_local.errors import AdapterError, ModelError, OutOfMemory, Unsupported
-from finetune_local.layout import write_adapter
-from finetune_local.spec.families import families
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import AdapterError, ModelError, OutOfMemory, Unsupported
 from finetune_local_backends.torch import head as head_module
 from finetune_local_backends.torch import session
 from finetune_local_backends.torch.gaps import GAPS
-from finetune_local_backends.torch.methods import sites
+from finetune_local_backends.torch.tuners import sites
 from tasks import batch_of, pieces, plan_of
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 from torch_tools import PLAIN_PEFT, RATE, SFT, TORCH, ready, train
@@ -224,7 +224,7 @@ def test_tensors_survive_a_round_trip(tiny: Path, method: str) -> None:
     train(ours, 2)
     tensors = ours.tensors("a")
     again = TORCH.load(tiny, "fp32", "cpu")
-    shapes = families()["full" if method == "full" else "low_rank"].shapes(plan_of(tiny, method))
+    shapes = tuners()["full" if method == "full" else "low_rank"].shapes(plan_of(tiny, method))
     assert again.attach("a", plan_of(tiny, method), seed=0, tensors=tensors) == sum(
         int(np.prod(s)) for s in shapes.values()
     )
@@ -269,8 +269,8 @@ def test_plain_peft_opens_the_written_adapter(tiny: Path, tmp_path: Path, method
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
-def test_decoding_rows_together_equals_one_by_one(tmp_path: Path, family: str) -> None:
-    ours = ready(tiny_model(tmp_path / family, family))
+def test_decoding_rows_together_equals_one_by_one(tmp_path: Path, tuner: str) -> None:
+    ours = ready(tiny_model(tmp_path / tuner, tuner))
     train(ours, 2)
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14, 15], [20] * 70]
     together = _greedy(ours, prompts, 6)

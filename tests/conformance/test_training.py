@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from conforming import small
+from finetune_local.adapter_format import read_adapter
 from finetune_local.adapters.identity import read_identity
-from finetune_local.backend import Backend, Share, StepResult
-from finetune_local.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged
-from finetune_local.layout import read_adapter
-from finetune_local.paths import Home
-from finetune_local.spec.methods import methods
-from finetune_local.train import checkpoint, setup
-from finetune_local.train.events import Finished, Note, Sample, StoppedByUser, Validation
-from finetune_local.train.setup import Ready
+from finetune_local.backend import Backend, StepRequest, StepResult
+from finetune_local.spec.presets import presets
+from finetune_local.system.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged
+from finetune_local.system.paths import Home
+from finetune_local.training import checkpoint, setup
+from finetune_local.training.events import Finished, Note, Sample, StoppedByUser, Validation
+from finetune_local.training.setup import Ready
 from tiny import tiny_model
 from training import STEPS, assert_same, losses, result, train
 
@@ -57,10 +57,10 @@ def test_a_run_from_data_to_adapter(make_run: Any, home: Home, backend: Backend)
     assert checkpoint.latest(run.checkpoints) == run.checkpoints / f"step-{STEPS:06d}"
 
 
-EVERY_METHOD = [{"key": key, **small(key)} for key in methods()]
+EVERY_METHOD = [{"key": key, **small(key)} for key in presets()]
 
 
-@pytest.mark.parametrize("method", [*EVERY_METHOD, {"key": "dora", "dropout": 0.1}], ids=[*methods(), "dora-dropout"])
+@pytest.mark.parametrize("method", [*EVERY_METHOD, {"key": "dora", "dropout": 0.1}], ids=[*presets(), "dora-dropout"])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_run: Any, home: Home, method: Any) -> None:
     whole = make_run("whole", method)
     expected = losses(train(whole, home))
@@ -93,15 +93,15 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(make_run: Any, 
     refused = []
 
     def scarce(ready: Ready) -> None:
-        original = ready.session.step_together
+        original = ready.session.step_many
 
-        def step(shares: Sequence[Share]) -> list[StepResult]:
-            if max(batch.ids.size for batch in shares[0].batches) > 48:
-                refused.append(len(shares[0].batches))
+        def step(requests: Sequence[StepRequest]) -> list[StepResult]:
+            if max(batch.ids.size for batch in requests[0].batches) > 48:
+                refused.append(len(requests[0].batches))
                 raise OutOfMemory("no room")
-            return original(shares)
+            return original(requests)
 
-        ready.session.step_together = step  # type: ignore[method-assign]
+        ready.session.step_many = step  # type: ignore[method-assign]
 
     run = make_run("scarce")
     events = train(run, home, change=scarce)
@@ -136,15 +136,15 @@ def test_a_budget_that_no_batch_reaches_is_not_halved_in_vain(make_run: Any, hom
     tried: list[list[int]] = []
 
     def scarce(ready: Ready) -> None:
-        original = ready.session.step_together
+        original = ready.session.step_many
 
-        def step(shares: Sequence[Share]) -> list[StepResult]:
-            tried.append([batch.ids.size for batch in shares[0].batches])
+        def step(requests: Sequence[StepRequest]) -> list[StepResult]:
+            tried.append([batch.ids.size for batch in requests[0].batches])
             if len(tried) <= 2:
                 raise OutOfMemory("no room")
-            return original(shares)
+            return original(requests)
 
-        ready.session.step_together = step  # type: ignore[method-assign]
+        ready.session.step_many = step  # type: ignore[method-assign]
 
     train(make_run("wide", micro_batch_tokens=100_000, max_steps=2), home, change=scarce)
     assert max(tried[2]) < max(tried[1]) < max(tried[0])
@@ -190,10 +190,10 @@ def test_a_run_that_never_beats_its_base_says_so(make_run: Any, home: Home) -> N
 
 def test_a_single_row_that_does_not_fit_says_what_helps(make_run: Any, home: Home) -> None:
     def none(ready: Ready) -> None:
-        def step(_: Sequence[Share]) -> list[StepResult]:
+        def step(_: Sequence[StepRequest]) -> list[StepResult]:
             raise OutOfMemory("no room")
 
-        ready.session.step_together = step  # type: ignore[method-assign]
+        ready.session.step_many = step  # type: ignore[method-assign]
 
     with pytest.raises(OutOfMemory, match=r"one row of \d+ tokens.*--max-length"):
         train(make_run("none"), home, change=none)
@@ -202,13 +202,13 @@ def test_a_single_row_that_does_not_fit_says_what_helps(make_run: Any, home: Hom
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run(make_run: Any, home: Home, bad: float) -> None:
     def poison(ready: Ready) -> None:
-        original = ready.session.step_together
+        original = ready.session.step_many
 
-        def step(shares: Sequence[Share]) -> list[StepResult]:
-            (done,) = original(shares)
+        def step(requests: Sequence[StepRequest]) -> list[StepResult]:
+            (done,) = original(requests)
             return [dataclasses.replace(done, loss=bad) if ready.state.step == 4 else done]
 
-        ready.session.step_together = step  # type: ignore[method-assign]
+        ready.session.step_many = step  # type: ignore[method-assign]
 
     run = make_run("nan")
     with pytest.raises(TrainingDiverged, match=r"step 5.*not applied.*step-000003.*--learning-rate"):
@@ -218,13 +218,13 @@ def test_a_loss_that_is_no_number_stops_the_run(make_run: Any, home: Home, bad: 
 
 def test_a_loss_that_climbs_and_stays_up_is_caught(make_run: Any, home: Home) -> None:
     def climb(ready: Ready) -> None:
-        original = ready.session.step_together
+        original = ready.session.step_many
 
-        def step(shares: Sequence[Share]) -> list[StepResult]:
-            (done,) = original(shares)
+        def step(requests: Sequence[StepRequest]) -> list[StepResult]:
+            (done,) = original(requests)
             return [dataclasses.replace(done, loss=done.loss + 0.5 * ready.state.step)]
 
-        ready.session.step_together = step  # type: ignore[method-assign]
+        ready.session.step_many = step  # type: ignore[method-assign]
 
     with pytest.raises(TrainingDiverged, match=r"has risen from .* --learning-rate"):
         train(make_run("wild", max_steps=60), home, change=climb)

@@ -13,12 +13,12 @@ from finetune_local.adapters.companions import asking, companions, tokenizer_of
 from finetune_local.adapters.identity import rewrite
 from finetune_local.backend import Backend
 from finetune_local.data.conversation import Message
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import AdapterError
-from finetune_local.export.job import export
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.export.pipeline import export
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
-from finetune_local.train.runs import Run
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder.runs import Run
 from tiny import tiny_model
 from training import train
 

@@ -11,15 +11,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conforming import make_case, make_plan
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import Backend, backends
-from finetune_local.errors import AdapterError, ModelError, SpecError
-from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import family_of
-from finetune_local.spec.families.vera import A, B
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings, parse_spec
+from finetune_local.spec.tuners import tuner_of
+from finetune_local.spec.tuners.vera import A, B
+from finetune_local.system.errors import AdapterError, ModelError, SpecError
 from tasks import batch_of
 from tiny import tiny_model
 
@@ -38,8 +38,8 @@ def plan_of(folder: Path, method: str, **settings: Any) -> AdapterPlan:
 def moved(plan: AdapterPlan) -> dict[str, np.ndarray]:
     """Tensors away from the start, the frozen ones too."""
     rng = np.random.default_rng(3)
-    middle = 1.0 if plan.family == "ia3" else 0.0
-    shapes = family_of(plan).shapes(plan)
+    middle = 1.0 if plan.tuner == "ia3" else 0.0
+    shapes = tuner_of(plan).shapes(plan)
     return {name: rng.normal(middle, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -63,8 +63,8 @@ def logits_of(model: Any) -> np.ndarray:
 @PEFT_S_OWN
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_peft_opens_it_and_answers_the_same(backend: Backend, tmp_path: Path, method: str, family: str) -> None:
-    folder = tiny_model(tmp_path / "base", family)
+def test_peft_opens_it_and_answers_the_same(backend: Backend, tmp_path: Path, method: str, tuner: str) -> None:
+    folder = tiny_model(tmp_path / "base", tuner)
     plan = plan_of(folder, method)
     session = backend.load(folder, "fp32")
     before = session.logits(TEXT)
@@ -103,9 +103,9 @@ def test_what_peft_saves_is_read(backend: Backend, tmp_path: Path, method: str) 
     session.attach("a", plan, 1, tensors)
     np.testing.assert_allclose(session.logits(TEXT), logits_of(theirs.eval()), atol=2e-4)
     model = ModelFolder.open(folder)
-    family = family_of(plan)
-    assert all(family.fits(t, model.weights()[t.module + ".weight"].shape) for t in plan.targets)
-    assert not any(family.fits(t, (63, 63)) for t in plan.targets)
+    tuner = tuner_of(plan)
+    assert all(tuner.fits(t, model.weights()[t.module + ".weight"].shape) for t in plan.targets)
+    assert not any(tuner.fits(t, (63, 63)) for t in plan.targets)
 
 
 @PEFT_S_OWN
@@ -146,7 +146,7 @@ def test_merging_takes_the_biases_with_it(backend: Backend, tmp_path: Path, meth
     tensors = moved(plan)
     session.attach("a", plan, 1, tensors)
     merged = {
-        name: family_of(plan).merge(name, weight, plan, tensors)
+        name: tuner_of(plan).merge(name, weight, plan, tensors)
         for name, weight in load_file(folder / "model.safetensors").items()
     }
     other = tiny_model(tmp_path / "merged", "qwen2")

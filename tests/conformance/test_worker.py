@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.backend import Backend
-from finetune_local.errors import WorkerDied
-from finetune_local.paths import Home
-from finetune_local.train import follow
-from finetune_local.train.events import Checkpoint, Event, Finished, Started, Step, StoppedByUser
+from finetune_local.system.errors import WorkerDied
+from finetune_local.system.paths import Home
+from finetune_local.training.events import Checkpoint, Event, Finished, Started, Step, StoppedByUser
+from finetune_local.training.run_folder import follow
 from training import assert_same, losses, result
 
 

@@ -25,13 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faults.shim import KILLED, Shim
 from faults.toy_backend import ToyBackend
 from finetune_local import backend as port
-from finetune_local.errors import DiskFailed, DiskFull
-from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import checksums
-from finetune_local.train import runs, tidy, worker
-from finetune_local.train.events import ENDS, Failed, Finished, Sample, Step, Validation
-from finetune_local.train.runs import Run
+from finetune_local.system.errors import DiskFailed, DiskFull
+from finetune_local.system.paths import Home
+from finetune_local.training import worker
+from finetune_local.training.events import ENDS, Failed, Finished, Sample, Step, Validation
+from finetune_local.training.run_folder import runs, tidy
+from finetune_local.training.run_folder.runs import Run
 from tiny import tiny_model
 
 NAME = "run"

@@ -95,7 +95,7 @@ class Shim:
         io.open = builtins.open = self._open  # type: ignore[assignment]
         from safetensors import numpy as tensors
 
-        from finetune_local import files
+        from finetune_local.system import files
 
         self._real["save_file"] = tensors.save_file
         tensors.save_file = self._save_file

@@ -16,16 +16,17 @@ from safetensors.numpy import save_file
 
 from faults.toy_backend import ToyBackend
 from finetune_local import backend as port
-from finetune_local.data.prepare import REJECTED
-from finetune_local.errors import AdapterError, DamagedRun, DataError
-from finetune_local.paths import Home
+from finetune_local.data.dataset.prepare import REJECTED
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.checksums import SUMS
-from finetune_local.train import base_weights, checkpoint, runs, together
-from finetune_local.train.events import Event, Note
-from finetune_local.train.loop import Loop
-from finetune_local.train.runs import Run
-from finetune_local.train.setup import Ready, make_ready
+from finetune_local.system.errors import AdapterError, DamagedRun, DataError
+from finetune_local.system.paths import Home
+from finetune_local.training import base_weights, checkpoint, multi_adapter
+from finetune_local.training.events import Event, Note
+from finetune_local.training.loop import Loop
+from finetune_local.training.run_folder import runs
+from finetune_local.training.run_folder.runs import Run
+from finetune_local.training.setup import Ready, make_ready
 from training import assert_same, losses, result
 
 NEWEST = "step-000006"
@@ -98,7 +99,7 @@ def train(run: Run, home: Home, stop: Callable[[], bool] = lambda: False) -> Non
         if isinstance(item, Event):
             run.append(item)
     assert isinstance(item, Ready)
-    for event in together.events(Loop(item, stop)):
+    for event in multi_adapter.events(Loop(item, stop)):
         run.append(event)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.backend import Batch, Device, Floats, MemoryUse, Share, StepResult
-from finetune_local.errors import AdapterError
-from finetune_local.spec.families import family_of
+from finetune_local.backend import Batch, Device, Floats, MemoryUse, StepRequest, StepResult
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import tuner_of
+from finetune_local.system.errors import AdapterError
 from toy_session import ToySession
 
 
@@ -38,7 +38,7 @@ class ToyTraining(ToySession):
         ids: Callable[[str], list[int]] | None = None,
         stored: Callable[[str], Floats] | None = None,
     ) -> int:
-        shapes = family_of(plan).shapes(plan)
+        shapes = tuner_of(plan).shapes(plan)
         if tensors is None:
             tensors = {n: _noise(f"{seed} {n}", shape) for n, shape in shapes.items()}
         if {n: t.shape for n, t in tensors.items()} != shapes:
@@ -55,19 +55,19 @@ class ToyTraining(ToySession):
     def seed(self, seed: int) -> None:
         self._seed = seed
 
-    def step_together(self, shares: Sequence[Share]) -> list[StepResult]:
-        return [self._step(share) for share in shares]
+    def step_many(self, requests: Sequence[StepRequest]) -> list[StepResult]:
+        return [self._step(request) for request in requests]
 
-    def _step(self, share: Share) -> StepResult:
-        rows = ",".join(str(zlib.crc32(batch.ids.tobytes())) for batch in share.batches)
+    def _step(self, request: StepRequest) -> StepResult:
+        rows = ",".join(str(zlib.crc32(batch.ids.tobytes())) for batch in request.batches)
         norm = 0.0
-        for name, tensor in self._tensors[share.name].items():
-            moment = self._moments[share.name][name]
+        for name, tensor in self._tensors[request.name].items():
+            moment = self._moments[request.name][name]
             moment *= np.float32(0.9)
             moment += _noise(f"{self._seed} {rows} {name}", tensor.shape) + np.float32(0.1) * tensor
-            tensor -= np.float32(share.learning_rate) * moment
+            tensor -= np.float32(request.learning_rate) * moment
             norm += float(np.abs(moment).mean())
-        return StepResult(2.0 + self._swing(share.name), norm)
+        return StepResult(2.0 + self._swing(request.name), norm)
 
     def _swing(self, name: str) -> float:
         """A number between −1 and 1 that goes up and down as the weights change."""
@@ -112,7 +112,7 @@ class ToyBackend:
     def notes(self) -> list[str]:
         return []
 
-    def families(self) -> frozenset[str]:
+    def tuners(self) -> frozenset[str]:
         return frozenset({"low_rank"})
 
     def load(self, folder: Path, precision: str, device: str | None = None, **how: Any) -> ToyTraining:

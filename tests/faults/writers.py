@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from faults.shim import Shim
-from finetune_local import trash
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.adapters import library, manage
 from finetune_local.chat import history
-from finetune_local.errors import FinetuneError
-from finetune_local.layout import read_adapter, write_adapter
-from finetune_local.paths import Home
-from finetune_local.spec.families.low_rank import LowRankSettings
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import facts, runs
+from finetune_local.system import trash
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder import facts, runs
 
 PLAN = AdapterPlan("lora", "low_rank", LowRankSettings(rank=2), (Target("model.layers.0.mlp.up_proj", 4, 6),))
 

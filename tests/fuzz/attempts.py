@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from finetune_local.errors import FinetuneError
+from finetune_local.system.errors import FinetuneError
 
 SECONDS = 10
 MOST_BYTES = 2 * 10**9

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from finetune_local.backend import Batch, Session, backends
-from finetune_local.errors import OutOfMemory
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec, plan_method
+from finetune_local.system.errors import OutOfMemory
 from tiny import tiny_model
 
 TORCH = backends()["torch"]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from finetune_local.backend import backends
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, no package
@@ -69,7 +69,7 @@ def test_each_method_and_backend_has_a_row(tmp_path: Path) -> None:
     rows = {
         tuple(cell.strip() for cell in row.split("|")[1:3]): row for row in text.splitlines() if row.startswith("| `")
     }
-    assert len(rows) == len(methods()) * len(backends())
+    assert len(rows) == len(presets()) * len(backends())
     assert rows["`lora`", "PyTorch"] == (
         "| `lora` | PyTorch | 4,884,480 | 20 MB | 2.1 GB | 2.3 GB | 81 | 150 | 1.3e-03 | 2.911 → 0.106 | 0% → 82% |"
     )

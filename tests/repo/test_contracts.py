@@ -15,8 +15,8 @@ import pytest
 
 from finetune_local.backend import backends
 from finetune_local.cli.spec_options import spec_fields
-from finetune_local.spec.families import families
-from finetune_local.spec.fields import extra_of, flag_of
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.fields import extra_of, flag_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = sorted(p for top in ("app", "backends", "packaging", "benchmarks") for p in (ROOT / top).rglob("*.py"))
@@ -57,13 +57,13 @@ def test_nothing_forbidden(path: Path) -> None:
 
 
 NETWORK = {
-    "app/finetune_local/export/llama_worker.py",  # llama.cpp's own server, in this process, on a socket file
-    "app/finetune_local/models/download.py",
-    "app/finetune_local/models/hub.py",
-    "app/finetune_local/models/search.py",
+    "app/finetune_local/export/engines/llama_worker.py",  # llama.cpp's own server, in this process, on a socket file
+    "app/finetune_local/models/hub/http_file.py",
+    "app/finetune_local/models/hub/repository.py",
+    "app/finetune_local/models/hub/search.py",
     "app/finetune_local/models/starter.py",
-    "app/finetune_local/ui/server.py",  # listens on 127.0.0.1
-    "app/finetune_local/desktop/instance.py",  # asks the other instance, on 127.0.0.1
+    "app/finetune_local/gui/http/server.py",  # listens on 127.0.0.1
+    "app/finetune_local/gui/window/instance.py",  # asks the other instance, on 127.0.0.1
 }
 NETWORK_MODULES = {"socket", "urllib.request", "http.client", "httpx", "requests", "aiohttp", "huggingface_hub"}
 
@@ -124,9 +124,9 @@ _NOT_PATHS = {"archive", "ModelFolder", "tarfile", "zipfile", "os", "webbrowser"
 
 
 @pytest.mark.parametrize("name", sorted(backends()))
-def test_each_backend_has_a_file_for_each_family(name: str) -> None:
-    folder = ROOT / "backends" / "finetune_local_backends" / name / "methods"
-    missing = [key for key in families() if not (folder / f"{key}.py").exists()]
+def test_each_backend_has_a_file_for_each_tuner(name: str) -> None:
+    folder = ROOT / "backends" / "finetune_local_backends" / name / "tuners"
+    missing = [key for key in tuners() if not (folder / f"{key}.py").exists()]
     assert missing == [], f"{folder.relative_to(ROOT)} lacks {missing}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
@@ -71,17 +71,17 @@ def test_the_docs_tell_of_every_verb(verb: str) -> None:
     assert re.search(rf"finetune-local {re.escape(verb)}\b", everything), f"no page shows `finetune-local {verb}`"
 
 
-@pytest.mark.parametrize("method", list(methods()))
+@pytest.mark.parametrize("method", list(presets()))
 def test_the_docs_tell_of_every_method(method: str) -> None:
     assert f"`{method}`" in (ROOT / "docs" / "methods.md").read_text("utf-8")
     page = (ROOT / "docs" / "methods" / f"{method}.md").read_text("utf-8")
-    paper = methods()[method].paper.removeprefix("arXiv:")
+    paper = presets()[method].paper.removeprefix("arXiv:")
     assert page.startswith("# ") and len(page.splitlines()) >= 10 and paper in page
 
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_readme_counts_the_methods(readme: str) -> None:
-    assert re.search(rf"- {len(methods())} (methods|种方法)", (ROOT / readme).read_text("utf-8"))
+    assert re.search(rf"- {len(presets())} (methods|种方法)", (ROOT / readme).read_text("utf-8"))
 
 
 @pytest.mark.parametrize("page", [*READMES, *(str(p.relative_to(ROOT)) for p in PAGES)])

@@ -1,4 +1,4 @@
-"""JSON and TOML are read by system/foreign_text.py alone: within limits, and with one error whose message ends a sentence."""
+"""JSON and TOML are read by system/untrusted/text.py alone: within limits, and with one error whose message ends a sentence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-READER = "app/finetune_local/system/foreign_text.py"
+READER = "app/finetune_local/system/untrusted/text.py"
 SOURCE = sorted(path for top in ("app", "backends") for path in (ROOT / top).rglob("*.py"))
 
 AFTER_IT = {
-    "app/finetune_local/system/tensor_header.py": "looks for names given twice, in a text that the guarded reader has read",
+    "app/finetune_local/system/untrusted/tensor_header.py": "looks for names given twice, in a text that the guarded reader has read",
 }
 
 _BARE = {
@@ -50,4 +50,4 @@ def test_texts_of_others_are_read_within_limits(path: Path) -> None:
     if name == READER:
         return
     if name not in AFTER_IT:
-        assert found == [], "use system/foreign_text.py"
+        assert found == [], "use system/untrusted/text.py"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_local.layout import read_tensors
+from finetune_local.adapter_format import read_tensors
 from offline.sitecustomize import NetworkRefused
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model, weights
 

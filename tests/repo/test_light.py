@@ -50,9 +50,9 @@ def test_the_windows_desk_looks_at_data_without_a_framework(tiny: Path, tmp_path
     code = f"""
 import sys
 from pathlib import Path
-from finetune_local.jobs.asks.inspect import answer
-from finetune_local.paths import Home
-from finetune_local.service import Call
+from finetune_local.gui.lookups.calls.inspect import answer
+from finetune_local.system.paths import Home
+from finetune_local.runtime.rpc import Call
 asked = {{"id": 1, "settings": {{"files": [{str(rows)!r}]}}, "model": {str(tiny)!r}, "what": "all"}}
 told = answer(Call(asked, print), Home(Path({str(tmp_path)!r})))
 assert told["model_problem"] == "" and told["report"]

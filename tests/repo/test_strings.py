@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.chat.sampling import Sampling
 from finetune_local.cli.spec_options import spec_fields
+from finetune_local.gui.i18n.strings import LANGUAGES, Strings, table
+from finetune_local.gui.widgets.controls import kind_of
+from finetune_local.inference.sampling import Sampling
 from finetune_local.models.catalog import catalog
-from finetune_local.preferences import Preferences
-from finetune_local.spec.methods import methods
-from finetune_local.ui.controls import kind_of
-from finetune_local.ui.strings import LANGUAGES, Strings, table
+from finetune_local.spec.presets import presets
+from finetune_local.system.preferences import Preferences
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = [
@@ -41,7 +41,7 @@ BY_LISTING = {
     "help.": set(FIELDS),
     "choices.": CHOICES,
     "catalog.": {entry.name for entry in catalog()},
-    "methods.": {f"{key}.{part}" for key in methods() for part in ("title", "summary")},
+    "methods.": {f"{key}.{part}" for key in presets() for part in ("title", "summary")},
 }
 """Keys that follow from what the code declares: all of them must be there, and beside them only what a page names in full."""
 

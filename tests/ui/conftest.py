@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, TimeoutError, sync_playwright  # noqa: A004
 
-from finetune_local import paths
-from finetune_local.jobs import job
-from finetune_local.paths import Home
-from finetune_local.train import runs
+from finetune_local.runtime import job
+from finetune_local.system import paths
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder import runs
 from ui.screen import EXPECTED
 from ui.screen import screen as screen  # a fixture, for those who open windows
 

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune_local.data.prepare import prepare
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.evaluate.store import Saved
-from finetune_local.paths import Home
+from finetune_local.data.dataset.prepare import prepare
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.evaluation.store import Saved
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.paths import Home
 from made import made_adapter
 from tiny import tiny_model
 

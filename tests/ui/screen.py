@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.desktop import gtk
+from finetune_local.gui.window import gtk
 
 EXPECTED = "FINETUNE_LOCAL_EXPECT_BROWSER"
 SIZE = (1000, 760)

@@ -6,9 +6,9 @@ import sys
 import threading
 from pathlib import Path
 
-from finetune_local.paths import Home
-from finetune_local.ui.context import Context
-from finetune_local.ui.server import Server
+from finetune_local.gui.http.server import Server
+from finetune_local.gui.shell.context import Context
+from finetune_local.system.paths import Home
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
-from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.paths import Home
 from tiny import tiny_model
 from ui.conftest import App
 

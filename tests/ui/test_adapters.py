@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Page, expect
 
+from finetune_local.adapter_format import CONFIG, WEIGHTS, write_adapter
 from finetune_local.adapters import library, manage
 from finetune_local.adapters.identity import rewrite, write_identity
-from finetune_local.layout import CONFIG, WEIGHTS, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
-from finetune_local.spec.families import PREFIX, family_of
 from finetune_local.spec.run import parse_spec, plan_method
-from finetune_local.train import runs
+from finetune_local.spec.tuners import PREFIX, tuner_of
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder import runs
 from made import made_adapter
 from tiny import tiny_model
 from ui.conftest import PATIENCE, App
@@ -41,7 +41,7 @@ def of_run(home: Home, tiny: Path, name: str, made_from: str | None = None) -> r
 
 
 def evaluated(home: Home, adapter: str, exact: float) -> None:
-    """What evaluate/store.py keeps of an evaluation, as far as lists read it."""
+    """What evaluation/store.py keeps of an evaluation, as far as lists read it."""
 
     def condition(share: float) -> dict[str, object]:
         interval = {"mean": share, "low": share - 0.05, "high": share + 0.05}
@@ -143,7 +143,7 @@ def test_a_full_fine_tune_is_extracted_by_a_job(app: App, home: Home) -> None:
     rng = np.random.default_rng(0)
     tensors = {
         name: model.read(name.removeprefix(PREFIX)) + rng.normal(0, 0.01, shape).astype(np.float32)
-        for name, shape in family_of(plan).shapes(plan).items()
+        for name, shape in tuner_of(plan).shapes(plan).items()
     }
     write_adapter(home.adapters / "whole", plan, tensors, "base")
     write_identity(home.adapters / "whole", model.identity(), None, {"method": "full"})

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from finetune_local.chat import history
 from finetune_local.chat.record import Record
-from finetune_local.paths import Home
+from finetune_local.system.paths import Home
 from made import made_adapter
 from tiny import tiny_model
 from ui.conftest import PATIENCE, App

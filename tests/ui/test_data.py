@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from finetune_local.paths import Home
+from finetune_local.system.paths import Home
 from tiny import tiny_model
 from ui.conftest import PATIENCE, App
 

@@ -19,11 +19,11 @@ from urllib.parse import unquote, urlsplit
 import psutil
 import pytest
 
-from finetune_local import paths
-from finetune_local.desktop import chromium
-from finetune_local.paths import Home
+from finetune_local.gui.window import chromium
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import runs
+from finetune_local.system import paths
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder import runs
 from ui.screen import SIZE, Screen, colours, needs, needs_gtk, shows_the_page
 from working import at_work
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import expect
 
-from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import events, runs
-from finetune_local.train.runs import Run
+from finetune_local.system.paths import Home
+from finetune_local.training import events
+from finetune_local.training.run_folder import runs
+from finetune_local.training.run_folder.runs import Run
 from ui.conftest import PATIENCE, App
 from working import at_work, ended
 

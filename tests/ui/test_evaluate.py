@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from finetune_local.evaluate.store import Saved
-from finetune_local.evaluate.votes import Ballot
-from finetune_local.paths import Home
+from finetune_local.evaluation.store import Saved
+from finetune_local.evaluation.votes import Ballot
+from finetune_local.system.paths import Home
 from ui.conftest import App
 from ui.evaluating import EVIL, KILLED, RUN, evaluated, stock
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.identity import write_identity
-from finetune_local.export import llama
-from finetune_local.jobs import job
-from finetune_local.layout import write_adapter
+from finetune_local.export.engines import llama
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
-from finetune_local.spec.families import families
+from finetune_local.runtime import job
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.paths import Home
 from ui.conftest import App
 from ui.evaluating import KILLED, RUN, ended_export, stock
 
@@ -99,7 +99,7 @@ def test_stopped_it_leaves_nothing_in_chinese(stocked: Home, start_app: Callable
 
 
 def test_what_cannot_be_merged_says_why_and_what_is_possible(stocked: Home, start_app: Callable[..., App]) -> None:
-    model, family = ModelFolder.open(stocked.models / "tiny"), families()["prefix"]
+    model, family = ModelFolder.open(stocked.models / "tiny"), tuners()["prefix"]
     plan = family.plan("prefix", family.settings(prefix_length=4), model.info())
     tensors = {n: np.ones(shape, np.float32) for n, shape in family.shapes(plan).items()}
     folded_plan, folded = family.fold(plan, tensors)

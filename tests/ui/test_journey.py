@@ -19,9 +19,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from conftest import USABLE
-from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
-from finetune_local.train import runs
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder import runs
 from tiny import tiny_model
 from ui.conftest import PATIENCE, App
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from finetune_local import paths, preferences
-from finetune_local.jobs import downloads, job
-from finetune_local.paths import Home
+from finetune_local.models import downloads
+from finetune_local.runtime import job
+from finetune_local.system import paths, preferences
+from finetune_local.system.paths import Home
 from hubserver import Hub, serving
 from tiny import tiny_model
 from ui.conftest import PATIENCE, App

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from playwright.sync_api import Page
 
-from finetune_local.paths import Home
+from finetune_local.system.paths import Home
 from ui.conftest import App
 
 ATTACK = """

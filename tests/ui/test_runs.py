@@ -8,10 +8,10 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from finetune_local.paths import Home
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import runs
-from finetune_local.train.events import Failed, Finished, Note, Started, Step, StoppedByUser, Validation
+from finetune_local.system.paths import Home
+from finetune_local.training.events import Failed, Finished, Note, Started, Step, StoppedByUser, Validation
+from finetune_local.training.run_folder import runs
 from ui.conftest import PATIENCE, App
 
 expect.set_options(timeout=PATIENCE)

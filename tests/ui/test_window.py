@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from finetune_local import paths
-from finetune_local.desktop.launch import WORDS
-from finetune_local.ui.strings import Strings
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.window.launch import WORDS
+from finetune_local.system import paths
 from ui.screen import Screen, needs_gtk
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the screen of these tests is Xvfb, which is for Linux")
@@ -68,7 +68,7 @@ def asked() -> Iterator[Callable[..., tuple[str, list[str]]]]:
 
 def window(environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "finetune_local.desktop.window"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "finetune_local.gui.window.window"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         encoding="utf-8", env={**os.environ, "WAYLAND_DISPLAY": "", **environment},
     )  # fmt: skip
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from finetune_local import trash
 from finetune_local.chat import conversations, history
-from finetune_local.errors import DamagedRun, SpecError
-from finetune_local.evaluate import store
-from finetune_local.jobs import job
-from finetune_local.paths import Home, home, located
+from finetune_local.evaluation import store
+from finetune_local.runtime import job
 from finetune_local.spec.run import parse_spec, read_config
-from finetune_local.train import facts, runs
-from finetune_local.train.events import Finished, readable
+from finetune_local.system import trash
+from finetune_local.system.errors import DamagedRun, SpecError
+from finetune_local.system.paths import Home, home, located
+from finetune_local.training.events import Finished, readable
+from finetune_local.training.run_folder import facts, runs
 
 BROKEN = (
     b"\xff\xfe",

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from finetune_local.errors import AdapterError
-from finetune_local.layout import CONFIG, read_adapter, write_adapter
-from finetune_local.spec.families import families
-from finetune_local.spec.families.low_rank import LowRankSettings
+from finetune_local.adapter_format import CONFIG, read_adapter, write_adapter
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import AdapterError
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An adapter of rank 2 on one layer."""
     plan = AdapterPlan("lora", "low_rank", LowRankSettings(rank=2), (Target("model.layers.0.q_proj", 4, 6),))
-    shapes = families()["low_rank"].shapes(plan)
+    shapes = tuners()["low_rank"].shapes(plan)
     write_adapter(tmp_path, plan, {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, "基 base")
     return tmp_path
 
@@ -89,7 +89,7 @@ def test_a_folded_adapter_of_a_high_rank_is_read(tmp_path: Path) -> None:
     """Twice the rank of its training form."""
     settings = LowRankSettings(rank=4096, start="pissa")
     plan = AdapterPlan("pissa", "low_rank", settings, (Target("model.layers.0.q_proj", 2, 3),))
-    low_rank = families()["low_rank"]
+    low_rank = tuners()["low_rank"]
     shapes = low_rank.shapes(plan)
     folded, tensors = low_rank.fold(plan, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     write_adapter(tmp_path, folded, tensors, "base")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from finetune_local.backend import Batch
-from finetune_local.spec.families import VirtualTokens
+from finetune_local.spec.tuners import VirtualTokens
 from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
 
 BATCH = Batch(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.adapters.companions import Asking
-from finetune_local.spec.base_config import read_optional_config
-from finetune_local.tokenizer_files import (
+from finetune_local.spec.base.config import read_optional_config
+from finetune_local.spec.base.tokenizer_files import (
     CONFIG,
     GENERATION,
     SPECIAL,

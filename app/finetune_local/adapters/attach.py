@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetune_local.adapter_format import read_peft
 from finetune_local.adapters.companions import asking, beside, companions
 from finetune_local.adapters.fitted import check_rows, read_on
 from finetune_local.adapters.identity import asked_anew, check_same_base, check_shapes, read_identity
 from finetune_local.backend import Session
-from finetune_local.errors import AdapterError
-from finetune_local.layout import read_peft
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import AdapterError
 
 if TYPE_CHECKING:
-    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 PROBE = "The quick brown fox jumps over the lazy dog. 敏捷的棕色狐狸跳过懒狗。 1 + 1 = 2"
 PROBE_TOKENS = 24

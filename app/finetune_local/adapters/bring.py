@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from finetune_local.adapter_format import CONFIG, WEIGHTS
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.library import NOTE
 from finetune_local.adapters.mlx_lm import MLX_WEIGHTS
-from finetune_local.errors import AdapterError
-from finetune_local.layout import CONFIG, WEIGHTS
+from finetune_local.spec.base.tokenizer_files import TRAVEL
 from finetune_local.system import checksums
-from finetune_local.system.foreign_text import ForeignTextError, open_file
-from finetune_local.tokenizer_files import TRAVEL
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.untrusted.text import ForeignTextError, open_file
 
 _README = "README.md"
 KEPT = (CONFIG, WEIGHTS, MLX_WEIGHTS, IDENTITY, NOTE, _README, *TRAVEL)

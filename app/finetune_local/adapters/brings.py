@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finetune_local.adapter_format import WEIGHTS, plan_of, read_peft
 from finetune_local.adapters.companions import beside, companions
 from finetune_local.adapters.fitted import rows_of
 from finetune_local.adapters.library import base_of
-from finetune_local.errors import UserError
-from finetune_local.layout import WEIGHTS, plan_of, read_peft
 from finetune_local.models import resolve
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header
-from finetune_local.paths import Home
 from finetune_local.spec.whole import is_table
+from finetune_local.system.errors import UserError
+from finetune_local.system.paths import Home
 
 
 def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[str]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.files import stamp
-from finetune_local.tokenizer_files import GENERATION, TRAVEL, brought, generation_settings, in_force
+from finetune_local.spec.base.tokenizer_files import GENERATION, TRAVEL, brought, generation_settings, in_force
+from finetune_local.system.files import stamp
 
 if TYPE_CHECKING:
-    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 OF_RUN = "tokenizer"
 """Folder of a run: the tokenizer, template and generation settings that it trains with, written when it begins."""
@@ -215,6 +215,6 @@ def _same(one: Path, other: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _tokenizer(base: Path, adapter: Path | None, _base: object, _own: object) -> Tokenizer:
-    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
     return Tokenizer.load(base, adapter)

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter, read_peft
 from finetune_local.adapters.companions import Asking, beside, chat_ids
 from finetune_local.adapters.identity import times
-from finetune_local.errors import AdapterError
-from finetune_local.layout import CONFIG, WEIGHTS, read_adapter, read_peft
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header, read_tensor
-from finetune_local.spec.families import PREFIX, Array, family_of
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import is_embedding, outside_modules
+from finetune_local.spec.tuners import PREFIX, Array, tuner_of
 from finetune_local.spec.whole import TOKEN_ROWS, WEIGHT, is_table, is_token_rows
+from finetune_local.system.errors import AdapterError
 
 _BENEATH = (".base_layer.weight", ".token_adapter.base_layer.weight")
 _ROUNDING = 2.0**-8
@@ -45,7 +45,7 @@ def read_on(folder: Path, model: ModelFolder) -> tuple[AdapterPlan, dict[str, Ar
     """The plan and fp32 tensors of an adapter for this base. Raises AdapterError, ModelError."""
     plan, tensors = read_adapter(folder)
     modules = {target.module: target for target in outside_modules(model.weights()).values()}
-    if plan.family != "low_rank" or not modules:
+    if plan.tuner != "low_rank" or not modules:
         return plan, tensors
     return _Tables(folder, model, plan, tensors).fitted()
 
@@ -118,7 +118,7 @@ class _Tables:
         targets = [t for t in self._plan.targets if not is_token_rows(t) and self._stays(t.module, found)]
         targets += [Target(module + WEIGHT, table.shape[1], table.shape[0]) for module, table in found.items()]
         plan = replace(self._plan, targets=tuple(targets))
-        names = family_of(plan).shapes(plan)
+        names = tuner_of(plan).shapes(plan)
         tensors = {name: tensor for name, tensor in self._tensors.items() if name in names}
         return plan, tensors | {PREFIX + module + WEIGHT: table for module, table in found.items()}
 
@@ -138,7 +138,7 @@ class _Tables:
             self._check_table(module, beneath)
             copy = beneath
             if not self._base_holds(module, beneath):
-                copy = family_of(self._plan).merge(name, beneath, self._plan, self._tensors)
+                copy = tuner_of(self._plan).merge(name, beneath, self._plan, self._tensors)
             elif rows is None:
                 return None
         if rows is not None:

@@ -12,15 +12,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_local import __version__
-from finetune_local.errors import AdapterError
-from finetune_local.files import disk_full
 from finetune_local.models.folder import Identity, ModelFolder
-from finetune_local.spec.families import PREFIX, family_of
+from finetune_local.spec.base.tokenizer_files import TEMPLATE, TOKENIZER
 from finetune_local.spec.plan import AdapterPlan, WeightInfo
 from finetune_local.spec.targets import outside_modules
+from finetune_local.spec.tuners import PREFIX, tuner_of
 from finetune_local.system import checksums
-from finetune_local.system.foreign_text import ForeignTextError, read_json_object
-from finetune_local.tokenizer_files import TEMPLATE, TOKENIZER
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.files import disk_full
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 FILE = "finetune_local.json"
 VOCABULARY = "vocabulary_sha256"
@@ -179,7 +179,7 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
                 f"the adapter lands on {module}, which '{model.name}' does not have. It was made on another base."
             )
         shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
-        if not family_of(plan).fits(target, found.shape):
+        if not tuner_of(plan).fits(target, found.shape):
             raise AdapterError(
                 f"the adapter expects {module} to be {times(shape)}, but in '{model.name}' it is {times(found.shape)}. "
                 "It was made on another base."

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_local.adapter_format import CONFIG, WEIGHTS, plan_of, read_peft
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import AdapterIdentity, read_identity
-from finetune_local.errors import AdapterError, ModelError, typed
-from finetune_local.files import stamp
-from finetune_local.layout import CONFIG, WEIGHTS, plan_of, read_peft
 from finetune_local.models.tensors import read_header
-from finetune_local.paths import Home, located
-from finetune_local.spec.families import OWN_TYPE, family_of, trainable_parameters
-from finetune_local.spec.fields import did_you_mean
+from finetune_local.spec.base.tokenizer_files import TRAVEL, brought
+from finetune_local.spec.tuners import OWN_TYPE, trainable_parameters, tuner_of
 from finetune_local.spec.whole import NOT_TRAINED
-from finetune_local.system.foreign_text import ForeignTextError, read_json_object
-from finetune_local.tokenizer_files import TRAVEL, brought
+from finetune_local.system.errors import AdapterError, ModelError, typed
+from finetune_local.system.fields import did_you_mean
+from finetune_local.system.files import stamp
+from finetune_local.system.paths import Home, located
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 NOTE = "note.txt"
 MADE_FROM = "made_from"
@@ -149,8 +149,8 @@ def details(name: str, folder: Path, origin: str) -> dict[str, Any]:
         "parameters": trainable_parameters(plan),
         "modules": len(plan.targets),
         "settings": plan.settings.model_dump(mode="json", exclude={"targets"}),
-        "mergeable": family_of(plan).unmergeable(plan) is None,
-        **family_of(plan).facts(plan),
+        "mergeable": tuner_of(plan).unmergeable(plan) is None,
+        **tuner_of(plan).facts(plan),
     }
 
 

@@ -7,17 +7,16 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_local import trash
+from finetune_local.adapter_format import CONFIG, read_adapter, use_plain_names
 from finetune_local.adapters.bring import copy_folder, copy_zip
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import NOTE, Entry, entries, entry
 from finetune_local.adapters.mlx_lm import convert, is_mlx_lm
-from finetune_local.errors import AdapterError
-from finetune_local.files import disk_full, sync, sync_tree, write_text
-from finetune_local.layout import CONFIG, read_adapter, use_plain_names
-from finetune_local.paths import Home, bad_name, expanded
-from finetune_local.system import checksums
-from finetune_local.trash import Removed
+from finetune_local.system import checksums, trash
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.files import disk_full, sync, sync_tree, write_text
+from finetune_local.system.paths import Home, bad_name, expanded
+from finetune_local.system.trash import Removed
 
 KIND = "adapter"
 """What an adapter is called in the trash."""

@@ -13,13 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from finetune_local.errors import AdapterError
-from finetune_local.layout import CONFIG, WEIGHTS, read_config, read_tensors, write_adapter
-from finetune_local.spec.families import PREFIX, Array
-from finetune_local.spec.families.low_rank import MAGNITUDE, A, B, LowRankSettings
+from finetune_local.adapter_format import CONFIG, WEIGHTS, read_config, read_tensors, write_adapter
+from finetune_local.spec.low_rank_peft import MAGNITUDE, A, B
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.peft_config import Name, Positive, Text
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import is_embedding
+from finetune_local.spec.tuners import PREFIX, Array
+from finetune_local.system.errors import AdapterError
 
 MLX_WEIGHTS = "adapters.safetensors"
 _LEAF = re.compile(r"(.+)\.(lora_a|lora_b|m)")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_local.adapters.library import base_of, entries
-from finetune_local.errors import AdapterError
 from finetune_local.models.install import source_of
-from finetune_local.paths import Home
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.paths import Home
 
 
 def made_on(name: str, home: Home) -> list[str]:

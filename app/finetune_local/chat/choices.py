@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from finetune_local.adapter_format import CONFIG, WEIGHTS
 from finetune_local.adapters.companions import beside
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import check_same_base, read_identity
 from finetune_local.adapters.library import base_of, entries, rope_factor_of
 from finetune_local.adapters.library import find as find_adapter
-from finetune_local.errors import AdapterError, ModelError, UserError
-from finetune_local.files import stamp
-from finetune_local.layout import CONFIG, WEIGHTS
 from finetune_local.models.folder import CONFIG as MODEL_CONFIG
 from finetune_local.models.folder import TOKENIZER, ModelFolder
 from finetune_local.models.install import installed
 from finetune_local.models.resolve import find
-from finetune_local.paths import Home, located
+from finetune_local.spec.base.tokenizer_files import TRAVEL
 from finetune_local.spec.run import DEFAULT_MODEL
-from finetune_local.tokenizer_files import TRAVEL
+from finetune_local.system.errors import AdapterError, ModelError, UserError
+from finetune_local.system.files import stamp
+from finetune_local.system.paths import Home, located
 
 MOST_ANSWERERS = 4
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_local.chat.opening import adapter_list
-from finetune_local.chat.sampling import Sampling
 from finetune_local.chat.session import ChatSession
-from finetune_local.errors import DiskFailed, SpecError
-from finetune_local.paths import located
-from finetune_local.spec.fields import did_you_mean
+from finetune_local.inference.engine import adapter_list
+from finetune_local.inference.sampling import Sampling
+from finetune_local.system.errors import DiskFailed, SpecError
+from finetune_local.system.fields import did_you_mean
+from finetune_local.system.paths import located
 from finetune_local.system.private import share
 
 

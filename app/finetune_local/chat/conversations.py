@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from finetune_local import trash
 from finetune_local.chat.history import Conversation, History, every
 from finetune_local.chat.record import Record
-from finetune_local.errors import SpecError
-from finetune_local.files import stamp
-from finetune_local.paths import Home
+from finetune_local.system import trash
 from finetune_local.system.damaged import Damaged
+from finetune_local.system.errors import SpecError
+from finetune_local.system.files import stamp
+from finetune_local.system.paths import Home
 
 KIND = "chat"
 """What a conversation is called in the trash."""

@@ -19,11 +19,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from finetune_local.data.conversation import Message
-from finetune_local.errors import DiskFailed, SpecError
-from finetune_local.files import failure
-from finetune_local.paths import Home
-from finetune_local.spec.fields import did_you_mean
-from finetune_local.system.foreign_text import ForeignTextError, open_file, parse_json_object
+from finetune_local.system.errors import DiskFailed, SpecError
+from finetune_local.system.fields import did_you_mean
+from finetune_local.system.files import failure
+from finetune_local.system.paths import Home
+from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object
 
 TITLE_LENGTH = 48
 _WITH_TEXT = frozenset({"role", "aside"})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_local.chat.history import Conversation, Exchange, History
-from finetune_local.errors import SpecError
+from finetune_local.system.errors import SpecError
 
 
 class Record:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from finetune_local.chat.generate import GenerationResult, answer
 from finetune_local.chat.history import Conversation, History
-from finetune_local.chat.opening import Opened
 from finetune_local.chat.record import Record
-from finetune_local.chat.sampling import Sampling
 from finetune_local.data.conversation import Message
-from finetune_local.errors import OutOfMemory, SpecError, UserError
-from finetune_local.spec.fields import parse
+from finetune_local.inference.engine import Opened
+from finetune_local.inference.generate import GenerationResult, answer
+from finetune_local.inference.sampling import Sampling
+from finetune_local.system.errors import OutOfMemory, SpecError, UserError
+from finetune_local.system.fields import parse
 
 RESERVE = 0.25  # of the context is kept for the answer, where max_tokens does not ask for less
 

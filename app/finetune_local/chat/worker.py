@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import base_of, find, rope_factor_of
 from finetune_local.chat.conversations import open_one
-from finetune_local.chat.sampling import Sampling
-from finetune_local.files import stamp
+from finetune_local.inference.sampling import Sampling
 from finetune_local.models.resolve import resolve
-from finetune_local.paths import Home
-from finetune_local.service import Call, Handler, serve
-from finetune_local.spec.fields import parse
+from finetune_local.runtime.rpc import Call, Handler, serve
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.fields import parse
+from finetune_local.system.files import stamp
+from finetune_local.system.paths import Home
 
 if TYPE_CHECKING:
-    from finetune_local.chat.opening import Opened
     from finetune_local.chat.session import Turn
+    from finetune_local.inference.engine import Opened
 
 IDLE_SECONDS = 900.0
 _SPARE = 3
@@ -134,7 +134,7 @@ class Holder:
         return held, names
 
     def _base(self, call: Call, adapters: Mapping[str, Path]) -> Held:
-        from finetune_local.chat.opening import open_chat
+        from finetune_local.inference.engine import open_chat
 
         values, began = call.values, time.perf_counter()
         first = next(iter(adapters.values()), None)

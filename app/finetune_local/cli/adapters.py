@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option, model_option
 from finetune_local.cli.show import console, emit, megabytes, note, table
-from finetune_local.errors import UserError, typed
+from finetune_local.system import paths
+from finetune_local.system.errors import UserError, typed
 
 if TYPE_CHECKING:
-    from finetune_local.adapters.extract import Extraction
+    from finetune_local.adapters.extraction.extract import Extraction
 
 
 @click.group("adapters", invoke_without_command=True, short_help="List, import, rename and remove adapters.")
@@ -69,9 +69,9 @@ def info(context: click.Context, name: str, home: str | None, as_json: bool) -> 
 @click.pass_context
 def rename(context: click.Context, name: str, new: str, home: str | None, as_json: bool) -> None:
     """Rename an adapter; one that a run made is renamed with its run."""
-    from finetune_local import shelf
+    from finetune_local.workspace import adapters
 
-    _tell(shelf.rename_adapter(name, new, _place(context, home)), f"'{name}' is now '{new}'", as_json)
+    _tell(adapters.rename_adapter(name, new, _place(context, home)), f"'{name}' is now '{new}'", as_json)
 
 
 @command.command("note")
@@ -142,10 +142,10 @@ def extract(
 
     ADAPTER is one of the method `full`: a run, a name from `adapters`, or a folder. What is lost is told.
     """
-    from finetune_local.adapters import from_full
+    from finetune_local.adapters.extraction import from_full
 
     place = _place(context, home)
-    wanted = from_full.Wanted(adapter=adapter, tuned=tuned, model=model, name=name, out=out, **chosen)
+    wanted = from_full.ExtractionRequest(adapter=adapter, tuned=tuned, model=model, name=name, out=out, **chosen)
     with console(stderr=True).status("starting") as status:
 
         def progress(what: str, done: float | None) -> None:

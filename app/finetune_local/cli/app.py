@@ -6,10 +6,10 @@ import importlib.util
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import home_option
 from finetune_local.cli.show import note
-from finetune_local.errors import Unsupported
+from finetune_local.system import paths
+from finetune_local.system.errors import Unsupported
 
 NEEDS = ("gradio", "uvicorn", "babel")
 INSTALL = "pip install 'finetune-local[app]'"
@@ -49,11 +49,11 @@ def command(browser: bool, no_open: bool, port: int, language: str | None, endin
     """
     if (problem := lacking()) is not None:
         raise Unsupported(problem)
-    from finetune_local.desktop.launch import Wanted, end, launch
+    from finetune_local.gui.window.launch import LaunchRequest, end, launch
 
     place = paths.home(home)
     if ending:
         end(place, note)
         return
     show = "nothing" if no_open else "browser" if browser else "window"
-    launch(place, Wanted(show, port, language), note)  # type: ignore[arg-type]
+    launch(place, LaunchRequest(show, port, language), note)  # type: ignore[arg-type]

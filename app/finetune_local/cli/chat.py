@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local import paths
-from finetune_local.chat.sampling import Sampling
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option, precision_option
 from finetune_local.cli.show import console, emit, note, say, stdin_text, table
 from finetune_local.cli.spec_options import settings_from, settings_options
-from finetune_local.errors import SpecError, UserError
+from finetune_local.inference.sampling import Sampling
+from finetune_local.system import paths
+from finetune_local.system.errors import SpecError, UserError
 
 if TYPE_CHECKING:
     from finetune_local.chat.session import ChatSession, Turn
@@ -65,8 +65,8 @@ def command(
     Ctrl-C stops an answer, twice leaves. With --json each answer is one JSON object on a line.
     """
     from finetune_local.chat import history
-    from finetune_local.chat.opening import open_chat
     from finetune_local.chat.session import ChatSession
+    from finetune_local.inference.engine import open_chat
 
     place, sampling = paths.home(home), settings_from(Sampling, settings)
     if listing:

@@ -13,16 +13,16 @@ import click
 from finetune_local.cli import show
 from finetune_local.cli.options import home_option, json_option, model_option
 from finetune_local.cli.spec_options import settings_from, settings_options
-from finetune_local.paths import located
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.paths import located
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from finetune_local.data.encode import Encoded
+    from finetune_local.data.encoding.encode import Encoded
     from finetune_local.data.preview import Piece
     from finetune_local.data.report import Report
-    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 LEARNED_STYLE = "bold green"
 REJECTED_SHOWN = 10
@@ -96,10 +96,10 @@ def _files_and_preview(files: tuple[str, ...], show_mask: str | None) -> tuple[t
 def _open(model: str | None, home: str | None) -> tuple[Tokenizer, int]:
     """The tokenizer and the context length. A folder with just a tokenizer will do; the weights are not looked at."""
     from finetune_local.cli.models import progress_bar
-    from finetune_local.data.tokenizer import Tokenizer
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
     from finetune_local.models.resolve import resolve
-    from finetune_local.paths import home as home_of
     from finetune_local.spec.run import DEFAULT_MODEL
+    from finetune_local.system.paths import home as home_of
 
     folder = located(model) if model else None
     if folder is not None and (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists():

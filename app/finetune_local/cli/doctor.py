@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import backend_option, home_option, json_option
 from finetune_local.cli.show import console, emit, megabytes, table
+from finetune_local.system import paths
 
 
 @click.command("doctor", short_help="Show what this machine has and which backend would be used.")
@@ -17,7 +17,7 @@ from finetune_local.cli.show import console, emit, megabytes, table
 @json_option
 def command(backend: str, home: str | None, as_json: bool) -> None:
     """Show devices, memory, disk and versions, the backend that would be used and why, and what to install for more."""
-    from finetune_local.diagnose import examine
+    from finetune_local.workspace.doctor import examine
 
     facts = examine(backend, paths.home(home))
     if as_json:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import (
     backend_option,
     home_option,
@@ -23,11 +22,12 @@ from finetune_local.cli.options import (
 from finetune_local.cli.show import console, emit, note, table
 from finetune_local.cli.spec_options import settings_options
 from finetune_local.spec.run import DataSettings
+from finetune_local.system import paths
 
 if TYPE_CHECKING:
-    from finetune_local.evaluate.bootstrap import Interval
-    from finetune_local.evaluate.compare import Comparison
-    from finetune_local.evaluate.report import Evaluation
+    from finetune_local.evaluation.bootstrap import Interval
+    from finetune_local.evaluation.compare import Comparison
+    from finetune_local.evaluation.report import Evaluation
 
 SHOWN_ROWS = 5
 
@@ -89,11 +89,11 @@ def command(
 
     Ranges are 95 % bootstrap intervals over the rows.
     """
-    from finetune_local.errors import SpecError
-    from finetune_local.evaluate.job import run
-    from finetune_local.evaluate.report import Choices
-    from finetune_local.evaluate.store import ROWS
-    from finetune_local.files import written_aside
+    from finetune_local.evaluation.evaluate import run
+    from finetune_local.evaluation.report import Choices
+    from finetune_local.evaluation.store import ROWS
+    from finetune_local.system.errors import SpecError
+    from finetune_local.system.files import written_aside
     from finetune_local.system.private import share
 
     choices = Choices(metric=metric, **chosen)

@@ -9,9 +9,9 @@ import click
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option
 
 if TYPE_CHECKING:
-    from finetune_local.export.compare import ReceiverCheck
-    from finetune_local.export.job import Exported
-    from finetune_local.export.verify import Gate
+    from finetune_local.export.pipeline import Exported
+    from finetune_local.export.verification.compare import ReceiverCheck
+    from finetune_local.export.verification.verify import Gate
 
 FORMATS = {
     "gguf": "f16, bf16, f32, q8_0, q6_k, q5_k_m, q4_k_m, q5_1, q5_0, q4_1, q4_0",
@@ -79,8 +79,8 @@ def run(
     from pathlib import Path
 
     from finetune_local.cli.show import console
-    from finetune_local.export.job import export_named
-    from finetune_local.paths import home as home_folder
+    from finetune_local.export.pipeline import export_named
+    from finetune_local.system.paths import home as home_folder
 
     with console(stderr=True).status("starting") as status:
 

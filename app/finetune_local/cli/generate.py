@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from finetune_local import paths
-from finetune_local.chat.sampling import Sampling
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option, precision_option
 from finetune_local.cli.show import emit, note, say, stdin_text
 from finetune_local.cli.spec_options import settings_from, settings_options
+from finetune_local.inference.sampling import Sampling
+from finetune_local.system import paths
 
 
 @click.command("generate", short_help="Answer one prompt.")
@@ -47,8 +47,8 @@ def command(
     finetune-local generate --adapter my-run --prompt "What is the capital of France?"
     """
     from finetune_local.adapters.companions import trained_raw
-    from finetune_local.chat.generate import answer
-    from finetune_local.chat.opening import open_chat, prompt_of
+    from finetune_local.inference.engine import open_chat, prompt_of
+    from finetune_local.inference.generate import answer
 
     sampling = settings_from(Sampling, settings)
     text = stdin_text().read() if prompt == "-" else prompt

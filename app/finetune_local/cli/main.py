@@ -20,9 +20,9 @@ from typing import Any
 import click
 
 from finetune_local import __version__
-from finetune_local.errors import DiskFull, FinetuneError, Stopped
-from finetune_local.files import failure
 from finetune_local.system import private
+from finetune_local.system.errors import DiskFull, FinetuneError, Stopped
+from finetune_local.system.files import failure
 
 DEFAULT_VERB = "train"
 ORDER = (
@@ -71,7 +71,7 @@ class Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with a suggestion for a mistyped verb."""
         if args and args[0] not in self.list_commands(ctx):
-            from finetune_local.spec.fields import did_you_mean
+            from finetune_local.system.fields import did_you_mean
 
             verbs = self.list_commands(ctx)
             raise click.UsageError(

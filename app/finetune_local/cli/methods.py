@@ -12,7 +12,7 @@ from finetune_local.cli.show import emit, table
 
 if TYPE_CHECKING:
     from finetune_local.backend import Backend
-    from finetune_local.spec.methods import Method
+    from finetune_local.spec.tuners import Preset
 
 
 @click.command("methods", short_help="List the fine-tuning methods and where each works.")
@@ -21,49 +21,48 @@ if TYPE_CHECKING:
 def command(method: str | None, as_json: bool) -> None:
     """List the fine-tuning methods and the backends that have them; with METHOD, tell of one: its settings and its page."""
     from finetune_local.backend import backends
-    from finetune_local.spec.methods import method as method_named
-    from finetune_local.spec.methods import methods
+    from finetune_local.spec.presets import preset_named, presets
 
     known = backends()
     if method is not None:
-        _tell_of(method_named(method), known, as_json)
+        _tell_of(preset_named(method), known, as_json)
         return
     if as_json:
-        emit([_facts(m, known) for m in methods().values()])
+        emit([_facts(m, known) for m in presets().values()])
         return
     marks = {True: "yes", False: "no"}
     table(
         ["method", *known, "what it does"],
-        [[m.key, *(marks[m.family in b.families()] for b in known.values()), m.summary] for m in methods().values()],
+        [[m.key, *(marks[m.tuner in b.tuners()] for b in known.values()), m.summary] for m in presets().values()],
     )
 
 
-def _facts(method: Method, known: Mapping[str, Backend]) -> dict[str, Any]:
+def _facts(method: Preset, known: Mapping[str, Backend]) -> dict[str, Any]:
     return {
         "key": method.key,
         "title": method.title,
         "summary": method.summary,
         "paper": method.paper,
-        "backends": {name: method.family in backend.families() for name, backend in known.items()},
-        "presets": dict(method.presets),
+        "backends": {name: method.tuner in backend.tuners() for name, backend in known.items()},
+        "presets": dict(method.defaults),
     }
 
 
-def _tell_of(method: Method, known: Mapping[str, Backend], as_json: bool) -> None:
+def _tell_of(method: Preset, known: Mapping[str, Backend], as_json: bool) -> None:
     """One method: its page, what its name sets, and its settings with their defaults."""
     from finetune_local.cli.spec_options import shown_default
-    from finetune_local.paths import method_page
-    from finetune_local.spec.families import families
-    from finetune_local.spec.fields import flag_of
+    from finetune_local.spec.tuners import tuners
+    from finetune_local.system.fields import flag_of
+    from finetune_local.system.paths import method_page
 
     settings = [
         {
             "setting": name,
             "option": flag_of(name, field),
-            "default": method.presets.get(f"method.{name}", field.default),
+            "default": method.defaults.get(f"method.{name}", field.default),
             "help": field.description or "",
         }
-        for name, field in families()[method.family].settings.model_fields.items()
+        for name, field in tuners()[method.tuner].settings.model_fields.items()
     ]
     page = method_page(method.key)
     text = page.read_text("utf-8") if page.is_file() else f"# {method.title}\n\n{method.summary}\n"
@@ -73,7 +72,7 @@ def _tell_of(method: Method, known: Mapping[str, Backend], as_json: bool) -> Non
         return
     click.echo(text)
     click.echo(f"backends: {', '.join(name for name, has in facts['backends'].items() if has) or 'none here'}")
-    elsewhere = {path: value for path, value in method.presets.items() if not path.startswith("method.")}
+    elsewhere = {path: value for path, value in method.defaults.items() if not path.startswith("method.")}
     if elsewhere:
         click.echo("the name also stands for: " + ", ".join(f"{p} = {shown_default(v)}" for p, v in elsewhere.items()))
     click.echo()

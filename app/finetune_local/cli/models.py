@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import console, emit, megabytes, note, table
+from finetune_local.system import paths
 
 if TYPE_CHECKING:
     from finetune_local.models.catalog import Entry
@@ -60,7 +60,7 @@ def get(
     as_json: bool,
 ) -> None:
     """Download a model from the hub, fetch the small default, convert a GGUF file or copy a model's folder."""
-    from finetune_local.models import get as getting
+    from finetune_local.models import download as getting
     from finetune_local.models.facts import facts_of
 
     place = paths.home(home) if home else outer
@@ -119,7 +119,7 @@ def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: b
 @json_option
 def search(words: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Look for models on the hub that can be trained here, the most downloaded first."""
-    from finetune_local.models.search import search as look
+    from finetune_local.models.hub.search import search as look
 
     hits = look(" ".join(words), limit=limit)
     if as_json:
@@ -173,8 +173,8 @@ def forget(folder: Path, as_json: bool) -> None:
 @json_option
 def login(token: str, as_json: bool) -> None:
     """Keep an access token for gated models in the system's keyring."""
-    from finetune_local.models.hub import endpoint
-    from finetune_local.models.token import store_token
+    from finetune_local.models.hub.repository import endpoint
+    from finetune_local.models.hub.token import store_token
 
     store_token(token, endpoint())
     if as_json:
@@ -187,8 +187,8 @@ def login(token: str, as_json: bool) -> None:
 @json_option
 def logout(as_json: bool) -> None:
     """Delete the kept access token."""
-    from finetune_local.models.hub import endpoint
-    from finetune_local.models.token import forget_token
+    from finetune_local.models.hub.repository import endpoint
+    from finetune_local.models.hub.token import forget_token
 
     deleted = forget_token(endpoint())
     if as_json:

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, note, table
 from finetune_local.cli.spec_options import SpecCommand, spec_from, spec_options
+from finetune_local.system import paths
 
 TOLERANCE = 1e-3
 STEPS = 20
@@ -30,9 +30,9 @@ def command(config: Path | None, steps: int | None, home: str | None, as_json: b
     Fails (exit code 1) where they differ by more than 1e-3. With --precision 4-bit --quantisation nf4 they train over one
     quantised base, of the same numbers on both; a card or Metal computes with those in bf16, so that is for CPUs.
     """
-    from finetune_local.errors import RunError, SpecError
     from finetune_local.spec.run import as_tables
-    from finetune_local.train.compare import curve_of
+    from finetune_local.system.errors import RunError, SpecError
+    from finetune_local.training.parity import curve_of
 
     if settings.get("backend") not in (None, "auto") or settings.get("device") is not None:
         note("--backend and --device count for nothing here: parity trains on every backend, each on its first device")

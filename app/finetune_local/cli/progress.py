@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from finetune_local.cli.show import duration, emit, megabytes
-from finetune_local.train.events import (
+from finetune_local.training.events import (
     Checkpoint,
     Event,
     Failed,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, note
+from finetune_local.system import paths
 
 
 @click.command("resume", short_help="Go on with a run that was stopped, killed or failed.")
@@ -20,10 +20,11 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     The curve goes on as if nothing had happened. A run that is still at work is shown from here on.
     """
     from finetune_local.cli.train import follow_to_the_end
-    from finetune_local.errors import SpecError, typed
-    from finetune_local.train import checkpoint, runs
-    from finetune_local.train.events import Finished
-    from finetune_local.train.tidy import complete
+    from finetune_local.system.errors import SpecError, typed
+    from finetune_local.training import checkpoint
+    from finetune_local.training.events import Finished
+    from finetune_local.training.run_folder import runs
+    from finetune_local.training.run_folder.tidy import complete
 
     place = paths.home(home)
     if name is None:

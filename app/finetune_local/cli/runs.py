@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, note, table
-from finetune_local.errors import typed
+from finetune_local.system import paths
+from finetune_local.system.errors import typed
 
 
 @click.group("runs", short_help="List, show, check, stop, rename and remove runs.", invoke_without_command=True)
@@ -38,10 +38,10 @@ def list_runs(outer: paths.Home, home: str | None, as_json: bool) -> None:
 def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     """Show one run: its settings, its losses, where its adapter lies."""
     from finetune_local.spec.run import as_tables
-    from finetune_local.train import runs
-    from finetune_local.train.events import Step, Validation
-    from finetune_local.train.facts import facts_of
-    from finetune_local.train.tidy import complete_all
+    from finetune_local.training.events import Step, Validation
+    from finetune_local.training.run_folder import runs
+    from finetune_local.training.run_folder.facts import facts_of
+    from finetune_local.training.run_folder.tidy import complete_all
 
     run = runs.find(paths.home(home) if home else outer, name)
     complete_all([run])
@@ -69,7 +69,7 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
 @click.pass_obj
 def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: bool) -> None:
     """Ask a run to finish its step, save and end; `resume` goes on with it."""
-    from finetune_local.train import runs
+    from finetune_local.training.run_folder import runs
 
     run = runs.find(paths.home(home) if home else outer, name)
     done = True
@@ -92,12 +92,12 @@ def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: 
 @click.pass_obj
 def rename(outer: paths.Home, name: str, new: str, home: str | None, as_json: bool) -> None:
     """Call a run, and its adapter with it, otherwise."""
-    from finetune_local import shelf
-    from finetune_local.train import runs
-    from finetune_local.train.facts import facts_of
+    from finetune_local.training.run_folder import runs
+    from finetune_local.training.run_folder.facts import facts_of
+    from finetune_local.workspace import adapters
 
     place = paths.home(home) if home else outer
-    run = shelf.rename_run(runs.find(place, name), new, place)
+    run = adapters.rename_run(runs.find(place, name), new, place)
     if as_json:
         emit(facts_of(run))
     else:
@@ -113,7 +113,7 @@ def rename(outer: paths.Home, name: str, new: str, home: str | None, as_json: bo
 @click.pass_obj
 def remove(outer: paths.Home, name: str, yes: bool, for_good: bool, home: str | None, as_json: bool) -> None:
     """Move a run with its checkpoints and its adapter to the trash."""
-    from finetune_local.train import runs
+    from finetune_local.training.run_folder import runs
 
     place = paths.home(home) if home else outer
     run = runs.find(place, name)
@@ -138,8 +138,8 @@ def remove(outer: paths.Home, name: str, yes: bool, for_good: bool, home: str | 
 @click.pass_obj
 def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool) -> None:
     """Take back the run that was removed last, or the one of this name."""
-    from finetune_local.train import runs
-    from finetune_local.train.facts import facts_of
+    from finetune_local.training.run_folder import runs
+    from finetune_local.training.run_folder.facts import facts_of
 
     run = runs.restore(name, paths.home(home) if home else outer)
     if as_json:
@@ -158,8 +158,8 @@ def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool
 @click.pass_obj
 def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, as_json: bool) -> int:
     """Check all that a run keeps (every run, if no name is given) against its checksums. Exit code 1 where something is damaged."""
-    from finetune_local.train import check as checking
-    from finetune_local.train import runs
+    from finetune_local.training.run_folder import check as checking
+    from finetune_local.training.run_folder import runs
 
     place = paths.home(home) if home else outer
     if name is not None:
@@ -181,9 +181,9 @@ def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, a
 
 
 def _list(home: paths.Home, as_json: bool) -> None:
-    from finetune_local.train import runs
-    from finetune_local.train.facts import all_facts
-    from finetune_local.train.tidy import complete_all
+    from finetune_local.training.run_folder import runs
+    from finetune_local.training.run_folder.facts import all_facts
+    from finetune_local.training.run_folder.tidy import complete_all
 
     complete_all(runs.every(home))
     rows = all_facts(home)

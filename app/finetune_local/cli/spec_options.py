@@ -11,12 +11,11 @@ from typing import Any, Literal, TypeVar
 import click
 from pydantic.fields import FieldInfo
 
-from finetune_local.errors import SpecError, told_of
-from finetune_local.spec.families import families
-from finetune_local.spec.fields import Settings, extra_of, flag_of, parse
-from finetune_local.spec.methods import method as method_named
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import preset_named, presets
 from finetune_local.spec.run import RunSpec, parse_spec, read_config, section_name, sections
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import SpecError, told_of
+from finetune_local.system.fields import Settings, extra_of, flag_of, parse
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Settings)
@@ -28,8 +27,8 @@ def spec_fields() -> Iterator[tuple[str, FieldInfo]]:
         kind = field.annotation
         if name == "method":
             seen: set[str] = set()
-            for family in families().values():
-                for setting_name, setting_field in family.settings.model_fields.items():
+            for tuner in tuners().values():
+                for setting_name, setting_field in tuner.settings.model_fields.items():
                     if setting_name not in seen:
                         seen.add(setting_name)
                         yield f"method.{setting_name}", setting_field
@@ -70,7 +69,7 @@ class SpecCommand(click.Command):
 
 def owners(name: str) -> list[str]:
     """The methods that have a setting of families."""
-    return [m.key for m in methods().values() if name in families()[m.family].settings.model_fields]
+    return [m.key for m in presets().values() if name in tuners()[m.tuner].settings.model_fields]
 
 
 def _headings_of_methods() -> list[str]:
@@ -85,7 +84,7 @@ def _heading(path: str) -> str:
     if table != "method":
         return HEADINGS.get(table, "Options")
     having = owners(name)
-    lacking = [key for key in methods() if key not in having]
+    lacking = [key for key in presets() if key not in having]
     if len(lacking) < len(having) / 2:
         return f"Methods but {', '.join(lacking)}" if lacking else "All methods"
     return f"Method {', '.join(having)}"
@@ -99,8 +98,8 @@ def spec_options(function: F) -> F:
     for path, field in reversed(list(spec_fields())):
         function = _option(path, field, _heading(path))(function)
     function = click.option(
-        "--method", "method__key", type=click.Choice(list(methods())), default=None, metavar="METHOD",
-        help=f"{', '.join(methods())}; `methods METHOD` explains one and its settings. [lora]",
+        "--method", "method__key", type=click.Choice(list(presets())), default=None, metavar="METHOD",
+        help=f"{', '.join(presets())}; `methods METHOD` explains one and its settings. [lora]",
     )(function)  # fmt: skip
     return click.option(
         "--config", type=click.Path(path_type=Path), default=None, help="A run.toml, or the run.json of a run."
@@ -163,14 +162,16 @@ def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> N
     training = tables.get("training", {})
     if after != before:
         tables["method"] = {}
-        for path in (*method_named(before).presets, *method_named(after).presets):
+        for path in (*preset_named(before).defaults, *preset_named(after).defaults):
             table, _, name = path.partition(".")
             if table in tables:
                 tables[table].pop(name, None)
-        if method_named(before).family != method_named(after).family:
+        if preset_named(before).tuner != preset_named(after).tuner:
             training.pop("learning_rate", None)
     model = tables.get("model", {})
-    held = given.get("model__precision") or model.get("precision") or method_named(after).presets.get("model.precision")
+    held = (
+        given.get("model__precision") or model.get("precision") or preset_named(after).defaults.get("model.precision")
+    )
     moved = given.get("backend", tables.get("backend")) != tables.get("backend")
     if held != "4-bit" or (moved and model.get("quantisation") == "affine"):
         model.pop("quantisation", None)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import duration, emit, megabytes, note
 from finetune_local.cli.spec_options import SpecCommand, spec_options, specs_from
-from finetune_local.errors import FinetuneError, Stopped, WorkerDied, typed
+from finetune_local.system import paths
+from finetune_local.system.errors import FinetuneError, Stopped, WorkerDied, typed
 
 if TYPE_CHECKING:
-    from finetune_local.train.events import Event
-    from finetune_local.train.runs import Run
+    from finetune_local.training.events import Event
+    from finetune_local.training.run_folder.runs import Run
 
 
 @click.command("train", cls=SpecCommand, short_help="Fine-tune a model on your data (the default verb).")
@@ -36,7 +36,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
     A config with several [[adapters]] trains them at once on one base (docs/methods.md).
     """
     from finetune_local.spec.run import DEFAULT_MODEL
-    from finetune_local.train import begin, runs
+    from finetune_local.training.run_folder import begin, runs
 
     place = paths.home(home)
     specs = specs_from(settings, config)
@@ -68,7 +68,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
 def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
     """Start the run's worker, or join one at work, and show it to its end. Raises what ended it badly."""
     from finetune_local.cli.progress import as_json_lines, shown
-    from finetune_local.train import begin, follow
+    from finetune_local.training.run_folder import begin, follow
 
     if run.lives():
         note(f"run '{run.name}' is being trained already; showing it.")
@@ -98,8 +98,8 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
 def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> None:
     """Start one worker for several runs and show them to their ends. Raises what ended one of them badly, once all have."""
     from finetune_local.cli.progress import lines_of, worth_a_line
-    from finetune_local.train import begin, follow
-    from finetune_local.train.events import ENDS
+    from finetune_local.training.events import ENDS
+    from finetune_local.training.run_folder import begin, follow
 
     positions = follow.start_all(begun, home)
     last: dict[str, Event] = {}
@@ -137,7 +137,7 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
 
 
 def _ended_at_once(begun: Sequence[Run]) -> Stopped:
-    from finetune_local.train import follow
+    from finetune_local.training.run_folder import follow
 
     return Stopped(f"ended at once; what the last checkpoint holds is saved: {follow.go_on(begun)}")
 

@@ -6,9 +6,9 @@ import time
 
 import click
 
-from finetune_local import paths
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, megabytes, note, table
+from finetune_local.system import paths
 
 
 @click.group("trash", short_help="List removed runs and adapters, or free their room.", invoke_without_command=True)
@@ -17,7 +17,7 @@ from finetune_local.cli.show import emit, megabytes, note, table
 @click.pass_context
 def command(context: click.Context, home: str | None, as_json: bool) -> None:
     """List what was removed. `runs restore` and `adapters restore` take it back."""
-    from finetune_local import trash
+    from finetune_local.system import trash
 
     context.obj = paths.home(home)
     if context.invoked_subcommand is not None:
@@ -45,7 +45,7 @@ def command(context: click.Context, home: str | None, as_json: bool) -> None:
 @click.pass_obj
 def empty(outer: paths.Home, yes: bool, home: str | None, as_json: bool) -> None:
     """Delete for good what is in the trash."""
-    from finetune_local import trash
+    from finetune_local.system import trash
 
     place = paths.home(home) if home else outer
     if not yes:

@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.data import columns, speakers
-from finetune_local.data.ahead import rendered_ahead
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected
-from finetune_local.data.encode import Encoded, encode
+from finetune_local.data.dataset.split import held_out
+from finetune_local.data.encoding.ahead import rendered_ahead
+from finetune_local.data.encoding.encode import Encoded, encode
 from finetune_local.data.formats import recognise
 from finetune_local.data.preview import PIECES, Piece, in_full, pieces, row_of
-from finetune_local.data.read import DataFile, check_columns, nothing_usable
+from finetune_local.data.readers import columns, speakers
+from finetune_local.data.readers.read import DataFile, check_columns, nothing_usable
 from finetune_local.data.report import FileReport, Report, Tally, file_report
-from finetune_local.data.split import held_out
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.data.turns import whole
-from finetune_local.errors import DataError
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.errors import DataError
 
 STEP_ROWS = 50
 """Rows between two places where a look can be left."""

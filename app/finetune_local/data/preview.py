@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_local.data.conversation import Conversation
-from finetune_local.data.encode import Encoded
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.encoding.encode import Encoded
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 SHORT = 240
 """Characters of a prompt or an answer in the table of rows."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_local.data.conversation import Message, Role, RowRejected
-from finetune_local.spec.fields import did_you_mean
-from finetune_local.system.foreign_text import ForeignTextError, kind_of, parse_json
+from finetune_local.system.fields import did_you_mean
+from finetune_local.system.untrusted.text import ForeignTextError, kind_of, parse_json
 
 ROLE_NAMES: Mapping[str, Role] = {
     "system": "system",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_local.errors import typed
-from finetune_local.export.ollama import MODELFILE
+from finetune_local.export.targets.ollama import MODELFILE
+from finetune_local.system.errors import typed
 
 
 def commands(key: str, out: Path, files: Sequence[Path]) -> list[tuple[str, str]]:

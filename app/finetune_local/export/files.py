@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from finetune_local.errors import DiskFull, ModelError
-from finetune_local.export import Target
-from finetune_local.files import free_bytes
+from finetune_local.export.targets import Target
+from finetune_local.system.errors import DiskFull, ModelError
+from finetune_local.system.files import free_bytes
 
 ADVICE = "Nothing half-written was left. Make room, or give --out on another disk."
 _SPARE = 32 * 2**20

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_local.adapters.asked_files import eos
-from finetune_local.spec.rope import rope, with_both_spellings
+from finetune_local.spec.numerics.rope import rope, with_both_spellings
 
 Config = dict[str, Any]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_local.adapters.library import base_of, find, rope_factor_of
-from finetune_local.errors import UserError
-from finetune_local.export import Source, Target, targets
+from finetune_local.export.targets import Source, Target, targets
 from finetune_local.models import resolve
-from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.errors import UserError
+from finetune_local.system.paths import Home
 
 BASE = "base"
 """In an adapter's place: the model alone."""

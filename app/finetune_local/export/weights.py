@@ -12,11 +12,11 @@ import numpy.typing as npt
 from finetune_local.adapters.companions import asking, beside
 from finetune_local.adapters.fitted import check_rows, read_on
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity
-from finetune_local.errors import AdapterError, ModelError
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import PREFIX, Array, family_of
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import PREFIX, Array, tuner_of
 from finetune_local.spec.whole import is_table, shape_of
+from finetune_local.system.errors import AdapterError, ModelError
 
 Floats = npt.NDArray[np.float32]
 WEIGHT = ".weight"
@@ -45,10 +45,10 @@ class MergedWeights:
             self._plan, self._tensors = read_on(adapter, model)
             check_shapes(self._plan, model)
             check_rows(self._plan, model, asking(model.path, adapter), adapter)
-            family = family_of(self._plan)
-            if reason := family.unmergeable(self._plan):
+            tuner = tuner_of(self._plan)
+            if reason := tuner.unmergeable(self._plan):
                 raise AdapterError(f"{adapter}: {reason}")
-            self._plan, self._tensors = family.fold(self._plan, self._tensors)  # a checkpoint is in the training form
+            self._plan, self._tensors = tuner.fold(self._plan, self._tensors)  # a checkpoint is in the training form
         trained = {target.module for target in self._plan.targets} if self._plan else set()
         apart = {name for both in (HEAD, EMBEDDING) for name in (both, both.removesuffix(WEIGHT))} & trained
         copies = [self._tensors.get(PREFIX + name) for name in (HEAD, EMBEDDING)]
@@ -58,7 +58,7 @@ class MergedWeights:
 
     @property
     def _plan_is_full(self) -> bool:
-        return self._plan is not None and self._plan.family == "full"
+        return self._plan is not None and self._plan.tuner == "full"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class MergedWeights:
         """One merged tensor. Raises AdapterError where the adapter makes it NaN or infinite."""
         weight = self.model.read(EMBEDDING if self.model.tied and name == HEAD else name)
         if self._plan is not None:
-            weight = family_of(self._plan).merge(name, weight, self._plan, self._tensors)
+            weight = tuner_of(self._plan).merge(name, weight, self._plan, self._tensors)
         if not np.isfinite(weight).all():
             raise AdapterError(
                 f"{name} has values that are no numbers (NaN or infinity) after merging. The training diverged or a file is "

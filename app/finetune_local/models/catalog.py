@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from finetune_local.models.shape import Shape
-from finetune_local.paths import assets
-from finetune_local.system.foreign_text import read_json
+from finetune_local.models.memory.shape import Shape
+from finetune_local.system.paths import assets
+from finetune_local.system.untrusted.text import read_json
 
 
 @dataclass(frozen=True)

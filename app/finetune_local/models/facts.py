@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_local.models.fit import estimate
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.install import source_of
+from finetune_local.models.memory.estimate import estimate
 from finetune_local.spec.run import parse_spec, plan_method
 
 _WAYS = (

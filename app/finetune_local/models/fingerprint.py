@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_local.spec.base_config import size_of
-from finetune_local.system.foreign_text import ForeignTextError, kind_of
+from finetune_local.spec.base.config import size_of
+from finetune_local.system.untrusted.text import ForeignTextError, kind_of
 
 # Fields that change what is computed, with what a model does where its config is silent.
 _FIELDS: Mapping[str, Any] = {

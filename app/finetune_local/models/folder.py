@@ -15,20 +15,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune_local.errors import ModelError
 from finetune_local.models.fingerprint import config_sha256, tokenizer_sha256
 from finetune_local.models.tensors import Floats, Stored, largest, read_header, read_tensor, same_numbers
 from finetune_local.models.vocabulary import check_tokens
-from finetune_local.paths import located
-from finetune_local.spec.base_config import CONFIG, GENERATION, check_generation_config, read_base_config, size_of
-from finetune_local.spec.base_config import read_config_file as read_json
-from finetune_local.spec.base_files import INDEX, weight_files, weight_map
-from finetune_local.spec.base_weights import check_base_weights
+from finetune_local.spec.base.config import CONFIG, GENERATION, check_generation_config, read_base_config, size_of
+from finetune_local.spec.base.config import read_config_file as read_json
+from finetune_local.spec.base.files import INDEX, weight_files, weight_map
+from finetune_local.spec.base.tokenizer_files import template_of
+from finetune_local.spec.base.weights import check_base_weights
+from finetune_local.spec.numerics.rope import context_length, stretched
 from finetune_local.spec.plan import BaseInfo, WeightInfo
-from finetune_local.spec.rope import context_length, stretched
 from finetune_local.spec.targets import is_embedding
-from finetune_local.system.foreign_text import ForeignTextError
-from finetune_local.tokenizer_files import template_of
+from finetune_local.system.errors import ModelError
+from finetune_local.system.paths import located
+from finetune_local.system.untrusted.text import ForeignTextError
 
 __all__ = [
     "CONFIG", "INDEX", "TOKENIZER", "Identity", "ModelFolder", "check_config", "is_plain", "name_of",
@@ -93,7 +93,7 @@ class ModelFolder:
         return cls(path, name or name_of(path), config, stored)
 
     def stretched(self, factor: float) -> ModelFolder:
-        """The same model with a context `factor` times as long (spec/rope.py). Raises SpecError where it cannot be."""
+        """The same model with a context `factor` times as long (spec/numerics/rope.py). Raises SpecError where it cannot be."""
         if factor == 1:
             return self
         config = stretched(self.config, factor)

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_local.errors import DiskFailed, ModelError
-from finetune_local.files import failure, sync, sync_tree
 from finetune_local.models.folder import CONFIG, ModelFolder
-from finetune_local.paths import bad_name
-from finetune_local.system.foreign_text import ForeignTextError, is_text, read_json_object
+from finetune_local.system.errors import DiskFailed, ModelError
+from finetune_local.system.files import failure, sync, sync_tree
+from finetune_local.system.paths import bad_name
+from finetune_local.system.untrusted.text import ForeignTextError, is_text, read_json_object
 
 SOURCE = "finetune_local_source.json"
 _ASIDE = ".making-"

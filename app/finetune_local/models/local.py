@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune_local import preferences
-from finetune_local.errors import ModelError
 from finetune_local.models.catalog import entry
 from finetune_local.models.folder import CONFIG, TOKENIZER, ModelFolder
 from finetune_local.models.install import installed, source_of
-from finetune_local.paths import Home, located
-from finetune_local.system.foreign_text import read_bounded, read_json_object
+from finetune_local.system import preferences
+from finetune_local.system.errors import ModelError
+from finetune_local.system.paths import Home, located
+from finetune_local.system.untrusted.text import read_bounded, read_json_object
 
 _GENERAL = b"general.architecture"
 _STRING = 8
@@ -243,7 +243,7 @@ def _license(name: str) -> str:
 
 
 def _gguf(path: Path, place: str) -> Found | None:
-    from finetune_local.models.gguf_import import ARCHITECTURES
+    from finetune_local.models.gguf.convert import ARCHITECTURES
 
     if not is_gguf(path) or (family := architecture(path)) not in ARCHITECTURES:
         return None

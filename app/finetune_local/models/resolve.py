@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_local.errors import ModelError, SpecError
 from finetune_local.models.folder import CONFIG, ModelFolder, sha256_of
 from finetune_local.models.install import installed, source_of
 from finetune_local.models.local import hub_snapshot, is_gguf
-from finetune_local.paths import Home, located
-from finetune_local.spec.fields import did_you_mean
 from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings
+from finetune_local.system.errors import ModelError, SpecError
+from finetune_local.system.fields import did_you_mean
+from finetune_local.system.paths import Home, located
 
 Progress = Callable[[str, float | None], None]
 
@@ -78,7 +78,7 @@ def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word
 
 def import_file(path: Path, home: Home, progress: Progress, name: str | None = None) -> ModelFolder:
     """A GGUF as an installed model. It is converted once: the copy is known by the file's hash. Raises ModelError, DiskFull."""
-    from finetune_local.models.gguf_import import install_gguf
+    from finetune_local.models.gguf.convert import install_gguf
 
     if not is_gguf(path):
         raise ModelError(f"--model {path}: a file, and no GGUF. Give the folder that holds the model's config.json.")

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.errors import AdapterError, DiskFailed, ModelError
-from finetune_local.files import failure
-from finetune_local.layout import as_float32, to_bfloat16_bits
-from finetune_local.system.foreign_text import ForeignTextError
-from finetune_local.system.tensor_header import BYTES, LfsPointer, Stored, tensors_of
+from finetune_local.adapter_format import as_float32, to_bfloat16_bits
+from finetune_local.system.errors import AdapterError, DiskFailed, ModelError
+from finetune_local.system.files import failure
+from finetune_local.system.untrusted.tensor_header import BYTES, LfsPointer, Stored, tensors_of
+from finetune_local.system.untrusted.text import ForeignTextError
 
 __all__ = ["BYTES", "Floats", "Pending", "Stored", "largest", "read_header", "read_tensor", "write_tensors"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_local.errors import ModelError
-from finetune_local.tokenizer_files import NAMED, added_by_config, in_force
+from finetune_local.spec.base.tokenizer_files import NAMED, added_by_config, in_force
+from finetune_local.system.errors import ModelError
 
 _SHOWN = 3
 
@@ -19,7 +19,7 @@ def check_tokens(
     folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], template: str | None, rows: int
 ) -> None:
     """Raise ModelError naming the tokens that have no row among `rows`, but for special ones that nothing asks for, such as the
-    placeholder of images that the text models of Gemma 3 keep: a row of data that contains one is rejected (data/tokenizer.py).
+    placeholder of images that the text models of Gemma 3 keep: a row of data that contains one is rejected (data/tokenizers/tokenizer.py).
 
     `tokenizer` is tokenizer.json, `settings` tokenizer_config.json, empty where there is none.
     """

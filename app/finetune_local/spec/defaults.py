@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_local.spec.families import families
-from finetune_local.spec.methods import method
+from finetune_local.spec.numerics.shifted import automatic_group
+from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import Goal, Precision, RunSpec
-from finetune_local.spec.shifted import automatic_group
+from finetune_local.spec.tuners import tuners
 
 COMFORTABLE = 0.8
 """Share of a device's memory that automatic values may plan with."""
@@ -28,7 +28,7 @@ class Facts:
     """What automatic values are computed from. Lengths are those of the encoded training rows, in tokens.
 
     `fixed_bytes` is the memory that weights and optimizer are expected to need, `activation_bytes` that of the
-    activations of 1024 tokens without gradient checkpointing (models/fit.py).
+    activations of 1024 tokens without gradient checkpointing (models/memory/estimate.py).
     """
 
     device: str
@@ -54,7 +54,7 @@ def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, s
     """The base's precision where the spec leaves it open."""
     if spec.model.precision is not None:
         return spec.model.precision, "you asked for it"
-    if method(spec.method.key).family == "full" and device == "cpu":
+    if preset_named(spec.method.key).tuner == "full" and device == "cpu":
         return "fp32", "the base's own weights are trained; bf16 would round them in every product"
     if fast_bf16:
         return "bf16", "this device is fastest at it, in half the memory; --precision fp32 is more exact"
@@ -94,13 +94,13 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         aimed = "" if spec.goal == "balanced" else f"; --goal {spec.goal}"
         epochs = choose("epochs", usual * LENGTHS[spec.goal], f"{per_epoch} steps each{aimed}")
     steps = training.max_steps or max(1, math.ceil((epochs or 1) * per_epoch))
-    chosen_method = method(spec.method.key)
+    chosen_method = preset_named(spec.method.key)
     small = getattr(spec.method.settings, "train_weights", "all") in ("norms", "biases")
-    heavy = chosen_method.family == "full" and not small
+    heavy = chosen_method.tuner == "full" and not small
     # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
     # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
     # Other methods stand in a fixed proportion to LoRA.
-    factor = families()[chosen_method.family].rate_factor(spec.method.settings)
+    factor = tuners()[chosen_method.tuner].rate_factor(spec.method.settings)
     rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * factor
     rate = float(f"{rate:.1e}")
     resolved = {

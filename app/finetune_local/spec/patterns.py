@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from finetune_local.errors import SpecError
+from finetune_local.system.errors import SpecError
 
 _PLAIN = re.compile(r"[\w.-]*")
 _LONGEST = 1.0

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from finetune_local.errors import AdapterError
-from finetune_local.system.foreign_text import is_text, kind_of
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.untrusted.text import is_text, kind_of
 
 _LONGEST_NAME = 1000
 _MOST_MODULES = 200_000

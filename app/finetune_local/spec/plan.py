@@ -1,4 +1,4 @@
-"""What a backend is told to attach: a family of parameters, its settings, and the modules it lands on.
+"""What a backend is told to attach: a tuner, its settings, and the modules it lands on.
 
 Targets are resolved from the base's weight names before anything is loaded, so that both backends get the same list.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_local.spec.fields import Settings
+from finetune_local.system.fields import Settings
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class WeightInfo:
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What a family may know of a base before it is loaded: its weights by name, the longest text it reads, its family of
+    """What a tuner may know of a base before it is loaded: its weights by name, the longest text it reads, its family of
     models as config.json names it, its number of key heads and their width (0 where the config does not say)."""
 
     weights: Mapping[str, WeightInfo]
@@ -35,7 +35,7 @@ class BaseInfo:
 class Target:
     """One module an adapter lands on; `module` is its dotted name, without ".weight".
 
-    What the features are of other modules than linear ones, the family says.
+    What the features are of other modules than linear ones, the tuner says.
     """
 
     module: str
@@ -45,12 +45,12 @@ class Target:
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """A family (the name of a file in spec/families and in each backend's methods/), its settings and its targets.
+    """A tuner (the name of a file in spec/tuners and in each backend's tuners/), its settings and its targets.
 
-    `method` is the preset's key, kept for showing; the family and settings alone decide what is computed.
+    `method` is the preset's key, kept for showing; the tuner and settings alone decide what is computed.
     """
 
     method: str
-    family: str
+    tuner: str
     settings: Settings
     targets: tuple[Target, ...]

@@ -8,21 +8,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
-from finetune_local.errors import SpecError
-from finetune_local.spec.families import families
-from finetune_local.spec.fields import Settings, did_you_mean, parse, setting
-from finetune_local.spec.methods import method as method_named
-from finetune_local.spec.methods import methods
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
-from finetune_local.system.foreign_text import ForeignTextError, is_text, parse_json_object, parse_toml, read_bounded
+from finetune_local.spec.presets import preset_named, presets
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import Settings, did_you_mean, parse, setting
+from finetune_local.system.untrusted.text import ForeignTextError, is_text, parse_json_object, parse_toml, read_bounded
 
 Goal = Literal["quick", "balanced", "thorough"]
 Precision = Literal["fp32", "bf16", "8-bit", "4-bit"]
 Quantisation = Literal["auto", "nf4", "affine"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
 Personal = Literal["all", "email", "phone", "card", "iban", "id", "ip", "key", "credentials"]
-"""Kinds of personal data that data/scrub.py finds."""
+"""Kinds of personal data that data/readers/scrub.py finds."""
 
 COLUMN_ROLES = (
     "prompt", "completion", "instruction", "input", "output", "system", "text", "messages", "conversations", "history",
@@ -133,16 +132,16 @@ def _method(value: object) -> object:
     key = given.pop("key", "lora")
     if set(given) == {"settings"} and isinstance(given["settings"], Mapping):
         given = dict(given["settings"])
-    preset = method_named(str(key))
-    implied = {k.removeprefix("method."): v for k, v in preset.presets.items() if k.startswith("method.")}
-    kind = families()[preset.family].settings
+    preset = preset_named(str(key))
+    implied = {k.removeprefix("method."): v for k, v in preset.defaults.items() if k.startswith("method.")}
+    kind = tuners()[preset.tuner].settings
     _refuse_of_others(str(key), kind, given)
     return MethodSettings(key=str(key), settings=parse(kind, {**implied, **given}, f"method '{key}'"))
 
 
 def _refuse_of_others(key: str, kind: type[Settings], given: Mapping[str, Any]) -> None:
     """Raise SpecError for a setting that only other methods have, naming them and what this one has."""
-    every = {m.key: families()[m.family].settings.model_fields for m in methods().values()}
+    every = {m.key: tuners()[m.tuner].settings.model_fields for m in presets().values()}
     for name in given:
         theirs = [other for other, fields in every.items() if name in fields]
         if theirs and name not in kind.model_fields:
@@ -248,7 +247,7 @@ class RunSpec(Settings):
 
 def plan_method(chosen: MethodSettings, base: BaseInfo) -> AdapterPlan:
     """What a method attaches to a base. Raises SpecError where nothing matches or a size is too big."""
-    return families()[method_named(chosen.key).family].plan(chosen.key, chosen.settings, base)
+    return tuners()[preset_named(chosen.key).tuner].plan(chosen.key, chosen.settings, base)
 
 
 def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
@@ -260,7 +259,7 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
             raise SpecError(f"{where}: '{table}' is {given[table]!r}, but should be a table: [{table}].")
     chosen = given.get("method", {})
     key = chosen.get("key", "lora") if isinstance(chosen, Mapping) else chosen
-    for path, value in method_named(str(key)).presets.items():
+    for path, value in preset_named(str(key)).defaults.items():
         table, name = path.split(".")
         if table != "method":
             given.setdefault(table, {}).setdefault(name, value)
@@ -292,7 +291,7 @@ def _check_texts(value: Any, where: str) -> None:
 
 def preset_of(spec: RunSpec, path: str) -> bool:
     """Whether the method's name, not the user, is the source of the value at a dotted path."""
-    presets = method_named(spec.method.key).presets
+    presets = preset_named(spec.method.key).defaults
     table, name = path.split(".")
     return path in presets and getattr(getattr(spec, table), name) == presets[path]
 

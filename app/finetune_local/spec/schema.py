@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_local.spec.families import families
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
 from finetune_local.spec.run import RunSpec
+from finetune_local.spec.tuners import tuners
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -16,10 +16,10 @@ def run_schema() -> dict[str, Any]:
     schema = RunSpec.model_json_schema()
     schema["$defs"].pop("MethodSettings", None)
     schema["$defs"].pop("Settings", None)
-    tables: list[dict[str, Any]] = [{"enum": list(methods())}]
-    for key, family in families().items():
-        table = family.settings.model_json_schema()
-        names = [m.key for m in methods().values() if m.family == key]
+    tables: list[dict[str, Any]] = [{"enum": list(presets())}]
+    for key, tuner in tuners().items():
+        table = tuner.settings.model_json_schema()
+        names = [m.key for m in presets().values() if m.tuner == key]
         table["properties"] = {"key": {"enum": names}, **table.get("properties", {})}
         table["required"] = ["key"]
         tables.append(table)

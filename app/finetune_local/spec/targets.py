@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from finetune_local.errors import AdapterError, SpecError
-from finetune_local.spec.fields import Settings, did_you_mean, setting
 from finetune_local.spec.plan import Target, WeightInfo
+from finetune_local.system.errors import AdapterError, SpecError
+from finetune_local.system.fields import Settings, did_you_mean, setting
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj")
 MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from finetune_local.errors import AdapterError, SpecError
-from finetune_local.spec.families import PREFIX
 from finetune_local.spec.plan import BaseInfo, Target
 from finetune_local.spec.targets import is_embedding, is_head, is_norm
+from finetune_local.spec.tuners import PREFIX
+from finetune_local.system.errors import AdapterError, SpecError
 
 WEIGHT, BIAS = ".weight", ".bias"
 KINDS = ("embeddings", "norms")

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from finetune_local.files import ASIDE, write_text
-from finetune_local.system.foreign_text import ForeignTextError, read_bounded
+from finetune_local.system.files import ASIDE, write_text
+from finetune_local.system.untrusted.text import ForeignTextError, read_bounded
 
 SUMS = "SHA256SUMS"
 

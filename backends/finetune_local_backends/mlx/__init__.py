@@ -8,9 +8,9 @@ import platform
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
-from finetune_local.machine import library_versions
-from finetune_local.spec.families import families
 from finetune_local.spec.run import Precision, Quantisation
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.machine import library_versions
 from finetune_local_backends.mlx import blas, device
 from finetune_local_backends.mlx.gaps import GAPS
 
@@ -58,11 +58,9 @@ class MlxBackend:
             notes.append("mlx: its CPU build is meant for checking; bf16 and quantised bases are very slow there.")
         return notes
 
-    def families(self) -> frozenset[str]:
+    def tuners(self) -> frozenset[str]:
         """The files in methods/ that are named after a family; the rest is what these share."""
-        return frozenset(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "methods")])) & set(
-            families()
-        )
+        return frozenset(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "tuners")])) & set(tuners())
 
     def load(
         self,

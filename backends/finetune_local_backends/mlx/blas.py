@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from finetune_local.paths import home
+from finetune_local.system.paths import home
 
 # The complex routines take their factors by pointer, the real ones by value.
 SOURCE = r"""

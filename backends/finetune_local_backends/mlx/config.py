@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from finetune_local.errors import ModelError, Unsupported
-from finetune_local.spec.base_config import read_base_config
-from finetune_local.spec.rope import by_layer, stretched
+from finetune_local.spec.base.config import read_base_config
+from finetune_local.spec.numerics.rope import by_layer, stretched
+from finetune_local.system.errors import ModelError, Unsupported
 
 Config = dict[str, Any]
 

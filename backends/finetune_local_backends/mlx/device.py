@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 from finetune_local.backend import Device
-from finetune_local.errors import Unsupported
+from finetune_local.system.errors import Unsupported
 from finetune_local_backends.mlx import blas
 
 

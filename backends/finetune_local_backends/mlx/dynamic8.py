@@ -1,4 +1,4 @@
-"""The dynamic 8-bit type of spec/dynamic8.py in MLX's operations: the same indices and ranges, computed on the device."""
+"""The dynamic 8-bit type of spec/numerics/dynamic8.py in MLX's operations: the same indices and ranges, computed on the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import cache
 
 import mlx.core as mx
 
-from finetune_local.spec.dynamic8 import BLOCK, STEPS, levels, step_indices
+from finetune_local.spec.numerics.dynamic8 import BLOCK, STEPS, levels, step_indices
 
 _LEAST = 1e-38  # of a range whose inverse is a number; below it a GPU has only 0
 

@@ -13,14 +13,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from finetune_local.adapter_format import as_float32
 from finetune_local.backend import Device
-from finetune_local.errors import AdapterError, ModelError, OutOfMemory, Unsupported
-from finetune_local.layout import as_float32
-from finetune_local.spec.base_files import weight_files
-from finetune_local.spec.base_weights import check_base_weights, explain, not_finite
+from finetune_local.spec.base.files import weight_files
+from finetune_local.spec.base.weights import check_base_weights, explain, not_finite
 from finetune_local.spec.run import Precision, Quantisation
 from finetune_local.spec.targets import block_of, is_embedding
-from finetune_local.system.tensor_header import Stored, tensors_of
+from finetune_local.system.errors import AdapterError, ModelError, OutOfMemory, Unsupported
+from finetune_local.system.untrusted.tensor_header import Stored, tensors_of
 from finetune_local_backends.mlx.config import Config, longest, read_config
 from finetune_local_backends.mlx.memory import guard
 from finetune_local_backends.mlx.model import Model, Place, walk
@@ -96,12 +96,12 @@ class _AsStored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See spec/base_weights.py."""
+        """See spec/base/weights.py."""
         return tuple(self.array.shape)
 
     @property
     def dtype(self) -> str:
-        """See spec/base_weights.py."""
+        """See spec/base/weights.py."""
         return _STORED.get(self.array.dtype, str(self.array.dtype))
 
 

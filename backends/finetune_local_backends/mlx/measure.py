@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 
 from finetune_local.backend import Batch
-from finetune_local_backends.mlx.methods.low_rank import LowRankSlot
-from finetune_local_backends.mlx.methods.sites import SiteAdapter, Slot
 from finetune_local_backends.mlx.model import Model
+from finetune_local_backends.mlx.tuners.low_rank import LowRankSlot
+from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
 
 class _Measured(Slot):

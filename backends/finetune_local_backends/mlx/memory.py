@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 
 from finetune_local.backend import Device, MemoryUse
-from finetune_local.errors import OutOfMemory
+from finetune_local.system.errors import OutOfMemory
 
 _SIGNS = ("unable to allocate", "insufficient memory", "out of memory", "outofmemory", "[malloc", "bad_alloc")
 

@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from finetune_local.errors import ModelError, Unsupported
 from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import HEADS
+from finetune_local.system.errors import ModelError, Unsupported
 from finetune_local_backends.mlx.quantised import Nf4Linear
 
 _BODIES = ("model", "transformer", "backbone")

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import mlx.core as mx
 
-from finetune_local.spec.dynamic8 import BLOCK
+from finetune_local.spec.numerics.dynamic8 import BLOCK
 from finetune_local_backends.mlx.dynamic8 import dequantise, quantise
 
 MEAN, SQUARE = "exp_avg.", "exp_avg_sq."

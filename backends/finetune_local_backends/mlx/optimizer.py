@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.errors import AdapterError
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.system.errors import AdapterError
 from finetune_local_backends.mlx.moments import Moments, Step, new_moments
 
 State = dict[str, npt.NDArray[np.generic]]

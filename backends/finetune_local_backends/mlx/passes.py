@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from finetune_local.spec.families import Tracker
 from finetune_local.spec.run import TrainingSettings
-from finetune_local_backends.mlx.methods import Adapter
+from finetune_local.spec.tuners import Tracker
 from finetune_local_backends.mlx.optimizer import AdamW
+from finetune_local_backends.mlx.tuners import Adapter
 
 
 @dataclass

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from finetune_local.spec import nf4
+from finetune_local.spec.numerics import nf4
 from finetune_local_backends.mlx import dynamic8
 
 
@@ -37,7 +37,7 @@ class Nf4Linear(nn.Module):
     """4 bits: QLoRA's NormalFloat with doubly quantised scales, of the same numbers as torch's bitsandbytes has.
 
     `weight` (blocks, 32) uint8 are the codes of each block of 64 weights, the last one filled up with zeros; `scales`,
-    `ranges` and `offset` are those of spec/nf4.py.
+    `ranges` and `offset` are those of spec/numerics/nf4.py.
     """
 
     def __init__(self, layer: nn.Linear) -> None:

@@ -13,26 +13,26 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.backend import Batch, Decoder, Device, Floats, MemoryUse, Share, StepResult
-from finetune_local.errors import AdapterError, Unsupported
-from finetune_local.spec.families import Source, family_of, trainable_parameters
+from finetune_local.backend import Batch, Decoder, Device, Floats, MemoryUse, StepRequest, StepResult
+from finetune_local.spec.numerics.shifted import check_shifted, group_of, one_group
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings
-from finetune_local.spec.shifted import check_shifted, group_of, one_group
+from finetune_local.spec.tuners import Source, trainable_parameters, tuner_of
+from finetune_local.system.errors import AdapterError, Unsupported
 from finetune_local_backends.mlx import kernels, memory
 from finetune_local_backends.mlx.decoder import MlxDecoder
 from finetune_local_backends.mlx.gaps import GAPS
 from finetune_local_backends.mlx.measure import update_sizes
-from finetune_local_backends.mlx.methods import Adapter, check_tensors
-from finetune_local_backends.mlx.methods.sites import SiteAdapter
-from finetune_local_backends.mlx.methods.split import SplitAdapter, own
 from finetune_local_backends.mlx.model import Model
 from finetune_local_backends.mlx.noisy import noisy
 from finetune_local_backends.mlx.ops import OPS
 from finetune_local_backends.mlx.optimizer import AdamW, State
 from finetune_local_backends.mlx.passes import Pass, Training, norm_of
 from finetune_local_backends.mlx.shifted import check_known, shifted
+from finetune_local_backends.mlx.tuners import Adapter, check_tensors
+from finetune_local_backends.mlx.tuners.sites import SiteAdapter
+from finetune_local_backends.mlx.tuners.split import SplitAdapter, own
 from finetune_local_backends.mlx.undo import writing
 from finetune_local_backends.noise import batch_noise
 from finetune_local_backends.together import check_plans, joined, rounds
@@ -68,16 +68,16 @@ class MlxSession(Positions):
         stored: Callable[[str], Floats] | None = None,
     ) -> int:
         """See Session."""
-        method = importlib.import_module(f"finetune_local_backends.mlx.methods.{plan.family}")
+        method = importlib.import_module(f"finetune_local_backends.mlx.tuners.{plan.tuner}")
         if name in self._adapters:
             raise AdapterError(f"an adapter called '{name}' is in memory already. Detach it first.")
-        family = family_of(plan)
+        tuner = tuner_of(plan)
         if tensors is not None:
-            check_tensors(tensors, family.shapes(plan))
+            check_tensors(tensors, tuner.shapes(plan))
         self.activate(None)  # what is derived from the base must see the base
         with memory.guard("the adapter"):
             source = Source(self.weight, ids, self.model.embedding_scale, stored)
-            given = family.initial(plan, seed, source) if tensors is None else tensors
+            given = tuner.initial(plan, seed, source) if tensors is None else tensors
             adapter: Adapter = method.attach(self.model, plan, given)
         self._adapters[name], self._plans[name] = adapter, plan
         self.activate(name)
@@ -143,19 +143,19 @@ class MlxSession(Positions):
         check_shifted(plan, training, windows(self.model.config, len(self.model.blocks())))
         if group_of(training):
             check_known(self.model)
-        family = family_of(plan)
-        rates = family.rates(plan)
+        tuner = tuner_of(plan)
+        rates = tuner.rates(plan)
         trained = {n: p for n, p in adapter.parameters.items() if rates.get(n, 1.0)}
-        tracker = family.tracker(plan, training.max_steps or 1)
+        tracker = tuner.tracker(plan, training.max_steps or 1)
         state = Training(name, training, AdamW(trained, training, rates), tracker, list(trained))
         self._trainings.pop(name, None)
         self._trainings[name] = state
         # At the least, the gradient of every matrix needs its input kept; of checkpointed blocks only one at a time.
         kept = sum(p.shape[-1] for p in trained.values() if p.ndim > 1)
         blocks = sum(block is not None for block in adapter.used())
-        share = max(1, blocks) if training.gradient_checkpointing else 1
+        request = max(1, blocks) if training.gradient_checkpointing else 1
         size = sum(p.nbytes for p in trained.values())
-        self._meter.expect((4 if self.precision == "fp32" else 2) * kept / share, 2 * size + 5 * _LOGITS_BYTES)
+        self._meter.expect((4 if self.precision == "fp32" else 2) * kept / request, 2 * size + 5 * _LOGITS_BYTES)
 
     def seed(self, seed: int) -> None:
         """See Session."""
@@ -163,21 +163,21 @@ class MlxSession(Positions):
 
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
         """See Session."""
-        return self.step_together([Share(self._ready().name, batches, objective, learning_rate)])[0]
+        return self.step_many([StepRequest(self._ready().name, batches, objective, learning_rate)])[0]
 
-    def step_together(self, shares: Sequence[Share]) -> list[StepResult]:
+    def step_many(self, requests: Sequence[StepRequest]) -> list[StepResult]:
         """See Session."""
-        work = [self._ready(share.name) for share in shares]
-        keys = iter(mx.random.split(mx.random.key(self._seed), max(len(share.batches) for share in shares)))
+        work = [self._ready(request.name) for request in requests]
+        keys = iter(mx.random.split(mx.random.key(self._seed), max(len(request.batches) for request in requests)))
         found: dict[str, mx.array] = {}
-        losses = [0.0] * len(shares)
+        losses = [0.0] * len(requests)
         first = True
         group = one_group([training.settings for training in work])
         with self._computing(work) as one, shifted(self.model, group), memory.guard("this batch"):
             try:
-                for present in rounds(shares):
+                for present in rounds(requests):
                     one.adapter.dropout(next(keys))
-                    values, gradients = self._gradients(one, shares, present, first)
+                    values, gradients = self._gradients(one, requests, present, first)
                     found = {n: found[n] + g if n in found else g for n, g in (found | gradients).items()}
                     del gradients
                     mx.eval(found)
@@ -188,15 +188,17 @@ class MlxSession(Positions):
             finally:
                 one.adapter.dropout(None)
             if not found:  # no batch has a supervised token
-                return [StepResult(0.0, 0.0) for _ in shares]
+                return [StepResult(0.0, 0.0) for _ in requests]
             several = len(work) > 1
             with writing([(t, self._adapter(t.name)) for t in work], self._meter.free()):
                 return [
-                    self._update(t, share, loss, {n: found.pop(own(number, n) if several else n) for n in t.trained})
-                    for number, (t, share, loss) in enumerate(zip(work, shares, losses, strict=True))
+                    self._update(t, request, loss, {n: found.pop(own(number, n) if several else n) for n in t.trained})
+                    for number, (t, request, loss) in enumerate(zip(work, requests, losses, strict=True))
                 ]
 
-    def _update(self, training: Training, share: Share, loss: float, gradients: dict[str, mx.array]) -> StepResult:
+    def _update(
+        self, training: Training, request: StepRequest, loss: float, gradients: dict[str, mx.array]
+    ) -> StepResult:
         """Clip and apply one adapter's gradients, unless something is not a finite number."""
         norm = norm_of(gradients)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -205,7 +207,7 @@ class MlxSession(Positions):
         limit = training.settings.max_gradient_norm
         factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
         seen = {n: np.array(g * factor) for n, g in gradients.items()} if training.tracker else {}
-        training.optimizer.update(adapter.parameters, gradients, factor, share.learning_rate)
+        training.optimizer.update(adapter.parameters, gradients, factor, request.learning_rate)
         self._track(training, seen)
         adapter.changed()
         return StepResult(loss, norm)
@@ -294,7 +296,7 @@ class MlxSession(Positions):
             )
 
     def _gradients(
-        self, one: Pass, shares: Sequence[Share], present: list[tuple[int, Batch]], penalised: bool
+        self, one: Pass, requests: Sequence[StepRequest], present: list[tuple[int, Batch]], penalised: bool
     ) -> tuple[list[float], dict[str, mx.array]]:
         """The loss of each micro-batch that is computed at once, and the gradients.
 
@@ -302,7 +304,7 @@ class MlxSession(Positions):
         """
         batch, slices = joined([batch for _, batch in present])
         whole, members = self._with_virtual(batch), self.virtual().members
-        alphas = [self._ready(shares[n].name).settings.neftune_alpha for n, part in present for _ in part.ids]
+        alphas = [self._ready(requests[n].name).settings.neftune_alpha for n, part in present for _ in part.ids]
         noise = batch_noise(batch, alphas, self._seed, self.model.width, self.virtual())
         if isinstance(one.adapter, SplitAdapter):
             rows = one.adapter.rows
@@ -321,9 +323,9 @@ class MlxSession(Positions):
             found = kernels.chunked_logprobs(head, outside, hidden, targets, self._rows())
             values: list[mx.array] = []
             for part, (number, own_batch) in zip(mx.split(found, ends), present, strict=True):
-                share = shares[number]
-                total = float(sum(other.supervised for other in share.batches))
-                of_members = [share.objective.loss(OPS, p, own_batch, total) for p in mx.split(part, members)]
+                request = requests[number]
+                total = float(sum(other.supervised for other in request.batches))
+                of_members = [request.objective.loss(OPS, p, own_batch, total) for p in mx.split(part, members)]
                 values.append(mx.stack(of_members).sum())
             value = mx.stack(values).sum()
             penalty = one.adapter.penalty(parameters) if penalised else None

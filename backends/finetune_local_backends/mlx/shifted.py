@@ -15,8 +15,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from finetune_local.errors import Unsupported
-from finetune_local.spec.shifted import plain_heads, runs
+from finetune_local.spec.numerics.shifted import plain_heads, runs
+from finetune_local.system.errors import Unsupported
 from finetune_local_backends.mlx.model import Model, walk
 
 FUNCTION = "scaled_dot_product_attention"

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 
 import mlx.core as mx
 
-from finetune_local.errors import OutOfMemory
-from finetune_local_backends.mlx.methods import Adapter
+from finetune_local.system.errors import OutOfMemory
 from finetune_local_backends.mlx.optimizer import GROUP_BYTES
 from finetune_local_backends.mlx.passes import Training
+from finetune_local_backends.mlx.tuners import Adapter
 from finetune_local_backends.undo import affordable, all_or_nothing, track_again, tracked
 
 

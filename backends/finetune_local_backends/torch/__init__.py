@@ -8,10 +8,10 @@ import pkgutil
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
-from finetune_local.errors import Unsupported
-from finetune_local.machine import library_versions
-from finetune_local.spec.families import families
 from finetune_local.spec.run import Precision, Quantisation
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import Unsupported
+from finetune_local.system.machine import library_versions
 from finetune_local_backends.torch import device as devices
 from finetune_local_backends.torch.gaps import AFFINE, GAPS
 
@@ -64,10 +64,10 @@ class TorchBackend:
         """See Backend."""
         return devices.notes()
 
-    def families(self) -> frozenset[str]:
+    def tuners(self) -> frozenset[str]:
         """The files in methods/ that are named after a family; the rest is what these share."""
-        folder = str(Path(__file__).parent / "methods")
-        return frozenset(module.name for module in pkgutil.iter_modules([folder])) & set(families())
+        folder = str(Path(__file__).parent / "tuners")
+        return frozenset(module.name for module in pkgutil.iter_modules([folder])) & set(tuners())
 
     def load(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from finetune_local.backend import Floats
-from finetune_local.spec.families import VirtualTokens
+from finetune_local.spec.tuners import VirtualTokens
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.memory import guard

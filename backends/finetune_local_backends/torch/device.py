@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from finetune_local.backend import Device
-from finetune_local.errors import SpecError
+from finetune_local.system.errors import SpecError
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Instructions with which bf16 products are two to four times as fast as fp32 ones; without them they are emulated."""

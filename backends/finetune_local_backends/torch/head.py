@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_local.errors import Unsupported
+from finetune_local.system.errors import Unsupported
 from finetune_local_backends.torch.kernels import TokenLogProbs
-from finetune_local_backends.torch.methods.sites import Site
+from finetune_local_backends.torch.tuners.sites import Site
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 

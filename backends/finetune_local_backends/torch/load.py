@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from finetune_local.backend import Device
-from finetune_local.errors import FinetuneError, ModelError, Unsupported
-from finetune_local.spec.base_config import read_base_config
-from finetune_local.spec.base_files import check_finite, weight_files
-from finetune_local.spec.base_weights import PLAIN, explain, not_finite
-from finetune_local.spec.rope import stretched
+from finetune_local.spec.base.config import read_base_config
+from finetune_local.spec.base.files import check_finite, weight_files
+from finetune_local.spec.base.weights import PLAIN, explain, not_finite
+from finetune_local.spec.numerics.rope import stretched
 from finetune_local.spec.run import Precision
 from finetune_local.spec.targets import block_of
+from finetune_local.system.errors import FinetuneError, ModelError, Unsupported
 from finetune_local_backends.torch import attention
 from finetune_local_backends.torch.memory import guard, out_of_memory
 
@@ -199,7 +199,7 @@ def _attention(config: Any, dtype: torch.dtype, device: Device) -> str:
 
 
 def _stretch(config: Any, factor: float) -> None:
-    """Positions for a longer context, see spec/rope.py."""
+    """Positions for a longer context, see spec/numerics/rope.py."""
     if factor == 1:
         return
     text = config.get_text_config()

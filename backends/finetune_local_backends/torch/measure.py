@@ -10,8 +10,8 @@ from torch import nn
 
 from finetune_local.backend import Batch
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.methods.low_rank import LowRankSlot
-from finetune_local_backends.torch.methods.sites import Slot, site_at
+from finetune_local_backends.torch.tuners.low_rank import LowRankSlot
+from finetune_local_backends.torch.tuners.sites import Slot, site_at
 
 
 class _Measured(Slot):

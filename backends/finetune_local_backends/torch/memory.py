@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from finetune_local.backend import MemoryUse
-from finetune_local.errors import OutOfMemory
+from finetune_local.system.errors import OutOfMemory
 
 # torch's CPU allocator, the C++ runtime and the card's libraries (cublasCreate, cudnnCreate) have no error class of their own.
 _WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "_ALLOC_FAILED")

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from finetune_local.errors import AdapterError, Unsupported
 from finetune_local.spec.run import TrainingSettings
+from finetune_local.system.errors import AdapterError, Unsupported
 from finetune_local_backends.torch.gaps import GAPS, OPTIMIZER
 
 Arrays = dict[str, npt.NDArray[np.generic]]

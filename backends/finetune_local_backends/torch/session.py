@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from finetune_local.backend import Batch, Decoder, Floats, MemoryUse, Share, StepResult
-from finetune_local.errors import AdapterError, ModelError, OutOfMemory, Unsupported
-from finetune_local.spec.families import Source, Tracker, family_of, trainable_parameters
+from finetune_local.backend import Batch, Decoder, Floats, MemoryUse, StepRequest, StepResult
+from finetune_local.spec.numerics.shifted import check_shifted, group_of, one_group
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
-from finetune_local.spec.shifted import check_shifted, group_of, one_group
+from finetune_local.spec.tuners import Source, Tracker, trainable_parameters, tuner_of
+from finetune_local.system.errors import AdapterError, ModelError, OutOfMemory, Unsupported
 from finetune_local_backends.noise import batch_noise
 from finetune_local_backends.together import check_plans, joined, rounds
 from finetune_local_backends.torch import memory
@@ -28,14 +28,14 @@ from finetune_local_backends.torch.decoder import TorchDecoder
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.measure import update_sizes
-from finetune_local_backends.torch.methods import Adapters, check_tensors
-from finetune_local_backends.torch.methods.sites import SiteAdapters
-from finetune_local_backends.torch.methods.split import Rows, shared_sites
 from finetune_local_backends.torch.noisy import noisy
 from finetune_local_backends.torch.ops import OPS
 from finetune_local_backends.torch.optimizer import Optimizer, finite
 from finetune_local_backends.torch.quantised import QuantisedLinear
 from finetune_local_backends.torch.shifted import check_known, shifted
+from finetune_local_backends.torch.tuners import Adapters, check_tensors
+from finetune_local_backends.torch.tuners.sites import SiteAdapters
+from finetune_local_backends.torch.tuners.split import Rows, shared_sites
 from finetune_local_backends.torch.undo import Written, writing
 from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
 from finetune_local_backends.windows import windows
@@ -80,14 +80,14 @@ class TorchSession(Positions):
         """See Session."""
         if name in self._plans:
             raise AdapterError(f"an adapter called '{name}' is in memory already. Detach it first.")
-        family = family_of(plan)
+        tuner = tuner_of(plan)
         if tensors is not None:
-            check_tensors(family.shapes(plan), tensors)
+            check_tensors(tuner.shapes(plan), tensors)
         self.activate(None)
         with memory.guard(f"attach the adapter '{name}'"):
             source = Source(self.weight, ids, self._base.embedding_scale, stored)
-            given = family.initial(plan, seed, source) if tensors is None else tensors
-            self._keeper(plan.family).attach(name, plan, given)
+            given = tuner.initial(plan, seed, source) if tensors is None else tensors
+            self._keeper(plan.tuner).attach(name, plan, given)
         self._plans[name] = plan
         self.activate(name)
         return trainable_parameters(plan)
@@ -137,8 +137,8 @@ class TorchSession(Positions):
     def prepare(self, name: str, training: TrainingSettings) -> None:
         """See Session. Raises Unsupported where the head's arithmetic or the optimizer is not known here."""
         parameters, plan = self._keeper_of(name).parameters(name), self._plans[name]
-        family = family_of(plan)
-        rates = family.rates(plan)
+        tuner = tuner_of(plan)
+        rates = tuner.rates(plan)
         trained = {key: value for key, value in parameters.items() if rates.get(key, 1.0)}
         text = self._base.model.config.get_text_config()
         check_shifted(plan, training, windows(text.to_dict(), text.num_hidden_layers))
@@ -149,7 +149,7 @@ class TorchSession(Positions):
         with memory.guard("hold the optimizer's states"):
             optimizer = Optimizer(trained, training, self._base.place, rates)
         self._trainings.pop(name, None)
-        tracker = family.tracker(plan, training.max_steps or 1)
+        tracker = tuner.tracker(plan, training.max_steps or 1)
         self._trainings[name] = _Training(name, training, optimizer, frozenset(trained), tracker)
 
     def seed(self, seed: int) -> None:
@@ -159,27 +159,27 @@ class TorchSession(Positions):
 
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
         """See Session."""
-        return self.step_together([Share(self._ready().name, batches, objective, learning_rate)])[0]
+        return self.step_many([StepRequest(self._ready().name, batches, objective, learning_rate)])[0]
 
-    def step_together(self, shares: Sequence[Share]) -> list[StepResult]:
+    def step_many(self, requests: Sequence[StepRequest]) -> list[StepResult]:
         """See Session."""
-        work = [self._ready(share.name) for share in shares]
+        work = [self._ready(request.name) for request in requests]
         optimizers = [training.optimizer for training in work]
         group = one_group([training.settings for training in work])
         self._start_gradients(work)
         for optimizer in optimizers:
             optimizer.clear()
-        losses = [0.0] * len(shares)
+        losses = [0.0] * len(requests)
         self._base.model.train()
         try:
             with (
                 self._computing(work) as rows,
                 shifted(self._base, group),
-                memory.guard(f"train on {_largest(shares)} tokens at once"),
+                memory.guard(f"train on {_largest(requests)} tokens at once"),
             ):
-                for present in rounds(shares):
+                for present in rounds(requests):
                     for number, loss in zip(
-                        [n for n, _ in present], self._backward(shares, present, rows), strict=True
+                        [n for n, _ in present], self._backward(requests, present, rows), strict=True
                     ):
                         losses[number] += loss
                 for training in work:
@@ -189,7 +189,7 @@ class TorchSession(Positions):
                 applied = [n for n, pair in enumerate(zip(losses, norms, strict=True)) if finite(*pair)]
                 with writing([self._written(work[n]) for n in applied], self._base.place):
                     for n in applied:
-                        work[n].optimizer.apply(norms[n], shares[n].learning_rate)
+                        work[n].optimizer.apply(norms[n], requests[n].learning_rate)
                         self._track(work[n])
                         self._keeper_of(work[n].name).after_step(work[n].name)
         except OutOfMemory:
@@ -250,7 +250,7 @@ class TorchSession(Positions):
         """See Session."""
         return memory.use(self._base.place)
 
-    def _backward(self, shares: Sequence[Share], present: list[tuple[int, Batch]], rows: Rows) -> list[float]:
+    def _backward(self, requests: Sequence[StepRequest], present: list[tuple[int, Batch]], rows: Rows) -> list[float]:
         """The loss of each micro-batch that is computed at once; gradients are added to those before.
 
         Prompts side by side each get the gradient they would get alone; the loss is their mean.
@@ -259,20 +259,20 @@ class TorchSession(Positions):
         rows.owners, rows.total = [number for number, _ in present], len(batch.ids)
         members = self.members
         sizes = [members * own.supervised for _, own in present]
-        with noisy(self._base, self._noise(shares, present, batch)):
+        with noisy(self._base, self._noise(requests, present, batch)):
             found = self._log_probabilities(batch).split(sizes)  # type: ignore[no-untyped-call]
         losses = []
         for part, (number, batch) in zip(found, present, strict=True):
-            share = shares[number]
-            total = float(sum(other.supervised for other in share.batches))
-            of_members = [share.objective.loss(OPS, piece, batch, total) for piece in part.chunk(members)]
+            request = requests[number]
+            total = float(sum(other.supervised for other in request.batches))
+            of_members = [request.objective.loss(OPS, piece, batch, total) for piece in part.chunk(members)]
             losses.append(torch.stack(of_members).sum())
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         return [float(loss.detach()) / members for loss in losses]
 
-    def _noise(self, shares: Sequence[Share], present: list[tuple[int, Batch]], batch: Batch) -> Floats | None:
+    def _noise(self, requests: Sequence[StepRequest], present: list[tuple[int, Batch]], batch: Batch) -> Floats | None:
         """NEFTune's noise for micro-batches that are computed at once as `batch`."""
-        alphas = [self._ready(shares[n].name).settings.neftune_alpha for n, own in present for _ in own.ids]
+        alphas = [self._ready(requests[n].name).settings.neftune_alpha for n, own in present for _ in own.ids]
         width = int(self._base.model.get_input_embeddings().weight.shape[1])
         return batch_noise(batch, alphas, self._seed, width, self.virtual())
 
@@ -361,18 +361,18 @@ class TorchSession(Positions):
             block.gradient_checkpointing = wanted
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
-    def _keeper(self, family: str) -> Adapters:
-        if family not in self._keepers:
-            module = importlib.import_module(f"finetune_local_backends.torch.methods.{family}")
-            self._keepers[family] = module.adapters(self._base)
-        return self._keepers[family]
+    def _keeper(self, tuner: str) -> Adapters:
+        if tuner not in self._keepers:
+            module = importlib.import_module(f"finetune_local_backends.torch.tuners.{tuner}")
+            self._keepers[tuner] = module.adapters(self._base)
+        return self._keepers[tuner]
 
     def _keeper_of(self, name: str) -> Adapters:
         if name not in self._plans:
             raise AdapterError(
                 f"no adapter called '{name}' is in memory. There is: {', '.join(self._plans) or 'none'}."
             )
-        return self._keepers[self._plans[name].family]
+        return self._keepers[self._plans[name].tuner]
 
 
 def _dense(base: Base, name: str) -> Floats:
@@ -389,6 +389,6 @@ def _numbers(value: torch.Tensor) -> Floats:
     return np.array(value.detach().float().cpu().numpy(), np.float32)
 
 
-def _largest(shares: Sequence[Share]) -> int:
+def _largest(requests: Sequence[StepRequest]) -> int:
     """Tokens, with padding, of the largest micro-batches computed at once."""
-    return sum(max((batch.ids.size for batch in share.batches), default=0) for share in shares)
+    return sum(max((batch.ids.size for batch in request.batches), default=0) for request in requests)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_local.errors import Unsupported
-from finetune_local.spec.shifted import plain_heads, runs
+from finetune_local.spec.numerics.shifted import plain_heads, runs
+from finetune_local.system.errors import Unsupported
 from finetune_local_backends.torch.load import Base
 
 NAME = "finetune_local_shifted"

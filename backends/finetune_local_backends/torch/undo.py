@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from finetune_local.errors import OutOfMemory
-from finetune_local.spec.families import Tracker
+from finetune_local.spec.tuners import Tracker
+from finetune_local.system.errors import OutOfMemory
 from finetune_local_backends.torch import memory
 from finetune_local_backends.torch.optimizer import Optimizer, Place
 from finetune_local_backends.undo import affordable, all_or_nothing, track_again, tracked

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from finetune_local.adapter_format import CONFIG, WEIGHTS
 from finetune_local.adapters import library, manage
 from finetune_local.adapters.identity import FILE as IDENTITY
-from finetune_local.errors import AdapterError
-from finetune_local.layout import CONFIG, WEIGHTS
-from finetune_local.paths import Home
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.paths import Home
 from fuzz.mutate import mutate_bytes, mutate_json, mutate_json_text
 
 COUNTS = (300, 40_000)

@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from finetune_local.data import guarded_template
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.data.guarded_template import GuardedTemplate
-from finetune_local.system.guarded import Guarded, Limits
+from finetune_local.data.encoding import guarded_template
+from finetune_local.data.encoding.guarded_template import GuardedTemplate
+from finetune_local.system.untrusted.guarded import Guarded, Limits
 from fuzz.mutate import AWKWARD, mutate_bytes
 
 COUNTS = (60, 30_000)
@@ -51,7 +51,7 @@ BLOCKS = (
 def prepare(folder: Path) -> Any:
     """The real templates; a child whose limits can be waited for."""
     guarded_template._child.close()
-    guarded_template._child = Guarded("finetune_local.data.rendering", Limits(0.3, 400 * 2**20))
+    guarded_template._child = Guarded("finetune_local.data.encoding.rendering", Limits(0.3, 400 * 2**20))
     return [path.read_bytes() for path in sorted(TEMPLATES.glob("*.jinja"))]
 
 

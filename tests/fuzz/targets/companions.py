@@ -11,10 +11,10 @@ from typing import Any
 
 from finetune_local.adapters.companions import asking, companions
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.errors import FinetuneError
-from finetune_local.export.gguf_vocabulary import read_vocabulary
+from finetune_local.export.gguf.vocabulary import read_vocabulary
 from finetune_local.models.folder import ModelFolder
-from finetune_local.tokenizer_files import template_of
+from finetune_local.spec.base.tokenizer_files import template_of
+from finetune_local.system.errors import FinetuneError
 from fuzz.children import quick_children
 from fuzz.mutate import mutate_bytes, mutate_json_text
 from tiny import CHATML, tiny_model

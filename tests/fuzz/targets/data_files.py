@@ -10,8 +10,8 @@ from typing import Any
 
 from finetune_local.data.formats import formats
 from finetune_local.data.inspect import Inspection
-from finetune_local.errors import FinetuneError
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.errors import FinetuneError
 from fuzz.mutate import mutate_bytes, mutate_json
 
 COUNTS = (1_500, 60_000)

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune_local.errors import FinetuneError
-from finetune_local.export import Source, targets
+from finetune_local.export.engines.folders import mlx_lm_limit, mlx_lm_note
 from finetune_local.export.merged_config import merged_config
-from finetune_local.export.receivers.folders import mlx_lm_limit, mlx_lm_note
+from finetune_local.export.targets import Source, targets
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import FinetuneError
 from fuzz.mutate import mutate_json
 from tiny import tiny_model
 

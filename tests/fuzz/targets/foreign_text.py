@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from finetune_local.system.foreign_text import ForeignTextError, deeper_than, parse_json, parse_toml
+from finetune_local.system.untrusted.text import ForeignTextError, deeper_than, parse_json, parse_toml
 from fuzz.mutate import mutate_bytes, mutate_json_text
 
 COUNTS = (1_000, 100_000)

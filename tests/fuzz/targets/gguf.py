@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from finetune_local.models.gguf_import import install_gguf
+from finetune_local.models.gguf.convert import install_gguf
 from finetune_local.models.local import architecture
 from fuzz.mutate import AWKWARD, mutate_bytes
 from gguf_made import KINDS, Made

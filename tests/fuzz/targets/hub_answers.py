@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from finetune_local.models.answers import models_in, read_answer, repository_in
-from finetune_local.models.hub import choose
-from finetune_local.models.search import _hits
-from finetune_local.paths import bad_name
-from finetune_local.system.foreign_text import ForeignTextError
+from finetune_local.models.hub.answers import models_in, read_answer, repository_in
+from finetune_local.models.hub.repository import choose
+from finetune_local.models.hub.search import _hits
+from finetune_local.system.paths import bad_name
+from finetune_local.system.untrusted.text import ForeignTextError
 from fuzz.mutate import mutate_json_text
 
 COUNTS = (400, 40_000)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from finetune_local.backend import backends
-from finetune_local.errors import UserError
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import UserError
 from fuzz.model_folders import prepare as prepare_folders
 from fuzz.model_folders import wrong_folder
 

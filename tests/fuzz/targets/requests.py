@@ -61,9 +61,9 @@ class Prepared:
     """The server that is tried, and what it needs to be asked."""
 
     def __init__(self, folder: Path) -> None:
-        from finetune_local.paths import CONFIG_VARIABLE, Home
-        from finetune_local.ui import server as serving
-        from finetune_local.ui.context import Context
+        from finetune_local.gui.http import server as serving
+        from finetune_local.gui.shell.context import Context
+        from finetune_local.system.paths import CONFIG_VARIABLE, Home
 
         self.blocks: list[Any] = []
         shape_of = serving.shape_of
@@ -90,14 +90,14 @@ class Prepared:
 
 def _start_nothing() -> None:
     """An event may ask for any work of the app; it is not done here. The server's own part of it is what is tried."""
-    from finetune_local import service, workplace
-    from finetune_local.errors import RunError
+    from finetune_local.runtime import process_folder, rpc
+    from finetune_local.system.errors import RunError
 
     def refuse(*_given: object, **_named: object) -> NoReturn:
         raise RunError("nothing is started in this trial. Try it in the app.")
 
-    service.Service.follow = refuse  # type: ignore[method-assign]
-    workplace.start = refuse
+    rpc.Service.follow = refuse  # type: ignore[method-assign]
+    process_folder.start = refuse
     socket.getaddrinfo = _no_name
 
 

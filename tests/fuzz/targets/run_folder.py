@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 
 from finetune_local.adapters.identity import FILE as IDENTITY
-from finetune_local.errors import FinetuneError
-from finetune_local.files import write_text
-from finetune_local.paths import Home
-from finetune_local.spec.families.low_rank import LowRankSettings
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import checksums
-from finetune_local.train import check, checkpoint, facts, runs
-from finetune_local.train.events import Finished, Note, Step, Validation
-from finetune_local.train.publish import publish_checkpoint
-from finetune_local.train.watch import Watch
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.files import write_text
+from finetune_local.system.paths import Home
+from finetune_local.training import checkpoint
+from finetune_local.training.events import Finished, Note, Step, Validation
+from finetune_local.training.publish import publish_checkpoint
+from finetune_local.training.run_folder import check, facts, runs
+from finetune_local.training.run_folder.watch import Watch
 from fuzz.mutate import mutate_bytes, mutate_json_text
 
 COUNTS = (150, 20_000)

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_local import trash
 from finetune_local.chat import conversations, history
-from finetune_local.errors import FinetuneError
-from finetune_local.evaluate import store
-from finetune_local.jobs import job
-from finetune_local.paths import Home
-from finetune_local.shelf import Shelf
+from finetune_local.evaluation import store
+from finetune_local.runtime import job
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import again, differences, facts, runs
-from finetune_local.train.events import Checkpoint, Failed, Finished, Note, Started, Step, Validation
+from finetune_local.system import trash
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.paths import Home
+from finetune_local.training.events import Checkpoint, Failed, Finished, Note, Started, Step, Validation
+from finetune_local.training.run_folder import again, differences, facts, runs
+from finetune_local.workspace.adapters import Shelf
 from fuzz.mutate import mutate_bytes, mutate_json_text
 
 COUNTS = (80, 10_000)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from fuzz.children import quick_children
 from fuzz.mutate import mutate_bytes, mutate_json
 from sentencepiece_like import make_sentencepiece_like

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter
 from finetune_local.adapters import bring, library, manage
-from finetune_local.errors import AdapterError
-from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
-from finetune_local.paths import Home
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.paths import Home
 from made import made_adapter
 
 unix = pytest.mark.skipif(os.name == "nt", reason="such files are of Unix")

@@ -15,9 +15,9 @@ from finetune_local.adapters.attach import attach
 from finetune_local.adapters.brings import brings
 from finetune_local.adapters.companions import asking, companions, tokenizer_of
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.errors import AdapterError
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.paths import Home
 from made import made_adapter
 from tiny import CHATML, tiny_model
 from toy_session import ToySession

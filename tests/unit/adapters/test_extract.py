@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from finetune_local import paths
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.adapters import library
 from finetune_local.adapters.companions import companions
-from finetune_local.adapters.extract import Extraction, extract, rank_for, spectrum
+from finetune_local.adapters.extraction.extract import Extraction, extract, rank_for, spectrum
+from finetune_local.adapters.extraction.tuned import from_adapter, from_folder
 from finetune_local.adapters.identity import read_identity, write_identity
-from finetune_local.adapters.tuned import from_adapter, from_folder
 from finetune_local.cli.main import main
-from finetune_local.errors import AdapterError, FinetuneError, ModelError, SpecError
-from finetune_local.layout import read_adapter, write_adapter
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.factors import decompose
-from finetune_local.spec.families import families, family_of
-from finetune_local.spec.families.full import FullSettings
+from finetune_local.spec.numerics.factors import decompose
+from finetune_local.spec.tuners import tuner_of, tuners
+from finetune_local.spec.tuners.full import FullSettings
+from finetune_local.system import paths
+from finetune_local.system.errors import AdapterError, FinetuneError, ModelError, SpecError
 from made import made_adapter
 from tiny import tiny_model
 
@@ -59,7 +59,7 @@ def folder_of(base: ModelFolder, weights: Mapping[str, np.ndarray], folder: Path
 
 def full_adapter(base: ModelFolder, weights: Mapping[str, np.ndarray], folder: Path, run: str = "全部 run") -> Path:
     """The same as our own training writes it."""
-    plan = families()["full"].plan("full", FullSettings(), base.info())
+    plan = tuners()["full"].plan("full", FullSettings(), base.info())
     write_adapter(folder, plan, {f"base_model.model.{n}": w for n, w in weights.items()}, base.name)
     write_identity(folder, base.identity(), run, {"method": "full"})
     return folder
@@ -67,7 +67,7 @@ def full_adapter(base: ModelFolder, weights: Mapping[str, np.ndarray], folder: P
 
 def merged(base: ModelFolder, folder: Path, name: str) -> np.ndarray:
     plan, tensors = read_adapter(folder)
-    return family_of(plan).merge(name, base.read(name), plan, tensors)
+    return tuner_of(plan).merge(name, base.read(name), plan, tensors)
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (64, 32), (48, 48)])

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from finetune_local.adapter_format import WEIGHTS, read_adapter
 from finetune_local.adapters.identity import FILE, check_same_base, check_shapes, read_identity, write_identity
-from finetune_local.errors import AdapterError, DiskFull
-from finetune_local.layout import WEIGHTS, read_adapter
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import AdapterError, DiskFull
 from made import made_adapter
 from tiny import tiny_model
 
@@ -57,7 +57,7 @@ def test_shapes_are_checked_module_by_module(tiny: Path, tmp_path: Path) -> None
     config = json.loads((tiny / "config.json").read_text("utf-8"))
     assert config["hidden_size"] == 64
     target = plan.targets[0]
-    wrong = type(plan)(plan.method, plan.family, plan.settings, (type(target)(target.module, 63, target.out_features),))
+    wrong = type(plan)(plan.method, plan.tuner, plan.settings, (type(target)(target.module, 63, target.out_features),))
     with pytest.raises(AdapterError, match=r"64 × 63, but .* 64 × 128"):
         check_shapes(wrong, ModelFolder.open(tiny))
 

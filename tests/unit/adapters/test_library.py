@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from finetune_local import paths
+from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter
 from finetune_local.adapters import identity, library, manage
 from finetune_local.adapters.companions import trained_raw
 from finetune_local.backend import Device
-from finetune_local.chat.opening import _held
 from finetune_local.cli.main import main
-from finetune_local.errors import AdapterError, DiskFull
-from finetune_local.layout import CONFIG, WEIGHTS, read_adapter
-from finetune_local.system import checksums
+from finetune_local.inference.engine import _held
+from finetune_local.system import checksums, paths
+from finetune_local.system.errors import AdapterError, DiskFull
 from made import made_adapter
 
 RUN = {"model": {"id": "D:/models/base"}, "data": {"template": "raw", "files": ["/data/orders.jsonl"]}}
@@ -243,7 +242,7 @@ def test_a_list_says_what_each_is_and_reads_only_what_changed(
 def test_details_are_told_without_reading_the_weights(stocked: paths.Home, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = stocked.adapters / "friend"
     plan, _ = read_adapter(folder)
-    monkeypatch.setattr("finetune_local.layout.read_tensors", None)
+    monkeypatch.setattr("finetune_local.adapter_format.read_tensors", None)
     told = library.details("friend", folder, "imported")
     assert told["modules"] == len(plan.targets) and told["settings"]["rank"] == 2 and told["mergeable"]
     config = json.loads((folder / CONFIG).read_text("utf-8"))

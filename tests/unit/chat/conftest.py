@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local import paths
-from finetune_local.chat.opening import Opened
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.inference.engine import Opened
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system import paths
 from made import made_adapter
 from toy_session import ToySession
 

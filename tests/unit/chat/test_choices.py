@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local import paths
 from finetune_local.chat import choices
-from finetune_local.errors import ModelError
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system import paths
+from finetune_local.system.errors import ModelError
 from made import made_adapter
 from tiny import tiny_model
 

@@ -7,10 +7,10 @@ import pytest
 
 from finetune_local.chat import history
 from finetune_local.chat.commands import COMMANDS, run_command
-from finetune_local.chat.opening import Opened
-from finetune_local.chat.sampling import Sampling
 from finetune_local.chat.session import ChatSession
-from finetune_local.errors import AdapterError, SpecError
+from finetune_local.inference.engine import Opened
+from finetune_local.inference.sampling import Sampling
+from finetune_local.system.errors import AdapterError, SpecError
 
 
 @pytest.fixture

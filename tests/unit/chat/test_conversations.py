@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from finetune_local import paths
 from finetune_local.chat import conversations, history
 from finetune_local.chat.record import Record
-from finetune_local.errors import SpecError
+from finetune_local.system import paths
+from finetune_local.system.errors import SpecError
 
 
 def spoken(home: paths.Home, *texts: str) -> history.History:

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from finetune_local import paths
 from finetune_local.chat import history
 from finetune_local.data.conversation import Message
-from finetune_local.errors import SpecError
+from finetune_local.system import paths
+from finetune_local.system.errors import SpecError
 
 
 def spoken(home: paths.Home, *lines: dict[str, object]) -> history.History:

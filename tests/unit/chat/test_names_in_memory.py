@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from finetune_local import paths
-from finetune_local.chat.opening import Opened
+from finetune_local.inference.engine import Opened
+from finetune_local.system import paths
 from made import made_adapter
 
 

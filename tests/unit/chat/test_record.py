@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_local import paths
 from finetune_local.chat import conversations, history
 from finetune_local.chat.record import Record
 from finetune_local.data.conversation import Message
-from finetune_local.errors import SpecError
+from finetune_local.system import paths
+from finetune_local.system.errors import SpecError
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from finetune_local.chat import history
-from finetune_local.chat.opening import Opened
-from finetune_local.chat.sampling import Sampling
 from finetune_local.chat.session import ChatSession
 from finetune_local.data.conversation import Message
-from finetune_local.errors import AdapterError, SpecError
+from finetune_local.inference.engine import Opened
+from finetune_local.inference.sampling import Sampling
+from finetune_local.system.errors import AdapterError, SpecError
 from made import made_adapter
 
 SHORT = Sampling(temperature=0.8, seed=1, max_tokens=8)

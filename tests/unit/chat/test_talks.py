@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune_local.chat.talks import Talks
-from finetune_local.errors import OutOfMemory, SpecError, WorkerDied
+from finetune_local.chat.client import Talks
+from finetune_local.system.errors import OutOfMemory, SpecError, WorkerDied
 
 FACTS = {"model": "m", "memory_bytes": 1}
 

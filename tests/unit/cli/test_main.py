@@ -15,11 +15,11 @@ import pytest
 from finetune_local.cli import app
 from finetune_local.cli.main import HELPERS, cli, main
 from finetune_local.cli.spec_options import spec_fields, spec_from
-from finetune_local.desktop import launch
-from finetune_local.errors import SpecError, Stopped
-from finetune_local.paths import Home
+from finetune_local.gui.window import launch
 from finetune_local.spec.run import parse_spec
-from finetune_local.train import runs
+from finetune_local.system.errors import SpecError, Stopped
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder import runs
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -207,7 +207,7 @@ def test_mistakes_of_a_config_are_sentences(text: str, tmp_path: Path, capsys: p
 def test_parity_takes_its_steps_from_either_option(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: object
 ) -> None:
-    from finetune_local.train import compare
+    from finetune_local.training import parity
 
     asked: list[tuple[int, Path]] = []
 
@@ -215,7 +215,7 @@ def test_parity_takes_its_steps_from_either_option(
         asked.append((tables["training"]["max_steps"], scratch))
         return [1.0] * tables["training"]["max_steps"]
 
-    monkeypatch.setattr(compare, "curve_of", curve_of)
+    monkeypatch.setattr(parity, "curve_of", curve_of)
     for given, steps in ([], 20), (["--steps", "4"], 4), (["--max-steps", "3"], 3):
         code, out, _ = run(["parity", "--data", "x.jsonl", "--json", *given], capsys)
         assert code == 0
@@ -228,7 +228,7 @@ def test_parity_takes_its_steps_from_either_option(
 def test_parity_is_in_fp32_or_over_one_nf4_base(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: object
 ) -> None:
-    from finetune_local.train import compare
+    from finetune_local.training import parity
 
     held: list[tuple[str, str]] = []
 
@@ -236,7 +236,7 @@ def test_parity_is_in_fp32_or_over_one_nf4_base(
         held.append((tables["model"]["precision"], tables["model"]["quantisation"]))
         return [1.0]
 
-    monkeypatch.setattr(compare, "curve_of", curve_of)
+    monkeypatch.setattr(parity, "curve_of", curve_of)
     for kind, expected in (("auto", ("fp32", "auto")), ("affine", ("fp32", "auto")), ("nf4", ("4-bit", "nf4"))):
         held.clear()
         asked = ["parity", "--data", "x.jsonl", "--method", "qlora", "--quantisation", kind, "--steps", "1"]

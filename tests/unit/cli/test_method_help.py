@@ -8,10 +8,10 @@ import pytest
 
 from finetune_local.cli.main import main
 from finetune_local.cli.spec_options import owners, spec_fields
-from finetune_local.paths import method_page
-from finetune_local.spec.families import families
-from finetune_local.spec.fields import flag_of
-from finetune_local.spec.methods import methods
+from finetune_local.spec.defaults import presets
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.fields import flag_of
+from finetune_local.system.paths import method_page
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -45,19 +45,19 @@ def test_every_setting_stands_once_under_the_methods_that_have_it(
         if path.startswith("method."):
             kind, _, named = heading.partition(" ")
             listed = set(named.removeprefix("but ").split(", "))
-            assert set(owners(name)) == (set(methods()) - listed if kind == "Methods" else listed), path
+            assert set(owners(name)) == (set(presets()) - listed if kind == "Methods" else listed), path
     assert {"Options", "Base model", "Data", "Training", "Method vera"} <= parts.keys()
 
 
-@pytest.mark.parametrize("key", list(methods()))
+@pytest.mark.parametrize("key", list(presets()))
 def test_one_method_is_told_with_its_settings_and_its_page(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(["methods", key, "--json"], capsys)
     told = json.loads(out)
-    fields = families()[methods()[key].family].settings.model_fields
+    fields = tuners()[presets()[key].tuner].settings.model_fields
     assert code == 0 and told["key"] == key
     assert [row["setting"] for row in told["settings"]] == list(fields)
     assert told["text"] == method_page(key).read_text("utf-8")
-    implied = {p.removeprefix("method."): v for p, v in methods()[key].presets.items() if p.startswith("method.")}
+    implied = {p.removeprefix("method."): v for p, v in presets()[key].defaults.items() if p.startswith("method.")}
     for row in told["settings"]:
         wanted = implied.get(row["setting"], fields[row["setting"]].default)
         assert row["default"] == (list(wanted) if isinstance(wanted, tuple) else wanted)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 settings.register_profile("no deadline", deadline=None)  # the first example pays for imports; timings gate nothing
 settings.load_profile("no deadline")

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_local.data.ahead import Row, rendered_ahead
 from finetune_local.data.conversation import Conversation, Message, Rejected, Source
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import DataError
+from finetune_local.data.encoding.ahead import Row, rendered_ahead
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.system.errors import DataError
 
 
 def rows(count: int) -> list[Row]:

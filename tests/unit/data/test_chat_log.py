@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune_local.data import chat_log, chat_text
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
-from finetune_local.data.read import DataFile, read
-from finetune_local.data.speakers import cast, merged, named
+from finetune_local.data.readers import chat_log, chat_text
+from finetune_local.data.readers.read import DataFile, read
+from finetune_local.data.readers.speakers import cast, merged, named
 from finetune_local.spec.run import DataSettings
 
 IPHONE = """\u200e[12/31/23, 10:15:30] Alice: \u200eMessages and calls are end-to-end encrypted.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from finetune_local.data.chat_template import ChatTemplate, Renderer
 from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.data.encoding.chat_template import ChatTemplate, Renderer
 
 CHAT = [Message("user", "q1"), Message("assistant", "a1"), Message("user", "q2"), Message("assistant", "a2")]
 

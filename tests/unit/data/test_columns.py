@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from finetune_local.data.columns import guess, options, renamed, roles
 from finetune_local.data.conversation import Conversation, Rejected
 from finetune_local.data.formats import formats
-from finetune_local.data.read import DataFile, opened, read
-from finetune_local.errors import DataError, SpecError
+from finetune_local.data.readers.columns import guess, options, renamed, roles
+from finetune_local.data.readers.read import DataFile, opened, read
 from finetune_local.spec.run import COLUMN_ROLES, DataSettings, parse_spec
+from finetune_local.system.errors import DataError, SpecError
 
 CSV = "Nr;Kunden frage;ANTWORT;system\n1;Wer?;Der.;\n2;Was?;Das.;sei kurz\n"
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_local.data.conversation import Conversation, Message, RowRejected, Source
-from finetune_local.data.encode import encode, kept, prompt_ids
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.encoding.encode import encode, kept, prompt_ids
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 SOURCE = Source("数据.jsonl", 7)
 LONG = 10_000

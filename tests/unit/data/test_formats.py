@@ -6,7 +6,7 @@ import pytest
 
 from finetune_local.data.conversation import Conversation, Message, RowRejected, Source
 from finetune_local.data.formats import choose, format_named, formats, read_row, recognise
-from finetune_local.errors import DataError
+from finetune_local.system.errors import DataError
 
 SOURCE = Source("f", 1)
 Q, A = Message("user", "问"), Message("assistant", "答")

@@ -8,10 +8,10 @@ from datetime import date
 
 import pytest
 
-from finetune_local.data import guarded_template
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.data.guarded_template import GuardedTemplate
-from finetune_local.system.guarded import Guarded, Limits
+from finetune_local.data.encoding import guarded_template
+from finetune_local.data.encoding.guarded_template import GuardedTemplate
+from finetune_local.system.untrusted.guarded import Guarded, Limits
 
 CHAT = [Message("user", "question"), Message("assistant", "answer")]
 GOOD = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -20,7 +20,7 @@ GOOD = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% en
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that a test can wait for."""
-    child = Guarded("finetune_local.data.rendering", Limits(0.5, 400 * 2**20))
+    child = Guarded("finetune_local.data.encoding.rendering", Limits(0.5, 400 * 2**20))
     monkeypatch.setattr(guarded_template, "_child", child)
     monkeypatch.setattr(guarded_template, "SECONDS", 0.5)
     yield

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.data.read import read
-from finetune_local.errors import DataError
+from finetune_local.data.readers.read import read
+from finetune_local.system.errors import DataError
 
 PAGE = b"\n<!DOCTYPE html>\n<html><body><p>404, a, b</p></body></html>\n"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"

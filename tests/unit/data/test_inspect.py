@@ -9,13 +9,13 @@ from click.testing import CliRunner, Result
 
 from finetune_local.cli.data import LEARNED_STYLE, _coloured, command
 from finetune_local.data.conversation import Conversation, Message, Source
-from finetune_local.data.encode import encode
+from finetune_local.data.encoding.encode import encode
 from finetune_local.data.inspect import STEP_ROWS, Inspection
 from finetune_local.data.preview import pieces
 from finetune_local.data.report import histogram
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import DataError
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.errors import DataError
 
 CHAT: list[dict[str, Any]] = [{"role": "user", "content": "法国的首都？"}, {"role": "assistant", "content": "巴黎。"}]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from finetune_local.data import json_rows, rows
-from finetune_local.data.json_rows import array_of_objects
+from finetune_local.data.readers import json_rows, rows
+from finetune_local.data.readers.json_rows import array_of_objects
 
 DIGITS = "9" * 4_301
 DEEP = "[" * 20_000
@@ -143,7 +143,7 @@ def test_reading_is_linear_in_a_long_row_and_in_bad_ones(monkeypatch: pytest.Mon
 
 
 def test_too_many_parts_are_refused_before_they_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_local.system.foreign_text.MOST_PARTS", 200_000)
+    monkeypatch.setattr("finetune_local.system.untrusted.text.MOST_PARTS", 200_000)
     got = found('[{"a": 1}, {"a": [' + "[]," * 300_000 + "[]]}, " + '{"a": "' + "[]," * 300_000 + '"}]')
     assert "it has more than 200,000 parts" in got[1][1]
     assert isinstance(got[2][1], dict)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.data.kept import harmless, keep, keep_copy
-from finetune_local.errors import DiskFull
-from finetune_local.paths import bad_name
+from finetune_local.data.readers.kept import harmless, keep, keep_copy
+from finetune_local.system.errors import DiskFull
+from finetune_local.system.paths import bad_name
 
 
 @pytest.mark.parametrize(

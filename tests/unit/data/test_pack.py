@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_local.data.pack import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
-from finetune_local.data.store import Dataset, Writer
+from finetune_local.data.dataset.batching import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
+from finetune_local.data.dataset.store import Dataset, Writer
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 

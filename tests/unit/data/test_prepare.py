@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_local.data import store
 from finetune_local.data.conversation import Conversation, Message, Source
-from finetune_local.data.prepare import Prepared, conversations, open_prepared, prepare
-from finetune_local.data.split import content_key, held_out
-from finetune_local.data.store import Dataset, Writer
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import DataError, DiskFull
+from finetune_local.data.dataset import store
+from finetune_local.data.dataset.prepare import Prepared, conversations, open_prepared, prepare
+from finetune_local.data.dataset.split import content_key, held_out
+from finetune_local.data.dataset.store import Dataset, Writer
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.errors import DataError, DiskFull
 
 
 def row(number: int) -> dict[str, Any]:

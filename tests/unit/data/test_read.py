@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.data import rows
 from finetune_local.data.conversation import Conversation, Rejected
-from finetune_local.data.read import DataFile, nothing_usable, read
-from finetune_local.errors import DataError
+from finetune_local.data.readers import rows
+from finetune_local.data.readers.read import DataFile, nothing_usable, read
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.errors import DataError
 
 ROW = {"prompt": "法国的首都？", "completion": "巴黎。é"}
 LINE = json.dumps(ROW, ensure_ascii=False)
@@ -262,7 +262,7 @@ def test_a_row_over_the_limit_is_passed_over(tmp_path: Path, monkeypatch: pytest
 
 _PEAK = """
 import sys
-from finetune_local.data.read import read
+from finetune_local.data.readers.read import read
 n = sum(1 for _ in read(sys.argv[1:]))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(n, int(peak.split()[1]))

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from finetune_local.data.conversation import Conversation, Message, Source
-from finetune_local.data.scrub import KINDS, kinds_of, scrub, scrubbed
+from finetune_local.data.readers.scrub import KINDS, kinds_of, scrub, scrubbed
 
 FOUND = [
     ("write to anna.b+x@web.de, please", "write to [email], please"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune_local.data.conversation import Conversation, Message, Source
-from finetune_local.data.encode import encode
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.encoding.encode import encode
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 
 @pytest.mark.slow

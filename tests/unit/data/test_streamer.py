@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_local.data.tokenizer import Tokenizer
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 Make = Callable[[str], Tokenizer]
 KINDS = ("chatml", "llama2", "gemma")  # byte-level; ▁ words with byte fallback, with and without a first space

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_local.data.template_engine import compiled, render
+from finetune_local.data.encoding.template_engine import compiled, render
 
 from .conftest import TEMPLATES
 

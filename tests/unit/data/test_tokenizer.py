@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import ModelError
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.system.errors import ModelError
 
 from .conftest import write_tokenizer
 

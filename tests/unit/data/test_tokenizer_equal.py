@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_local.data import conversion
 from finetune_local.data.conversation import RowRejected
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.data.tokenizer_build import build, read_files
-from finetune_local.data.tokenizer_core import InChild, InProcess, _written, facts_of
-from finetune_local.system.guarded import Setup
-from finetune_local.tokenizer_files import NAMED
+from finetune_local.data.tokenizers import conversion
+from finetune_local.data.tokenizers.build import build, read_files
+from finetune_local.data.tokenizers.core import InChild, InProcess, _written, facts_of
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.spec.base.tokenizer_files import NAMED
+from finetune_local.system.untrusted.guarded import Setup
 from sentencepiece_like import make_sentencepiece_like
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from finetune_local.data import tokenizer_core
 from finetune_local.data.conversation import RowRejected
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.data.tokenizer_shape import pattern_known
-from finetune_local.errors import ModelError
-from finetune_local.system.guarded import Guarded, Limits
+from finetune_local.data.tokenizers import core as tokenizer_core
+from finetune_local.data.tokenizers.shape import pattern_known
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.system.errors import ModelError
+from finetune_local.system.untrusted.guarded import Guarded, Limits
 from tiny import tiny_model
 
 SLOW = "(a|aa)+$"
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Limits that a test can wait for."""
-    child = Guarded("finetune_local.data.tokenizing", Limits(0.3, 4 * 10**8))
+    child = Guarded("finetune_local.data.tokenizers.child", Limits(0.3, 4 * 10**8))
     monkeypatch.setattr(tokenizer_core, "_child", child)
     monkeypatch.setattr(tokenizer_core, "SECONDS", 0.3)
     yield

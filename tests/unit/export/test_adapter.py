@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.adapters import manage
 from finetune_local.adapters.identity import write_identity
-from finetune_local.errors import AdapterError, GateFailed, ModelError
-from finetune_local.export import adapter as target
-from finetune_local.export.job import clean, export
-from finetune_local.layout import read_adapter, write_adapter
+from finetune_local.export.pipeline import clean, export
+from finetune_local.export.targets import adapter as target
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
-from finetune_local.spec.families import families
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import AdapterError, GateFailed, ModelError
+from finetune_local.system.paths import Home
 from made import made_adapter
 
 
@@ -49,7 +49,7 @@ def test_a_zip_can_be_imported_again(adapter: Path, tmp_path: Path, home: Home) 
 
 
 def test_what_cannot_be_merged_can_still_go_alone(tiny: Path, tmp_path: Path) -> None:
-    model, family = ModelFolder.open(tiny), families()["bottleneck"]
+    model, family = ModelFolder.open(tiny), tuners()["bottleneck"]
     plan = family.plan("adapter", family.settings(), model.info())
     rng = np.random.default_rng(0)
     tensors = {n: rng.normal(0, 0.1, shape).astype(np.float32) for n, shape in family.shapes(plan).items()}
@@ -63,7 +63,7 @@ def test_what_cannot_be_merged_can_still_go_alone(tiny: Path, tmp_path: Path) ->
 
 def test_a_checkpoint_is_published(tiny: Path, tmp_path: Path) -> None:
     """PiSSA's start is subtracted in what is published; a checkpoint still has it beside."""
-    model, family = ModelFolder.open(tiny), families()["low_rank"]
+    model, family = ModelFolder.open(tiny), tuners()["low_rank"]
     plan = family.plan("pissa", family.settings(rank=2, start="pissa"), model.info())
     rng = np.random.default_rng(0)
     tensors = {n: rng.normal(0, 0.1, shape).astype(np.float32) for n, shape in family.shapes(plan).items()}

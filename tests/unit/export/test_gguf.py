@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, dequantize
 
-from finetune_local.errors import DiskFull, ModelError
-from finetune_local.export.gguf import write_gguf
-from finetune_local.export.gguf_tensors import rotary_order
-from finetune_local.export.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, read_vocabulary
+from finetune_local.export.gguf.tensors import rotary_order
+from finetune_local.export.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, read_vocabulary
+from finetune_local.export.targets.gguf import write_gguf
 from finetune_local.export.weights import MergedWeights
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import DiskFull, ModelError
 from made import made_adapter
 from sentencepiece_like import make_sentencepiece_like
 from tiny import CHATML, HEADS, KV_HEADS, THETA, tiny_model

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from finetune_local.backend import Device
-from finetune_local.errors import GateFailed, ModelError
-from finetune_local.export import targets, verify
-from finetune_local.export.job import export
-from finetune_local.export.verify import Gate
+from finetune_local.export.pipeline import export
+from finetune_local.export.targets import targets
+from finetune_local.export.verification import verify
+from finetune_local.export.verification.verify import Gate
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import GateFailed, ModelError
 from made import made_adapter
 from tiny import tiny_model
 

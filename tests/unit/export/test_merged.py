@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from finetune_local.errors import AdapterError, DiskFull, ModelError
-from finetune_local.export import files, merged
-from finetune_local.export.merged import license_of, write_merged
-from finetune_local.layout import read_adapter, write_adapter
+from finetune_local.adapter_format import read_adapter, write_adapter
+from finetune_local.export import files
+from finetune_local.export.targets import merged
+from finetune_local.export.targets.merged import license_of, write_merged
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import families
-from finetune_local.spec.families.full import FullSettings
-from finetune_local.spec.rope import rope, with_both_spellings
+from finetune_local.spec.numerics.rope import rope, with_both_spellings
+from finetune_local.spec.tuners import tuners
+from finetune_local.spec.tuners.full import FullSettings
+from finetune_local.system.errors import AdapterError, DiskFull, ModelError
 from made import made_adapter
 from tiny import THETA, tiny_model
 
@@ -179,7 +180,7 @@ def test_an_adapter_on_the_head_unties_it(tmp_path: Path) -> None:
     assert "lm_head.weight" not in ModelFolder.open(tmp_path / "tied").weights()
     plan, _ = read_adapter(made_adapter(base, tmp_path / "a", plain=True))
     target = type(plan.targets[0])("lm_head", 64, 384)
-    head = type(plan)(plan.method, plan.family, plan.settings, (target,))
+    head = type(plan)(plan.method, plan.tuner, plan.settings, (target,))
     tensors = {"lora_A": np.ones((2, 64), np.float32), "lora_B": np.ones((384, 2), np.float32)}
     named = {f"base_model.model.lm_head.{name}.weight": tensor for name, tensor in tensors.items()}
     write_adapter(tmp_path / "head", head, named, "x")
@@ -190,7 +191,7 @@ def test_an_adapter_on_the_head_unties_it(tmp_path: Path) -> None:
 
 
 def test_a_full_fine_tune_stands_in_for_the_base(tiny: Path, tmp_path: Path) -> None:
-    model, family = ModelFolder.open(tiny), families()["full"]
+    model, family = ModelFolder.open(tiny), tuners()["full"]
     plan = family.plan("full", FullSettings(), model.info())
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in family.shapes(plan).items()}

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from finetune_local.errors import ModelError
-from finetune_local.export.merged import write_merged
 from finetune_local.export.merged_config import merged_config
+from finetune_local.export.targets.merged import write_merged
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.rope import rope, with_both_spellings
+from finetune_local.spec.numerics.rope import rope, with_both_spellings
+from finetune_local.system.errors import ModelError
 from made import made_adapter
 from tiny import CHATML, tiny_model
 

@@ -8,15 +8,15 @@ import shutil
 import numpy as np
 import pytest
 
+from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.identity import write_identity
-from finetune_local.errors import AdapterError
 from finetune_local.export.offers import offers
-from finetune_local.jobs.asks.offers import answer
-from finetune_local.layout import write_adapter
+from finetune_local.gui.lookups.calls.offers import answer
 from finetune_local.models.folder import ModelFolder
-from finetune_local.paths import Home
-from finetune_local.service import Call
-from finetune_local.spec.families import families
+from finetune_local.runtime.rpc import Call
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.errors import AdapterError
+from finetune_local.system.paths import Home
 from made import made_adapter
 from tiny import tiny_model
 
@@ -56,7 +56,7 @@ def test_without_its_base_an_adapter_goes_alone(stocked: Home) -> None:
 
 
 def test_what_cannot_be_merged_says_why(stocked: Home) -> None:
-    model, family = ModelFolder.open(stocked.models / "base"), families()["prefix"]
+    model, family = ModelFolder.open(stocked.models / "base"), tuners()["prefix"]
     plan = family.plan("prefix", family.settings(prefix_length=4), model.info())
     tensors = {n: np.ones(shape, np.float32) for n, shape in family.shapes(plan).items()}
     folded_plan, folded = family.fold(plan, tensors)

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local import files
 from finetune_local.data.conversation import Message
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import DiskFull
-from finetune_local.export import Source
-from finetune_local.export.job import export
-from finetune_local.export.ollama import asking_of, constant_system, model_name, modelfile
-from finetune_local.export.ollama_chats import PROBES
-from finetune_local.export.ollama_render import UnknownGo, render
-from finetune_local.export.ollama_template import NotRecognised, turns_of
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.export.ollama.chats import PROBES
+from finetune_local.export.ollama.render import UnknownGo, render
+from finetune_local.export.ollama.template import NotRecognised, turns_of
+from finetune_local.export.pipeline import export
+from finetune_local.export.targets import Source
+from finetune_local.export.targets.ollama import asking_of, constant_system, model_name, modelfile
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system import files
+from finetune_local.system.errors import DiskFull
 from made import made_adapter
 from tiny import tiny_model
 

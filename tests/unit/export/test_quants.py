@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, dequantize, quants
 
-from finetune_local.errors import ModelError
-from finetune_local.export import Source, ggml, llama
-from finetune_local.export.ggml import Ggml
-from finetune_local.export.gguf import TARGET, write_gguf
-from finetune_local.export.quants import QUANTS, kind_of
+from finetune_local.export.engines import llama
+from finetune_local.export.gguf import ggml
+from finetune_local.export.gguf.ggml import Ggml
+from finetune_local.export.gguf.quants import QUANTS, kind_of
+from finetune_local.export.targets import Source
+from finetune_local.export.targets.gguf import TARGET, write_gguf
 from finetune_local.models.folder import ModelFolder
+from finetune_local.system.errors import ModelError
 from made import made_adapter
 
 needs_ggml = pytest.mark.skipif(not llama.available() or ggml.missing() is not None, reason="no ggml to ask")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.export.receivers.process import Request, ask, read_reply
+from finetune_local.export.engines.process import Request, ask, read_reply
 
 REQUEST = Request(Path("nowhere"), "float32", "cpu", (), (), (), (), 0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local import paths
+from finetune_local.system import paths
 from hubserver import Hub, serving
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from finetune_local.errors import DownloadFailed, ModelError
-from finetune_local.models.answers import MOST_BYTES, models_in, read_answer, repository_in
-from finetune_local.models.download import Client, RemoteFile, fetch
-from finetune_local.models.hub import choose
-from finetune_local.system.foreign_text import ForeignTextError
+from finetune_local.models.hub.answers import MOST_BYTES, models_in, read_answer, repository_in
+from finetune_local.models.hub.http_file import Client, RemoteFile, fetch
+from finetune_local.models.hub.repository import choose
+from finetune_local.system.errors import DownloadFailed, ModelError
+from finetune_local.system.untrusted.text import ForeignTextError
 
 HASH = "a" * 40
 FILE: dict[str, Any] = {"rfilename": "config.json", "size": 12, "blobId": HASH}

@@ -13,12 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.data.tokenizer import Tokenizer
-from finetune_local.errors import ModelError
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.install import installed
 from finetune_local.models.resolve import resolve
-from finetune_local.paths import Home
+from finetune_local.system.errors import ModelError
+from finetune_local.system.paths import Home
 from tiny import tiny_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

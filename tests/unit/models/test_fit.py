@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from finetune_local.models.fit import Estimate, estimate, verdict
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.families import families, trainable_parameters
-from finetune_local.spec.methods import method
+from finetune_local.models.memory.estimate import Estimate, estimate, verdict
+from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import parse_spec
+from finetune_local.spec.tuners import trainable_parameters, tuners
 from tiny import tiny_model
 
 
@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 def estimated(folder: ModelFolder, key: str = "lora", device: str = "cuda", **tables: Any) -> Estimate:
     spec = parse_spec({"method": {"key": key}, **tables}, "test")
     key = spec.method.key
-    plan = families()[method(key).family].plan(key, spec.method.settings, folder.info())
+    plan = tuners()[preset_named(key).tuner].plan(key, spec.method.settings, folder.info())
     return estimate(folder, spec, plan, device)
 
 
@@ -30,7 +30,7 @@ def test_each_part_is_what_its_formula_says(model: ModelFolder) -> None:
     outer = model.parameters - inner
     got = estimated(model, model={"precision": "bf16"}, training={"micro_batch_tokens": 1000})
     assert got.weights == 2 * model.parameters
-    plan = families()["low_rank"].plan("lora", parse_spec({}, "x").method.settings, model.info())
+    plan = tuners()["low_rank"].plan("lora", parse_spec({}, "x").method.settings, model.info())
     trained = trainable_parameters(plan)
     assert (got.trainable, got.optimizer) == (8 * trained, 8 * trained)
     assert got.total == got.weights + got.trainable + got.optimizer + got.activations + got.runtime

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from finetune_local.errors import ModelError
-from finetune_local.layout import read_tensors
+from finetune_local.adapter_format import read_tensors
 from finetune_local.models.fingerprint import config_sha256
 from finetune_local.models.folder import ModelFolder, name_of
+from finetune_local.system.errors import ModelError
 from tiny import tiny_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local import preferences
-from finetune_local.errors import DiskFull, DownloadFailed, ModelError, Stopped
-from finetune_local.models import hub as hub_module
 from finetune_local.models.catalog import catalog
-from finetune_local.models.download import Transfer
-from finetune_local.models.get import free_name, get, is_place, repository_of
+from finetune_local.models.download import free_name, get, is_place, repository_of
+from finetune_local.models.hub import repository as hub_module
+from finetune_local.models.hub.http_file import Transfer
 from finetune_local.models.install import installed, remove, source_of
 from finetune_local.models.local import is_gguf
 from finetune_local.models.resolve import resolve
-from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system import preferences
+from finetune_local.system.errors import DiskFull, DownloadFailed, ModelError, Stopped
+from finetune_local.system.paths import Home
 from hubserver import Hub
 from tiny import tiny_model
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_local.errors import ModelError
-from finetune_local.models.gguf_import import install_gguf
-from finetune_local.paths import Home
+from finetune_local.models.gguf.convert import install_gguf
+from finetune_local.system.errors import ModelError
+from finetune_local.system.paths import Home
 from gguf_made import Made
 
 Change = Callable[[Made], Any]

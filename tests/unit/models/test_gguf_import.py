@@ -11,13 +11,13 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from tokenizers import Tokenizer
 
-from finetune_local.errors import ModelError
 from finetune_local.models.folder import ModelFolder
-from finetune_local.models.gguf_import import convert, install_gguf
-from finetune_local.models.gguf_tokenizer import tokenizer_files
+from finetune_local.models.gguf.convert import convert, install_gguf
+from finetune_local.models.gguf.tokenizer import tokenizer_files
 from finetune_local.models.install import installed
 from finetune_local.models.resolve import find, resolve
-from finetune_local.paths import Home
+from finetune_local.system.errors import ModelError
+from finetune_local.system.paths import Home
 from tiny import tiny_model
 
 NAMES = {

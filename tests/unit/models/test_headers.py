@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from finetune_local.errors import ModelError
 from finetune_local.models.tensors import read_header
+from finetune_local.system.errors import ModelError
 
 
 def write(path: Path, header: object, data: int = 64) -> Path:

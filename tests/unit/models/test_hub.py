@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 import hubserver
-from finetune_local.errors import DiskFull, DownloadFailed, ModelError, Stopped
-from finetune_local.models import hub as hub_module
-from finetune_local.models.download import Transfer
 from finetune_local.models.folder import ModelFolder
-from finetune_local.models.hub import Speed, get
+from finetune_local.models.hub import repository as hub_module
+from finetune_local.models.hub.http_file import Transfer
+from finetune_local.models.hub.repository import Speed, get
+from finetune_local.models.hub.token import forget_token, store_token
 from finetune_local.models.install import installed, source_of
 from finetune_local.models.resolve import find
-from finetune_local.models.token import forget_token, store_token
-from finetune_local.paths import Home
+from finetune_local.system.errors import DiskFull, DownloadFailed, ModelError, Stopped
+from finetune_local.system.paths import Home
 from hubserver import COMMIT, Hub
 
 pauses: list[float] = []

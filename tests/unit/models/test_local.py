@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.errors import ModelError
 from finetune_local.models.catalog import catalog, entry
 from finetune_local.models.install import aside, check_name, installed, publish, source_of
 from finetune_local.models.local import (
@@ -20,8 +19,9 @@ from finetune_local.models.local import (
     model_folders,
 )
 from finetune_local.models.resolve import find, resolve
-from finetune_local.paths import Home
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.errors import ModelError
+from finetune_local.system.paths import Home
 from tiny import tiny_model
 
 

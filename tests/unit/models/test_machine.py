@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.machine import library_versions, machine, memory_limit, nvidia_cards, processors
+from finetune_local.system.machine import library_versions, machine, memory_limit, nvidia_cards, processors
 
 
 def test_this_machine() -> None:

@@ -6,10 +6,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from finetune_local import preferences
 from finetune_local.cli.main import main
-from finetune_local.errors import DownloadFailed, ModelError
-from finetune_local.models.search import Hit, search
+from finetune_local.models.hub.search import Hit, search
+from finetune_local.system import preferences
+from finetune_local.system.errors import DownloadFailed, ModelError
 from hubserver import Hub
 
 

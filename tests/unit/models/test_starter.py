@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from finetune_local.backend import Backend
-from finetune_local.errors import DownloadFailed, Stopped
 from finetune_local.models import starter
 from finetune_local.models.folder import ModelFolder, sha256_of
 from finetune_local.models.install import installed
 from finetune_local.models.starter import ensure_starter
-from finetune_local.paths import Home
+from finetune_local.system.errors import DownloadFailed, Stopped
+from finetune_local.system.paths import Home
 
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
 

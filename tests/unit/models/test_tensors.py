@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from finetune_local.errors import DiskFailed, ModelError
-from finetune_local.layout import read_tensors
+from finetune_local.adapter_format import read_tensors
 from finetune_local.models.tensors import Pending, Stored, read_header, read_tensor, write_tensors
+from finetune_local.system.errors import DiskFailed, ModelError
 
 
 def test_what_is_written_is_what_the_library_reads(tmp_path: Path) -> None:

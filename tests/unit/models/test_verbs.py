@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from finetune_local import diagnose
 from finetune_local.cli.main import main
-from finetune_local.machine import Card
-from finetune_local.paths import Home
+from finetune_local.system.machine import Card
+from finetune_local.system.paths import Home
+from finetune_local.workspace import doctor
 from hubserver import Hub
 from tiny import tiny_model
 
@@ -159,17 +159,17 @@ def test_doctor_survives_a_backend_that_does_not_load(run: Any, monkeypatch: pyt
 def test_doctor_says_what_lies_idle(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
     import dataclasses
 
-    from finetune_local import files, machine
+    from finetune_local.system import files, machine
 
     here = machine.machine()
     card = Card("RTX 4090", 24 << 30, "570.1")
     poor = dataclasses.replace(here, cards=(card,), memory_bytes=2 << 30)
     monkeypatch.setattr(machine, "machine", lambda: poor)
     monkeypatch.setattr(files, "free_bytes", lambda _: 1_000_000_000)
-    said = " ".join(diagnose.examine("auto", home)["notes"])
+    said = " ".join(doctor.examine("auto", home)["notes"])
     assert "Only 1.0 GB are free" in said
     assert "very small models" in said
     assert "NVIDIA card (RTX 4090), but no backend uses it" in said
     mac = dataclasses.replace(here, system="macOS 15.1", architecture="arm64")
     monkeypatch.setattr(machine, "machine", lambda: mac)
-    assert "finetune-local[mlx]" in " ".join(diagnose.examine("auto", home)["notes"])
+    assert "finetune-local[mlx]" in " ".join(doctor.examine("auto", home)["notes"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune_local.errors import AdapterError
-from finetune_local.spec.budget import Budget, Schedule
+from finetune_local.spec.numerics.budget import Budget, Schedule
+from finetune_local.system.errors import AdapterError
 
 TRIPLETS = {"m": ("m.A", "m.B", "m.E"), "n": ("n.A", "n.B", "n.E")}
 

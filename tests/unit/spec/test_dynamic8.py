@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune_local.spec import dynamic8
+from finetune_local.spec.numerics import dynamic8
 
 
 def test_the_signed_levels_are_those_of_the_paper() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune_local.spec import factors
+from finetune_local.spec.numerics import factors
 
 
 def matrix(rows: int, columns: int) -> np.ndarray:

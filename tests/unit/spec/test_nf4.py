@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune_local.spec import nf4
+from finetune_local.spec.numerics import nf4
 
 
 def test_the_table_is_that_of_the_paper() -> None:

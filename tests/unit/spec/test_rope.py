@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_local.errors import SpecError
-from finetune_local.spec.rope import context_length, rope, stretched
+from finetune_local.spec.numerics.rope import context_length, rope, stretched
+from finetune_local.system.errors import SpecError
 
 NEW = {
     "model_type": "llama",

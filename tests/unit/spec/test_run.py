@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.errors import SpecError
-from finetune_local.spec.families.low_rank import LowRankSettings
-from finetune_local.spec.methods import methods
+from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.presets import presets
 from finetune_local.spec.run import as_tables, parse_spec, preset_of, read_config
+from finetune_local.system.errors import SpecError
 
 
 def settings_of(tables: dict) -> LowRankSettings:
@@ -38,7 +38,7 @@ def test_the_scale(scaling: str, scale: float) -> None:
     assert settings_of({"method": {"key": "lora", "rank": 16, "scaling": scaling}}).scale == scale
 
 
-@pytest.mark.parametrize("key", list(methods()))
+@pytest.mark.parametrize("key", list(presets()))
 def test_tables_give_the_same_spec_back(key: str) -> None:
     spec = parse_spec({"method": key, "data": {"files": ["数据 a.jsonl"]}, "training": {"max_steps": 3}}, "test")
     assert parse_spec(json.loads(json.dumps(as_tables(spec))), "again") == spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_local.cli.spec_options import spec_fields
-from finetune_local.spec.methods import methods
+from finetune_local.spec.presets import presets
 from finetune_local.spec.schema import run_schema
 
 
@@ -21,7 +21,7 @@ def test_every_setting_is_in_the_schema() -> None:
 
 def test_a_method_is_a_name_or_one_table_with_its_own_settings() -> None:
     options = run_schema()["properties"]["method"]["oneOf"]
-    assert options[0]["enum"] == list(methods())
+    assert options[0]["enum"] == list(presets())
     keys = [key for option in options[1:] for key in option["properties"]["key"]["enum"]]
-    assert sorted(keys) == sorted(methods())
+    assert sorted(keys) == sorted(presets())
     assert all(option["additionalProperties"] is False for option in options[1:])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_local.errors import SpecError
-from finetune_local.spec.families import families, trainable_parameters
-from finetune_local.spec.families.low_rank import LowRankSettings
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.plan import BaseInfo, WeightInfo
 from finetune_local.spec.targets import parse_layers, select_linear
+from finetune_local.spec.tuners import trainable_parameters, tuners
+from finetune_local.system.errors import SpecError
 
 WEIGHTS = {
     "model.embed_tokens.weight": WeightInfo((100, 8), "F32"),
@@ -61,17 +61,17 @@ def test_nothing_matched_says_what_exists() -> None:
 
 @pytest.mark.parametrize(("use_dora", "expected"), [(False, 24 * 2 * 16 + 12 * 2 * 24), (True, 24 * 40 + 12 * 56)])
 def test_the_parameter_count_is_the_papers_formula(use_dora: bool, expected: int) -> None:
-    plan = families()["low_rank"].plan("lora", LowRankSettings(rank=2, use_dora=use_dora), BaseInfo(WEIGHTS))
+    plan = tuners()["low_rank"].plan("lora", LowRankSettings(rank=2, use_dora=use_dora), BaseInfo(WEIGHTS))
     assert trainable_parameters(plan) == expected
 
 
 def test_a_rank_above_the_matrix_is_refused() -> None:
     with pytest.raises(SpecError, match=r"rank is 9.*--rank to 8"):
-        families()["low_rank"].plan("lora", LowRankSettings(rank=9), BaseInfo(WEIGHTS))
+        tuners()["low_rank"].plan("lora", LowRankSettings(rank=9), BaseInfo(WEIGHTS))
 
 
 def test_full_takes_every_weight() -> None:
-    family = families()["full"]
+    family = tuners()["full"]
     plan = family.plan("full", family.settings(), BaseInfo(WEIGHTS))
     assert trainable_parameters(plan) == 800 + 8 + 24 * 64 + 12 * 128 + 12 * 8
 

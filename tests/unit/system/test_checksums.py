@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local import files
-from finetune_local.errors import DiskFull
-from finetune_local.system import checksums
+from finetune_local.system import checksums, files
 from finetune_local.system.checksums import SUMS
-from finetune_local.system.foreign_text import ForeignTextError
+from finetune_local.system.errors import DiskFull
+from finetune_local.system.untrusted.text import ForeignTextError
 
 
 @pytest.fixture

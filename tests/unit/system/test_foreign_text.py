@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.system.foreign_text import (
+from finetune_local.system.untrusted.text import (
     ForeignTextError,
     deeper_than,
     is_text,

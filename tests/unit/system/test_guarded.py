@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.system.guarded import Died, Guarded, GuardedError, Limits, Raised, Setup, TookTooLong, TookTooMuch
+from finetune_local.system.untrusted.guarded import (
+    Died,
+    Guarded,
+    GuardedError,
+    Limits,
+    Raised,
+    Setup,
+    TookTooLong,
+    TookTooMuch,
+)
 
 WORK = """
 import os

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.paths import Home
 from finetune_local.system import private
+from finetune_local.system.paths import Home
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows keeps a user's folders from others by itself")
 

@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
-from finetune_local.data.columns import guess, options
 from finetune_local.data.conversation import Conversation, RowRejected, Source
-from finetune_local.errors import DataError
-from finetune_local.spec.fields import did_you_mean
+from finetune_local.data.readers.columns import guess, options
+from finetune_local.system.errors import DataError
+from finetune_local.system.fields import did_you_mean
 
 Row = Mapping[str, Any]
 

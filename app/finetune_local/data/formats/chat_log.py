@@ -1,14 +1,14 @@
-"""Chat logs: a row, or a line of an exported text, for each message. Reading (data/chat_log.py) has made conversations of them."""
+"""Chat logs: a row, or a line of an exported text, for each message. Reading (data/readers/chat_log.py) has made conversations of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from finetune_local.data.chat_log import SPEAKERS, TEXTS, THREADS, TIMES
 from finetune_local.data.conversation import Conversation, RowRejected, Source
 from finetune_local.data.formats import Row
+from finetune_local.data.readers.chat_log import SPEAKERS, TEXTS, THREADS, TIMES
 from finetune_local.data.turns import ROLE_NAMES, turns
-from finetune_local.errors import typed
+from finetune_local.system.errors import typed
 
 _SHOWN = 6
 

@@ -1,0 +1,240 @@
+"""An adapter on disk: PEFT's `adapter_config.json` + `adapter_model.safetensors`, read and written in one place.
+
+Pure numpy; tensors are fp32 under PEFT's names. What PEFT does not know (the base's identity, the run) lies beside them in
+`finetune_local.json`, written by adapters/identity.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_local.spec.peft_config import PeftConfig, peft_config
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import OWN_TYPE, PREFIX, Array, from_own_config, tuner_of, tuners
+from finetune_local.spec.whole import NOT_TRAINED
+from finetune_local.system import checksums
+from finetune_local.system.errors import AdapterError, typed
+from finetune_local.system.files import disk_full, written_aside
+from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object, read_json_object
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_MOST_CONFIG_BYTES = 16 * 2**20
+_MOST_DIMENSIONS = 4
+_WRAPPERS = re.compile(rf"^((?:{re.escape(PREFIX)})?)module\.|(?<![^.])()_orig_mod\.")
+_UPDATE = re.compile(r"\.lora_|\.ia3_l|\.vera_|\.adalora_|prompt_embeddings")
+_ADAPTER_NAME = re.compile(r"(\.(?:lora_[A-Za-z_]+|ia3_l|vera_lambda_[bd]))\.default(?=\.|$)")
+
+
+def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array], base: str) -> None:
+    """Write the pair of files into an existing or new folder. `base` is the base model's name. Raises DiskFull."""
+    from safetensors.numpy import save_file
+
+    config = {"base_model_name_or_path": base, **tuner_of(plan).config(plan)}
+    with disk_full(folder, "Make room on it."):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, dict[str, Array]]:
+    """The plan and the fp32 tensors of an adapter folder, ours or plain PEFT's; files that have checksums must match them.
+
+    `summed`: they have been found to. Raises AdapterError.
+    """
+    if not summed:
+        check_sums(folder)
+    config = read_peft(folder)
+    if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS).exists():
+        raise AdapterError(
+            f"{folder}: adapter_model.bin is a pickle, which can run code. Save it as safetensors with PEFT."
+        )
+    raw = _raw(folder / WEIGHTS)
+    plan = plan_of(folder, config, {name: shape for name, (_, _, shape) in raw.items()})
+    stored = names_in(raw, folder / WEIGHTS, config)
+    tensors = {}
+    for name in tuner_of(plan).shapes(plan):
+        tensors[name] = as_float32(*raw[stored[name]])
+        if not np.isfinite(tensors[name]).all():
+            raise AdapterError(
+                f"{folder / WEIGHTS}: {name} has values that are no numbers (NaN or infinity). Its training diverged, or the "
+                "file is damaged: use an earlier checkpoint of its run."
+            )
+    return plan, tensors
+
+
+def check_sums(folder: Path) -> None:
+    """Raise AdapterError where a file of an adapter is not the one that was written, which its SHA256SUMS tells."""
+    if problem := checksums.problem(folder, (CONFIG, WEIGHTS)):
+        raise AdapterError(
+            f"{folder}: {problem}. {again(folder)} If you changed it on purpose, delete its {checksums.SUMS}."
+        )
+
+
+def again(folder: Path) -> str:
+    """How to come by an adapter whose file is damaged: a run's can be made again, one from elsewhere be copied again."""
+    folder = folder.absolute()
+    if folder.parent.name == "checkpoints":
+        return f"`finetune-local runs check {typed(folder.parents[1].name)}` tells which checkpoints of the run are intact."
+    if folder.name == "adapter" and (folder.parent / "checkpoints").is_dir():
+        name = typed(folder.parent.name)
+        return f"`finetune-local runs check {name} --repair` makes it again from the run's last checkpoint."
+    return "Copy the adapter again."
+
+
+def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    """The plan of an adapter by its config and the shapes of its tensors, by their names in the file. Raises AdapterError where
+    they do not agree."""
+    names = names_in(shapes, folder / WEIGHTS, config)
+    own = {name: shapes[stored] for name, stored in names.items() if not name.endswith(NOT_TRAINED)}
+    for name, shape in own.items():
+        if not 1 <= len(shape) <= _MOST_DIMENSIONS:
+            raise AdapterError(
+                f"{folder / WEIGHTS}: {name} has {len(shape)} dimensions, which no adapter's tensor has. {again(folder)}"
+            )
+    _refuse_others(folder, own, config)
+    plan = _plan(folder, config, own)
+    expected = tuner_of(plan).shapes(plan)
+    if wrong := sorted(set(expected) ^ set(own)):
+        raise AdapterError(f"{folder}: {len(wrong)} tensors are missing or unknown, the first is {wrong[0]}.")
+    for name, shape in expected.items():
+        if own[name] != shape:
+            raise AdapterError(f"{folder}: {name} is {own[name]}, but {CONFIG} says {shape}.")
+    return plan
+
+
+def names_in(stored: Collection[str], file: Path, config: PeftConfig) -> dict[str, str]:
+    """A file's tensors: PEFT's name of each to the one in the file. What wrappers of a module put into names says nothing:
+    torch.compile's `_orig_mod.`, DistributedDataParallel's `module.`, and the name of PEFT's adapter itself, `.default`."""
+    if config.peft_type == OWN_TYPE:
+        return {name: name for name in stored}
+    found: dict[str, str] = {}
+    plain = {name: _ADAPTER_NAME.sub(r"\1", _WRAPPERS.sub(r"\1", name)) for name in stored}
+    bare = not any(name.startswith(PREFIX) for name in plain.values())
+    for name, peft in plain.items():
+        if bare and _UPDATE.search(peft) and name != "prompt_embeddings":
+            peft = PREFIX + peft
+        if peft in found:
+            raise AdapterError(f"{file}: {found[peft]} and {name} are one tensor, given twice. Copy the adapter again.")
+        found[peft] = name
+    return found
+
+
+def use_plain_names(folder: Path) -> bool:
+    """Call the tensors in a folder's file as PEFT does; False where they are called so. For a file that read_adapter() has read.
+
+    Raises AdapterError, DiskFull.
+    """
+    file = folder / WEIGHTS
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = parse_json_object(content[8 : 8 + length])
+    about = header.pop("__metadata__", None) or {"format": "pt"}
+    names = names_in(header, file, read_peft(folder))
+    if all(name == stored for name, stored in names.items()):
+        return False
+    text = json.dumps({"__metadata__": about, **{name: header[stored] for name, stored in names.items()}}).encode()
+    text += b" " * (-len(text) % 8)
+    with written_aside(file, "Make room on it.") as aside:
+        aside.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    return True
+
+
+def _refuse_others(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: PeftConfig) -> None:
+    """Raise AdapterError, saying what it is, where the file holds no adapter's tensors."""
+    if config.peft_type == OWN_TYPE or not shapes:
+        return
+    if (
+        not any(_UPDATE.search(name) for name in shapes)
+        and sum(name.endswith(".weight") for name in shapes) > len(shapes) / 2
+    ):
+        raise AdapterError(
+            f"{folder / WEIGHTS}: it holds whole weights ({min(shapes)}, ...), not an adapter's: this is a model. Add it with "
+            "`finetune-local models add`, or give the adapter's own file."
+        )
+
+
+def _plan(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    if config.peft_type == OWN_TYPE:
+        return from_own_config(config)
+    known = {name: family for family in tuners().values() for name in family.peft_types}
+    if config.peft_type not in known:
+        raise AdapterError(
+            f"{folder}: adapters of type {config.peft_type} cannot be used; known: {', '.join(sorted(known))}."
+        )
+    return known[config.peft_type].read(config, shapes)
+
+
+def read_peft(folder: Path) -> PeftConfig:
+    """adapter_config.json as a record. Raises AdapterError where the folder is no adapter of PEFT's, saying what it is."""
+    values = read_config(folder)
+    if "peft_type" not in values and {"lora_parameters", "fine_tune_type"} & values.keys():
+        raise AdapterError(
+            f"{folder}: this is an adapter of mlx-lm, whose factors are stored otherwise. Import it, which converts it: "
+            f'finetune-local adapters import "{folder}"'
+        )
+    return peft_config(values, str(folder / CONFIG))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json as it stands. Raises AdapterError where the folder is no adapter."""
+    try:
+        return read_json_object(folder / CONFIG, _MOST_CONFIG_BYTES)
+    except FileNotFoundError:
+        if (folder / "config.json").is_file():
+            raise AdapterError(
+                f"{folder}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it with "
+                "`finetune-local models add`."
+            ) from None
+        raise AdapterError(f"{folder}: no {CONFIG} here, so this is not an adapter folder.") from None
+    except ForeignTextError as error:
+        raise AdapterError(f"{folder / CONFIG}: {error}. {again(folder)}") from None
+    except OSError as error:
+        raise AdapterError(f"{folder / CONFIG}: cannot be read ({error.strerror}).") from None
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """Every tensor of a safetensors file as fp32, bf16 included (numpy has no bf16: its bits are fp32's upper half)."""
+    return {name: as_float32(raw, dtype, shape) for name, (raw, dtype, shape) in _raw(path).items()}
+
+
+def as_float32(raw: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> Array:
+    """Bytes of a safetensors tensor as an fp32 array. `dtype` is one of F32, F16, BF16, F64."""
+    if dtype == "BF16":
+        bits = np.frombuffer(raw, np.uint16).astype(np.uint32) << np.uint32(16)
+        return bits.view(np.float32).reshape(shape)
+    if dtype not in ("F32", "F16", "F64"):
+        raise AdapterError(f"tensors of type {dtype} cannot be read as numbers.")
+    kind = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype]
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is looked for where it matters
+        return np.frombuffer(raw, kind).astype(np.float32).reshape(shape)
+
+
+def to_bfloat16_bits(array: Array) -> Array:
+    """fp32 rounded to the nearest bf16 (ties to even), as uint16 bits."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded >> np.uint32(16)).astype(np.uint16)
+
+
+def _raw(path: Path, only: str | None = None) -> dict[str, tuple[bytes, str, tuple[int, ...]]]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        with open_file(path) as file:
+            entries = deserialize(file.read())  # type: ignore[no-untyped-call]
+        return {
+            name: (bytes(entry["data"]), str(entry["dtype"]), tuple(entry["shape"]))
+            for name, entry in entries
+            if only in (None, name)
+        }
+    except (OSError, SafetensorError, ForeignTextError) as error:
+        raise AdapterError(f"{path}: cannot be read ({error}). {again(path.parent)}") from None
+    except (MemoryError, OverflowError):
+        raise AdapterError(f"{path}: it says that it holds more than memory does. Copy the adapter again.") from None

@@ -1,0 +1,1 @@
+"""A low-rank adapter out of a full fine-tune, by singular value decomposition."""

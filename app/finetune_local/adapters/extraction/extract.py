@@ -1,0 +1,268 @@
+"""Delta extraction: a fully fine-tuned model's difference from its base, as a LoRA adapter of a chosen rank.
+
+For each linear layer ΔW = W_tuned − W_base, and B·A is the product of rank r nearest to it: by Eckart and Young (1936,
+Psychometrika 1) that of its r largest singular values, and no other has a smaller ‖ΔW − B·A‖. The values are split evenly
+(B = U√S, A = √S·Vᵀ) and alpha is the rank, so that the adapter's scale is 1. Numpy only; one layer is in memory at a time.
+What changed elsewhere (embeddings, norms, biases) a low-rank adapter cannot hold; it is named with its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_local.adapter_format import write_adapter
+from finetune_local.adapters.extraction.tuned import Tuned
+from finetune_local.adapters.identity import write_identity
+from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.base.tokenizer_files import copy_brought
+from finetune_local.spec.low_rank_peft import A, B
+from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.numerics.factors import decompose
+from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.targets import block_of, linear_modules, select_linear
+from finetune_local.spec.tuners import PREFIX, check_rank
+from finetune_local.system import checksums
+from finetune_local.system.errors import AdapterError, ModelError, SpecError
+from finetune_local.system.fields import parse
+from finetune_local.system.files import written_aside
+
+DEFAULT_RANK = 16
+ADVICE = "Make room on it, or give another place with --out."
+WEIGHT = ".weight"
+_ROUNDING = 1e-12  # share of the squared change that fp64 cannot tell from none
+
+Doubles = npt.NDArray[np.float64]
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One extracted layer. `change` is ‖ΔW‖ (Frobenius), `relative` that over ‖W‖, `error` ‖ΔW − B·A‖/‖ΔW‖."""
+
+    module: str
+    rank: int
+    change: float
+    relative: float
+    error: float
+
+    @property
+    def kept(self) -> float:
+        """Share of the squared change that the adapter has."""
+        return 1.0 - self.error**2
+
+
+@dataclass(frozen=True)
+class Left:
+    """A weight that changed and is not in the adapter; `kind` is embedding, head, norm, bias, linear or other."""
+
+    name: str
+    kind: str
+    change: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What was written, and how near it is to the change it stands for."""
+
+    folder: Path
+    base: str
+    source: Mapping[str, Any]
+    rank: int
+    energy: float | None
+    parameters: int
+    layers: tuple[Layer, ...]
+    unchanged: tuple[str, ...]
+    left: tuple[Left, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def error(self) -> float:
+        """‖ΔW − B·A‖/‖ΔW‖ over all extracted layers together."""
+        return _overall(self.layers)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `adapters extract --json` prints."""
+        return {
+            "folder": str(self.folder),
+            "base": self.base,
+            "source": dict(self.source),
+            "rank": self.rank,
+            "energy": self.energy,
+            "parameters": self.parameters,
+            "error": self.error,
+            "kept": 1.0 - self.error**2,
+            "layers": [{**vars(layer), "kept": layer.kept} for layer in self.layers],
+            "unchanged": list(self.unchanged),
+            "not_carried": [vars(left) for left in self.left],
+            "notes": list(self.notes),
+        }
+
+
+def extract(
+    base: ModelFolder,
+    tuned: Tuned,
+    out: Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    targets: Sequence[str] = ("all-linear",),
+    layers: str = "all",
+    progress: Progress = lambda _what, _done: None,
+) -> Extraction:
+    """Write the adapter folder `out`, which must not exist.
+
+    `rank` holds for every layer (16 where neither is given); `energy` is instead the share of the squared change that each
+    layer is to keep: the rank is then the largest that a layer needs. Raises SpecError (a target or rank that cannot be),
+    AdapterError (nothing changed, or nothing that an adapter can hold), ModelError, DiskFull.
+    """
+    if rank is not None and energy is not None:
+        raise SpecError("--rank and --energy were both given: --energy chooses the rank. Leave one out.")
+    if energy is not None and not 0 < energy <= 1:
+        raise SpecError(f"--energy is {energy:g}, but should be a share: above 0, at most 1.")
+    if out.exists():
+        raise AdapterError(f"{out} exists already. Give another place with --out, or another --name.")
+    chosen = select_linear(base.weights(), tuple(targets), layers)
+    there = [target for target in chosen if target.module + WEIGHT in tuned.weights]
+    if energy is None:
+        rank = DEFAULT_RANK if rank is None else rank
+        parse(LowRankSettings, {"rank": rank}, "--rank")
+        for target in sorted(there, key=_smaller):
+            check_rank(rank, target)
+    else:
+        rank = _rank_for(energy, base, tuned, there, progress)
+    found: list[Layer] = []
+    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    kept: list[Target] = []
+    for number, target in enumerate(there):
+        progress("extracting", number / len(there))
+        weight, delta = _change(base, tuned, target.module + WEIGHT)
+        if not (size := float(np.linalg.norm(delta))):
+            continue
+        b, a = decompose(delta, rank)
+        error = float(np.linalg.norm(delta - b.astype(np.float64) @ a.astype(np.float64))) / size
+        found.append(Layer(target.module, rank, size, size / _norm(weight), error))
+        tensors |= {PREFIX + target.module + A: a, PREFIX + target.module + B: b}
+        kept.append(target)
+    left = tuple(_left(base, tuned, {target.module for target in kept}))
+    if not kept:
+        raise AdapterError(_nothing(base, tuned, left))
+    names = tuple(target.module for target in kept)
+    settings = parse(LowRankSettings, {"rank": rank, "alpha": rank, "targets": names}, "--energy")
+    plan = AdapterPlan("lora", "low_rank", settings, tuple(kept))
+    parameters = sum(tensor.size for tensor in tensors.values())
+    lineage = {**tuned.lineage, "rank": rank, "energy": energy, "error": _overall(found)}
+    with written_aside(out, ADVICE) as place:
+        write_adapter(place, plan, tensors, base.name)
+        if tuned.beside is not None:
+            copy_brought(tuned.beside, place)
+        extra = {"method": plan.method, "parameters": parameters, "extracted_from": lineage}
+        write_identity(place, base.identity(), tuned.run, extra)
+        checksums.write(place)
+    unchanged = tuple(t.module for t in chosen if t not in kept)
+    return Extraction(
+        out, base.name, tuned.lineage, rank, energy, parameters, tuple(found), unchanged, left, tuned.notes
+    )
+
+
+def spectrum(delta: Doubles) -> Doubles:
+    """The squared singular values, the largest first."""
+    wide = delta.T if delta.shape[0] > delta.shape[1] else delta
+    return np.clip(np.linalg.eigvalsh(wide @ wide.T)[::-1], 0.0, None)
+
+
+def rank_for(squares: Doubles, energy: float) -> int:
+    """The smallest rank whose squared singular values make up `energy` of them all."""
+    missing = squares.sum() - np.cumsum(squares)
+    return int(np.argmax(missing <= (1.0 - energy + _ROUNDING) * squares.sum())) + 1
+
+
+def _rank_for(energy: float, base: ModelFolder, tuned: Tuned, targets: Sequence[Target], progress: Progress) -> int:
+    """The largest rank that any layer needs; at least 1. Raises SpecError where a smaller layer cannot have it."""
+    needed, neediest, spectra = 1, "", []
+    for number, target in enumerate(targets):
+        progress("measuring", number / len(targets))
+        squares = spectrum(_change(base, tuned, target.module + WEIGHT)[1])
+        if squares.sum() > 0:
+            spectra.append((target, squares))
+            if (rank := rank_for(squares, energy)) > needed:
+                needed, neediest = rank, target.module
+    smallest = min((target for target, _ in spectra), key=_smaller, default=None)
+    if smallest is not None and needed > (limit := _smaller(smallest)):
+        reached = min(float(squares[:limit].sum() / squares.sum()) for _, squares in spectra)
+        raise SpecError(
+            f"--energy {energy:g} needs rank {needed} in {neediest}, but one rank holds for all layers and {smallest.module} is "
+            f"{smallest.out_features} × {smallest.in_features}. Rank {limit} keeps {reached:.4g} in every layer: give less "
+            "than that, or leave the small layers out with --target."
+        )
+    return needed
+
+
+def _smaller(target: Target) -> int:
+    """The highest rank that a matrix can have."""
+    return min(target.in_features, target.out_features)
+
+
+def _change(base: ModelFolder, tuned: Tuned, name: str) -> tuple[npt.NDArray[np.float32], Doubles]:
+    """The base's weight and its change. Raises ModelError where that is no number."""
+    weight = base.read(name)
+    delta = np.subtract(tuned.read(name), weight, dtype=np.float64)
+    if not np.isfinite(delta).all():
+        raise ModelError(
+            f"{tuned.name}: {name} has values that are no numbers (NaN or infinity). Its training diverged, or a file is "
+            "damaged: use an earlier state of it."
+        )
+    return weight, delta
+
+
+def _left(base: ModelFolder, tuned: Tuned, carried: set[str]) -> list[Left]:
+    """Everything else that changed, the most changed first."""
+    linear = linear_modules(base.weights())
+    found = []
+    for name in tuned.weights:
+        module = name.removesuffix(WEIGHT)
+        if module in carried or name not in base.weights():
+            continue
+        weight, delta = _change(base, tuned, name)
+        if size := float(np.linalg.norm(delta)):
+            found.append(Left(name, "linear" if module in linear else _kind(name), size, size / _norm(weight)))
+    return sorted(found, key=lambda left: -left.relative)
+
+
+def _kind(name: str) -> str:
+    if name.endswith(".bias"):
+        return "bias"
+    if "norm" in name or ".ln_" in name:
+        return "norm"
+    if block_of(name) is None:
+        return "head" if "lm_head" in name else "embedding" if "emb" in name or "wte" in name else "other"
+    return "other"
+
+
+def _nothing(base: ModelFolder, tuned: Tuned, left: Sequence[Left]) -> str:
+    if not left:
+        return (
+            f"{tuned.name} is equal to '{base.name}' in every weight: there is no change to extract. Give the tuned model, "
+            "and with --model the base that it was tuned from."
+        )
+    return (
+        f"none of the chosen layers of {tuned.name} changed. What did: {', '.join(sorted({x.kind for x in left}))} "
+        f"({len(left)} weights, the most {left[0].name}). A low-rank adapter holds linear layers of the blocks: choose "
+        "others with --target and --layers, or keep the full adapter."
+    )
+
+
+def _overall(layers: Sequence[Layer]) -> float:
+    total = sum(layer.change**2 for layer in layers)
+    return float(np.sqrt(sum((layer.error * layer.change) ** 2 for layer in layers) / total))
+
+
+def _norm(weight: npt.NDArray[np.float32]) -> float:
+    """‖W‖, never zero, so that a weight that began at zero has a finite relative change."""
+    return float(np.linalg.norm(weight.astype(np.float64))) or 1.0

@@ -1,0 +1,92 @@
+"""From a full fine-tune to an adapter of the library: whichever of the two ways it is given, base and name found by themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune_local.adapters import library, manage
+from finetune_local.adapters.extraction import extract as work
+from finetune_local.adapters.extraction import tuned as sources
+from finetune_local.adapters.extraction.extract import Extraction, Progress
+from finetune_local.models.resolve import resolve
+from finetune_local.system.errors import SpecError
+from finetune_local.system.paths import Home, expanded
+from finetune_local.system.private import share
+
+
+@dataclass(frozen=True)
+class ExtractionRequest:
+    """What is to be extracted, and how; None is automatic.
+
+    `adapter` is one of the method `full` (a run, a library name, a folder); `tuned` instead a tuned model's folder, with `model`
+    its base. `name` is what to call it in the library, `out` instead a folder outside. The rest is of extract.extract().
+    """
+
+    adapter: str | None = None
+    tuned: Path | None = None
+    model: str | None = None
+    name: str | None = None
+    out: Path | None = None
+    rank: int | None = None
+    energy: float | None = None
+    targets: tuple[str, ...] = ("all-linear",)
+    layers: str = "all"
+
+
+def extract(wanted: ExtractionRequest, home: Home, progress: Progress) -> tuple[str, Extraction]:
+    """Extract it; returns what to call the adapter (--adapter) and what came out.
+
+    Raises SpecError (what was given does not go together), AdapterError, ModelError, DiskFull.
+    """
+    adapter, tuned = wanted.adapter, wanted.tuned
+    if (adapter is None) == (tuned is None):
+        raise SpecError("give one of two: an adapter of the method `full`, or --tuned with a tuned model's folder.")
+    if wanted.out is not None and wanted.name is not None:
+        raise SpecError("--name is what to call it in the library, and --out a folder outside: give one of them.")
+    folder = library.find(adapter, home) if adapter is not None else None
+    base_name = wanted.model or (library.base_of(folder) if folder is not None else None)
+    if base_name is None:
+        raise SpecError(f"{tuned or folder}: it does not say what it was tuned from. Give the base with --model.")
+    base = resolve(base_name, home, progress).stretched(library.rope_factor_of(folder) if folder else 1.0)
+    if folder is not None:
+        source = sources.from_adapter(folder, base)
+        if (known := _name_in_library(folder, home)) is not None:
+            source = replace(source, name=known, lineage={**source.lineage, "adapter": known})
+    else:
+        assert tuned is not None
+        source = sources.from_folder(tuned, base)
+    called = wanted.name or f"{source.name}-lora"
+    if wanted.out is None:
+        manage.check_name(called, home)
+    target = home.adapters / called if wanted.out is None else expanded(wanted.out).absolute()
+    done = work.extract(
+        base,
+        source,
+        target,
+        rank=wanted.rank,
+        energy=wanted.energy,
+        targets=wanted.targets,
+        layers=wanted.layers,
+        progress=progress,
+    )
+    share(done.folder, home.root)
+    return (called if wanted.out is None else str(done.folder)), done
+
+
+def size(rank: str, energy: str) -> dict[str, Any]:
+    """Rank and energy as they are typed, as arguments of Wanted; an empty text leaves one open. Raises SpecError."""
+    found: dict[str, Any] = {}
+    for name, text, kind in (("rank", rank, int), ("energy", energy, float)):
+        if text.strip():
+            try:
+                found[name] = kind(text)
+            except ValueError:
+                what = "a whole number such as 16" if kind is int else "a share such as 0.9"
+                raise SpecError(f"--{name} is '{text.strip()}', but should be {what}.") from None
+    return found
+
+
+def _name_in_library(folder: Path, home: Home) -> str | None:
+    return next((found.name for found in library.entries(home) if found.folder.resolve() == folder), None)

@@ -1,0 +1,109 @@
+"""A fully fine-tuned model beside its base: an adapter of all weights, or a Hugging Face folder; read one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_local.adapter_format import CONFIG, WEIGHTS, check_sums, read_peft
+from finetune_local.adapters.companions import beside, carrier
+from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity, times
+from finetune_local.models.folder import ModelFolder
+from finetune_local.models.tensors import BYTES, Floats, read_header, read_tensor
+from finetune_local.spec.base.weights import is_buffer
+from finetune_local.spec.plan import WeightInfo
+from finetune_local.spec.tuners import OWN_TYPE, PREFIX, from_own_config, tuner_of
+from finetune_local.system.errors import AdapterError, ModelError
+
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """`weights`: what may have changed, by the base's names; `read` gives one, fp32. `lineage` says where it comes from, `beside` is
+    the folder of its tokenizer, template and generation settings."""
+
+    name: str
+    run: str | None
+    lineage: Mapping[str, Any]
+    weights: Mapping[str, WeightInfo]
+    read: Callable[[str], Floats]
+    notes: tuple[str, ...] = ()
+    beside: Path | None = None
+
+
+def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
+    """The weights in an adapter folder of the family `full`. Raises AdapterError for another, or on another base."""
+    config = read_peft(folder)
+    if config.peft_type != OWN_TYPE or config.family != "full":
+        kind = config.method or str(config.peft_type)
+        raise AdapterError(
+            f"{folder}: this adapter is of the kind '{kind}' and does not hold whole weights, so there is nothing to extract "
+            "from. Give an adapter that was trained with --method full, or a tuned model's folder with --tuned."
+        )
+    check_sums(folder)
+    plan = from_own_config(config)
+    identity = read_identity(folder)
+    if identity is not None:
+        check_same_base(identity, base, beside(folder))
+    check_shapes(plan, base)
+    stored = read_header(folder / WEIGHTS)
+    shapes = tuner_of(plan).shapes(plan)
+    for name, shape in shapes.items():
+        if name not in stored or stored[name].shape != shape:
+            raise AdapterError(f"{folder}: {name} is missing, or not as {CONFIG} says. Copy the adapter again.")
+    run = identity.run if identity else None
+    return Tuned(
+        run or folder.name,
+        run,
+        {"run": run, "method": plan.method},
+        {name.removeprefix(PREFIX): WeightInfo(stored[name].shape, stored[name].dtype) for name in shapes},
+        lambda name: read_tensor(stored[PREFIX + name], name),
+        beside=carrier(folder),
+    )
+
+
+def from_folder(path: Path, base: ModelFolder) -> Tuned:
+    """A Hugging Face folder of the tuned model. Raises ModelError where it is not the base with other numbers."""
+    model = ModelFolder.open(path)
+    if model.family != base.family:
+        raise ModelError(
+            f"--tuned {path}: a model of the family '{model.family}', but '{base.name}' is of '{base.family}'. "
+            "Give --model the base that it was tuned from."
+        )
+    own, other = base.weights(), model.weights()
+    skipped = {HEAD} if base.tied and model.tied else set()  # a stored copy of the embedding
+    names = [name for name in own if name not in skipped and not is_buffer(name)]
+    for name in names:
+        if name not in other:
+            raise ModelError(
+                f"--tuned {path}: it has no {name}, which '{base.name}' has. It was tuned from another base."
+            )
+        if other[name].shape != own[name].shape:
+            raise ModelError(
+                f"--tuned {path}: {name} is {times(other[name].shape)}, but in '{base.name}' it is {times(own[name].shape)}. "
+                "An adapter cannot change a shape (such as a vocabulary that grew): use the tuned model as it is."
+            )
+    if added := sorted(name for name in set(other) - set(own) - skipped if not is_buffer(name)):
+        raise ModelError(
+            f"--tuned {path}: it has {added[0]}, which '{base.name}' has not, and an adapter cannot add a weight. "
+            "Give --model the base that it was tuned from, or use the tuned model as it is."
+        )
+    mine, its = base.identity(), model.identity()
+    if mine.config_sha256 != its.config_sha256:
+        raise ModelError(
+            f"--tuned {path}: its config.json computes otherwise than that of '{base.name}' (another position encoding, "
+            "window or tied head), which an adapter cannot carry. Use the tuned model as it is."
+        )
+    notes = []
+    if mine.tokenizer_sha256 != its.tokenizer_sha256:
+        notes.append(
+            "the tuned model's tokenizer or chat template is not the base's: the adapter brings the tuned model's own"
+        )
+    if coarser := sorted({other[n].dtype for n in names if BYTES[other[n].dtype] < BYTES[own[n].dtype]}):
+        notes.append(
+            f"the tuned weights are stored in {coarser[0]}, coarser than the base's: rounding counts as change"
+        )
+    return Tuned(model.name, None, {"folder": model.name}, {n: other[n] for n in names}, model.read, tuple(notes), path)

@@ -1,0 +1,202 @@
+"""The window's side of worker.py: requests under way, kept as they grow, so that a page that was reloaded finds them again.
+
+A talk goes on in a thread of the server's, whatever becomes of the page that began it. One conversation has one at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finetune_local.runtime.rpc import Asked, Event, Service
+from finetune_local.system.errors import SpecError, WorkerDied
+
+Phase = Literal["waiting", "loading", "answering", "ended"]
+
+_PATIENCE = 8.0
+"""Seconds in which an answer may come to its end where the model is unloaded."""
+
+
+@dataclass
+class Growing:
+    """One answer as far as it came. `seconds` since its first token; `turn` once it is whole."""
+
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    begun: bool = False
+    swap_ms: float = 0.0
+    turn: Mapping[str, Any] | None = None
+
+
+@dataclass
+class Talk:
+    """A request to the worker. Read it at any time; wait() tells of changes. `answers` by adapter, None being the base."""
+
+    do: str
+    conversation: str
+    values: Mapping[str, Any]
+    answers: dict[str | None, Growing] = field(default_factory=dict)
+    phase: Phase = "waiting"
+    doing: str = ""
+    done: float | None = None
+    notes: list[str] = field(default_factory=list)
+    error: Exception | None = None
+    result: Mapping[str, Any] | None = None
+    stopped: bool = False
+    began: float = field(default_factory=time.monotonic)
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        self._asked: Asked | None = None
+        self._changed = threading.Condition()
+        self._names: dict[str | None, str | None] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.phase == "ended"
+
+    def wait(self, version: int, seconds: float) -> int:
+        """Wait until it is at another version, or until the time is over; the version it is at."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.version != version, seconds)
+            return self.version
+
+    def stop(self) -> None:
+        """Leave off: what was said so far stays."""
+        self._note(stopped=True)
+        if self._asked is not None:
+            self._asked.stop()
+
+    def run(self, service: Service, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
+        """To be called in a thread of its own: ask, and follow to the end. `on_opened` is told what the worker holds."""
+        try:
+            self._asked = service.follow(self.do, **self.values)
+            if self.stopped:
+                self._asked.stop()
+            self._follow(self._asked, on_opened)
+        except WorkerDied as error:
+            self.error = None if self.stopped else error
+        except Exception as error:  # noqa: BLE001 - it is shown where it was asked for
+            self.error = error
+        self._note(phase="ended")
+
+    def _follow(self, asked: Asked, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
+        while True:
+            try:
+                event = next(asked)
+            except StopIteration as end:
+                self.result = end.value
+                on_opened(end.value["opened"])
+                return
+            if event["event"] == "opened":
+                on_opened(event["opened"])
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        match event["event"]:
+            case "progress":
+                self._note(phase="loading", doing=event["text"], done=event["done"])
+            case "note":
+                self.notes.append(event["text"])
+            case "opened":
+                self._names = {called: asked for asked, called in event["names"].items()}
+                self._note(phase="answering")
+            case "begin":
+                growing = self._of(event)
+                growing.begun, growing.swap_ms = True, event["ms"]
+                self._note(phase="answering")
+            case "text":
+                growing = self._of(event)
+                growing.text += event["piece"]
+                growing.tokens, growing.seconds = event["tokens"], event["seconds"]
+                self._note()
+            case "turn":
+                self._of(event["turn"]).turn = event["turn"]
+                self._note()
+
+    def _of(self, event: Mapping[str, Any]) -> Growing:
+        name = event["adapter"]
+        return self.answers.setdefault(self._names.get(name, name), Growing())
+
+    def _note(self, **changed: Any) -> None:
+        with self._changed:
+            for name, value in changed.items():
+                setattr(self, name, value)
+            self.version += 1
+            self._changed.notify_all()
+
+
+class Talks:
+    """All talks of one server, and what is known of the model in the worker's memory."""
+
+    def __init__(self, service: Service) -> None:
+        """Nothing is asked yet."""
+        self._service = service
+        self._talks: dict[str, Talk] = {}
+        self._lock = threading.Lock()
+        self._opened: tuple[int | None, Mapping[str, Any]] | None = None
+
+    @property
+    def opened(self) -> Mapping[str, Any] | None:
+        """What is in the worker's memory, as it last told: worker.Held.facts(). None where there is nothing."""
+        if self._opened is None or self._opened[0] is None or self._opened[0] != self._service.pid:
+            return None  # it ended, or another one has begun
+        return self._opened[1]
+
+    def remember(self, facts: Mapping[str, Any]) -> None:
+        """The worker has told what it holds."""
+        self._opened = self._service.pid, facts
+
+    def of(self, conversation: str) -> Talk | None:
+        """The newest talk about a conversation, also one that failed, until it is forgotten."""
+        return self._talks.get(conversation)
+
+    def under_way(self) -> list[Talk]:
+        """Those that have not ended."""
+        return [talk for talk in list(self._talks.values()) if not talk.ended]
+
+    def forget(self, conversation: str) -> None:
+        """Let go of a talk that has ended."""
+        talk = self._talks.get(conversation)
+        if talk is not None and talk.ended:
+            self._talks.pop(conversation, None)
+
+    def begin(
+        self, do: str, conversation: str, values: Mapping[str, Any], answerers: Sequence[str | None] = ()
+    ) -> Talk:
+        """Ask the worker. Raises SpecError where the conversation is being answered already."""
+        with self._lock:
+            self.check_free(conversation)
+            self.forget(conversation)
+            talk = Talk(do, conversation, values, {name: Growing() for name in answerers})
+            self._talks[conversation] = talk
+        threading.Thread(target=talk.run, args=(self._service, self.remember), name="talk", daemon=True).start()
+        return talk
+
+    def check_free(self, conversation: str) -> None:
+        """Raise SpecError where a conversation is being answered."""
+        talk = self._talks.get(conversation)
+        if talk is not None and not talk.ended:
+            raise SpecError("this conversation is being answered. Wait for the answer, or stop it.")
+
+    def stop(self, talk: Talk) -> None:
+        """Leave a talk off. A model that is being loaded for it alone listens to nobody: its process is ended."""
+        talk.stop()
+        if talk.phase == "loading" and self.under_way() == [talk]:
+            self._service.close()
+
+    def unload(self) -> None:
+        """Give the memory back: stop what is under way, which keeps what was said, and end the process."""
+        until = time.monotonic() + _PATIENCE
+        for talk in self.under_way():
+            talk.stop()
+        for talk in self.under_way():
+            while not talk.ended and time.monotonic() < until:
+                talk.wait(talk.version, 0.2)
+        self._service.close()
+        self._opened = None

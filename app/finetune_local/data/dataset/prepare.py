@@ -1,0 +1,256 @@
+"""Data files to a run's prepared data: read, encode, split, and write what the loop maps into memory.
+
+Writes into one folder: train.* and validation.* (store.py), rejected.jsonl, validation.jsonl (conversations to answer),
+SHA256SUMS of them all, and data.json last, which makes the folder valid. Interrupted before that, it is as if nothing had been
+prepared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
+from finetune_local.data.dataset.split import Keys, held_out
+from finetune_local.data.dataset.store import ADVICE, SUFFIXES, Dataset, Writer, remove
+from finetune_local.data.encoding.ahead import rendered_ahead
+from finetune_local.data.encoding.encode import encode, kept
+from finetune_local.data.readers.read import DataFile, nothing_usable, opened
+from finetune_local.data.report import FileReport, Report, Tally, as_plain, file_report
+from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.spec.run import DataSettings
+from finetune_local.system import checksums
+from finetune_local.system.errors import DataError
+from finetune_local.system.files import disk_full, sync_tree, write_text
+from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_json_object
+
+DATA, REJECTED, CONVERSATIONS = "data.json", "rejected.jsonl", "validation.jsonl"
+CONVERSATIONS_KEPT = 512
+_PASSED = "passed"  # the store of the first pass, before it is known which rows are held out
+_KEEP_CHARACTERS = 1 << 16
+_PROGRESS_EVERY = 200
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data ready to train on."""
+
+    train: Dataset
+    validation: Dataset
+    report: Report
+
+
+@dataclass
+class _Pass:
+    """One pass over files: encoded rows go to a store, the key of each row's content stays here."""
+
+    settings: DataSettings
+    tokenizer: Tokenizer
+    max_length: int
+    rejected: TextIO
+    tally: Tally
+    files: list[FileReport] = field(default_factory=list)
+    row_keys: array[int] = field(default_factory=lambda: array("Q"))
+    lowest: list[tuple[int, int, Conversation]] = field(default_factory=list)
+    """The conversations of lowest key, as a heap of (−key, −count, conversation): those the split holds out first."""
+    _held: set[int] = field(default_factory=set)
+
+    def run(self, names: Sequence[str], writer: Writer, limit: int | None, progress: Callable[[float], None]) -> None:
+        """Read and encode files one after the other."""
+        files = [DataFile(name, self.settings) for name in names]
+        total, before = sum(f.kind.size for f in files) or 1, 0
+        for file in files:
+            self.files.append(file_report(file, _sha256(file.path)))
+            try:
+                # With a limit no row is read that may be one too many: what was found in it would be told.
+                for row in file if limit is not None else rendered_ahead(file, self.tokenizer, self.settings.template):
+                    if limit is not None and self.tally.used >= limit:
+                        return
+                    self._take(row, writer)
+                    if self.tally.rows % _PROGRESS_EVERY == 0:
+                        progress(min(1.0, (before + file.position) / total))
+            finally:
+                self.tally.look(file)
+            before += file.kind.size
+
+    def _take(self, row: Conversation | Rejected, writer: Writer) -> None:
+        if isinstance(row, Conversation):
+            try:
+                encoded = encode(row, self.tokenizer, self.settings.template, self.max_length)
+            except RowRejected as error:
+                row = Rejected(row.source, str(error))
+            else:
+                key = self.tally.use(row, encoded)
+                for one in encoded:
+                    writer.add(one.ids, one.mask)
+                    self.row_keys.append(key)
+                self._keep(row, encoded[0].cut, key)
+                return
+        self.tally.reject(row)
+        self.rejected.write(json.dumps(as_plain(row), ensure_ascii=False) + "\n")
+
+    def _keep(self, row: Conversation, cut: int, key: int) -> None:
+        if key in self._held or len(row.text or "") + sum(len(m.content) for m in row.messages) > _KEEP_CHARACTERS:
+            return
+        if len(self.lowest) >= CONVERSATIONS_KEPT:
+            if key > -self.lowest[0][0]:
+                return
+            self._held.discard(-heapq.heappop(self.lowest)[0])
+        self._held.add(key)
+        shorter = Conversation(kept(row.messages, cut), row.source, row.text, row.ends)
+        heapq.heappush(self.lowest, (-key, -self.tally.used, shorter))
+
+
+def prepare(
+    settings: DataSettings, tokenizer: Tokenizer, seed: int, folder: Path, max_length: int, progress: Progress
+) -> Prepared:
+    """Prepare a run's data in `folder`. `progress` is told what is done and the share of bytes read.
+
+    The split is by conversation: equal ones are on one side. With validation files of their own, rows of the training
+    files that occur there too are set aside as leaks. Raises DataError, DiskFull.
+    """
+    if not settings.files:
+        raise DataError("no training data was given. Name a file: finetune-local --data my.jsonl")
+    with disk_full(folder, ADVICE):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (DATA, CONVERSATIONS, checksums.SUMS):
+            (folder / name).unlink(missing_ok=True)
+    try:
+        with disk_full(folder, ADVICE), (folder / REJECTED).open("w", encoding="utf-8") as rejected:
+            opened([*settings.files, *settings.validation_files], settings)  # a mistake is told before the long work
+            train = _Pass(settings, tokenizer, max_length, rejected, Tally(seed))
+            with Writer(folder, _PASSED) as writer:
+                train.run(settings.files, writer, settings.limit, lambda share: progress("reading data", share))
+            if not train.tally.used:
+                raise nothing_usable(settings.files, train.tally.rejected)
+            given = _validation_files(train, folder, progress) if settings.validation_files else None
+        progress("writing data", None)
+        aside = held_out(train.tally.keys, settings.validation) if given is None else np.unique(given.tally.keys)
+        _write_sides(train, aside, folder, own_files=given is not None)
+        _write_conversations(folder / CONVERSATIONS, (given or train).lowest, aside)
+    finally:
+        remove(folder, _PASSED)
+    sides = Dataset(folder, "train"), Dataset(folder, "validation")
+    if not len(sides[0]):
+        raise DataError("every training row also occurs in the validation data, so nothing is left to learn from.")
+    leaks = 0 if given is None else int(np.isin(train.tally.keys, aside).sum())
+    if given is not None:
+        train.tally.absorb(given.tally)
+    report = train.tally.report(
+        [*train.files, *(given.files if given else [])],
+        max_length,
+        settings,
+        train_rows=len(sides[0]),
+        validation_rows=len(sides[1]),
+        leaks=leaks,
+    )
+    _write_data(folder, settings, seed, report)
+    progress("writing data", 1.0)
+    return Prepared(*sides, report)
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """What prepare() wrote; the data files themselves may be gone. Checksums are problem()'s affair. Raises DataError."""
+    try:
+        report = Report.from_json(read_json_object(folder / DATA)["report"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / DATA}: the prepared data cannot be read ({error}). Start the run anew.") from None
+    return Prepared(Dataset(folder, "train"), Dataset(folder, "validation"), report)
+
+
+def problem(folder: Path) -> str | None:
+    """What is wrong with prepared data by its checksums, as the end of a sentence; None where nothing is, or it has none."""
+    stores = [f"{name}{suffix}" for name in ("train", "validation") for suffix in SUFFIXES]
+    return checksums.problem(folder, [*stores, CONVERSATIONS, DATA])
+
+
+def same_rows(one: checksums.Known, other: checksums.Known) -> bool:
+    """Whether two prepared folders hold the same rows, by their checksums."""
+    stores = [f"{name}{suffix}" for name in ("train", "validation") for suffix in SUFFIXES]
+    return all(set(one.get(name, ())) == set(other.get(name, ())) for name in stores)
+
+
+def conversations(folder: Path, split: str = "validation", limit: int = CONVERSATIONS_KEPT) -> list[Conversation]:
+    """At most `limit` held-out conversations of a prepared folder, without those turns that were cut for length.
+
+    Only the "validation" split keeps its conversations; 512 of them at most, in an order that the seed decides.
+    """
+    if split != "validation":
+        raise ValueError(f"only the validation split keeps conversations, not {split!r}")
+    found: list[Conversation] = []
+    path = folder / CONVERSATIONS
+    if not path.exists():
+        return found
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if len(found) >= limit:
+                break
+            try:
+                found.append(_from_plain(parse_json_object(line)))
+            except (ForeignTextError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}: line {number} is damaged ({error}). Start the run anew.") from None
+    return found
+
+
+def _validation_files(train: _Pass, folder: Path, progress: Progress) -> _Pass:
+    """Read validation files of their own straight into their store."""
+    files = train.settings.validation_files
+    given = _Pass(train.settings, train.tokenizer, train.max_length, train.rejected, Tally(train.tally.seed))
+    with Writer(folder, "validation") as writer:
+        given.run(files, writer, None, lambda share: progress("reading validation data", share))
+    if not given.tally.used:
+        raise nothing_usable(files, given.tally.rejected)
+    return given
+
+
+def _write_sides(train: _Pass, aside: Keys, folder: Path, *, own_files: bool) -> None:
+    """Copy the first pass's rows to their side; where validation has files of its own, what occurs there is left out."""
+    passed = Dataset(folder, _PASSED)
+    is_aside = np.isin(np.array(train.row_keys, np.uint64), aside)
+    with ExitStack() as stack:
+        writer = stack.enter_context(Writer(folder, "train"))
+        other = None if own_files else stack.enter_context(Writer(folder, "validation"))
+        for index in range(len(passed)):
+            side = other if is_aside[index] else writer
+            if side is not None:
+                side.add(*passed.row(index))
+
+
+def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversation]], aside: Keys) -> None:
+    chosen = {int(key) for key in aside[:CONVERSATIONS_KEPT]}
+    with disk_full(path.parent, ADVICE), path.open("w", encoding="utf-8", newline="\n") as file:
+        for negative, _, conversation in sorted(lowest, key=lambda item: item[:2], reverse=True):
+            if -negative in chosen:
+                file.write(json.dumps(asdict(conversation), ensure_ascii=False) + "\n")
+
+
+def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report) -> None:
+    """Write data.json aside, then rename: a reader sees all of it or none."""
+    values = {"settings": settings.model_dump(mode="json"), "seed": seed, "report": report.as_json()}
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    with disk_full(folder, ADVICE):
+        sync_tree(folder)
+        # The rejected rows are there for the user to mend or move away: nothing is learned from them.
+        checksums.write(folder, {DATA: hashlib.sha256(text.encode("utf-8")).hexdigest()}, leave_out=(REJECTED,))
+    write_text(folder / DATA, text, ADVICE)
+
+
+def _from_plain(values: dict[str, Any]) -> Conversation:
+    messages = tuple(Message(**m) for m in values["messages"])
+    return Conversation(messages, Source(**values["source"]), values["text"], values["ends"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

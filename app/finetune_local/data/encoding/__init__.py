@@ -1,0 +1,1 @@
+"""Conversations to token ids and supervision masks, by a chat template."""

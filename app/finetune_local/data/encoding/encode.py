@@ -1,0 +1,156 @@
+"""A conversation to token ids and a supervision mask, by the model's own chat template or raw. Numpy and plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
+from finetune_local.data.tokenizers.tokenizer import Segment, Tokenizer
+
+Template = Literal["chat", "raw"]
+Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row for training: ids (length,) int32 and mask (length,) bool, true where a token is supervised (never the first).
+
+    `cut` is the number of messages dropped from the front so that it fits.
+    """
+
+    ids: npt.NDArray[np.int32]
+    mask: npt.NDArray[np.bool_]
+    source: Source
+    cut: int = 0
+
+
+def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template, max_length: int) -> list[Encoded]:
+    """The rows of a conversation: one, or for a plain text as many as its length needs.
+
+    Every answer that may be learned is supervised, with its end-of-turn token. What follows the last of them is left off.
+    Raises RowRejected: nothing supervised, refused by the template, or too long although only the last question is left.
+    """
+    if conversation.text is not None:
+        return _plain(conversation, conversation.text, tokenizer, max_length)
+    messages = _through_last_answer(conversation.messages)
+    start, (ids, mask) = _fitting(messages, tokenizer, template, max_length)
+    if len(ids) > max_length:
+        raise RowRejected(
+            f"its last question and answer have {len(ids)} tokens, more than the {max_length} of --max-length. "
+            f"Raise --max-length to {len(ids)}, or shorten it."
+        )
+    if not mask.any():
+        raise RowRejected("nothing in it would be learned: no answer is left after the cut to --max-length.")
+    return [Encoded(ids, mask, conversation.source, cut=len(messages) - len(_from(messages, start)))]
+
+
+def learned(row: Conversation | Rejected) -> Sequence[Message]:
+    """The messages of a row that encode() begins with; none where it has nothing for a template."""
+    if isinstance(row, Rejected) or row.text is not None:
+        return ()
+    try:
+        return _through_last_answer(row.messages)
+    except RowRejected:
+        return ()
+
+
+def segments(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[Segment]:
+    """A whole conversation in pieces of ids with their supervised flags; raw ends it with the end-of-text token."""
+    if template == "chat":
+        return tokenizer.segments(messages)
+    pieces = tokenizer.raw_segments([(m.content, m.role == "assistant" and m.train) for m in messages])
+    return [*pieces, ([tokenizer.eos_id], pieces[-1][1])]
+
+
+def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[int]:
+    """The ids that the answer continues, as training with this template saw them."""
+    if template == "chat":
+        return tokenizer.prompt_ids(messages)
+    pieces = tokenizer.raw_segments([(m.content, False) for m in messages])
+    return [i for ids, _ in pieces for i in ids]
+
+
+def kept(messages: Sequence[Message], cut: int) -> tuple[Message, ...]:
+    """The messages that were left when `cut` of them were dropped from the front; a leading system text stays."""
+    system = 1 if messages and messages[0].role == "system" else 0
+    return (*messages[:system], *messages[system + cut :])
+
+
+def _plain(conversation: Conversation, text: str, tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
+    pieces = tokenizer.raw_segments([(text, True)])
+    if conversation.ends:
+        pieces.append(([tokenizer.eos_id], True))
+    ids, mask = _joined(pieces)
+    rows = []
+    for start in range(0, len(ids), max_length):
+        part, learned = ids[start : start + max_length].copy(), mask[start : start + max_length].copy()
+        learned[0] = False  # nothing comes before it that it could be predicted from
+        if learned.any():
+            rows.append(Encoded(part, learned, conversation.source))
+    if not rows:
+        raise RowRejected("the text is a single token, so there is nothing to predict.")
+    return rows
+
+
+def _through_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    last = max((i for i, m in enumerate(messages) if m.role == "assistant" and m.train), default=None)
+    if last is None:
+        if any(m.role == "assistant" for m in messages):
+            raise RowRejected("nothing in it would be learned: every answer has a weight of 0.")
+        raise RowRejected("it has no assistant turn, so there is no answer to learn.")
+    return messages[: last + 1]
+
+
+def _exchanges(messages: Sequence[Message]) -> list[int]:
+    """Where the conversation may begin after a cut: at the start, or at a user turn that an answer to learn follows."""
+    system = 1 if messages[0].role == "system" else 0
+    later = [i for i, m in enumerate(messages) if m.role == "user" and i > system and messages[i - 1].role != "user"]
+    return [system, *later]
+
+
+def _from(messages: Sequence[Message], start: int) -> tuple[Message, ...]:
+    system = 1 if messages[0].role == "system" else 0
+    return (*messages[:system], *messages[start:])
+
+
+def _fitting(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, max_length: int
+) -> tuple[int, Arrays]:
+    """The first start from which the rest fits, with its arrays; the last start where none does.
+
+    By bisection, as a later start is shorter; most conversations fit whole and are encoded once.
+    """
+    starts = _exchanges(messages)
+
+    def encoded(number: int) -> Arrays:
+        return _joined(segments(_from(messages, starts[number]), tokenizer, template))
+
+    low, high, found = 0, len(starts) - 1, encoded(0)
+    if len(found[0]) <= max_length or high == 0:
+        return starts[0], found
+    low, found = 1, encoded(high)
+    while low < high:
+        middle = (low + high) // 2
+        tried = encoded(middle)
+        if len(tried[0]) <= max_length:
+            high, found = middle, tried
+        else:
+            low = middle + 1
+    return starts[high], found
+
+
+def _joined(pieces: Sequence[Segment]) -> Arrays:
+    """Pieces as arrays, without what follows the last supervised one."""
+    last = max((i for i, (ids, supervised) in enumerate(pieces) if supervised and ids), default=-1)
+    used = pieces[: last + 1]
+    if not used:
+        return np.empty(0, np.int32), np.empty(0, np.bool_)
+    ids = np.array([i for part, _ in used for i in part], np.int32)
+    mask = np.repeat([supervised for _, supervised in used], [len(part) for part, _ in used]).astype(np.bool_)
+    mask[0] = False
+    return ids, mask

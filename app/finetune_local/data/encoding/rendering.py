@@ -1,0 +1,130 @@
+"""What the guarded child does with a chat template (system/untrusted/guarded.py): compile it, render chats, find the answers in them.
+
+A setup is JSON: the template's text and the variables that it sees. A request says in "do" what is wanted:
+
+    facts    ->  knows_system, knows_tool, after_answer (None where the template refuses an answer after a question)
+    text     messages, generation_prompt                         ->  text
+    spans    messages, generation_prompt, stops                  ->  text, spans
+    many     chats, stops                                        ->  found: for each chat what "spans" gives for it
+    chat     chat, generation_prompt, tools, day                 ->  text of a chat as transformers takes it; `day` stands for today
+
+An answer is an object with these keys, or with "refused": the reason, a sentence without its full stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.data.encoding import template_engine
+from finetune_local.data.encoding.chat_template import ChatTemplate
+from finetune_local.system.untrusted.guarded_child import line_of
+from finetune_local.system.untrusted.text import parse_json_object
+
+
+class Prepared:
+    """A template in the child; `wrong` says why it cannot be used at all."""
+
+    def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
+        self.variables = variables
+        self.wrong = ""
+        self._template: jinja2.Template | None = None
+        self._chat: ChatTemplate | None = None
+        try:
+            self._template = template_engine.compiled(text)
+        except MemoryError:
+            raise
+        except jinja2.TemplateSyntaxError as error:
+            self.wrong = f"the model's chat template cannot be read (line {error.lineno}: {line_of(error)})"
+        except Exception as error:  # noqa: BLE001 - a foreign program
+            self.wrong = f"the model's chat template cannot be read ({_kind(error)})"
+
+    @property
+    def chat(self) -> ChatTemplate:
+        """The template with its gaps bridged; made when it is first wanted, as it asks the template what it knows."""
+        if self._chat is None:
+            self._chat = ChatTemplate(self._messages)
+        return self._chat
+
+    def values(
+        self,
+        chat: template_engine.Chat,
+        generation_prompt: bool,
+        more: Mapping[str, Any],
+        tools: Sequence[Any] | None = None,
+    ) -> str:
+        """The text. Raises RowRejected for whatever the template does but render, and MemoryError."""
+        if self._template is None:
+            raise RowRejected(self.wrong)
+        try:
+            return template_engine.render(self._template, chat, generation_prompt, {**self.variables, **more}, tools)
+        except MemoryError:
+            raise
+        except jinja2.TemplateError as error:  # raise_exception() of the template itself, most often
+            raise RowRejected(f"the model's chat template refuses it: {line_of(error) or _kind(error)}") from None
+        except Exception as error:  # noqa: BLE001 - a foreign program
+            raise RowRejected(f"the model's chat template fails with {_kind(error)}") from None
+
+    def _messages(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        return self.values([{"role": m.role, "content": m.content} for m in messages], generation_prompt, {})
+
+
+def prepare(setup: str) -> Prepared:
+    """Compile the template of a setup."""
+    values = parse_json_object(setup)
+    return Prepared(values["template"], values["variables"])
+
+
+def answer(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+    """See the table above."""
+    try:
+        return _ANSWERS[request["do"]](prepared, request)
+    except RowRejected as error:
+        return {"refused": str(error)}
+
+
+def _facts(prepared: Prepared, _: dict[str, Any]) -> dict[str, Any]:
+    chat = prepared.chat
+    try:
+        after = chat.after_answer()
+    except RowRejected:
+        after = None
+    return {"knows_system": chat.knows_system, "knows_tool": chat.knows_tool, "after_answer": after}
+
+
+def _text(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+    return {"text": prepared.chat.render(_given(request["messages"]), request["generation_prompt"])}
+
+
+def _spans(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+    prepared.chat.stops = request["stops"]
+    text, spans = prepared.chat.spans(_given(request["messages"]), request["generation_prompt"])
+    return {"text": text, "spans": [[s.message, s.start, s.end, s.closed] for s in spans]}
+
+
+def _many(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+    rest = {"do": "spans", "stops": request["stops"], "generation_prompt": False}
+    return {"found": [answer(prepared, {**rest, "messages": messages}) for messages in request["chats"]]}
+
+
+def _chat(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+    day = request["day"]
+    more = dict(request.get("variables") or {})
+    if day is not None:
+        more["strftime_now"] = lambda _: day
+    return {"text": prepared.values(request["chat"], request["generation_prompt"], more, request["tools"])}
+
+
+def _given(messages: Sequence[Sequence[Any]]) -> list[Message]:
+    return [Message(role, content) for role, content in messages]
+
+
+def _kind(error: Exception) -> str:
+    said = line_of(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+_ANSWERS = {"facts": _facts, "text": _text, "spans": _spans, "many": _many, "chat": _chat}

@@ -1,0 +1,1 @@
+"""Files to rows: formats of files, encodings, columns, chat logs."""

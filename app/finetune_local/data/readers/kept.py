@@ -1,0 +1,93 @@
+"""Files that were dropped into the window: they come to lie in the home folder under their own names, and none takes another's place."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import os
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+
+from finetune_local.system.files import disk_full, put, written_aside
+from finetune_local.system.paths import bad_name
+
+ADVICE = "Free some, or name the file by its path: then it stays where it is."
+LONGEST = 80
+"""Characters of a name, its ending included."""
+
+MOST_READ = 1000
+"""Characters of a given name that are looked at; its ending is among the last ones."""
+
+_OUTSIDE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP)
+
+
+def keep(source: Path, folder: Path, name: str) -> Path:
+    """Move a file into a folder under a name made harmless; where the same file is there already, that one is it.
+
+    Another file of the name stays, and this one gets a number. Raises DiskFull.
+    """
+    target, there = _place(source, folder, name)
+    if there:
+        source.unlink(missing_ok=True)
+        return target
+    with disk_full(target, ADVICE):
+        try:
+            put(source, target)  # the place was reserved
+        except OSError as error:
+            if error.errno not in _OUTSIDE:
+                raise
+            _copy(source, target)
+            source.unlink(missing_ok=True)
+    return target
+
+
+def keep_copy(source: Path, folder: Path, name: str) -> Path:
+    """As keep(), but the source stays. Raises DiskFull."""
+    target, there = _place(source, folder, name)
+    if not there:
+        _copy(source, target)
+    return target
+
+
+def harmless(name: str) -> str:
+    """A file's name that is one on every system: without folders, control characters, or marks that turn the reading round."""
+    last = re.split(r"[/\\]", unicodedata.normalize("NFC", name[-MOST_READ:]))[-1]
+    shown = "".join(
+        "_" if c in '<>:"|?*' else c for c in last if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
+    )
+    stem, dot, ending = shown.strip().rstrip(" .").rpartition(".")
+    if not dot:
+        stem, ending = ending, ""
+    ending = ending.strip()[:16]
+    stem = stem.strip(" .-") or "data"
+    while len(f"{stem}.{ending}".encode()) > 180 or len(stem) + len(ending) + 1 > LONGEST:
+        stem = stem[:-1]
+    made = f"{stem.rstrip(' .')}.{ending}" if ending else stem.rstrip(" .")
+    return f"data {made}" if bad_name(made) else made
+
+
+def _place(source: Path, folder: Path, name: str) -> tuple[Path, bool]:
+    """A free place, reserved by an empty file, or the place where the same content lies already."""
+    clean = Path(harmless(name))
+    number = 1
+    while True:
+        target = folder / (clean.name if number == 1 else f"{clean.stem} ({number}){clean.suffix}")
+        try:
+            with disk_full(target, ADVICE):
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            return target, False
+        except FileExistsError:
+            if target.is_file() and filecmp.cmp(source, target, shallow=False):
+                return target, True
+            number += 1
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with written_aside(target, ADVICE) as aside:
+            shutil.copyfile(source, aside)
+    except BaseException:
+        target.unlink(missing_ok=True)  # only the empty file that kept the place
+        raise

@@ -1,0 +1,291 @@
+"""Files as raw rows, one at a time: JSON Lines, CSV, text (json_rows.py has other JSON). Knows no chat format.
+
+Each reader takes a stream of UTF-8 bytes and yields (line, value) or (line, Problem); memory holds one row.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from finetune_local.data.conversation import RowRejected
+from finetune_local.system.errors import DataError
+from finetune_local.system.untrusted.text import MOST_PARTS, ForeignTextError, check_parts, parse_json_at
+
+MAX_ROW_BYTES = 64 << 20
+PART_CHARACTERS = 8_000
+"""Length at which a long text without documents of its own is cut, so that parts of it can be held out."""
+
+NOT_UTF8 = "it is not valid UTF-8. Save the file as UTF-8."
+
+MOST_KEYS = 10_000
+"""Keys of a row, or columns of a file."""
+
+_SKIP = 1 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a row could not even be read."""
+
+    reason: str
+
+
+Raw = tuple[int, Any | Problem]
+
+
+def _as_bad_byte(error: UnicodeError) -> tuple[str, int]:
+    """What cannot be decoded becomes a byte that is no UTF-8, so that it costs its row and not the file."""
+    if isinstance(error, UnicodeDecodeError):
+        return _BAD, error.end
+    raise error
+
+
+_BAD = "\udcff"
+codecs.register_error("finetune_local.bad_byte", _as_bad_byte)
+
+
+class Transcoder(io.RawIOBase):
+    """A stream in any encoding as UTF-8 bytes, without a byte order mark; what cannot be decoded is no UTF-8 either."""
+
+    def __init__(self, source: BinaryIO, encoding: str) -> None:
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder(encoding)("finetune_local.bad_byte")
+        self._pending = b""
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a part of the buffer; 0 at the end."""
+        while not self._pending:
+            raw = self._source.read(1 << 16)
+            text = self._decoder.decode(raw, final=not raw).lstrip("\ufeff")
+            self._pending = text.encode("utf-8", "surrogateescape")
+            if not raw:
+                break
+        taken = self._pending[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._pending = self._pending[len(taken) :]
+        return len(taken)
+
+
+def utf8(source: BinaryIO, encoding: str) -> BinaryIO:
+    """The stream as UTF-8 bytes; a bad byte is left bad, so that it costs its row and not the file."""
+    if encoding == "utf-8-sig":
+        source.seek(len(codecs.BOM_UTF8))
+    if encoding in ("utf-8", "utf-8-sig"):
+        return source
+    return cast(BinaryIO, io.BufferedReader(Transcoder(source, encoding), 1 << 16))
+
+
+def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | Problem]]:
+    """Lines with their numbers. One over MAX_ROW_BYTES is skipped without being held."""
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            while not line.endswith(b"\n") and (line := stream.readline(_SKIP)):
+                pass
+            yield number, Problem(too_long())
+            continue
+        yield number, line
+
+
+def jsonl(stream: BinaryIO) -> Iterator[Raw]:
+    """One JSON value per line; blank lines are passed over."""
+    for number, line in lines(stream):
+        if isinstance(line, Problem):
+            yield number, line
+            continue
+        text = line.strip(b" \t\r\n")
+        if not text:
+            continue
+        yield number, _value(text, whole=line.endswith(b"\n"))
+
+
+def too_long() -> str:
+    """Why a row over the limit is none."""
+    return f"it is longer than {MAX_ROW_BYTES >> 20} MB; split it."
+
+
+def problem(error: ForeignTextError | RowRejected) -> Problem:
+    """What an error says of a row."""
+    return Problem(f"it cannot be used: {error}." if isinstance(error, ForeignTextError) else str(error))
+
+
+def _value(line: bytes, *, whole: bool) -> Any | Problem:
+    """The JSON value of a line; `whole` says that the line has an end."""
+    try:
+        text = line.decode("utf-8")
+        check_parts(text)
+        value, end = parse_json_at(text, 0)
+    except UnicodeDecodeError:
+        return Problem(NOT_UTF8)
+    except ForeignTextError as error:
+        return problem(error)
+    except json.JSONDecodeError as error:
+        if not line.strip(b"\0"):
+            return Problem("it holds only zero bytes; the file was damaged.")
+        if not whole:
+            return Problem("the last line breaks off: the file was not written to its end.")
+        return Problem(f"it is not JSON: {error.msg} at column {error.colno}.")
+    return value if end == len(text) else Problem(f"it is not JSON: Extra data at column {end + 1}.")
+
+
+def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
+    """Rows of a CSV file with a header line. The number is that of the line a row begins on."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
+    try:
+        number, header_line = 1, text.readline(_SKIP)
+        while header_line and not header_line.strip(" \r\n"):
+            number, header_line = number + 1, text.readline(_SKIP)
+        names = _header(header_line, shown)
+        found = _CsvLines(text, _delimiter(header_line), number)
+        while True:
+            # strict: else a quote that is never closed would swallow the rest of the file into one cell, in silence.
+            reader = csv.reader(found, delimiter=found.delimiter, strict=True)
+            start = found.row()
+            try:
+                for cells in reader:
+                    if cells:
+                        yield start, _csv_row(names, cells)
+                    start = found.row()
+            except csv.Error as error:
+                yield start, Problem(_csv_reason(str(error)))
+            except RowRejected as error:
+                yield start, problem(error)
+            else:
+                return
+    finally:
+        text.detach()
+
+
+class _CsvLines:
+    """Lines for a csv.reader, which knows no limit of its own: raises RowRejected behind the line that makes a row too large."""
+
+    def __init__(self, text: io.TextIOWrapper, delimiter: str, number: int) -> None:
+        """`number` lines were read before, the header last."""
+        self.delimiter = delimiter
+        self._text, self._number = text, number
+        self._size = self._cells = 0
+
+    def row(self) -> int:
+        """A row begins: the number of its first line."""
+        self._size = self._cells = 0
+        return self._number + 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_ROW_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._size += len(line)
+        self._cells += line.count(self.delimiter)
+        if self._size > MAX_ROW_BYTES:
+            while not line.endswith(("\n", "\r")) and (line := self._text.readline(_SKIP)):
+                pass
+            raise RowRejected(too_long())
+        if self._cells > MOST_PARTS:
+            raise RowRejected(f"it has more than {MOST_PARTS:,} cells.")
+        return line
+
+
+def text_parts(stream: BinaryIO, *, by_line: bool) -> Iterator[Raw]:
+    """Documents of a text file as {"text"} rows: a line each, or parts of one long text cut at its paragraphs."""
+    start, size, part, started = 1, 0, list[str](), False
+    for number, line in lines(stream):
+        try:
+            text = _decoded(line)
+        except RowRejected as error:
+            yield number, Problem(str(error))
+            continue
+        if by_line:
+            if text.strip():
+                yield number, {"text": text.strip("\r\n")}
+            continue
+        if size > PART_CHARACTERS:
+            yield start, {"text": "".join(part), "continues": True}
+            start, size, part = number, 0, []
+        if not part and not started and not text.strip():
+            start = number + 1  # blank lines before the first text
+            continue
+        started = True
+        part.append(text)
+        size += len(text)
+        if not text.strip() and size > PART_CHARACTERS // 2:
+            yield start, {"text": "".join(part), "continues": True}
+            start, size, part = number + 1, 0, []
+    if "".join(part).strip():
+        yield start, {"text": "".join(part).rstrip("\r\n")}
+
+
+def one_document_per_line(sample: str) -> bool:
+    """Whether the lines of a text file are documents: long, and with no blank lines between paragraphs."""
+    found = sample.split("\n")[:-1] if sample.count("\n") > 1 else sample.split("\n")
+    found = found[:-1] if len(found) > 1 and not found[-1].strip() else found
+    lengths = sorted(len(line) for line in found)
+    return lengths[0] > 0 and lengths[len(lengths) // 2] >= 500 and len(lengths) > 1
+
+
+def _decoded(line: bytes | Problem) -> str:
+    if isinstance(line, Problem):
+        raise RowRejected(line.reason)
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RowRejected(NOT_UTF8) from None
+
+
+def _header(line: str, shown: str) -> list[str]:
+    if len(line) >= _SKIP:
+        raise DataError(f"{shown}: its first line is longer than {_SKIP >> 20} MB, so it is no header of a CSV file.")
+    names = next(csv.reader([line], delimiter=_delimiter(line)), [])
+    names = [name.strip().lstrip("\ufeff") for name in names]
+    if len(names) > MOST_KEYS:
+        raise DataError(
+            f"{shown}: the header has {len(names):,} columns; more than {MOST_KEYS:,} are no table of texts."
+        )
+    if duplicate := next((n for n, times in Counter(names).items() if n and times > 1), None):
+        raise DataError(f"{shown}: the header has two columns '{duplicate}'. Rename or remove one.")
+    return names
+
+
+def _delimiter(header: str) -> str:
+    """The delimiter that stands most often outside quotes in the header line; the comma in doubt."""
+    bare = "".join(part for i, part in enumerate(header.split('"')) if i % 2 == 0)
+    return max(",;\t|", key=lambda d: (bare.count(d), d == ","))
+
+
+def _csv_row(names: list[str], cells: list[str]) -> dict[str, str] | Problem:
+    if len(cells) != len(names):
+        return Problem(
+            f"its number of columns is {len(cells)}, but the header has {len(names)} ({', '.join(names)}). "
+            "Put double quotes around texts that hold the delimiter."
+        )
+    if any(not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells):
+        return Problem(NOT_UTF8)
+    return {name: cell for name, cell in zip(names, cells, strict=True) if name and (cell or name not in OPTIONAL)}
+
+
+OPTIONAL = ("system", "history", "tools", "input", "label")
+"""Columns whose empty cell means that the row has none."""
+
+
+def _csv_reason(said: str) -> str:
+    if "unexpected end" in said:
+        return "a double quote is opened and never closed, so the rest of the file could not be read."
+    if "field limit" in said or "field larger" in said:
+        return f"a cell is longer than {MAX_ROW_BYTES >> 20} MB; is a double quote never closed?"
+    return f"it is not CSV: {said}."

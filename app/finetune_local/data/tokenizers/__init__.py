@@ -1,0 +1,1 @@
+"""A folder's tokenizer, with the ids transformers would give."""

@@ -1,0 +1,101 @@
+"""A tokenizer that only transformers can read, such as one in SentencePiece's own file: read once, in a guarded child, and written down.
+
+The only file of the app that imports transformers, and only in that child: it takes seconds and half a gigabyte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from finetune_local.system.errors import ModelError
+from finetune_local.system.untrusted.guarded import Guarded, GuardedError, Limits, Setup
+from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_bounded
+
+SECONDS = 120.0
+"""Processor time to import transformers and to convert; twenty seconds are usual."""
+
+_FORMS = ("tokenizer.json", "*.model", "*vocab*", "*.tiktoken", "tekken.json", "merges.txt")
+"""Names of files that a tokenizer is kept in."""
+
+_TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_KEPT = 2
+_read: dict[str, dict[str, Any]] = {}
+"""What was read last, by what it was read from: an export opens the same tokenizer three times."""
+
+_LIMITS = Limits(SECONDS, 6 * 10**9, by_address=False)
+
+
+def converted(folder: Path) -> dict[str, Any]:
+    """What tokenizer_build.from_written() takes, and whether the cost of its parts is "known". Raises ModelError."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise ModelError(f"{folder}: {error.strerror}.") from None
+    if not any(fnmatch(name, form) for name in names for form in _FORMS):
+        raise _missing(folder, "no tokenizer.json")
+    key = _digest(folder, names)
+    if key in _read:
+        return _read[key]
+    child = Guarded("finetune_local.data.tokenizers.conversion", _LIMITS)
+    try:
+        told: dict[str, Any] = child.ask(str(folder), Setup(""))
+    except GuardedError as error:
+        raise _missing(folder, str(error)) from None
+    finally:
+        child.close()
+    if not told["fast"]:
+        raise ModelError(f"{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder.")
+    while len(_read) >= _KEPT:
+        _read.pop(next(iter(_read)))
+    _read[key] = told
+    return told
+
+
+def _digest(folder: Path, names: list[str]) -> str:
+    """Of all that a tokenizer can be read from: everything but weights."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        if name.endswith(_TEXTS):
+            digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+            with suppress(OSError, ForeignTextError):  # what cannot be read here is transformers' to refuse
+                content = read_bounded(folder / name)
+                digest.update(f"{len(content)}\0".encode())
+                digest.update(content)
+    return digest.hexdigest()
+
+
+def _missing(folder: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{folder}: the tokenizer cannot be loaded ({why}). The folder needs tokenizer.json (or tokenizer.model) "
+        "and tokenizer_config.json; copy them from where the model came from."
+    )
+
+
+def prepare(setup: str) -> str:
+    """Nothing to prepare."""
+    return setup
+
+
+def answer(prepared: str, request: str) -> dict[str, Any]:
+    """In the child: the tokenizer of a folder as transformers has it, by files alone; no code of the folder is run."""
+    from transformers import AutoTokenizer
+
+    from finetune_local.data.tokenizers.shape import is_known
+
+    del prepared
+    hf = AutoTokenizer.from_pretrained(request, local_files_only=True, trust_remote_code=False)
+    if not getattr(hf, "is_fast", False):
+        return {"fast": False}
+    text = hf.backend_tokenizer.to_str()
+    return {
+        "fast": True,
+        "tokenizer": text,
+        "named": hf.special_tokens_map,
+        "extra": hf.extra_special_tokens,
+        "splits_special": bool(hf.split_special_tokens),
+        "known": is_known(parse_json_object(text), rebuilt=False),
+    }

@@ -1,0 +1,191 @@
+"""Base, few-shot base and tuned model on the same rows: losses, answers, intervals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_local.backend import Batch, Session
+from finetune_local.evaluation.bootstrap import Interval, interval
+from finetune_local.evaluation.metrics import METRICS, compare_texts
+from finetune_local.evaluation.rows import EXAMPLE_END, Asked, Row, Template, ask
+from finetune_local.inference.engine import Opened
+from finetune_local.inference.generate import greedy_batch
+
+SCORE_TOKENS = 2048  # with padding, in one batch of scoring
+MOST_ANSWER_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One model on all rows. `nll` (rows,) is the summed −log p of each reference, `counts` (rows,) its tokens.
+
+    `seconds` is how long scoring and answering took.
+    """
+
+    name: str
+    answers: list[str]
+    nll: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.float64]
+    scores: dict[str, npt.NDArray[np.float64]]
+    seconds: float = 0.0
+
+    @property
+    def loss_per_row(self) -> npt.NDArray[np.float64]:
+        """Mean −log p per token of each row's reference, in nats, (rows,)."""
+        return self.nll / self.counts
+
+    def summary(self, seed: int) -> dict[str, Interval]:
+        """Loss per supervised token, and the metrics, with intervals."""
+        result = {"loss": interval(self.loss_per_row, self.counts, seed)}
+        return result | {name: interval(self.scores[name], seed=seed) for name in METRICS}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All conditions on the same rows; `few_shot` and `tuned` may be left out."""
+
+    rows: list[Row]
+    base: Condition
+    few_shot: Condition | None
+    tuned: Condition | None
+    shortened: int
+
+    def conditions(self) -> list[Condition]:
+        """Those that were run, in order."""
+        return [c for c in (self.base, self.few_shot, self.tuned) if c is not None]
+
+    def row_json(self, index: int) -> dict[str, Any]:
+        """One row with every answer, for the file of answers."""
+        row = self.rows[index]
+        return {
+            "file": row.source.file,
+            "line": row.source.line,
+            "prompt": [{"role": m.role, "content": m.content} for m in row.prompt],
+            "reference": row.reference,
+            **{
+                c.name: {
+                    "answer": c.answers[index],
+                    "loss": round(float(c.loss_per_row[index]), 6),
+                    **{metric: round(float(c.scores[metric][index]), 6) for metric in METRICS},
+                }
+                for c in self.conditions()
+            },
+        }
+
+
+def run(
+    opened: Opened,
+    rows: Sequence[Row],
+    examples: Sequence[Row],
+    *,
+    adapter: str | None,
+    template: Template = "chat",
+    max_tokens: int | None = None,
+    progress: Callable[[str, float], None] = lambda _name, _done: None,
+) -> Comparison:
+    """Run every condition. `progress` is told what is done and the share of the whole. Raises RowRejected, OutOfMemory.
+
+    The tuned model is asked and scored with what its adapter brings of its own, the base with the base's.
+    Without `max_tokens` an answer may be twice as long as the longest reference.
+    """
+    opened.activate(adapter)
+    context = opened.model.context_length - opened.session.positions  # the same for all, so that all answer the same
+    own, tokenizer = opened.tokenizer_of(adapter), opened.tokenizer_of(None)
+    plain = [ask(row, (), tokenizer, template, context, 1) for row in rows]
+    tuned = plain if own is tokenizer else [ask(row, (), own, template, context, 1) for row in rows]
+    room = max_tokens or min(MOST_ANSWER_TOKENS, 16 + 2 * max(int(a.mask.sum()) for a in (*plain, *tuned)))
+    shown = [ask(row, examples, tokenizer, template, context, room) for row in rows] if examples else []
+    wanted: list[tuple[str, list[Asked], str | None]] = [("base", plain, None)]
+    if examples:
+        wanted.append(("few_shot", shown, None))
+    if adapter is not None:
+        wanted.append(("tuned", tuned, adapter))
+    made: dict[str, Condition] = {}
+    for number, (name, asked, active) in enumerate(wanted):
+        opened.activate(active)
+        at = number / len(wanted)
+
+        def told(done: float, name: str = name, at: float = at) -> None:
+            progress(name, at + done / len(wanted))
+
+        made[name] = _condition(name, opened, rows, asked, room, name == "few_shot" and template == "raw", told)
+    return Comparison(
+        rows=list(rows),
+        base=made["base"],
+        few_shot=made.get("few_shot"),
+        tuned=made.get("tuned"),
+        shortened=sum(a.examples < len(examples) for a in shown),
+    )
+
+
+def _condition(
+    name: str,
+    opened: Opened,
+    rows: Sequence[Row],
+    asked: Sequence[Asked],
+    room: int,
+    cut: bool,
+    told: Callable[[float], None],
+) -> Condition:
+    started = time.monotonic()
+    count, scoring = len(rows), 0.25  # scoring costs about a quarter of answering
+    nll, done = np.zeros(count), 0
+    for indices, values in score(opened.session, asked):
+        nll[indices] = values
+        done += len(indices)
+        told(scoring * done / count)
+    answers = greedy_batch(
+        opened.session,
+        [a.prompt_ids for a in asked],
+        room,
+        opened.tokenizer.stop_ids,
+        opened.model.context_length,
+        lambda answered: told(scoring + (1 - scoring) * answered / count),
+        opened.tokenizer.text,
+    )
+    texts = [_bare(opened.tokenizer.text(ids), row, cut) for ids, row in zip(answers, rows, strict=True)]
+    compared = [compare_texts(text, row.reference) for text, row in zip(texts, rows, strict=True)]
+    scores = {metric: np.array([c[metric] for c in compared]) for metric in METRICS}
+    counts = np.array([float(a.mask.sum()) for a in asked])
+    return Condition(name, texts, nll, counts, scores, time.monotonic() - started)
+
+
+def _bare(text: str, row: Row, cut: bool) -> str:
+    """An answer without the thoughts before it, and (`cut`) without the next example a base goes on to make up."""
+    if "</think>" not in row.reference:
+        text = text.rpartition("</think>")[2]
+    if cut and EXAMPLE_END not in row.reference:
+        text = text.lstrip().partition(EXAMPLE_END)[0]
+    return text
+
+
+def score(session: Session, asked: Sequence[Asked]) -> Iterator[tuple[list[int], list[float]]]:
+    """Summed −log p of each row's scored tokens: indices and values, in batches of similar length."""
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i].ids))
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * len(asked[order[end]].ids) <= SCORE_TOKENS:
+            end += 1
+        chosen = order[start:end]
+        batch = _batch([asked[i] for i in chosen])
+        logprobs = session.score(batch).astype(np.float64)
+        edges = np.cumsum([int(asked[i].mask.sum()) for i in chosen])[:-1]
+        yield chosen, [float(-part.sum()) for part in np.split(logprobs, edges)]
+        start = end
+
+
+def _batch(rows: Sequence[Asked]) -> Batch:
+    length = max(len(row.ids) for row in rows)
+    ids = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), np.bool_)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = row.ids
+        mask[i, : len(row.ids)] = row.mask
+    return Batch(ids, np.array([len(row.ids) for row in rows], np.int32), mask)

@@ -1,0 +1,31 @@
+"""Where a tuned model and its base differ: an evaluation's rows by how much better or worse the tuned answer is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from finetune_local.evaluation.store import Saved
+
+Which = Literal["better", "worse", "all"]
+WHICH: tuple[Which, ...] = ("better", "worse", "all")
+
+
+def gains(saved: Saved, metric: str) -> list[float]:
+    """Of each row how far the tuned answer is above the base's in a metric ("loss" counts the other way); 0 without an adapter."""
+    sign = -1.0 if metric == "loss" else 1.0
+    return [sign * (row["tuned"][metric] - row["base"][metric]) if "tuned" in row else 0.0 for row in saved.rows]
+
+
+def chosen(saved: Saved, metric: str, which: Which) -> list[int]:
+    """Numbers of the rows to show: those that got better or worse, the clearest first; all in their order."""
+    found = gains(saved, metric)
+    if which == "all":
+        return list(range(len(found)))
+    kept = [i for i, gain in enumerate(found) if (gain > 0 if which == "better" else gain < 0)]
+    return sorted(kept, key=lambda i: -abs(found[i]))
+
+
+def counts(saved: Saved, metric: str) -> dict[Which, int]:
+    """How many rows each choice has."""
+    found = gains(saved, metric)
+    return {"better": sum(g > 0 for g in found), "worse": sum(g < 0 for g in found), "all": len(found)}

@@ -1,0 +1,169 @@
+"""One evaluation from the user's choices to the result: rows found, examples drawn, conditions run, verdict given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_local.adapters.companions import trained_raw
+from finetune_local.adapters.library import run_folder, run_tables
+from finetune_local.data.readers.read import reading
+from finetune_local.evaluation import compare, fewshot
+from finetune_local.evaluation.bootstrap import Interval
+from finetune_local.evaluation.rows import Row, Template, collect, usable
+from finetune_local.evaluation.verdict import Verdict, judge
+from finetune_local.inference.engine import Opened
+from finetune_local.models.folder import sha256_of
+from finetune_local.spec.run import DataSettings
+from finetune_local.system.errors import DataError, SpecError
+from finetune_local.system.fields import parse
+
+RUN_ROWS = 100
+"""Most validation rows of a run that are evaluated unasked: on a CPU a few hundred take long."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose; None is automatic."""
+
+    data: tuple[Path, ...] = ()
+    data_format: str | None = None
+    columns: tuple[str, ...] = ()
+    assistant: str | None = None
+    scrub: tuple[str, ...] = ()
+    few_shot: int = 3
+    examples: Path | None = None
+    metric: str = "exact"
+    limit: int | None = None
+    max_tokens: int | None = None
+    template: Template | None = None
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out. `examples` is the number shown to the few-shot base, `set_aside` rows that could not be used."""
+
+    comparison: compare.Comparison
+    summaries: dict[str, dict[str, Interval]]
+    verdict: Verdict
+    examples: int
+    origin: str
+    set_aside: int
+    metric: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What `evaluate --json` prints."""
+        measured = {
+            name: {"loss": s["loss"].mean, "loss_interval": s["loss"].as_json()}
+            | {m: i.as_json() for m, i in s.items() if m != "loss"}
+            for name, s in self.summaries.items()
+        }
+        return {
+            "rows": len(self.comparison.rows),
+            "base": measured["base"],
+            "few_shot": measured.get("few_shot"),
+            "tuned": measured.get("tuned"),
+            "metric": self.metric,
+            "verdict": self.verdict.as_json(),
+            "examples": self.examples,
+            "examples_origin": self.origin,
+            "set_aside": self.set_aside,
+        }
+
+
+def evaluate(
+    opened: Opened, choices: Choices, progress: Callable[[str, float], None], note: Callable[[str], None]
+) -> Evaluation:
+    """Run everything. The adapter is the opened session's active one. Raises SpecError, DataError, OutOfMemory."""
+    adapter = opened.active
+    folder = opened.adapters[adapter] if adapter else None
+    template = choices.template or ("raw" if folder is not None and trained_raw(folder) else "chat")
+    rows, set_aside = _rows(opened, choices, folder, template, note)
+    examples = fewshot.draw(rows, choices.few_shot, choices.seed, choices.examples, folder)
+    scored = examples.scored[: choices.limit]
+    comparison = compare.run(
+        opened,
+        scored,
+        examples.shown,
+        adapter=adapter,
+        template=template,
+        max_tokens=choices.max_tokens,
+        progress=progress,
+    )
+    if comparison.shortened:
+        note(f"{comparison.shortened} rows were shown fewer examples, so that prompt and answer fit into the context.")
+    return Evaluation(
+        comparison,
+        {c.name: c.summary(choices.seed) for c in comparison.conditions()},
+        judge(comparison, choices.metric, choices.seed),
+        len(examples.shown),
+        examples.origin,
+        set_aside,
+        choices.metric,
+    )
+
+
+def _rows(
+    opened: Opened, choices: Choices, adapter: Path | None, template: Template, note: Callable[[str], None]
+) -> tuple[list[Row], int]:
+    """Rows to score (and, where examples come from them, a few more), and how many were set aside."""
+    from finetune_local.data.dataset.prepare import conversations
+    from finetune_local.data.readers.read import read
+
+    most = None if choices.limit is None else choices.limit + choices.few_shot
+    run = run_folder(adapter) if adapter is not None else None
+    if choices.data:
+        for path in choices.data:
+            if not path.is_file():
+                raise DataError(f"--data {path}: there is no such file.")
+        if run is not None and (same := _trained_on(run, choices.data)):
+            note(
+                f"{same} is the file the adapter was trained on: this shows how much it remembers, not how it generalises."
+            )
+        rows, rejected = collect(read(choices.data, _reading(choices, adapter)), most)
+        where = ", ".join(str(path) for path in choices.data)
+    elif run is not None and (run / "data").is_dir():
+        kept = conversations(run / "data")
+        rows, rejected = collect(kept, most or RUN_ROWS)
+        where = f"the validation rows of run '{run.name}'"
+        if most is None and len(kept) > RUN_ROWS:
+            note(f"the first {RUN_ROWS} of {len(kept)} validation rows are evaluated; --limit {len(kept)} takes all.")
+    else:
+        raise SpecError("no rows to evaluate on: give --data FILE.")
+    room = opened.model.context_length - opened.session.positions
+    for tokenizer in {id(found): found for found in (opened.tokenizer_of(None), opened.tokenizer)}.values():
+        rows, refused = usable(rows, tokenizer, template, room)
+        rejected += refused
+    for item in rejected[:3]:
+        note(f"set aside: {item.source.file}, line {item.source.line}: {item.reason}")
+    if len(rejected) > 3:
+        note(f"… and {len(rejected) - 3} more rows were set aside")
+    if not rows:
+        raise DataError(f"{where}: no row has a question and an answer to compare with.")
+    return rows, len(rejected)
+
+
+def _reading(choices: Choices, adapter: Path | None) -> DataSettings:
+    """How files are read: as the user says, else as the adapter's run read its own."""
+    given = {
+        "format": choices.data_format,
+        "columns": choices.columns,
+        "assistant": choices.assistant,
+        "scrub": choices.scrub,
+    }
+    known = reading(run_tables(adapter).get("data", {}) if adapter is not None else {}).model_dump()
+    return parse(DataSettings, known | {name: value for name, value in given.items() if value}, "command line")
+
+
+def _trained_on(run: Path, files: tuple[Path, ...]) -> Path | None:
+    """The first of the files that the run was trained on, by its content."""
+    from finetune_local.data.dataset.prepare import open_prepared
+
+    if not (run / "data" / "data.json").is_file():
+        return None
+    own = run_tables(run / "adapter").get("data", {}).get("validation_files", ())
+    known = {file.sha256 for file in open_prepared(run / "data").report.files if file.name not in own}
+    return next((path for path in files if sha256_of(path) in known), None)

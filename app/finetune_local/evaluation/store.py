@@ -1,0 +1,267 @@
+"""Evaluations on disk, one folder each in the home's evaluations: what was measured, every row with its answers, votes.
+
+result.json    what `evaluate --json` prints, with model, adapter, choices, created and the seconds it took; written last
+rows.jsonl     a row a line: question, wanted answer, and of each condition the answer, its loss and its metrics
+votes.jsonl    votes on pairs of answers, appended one by one (votes.py)
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from finetune_local.evaluation.metrics import METRICS
+from finetune_local.evaluation.report import Choices, Evaluation
+from finetune_local.inference.engine import Opened
+from finetune_local.system import trash
+from finetune_local.system.damaged import Damaged
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import did_you_mean
+from finetune_local.system.files import disk_full, remove, write_text
+from finetune_local.system.paths import Home
+from finetune_local.system.trash import Removed
+from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object, read_json_object
+
+RESULT, ROWS, VOTES = "result.json", "rows.jsonl", "votes.jsonl"
+KIND = "evaluation"
+"""What one is in the trash."""
+
+CONDITIONS = ("base", "few_shot", "tuned")
+ADVICE = "The evaluation itself is lost. Make room on it and evaluate again."
+_LONGEST = 80
+
+
+class _Interval(BaseModel):
+    mean: float
+    low: float
+    high: float
+
+
+class _Condition(BaseModel):
+    """What is measured of a condition; the metrics are looked at by scores_in()."""
+
+    loss_interval: _Interval
+    exact: _Interval
+    contains: _Interval
+    f1: _Interval
+
+
+class _Verdict(BaseModel):
+    text: str
+
+
+class _Result(BaseModel):
+    """What lists and pages need of result.json."""
+
+    adapter: str | None = None
+    created_time: Annotated[float, Field(ge=0, lt=1e11)]
+    rows: int
+    metric: str
+    verdict: _Verdict
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An evaluation by its folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """result.json. Raises SpecError where it is damaged."""
+        return _read(self.folder / RESULT)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """rows.jsonl, in the order of the rows. Raises SpecError where it is damaged."""
+        try:
+            with open_file(self.folder / ROWS) as file:
+                return [parse_json_object(line) for line in file]
+        except (OSError, ValueError) as error:
+            raise SpecError(f"{self.folder / ROWS}: cannot be read ({error}). Remove it and evaluate again.") from None
+
+    @cached_property
+    def problem(self) -> str | None:
+        """Why it cannot be shown, as a sentence; None where it can."""
+        try:
+            _Result.model_validate(self.result)
+            for condition in self.conditions():
+                _Condition.model_validate(self.result[condition])
+            scores_in(self)
+        except SpecError as error:
+            return str(error)
+        except ValidationError as error:
+            said = ".".join(map(str, error.errors()[0]["loc"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            said = str(error)
+        else:
+            return None
+        return f"{self.folder / RESULT}: '{said}' is missing, or not what it should be. Remove it and evaluate again."
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter's name, None for a bare base."""
+        return self.result.get("adapter")
+
+    @property
+    def created(self) -> float:
+        """Seconds since the epoch."""
+        return float(self.result["created_time"])
+
+    @property
+    def votes_file(self) -> Path:
+        """Where votes are appended."""
+        return self.folder / VOTES
+
+    def conditions(self) -> list[str]:
+        """Those that were run, in order: "base", "few_shot", "tuned"."""
+        return [name for name in CONDITIONS if self.result.get(name)]
+
+    def intervals(self, condition: str) -> dict[str, Mapping[str, float]]:
+        """Of a condition loss, exact, contains and f1, each {"mean", "low", "high"}."""
+        measured = self.result[condition]
+        return {"loss": measured["loss_interval"], **{metric: measured[metric] for metric in METRICS}}
+
+
+def save(opened: Opened, choices: Choices, evaluation: Evaluation, loading_seconds: float = 0.0) -> Saved:
+    """Keep an evaluation of what is opened. Raises DiskFull, leaving nothing."""
+    home, adapter = opened.home, opened.active
+    now = time.time()
+    chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(choices).items()}
+    seconds = {c.name: round(c.seconds, 2) for c in evaluation.comparison.conditions()}
+    result = {
+        **evaluation.as_json(),
+        "model": opened.model.name,
+        "adapter": adapter,
+        "adapter_folder": str(opened.adapters[adapter]) if adapter else None,
+        "backend": opened.backend,
+        "choices": {**chosen, "data": [str(path) for path in choices.data]},
+        "created": datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds"),
+        "created_time": now,
+        "seconds": {"loading": round(loading_seconds, 2), **seconds},
+    }
+    rows = (evaluation.comparison.row_json(index) for index in range(len(evaluation.comparison.rows)))
+    with disk_full(home.evaluations, ADVICE):
+        folder = _new_folder(home, adapter or opened.model.name)
+    try:
+        write_text(folder / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), ADVICE)
+        write_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n", ADVICE)
+    except BaseException:
+        remove(folder)
+        raise
+    return Saved(folder)
+
+
+def every(home: Home, adapter: str | None = None) -> list[Saved]:
+    """All evaluations (of an adapter), the newest first. Of damaged ones damaged() tells."""
+    stem = f"{_stem(adapter)}-" if adapter is not None else ""
+    found: list[tuple[float, Saved]] = []
+    for folder in home.evaluations.iterdir():
+        if folder.name.startswith(stem) and (folder / RESULT).is_file():
+            saved = Saved(folder)
+            if saved.problem is None and adapter in (None, saved.adapter):
+                found.append((saved.created, saved))
+    return [saved for _, saved in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def damaged(home: Home) -> list[Damaged]:
+    """Evaluations that cannot be shown; throw_away() removes them."""
+    found = [Saved(folder) for folder in home.evaluations.iterdir() if (folder / RESULT).exists()]
+    told = [(saved, saved.problem) for saved in found]
+    return sorted(
+        (Damaged(one.name, one.folder, why) for one, why in told if why is not None), key=lambda one: one.name
+    )
+
+
+def find(home: Home, name: str) -> Saved:
+    """An evaluation by its name. Raises SpecError naming near ones."""
+    folder = home.evaluations / name
+    if Path(name).name == name and (folder / RESULT).exists():
+        return Saved(folder)
+    near = did_you_mean(name, [saved.name for saved in every(home)])
+    raise SpecError(f"there is no evaluation '{name}' any more.{near}")
+
+
+def throw_away(home: Home, name: str) -> Removed:
+    """Move an evaluation to the trash. Raises SpecError where there is none, RunError where the system refuses."""
+    return trash.throw(home, KIND, name, find(home, name).folder)
+
+
+def put_back(removed: Removed, home: Home) -> Saved:
+    """Take one back from the trash, under its name or the next that is free."""
+    target, number = removed.source, 1
+    while target.exists():
+        number += 1
+        target = home.evaluations / f"{removed.name}-{number}"
+    return Saved(trash.put_back(removed, target))
+
+
+def scores_of(home: Home, adapter: str) -> dict[str, Any] | None:
+    """What the newest evaluation of an adapter found, for lists; None where it was never evaluated.
+
+    evaluation (its name), created_time, rows, metric (the verdict's), verdict (a sentence), and per condition that was run
+    ("base", "few_shot", "tuned"; else None) its loss, exact, contains and f1, each {"mean", "low", "high"}.
+    """
+    newest = next(iter(every(home, adapter)), None)
+    return scores_in(newest) if newest is not None else None
+
+
+def scores_in(saved: Saved) -> dict[str, Any]:
+    """As scores_of(), of one evaluation. Raises SpecError, KeyError, TypeError where it is damaged."""
+    result, ran = saved.result, saved.conditions()
+    return {
+        "evaluation": saved.name,
+        "created_time": saved.created,
+        "rows": result["rows"],
+        "metric": result["metric"],
+        "verdict": result["verdict"]["text"],
+        **{name: saved.intervals(name) if name in ran else None for name in CONDITIONS},
+    }
+
+
+def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
+    """Evaluations of an adapter that was renamed are those of the new name. Raises RunError, DiskFull."""
+    for saved in every(home, old):
+        result = {**saved.result, "adapter": new, "adapter_folder": str(adapter_folder)}
+        write_text(saved.folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n", ADVICE)
+        target = _new_folder(home, new)
+        target.rmdir()
+        trash.moved(saved.folder, target)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(file)
+    except (OSError, ForeignTextError) as error:
+        raise SpecError(f"{file}: cannot be read ({error}). Remove it and evaluate again.") from None
+
+
+def _new_folder(home: Home, name: str) -> Path:
+    """The folder `name`-N with the next free number, made so that two processes cannot have the same."""
+    number = 1
+    while True:
+        folder = home.evaluations / f"{_stem(name)}-{number}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _stem(name: str) -> str:
+    """A name as a folder's on every system."""
+    return re.sub(r'[\x00-\x1f/\\:*?"<>|]+', "-", name).strip(" .")[:_LONGEST] or "model"

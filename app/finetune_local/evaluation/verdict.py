@@ -1,0 +1,85 @@
+"""Whether the fine-tune helped, in a plain sentence, by paired differences on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_local.evaluation.bootstrap import Interval, difference
+from finetune_local.evaluation.compare import Comparison, Condition
+
+FEW_ROWS = 20
+NAMES = {"exact": "exact match", "contains": "answers that contain the reference", "f1": "token F1", "loss": "loss"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said, the main thing first, and how far tuned is above base and few-shot base in the chosen metric."""
+
+    sentences: tuple[str, ...]
+    over_base: Interval | None
+    over_few_shot: Interval | None
+
+    @property
+    def text(self) -> str:
+        """All sentences as one text."""
+        return " ".join(self.sentences)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `evaluate --json`."""
+        return {
+            "text": self.text,
+            "sentences": list(self.sentences),
+            "over_base": self.over_base.as_json() if self.over_base else None,
+            "over_few_shot": self.over_few_shot.as_json() if self.over_few_shot else None,
+        }
+
+
+def judge(comparison: Comparison, metric: str, seed: int) -> Verdict:
+    """Compare tuned with base and few-shot base in one metric ("loss" counts the other way)."""
+    tuned, rows = comparison.tuned, len(comparison.rows)
+    if tuned is None:
+        return Verdict(("No adapter was given, so there is nothing to judge.",), None, None)
+    over_base = _difference(comparison.base, tuned, metric, seed)
+    sentences = [_sentence(over_base, metric, "the base", lead=True)]
+    over_few_shot = None
+    if comparison.few_shot is not None:
+        over_few_shot = _difference(comparison.few_shot, tuned, metric, seed)
+        sentences.append(_sentence(over_few_shot, metric, "the base that is shown examples", lead=False))
+        if over_base.low > 0 and over_few_shot.high < 0:
+            sentences.append("Showing examples in the prompt does better than this fine-tune.")
+    if rows < FEW_ROWS:
+        sentences.append(f"With {rows} rows this is rough: evaluate on more.")
+    return Verdict(tuple(sentences), over_base, over_few_shot)
+
+
+def _difference(other: Condition, tuned: Condition, metric: str, seed: int) -> Interval:
+    if metric == "loss":
+        return difference(-other.loss_per_row, -tuned.loss_per_row, tuned.counts, seed)
+    return difference(other.scores[metric], tuned.scores[metric], seed=seed)
+
+
+def _sentence(gain: Interval, metric: str, other: str, *, lead: bool) -> str:
+    shown = f"{NAMES[metric]} {_size(gain.mean, metric)} against {other} (95 % interval {_range(gain, metric)})"
+    if gain.low > 0:
+        return f"{'The fine-tune helped' if lead else 'It also beats examples in the prompt'}: {shown}."
+    if gain.high < 0:
+        return f"{'The fine-tune made it worse' if lead else 'It does worse than examples in the prompt'}: {shown}."
+    if gain.low == gain.high == 0:
+        return f"{'The fine-tune changed nothing' if lead else 'It does as well as examples in the prompt'}: {shown}."
+    start = (
+        "Whether the fine-tune helped cannot be told" if lead else "Against examples in the prompt it cannot be told"
+    )
+    return f"{start}: {shown}, which includes 0."
+
+
+def _size(gain: float, metric: str) -> str:
+    if metric == "loss":
+        return f"{'lower' if gain >= 0 else 'higher'} by {abs(gain):.3f}"
+    return f"{'up' if gain >= 0 else 'down'} {abs(gain) * 100:.1f} points"
+
+
+def _range(gain: Interval, metric: str) -> str:
+    if metric == "loss":
+        return f"{-gain.high:+.3f} to {-gain.low:+.3f}"
+    return f"{gain.low * 100:+.1f} to {gain.high * 100:+.1f}"

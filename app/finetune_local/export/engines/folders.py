@@ -1,0 +1,87 @@
+"""The receivers of merged folders, and what one of them is known not to hold."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_local.system.paths import assets
+
+_SCRIPTS = assets() / "receivers"
+
+# Families whose merged folders plain mlx-lm computes as transformers does; a test opens one of each. mlx-lm has more, some of
+# which are silently wrong: those are told, and their figures with them.
+MLX_LM_HOLDS = frozenset(
+    (
+        "apertus", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "falcon_h1", "gemma", "gemma2",
+        "gemma3", "gemma3_text", "gemma4", "gemma4_text", "glm4", "glm4_moe", "gpt_neox", "granite", "granitemoe", "helium",
+        "hunyuan_v1_dense", "internlm3", "lfm2", "lfm2_moe", "llama", "ministral3", "mistral", "mixtral", "nemotron",
+        "nemotron_h", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next",
+        "seed_oss", "smollm3", "stablelm", "starcoder2",
+    )
+)  # fmt: skip
+_HEADLESS = ("cohere", "cohere2", "gemma", "gemma2", "gpt2", "lfm2", "lfm2_moe")
+_OWN_HEAD = ("deepseek_v2", "deepseek_v3", "glm4", "glm4_moe", "nemotron_h", "phi", "qwen2_moe", "stablelm")
+_PATTERNED = ("cohere2", "gemma3", "gemma3_text")
+_WINDOWED = ("cohere2", "exaone4", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt_oss", "ministral3", "olmo3")
+
+
+def _no_limit(_: Mapping[str, Any]) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """A program that opens folders. `limit(config)` is why it is known not to hold a model, "" where it should."""
+
+    name: str
+    worker: Path
+    needs: Sequence[str]
+    limit: Callable[[Mapping[str, Any]], str] = _no_limit
+    note: Callable[[Mapping[str, Any]], str] = _no_limit
+    most_prompts: int | None = None
+    """Of how many prompts, the shortest, the answers are compared; None for all."""
+
+
+def mlx_lm_limit(config: Mapping[str, Any]) -> str:
+    """Why plain mlx-lm cannot hold a merged folder with this config.json, as a sentence; "" where it can."""
+    text = config.get("text_config")
+    text = text if isinstance(text, Mapping) else config
+    family, kind = str(config.get("model_type")), str(text.get("model_type"))
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if family not in MLX_LM_HOLDS:
+        return f"mlx-lm's class for models of the family '{family}' has not been seen to compute as transformers does"
+    if tied is False and kind in _HEADLESS:
+        return f"mlx-lm's class for {kind} has no head of its own, and this model's is not the embedding"
+    if tied and kind in _OWN_HEAD:
+        return f"mlx-lm's class for {kind} wants a head of its own, and this model's is the embedding"
+    types = text.get("layer_types")
+    if isinstance(types, list) and "sliding_attention" in types:
+        if kind in _PATTERNED and "sliding_window_pattern" not in text:
+            return f"mlx-lm's class for {kind} cannot compute this model's pattern of sliding-window layers"
+        if kind in _WINDOWED and "full_attention" not in types:
+            return f"mlx-lm's class for {kind} cannot compute a model whose layers all have a sliding window"
+    return ""
+
+
+def mlx_lm_note(config: Mapping[str, Any]) -> str:
+    """What holds only in part: windows that mlx-lm's class does not know make no difference up to their length."""
+    text = config.get("text_config")
+    text = text if isinstance(text, Mapping) else config
+    window, kind = text.get("sliding_window"), str(text.get("model_type"))
+    if not isinstance(window, int) or text.get("use_sliding_window") is False or kind in _WINDOWED:
+        return ""
+    types = text.get("layer_types")
+    if isinstance(types, list) and "sliding_attention" not in types:
+        return ""
+    return f"mlx-lm's class for {kind} knows no sliding window: it is right for texts of up to {window} tokens"
+
+
+TRANSFORMERS = Receiver("transformers", _SCRIPTS / "open_with_transformers.py", ("torch", "transformers"))
+# mlx's wheels for Linux multiply some 40 times slower than torch.
+_FEW = None if sys.platform == "darwin" else 2
+MLX_LM = Receiver("mlx-lm", _SCRIPTS / "open_with_mlx_lm.py", ("mlx", "mlx_lm"), mlx_lm_limit, mlx_lm_note, _FEW)
+RECEIVERS: Sequence[Receiver] = (TRANSFORMERS, MLX_LM)

@@ -1,0 +1,164 @@
+"""A GGUF run by llama.cpp (the package xllamacpp) in a child process, for the gate: tokens, answers, probabilities."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from finetune_local.export.engines.process import Rendering
+from finetune_local.system.untrusted.text import parse_json_object
+
+INSTALL = "pip install xllamacpp"
+_WORKER = Path(__file__).with_name("llama_worker.py")
+_FORCE = 1e4  # added to a logit, makes its token certain
+_STDERR_LINES = 6
+
+
+class LlamaFailed(Exception):
+    """llama.cpp refused the file or a request, or crashed; the text is what it said."""
+
+
+class LlamaRefused(LlamaFailed):
+    """llama.cpp works, and answered a request with an error."""
+
+
+def available() -> bool:
+    """Whether xllamacpp is installed; it is not imported."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+class LlamaCpp:
+    """A loaded GGUF. Use as a context manager; one request at a time."""
+
+    def __init__(self, file: Path, context: int, plain_token: int) -> None:
+        """`plain_token` is any that stands for a letter. Raises LlamaFailed where llama.cpp does not load the file."""
+        self._plain_token = plain_token
+        self._folder = tempfile.TemporaryDirectory(prefix="ftl-")
+        self._errors: IO[bytes] = (Path(self._folder.name) / "stderr").open("w+b")
+        # -P: the script's own folder holds a gguf.py that must not stand in for the package.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-X", "utf8", str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            encoding="utf-8",
+        )
+        threads = max(1, min(8, (os.cpu_count() or 2) // 2))
+        try:
+            self._ask({"model": str(file), "context": context, "threads": threads, "folder": self._folder.name})
+        except LlamaFailed:
+            self.close()
+            raise
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with suppress(BrokenPipeError):  # what a dead process did not read any more
+                    stream.close()
+        self._folder.cleanup()
+
+    def rendering(self, chat: Mapping[str, Any]) -> Rendering:
+        """A chat by the file's own template, as text and as ids; empty where llama.cpp refuses it."""
+        messages = [_as_openai(message) for message in chat["messages"]]
+        try:
+            body = {
+                "messages": messages,
+                "tools": chat["tools"] or [],
+                "add_generation_prompt": chat["generation_prompt"],
+            }
+            text = str(self._ask({"path": "/apply-template", "body": body})["prompt"])
+        except LlamaRefused:
+            return Rendering()
+        return Rendering(text, self.ids(text, True))
+
+    def ids(self, text: str, special: bool) -> tuple[int, ...]:
+        """A text's ids; `special` adds what the file says comes first."""
+        body = {"content": text, "add_special": special, "parse_special": True}
+        return tuple(self._ask({"path": "/tokenize", "body": body})["tokens"])
+
+    def common_prefix(self, prompt: str | Sequence[Mapping[str, str]], ids: Sequence[int]) -> tuple[int, int]:
+        """How many tokens llama.cpp makes of a text or a chat, and how many from the start are those of `ids`.
+
+        llama.cpp says how much of a prompt it finds in its cache, comparing token by token: so the text goes first and
+        the ids, with one more behind them, second.
+        """
+        request: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"chat": list(prompt)}
+        # Without the cache, or tokens of an earlier prompt that are equal would be kept from there.
+        own = int(self._complete({**request, "cache_prompt": False})["usage"]["prompt_tokens"])
+        second = self._complete({"prompt": [*ids, ids[0]], "cache_prompt": True})
+        return own, min(int(second["timings"]["cache_n"]), len(ids))
+
+    def likeliest(self, ids: Sequence[int], count: int) -> dict[int, float]:
+        """Log-probabilities of the `count` likeliest next tokens, over the whole vocabulary; the likeliest is first."""
+        # llama.cpp leaves them out where the token it takes ends inside a UTF-8 character: so it has to take a plain one,
+        # which changes what is taken and not what is told.
+        request = {"prompt": list(ids), "n_probs": count, "logit_bias": [[self._plain_token, _FORCE]]}
+        entry = self._complete(request)["choices"][0]["logprobs"]["content"][0]
+        return {int(other["id"]): float(other["logprob"]) for other in entry["top_logprobs"]}
+
+    def stops(self, ids: Sequence[int], token: int) -> bool:
+        """Whether llama.cpp ends the answer at a token (which is forced on it)."""
+        reply = self._complete({"prompt": list(ids), "n_predict": 2, "logit_bias": [[token, _FORCE]]})
+        return bool(reply["choices"][0]["finish_reason"] == "stop")
+
+    def _complete(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        fixed = {"n_predict": 1, "max_tokens": 1, "temperature": 0.0, "cache_prompt": True, "seed": 0}
+        values = {**fixed, **request}
+        values["max_tokens"] = values["n_predict"]
+        return self._ask(values)
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except OSError:
+            line = ""
+        if not line:
+            raise LlamaFailed(f"llama.cpp crashed (exit code {self._process.wait()}).{self._said()}")
+        reply = parse_json_object(line)
+        if "missing" in reply:
+            raise LlamaFailed(f"{reply['missing']}. Install it again: {INSTALL}")
+        if "error" in reply:
+            error = reply["error"]
+            raise LlamaRefused(f"{error.get('message') if isinstance(error, dict) else error}{self._said()}")
+        return reply
+
+    def _said(self) -> str:
+        """The last lines of what llama.cpp printed."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        return " It printed: " + " | ".join(lines[-_STDERR_LINES:]) if lines else ""
+
+
+def _as_openai(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of tool calls as text, as programs send them to llama.cpp."""
+    result = dict(message)
+    if calls := result.get("tool_calls"):
+        result["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+            for call in calls
+        ]
+    return result

@@ -1,0 +1,101 @@
+"""llama.cpp in a process of its own, asked by JSON lines: so that its crash cannot take the app down.
+
+A script, run by its path (see llama.py): it imports the standard library and xllamacpp, nothing of the app.
+A request is {"chat": [...]}, {"prompt": text or ids, ...} or, for what has no call of its own, {"path": ..., "body": ...} of
+llama.cpp's server; the answer is llama.cpp's own object, or {"error": ...}.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from finetune_local.system.untrusted.text import parse_json, parse_json_object
+
+KEY = os.urandom(16).hex()
+_LONGEST_SOCKET_PATH = 100  # bytes; the systems' limits are 104 and 108
+
+
+def load(settings: dict[str, Any]) -> Any:
+    """The model in llama.cpp, on the CPU, with exact (fp32) caches.
+
+    It always listens somewhere, though nobody calls: on a socket file in our own folder rather than a port, where it can.
+    """
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["model"]
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = settings["context"], 1, 0
+    params.n_batch = params.n_ubatch = min(512, settings["context"])
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.warmup = params.fit_params = params.ctx_shift = False
+    params.ui = params.endpoint_slots = False
+    params.cache_ram_mib, params.verbosity = 0, 1
+    params.api_keys = [KEY]
+    place = str(Path(settings["folder"]) / "l.sock")  # the ending makes it a socket file
+    if os.name != "nt" and len(os.fsencode(place)) < _LONGEST_SOCKET_PATH:
+        params.hostnames = [place]
+    return xllamacpp.Server(params)
+
+
+def answer(server: Any, request: dict[str, Any]) -> Any:
+    """One request; `chat` goes through the file's own template."""
+    if "path" in request:
+        return ask_server(server, request["path"], request["body"])
+    if "chat" in request:
+        return server.handle_chat_completions({**request, "messages": request["chat"]})
+    return server.handle_completions(request)
+
+
+def ask_server(server: Any, path: str, body: dict[str, Any]) -> Any:
+    """A request to the address that it listens on: the socket file in our folder, or a port of this machine."""
+    address = str(server.listening_address)
+    if address.startswith("unix://"):
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(address.removeprefix("unix://"))
+    else:
+        connection = http.client.HTTPConnection(address.rpartition("/")[2])
+    try:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        connection.request("POST", path, json.dumps(body), headers)
+        return parse_json(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def main() -> None:
+    """Serve until the input ends. What llama.cpp prints goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(value: Any) -> None:
+        out.write(json.dumps(value) + "\n")
+        out.flush()
+
+    try:
+        server = load(parse_json_object(sys.stdin.readline()))
+    except ImportError as error:
+        say({"missing": str(error)})
+        return
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent shall hear of it
+        say({"error": str(error)})
+        return
+    say({"ready": True})
+    for line in sys.stdin:
+        try:
+            say(answer(server, parse_json_object(line)))
+        except Exception as error:  # noqa: BLE001 - the parent decides what it means
+            say({"error": str(error)})
+    os._exit(0)  # the server's threads need not be joined
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Quantisation by ggml itself, as xllamacpp brings it, in a child process: for K-quants, which the gguf package only reads.
+
+xllamacpp has no llama_model_quantize; what it has is ggml's public ggml_quantize_chunk, which that function is made of. On
+systems where its library does not show it, K-quants cannot be written, and the reason is told.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_local.export.engines.llama import INSTALL, available
+from finetune_local.system.errors import ModelError
+from finetune_local.system.untrusted.text import parse_json_object
+
+_WORKER = Path(__file__).with_name("ggml_worker.py")
+_PIECE = 64 * 2**20  # bytes of fp32 sent at once
+
+
+class Ggml:
+    """The child. Use as a context manager."""
+
+    def __init__(self) -> None:
+        """Raises ModelError where it is not there, or lacks the function."""
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-X", "utf8", str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
+        try:
+            if reason := self._reply().get("missing"):
+                raise ModelError(f"K-quants cannot be written here: {reason}. Choose q5_1, q4_1 or q8_0 instead.")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Ggml:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with suppress(BrokenPipeError):  # what a dead process did not read any more
+                    stream.close()
+
+    def quantise(self, weight: npt.NDArray[np.float32], kind: Any) -> npt.NDArray[np.uint8]:
+        """A matrix (rows, columns) in a packed format (a gguf.GGMLQuantizationType), as bytes per row."""
+        from gguf import quants
+
+        rows = weight.reshape(-1, weight.shape[-1])
+        width = int(quants.quant_shape_to_byte_shape((1, rows.shape[1]), kind)[-1])
+        step = max(1, _PIECE // (4 * rows.shape[1]))
+        parts = [self._piece(rows[at : at + step], int(kind), width) for at in range(0, len(rows), step)]
+        return np.concatenate(parts).reshape(*weight.shape[:-1], width)
+
+    def _piece(self, rows: npt.NDArray[np.float32], kind: int, width: int) -> npt.NDArray[np.uint8]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        header = {"kind": kind, "rows": rows.shape[0], "columns": rows.shape[1], "width": width}
+        try:
+            self._process.stdin.write(json.dumps(header).encode() + b"\n")
+            self._process.stdin.write(np.ascontiguousarray(rows).data)
+            self._process.stdin.flush()
+        except OSError:
+            raise self._died() from None
+        self._reply()
+        data = self._process.stdout.read(rows.shape[0] * width)
+        if len(data) != rows.shape[0] * width:
+            raise self._died()
+        return np.frombuffer(data, np.uint8).reshape(rows.shape[0], width)
+
+    def _reply(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._died()
+        return parse_json_object(line)
+
+    def _died(self) -> ModelError:
+        self._errors.seek(0)
+        said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        words = f" It printed: {said[-1]}" if said else ""
+        return ModelError(
+            f"ggml, which quantises, ended with exit code {self._process.wait()}.{words} Choose q8_0 instead."
+        )
+
+
+@cache
+def missing() -> str | None:
+    """Why K-quants cannot be written here, as a sentence; None where they can. Looked up once, in the child."""
+    if not available():
+        return f"K-quants are written by ggml in the package xllamacpp, which is not installed. {INSTALL}"
+    try:
+        Ggml().close()
+    except ModelError as error:
+        return str(error)
+    return None

@@ -1,0 +1,1 @@
+"""Ollama's own chat templates: worked out, rendered, compared."""

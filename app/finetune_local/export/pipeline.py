@@ -1,0 +1,151 @@
+"""One export from start to verdict: write, check by the gate, and only then take the name that was asked for."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_local.adapters.library import base_of, find, rope_factor_of
+from finetune_local.export.files import check_out, check_writable
+from finetune_local.export.offers import BASE
+from finetune_local.export.targets import Progress, Source, Target, silent, targets
+from finetune_local.export.verification import verify
+from finetune_local.export.verification.verify import RECEIVER_NAMES, Gate
+from finetune_local.models.folder import ModelFolder
+from finetune_local.models.resolve import resolve
+from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.errors import AdapterError, GateFailed, ModelError
+from finetune_local.system.fields import did_you_mean
+from finetune_local.system.files import ASIDE, remove, replace
+from finetune_local.system.paths import Home, expanded
+from finetune_local.system.private import share
+
+UNCHECKED, FAILED = ".unchecked", ".failed"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files of an export and the gate's verdict."""
+
+    out: Path
+    files: list[Path]
+    gate: Gate
+
+    def as_json(self) -> dict[str, Any]:
+        """What `export --json` prints."""
+        size = sum(file.stat().st_size for file in self.files)
+        return {"out": str(self.out), "files": [str(f) for f in self.files], "bytes": size, "gate": self.gate.as_json()}
+
+
+def export(
+    key: str,
+    model: ModelFolder | None,
+    adapter: Path | None,
+    out: Path,
+    quant: str | None = None,
+    *,
+    backend: str = "auto",
+    gate: bool = True,
+    skip: Collection[str] = (),
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Exported:
+    """Export base + adapter (or one of the two alone) as the target `key`.
+
+    Raises ModelError (a family, format or place that cannot be), AdapterError, DiskFull, and GateFailed, which leaves the
+    export under a name that ends in ".failed"; what stood at `out` is then still there.
+    """
+    target = target_of(key)
+    if unknown := [name for name in skip if name not in RECEIVER_NAMES]:
+        raise ModelError(
+            f"--skip-receiver {unknown[0]}: no program of this name opens exports. Known: {', '.join(RECEIVER_NAMES)}."
+        )
+    chosen = quant or target.quants[0]
+    if chosen not in target.quants:
+        raise ModelError(f"--quant {chosen}: --to {key} knows {', '.join(target.quants)}.")
+    source = Source(model, adapter)
+    out = target.place(expanded(out).absolute(), source.name, chosen)
+    check_out(out, target, chosen, overwrite, [place for place in (model and model.path, adapter) if place])
+    check_writable(out)
+    unchecked, failed = (out.with_name(out.name + ending) for ending in (UNCHECKED, FAILED))
+    try:
+        if gate and target.needs_base:  # what cannot be run here is known before anything is written
+            target.check_values(source, unchecked, chosen)
+            if target.can_be_opened():
+                source = source.asked(verify.prepare(source.model, adapter, backend, progress))
+        target.write(source, unchecked, chosen, progress)
+        verdict = Gate(None, "not checked: you turned the check off")
+        if gate:
+            verdict = target.check(source, unchecked, chosen, backend, progress, skip)
+            gc.collect()  # the loaded export goes with its memory maps: Windows renames no file that is mapped
+    except GateFailed as error:
+        remove(failed)
+        replace(unchecked, failed)
+        raise GateFailed(
+            f"the export does not answer as base + adapter do. {error} It was kept as {failed}."
+        ) from error
+    except BaseException:
+        remove(unchecked)
+        raise
+    replace(unchecked, out)
+    return Exported(out, sorted(out.iterdir()) if out.is_dir() else [out], verdict)
+
+
+def export_named(
+    home: Home,
+    adapter: str,
+    key: str,
+    quant: str | None,
+    out: Path,
+    *,
+    model: str | None = None,
+    backend: str = "auto",
+    gate: bool = True,
+    skip: Collection[str] = (),
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Exported:
+    """Export by names: `adapter` a run, a library name, a folder, or "base" for `model` alone. Raises what export() raises."""
+    target = target_of(key)
+    folder = None if adapter == BASE else find(adapter, home)
+    base = None
+    if target.needs_base:
+        chosen = model or (base_of(folder) if folder is not None else DEFAULT_MODEL)
+        if chosen is None:
+            raise AdapterError(f"{folder}: it does not say which base it was made on. Give the base with --model.")
+        base = resolve(chosen, home, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
+    done = export(
+        key, base, folder, out, quant, backend=backend, gate=gate, skip=skip, overwrite=overwrite, progress=progress
+    )
+    share(done.out, home.root)
+    return done
+
+
+def target_of(key: str) -> Target:
+    """A target by its key. Raises ModelError naming those that there are."""
+    if key not in targets():
+        raise ModelError(
+            f"there is no export '{key}'.{did_you_mean(key, list(targets()))} Known: {', '.join(targets())}."
+        )
+    return targets()[key]
+
+
+def free_place(folder: Path, key: str, name: str, quant: str) -> Path:
+    """Where an export goes in a folder of exports: under its own name, with a number where that is taken. Raises ModelError."""
+    wanted = folder / target_of(key).file_name(name, quant)
+    place, number = wanted, 1
+    while place.exists():
+        number += 1
+        stem, ending = (wanted.stem, wanted.suffix) if wanted.suffix in (".gguf", ".zip") else (wanted.name, "")
+        place = wanted.with_name(f"{stem}-{number}{ending}")
+    return place
+
+
+def clean(out: Path) -> None:
+    """Remove what an export to `out` that was killed left half-written. One that is at work must not be cleaned."""
+    unchecked = out.with_name(out.name + UNCHECKED)
+    for rubbish in (unchecked, *(unchecked.with_name(ASIDE + kind + unchecked.name) for kind in ("", "files-"))):
+        remove(rubbish)

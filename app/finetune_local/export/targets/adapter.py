@@ -1,0 +1,220 @@
+"""The adapter alone, in PEFT's format: a folder, or a zip of one, for programs that load it beside the base.
+
+Nothing is merged, so every kind of adapter can go this way. The gate is that what was written reads back equal.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
+from finetune_local.adapters.companions import carrier
+from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.adapters.identity import read_identity
+from finetune_local.export.files import ADVICE, check_room
+from finetune_local.export.targets import Progress, Source
+from finetune_local.export.verification.verify import Gate
+from finetune_local.models.folder import sha256_of
+from finetune_local.spec.base.tokenizer_files import TOKENIZER, TRAVEL, copy_brought
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import OWN_TYPE, Array, tuner_of
+from finetune_local.system.errors import GateFailed
+from finetune_local.system.files import ASIDE, disk_full, remove, written_aside
+from finetune_local.system.untrusted.text import parse_json_object
+
+FORMS = ("folder", "zip")
+README = "README.md"
+_FILES = (CONFIG, WEIGHTS, IDENTITY)  # the user's note stays at home
+
+
+class Adapter:
+    """See Target. `quants` are its forms: a folder, or one file."""
+
+    key = "adapter"
+    title = "Adapter alone (PEFT, vLLM, finetune-local elsewhere)"
+    quants = FORMS
+    mark = CONFIG
+    needs_base = False
+
+    def is_folder(self, quant: str) -> bool:
+        """See Target."""
+        return quant == "folder"
+
+    def file_name(self, name: str, quant: str) -> str:
+        """See Target."""
+        return f"{name}-adapter.zip" if quant == "zip" else f"{name}-adapter"
+
+    def place(self, out: Path, name: str, quant: str) -> Path:
+        """The folder or the file itself, or a zip named after the adapter in a folder that is there."""
+        return out / self.file_name(name, quant) if quant == "zip" and out.is_dir() else out
+
+    def check_source(self, source: Source) -> None:
+        """See Target."""
+        read_adapter(source.adapter_folder)
+
+    def notes(self, source: Source) -> list[str]:
+        """None."""
+        return []
+
+    def size(self, source: Source, quant: str) -> int:
+        """See Target."""
+        folder = source.adapter_folder
+        beside = carrier(folder)
+        files = [*(folder / name for name in _FILES), *(beside / name for name in TRAVEL)]
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    def check_values(self, source: Source, out: Path, quant: str) -> None:
+        """See Target."""
+        self.check_source(source)
+
+    def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
+        """See Target."""
+        folder = source.adapter_folder
+        published = published_of(folder)
+        size = self.size(source, quant)
+        check_room(out, size if quant == "folder" else 2 * size)
+        progress("writing", 0.0)
+        if quant == "folder":
+            with written_aside(out, ADVICE) as aside:
+                _fill(aside, folder, published)
+        else:
+            with written_aside(out, ADVICE) as aside, _beside(out) as made:
+                _fill(made, folder, published)
+                _pack(made, aside, source.name)
+        progress("writing", 1.0)
+        return sorted(out.iterdir()) if out.is_dir() else [out]
+
+    def can_be_opened(self) -> bool:
+        """See Target: it is read back, and nothing is run."""
+        return False
+
+    def check(
+        self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
+    ) -> Gate:
+        """See Target."""
+        started = time.monotonic()
+        progress("checking the export", 0.0)
+        wanted = published_of(source.adapter_folder)
+        if quant == "folder":
+            found = _read(out)
+        else:
+            with disk_full(out, ADVICE), _beside(out) as made, zipfile.ZipFile(out) as packed:
+                packed.extractall(made)
+                (folder,) = made.iterdir()
+                found = _read(folder)
+        if found.beside != wanted.beside:
+            raise GateFailed("adapter: its tokenizer and chat template were not written as they are.")
+        if found.config != wanted.config or found.tensors.keys() != wanted.tensors.keys():
+            raise GateFailed("adapter: what was written reads back as another adapter.")
+        for name, tensor in wanted.tensors.items():
+            if not np.array_equal(found.tensors[name], tensor, equal_nan=True):
+                raise GateFailed(f"adapter: the tensor {name} does not read back as it was written.")
+        progress("checking the export", 1.0)
+        return Gate(True, tensors=len(wanted.tensors), seconds=round(time.monotonic() - started, 1))
+
+
+@dataclass(frozen=True)
+class Published:
+    """An adapter as others get it. `plan` is None where its own files are so already; a checkpoint's are not."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Array]
+    plan: AdapterPlan | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that say how it is asked, by name."""
+
+
+def published_of(folder: Path) -> Published:
+    """What is to be published of an adapter's folder. Raises AdapterError."""
+    plan, tensors = read_adapter(folder)
+    new_plan, new = tuner_of(plan).fold(plan, tensors)
+    same = new_plan == plan and new.keys() == tensors.keys()
+    if same and all(np.array_equal(new[name], tensors[name], equal_nan=True) for name in new):
+        return Published(read_config(folder), tensors, beside=_beside_weights(folder))
+    config = {"base_model_name_or_path": _base(folder), **tuner_of(new_plan).config(new_plan)}
+    return Published(parse_json_object(json.dumps(config)), new, new_plan, _beside_weights(folder))
+
+
+def _read(folder: Path) -> Published:
+    return Published(read_config(folder), read_adapter(folder)[1], beside=_beside_weights(folder))
+
+
+def _beside_weights(folder: Path) -> dict[str, str]:
+    found = carrier(folder)
+    return {name: sha256_of(found / name) for name in TRAVEL if (found / name).is_file()}
+
+
+def _base(folder: Path) -> str:
+    return str(read_config(folder).get("base_model_name_or_path") or "")
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder of files on the way into or out of a zip, on the disk that has the room; it is gone afterwards."""
+    folder = out.with_name(f"{ASIDE}files-{out.name}")
+    remove(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield folder
+    finally:
+        remove(folder)
+
+
+def _fill(target: Path, folder: Path, published: Published) -> None:
+    target.mkdir()
+    if published.plan is None:
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(folder / name, target / name)
+    else:
+        write_adapter(target, published.plan, published.tensors, _base(folder))
+    if (folder / IDENTITY).is_file():
+        shutil.copyfile(folder / IDENTITY, target / IDENTITY)
+    copy_brought(carrier(folder), target)
+    (target / README).write_text(_card(folder), "utf-8", newline="\n")
+
+
+def _pack(folder: Path, file: Path, name: str) -> None:
+    """Weights hardly shrink, so nothing is compressed."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+        for path in sorted(folder.iterdir()):
+            packed.write(path, f"{name}/{path.name}")
+
+
+def _card(folder: Path) -> str:
+    """What it is, and how it is loaded."""
+    config, identity = read_config(folder), read_identity(folder)
+    asks = (carrier(folder) / TOKENIZER).is_file()
+    base = (identity.base.name if identity else "") or str(config.get("base_model_name_or_path") or "its base model")
+    made = f"An adapter ({identity.method}) for {base}" if identity else f"An adapter for {base}"
+    lines = ["---", f"base_model: {base}", "library_name: peft", "---", "", f"{made}, exported by finetune-local.", ""]
+    if config.get("peft_type") == OWN_TYPE:
+        lines.remove("library_name: peft")
+        lines += ["PEFT has no such method. Use it in finetune-local:", ""]
+    else:
+        lines += [
+            "```python",
+            "from peft import PeftModel",
+            f"from transformers import AutoModelForCausalLM{', AutoTokenizer' if asks else ''}",
+            "",
+            f"model = AutoModelForCausalLM.from_pretrained({base!r})  # or the folder it lies in",
+            'model = PeftModel.from_pretrained(model, "PATH OF THIS FOLDER")',
+            *(['tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER")'] if asks else []),
+            "```",
+            "",
+            "Or in finetune-local:",
+            "",
+        ]
+    return "\n".join([*lines, "```sh", "finetune-local adapters import PATH", "```", ""])
+
+
+TARGET = Adapter()

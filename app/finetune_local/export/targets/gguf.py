@@ -1,0 +1,207 @@
+"""GGUF for llama.cpp and all that is built on it (Ollama, LM Studio), written by the official `gguf` package.
+
+Straight from base + adapter, one tensor at a time. Names and layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_local.export.engines.llama import available
+from finetune_local.export.files import ADVICE, check_room
+from finetune_local.export.gguf import ggml
+from finetune_local.export.gguf.ggml import Ggml
+from finetune_local.export.gguf.metadata import ARCHITECTURES, Nowhere, add_metadata
+from finetune_local.export.gguf.quants import QUANTS, is_k
+from finetune_local.export.gguf.rehearsal import rehearse
+from finetune_local.export.gguf.tensors import GgufTensor, gguf_tensors
+from finetune_local.export.gguf.vocabulary import add_vocabulary, read_vocabulary
+from finetune_local.export.targets import Progress, Source, silent
+from finetune_local.export.verification import verify
+from finetune_local.export.verification.verify import Gate
+from finetune_local.export.weights import EMBEDDING, MergedWeights, check_float16, check_float16_base
+from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.base.tokenizer_files import TOKENIZER, in_force
+from finetune_local.system.errors import ModelError
+from finetune_local.system.files import written_aside
+
+_COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+_GRID, _GRID_ROWS = 2e-3, 64
+"""Mean rounding, as a share of the weights, below which they lie on a format's grid, and how many rows are looked at."""
+
+_METADATA_BYTES = 32 * 2**20  # vocabulary and merges of the largest tokenizers
+
+
+def write_gguf(
+    model: ModelFolder, adapter: Path | None, out: Path, quant: str = "f16", progress: Progress = silent
+) -> list[Path]:
+    """Write base + adapter as one GGUF file, replacing `out`. Raises ModelError, AdapterError, DiskFull."""
+    return Gguf().write(Source(model, adapter), out, quant, progress)
+
+
+class Gguf:
+    """See Target."""
+
+    key = "gguf"
+    title = "GGUF (llama.cpp, Ollama, LM Studio)"
+    quants = QUANTS
+    mark = ""
+    needs_base = True
+
+    def is_folder(self, quant: str) -> bool:
+        """See Target."""
+        return False
+
+    def file_name(self, name: str, quant: str) -> str:
+        """See Target."""
+        return f"{name}-{quant.upper()}.gguf"
+
+    def place(self, out: Path, name: str, quant: str) -> Path:
+        """The file itself, or one named after model and format in a folder that is there."""
+        return out / self.file_name(name, quant) if out.is_dir() else out
+
+    def check_source(self, source: Source) -> None:
+        """See Target."""
+        check_family(source.model)
+        gguf_tensors(source.weights, QUANTS[0])
+        add_metadata(Nowhere(), source.weights, QUANTS[0])
+        read_vocabulary(source.model, source.adapter, source.weights.shapes()[EMBEDDING][0])
+
+    def notes(self, source: Source) -> list[str]:
+        """None."""
+        return []
+
+    def size(self, source: Source, quant: str) -> int:
+        """See Target."""
+        tensors = sum(tensor.bytes for tensor in planned(source.weights, quant))
+        # What tokenizer.json says in JSON is about as long in a GGUF.
+        return tensors + in_force(source.model.path, source.adapter)[TOKENIZER].stat().st_size
+
+    def check_values(self, source: Source, out: Path, quant: str) -> None:
+        """See Target."""
+        weights = source.weights
+        tensors = planned(weights, quant)
+        add_metadata(Nowhere(), weights, quant)
+        check_room(out, sum(tensor.bytes for tensor in tensors) + _METADATA_BYTES)
+        rehearse(weights.model, weights.adapter, weights.shapes()[EMBEDDING][0])
+        check_float16_base(weights, {t.source: times for t in tensors if t.source and (times := _holds(t.kind.name))})
+
+    def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
+        """See write_gguf."""
+        from gguf import GGUFWriter
+
+        weights = source.weights
+        tensors = planned(weights, quant)
+        self.check_values(source, out, quant)
+        with written_aside(out, ADVICE) as aside:
+            writer = GGUFWriter(aside, ARCHITECTURES[weights.model.family])
+            try:
+                add_metadata(writer, weights, quant)
+                add_vocabulary(writer, weights.model, weights.adapter, weights.shapes()[EMBEDDING][0])
+                _write(writer, tensors, progress)
+            finally:
+                writer.close()
+        return [out]
+
+    def can_be_opened(self) -> bool:
+        """See Target."""
+        return available()
+
+    def check(
+        self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
+    ) -> Gate:
+        """See Target."""
+        return verify.verify("gguf", out, quant, source.model, source.adapter, backend, progress, skip, source.prepared)
+
+
+def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:
+    """The tensors to be written. Raises ModelError where the family or the format cannot be, saying what to do."""
+    if quant not in QUANTS:
+        raise ModelError(f"'{quant}' is no GGUF format that can be written. Known: {', '.join(QUANTS)}.")
+    check_family(weights.model)
+    tensors = gguf_tensors(weights, quant)
+    if any(is_k(tensor.kind) for tensor in tensors) and (reason := ggml.missing()):
+        raise ModelError(reason)
+    if weights.adapter is not None:
+        _check_grid(weights, quant, {tensor.kind for tensor in tensors})
+    return tensors
+
+
+def _check_grid(weights: MergedWeights, quant: str, kinds: set[Any]) -> None:
+    """Raise ModelError where the base's weights are already those of a packed format that is asked for.
+
+    A base that was converted from a 4-bit file lies on that format's grid. What a training adds is less than a step of it, so
+    written in the same format again nearly all of it would be rounded away.
+    """
+    from gguf import quants
+
+    matrices = (
+        name for name, shape in weights.shapes().items() if name.endswith("mlp.up_proj.weight") and len(shape) == 2
+    )
+    name = next(matrices, None)
+    if name is None:
+        return
+    base = weights.model.read(name)[:_GRID_ROWS]
+    for kind in kinds:
+        if kind.name not in _COARSE or base.shape[-1] % 32:
+            continue
+        rounded = quants.dequantize(quants.quantize(base, kind), kind)
+        # By rows, as one value that is very much larger than all others would be all of a mean.
+        share = np.abs(rounded - base).mean(axis=-1) / np.maximum(np.abs(base).mean(axis=-1), 1e-12)
+        if np.median(share) < _GRID:
+            raise ModelError(
+                f"'{weights.model.name}' was made from a file in the format {kind.name}. Written as {quant} again, nearly all of the "
+                "training would be rounded away. Choose q8_0 or q4_0 instead."
+            )
+
+
+def check_family(model: ModelFolder) -> None:
+    """Raise ModelError where a model's family cannot be written, saying what to do."""
+    if model.family not in ARCHITECTURES:
+        raise ModelError(
+            f"'{model.name}' is of the family '{model.family}', which cannot be exported to GGUF yet (known: "
+            f"{', '.join(ARCHITECTURES)}). Export it with --to merged, then run llama.cpp's convert_hf_to_gguf.py on the folder."
+        )
+
+
+def _write(writer: Any, tensors: list[GgufTensor], progress: Progress) -> None:
+    for tensor in tensors:
+        writer.add_tensor_info(tensor.name, tensor.stored_shape, tensor.stored_dtype, tensor.bytes, tensor.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    total, done = sum(math.prod(tensor.shape) for tensor in tensors), 0
+    with Ggml() if any(is_k(tensor.kind) for tensor in tensors) else nullcontext() as child:
+        for tensor in tensors:
+            writer.write_tensor_data(_stored(tensor, child))
+            done += math.prod(tensor.shape)
+            progress("writing", done / total)
+    writer.flush()
+    for file in writer.fout:
+        os.fsync(file.fileno())
+
+
+def _holds(kind: str) -> float | None:
+    """How many times float16's largest number a format holds: a block's scale, and of some its minimum, are float16."""
+    return {"F16": 1.0, "Q4_1": 1.0, "Q5_1": 1.0, "Q4_0": 8.0, "Q5_0": 16.0, "Q8_0": 127.0}.get(kind)
+
+
+def _stored(tensor: GgufTensor, child: Ggml | None) -> np.ndarray:
+    from gguf import quants
+
+    weight = tensor.make()
+    if times := _holds(tensor.kind.name):
+        check_float16(tensor.name, weight, times)
+    if child is not None and is_k(tensor.kind):
+        return child.quantise(weight, tensor.kind)
+    return np.ascontiguousarray(quants.quantize(weight, tensor.kind))
+
+
+TARGET = Gguf()

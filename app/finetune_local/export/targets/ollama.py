@@ -1,0 +1,205 @@
+"""A folder for Ollama: the GGUF, a Modelfile that tells it how to ask, and the command to type.
+
+The GGUF is the one of gguf.py and goes through the same gate. What Ollama needs besides is a template in its own language
+(ollama_template.py), the texts to stop at, and the system text that the adapter was trained with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_local.adapters.companions import asking
+from finetune_local.export.files import ADVICE
+from finetune_local.export.gguf.quants import QUANTS
+from finetune_local.export.gguf.vocabulary import read_vocabulary, special_ids, starts_with_bos
+from finetune_local.export.ollama.template import NotRecognised, Turns, turns_of
+from finetune_local.export.targets import Progress, Source
+from finetune_local.export.targets.gguf import TARGET as GGUF
+from finetune_local.export.verification import verify
+from finetune_local.export.verification.verify import Gate
+from finetune_local.export.weights import EMBEDDING
+from finetune_local.system.errors import DataError
+from finetune_local.system.files import written_aside
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
+
+MODELFILE, README = "Modelfile", "README.md"
+_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How Ollama is to ask the model: what goes into the Modelfile, and a word on what could not."""
+
+    template: str | None
+    system: str | None
+    stops: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Ollama:
+    """See Target."""
+
+    key = "ollama"
+    title = "Ollama (a folder with GGUF and Modelfile)"
+    quants = QUANTS
+    mark = MODELFILE
+    needs_base = True
+
+    def is_folder(self, quant: str) -> bool:
+        """See Target."""
+        return True
+
+    def file_name(self, name: str, quant: str) -> str:
+        """See Target."""
+        return f"{name}-{quant.upper()}-ollama"
+
+    def place(self, out: Path, name: str, quant: str) -> Path:
+        """The folder itself."""
+        return out
+
+    def check_source(self, source: Source) -> None:
+        """See Target."""
+        GGUF.check_source(source)
+
+    def notes(self, source: Source) -> list[str]:
+        """None."""
+        return []
+
+    def size(self, source: Source, quant: str) -> int:
+        """See Target."""
+        return GGUF.size(source, quant)
+
+    def check_values(self, source: Source, out: Path, quant: str) -> None:
+        """See Target."""
+        GGUF.check_values(source, out, quant)
+
+    def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
+        """See Target."""
+        name = model_name(source.name)
+        asking = asking_of(source)
+        with written_aside(out, ADVICE) as folder:
+            folder.mkdir()
+            file = folder / f"{name}-{quant.upper()}.gguf"
+            GGUF.write(source, file, quant, progress)
+            (folder / MODELFILE).write_text(modelfile(file.name, asking), "utf-8", newline="\n")
+            (folder / README).write_text(_readme(source, name, asking), "utf-8", newline="\n")
+        return sorted(out.iterdir())
+
+    def can_be_opened(self) -> bool:
+        """See Target."""
+        return GGUF.can_be_opened()
+
+    def check(
+        self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
+    ) -> Gate:
+        """The GGUF's gate; the Modelfile's template was compared with the model's own when it was made."""
+        (file,) = out.glob("*.gguf")
+        return verify.verify(
+            "gguf", file, quant, source.model, source.adapter, backend, progress, skip, source.prepared
+        )
+
+
+def model_name(text: str) -> str:
+    """A text as the name of a model in Ollama: letters, digits, dots, hyphens, underscores."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", text.lower())
+    return re.sub(r"([.-])[.-]+", r"\1", name).strip("-._")[:80] or "my-model"
+
+
+def asking_of(source: Source) -> Asking:
+    """How to ask a model in Ollama. Raises ModelError where its tokenizer cannot be read."""
+    asked = asking(source.model.path, source.adapter)
+    tokenizer = asked.tokenizer
+    stops = tuple(tokenizer.token(i) for i in sorted(asked.stop_ids))
+    if asked.raw:
+        return Asking("{{ .Prompt }}", None, stops, ("It continues texts as they are: there is no chat template.",))
+    notes = []
+    template, system = None, constant_system(source.adapter)
+    try:
+        turns = _turns(source, tokenizer)
+        template, system = turns.go(), system or turns.default
+    except NotRecognised as reason:
+        notes.append(
+            f"No TEMPLATE: Ollama's templates cannot say what the model's own chat template says ({reason}). Ollama renders the one "
+            "in the GGUF instead; versions of before July 2026 guess: compare their answers with those here."
+        )
+    if system is not None and not _writable(system):
+        system = None
+        notes.append(
+            "No SYSTEM: the system text of the data has characters that a Modelfile cannot hold. Give it in each chat."
+        )
+    if template is not None and not _writable(template):
+        template = None
+        notes.append("No TEMPLATE: the model's chat template has characters that a Modelfile cannot hold.")
+    return Asking(template, system, tuple(stop for stop in stops if _writable(stop) and '"' not in stop), tuple(notes))
+
+
+def constant_system(adapter: Path | None) -> str | None:
+    """The system text that every row of an adapter's data began with; None where there is none, or not one."""
+    from finetune_local.adapters.library import run_folder, run_tables
+    from finetune_local.data.conversation import Conversation
+    from finetune_local.data.dataset.prepare import conversations
+    from finetune_local.data.readers.read import read, reading
+
+    run = run_folder(adapter) if adapter is not None else None
+    if adapter is None or run is None:
+        return None
+    rows = conversations(run / "data", limit=_ROWS)
+    if not rows:
+        data = run_tables(adapter).get("data", {})
+        try:
+            for row in read(list(data.get("files", ())), reading(data)):
+                if isinstance(row, Conversation):
+                    rows.append(row)
+                if len(rows) >= _ROWS:
+                    break
+        except DataError:  # moved or changed since: then it is not known
+            return None
+    texts = {row.messages[0].content if row.messages and row.messages[0].role == "system" else "" for row in rows}
+    return (texts.pop() or None) if len(texts) == 1 else None
+
+
+def modelfile(gguf: str, asking: Asking) -> str:
+    """The text of the Modelfile. https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx"""
+    lines = [*(f"# {note}" for note in asking.notes), f"FROM ./{gguf}"]
+    if asking.template is not None:
+        lines.append(f'TEMPLATE """{asking.template}"""')
+    if asking.system is not None:
+        lines.append(f'SYSTEM """{asking.system}"""')
+    lines += [f'PARAMETER stop "{stop}"' for stop in asking.stops]
+    return "\n".join(lines) + "\n"
+
+
+def _turns(source: Source, tokenizer: Tokenizer) -> Turns:
+    model, adapter = source.model, source.adapter
+    rows = source.weights.shapes()[EMBEDDING][0]
+    bos = special_ids(model, read_vocabulary(model, adapter, rows), adapter).get("bos")
+    return turns_of(
+        tokenizer.render,
+        tokenizer.render_turns,
+        "" if bos is None else tokenizer.token(bos),
+        bos is not None and starts_with_bos(tokenizer, bos),
+    )
+
+
+def _writable(text: str) -> bool:
+    """Whether Ollama's parser takes a text between three quotes as it is: it drops what is not printed, and quotes end it."""
+    return '"""' not in text and not text.startswith('"') and all(c.isprintable() or c in "\n\t" for c in text)
+
+
+def _readme(source: Source, name: str, asking: Asking) -> str:
+    notes = "".join(f"{note}\n\n" for note in asking.notes)
+    origin = f"{source.model.name} + {source.weights.run}" if source.weights.run else source.model.name
+    return (
+        f"# {name}\n\n{origin}, exported by finetune-local for [Ollama](https://ollama.com). In this folder, type:\n\n"
+        f"在本文件夹中输入以下命令：\n\n```sh\nollama create {name} -f {MODELFILE}\nollama run {name}\n```\n\n{notes}"
+        "The .gguf file alone also opens in llama.cpp and LM Studio.\n\n其中的 .gguf 文件也可直接用于 llama.cpp 和 LM Studio。\n"
+    )
+
+
+TARGET = Ollama()

@@ -1,0 +1,168 @@
+"""An export as the verification sees it: what a receiver said of a folder, or a GGUF file in llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_local.export.engines.chats import Chat
+from finetune_local.export.engines.llama import LlamaCpp
+from finetune_local.export.engines.process import Heard, Rendering
+from finetune_local.export.verification.probes import Probe
+
+Floats = npt.NDArray[np.float32]
+TOP = 512
+"""llama.cpp tells the likeliest tokens only; the KL is taken over these and all others as one (a lower bound)."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One prompt with the reference's greedy answer and log-probabilities.
+
+    answer (n,): the last is what follows, a stop token or simply the next; logprobs (n, vocabulary).
+    """
+
+    probe: Probe
+    answer: tuple[int, ...]
+    logprobs: Floats
+
+
+class Candidate(Protocol):
+    """An export that a receiver has opened."""
+
+    def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
+        """Chats by its template, as the receiver renders them."""
+        ...
+
+    def text_ids(self, texts: Sequence[tuple[str, bool]]) -> Sequence[tuple[int, ...]]:
+        """Texts as ids; the flag says whether the tokenizer adds its own beginning."""
+        ...
+
+    def prompt(self, probe: Probe) -> str | None:
+        """None where it is asked the prompt as the same tokens, else a sentence."""
+        ...
+
+    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+        """Those of the app's stop tokens after which it goes on, each forced on it."""
+        ...
+
+    def ends(self) -> frozenset[int] | None:
+        """All tokens that it says end an answer; None where it does not say."""
+        ...
+
+    def ends_at(self, probe: Probe, token: int) -> bool:
+        """Whether it ends at a token that ends nothing in the app."""
+        ...
+
+    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
+        """Along the reference's answer: KL(reference ‖ export), (n,), and the export's likeliest tokens, n of them."""
+        ...
+
+
+class HeardCandidate:
+    """A folder, by what a receiver said of it in its own process."""
+
+    def __init__(
+        self, heard: Heard, chats: Sequence[Chat], texts: Sequence[tuple[str, bool]], probes: Sequence[Probe]
+    ) -> None:
+        self._heard = heard
+        self._chats = {id(chat): rendering for chat, rendering in zip(chats, heard.chats, strict=True)}
+        self._texts = dict(zip(texts, heard.texts, strict=True))
+        self._logits = {id(probe): logits for probe, logits in zip(probes, heard.logits, strict=True)}
+
+    def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
+        """See Candidate."""
+        return [self._chats[id(chat)] for chat in chats]
+
+    def text_ids(self, texts: Sequence[tuple[str, bool]]) -> Sequence[tuple[int, ...]]:
+        """See Candidate."""
+        return [self._texts[text] for text in texts]
+
+    def prompt(self, probe: Probe) -> str | None:
+        """See Candidate: the probes are among the chats and texts."""
+        return None
+
+    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+        """See Candidate."""
+        return [token for token, length in zip(stop_ids, self._heard.lengths, strict=True) if length != 1]
+
+    def ends(self) -> frozenset[int] | None:
+        """See Candidate."""
+        return self._heard.ends
+
+    def ends_at(self, probe: Probe, token: int) -> bool:
+        """See Candidate."""
+        return not self._heard.goes_on
+
+    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
+        """See Candidate."""
+        own = log_softmax(self._logits[id(reference.probe)])
+        width = min(own.shape[-1], reference.logprobs.shape[-1])  # rows beyond the vocabulary may be left out
+        p, own = reference.logprobs[:, :width], own[:, :width]
+        kl = np.maximum((np.exp(p) * (p - own)).sum(axis=-1), 0.0)  # rounding may leave it a hair below zero
+        return np.asarray(kl, np.float32), [int(i) for i in own.argmax(axis=-1)]
+
+
+class GgufCandidate:
+    """A GGUF file in llama.cpp."""
+
+    def __init__(self, llama: LlamaCpp) -> None:
+        self._llama = llama
+
+    def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
+        """See Candidate."""
+        return [self._llama.rendering(chat.as_json()) for chat in chats]
+
+    def text_ids(self, texts: Sequence[tuple[str, bool]]) -> Sequence[tuple[int, ...]]:
+        """See Candidate."""
+        return [self._llama.ids(text, special) for text, special in texts]
+
+    def prompt(self, probe: Probe) -> str | None:
+        """See Candidate."""
+        own, common = self._llama.common_prefix(probe.asked(), probe.ids)
+        if own == common == len(probe.ids):
+            return None
+        return f"llama.cpp makes {own} tokens of it and the app {len(probe.ids)}; they part at token {common + 1}."
+
+    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+        """See Candidate."""
+        return [token for token in stop_ids if not self._llama.stops(probe.ids, token)]
+
+    def ends(self) -> frozenset[int] | None:
+        """See Candidate."""
+        return None
+
+    def ends_at(self, probe: Probe, token: int) -> bool:
+        """See Candidate."""
+        return self._llama.stops(probe.ids, token)
+
+    def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
+        """See Candidate."""
+        result, given = np.zeros(len(reference.answer), np.float32), []
+        for i, p in enumerate(reference.logprobs):
+            likeliest = self._llama.likeliest([*reference.probe.ids, *reference.answer[:i]], TOP)
+            result[i] = grouped_kl(p, likeliest)
+            given.append(next(iter(likeliest)))
+        return result, given
+
+
+def grouped_kl(p: Floats, likeliest: dict[int, float]) -> float:
+    """KL over the tokens of `likeliest` and the rest taken as one token; p (vocabulary,) are log-probabilities."""
+    ids = np.array(list(likeliest))
+    q = np.array(list(likeliest.values()), np.float64)
+    own = p[ids].astype(np.float64)
+    kl = float((np.exp(own) * (own - q)).sum())
+    if len(ids) < len(p):
+        rest_p, rest_q = max(1.0 - np.exp(own).sum(), 1e-12), max(1.0 - np.exp(q).sum(), 1e-12)
+        kl += rest_p * float(np.log(rest_p / rest_q))
+    return max(kl, 0.0)
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Log-probabilities over the last axis, computed in fp64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), np.float32)

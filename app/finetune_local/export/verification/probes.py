@@ -1,0 +1,89 @@
+"""The prompts that the gate asks: from the adapter's own validation rows where its run is at hand, else built in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_local.data.conversation import Conversation, Message, RowRejected
+from finetune_local.system.errors import ModelError
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
+
+LONGEST = 512  # tokens of a prompt
+_QUESTIONS = (
+    "What is the capital of France?",
+    "用一句话介绍一下你自己。",
+    "Write a short poem about the sea.\n\nUse simple words.",
+    "计算：12 + 30 = ？ Answer in English, please. 🙂",
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One prompt: messages for the chat template, or a plain text; and its token ids as the app makes them."""
+
+    messages: tuple[Message, ...]
+    text: str | None
+    ids: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        """Its end, short, for messages."""
+        text = self.text if self.text is not None else self.messages[-1].content
+        return text.strip().replace("\n", " ")[-60:]
+
+    def asked(self) -> str | list[dict[str, str]]:
+        """As llama.cpp is given it."""
+        if self.text is not None:
+            return self.text
+        return [{"role": message.role, "content": message.content} for message in self.messages]
+
+
+def probes(tokenizer: Tokenizer, adapter: Path | None, context: int, raw: bool, count: int = 4) -> list[Probe]:
+    """At most `count` prompts, none longer than fits; as they are where `raw`, else by the chat template."""
+    from finetune_local.data.encoding.encode import prompt_ids
+
+    found: list[Probe] = []
+    for messages, plain in (*_of_run(adapter, 4 * count), *_built_in()):
+        text = plain if plain is not None else "".join(m.content for m in messages) if raw else None
+        try:
+            if text is not None:
+                ids = prompt_ids([Message("user", text)], tokenizer, "raw")
+            else:
+                ids = prompt_ids(messages, tokenizer, "chat")
+        except RowRejected:  # a template that wants, say, a system message
+            continue
+        if ids and len(ids) <= min(LONGEST, context // 2) and len(found) < count:
+            found.append(Probe(() if text is not None else tuple(messages), text, tuple(ids)))
+    if not found:
+        raise ModelError("the chat template refuses every probe of the gate. Export with --no-gate to skip it.")
+    return found
+
+
+def _built_in() -> Iterator[tuple[Sequence[Message], None]]:
+    for question in _QUESTIONS:
+        yield [Message("user", question)], None
+
+
+def _of_run(adapter: Path | None, limit: int) -> Iterator[tuple[Sequence[Message], str | None]]:
+    """What comes before the first answer of each validation row of the run that made an adapter."""
+    if adapter is None or not (adapter.parent / "data" / "data.json").is_file():
+        return
+    from finetune_local.data.dataset.prepare import conversations
+
+    for row in conversations(adapter.parent / "data", split="validation", limit=limit):
+        messages = _prompt(row)
+        if row.text is not None:
+            yield [], row.text[:200]
+        elif messages:
+            yield messages, None
+
+
+def _prompt(row: Conversation) -> list[Message]:
+    """The messages before the first answer, which end with a question."""
+    first = next((i for i, message in enumerate(row.messages) if message.role == "assistant"), len(row.messages))
+    return list(row.messages[:first])

@@ -1,0 +1,268 @@
+"""Who may talk to the window's server: one browser of the app's own user, from its own page. Everything else is refused before Gradio
+sees it.
+
+Gradio by itself answers any Host (DNS rebinding), runs JSON posts and takes uploads from foreign pages, and asks for no token. Here a
+connection must be the user's own (peer.py), and a request must come to this very address, from a page of it, below a path that nobody
+can guess, with the cookie that a launch link turned into. Of Gradio's routes those that the page uses are open; those for developers,
+the API's description and its monitoring are not.
+
+Why the path: browsers send a cookie to every port of a host, so a page on another port of 127.0.0.1 would be given the window's. A
+cookie is only sent below its Path, though, and this one's is made anew at each start. So no other port is ever sent it, in any browser,
+and whoever had it from somewhere would lack the path.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs
+
+from finetune_local.gui.http import policy
+from finetune_local.gui.http.peer import Connection, Peer, whose
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = "/open"
+"""A launch link's path below the window's: /PATH/open?t=TOKEN."""
+
+CONTROL = "/control"
+"""Where a second start of the app speaks to the first: POST /control?do=show, with the key of its instance file in a header that
+no page can send."""
+
+CONTROL_HEADER = "x-finetune-local-key"
+
+OWN = "/ftl/"
+"""Paths the server answers itself: style, script, pictures, whether it lives."""
+
+ALLOWED = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/favicon.ico",
+    "/manifest.json",
+    "/assets/*",
+    "/static/*",
+    "/svelte/*",
+    "/gradio_api/startup-events",
+    "/gradio_api/queue/join",
+    "/gradio_api/queue/data",
+    "/gradio_api/cancel",
+    "/gradio_api/reset",
+    "/gradio_api/heartbeat/*",
+    "/gradio_api/upload",
+    "/gradio_api/upload_progress",
+    "/gradio_api/file=*",
+    OWN + "*",
+)
+
+METHODS = ("GET", "HEAD", "POST")
+
+_SINGLE = ("host", "origin", "sec-fetch-site", CONTROL_HEADER, "content-length", "content-type")
+"""Headers that may come once: of two, another program might take the other."""
+
+_FOR_GRADIO = (
+    b"host", b"accept", b"accept-encoding", b"accept-language", b"user-agent", b"content-type", b"content-length",
+    b"transfer-encoding", b"if-none-match", b"if-modified-since",
+)  # fmt: skip
+"""All others are kept from Gradio, such as those by which a proxy would say where the page is, and ranges of files."""
+
+_SPENT = "This link was used already. Open the app again to get another."
+_STRANGER = "Open Finetune Local from its window, or by the link that it printed."
+_PEERS = {
+    Peer.ANOTHER: "This window is for another user of this machine.",
+    Peer.UNKNOWN: (
+        "It could not be found out whose program this is, so it gets no answer. Where nobody else uses this machine, start "
+        "Finetune Local with the environment variable FINETUNE_LOCAL_TRUST_THIS_MACHINE=1."
+    ),
+}
+
+
+class Gate:
+    """The secrets of one launch: single-use links, and the path and the cookie that a link leads to."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.cookie_name = f"finetune-local-{port}"
+        self.path = "/" + secrets.token_urlsafe(24)
+        self._cookie = secrets.token_urlsafe(32)
+        self._links: set[str] = set()
+        self.opened = False
+        """Whether a link was ever used: somebody has the page."""
+        self.control_key = secrets.token_urlsafe(32)
+        self.on_control: Callable[[str], str] = lambda _do: ""
+        self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        self.origins = {f"http://{host}" for host in self.hosts}
+
+    @property
+    def page(self) -> str:
+        """Where the page is, for who has the cookie."""
+        return f"http://127.0.0.1:{self.port}{self.path}/"
+
+    def link(self) -> str:
+        """A new link that opens the window once."""
+        token = secrets.token_urlsafe(32)
+        self._links.add(token)
+        return f"http://127.0.0.1:{self.port}{self.path}{OPEN}?t={token}"
+
+    def redeem(self, token: str) -> bool:
+        """Use a link up; False where it is none, or was used before."""
+        found = next((known for known in self._links if same(known, token)), None)
+        if found is None:
+            return False
+        self._links.discard(found)
+        self.opened = True
+        return True
+
+    def set_cookie(self) -> bytes:
+        """The header that hands the cookie over."""
+        return f"{self.cookie_name}={self._cookie}; HttpOnly; SameSite=Strict; Path={self.path}/".encode()
+
+    def admits(self, cookie_header: str) -> bool:
+        """Whether a Cookie header has the launch's own. Another port may have set one of the same name beside it."""
+        given = (part.strip().partition("=") for part in cookie_header.split(";"))
+        return any(name == self.cookie_name and same(value.strip('"'), self._cookie) for name, _, value in given)
+
+    def inner(self, path: str) -> str | None:
+        """A request's path below the window's, or None where it is not."""
+        first, _, rest = path.removeprefix("/").partition("/")
+        return f"/{rest}" if same(f"/{first}", self.path) and path.startswith(f"/{first}/") else None
+
+
+class Guard:
+    """ASGI middleware around everything."""
+
+    def __init__(self, app: App, gate: Gate) -> None:
+        self.app, self.gate = app, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it with why not."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            return
+        if scope["type"] != "http":
+            return
+        connection: Connection = scope.get("state", {}).get("connection") or Connection()
+        if connection.peer is None:
+            connection.peer = whose(scope.get("client"), scope.get("server"))
+        if (text := _PEERS.get(connection.peer)) is not None:
+            await answer(send, 403, text)
+            return
+        headers = [(name.decode("latin1").lower(), value.decode("latin1")) for name, value in scope["headers"]]
+        if (refusal := self._refusal(scope, headers)) is not None:
+            await answer(send, *refusal)
+            return
+        if scope["path"] == CONTROL:
+            await self._control(scope, headers, send)
+            return
+        path = self.gate.inner(scope["path"])
+        admitted = self.gate.admits("; ".join(value for name, value in headers if name == "cookie"))
+        if path == OPEN:
+            await self._open(scope, headers, send, admitted)
+        elif path is None or not admitted:
+            await answer(send, 401, _STRANGER)
+        elif _of(headers, "sec-fetch-site") == "cross-site":
+            await answer(send, 403, "Requests from other pages are refused.")
+        elif not _is_open(path):
+            await answer(send, 404, "There is nothing here.")
+        else:
+            connection.admitted = True
+            kept = [(name, value) for name, value in scope["headers"] if name.lower() in _FOR_GRADIO]
+            nonce = policy.new_nonce() if path == "/" else None
+            known = {"path": path, "raw_path": path.encode("utf-8"), "root_path": self.gate.path, policy.NONCE: nonce}
+            await self.app({**scope, **known, "headers": kept}, receive, _with_headers(send, nonce))
+
+    async def _control(self, scope: Scope, headers: list[tuple[str, str]], send: Send) -> None:
+        if scope["method"] == "POST" and same(_of(headers, CONTROL_HEADER), self.gate.control_key):
+            await answer(send, 200, self.gate.on_control(_asked(scope, "do")))
+        else:
+            await answer(send, 401, "This is not for you.")
+
+    async def _open(self, scope: Scope, headers: list[tuple[str, str]], send: Send, admitted: bool) -> None:
+        """A launch link. Where a page of the app's own on disk led here, the browser keeps the new cookie but does not send it
+        along a redirect: then a page leads on."""
+        new = scope["method"] == "GET" and self.gate.redeem(_asked(scope, "t"))
+        if not new and not admitted:
+            await answer(send, 401, _SPENT)
+            return
+        more = [(b"cache-control", b"no-store"), *([(b"set-cookie", self.gate.set_cookie())] if new else [])]
+        place = f"{self.gate.path}/"
+        if _of(headers, "sec-fetch-site") == "cross-site":
+            page = f'<!doctype html><meta http-equiv="refresh" content="0;url={place}"><title>Finetune Local</title>'
+            await answer(send, 200, page, more, b"text/html; charset=utf-8")
+        else:
+            await answer(send, 303, "", [(b"location", place.encode()), *more])
+
+    def _refusal(self, scope: Scope, headers: list[tuple[str, str]]) -> tuple[int, str] | None:
+        names = [name for name, _ in headers]
+        if any(names.count(name) > 1 for name in _SINGLE) or not scope["query_string"].isascii():
+            return 400, "This request is not written as a browser writes it."
+        if scope["method"] not in METHODS:
+            return 405, "Only GET, HEAD and POST are answered."
+        if _of(headers, "host") not in self.gate.hosts:
+            return 421, "This address is not the app's."
+        if "origin" in names and _of(headers, "origin") not in self.gate.origins:
+            return 403, "Requests from other pages are refused."
+        site = _of(headers, "sec-fetch-site") if "sec-fetch-site" in names else None
+        opens = site == "cross-site" and _of(headers, "sec-fetch-mode") == "navigate" and scope["method"] == "GET"
+        if site not in (None, "same-origin", "none") and not opens:
+            return 403, "Requests from other pages are refused."
+        if scope["method"] == "POST" and site == "none":
+            return 403, "Requests from outside the page are refused."
+        return None
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two secrets are equal, in a time that says nothing of where they differ; any text may be given."""
+    return hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
+
+
+def _of(headers: list[tuple[str, str]], name: str) -> str:
+    return next((value for known, value in headers if known == name), "")
+
+
+def _asked(scope: Scope, name: str) -> str:
+    query: bytes = scope.get("query_string", b"")
+    return parse_qs(query.decode("latin1")).get(name, [""])[0]
+
+
+def _is_open(path: str) -> bool:
+    if ".." in path.split("/"):
+        return False
+    return any(path.startswith(known[:-1]) if known.endswith("*") else path == known for known in ALLOWED)
+
+
+def _with_headers(send: Send, nonce: str | None) -> Send:
+    own = policy.headers(nonce)
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in policy.NAMES]
+            message = {**message, "headers": [*kept, *own]}
+        await send(message)
+
+    return sending
+
+
+async def answer(
+    send: Send,
+    status: int,
+    text: str,
+    more: list[tuple[bytes, bytes]] | None = None,
+    kind: bytes = b"text/plain; charset=utf-8",
+) -> None:
+    """Answer without the app. A refusal ends the connection, so that whoever is refused holds none."""
+    end = [(b"connection", b"close")] if status >= 400 else []
+    headers = [
+        (b"content-type", kind),
+        *policy.headers(policy.new_nonce() if kind.startswith(b"text/html") else None),
+        *end,
+        *(more or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})

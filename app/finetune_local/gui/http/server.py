@@ -1,0 +1,244 @@
+"""The window's server: an address on 127.0.0.1 at once, with a splash; Gradio's page as soon as it is made.
+
+Importing Gradio takes seconds, so it happens in a thread while the splash is shown. Frameworks are never imported here:
+training, jobs, chat and previews have processes of their own. The page is made anew in another language on demand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import threading
+import traceback
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.http.guard import OWN, App, Gate, Guard, Receive, Scope, Send
+from finetune_local.gui.http.head import with_head
+from finetune_local.gui.http.policy import with_nonce
+from finetune_local.gui.http.requests import NOTHING, Requests, Shape, shape_of
+from finetune_local.gui.http.uploads import Uploads
+from finetune_local.gui.http.without_stubs import make_no_stubs
+from finetune_local.system import paths
+from finetune_local.system.paths import Home
+from finetune_local.system.private import write_privately
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+
+QUEUE_SECONDS = 0.02
+LARGEST_UPLOAD = 8 << 30
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
+
+
+def quiet_libraries(home: Home) -> None:
+    """Before Gradio is imported: it and what it stands on ask no server for anything, and keep uploads in our own folder."""
+    uploads = home.cache / "uploads"
+    os.environ.update(
+        {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_TEMP_DIR": str(uploads),
+            "GRADIO_DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "DO_NOT_TRACK": "1",
+            "MPLCONFIGDIR": str(home.cache),
+        }
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    make_no_stubs()
+
+
+class Server:
+    """One server of one home."""
+
+    def __init__(self, home: Home, context: Context, port: int = 0) -> None:
+        self.home, self.context = home, context
+        self.socket = socket.socket()
+        # On Windows SO_REUSEADDR would let any other program listen at the same port.
+        alone = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+        self.socket.setsockopt(socket.SOL_SOCKET, alone, 1)
+        try:
+            self.socket.bind(("127.0.0.1", port))
+            self.socket.listen(128)  # whoever comes before the first answer waits instead of being refused
+        except OSError:
+            self.socket.close()
+            raise
+        self.port: int = self.socket.getsockname()[1]
+        self.gate = Gate(self.port)
+        self.front = Front(context)
+        self._uvicorn: Any = None
+        self._stopped = False
+        self._ready = threading.Event()
+
+    def run(self) -> None:
+        """Serve until stop() or Ctrl-C; to be called in the main thread."""
+        import uvicorn
+
+        from finetune_local.gui.http.connections import BACKLOG, Limits, room_for_files, say_little
+
+        write_privately()
+        front = self.front
+
+        class Ending(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().shutdown(sockets)
+                await front.close()
+
+        quiet_libraries(self.home)
+        say_little()
+        uploads = self.home.cache / "uploads"
+        uploading = Uploads(self.front, self.context, uploads, LARGEST_UPLOAD)
+        config = uvicorn.Config(
+            Guard(Requests(uploading, lambda: self.front.shape, uploads), self.gate),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            http=Limits(room_for_files()).protocol(),
+            ws="none",
+            loop="asyncio",
+            backlog=BACKLOG,
+            proxy_headers=False,  # they would say that a connection is another's than it is
+            server_header=False,
+            date_header=False,
+        )
+        self._uvicorn = Ending(config)
+        self._uvicorn.should_exit = self._stopped
+        threading.Thread(target=self._build, name="build", daemon=True).start()
+        try:
+            self._uvicorn.run(sockets=[self.socket])
+        finally:
+            self.context.close()
+
+    def stop(self) -> None:
+        """Leave run(), also one that has yet to begin."""
+        self._stopped = True
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+
+    def wait_until_ready(self, seconds: float) -> bool:
+        """Wait for Gradio's page; False where it is not there in time or cannot be made."""
+        return self._ready.wait(seconds) and self.front.problem is None
+
+    def _build(self) -> None:
+        try:
+            build = self.context.rebuild = lambda: self.front.take(*self._page())
+            build()
+            self.context.machine.look()
+        except BaseException:  # noqa: BLE001 - whatever it is, the splash must show it
+            self.front.problem = traceback.format_exc()
+        self._ready.set()
+
+    def _page(self) -> tuple[Any, Shape]:
+        import fastapi
+        import gradio as gr
+
+        from finetune_local.gui.http.gradio_limits import restrain
+        from finetune_local.gui.shell.main import create_app, mount_options
+
+        restrain()
+        outer = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+        blocks = create_app(self.context)
+        # Gradio looks for events a thousand times a second, which takes 6 % of a processor while nothing happens.
+        blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = QUEUE_SECONDS
+        shape = shape_of(blocks)
+        page = gr.mount_gradio_app(
+            outer,
+            blocks,
+            path="/",
+            server_name="127.0.0.1",
+            server_port=self.port,
+            max_file_size=LARGEST_UPLOAD,
+            **mount_options(),
+        )
+        return page, shape
+
+
+class Front:
+    """ASGI application: its own paths, and behind them the splash or the page."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.problem: str | None = None
+        self.built = 0
+        self.shape = NOTHING
+        self._page: App | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lives = AsyncExitStack()
+        self._first = asyncio.Event()
+
+    def take(self, page: Any, shape: Shape) -> None:
+        """Put a page in place, from another thread; the one before it ends."""
+        from finetune_local.gui.shell.main import first_lines
+
+        async def enter() -> None:
+            await self._lives.enter_async_context(page.router.lifespan_context(page))
+            self._page = with_head(page, first_lines(self.context))
+            self.shape = shape
+            self.built += 1
+
+        while self._loop is None:
+            threading.Event().wait(0.01)
+        asyncio.run_coroutine_threadsafe(enter(), self._loop).result()
+
+    async def close(self) -> None:
+        """End the pages."""
+        await self._lives.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        if scope["type"] != "http":
+            return
+        self._loop = asyncio.get_running_loop()
+        path: str = scope["path"]
+        if path.startswith(OWN):
+            await self._own(path.removeprefix(OWN), send)
+        elif self._page is not None:
+            await self._page(scope, receive, send)
+        elif path == "/":
+            await _send(send, 200, "text/html; charset=utf-8", with_nonce(self._splash().encode(), scope))
+        else:
+            await _send(send, 503, "text/plain; charset=utf-8", b"not ready yet")
+
+    async def _own(self, name: str, send: Send) -> None:
+        if name == "alive":
+            facts = {"ready": self._page is not None, "built": self.built, "problem": self.problem}
+            await _send(send, 200, "application/json", json.dumps(facts).encode())
+            return
+        file = shipped(name)
+        if file is None:
+            await _send(send, 404, "text/plain; charset=utf-8", b"There is nothing here.")
+        else:
+            await _send(send, 200, _TYPES[file.suffix], file.read_bytes())
+
+    def _splash(self) -> str:
+        words = self.context.t
+        text = (paths.assets() / "ui" / "splash.html").read_text("utf-8")
+        filled = {"lang": words.language, "title": words("common.app"), "text": words("common.splash"),
+                  "failed": words("common.splash_failed"), "theme": self.context.preferences.theme}  # fmt: skip
+        for key, value in filled.items():
+            text = text.replace("%" + key + "%", value)
+        return text
+
+
+def shipped(name: str) -> Path | None:
+    """A file of assets/ui by its name below /ftl/, or None."""
+    folder = (paths.assets() / "ui").resolve()
+    file = (folder / name).resolve()
+    return file if file.is_file() and file.is_relative_to(folder) and file.suffix in _TYPES else None
+
+
+async def _send(send: Send, status: int, kind: str, body: bytes) -> None:
+    headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-cache")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,14 @@
+"""What an adapter can be exported as, and what each format will take: see export/offers.py. Values: adapter, model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_local.export.offers import offers
+from finetune_local.runtime.rpc import Call
+from finetune_local.system.paths import Home
+
+
+def answer(call: Call, home: Home) -> dict[str, Any]:
+    """The offers. Raises AdapterError."""
+    return offers(home, str(call.values["adapter"]), call.values.get("model"))

@@ -1,0 +1,193 @@
+"""One adapter as the Adapters page shows it: what it is, where it comes from, how good it was found, what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.adapters import library, manage
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.adapters.lineage import tree
+from finetune_local.gui.pages.runs.detail import value_text
+from finetune_local.gui.shell.answers import Answer
+from finetune_local.gui.widgets import controls, lists, parts
+from finetune_local.gui.widgets.html import Child, Html, h, join
+from finetune_local.gui.widgets.lists import Row
+from finetune_local.gui.widgets.runlist import file_names, method_name
+from finetune_local.runtime import job
+from finetune_local.runtime.job import Job
+from finetune_local.system.errors import FinetuneError
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+
+METRICS = ("exact", "contains", "f1", "loss")
+CONDITIONS = ("base", "few_shot", "tuned")
+
+
+def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings: Answer) -> Html:
+    """The whole of it; `editing` is "name" or "note" while that is being changed; `brings` is what lies beside its weights."""
+    t = context.t
+    back = parts.button(join(["‹ ", t("adapters.back")]), "adapters.back", kind="quiet small back")
+    name = _rename_form(context, row) if editing == "name" else None
+    if row["problem"]:
+        problem = h("div", sentence(t, str(row["problem"])), class_="hint bad", role="alert")
+        return h("div", back, _head(context, row), name, problem, class_="stack")
+    extract = _extract(context, row) if row["whole"] else None
+    left = h(
+        "div",
+        _note(context, row, editing == "note"),
+        _scores(context, row),
+        _facts(context, row, brings),
+        class_="stack",
+    )
+    origin = parts.card(tree(context, row, rows), title=t("adapters.origin"))
+    right = h("div", origin, extract, _settings(context, row), class_="stack")
+    return h("div", back, _head(context, row), name, h("div", left, right, class_="columns uneven"), class_="stack")
+
+
+def extraction_of(context: Context, name: str) -> Job | None:
+    """The newest extraction from an adapter."""
+    return next((one for one in job.every(context.home, "extract") if one.arguments.get("adapter") == name), None)
+
+
+def _head(context: Context, row: Row) -> Html:
+    t, name = context.t, row["name"]
+    buttons: list[Html] = []
+    if not row["problem"]:
+        buttons = [
+            parts.button(t("adapters.chat_with_it"), "adapters.chat", name, kind="primary"),
+            parts.button(t("adapters.evaluate"), "adapters.evaluate", name),
+            parts.button(t("adapters.export"), "adapters.export", name),
+        ]
+    buttons.append(parts.button(t("common.rename"), "adapters.edit", "name", kind="quiet"))
+    buttons.append(parts.button(t("common.delete"), "adapters.remove", name, kind="quiet danger"))
+    told = [method_name(t, row["method"]) if row["method"] else None, row["base"], file_names(row) or None]
+    return h(
+        "header",
+        h("div", h("h1", name, tabindex="-1", data_top=f"adapter {name}"), h("p", join(told, " · "))),
+        h("div", *buttons, class_="row"),
+        class_="page-header",
+    )
+
+
+def _rename_form(context: Context, row: Row) -> Html:
+    t = context.t
+    cancel = parts.button(t("common.cancel"), "adapters.edit_end", kind="small")
+    hint = t("adapters.rename_help") if row["origin"] == "run" else None
+    box = lists.field(t("adapters.new_name"), "name", row["name"], hint=hint, autofocus=True, maxlength="100")
+    return parts.card(lists.form("adapters.rename", row["name"], box, t("common.rename"), cancel))
+
+
+def _note(context: Context, row: Row, editing: bool) -> Html:
+    t = context.t
+    if editing:
+        cancel = parts.button(t("common.cancel"), "adapters.edit_end", kind="small")
+        box = lists.field(t("adapters.note"), "note", row["note"], lines=4, autofocus=True)
+        return parts.card(lists.form("adapters.note", row["name"], box, t("adapters.keep_note"), cancel))
+    text = h("p", row["note"], class_="text") if row["note"] else h("p", t("adapters.no_note"), class_="soft")
+    label = t("adapters.change_note") if row["note"] else t("adapters.write_note")
+    return parts.card(text, parts.button(label, "adapters.edit", "note", kind="small"), title=t("adapters.note"))
+
+
+def _scores(context: Context, row: Row) -> Html:
+    t, f, scores = context.t, context.f, row["scores"]
+    if not scores:
+        text = h("p", t("adapters.no_scores"), class_="soft")
+        press = parts.button(t("adapters.evaluate"), "adapters.evaluate", row["name"], kind="small")
+        return parts.card(text, press, title=t("adapters.scores"))
+    ran = [name for name in CONDITIONS if scores.get(name)]
+
+    def cell(measured: Mapping[str, Any], metric: str) -> Child:
+        value, loss = measured[metric], metric == "loss"
+        low, high = (f.number(value[end], 2) if loss else f.percent(value[end]) for end in ("low", "high"))
+        mean = f.loss(value["mean"]) if loss else f.percent(value["mean"])
+        spread = h("small", f"{low} – {high}", title=t("adapters.interval"))
+        return h("div", h("span", mean), spread, class_="two-lines to-end"), "number"
+
+    headings: list[Child] = [t("adapters.metric"), *((t(f"adapters.condition_{name}"), "number") for name in ran)]
+    cells = [[t(f"adapters.metric_{metric}"), *(cell(scores[name], metric) for name in ran)] for metric in METRICS]
+    when = t("adapters.evaluated", n=f.number(scores["rows"]), when=f.moment(scores["created_time"]))
+    more = parts.button(t("adapters.see_evaluation"), "adapters.evaluation", scores["evaluation"], kind="small")
+    return parts.card(
+        h("p", sentence(t, scores["verdict"])),
+        parts.table(headings, cells, caption=t("adapters.scores")),
+        h("div", h("small", when), more, class_="row between under-table"),
+        title=t("adapters.scores"),
+    )
+
+
+def _brings(context: Context, row: Row, brings: Answer) -> Child:
+    t = context.t
+    if brings.problem is not None:
+        return sentence(t, str(brings.problem))
+    if brings.value is None:
+        return t("adapters.brings_looking") if row["beside"] else None
+    return [h("div", sentence(t, str(one))) for one in brings.value] or None
+
+
+def _facts(context: Context, row: Row, brings: Answer) -> Html:
+    t, f = context.t, context.f
+    folder = row["folder"]
+    copy = h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=folder)
+    pairs: list[tuple[Child, Child]] = [
+        (t("adapters.base"), row["base"]),
+        (t("adapters.method"), method_name(t, row["method"])),
+        (t("adapters.rank"), f.number(row["rank"]) if isinstance(row["rank"], int) else None),
+        (t("adapters.parameters"), f.parameters(row["parameters"])),
+        (t("adapters.data"), [h("div", name) for name in row["files"]]),
+        (t("adapters.step"), f.number(row["step"]) if isinstance(row["step"], int) else None),
+        (t("adapters.brings"), _brings(context, row, brings)),
+        (t("adapters.size"), f.size(row["bytes"])),
+        (t("adapters.made"), f.moment(row["created_time"])),
+        (t("adapters.folder"), [h("code", folder), " ", copy]),
+    ]
+    return parts.card(parts.facts(pairs), title=t("adapters.about"))
+
+
+def _settings(context: Context, row: Row) -> Html:
+    t = context.t
+    try:
+        told = library.details(row["name"], Path(row["folder"]), row["origin"])
+    except FinetuneError as error:
+        return h("div", sentence(t, str(error)), class_="hint bad")
+    settings: Mapping[str, Any] = told["settings"]
+    pairs = [
+        (controls.label_of(t, f"method.{name}"), value_text(t, value))
+        for name, value in settings.items()
+        if value not in (None, [], {}, "")
+    ]
+    modules = (t("adapters.modules"), context.f.number(told["modules"]))
+    mergeable = (t("adapters.mergeable"), t("common.yes" if told["mergeable"] else "common.no"))
+    return parts.card(parts.facts([*pairs, modules, mergeable]), title=t("adapters.settings"))
+
+
+def _extract(context: Context, row: Row) -> Html:
+    t, f, name = context.t, context.f, row["name"]
+    working = extraction_of(context, name)
+    state = working.state() if working is not None else None
+    if working is not None and state is not None and state.status in ("running", "new"):
+        stop = parts.button(t("common.stop"), "adapters.stop", working.name, kind="small")
+        bar = parts.progress(t, f, sentence(t, state.text), state.done, state.seconds_left)
+        return parts.card(bar, stop, title=t("adapters.extract"))
+    ended: Html | None = None
+    if state is not None and state.result:
+        made = str(state.result["name"])
+        link = h("button", made, type="button", class_="link", data_do="adapters.open", data_value=made)
+        kept = t("adapters.extract_done", rank=f.number(state.result["rank"]), kept=f.percent(state.result["kept"], 1))
+        notes = [h("p", sentence(t, note)) for note in state.notes]
+        ended = h("div", h("p", link, " ", kept), notes, class_="hint good")
+    elif state is not None and state.error:
+        ended = h("div", sentence(t, str(state.error["message"])), class_="hint bad", role="alert")
+    fields = [
+        h(
+            "div",
+            lists.field(t("adapters.extract_rank"), "rank", placeholder="16", inputmode="numeric"),
+            lists.field(t("adapters.extract_energy"), "energy", placeholder="0.9", inputmode="decimal"),
+            class_="two-fields",
+        ),
+        lists.field(t("adapters.extract_name"), "name", manage.free_name(f"{name}-lora", context.home)),
+    ]
+    form = lists.form("adapters.extract", name, fields, t("adapters.extract_begin"))
+    return parts.card(h("p", t("adapters.extract_text"), class_="soft"), ended, form, title=t("adapters.extract"))

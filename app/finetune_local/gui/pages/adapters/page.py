@@ -1,0 +1,268 @@
+"""Adapters: what was trained or brought in; chat with one, evaluate, export, rename, note, remove, extract a small one from a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.adapters import manage
+from finetune_local.adapters.extraction import from_full
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.adapters import detail
+from finetune_local.gui.pages.adapters import list as adapterlist
+from finetune_local.gui.pages.runs.page import follow_name
+from finetune_local.gui.shell import notice
+from finetune_local.gui.shell.answers import Answer, Answers
+from finetune_local.gui.widgets import damage, lists, parts, trashbox
+from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.gui.widgets.lists import Place
+from finetune_local.runtime import job, once
+from finetune_local.system.errors import AdapterError
+from finetune_local.workspace import adapters
+from finetune_local.workspace.adapters import Shelf
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+TITLE, ORDER = "nav.adapters", 60
+UNDO = "adapters.undo"
+GOES = {"adapters.evaluate": "evaluate", "adapters.export": "export"}
+
+
+def build(context: Context) -> None:
+    """See main.py."""
+    AdaptersPage(context).build()
+
+
+class AdaptersPage:
+    """The page's components and what they do. It shows the list, or one adapter ("adapters_shown")."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.t = context, context.t
+        self.shelf = Shelf(context.home)
+        self.brings = Answers(context.desk, "brings")
+
+    def build(self) -> None:
+        """Make and wire the components."""
+        import gradio as gr
+
+        t, context = self.t, self.context
+        self.head = parts.view(id="adapters-head")
+        with gr.Row(elem_id="adapters-tools", elem_classes=["list-tools", "drop-here"]) as self.tools:
+            self.search = gr.Textbox(
+                label=t("lists.search"),
+                placeholder=t("adapters.search_for"),
+                elem_id="adapters-search",
+                max_lines=1,
+                scale=3,
+            )
+            self.from_folder = gr.Button(t("adapters.import_folder"), elem_id="adapters-import", scale=0, min_width=170)
+            self.from_zip = gr.UploadButton(
+                t("adapters.import_zip"), file_types=[".zip"], elem_id="adapters-zip", scale=0, min_width=170
+            )
+        self.adding = parts.view(id="adapters-adding")
+        self.main = parts.view(id="adapters-main")
+        self.trash = parts.view(id="adapters-trash")
+        self.views = [self.head, self.tools, self.adding, self.main, self.trash]
+        context.on_show("adapters", self._show, [*self.views, self.search])
+        context.on_tick("adapters", self._tick, self.views)
+        context.on(self.search.input, self._searched, self.search, self.views, latest=True)
+        context.on(self.from_folder.click, self._begin_import, None, self.views)
+        context.on(self.from_zip.upload, self._uploaded, self.from_zip, self.views)
+        for view in (self.adding, self.main, self.trash):
+            context.on(view.click, self._press, None, [*self.views, context.nav])
+        context.on_notice(UNDO, self._undo, self.views)
+
+    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _place(self, window: Window) -> Place:
+        return lists.place_of(window, "adapters", "created_time", True)
+
+    def _show(self, window: Window) -> dict[Any, Any]:
+        window.set(adapters_editing=None)
+        drawn = self._draw(window, whole=True)
+        search = self._place(window).search  # read last: it may be typed in meanwhile
+        return drawn | ({self.search: search} if window.lacks("adapters-search", search) else {})
+
+    def _draw(self, window: Window, whole: bool = False) -> dict[Any, Any]:
+        """The views that have changed (or all), as the window's memory has it. An adapter that is gone gives way to the list."""
+        with window.drawing:
+            return self._drawn(window, whole)
+
+    def _drawn(self, window: Window, whole: bool) -> dict[Any, Any]:
+        import gradio as gr
+
+        t, rows = self.t, self.shelf.listing()
+        shown = next((row for row in rows if row["name"] == window["adapters_shown"]), None)
+        editing = str(window["adapters_editing"] or "")
+        if shown is not None:
+            brings = Answer([])
+            if not shown["problem"]:
+                brings = self.brings.ask(folder=shown["folder"], bytes=shown["bytes"])  # another size: ask again
+            main = detail.drawn(self.context, shown, rows, editing, brings)
+        else:
+            names = {row["name"] for row in rows}
+            place = self._place(window)
+            place = replace(place, picked=tuple(name for name in place.picked if name in names))
+            main = adapterlist.drawn(self.context, adapterlist.chosen(t, rows, place), len(rows), place)
+        listed = shown is None
+        drawn: dict[Any, Html] = {
+            self.head: parts.header(t("adapters.title"), t("adapters.lead")) if listed else Html(""),
+            self.adding: self._import_form() if listed and editing == "import" else Html(""),
+            self.main: main,
+            self.trash: join([damage.jobs(self.context, "extract"), trashbox.box(self.context, manage.KIND)])
+            if listed
+            else Html(""),
+        }
+        updates = {**drawn, self.tools: gr.update(visible=listed)}
+        now: dict[Any, Any] = {**drawn, self.tools: listed}
+        changed = {view for view, value in now.items() if window.changed(f"adapters{view._id}", value)}
+        return {view: update for view, update in updates.items() if whole or view in changed}
+
+    def _import_form(self) -> Html:
+        t = self.t
+        browse = h(
+            "button", t("common.browse"), type="button", class_="button small needs-window", data_pick="folder",
+            data_into="adapters-path",
+        )  # fmt: skip
+        fields = [
+            lists.field(t("adapters.path"), "place", hint=t("adapters.path_help"), box="adapters-path", autofocus=True),
+            browse,
+            lists.field(t("adapters.new_name"), "name", hint=t("adapters.name_help")),
+        ]
+        cancel = parts.button(t("common.cancel"), "adapters.edit_end", kind="small")
+        form = lists.form("adapters.import", "", fields, t("adapters.import"), cancel)
+        return parts.card(form, title=t("adapters.import_title"))
+
+    def _tick(self, window: Window) -> dict[Any, Any]:
+        return {} if window["adapters_editing"] else self._draw(window)  # what is being typed must stay
+
+    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _to(self, window: Window, place: Place) -> dict[Any, Any]:
+        lists.keep(window, "adapters", place)
+        return self._draw(window)
+
+    def _searched(self, window: Window, text: str) -> dict[Any, Any]:
+        lists.keep(window, "adapters", replace(self._place(window), search=text, page=0))
+        window.fields["adapters-search"] = text
+        return self._draw(window)
+
+    def _names_on_page(self, window: Window) -> list[str]:
+        rows = adapterlist.chosen(self.t, self.shelf.listing(), self._place(window))
+        return [str(row["name"]) for row in lists.on_page(rows, self._place(window))[0]]
+
+    def _press(self, window: Window, event: Any) -> dict[Any, Any]:
+        do, value, data = parts.pressed(event)
+        if damage.pressed(self.context, do, value):
+            return self._draw(window)
+        place, context = self._place(window), self.context
+        columns = adapterlist.columns(self.t)
+        if (new := lists.moved(place, do, value, data, self._names_on_page(window), columns)) is not None:
+            return self._to(window, new)
+        match do:
+            case "go":
+                return {context.nav: context.go(window, value)}
+            case "adapters.chat" | "adapters.chat_picked":
+                names = [value] if do == "adapters.chat" else list(place.picked)
+                return {context.nav: context.go(window, "chat", adapters=names)}
+            case "adapters.evaluate" | "adapters.export":
+                return {context.nav: context.go(window, GOES[do], adapter=value)}
+            case "adapters.evaluation":
+                return {context.nav: context.go(window, "evaluate", evaluation=value)}
+            case "adapters.run":
+                return {context.nav: context.go(window, "runs", runs_view="run", runs_shown=value)}
+            case "adapters.open":
+                window.set(adapters_shown=value, adapters_editing=None)
+            case "adapters.back":
+                window.set(adapters_shown=None, adapters_editing=None)
+            case "adapters.edit":
+                window.set(adapters_editing=value)
+            case "adapters.edit_end":
+                window.set(adapters_editing=None)
+            case "trash.back":
+                trashbox.put_back(context, value)
+            case "trash.empty":
+                trashbox.empty(context, manage.KIND)
+            case _:
+                return self._change(window, do, value, {key: text.strip() for key, text in data.items()})
+        return self._draw(window)
+
+    def _change(self, window: Window, do: str, value: str, data: dict[str, str]) -> dict[Any, Any]:
+        """What changes something on disk."""
+        home = self.context.home
+        match do:
+            case "adapters.import":
+                return self._bring_in(window, Path(data.get("place", "")), data.get("name") or None)
+            case "adapters.rename":
+                new = data.get("name", "")
+                if new != value:
+                    adapters.rename_adapter(value, new, home)
+                    follow_name(window, value, new)
+                window.set(adapters_editing=None, adapters_shown=new)
+            case "adapters.note":
+                manage.write_note(value, data.get("note", ""), home)
+                window.set(adapters_editing=None)
+            case "adapters.remove":
+                return self._remove(window, [value])
+            case "adapters.remove_picked":
+                return self._remove(window, list(self._place(window).picked))
+            case "adapters.extract":
+                self._extract(value, data)
+            case "adapters.stop":
+                job.find(home, value).stop()
+        return self._draw(window)
+
+    def _begin_import(self, window: Window) -> dict[Any, Any]:
+        window.set(adapters_editing="import")
+        return self._draw(window)
+
+    def _bring_in(self, window: Window, source: Path, name: str | None) -> dict[Any, Any]:
+        if source == Path():
+            raise AdapterError(self.t("adapters.path_missing"))
+        notes: list[str] = []
+        entry = manage.bring_in(source, self.context.home, name, notes.append)
+        window.set(adapters_editing=None)
+        return {**self._draw(window), self.context.notice: self._brought(entry.name, notes)}
+
+    def _uploaded(self, window: Window, path: str | None) -> dict[Any, Any]:
+        if not path:
+            return {}
+        upload, notes = Path(path), list[str]()
+        try:
+            name = manage.free_name(upload.stem, self.context.home)
+            entry = manage.bring_in(upload, self.context.home, name, notes.append)
+        finally:
+            upload.unlink(missing_ok=True)
+            with suppress(OSError):  # Gradio made a folder for each upload
+                upload.parent.rmdir()
+        return {**self._draw(window), self.context.notice: self._brought(entry.name, notes)}
+
+    def _brought(self, name: str, notes: Sequence[str]) -> Html:
+        text = " ".join([self.t("adapters.brought_text"), *(sentence(self.t, told) for told in notes)])
+        return notice.good(self.t, self.t("adapters.brought", name=name), text)
+
+    def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
+        removed = adapters.remove_adapters(names, self.context.home)
+        window.set(
+            adapters_shown=None,
+            adapters=[name for name in window["adapters"] or () if name not in names] or None,
+            **({"adapter": None} if window["adapter"] in names else {}),
+        )
+        shown = self._to(window, replace(self._place(window), picked=()))
+        return {**shown, self.context.notice: trashbox.removed_notice(self.context, removed, UNDO)}
+
+    def _undo(self, window: Window, value: str) -> dict[Any, Any]:
+        trashbox.put_back(self.context, value)
+        return self._draw(window)
+
+    def _extract(self, name: str, data: dict[str, str]) -> None:
+        home = self.context.home
+        chosen = from_full.size(data.get("rank", ""), data.get("energy", ""))
+        called = data.get("name") or manage.free_name(f"{name}-lora", home)
+        manage.check_name(called, home)
+        once.begin(home, "extract", {"adapter": name, "name": called, **chosen}, lambda arguments: arguments["adapter"])

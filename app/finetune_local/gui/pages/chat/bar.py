@@ -1,0 +1,262 @@
+"""What stands around a conversation: the list of kept ones, the base and what is in memory, who answers, questions to try."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.chat import conversations
+from finetune_local.chat.choices import MOST_ANSWERERS
+from finetune_local.chat.client import Talk
+from finetune_local.evaluation.examples import Example, examples
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.chat.room import BASE
+from finetune_local.gui.widgets import damage, parts, trashbox
+from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.models.install import installed
+from finetune_local.training.run_folder import runs
+
+if TYPE_CHECKING:
+    from finetune_local.gui.pages.chat.room import Room
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+LISTED = 200
+"""Conversations that are listed; older ones are found by the search."""
+
+OFFERED = 3
+"""Held-out questions that are shown at once."""
+
+
+def saved(context: Context, window: Window, current: str) -> Html:
+    """The kept conversations that the search finds."""
+    t, f = context.t, context.f
+    search = str(window["chat_search"] or "")
+    found = conversations.listed(context.home, search)
+    older, found = len(found) - LISTED, found[:LISTED]
+    removed: Mapping[str, str] | None = window["chat_removed"]
+    undo = None
+    if removed:
+        label = h("span", t("chat.removed", name=removed["name"]), class_="grow")
+        undo = h("div", label, parts.button(t("common.undo"), "undo", kind="small"), class_="hint row", role="status")
+    items = []
+    for one in found:
+        if window["chat_renaming"] == one.id:
+            items.append(h("li", _renaming(context, one.id, one.name)))
+            continue
+        name = h("span", one.name, class_="name")
+        when = h("small", f.moment(one.changed))
+        chosen = one.id == current
+        entry = h(
+            "button",
+            name,
+            when,
+            type="button",
+            class_="entry",
+            data_do="open",
+            data_value=one.id,
+            aria_current="true" if chosen else None,
+        )
+        tools = h(
+            "div",
+            parts.button(t("common.rename"), "rename", one.id, kind="quiet small"),
+            parts.button(t("common.delete"), "remove", one.id, kind="quiet small danger"),
+            class_="tools",
+        )
+        items.append(h("li", entry, tools if chosen else None, class_="chosen" if chosen else None))
+    none = h("p", t("chat.none_found") if search else t("chat.none_yet"), class_="soft")
+    entries = h("ul", items, class_="saved", aria_label=t("chat.saved")) if items else none
+    more = h("p", t("chat.older", n=f.number(older)), class_="soft") if older > 0 else None
+    bad = damage.box(t, conversations.damaged(context.home), "remove")
+    return join([undo, entries, more, bad, trashbox.box(context, conversations.KIND)])
+
+
+def _renaming(context: Context, id: str, name: str) -> Html:  # noqa: A002 - the conversation's
+    t = context.t
+    return h(
+        "form",
+        h("input", name_="title", value=name, aria_label=t("chat.new_name"), autofocus=True, maxlength="120"),
+        h(
+            "div",
+            h("button", t("common.rename"), type="submit", class_="button small primary"),
+            parts.button(t("common.cancel"), "rename", "", kind="quiet small"),
+            class_="row",
+        ),
+        data_do="renamed",
+        data_value=id,
+    )
+
+
+def top(context: Context, window: Window, room: Room) -> Html:
+    """The conversation's name, the base, and what is in memory."""
+    t = context.t
+    known = installed(context.home.models)
+    if room.model and room.model not in known:
+        known = [room.model, *known]
+    chooser = h(
+        "label",
+        h("span", t("chat.model"), class_="unseen"),
+        h(
+            "select",
+            [h("option", _short(name), value=name, selected=name == room.model) for name in known],
+            data_do="model",
+            title=t("chat.model"),
+        ),
+    )
+    settings = parts.button(
+        t("chat.settings"), "settings", kind="chosen" if window["chat_settings"] else "", disabled=room.model is None
+    )
+    title = room.conversation.name or t("chat.new")
+    head = parts.header(title, "", chooser if room.model else None, settings)
+    return join([head, memory(context, room), _training(context)])
+
+
+def _short(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def memory(context: Context, room: Room) -> Html | None:
+    """A line: what is loaded, or being loaded, and how to change that."""
+    t, f, opened = context.t, context.f, context.talks.opened
+    if room.model is None:
+        return None
+    if room.missing:
+        go = parts.button(t("chat.to_models"), "go", "model", kind="small")
+        return h("div", h("p", sentence(t, room.missing), class_="grow"), go, class_="hint warn row")
+    loading = next((talk for talk in context.talks.under_way() if talk.phase == "loading"), None)
+    if loading is not None:
+        return parts.progress(t, f, sentence(t, loading.doing), loading.done)
+    if opened is None:
+        load = parts.button(t("chat.load"), "load", kind="quiet small")
+        return h("div", h("span", t("chat.not_loaded"), class_="soft"), load, class_="memory row")
+    facts = " · ".join([str(opened["precision"]), str(opened["backend"]), str(opened["device"])])
+    size = f.size(opened["memory_bytes"])
+    unload = parts.button(t("chat.unload"), "unload", kind="quiet small", title=t("chat.unload_title"))
+    if room.folder is not None and Path(opened["path"]) != room.folder.path:
+        other = t("chat.other_loaded", model=opened["model"], size=size)
+        return h("div", h("span", other, class_="soft"), unload, class_="memory row")
+    took = t("chat.loaded_in", span=f.span(opened["load_seconds"]))
+    return h(
+        "div",
+        parts.badge(t("chat.loaded"), "good"),
+        h("span", f"{size} · {facts} · {took}", class_="soft"),
+        unload,
+        class_="memory row",
+    )
+
+
+def _training(context: Context) -> Html | None:
+    """While a run is at work memory may be short."""
+    opened = context.talks.opened
+    if opened is None or not runs.at_work(context.home):
+        return None
+    t = context.t
+    text = t("chat.training", size=context.f.size(opened["memory_bytes"]))
+    return h(
+        "div",
+        h("p", text, class_="grow"),
+        parts.button(t("chat.unload"), "unload", kind="small"),
+        class_="hint warn row",
+    )
+
+
+def who(context: Context, room: Room, note: str) -> Html:
+    """Who answers, and a list to choose from: adapters that do not fit the base are there with the reason."""
+    t = context.t
+    if room.folder is None:
+        return Html("")
+    names = [name or t("common.base") for name in room.answerers]
+    rows = [_choice(context, BASE, t("common.base"), "", room)]
+    rows += [_choice(context, offer.name, _short(offer.name), offer.problem, room) for offer in room.offers]
+    hint = t("chat.who_hint", most=MOST_ANSWERERS) if room.offers else t("chat.who_none")
+    told = h("span", note, class_="soft", role="status") if note else None
+    return h(
+        "div",
+        h(
+            "details",
+            h("summary", t("chat.answered_by"), " ", h("b", ", ".join(map(_short, names)))),
+            h("div", h("p", hint, class_="soft"), h("ul", rows, class_="who-list"), class_="panel"),
+            class_="popup",
+            data_keep="chat-who",
+        ),
+        told,
+        class_="row who",
+    )
+
+
+def _choice(context: Context, name: str, label: str, problem: str, room: Room) -> Html:
+    t = context.t
+    answers = (name or None) in room.answerers
+    full = len(room.answerers) >= MOST_ANSWERERS
+    alone = answers and len(room.answerers) == 1
+    box = h(
+        "input",
+        type="checkbox",
+        checked=answers,
+        disabled=bool(problem) or alone or (full and not answers),
+        data_do="toggle",
+        data_value=name,
+    )
+    only = None if problem or alone else parts.button(t("chat.only"), "only", name, kind="quiet small")
+    reason = h("small", sentence(t, problem), class_="clip", title=sentence(t, problem)) if problem else None
+    return h("li", h("label", box, h("span", label, reason)), only, class_="misfit" if problem else None)
+
+
+def held_out(room: Room) -> Sequence[Example]:
+    """Held-out questions of the runs that made the adapters which answer; of the first that has some."""
+    folders = {offer.name: offer.folder for offer in room.offers}
+    return next((found for name in room.adapters if (found := examples(folders[name].resolve()))), ())
+
+
+def trying(context: Context, window: Window, room: Room) -> Html | None:
+    """Some of them, to be asked by a press."""
+    t, found = context.t, held_out(room)
+    if not found:
+        return None
+    first = int(window["chat_examples"] or 0) % len(found)
+    shown = [(first + n) % len(found) for n in range(min(OFFERED, len(found)))]
+    items = [
+        h(
+            "li",
+            h(
+                "button",
+                h("span", found[n].question, class_="clip"),
+                h("small", t("chat.wanted_is", text=found[n].wanted), class_="clip"),
+                type="button",
+                data_do="try",
+                data_value=n,
+            ),
+        )
+        for n in shown
+    ]
+    more = parts.button(t("chat.others"), "others", kind="quiet small") if len(found) > OFFERED else None
+    return h("div", h("div", h("h2", t("chat.try")), more, class_="row between"), h("ul", items, class_="try"))
+
+
+def welcome(context: Context, window: Window, room: Room) -> Html:
+    """What stands where nothing was said yet."""
+    t = context.t
+    if room.model is None or room.folder is None:
+        go = parts.button(t("chat.to_models"), "go", "model", kind="primary")
+        return parts.empty(t("chat.no_model"), t("chat.no_model_text"), go)
+    text = t("chat.welcome_several") if len(room.answerers) > 1 else t("chat.welcome_one")
+    return h("div", h("h2", t("chat.welcome")), h("p", text), trying(context, window, room), class_="welcome")
+
+
+def sending(context: Context, room: Room, talk: Talk | None, editing: int | None) -> Html:
+    """The buttons beside the message box."""
+    t = context.t
+    if talk is not None and not talk.ended:
+        return parts.button(t("common.stop"), "stop", kind="danger", disabled=talk.stopped)
+    label = t("chat.send_edited") if editing is not None else t("chat.send")
+    return parts.button(label, "send", kind="primary", disabled=room.folder is None, title=t("chat.send_title"))
+
+
+def editing_note(context: Context, editing: int | None) -> Html:
+    """What an edit will do, and how to leave it."""
+    t: Any = context.t
+    if editing is None:
+        return Html("")
+    cancel = parts.button(t("common.cancel"), "edit", "", kind="quiet small")
+    return h("div", h("p", t("chat.editing"), class_="grow"), cancel, class_="hint row", role="status")

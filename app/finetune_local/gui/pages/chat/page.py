@@ -1,0 +1,368 @@
+"""Chat: talk to the base and to adapters, one alone or several side by side, and swap them in the middle of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.chat import choices, conversations
+from finetune_local.chat.client import Talk
+from finetune_local.chat.record import Record
+from finetune_local.gui.pages.chat import bar
+from finetune_local.gui.pages.chat import room as chatroom
+from finetune_local.gui.pages.chat.panel import ChatPanel
+from finetune_local.gui.pages.chat.room import Room
+from finetune_local.gui.pages.chat.view import ChatView
+from finetune_local.gui.widgets import parts, trashbox
+from finetune_local.gui.widgets.html import Html
+from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.errors import SpecError
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+TITLE, ORDER = "nav.chat", 40
+SHOWN = "chat shown"
+EVERY = 0.1
+"""Seconds between two looks at a growing answer."""
+SETTLED = 4.0
+"""Seconds after which all that was sent to a browser has arrived."""
+
+
+def build(context: Context) -> None:
+    """See main.py."""
+    ChatPage(context).build()
+
+
+class ChatPage:
+    """The page's components and what they do."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.t = context, context.t
+        self.view = ChatView(context.t, context.f)
+        self._notes: dict[str, str] = {}
+        """What was last told beside the list of those who answer, by window."""
+        self._moving: dict[str, float] = {}
+        """When something was last pressed or followed in a window."""
+
+    def build(self) -> None:
+        """Make and wire the components."""
+        import gradio as gr
+
+        t = self.t
+        self.pulse = gr.Textbox(visible="hidden", elem_id="chat-pulse")
+        with gr.Row(elem_id="chat"):
+            with gr.Column(elem_id="chat-side"):
+                self.new = parts.view(parts.button(t("chat.new"), "new", kind="small"), id="chat-new")
+                self.search = gr.Textbox(
+                    show_label=False, container=False, placeholder=t("chat.search_short"), elem_id="chat-search", max_lines=1,
+                    html_attributes=gr.InputHTMLAttributes(autocomplete="off"), label=t("chat.search"),
+                )  # fmt: skip
+                self.saved = parts.view(id="chat-saved")
+            with gr.Column(elem_id="chat-main"):
+                self.top = parts.view(id="chat-top")
+                with gr.Row(elem_id="chat-middle"):
+                    with gr.Column(elem_id="chat-scroll", elem_classes=["follow-end"]):
+                        self.said = parts.view(id="chat-said")
+                        self.live = parts.view(id="chat-live")
+                    self.panel = ChatPanel(self.context)
+                with gr.Column(elem_id="chat-foot"):
+                    self.who = parts.view(id="chat-who")
+                    self.editing = parts.view(id="chat-editing")
+                    with gr.Row(elem_id="chat-box"):
+                        self.message = gr.Textbox(
+                            label=t("chat.message"), show_label=False, container=False, lines=1, max_lines=9,
+                            placeholder=t("chat.placeholder"), elem_id="chat-message", elem_classes=["enter-sends"],
+                        )  # fmt: skip
+                        self.send = parts.view(id="chat-send")
+        self._wire()
+
+    def _wire(self) -> None:
+        context = self.context
+        self.views = [self.saved, self.top, self.said, self.live, self.who, self.editing, self.send]
+        everything = [*self.views, self.message, self.search, self.pulse, *self.panel.components]
+        drawn = [*self.views, self.pulse]
+        context.on_show("chat", self._show, everything)
+        context.on_tick("chat", self._tick, everything)
+        context.on(self.pulse.change, self._follow, None, [*drawn, self.message])
+        pressed = [*everything, context.nav]
+        for view in (self.new, self.saved, self.top, self.said, self.live, self.who, self.editing, self.panel.close):
+            context.on(view.click, self._press, None, pressed)
+        context.on(self.send.click, self._send, self.message, pressed)
+        context.on(self.search.input, self._search, self.search, self.saved, latest=True)
+        context.on(self.message.input, self._typed, self.message, None, latest=True)
+        self.panel.wire()
+
+    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _show(self, window: Window) -> dict[Any, Any]:
+        window.changed(SHOWN, True)
+        try:
+            chatroom.enter(self.context.home, window)
+        except SpecError:
+            window.set(conversation=None)
+        return {
+            **self._draw(window, live=True),
+            **self.panel.shown(window),
+            self.message: str(window["chat_message"] or ""),
+            self.search: str(window["chat_search"] or ""),
+        }
+
+    def _talk(self, room: Room) -> Talk | None:
+        return self.context.talks.of(room.id) if room.id else None
+
+    def _draw(self, window: Window, *, live: bool, room: Room | None = None) -> dict[Any, Any]:
+        """What has changed of the views. Without `live` what another handler is following is left to it.
+
+        Two handlers may be told to the browser the other way round than they worked, so for a while after something was done
+        a tick sends again what the views show; where the browser has it so already nothing happens there.
+        """
+        context, now = self.context, time.monotonic()
+        again = not live and now - self._moving.get(window.name, -SETTLED) < SETTLED
+        if live:
+            self._moving[window.name] = now
+        room = room or chatroom.room(context.home, window)
+        talk = self._talk(room)
+        busy = talk is not None and not talk.ended
+        editing = window["chat_editing"]
+        found: dict[Any, str] = {
+            self.saved: bar.saved(context, window, room.id),
+            self.top: bar.top(context, window, room),
+            self.who: bar.who(context, room, self._notes.get(window.name, "")),
+            self.editing: bar.editing_note(context, editing),
+        }
+        if live or not busy:
+            found[self.send] = bar.sending(context, room, talk, editing)
+            found[self.live] = self._live(room, talk)
+            found[self.said] = (
+                self.view.transcript(room, talk, editing)
+                if room.conversation.exchanges
+                else bar.welcome(context, window, room)
+            )
+        changed: dict[Any, str] = {
+            view: html for view, html in found.items() if window.changed(f"chat {view.elem_id}", html) or again
+        }
+        pulse = f"{room.id} {talk.began}" if talk is not None and busy else ""
+        if pulse and window.changed("chat pulse", pulse):
+            changed[self.pulse] = pulse
+        return changed
+
+    def _live(self, room: Room, talk: Talk | None) -> Html:
+        expected = room.conversation.exchanges[-1].expected if room.conversation.exchanges else None
+        return self.view.live(talk, expected, alone=self.context.talks.under_way() in ([], [talk]))
+
+    def _tick(self, window: Window) -> dict[Any, Any]:
+        if window.changed(SHOWN, True):
+            return self._show(window)  # it came into view before it had said which window it is in
+        return self._draw(window, live=False)
+
+    def _follow(self, window: Window) -> Iterator[dict[Any, Any]]:
+        """Show an answer as it grows; at its end the conversation is read from disk, as it is after a reload."""
+        room = chatroom.room(self.context.home, window)
+        talk = self._talk(room)
+        if talk is None:
+            yield self._draw(window, live=True)
+            return
+        version, phase = -1, ""
+        while not talk.ended and window["conversation"] == room.id:
+            version = talk.wait(version, 1.0)
+            if phase != talk.phase:
+                phase = talk.phase
+                yield self._draw(window, live=True)
+            else:
+                shown = self._live(room, talk)
+                yield {self.live: shown} if window.changed(f"chat {self.live.elem_id}", shown) else {}
+            time.sleep(EVERY)
+        self._moving[window.name] = time.monotonic()
+        if window["conversation"] != room.id:
+            return
+        if talk.error is None:
+            self.context.talks.forget(room.id)
+        yield {**self._taken_back(window, talk), **self._draw(window, live=True)}
+
+    def _taken_back(self, window: Window, talk: Talk) -> dict[Any, Any]:
+        """A question that can never be answered was taken back: it is in the message box again."""
+        asked, room = window["chat_asked"], chatroom.room(self.context.home, window)
+        exchanges = room.conversation.exchanges
+        if talk.error is None or not asked or (exchanges and exchanges[-1].question == asked):
+            return {}
+        window.set(chat_message=asked, chat_asked=None)
+        return {self.message: asked}
+
+    # ── what is typed ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _search(self, window: Window, text: str) -> Any:
+        window.set(chat_search=text or None)
+        found = bar.saved(self.context, window, window["conversation"] or "")
+        window.changed(f"chat {self.saved.elem_id}", found)
+        return found
+
+    def _typed(self, window: Window, text: str) -> None:
+        if text != window["chat_asked"]:  # else it was sent meanwhile
+            window.set(chat_message=text or None)
+
+    # ── what is pressed ────────────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, window: Window, text: str, event: Any) -> dict[Any, Any]:
+        do, _, _ = parts.pressed(event)
+        room = chatroom.room(self.context.home, window)
+        if do == "stop":
+            if (talk := self._talk(room)) is not None:
+                self.context.talks.stop(talk)
+            return {}  # who follows the talk shows it
+        if not text.strip():
+            return {}
+        return self._ask(window, room, text)
+
+    def _ask(self, window: Window, room: Room, text: str, expected: str | None = None) -> dict[Any, Any]:
+        """Put a question, or put an edited one otherwise, and have it answered."""
+        self._check(window, room)
+        record, editing = chatroom.begun(self.context.home, window, room), window["chat_editing"]
+        if editing is None:
+            record.ask(text, expected)
+        else:
+            record.edit(int(editing), text)
+        window.set(chat_editing=None, chat_message=None, chat_asked=text, chat_removed=None)
+        return {self.message: "", **self._answer(window, room, record)}
+
+    def _answer(self, window: Window, room: Room, record: Record) -> dict[Any, Any]:
+        assert record.history is not None
+        window.set(conversation=record.history.id)
+        chatroom.saw(window)
+        self.context.talks.begin("answer", record.history.id, chatroom.answering(window, room, record), room.answerers)
+        return self._draw(window, live=True)
+
+    def _check(self, window: Window, room: Room) -> None:
+        """Before anything is changed: what would keep it from being answered."""
+        chatroom.sampling(window)
+        if room.folder is None:
+            choices.opened(self.context.home, room.model or DEFAULT_MODEL)  # raises what is wrong with it
+        if room.id:
+            self.context.talks.check_free(room.id)
+
+    def _press(self, window: Window, event: Any) -> Iterator[dict[Any, Any]]:
+        do, value, data = parts.pressed(event)
+        room = chatroom.room(self.context.home, window)
+        name = data.get("key", value)
+        if do == "go":
+            yield {self.context.nav: self.context.go(window, value)}
+        elif do in ("toggle", "only"):
+            yield from self._choose_who(window, room, do, name)
+        elif do in ("load", "unload"):
+            yield from self._hold(window, room, do)
+        else:
+            yield self._done(window, room, do, value, data)
+
+    def _done(self, window: Window, room: Room, do: str, value: str, data: Mapping[str, str]) -> dict[Any, Any]:
+        """Whatever is done at once."""
+        context, home, more = self.context, self.context.home, dict[Any, Any]()
+        match do:
+            case "new":
+                chatroom.begin_anew(window)
+                window.set(chat_removed=None)
+            case "open":
+                chatroom.show(home, window, value)
+                window.set(chat_removed=None)
+                more = self.panel.shown(window)
+            case "rename":
+                window.set(chat_renaming=value or None)
+            case "renamed":
+                conversations.rename(home, value, str(data.get("title", "")))
+                window.set(chat_renaming=None)
+            case "remove":
+                self._remove(window, value)
+            case "undo":
+                chatroom.show(home, window, conversations.restore(home, str((window["chat_removed"] or {}).get("key"))))
+                window.set(chat_removed=None)
+            case "trash.back":
+                chatroom.show(home, window, conversations.restore(home, value))
+                more = self.panel.shown(window)
+            case "trash.empty":
+                trashbox.empty(context, conversations.KIND)
+                window.set(chat_removed=None)
+            case "model":
+                window.set(chat_model=value)
+            case "settings":
+                window.set(chat_settings=None if window["chat_settings"] else True)
+                more = self.panel.shown(window)
+            case "others":
+                window.set(chat_examples=int(window["chat_examples"] or 0) + bar.OFFERED)
+            case "edit":
+                more = self._edit(window, room, value)
+            case "choose":
+                Record(room.history).choose(value or None)
+                window.set(chat_lead=value)
+            case "again" if room.history is not None:
+                self._check(window, room)
+                record = chatroom.begun(home, window, room)
+                record.again()
+                return self._answer(window, room, record)
+            case "try":
+                example = bar.held_out(room)[int(value)]
+                window.set(chat_system=example.system or None)
+                return {**self._ask(window, room, example.question, example.wanted), self.panel.system: example.system}
+            case "notice.close":
+                context.talks.forget(room.id)
+        return {**more, **self._draw(window, live=True)}
+
+    def _edit(self, window: Window, room: Room, value: str) -> dict[Any, Any]:
+        if not value:
+            window.set(chat_editing=None, chat_message=None)
+            return {self.message: ""}
+        question = room.conversation.exchanges[int(value)].question or ""
+        window.set(chat_editing=int(value), chat_message=question)
+        return {self.message: question}
+
+    def _remove(self, window: Window, id: str) -> None:  # noqa: A002 - the conversation's
+        self.context.talks.check_free(id)
+        name = conversations.read(conversations.open_one(self.context.home, id)).name
+        key = conversations.remove(self.context.home, id)
+        self.context.talks.forget(id)
+        window.set(chat_removed={"key": key, "name": name})
+        if window["conversation"] == id:
+            chatroom.begin_anew(window)
+
+    def _choose_who(self, window: Window, room: Room, do: str, name: str) -> Iterator[dict[Any, Any]]:
+        """Who answers from now on; one that answers alone is swapped in at once, where the base is in memory."""
+        if do == "only":
+            chatroom.only(window, name)
+        elif not chatroom.toggle(window, room, name):
+            return
+        self._notes.pop(window.name, None)
+        yield self._draw(window, live=True)
+        room = chatroom.room(self.context.home, window)
+        opened, talks = self.context.talks.opened, self.context.talks
+        loaded = opened is not None and room.folder is not None and opened["path"] == str(room.folder.path)
+        if len(room.answerers) > 1 or not loaded or talks.under_way():
+            return
+        values = {**chatroom.request(window, room), "answerer": room.leading}
+        talk = talks.begin("use", f"use {window.name}", values)
+        result = yield from self._until_ended(window, talk)
+        if result is not None:
+            who = room.leading or self.t("common.base")
+            self._notes[window.name] = self.t("chat.answers_now", name=who, n=self.context.f.number(result["ms"], 1))
+            yield self._draw(window, live=False)
+
+    def _hold(self, window: Window, room: Room, do: str) -> Iterator[dict[Any, Any]]:
+        """Load what is chosen, or give its memory back."""
+        talks = self.context.talks
+        if do == "unload":
+            talks.unload()
+            yield self._draw(window, live=True)
+            return
+        talk = talks.begin("open", f"open {window.name}", chatroom.request(window, room))
+        yield from self._until_ended(window, talk)
+
+    def _until_ended(self, window: Window, talk: Talk) -> Generator[dict[Any, Any], None, Mapping[str, Any] | None]:
+        """Follow a request that answers nothing; returns its result. Raises what it failed with."""
+        version = -1
+        while not talk.ended:
+            version = talk.wait(version, 1.0)
+            yield self._draw(window, live=False)
+        self.context.talks.forget(talk.conversation)
+        yield self._draw(window, live=False)
+        if talk.error is not None:
+            raise talk.error
+        return talk.result

@@ -1,0 +1,228 @@
+"""What a window's chat is about, out of its memory: the conversation, the base, who answers, how.
+
+Keys of the window's memory: "conversation", "adapters" (those that answer), "model" are shared with other pages; its own are
+chat_model (chosen here), chat_base (the base answers too), chat_lead, chat_system, chat_sampling (as typed), chat_backend,
+chat_precision, chat_message, chat_editing, chat_seen (what other pages had asked for when it was last looked at).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.adapters.library import is_adapter
+from finetune_local.chat import choices, conversations
+from finetune_local.chat import history as histories
+from finetune_local.chat.choices import MOST_ANSWERERS, Offer
+from finetune_local.chat.history import Conversation, History
+from finetune_local.chat.record import Record
+from finetune_local.inference.sampling import Sampling
+from finetune_local.system.errors import ModelError, SpecError
+from finetune_local.system.fields import parse
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.windows import Window
+    from finetune_local.models.folder import ModelFolder
+    from finetune_local.system.paths import Home
+
+BASE = ""
+"""The base among the names of those who answer, where JSON or HTML cannot hold None."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """One window's chat at one moment. `folder` is None where the base is not on this machine, `missing` says so then."""
+
+    history: History | None
+    conversation: Conversation
+    model: str | None
+    folder: ModelFolder | None
+    missing: str
+    offers: tuple[Offer, ...]
+    answerers: tuple[str | None, ...]
+    leading: str | None
+
+    @property
+    def id(self) -> str:
+        """The conversation's; "" before it is begun."""
+        return self.history.id if self.history else ""
+
+    @property
+    def adapters(self) -> list[str]:
+        """The adapters among those who answer."""
+        return [name for name in self.answerers if name is not None]
+
+
+def enter(home: Home, window: Window) -> None:
+    """Take up what another page asked for: a conversation, or adapters to chat with."""
+    asked = [window["conversation"], list(window["adapters"] or ())]
+    seen = window["chat_seen"] or [None, []]
+    if asked == seen:
+        return
+    if asked[0] and asked[0] != seen[0]:
+        show(home, window, str(asked[0]))
+    elif asked[1] != seen[1] and asked[1]:
+        model = window["chat_model"] or window["model"]
+        if not _fit(home, model, asked[1]):
+            window.set(conversation=None, chat_model=choices.base(home, None, asked[1]))
+        alone = len(asked[1]) < MOST_ANSWERERS
+        window.set(adapters=asked[1][:MOST_ANSWERERS], chat_base=alone, chat_lead=asked[1][0])
+    saw(window)
+
+
+def _fit(home: Home, model: str | None, adapters: Sequence[str]) -> bool:
+    """Whether all of these adapters can answer with a base."""
+    try:
+        folder = choices.opened(home, model) if model else None
+    except ModelError:
+        folder = None
+    if folder is None:
+        return False
+    return all(not offer.problem for offer in choices.offers(home, folder, adapters) if offer.name in adapters)
+
+
+def show(home: Home, window: Window, id: str) -> None:  # noqa: A002 - the conversation's
+    """Show a kept conversation, with the base and the adapters that answered in it last. Raises SpecError where it is gone."""
+    history = conversations.open_one(home, id)
+    conversation = conversations.read(history)
+    last = next((e for e in reversed(conversation.exchanges) if e.answers), None)
+    named = [answer.adapter for answer in last.answers] if last else []
+    begun = [str(name) for name in conversation.begun.get("adapters", ()) if is_adapter(Path(str(name)))]
+    known = {offer.name for offer in choices.listed(home)}
+    adapters = [name for name in named if name in known] or ([] if None in named else _names(home, begun))
+    chosen = last.answer() if last else None
+    window.set(
+        conversation=id,
+        adapters=list(dict.fromkeys(adapters))[:MOST_ANSWERERS],
+        chat_base=None in named or not adapters,
+        chat_lead=None if chosen is None else chosen.adapter or BASE,
+        chat_model=_model_name(home, conversation.begun.get("model")),
+        chat_system=conversation.system,
+        chat_editing=None,
+    )
+    saw(window)
+
+
+def begin_anew(window: Window) -> None:
+    """A new conversation, with the same base, adapters and system prompt."""
+    window.set(conversation=None, chat_editing=None)
+    saw(window)
+
+
+def saw(window: Window) -> None:
+    """What the window holds now is no news from another page."""
+    window.set(chat_seen=[window["conversation"], list(window["adapters"] or ())])
+
+
+def _names(home: Home, folders: Sequence[str]) -> list[str]:
+    """Adapters by their names in the library; others stay folders."""
+    known = {offer.folder.resolve(): offer.name for offer in choices.listed(home)}
+    return [known.get(Path(folder).resolve(), folder) for folder in folders]
+
+
+def _model_name(home: Home, model: object) -> str | None:
+    """A base as it is chosen here: by its name where it lies in the home."""
+    if not model:
+        return None
+    path = Path(str(model))
+    return path.name if path.is_absolute() and path.parent == home.models.absolute() else str(model)
+
+
+def room(home: Home, window: Window) -> Room:
+    """See Room."""
+    history, conversation = None, Conversation()
+    if window["conversation"]:
+        try:
+            history = conversations.open_one(home, str(window["conversation"]))
+            conversation = conversations.read(history)
+        except SpecError:
+            window.set(conversation=None)  # thrown away in another window, or by hand
+            saw(window)
+    wanted = [str(name) for name in window["adapters"] or ()]
+    model = window["chat_model"] or choices.base(home, window["model"], wanted)
+    folder, missing = None, ""
+    try:
+        folder = choices.opened(home, model) if model else None
+    except ModelError as error:
+        missing = str(error)
+    offers = tuple(choices.offers(home, folder, wanted)) if folder is not None else ()
+    good = {offer.name for offer in offers if not offer.problem}
+    adapters = [name for name in wanted if name in good]
+    base = window["chat_base"] in (None, True) or not adapters
+    answerers = (*((None,) if base else ()), *adapters)[:MOST_ANSWERERS]
+    return Room(history, conversation, model, folder, missing, offers, answerers, _leading(window, answerers))
+
+
+def _leading(window: Window, answerers: Sequence[str | None]) -> str | None:
+    """Whose answer the conversation goes on with: that of the one chosen last, else of the adapter added last."""
+    lead = None if window["chat_lead"] == BASE else window["chat_lead"]
+    chosen = window["chat_lead"] is not None and lead in answerers
+    return lead if chosen else answerers[-1]
+
+
+def toggle(window: Window, chat: Room, name: str) -> bool:
+    """Let an adapter (BASE: the base) answer, or not any more. One at least answers; False where nothing changed."""
+    wanted = None if name == BASE else name
+    answerers = list(chat.answerers)
+    if wanted in answerers:
+        if len(answerers) == 1:
+            return False
+        answerers.remove(wanted)
+    elif len(answerers) < MOST_ANSWERERS:
+        answerers.append(wanted)
+    else:
+        return False
+    _answer_by(window, answerers)
+    return True
+
+
+def only(window: Window, name: str) -> None:
+    """Let one alone answer from now on."""
+    _answer_by(window, [None if name == BASE else name])
+
+
+def _answer_by(window: Window, answerers: Sequence[str | None]) -> None:
+    adapters = [name for name in answerers if name is not None]
+    window.set(adapters=adapters, chat_base=None in answerers)
+    saw(window)
+
+
+def sampling(window: Window) -> Sampling:
+    """The sampling settings as they are typed. Raises SpecError with a sentence for each that cannot be."""
+    return parse(Sampling, window["chat_sampling"] or {}, "sampling")
+
+
+def request(window: Window, chat: Room) -> dict[str, Any]:
+    """What the worker is asked for with whatever it does."""
+    return {
+        "model": str(chat.folder.path) if chat.folder is not None else chat.model,
+        "adapters": chat.adapters,
+        "backend": window["chat_backend"] or "auto",
+        "precision": window["chat_precision"] or None,
+    }
+
+
+def answering(window: Window, chat: Room, record: Record) -> Mapping[str, Any]:
+    """The request to answer the open question of a record that is kept. Raises SpecError."""
+    assert record.history is not None
+    return {
+        **request(window, chat),
+        "conversation": record.history.id,
+        "answerers": list(chat.answerers),
+        "leading": chat.leading,
+        "sampling": sampling(window).model_dump(),
+    }
+
+
+def begun(home: Home, window: Window, chat: Room) -> Record:
+    """The conversation's record; of a new one with what it is begun with. Its system prompt is the window's from now on."""
+    history = chat.history
+    if history is None:
+        folders = {offer.name: str(offer.folder.resolve()) for offer in chat.offers}
+        model = str(chat.folder.path) if chat.folder is not None else chat.model
+        history = histories.new(home, {"model": model, "adapters": [folders[name] for name in chat.adapters]})
+    record = Record(history)
+    record.set_system(str(window["chat_system"] or "").strip())
+    return record

@@ -1,0 +1,208 @@
+"""How a conversation looks: questions, answers side by side, the answer under way, what failed. All of it is escaped text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.chat.client import Growing, Talk
+from finetune_local.chat.history import Answer, Exchange
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.shell import notice
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Html, h
+from finetune_local.system.errors import FinetuneError
+
+if TYPE_CHECKING:
+    from finetune_local.gui.i18n.formats import Formats
+    from finetune_local.gui.i18n.strings import Strings
+    from finetune_local.gui.pages.chat.room import Room
+
+_COLOURS = 6
+
+
+class ChatView:
+    """Draws with one language's words and formats."""
+
+    def __init__(self, t: Strings, f: Formats) -> None:
+        self.t, self.f = t, f
+
+    # ── what was said ──────────────────────────────────────────────────────────────────────────────────────
+
+    def transcript(self, room: Room, talk: Talk | None, editing: int | None) -> Html:
+        """All exchanges that are on disk."""
+        busy = talk is not None and not talk.ended
+        exchanges = room.conversation.exchanges
+        last = len(exchanges) - 1
+        return h(
+            "ol",
+            [self._exchange(e, n, n == last, busy, n == editing, talk) for n, e in enumerate(exchanges)],
+            class_="exchanges",
+            aria_label=self.t("chat.transcript"),
+        )
+
+    def _exchange(
+        self, exchange: Exchange, number: int, last: bool, busy: bool, edited: bool, talk: Talk | None
+    ) -> Html:
+        waiting = exchange.chosen is None and not exchange.answers
+        answers = [self._answer(answer, n, exchange, last=last, busy=busy) for n, answer in enumerate(exchange.answers)]
+        beside = self._wanted(exchange.expected)
+        if last and busy and exchange.chosen is None:
+            answers, beside = [], None  # the view of the answer under way shows them
+        return h(
+            "li",
+            self._question(exchange.question, number, busy, edited) if exchange.question is not None else None,
+            _columns([*answers, beside]) if answers or (beside and not busy) else None,
+            self._unanswered() if last and waiting and talk is None else None,
+            class_="exchange",
+        )
+
+    def _question(self, text: str, number: int, busy: bool, edited: bool) -> Html:
+        t = self.t
+        tools = h(
+            "div",
+            parts.button(t("chat.edit"), "edit", number, kind="quiet small", disabled=busy),
+            self._copy(text),
+            class_="tools",
+        )
+        return h(
+            "div",
+            h("h2", t("chat.you"), class_="unseen"),
+            h("div", text, class_="text"),
+            tools,
+            class_="question edited" if edited else "question",
+        )
+
+    def _answer(self, answer: Answer, number: int, exchange: Exchange, *, last: bool, busy: bool) -> Html:
+        t, several = self.t, len(exchange.answers) > 1
+        chosen = several and exchange.chosen == number
+        tools = [self._copy(answer.content)]
+        if last and several and not chosen:
+            tools.append(
+                parts.button(t("chat.go_on_with"), "choose", answer.adapter or "", kind="small", disabled=busy)
+            )
+        if last and (exchange.chosen == number or (exchange.chosen is None and number == 0)):
+            tools.insert(0, parts.button(t("chat.again"), "again", kind="quiet small", disabled=busy))
+        return self._column(
+            answer.adapter,
+            _text(answer.content, several),
+            self._facts(answer.facts),
+            h("div", *tools, class_="tools"),
+            mark=parts.badge(t("chat.chosen"), "good") if chosen and last else None,
+            class_="answer chosen" if chosen or not several else "answer beside",
+        )
+
+    def _column(self, adapter: str | None, *inside: Any, mark: Html | None, class_: str) -> Html:
+        head = h("header", h("h2", adapter or self.t("common.base")), mark)
+        return h("article", head, *inside, class_=f"{class_} {_colour(adapter)}")
+
+    def _wanted(self, text: str | None) -> Html | None:
+        if text is None:
+            return None
+        head = h("header", h("h2", self.t("chat.wanted")))
+        note = h("p", self.t("chat.wanted_note"), class_="measured")
+        return h("article", head, h("div", text, class_="text"), note, class_="answer wanted")
+
+    def _unanswered(self) -> Html:
+        label = parts.button(self.t("chat.answer_it"), "again", kind="small")
+        return h("div", h("p", self.t("chat.unanswered")), label, class_="hint row between")
+
+    def _copy(self, text: str) -> Html:
+        return h("button", self.t("common.copy"), type="button", class_="button quiet small", data_copy=text)
+
+    def _facts(self, facts: Mapping[str, Any]) -> Html | None:
+        """What was measured of an answer, and what the user should know of it."""
+        t, f, said = self.t, self.f, []
+        if tokens := facts.get("tokens"):
+            said.append(t("chat.tokens", n=f.number(tokens)))
+            if (speed := _speed(facts)) is not None:
+                said.append(t("chat.speed", n=f.number(speed, 1)))
+        if facts.get("first_seconds"):
+            said.append(t("chat.first", n=f.number(facts["first_seconds"], 1)))
+        if facts.get("swap_ms") is not None:
+            said.append(t("chat.swapped", n=f.number(facts["swap_ms"], 1)))
+        warn = []
+        if facts.get("stop") == "length":
+            warn.append(t("chat.cut"))
+        elif facts.get("stop") == "interrupted":
+            warn.append(t("chat.stopped"))
+        if facts.get("left_out"):
+            warn.append(t("chat.left_out", n=f.number(facts["left_out"])))
+        if not said and not warn:
+            return None
+        return h("p", " · ".join(said), [h("span", text, class_="warn") for text in warn], class_="measured")
+
+    # ── what is being said ─────────────────────────────────────────────────────────────────────────────────
+
+    def live(self, talk: Talk | None, expected: str | None, *, alone: bool = True) -> Html:
+        """The answer under way, or why it did not come. `alone`: no other conversation is being answered."""
+        if talk is None or talk.do != "answer":
+            return Html("")
+        if talk.ended:
+            return self._failed(talk.error) if talk.error is not None else Html("")
+        columns = [self._growing(name, growing, talk, alone) for name, growing in talk.answers.items()]
+        notes = [h("p", sentence(self.t, text), class_="hint") for text in talk.notes]
+        return h("div", *notes, _columns([*columns, self._wanted(expected)]), class_="exchange", aria_busy="true")
+
+    def _growing(self, name: str | None, growing: Growing, talk: Talk, alone: bool) -> Html:
+        t, f = self.t, self.f
+        if growing.turn is not None:
+            under: Html | None = self._facts(growing.turn)
+        elif growing.tokens > 1 and growing.seconds > 0:
+            speed = (growing.tokens - 1) / growing.seconds
+            said = [t("chat.tokens", n=f.number(growing.tokens)), t("chat.speed", n=f.number(speed, 1))]
+            under = h("p", " · ".join(said), class_="measured")
+        else:
+            under = h("p", self._doing(growing, talk, alone), class_="measured")
+        text = _text(growing.text, len(talk.answers) > 1, "" if growing.turn else "growing", f"live {name}")
+        return self._column(name, text, under, mark=None, class_="answer")
+
+    def _doing(self, growing: Growing, talk: Talk, alone: bool) -> str:
+        if growing.begun:
+            return self.t("chat.reading")
+        if talk.phase == "waiting":
+            return self.t("chat.starting") if alone else self.t("chat.waiting")
+        if talk.phase == "loading":
+            return self.t("chat.loading")
+        return self.t("chat.in_turn")
+
+    def _failed(self, error: Exception) -> Html:
+        t = self.t
+        again = parts.button(t("chat.try_again"), "again", kind="small primary")
+        if isinstance(error, FinetuneError):
+            title = t.get(f"errors.{type(error).__name__}") or t("errors.UserError")
+            lines = [h("p", line) for line in sentence(t, str(error)).splitlines()]
+            inside = h("div", h("strong", title), *lines, class_="grow")
+            return h("div", inside, again, class_="hint bad failed row", role="alert")
+        return h("div", notice.defect(t, str(error)), again, class_="failed")
+
+
+def _speed(facts: Mapping[str, Any]) -> float | None:
+    """Tokens a second, without the time in which the question was read."""
+    tokens, seconds = int(facts.get("tokens") or 0), float(facts.get("seconds") or 0)
+    first = float(facts.get("first_seconds") or 0)
+    if tokens > 1 and 0 < first < seconds:
+        return (tokens - 1) / (seconds - first)
+    return tokens / seconds if tokens and seconds else None
+
+
+def _text(text: str, several: bool, more: str = "", growing: str | None = None) -> Html:
+    """An answer's text. Beside others a long one scrolls by itself, and where it grows it shows its end (app.js)."""
+    return h(
+        "div",
+        text,
+        class_=f"text {more}".strip(),
+        tabindex="0" if several else None,
+        data_scroll=growing if several else None,
+        data_end="" if several and growing is not None else None,
+    )
+
+
+def _columns(items: Sequence[Html | None]) -> Html:
+    shown = [item for item in items if item is not None]
+    return h("div", *shown, class_=f"answers of{len(shown)}")
+
+
+def _colour(adapter: str | None) -> str:
+    """A colour of its own for each who answers, the same wherever it answers."""
+    return "c6" if adapter is None else f"c{sum(adapter.encode()) % (_COLOURS - 1) + 1}"

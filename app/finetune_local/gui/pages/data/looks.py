@@ -1,0 +1,160 @@
+"""Looks at data files in the background: the desk reads them, a page shows what is known so far and never waits for a big file.
+
+The rows that are shown come first, as they come quickly; then all that there is to know. Where other rows are asked for meanwhile,
+the long look is left, the rows are fetched, and it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune_local.runtime.rpc import Asked, Service
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.paths import located
+from finetune_local.system.untrusted.text import parse_json
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a window wants to know. `settings` are those of [data], as JSON; `files` tells their size and age on disk."""
+
+    settings: str
+    model: str
+    files: tuple[tuple[str, int, int], ...]
+    models: float = 0.0
+    first: int = 0
+    count: int = 10
+    row: int = 0
+
+    @property
+    def whole(self) -> Question:
+        """Without which rows are shown: what the long look depends on."""
+        return replace(self, first=0, row=0)
+
+
+def question(settings: Mapping[str, Any], model: str, models: Path, first: int, count: int, row: int) -> Question:
+    """A question about files as they are on disk now, for a model of those in `models`."""
+    names = [*settings.get("files", ()), *settings.get("validation_files", ())]
+    asked = json.dumps(settings, ensure_ascii=False)
+    return Question(asked, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row)
+
+
+class Look:
+    """One window's. `rows` and `found` are what gui/lookups/calls/inspect.py answers, or None; `share` is how far the long look is."""
+
+    def __init__(self, desk: Service) -> None:
+        self._desk = desk
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._asked: Asked | None = None
+        self._question: Question | None = None
+        self._rows_of: Question | None = None
+        self._found_of: Question | None = None
+        self.rows: Mapping[str, Any] | None = None
+        self.found: Mapping[str, Any] | None = None
+        self.share: float | None = None
+        self.problem: Exception | None = None
+        self.version = 0
+        """Another one whenever there is something new to show."""
+
+    @property
+    def working(self) -> bool:
+        """Whether there is more to come."""
+        return self._thread is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether `found` is all there is to know of what was asked last."""
+        return self._question is not None and self._found_of == self._question.whole and self.problem is None
+
+    def ask(self, wanted: Question) -> None:
+        """Look at this from now on; what is known already is not looked up again."""
+        with self._changed:
+            if wanted == self._question and self.problem is None:
+                return
+            if self._question is None or wanted.files != self._question.files:
+                self.rows = self.found = None
+            self._question, self.problem = wanted, None
+            self.version += 1
+            asked = self._asked
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="look", daemon=True)
+                self._thread.start()
+        if asked is not None:
+            asked.stop()
+
+    def wait(self, seconds: float) -> None:
+        """Until everything is known, but not longer."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while self._thread is not None and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                wanted = self._question
+                rows, whole = self._rows_of != wanted, wanted is not None and self._found_of != wanted.whole
+                if wanted is None or not (rows or whole):
+                    self._thread = None
+                    self.version += 1
+                    self._changed.notify_all()
+                    return
+            try:
+                if rows:
+                    self._ask_rows(wanted)
+                else:
+                    self._ask_all(wanted)
+            except (FinetuneError, RuntimeError, OSError) as error:
+                with self._changed:
+                    if wanted == self._question:
+                        self.problem, self._rows_of, self._found_of = error, wanted, wanted.whole
+
+    def _ask_rows(self, wanted: Question) -> None:
+        shown = {"first": wanted.first, "count": wanted.count, "row": wanted.row}
+        rows = self._desk.ask("inspect", what="rows", settings=parse_json(wanted.settings), model=wanted.model, **shown)
+        with self._changed:
+            if wanted == self._question:
+                self.rows, self._rows_of = rows, wanted
+                self.version += 1
+
+    def _ask_all(self, wanted: Question) -> None:
+        asked = self._desk.follow("inspect", what="all", settings=parse_json(wanted.settings), model=wanted.model)
+        with self._changed:
+            self._asked, self.share = asked, 0.0
+            other = wanted != self._question
+        if other:
+            asked.stop()
+        found: Mapping[str, Any] = {}
+        try:
+            while True:
+                event = next(asked)
+                with self._changed:
+                    if self._question is not None and wanted.whole == self._question.whole:
+                        self.found = event.get("found", self.found)
+                        self.share = event.get("done", self.share)
+                        self.version += 1
+        except StopIteration as end:
+            found = end.value
+        finally:
+            with self._changed:
+                self._asked = None
+        with self._changed:
+            if self._question is not None and wanted.whole == self._question.whole:
+                self.found = found
+                self._found_of = wanted.whole if found["complete"] else None
+                self.version += 1
+
+
+def _stamp(name: str) -> tuple[str, int, int]:
+    with suppress(OSError, ValueError):
+        state = located(name).stat()
+        return name, state.st_size, state.st_mtime_ns
+    return name, -1, 0

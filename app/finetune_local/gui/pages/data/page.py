@@ -1,0 +1,238 @@
+"""Data: which files, what is in them, what of it is learned, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.data import changes, forms, looks
+from finetune_local.gui.pages.data import rows as datarows
+from finetune_local.gui.pages.data import view as dataview
+from finetune_local.gui.pages.train.setup import chosen_model
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Html, h
+from finetune_local.system.errors import FinetuneError
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+TITLE, ORDER = "nav.data", 20
+PATIENT_SECONDS = 1.2
+"""How long a press waits for what it asked for, so that small files do not flicker."""
+
+
+def build(context: Context) -> None:
+    """See main.py."""
+    Page(context).build()
+
+
+class Page:
+    """One server's data page; each window has its own Look."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._looks: WeakKeyDictionary[Window, looks.Look] = WeakKeyDictionary()
+
+    def build(self) -> None:
+        """Make the components and wire them."""
+        import gradio as gr
+
+        context, t = self.context, self.context.t
+        self.head = parts.view(id="data-head")
+        drop = h("div", h("strong", t("data.drop")), h("p", t("data.drop_formats"), class_="soft"))
+        with gr.Column(elem_id="data-drop", elem_classes=["drop-here"]):
+            parts.view(drop)
+            with gr.Row(elem_id="data-add-row"):
+                self.upload = gr.UploadButton(t("data.choose"), file_count="multiple", elem_id="data-upload", size="md")
+                self.add = parts.view(id="data-add")
+        self.files = parts.view(id="data-files")
+        with gr.Row(elem_id="data-body"):
+            with gr.Column(elem_id="data-main"):
+                self.state = parts.view(id="data-state")  # by itself: it changes each second, the rest does not
+                self.main = parts.view(id="data-found")
+            with gr.Column(elem_id="data-side"):
+                self.side = parts.view(id="data-how")
+        views = [self.head, self.add, self.files, self.state, self.main, self.side]
+        context.on_show("data", self.show, views)
+        context.on_tick("data", self.tick, views)
+        context.on(self.upload.upload, self.uploaded, self.upload, [*views, self.upload])
+        for view in views:
+            context.on(view.click, self.press, None, [*views, context.nav])
+
+    # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def show(self, window: Window) -> dict[Any, Any]:
+        """The page comes into view: what is on disk may have changed."""
+        self._ask(window)
+        return self._draw(window)
+
+    def tick(self, window: Window) -> dict[Any, Any]:
+        """There may be more of a big file."""
+        if window.shown.get("data_version") == self._look(window).version:
+            return {}
+        return self._draw(window)
+
+    def _draw(self, window: Window) -> dict[Any, Any]:
+        """The views that have changed."""
+        t, f = self.context.t, self.context.f
+        look, settings = self._look(window), changes.settings_of(window)
+        window.shown["data_version"] = look.version
+        if look.complete and look.found and (facts := changes.facts(look.found)) is not None:
+            window.set(data_facts=facts)
+        found = look.found if settings.get("files") else None
+        drawn = {
+            self.head: self._header(look, settings),
+            self.add: self._adding(len(changes.files_of(settings))),
+            self.files: dataview.files_card(t, f, settings, found) if changes.files_of(settings) else "",
+            self.state: self._state(look) if settings.get("files") else "",
+            self.main: self._found(window, look, settings),
+            self.side: self._how(settings, found) if settings.get("files") else "",
+        }
+        return {view: html for view, html in drawn.items() if window.changed(f"data {view.elem_id}", html)}
+
+    def _header(self, look: looks.Look, settings: Mapping[str, Any]) -> Html:
+        t = self.context.t
+        ready = bool(settings.get("files")) and not (look.complete and look.found and not changes.usable(look.found))
+        button = parts.button(t("data.train"), "data.train", kind="primary", disabled=not ready)
+        return parts.header(t("data.title"), t("data.lead"), button if changes.files_of(settings) else None)
+
+    def _adding(self, known: int) -> Html:
+        """A path that was taken over is gone from its field."""
+        t = self.context.t
+        browse = h(
+            "button",
+            t("common.browse"),
+            type="button",
+            class_="button needs-window",
+            data_pick="file",
+            data_into="data-path",
+        )
+        path = h(
+            "form",
+            h("label", t("data.path"), for_="data-path-field"),
+            h(
+                "span",
+                h(
+                    "input",
+                    id="data-path-field",
+                    name_="where",  # a field called "path" would be a file to Gradio
+                    type="text",
+                    autocomplete="off",
+                    spellcheck="false",
+                    placeholder=t("data.path_hint"),
+                    data_do="data.path",
+                    data_fresh=known,
+                ),
+                id="data-path",
+                class_="grow",
+            ),
+            h("button", t("data.add"), type="submit", class_="button"),
+            browse,
+            data_do="data.path",
+            class_="row",
+        )
+        example = parts.button(t("data.example"), "data.example", title=t("data.example_title"))
+        return h("div", example, path, class_="row")
+
+    def _found(self, window: Window, look: looks.Look, settings: Mapping[str, Any]) -> Html | str:
+        t, f = self.context.t, self.context.f
+        if not settings.get("files"):
+            if changes.files_of(settings):
+                return h("p", t("data.nothing_to_learn"), class_="hint warn")
+            return dataview.examples_card(t)
+        found, rows = look.found, look.rows
+        shown: list[Any] = []
+        readable = found["readable"] if found and found["complete"] else None
+        row = int(window["data_row"] or 0)
+        if found is not None:
+            shown += [
+                dataview.figures(t, f, found),
+                forms.columns_card(t, f, settings, found),
+                forms.speakers_card(t, f, settings, found),
+                dataview.notes(t, f, found, chosen_model(self.context, window), settings.get("assistant")),
+            ]
+        if rows is not None and rows["rows"]:
+            shown += [
+                datarows.rows_card(t, f, rows, readable, row),
+                datarows.mask_card(t, f, rows, row, readable),
+            ]
+        if found is not None:
+            shown += [dataview.lengths_card(t, f, found), dataview.rejected_card(t, f, found)]
+        return h("div", shown, class_="stack")
+
+    def _how(self, settings: Mapping[str, Any], found: Mapping[str, Any] | None) -> Html:
+        t, f = self.context.t, self.context.f
+        cards = [forms.how_card(t, f, settings, found)]
+        if found is not None:
+            cards.append(forms.personal_card(t, f, settings, found))
+        return h("div", cards, class_="stack")
+
+    def _state(self, look: looks.Look) -> Html | str:
+        """That it is being looked at, or why it cannot be."""
+        t, f, found = self.context.t, self.context.f, look.found
+        if look.problem is not None:
+            if not isinstance(look.problem, FinetuneError):
+                raise look.problem  # a defect: shown by the notice, with its traceback
+            again = parts.button(t("data.look_again"), "data.again", kind="small")
+            return h("div", h("p", sentence(t, str(look.problem))), again, class_="hint bad")
+        if not look.working:
+            return ""
+        partly = found is not None and not found["complete"]
+        text = t("data.looking_so_far", n=f.number(found["report"]["rows"])) if found and partly else t("data.looking")
+        return parts.card(parts.progress(t, f, text, look.share if partly else None))
+
+    # ── what a press does ──────────────────────────────────────────────────────────────────────────────────
+
+    def press(self, window: Window, event: Any) -> dict[Any, Any]:
+        """A button, a select or a form of any of the views."""
+        do, value, data = parts.pressed(event)
+        settings = changes.settings_of(window)
+        match do:
+            case "data.train":
+                return {self.context.nav: self.context.go(window, "train", data=settings)}
+            case "data.model":
+                return {self.context.nav: self.context.go(window, "model")}
+            case "data.page":
+                window.set(data_first=int(value), data_row=int(value))
+            case "data.row":
+                row = max(0, int(value))
+                first = int(window["data_first"] or 0)
+                window.set(
+                    data_row=row,
+                    data_first=first if first <= row < first + datarows.PAGE else row - row % datarows.PAGE,
+                )
+            case "data.again":
+                self._looks.pop(window, None)
+            case _:
+                found = self._look(window).found or {}
+                changes.keep(self.context, window, changes.changed(self.context, settings, found, do, value, data))
+        return self._answered(window)
+
+    def uploaded(self, window: Window, names: Sequence[str] | None) -> dict[Any, Any]:
+        """Files were dropped or chosen."""
+        settings = changes.uploaded(self.context, changes.settings_of(window), names or ())
+        changes.keep(self.context, window, settings)
+        return {**self._answered(window), self.upload: None}
+
+    # ── what is known ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _look(self, window: Window) -> looks.Look:
+        if window not in self._looks:
+            self._looks[window] = looks.Look(self.context.desk)
+        return self._looks[window]
+
+    def _ask(self, window: Window) -> None:
+        settings = changes.settings_of(window)
+        if settings.get("files"):
+            first, row = int(window["data_first"] or 0), int(window["data_row"] or 0)
+            model = chosen_model(self.context, window)
+            models = self.context.home.models
+            self._look(window).ask(looks.question(settings, model, models, first, datarows.PAGE, row))
+
+    def _answered(self, window: Window) -> dict[Any, Any]:
+        self._ask(window)
+        self._look(window).wait(PATIENT_SECONDS)
+        return self._draw(window)

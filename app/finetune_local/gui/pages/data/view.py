@@ -1,0 +1,261 @@
+"""The data page's answers: the files in use, what is in them, how long their rows are, which cannot be used and why."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_local.data.formats import formats
+from finetune_local.gui.i18n.formats import Formats
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.data.rows import data_text, told
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Html, h, join
+
+REJECTED_SHOWN = 50
+_LINES_SHOWN = 8
+_EXAMPLES = {
+    "questions": '{"prompt": "…", "completion": "…"}',
+    "conversations": '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
+    "table": "question,answer\n…,…",
+    "chat": "[31/12/2025, 10:15] Alice: …\n[31/12/2025, 10:16] Bob: …",
+    "text": '{"text": "…"}',
+}
+_BARS = 12
+_UNUSED_SHOWN = 8
+
+Values = Mapping[str, Any]
+
+
+def files_card(t: Strings, f: Formats, settings: Values, found: Values | None) -> Html:
+    """The files, each with how it was read, what it is for, and a way to remove it."""
+    known = {file["name"]: file for file in (*found["report"]["files"], *found["validation"])} if found else {}
+    problems = {problem["file"]: problem["message"] for problem in found["problems"]} if found else {}
+    rows = [
+        _file(t, f, name, use, known.get(name), problems.get(name, ""))
+        for use, key in (("train", "files"), ("validate", "validation_files"))
+        for name in settings.get(key, ())
+    ]
+    general = [h("p", told(t, text), class_="hint bad") for file, text in problems.items() if not file]
+    return parts.card(h("ul", rows, class_="data-files"), *general, title=t("data.files"))
+
+
+def _file(t: Strings, f: Formats, name: str, use: str, read: Values | None, problem: str) -> Html:
+    short = Path(name).name
+    facts: list[str] = []
+    if read is not None:
+        known = formats().get(read["format"])
+        facts = [
+            sentence(t, known.title) if known is not None else t("data.format_unknown"),
+            t(f"data.container_{read['container']}"),
+            read["encoding"].upper(),
+            f.size(read["bytes"]),
+        ]
+    uses = [h("option", t(f"data.use_{one}"), value=one, selected=one == use) for one in ("train", "validate")]
+    return h(
+        "li",
+        h(
+            "div",
+            h("strong", data_text(short), title=name),
+            h("span", " · ".join(facts), class_="soft") if facts else None,
+            h("p", sentence(t, problem), class_="hint bad") if problem else None,
+            class_="grow",
+        ),
+        h(
+            "select",
+            uses,
+            data_do="data.use",
+            data_value=name,
+            data_fresh=f"{name} {use}",
+            aria_label=t("data.use", file=short),
+        ),
+        parts.button(
+            t("data.remove"), "data.remove", name, kind="small quiet", title=t("data.remove_file", file=short)
+        ),
+    )
+
+
+def figures(t: Strings, f: Formats, found: Values) -> Html:
+    """The numbers to look at."""
+    report = found["report"]
+    items = [
+        parts.figure(t("data.used"), f.number(report["used"]), t("data.of_rows", n=f.number(report["rows"]))),
+        parts.figure(t("data.set_aside"), f.number(report["rejected_count"])),
+    ]
+    if report["tokens"]:
+        learned = report["supervised_tokens"]
+        items += [
+            parts.figure(t("data.tokens"), f.number(report["tokens"])),
+            parts.figure(
+                t("data.learned"), f.percent(learned / report["tokens"]), t("data.learned_tokens", n=f.number(learned))
+            ),
+            parts.figure(
+                t("data.longest"), f.number(report["longest"]), t("data.at_most", n=f.number(report["max_length"]))
+            ),
+        ]
+    sides = f"{f.number(report['train_rows'])} / {f.number(report['validation_rows'])}"
+    items.append(parts.figure(t("data.split"), sides, t("data.split_rows")))
+    return parts.figures(*items)
+
+
+def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) -> Html:
+    """What is worth knowing about the data, each in a sentence."""
+    report = found["report"]
+    shown: list[Html] = []
+    told_elsewhere = found["problems"] or found["unknown"] or (found["named"] and not assistant)
+    if found["complete"] and not report["used"] and not told_elsewhere:
+        shown.append(h("div", h("strong", t("data.nothing")), h("p", t("data.nothing_text")), class_="hint bad"))
+    if any(file["format"] == "preference" for file in report["files"]):
+        take = parts.button(t("data.preference_take"), "data.prefer", kind="small") if found["guess"] else None
+        shown.append(h("div", h("p", t("data.preference")), take, class_="hint warn"))
+    if found["model_problem"]:
+        shown.append(_model_problem(t, found["model_problem"], model))
+    for key, value, kind in (
+        ("leaks", report["leaks"], "hint warn"),
+        ("duplicates", report["duplicates"], "hint"),
+        ("cut", report["truncated"], "hint"),
+    ):
+        if value:
+            shown.append(h("p", _counted(t, f, f"data.{key}", value), class_=kind))
+    for file in (*report["files"], *found["validation"]):
+        short = Path(file["name"]).name
+        if file["unused"]:
+            names = ", ".join(file["unused"][:_UNUSED_SHOWN]) + (" …" if len(file["unused"]) > _UNUSED_SHOWN else "")
+            shown.append(h("p", data_text(t("data.unused", file=short, names=names)), class_="hint"))
+        if file["encoding"] not in ("utf-8", "utf-8-sig", "utf-16"):
+            shown.append(
+                h("p", data_text(t("data.read_as", file=short, encoding=file["encoding"])), class_="hint warn")
+            )
+    if found["complete"] and report["used"] and not report["validation_rows"]:
+        shown.append(h("p", t("data.no_validation"), class_="hint"))
+    return join(shown)
+
+
+def _model_problem(t: Strings, problem: str, model: str) -> Html:
+    missing = "no such model here" in problem or "there is no such folder" in problem
+    text = t("data.model_missing", model=model) if missing else f"{t('data.model_problem')} {sentence(t, problem)}"
+    return h("div", h("p", text), parts.button(t("data.get_model"), "data.model", kind="small"), class_="hint")
+
+
+def lengths_card(t: Strings, f: Formats, found: Values) -> Html | None:
+    """How many rows have how many tokens, with the longest that is allowed, and how much of them is learned."""
+    report = found["report"]
+    bars: Sequence[Values] = report["histogram"]
+    if not bars:
+        return None
+    limit = int(report["max_length"])
+    shown = list(bars)
+    while shown[-1]["high"] < limit and len(shown) < _BARS:  # up to the limit, where it is near
+        shown.append({"low": shown[-1]["high"], "high": shown[-1]["high"] * 2, "rows": 0})
+    if shown[-1]["high"] < limit:
+        shown = list(bars)
+    most = max(bar["rows"] for bar in shown)
+    columns = [
+        h(
+            "div",
+            h("span", f.number(bar["rows"]) if bar["rows"] else "", class_="count"),
+            h("i", style=f"height:{max(1.5, 100 * bar['rows'] / most):.1f}%") if bar["rows"] else None,
+            class_="column",
+            title=_counted(
+                t, f, "data.lengths_bar", bar["rows"], low=f.number(bar["low"]), high=f.number(bar["high"] - 1)
+            ),
+        )
+        for bar in shown
+    ]
+    line = None
+    if shown[0]["low"] < limit <= shown[-1]["high"]:
+        at = _place(limit, shown)
+        label = t("data.lengths_limit", n=f.number(limit))
+        line = h("div", h("span", label), class_="limit flip" if at > 0.5 else "limit", style=f"left:{100 * at:.2f}%")
+    spoken = "; ".join(column for column in (_spoken(t, f, bar) for bar in bars) if column)
+    drawing = h(
+        "figure",
+        h("div", columns, line, class_="bars"),
+        h("div", [h("span", f.number(bar["low"])) for bar in shown], class_="axis"),
+        h("figcaption", t("data.lengths_axis")),
+        role="img",
+        aria_label=f"{t('data.lengths_caption')}. {spoken}",
+        class_="histogram",
+    )
+    share = report["supervised_tokens"] / max(1, report["tokens"])
+    below = [
+        h("div", h("i", style=f"width:{100 * share:.1f}%"), class_="share", aria_hidden="true"),
+        h(
+            "p",
+            t("data.lengths_share", learned=f.percent(share)),
+            " ",
+            t("data.lengths_median", n=f.number(report["median"])),
+            class_="soft",
+        ),
+    ]
+    return parts.card(drawing, *below, title=t("data.lengths"))
+
+
+def rejected_card(t: Strings, f: Formats, found: Values) -> Html | None:
+    """Rows that cannot be used, with the reasons; rows of one file with the same reason together."""
+    report = found["report"]
+    count = report["rejected_count"]
+    if not count:
+        return None
+    kept = report["rejected"]
+    lines: dict[tuple[str, str], list[int]] = {}
+    for row in kept:
+        lines.setdefault((row["file"], row["reason"]), []).append(row["line"])
+    rows = [
+        (data_text(Path(file).name), _lines(t, f, where), data_text(told(t, reason)))
+        for (file, reason), where in list(lines.items())[:REJECTED_SHOWN]
+    ]
+    headings = (t("data.rejected_file"), t("data.rejected_line"), t("data.rejected_reason"))
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+    copied = t("data.rejected_copied_first", n=f.number(len(kept))) if len(kept) < count else None
+    copy = h("button", t("data.rejected_copy"), type="button", class_="button small", data_copy=whole, title=copied)
+    left = count - sum(len(where) for where in list(lines.values())[:REJECTED_SHOWN])
+    more = h("p", t("data.rejected_more", n=f.number(left)), class_="soft") if left else None
+    return parts.card(
+        h("div", h("h2", t("data.rejected")), copy, class_="row between"),
+        h("p", _counted(t, f, "data.rejected_text", count), class_="soft") if report["used"] else None,
+        parts.table(headings, rows, caption=t("data.rejected"), class_="data-rejected"),
+        more,
+    )
+
+
+def _lines(t: Strings, f: Formats, where: Sequence[int]) -> str:
+    shown = ", ".join(f.number(line) for line in where[:_LINES_SHOWN])
+    return shown if len(where) <= _LINES_SHOWN else t("data.rejected_lines", lines=shown, n=f.number(len(where)))
+
+
+def examples_card(t: Strings) -> Html:
+    """What data can look like, for a page that has none yet."""
+    rows = [(t(f"data.like_{name}"), h("code", example, class_="text")) for name, example in _EXAMPLES.items()]
+    return parts.card(
+        parts.facts(rows), h("p", t("data.like_more"), class_="soft"), title=t("data.like"), class_="data-like"
+    )
+
+
+def _counted(t: Strings, f: Formats, key: str, count: int, **more: Any) -> str:
+    """A string that has a form for one, its number written as the locale does."""
+    return t(key, n=1, **more) if count == 1 else t(key, n=f.number(count), **more)
+
+
+def _spoken(t: Strings, f: Formats, bar: Values) -> str:
+    if not bar["rows"]:
+        return ""
+    return _counted(t, f, "data.lengths_bar", bar["rows"], low=f.number(bar["low"]), high=f.number(bar["high"] - 1))
+
+
+def _place(limit: int, bars: Sequence[Values]) -> float:
+    """Where a length lies along the bars, from 0 to 1: they double, so by its logarithm within its bar."""
+    for index, bar in enumerate(bars):
+        if limit <= bar["high"]:
+            low = max(1, bar["low"])
+            inside = (
+                (math.log2(limit) - math.log2(low)) / (math.log2(bar["high"]) - math.log2(low))
+                if bar["low"]
+                else limit / bar["high"]
+            )
+            return (index + min(1.0, max(0.0, inside))) / len(bars)
+    return 1.0

@@ -1,0 +1,288 @@
+"""Evaluate: did the fine-tune help? Measured on rows that were not learned, row by row, and by blind votes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.adapters.library import Library
+from finetune_local.data.readers import kept
+from finetune_local.evaluation import store
+from finetune_local.evaluation.differences import WHICH, Which
+from finetune_local.evaluation.store import Saved
+from finetune_local.evaluation.votes import SIDES, Ballot
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.evaluate import form as evaluateform
+from finetune_local.gui.pages.evaluate import view as evaluateview
+from finetune_local.gui.pages.evaluate import voting
+from finetune_local.gui.widgets import damage, jobview, parts, trashbox
+from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.runtime import job, once
+from finetune_local.runtime.job import Job
+from finetune_local.system import trash
+from finetune_local.system.errors import SpecError
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+TITLE, ORDER = "nav.evaluate", 50
+KIND = "evaluate"
+UNDO = "evaluate.undo"
+KEPT = 4
+"""Evaluations whose rows are kept in memory: windows may show different ones."""
+
+
+def build(context: Context) -> None:
+    """See main.py."""
+    EvaluatePage(context).build()
+
+
+class EvaluatePage:
+    """The page's components and what they do. A window remembers "evaluate_form", "evaluation" (the one that is shown,
+    while "evaluate_for" is still the chosen adapter),
+    "evaluate_jobs" (those it began and has not seen end), "evaluate_rows" (which, metric, page) and "evaluate_vote"."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
+        self.library = Library(context.home)
+        self._saved: dict[str, Saved] = {}
+        self._ballots: dict[tuple[str, str], Ballot] = {}
+
+    def build(self) -> None:
+        """Make and wire the components."""
+        import gradio as gr
+
+        context = self.context
+        self.head = parts.view(id="evaluate-head")
+        self.setup = parts.view(id="evaluate-setup")
+        with gr.Row(elem_id="evaluate-upload-row", visible=False) as self.upload_row:
+            self.upload = gr.UploadButton(self.t("evaluate.upload"), elem_id="evaluate-upload", size="sm", scale=0)
+        self.work = parts.view(id="evaluate-work")
+        self.main = parts.view(id="evaluate-main")
+        self.earlier = parts.view(id="evaluate-earlier")
+        views = [self.head, self.setup, self.work, self.main, self.earlier]
+        outputs = [*views, self.upload_row]
+        context.on_show(KIND, self._show, outputs)
+        context.on_tick(KIND, self._tick, outputs)
+        context.on(self.upload.upload, self._uploaded, self.upload, [*outputs, self.upload])
+        for view in views:
+            context.on(view.click, self._press, None, [*outputs, context.nav])
+        context.on_notice(UNDO, self._undo, outputs)
+
+    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _show(self, window: Window) -> dict[Any, Any]:
+        return self._draw(window)
+
+    def _tick(self, window: Window) -> dict[Any, Any]:
+        self._settle(window)
+        return self._draw(window)
+
+    def _draw(self, window: Window) -> dict[Any, Any]:
+        """What has changed of the page."""
+        import gradio as gr
+
+        t = self.t
+        adapters = self.library.listing()
+        voted = self._voted(window)
+        drawn: dict[Any, Any]
+        if voted is not None:
+            vote = window["evaluate_vote"] or {}
+            main = voting.page(t, self.f, *voted, revealed=bool(vote.get("revealed")))
+            drawn = {self.head: "", self.setup: "", self.work: "", self.main: main, self.earlier: ""}
+            upload = False
+        else:
+            shown = self._shown(window)
+            everything = store.every(self.home)
+            nothing = not adapters and not everything
+            upload = not nothing and 'id="evaluate-file"' in (form := self._form(window, adapters))
+            drawn = {
+                self.head: parts.header(t("evaluate.title"), t("evaluate.lead")),
+                self.setup: self._empty() if nothing else form,
+                self.work: join(self._work(window)),
+                self.main: self._result(window, shown) if shown else "",
+                self.earlier: h(
+                    "div",
+                    evaluateview.earlier(t, self.f, everything, shown.name if shown else "") if everything else None,
+                    damage.box(t, store.damaged(self.home), "earlier.remove"),
+                    damage.jobs(self.context, KIND),
+                    trashbox.box(self.context, store.KIND),
+                ),
+            }
+        changed = {view: html for view, html in drawn.items() if window.changed(f"evaluate {view.elem_id}", html)}
+        if window.changed("evaluate upload", upload):
+            changed[self.upload_row] = gr.update(visible=upload)
+        return changed
+
+    def _form(self, window: Window, adapters: evaluateform.Rows) -> Html:
+        return evaluateform.card(self.context, window, adapters)
+
+    def _empty(self) -> Html:
+        t = self.t
+        return parts.empty(
+            t("evaluate.no_adapters"),
+            t("evaluate.no_adapters_text"),
+            parts.button(t("evaluate.go_train"), "go", "train", kind="primary"),
+            parts.button(t("nav.adapters"), "go", "adapters"),
+        )
+
+    def _work(self, window: Window) -> list[Html]:
+        """Evaluations at work in any window, and those of this window that failed."""
+        t, cards = self.t, []
+        mine = [name for name in window["evaluate_jobs"] or () if (self.home.jobs / name / "job.json").is_file()]
+        names = {found.name for found in job.running(self.home, KIND)} | set(mine)
+        for found in (Job(self.home.jobs / name) for name in sorted(names)):
+            state = found.state()
+            if jobview.at_work(state):
+                title = t("evaluate.of", name=found.arguments.get("adapter") or found.arguments.get("model"))
+                doing = t.get(f"evaluate.at_{state.text}") or sentence(t, state.text)
+                cards.append(jobview.working(t, self.f, found, title, doing))
+            elif found.name in mine and state.error is not None:
+                buttons = h(
+                    "div",
+                    parts.button(t("ended.retry"), "job.again", found.name, kind="small"),
+                    parts.button(t("common.close"), "job.close", found.name, kind="small quiet"),
+                    class_="row",
+                )
+                cards.append(jobview.problem(t, state, buttons) or Html(""))
+        return cards
+
+    def _result(self, window: Window, saved: Saved) -> Html:
+        look = window["evaluate_rows"] or {}
+        which: Which = next((key for key in WHICH if key == look.get("which")), "all")
+        usual = saved.result["metric"] if saved.result["metric"] in ("exact", "f1", "loss") else "f1"
+        metric = look.get("metric") if look.get("metric") in ("exact", "f1", "loss") else usual
+        shown = [
+            evaluateview.result(self.t, self.f, saved),
+            evaluateview.rows(self.t, self.f, saved, which, str(metric), int(look.get("page") or 0)),
+        ]
+        return h("div", shown, class_="stack")
+
+    def _shown(self, window: Window) -> Saved | None:
+        """The evaluation that is shown: the window's, else the newest of its adapter."""
+        name = str(window["evaluation"] or "") if window["evaluate_for"] == window["adapter"] else ""
+        if not name:
+            newest = store.every(self.home, str(window["adapter"])) if window["adapter"] else store.every(self.home)
+            name = newest[0].name if newest else ""
+        if not name or not (self.home.evaluations / name / store.RESULT).is_file():
+            return None
+        if name not in self._saved:
+            while len(self._saved) >= KEPT:
+                self._saved.pop(next(iter(self._saved)), None)
+            self._saved[name] = store.find(self.home, name)
+        return self._saved[name]
+
+    def _look_at(self, window: Window, name: str) -> None:
+        """Show an evaluation, until another adapter is chosen, here or on another page."""
+        window.set(evaluation=name, evaluate_for=window["adapter"], evaluate_rows=None, evaluate_vote=None)
+
+    def _voted(self, window: Window) -> tuple[Saved, Ballot] | None:
+        """The evaluation that is voted on, where the window is voting."""
+        vote = window["evaluate_vote"] or {}
+        saved = self._shown(window) if vote.get("on") else None
+        if saved is None or "tuned" not in saved.conditions():
+            return None
+        key = (saved.name, voting.against(saved, vote.get("against")))
+        if key not in self._ballots:
+            while len(self._ballots) >= KEPT:
+                self._ballots.pop(next(iter(self._ballots)), None)
+            self._ballots[key] = Ballot(saved, voting.against(saved, vote.get("against")))
+        return saved, self._ballots[key]
+
+    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _settle(self, window: Window) -> None:
+        """Show what has come of an evaluation that this window began."""
+        waiting = list(window["evaluate_jobs"] or ())
+        for name in waiting:
+            found = Job(self.home.jobs / name)
+            state = found.state() if (found.folder / "job.json").is_file() else None
+            if state is not None and state.status == "done" and state.result:
+                self._look_at(window, str(state.result["evaluation"]))
+            elif state is not None and state.status != "stopped":
+                continue  # at work, or failed and still to be told
+            waiting = [other for other in waiting if other != name]
+        window.set(evaluate_jobs=waiting or None)
+
+    def _press(self, window: Window, event: Any) -> dict[Any, Any]:
+        do, value, data = parts.pressed(event)
+        place, _, what = do.partition(".")
+        if do == "go":
+            return {self.context.nav: self.context.go(window, value)}
+        if damage.pressed(self.context, do, value):
+            return self._draw(window)
+        if do == "start":
+            self._start(window)
+        elif do == "form.adapter":
+            window.set(adapter=value, evaluation=None, evaluate_rows=None)
+        elif do == "form.set":
+            evaluateform.changed(self.context, window, data.get("key", ""), value)
+        elif place == "rows":
+            look = {**(window["evaluate_rows"] or {}), what: int(value) if what == "page" else value}
+            window.set(evaluate_rows=look if what == "page" else {**look, "page": 0})
+        elif place == "vote":
+            self._vote(window, what, value, data.get("row", ""))
+        elif do == "earlier.show":
+            self._look_at(window, value)
+        elif do == "earlier.remove":
+            return self._remove(window, value)
+        elif do == "trash.back":
+            store.put_back(trash.find(self.home, value), self.home)
+        elif do == "trash.empty":
+            trashbox.empty(self.context, store.KIND)
+        elif place == "job":
+            self._job(window, what, value)
+        return self._draw(window)
+
+    def _start(self, window: Window) -> None:
+        wanted = evaluateform.arguments(self.context, window, self.library.listing())
+        begun = once.begin(self.home, KIND, wanted)
+        window.set(evaluate_jobs=[*{*(window["evaluate_jobs"] or ()), begun.name}])
+
+    def _job(self, window: Window, what: str, name: str) -> None:
+        found = job.find(self.home, name)
+        if what == "stop":
+            found.stop()
+        elif what == "again":
+            job.again(found, self.home)
+        elif what == "close":
+            window.set(evaluate_jobs=[other for other in window["evaluate_jobs"] or () if other != name] or None)
+
+    def _vote(self, window: Window, what: str, value: str, row: str) -> None:
+        vote = dict(window["evaluate_vote"] or {})
+        if what == "open":
+            window.set(evaluate_vote={"on": True})
+        elif what == "close":
+            window.set(evaluate_vote=None)
+        elif what == "against":
+            window.set(evaluate_vote={"on": True, "against": value})
+        elif what == "reveal":
+            window.set(evaluate_vote={**vote, "revealed": not vote.get("revealed")})
+        elif (voted := self._voted(window)) is not None:
+            ballot = voted[1]
+            waiting = ballot.waiting()
+            if what == "undo":
+                ballot.undo()
+            elif what == "cast" and waiting and str(waiting[0].row) == row:
+                ballot.vote(waiting[0], next(side for side in SIDES if side == value))
+
+    def _remove(self, window: Window, name: str) -> dict[Any, Any]:
+        removed = store.throw_away(self.home, name)
+        if window["evaluation"] == name:
+            window.set(evaluation=None)
+        told = trashbox.removed_notice(self.context, [removed], UNDO)
+        return {**self._draw(window), self.context.notice: told}
+
+    def _undo(self, window: Window, value: str) -> dict[Any, Any]:
+        for key in trashbox.keys(value):
+            store.put_back(trash.find(self.home, key), self.home)
+        return self._draw(window)
+
+    def _uploaded(self, window: Window, name: str | None) -> dict[Any, Any]:
+        """A file was chosen: it comes to lie in the home folder. Raises SpecError, DiskFull."""
+        if not name or not Path(name).is_file():
+            raise SpecError(self.t("evaluate.upload_gone"))
+        place = kept.keep(Path(name), self.home.data, Path(name).name)
+        window.set(evaluate_form={**evaluateform.form_of(window), "rows": "file", "file": str(place)})
+        return {**self._draw(window), self.upload: None}

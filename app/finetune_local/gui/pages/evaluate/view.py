@@ -1,0 +1,239 @@
+"""An evaluation as it is shown: the verdict, what each model scored, the rows one by one, the earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune_local.evaluation.differences import WHICH, Which, chosen, counts
+from finetune_local.evaluation.metrics import METRICS
+from finetune_local.evaluation.store import Saved
+from finetune_local.gui.i18n.formats import Formats
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.widgets import lists, parts
+from finetune_local.gui.widgets.html import Child, Html, h
+
+ROWS = 8
+"""Rows of a page: each is a question with up to four answers."""
+
+Values = Mapping[str, Any]
+
+
+def result(t: Strings, f: Formats, saved: Saved) -> Html:
+    """The verdict and the scores."""
+    found = saved.result
+    said = [sentence(t, text) for text in found["verdict"]["sentences"]]
+    seconds = sum((found.get("seconds") or {}).values())
+    facts = [
+        found["adapter"] or found["model"],
+        t("evaluate.made", n=f.number(found["rows"])),
+        f.moment(saved.created),
+        t("evaluate.took", span=f.about(seconds)) if seconds else "",
+        t("evaluate.examples_from", origin=sentence(t, found["examples_origin"])) if found["examples"] else "",
+        t("evaluate.set_aside", n=f.number(found["set_aside"])) if found["set_aside"] else "",
+    ]
+    votable = "tuned" in saved.conditions()
+    return parts.card(
+        h("p", said[0], class_=f"verdict {_mood(found)}", tabindex="-1", data_top=saved.name),
+        [h("p", text) for text in said[1:]],
+        _scores(t, f, saved),
+        h("p", t("evaluate.table_note"), class_="soft"),
+        h("p", " · ".join(fact for fact in facts if fact), class_="soft"),
+        h("div", parts.button(t("evaluate.vote"), "vote.open"), class_="row") if votable else None,
+        title=t("evaluate.result"),
+        class_="evaluation",
+    )
+
+
+def condition_name(t: Strings, f: Formats, found: Values, condition: str) -> str:
+    """What a condition is called."""
+    if condition == "few_shot":
+        return t("evaluate.few_shot_name", n=f.number(found["examples"]))
+    return t(f"evaluate.{condition}")
+
+
+def _mood(found: Values) -> str:
+    gain = found["verdict"]["over_base"]
+    if gain is None:
+        return ""
+    return "good" if gain["low"] > 0 else "bad" if gain["high"] < 0 else ""
+
+
+def _scores(t: Strings, f: Formats, saved: Saved) -> Html:
+    conditions = saved.conditions()
+    measured = {name: saved.intervals(name) for name in conditions}
+    largest = max(values["loss"]["high"] for values in measured.values()) or 1.0
+    headings = [t("evaluate.condition"), *(t(f"evaluate.{key}") for key in (*METRICS, "loss"))]
+    rows = []
+    for name in conditions:
+        cells: list[Child] = [h("strong", condition_name(t, f, saved.result, name))]
+        cells += [_measure(f.percent, measured[name][metric], 1.0) for metric in METRICS]
+        cells.append(_measure(lambda value: f.number(value, 3), measured[name]["loss"], largest))
+        rows.append(cells)
+    return parts.table(headings, rows, caption=t("evaluate.table"), class_="scores")
+
+
+def _measure(write: Any, value: Values, most: float) -> Html:
+    """A mean with its interval, in figures and as a bar."""
+    return h(
+        "div",
+        h("b", write(value["mean"])),
+        h("small", f"{write(value['low'])} – {write(value['high'])}"),
+        interval(value["low"], value["mean"], value["high"], most),
+        class_="measure",
+    )
+
+
+def interval(low: float, mean: float, high: float, most: float) -> Html:
+    """A bar from low to high with a mark at the mean, on a scale from 0 to `most`."""
+
+    def at(value: float) -> float:
+        return 100 * min(1.0, max(0.0, value / most))
+
+    return h(
+        "span",
+        h("i", style=f"left:{at(low):.1f}%;width:{max(0.6, at(high) - at(low)):.1f}%"),
+        h("b", style=f"left:{at(mean):.1f}%"),
+        class_="interval",
+        aria_hidden="true",
+    )
+
+
+def rows(t: Strings, f: Formats, saved: Saved, which: Which, metric: str, page: int) -> Html:
+    """The rows that got better, got worse, or all, page by page."""
+    found = counts(saved, metric)
+    tuned = "tuned" in saved.conditions()
+    which = which if tuned else "all"
+    numbers = chosen(saved, metric, which)
+    last = max(0, (len(numbers) - 1) // ROWS)
+    page = min(max(0, page), last)
+    shown = numbers[page * ROWS : (page + 1) * ROWS]
+    choice = lists.segmented(
+        "rows.which",
+        [(key, t(f"evaluate.which_{key}", n=f.number(found[key]))) for key in WHICH],
+        which,
+        t("evaluate.which"),
+    )
+    measures = lists.segmented(
+        "rows.metric",
+        [(key, t(f"evaluate.{key}")) for key in ("exact", "f1", "loss")],
+        metric,
+        t("evaluate.metric"),
+    )
+    nothing = h("p", t(f"evaluate.none_{which}"), class_="soft") if not shown and which != "all" else None
+    return parts.card(
+        h("div", choice, measures, class_="row tools") if tuned else None,
+        nothing,
+        [_row(t, f, saved, number) for number in shown],
+        _pager(t, f, page, len(numbers)),
+        title=t("evaluate.differ"),
+        class_="row-list",
+    )
+
+
+def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
+    row = saved.rows[number]
+    *before, asked = row["prompt"]
+    earlier = (
+        h(
+            "details",
+            h("summary", t("evaluate.before")),
+            turns(t, before),
+            data_keep=f"{saved.name} {number}",
+        )
+        if before
+        else None
+    )
+    answers = [
+        h(
+            "div",
+            h(
+                "h4",
+                condition_name(t, f, saved.result, name),
+                parts.badge(t("evaluate.right"), "good") if row[name]["exact"] else parts.badge(t("evaluate.wrong")),
+            ),
+            said(t, row[name]["answer"]),
+            h("small", t("evaluate.row_scores", f1=f.number(row[name]["f1"], 2), loss=f.number(row[name]["loss"], 3))),
+            class_=f"eval-answer {name}",
+        )
+        for name in saved.conditions()
+    ]
+    wanted = h("div", h("h4", t("evaluate.wanted")), said(t, row["reference"]), class_="eval-answer wanted")
+    return h(
+        "article",
+        h("p", asked["content"], class_="asked text"),
+        earlier,
+        h("div", wanted, answers, class_="answer-grid"),
+        h(
+            "small",
+            t("evaluate.source", file=row["file"].replace("\\", "/").rpartition("/")[2], line=f.number(row["line"])),
+        ),
+        class_="eval-row",
+    )
+
+
+def turns(t: Strings, said_before: Sequence[Values]) -> Html:
+    """Turns of a conversation, each with who spoke."""
+    return h(
+        "dl",
+        [
+            (h("dt", t(f"evaluate.role_{turn['role']}")), h("dd", turn["content"], class_="text"))
+            for turn in said_before
+        ],
+        class_="facts",
+    )
+
+
+def said(t: Strings, text: str) -> Html:
+    """An answer as it is; that nothing was said is said."""
+    return h("p", text, class_="text") if text.strip() else h("p", t("evaluate.nothing_said"), class_="soft")
+
+
+def _pager(t: Strings, f: Formats, page: int, count: int) -> Html | None:
+    if count <= ROWS:
+        return None
+    first, last = page * ROWS + 1, min(count, (page + 1) * ROWS)
+    return h(
+        "nav",
+        parts.button(t("lists.before"), "rows.page", page - 1, kind="small", disabled=page == 0),
+        h("span", t("lists.shown", first=f.number(first), last=f.number(last), n=f.number(count)), class_="soft"),
+        parts.button(t("lists.after"), "rows.page", page + 1, kind="small", disabled=last >= count),
+        class_="pager",
+        aria_label=t("lists.pages"),
+    )
+
+
+def earlier(t: Strings, f: Formats, all_saved: Sequence[Saved], shown: str) -> Html:
+    """Those that were kept, the newest first."""
+    body = []
+    for saved in all_saved:
+        found = saved.result
+        metric = found["metric"]
+        scores = [
+            f.number(saved.intervals(name)[metric]["mean"], 3)
+            if metric == "loss"
+            else f.percent(saved.intervals(name)[metric]["mean"])
+            for name in ("base", "tuned")
+            if name in saved.conditions()
+        ]
+        here = parts.badge(t("evaluate.shown"), "live") if saved.name == shown else None
+        body.append(
+            [
+                h("button", found["adapter"] or found["model"], type="button", class_="row-name", data_do="earlier.show", data_value=saved.name),
+                f.moment(saved.created),
+                (f.number(found["rows"]), "number"),
+                t(f"evaluate.{metric}"),
+                (" → ".join(scores), "number"),
+                (h("div", here, parts.button(t("common.delete"), "earlier.remove", saved.name, kind="quiet small danger"), class_="row end"), "actions"),
+            ]
+        )  # fmt: skip
+    headings = (
+        t("evaluate.adapter"),
+        t("evaluate.earlier_when"),
+        t("evaluate.rows_number"),
+        t("evaluate.metric"),
+        t("evaluate.earlier_score"),
+        h("span", t("common.details"), class_="unseen"),
+    )
+    return parts.card(parts.table(headings, body, caption=t("evaluate.earlier")), title=t("evaluate.earlier"))

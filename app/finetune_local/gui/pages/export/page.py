@@ -1,0 +1,143 @@
+"""Export: a model or an adapter for other programs, in the format that fits, checked before it counts as done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.adapters.library import Library
+from finetune_local.export import exports
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.export import form as exportform
+from finetune_local.gui.pages.export import view as exportview
+from finetune_local.gui.shell.answers import Answers
+from finetune_local.gui.shell.opening import open_folder
+from finetune_local.gui.widgets import damage, jobview, parts
+from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.models.install import installed
+from finetune_local.runtime import job
+from finetune_local.runtime.job import Job
+from finetune_local.system.errors import SpecError
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+TITLE, ORDER = "nav.export", 80
+LISTED = 30
+"""Exports that are listed; older ones are forgotten with the other jobs."""
+
+
+def build(context: Context) -> None:
+    """See main.py."""
+    ExportPage(context).build()
+
+
+class ExportPage:
+    """The page's components and what they do. A window remembers "export_form" and "export_shown" (the export it began last)."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
+        self.library = Library(context.home)
+        self.offers = Answers(context.desk, "offers")
+
+    def build(self) -> None:
+        """Make and wire the components."""
+        context = self.context
+        self.head = parts.view(id="export-head")
+        self.work = parts.view(id="export-work")
+        self.form = parts.view(id="export-form")
+        self.history = parts.view(id="export-history")
+        views = [self.head, self.work, self.form, self.history]
+        context.on_show("export", self._show, views)
+        context.on_tick("export", self._draw, views)
+        for view in views:
+            context.on(view.click, self._press, None, [*views, context.nav])
+
+    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _show(self, window: Window) -> dict[Any, Any]:
+        """The page comes into view: a model may have come or gone since."""
+        self.offers.ask(again=True, **exportform.asked(self.context, window, self.library.listing()))
+        return self._draw(window)
+
+    def _draw(self, window: Window) -> dict[Any, Any]:
+        """What has changed of the page."""
+        t = self.t
+        adapters = self.library.listing()
+        known = [found for found in job.every(self.home, exports.KIND) if (found.folder / "job.json").is_file()]
+        working = [found for found in known if jobview.at_work(found.state())]
+        ended = [found for found in known if found not in working][:LISTED]
+        nothing = not adapters and not installed(self.home.models)
+        answer = self.offers.ask(**exportform.asked(self.context, window, adapters)) if not nothing else None
+        begun = str(window["export_shown"] or "")
+        own = [found for found in ended if found.name == begun]
+        others = [found for found in ended if found.name != begun]
+        # Where this window has begun another one, it is seen from its top (app.js: data-top).
+        top = h("span", tabindex="-1", data_top=begun)
+        drawn = {
+            self.head: parts.header(t("export.title"), t("export.lead")),
+            self.form: exportform.card(self.context, window, adapters, answer) if answer else self._empty(),
+            self.work: join(
+                [top, *map(self._working, working), *(exportview.ended(t, self.f, found) for found in own)]
+            ),
+            self.history: join(
+                [exportview.history(t, self.f, others) if others else "", damage.jobs(self.context, exports.KIND)]
+            ),
+        }
+        return {view: html for view, html in drawn.items() if window.changed(f"export {view.elem_id}", html)}
+
+    def _empty(self) -> Html:
+        t = self.t
+        return parts.empty(
+            t("export.nothing"),
+            t("export.nothing_text"),
+            parts.button(t("export.go_train"), "go", "train", kind="primary"),
+            parts.button(t("nav.adapters"), "go", "adapters"),
+        )
+
+    def _working(self, found: Job) -> Html:
+        title = self.t("export.of", name=Path(found.arguments["out"]).name)
+        return jobview.working(self.t, self.f, found, title, sentence(self.t, found.state().text))
+
+    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _press(self, window: Window, event: Any) -> dict[Any, Any]:
+        do, value, data = parts.pressed(event)
+        if damage.pressed(self.context, do, value):
+            return self._draw(window)
+        match do:
+            case "go":
+                return {self.context.nav: self.context.go(window, value)}
+            case "adapter":
+                window.set(adapter=value)
+            case "target":
+                exportform.changed(window, target=value)
+            case "format":
+                form = exportform.form_of(window)
+                exportform.changed(window, formats={**form["formats"], form["target"]: value})
+            case "set":
+                key = data.get("key", "")
+                exportform.changed(window, **{key: value == "true" if key == "gate" else value.strip()})
+            case "start":
+                self._start(window)
+            case "open":
+                found = job.find(self.home, value)
+                open_folder(self.t, Path(found.arguments["out"]), exports.places(self.home))
+            case "job.stop":
+                job.find(self.home, value).stop()
+            case "job.again":
+                job.again(job.find(self.home, value), self.home)
+                window.set(export_shown=value)
+            case "job.forget":
+                exports.forget(self.home, value)
+            case "job.close":
+                window.set(export_shown=None)
+        return self._draw(window)
+
+    def _start(self, window: Window) -> None:
+        adapters = self.library.listing()
+        answer = self.offers.ask(**exportform.asked(self.context, window, adapters))
+        if answer.value is None:
+            raise SpecError(self.t("export.looking"))
+        window.set(export_shown=exportform.begin(self.context, window, adapters, answer.value).name)

@@ -1,0 +1,164 @@
+"""Exports as they are shown: what was checked, how to use each, why one was not accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_local.export.commands import commands
+from finetune_local.export.pipeline import FAILED
+from finetune_local.gui.i18n.formats import Formats
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.widgets import jobview, parts
+from finetune_local.gui.widgets.html import Child, Html, h
+from finetune_local.runtime.job import Job, State
+
+_BADGES = {"done": "good", "failed": "bad", "interrupted": "bad", "stopped": "warn", "new": ""}
+_USES = {
+    "llama": "export.use_llama",
+    "ollama_create": "export.use_ollama_create",
+    "ollama_run": "export.use_ollama_run",
+    "mlx": "export.use_transformers",
+    "vllm": "export.use_vllm",
+    "import": "export.use_import",
+}
+
+
+def history(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
+    """Those that have ended, the newest first, each folded."""
+    items = [
+        h(
+            "li",
+            h("details", h("summary", _head(t, f, found)), _body(t, f, found), data_keep=found.name),
+            data_job=found.name,
+        )
+        for found in jobs
+    ]
+    return parts.card(h("ul", items, class_="plain exports"), title=t("export.history"))
+
+
+def ended(t: Strings, f: Formats, found: Job) -> Html:
+    """One that has just ended, with all there is to know."""
+    close = parts.button(t("common.close"), "job.close", found.name, kind="small quiet")
+    return parts.card(
+        _head(t, f, found), _body(t, f, found, close), class_="export-ended", data_job=found.name, role="status"
+    )
+
+
+def _head(t: Strings, f: Formats, found: Job) -> Html:
+    state = found.state()
+    size = t("export.files", n=len(state.result["files"]), size=f.size(state.result["bytes"])) if state.result else ""
+    return h(
+        "div",
+        h("strong", Path(found.arguments["out"]).name, class_="grow name"),
+        _badge(t, state),
+        h("span", size, class_="soft"),
+        h("span", f.moment(found.asked.created), class_="soft"),
+        class_="row",
+    )
+
+
+def _body(t: Strings, f: Formats, found: Job, *more: Child) -> Html:
+    """What was checked and how to use it, or why there is nothing to use."""
+    state, arguments = found.state(), found.arguments
+    out = Path(arguments["out"])
+    failed = out.with_name(out.name + FAILED)
+    there, kept = out.exists(), state.status == "failed" and failed.exists()
+    body: list[Child] = []
+    if state.result and there:
+        body += [_checks(t, f, state.result["gate"]), _use(t, str(arguments["target"]), out, state.result["files"])]
+    elif state.result:
+        body.append(h("p", t("export.gone"), class_="soft"))
+    else:
+        body.append(jobview.problem(t, state, h("p", t("export.failed_kept", path=str(failed))) if kept else None))
+    buttons = [
+        parts.button(t("export.open_folder"), "open", found.name, kind="small") if there or kept else None,
+        parts.button(t("ended.retry"), "job.again", found.name, kind="small")
+        if not state.result and not kept
+        else None,
+        more or parts.button(t("export.forget"), "job.forget", found.name, kind="small quiet"),
+    ]
+    return h("div", body, h("div", buttons, class_="row"), class_="stack")
+
+
+def _badge(t: Strings, state: State) -> Html:
+    if state.result is not None:
+        gate = state.result["gate"]
+        return parts.badge(
+            t("export.ready" if gate.get("passed") else "export.unchecked"), "good" if gate.get("passed") else "warn"
+        )
+    refused = state.error is not None and state.error.get("error") == "GateFailed"
+    word = "refused" if refused else "stopped" if state.status == "stopped" else "failed"
+    return parts.badge(t(f"export.{word}"), _BADGES.get(state.status, "bad"))
+
+
+def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
+    """The gate's result in words."""
+    if gate.get("passed") is None:
+        return h("p", sentence(t, str(gate.get("reason") or "")), class_="hint warn text")
+    if gate.get("tensors"):
+        told = [t("export.check_adapter", n=f.number(gate["tensors"]))]
+        return h("div", h("h3", t("export.checks")), _list(told))
+    against = t(
+        "export.check_against", backend=gate["backend"], precision=gate["precision"], span=f.span(gate["seconds"])
+    )
+    receivers = gate.get("receivers") or [{**gate, "name": ""}]  # exports of before they were told apart
+    told = [_receiver(t, f, gate, receiver) for receiver in receivers]
+    return h("div", h("h3", t("export.checks")), told, h("p", against, class_="soft"))
+
+
+def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping[str, Any]) -> Html:
+    """One program that opened the export, or why it did not."""
+    passed = receiver["passed"]
+    word = "passed" if passed else "unchecked" if passed is None else "other"
+    badge = parts.badge(t(f"export.receiver_{word}"), "good" if passed else "warn")
+    name = f"{receiver['name']} {receiver.get('version') or ''}".strip()
+    head = h("div", h("strong", t("export.receiver", name=name)), badge, class_="row") if name else None
+    reason = receiver.get("reason")
+    why = h("p", sentence(t, str(reason)), class_="hint warn text") if reason else None
+    if passed is None:
+        return h("div", head, why, data_receiver=name)
+    prompts, chats, costs = f.number(receiver.get("prompts") or gate["prompts"]), receiver.get("chats"), None
+    told = [t("export.check_ids", n=prompts), t("export.check_stops")]
+    if chats:
+        told.insert(1, t("export.check_chats", n=f.number(chats)))
+    ties = receiver.get("near_ties") or []
+    if gate.get("tie_tolerance") is None:
+        costs = h("li", t("export.check_words"), class_="cost")
+    else:
+        told.append(t("export.check_text", equal=f.number(receiver["equal_texts"]), n=prompts))
+        if ties:
+            told.append(t("export.check_ties", n=f.number(len(ties))))
+    told.append(t("export.check_kl", kl=f"{receiver['kl_mean']:.2g}", limit=f"{gate['kl_limit']:g}"))
+    notes = [h("p", sentence(t, str(note)), class_="hint text") for note in receiver.get("notes") or []]
+    near = (
+        h(
+            "details",
+            h("summary", t("export.near_ties")),
+            h("ul", [h("li", sentence(t, tie), class_="text") for tie in ties]),
+        )
+        if ties
+        else None
+    )
+    return h("div", head, why, _list(told, costs), near, notes, data_receiver=receiver["name"])
+
+
+def _list(told: Sequence[str], more: Html | None = None) -> Html:
+    return h("ul", [h("li", text) for text in told], more, class_="checks")
+
+
+def _use(t: Strings, target: str, out: Path, files: Sequence[str]) -> Html:
+    rows = [
+        h(
+            "div",
+            h("span", t(_USES[what])),
+            h("code", command, tabindex="0", dir="ltr"),
+            h("button", t("common.copy"), type="button", class_="button small", data_copy=command),
+            class_="command",
+        )
+        for what, command in commands(target, out, [Path(name) for name in files])
+    ]
+    more = h("p", t("export.use_lmstudio"), class_="soft") if target in ("gguf", "ollama") else None
+    return h("div", h("h3", t("export.use")), rows, more)

@@ -1,0 +1,138 @@
+"""Home: one button to begin, recent runs, what this machine can do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.gui.widgets.runview import status_badge
+from finetune_local.models.install import installed
+from finetune_local.training.run_folder import facts, runs
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+TITLE, ORDER = "nav.home", 0
+STEPS = ("model", "data", "train", "chat", "export")
+RECENT = 5
+
+
+def build(context: Context) -> None:
+    """See main.py."""
+    import gradio as gr
+
+    view = parts.view(id="home")
+
+    def draw(window: Window) -> Any:
+        shown = _page(context, window)
+        return shown if window.changed("home", shown) else gr.skip()
+
+    def press(window: Window, event: Any) -> Any:
+        do, value, _ = parts.pressed(event)
+        if do == "look":
+            context.machine.look()
+            return _page(context, window), gr.skip()
+        if do == "run":
+            return gr.skip(), context.go(window, "train", run=value)
+        return gr.skip(), context.go(window, value)
+
+    context.on_show("home", draw, view)
+    context.on_tick("home", draw, view)
+    context.on(view.click, press, None, [view, context.nav])
+
+
+def _page(context: Context, window: Window) -> Html:
+    t = context.t
+    done = _done(context, window)
+    following = next((step for step in STEPS if step not in done), "chat")
+    label = t("home.go_on") if done else t("home.begin")
+    top = parts.header(t("home.title"), t("home.lead"), parts.button(label, "go", following, kind="primary"))
+    steps = h(
+        "ol",
+        [
+            h(
+                "li",
+                h(
+                    "button",
+                    h("b", str(number), aria_hidden="true"),
+                    h("strong", t(f"home.step_{step}")),
+                    h("span", t(f"home.step_{step}_text"), class_="soft"),
+                    parts.badge(t("home.done"), "good") if step in done else None,
+                    type="button",
+                    data_do="go",
+                    data_value=step,
+                ),
+                class_="done" if step in done else "next" if step == following else "",
+            )
+            for number, step in enumerate(STEPS, 1)
+        ],
+        class_="steps",
+    )
+    return join([top, steps, h("div", _recent(context), _machine(context), class_="columns")])
+
+
+def _done(context: Context, window: Window) -> set[str]:
+    """The steps of a first journey that are behind the user."""
+    done = set()
+    if installed(context.home.models):
+        done.add("model")
+    if window["data"]:
+        done.add("data")
+    if any(run.adapter.exists() for run in runs.every(context.home)):
+        done |= {"data", "train"}
+    if any(context.home.chats.glob("*.jsonl")):
+        done.add("chat")
+    return done
+
+
+def _recent(context: Context) -> Html:
+    t, f = context.t, context.f
+    rows = []
+    for run in runs.every(context.home)[:RECENT]:
+        told = facts.facts_of(run)
+        rows.append(
+            h(
+                "li",
+                h(
+                    "button",
+                    h("strong", told["run"]),
+                    status_badge(t, told["status"]),
+                    h("span", f"{told.get('method', '')} · {told.get('model', '')}", class_="soft grow"),
+                    h(
+                        "span",
+                        f.loss(told.get("last_loss")) if told.get("last_loss") is not None else "",
+                        class_="soft",
+                    ),
+                    h("span", f.moment(told["changed_time"]), class_="soft"),
+                    type="button",
+                    data_do="run",
+                    data_value=told["run"],
+                ),
+            )
+        )
+    body = h("ul", rows, class_="list") if rows else h("p", t("home.no_runs"), class_="soft")
+    more = parts.button(t("home.all_runs"), "go", "runs", kind="quiet small") if rows else None
+    return parts.card(body, more, title=t("home.recent"))
+
+
+def _machine(context: Context) -> Html:
+    t, f, machine = context.t, context.f, context.machine
+    again = parts.button(t("home.look_again"), "look", kind="quiet small", disabled=machine.looking)
+    if not machine.facts:
+        text = sentence(t, machine.problem) if machine.problem else t("home.looking")
+        return parts.card(h("p", text, class_="soft"), again if machine.problem else None, title=t("home.machine"))
+    facts_, device = machine.facts, machine.device()
+    pairs = [
+        (t("home.computes_on"), f"{device.name} ({machine.backend})" if device else t("home.no_backend")),
+        (
+            t("home.memory"),
+            t("home.memory_value", total=f.size(facts_["memory_bytes"]), free=f.size(facts_["memory_free_bytes"])),
+        ),
+        (t("home.processors"), f.number(facts_["processors"])),
+        (t("home.disk"), t("home.disk_value", free=f.size(facts_["disk_free_bytes"]))),
+    ]
+    notes = [h("p", sentence(t, note), class_="hint") for note in facts_["notes"]]
+    return parts.card(parts.facts(pairs), *notes, again, title=t("home.machine"))

@@ -1,0 +1,88 @@
+"""The downloads of the model page: each with how far it is, and what can be done about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from finetune_local.gui.i18n.formats import Formats
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Child, Html, h
+from finetune_local.models.catalog import entry
+from finetune_local.models.download import is_place
+from finetune_local.runtime.job import Job, State
+from finetune_local.spec.run import DEFAULT_MODEL
+
+STARTING_SECONDS = 10.0
+"""A process that is not there yet may still be starting."""
+
+
+def view(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
+    """All of them, or nothing."""
+    if not jobs:
+        return Html("")
+    rows = [h("li", _one(t, f, job), data_job=job.name) for job in jobs]
+    return parts.card(h("ul", rows, class_="plain"), title=t("model.downloads"), class_="downloads", aria_live="off")
+
+
+def what_of(job: Job) -> str:
+    """What a job fetches: ORG/NAME, a path, or the default's short name."""
+    return str(job.arguments["what"])
+
+
+def busy(jobs: Sequence[Job]) -> set[str]:
+    """What is being fetched now."""
+    return {what_of(job) for job in jobs if at_work(job.state())}
+
+
+def at_work(state: State) -> bool:
+    """Whether it works, or is only just starting."""
+    starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
+    return state.status == "running" or starting
+
+
+def _one(t: Strings, f: Formats, job: Job) -> Html:
+    what, state = what_of(job), job.state()
+    known = entry(what)
+    name = known.name if known is not None else what
+    working, paused = at_work(state), state.status == "stopped"
+    again = what == DEFAULT_MODEL or is_place(what)  # these cannot go on from the middle
+    if working:
+        pausing = job.stop_file.exists()
+        badge = parts.badge(t("model.state_pausing" if pausing else "model.state_running"), "live")
+        label = t("common.stop" if again else "model.pause")
+        first = parts.button(label, "pause", job.name, kind="small", disabled=pausing)
+    elif paused:
+        badge = parts.badge(t("model.state_stopped" if again else "model.state_paused"), "warn")
+        label = t("model.begin_again" if again else "model.resume")
+        first = parts.button(label, "resume", job.name, kind="small primary")
+    else:
+        badge = parts.badge(t("model.state_failed"), "bad")
+        first = parts.button(t("model.retry"), "resume", job.name, kind="small primary")
+    sure = t("model.give_up_sure", name=name)
+    last = parts.button(t("model.give_up"), "give_up", job.name, kind="small quiet danger", confirm=sure)
+    body: Child
+    if working or paused:
+        body = parts.progress(t, f, _so_far(t, f, state), state.done if state.text else None, _left(state))
+        if paused and again and not is_place(what):
+            body = [h("p", t("model.starts_over"), class_="soft")]
+    else:
+        message = str(state.error["message"]) if state.error else ""
+        body = h("p", sentence(t, message), class_="hint bad text", role="alert")
+    return h("div", h("div", h("strong", name, class_="grow"), badge, first, last, class_="row"), body)
+
+
+def _so_far(t: Strings, f: Formats, state: State) -> str:
+    facts = state.facts
+    if not facts.get("total"):
+        return sentence(t, state.text) or t("model.beginning")
+    text = t("model.so_far", here=f.size(facts["here"]), total=f.size(facts["total"]))
+    if facts.get("rate") and state.status == "running":
+        text += " · " + t("model.speed", speed=f.size(facts["rate"]))
+    return text
+
+
+def _left(state: State) -> float | None:
+    return state.seconds_left if state.status == "running" else None

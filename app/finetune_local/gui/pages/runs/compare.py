@@ -1,0 +1,115 @@
+"""Several runs beside each other: their curves in one chart, their figures, and the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.runs.detail import value_text
+from finetune_local.gui.widgets import controls, lists, parts
+from finetune_local.gui.widgets.chart import Line, chart
+from finetune_local.gui.widgets.html import Child, Html, h, join
+from finetune_local.gui.widgets.lists import Row
+from finetune_local.gui.widgets.runlist import number, steps_done
+from finetune_local.gui.widgets.runview import status_badge
+from finetune_local.system.errors import SpecError
+from finetune_local.training.run_folder import curves
+from finetune_local.training.run_folder.differences import differences
+from finetune_local.training.run_folder.runs import Run
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+
+Shown = Literal["training", "validation", "both"]
+SHOWN: tuple[Shown, ...] = ("both", "training", "validation")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the curves are drawn."""
+
+    shown: Shown = "both"
+    axis: curves.Axis = "step"
+    smoothing: curves.Smoothing = "light"
+
+
+def drawn(context: Context, found: Sequence[tuple[Run, Row]], look: Look) -> Html:
+    """The whole of it."""
+    t = context.t
+    back = parts.button(join(["‹ ", t("runs.back")]), "runs.back", kind="quiet small back")
+    title = h("h1", t("runs.comparison"), tabindex="-1", data_top="compare")
+    head = h("header", h("div", title, h("p", t("runs.comparison_text"))), class_="page-header")
+    cards = (_curves(context, found, look), _figures(context, found), _differences(context, found))
+    return h("div", back, head, *cards, class_="stack")
+
+
+def _curves(context: Context, found: Sequence[tuple[Run, Row]], look: Look) -> Html:
+    t, f = context.t, context.f
+    lines: list[Line] = []
+    for number_, (run, _) in enumerate(found, 1):
+        watched = context.watch(run.folder).refresh()
+        if look.shown != "validation":
+            lines.append(Line(run.name, curves.training_loss(watched, look.axis, look.smoothing), number_))
+        if look.shown != "training" and (points := curves.validation_loss(watched, look.axis)):
+            if look.shown == "validation":
+                lines.append(Line(run.name, points, number_))
+            lines.append(Line(run.name, points, number_, "dots", in_legend=False))
+    choices = [
+        lists.segmented("runs.shown", [(key, t(f"runs.shown_{key}")) for key in SHOWN], look.shown, t("runs.shown")),
+        lists.segmented("runs.axis", [(key, t(f"runs.axis_{key}")) for key in curves.AXES], look.axis, t("runs.axis")),
+        lists.segmented(
+            "runs.smoothing",
+            [(key, t(f"runs.smoothing_{key}")) for key in curves.SMOOTHINGS],
+            look.smoothing,
+            t("runs.smoothing"),
+        ),
+    ]
+    plot = chart(
+        lines, f, label=t("runs.comparison"), x_name=t(f"runs.axis_{look.axis}"), digits=3, waiting=t("runs.no_curve")
+    )
+    hint = h("small", t("runs.dots_hint")) if look.shown == "both" else None
+    return parts.card(h("div", choices, class_="row tools"), plot, hint)
+
+
+def _figures(context: Context, found: Sequence[tuple[Run, Row]]) -> Html:
+    t, f = context.t, context.f
+    numbers = (
+        t("runs.loss"),
+        t("runs.validation_loss"),
+        t("runs.best_validation"),
+        t("runs.steps"),
+        t("runs.tokens"),
+        t("runs.duration"),
+        t("runs.memory"),
+    )
+    headings: list[Child] = [t("runs.run"), t("runs.status"), *((title, "number") for title in numbers)]
+    rows = [
+        [
+            h("span", h("i", class_=f"swatch c{colour}"), run.name, class_="legend-name"),
+            status_badge(t, row["status"]),
+            (f.loss(number(row, "last_loss")), "number"),
+            (f.loss(number(row, "validation_loss")), "number"),
+            (f.loss(number(row, "best_validation_loss")), "number"),
+            (f.number(steps_done(row)), "number"),
+            (f.number(number(row, "trained_tokens")), "number"),
+            (f.span(number(row, "seconds")), "number"),
+            (f.size(number(row, "peak_memory_bytes")), "number"),
+        ]
+        for colour, (run, row) in enumerate(found, 1)
+    ]
+    return parts.card(parts.table(headings, rows, caption=t("runs.figures")), title=t("runs.figures"))
+
+
+def _differences(context: Context, found: Sequence[tuple[Run, Row]]) -> Html:
+    t = context.t
+    try:
+        different = differences([run for run, _ in found])
+    except SpecError as error:
+        return parts.card(h("p", sentence(t, str(error)), class_="hint bad"), title=t("runs.differences"))
+    if not different:
+        return parts.card(h("p", t("runs.no_differences"), class_="soft"), title=t("runs.differences"))
+    headings = [t("runs.setting"), *(run.name for run, _ in found)]
+    rows = [[controls.label_of(t, row.path), *(value_text(t, value) for value in row.values)] for row in different]
+    return parts.card(parts.table(headings, rows, caption=t("runs.differences")), title=t("runs.differences"))

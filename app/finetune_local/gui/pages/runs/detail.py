@@ -1,0 +1,169 @@
+"""One run as the Runs page shows it: what it was made of, how it went, and what can be done with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.widgets import controls, lists, parts, runview
+from finetune_local.gui.widgets.html import Child, Html, h, join
+from finetune_local.gui.widgets.lists import Row
+from finetune_local.gui.widgets.runlist import file_names, method_name, number, steps_done
+from finetune_local.spec.given import as_toml, flattened
+from finetune_local.system.errors import FinetuneError
+from finetune_local.training.run_folder.again import settings_of
+from finetune_local.training.run_folder.differences import tables_of
+from finetune_local.training.run_folder.runs import Run
+
+if TYPE_CHECKING:
+    from finetune_local.gui.i18n.strings import Strings
+    from finetune_local.gui.shell.context import Context
+
+GOES_ON = ("stopped", "interrupted", "failed", "new")
+"""Statuses from which a run can be resumed."""
+
+
+def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
+    """The whole of it."""
+    t = context.t
+    back = parts.button(join(["‹ ", t("runs.back")]), "runs.back", kind="quiet small back")
+    name = _rename_form(t, run) if editing else None
+    if row["status"] == "damaged":
+        problem = h("div", h("p", sentence(t, str(row["problem"]))), class_="hint bad", role="alert")
+        return h("div", back, _head(context, run, row), name, problem, class_="stack")
+    watched = context.watch(run.folder).refresh()
+    chart = parts.card(runview.loss_chart(context, watched), title=t("train.loss"))
+    below = h("div", _facts(context, run, row), _settings(context, run), class_="columns")
+    parts_ = (name, _problem(t, row) or None, _figures(context, row), chart, below)
+    return h("div", back, _head(context, run, row), *parts_, class_="stack")
+
+
+def value_text(t: Strings, value: Any) -> str:
+    """A setting's value in words."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return t("common.on" if value else "common.off")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or t("common.none")
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _head(context: Context, run: Run, row: Row) -> Html:
+    t, status = context.t, row["status"]
+    buttons: list[Html] = []
+    if status != "damaged":
+        label = t("runs.watch") if status == "running" else t("runs.show")
+        buttons.append(parts.button(label, "runs.show", run.name, kind="primary"))
+        if status in GOES_ON:
+            buttons.append(parts.button(t("runs.resume"), "runs.resume", run.name))
+        if run.adapter.exists():
+            buttons.append(parts.button(t("runs.chat"), "runs.chat", run.name))
+        buttons.append(parts.button(t("runs.again"), "runs.again", run.name))
+    if status != "running":
+        buttons.append(parts.button(t("common.rename"), "runs.edit", run.name, kind="quiet"))
+        buttons.append(parts.button(t("common.delete"), "runs.remove", run.name, kind="quiet danger"))
+    return h(
+        "header",
+        h(
+            "div",
+            h(
+                "div",
+                h("h1", run.name, tabindex="-1", data_top=f"run {run.name}"),
+                runview.status_badge(t, status),
+                class_="row",
+            ),
+            h("p", join([method_name(t, row.get("method")), row.get("model"), file_names(row) or None], " · ")),
+        ),
+        h("div", *buttons, class_="row"),
+        class_="page-header",
+    )
+
+
+def _rename_form(t: Strings, run: Run) -> Html:
+    cancel = parts.button(t("common.cancel"), "runs.edit_end", kind="small")
+    box = lists.field(t("runs.new_name"), "name", run.name, hint=t("runs.rename_help"), autofocus=True, maxlength="100")
+    return parts.card(lists.form("runs.rename", run.name, box, t("common.rename"), cancel))
+
+
+def _problem(t: Strings, row: Row) -> Html:
+    text = row.get("problem")
+    if not text:
+        return Html("")
+    return h("div", sentence(t, str(text)), class_="hint bad", role="alert")
+
+
+def _figures(context: Context, row: Row) -> Html:
+    t, f = context.t, context.f
+    first, best = number(row, "first_loss"), number(row, "best_validation_loss")
+    return parts.figures(
+        parts.figure(
+            t("runs.loss"),
+            f.loss(number(row, "last_loss")),
+            t("runs.from_first", loss=f.loss(first)) if first is not None else None,
+        ),
+        parts.figure(
+            t("runs.validation_loss"),
+            f.loss(number(row, "validation_loss")),
+            t("runs.best", loss=f.loss(best)) if best is not None else None,
+        ),
+        parts.figure(t("runs.steps"), f.number(steps_done(row))),
+        parts.figure(t("runs.tokens"), f.number(number(row, "trained_tokens"))),
+        parts.figure(t("runs.duration"), f.span(number(row, "seconds"))),
+        parts.figure(t("runs.memory"), f.size(number(row, "peak_memory_bytes"))),
+    )
+
+
+def _facts(context: Context, run: Run, row: Row) -> Html:
+    t, f = context.t, context.f
+    origin = run.made_from
+    where = [str(row[key]) for key in ("backend", "device", "precision") if row.get(key)]
+    pairs: list[tuple[Child, Child]] = [
+        (t("runs.base"), row.get("model")),
+        (t("runs.method"), method_name(t, row.get("method"))),
+        (t("runs.parameters"), f.parameters(int(count)) if (count := number(row, "trainable_parameters")) else None),
+        (t("runs.data"), [h("div", name) for name in row.get("files", ())]),
+        (t("runs.computed_on"), " · ".join(where)),
+        (t("runs.began"), f.moment(row["changed_time"])),
+        (t("runs.made_from"), h("button", origin, type="button", class_="link", data_do="runs.open", data_value=origin) if origin else None),
+        (t("runs.folder"), [h("code", str(run.folder)), " ", h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=str(run.folder))]),
+    ]  # fmt: skip
+    return parts.card(parts.facts(pairs), title=t("runs.about"))
+
+
+def _settings(context: Context, run: Run) -> Html:
+    t = context.t
+    try:
+        tables, asked = tables_of(run), settings_of(run)
+    except FinetuneError as error:
+        return parts.card(h("p", sentence(t, str(error)), class_="hint bad"), title=t("runs.settings"))
+    own = {**asked.rest, **{f"data.{key}": value for key, value in asked.data.items() if key != "files"}}
+    given = [(controls.label_of(t, path), value_text(t, value)) for path, value in own.items()]
+    every = [
+        (controls.label_of(t, path), value_text(t, value))
+        for path, value in flattened(tables).items()
+        if value not in (None, [], "") and path not in ("name", "method.key", "model.id", "data.files")
+    ]
+    copies = [
+        h("button", label, type="button", class_="button small", data_copy=text)
+        for label, text in (
+            (t("runs.copy_toml"), as_toml(tables)),
+            (t("runs.copy_json"), json.dumps(tables, indent=2, ensure_ascii=False)),
+        )
+    ]
+    return parts.card(
+        parts.facts(given) if given else h("p", t("runs.all_automatic"), class_="soft"),
+        h(
+            "details",
+            h("summary", t("runs.all_settings")),
+            parts.facts(every),
+            class_="all-settings",
+            data_keep="all-settings",
+        ),
+        h("div", copies, class_="row"),
+        title=t("runs.set_by_you"),
+    )

@@ -1,0 +1,248 @@
+"""Runs: the history of all trainings; compare several, look at one, train again with changes, resume, rename, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.pages.runs import compare, detail
+from finetune_local.gui.pages.train import setup
+from finetune_local.gui.widgets import lists, parts, runlist, trashbox
+from finetune_local.gui.widgets.html import Html
+from finetune_local.gui.widgets.lists import Place, Row
+from finetune_local.system.errors import SpecError
+from finetune_local.training.run_folder import curves, follow, runs
+from finetune_local.training.run_folder.facts import Listing
+from finetune_local.training.run_folder.runs import Run
+from finetune_local.workspace import adapters
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+TITLE, ORDER = "nav.runs", 70
+UNDO = "runs.undo"
+PATIENCE = 1.5
+"""Seconds after which a list in view looks at the disk again."""
+
+
+def build(context: Context) -> None:
+    """See main.py."""
+    RunsPage(context).build()
+
+
+class RunsPage:
+    """The page's components and what they do. It shows the list, one run, or a comparison ("runs_view")."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.t = context, context.t
+        self.listing = Listing(context.home)
+
+    def build(self) -> None:
+        """Make and wire the components."""
+        import gradio as gr
+
+        t, context = self.t, self.context
+        self.head = parts.view(id="runs-head")
+        with gr.Row(elem_id="runs-tools", elem_classes=["list-tools"]) as self.tools:
+            self.search = gr.Textbox(
+                label=t("lists.search"), placeholder=t("runs.search_for"), elem_id="runs-search", max_lines=1, scale=3
+            )
+            self.status = gr.Dropdown([(t("runs.any_status"), "")], value="", label=t("runs.status"), elem_id="runs-status", filterable=False)  # fmt: skip
+            self.method = gr.Dropdown([(t("runs.any_method"), "")], value="", label=t("runs.method"), elem_id="runs-method", filterable=False)  # fmt: skip
+        self.main = parts.view(id="runs-main")
+        self.trash = parts.view(id="runs-trash")
+        self.views = [self.head, self.tools, self.main, self.trash]
+        context.on_show("runs", self._show, [*self.views, self.search, self.status, self.method])
+        context.on_tick("runs", self._tick, self.views)
+        context.on(self.search.input, self._searched, self.search, self.views, latest=True)
+        for control, key in ((self.status, "runs_status"), (self.method, "runs_method")):
+
+            def choose(window: Window, value: str, key: str = key) -> dict[Any, Any]:
+                window.set(**{key: value or None})
+                return self._to(window, replace(self._place(window), page=0))
+
+            context.on(control.input, choose, control, self.views)
+        for view in (self.main, self.trash):
+            context.on(view.click, self._press, None, [*self.views, context.nav])
+        context.on_notice(UNDO, self._undo, self.views)
+
+    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _place(self, window: Window) -> Place:
+        return lists.place_of(window, "runs", "changed_time", True)
+
+    def _show(self, window: Window) -> dict[Any, Any]:
+        import gradio as gr
+
+        window.set(runs_editing=None)
+        t, rows = self.t, self.listing.all()
+        statuses = [status for status in runlist.STATUSES if any(row["status"] == status for row in rows)]
+        methods = sorted({str(row["method"]) for row in rows if "method" in row})
+        status, method = str(window["runs_status"] or ""), str(window["runs_method"] or "")
+        statuses += [status] if status and status not in statuses else []
+        methods += [method] if method and method not in methods else []
+        drawn = self._draw(window, whole=True)
+        search = self._place(window).search  # read last: it may be typed in meanwhile
+        return {
+            **drawn,
+            **({self.search: search} if window.lacks("runs-search", search) else {}),
+            self.status: gr.update(
+                choices=[(t("runs.any_status"), ""), *((t(f"runs.status_{key}"), key) for key in statuses)],
+                value=status,
+            ),
+            self.method: gr.update(
+                choices=[(t("runs.any_method"), ""), *((runlist.method_name(t, key), key) for key in methods)],
+                value=method,
+            ),
+        }
+
+    def _draw(self, window: Window, patience: float = 0.0, whole: bool = False) -> dict[Any, Any]:
+        """The views that have changed (or all), as the window's memory has it. A run that is gone gives way to the list."""
+        with window.drawing:
+            return self._drawn(window, patience, whole)
+
+    def _drawn(self, window: Window, patience: float, whole: bool) -> dict[Any, Any]:
+        import gradio as gr
+
+        t, rows = self.t, self.listing.all(patience)
+        found = self._looked_at(window, rows)
+        listed = not found
+        if window["runs_view"] == "compare" and found:
+            main = compare.drawn(self.context, found, self._look(window))
+        elif found:
+            main = detail.drawn(self.context, *found[0], editing=bool(window["runs_editing"]))
+        else:
+            names = {row["run"] for row in rows}
+            place = self._place(window)
+            place = replace(place, picked=tuple(name for name in place.picked if name in names))
+            status, method = str(window["runs_status"] or ""), str(window["runs_method"] or "")
+            main = runlist.drawn(self.context, runlist.chosen(t, rows, place, status, method), len(rows), place)
+        drawn: dict[Any, Html] = {
+            self.head: parts.header(t("runs.title"), t("runs.lead")) if listed else Html(""),
+            self.main: main,
+            self.trash: trashbox.box(self.context, runs.KIND) if listed else Html(""),
+        }
+        changed: dict[Any, Any] = {
+            view: html for view, html in drawn.items() if window.changed(f"runs{view._id}", html)
+        }
+        tools = listed and bool(rows)
+        if window.changed("runs-tools", tools):
+            changed[self.tools] = gr.update(visible=tools)
+        return changed
+
+    def _looked_at(self, window: Window, rows: Sequence[Row]) -> list[tuple[Run, Row]]:
+        """The run or runs that are shown instead of the list, those that are still there."""
+        view = window["runs_view"]
+        names: Sequence[Any] = (
+            [window["runs_shown"]] if view == "run" else self._place(window).picked if view == "compare" else []
+        )
+        by_name = {row["run"]: row for row in rows}
+        found = [(Run(self.context.home.runs / name), by_name[name]) for name in names if name in by_name]
+        if view == "compare":
+            found = [pair for pair in found if pair[1]["status"] != "damaged"][: runlist.MOST_COMPARED]
+        return found
+
+    def _look(self, window: Window) -> compare.Look:
+        kept: Mapping[str, Any] = window["runs_look"] or {}
+        usual = compare.Look()
+        return compare.Look(
+            next((key for key in compare.SHOWN if key == kept.get("shown")), usual.shown),
+            next((key for key in curves.AXES if key == kept.get("axis")), usual.axis),
+            next((key for key in curves.SMOOTHINGS if key == kept.get("smoothing")), usual.smoothing),
+        )
+
+    def _tick(self, window: Window) -> dict[Any, Any]:
+        return {} if window["runs_editing"] else self._draw(window, PATIENCE)  # what is being typed must stay
+
+    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _to(self, window: Window, place: Place) -> dict[Any, Any]:
+        lists.keep(window, "runs", place)
+        return self._draw(window)
+
+    def _searched(self, window: Window, text: str) -> dict[Any, Any]:
+        lists.keep(window, "runs", replace(self._place(window), search=text, page=0))
+        window.fields["runs-search"] = text
+        return self._draw(window)
+
+    def _press(self, window: Window, event: Any) -> dict[Any, Any]:
+        do, value, data = parts.pressed(event)
+        place = self._place(window)
+        if (
+            new := lists.moved(place, do, value, data, self._names_on_page(window), runlist.columns(self.t))
+        ) is not None:
+            return self._to(window, new)
+        context = self.context
+        match do:
+            case "go":
+                return {context.nav: context.go(window, value)}
+            case "runs.open":
+                window.set(runs_view="run", runs_shown=value)
+            case "runs.compare":
+                window.set(runs_view="compare")
+            case "runs.back":
+                window.set(runs_view=None, runs_editing=None)
+            case "runs.edit":
+                window.set(runs_editing=True)
+            case "runs.edit_end":
+                window.set(runs_editing=None)
+            case "runs.shown" | "runs.axis" | "runs.smoothing":
+                window.set(runs_look={**(window["runs_look"] or {}), do.partition(".")[2]: value})
+            case "runs.rename":
+                return self._rename(window, value, data.get("name", "").strip())
+            case "runs.remove" | "runs.remove_picked":
+                return self._remove(window, [value] if do == "runs.remove" else list(place.picked))
+            case "trash.back":
+                trashbox.put_back(context, value)
+            case "trash.empty":
+                trashbox.empty(context, runs.KIND)
+            case _:
+                return self._go(window, do, runs.find(context.home, value))
+        return self._draw(window)
+
+    def _go(self, window: Window, do: str, run: Run) -> dict[Any, Any]:
+        """To another page with a run in hand."""
+        context = self.context
+        if do == "runs.chat":
+            return {context.nav: context.go(window, "chat", adapters=[run.name])}
+        if do == "runs.again":
+            return {context.nav: context.go(window, "train", **setup.draft_of(run))}
+        if do == "runs.resume":
+            follow.start(run, context.home)
+        return {context.nav: context.go(window, "train", run=run.name, setting_up=None)}
+
+    def _names_on_page(self, window: Window) -> list[str]:
+        status, method = str(window["runs_status"] or ""), str(window["runs_method"] or "")
+        rows = runlist.chosen(self.t, self.listing.all(), self._place(window), status, method)
+        return [str(row["run"]) for row in lists.on_page(rows, self._place(window))[0]]
+
+    def _rename(self, window: Window, old: str, new: str) -> dict[Any, Any]:
+        if new != old:
+            adapters.rename_run(runs.find(self.context.home, old), new, self.context.home)
+            follow_name(window, old, new)
+        window.set(runs_editing=None, runs_shown=new)
+        return self._draw(window)
+
+    def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
+        if not names:
+            raise SpecError(self.t("runs.none_picked"))
+        removed = adapters.remove_runs(names, self.context.home)
+        window.set(runs_view=None, **({"run": None} if window["run"] in names else {}))
+        shown = self._to(window, replace(self._place(window), picked=()))
+        return {**shown, self.context.notice: trashbox.removed_notice(self.context, removed, UNDO)}
+
+    def _undo(self, window: Window, value: str) -> dict[Any, Any]:
+        trashbox.put_back(self.context, value)
+        return self._draw(window)
+
+
+def follow_name(window: Window, old: str, new: str) -> None:
+    """What this window has in hand by a name is in its hand by the new one."""
+    changed: dict[str, Any] = {
+        key: new for key in ("run", "adapter", "runs_shown", "adapters_shown") if window[key] == old
+    }
+    if old in (window["adapters"] or ()):
+        changed["adapters"] = [new if name == old else name for name in window["adapters"]]
+    window.set(**changed)

@@ -1,0 +1,313 @@
+"""Train: choose how, start, watch it learn; pause, go on, or stop and keep what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.pages.train import setup
+from finetune_local.gui.pages.train.outlook import Outlook
+from finetune_local.gui.shell import notice
+from finetune_local.gui.widgets import parts, runview
+from finetune_local.gui.widgets.form import Form
+from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.runtime.rpc import error_of
+from finetune_local.spec.presets import presets
+from finetune_local.spec.run import parse_spec
+from finetune_local.system.errors import FinetuneError, SpecError
+from finetune_local.training.events import Failed
+from finetune_local.training.run_folder import begin, follow, runs
+from finetune_local.training.run_folder.runs import Run
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+    from finetune_local.training.run_folder.watch import Watch
+
+TITLE, ORDER = "nav.train", 30
+LOWER_RATE = 3.0
+
+
+def build(context: Context) -> None:
+    """See main.py."""
+    TrainPage(context).build()
+
+
+class TrainPage:
+    """The page's components and what they do."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.t = context, context.t
+        self.form = Form(context.t)
+        self.outlook = Outlook(context)
+
+    def build(self) -> None:
+        """Make and wire the components."""
+        import gradio as gr
+
+        t = self.t
+        self.head = parts.view(id="train-head")
+        with gr.Column(elem_id="train-setup") as self.setup:
+            self.subject = parts.view(id="train-subject")
+            self.methods = parts.view(id="train-methods")
+            self.goals = parts.view(id="train-goals")
+            with gr.Accordion(t("train.all_settings"), open=False, elem_id="train-settings"):
+                self.form.build()
+            self.summary = parts.view(id="train-summary")
+            with gr.Row(elem_id="train-start-row"):
+                self.name = gr.Textbox(
+                    label=t("train.name"),
+                    placeholder=t("train.name_automatic"),
+                    elem_id="train-name",
+                    max_lines=1,
+                    scale=2,
+                )
+                self.start = gr.Button(t("train.start"), variant="primary", elem_id="train-start", scale=1)
+        with gr.Column(visible=False, elem_id="train-run") as self.live:
+            self.state = parts.view(id="train-state")
+            self.curves = parts.view(id="train-curves")
+            self.answers = parts.view(id="train-answers")
+            self.log = parts.view(id="train-log")
+        self._wire()
+
+    def _wire(self) -> None:
+        import gradio as gr
+
+        context, controls = self.context, self.form.listed()
+        self.cards = [self.subject, self.methods, self.goals, self.summary]
+        everything = [self.head, self.setup, self.live, *self.cards, self.name, *controls, *self._live_views()]
+        context.on_show("train", self._show, everything)
+        self.ticked = [self.head, self.setup, self.live, *self.cards, *self._live_views()]
+        context.on_tick("train", self._tick, [*self.ticked, context.notice])
+        context.on(self.subject.click, self._go, None, context.nav)
+        context.on(self.methods.click, self._choose, None, [self.methods, self.goals, self.summary, *controls])
+        context.on(self.goals.click, self._choose, None, [self.methods, self.goals, self.summary, *controls])
+        context.on(
+            lambda *given, **more: gr.on([control.input for control in [*controls, self.name]], *given, **more),
+            self._typed,
+            [self.name, *controls],
+            [self.goals, self.summary, *controls],
+            latest=True,
+        )
+        context.on(self.start.click, self._begin, [self.name, *controls], everything)
+        context.on(self.head.click, self._act, None, [*everything, context.nav])
+        context.on(self.state.click, self._act, None, [*everything, context.nav])
+        context.on_notice("train.anyway", lambda window, _value: self._start(window, force=True), everything)
+
+    def _live_views(self) -> list[Any]:
+        return [self.state, self.curves, self.answers, self.log]
+
+    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self, window: Window) -> Run | None:
+        """The run this window shows; the one at work where it shows none and is not setting one up."""
+        name = window["run"]
+        if name:
+            try:
+                return runs.find(self.context.home, str(name))
+            except SpecError:
+                window.set(run=None)
+        if name is None and not window["setting_up"]:
+            at_work = runs.at_work(self.context.home)
+            if at_work:
+                window.set(run=at_work[0].name)
+                return at_work[0]
+        return None
+
+    def _show(self, window: Window) -> dict[Any, Any]:
+        import gradio as gr
+
+        run = self._run(window)
+        if run is not None:
+            return {self.setup: gr.update(visible=False), self.live: gr.update(visible=True), **self._live(window, run)}
+        key = setup.method_key(window)
+        told = self.outlook.of(setup.tables_of(self.context, window), setup.data_facts(window))
+        updates = self.form.updates(window["form"] or {}, key, told.automatic)
+        return {
+            self.setup: gr.update(visible=True),
+            self.live: gr.update(visible=False),
+            self.head: parts.header(self.t("train.title"), self.t("train.lead")),
+            **self._setup_views(window),
+            self.name: str(window["run_name"] or ""),
+            **dict(zip(self.form.listed(), updates, strict=True)),
+        }
+
+    def _setup_views(self, window: Window) -> dict[Any, Any]:
+        context, data = self.context, setup.data_facts(window)
+        now = self.outlook.of(setup.tables_of(context, window), data)
+        by_method = {key: self.outlook.of(setup.tables_of(context, window, key=key), data) for key in presets()}
+        by_goal = {goal: self.outlook.of(setup.tables_of(context, window, goal=goal), data) for goal in setup.GOALS}
+        return {
+            self.subject: setup.subject(context, window),
+            self.methods: setup.method_cards(context, window, by_method),
+            self.goals: setup.goal_cards(context, window, by_goal),
+            self.summary: setup.summary(context, now, self._missing(window)),
+        }
+
+    def _missing(self, window: Window) -> list[str]:
+        return [] if (window["data"] or {}).get("files") else [self.t("train.no_data_problem")]
+
+    def _live(self, window: Window, run: Run) -> dict[Any, Any]:
+        """The views of a run that changed since they were sent."""
+        context = self.context
+        watched = context.watch(run.folder).refresh()
+        status = run.status()
+        drawn: dict[Any, Html] = {
+            self.head: _head(context, watched, status),
+            self.state: join(
+                [
+                    runview.progress(context, watched, status),
+                    runview.ending(context, watched, status),
+                    _remedies(context, watched, status),
+                    runview.figures(context, watched, status),
+                ]
+            ),
+            self.curves: runview.curves(context, watched),
+            self.answers: runview.answers(context, watched),
+            self.log: runview.log(context, watched),
+        }
+        return {view: html for view, html in drawn.items() if window.changed(f"train{view._id}", html)}
+
+    def _tick(self, window: Window) -> dict[Any, Any]:
+        run = self._run(window)
+        if run is None:
+            return {}
+        watched = self.context.watch(run.folder).refresh()
+        if isinstance(watched.end, Failed) and begin.forget_untrained(run, watched.end):
+            # A mistake that showed before the training: back to the settings, where it can be mended.
+            window.set(run=None, setting_up=True)
+            shown = {view: html for view, html in self._show(window).items() if view in self.ticked}
+            return {**shown, self.context.notice: notice.problem(self.t, _error_of(watched.end))}
+        return self._live(window, run)
+
+    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _go(self, window: Window, event: Any) -> Any:
+        return self.context.go(window, parts.pressed(event)[1])
+
+    def _choose(self, window: Window, event: Any) -> dict[Any, Any]:
+        do, value, _ = parts.pressed(event)
+        window.set(**({"method": value} if do == "method" else {"goal": value}))
+        told = self.outlook.of(setup.tables_of(self.context, window), setup.data_facts(window))
+        updates = self.form.updates(window["form"] or {}, setup.method_key(window), told.automatic)
+        shown = self._setup_views(window)
+        shown.pop(self.subject)
+        return {**shown, **dict(zip(self.form.listed(), updates, strict=True))}
+
+    def _typed(self, window: Window, name: str, *values: Any) -> dict[Any, Any]:
+        key = setup.method_key(window)
+        window.set(form=self.form.read(values, key), run_name=name.strip() or None)
+        context, data = self.context, setup.data_facts(window)
+        told = self.outlook.of(setup.tables_of(context, window), data)
+        by_goal = {goal: self.outlook.of(setup.tables_of(context, window, goal=goal), data) for goal in setup.GOALS}
+        placeholders = self.form.placeholders(key, told.automatic)
+        return {
+            self.goals: setup.goal_cards(context, window, by_goal),
+            self.summary: setup.summary(context, told, self._missing(window)),
+            **dict(zip(self.form.listed(), placeholders, strict=True)),
+        }
+
+    def _begin(self, window: Window, name: str, *values: Any) -> dict[Any, Any]:
+        window.set(form=self.form.read(values, setup.method_key(window)), run_name=name.strip() or None)
+        return self._start(window)
+
+    def _start(self, window: Window, force: bool = False) -> dict[Any, Any]:
+        t, context = self.t, self.context
+        if problem := self._missing(window):
+            raise SpecError(problem[0])
+        others = runs.at_work(context.home)
+        if others and not force:
+            anyway = parts.button(t("train.anyway"), "train.anyway", kind="small")
+            title, text = t("train.other_title"), t("train.other_text", run=others[0].name)
+            return {context.notice: notice.told(t, "note", title, text, anyway)}
+        spec = parse_spec(setup.tables_of(context, window), t("train.form"))
+        run = begin.unchecked(spec, context.home, window["made_from"])
+        follow.start(run, context.home)
+        window.set(run=run.name, setting_up=None, run_name=None, made_from=None)
+        return self._show(window)
+
+    def _act(self, window: Window, event: Any) -> dict[Any, Any]:
+        do, value, _ = parts.pressed(event)
+        context = self.context
+        if do == "new":
+            window.set(run=None, setting_up=True, made_from=None)
+            return self._show(window)
+        run = self._run(window)
+        if do == "go":
+            more = {"adapters": [run.name], "adapter": run.name} if run is not None else {}
+            return {context.nav: context.go(window, value, **more)}
+        if run is None:
+            return self._show(window)
+        if do == "pause":
+            runs.ask_to_stop(run)
+        elif do == "finish":
+            runs.ask_to_stop(run, finish=True)
+        elif do == "resume":
+            follow.start(run, context.home)
+        elif do == "change":
+            self._take_over(window, run, {})
+            return self._show(window)
+        elif do == "lower":
+            rate = (run.spec.training.learning_rate or 0.0) / LOWER_RATE
+            self._take_over(window, run, {"training.learning_rate": f"{rate:.1e}"})
+            return self._show(window)
+        elif do == "less":
+            self._take_over(
+                window, run, {"training.gradient_checkpointing": "true", "training.micro_batch_tokens": "512"}
+            )
+            return self._show(window)
+        return self._live(window, run)
+
+    def _take_over(self, window: Window, run: Run, changed: Mapping[str, str]) -> None:
+        """Set up a run like another, with some settings changed."""
+        window.set(**setup.draft_of(run, changed))
+
+
+def _head(context: Context, run: Watch, status: str) -> Html:
+    t, spec = context.t, run.started
+    told = f"{spec.backend} · {spec.device} · {spec.precision}" if spec else ""
+    buttons = []
+    if status == "running":
+        stopping = run.run.stop_file.exists()
+        buttons = [
+            parts.button(
+                t("train.pausing" if stopping else "train.pause"),
+                "pause",
+                disabled=stopping,
+                title=t("train.pause_title"),
+            ),
+            parts.button(t("train.finish"), "finish", disabled=stopping, title=t("train.finish_title")),
+        ]
+    else:
+        if status in ("new", "stopped", "interrupted", "failed"):
+            buttons.append(parts.button(t("train.resume"), "resume", kind="primary"))
+        if run.run.adapter.exists():
+            kind = "primary" if status == "finished" else ""
+            buttons += [
+                parts.button(t("train.chat"), "go", "chat", kind=kind),
+                parts.button(t("train.evaluate"), "go", "evaluate"),
+            ]
+            buttons.append(parts.button(t("train.export"), "go", "export"))
+    buttons.append(parts.button(t("train.new"), "new", kind="quiet"))
+    return parts.header(run.run.name, told, runview.status_badge(t, status), *buttons)
+
+
+def _remedies(context: Context, run: Watch, status: str) -> Html:
+    """Buttons that mend what ended a run."""
+    t, end = context.t, run.end
+    if status != "failed" or not isinstance(end, Failed):
+        return Html("")
+    buttons = []
+    if end.error == "TrainingDiverged":
+        buttons.append(parts.button(t("train.lower_rate"), "lower", kind="primary"))
+    if end.error == "OutOfMemory":
+        buttons.append(parts.button(t("train.less_memory"), "less", kind="primary"))
+    if end.error == "DiskFull":
+        buttons.append(parts.button(t("errors.go_to", page=t("nav.settings")), "go", "settings"))
+    buttons.append(parts.button(t("train.change"), "change"))
+    return h("div", buttons, class_="row")
+
+
+def _error_of(end: Failed) -> FinetuneError:
+    error = error_of({"error": end.error, "message": end.message})
+    return error if isinstance(error, FinetuneError) else SpecError(end.message)

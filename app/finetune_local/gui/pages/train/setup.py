@@ -1,0 +1,244 @@
+"""The Train page before a run: what is trained on what, how, how thoroughly, and what it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.train import outlook
+from finetune_local.gui.widgets import form as forms
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.controls import element_id
+from finetune_local.gui.widgets.html import Html, h
+from finetune_local.models.install import installed
+from finetune_local.spec.presets import presets
+from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.paths import located
+from finetune_local.training.run_folder.again import settings_of
+from finetune_local.training.run_folder.forecast import DataFacts, Forecast, backends_without, facts_of_prepared
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+    from finetune_local.training.run_folder.runs import Run
+
+FIRST_METHODS = ("lora", "qlora", "dora", "full")
+"""Methods that are offered first; the others are one press away."""
+
+GOALS = ("quick", "balanced", "thorough")
+
+
+def chosen_model(context: Context, window: Window) -> str:
+    """The base this window trains: what was picked, else the small default."""
+    picked = window["model"]
+    if picked:
+        return str(picked)
+    known = installed(context.home.models)
+    return DEFAULT_MODEL if DEFAULT_MODEL in known or not known else known[0]
+
+
+def method_key(window: Window) -> str:
+    """The chosen method."""
+    return str(window["method"]) if window["method"] in presets() else "lora"
+
+
+def goal_of(window: Window) -> str:
+    """The chosen goal."""
+    return str(window["goal"]) if window["goal"] in GOALS else "balanced"
+
+
+def data_facts(window: Window) -> DataFacts | None:
+    """What the data page found out about this window's data."""
+    told = window["data_facts"]
+    if not isinstance(told, Mapping):
+        return None
+    return DataFacts(*(int(told.get(key) or 0) for key in ("rows", "tokens", "longest", "held_out")))
+
+
+def tables_of(context: Context, window: Window, key: str | None = None, goal: str | None = None) -> dict[str, Any]:
+    """The tables of the run that this window is set up for, or of the same by another method or goal."""
+    return forms.tables(
+        window["form"] or {},
+        model=chosen_model(context, window),
+        data=window["data"] or {},
+        key=key or method_key(window),
+        goal=goal or goal_of(window),
+        name=str(window["run_name"] or ""),
+    )
+
+
+def draft_of(run: Run, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a window has to remember to set up a run like another, with some settings changed. Raises SpecError."""
+    found, rows = settings_of(run), facts_of_prepared(run.data)
+    return {
+        "run": None,
+        "setting_up": True,
+        "run_name": None,
+        "made_from": run.name,
+        "model": found.model,
+        "data": found.data or None,
+        "data_facts": asdict(rows) if rows is not None else None,
+        "method": found.method,
+        "goal": found.goal,
+        "form": {**found.rest, **(changed or {})},
+    }
+
+
+def subject(context: Context, window: Window) -> Html:
+    """Model and data, each with a way to change it."""
+    t, f = context.t, context.f
+    model = chosen_model(context, window)
+    files = [Path(name).name for name in (window["data"] or {}).get("files", ())]
+    known = data_facts(window)
+    there = model in installed(context.home.models) or located(model).exists()
+    rows = (
+        t("train.rows_tokens", n=f.number(known.rows), rows=f.number(known.rows), tokens=f.number(known.tokens))
+        if known
+        else ""
+    )
+    return h(
+        "div",
+        parts.card(
+            h("strong", model, class_="subject-name"),
+            h("p", t("train.model_will_be_fetched"), class_="soft") if not there and model == DEFAULT_MODEL else None,
+            parts.button(t("train.change_model"), "go", "model", kind="small"),
+            title=t("train.model"),
+        ),
+        parts.card(
+            h("strong", ", ".join(files), class_="subject-name")
+            if files
+            else h("p", t("train.no_data"), class_="soft"),
+            h("p", rows, class_="soft") if rows else None,
+            parts.button(
+                t("train.change_data" if files else "train.pick_data"),
+                "go",
+                "data",
+                kind="small" if files else "primary small",
+            ),
+            title=t("train.data"),
+        ),
+        class_="columns even",
+    )
+
+
+def method_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -> Html:
+    """A card for each method: one honest sentence, memory and time to expect."""
+    key = method_key(window)
+    first = [*FIRST_METHODS, *([key] if key not in FIRST_METHODS else [])]
+    rest = [name for name in presets() if name not in first]
+    t = context.t
+    return parts.card(
+        h(
+            "div",
+            [_card(context, name, name == key, told.get(name)) for name in first],
+            class_="methods",
+            role="radiogroup",
+            aria_label=t("train.method"),
+        ),
+        h(
+            "details",
+            h("summary", t("train.more_methods", n=len(rest))),
+            h(
+                "div",
+                [_card(context, name, False, told.get(name)) for name in rest],
+                class_="methods",
+                role="radiogroup",
+                aria_label=t("train.method"),
+            ),
+            data_keep="more-methods",
+        ),
+        title=t("train.method"),
+    )
+
+
+def _card(context: Context, key: str, chosen: bool, told: Forecast | None) -> Html:
+    t, found = context.t, presets()[key]
+    lacking = backends_without(key)
+    figures: list[Any] = []
+    if told is not None and told.problems:
+        figures = [parts.badge(t("train.not_possible"), "bad"), h("small", sentence(t, told.problems[0]))]
+    elif told is not None and told.memory is not None:
+        figures = [
+            outlook.verdict_badge(context, told),
+            h("small", t("train.card_memory", size=context.f.size(told.memory.total))),
+            h("small", t("train.card_time", span=context.f.about(told.seconds))) if told.seconds else None,
+        ]
+    if lacking:
+        figures.append(h("small", t("train.not_on", backends=", ".join(lacking))))
+    return h(
+        "button",
+        h("strong", t.get(f"methods.{key}.title") or found.title),
+        h("span", t.get(f"methods.{key}.summary") or found.summary),
+        h("span", figures, class_="row"),
+        type="button",
+        role="radio",
+        aria_checked="true" if chosen else "false",
+        class_="choice chosen" if chosen else "choice",
+        data_do="method",
+        data_value=key,
+    )
+
+
+def goal_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -> Html:
+    """Quick, balanced, thorough: steps and time of each."""
+    t, f, goal = context.t, context.f, goal_of(window)
+    shown = []
+    for name in GOALS:
+        found = told.get(name)
+        figures = ""
+        if found is not None and found.steps:
+            figures = t("train.goal_steps", n=f.number(found.steps))
+            if found.seconds:
+                figures += " · " + f.about(found.seconds)
+        shown.append(
+            h(
+                "button",
+                h("strong", t(f"train.goal_{name}")),
+                h("span", t(f"train.goal_{name}_text")),
+                h("small", figures) if figures else None,
+                type="button",
+                role="radio",
+                aria_checked="true" if name == goal else "false",
+                class_="choice chosen" if name == goal else "choice",
+                data_do="goal",
+                data_value=name,
+            )
+        )
+    return parts.card(
+        h("div", shown, class_="methods goals", role="radiogroup", aria_label=t("train.goal")), title=t("train.goal")
+    )
+
+
+def summary(context: Context, told: Forecast, missing: list[str]) -> Html:
+    """What is wrong, or what it will take; and the buttons."""
+    t = context.t
+    problems = [*missing, *(sentence(t, text) for text in told.problems)]
+    warn = (
+        t("train.too_big_text")
+        if told.verdict == "too big"
+        else t("train.tight_text")
+        if told.verdict == "tight"
+        else ""
+    )
+    return parts.card(
+        h("div", h("ul", [h("li", text) for text in problems]), class_="hint bad", role="alert") if problems else None,
+        h("div", warn, class_="hint warn") if warn and not problems else None,
+        [h("div", sentence(t, note), class_="hint") for note in told.notes if " instead of " in note],
+        outlook.panel(context, told) if not problems else None,
+        h("style", _marks(told)) if told.problems else None,
+        title=t("train.expect"),
+    )
+
+
+def _marks(told: Forecast) -> Html:
+    """A red edge around the fields that the problems name."""
+    named = [
+        path
+        for path in forms.fields()
+        if any(f"'{path.rpartition('.')[2]}'" in text or f"'{path}'" in text for text in told.problems)
+    ]
+    chosen = ",".join(f"#{element_id(path)} input,#{element_id(path)} textarea" for path in named) or ".none"
+    return Html(chosen + "{border-color:var(--ftl-bad)!important;box-shadow:0 0 0 1px var(--ftl-bad)!important}")

@@ -1,0 +1,54 @@
+"""Answers of the desk that a page waits for without standing still: asked in a thread, shown when they are there."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_local.runtime.rpc import Service
+from finetune_local.system.errors import FinetuneError
+
+_KEPT = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known by now: the newest value (None before the first), why there is none, and whether it is being asked."""
+
+    value: Any = None
+    problem: Exception | None = None
+    waiting: bool = False
+
+
+class Answers:
+    """Of one kind of question. Any thread may ask."""
+
+    def __init__(self, desk: Service, do: str) -> None:
+        self._desk, self._do = desk, do
+        self._known: dict[tuple[tuple[str, Any], ...], Answer] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, *, again: bool = False, **values: Any) -> Answer:
+        """What is known; asked for where nothing is, or (`again`) where it may have changed: the old answer stays meanwhile."""
+        key = tuple(sorted(values.items()))
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None and (known.waiting or not again):
+                return known
+            answer = Answer(known.value if known else None, None, waiting=True)
+            self._known.pop(key, None)
+            while len(self._known) >= _KEPT:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = answer
+        threading.Thread(target=self._fetch, args=(key, values), name=self._do, daemon=True).start()
+        return answer
+
+    def _fetch(self, key: tuple[tuple[str, Any], ...], values: dict[str, Any]) -> None:
+        try:
+            answer = Answer(self._desk.ask(self._do, **values))
+        except (FinetuneError, RuntimeError, OSError) as error:
+            answer = Answer(None, error)
+        with self._lock:
+            if key in self._known:
+                self._known[key] = answer

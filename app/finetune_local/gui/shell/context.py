@@ -1,0 +1,259 @@
+"""What every page is given: the home, the words, the processes that do the work, and one way to wire an event.
+
+`on()` is that way. A handler is called with the window it came from; an error of the app becomes a sentence in the notice at
+the top of the page, with a button where something can be done; anything else becomes the notice of a defect, with its traceback.
+"""
+
+from __future__ import annotations
+
+import inspect
+import locale as system_locale
+import os
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.chat.client import Talks
+from finetune_local.gui.i18n.formats import Formats
+from finetune_local.gui.i18n.strings import Language, Strings
+from finetune_local.gui.shell.ended import Endings
+from finetune_local.gui.shell.machine import MachineFacts
+from finetune_local.gui.shell.windows import FIRST, Window, Windows
+from finetune_local.gui.widgets.parts import pressed
+from finetune_local.runtime.rpc import Service
+from finetune_local.system import preferences
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.files import failure
+from finetune_local.system.paths import Home
+from finetune_local.training.run_folder.runs import Run
+from finetune_local.training.run_folder.watch import Watch
+
+if TYPE_CHECKING:
+    pass
+
+Handler = Callable[..., Any]
+CHAT, DESK = "finetune_local.chat.worker", "finetune_local.gui.lookups.worker"
+
+
+class Context:
+    """One server's. Made before Gradio is imported."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.preferences = preferences.load()
+        self.windows = Windows(home)
+        self.browser_locale = ""
+        self.rebuild: Callable[[], None] = lambda: None
+        self.chat = Service(CHAT, (str(home.root),), home.window / "chat.log")
+        """Holds a model in memory and answers."""
+        self.talks = Talks(self.chat)
+        """Answers under way, whatever becomes of the page that asked."""
+        self.desk = Service(DESK, (str(home.root),), home.window / "desk.log")
+        """Holds tokenizers, for previews of data."""
+        self.machine = MachineFacts(home, Service(DESK, (str(home.root),), home.window / "machine.log"))
+        self.endings = Endings(home)
+        self.quit: Callable[[], None] = lambda: None
+        self.speak()
+        self.nav: Any = None
+        self.notice: Any = None
+        self._watched: dict[Path, Watch] = {}
+        self._ticks: list[tuple[str | None, Handler, list[Any]]] = []
+        self._shows: dict[str, list[tuple[Handler, list[Any]]]] = {}
+        self._offers: dict[str, tuple[Handler, list[Any]]] = {}
+
+    # ── words ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def speak(self) -> None:
+        """Take up the preferred language and the browser's locale."""
+        self.t = Strings(chosen_language(self.preferences.language))
+        self.f = Formats(self.browser_locale or ("zh-CN" if self.t.language == "zh" else "en"), self.t)
+
+    def prefer(self, **changed: Any) -> None:
+        """Change preferences; where the language changes the page is made anew. Raises SpecError, DiskFull."""
+        before = self.t.language
+        self.preferences = preferences.save(**changed)
+        self.speak()
+        if self.t.language != before:
+            self.rebuild()
+
+    def watch(self, folder: Path) -> Watch:
+        """What is known of a run, shared by all windows, so that its events are read once."""
+        if folder not in self._watched:
+            self._watched[folder] = Watch(Run(folder))
+        return self._watched[folder]
+
+    # ── wiring ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self) -> None:
+        """Forget the wiring of a page that is made anew."""
+        self._ticks, self._shows, self._offers = [], {}, {}
+
+    def on(
+        self,
+        trigger: Any,
+        fn: Handler,
+        inputs: Any = None,
+        outputs: Any = None,
+        *,
+        js: str | None = None,
+        latest: bool = False,
+        drop: bool = False,
+        cancels: Any = None,
+    ) -> Any:
+        """Call `fn(window, *inputs)` on an event; a generator function updates its outputs as it goes.
+
+        A parameter of `fn` called `event` gets Gradio's EventData. It returns one value per output, a dict of some of them, or
+        None for no change. `latest`: of events that come while it works only the last counts (typing). `drop`: none of them
+        does (ticks, which would pile up on a busy machine).
+        """
+        targets = _listed(outputs)
+        return trigger(
+            self.guarded(fn, targets),
+            inputs,
+            [*targets, self.notice],
+            js=js,
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=8,
+            trigger_mode="always_last" if latest else "once" if drop else "multiple",
+            cancels=cancels,
+        )
+
+    def on_show(self, page: str, fn: Handler, outputs: Any) -> None:
+        """Call `fn(window)` whenever a page comes into view."""
+        self._shows.setdefault(page, []).append((fn, _listed(outputs)))
+
+    def on_tick(self, page: str | None, fn: Handler, outputs: Any) -> None:
+        """Call `fn(window)` each second while a page is in view (None: whatever is)."""
+        self._ticks.append((page, fn, _listed(outputs)))
+
+    def on_notice(self, do: str, fn: Handler, outputs: Any) -> None:
+        """Call `fn(window, value)` when a button of the notice with this data-do is pressed; the notice goes away."""
+        self._offers[do] = (fn, _listed(outputs))
+
+    def offers(self) -> tuple[Handler, list[Any]]:
+        """All buttons of the notice, as one handler."""
+        wired = dict(self._offers)
+
+        def press(window: Window, event: Any) -> dict[Any, Any]:
+            do, value, _ = pressed(event)
+            gone = {self.notice: ""}
+            if do == "go":
+                return {**gone, self.nav: self.go(window, value)}
+            if do in wired:
+                fn, outputs = wired[do]
+                return {**gone, **_named(fn(window, value), outputs)}
+            return gone
+
+        return press, _union([[self.nav], *(outputs for _, outputs in wired.values())])
+
+    def shows(self, page: str) -> tuple[Handler, list[Any]]:
+        """All that a page's coming into view does, as one handler."""
+        wired = self._shows.get(page, [])
+
+        def show(window: Window) -> dict[Any, Any]:
+            window.shown.clear()
+            return _merged(_named(fn(window), outputs) for fn, outputs in wired)
+
+        return show, _union([outputs for _, outputs in wired])
+
+    def ticks(self) -> tuple[Handler, list[Any]]:
+        """All that happens each second, as one handler."""
+        wired = self._ticks
+
+        def tick(window: Window) -> dict[Any, Any]:
+            shown = window["page"] or FIRST
+            return _merged(_named(fn(window), outputs) for page, fn, outputs in wired if page in (None, shown))
+
+        return tick, _union([outputs for _, _, outputs in wired])
+
+    def guarded(self, fn: Handler, outputs: Sequence[Any]) -> Handler:
+        """A handler for Gradio: with the window first, the notice last, and errors as sentences. See on()."""
+        import gradio as gr
+
+        from finetune_local.gui.shell.notice import defect, problem
+
+        wants_event = "event" in inspect.signature(fn).parameters
+        unchanged = {self.notice: gr.skip()}  # Gradio takes an empty dict for a value
+
+        def call(request: Any, event: Any, given: tuple[Any, ...]) -> Any:
+            return fn(self.windows.of(request.session_hash), *given, **({"event": event} if wants_event else {}))
+
+        def failed(error: Exception) -> dict[Any, Any]:
+            # A place that was typed may be too long, forbidden, gone: that is no defect.
+            known = error if isinstance(error, FinetuneError) else failure(error, self.home.root, "Make room on it.")
+            if known is not None:
+                return {self.notice: problem(self.t, known)}
+            traceback.print_exception(error)
+            return {self.notice: defect(self.t, "".join(traceback.format_exception(error)))}
+
+        def whole(request: Any, event: Any, *given: Any) -> dict[Any, Any]:
+            try:
+                return _named(call(request, event, given), outputs) or unchanged
+            except Exception as error:  # noqa: BLE001 - every way to fail is shown
+                return failed(error)
+
+        def piecewise(request: Any, event: Any, *given: Any) -> Iterator[dict[Any, Any]]:
+            try:
+                for update in call(request, event, given):
+                    yield _named(update, outputs) or unchanged
+            except Exception as error:  # noqa: BLE001 - every way to fail is shown
+                yield failed(error)
+
+        made: Handler = piecewise if inspect.isgeneratorfunction(fn) else whole
+        made.__annotations__ = {"request": gr.Request, "event": gr.EventData}  # by these Gradio knows what to give
+        return made
+
+    def go(self, window: Window, page: str, **draft: Any) -> Any:
+        """An update for `nav` that shows another page, with what that page is to find in the window's draft."""
+        import gradio as gr
+
+        window.set(page=page, **draft)
+        return gr.Tabs(selected=page)
+
+    def close(self) -> None:
+        """End the processes that live with the server; runs and jobs go on."""
+        self.windows.close()
+        self.chat.close()
+        self.desk.close()
+        self.machine.close()
+
+
+def chosen_language(wanted: preferences.Language) -> Language:
+    """The language to speak: the preferred one, else Chinese where the system is, else English."""
+    if wanted != "auto":
+        return wanted
+    named = [os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG")]
+    named.append(system_locale.getlocale()[0] or "")
+    first = next((name for name in named if name and name not in ("C", "C.UTF-8", "POSIX")), "")
+    return "zh" if first.lower().startswith(("zh", "chinese")) else "en"
+
+
+def _listed(outputs: Any) -> list[Any]:
+    if outputs is None:
+        return []
+    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+
+
+def _named(value: Any, outputs: Sequence[Any]) -> dict[Any, Any]:
+    """What a handler returned as {component: update}."""
+    if value is None:
+        return {}
+    if isinstance(value, dict) and all(hasattr(key, "_id") for key in value):
+        return value
+    values = value if isinstance(value, tuple) else (value,)
+    if len(values) != len(outputs):
+        raise RuntimeError(f"{len(values)} values for {len(outputs)} outputs")
+    return dict(zip(outputs, values, strict=True))
+
+
+def _merged(found: Iterable[dict[Any, Any]]) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for part in found:
+        result |= part
+    return result
+
+
+def _union(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    return list({component._id: component for outputs in lists for component in outputs}.values())

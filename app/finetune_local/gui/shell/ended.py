@@ -1,0 +1,217 @@
+"""What has just ended: runs and jobs that were at work and are no more. Each window tells of each once, on whatever page it shows,
+and the desktop is told of it too (gui/window/notify.py).
+
+Which are at work is kept on disk, so that what ended while the app was closed is told when it is opened again. What the user
+stopped is not told: they know.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.shell.notice import told
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Html
+from finetune_local.runtime import job
+from finetune_local.runtime.job import Job
+from finetune_local.system.errors import DiskFailed, SpecError
+from finetune_local.system.files import write_text
+from finetune_local.system.paths import Home
+from finetune_local.system.untrusted.text import read_json
+from finetune_local.training import events
+from finetune_local.training.run_folder import follow, runs
+from finetune_local.training.run_folder.runs import Run
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+Kind = Literal["run", "job"]
+Outcome = Literal["done", "failed", "interrupted"]
+
+PAGES: Mapping[str, str] = {"download": "model", "evaluate": "evaluate", "export": "export"}
+"""The page that shows a kind of job; others are shown with the adapters."""
+
+_AT_MOST_EVERY = 0.8
+_KEPT = 50
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One run or job that ended; numbers grow. `job` is a job's kind, "" for a run; `message` says why it failed."""
+
+    number: int
+    kind: Kind
+    name: str
+    outcome: Outcome
+    job: str = ""
+    message: str = ""
+
+    @property
+    def page(self) -> str:
+        """The page that shows it."""
+        return "train" if self.kind == "run" else PAGES.get(self.job, "adapters")
+
+    def title(self, t: Strings) -> str:
+        """What ended and how."""
+        if self.kind == "run":
+            return t(f"ended.run_{self.outcome}", name=self.name)
+        return t.get(f"ended.{self.job}_{self.outcome}") or t(f"ended.job_{self.outcome}")
+
+    def text(self, t: Strings) -> str:
+        """What more there is to say, in English where it comes from the core: see translate.sentence."""
+        if self.outcome == "failed" and self.message:
+            return self.message
+        return t("ended.run_goes_on") if (self.kind, self.outcome) == ("run", "interrupted") else ""
+
+
+class Endings:
+    """What has ended since the server began, and before it while no app was there. Any thread may look."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._file = home.window / "at_work.json"
+        self._lock = threading.Lock()
+        self._looked = float("-inf")
+        self._number = 0
+        self._ended: list[Ended] = []
+        self._known = self._read()
+        self.look()
+
+    def look(self) -> None:
+        """See what ended; asked every second by every window, so it looks itself only so often."""
+        with self._lock:
+            if time.monotonic() - self._looked < _AT_MOST_EVERY:
+                return
+            self._looked = time.monotonic()
+            now = {("run", run.name) for run in runs.at_work(self._home)}
+            now |= {("job", found.name) for found in job.running(self._home)}
+            before, self._known = self._known, now
+            for kind, name in sorted(before - now):
+                self._end(kind, name)
+            del self._ended[:-_KEPT]
+            if now != before:
+                with suppress(DiskFailed, OSError):  # costs a word after the next start, nothing else
+                    write_text(self._file, json.dumps(sorted(now), ensure_ascii=False))
+
+    def since(self, number: int) -> list[Ended]:
+        """Those after a number, the oldest first."""
+        with self._lock:
+            return [ended for ended in self._ended if ended.number > number]
+
+    def _end(self, kind: str, name: str) -> None:
+        ended = _run_ended(Run(self._home.runs / name)) if kind == "run" else _job_ended(Job(self._home.jobs / name))
+        if ended is not None:
+            self._number += 1
+            self._ended.append(Ended(self._number, **ended))
+
+    def _read(self) -> set[tuple[str, str]]:
+        try:
+            return {(str(kind), str(name)) for kind, name in read_json(self._file)}
+        except (OSError, ValueError, TypeError):
+            return set()
+
+
+def _run_ended(run: Run) -> dict[str, Any] | None:
+    if not (run.folder / "run.json").exists():  # removed
+        return None
+    try:
+        last, status = run.last_event(), run.status()
+    except (OSError, ValueError, KeyError, TypeError):  # a damaged run: its page says so
+        return None
+    if status not in ("finished", "failed", "interrupted"):
+        return None
+    message = last.message if isinstance(last, events.Failed) else ""
+    return {"kind": "run", "name": run.name, "outcome": "done" if status == "finished" else status, "message": message}
+
+
+def _job_ended(found: Job) -> dict[str, Any] | None:
+    try:
+        kind, state = found.kind, found.state()
+    except (SpecError, OSError, ValueError, KeyError):  # forgotten, or damaged: its page says so
+        return None
+    if state.status not in ("done", "failed", "interrupted"):
+        return None
+    message = str(state.error["message"]) if state.error else ""
+    outcome = "failed" if state.status == "interrupted" else state.status
+    return {"kind": "job", "name": found.name, "outcome": outcome, "job": kind, "message": message}
+
+
+def build() -> Any:
+    """The place for the notices, above the pages."""
+    return parts.view(id="ended")
+
+
+def wire(context: Context, view: Any) -> None:
+    """Show what ends, one at a time, and do what is asked for about it."""
+    import gradio as gr
+
+    told_up_to: dict[str, int] = {}
+    waiting: dict[str, list[Ended]] = {}
+
+    def tick(window: Window) -> Any:
+        context.endings.look()
+        if not window.name:  # it has not said yet which it is
+            return gr.skip()
+        # What ended before any window was there is told by the first; a later window begins with what is new.
+        since = told_up_to.setdefault(window.name, max(told_up_to.values(), default=0))
+        for ended in context.endings.since(since):
+            told_up_to[window.name] = ended.number
+            if not _is_looked_at(ended, window):
+                waiting.setdefault(window.name, []).append(ended)
+        return shown(window)
+
+    def shown(window: Window) -> Any:
+        found = waiting.get(window.name)
+        html = _notice(context.t, found[-1]) if found else Html("")
+        return html if window.changed("ended", html) else gr.skip()
+
+    def press(window: Window, event: Any) -> Any:
+        do, _, _ = parts.pressed(event)
+        found = waiting.get(window.name)
+        if not found:
+            return shown(window), gr.skip()
+        ended = found.pop()
+        if do == "retry":
+            _retry(context, ended)
+        if do == "chat":
+            return shown(window), context.go(window, "chat", adapters=[ended.name])
+        if do in ("see", "retry"):
+            more = {"run": ended.name} if ended.kind == "run" else {}
+            return shown(window), context.go(window, ended.page, **more)
+        return shown(window), gr.skip()
+
+    context.on_tick(None, tick, view)
+    context.on(view.click, press, None, [view, context.nav])
+
+
+def _is_looked_at(ended: Ended, window: Window) -> bool:
+    """Whether the window shows the very thing, so that it need not be told."""
+    if window["page"] != ended.page:
+        return False
+    return ended.kind == "job" or window["run"] == ended.name
+
+
+def _notice(t: Strings, ended: Ended) -> Html:
+    well = ended.outcome == "done"
+    buttons = [parts.button(t("ended.see"), "see", kind="small")]
+    if well and ended.kind == "run":
+        buttons.insert(0, parts.button(t("ended.chat"), "chat", kind="small primary"))
+    if not well:
+        buttons.append(parts.button(t("ended.resume" if ended.kind == "run" else "ended.retry"), "retry", kind="small"))
+    return told(t, "good" if well else "bad", ended.title(t), ended.text(t), *buttons)
+
+
+def _retry(context: Context, ended: Ended) -> None:
+    """Go on with a run, start a job again. Raises SpecError where it is gone, or at work by now."""
+    if ended.kind == "run":
+        follow.start(runs.find(context.home, ended.name), context.home)
+    else:
+        job.again(job.find(context.home, ended.name), context.home)

@@ -1,0 +1,91 @@
+"""What this machine can do, for pages: looked up once by the desk, kept on disk, looked up again in the background at each start."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from finetune_local.backend import Device
+from finetune_local.runtime.rpc import Service
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.files import write_text
+from finetune_local.system.paths import Home
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
+
+_DEVICE = frozenset(field.name for field in fields(Device))
+_NEEDED = _DEVICE - {"fast_bf16"}
+
+
+class _Kept(BaseModel):
+    """What pages use of machine.json; the rest is shown as it is."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    backend: str | None
+    devices: list[dict[str, str | int | bool]]
+    memory_bytes: int
+    memory_free_bytes: int
+    disk_free_bytes: int
+    processors: int
+    notes: list[str]
+    flops: float = 0.0
+
+
+class MachineFacts:
+    """As `doctor --json` tells them. Empty until the first look has come back."""
+
+    def __init__(self, home: Home, desk: Service) -> None:
+        """`desk` is one of its own, closed after each look: a look imports every framework, and previews of data do not wait for
+        that."""
+        self._file = home.window / "machine.json"
+        self._desk = desk
+        self.facts: Mapping[str, Any] = {}
+        self.problem = ""
+        self.looking = False
+        # What is kept is asked again at each start, so a file that a disk has damaged costs nothing.
+        with suppress(OSError, ForeignTextError, ValidationError):
+            self.facts = _Kept.model_validate(read_json_object(self._file)).model_dump()
+
+    def look(self) -> None:
+        """Ask the desk, in a thread of its own."""
+        if not self.looking:
+            self.looking = True
+            threading.Thread(target=self._look, name="machine", daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            self.facts, self.problem = self._desk.ask("machine"), ""
+            write_text(self._file, json.dumps(self.facts, ensure_ascii=False))
+        except (FinetuneError, RuntimeError, OSError) as error:
+            self.problem = str(error)
+        self._desk.close()
+        self.looking = False
+
+    def close(self) -> None:
+        """End a look under way."""
+        self._desk.close()
+
+    @property
+    def backend(self) -> str | None:
+        """The backend that would be used, or None where there is none, or none is known yet."""
+        name = self.facts.get("backend")
+        return str(name) if name else None
+
+    def devices(self, backend: str | None = None) -> list[Device]:
+        """The devices of a backend (of the one that would be used), best first."""
+        wanted = backend if backend not in (None, "auto") else self.backend
+        found = [device for device in self.facts.get("devices", ()) if device.get("backend") == wanted]
+        return [
+            Device(**{k: v for k, v in device.items() if k in _DEVICE}) for device in found if set(device) >= _NEEDED
+        ]
+
+    def device(self, backend: str | None = None, wanted: str | None = None) -> Device | None:
+        """The device that a run would be on."""
+        devices = self.devices(backend)
+        return next((d for d in devices if wanted in (d.id, d.kind)), devices[0] if devices and not wanted else None)

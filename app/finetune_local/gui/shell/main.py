@@ -1,0 +1,177 @@
+"""The page: a rail with what can be done, and the pages that are found in pages/, in the order of a first journey.
+
+A page is a module with
+    TITLE: str                   key of its name in the rail
+    ORDER: int                   its place there
+    build(context) -> None       makes its components and wires them with context.on, on_show and on_tick
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import pkgutil
+import time
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.shell import ended, rail
+from finetune_local.gui.shell.theme import theme
+from finetune_local.gui.widgets import parts
+from finetune_local.system import paths
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+NAME = "Finetune Local"
+
+
+@cache
+def pages() -> Mapping[str, ModuleType]:
+    """Every page by its key, which is its folder's name, in order."""
+    package = importlib.import_module("finetune_local.gui.pages")
+    found = {
+        m.name: importlib.import_module(f"{package.__name__}.{m.name}.page")
+        for m in pkgutil.iter_modules(package.__path__)
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1].ORDER))
+
+
+def create_app(context: Context) -> gr.Blocks:
+    """All pages in the context's language."""
+    import gradio as gr
+
+    from finetune_local.gui.shell.windows import FIRST
+
+    context.begin()
+    t = context.t
+    blocks = gr.Blocks(title=NAME, fill_width=True, analytics_enabled=False)
+    with blocks:
+        which = gr.Textbox(visible="hidden", elem_id="which-window")
+        foot = rail.build(context)
+        context.notice = parts.view(id="notice")
+        endings = ended.build()
+        with gr.Tabs(elem_id="nav", selected=FIRST, overflow_behavior="wrap") as context.nav:
+            tabs = {}
+            for key, page in pages().items():
+                with gr.Tab(t(page.TITLE), id=key, elem_id=f"page-{key}") as tabs[key]:
+                    page.build(context)
+        rail.wire(context, foot)
+        ended.wire(context, endings)
+        for key, tab in tabs.items():
+            _wire_page(context, key, tab, which)
+        offered, outputs = context.offers()
+        context.on(context.notice.click, offered, None, outputs)
+        missed = _tick(context, which, tabs)
+        _draw_again(context, tabs, _attach(context, blocks, which, tabs).then, missed.change)
+    return blocks
+
+
+def _wire_page(context: Context, key: str, tab: Any, which: Any) -> None:
+    show, outputs = context.shows(key)
+
+    def shown(window: Window, since: str | None) -> Any:
+        return {**show(window), context.notice: ""} if window.show(key, _moment(since)) else None
+
+    context.on(tab.select, shown, which, outputs, js=f"() => ftl.shows({json.dumps(key)})")
+
+
+def _moment(told: str | None) -> float:
+    """When the page says that something was, by the browser's clock; 0 where it says no time."""
+    try:
+        moment = float(told or 0)
+    except ValueError:
+        return 0.0
+    return moment if math.isfinite(moment) else 0.0
+
+
+def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
+    """Each second; what is returned changes where the page in view must be drawn anew: see Window.missed."""
+    import gradio as gr
+
+    missed = gr.Textbox(visible="hidden")
+    tick, outputs = context.ticks()
+
+    def ticked(window: Window, told: str | None) -> Any:
+        page, _, since = (told or "").partition(" ")
+        lost = page in tabs and window.missed(page, _moment(since))
+        return {**tick(window), **({missed: str(time.monotonic())} if lost else {})}
+
+    context.on(gr.Timer(1.0).tick, ticked, which, [*outputs, missed], js="() => ftl.page()", drop=True)
+    return missed
+
+
+def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) -> Any:
+    """When a page has loaded it says which window it is in, and what the browser's locale is; it then shows what it showed."""
+    import gradio as gr
+
+    def attach(request: gr.Request, told: str | None) -> Any:
+        name, _, locale = (told or "").partition(" ")
+        window = context.windows.attach(request.session_hash or "", name)
+        if locale and locale != context.browser_locale:
+            context.browser_locale = locale
+            context.speak()
+        page = window["page"]
+        return gr.Tabs(selected=page) if page in tabs else gr.skip()
+
+    attach.__annotations__ = {"request": gr.Request}
+    return blocks.load(
+        attach, which, context.nav, js="() => ftl.window()", show_progress="hidden", api_visibility="private"
+    )
+
+
+def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> None:
+    """On any of the triggers: the page in view, where what it shows is another window's or nothing."""
+    shows = {key: context.shows(key)[0] for key in tabs}
+    every = {component._id: component for key in tabs for component in context.shows(key)[1]}
+
+    def draw_again(window: Window) -> Any:
+        again, window.again = window.again, False
+        show = shows.get(str(window["page"]))
+        return show(window) if again and show is not None else None
+
+    for trigger in triggers:
+        context.on(trigger, draw_again, None, list(every.values()))
+
+
+def first_lines(context: Context) -> str:
+    """What the page's head begins with: see head.py."""
+    from finetune_local.gui.shell.windows import FIRST
+
+    t = context.t
+    config = {
+        "first": FIRST,
+        "theme": context.preferences.theme,
+        "lang": t.language,
+        "splash": [t("common.app"), t("common.splash")],
+        "gone": [t("common.gone_title"), t("common.gone_text"), t("common.gone_how")],
+    }
+    return (
+        f"<script>window.ftlConfig={json.dumps(config)}</script>"
+        '<link rel="stylesheet" href="ftl/cover.css"><link rel="icon" href="ftl/icon.svg"><script src="ftl/app.js"></script>'
+    )
+
+
+def mount_options() -> dict[str, Any]:
+    """What gr.mount_gradio_app is told besides the address. The style comes after Gradio's own."""
+    styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
+    head = "".join(f'<link rel="stylesheet" href="ftl/{name}">' for name in styles)
+    return {
+        "theme": theme(),
+        "head": head,
+        "footer_links": [],
+        "run_history": False,
+        "pwa": False,
+        "ssr_mode": False,
+        "mcp_server": False,
+        "enable_monitoring": False,
+        "show_error": True,
+        "favicon_path": str(paths.assets() / "ui" / "icon.svg"),
+        "allowed_paths": [],
+    }

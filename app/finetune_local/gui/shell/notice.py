@@ -1,0 +1,72 @@
+"""The notice at the top of a page: an error as a sentence with what to do, a defect with its details, or a word that something is
+done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.widgets.html import Html, h
+from finetune_local.gui.widgets.parts import button
+from finetune_local.system import errors
+from finetune_local.system.errors import FinetuneError
+
+WHERE: Mapping[type[FinetuneError], str] = {
+    errors.DataError: "data",
+    errors.ModelError: "model",
+    errors.DownloadFailed: "model",
+    errors.AdapterError: "adapters",
+    errors.DiskFull: "settings",
+}
+"""The page on which what an error tells of can be mended."""
+
+
+def problem(t: Strings, error: FinetuneError, *buttons: Html) -> Html:
+    """An error of the app, with a way to the page where it can be mended where no other button is given."""
+    title = t.get(f"errors.{type(error).__name__}") or t("errors.UserError")
+    if not buttons and (page := WHERE.get(type(error))) is not None:
+        buttons = (button(t("errors.go_to", page=t(f"nav.{page}")), "go", page, kind="small"),)
+    return told(t, "bad", title, str(error), *buttons)
+
+
+def told(t: Strings, kind: str, title: str, text: str, *buttons: Html) -> Html:
+    """A notice of a kind: "good", "bad", "note"."""
+    lines = [line for line in sentence(t, text).splitlines() if line.strip()]
+    body = h("p", lines[0]) if len(lines) == 1 else h("ul", [h("li", line) for line in lines]) if lines else None
+    return h(
+        "div",
+        h("div", h("strong", title), body, h("div", *buttons, class_="row") if buttons else None, class_="grow"),
+        h("button", "×", type="button", class_="close", data_do="notice.close", aria_label=t("common.close")),
+        class_=f"notice {kind}",
+        role="alert" if kind == "bad" else "status",
+    )
+
+
+def good(t: Strings, title: str, text: str = "", *buttons: Html) -> Html:
+    """Something is done."""
+    return told(t, "good", title, text, *buttons)
+
+
+def defect(t: Strings, trace: str) -> Html:
+    """What should not happen, with its traceback to copy."""
+    return h(
+        "div",
+        h(
+            "div",
+            h("strong", t("errors.defect")),
+            h("p", t("errors.defect_text")),
+            h("details", h("summary", t("errors.show_details")), h("pre", _without_home(trace), tabindex="0")),
+            h("button", t("common.copy"), type="button", class_="button small", data_copy=_without_home(trace)),
+            class_="grow",
+        ),
+        h("button", "×", type="button", class_="close", data_do="notice.close", aria_label=t("common.close")),
+        class_="notice bad",
+        role="alert",
+    )
+
+
+def _without_home(trace: str) -> str:
+    """A traceback that can be shown to others: without the user's name in its paths."""
+    return re.sub(r"(/home|/Users|C:\\Users)[/\\][^/\\\s\"']+", "~", trace)

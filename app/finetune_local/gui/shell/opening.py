@@ -1,0 +1,42 @@
+"""Show a folder in the system's file manager: only one that is known to hold results, and never through a shell."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.system.errors import SpecError
+from finetune_local.system.private import user_umask
+
+
+def open_folder(t: Strings, path: Path, known: Iterable[Path]) -> None:
+    """Open a folder, or the folder a file lies in. `known` are the folders of results: nothing outside them is opened.
+
+    Raises SpecError where it is none of them, is gone, or the system has no program for it.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not any(folder.resolve().is_relative_to(place.resolve()) for place in known):
+        raise SpecError(t("open.foreign", folder=folder))
+    if not folder.is_dir():
+        raise SpecError(t("open.gone", folder=folder))
+    program = shutil.which(_program())
+    if program is None:
+        raise SpecError(t("open.no_program", folder=folder, program=_program()))
+    process = subprocess.Popen(
+        [program, str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=sys.platform != "win32",
+        umask=user_umask(),  # what is made in the file manager is the user's business
+    )
+    threading.Thread(target=process.wait, daemon=True).start()  # whatever it says of itself, its end is noticed
+
+
+def _program() -> str:
+    return {"darwin": "open", "win32": "explorer"}.get(sys.platform, "xdg-open")

@@ -1,0 +1,66 @@
+"""What stands around the pages: the brand, and at the rail's foot what is at work now, whatever page is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.runtime import job, process_folder
+from finetune_local.training.run_folder import runs
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+
+def build(context: Context) -> Any:
+    """The brand above the rail, and the foot below it, which is returned to be wired once the pages are there."""
+    t = context.t
+    parts.view(
+        join(
+            [
+                h("a", t("common.skip"), href="#nav", class_="skip"),
+                h("div", h("img", src="ftl/icon.svg", alt=""), h("span", t("common.app")), class_="brand"),
+            ]
+        ),
+        id="brand",
+    )
+    return parts.view(id="foot")
+
+
+def wire(context: Context, foot: Any) -> None:
+    """Show at the foot what is at work, and go there when it is pressed."""
+    import gradio as gr
+
+    def tick(window: Window) -> Any:
+        shown = join([*at_work(context), h("p", context.t("common.private"), class_="private")])
+        return shown if window.changed("foot", shown) else gr.skip()
+
+    def press(window: Window, event: Any) -> Any:
+        _, page, data = parts.pressed(event)
+        return context.go(window, page, **({"run": data["run"]} if "run" in data else {}))
+
+    context.on_tick(None, tick, foot)
+    context.on(foot.click, press, None, context.nav)
+
+
+def at_work(context: Context) -> list[Html]:
+    """A line for every run and job at work."""
+    t, f = context.t, context.f
+    process_folder.reap()  # of workers that this server started
+    found = []
+    for run in runs.at_work(context.home):
+        # The last step and no more: a long run's whole history would keep every page waiting when the app is opened.
+        step = next((line for line in run.newest() if line.get("event") == "step"), {})
+        share = step["step"] / step["steps"] if step.get("steps") else None
+        inner = parts.progress(t, f, run.name, share, step.get("seconds_left"))
+        found.append(
+            h("button", inner, type="button", class_="at-work", data_do="go", data_value="train", data_run=run.name)
+        )
+    for working in job.running(context.home):
+        state = working.state()
+        page = {"download": "model", "evaluate": "evaluate", "export": "export"}.get(working.kind, "adapters")
+        inner = parts.progress(t, f, t(f"jobs.{working.kind}"), state.done, state.seconds_left)
+        found.append(h("button", inner, type="button", class_="at-work", data_do="go", data_value=page))
+    return found

@@ -1,0 +1,176 @@
+"""What each open window remembers: its page, its forms, its conversation. Kept on disk, so that a reload, a crash or a new start
+of the app finds it again; a new window begins as the last one was, and two do not write over each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune_local.system.errors import DiskFailed
+from finetune_local.system.files import write_text
+from finetune_local.system.paths import Home
+from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_json
+
+LAST = "last"
+FIRST = "home"
+"""The page that is shown where none was chosen."""
+
+_OLD_SECONDS = 7 * 86400
+_DELAY = 0.4
+_MOST_EARLY = 50
+_SUM = "sha256"
+
+
+class Window:
+    """One window's memory. `draft` is plain JSON; keys belong to the pages, "page" is the one that is shown."""
+
+    def __init__(self, folder: Path | None, name: str, draft: dict[str, Any]) -> None:
+        """`folder` None: a window that has not said yet which one it is; nothing of it is kept."""
+        self._folder, self.name, self.draft = folder, name, draft
+        self.shown: dict[str, Any] = {}
+        """What was sent to it last, by part of a page: what has not changed is not sent again."""
+        self.fields: dict[str, Any] = {}
+        """What fields of this page load hold, as far as is known: a field that is right is not sent, as it may be typed in just now."""
+        self.since = 0.0
+        """When its page came into view, by the browser's clock."""
+        self.again = False
+        """Whether the page in view was drawn from another's memory and must be drawn again."""
+        self._unheard = ""
+        self.drawing = threading.RLock()
+        """To be held while views are drawn from this memory, so that of two events the one that saw more of it is answered last."""
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.draft.get(key)
+
+    def set(self, **values: Any) -> None:
+        """Remember; None forgets. Written to disk a moment later, so that typing does not write at every letter."""
+        if all(self.draft.get(key) == value for key, value in values.items()):
+            return
+        with self._lock:
+            for key, value in values.items():
+                if value is None:
+                    self.draft.pop(key, None)
+                else:
+                    self.draft[key] = value
+            if self._folder is not None and self._timer is None:
+                self._timer = threading.Timer(_DELAY, self.save)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def show(self, page: str, since: float) -> bool:
+        """A page has come into view. False where a later one has: on a busy machine the two may be told the other way round; and
+        for what a load begins with (since 0) where another page is to be shown again."""
+        if since < self.since or (since == 0 and page != (self["page"] or FIRST)):
+            return False
+        self.since = since
+        self.set(page=page)
+        return True
+
+    def missed(self, page: str, since: float) -> bool:
+        """Whether the browser shows, as it says for the second time, a page of whose coming into view nothing was heard: then it
+        is the page, and must be drawn. Once may be a word that crossed another on its way."""
+        unheard = page if page != (self["page"] or FIRST) and since > self.since else ""
+        missed = unheard != "" and unheard == self._unheard
+        self._unheard = "" if missed else unheard
+        if missed:
+            self.again = self.show(page, since)
+        return missed
+
+    def save(self) -> None:
+        """Write it now. A full disk costs the draft's newest changes, not the window."""
+        with self._lock:
+            self._timer = None
+            plain = parse_json_object(json.dumps(self.draft))
+        text = json.dumps({**plain, _SUM: _sum(plain)}, ensure_ascii=False)
+        if self._folder is None:
+            return
+        try:
+            for name in (self.name, LAST):
+                write_text(self._folder / f"{name}.json", text)
+        except (DiskFailed, OSError):
+            return
+
+    def lacks(self, field: str, value: Any, empty: Any = "") -> bool:
+        """Whether a field holds another value than this, and must be sent; it counts as sent from now on."""
+        if self.fields.get(field, empty) == value:
+            return False
+        self.fields[field] = value
+        return True
+
+    def changed(self, part: str, value: Any) -> bool:
+        """Whether a part of a page is another than was sent last; it counts as sent from now on."""
+        if self.shown.get(part) == value:
+            return False
+        self.shown[part] = value
+        return True
+
+
+class Windows:
+    """All windows of one server, by the session that Gradio gives to each page load."""
+
+    def __init__(self, home: Home) -> None:
+        self._folder = home.window / "drafts"
+        self._by_session: dict[str, Window] = {}
+        self._early: dict[str, Window] = {}
+        self._by_name: dict[str, Window] = {}
+        self._forget_old()
+
+    def attach(self, session: str, name: str) -> Window:
+        """A page load says which window it is in: the same as before a reload, or a new one."""
+        if not re.fullmatch(r"[a-z0-9]{6,40}", name):
+            name = f"w{time.time_ns()}"
+        window = self._by_name.get(name)
+        if window is None:
+            draft = _read(self._folder / f"{name}.json")
+            window = Window(self._folder, name, _read(self._folder / f"{LAST}.json") if draft is None else draft)
+            self._by_name[name] = window
+        window.shown.clear()
+        window.fields.clear()
+        self._by_session[session] = window
+        early = self._early.pop(session, None)
+        if early is not None and early["page"] not in (None, FIRST):
+            # The user went there before the page had said who it is: what it shows is not this window's.
+            window.again = window.show(early["page"], early.since)
+        return window
+
+    def of(self, session: str | None) -> Window:
+        """The window of a session; one of which nothing is written where it has not said yet which it is."""
+        if not session or (known := self._by_session.get(session)) is None:
+            while len(self._early) > _MOST_EARLY:  # those that never said
+                self._early.pop(next(iter(self._early)), None)
+            return self._early.setdefault(session, Window(None, "", {})) if session else Window(None, "", {})
+        return known
+
+    def close(self) -> None:
+        """Write what waits to be written."""
+        for window in self._by_name.values():
+            window.save()
+
+    def _forget_old(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for file in self._folder.glob("*.json"):
+            if time.time() - file.stat().st_mtime > _OLD_SECONDS and file.stem != LAST:
+                file.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> Any:
+    try:
+        values = read_json(file)
+    except (OSError, ForeignTextError):
+        return None if file.stem != LAST else {}
+    if not isinstance(values, dict) or values.pop(_SUM, None) not in (None, _sum(values)):
+        return None if file.stem != LAST else {}
+    return values
+
+
+def _sum(draft: dict[str, Any]) -> str:
+    """What tells a whole draft from one that a disk has damaged: pages take its values as they are. Older versions wrote none."""
+    return hashlib.sha256(json.dumps(draft, sort_keys=True).encode("ascii")).hexdigest()

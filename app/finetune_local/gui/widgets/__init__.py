@@ -1,0 +1,1 @@
+"""Pieces of interface that several pages use."""

@@ -1,0 +1,128 @@
+"""One Gradio control for each kind of setting, made from what `setting()` declares: label, help, choices, default.
+
+A control holds what a user would type: an empty field is the default (or automatic, where None is), and what is typed is checked
+by the very parser of the command line.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from finetune_local.spec.presets import preset_named
+from finetune_local.system.fields import extra_of
+
+if TYPE_CHECKING:
+    from finetune_local.gui.i18n.strings import Strings
+
+EMPTY = ""
+
+
+def kind_of(field: FieldInfo) -> tuple[Any, bool]:
+    """A field's type without None, and whether None is allowed."""
+    annotation = field.annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return parts[0], len(parts) < len(typing.get_args(annotation))
+    return annotation, False
+
+
+def label_of(t: Strings, path: str) -> str:
+    """A setting's name for people; the last word of its path where the table has none."""
+    return t.get(f"settings.{path}") or path.rpartition(".")[2].replace("_", " ").capitalize()
+
+
+def help_of(t: Strings, path: str, field: FieldInfo) -> str:
+    """What a setting is for: the declaration's own help in English, the table's in Chinese."""
+    return t.get(f"help.{path}") or field.description or ""
+
+
+def method_title(t: Strings, key: str) -> str:
+    """What a method is called."""
+    return t.get(f"methods.{key}.title") or preset_named(key).title
+
+
+def method_summary(t: Strings, key: str) -> str:
+    """What a method does, in a sentence: its own in English, the table's in Chinese."""
+    return t.get(f"methods.{key}.summary") or preset_named(key).summary
+
+
+def control(t: Strings, path: str, field: FieldInfo, *, id: str | None = None, **more: Any) -> Any:  # noqa: A002
+    """The control of a setting at a dotted path of its group ("training.seed")."""
+    import gradio as gr
+
+    kind, optional = kind_of(field)
+    options: dict[str, Any] = {
+        "label": label_of(t, path),
+        "info": help_of(t, path, field),
+        "elem_id": id or element_id(path),
+        "interactive": True,
+        **more,
+    }
+    if typing.get_origin(kind) is Literal:
+        choices = [(t.get(f"choices.{path}.{value}") or str(value), str(value)) for value in typing.get_args(kind)]
+        if optional:
+            choices.insert(0, (t("common.automatic"), EMPTY))
+        return gr.Dropdown(choices, value=EMPTY if optional else str(field.default), **options)
+    if kind is bool:
+        if optional:
+            choices = [(t("common.automatic"), EMPTY), (t("common.on"), "true"), (t("common.off"), "false")]
+            return gr.Dropdown(choices, value=EMPTY, **options)
+        return gr.Checkbox(value=bool(field.default), **options)
+    several = typing.get_origin(kind) is tuple
+    if several:
+        options["lines"] = 2
+    return gr.Textbox(value=EMPTY, placeholder=placeholder(t, field, optional), **options)
+
+
+def placeholder(t: Strings, field: FieldInfo, optional: bool) -> str:
+    """What an empty field stands for."""
+    if optional or field.default is None:
+        return t("common.automatic")
+    if isinstance(field.default, tuple):
+        return ", ".join(map(str, field.default)) or t("common.none")
+    return str(field.default)
+
+
+def given(field: FieldInfo, value: Any) -> Any:
+    """What a control's value means as a setting, or None where the user left it open."""
+    kind, _ = kind_of(field)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if typing.get_origin(kind) is tuple:
+        parts = [part.strip() for line in str(value).splitlines() for part in line.split(",")]
+        return [part for part in parts if part]
+    if kind is bool and isinstance(value, bool) and value == field.default:
+        return None
+    if isinstance(value, str) and typing.get_origin(kind) is Literal and value == str(field.default):
+        return None
+    return value.strip() if isinstance(value, str) else value
+
+
+def shown(field: FieldInfo, value: Any) -> Any:
+    """A setting's value as its control holds it; None is what is left open."""
+    kind, optional = kind_of(field)
+    if typing.get_origin(kind) is tuple:
+        return "\n".join(map(str, value or ()))
+    if kind is bool:
+        if optional:
+            return EMPTY if value is None else "true" if value in (True, "true") else "false"
+        return bool(field.default) if value is None else bool(value)
+    if typing.get_origin(kind) is Literal:
+        return (EMPTY if optional else str(field.default)) if value is None else str(value)
+    if value is None:
+        return EMPTY
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def element_id(path: str) -> str:
+    """The id of a setting's control in the page."""
+    return "set-" + path.replace(".", "-").replace("_", "-")
+
+
+def group_of(field: FieldInfo) -> str:
+    """The heading a setting was declared under."""
+    return str(extra_of(field).get("group", ""))

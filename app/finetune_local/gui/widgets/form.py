@@ -1,0 +1,179 @@
+"""The whole form of a run: one control for every setting that the spec declares, by the groups it declares them in.
+
+The form's value is {dotted path: what was typed}, only of what the user set; it is kept in the window's draft, and becomes the
+tables that parse_spec() takes. Settings of methods are shown where the chosen method has them, with its own defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic.fields import FieldInfo
+
+from finetune_local.gui.widgets import controls
+from finetune_local.gui.widgets.html import h
+from finetune_local.spec.presets import preset_named
+from finetune_local.spec.run import RunSpec
+from finetune_local.spec.tuners import tuners
+from finetune_local.system.fields import Settings
+
+if TYPE_CHECKING:
+    from finetune_local.gui.i18n.strings import Strings
+
+ELSEWHERE = ("model.id", "data.", "method.key", "goal", "name", "objective")
+"""Paths (or beginnings of them) that have a place of their own outside this form: the pages of model and data, the cards."""
+
+MAIN = ("training.epochs", "training.learning_rate", "training.batch_size")
+"""What people change first."""
+
+Value = dict[str, Any]
+
+
+def fields() -> dict[str, FieldInfo]:
+    """Every setting of the form by its dotted path; of a setting that several methods have, the first declaration."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in RunSpec.model_fields.items():
+        kind = field.annotation
+        if name == "method":
+            for tuner in tuners().values():
+                for inner, inner_field in tuner.settings.model_fields.items():
+                    found.setdefault(f"method.{inner}", inner_field)
+        elif isinstance(kind, type) and issubclass(kind, Settings):
+            found |= {f"{name}.{inner}": inner_field for inner, inner_field in kind.model_fields.items()}
+        else:
+            found[name] = field
+    return {path: field for path, field in found.items() if not path.startswith(ELSEWHERE)}
+
+
+def of_method(key: str) -> dict[str, FieldInfo]:
+    """The settings that a method has, by dotted path, as its own family declares them."""
+    chosen = tuners()[preset_named(key).tuner].settings.model_fields
+    return {f"method.{name}": field for name, field in chosen.items()}
+
+
+def default_of(key: str, path: str, field: FieldInfo) -> Any:
+    """What an open setting comes to with a method: what its name stands for, else the field's default."""
+    return preset_named(key).defaults.get(path, field.default)
+
+
+class Form:
+    """The controls, made once a page. `groups` are paths under their headings."""
+
+    def __init__(self, t: Strings) -> None:
+        self.t = t
+        self.fields = fields()
+        self.controls: dict[str, Any] = {}
+
+    def build(self) -> None:
+        """Make the controls under their headings, within whatever is open in Gradio."""
+        import gradio as gr
+
+        groups: dict[str, list[str]] = {"main": [], "method": [], "model": [], "training": [], "run": []}
+        for path in self.fields:
+            group = "main" if path in MAIN else path.partition(".")[0] if "." in path else "run"
+            groups[group].append(path)
+        for group, paths in groups.items():
+            gr.HTML(h("h3", self.t(f"train.group_{group}")), elem_classes=["view", "form-heading"], js_on_load=None)
+            with gr.Row(elem_classes=["form-grid"]):
+                for path in paths:
+                    self.controls[path] = controls.control(self.t, path, self.fields[path], min_width=230)
+
+    def listed(self) -> list[Any]:
+        """The controls in the order of the fields."""
+        return [self.controls[path] for path in self.fields]
+
+    def read(self, values: Sequence[Any], key: str) -> Value:
+        """What the user set, of what the controls hold."""
+        own = of_method(key)
+        found: Value = {}
+        for (path, field), value in zip(self.fields.items(), values, strict=True):
+            if path.startswith("method.") and path not in own:
+                continue
+            declared = own.get(path, field)
+            kind, optional = controls.kind_of(declared)
+            if kind is bool and not optional:
+                usual = bool(default_of(key, path, declared))
+                if bool(value) != usual:
+                    found[path] = bool(value)
+            elif (given := controls.given(declared, value)) is not None:
+                usual = controls.shown(declared, default_of(key, path, declared))
+                if controls.shown(declared, given) != usual:
+                    found[path] = given
+        return found
+
+    def updates(self, form: Mapping[str, Any], key: str, automatic: Mapping[str, Any] | None = None) -> list[Any]:
+        """An update for every control: its value, whether the method has it, and what an open field will come to."""
+        import gradio as gr
+
+        own = of_method(key)
+        result = []
+        for path, field in self.fields.items():
+            if path.startswith("method.") and path not in own:
+                result.append(gr.update(visible=False))
+                continue
+            declared = own.get(path, field)
+            usual = default_of(key, path, declared)
+            value = form.get(path)
+            kind, optional = controls.kind_of(declared)
+            more: dict[str, Any] = {"visible": True, "info": controls.help_of(self.t, path, declared)}
+            if kind is bool and not optional:
+                more["value"] = bool(usual) if value is None else bool(value)
+            elif hasattr(self.controls[path], "placeholder"):
+                more["value"] = controls.shown(declared, value)
+            else:  # of a choice the method's own is shown as chosen
+                more["value"] = controls.shown(declared, usual if value is None else value)
+            if hasattr(self.controls[path], "placeholder"):
+                more["placeholder"] = self._placeholder(declared, usual, (automatic or {}).get(path))
+            result.append(gr.update(**more))
+        return result
+
+    def placeholders(self, key: str, automatic: Mapping[str, Any]) -> list[Any]:
+        """Updates of what open fields will come to, and of nothing else: while the user types."""
+        import gradio as gr
+
+        own = of_method(key)
+        result: list[Any] = []
+        for path, field in self.fields.items():
+            declared = own.get(path, field)
+            told = automatic.get(path)
+            if told is None or not hasattr(self.controls[path], "placeholder"):
+                result.append(gr.skip())
+            else:
+                result.append(gr.update(placeholder=self._placeholder(declared, default_of(key, path, declared), told)))
+        return result
+
+    def _placeholder(self, field: FieldInfo, usual: Any, automatic: Any) -> str:
+        if automatic is not None:
+            told = f"{automatic:g}" if isinstance(automatic, float) else str(automatic)
+            return f"{self.t('common.automatic')}: {told}"
+        if usual is None:
+            return self.t("common.automatic")
+        if isinstance(usual, tuple):
+            return ", ".join(map(str, usual)) or self.t("common.none")
+        return f"{usual:g}" if isinstance(usual, float) else str(usual)
+
+
+def tables(
+    form: Mapping[str, Any], *, model: str, data: Mapping[str, Any], key: str, goal: str, name: str = ""
+) -> dict[str, Any]:
+    """The tables of a run, as parse_spec() takes them. What only other methods have is left out."""
+    own = of_method(key)
+    found: dict[str, Any] = {
+        "goal": goal,
+        "model": {"id": model},
+        "data": dict(data),
+        "method": {"key": key},
+        "training": {},
+    }
+    if name.strip():
+        found["name"] = name.strip()
+    for path, value in form.items():
+        table, _, field = path.rpartition(".")
+        if table == "method" and path not in own:
+            continue
+        if table:
+            found[table][field] = value
+        else:
+            found[field] = value
+    return found

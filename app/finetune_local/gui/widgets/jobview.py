@@ -1,0 +1,54 @@
+"""A job as pages show it: what it is doing, how far it is, a way to stop it; and how one that failed is told."""
+
+from __future__ import annotations
+
+import time
+
+from finetune_local.gui.i18n.formats import Formats
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Child, Html, h
+from finetune_local.runtime.job import Job, State
+
+STARTING_SECONDS = 10.0
+"""A process that is not there yet may still be starting."""
+
+
+def at_work(state: State) -> bool:
+    """Whether it works, or is only just starting."""
+    starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
+    return state.status == "running" or starting
+
+
+def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: Child = None) -> Html:
+    """A job at work: `doing` is what it does now."""
+    state, stopping = job.state(), job.stop_file.exists()
+    stop = parts.button(
+        t("jobs.stopping") if stopping else t("common.stop"), "job.stop", job.name, kind="small", disabled=stopping
+    )
+    return parts.card(
+        h("div", h("strong", title, class_="grow"), parts.badge(t("jobs.at_work"), "live"), stop, class_="row"),
+        parts.progress(t, f, doing[:1].upper() + doing[1:] or t("jobs.starting"), state.done, state.seconds_left),
+        notes(t, state),
+        more,
+        class_="job",
+        data_job=job.name,
+    )
+
+
+def notes(t: Strings, state: State) -> Html | None:
+    """What it has told so far."""
+    if not state.notes:
+        return None
+    return h("ul", [h("li", sentence(t, note), class_="text") for note in state.notes], class_="job-notes soft")
+
+
+def problem(t: Strings, state: State, *more: Child) -> Html | None:
+    """Why it failed, where it did: a sentence, or a defect with its traceback."""
+    if state.error is None:
+        return None
+    trace = str(state.error.get("traceback") or "")
+    told = h("p", sentence(t, str(state.error["message"])), class_="text")
+    details = h("details", h("summary", t("errors.show_details")), h("pre", trace, tabindex="0")) if trace else None
+    return h("div", told, details, more, class_="hint bad", role="alert")

@@ -1,0 +1,237 @@
+"""Long lists: searched, sorted by a press on a heading, in pages of fifty, with rows that can be picked.
+
+What a window's list is like is kept in its memory under "<page>_list", so that it is the same after a reload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.html import Child, Html, h, join
+
+if TYPE_CHECKING:
+    from finetune_local.gui.i18n.formats import Formats
+    from finetune_local.gui.i18n.strings import Strings
+    from finetune_local.gui.shell.windows import Window
+
+SIZE = 50
+"""Rows of a page."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its key, its heading, what to sort by (None: the column is not sorted by), and whether it holds numbers."""
+
+    key: str
+    title: Child
+    value: Callable[[Row], Any] | None = None
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a list a window is. `picked` are names of rows."""
+
+    sort: str
+    down: bool
+    page: int = 0
+    search: str = ""
+    picked: tuple[str, ...] = ()
+
+
+def place_of(window: Window, page: str, sort: str, down: bool) -> Place:
+    """The window's place in the list of a page; `sort` and `down` where it has none yet."""
+    kept = window[f"{page}_list"]
+    start = asdict(Place(sort, down))
+    if isinstance(kept, Mapping):
+        start |= {
+            key: value for key, value in kept.items() if key in start and isinstance(value, type(start[key]) | list)
+        }
+    return Place(**{**start, "picked": tuple(map(str, start["picked"]))})
+
+
+def keep(window: Window, page: str, place: Place) -> None:
+    """Remember it."""
+    window.set(**{f"{page}_list": {**asdict(place), "picked": list(place.picked)}})
+
+
+def moved(
+    place: Place, do: str, value: str, data: Mapping[str, str], shown: Sequence[str], columns: Sequence[Column]
+) -> Place | None:
+    """The place after a press within a list; None where the press means something else. `shown` are the names on the page."""
+    match do:
+        case "list.sort":
+            numbers = any(column.number for column in columns if column.key == value)  # the most of them first
+            return replace(place, sort=value, down=not place.down if value == place.sort else numbers, page=0)
+        case "list.page":
+            return replace(place, page=max(0, int(value)) if value.isdecimal() else 0)
+        case "list.pick":
+            name, on = data.get("key", ""), value == "true"
+            rest = tuple(other for other in place.picked if other != name)
+            return replace(place, picked=(*rest, name) if on else rest)
+        case "list.all":
+            rest = tuple(name for name in place.picked if name not in shown)
+            return replace(place, picked=(*rest, *shown) if value == "true" else rest)
+        case "list.none":
+            return replace(place, picked=())
+    return None
+
+
+def matching(rows: Iterable[Row], search: str, text: Callable[[Row], str]) -> list[Row]:
+    """The rows whose text has every word of a search, whatever its capitals."""
+    words = search.casefold().split()
+    return [row for row in rows if all(word in text(row).casefold() for word in words)] if words else list(rows)
+
+
+def ordered(rows: Iterable[Row], columns: Sequence[Column], place: Place) -> list[Row]:
+    """The rows in the place's order; those without the value come last either way."""
+    column = next((column for column in columns if column.key == place.sort and column.value), None)
+    if column is None or (value := column.value) is None:
+        return list(rows)
+    known = [(_key(value(row)), row) for row in rows]
+    there = sorted((pair for pair in known if pair[0] is not None), key=lambda pair: pair[0], reverse=place.down)
+    return [row for _, row in there] + [row for key, row in known if key is None]
+
+
+def on_page(rows: Sequence[Row], place: Place) -> tuple[Sequence[Row], Place]:
+    """The rows of the place's page, and the place itself on a page that there is."""
+    last = max(0, (len(rows) - 1) // SIZE)
+    place = replace(place, page=min(place.page, last))
+    return rows[place.page * SIZE : (place.page + 1) * SIZE], place
+
+
+def table(
+    t: Strings, columns: Sequence[Column], rows: Sequence[tuple[str, Sequence[Child]]], place: Place, *, caption: str
+) -> Html:
+    """The rows of one page: each its name and its cells, with a box to pick it."""
+    names = [name for name, _ in rows]
+    everything = bool(names) and set(names) <= set(place.picked)
+    box = _box("list.all", None, everything, t("lists.pick_all"))
+    body = [
+        h(
+            "tr",
+            h("td", _box("list.pick", name, name in place.picked, t("lists.pick", name=name)), class_="pick"),
+            [
+                h("td", cell, class_="number" if column.number else "")
+                for column, cell in zip(columns, cells, strict=True)
+            ],
+            class_="picked" if name in place.picked else None,
+        )
+        for name, cells in rows
+    ]
+    return h(
+        "div",
+        h(
+            "table",
+            h("caption", caption, class_="unseen"),
+            h("thead", h("tr", h("th", box, scope="col", class_="pick"), [_heading(c, place) for c in columns])),
+            h("tbody", body),
+        ),
+        class_="table list-table",
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )
+
+
+def pager(t: Strings, f: Formats, place: Place, count: int) -> Html:
+    """Which rows are shown of how many, with the way to the others; nothing where all are shown."""
+    if count <= SIZE:
+        return Html("")
+    first, last = place.page * SIZE + 1, min(count, (place.page + 1) * SIZE)
+    return h(
+        "nav",
+        parts.button(t("lists.before"), "list.page", place.page - 1, kind="small", disabled=place.page == 0),
+        h("span", t("lists.shown", first=f.number(first), last=f.number(last), n=f.number(count)), class_="soft"),
+        parts.button(t("lists.after"), "list.page", place.page + 1, kind="small", disabled=last >= count),
+        class_="pager",
+        aria_label=t("lists.pages"),
+    )
+
+
+def picked_bar(t: Strings, f: Formats, place: Place, *buttons: Child) -> Html:
+    """How many rows are picked, and what can be done with them; nothing where none is."""
+    if not place.picked:
+        return Html("")
+    count = len(place.picked)
+    clear = parts.button(t("lists.none"), "list.none", kind="quiet small")
+    told = h("strong", t("lists.picked", n=f.number(count)))
+    return h("div", told, *buttons, clear, class_="picked-bar row", role="status")
+
+
+def segmented(do: str, choices: Iterable[tuple[str, str]], chosen: str, label: str) -> Html:
+    """A row of buttons of which one is pressed: (value, label) each."""
+    buttons = [
+        h(
+            "button",
+            text,
+            type="button",
+            data_do=do,
+            data_value=value,
+            aria_pressed="true" if value == chosen else "false",
+        )
+        for value, text in choices
+    ]
+    return h("div", buttons, class_="segmented", role="group", aria_label=label)
+
+
+def form(
+    do: str, value: str, fields: Child, save: str, cancel: Child = None, *, class_: str = "", **attributes: Any
+) -> Html:
+    """A small form within a view; its fields come with the press by their names (app.js)."""
+    return h(
+        "form",
+        fields,
+        h("div", h("button", save, type="submit", class_="button primary small"), cancel, class_="row"),
+        class_=f"small-form {class_}".strip(),
+        data_do=do,
+        data_value=value,
+        autocomplete="off",
+        **attributes,
+    )
+
+
+def field(
+    label: str,
+    name: str,
+    value: str = "",
+    *,
+    hint: Child = None,
+    lines: int = 1,
+    box: str | None = None,
+    **more: Any,
+) -> Html:
+    """A labelled text field of a form(); `box` is the id of the whole of it, for data-into.
+
+    No field may be called "path": Gradio takes what has a path for a file of its own, and refuses any other.
+    """
+    inner = (
+        h("input", type="text", name_=name, value=value, spellcheck="false", **more)
+        if lines == 1
+        else h("textarea", value, name_=name, rows=str(lines), **more)
+    )
+    return h("label", h("span", label), inner, h("small", hint) if hint else None, class_="field", id=box)
+
+
+def _heading(column: Column, place: Place) -> Html:
+    kind = "number" if column.number else None
+    if column.value is None:
+        return h("th", column.title, scope="col", class_=kind)
+    sorted_by = column.key == place.sort
+    order = ("descending" if place.down else "ascending") if sorted_by else "none"
+    arrow = h("span", "↓" if place.down else "↑", aria_hidden="true") if sorted_by else None
+    press = h("button", join([column.title, " ", arrow]), type="button", data_do="list.sort", data_value=column.key)
+    return h("th", press, scope="col", class_=kind, aria_sort=order)
+
+
+def _box(do: str, name: str | None, on: bool, label: str) -> Html:
+    return h("input", type="checkbox", data_do=do, data_value=name, checked=on, aria_label=label)
+
+
+def _key(value: Any) -> Any:
+    return value.casefold() if isinstance(value, str) else value

@@ -1,0 +1,153 @@
+"""Pieces that pages share: views that tell which button was pressed, headers, cards, tables, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune_local.gui.widgets.html import Child, Html, h
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from finetune_local.gui.i18n.formats import Formats
+    from finetune_local.gui.i18n.strings import Strings
+
+# app.js: a press on anything with data-do (or a change of it, for selects) comes as a click with its data-* as the event.
+_ON_LOAD = "ftl.attach(element, trigger, watch);"
+
+
+def view(value: str = "", *, id: str | None = None, class_: str = "", visible: bool = True) -> gr.HTML:  # noqa: A002
+    """A place for HTML made with h(). Its `.click` event carries the data-* of the button: see pressed()."""
+    import gradio as gr
+
+    return gr.HTML(
+        value,
+        elem_id=id,
+        elem_classes=["view", *class_.split()],
+        visible=visible,
+        js_on_load=_ON_LOAD,
+        apply_default_css=False,
+    )
+
+
+def pressed(event: Any) -> tuple[str, str, Mapping[str, str]]:
+    """Of a view's click: what is to be done (data-do), with what (data-value), and all data-* of the button."""
+    told: Any = getattr(event, "_data", None)
+    given = told.items() if isinstance(told, Mapping) else ()
+    data = {str(name): str(value) for name, value in given if isinstance(value, (str, int, float))}
+    return data.get("do", ""), data.get("value", ""), data
+
+
+def header(title: str, lead: str, *actions: Child) -> Html:
+    """A page's title, one sentence under it, and buttons at its right."""
+    return h(
+        "header",
+        h("div", h("h1", title), h("p", lead) if lead else None),
+        h("div", *actions, class_="row") if actions else None,
+        class_="page-header",
+    )
+
+
+def button(
+    label: Child,
+    do: str,
+    value: object = None,
+    *,
+    kind: str = "",
+    title: str | None = None,
+    disabled: bool = False,
+    **data: Any,
+) -> Html:
+    """A button of a view. `kind`: "primary", "danger", "quiet", "small" or several of them."""
+    more = {f"data_{key}": str(item) for key, item in data.items()}
+    return h(
+        "button",
+        label,
+        type="button",
+        class_=f"button {kind}".strip(),
+        data_do=do,
+        data_value=value,
+        title=title,
+        aria_label=title,
+        disabled=disabled,
+        **more,
+    )
+
+
+def card(*children: Child, title: Child = None, class_: str = "", **attributes: Any) -> Html:
+    """A box with a title."""
+    return h("section", h("h2", title) if title else None, *children, class_=f"card {class_}".strip(), **attributes)
+
+
+def facts(pairs: Iterable[tuple[Child, Child]]) -> Html:
+    """Names and values."""
+    return h(
+        "dl", [(h("dt", name), h("dd", value)) for name, value in pairs if value not in (None, "")], class_="facts"
+    )
+
+
+def figure(name: str, value: Child, under: Child = None) -> Html:
+    """One number to look at."""
+    return h("div", h("span", name), h("b", value), h("small", under) if under else None, class_="figure")
+
+
+def figures(*items: Html) -> Html:
+    """Several in a row."""
+    return h("div", *items, class_="figures")
+
+
+def table(headings: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption: str, class_: str = "") -> Html:
+    """A table; `caption` is for screen readers. A cell or a heading may be a (child, class) pair."""
+
+    def cell(content: Child, name: str = "td", **more: str) -> Html:
+        if isinstance(content, tuple):
+            return h(name, content[0], class_=content[1], **more)
+        return h(name, content, **more)
+
+    return h(
+        "div",
+        h(
+            "table",
+            h("caption", caption, class_="unseen"),
+            h("thead", h("tr", [cell(heading, "th", scope="col") for heading in headings])),
+            h("tbody", [h("tr", [cell(c) for c in row]) for row in rows]),
+        ),
+        class_=f"table {class_}".strip(),
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )
+
+
+def badge(text: Child, kind: str = "") -> Html:
+    """A word in a coloured pill: "good", "warn", "bad", "live", ""."""
+    return h("span", text, class_=f"badge {kind}".strip())
+
+
+def progress(t: Strings, f: Formats, text: str, done: float | None, seconds_left: float | None = None) -> Html:
+    """A bar with what is being done and the time left; an unknown share moves to and fro."""
+    share = None if done is None else min(1.0, max(0.0, done))
+    right = f.percent(share) if share is not None else ""
+    if seconds_left is not None:
+        right += " · " + t("common.left", span=f.about(seconds_left))
+    return h(
+        "div",
+        h("div", h("span", text), h("span", right), class_="progress-text"),
+        h(
+            "div",
+            h("i", style=f"width:{100 * share:.1f}%" if share is not None else None),
+            class_="bar" if share is not None else "bar unknown",
+            role="progressbar",
+            aria_label=text or t("common.working"),
+            aria_valuemin="0",
+            aria_valuemax="100",
+            aria_valuenow=f"{100 * share:.0f}" if share is not None else None,
+        ),
+        class_="progress",
+    )
+
+
+def empty(title: str, text: str, *actions: Child) -> Html:
+    """What a list shows while there is nothing in it: what would be here, and how to get it."""
+    return h("div", h("h2", title), h("p", text), h("div", *actions, class_="row center"), class_="empty")

@@ -1,0 +1,116 @@
+"""A word on the desktop when a run or a job has ended, by what the system has for it. Texts are passed as arguments or in the
+environment, never as part of a script: a run may be called anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.system import paths
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+
+NAME = "Finetune Local"
+SECONDS = 2.0
+"""Between two looks."""
+
+_PATIENCE = 15.0
+_LONGEST = 300
+_MAC = ("on run argv", "display notification (item 2 of argv) with title (item 1 of argv)", "end run")
+_WINDOWS = r"""
+$m = [Windows.UI.Notifications.ToastNotificationManager, Windows.UI.Notifications, ContentType = WindowsRuntime]
+$t = $m::GetTemplateContent([Windows.UI.Notifications.ToastTemplateType]::ToastText02)
+$n = $t.GetElementsByTagName('text')
+$n.Item(0).AppendChild($t.CreateTextNode($env:FTL_TITLE)) | Out-Null
+$n.Item(1).AppendChild($t.CreateTextNode($env:FTL_TEXT)) | Out-Null
+$id = '{1AC14E77-02E7-4E5D-B744-2EB1AE5198B7}\WindowsPowerShell\v1.0\powershell.exe'
+$m::CreateToastNotifier($id).Show([Windows.UI.Notifications.ToastNotification]::new($t))
+"""
+
+Which = Callable[[str], str | None]
+
+
+def command(
+    title: str, text: str, system: str = sys.platform, which: Which = shutil.which
+) -> tuple[list[str], Mapping[str, str]] | None:
+    """The program that tells it, and what it needs in its environment; None where the system has none."""
+    if system == "darwin":
+        script = [part for line in _MAC for part in ("-e", line)]
+        return ["osascript", *script, title, text], {}
+    if system == "win32":
+        encoded = base64.b64encode(_WINDOWS.encode("utf-16-le")).decode("ascii")
+        told = {"FTL_TITLE": title, "FTL_TEXT": text}
+        return ["powershell", "-NoProfile", "-NonInteractive", "-EncodedCommand", encoded], told
+    icon, body = str(paths.assets() / "ui" / "icon.png"), html.escape(text, quote=False)  # a body may hold markup
+    if (found := which("notify-send")) is not None:
+        return [found, f"--app-name={NAME}", f"--icon={icon}", "--", title, body], {}
+    if (found := which("gdbus")) is not None:
+        place = "org.freedesktop.Notifications"
+        words = [json.dumps(word, ensure_ascii=False) for word in (title, body)]  # GVariant's strings are written alike
+        return [
+            found, "call", "--session", f"--dest={place}", f"--object-path=/{place.replace('.', '/')}",
+            f"--method={place}.Notify", "--", json.dumps(NAME), "0", json.dumps(icon), *words, "[]", "{}", "-1",
+        ], {}  # fmt: skip
+    return None
+
+
+def tell(title: str, text: str = "") -> bool:
+    """Show it; whether the system took it."""
+    short = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    found = command(title, short)
+    if found is None:
+        return False
+    arguments, more = found
+    try:
+        done = subprocess.run(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **more},
+            timeout=_PATIENCE,
+            check=False,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+class Notifier:
+    """Watches for what ends, as long as the app runs, and tells of it where the user wants that."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._ending = threading.Event()
+
+    def start(self) -> None:
+        """Begin. What ended before is told in the page only."""
+        endings = self._context.endings
+        endings.look()
+        before = max((ended.number for ended in endings.since(0)), default=0)
+        threading.Thread(target=self._watch, args=(before,), name="notify", daemon=True).start()
+
+    def stop(self) -> None:
+        """Leave off."""
+        self._ending.set()
+
+    def _watch(self, told: int) -> None:
+        context = self._context
+        while not self._ending.wait(SECONDS):
+            context.endings.look()
+            for ended in context.endings.since(told):
+                told = ended.number
+                if context.preferences.notify:
+                    tell(ended.title(context.t), sentence(context.t, ended.text(context.t)))

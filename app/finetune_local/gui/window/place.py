@@ -1,0 +1,82 @@
+"""Where the window was and how large, kept in home/window/place.json; a place that is on no screen any more is given up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from finetune_local.system.files import write_text
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
+
+SMALLEST = (720, 520)
+"""Pixels below which the page is no use."""
+
+_GRIP = 80
+"""So many pixels of the window's top must be on a screen, or nobody could take hold of it."""
+
+_ZOOMS = (0.5, 3.0)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A screen's rectangle among all, in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """The window's outside, in pixels (x, y None: in the middle of the screen), and how much its page is enlarged."""
+
+    x: int | None = None
+    y: int | None = None
+    width: int = 1280
+    height: int = 860
+    maximized: bool = False
+    zoom: float = 1.0
+
+
+def load(file: Path) -> Place:
+    """The place as it was; values that are missing or damaged count as not kept."""
+    try:
+        kept = read_json_object(file)
+    except (OSError, ForeignTextError):
+        return Place()
+    default, found = Place(), dict[str, int | float | bool]()
+    for field in fields(Place):
+        value = kept.get(field.name)
+        wanted = getattr(default, field.name)
+        kind = int if wanted is None else type(wanted)
+        if type(value) is kind or (kind is float and type(value) is int):
+            found[field.name] = value
+    place = Place(**found)  # type: ignore[arg-type]
+    return replace(place, zoom=min(_ZOOMS[1], max(_ZOOMS[0], place.zoom)))
+
+
+def save(file: Path, place: Place) -> None:
+    """Keep it. Raises DiskFailed, OSError."""
+    write_text(file, json.dumps(asdict(place)) + "\n")
+
+
+def corrected(place: Place, screens: Sequence[Screen]) -> Place:
+    """The place on the screens that are there now: no larger than its screen, and its top within reach."""
+    if not screens:
+        return place
+    width, height = max(place.width, SMALLEST[0]), max(place.height, SMALLEST[1])
+    place = replace(place, width=width, height=height)
+    on = next((screen for screen in screens if _reachable(place, screen)), None)
+    screen = on or screens[0]
+    place = replace(place, width=min(width, screen.width), height=min(height, screen.height))
+    return place if on is not None else replace(place, x=None, y=None)
+
+
+def _reachable(place: Place, screen: Screen) -> bool:
+    if place.x is None or place.y is None:
+        return False
+    across = min(place.x + place.width, screen.x + screen.width) - max(place.x, screen.x)
+    return across >= _GRIP and screen.y <= place.y <= screen.y + screen.height - _GRIP

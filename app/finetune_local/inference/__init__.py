@@ -1,0 +1,1 @@
+"""A model in memory with its adapters: opened, asked, sampled from."""

@@ -1,0 +1,194 @@
+"""Everything an answer needs, opened together: base model, tokenizer, session, and adapters in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_local import backend as port
+from finetune_local.adapter_format import WEIGHTS
+from finetune_local.adapters.attach import attach
+from finetune_local.adapters.companions import tokenizer_of
+from finetune_local.adapters.library import base_of, entries, find, rope_factor_of, run_tables
+from finetune_local.backend import Session
+from finetune_local.data.conversation import Message
+from finetune_local.inference.cached_text import RunningTexts
+from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.base.tokenizer_files import TRAVEL
+from finetune_local.spec.defaults import precision as default_precision
+from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings, Precision, Quantisation, RunSpec
+from finetune_local.system.errors import SpecError
+from finetune_local.system.files import stamp
+from finetune_local.system.paths import Home
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Opened:
+    """A model ready to answer. `adapters` maps the names in memory to their folders, in the order they were loaded.
+
+    `texts` are what was read last under each of them. Each is asked with its own tokenizer and chat template where it brings them.
+    """
+
+    home: Home
+    model: ModelFolder
+    session: Session
+    backend: str
+    adapters: dict[str, Path] = field(default_factory=dict)
+    active: str | None = None
+    texts: RunningTexts = field(default_factory=RunningTexts)
+    _versions: dict[str, object] = field(default_factory=dict)
+    _tokenizers: dict[str | None, Tokenizer] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the active adapter, else the base's."""
+        return self.tokenizer_of(self.active)
+
+    def tokenizer_of(self, name: str | None) -> Tokenizer:
+        """The tokenizer that a loaded adapter (None: the base) is asked with."""
+        if name not in self._tokenizers:
+            self._tokenizers[name] = tokenizer_of(self.model.path, None if name is None else self.adapters[name])
+        return self._tokenizers[name]
+
+    def load(self, name_or_path: str, note: Say = lambda _: None) -> str:
+        """Load an adapter beside the others and activate it; returns its name here. Raises AdapterError.
+
+        One in memory is loaded again only where its file is another by now: its run went on.
+        """
+        folder = find(name_or_path, self.home)
+        version = _version(folder)
+        for name, known in list(self.adapters.items()):
+            if known == folder and self._versions.get(name) == version:
+                self.activate(name)
+                return name
+            if known == folder:
+                self.drop(name)
+        name = self._free_name(folder, name_or_path)
+        try:
+            tokenizer = tokenizer_of(self.model.path, folder)
+            attach(self.session, self.model, tokenizer, folder, name, note)
+        except BaseException:
+            if name in self.session.adapters():
+                self.session.detach(name)
+            self.session.activate(self.active)
+            raise
+        self.adapters[name], self._tokenizers[name] = folder, tokenizer
+        self._versions[name] = version
+        self.active = name
+        return name
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter; where it was active the base is."""
+        if self.active == name:
+            self.activate(None)
+        self.session.detach(name)
+        self.texts.forget(name)
+        del self.adapters[name]
+        self._tokenizers.pop(name, None)
+        self._versions.pop(name, None)
+
+    def activate(self, name: str | None) -> float:
+        """Make a loaded adapter (or None: the base) the one that answers; returns the milliseconds it took."""
+        started = time.perf_counter()
+        self.session.activate(name)
+        self.active = name
+        return (time.perf_counter() - started) * 1000
+
+    def _free_name(self, folder: Path, given: str) -> str:
+        stem = next(
+            (e.name for e in entries(self.home) if e.folder.resolve() == folder), Path(given).name or folder.name
+        )
+        if stem == "adapter":
+            stem = folder.parent.name
+        elif folder.parent.name == "checkpoints":
+            stem = f"{folder.parent.parent.name} {folder.name}"  # many runs have one of the same step
+        name, number = stem, 2
+        while name in self.adapters or name == "base":
+            name, number = f"{stem}-{number}", number + 1
+        return name
+
+
+def open_chat(
+    home: Home,
+    model: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    backend: str = "auto",
+    precision: str | None = None,
+    note: Say = lambda _: None,
+    progress: Callable[[str, float | None], None] = lambda _name, _done: None,
+) -> Opened:
+    """Resolve, load and attach. Without `model` it is the first adapter's base, else the small default.
+
+    The last adapter is active. Without `precision` a base that the adapter was trained on in 8 or 4 bits is held so;
+    4 bits are NF4 where they were that in training, whatever the backend prefers.
+    Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory.
+    """
+    from finetune_local.models.resolve import resolve
+
+    folders = [find(name, home) for name in adapters]
+    chosen, _ = port.choose(backend)
+    folder = resolve(model or (base_of(folders[0]) if folders else None) or DEFAULT_MODEL, home, progress)
+    folder = folder.stretched(rope_factor_of(folders[0]) if folders else 1.0)
+    progress("loading the model", None)
+    held, quantisation = _held(precision, folders, chosen.devices()[0])
+    tokenizer_of(folder.path)  # what is wrong with it is told before the weights are read
+    session = chosen.load(folder.path, held, quantisation=quantisation, rope_factor=folder.rope_factor)
+    opened = Opened(home, folder, session, chosen.name)
+    for name in adapters:
+        progress(f"loading adapter {name}", None)
+        opened.load(name, note)
+    return opened
+
+
+def _held(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> tuple[Precision, Quantisation]:
+    """The base's precision, and how its 4 bits are held."""
+    runs = [run_tables(folder).get("model", {}) for folder in adapters]
+    trained_on = {str(run.get("precision")) for run in runs}
+    if wanted is None and len(trained_on) == 1 and trained_on <= {"8-bit", "4-bit"}:
+        wanted = trained_on.pop()
+    # On a CPU answers are read from memory, not computed, so bf16 gains little and would differ from the exports.
+    fast = device.fast_bf16 and device.kind != "cpu"
+    spec = RunSpec(model=ModelSettings.model_validate({"precision": wanted}))
+    kinds = {str(run.get("quantisation")) for run in runs}
+    return default_precision(spec, device.kind, fast)[0], "nf4" if kinds == {"nf4"} else "auto"
+
+
+def _version(folder: Path) -> object:
+    """What tells an adapter's files from those that were written in their place later."""
+    return stamp(folder, WEIGHTS, *TRAVEL)
+
+
+def adapter_list(opened: Opened) -> list[dict[str, Any]]:
+    """The adapters in memory, then those of the library that are not."""
+    loaded = set(opened.adapters.values())
+    here = [
+        {"name": name, "folder": str(folder), "loaded": True, "active": name == opened.active}
+        for name, folder in opened.adapters.items()
+    ]
+    return here + [
+        {"name": found.name, "folder": str(found.folder), "loaded": False, "active": False}
+        for found in entries(opened.home)
+        if found.folder.resolve() not in loaded
+    ]
+
+
+def prompt_of(tokenizer: Tokenizer, text: str, system: str | None = None, raw: bool = False) -> list[int]:
+    """Ids of one question under the chat template, or of a text to be continued. Raises SpecError, RowRejected."""
+    from finetune_local.data.encoding.encode import prompt_ids
+
+    if raw and system:
+        raise SpecError("--system has no place in a raw prompt: write it into --prompt, or use --chat.")
+    asked = [Message("system", system)] if system else []
+    ids = prompt_ids([*asked, Message("user", text)], tokenizer, "raw" if raw else "chat")
+    if not ids:
+        raise SpecError("the prompt is empty: without a chat template there must be some text to continue.")
+    return ids

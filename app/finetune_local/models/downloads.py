@@ -1,0 +1,121 @@
+"""Downloads of models as all windows see them: begun once whoever asks, paused, gone on with, given up.
+
+They are jobs of the kind "download", so they are found again after a reload or a new start of the app.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from finetune_local.models import starter
+from finetune_local.models.download import free_name, is_place, repository_of
+from finetune_local.models.folder import ModelFolder
+from finetune_local.models.hub import repository
+from finetune_local.models.hub.network import refuse_offline
+from finetune_local.models.install import installed
+from finetune_local.models.local import Found, add_folder, is_gguf
+from finetune_local.runtime import job
+from finetune_local.runtime.job import Job
+from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.system.errors import ModelError
+from finetune_local.system.paths import Home, located
+
+KIND = "download"
+_PATIENCE = 5.0
+_beginning = threading.Lock()
+
+
+def begin(what: str, home: Home) -> Job:
+    """Download, convert or copy a model; the job that does so already where there is one, at work or paused.
+
+    Raises ModelError (unknown, offline).
+    """
+    key = _key(what)
+    if not is_place(key):
+        refuse_offline(f"downloading {key}")
+    with _beginning:
+        for known in unfinished(home):
+            if _key_of(known) == key:
+                if known.status() != "running":  # one that has said its last word may still hold the lock
+                    job.again(known, home)
+                return known
+        name = free_name(key, home)
+        return job.start(home, KIND, {"what": key, **({"name": name} if name else {})})
+
+
+def unfinished(home: Home) -> list[Job]:
+    """Those that have not come to an end that was wanted, the newest first: at work, paused, failed, interrupted."""
+    return [known for known in job.every(home, KIND) if known.status() != "done"]
+
+
+def go_on(name: str, home: Home) -> Job:
+    """Go on with one that was paused or has failed. Raises SpecError where it is gone, ModelError (offline)."""
+    return begin(_key_of(job.find(home, name)), home)
+
+
+def pause(name: str, home: Home) -> Job:
+    """End a download so that it can go on later; one that does not listen (a server that does not answer) is ended at once.
+
+    Raises SpecError where it is gone.
+    """
+    found = job.find(home, name)
+    found.stop()
+    found.wait_until_gone(_PATIENCE)
+    if found.lives():
+        found.kill()
+        found.wait_until_gone()
+    if found.status() == "interrupted":
+        found.append("stopped")
+    found.stop_file.unlink(missing_ok=True)
+    return found
+
+
+def give_up(name: str, home: Home) -> None:
+    """End a download, delete what has come of it, and forget it. Raises SpecError where it is gone."""
+    found = pause(name, home)
+    key = _key_of(found)
+    if key == DEFAULT_MODEL:
+        starter.discard(home.models)
+    elif not is_place(key):
+        repository.discard(key, home)
+    job.forget(found)
+
+
+def result_of(name: str, home: Home) -> str | None:
+    """What a finished download is called, as `--model` takes it; None while it is not finished, or where the model is gone."""
+    folder = home.jobs / name
+    if not (folder / "job.json").is_file():
+        return None
+    state = Job(folder).state()
+    made = str(state.result["name"]) if state.status == "done" and state.result else None
+    return made if made in installed(home.models) else None
+
+
+def bring(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
+    """Take in a model that is on this machine: a GGUF file is converted, a folder copied (a Job does either) or, without `copy`,
+    looked in from now on (what it holds). Raises ModelError, SpecError, DiskFull."""
+    place = located(path.strip().strip("\"'"))
+    if not path.strip():
+        raise ModelError("give the path of a model's folder or of a GGUF file.")
+    if place.is_file():
+        if not is_gguf(place):
+            raise ModelError(f"{place}: a file, and no GGUF. Give the folder that holds the model's config.json.")
+        return begin(str(place.absolute()), home)
+    if copy and place.is_dir():
+        ModelFolder.open(place)  # what is wrong with it is told at once
+        return begin(str(place.absolute()), home)
+    return add_folder(place)
+
+
+def _key(what: str) -> str:
+    """One word for one model: a path in full, or ORG/NAME; the default's short name."""
+    if is_place(what):
+        path = located(what).absolute()
+        if not path.exists():
+            raise ModelError(f"{what}: there is no such file or folder. Check the path.")
+        return str(path)
+    return repository_of(what)
+
+
+def _key_of(known: Job) -> str:
+    return str(known.arguments["what"])

@@ -1,0 +1,263 @@
+"""A GGUF file looked at within limits: its metadata, and where each of its tensors lies. Nothing is loaded.
+
+The gguf package's own reader takes every count in a file at its word, and its tensors wherever the file says they are.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Its rules are kept as llama.cpp keeps them: names once, up to four
+dimensions, tensors one behind the other.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from finetune_local.models.tensors import Floats
+from finetune_local.system.errors import ModelError
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+_MOST_VALUES, _MOST_TENSORS, _MOST_ITEMS = 10_000, 100_000, 4_000_000
+_MOST_DIMENSIONS = 4  # ggml's own
+_LONGEST_NAME, _LONGEST_TEXT = 1 << 10, 1 << 24
+_LARGEST_ALIGNMENT = 1 << 20
+_STRING, _ARRAY = 8, 9
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+AGAIN = "Copy or download it again."
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: its shape in Hugging Face's order, how its numbers are kept, and where."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """The header of a file."""
+
+    file: Path
+    values: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+
+    def read(self, name: str) -> Floats:
+        """A tensor as fp32. Raises ModelError where its type cannot be read, or where it holds NaN or infinity."""
+        from gguf import dequantize
+
+        tensor = self.tensors[name]
+        try:
+            with self.file.open("rb") as content, np.errstate(all="ignore"):
+                content.seek(tensor.begin)
+                raw = np.frombuffer(content.read(tensor.end - tensor.begin), np.uint8)
+                rows = raw.reshape(-1, raw.size * tensor.shape[-1] // max(1, math.prod(tensor.shape)))
+                found = np.asarray(dequantize(rows, tensor.kind), np.float32).reshape(tensor.shape)
+        except (NotImplementedError, ValueError) as error:
+            raise ModelError(
+                f"{self.file}: tensor {name} ({tensor.kind.name}) cannot be read: {error}. Try a Q8_0 or F16 file."
+            ) from None
+        except OSError as error:
+            raise ModelError(f"{self.file}: {error.strerror}. {AGAIN}") from None
+        if not np.isfinite(found.sum(dtype=np.float64)) and not np.isfinite(found).all():
+            raise ModelError(
+                f"{self.file}: tensor {name} holds numbers that are NaN or infinite, so nothing could be computed with it. {AGAIN}"
+            )
+        return found
+
+
+def open_gguf(file: Path) -> Gguf:
+    """Read the header. Raises ModelError saying what is damaged."""
+    try:
+        if not file.is_file():
+            raise ModelError(f"{file}: there is no such file.")
+        with file.open("rb") as content:
+            return _Reader(file, content).all()
+    except OSError as error:
+        raise ModelError(f"{file}: {error.strerror}.") from None
+
+
+class _Reader:
+    def __init__(self, file: Path, content: BinaryIO) -> None:
+        self.file, self.content = file, content
+        self.size, self.at = os.fstat(content.fileno()).st_size, 0
+        self.items = 0
+
+    def all(self) -> Gguf:
+        if self.bytes_of(4, "its first bytes") != b"GGUF":
+            raise self.damaged("not a GGUF file")
+        version = self.number(4)
+        if version not in (2, 3):
+            what = "it is for machines of another byte order" if version >> 16 else f"its version is {version}"
+            raise self.damaged(f"{what}, and versions 2 and 3 can be read")
+        tensors, values = self.number(10), self.number(10)
+        if tensors > _MOST_TENSORS or values > _MOST_VALUES:
+            raise self.damaged(f"it says that it has {tensors} tensors and {values} values of metadata")
+        found: dict[str, Any] = {}
+        for _ in range(values):
+            key = self.text(_LONGEST_NAME, "a name in its metadata")
+            if key in found:
+                raise self.damaged(f"its metadata has '{key}' twice")
+            found[key] = self.value(self.number(4), key)
+        infos = [self.tensor() for _ in range(tensors)]
+        return Gguf(self.file, found, self.placed(infos, self.alignment(found)))
+
+    def damaged(self, what: str) -> ModelError:
+        return ModelError(f"{self.file}: not a GGUF file, or damaged ({what}). {AGAIN}")
+
+    def bytes_of(self, count: int, what: str) -> bytes:
+        if count > self.size - self.at:
+            raise self.damaged(f"{what} would be {count} bytes at byte {self.at}, and the file has {self.size}")
+        self.at += count
+        return self.content.read(count)
+
+    def number(self, kind: int) -> Any:
+        code = _NUMBERS[kind]
+        return struct.unpack(code, self.bytes_of(struct.calcsize(code), "a number"))[0]
+
+    def text(self, most: int, what: str) -> str:
+        length = self.number(10)
+        if length > most:
+            raise self.damaged(f"{what} is {length} bytes long")
+        try:
+            return self.bytes_of(length, what).decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.damaged(f"{what} is not UTF-8 text") from None
+
+    def value(self, kind: int, key: str) -> Any:
+        if kind == _STRING:
+            return self.text(_LONGEST_TEXT, f"'{key}'")
+        if kind != _ARRAY:
+            if kind not in _NUMBERS:
+                raise self.damaged(f"'{key}' is of type {kind}, which is not known")
+            return self.number(kind)
+        inner, count = self.number(4), self.number(10)
+        self.items += count
+        if self.items > _MOST_ITEMS:
+            raise self.damaged(f"'{key}' has {count} items")
+        if inner == _STRING:
+            return [self.text(_LONGEST_TEXT, f"an item of '{key}'") for _ in range(count)]
+        if inner not in _NUMBERS:
+            raise self.damaged(f"'{key}' is a list of lists, or of a type that is not known ({inner})")
+        code = _NUMBERS[inner]
+        return [one for (one,) in struct.iter_unpack(code, self.bytes_of(count * struct.calcsize(code), f"'{key}'"))]
+
+    def tensor(self) -> GgufTensor:
+        """As the header has it: `begin` counts from the beginning of the data."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        name = self.text(_LONGEST_NAME, "the name of a tensor")
+        dimensions = self.number(4)
+        if not 1 <= dimensions <= _MOST_DIMENSIONS:
+            raise self.damaged(f"tensor {name} has {dimensions} dimensions")
+        sizes = [self.number(10) for _ in range(dimensions)]
+        number, begin = self.number(4), self.number(10)
+        if number not in set(GGMLQuantizationType):
+            raise ModelError(
+                f"{self.file}: tensor {name} is of type {number}, which is not known here. Try a Q8_0 or F16 file."
+            )
+        kind = GGMLQuantizationType(number)
+        block, size = GGML_QUANT_SIZES[kind]
+        if not all(1 <= one < 2**40 for one in sizes) or sizes[0] % block:
+            raise self.damaged(f"tensor {name} cannot be {kind.name} of {' × '.join(map(str, sizes))} numbers")
+        return GgufTensor(name, tuple(reversed(sizes)), kind, begin, begin + math.prod(sizes) // block * size)
+
+    def alignment(self, values: Mapping[str, Any]) -> int:
+        found = values.get("general.alignment", 32)
+        if type(found) is not int or not 1 <= found <= _LARGEST_ALIGNMENT or found & (found - 1):
+            raise self.damaged(f"'general.alignment' is {found!r:.60}")
+        return found
+
+    def placed(self, infos: list[GgufTensor], alignment: int) -> dict[str, GgufTensor]:
+        """Each tensor where it lies in the file: one behind the other, each at a multiple of the alignment."""
+        start = -(-self.at // alignment) * alignment
+        found: dict[str, GgufTensor] = {}
+        expected = 0
+        for info in sorted(infos, key=lambda info: info.begin):
+            if info.name in found:
+                raise self.damaged(f"tensor {info.name} is in it twice")
+            if info.begin != expected:
+                raise self.damaged(
+                    f"tensor {info.name} begins at byte {info.begin} of the data, where {expected} is expected: tensors overlap, "
+                    "or something is missing between them"
+                )
+            if start + info.end > self.size:
+                raise self.damaged(
+                    f"tensor {info.name} should end at byte {start + info.end}, and the file has {self.size}"
+                )
+            found[info.name] = GgufTensor(info.name, info.shape, info.kind, start + info.begin, start + info.end)
+            expected = -(-info.end // alignment) * alignment
+        return found
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The values of a file, each asked for as what it has to be. Every question raises ModelError where it is something else."""
+
+    file: Path
+    values: Mapping[str, Any]
+
+    def whole(self, key: str, most: int, default: int | None = None, least: int = 1) -> int:
+        """A whole number from `least` to `most`; without a default, one that has to be there."""
+        value = self._value(key, default)
+        if type(value) is not int or not least <= value <= most:
+            raise self._wrong(key, value, f"a whole number from {least} to {most}")
+        return value
+
+    def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        """A number within bounds."""
+        value = self._value(key, default)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self._wrong(key, value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A text."""
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a text")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts."""
+        value = self._value(key, None)
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise self._wrong(key, value, "a list of texts")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def token(self, key: str, tokens: int) -> int | None:
+        """The number of one of so many tokens; None where the file names none, also by -1 or the largest number of 32 bits."""
+        value = self.values.get(key)
+        if value is None or (type(value) is int and value in (-1, 2**32 - 1)):
+            return None
+        if type(value) is not int or not 0 <= value < tokens:
+            raise self._wrong(key, value, f"the number of one of its {tokens} tokens")
+        return value
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.values.get(key, default)
+        if value is None:
+            raise ModelError(f"{self.file}: its metadata lacks {key}. Get the file from another place.")
+        return value
+
+    def _wrong(self, key: str, value: Any, words: str) -> ModelError:
+        shown = "a list" if isinstance(value, list) else f"{value!r:.60}"
+        return ModelError(
+            f"{self.file}: its metadata says that {key} is {shown}, but it has to be {words}. Get the file from another place."
+        )

@@ -1,0 +1,148 @@
+"""The tokenizer inside a GGUF as tokenizer.json, tokenizer_config.json and chat_template.jinja.
+
+Byte-level BPE ("gpt2" in GGUF's words) only. How text is cut before BPE is known in a GGUF by a name; the cuts here are
+those of the models' own tokenizer.json files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_local.models.gguf.header import Metadata
+from finetune_local.system.errors import ModelError
+
+_USER_DEFINED, _CONTROL, _UNUSED, _UNKNOWN = 4, 3, 5, 2  # llama.cpp's token types
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _cut(digits: str) -> dict[str, Any]:
+    split = {"type": "Split", "pattern": {"Regex": _WORDS.replace("DIGITS", digits)}, "behavior": "Isolated"}
+    steps = [{**split, "invert": False}, {**_BYTES, "use_regex": False}]
+    return {"type": "Sequence", "pretokenizers": steps}
+
+
+_GPT2 = {**_BYTES, "use_regex": True}
+_DIGITS_APART = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _GPT2]}
+# name: (pre-tokenizer, NFC first?, whole words before merges?, BOS added where the file does not say)
+_PRE: Mapping[str, tuple[dict[str, Any], bool, bool, bool]] = {
+    "gpt-2": (_GPT2, False, False, False),
+    "smollm": (_DIGITS_APART, False, False, False),
+    "qwen2": (_cut(""), True, False, False),
+    "deepseek-r1-qwen": (_cut(""), True, False, True),
+    "llama-bpe": (_cut("{1,3}"), False, True, True),
+}
+
+
+def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str, str]:
+    """File name -> text, from a GGUF's metadata. Raises ModelError for tokenizers that cannot be carried over exactly, and for
+    those with more tokens than the embedding has `rows`."""
+    values = Metadata(file, given)
+    instead = "Get the original model as safetensors instead: finetune-local models get ORG/NAME"
+    kind, pre = values.text("tokenizer.ggml.model"), values.text("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or pre not in _PRE:
+        what = f"pre-tokenizer '{pre[:60]}'" if kind == "gpt2" else f"kind '{kind[:60]}'"
+        raise ModelError(f"{file}: its tokenizer is of {what}, which cannot be carried over exactly. {instead}")
+    cut, nfc, whole_words, bos_default = _PRE[pre]
+    tokens = values.texts("tokenizer.ggml.tokens")
+    if len(tokens) > rows:
+        raise ModelError(
+            f"{file}: its tokenizer has {len(tokens)} tokens, but the embedding has {rows} rows, none for {tokens[rows][:60]!r}. "
+            "Get the file from another place."
+        )
+    types = given.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    if not isinstance(types, list) or len(types) != len(tokens) or not all(type(one) is int for one in types):
+        raise ModelError(
+            f"{file}: its metadata has not one type for each of {len(tokens)} tokens. Get the file from another place."
+        )
+    _no_token_twice(file, tokens, types)
+    bos = values.token("tokenizer.ggml.bos_token_id", len(tokens))
+    add_bos = values.flag("tokenizer.ggml.add_bos_token", bos_default) and bos is not None
+    added = [
+        {**_added(i, text), "special": types[i] != _USER_DEFINED}
+        for i, text in enumerate(tokens)
+        if types[i] in (_USER_DEFINED, _CONTROL, _UNKNOWN)
+    ]
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if nfc else None,
+        "pre_tokenizer": cut,
+        "post_processor": _with_bos(tokens[bos], bos) if add_bos and bos is not None else None,
+        "decoder": {**_BYTES, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": whole_words,
+            "vocab": {text: i for i, text in enumerate(tokens) if types[i] != _UNUSED},
+            "merges": [merge.split(" ", 1) for merge in values.texts("tokenizer.ggml.merges")],
+        },
+    }
+    files = {"tokenizer.json": _checked(file, tokenizer), "tokenizer_config.json": _config(values, tokens, add_bos)}
+    if template := values.text("tokenizer.chat_template", ""):
+        files["chat_template.jinja"] = template
+    return files
+
+
+def _no_token_twice(file: Path, tokens: list[str], types: list[int]) -> None:
+    """A tokenizer.json has each text once, so the second number of one would be lost."""
+    seen: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if types[i] != _UNUSED and seen.setdefault(text, i) != i:
+            raise ModelError(
+                f"{file}: its tokens {seen[text]} and {i} are the same text {text[:60]!r}. Get the file from another place."
+            )
+
+
+def _added(i: int, text: str) -> dict[str, Any]:
+    return {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+def _with_bos(text: str, i: int) -> dict[str, Any]:
+    bos = {"SpecialToken": {"id": text, "type_id": 0}}
+    first, second = ({"Sequence": {"id": x, "type_id": n}} for n, x in enumerate("AB"))
+    again = {"SpecialToken": {"id": text, "type_id": 1}}
+    known = {text: {"id": text, "ids": [i], "tokens": [text]}}
+    pair = [bos, first, again, second]
+    return {"type": "TemplateProcessing", "single": [bos, first], "pair": pair, "special_tokens": known}
+
+
+def _checked(file: Path, tokenizer: Mapping[str, Any]) -> str:
+    """The JSON text, once the tokenizers library accepts it."""
+    from tokenizers import Tokenizer
+
+    text = json.dumps(tokenizer, ensure_ascii=False)
+    try:
+        Tokenizer.from_str(text)
+    except BaseException as error:  # the library raises bare Exception, and what its Rust panics with is not even one
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(f"{file}: its tokenizer is damaged ({said}). Get the file from another place.") from None
+    return text
+
+
+def _config(values: Metadata, tokens: list[str], add_bos: bool) -> str:
+    # PreTrainedTokenizerFast reads tokenizer.json as it is; a model's own class would build its cuts anew.
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": add_bos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": values.whole(f"{values.text('general.architecture')}.context_length", 2**31 - 1),
+    }
+    ids = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    for name, key in ids.items():
+        if (i := values.token(f"tokenizer.ggml.{key}_token_id", len(tokens))) is not None:
+            config[name] = tokens[i]
+    config.setdefault("pad_token", config.get("eos_token"))
+    return json.dumps({k: v for k, v in config.items() if v is not None}, indent=2, ensure_ascii=False) + "\n"

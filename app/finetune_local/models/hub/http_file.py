@@ -1,0 +1,237 @@
+"""One file from a web server: resumed where it broke off, retried, and checked against its hash before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from finetune_local.system.errors import DiskFailed, DownloadFailed, ModelError
+from finetune_local.system.files import failure
+
+if TYPE_CHECKING:
+    import httpx
+
+ATTEMPTS = 6
+"""Tries in a row without a single new byte before giving up."""
+_CHUNK = 1 << 20
+_LONGEST_PAUSE = 60.0
+_TELL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository: name, bytes, and its hash: SHA-256 of the content, or git's SHA-1 of it as a blob."""
+
+    name: str
+    size: int
+    sha256: str | None
+    git_sha1: str | None
+
+    @property
+    def key(self) -> str:
+        """The hash it is checked by, which also names its partial file: another version never continues an old one."""
+        return self.sha256 or self.git_sha1 or ""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How far a download is: bytes that are here and bytes in all, bytes a second and seconds left (None at first)."""
+
+    here: int
+    total: int
+    rate: float | None = None
+    seconds_left: float | None = None
+
+    @property
+    def text(self) -> str:
+        """As "1.2 of 3.4 GB, 12.0 MB/s, 3 min left"."""
+        unit, name = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
+        line = f"{self.here / unit:.1f} of {self.total / unit:.1f} {name}"
+        if self.rate is None or self.seconds_left is None:
+            return line
+        left = self.seconds_left
+        return f"{line}, {self.rate / 1e6:.1f} MB/s, {f'{left / 60:.0f} min' if left > 90 else f'{left:.0f} s'} left"
+
+
+class Speed:
+    """Measures a transfer that begins with `start` of `total` bytes here; the speed is that of the last ten seconds."""
+
+    def __init__(self, start: int, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self._clock = total, clock
+        self._seen = [(clock(), start)]
+
+    def at(self, done: int) -> Transfer:
+        """How far it is with `done` bytes here."""
+        now = self._clock()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] < now - 10:
+            self._seen.pop(0)
+        since, before = self._seen[0]
+        if now - since < 1 or done <= before:
+            return Transfer(done, self.total)
+        rate = (done - before) / (now - since)
+        return Transfer(done, self.total, rate, (self.total - done) / rate)
+
+
+class Client:
+    """An HTTP client that sends the token to the endpoint's own host only and turns failures into sentences."""
+
+    def __init__(self, endpoint: str, token: str | None, pause: Callable[[float], None] = time.sleep) -> None:
+        import httpx
+
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ModelError(f"HF_ENDPOINT is '{endpoint}', which is no web address such as https://huggingface.co.")
+        if token and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise ModelError(f"the token is not sent to {endpoint}, because http is not encrypted. Use https.")
+        self.endpoint, self.host, self.token = endpoint.rstrip("/"), parts.netloc, token
+        self._pause = pause
+        self._http = httpx.Client(timeout=httpx.Timeout(30.0, connect=15.0), headers={"User-Agent": "finetune-local"})
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def pause(self, attempt: int, asked: str | None = None) -> None:
+        """Wait before another try: what the server asked for, else 1, 2, 4 ... seconds with some chance in it."""
+        seconds = (
+            float(asked) if asked and re.fullmatch(r"[0-9]{1,6}", asked) else 2.0**attempt * random.uniform(0.8, 1.2)
+        )
+        self._pause(min(seconds, _LONGEST_PAUSE))
+
+    @contextmanager
+    def get(self, url: str, start: int = 0) -> Iterator[httpx.Response]:
+        """A response with its body unread, redirects followed by hand. Raises httpx.TransportError."""
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+        for _ in range(10):
+            parts = urlsplit(url)
+            own = self.token and url.startswith(self.endpoint) and parts.netloc == self.host
+            secret = {"Authorization": f"Bearer {self.token}"} if own else {}
+            with self._http.stream("GET", url, headers={**headers, **secret}, follow_redirects=False) as response:
+                if not response.has_redirect_location:
+                    yield response
+                    return
+                url = self._next(response)
+        raise DownloadFailed(f"{self.host} redirects in circles. Try again later.")
+
+    def _next(self, response: httpx.Response) -> str:
+        import httpx
+
+        try:
+            url = str(response.url.join(response.headers["location"]))
+            usual = urlsplit(url).scheme in ("http", "https")
+        except (httpx.InvalidURL, ValueError):
+            usual, url = False, ""
+        if not usual:
+            raise DownloadFailed(f"{self.host} redirects to an address that is none. Try again later.")
+        return url
+
+    def unreachable(self, error: Exception) -> DownloadFailed:
+        """What to say when there is no answer at all."""
+        return DownloadFailed(
+            f"{self.host} cannot be reached ({error or type(error).__name__}). Check the network and run the same command "
+            "again: it goes on where it stopped. A mirror can be set in HF_ENDPOINT; a model folder copied from another "
+            "machine works as well: --model FOLDER."
+        )
+
+
+def fetch(
+    client: Client,
+    url: str,
+    file: RemoteFile,
+    partial: Path,
+    progress: Callable[[int], None],
+    refuse: Callable[..., None],
+) -> None:
+    """Make `partial` the whole, checked file. `progress` gets the bytes that are there; `refuse` turns a 4xx into a ModelError.
+
+    Raises DownloadFailed, ModelError, DiskFailed. Whatever happens, the bytes that came stay for the next try, except those
+    that proved wrong.
+    """
+    import httpx
+
+    wrong = attempt = 0
+    if file.size == 0:
+        partial.touch()
+    while True:
+        have = partial.stat().st_size if partial.exists() else 0
+        if have >= file.size:
+            if have == file.size and _matches(partial, file):
+                progress(have)
+                return
+            partial.unlink(missing_ok=True)
+            wrong += 1
+            if wrong == 2:
+                raise DownloadFailed(
+                    f"{file.name}: {client.host} sent other bytes than its own checksum says, twice. Try again later."
+                )
+            continue
+        asked: str | None = None
+        problem: Exception | str
+        try:
+            with client.get(url, have) as response:
+                if response.status_code in (200, 206):
+                    _store(response, partial, have, file.size, progress)
+                    problem = "the connection broke off"
+                elif response.status_code == 416:
+                    partial.unlink(missing_ok=True)
+                    problem = "it refuses to go on with a part"
+                elif response.status_code == 429 or response.status_code >= 500:
+                    asked, problem = response.headers.get("retry-after"), f"it answers {response.status_code}"
+                else:
+                    refuse(response, file.name)
+                    problem = f"it answers {response.status_code}"
+        except httpx.HTTPError as error:
+            problem = error
+        if (partial.stat().st_size if partial.exists() else 0) > have:
+            attempt = 0
+            if partial.stat().st_size >= file.size:
+                continue
+        attempt += 1
+        if attempt == ATTEMPTS:
+            raise client.unreachable(Exception(f"{file.name}: {problem}"))
+        client.pause(attempt - 1, asked)
+
+
+def _store(response: httpx.Response, partial: Path, have: int, size: int, progress: Callable[[int], None]) -> None:
+    """Append a 206, or begin again where the server sent everything or another part than asked for.
+
+    What it sends beyond the file's size is not kept: a disk is full at some time, and the file is wrong already.
+    """
+    goes_on = response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {have}-")
+    if response.status_code == 206 and not goes_on:
+        partial.unlink(missing_ok=True)
+        return
+    try:
+        with partial.open("ab" if goes_on else "wb") as out:
+            count = have if goes_on else 0
+            told = 0.0
+            for chunk in response.iter_bytes():  # as they come: what is waited for in larger pieces is lost in a cut
+                out.write(chunk)
+                count += len(chunk)
+                if count > size:
+                    break
+                if time.monotonic() - told > _TELL_SECONDS:
+                    progress(count)
+                    told = time.monotonic()
+    except OSError as error:
+        refused = failure(error, partial, "Make room and run the same command again.")
+        raise refused or DiskFailed(
+            f"{partial} could not be written: {error.strerror}. Run the same command again."
+        ) from error
+
+
+def _matches(path: Path, file: RemoteFile) -> bool:
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    with path.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == file.key

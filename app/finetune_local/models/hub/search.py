@@ -1,0 +1,110 @@
+"""Looking for base models on the hub, or on a mirror of it: those that can be trained here, the most downloaded first.
+
+API: https://huggingface.co/docs/hub/api (GET /api/models). The list is asked for once, with what is told of each model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from finetune_local.models.folder import check_config, is_plain
+from finetune_local.models.hub.answers import Listed, models_in
+from finetune_local.models.hub.http_file import Client
+from finetune_local.models.hub.network import refuse_offline
+from finetune_local.models.hub.repository import ask, endpoint
+from finetune_local.models.hub.token import find_token
+from finetune_local.system.errors import DownloadFailed, ModelError
+from finetune_local.system.untrusted.text import ForeignTextError
+
+if TYPE_CHECKING:
+    import httpx
+
+MOST = 20
+_ASKED = 60  # many are quantised copies, which are left out
+_TOLD = ("config", "downloads", "gated", "lastModified", "library_name", "safetensors", "tags")
+_QUANTISED = {"4-bit", "8-bit", "awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors", "gguf", "exl2"}
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A model of the hub: ORG/NAME, its family (model_type), what it is licensed under, whether its licence must be accepted
+    first, its number of parameters (None: not told), the day it was last changed (ISO 8601), downloads in the last month."""
+
+    name: str
+    family: str
+    license: str
+    gated: bool
+    parameters: int | None
+    updated: str
+    downloads: int
+
+
+def search(
+    words: str, *, limit: int = MOST, token: str | None = None, pause: Callable[[float], None] = time.sleep
+) -> list[Hit]:
+    """Models whose name has these words: safetensors, not quantised, of a family that transformers has itself.
+
+    Raises ModelError (no words, offline), DownloadFailed.
+    """
+    refuse_offline("searching the hub")
+    if not (words := " ".join(words.split())):
+        raise ModelError("say what to look for, for example: qwen 0.6b")
+    place = endpoint()
+    client = Client(place, find_token(token, place), pause)
+    asked = [("search", words), ("filter", "text-generation"), ("filter", "safetensors"), ("sort", "downloads")]
+    asked += [("limit", str(_ASKED)), *(("expand", field) for field in _TOLD)]
+    try:
+        found = ask(client, f"{client.endpoint}/api/models?{urlencode(asked)}", _refuse(client))
+    finally:
+        client.close()
+    try:
+        hits = sorted(_hits(models_in(found)), key=lambda hit: -hit.downloads)
+    except ForeignTextError as error:
+        raise DownloadFailed(f"{client.host} answers in a way that is not understood ({error}).") from None
+    return hits[:limit]
+
+
+def _hits(found: Iterable[Listed]) -> Iterator[Hit]:
+    for told in found:
+        if _can_be_trained(told.name, told.config, told.tags, told.library):
+            licenses = (tag.removeprefix("license:") for tag in sorted(told.tags) if tag.startswith("license:"))
+            family = told.config.get("model_type")
+            yield Hit(
+                told.name,
+                family if isinstance(family, str) else "",
+                next(licenses, ""),
+                told.gated,
+                told.parameters,
+                told.updated,
+                told.downloads,
+            )
+
+
+def _can_be_trained(name: str, config: Mapping[str, Any], tags: Set[str], library: str) -> bool:
+    """Whether `models get` would take it, as far as the list tells; a config that is not told is looked at then."""
+    if tags & _QUANTISED or library in ("peft", "adapter-transformers") or _is_adapter(tags):
+        return False
+    if not config:
+        return True
+    try:
+        check_config(name, config)
+    except ModelError:
+        return False
+    return is_plain(str(config["model_type"]))
+
+
+def _is_adapter(tags: Set[str]) -> bool:
+    return any(tag.startswith(("base_model:adapter:", "base_model:quantized:")) for tag in tags)
+
+
+def _refuse(client: Client) -> Callable[[httpx.Response, str], None]:
+    def refuse(response: httpx.Response, _file: str) -> None:
+        if response.status_code == 401 and client.token:
+            raise ModelError(f"{client.host} does not accept the token: it is wrong or expired. Make a new one.")
+        raise DownloadFailed(f"{client.host} answers {response.status_code} to a search. Try again later.")
+
+    return refuse

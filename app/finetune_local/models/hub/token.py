@@ -1,0 +1,68 @@
+"""The hub's access token: given on the command line, in HF_TOKEN, or kept in the system's keyring. Never written to a file."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+from finetune_local.system.errors import ModelError
+
+SERVICE = "finetune-local"
+
+
+def find_token(given: str | None, endpoint: str) -> str | None:
+    """The token to use for an endpoint, if there is one. A machine without a keyring simply has none."""
+    from keyring.errors import KeyringError
+
+    if token := given or os.environ.get("HF_TOKEN"):
+        return token.strip()
+    import keyring
+
+    try:
+        return keyring.get_password(SERVICE, _account(endpoint))
+    except (KeyringError, RuntimeError):
+        return None
+
+
+def token_place(endpoint: str) -> str:
+    """Where the token for an endpoint comes from: "environment", "keyring" or "none"."""
+    if os.environ.get("HF_TOKEN"):
+        return "environment"
+    return "keyring" if find_token(None, endpoint) else "none"
+
+
+def store_token(token: str, endpoint: str) -> None:
+    """Keep a token in the system's keyring. Raises ModelError where there is no keyring."""
+    import keyring
+    from keyring.errors import KeyringError
+
+    try:
+        keyring.set_password(SERVICE, _account(endpoint), token.strip())
+    except (KeyringError, RuntimeError) as error:
+        raise ModelError(_no_keyring(error)) from None
+
+
+def forget_token(endpoint: str) -> bool:
+    """Delete the kept token; whether there was one. Raises ModelError where there is no keyring."""
+    import keyring
+    from keyring.errors import KeyringError, PasswordDeleteError
+
+    try:
+        keyring.delete_password(SERVICE, _account(endpoint))
+    except PasswordDeleteError:
+        return False
+    except (KeyringError, RuntimeError) as error:
+        raise ModelError(_no_keyring(error)) from None
+    return True
+
+
+def _account(endpoint: str) -> str:
+    return urlsplit(endpoint).netloc
+
+
+def _no_keyring(error: Exception) -> str:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"this machine has no keyring that could keep the token safely ({first}). "
+        "Set the environment variable HF_TOKEN, or give --token with each download."
+    )

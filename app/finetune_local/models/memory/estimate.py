@@ -1,0 +1,127 @@
+"""How much memory training will need, before anything is loaded.
+
+An estimate, not a promise: allocators, kernels and other programs take what they take; the measured peak stands in the
+run's events. For SmolLM2-135M on a Linux CPU, 1024 tokens at once, `benchmarks/memory.py --steps 2` printed predicted / measured:
+torch bf16 lora 1.03, dora 1.03, vera 1.02, adapter 1.03, prefix 1.04, adalora 1.02, prompt-ensemble 0.91; torch fp32 lora 0.99,
+full 1.14; MLX fp32 lora 1.04. GPUs have not been measured.
+
+    weights      4, 2 bytes each in fp32, bf16; in 8-bit and 4-bit the linear layers of the blocks take 1 and 0.5625 bytes (0.5 and
+                 the scales of groups of 64; NF4 0.516, its scales are quantised too), all else 2 (4 on a CPU, which computes in fp32)
+    trainable    4 bytes for each number of the adapter, 4 for the gradient of each trained one; training the base's own weights in
+                 bf16, 2 for the copy that is computed with
+    optimizer    AdamW's two states of each trained number: 8 bytes, with 8-bit states 2; a tracker (AdaLoRA) 16
+    activations  what the backward pass needs of one micro-batch of N tokens (below), plus the head at supervised positions
+    runtime      the process and its libraries
+
+One block keeps, per token: what goes into its norms in fp32, attention's queries, keys, values and output, the MLP's three inner
+vectors: 8h + a·(2q + 2k + 3f) bytes, with h the width, q and k those of queries and keys, f that of the MLP, a the bytes of an
+activation. To it comes what the adapter needs (Family.activations). Blocks below the lowest trained one keep nothing. With
+gradient checkpointing only each block's input is kept (a·h), and one block at a time is computed again. Fused attention keeps no
+matrix of scores. A quarter is added for gradients of the block at work and freed memory that the allocator keeps. A prompt's or prefix's positions are added to every row; prompts side by side (an ensemble) take all of it each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_local.models.memory.shape import Measured
+from finetune_local.spec.base.config import size_of
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.run import RunSpec
+from finetune_local.spec.targets import block_of, is_embedding, linear_modules
+from finetune_local.spec.tuners import trainable_parameters, tuner_of
+
+_STEPS = 1000  # of a spec that leaves them open
+MICRO_BATCH_TOKENS = 1024  # what a spec that leaves it open is taken to mean
+_SUPERVISED = 0.25  # usual share of supervised tokens
+_HEAD_NUMBERS = 1 << 24  # logits that exist at once, at most; the backends cut larger batches
+_RUNTIME = 500_000_000
+_TIGHT = 0.8
+_FREED = 1.25  # gradients of the block at work, and freed memory that the allocator keeps; by measurement on CPUs
+_ROW = 128  # usual tokens of a row, to which positions of a method's own are added
+_TRACKED = 16  # a tracker's importance and its uncertainty, and the step's values and gradients in numpy
+_BLOCK_BYTES = {"fp32": 4.0, "bf16": 2.0, "8-bit": 1.0, "4-bit": 0.5625}
+_NF4_BYTES = 0.516
+_STATE_BYTES = {"adamw": 8, "paged-adamw": 8, "adamw-8bit": 2, "paged-adamw-8bit": 2}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes, by what they are for."""
+
+    weights: int
+    trainable: int
+    optimizer: int
+    activations: int
+    runtime: int = _RUNTIME
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.trainable + self.optimizer + self.activations + self.runtime
+
+
+def estimate(model: Measured, spec: RunSpec, plan: AdapterPlan, device: str = "cpu") -> Estimate:
+    """Memory for training `plan` on `model`, a folder or a Shape. `device` is the kind: "cpu", "cuda" or "metal".
+
+    What the spec leaves open is taken as its usual value; give the resolved spec of a run for its own.
+    """
+    precision = spec.model.precision or ("fp32" if device == "cpu" else "bf16")
+    wide = precision == "fp32" or (device == "cpu" and precision != "bf16")
+    activation = 4 if wide else 2
+    inner = sum(t.in_features * t.out_features for t in linear_modules(model.weights()).values())
+    outer = model.parameters - inner
+    nf4 = precision == "4-bit" and spec.model.quantisation == "nf4"
+    tuner, trained = tuner_of(plan), trainable_parameters(plan)
+    numbers = sum(math.prod(shape) for shape in tuner.shapes(plan).values())
+    copies = 2 * trained if tuner.key == "full" and not wide else 0
+    tracked = _TRACKED if tuner.tracker(plan, spec.training.max_steps or _STEPS) is not None else 0
+    return Estimate(
+        weights=int(inner * (_NF4_BYTES if nf4 else _BLOCK_BYTES[precision]) + outer * activation),
+        trainable=4 * numbers + 4 * trained + copies,
+        optimizer=(_STATE_BYTES[spec.training.optimizer] + tracked) * trained,
+        activations=_activations(model, spec, plan, activation),
+    )
+
+
+def verdict(estimate: Estimate, device_bytes: int) -> Literal["fits", "tight", "too big"]:
+    """ "fits" up to four fifths of the memory, "tight" up to all of it, else "too big"."""
+    share = estimate.total / max(1, device_bytes)
+    return "fits" if share <= _TIGHT else "tight" if share <= 1 else "too big"
+
+
+def _activations(model: Measured, spec: RunSpec, plan: AdapterPlan, activation: int) -> int:
+    tuner = tuner_of(plan)
+    tokens = spec.training.micro_batch_tokens or MICRO_BATCH_TOKENS
+    members = tuner.virtual_tokens(plan).members
+    rows = max(1, tokens // _ROW)
+    computed = members * (tokens + rows * tuner.positions(plan))
+    text, hidden = model.text_config, model.hidden_size
+    heads = size_of(text, "num_attention_heads", "n_head") or 1
+    head_dim = size_of(text, "head_dim") or hidden // heads
+    keys = head_dim * (size_of(text, "num_key_value_heads") or heads)
+    mlp = size_of(text, "intermediate_size") or 4 * hidden
+    block = 8 * hidden + activation * (2 * head_dim * heads + 2 * keys + 3 * mlp)
+    blocks = model.blocks - _lowest(plan, model.blocks)
+    added = activation * tuner.activations(plan)
+    if spec.training.gradient_checkpointing:
+        per_token = model.blocks * activation * hidden + block + added / max(1, blocks)
+    else:
+        per_token = blocks * block + added
+    logits = min(_HEAD_NUMBERS, int(members * tokens * _SUPERVISED) * model.vocabulary)
+    head = logits * (4 + activation)  # in fp32, and their gradient
+    return int(_FREED * computed * per_token) + head
+
+
+def _lowest(plan: AdapterPlan, blocks: int) -> int:
+    """The first block that gradients come to: below the lowest trained place nothing is kept."""
+    places = []
+    for target in plan.targets:
+        block = block_of(target.module + ".")
+        if block is not None:
+            places.append(block)
+        elif is_embedding(target.module.removesuffix(".weight")):
+            return 0
+    return min(places, default=blocks)

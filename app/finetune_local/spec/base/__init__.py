@@ -1,0 +1,1 @@
+"""What a base model's folder declares: its config, its weight files, its tokenizer files."""

@@ -1,0 +1,128 @@
+"""Which files of a model folder hold its weights: model.safetensors, or the shards that an index names, as transformers takes them.
+
+Links are followed, because the Hugging Face cache is made of them; one that leads nowhere is told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from finetune_local.spec.base.config import read_config_file
+from finetune_local.spec.base.weights import not_finite
+from finetune_local.system.errors import ModelError
+from finetune_local.system.untrusted.tensor_header import Stored, tensors_of
+from finetune_local.system.untrusted.text import ForeignTextError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "consolidated.*.pth")
+_MOST_SHARDS = 10_000
+_PIECE = 1 << 20
+_EXPONENTS: Mapping[str, tuple[Any, Any]] = {
+    "F16": (np.uint16, np.uint16(0x7C00)),
+    "BF16": (np.uint16, np.uint16(0x7F80)),
+    "F32": (np.uint32, np.uint32(0x7F800000)),
+    "F64": (np.uint64, np.uint64(0x7FF0000000000000)),
+}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights, all there. Raises ModelError naming what is missing or cannot be used."""
+    if (folder / INDEX).is_file() or (folder / INDEX).is_symlink():
+        return [folder / name for name in sorted(set(weight_map(folder).values()))]
+    single = folder / WEIGHTS
+    if single.is_file():
+        return [single]
+    if single.is_symlink():
+        raise ModelError(f"{single}: a link to nothing. Copy the file itself from where the model comes from.")
+    found = sorted(file.name for file in folder.glob("*.safetensors"))
+    if not found:
+        _no_weights(folder)
+    _numbered_there(folder, found)
+    raise ModelError(
+        f"{folder}: the weights are in {found[0]}{' and others' if len(found) > 1 else ''}, and there is neither {WEIGHTS} nor "
+        f"{INDEX}. Copy the {'index' if len(found) > 1 else 'file under its own name'} from where the model comes from."
+    )
+
+
+def weight_map(folder: Path) -> Mapping[str, str]:
+    """Tensor -> file, as the index has it; every file is there. Raises ModelError."""
+    where = read_config_file(folder / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
+        raise ModelError(f"{folder / INDEX}: 'weight_map' is missing. Copy the file again.")
+    names = sorted(set(where.values()))
+    if len(names) > _MOST_SHARDS:
+        raise ModelError(f"{folder / INDEX}: it names {len(names)} files, which no model has. Copy the file again.")
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
+            raise ModelError(f"{folder / INDEX}: {name[:120]!r} is not the name of a file in this folder.")
+    _all_there(folder, [name for name in names if not (folder / name).is_file()], len(names))
+    if WEIGHTS not in names and (folder / WEIGHTS).exists():
+        raise ModelError(
+            f"{folder}: it holds both {WEIGHTS} and an index of other files ({INDEX}), and which of them is the model cannot be known. "
+            "Remove what is left of another model."
+        )
+    return where
+
+
+def check_finite(files: Iterable[Path]) -> None:
+    """Read every tensor of floats once, in pieces. Raises ModelError for the first that holds NaN or infinity.
+
+    For weights that are quantised while they are loaded; others are looked at in memory by the backends.
+    """
+    for file in files:
+        try:
+            with file.open("rb") as content:
+                for name, tensor in tensors_of(file).items():
+                    if tensor.dtype in _EXPONENTS and (bad := _not_finite(content, tensor)):
+                        raise ModelError(not_finite(file, name, bad))
+        except (OSError, ForeignTextError) as error:
+            raise ModelError(f"{file}: {error}. Copy or download the file again.") from None
+
+
+def _not_finite(content: BinaryIO, tensor: Stored) -> int:
+    """How many numbers have an exponent of only ones: NaN or infinity."""
+    kind, ones = _EXPONENTS[tensor.dtype]
+    content.seek(tensor.begin)
+    count = 0
+    for at in range(tensor.begin, tensor.end, _PIECE):
+        bits = np.frombuffer(content.read(min(_PIECE, tensor.end - at)), kind)
+        count += int(np.count_nonzero((bits & ones) == ones))
+    return count
+
+
+def _no_weights(folder: Path) -> None:
+    if pickles := [file.name for pattern in _PICKLES for file in folder.glob(pattern)]:
+        raise ModelError(
+            f"{folder}: {pickles[0]} is a pickle, which can run code when it is opened. Get the model as safetensors, or "
+            "open it with transformers where you trust it and save it with save_pretrained()."
+        )
+    raise ModelError(f"{folder}: no *.safetensors here. Copy the model's weights into the folder.")
+
+
+def _numbered_there(folder: Path, names: Iterable[str]) -> None:
+    """Files of a series that say themselves how many there are."""
+    for name in names:
+        part = re.fullmatch(r"(.*)-([0-9]{1,9})-of-([0-9]+)\.safetensors", name)
+        if part is None:
+            continue
+        width, last = len(part.group(2)), part.group(3)
+        if len(last) > 9 or int(last) > _MOST_SHARDS:
+            raise ModelError(
+                f"{folder / name}: by its name it is one of {last[:20]} files, which no model has. Rename it."
+            )
+        wanted = [f"{part.group(1)}-{i:0{width}}-of-{last}.safetensors" for i in range(1, int(last) + 1)]
+        _all_there(folder, [one for one in wanted if not (folder / one).is_file()], int(last))
+
+
+def _all_there(folder: Path, missing: list[str], count: int) -> None:
+    if missing:
+        link = (folder / missing[0]).is_symlink()
+        raise ModelError(
+            f"{folder}: {len(missing)} of its {count} weight files are missing, the first is {missing[0]}"
+            f"{' (a link to nothing)' if link else ''}. Copy or download them too."
+        )

@@ -1,0 +1,140 @@
+"""The settings of low-rank updates, and what they come to at each module."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from finetune_local.spec import patterns
+from finetune_local.spec.targets import AtLinear
+from finetune_local.system.fields import setting
+
+SMALLEST_NORM = 1e-15
+"""What DoRA takes a shorter row's norm for: rows of zeros, which pruned models have, would be 0/0, and so stay zeros."""
+
+
+class UpdateSettings(AtLinear):
+    """What every update beside linear layers has."""
+
+    alpha: float | None = setting(
+        None,
+        help="Strength of the update: it is scaled by alpha/rank. Automatic: twice the rank.",
+        group="method",
+        gt=0,
+    )
+    dropout: float = setting(
+        0.0, help="Chance that an input of the update is zeroed in training.", group="method", ge=0, lt=1
+    )
+
+
+class LowRankSettings(UpdateSettings):
+    """Settings of LoRA and its kin."""
+
+    rank: int = setting(16, help="Width of the low-rank update.", group="method", ge=1, le=65536)
+    rank_pattern: tuple[str, ...] = setting(
+        (),
+        help="Another rank for some layers, such as q_proj=8 or layers.0.mlp.up_proj=32 (repeatable).",
+        group="method",
+        metavar="NAME=RANK",
+    )
+    alpha_pattern: tuple[str, ...] = setting(
+        (), help="Another alpha for some layers, as --rank-pattern (repeatable).", group="method", metavar="NAME=ALPHA"
+    )
+    scaling: Literal["standard", "rslora"] = setting(
+        "standard", help="alpha/rank, or rsLoRA's alpha/√rank, which suits high ranks.", group="method"
+    )
+    use_dora: bool = setting(
+        False, help="Train magnitude and direction apart (DoRA).", group="method", flag="--use-dora"
+    )
+    start: Literal["default", "gaussian", "pissa", "olora", "loftq"] = setting(
+        "default",
+        help="Initial A and B: random and zero, or from the weights; loftq: from the error of 4-bit or 8-bit.",
+        group="method",
+        flag="--init",
+    )
+    freeze_a: bool = setting(
+        False, help="Train B alone (LoRA-FA): less memory for activations.", group="method", flag="--freeze-a"
+    )
+    b_rate_ratio: float = setting(
+        1.0, help="B's learning rate by A's (LoRA+ has 16); magnitudes and biases follow B.", group="method", gt=0
+    )
+    embedding_rate_ratio: float = setting(
+        1.0, help="Learning rate of an adapted embedding by that of A.", group="method", gt=0
+    )
+    train_bias: Literal["none", "all", "lora-only"] = setting(
+        "none", help="Train the base's own biases too: all, or those of the adapted layers.", group="method"
+    )
+
+    also_train: tuple[Literal["embeddings", "norms"], ...] = setting(
+        (),
+        help="Train whole copies too, as LongLoRA: embeddings, norms (repeatable).",
+        group="method",
+        metavar="WHAT",
+    )
+    also_train_rate: float = setting(
+        0.1, help="Learning rate of what --also-train names, by that of A.", group="method", gt=0
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        patterns.check(self.rank_pattern, "--rank-pattern", True)
+        patterns.check(self.alpha_pattern, "--alpha-pattern", False)
+        if not self.also_train and self.also_train_rate != type(self).model_fields["also_train_rate"].default:
+            raise ValueError("--also-train-rate: nothing is trained whole. Add --also-train norms, or leave it out.")
+        if self.from_weights and self.dropout:
+            raise ValueError(
+                f"--dropout {self.dropout:g} does not go with --init {self.start}: it would drop a part of the base's own "
+                "weights, not of a change to them. Leave one of them out."
+            )
+        return self
+
+    @property
+    def from_weights(self) -> bool:
+        """Whether A and B start as a part of W, which is subtracted again."""
+        return self.start in ("pissa", "olora")
+
+    @property
+    def effective_alpha(self) -> float:
+        """alpha where no pattern says another; twice the rank where it is automatic."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    @property
+    def scale(self) -> float:
+        """The factor s of s·B·A where no pattern says another."""
+        return self.effective_alpha / (math.sqrt(self.rank) if self.scaling == "rslora" else self.rank)
+
+    def rank_of(self, module: str) -> int:
+        """The rank at a module."""
+        found = patterns.number_of(self.rank_pattern, module)
+        return self.rank if found is None else int(found)
+
+    def alpha_of(self, module: str) -> float:
+        """alpha at a module; twice its rank where it is automatic."""
+        found = patterns.number_of(self.alpha_pattern, module)
+        if found is not None:
+            return found
+        return 2.0 * self.rank_of(module) if self.alpha is None else self.alpha
+
+    def scale_of(self, module: str) -> float:
+        """The factor s of s·B·A at a module."""
+        rank = self.rank_of(module)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.scaling == "rslora" else rank)
+
+    def doubled(self) -> Self:
+        """Twice the rank everywhere, every scale as it is, and a plain start: of what was folded."""
+        factor = math.sqrt(2.0) if self.scaling == "rslora" else 2.0
+        alphas = patterns.as_mapping(self.alpha_pattern)
+        if self.alpha is None:  # automatic ones of the layers that have a rank of their own
+            ranks = patterns.as_mapping(self.rank_pattern)
+            alphas |= {name: 2.0 * rank for name, rank in ranks.items() if name not in alphas}
+        return self.model_copy(
+            update={
+                "start": "default",
+                "rank": 2 * self.rank,
+                "rank_pattern": patterns.times(self.rank_pattern, 2),
+                "alpha": factor * self.effective_alpha,
+                "alpha_pattern": patterns.times(patterns.from_mapping(alphas), factor),
+            }
+        )

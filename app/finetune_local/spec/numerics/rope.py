@@ -1,0 +1,123 @@
+"""Rotary positions in a config.json: transformers 5 writes `rope_parameters`, all before it and mlx-lm read `rope_theta`.
+
+Also longer contexts by linear position interpolation (Chen et al. 2023, arXiv:2306.15595, section 2.3, as LongLoRA uses it):
+position m is rotated as m/factor, so that `factor` times the context falls into the positions the model knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_local.system.errors import SpecError
+
+_DEFAULT_THETA = 10_000.0
+_WRITTEN = ("rope_parameters", "rope_theta", "rope_scaling")
+_OLD_BESIDE_TABLES = ("gemma3", "gemma3_text", "olmo3")
+"""Families whose classes take `rope_scaling` beside a table per kind of layer; the others would read it in the tables' place."""
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
+"""Under which names configs keep the longest text."""
+
+CONTEXT_UNKNOWN = 2048
+"""A length every model of the last years can do, for configs that are silent."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """theta, the kind of scaling ("default" is none) and the scaling's own values."""
+
+    theta: float
+    kind: str
+    values: Mapping[str, Any]
+
+
+def rope(config: Mapping[str, Any]) -> Rope:
+    """What a config says, in either spelling. A table per kind of layer gives that of full attention."""
+    new = config.get("rope_parameters") or {}
+    if tables := by_layer(new):
+        new = tables.get("full_attention") or next(iter(tables.values()))
+    both = {"partial_rotary_factor": config.get("partial_rotary_factor"), **(config.get("rope_scaling") or {}), **new}
+    theta = both.pop("rope_theta", None) or config.get("rope_theta") or _DEFAULT_THETA
+    old_kind = both.pop("type", None)
+    kind = both.pop("rope_type", None) or old_kind or "default"
+    return Rope(float(theta), str(kind), {key: value for key, value in both.items() if value is not None})
+
+
+def with_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with `rope_parameters` and with `rope_theta`, `rope_scaling` and `partial_rotary_factor`, saying the same."""
+    result = dict(config)
+    tables = by_layer(config.get("rope_parameters") or {})
+    if not any(key in config for key in _WRITTEN) or (tables and config.get("model_type") not in _OLD_BESIDE_TABLES):
+        return result
+    found = rope(config)
+    scaling = {"rope_type": found.kind, **found.values}
+    result["rope_theta"] = found.theta
+    result["rope_scaling"] = None if found.kind == "default" else scaling
+    if tables:
+        if local := (tables.get("sliding_attention") or {}).get("rope_theta"):
+            result["rope_local_base_freq"] = local
+        return result
+    if "partial_rotary_factor" in found.values:
+        result["partial_rotary_factor"] = found.values["partial_rotary_factor"]
+    result["rope_parameters"] = {"rope_theta": found.theta, **scaling}
+    return result
+
+
+def context_length(text: Mapping[str, Any]) -> int:
+    """Longest text in tokens that a config (its text part) says the model was made for."""
+    for key in CONTEXT_KEYS:
+        value = text.get(key)
+        if isinstance(value, int) and value > 0:
+            return value
+    return CONTEXT_UNKNOWN
+
+
+def stretched(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The config of the same model with positions interpolated and a context `factor` times as long; 1 changes nothing.
+
+    A model whose positions are interpolated already is stretched further. Raises SpecError where its positions cannot be.
+    """
+    result = dict(config)
+    if factor == 1:
+        return result
+    if isinstance(nested := config.get("text_config"), Mapping):
+        result["text_config"] = stretched(nested, factor)
+        return result
+    family = str(config.get("model_type"))
+    if not any(config.get(key) for key in _WRITTEN):
+        raise SpecError(
+            f"--rope-factor and --context stretch rotary positions, and this model's config.json ('{family}') says nothing of "
+            "any (no rope_theta). Leave them out, or use another model."
+        )
+    found = rope(config)
+    if by_layer(config.get("rope_parameters") or {}):
+        raise SpecError(
+            f"--rope-factor and --context: models of type '{family}' have positions of several kinds, by layer, and these "
+            "cannot be stretched as one. Leave them out, or use another model."
+        )
+    if found.kind not in ("default", "linear"):
+        raise SpecError(
+            f"--rope-factor and --context: this model's positions are scaled already, by '{found.kind}', which linear "
+            "interpolation cannot be combined with. Leave them out, or use a model without it."
+        )
+    before = float(found.values.get("factor", 1.0)) if found.kind == "linear" else 1.0
+    others = {key: value for key, value in found.values.items() if key != "factor"}
+    result["rope_parameters"] = {
+        "rope_theta": found.theta,
+        "rope_type": "linear",
+        "factor": before * factor,
+        **others,
+    }
+    result["rope_scaling"] = None  # else its old values would count beside the new ones
+    result["max_position_embeddings"] = round(context_length(config) * factor)
+    for key in CONTEXT_KEYS[1:]:
+        if key in result:
+            result[key] = result["max_position_embeddings"]
+    return with_both_spellings(result)
+
+
+def by_layer(tables: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The tables of `rope_parameters` by kind of layer, where it has such; what stands beside them is read by nobody."""
+    return {kind: table for kind, table in tables.items() if isinstance(table, Mapping)}

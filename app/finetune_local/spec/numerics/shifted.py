@@ -1,0 +1,77 @@
+"""Shifted sparse attention of LongLoRA (Chen et al. 2023, arXiv:2309.12307, section 3.2), for training on long rows.
+
+A row is cut into groups of G positions and each position looks back within its own group only. For the second half of the
+heads the cuts lie G/2 further on, so that what one half of the heads separates the other half joins:
+
+    group of position i:  ⌊i / G⌋  or, for shifted heads,  ⌊(i + ⌈G/2⌉) / G⌋
+
+The paper shifts by rolling the row, which puts its end and its beginning into one group; here these stay two groups, as in
+the paper's published code for FlashAttention, so that no position sees a later one. Scores: L·G instead of L². Only training
+computes so; answers and validation see everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.run import TrainingSettings
+from finetune_local.spec.tuners import tuner_of
+from finetune_local.system.errors import Unsupported
+
+DEFAULT_GROUP = 2048
+"""The paper's group for rows of 8192 tokens: for whoever trains without having looked at the rows."""
+
+
+def automatic_group(longest: int) -> int:
+    """A quarter of the longest row (section 3.2), an even number."""
+    return max(2, 2 * math.ceil(longest / 8))
+
+
+def runs(length: int, group: int, shifted: bool) -> list[tuple[int, int]]:
+    """The stretches (start, end) of a row that are cut into groups of `group` from their own start on; the last may be shorter.
+
+    For shifted heads the first G/2 positions are a group of their own.
+    """
+    half = group // 2
+    if not shifted or length <= half:
+        return [(0, length)]
+    return [(0, half), (half, length)]
+
+
+def plain_heads(heads: int) -> int:
+    """How many heads, the first ones, have unshifted groups."""
+    return heads // 2
+
+
+def group_of(training: TrainingSettings) -> int:
+    """Positions in a group, 0 for full attention."""
+    return (training.attention_group or DEFAULT_GROUP) if training.attention == "shifted" else 0
+
+
+def check_shifted(plan: AdapterPlan, training: TrainingSettings, windows: Sequence[int | None]) -> None:
+    """Raise Unsupported where an adapter or a base (`windows` of its layers) cannot be trained so."""
+    group = group_of(training)
+    if group and tuner_of(plan).positions(plan):
+        raise Unsupported(
+            f"--attention shifted: method '{plan.method}' puts positions of its own before every text, and only the first group "
+            "would see them. Use --attention full, or --method longlora."
+        )
+    window = min((width for width in windows if width is not None), default=group)
+    if window < group:  # within a window a group needs no other mask
+        raise Unsupported(
+            f"--attention shifted: layers of this model look back {window} positions only, less than a group of {group}. "
+            f"Give --attention-group {window} or less, or use --attention full."
+        )
+
+
+def one_group(trainings: Sequence[TrainingSettings]) -> int:
+    """The group of adapters that share a pass. Raises Unsupported where they want different ones."""
+    groups = {group_of(training) for training in trainings}
+    if len(groups) > 1:
+        raise Unsupported(
+            "adapters that are trained at once need the same --attention and --attention-group: one pass of the base serves "
+            "all of them. Train them one after another, or with the same settings."
+        )
+    return groups.pop()

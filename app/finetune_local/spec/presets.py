@@ -1,0 +1,35 @@
+"""Presets: a method's name stands for a tuner and defaults of other settings. Each is declared at the foot of its tuner's file.
+
+A user may set anything a preset sets; the preset only moves defaults. Users know presets as methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+from finetune_local.spec.tuners import Preset, presets_of, tuners
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import did_you_mean
+
+
+@cache
+def presets() -> Mapping[str, Preset]:
+    """Every preset by its key, in alphabetical order."""
+    found: dict[str, Preset] = {}
+    for tuner in tuners():
+        for preset in presets_of(tuner):
+            if preset.key in found:
+                raise RuntimeError(f"two presets are called {preset.key!r}")
+            found[preset.key] = preset
+    return dict(sorted(found.items(), key=lambda item: item[0].replace("-", "_")))
+
+
+def preset_named(key: str) -> Preset:
+    """The preset called `key`. Raises SpecError naming the known ones."""
+    known = presets()
+    if key not in known:
+        raise SpecError(
+            f"there is no method '{key}'.{did_you_mean(key, list(known))} Known methods: {', '.join(known)}."
+        )
+    return known[key]

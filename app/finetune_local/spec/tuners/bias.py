@@ -1,0 +1,85 @@
+"""Biases: a trained vector added to what each linear layer gives.
+
+BitFit (Ben Zaken et al. 2022, arXiv:2106.10199, section 3) trains a model's biases. Models of today have few or none; a layer
+without one gets one here, which starts at zero. Where there is one the vector is its change. Shape: (out,). PEFT has no such
+type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.targets import AtLinear, select_linear
+from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
+from finetune_local.system.fields import Settings
+
+CHANGE = ".bias_change"
+_BIAS = ".bias"
+
+
+class BiasSettings(AtLinear):
+    """Settings of trained biases."""
+
+
+class Bias(Tuner):
+    """See Family. A target is a bias of the base by its whole name, with in_features 0; or a linear layer that has none."""
+
+    key = "bias"
+    settings = BiasSettings
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
+        """Select the linear layers; see Family."""
+        chosen = cast(BiasSettings, settings)
+        targets = (
+            Target(target.module + _BIAS, 0, target.out_features) if target.module + _BIAS in base.weights else target
+            for target in select_linear(base.weights, chosen.targets, chosen.layers)
+        )
+        return AdapterPlan(method, self.key, chosen, tuple(targets))
+
+    def rate_factor(self, settings: Settings) -> float:
+        """Each vector moves by at most the rate in a step."""
+        return 5.0
+
+    def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
+        """As many numbers per target as it gives."""
+        return {PREFIX + layer_of(target) + CHANGE: (target.out_features,) for target in plan.targets}
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """Zeros, so that nothing changes."""
+        return {name: np.zeros(shape, np.float32) for name, shape in self.shapes(plan).items()}
+
+    def unmergeable(self, plan: AdapterPlan) -> str | None:
+        """Where a layer has no bias in the base: its architecture has no place for one."""
+        without = sorted({t.module.rpartition(".")[2] for t in plan.targets if t.in_features})
+        if not without:
+            return None
+        return (
+            f"the adapter adds a bias to layers that have none in this model ({', '.join(without)}), and its architecture has no "
+            "place for one, so it cannot be merged. Keep it as an adapter, or train with --method lora to be able to merge."
+        )
+
+    def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
+        """The base's bias and its change."""
+        change = tensors.get(PREFIX + name.removesuffix(_BIAS) + CHANGE) if name.endswith(_BIAS) else None
+        return weight if change is None else cast(Array, (weight + change).astype(np.float32))
+
+
+def layer_of(target: Target) -> str:
+    """The linear layer that a target belongs to."""
+    return target.module if target.in_features else target.module.removesuffix(_BIAS)
+
+
+TUNER = Bias()
+
+PRESETS = (
+    Preset(
+        key="bitfit",
+        title="BitFit",
+        summary="Trains a bias for each linear layer, adding one where the model has none: very few parameters.",
+        paper="arXiv:2106.10199",
+    ),
+)

@@ -1,0 +1,169 @@
+"""Bottleneck adapters: two small matrices with a non-linearity between them, after or beside attention and MLP.
+
+In series (Houlsby et al. 2019, arXiv:1902.00751, section 2.1; Pfeiffer et al. 2020, arXiv:2005.00247, after the MLP only):
+    h ← h + s·(f(h·Dᵀ + d)·Uᵀ + u)        h what the sublayer gives, before it is added to the residual stream
+In parallel (He et al. 2022, arXiv:2110.04366, section 4.2):
+    h ← h + s·(f(x·Dᵀ + d)·Uᵀ + u)        x what the sublayer is given
+Shapes, as torch stores them: D (width, hidden), d (width,), U (hidden, width), u (hidden,). PEFT has no such type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import numpy as np
+
+from finetune_local.spec.initial import normal
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target, WeightInfo
+from finetune_local.spec.targets import InBlocks, block_of, parse_layers
+from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import Settings, setting
+
+DOWN, DOWN_BIAS = ".adapter_down.weight", ".adapter_down.bias"
+UP, UP_BIAS = ".adapter_up.weight", ".adapter_up.bias"
+
+ATTENTION = ("self_attn", "attention", "attn", "self_attention")
+MLP = ("mlp", "feed_forward", "block_sparse_moe")
+"""What families of models call these parts of a block."""
+
+
+class BottleneckSettings(InBlocks):
+    """Settings of bottleneck adapters."""
+
+    adapter_width: int = setting(64, help="Width of the bottleneck.", group="method", ge=1, le=65536)
+    adapter_activation: Literal["relu", "gelu", "silu", "tanh"] = setting(
+        "relu", help="The bottleneck's non-linearity.", group="method"
+    )
+    adapter_scale: float = setting(
+        1.0, help="Factor on what a bottleneck adds; parallel ones are scaled up.", group="method", gt=0
+    )
+    adapter_placing: Literal["series", "parallel"] = setting(
+        "series", help="Whether a bottleneck reads what the sublayer gives, or what it is given.", group="method"
+    )
+    adapter_sublayers: Literal["both", "attention", "mlp"] = setting(
+        "both", help="Which sublayers of a block get a bottleneck.", group="method"
+    )
+
+
+class Bottleneck(Tuner):
+    """See Family. A target is a whole sublayer; both its sizes are the width of the residual stream."""
+
+    key = "bottleneck"
+    settings = BottleneckSettings
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
+        """One target for each sublayer in the chosen blocks; see Family."""
+        chosen = cast(BottleneckSettings, settings)
+        parts = _parts(base.weights)
+        blocks = parse_layers(chosen.layers, 1 + max((block for block, _ in parts.values()), default=-1))
+        names = {"both": ATTENTION + MLP, "attention": ATTENTION, "mlp": MLP}[chosen.adapter_sublayers]
+        hidden = _hidden(base.weights)
+        found = [module for module, (block, part) in parts.items() if part in names and block in blocks]
+        kinds = {parts[module][1] for module in found}
+        lacking = [
+            word
+            for word, known in (("attention", ATTENTION), ("mlp", MLP))
+            if set(known) & set(names) and not kinds & set(known)
+        ]
+        if lacking or hidden is None:
+            there = ", ".join(sorted({part for _, part in parts.values()})) or "none"
+            raise SpecError(
+                f"method '{method}' puts a bottleneck at each block's {' and '.join(lacking) or 'sublayers'}, but this model "
+                f"has no part of a known name for it. The parts of its blocks: {there}. Use --adapter-sublayers for what "
+                "there is, or --method lora, which lands on any linear layer."
+            )
+        if chosen.adapter_width > hidden:
+            raise SpecError(
+                f"--adapter-width is {chosen.adapter_width}, but this model is {hidden} wide: what is wider than the model "
+                f"is no bottleneck. Lower it to {hidden} or less."
+            )
+        return AdapterPlan(method, self.key, chosen, tuple(Target(module, hidden, hidden) for module in found))
+
+    def rate_factor(self, settings: Settings) -> float:
+        """Parallel ones are scaled up, which speeds them up already."""
+        return 2.0 if cast(BottleneckSettings, settings).adapter_placing == "series" else 1.0
+
+    def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
+        """2·hidden·width + hidden + width numbers per target."""
+        width = cast(BottleneckSettings, plan.settings).adapter_width
+        result: dict[str, tuple[int, ...]] = {}
+        for target in plan.targets:
+            name = PREFIX + target.module
+            result[name + DOWN], result[name + DOWN_BIAS] = (width, target.in_features), (width,)
+            result[name + UP], result[name + UP_BIAS] = (target.out_features, width), (target.out_features,)
+        return result
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """What a bottleneck reads, and its inner vector before and after the non-linearity."""
+        width = cast(BottleneckSettings, plan.settings).adapter_width
+        return sum(target.in_features + 2 * width for target in plan.targets)
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """D normal with the spread 1/√hidden, all else zero: the base's answers exactly, and gradients from the first step."""
+        return {
+            name: normal(seed, name, shape, 1 / math.sqrt(shape[-1]))
+            if name.endswith(DOWN)
+            else np.zeros(shape, np.float32)
+            for name, shape in self.shapes(plan).items()
+        }
+
+    def unmergeable(self, plan: AdapterPlan) -> str | None:
+        """Never."""
+        return (
+            "a bottleneck adapter has a non-linearity between its matrices, and no weights of the base compute one there, so it "
+            "cannot be merged. Keep it as an adapter, or train with --method lora to be able to merge."
+        )
+
+
+def _parts(weights: Mapping[str, WeightInfo]) -> dict[str, tuple[int, str]]:
+    """The modules right below each block: their dotted names, with the number of the block and the last word."""
+    found: dict[str, tuple[int, str]] = {}
+    for name in weights:
+        block = block_of(name)
+        if block is None:
+            continue
+        stem, _, rest = name.partition(f".{block}.")
+        part = rest.split(".")[0]
+        found[f"{stem}.{block}.{part}"] = block, part
+    return dict(sorted(found.items(), key=lambda item: (item[1][0], item[0])))
+
+
+def _hidden(weights: Mapping[str, WeightInfo]) -> int | None:
+    """The width of the residual stream: that of a block's own norms, else of the embedding."""
+    for name, weight in weights.items():
+        block = block_of(name)
+        rest = "" if block is None else name.partition(f".{block}.")[2]
+        if rest.count(".") == 1 and rest.endswith(".weight") and len(weight.shape) == 1:
+            return weight.shape[0]
+    tables = (w.shape[1] for n, w in weights.items() if n.endswith(("embed_tokens.weight", "wte.weight")))
+    return next(tables, None)
+
+
+TUNER = Bottleneck()
+
+PRESETS = (
+    Preset(
+        key="adapter",
+        title="Bottleneck adapters (Houlsby)",
+        summary="Small non-linear layers after attention and MLP of each block; slower to answer, cannot be merged.",
+        paper="arXiv:1902.00751",
+        defaults={"method.adapter_activation": "gelu"},
+    ),
+    Preset(
+        key="adapter-pfeiffer",
+        title="Bottleneck adapters (Pfeiffer)",
+        summary="One small non-linear layer per block, after the MLP: half of Houlsby's cost.",
+        paper="arXiv:2005.00247",
+        defaults={"method.adapter_sublayers": "mlp"},
+    ),
+    Preset(
+        key="parallel-adapter",
+        title="Parallel adapters",
+        summary="A small non-linear layer beside each MLP, scaled up; reads what the MLP reads.",
+        paper="arXiv:2110.04366",
+        defaults={"method.adapter_placing": "parallel", "method.adapter_sublayers": "mlp", "method.adapter_scale": 4.0},
+    ),
+)

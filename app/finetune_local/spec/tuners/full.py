@@ -1,0 +1,155 @@
+"""The base's own weights are trained, all or some: the "adapter" is the trained weights, under their own names.
+
+PEFT has no such type; on disk it is the same pair of files with a type of our own (docs/methods.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Literal, cast
+
+import numpy as np
+
+from finetune_local.spec.activations import inputs, normed
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.targets import EMBEDDINGS, HEADS, InBlocks, block_of, parse_layers
+from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import Settings, setting
+
+_CONSTANT = "rotary_emb.inv_freq"  # stored by some old files; computed, never trained
+_NORM = re.compile(r"norm|(^|\.)ln_\w+\.")  # input_layernorm, q_norm, final_layer_norm, ln_f
+
+
+class FullSettings(InBlocks):
+    """Which of the base's weights are trained."""
+
+    train_weights: Literal["all", "norms", "biases", "embeddings", "layers"] = setting(
+        "all",
+        help="Which of the base's own weights: all, or only some; layers are those of the blocks.",
+        group="method",
+    )
+
+
+class Full(Tuner):
+    """See Family. A target here is one weight, its module the whole name; 1-D weights (norms) have in_features 0."""
+
+    key = "full"
+    settings = FullSettings
+
+    def refusal(self, settings: Settings, precision: str) -> str | None:
+        """See Family. What is never quantised can be trained beside what is."""
+        chosen = cast(FullSettings, settings).train_weights
+        if precision not in ("8-bit", "4-bit") or chosen in ("norms", "embeddings"):
+            return None
+        return f"it trains the base's own weights, which {precision} cannot hold. Use --precision bf16 or fp32, or --method qlora."
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
+        """The chosen weights of the base; see Family. Raises SpecError where it has none of the kind."""
+        chosen = cast(FullSettings, settings)
+        names = [name for name in sorted(base.weights) if not name.endswith(_CONSTANT)]
+        found = [name for name in names if _is(name, chosen.train_weights)]
+        if not found:
+            others = [kind for kind in ("norms", "biases", "embeddings") if any(_is(name, kind) for name in names)]
+            raise SpecError(
+                f"method '{method}' trains the {chosen.train_weights} of a model, but this one has none. "
+                f"It has: {', '.join(others) or 'weights of other names'}. Choose with --train-weights."
+            )
+        blocks = parse_layers(chosen.layers, 1 + max((block_of(name) or 0 for name in names), default=-1))
+        if chosen.layers != "all":
+            found = [name for name in found if block_of(name) in blocks]
+        if not found:
+            raise SpecError(
+                f"--layers {chosen.layers}: the {chosen.train_weights} of this model are not in these blocks. Leave it out."
+            )
+        targets = tuple(_target(name, base.weights[name].shape) for name in found)
+        return AdapterPlan(method, self.key, settings, targets)
+
+    def rate_factor(self, settings: Settings) -> float:
+        """A tenth for weights; norms and biases are few and move by at most the rate in a step."""
+        return 5.0 if cast(FullSettings, settings).train_weights in ("norms", "biases") else 0.1
+
+    def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
+        """The base's own shapes."""
+        return {
+            PREFIX + t.module: (t.out_features, t.in_features) if t.in_features else (t.out_features,)
+            for t in plan.targets
+        }
+
+    def apart(self, plan: AdapterPlan) -> str | None:
+        """See Family."""
+        return "it changes the weights that the others stand on. Train it alone."
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """What trained layers are given; biases and embeddings need nothing."""
+        inside = [t for t in plan.targets if t.in_features and block_of(t.module) is not None]
+        return inputs(inside) + normed(plan.targets)
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """The base's own values, each read when it is asked for: all at once would be another copy of the model."""
+        return _Own([PREFIX + target.module for target in plan.targets], source)
+
+    def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
+        """The trained weight stands in for the base's."""
+        return tensors[PREFIX + name].astype(np.float32) if PREFIX + name in tensors else weight
+
+
+class _Own(Mapping[str, Array]):
+    """The base's weights under their names in an adapter."""
+
+    def __init__(self, names: list[str], source: Source) -> None:
+        self._names, self._source = names, source
+
+    def __getitem__(self, name: str) -> Array:
+        return self._source.weight(name.removeprefix(PREFIX))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _is(name: str, kind: str) -> bool:
+    """Whether a weight is of a kind that `train_weights` names."""
+    module, _, last = name.rpartition(".")
+    if kind == "layers":
+        return block_of(name) is not None
+    if kind == "biases":
+        return last == "bias"
+    if kind == "norms":
+        return _NORM.search(module.rpartition(".")[2] + ".") is not None
+    if kind == "embeddings":
+        return block_of(name) is None and module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
+    return True
+
+
+def _target(name: str, shape: tuple[int, ...]) -> Target:
+    return Target(name, shape[1] if len(shape) > 1 else 0, shape[0])
+
+
+TUNER = Full()
+
+PRESETS = (
+    Preset(
+        key="full",
+        title="Full fine-tuning",
+        summary="Trains every weight; needs about 16 bytes of memory per parameter.",
+        paper="",
+    ),
+    Preset(
+        key="last-layers",
+        title="Last layers",
+        summary="Trains all weights of the last blocks; nothing below them is computed backwards, so steps are fast.",
+        paper="",
+        defaults={"method.train_weights": "layers", "method.layers": "last:2"},
+    ),
+    Preset(
+        key="norms",
+        title="Norms",
+        summary="Trains the factors of the layer norms and nothing else; works on a 4-bit base too.",
+        paper="arXiv:2312.11420",
+        defaults={"method.train_weights": "norms"},
+    ),
+)

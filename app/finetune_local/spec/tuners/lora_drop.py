@@ -1,0 +1,186 @@
+"""LoRA-drop: layers whose update does much keep a LoRA of their own, the others share one for each kind of matrix.
+
+Zhou et al. 2024, arXiv:2402.07721, section 3: train LoRA everywhere for a few steps on a sample, take the mean squared size of
+B·A·x as a layer's importance, keep the most important until they have a given share of it all, and begin anew.
+Shapes: A (rank, in), B (out, rank); those of a shared one are named "shared" and the kind of matrix. Folded it is a plain LoRA.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from finetune_local.spec.activations import inputs
+from finetune_local.spec.initial import kaiming_uniform
+from finetune_local.spec.low_rank_peft import A, B
+from finetune_local.spec.low_rank_settings import LowRankSettings, UpdateSettings
+from finetune_local.spec.plan import AdapterPlan, BaseInfo
+from finetune_local.spec.targets import block_of, select_linear
+from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Trial, Tuner, check_rank
+from finetune_local.system.errors import SpecError, TrainingDiverged
+from finetune_local.system.fields import Settings, did_you_mean, setting
+
+SHARED = "shared."
+
+
+class LoraDropSettings(UpdateSettings):
+    """Settings of LoRA-drop."""
+
+    rank: int = cast(Any, LowRankSettings.model_fields["rank"])
+    keep_importance: float = setting(
+        0.9,
+        help="Layers keep a LoRA of their own until they have this share of the importance.",
+        group="method",
+        gt=0,
+        le=1,
+    )
+    trial_share: float = setting(
+        0.1, help="Share of the training rows by which layers are chosen.", group="method", gt=0, le=1
+    )
+    trial_steps: int = setting(20, help="Steps on these rows before layers are chosen.", group="method", ge=1)
+    kept: tuple[str, ...] = setting(
+        (),
+        help="Layer that keeps a LoRA of its own (repeatable). Automatic: chosen by a trial.",
+        group="method",
+        flag="--keep-layer",
+        metavar="NAME",
+    )
+
+    @property
+    def plain(self) -> LowRankSettings:
+        """The same as LoRA's settings."""
+        return LowRankSettings(
+            rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets, layers=self.layers
+        )
+
+
+def stems(plan: AdapterPlan) -> dict[str, str]:
+    """Under which name the tensors of each target's module are: its own, or one that it shares.
+
+    Before anything was chosen each has its own. Matrices of one kind but of other shapes cannot share.
+    """
+    kept = set(cast(LoraDropSettings, plan.settings).kept)
+    shapes: dict[str, set[tuple[int, int]]] = {}
+    for target in plan.targets:
+        shapes.setdefault(_kind(target.module), set()).add((target.out_features, target.in_features))
+    result = {}
+    for target in plan.targets:
+        kind = _kind(target.module)
+        shape = f".{target.out_features}x{target.in_features}" if len(shapes[kind]) > 1 else ""
+        result[target.module] = target.module if not kept or target.module in kept else SHARED + kind + shape
+    return result
+
+
+class LoraDrop(Tuner):
+    """See Family."""
+
+    key = "lora_drop"
+    settings = LoraDropSettings
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
+        """Select the linear layers; see Family."""
+        chosen = cast(LoraDropSettings, settings)
+        targets = select_linear(base.weights, chosen.targets, chosen.layers)
+        for target in targets:
+            check_rank(chosen.rank, target)
+        known = [target.module for target in targets]
+        if unknown := [name for name in chosen.kept if name not in known]:
+            raise SpecError(
+                f"--keep-layer {unknown[0]}: no layer that is adapted has that name.{did_you_mean(unknown[0], known)} "
+                "Give full names such as model.layers.0.mlp.up_proj, or none, and layers are chosen by a trial."
+            )
+        return AdapterPlan(method, self.key, chosen, targets)
+
+    def trial(self, plan: AdapterPlan) -> Trial | None:
+        """See Family: none where layers have been chosen."""
+        settings = cast(LoraDropSettings, plan.settings)
+        return None if settings.kept else Trial(settings.trial_share, settings.trial_steps)
+
+    def chosen(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, str]:
+        """The most important layers, until they have `keep_importance` of the sum. Raises TrainingDiverged."""
+        settings = cast(LoraDropSettings, plan.settings)
+        total = sum(sizes.values())
+        if not math.isfinite(total) or total <= 0:
+            raise TrainingDiverged(
+                f"the trial by which layers are chosen came to an importance of {total:g}. "
+                "Lower --learning-rate, or name the layers with --keep-layer."
+            )
+        kept: set[str] = set()
+        sum_kept = 0.0
+        for module in sorted(sizes, key=lambda m: -sizes[m]):
+            if sum_kept >= settings.keep_importance * total:
+                break
+            kept.add(module)
+            sum_kept += sizes[module]
+        names = tuple(target.module for target in plan.targets if target.module in kept)
+        shared = len(plan.targets) - len(names)
+        kinds = len({_kind(t.module) for t in plan.targets if t.module not in kept})
+        text = (
+            f"LoRA-drop: {len(names)} of {len(plan.targets)} layers keep a LoRA of their own, with {sum_kept / total:.1%} of "
+            f"the importance: {_in_words(names)}. The other {shared} share {kinds}, one for each kind of matrix"
+        )
+        return settings.model_copy(update={"kept": names}), text
+
+    def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
+        """rank·(in + out) numbers for each kept layer and for each kind of shared one."""
+        rank = cast(LoraDropSettings, plan.settings).rank
+        result: dict[str, tuple[int, ...]] = {}
+        stem = stems(plan)
+        for target in plan.targets:
+            result[PREFIX + stem[target.module] + A] = (rank, target.in_features)
+            result[PREFIX + stem[target.module] + B] = (target.out_features, rank)
+        return result
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """As LoRA's: shared or not, every layer has its own vector of the rank."""
+        return cast(LoraDropSettings, plan.settings).rank * len(plan.targets) + inputs(plan.targets)
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """As LoRA's: A uniform, B zero."""
+        return {
+            name: kaiming_uniform(seed, name, shape) if name.endswith(A) else np.zeros(shape, np.float32)
+            for name, shape in self.shapes(plan).items()
+        }
+
+    def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
+        """A plain LoRA at every layer."""
+        result = {
+            PREFIX + module + part: np.array(tensors[PREFIX + stem + part])
+            for module, stem in stems(plan).items()
+            for part in (A, B)
+        }
+        plain = cast(LoraDropSettings, plan.settings).plain
+        return AdapterPlan(plan.method, "low_rank", plain, plan.targets), result
+
+    def facts(self, plan: AdapterPlan) -> dict[str, object]:
+        """Which layers have a LoRA of their own."""
+        return {"kept": _in_words(cast(LoraDropSettings, plan.settings).kept)}
+
+
+def _kind(module: str) -> str:
+    """The last part of a module's name: q_proj, up_proj."""
+    return module.rsplit(".", 1)[-1]
+
+
+def _in_words(modules: tuple[str, ...]) -> str:
+    """ "q_proj of blocks 0, 2; up_proj of block 1"."""
+    kinds: dict[str, list[str]] = {}
+    for module in modules:
+        kinds.setdefault(_kind(module), []).append(str(block_of(module + ".")))
+    parts = (f"{kind} of block{'s' if len(at) > 1 else ''} {', '.join(at)}" for kind, at in kinds.items())
+    return "; ".join(parts)
+
+
+TUNER = LoraDrop()
+
+PRESETS = (
+    Preset(
+        key="lora-drop",
+        title="LoRA-drop",
+        summary="LoRA only where a short trial shows that it does much; the other layers share one per kind of matrix.",
+        paper="arXiv:2402.07721",
+    ),
+)

@@ -1,0 +1,373 @@
+"""The low-rank update W + s·B·A with all that LoRA's kin add to it: starts, rates, patterns, embeddings, biases, DoRA.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685, section 4.1. rsLoRA's scaling alpha/√r: Kalajdzievski 2023, arXiv:2312.03732.
+DoRA: Liu et al. 2024, arXiv:2402.09353, section 4.1 (norm over the input axis, not differentiated through).
+LoRA+: Hayou et al. 2024, arXiv:2402.12354, section 4. LoRA-FA: Zhang et al. 2023, arXiv:2308.03303v1, section 3.
+PiSSA: Meng et al. 2024, arXiv:2404.02948, section 3. OLoRA: Büyükakyüz 2024, arXiv:2406.01775, section 3.
+LoftQ: Li et al. 2023, arXiv:2310.08659, algorithm 1 with T = 1.
+
+Shapes: A (rank, in), B (out, rank), magnitude (out,); at an embedding (vocabulary, width) A (rank, vocabulary) and
+B (width, rank). PiSSA and OLoRA start from parts of W. They leave W alone here and have frozen copies A0, B0 of the start
+instead: W + s·(B·A − B0·A0), which fold() writes as the plain LoRA [B − B0, B0]·[A; A − A0] of twice the rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from finetune_local.spec import patterns
+from finetune_local.spec.activations import inputs, normed, outputs
+from finetune_local.spec.initial import kaiming_uniform, normal
+from finetune_local.spec.low_rank_peft import (
+    A0,
+    B0,
+    BIAS,
+    EMBEDDING_A,
+    EMBEDDING_B,
+    INNER_BIAS,
+    MAGNITUDE,
+    A,
+    B,
+    bias_name,
+    peft_config,
+    read_peft,
+)
+from finetune_local.spec.low_rank_settings import SMALLEST_NORM, LowRankSettings
+from finetune_local.spec.numerics.factors import orthonormal, principal
+from finetune_local.spec.peft_config import PeftConfig
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.targets import HEADS, block_of, is_embedding, outside_modules, select_linear
+from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner, check_rank, own_config
+from finetune_local.spec.whole import (
+    is_table,
+    is_token_rows,
+    is_whole,
+    kind_of,
+    shape_of,
+    whole_targets,
+)
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import Settings
+
+
+class LowRank(Tuner):
+    """See Family. A target with in_features 0 is a trained bias, its module the whole name; whole copies see spec/whole.py."""
+
+    key = "low_rank"
+    settings = LowRankSettings
+    peft_types = ("LORA",)
+
+    def refusal(self, settings: Settings, precision: str) -> str | None:
+        """See Family."""
+        if cast(LowRankSettings, settings).start != "loftq" or precision in ("8-bit", "4-bit"):
+            return None
+        return (
+            f"--init loftq makes up for what quantisation changed, and at --precision {precision} nothing is quantised. "
+            "Use --precision 4-bit, or leave --init out."
+        )
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
+        """Select linear layers, embeddings, the head and biases; see Family."""
+        chosen = cast(LowRankSettings, settings)
+        outside = outside_modules(base.weights)
+        named = [name for name in chosen.targets if any(m == name or m.endswith("." + name) for m in outside)]
+        inner = tuple(name for name in chosen.targets if name not in named)
+        if chosen.layers != "all" and not inner:
+            raise SpecError(
+                f"--layers {chosen.layers}: {' and '.join(named)} are in no block. Leave it out, or add a --target that is in one."
+            )
+        targets = select_linear(base.weights, inner, chosen.layers) if inner or not named else ()
+        targets += tuple(t for m, t in outside.items() if any(m == n or m.endswith("." + n) for n in named))
+        for target in targets:
+            rank = chosen.rank_of(target.module)
+            check_rank(rank, target, "--rank" if rank == chosen.rank else "--rank-pattern")
+        _check(chosen, targets)
+        whole = whole_targets(chosen.also_train, base, {target.module for target in targets})
+        biases = tuple(target for target in _biases(chosen, targets, base) if target not in whole)
+        return AdapterPlan(method, self.key, chosen, targets + biases + whole)
+
+    def rate_factor(self, settings: Settings) -> float:
+        """A quarter at LoRA+'s ratio of 16, at which B would else run away (docs/results.md), and nearer to 1 as the ratio is."""
+        return float(max(1.0, cast(LowRankSettings, settings).b_rate_ratio) ** -0.5)
+
+    def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
+        """rank·(in + out) numbers per target, and out more with DoRA or a trained bias."""
+        settings = cast(LowRankSettings, plan.settings)
+        modules = {target.module for target in plan.targets}
+        result: dict[str, tuple[int, ...]] = {}
+        for target in plan.targets:
+            name, rank = PREFIX + target.module, settings.rank_of(target.module)
+            if is_whole(target) or is_token_rows(target):
+                result[name] = shape_of(target)
+            elif target.in_features == 0:
+                result[bias_name(target.module, modules)] = (target.out_features,)
+            elif is_embedding(target.module):
+                result[name + EMBEDDING_A] = (rank, target.out_features)
+                result[name + EMBEDDING_B] = (target.in_features, rank)
+            else:
+                result[name + A] = (rank, target.in_features)
+                result[name + B] = (target.out_features, rank)
+                if settings.use_dora:
+                    result[name + MAGNITUDE] = (target.out_features,)
+                if settings.from_weights:
+                    result[name + A0], result[name + B0] = result[name + A], result[name + B]
+        return result
+
+    def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
+        """LoRA+'s ratios as PEFT's optimizer has them, and 0 for what is frozen."""
+        settings = cast(LowRankSettings, plan.settings)
+        result: dict[str, float] = {}
+        copied = (
+            t.module for t in plan.targets if is_whole(t) or (settings.also_train and kind_of(t.module) == "norms")
+        )
+        whole = {PREFIX + name for name in copied}
+        for name in self.shapes(plan):
+            if name in whole:
+                result[name] = settings.also_train_rate
+            elif name.endswith((A0, B0)) or (settings.freeze_a and name.endswith(A)):
+                result[name] = 0.0
+            elif name.endswith((EMBEDDING_A, EMBEDDING_B)):
+                result[name] = settings.embedding_rate_ratio
+            elif not name.endswith(A):
+                result[name] = settings.b_rate_ratio
+        return {name: rate for name, rate in result.items() if rate != 1.0}
+
+    def activations(self, plan: AdapterPlan) -> float:
+        """rank per target; what layers are given unless A is frozen, with dropout for each of its own; DoRA's products."""
+        settings = cast(LowRankSettings, plan.settings)
+        adapted = [t for t in plan.targets if t.in_features and not is_whole(t)]
+        linear = [t for t in adapted if not is_embedding(t.module)]
+        kept = (2 if settings.from_weights else 1) * sum(settings.rank_of(t.module) for t in adapted)
+        if settings.dropout:
+            kept += 2 * sum(target.in_features for target in linear)  # what is left of it, and what was drawn
+        elif not settings.freeze_a:
+            kept += inputs(linear)
+        return kept + (outputs(linear) if settings.use_dora else 0) + normed(t for t in plan.targets if is_whole(t))
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """A random, B zero (at an embedding the other way round), or both from W; magnitudes are row norms of what is
+        computed then, so that nothing changes. Raises SpecError where loftq has no unquantised weights."""
+        settings = cast(LowRankSettings, plan.settings)
+        result: dict[str, Array] = {}
+        for target in plan.targets:
+            name = PREFIX + target.module
+            if is_whole(target):
+                result[name] = source.weight(target.module)
+            elif target.in_features == 0:
+                own = bias_name(target.module, {t.module for t in plan.targets})
+                result[own] = source.weight(target.module)
+            elif is_embedding(target.module):
+                rank = settings.rank_of(target.module)
+                result[name + EMBEDDING_A] = np.zeros((rank, target.out_features), np.float32)
+                result[name + EMBEDDING_B] = normal(seed, name + EMBEDDING_B, (target.in_features, rank), 1.0)
+            else:
+                result[name + A], result[name + B] = a, b = _start(settings, target, seed, source)
+                if settings.use_dora:
+                    weight = source.weight(target.module + ".weight")
+                    if settings.start == "loftq":
+                        weight = weight + np.float32(settings.scale_of(target.module)) * (b @ a)
+                    result[name + MAGNITUDE] = np.linalg.norm(weight, axis=1).astype(np.float32)
+                if settings.from_weights:
+                    result[name + A0], result[name + B0] = a.copy(), b.copy()
+        return result
+
+    def neutral(self, plan: AdapterPlan) -> bool:
+        """LoftQ starts nearer to the unquantised model."""
+        return cast(LowRankSettings, plan.settings).start != "loftq"
+
+    def apart(self, plan: AdapterPlan) -> str | None:
+        """See Family: the head computes log-probabilities of chosen positions, whichever row they are of."""
+        heads = [t.module for t in plan.targets if t.module.removesuffix(BIAS).rsplit(".", 1)[-1] in HEADS]
+        return (
+            f"it adapts the head ({heads[0]}). Train it alone, or without that target."
+            if heads
+            else super().apart(plan)
+        )
+
+    def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
+        """PiSSA's and OLoRA's difference as a LoRA of twice the rank and the same scale; others are what they are."""
+        settings = cast(LowRankSettings, plan.settings)
+        if not settings.from_weights:
+            return plan, dict(tensors)
+        result: dict[str, Array] = {}
+        for name, value in tensors.items():
+            module = name[: name.rfind(".lora_")]
+            if name.endswith(A):
+                result[name] = np.concatenate([value, value - tensors[module + A0]])
+            elif name.endswith(B):
+                start = tensors[module + B0]
+                result[name] = np.concatenate([value - start, start], 1)
+            elif name.endswith((EMBEDDING_A, EMBEDDING_B)):  # the rank is for all layers: the rest is zero
+                result[name] = np.concatenate([value, np.zeros_like(value)], 0 if name.endswith(EMBEDDING_A) else 1)
+            elif not name.endswith((A0, B0)):
+                result[name] = value
+        return replace(plan, settings=settings.doubled()), result
+
+    def config(self, plan: AdapterPlan) -> dict[str, object]:
+        """PEFT's LoraConfig; of PiSSA's training form our own."""
+        return own_config(plan) if cast(LowRankSettings, plan.settings).from_weights else peft_config(plan)
+
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+        """See low_rank_peft.read_peft."""
+        return read_peft(config, shapes, self.key)
+
+    def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
+        """A table of tokens may have other rows than the base's."""
+        if is_table(target):
+            return len(shape) == 2 and shape[1] == target.in_features
+        return super().fits(target, shape)
+
+    def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
+        """W + s·B·A, or m·(W + s·B·A)/‖W + s·B·A‖ with DoRA; a trained bias stands in for the base's."""
+        if PREFIX + name in tensors:  # a whole copy, or a bias
+            return tensors[PREFIX + name].astype(np.float32)
+        if name.endswith(BIAS):
+            found = tensors.get(PREFIX + name.removesuffix(BIAS) + INNER_BIAS, tensors.get(PREFIX + name))
+            return weight if found is None else found.astype(np.float32)
+        path = name.removesuffix(".weight")
+        module, settings = PREFIX + path, cast(LowRankSettings, plan.settings)
+        if module + EMBEDDING_A in tensors:
+            update = (tensors[module + EMBEDDING_B] @ tensors[module + EMBEDDING_A]).T
+        elif name.endswith(".weight") and module + A in tensors:
+            update = tensors[module + B] @ tensors[module + A]
+        else:
+            return weight
+        merged = weight + np.float32(settings.scale_of(path)) * update
+        if settings.use_dora:
+            norm = np.maximum(np.linalg.norm(merged, axis=1), np.float32(SMALLEST_NORM))
+            merged = merged * (tensors[module + MAGNITUDE] / norm)[:, None]
+        return cast(Array, merged.astype(np.float32))
+
+
+def _check(settings: LowRankSettings, targets: tuple[Target, ...]) -> None:
+    """Raise SpecError where settings and targets do not go together."""
+    modules = [target.module for target in targets]
+    for flag, given in (("--rank-pattern", settings.rank_pattern), ("--alpha-pattern", settings.alpha_pattern)):
+        if (name := patterns.unmatched(given, modules)) is not None:
+            last = sorted({module.rsplit(".", 1)[-1] for module in modules})
+            raise SpecError(f"{flag} {name}: no adapted layer has that name. There is: {', '.join(last)}.")
+    embeddings = [module for module in modules if is_embedding(module)]
+    outer = [module for module in modules if block_of(module + ".") is None]
+    if settings.use_dora and outer:
+        raise SpecError(
+            f"--target {outer[0]}: DoRA is for the layers inside the blocks only. Use --no-use-dora or another target."
+        )
+    if settings.freeze_a and embeddings:
+        raise SpecError(
+            f"--target {embeddings[0]}: at an embedding A is what starts at zero, so with --freeze-a nothing would be "
+            "learned. Leave one of them out."
+        )
+    if settings.embedding_rate_ratio != 1 and not embeddings:
+        raise SpecError("--embedding-rate-ratio: no embedding is adapted. Add --target embed_tokens, or leave it out.")
+
+
+def _biases(settings: LowRankSettings, targets: tuple[Target, ...], base: BaseInfo) -> tuple[Target, ...]:
+    """The biases to be trained. Raises SpecError where there are none."""
+    if settings.train_bias == "none":
+        return ()
+    modules = {target.module for target in targets}
+    found = tuple(
+        Target(name, 0, info.shape[0])
+        for name, info in sorted(base.weights.items())
+        if name.endswith(BIAS)
+        and len(info.shape) == 1
+        and (settings.train_bias == "all" or name.removesuffix(BIAS) in modules)
+    )
+    if not found:
+        raise SpecError(f"--train-bias {settings.train_bias}: this model has no such biases. Leave it out.")
+    return found
+
+
+def _start(settings: LowRankSettings, target: Target, seed: int, source: Source) -> tuple[Array, Array]:
+    """A and B of a linear layer before training."""
+    module, name = target.module, PREFIX + target.module
+    rank, scale = settings.rank_of(module), settings.scale_of(module)
+    a_shape, b_shape = (rank, target.in_features), (target.out_features, rank)
+    if settings.start == "pissa":
+        b, a = principal(source.weight(module + ".weight"), rank, name)
+        return a / np.float32(math.sqrt(scale)), b / np.float32(math.sqrt(scale))
+    if settings.start == "olora":  # not divided by the scale, in PEFT neither
+        b, a = orthonormal(source.weight(module + ".weight"), rank)
+        return a, b
+    if settings.start == "loftq" and block_of(module + ".") is not None:  # what lies outside is not quantised
+        if source.stored is None:
+            raise SpecError(
+                "--init loftq needs the base's unquantised weights, which were not given. Leave --init out."
+            )
+        error = source.stored(module + ".weight") - source.weight(module + ".weight")
+        if error.any():  # else both would be zero, and no gradient would ever come
+            b, a = principal(error, rank, name)
+            return a / np.float32(math.sqrt(scale)), b / np.float32(math.sqrt(scale))
+    if settings.start == "gaussian":
+        return normal(seed, name + A, a_shape, 1.0 / rank), np.zeros(b_shape, np.float32)
+    return kaiming_uniform(seed, name + A, a_shape), np.zeros(b_shape, np.float32)
+
+
+TUNER = LowRank()
+
+PRESETS = (
+    Preset(
+        key="dora",
+        title="DoRA",
+        summary="LoRA that trains magnitude and direction apart; closer to full fine-tuning, slower.",
+        paper="arXiv:2402.09353",
+        defaults={"method.use_dora": True},
+    ),
+    Preset(
+        key="longlora",
+        title="LongLoRA",
+        summary="LoRA on attention, whole embeddings and norms; long rows are trained in shifted groups.",
+        paper="arXiv:2309.12307",
+        defaults={
+            "method.targets": ("attention",),
+            "method.also_train": ("embeddings", "norms"),
+            "training.attention": "shifted",
+        },
+    ),
+    Preset(
+        key="lora",
+        title="LoRA",
+        summary="Trains a small low-rank update beside each linear layer; the base stays as it is.",
+        paper="arXiv:2106.09685",
+    ),
+    Preset(
+        key="lora-fa",
+        title="LoRA-FA",
+        summary="LoRA with a frozen A: half the trained numbers, and less memory for activations.",
+        paper="arXiv:2308.03303",
+        defaults={"method.freeze_a": True},
+    ),
+    Preset(
+        key="lora-plus",
+        title="LoRA+",
+        summary="LoRA whose B learns 16 times as fast as its A: reaches the same loss in fewer steps.",
+        paper="arXiv:2402.12354",
+        defaults={"method.b_rate_ratio": 16.0},
+    ),
+    Preset(
+        key="pissa",
+        title="PiSSA",
+        summary="LoRA that starts from the weights' largest singular values instead of from nothing.",
+        paper="arXiv:2404.02948",
+        defaults={"method.start": "pissa"},
+    ),
+    Preset(
+        key="qdora",
+        title="QDoRA",
+        summary="DoRA on a base held in 4-bit.",
+        paper="arXiv:2402.09353",
+        defaults={"model.precision": "4-bit", "training.optimizer": "paged-adamw", "method.use_dora": True},
+    ),
+    Preset(
+        key="qlora",
+        title="QLoRA",
+        summary="LoRA on a base held in 4-bit, with paged optimizer states: the least memory.",
+        paper="arXiv:2305.14314",
+        defaults={"model.precision": "4-bit", "training.optimizer": "paged-adamw"},
+    ),
+)

@@ -1,0 +1,252 @@
+"""Prompts of trained vectors that stand before every text; the base's weights stay as they are.
+
+Prompt tuning: Lester et al. 2021, arXiv:2104.08691, section 2; prompt ensembling: section 6, there with a majority vote.
+P-tuning: Liu et al. 2021, arXiv:2103.10385: while it trains, a network makes the prompt (spec/numerics/prompt_encoder.py).
+
+A prompt is `prompt_embeddings` (length, width), in the units in which the first block reads vectors, as in PEFT; an ensemble's
+is (members, length, width). The target is the embedding: its in_features the width, its out_features the vocabulary. PEFT's
+file does not name it, so a plan read from there has a target without a name, and the backends find the embedding themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import numpy as np
+from pydantic import model_validator
+
+from finetune_local.spec.initial import generator
+from finetune_local.spec.numerics.prompt_encoder import Kind, NumpyFunctions, encode, encoder_initial, encoder_shapes
+from finetune_local.spec.peft_config import PeftConfig
+from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.tuners import Array, Preset, Source, Tuner, VirtualTokens
+from finetune_local.system.errors import AdapterError, SpecError
+from finetune_local.system.fields import Settings, setting
+
+ROWS = "prompt_embeddings"
+COMMON = 5000
+"""From how many of the first tokens a start is drawn: the number of the paper (section 3.2), whose most common tokens are
+the first ones in vocabularies made by merging. Rows at the end may belong to no token at all."""
+
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+)
+
+
+class PromptSettings(Settings):
+    """Settings of prompts."""
+
+    prompt_length: int = setting(
+        20,
+        help="How many trained vectors stand before every text, as if they were tokens.",
+        group="method",
+        ge=1,
+        le=65536,
+    )
+    prompt_init: Literal["vocabulary", "text", "random"] | None = setting(
+        None,
+        help="What a prompt begins as. Automatic: --prompt-text where it is given, else tokens of the vocabulary.",
+        group="method",
+    )
+    prompt_text: str | None = setting(
+        None, help="A text that the prompt begins as, repeated or cut to its length.", group="method", metavar="TEXT"
+    )
+    prompt_members: int = setting(
+        1, help="How many prompts are trained at once, to vote on every answer.", group="method", ge=1, le=64
+    )
+    prompt_encoder: Literal["none", "mlp", "lstm"] = setting(
+        "none", help="Network that makes the prompt while it trains (P-tuning); dropped afterwards.", group="method"
+    )
+    prompt_encoder_width: int | None = setting(
+        None, help="Width of that network. Automatic: the model's.", group="method", ge=1, le=65536
+    )
+
+    @model_validator(mode="after")
+    def _sensible(self) -> PromptSettings:
+        """Refuse what cannot be meant."""
+        if self.prompt_encoder != "none":
+            if self.prompt_members > 1:
+                raise ValueError(
+                    "--prompt-encoder makes one prompt, so it does not go with --prompt-members. Leave one of them out."
+                )
+            if self.prompt_init or self.prompt_text:
+                raise ValueError(
+                    "a prompt that --prompt-encoder makes begins as that network does, at random. Leave --prompt-init and "
+                    "--prompt-text out, or use --method prompt."
+                )
+        elif self.prompt_encoder_width is not None:
+            raise ValueError("--prompt-encoder-width is the width of a network: give --prompt-encoder mlp or lstm too.")
+        if self.prompt_init == "text" and not self.prompt_text:
+            raise ValueError("--prompt-init text needs the text: give --prompt-text 'Answer with the code only.'")
+        if self.prompt_text and self.prompt_init not in (None, "text"):
+            raise ValueError(f"--prompt-text is not used with --prompt-init {self.prompt_init}. Leave one of them out.")
+        if self.prompt_text and self.prompt_members > 1:
+            raise ValueError(
+                "prompts that begin as the same text stay equal, and their vote says nothing. Leave --prompt-text out, or "
+                "give --prompt-members 1."
+            )
+        return self
+
+    @property
+    def begins(self) -> str:
+        """prompt_init, or what it stands for where it is automatic."""
+        return self.prompt_init or ("text" if self.prompt_text else "vocabulary")
+
+
+class Prompt(Tuner):
+    """See Family."""
+
+    key = "prompt"
+    settings = PromptSettings
+    peft_types = ("PROMPT_TUNING", "P_TUNING")
+
+    def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
+        """The embedding. Raises SpecError where none of a known name is there."""
+        found = [
+            name for name in sorted(base.weights) if name.endswith(_EMBEDDINGS) and len(base.weights[name].shape) == 2
+        ]
+        if not found:
+            names = ", ".join(end.removesuffix(".weight") for end in _EMBEDDINGS)
+            raise SpecError(
+                f"a prompt stands where this model's embeddings do, and it has none of a known name ({names}). "
+                "Use --method lora."
+            )
+        vocabulary, width = base.weights[found[0]].shape
+        return AdapterPlan(method, self.key, settings, (Target(found[0].removesuffix(".weight"), width, vocabulary),))
+
+    def rate_factor(self, settings: Settings) -> float:
+        """Vectors must travel between embeddings; what a network makes of its weights moves far faster."""
+        return 0.25 if _kind(cast(PromptSettings, settings)) else 20.0
+
+    def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
+        """length·width numbers, as often as there are members; with an encoder, those of encoder_shapes()."""
+        settings, width = cast(PromptSettings, plan.settings), plan.targets[0].in_features
+        if kind := _kind(settings):
+            return encoder_shapes(kind, settings.prompt_length, width, settings.prompt_encoder_width or width)
+        if settings.prompt_members > 1:
+            return {ROWS: (settings.prompt_members, settings.prompt_length, width)}
+        return {ROWS: (settings.prompt_length, width)}
+
+    def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
+        """Embeddings of drawn tokens or of a text, or random ones as widely spread; an encoder as torch begins one."""
+        settings, target = cast(PromptSettings, plan.settings), plan.targets[0]
+        length = settings.prompt_length
+        if kind := _kind(settings):
+            hidden = settings.prompt_encoder_width or target.in_features
+            return encoder_initial(kind, length, target.in_features, hidden, seed)
+        weight = source.weight(target.module + ".weight")
+        scale = np.float32(source.embedding_scale)
+        if settings.begins == "text":
+            return {ROWS: (weight[_tokens_of(str(settings.prompt_text), length, source)] * scale).astype(np.float32)}
+        members = []
+        for member in range(settings.prompt_members):
+            random = generator(seed, f"{ROWS}.{member}")
+            if settings.begins == "random":
+                rows = random.standard_normal((length, target.in_features)) * weight[:COMMON].std()
+            else:
+                known = np.flatnonzero(np.abs(weight[:COMMON]).max(axis=1))
+                rows = weight[random.choice(known, length, replace=length > len(known))]
+            members.append((rows * scale).astype(np.float32))
+        return {ROWS: np.stack(members) if len(members) > 1 else members[0]}
+
+    def neutral(self, plan: AdapterPlan) -> bool:
+        """No: any vectors before a text are seen by it."""
+        return False
+
+    def virtual_tokens(self, plan: AdapterPlan) -> VirtualTokens:
+        """The prompt's."""
+        settings = cast(PromptSettings, plan.settings)
+        return VirtualTokens(settings.prompt_length, settings.prompt_members)
+
+    def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
+        """The prompt that the encoder gives, without it."""
+        settings = cast(PromptSettings, plan.settings)
+        if not _kind(settings):
+            return plan, dict(tensors)
+        folded = settings.model_copy(update={"prompt_encoder": "none", "prompt_encoder_width": None})
+        rows = encode(NumpyFunctions(), tensors).astype(np.float32)
+        return AdapterPlan("p-tuning", self.key, folded, plan.targets), {ROWS: rows}
+
+    def config(self, plan: AdapterPlan) -> dict[str, object]:
+        """PEFT's PromptTuningConfig or PromptEncoderConfig as JSON; ensembles and encoders are of our own type."""
+        settings = cast(PromptSettings, plan.settings)
+        if _kind(settings) or settings.prompt_members > 1:
+            return super().config(plan)
+        encoded = plan.method == "p-tuning"
+        return {
+            "peft_type": "P_TUNING" if encoded else "PROMPT_TUNING",
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "num_virtual_tokens": settings.prompt_length,
+            "token_dim": plan.targets[0].in_features,
+            "num_transformer_submodules": 1,
+            **({"encoder_reparameterization_type": "MLP"} if encoded else {"prompt_tuning_init": "RANDOM"}),
+        }
+
+    def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+        """From PEFT's config and the shape of its one tensor."""
+        if config.num_transformer_submodules not in (None, 1):
+            raise AdapterError(
+                "this prompt is for an encoder and a decoder, and only models that continue a text are known."
+            )
+        shape = shapes.get(ROWS, ())
+        if len(shape) != 2 or shape[0] < 1:
+            raise AdapterError(f"the adapter has no '{ROWS}' of rows and columns. Copy it again.")
+        if config.num_virtual_tokens != shape[0]:
+            raise AdapterError(
+                f"adapter_config.json says {config.num_virtual_tokens} virtual tokens, but the prompt in the file has "
+                f"{shape[0]}. Copy the adapter again."
+            )
+        method = "p-tuning" if config.peft_type == "P_TUNING" else "prompt"
+        return AdapterPlan(method, self.key, PromptSettings(prompt_length=shape[0]), (Target("", shape[1], 0),))
+
+    def unmergeable(self, plan: AdapterPlan) -> str | None:
+        """Always."""
+        return (
+            "a prompt is vectors before the text, and no weight of the base can hold them. Keep the adapter beside the base "
+            "and use it there, here or in PEFT, or train a LoRA for a merged model."
+        )
+
+
+def _kind(settings: PromptSettings) -> Kind | None:
+    return None if settings.prompt_encoder == "none" else settings.prompt_encoder
+
+
+def _tokens_of(text: str, length: int, source: Source) -> list[int]:
+    """The text's tokens, repeated and cut to a length. Raises SpecError where there are none."""
+    ids = source.ids(text) if source.ids else []
+    if not ids:
+        raise SpecError(f"--prompt-text {text!r} has no tokens to begin with. Give some words, or leave it out.")
+    return (ids * math.ceil(length / len(ids)))[:length]
+
+
+TUNER = Prompt()
+
+PRESETS = (
+    Preset(
+        key="p-tuning",
+        title="P-tuning",
+        summary="Trains a small network that makes the prompt; the result is a plain prompt, not mergeable.",
+        paper="arXiv:2103.10385",
+        defaults={"method.prompt_encoder": "mlp"},
+    ),
+    Preset(
+        key="prompt",
+        title="Prompt tuning",
+        summary="Trains a few vectors that stand before every text like tokens; the smallest file, not mergeable.",
+        paper="arXiv:2104.08691",
+    ),
+    Preset(
+        key="prompt-ensemble",
+        title="Prompt ensemble",
+        summary="Trains several prompts at once and lets them vote on every answer; costs as many times the computing.",
+        paper="arXiv:2104.08691",
+        defaults={"method.prompt_members": 5},
+    ),
+)

@@ -1,0 +1,106 @@
+"""`setting()`: a setting's default, bounds, help and group, declared once.
+
+CLI options, the JSON schema, the docs tables and the forms of the window are all made from these fields.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from finetune_local.system.errors import SpecError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: frozen, and unknown names, infinity and NaN are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def setting(
+    default: Any,
+    *,
+    help: str,  # noqa: A002 - the field's standard term
+    group: str,
+    flag: str | None = None,
+    metavar: str | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """Declare one setting. A default of None means "chosen automatically" (see defaults.py).
+
+    `group` is the heading it stands under; `flag` the CLI option where it is not simply the field's name.
+    """
+    extra: dict[str, Any] = {"group": group}
+    if flag is not None:
+        extra["flag"] = flag
+    if metavar is not None:
+        extra["metavar"] = metavar
+    return Field(default, description=help, ge=ge, gt=gt, le=le, lt=lt, json_schema_extra=extra)
+
+
+def extra_of(field: FieldInfo) -> Mapping[str, Any]:
+    """What `setting()` stored beside pydantic's own attributes: group, flag, metavar."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def flag_of(name: str, field: FieldInfo) -> str:
+    """The CLI option of a field: `learning_rate` is `--learning-rate` unless the field says otherwise."""
+    return str(extra_of(field).get("flag") or "--" + name.replace("_", "-"))
+
+
+def did_you_mean(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:
+    """ " Did you mean 'rank'?" for a near miss, else the empty string; to be put after a sentence."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Make settings of `kind` from plain values.
+
+    Raises SpecError with one sentence per problem, all of them at once; `where` names the place ("[training]").
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SpecError("\n".join(sentences(error, kind, where))) from None
+
+
+def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list[str]:
+    """One sentence per problem of a pydantic validation error."""
+    result = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = list(_names_at(kind, problem["loc"][:-1]))
+            hint = did_you_mean(str(problem["loc"][-1]), known)
+            allowed = "" if hint else f" Known settings: {', '.join(known)}."
+            result.append(f"{where}: there is no setting '{path}'.{hint}{allowed}")
+        elif isinstance(problem.get("ctx", {}).get("error"), Exception):
+            result.append(f"{where}: {problem['ctx']['error']}")
+        else:
+            text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            result.append(f"{where}: '{path}' is {problem['input']!r}, but {text}.")
+    return result
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, to be put into a sentence."""
+    return " ".join(str(error).split())
+
+
+def _names_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> Iterator[str]:
+    for part in path:
+        annotation = kind.model_fields[str(part)].annotation if str(part) in kind.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return
+        kind = annotation
+    yield from kind.model_fields

@@ -1,0 +1,301 @@
+"""Files and folders that appear whole or not at all: written aside, fsynced, renamed. And a sentence for what a disk refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from finetune_local.system.errors import DiskFailed, DiskFull
+
+ASIDE = ".writing-"
+"""Prefix of what is not finished; one found later is rubbish from a killed process."""
+
+_OLD = ASIDE + "old-"
+_ABANDONED_SECONDS = 3600
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+_RUST = re.compile(r"os error (\d+)\b")
+_WINDOWS_FULL = 112
+_CANNOT_EXCHANGE = (
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+)  # an old system, or a disk that has no such thing
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
+
+_FAILING = ("the disk reports an error and may be failing", "Copy what you need from it to another disk.")
+_GONE = ("the disk is gone: it was pulled out, or a network drive does not answer", "Connect it again.")
+_REFUSED = ("this user may not do that there", "Change its permissions, or close the program that holds it.")
+_HELD = ("another program holds it", "Close that program.")
+_FILES = ("too many files are open", "Close other programs, or allow more files (ulimit -n).")
+_MEMORY = ("the system has no memory left for it", "Close other programs.")
+_OTHER_KIND = ("something of another kind has its name", "Move that away.")
+_REASONS = {
+    "EIO": _FAILING,
+    "EREMOTEIO": _FAILING,
+    "EUCLEAN": _FAILING,
+    "EROFS": ("the disk is read-only", "Make it writable, or give another place."),
+    "EACCES": _REFUSED,
+    "EPERM": _REFUSED,
+    "EMFILE": _FILES,
+    "ENFILE": _FILES,
+    "ENAMETOOLONG": ("its name is too long for this disk", "Give a shorter one."),
+    "EILSEQ": ("this disk cannot hold such a name", "Give another one."),
+    "ENOMEM": _MEMORY,
+    "ENOBUFS": _MEMORY,
+    "EBUSY": _HELD,
+    "ETXTBSY": _HELD,
+    "ELOOP": ("its links lead in a circle", "Mend them."),
+    "ENOTDIR": _OTHER_KIND,
+    "EISDIR": _OTHER_KIND,
+    "ENODEV": _GONE,
+    "ENXIO": _GONE,
+    "ENOMEDIUM": _GONE,
+    "ESTALE": _GONE,
+    "ENOTCONN": _GONE,
+    "ESHUTDOWN": _GONE,
+    "EHOSTDOWN": _GONE,
+    "ENOLINK": _GONE,
+    "ETIMEDOUT": _GONE,
+}
+"""What the system says, by the names of its errors (not every system has each), in words, and what to do. What is not here is a
+defect."""
+
+REASONS = {getattr(errno, name): words for name, words in _REASONS.items() if hasattr(errno, name)}
+
+
+def is_no_space(error: BaseException) -> bool:
+    """Whether an error says that the disk, a quota or a size limit is reached."""
+    # numpy's tofile() reports a short write without a number.
+    short_write = isinstance(error, OSError) and error.errno is None and bool(_SHORT_WRITE.search(str(error)))
+    return short_write or number_of(error) in _NO_SPACE
+
+
+def number_of(error: BaseException) -> int | None:
+    """The system's number of an error, also where a library wrapped it in one of its own."""
+    if isinstance(error, OSError):
+        return error.errno
+    if type(error).__name__ == "SafetensorError" and (said := _RUST.search(str(error))):
+        number = int(said[1])
+        return errno.ENOSPC if os.name == "nt" and number == _WINDOWS_FULL else number
+    return None
+
+
+def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None:
+    """The sentence for what the system said of a file at `place` (or of the one it names); None where it is no word of a disk."""
+    if is_no_space(error):
+        return DiskFull(f"no room is left to write {place} ({_free(place)} on its disk). {advice}")
+    number = number_of(error) or 0
+    if number not in REASONS:
+        return None
+    reason, remedy = REASONS[number]
+    named = Path(error.filename) if isinstance(error, OSError) and isinstance(error.filename, str) else place
+    if named.name.startswith(".") and named.parent.is_dir() and not os.path.lexists(named):
+        named = named.parent  # one of ours that could not even be begun: it is the folder whose permissions matter
+    return DiskFailed(f"{named} cannot be written or read: {reason}. {remedy} What was saved before is intact.")
+
+
+@contextmanager
+def disk_full(place: Path, advice: str) -> Iterator[None]:
+    """Turn "no space left" into DiskFull, and what else a disk or the system refuses into DiskFailed: they say where and
+    why, and what to do: of a full disk that is `advice`."""
+    try:
+        yield
+    except BaseException as error:
+        told = failure(error, place, advice)
+        if told is None:
+            raise
+        raise told from error
+
+
+@contextmanager
+def written_aside(target: Path, advice: str) -> Iterator[Path]:
+    """A name beside `target` to write a file or a folder at; it takes the target's place at the end.
+
+    On any failure what stood at `target` stays and what was written is removed. Raises DiskFull with `advice`.
+    """
+    aside = target.with_name(ASIDE + target.name)
+    try:
+        with disk_full(target, advice):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove(aside)
+            yield aside
+            put(aside, target)
+    except BaseException:
+        with suppress(OSError):  # what cannot be removed now is swept later; the reason is what has to be told
+            remove(aside)
+        raise
+
+
+def write_text(target: Path, text: str, advice: str = "Make room on it.") -> None:
+    """Replace a text file in one step. Raises DiskFull, leaving the old text."""
+    with written_aside(target, advice) as aside:
+        aside.write_text(text, "utf-8")
+
+
+def put(source: Path, target: Path) -> None:
+    """Give a finished file or folder its name, over whatever has it: what it holds is on the disk before, the name after.
+
+    Raises OSError, with the old one still there.
+    """
+    sync_tree(source)
+    replace(source, target)
+    sync(target.parent)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename over whatever stands at `target`, so that one of the two always exists.
+
+    Two folders change places in one step where the system can do that. Else the old one is moved away first; should the power
+    fail between, sweep() puts it back.
+    """
+    if target.is_symlink() or not (target.is_dir() or (source.is_dir() and target.exists())):
+        source.replace(target)
+    elif exchange(source, target):
+        with suppress(OSError):  # the new one stands; what is left of the old is swept later
+            remove(source)
+    else:
+        old = target.with_name(_OLD + target.name)
+        remove(old)
+        target.rename(old)
+        source.replace(target)
+        remove(old)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Change the places of two files or folders; False where this system or disk cannot. Raises OSError."""
+    call, here, flag = _call()
+    if call is None:
+        return False
+    if call(here, os.fsencode(one), here, os.fsencode(other), flag) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@cache
+def _call() -> tuple[Any, int, int]:
+    """The system's call, its word for the current folder, and its flag; no call where there is none."""
+    name, here, flag = {
+        "linux": ("renameat2", -100, 2),
+        "darwin": ("renameatx_np", -2, 2),
+    }.get(sys.platform, ("", 0, 0))
+    if not name:
+        return None, 0, 0
+    call = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if call is not None:
+        call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    return call, here, flag
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder that may not be there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Delete a folder so that it is gone at once, and never half there: what a kill leaves is swept later."""
+    gone = path.with_name(ASIDE + "gone-" + path.name)
+    remove(gone)
+    path.rename(gone)
+    sync(path.parent)
+    remove(gone)
+
+
+def stamp(folder: Path, *names: str) -> tuple[tuple[int, int] | None, ...]:
+    """When files of a folder were changed and how long they are; None for one that is not there. Another stamp: read them again.
+
+    Asked of thousands of files, so no Path is made for each.
+    """
+    found: list[tuple[int, int] | None] = []
+    for name in names:
+        try:
+            known = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - see above
+        except OSError:
+            found.append(None)
+        else:
+            found.append((known.st_mtime_ns, known.st_size))
+    return tuple(found)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written; put back a folder whose replacement never came."""
+    for rubbish in folder.glob(ASIDE + "*"):
+        kept = folder / rubbish.name.removeprefix(_OLD)
+        if rubbish.name.startswith(_OLD) and not kept.exists():
+            rubbish.rename(kept)
+        else:
+            remove(rubbish)
+
+
+def sweep_abandoned(folder: Path) -> None:
+    """Remove what killed processes left half made or half deleted in a folder that living ones work in too: only what is old."""
+    for rubbish in folder.glob(ASIDE + "*"):
+        with suppress(OSError):  # another process may be giving it its name, or removing it
+            if time.time() - rubbish.stat().st_mtime > _ABANDONED_SECONDS:
+                remove(rubbish)
+
+
+def free_bytes(place: Path) -> int:
+    """Room on the disk of a file or folder that need not exist yet. Raises OSError where there is no such disk."""
+    place = place.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _free(place: Path) -> str:
+    try:
+        return f"{free_bytes(place) / 1e6:.0f} MB free"
+    except OSError:  # gone since
+        return "0 MB free"
+
+
+def sync_tree(path: Path) -> None:
+    """sync() of a file or a folder with all that lies in it."""
+    for inner in sorted(path.rglob("*")) if path.is_dir() else ():
+        if not inner.is_symlink():
+            sync(inner)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Return once a file's content, or a folder's list of names, is on the disk. Raises OSError."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no fsync of folders; renames there are journalled
+    folder = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        _flush(descriptor)
+    except OSError as error:
+        if not (folder and error.errno in _NO_SYNC):  # some network and USB drives cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    """To the disk itself: on a Mac fsync alone leaves it in the drive's own memory, which a power cut empties. Raises OSError."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):  # some drives have no such thing
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)

@@ -1,0 +1,172 @@
+"""Where things lie: the home folder with its parts, and the files shipped with the app."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_local.system.errors import SpecError
+from finetune_local.system.private import make_private, open_to_others
+from finetune_local.system.untrusted.text import is_text, read_json_object
+
+ENVIRONMENT_VARIABLE = "FINETUNE_LOCAL_HOME"
+CONFIG_VARIABLE = "FINETUNE_LOCAL_CONFIG"
+
+PARTS = ("runs", "models", "adapters", "chats", "evaluations", "jobs", "data", "window", "trash", "cache", "exports")
+"""What lies in a home."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds everything the app writes. Its parts are made when first asked for; other users may not enter it."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        """One folder per training run."""
+        return self._part("runs")
+
+    @property
+    def models(self) -> Path:
+        """Base models, one Hugging Face folder each."""
+        return self._part("models")
+
+    @property
+    def adapters(self) -> Path:
+        """Adapters imported by hand (those of a run stay in the run)."""
+        return self._part("adapters")
+
+    @property
+    def chats(self) -> Path:
+        """Conversations, one JSON Lines file each."""
+        return self._part("chats")
+
+    @property
+    def evaluations(self) -> Path:
+        """What evaluations found, one folder each."""
+        return self._part("evaluations")
+
+    @property
+    def jobs(self) -> Path:
+        """Long work beside training (downloads, evaluations, exports), one folder each; can be thrown away when it is done."""
+        return self._part("jobs")
+
+    @property
+    def data(self) -> Path:
+        """Data files that were dropped into the window."""
+        return self._part("data")
+
+    @property
+    def window(self) -> Path:
+        """What the window remembers: drafts, size and place, which process serves it."""
+        return self._part("window")
+
+    @property
+    def trash(self) -> Path:
+        """Runs and adapters that were removed and can be taken back."""
+        return self._part("trash")
+
+    @property
+    def cache(self) -> Path:
+        """Files that can be made again: partial downloads, compiled helpers."""
+        return self._part("cache")
+
+    def open_to_others(self) -> list[Path]:
+        """Its folders that other users of the machine may enter."""
+        return open_to_others(self.root, PARTS)
+
+    def _part(self, name: str) -> Path:
+        folder = self.root / name
+        try:
+            make_private(self.root, folder, PARTS)
+        except OSError as error:
+            raise SpecError(
+                f"{folder} cannot be made ({error.strerror}). Give another folder with --home or ${ENVIRONMENT_VARIABLE}."
+            ) from None
+        return folder
+
+
+def home(chosen: str | os.PathLike[str] | None = None) -> Home:
+    """The home folder: `chosen` (--home), else $FINETUNE_LOCAL_HOME, else the preferred one, else the system's place for user
+    data."""
+    place = chosen or os.environ.get(ENVIRONMENT_VARIABLE) or preferred().get("home")
+    if place:
+        return Home(expanded(place).resolve())
+    from platformdirs import user_data_path
+
+    return Home(user_data_path("finetune-local", appauthor=False))
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as the user gives it, ~ standing for the home of a user of the machine. Raises SpecError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SpecError(f"{path}: there is no user of that name here. Write the whole path.") from None
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """The same for what is only looked at: a user who is not known leaves a path as it is, and nothing lies there."""
+    try:
+        return expanded(path)
+    except SpecError:
+        return Path(path)
+
+
+def preferences_file() -> Path:
+    """Where the user's preferences lie: in $FINETUNE_LOCAL_CONFIG, else in the system's place for settings."""
+    if given := os.environ.get(CONFIG_VARIABLE):
+        return expanded(given) / "preferences.json"
+    from platformdirs import user_config_path
+
+    return user_config_path("finetune-local", appauthor=False) / "preferences.json"
+
+
+def preferred() -> dict[str, Any]:
+    """The preferences as they are stored (preferences.py says what they are); empty where there are none, or damaged ones."""
+    try:
+        return read_json_object(preferences_file())
+    except (OSError, ValueError):
+        return {}
+
+
+def assets() -> Path:
+    """The folder of shipped files: inside the wheel, else `assets/` of the checkout."""
+    packaged = Path(__file__).parents[1] / "_assets"
+    if packaged.is_dir() and any(packaged.iterdir()):
+        return packaged
+    return Path(__file__).resolve().parents[3] / "assets"
+
+
+def strings() -> Path:
+    """The folder of the table of the window's words, English and Chinese side by side."""
+    return assets() / "strings"
+
+
+def method_page(key: str) -> Path:
+    """The text about a method, Markdown: inside the wheel, else in the checkout's docs."""
+    packaged = Path(__file__).parents[1] / "_methods"
+    place = packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "docs" / "methods"
+    return place / f"{key}.md"
+
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of what follows: a name must be what it looks like."""
+
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³]|conin\$|conout\$)( *\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices."""
+
+
+def bad_name(name: str) -> str | None:
+    """Why a name cannot be a folder's on every system, as the end of a sentence; None where it can."""
+    if not name.strip() or name.startswith((".", "-", " ")) or name.endswith((".", " ")) or _DEVICES.fullmatch(name):
+        return "cannot be a folder's name on every system"
+    if not is_text(name):
+        return "is no text that can be written"
+    if bad := sorted(letter for letter in set(name) if letter in '/\\:*?"<>|' or _UNSEEN.fullmatch(letter)):
+        return f"has the character {bad[0]!r}, which a folder's name cannot have on every system"
+    return "is too long: use at most 100 characters" if len(name.encode()) > 200 or len(name) > 100 else None

@@ -1,0 +1,64 @@
+"""What the user prefers wherever the home folder is: language, theme, folders, whether the network may be asked.
+
+Kept in the system's place for settings, as the home folder itself is one of them. Declared as settings of runs are, so the
+window's page of settings is made from these fields.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import Settings, parse, setting
+from finetune_local.system.files import write_text
+from finetune_local.system.paths import located, preferences_file, preferred
+
+Language = Literal["auto", "en", "zh"]
+Theme = Literal["system", "light", "dark"]
+
+
+class Preferences(Settings):
+    """All of them."""
+
+    language: Language = setting("auto", help="Language of the window; auto: that of the system.", group="window")
+    theme: Theme = setting("system", help="Light, dark, or as the system is.", group="window")
+    notify: bool = setting(True, help="Tell on the desktop when a run or another long job has ended.", group="window")
+    home: str = setting(
+        "",
+        help="Folder for runs, models and adapters. Empty: the system's place for a program's data.",
+        group="folders",
+    )
+    model_folders: tuple[str, ...] = setting(
+        (), help="Folders, on any drive, to look for models in.", group="folders", metavar="DIR"
+    )
+    exports: str = setting("", help="Folder that exports go to. Empty: exports in the home folder.", group="folders")
+    offline: bool = setting(
+        False, help="Never ask the network: nothing can be searched or downloaded.", group="network"
+    )
+
+
+def load() -> Preferences:
+    """The preferences as they are. A value that was damaged, or is no longer known, counts as not given."""
+    kept: dict[str, Any] = {}
+    for name, value in preferred().items():
+        try:
+            Preferences.model_validate({name: value})
+        except ValueError:
+            continue
+        kept[name] = value
+    return Preferences.model_validate(kept)
+
+
+def save(**changed: Any) -> Preferences:
+    """Change some and keep them. Raises SpecError for a value that cannot be, DiskFull."""
+    wanted = parse(Preferences, {**load().model_dump(), **changed}, "preferences")
+    if wanted.home and not located(wanted.home).is_absolute():
+        raise SpecError(f"the home folder '{wanted.home}' is not a whole path. Give it from the drive or / on.")
+    file = preferences_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(wanted.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise SpecError(f"{file} cannot be written ({error.strerror}). Change its permissions.") from None
+    return wanted

@@ -1,0 +1,1 @@
+"""Reading what others wrote: text within limits, parsers in a guarded child process, headers of tensor files."""

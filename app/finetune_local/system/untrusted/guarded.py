@@ -1,0 +1,250 @@
+"""A child process for what may hang, eat the memory or die: a chat template, a parser in C or Rust that is given foreign bytes.
+
+Nothing inside one process is a complete guard: a template's `'a' * 10**9`, a filter that pads to 10**10, or a pattern that
+backtracks for hours is one call of C code, which no signal handler of Python and no count of steps interrupts. The system ends a
+process whatever it does, so the work is done in one, and its end becomes an exception here:
+
+    guarded = Guarded("finetune_local.data.encoding.rendering", Limits(seconds=4, most_bytes=2**30))
+    setup = Setup("what the child has to prepare for all requests that go with it")
+    guarded.ask(request, setup)     -> what that module's answer(prepared, request) returns; prepared = prepare(setup.value)
+
+- Time: on POSIX the child asks the kernel for SIGPROF after `seconds` of its own processor time, whose default action is death;
+  so a child whose parent was killed ends as well, and a loaded machine makes nobody late. Everywhere the parent kills it after
+  `PATIENCE` times as long by the clock.
+- Memory: RLIMIT_AS on Linux; elsewhere, where that limit does not hold, the parent looks at the child's size several times a second.
+- What comes back is JSON within `most_reply` bytes, never a pickle: the child is believed no more than what it reads.
+
+The child is started by the first request and lives on; after a death the next request starts another. Any thread may ask.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_local.system.untrusted.guarded_child import HEAD, MOST_DEPTH, RESULT_TOO_LARGE, encoded
+from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
+
+PATIENCE = 4
+"""The clock may run so many times as long as the processor, twice: to prepare and to answer. Other programs take their turns."""
+
+_LOOK_SECONDS = 0.2
+_IDLE_LOOK_SECONDS = 1.0
+_KEPT_SETUPS = 8
+_NO_WINDOW = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
+
+
+class GuardedError(Exception):
+    """The work was not done. The message is the end of a sentence without a full stop: "it did not end within 4 seconds"."""
+
+
+class TookTooLong(GuardedError):
+    """Its processor time was up."""
+
+
+class TookTooMuch(GuardedError):
+    """It wanted more memory than it may have, or gave back more than is read."""
+
+
+class Died(GuardedError):
+    """The child ended otherwise: a crash of a library."""
+
+
+class Raised(GuardedError):
+    """Python code in the child raised something that it did not handle; `kind` is the exception's name."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}" if message else kind)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost. `most_bytes` is the size of the whole child, Python included (about 50 MB)."""
+
+    seconds: float
+    most_bytes: int
+    most_reply: int = 256 * 2**20
+    by_address: bool = True
+    """Whether Linux may limit the child's addresses; False for what reserves many times what it uses, as torch does."""
+
+
+class Setup:
+    """What a child prepares once, such as a template or the path of a file; sent with the first request that needs it."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, value: str) -> None:
+        self.value, self.key = value, str(next(self._numbers))
+
+
+class Guarded:
+    """The parent's side: a child that runs `prepare(setup)` and `answer(prepared, request)` of a module."""
+
+    def __init__(self, module: str, limits: Limits) -> None:
+        self._module, self.limits = module, limits
+        self._by_address = limits.by_address and sys.platform.startswith("linux")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._sent: OrderedDict[str, None] = OrderedDict()
+        self._deadline: float | None = None
+        self._allowed = limits.seconds
+        self._killed: type[GuardedError] | None = None
+        self._watcher: threading.Thread | None = None
+
+    def ask(self, request: Any, setup: Setup, preparing: float | None = None, answering: float | None = None) -> Any:
+        """The answer to one request, both JSON values. A setup that the child has not is prepared before.
+
+        `preparing` and `answering` are seconds for the two where they are others than the limits'.
+
+        Raises TookTooLong, TookTooMuch, Died or Raised.
+        """
+        with self._lock:
+            try:
+                process = self._started()
+            except (OSError, RuntimeError) as error:  # no memory, no file, no thread is left for it
+                self._end()
+                raise Died(f"no process could be started for it ({error})") from None
+            seconds = [preparing or self.limits.seconds, answering or self.limits.seconds]
+            message: dict[str, Any] = {"key": setup.key, "request": request, "seconds": seconds}
+            if setup.key in self._sent:
+                self._sent.move_to_end(setup.key)
+            else:
+                self._sent[setup.key] = None
+                message["setup"] = setup.value
+            if len(self._sent) > _KEPT_SETUPS:
+                message["drop"] = self._sent.popitem(last=False)[0]
+            self._killed = None
+            self._allowed = max(seconds) if "setup" in message else seconds[1]
+            self._deadline = time.monotonic() + 2 * self._allowed * PATIENCE
+            try:
+                reply = self._exchanged(process, encoded(message))
+            except BaseException:  # also Ctrl-C: an answer that nobody waits for must not be taken for the next one's
+                self._end()
+                raise
+            finally:
+                self._deadline = None
+            if "kind" not in reply:
+                return reply.get("value")
+            if reply["kind"] == "MemoryError":
+                self._end()  # what is left of its memory is scattered
+                raise TookTooMuch(self._too_much())
+            if reply["kind"] == RESULT_TOO_LARGE:
+                raise TookTooMuch(str(reply["message"]))
+            if reply.get("lost"):
+                self._sent.pop(setup.key, None)  # its preparation failed, so it is not there
+            raise Raised(str(reply["kind"]), str(reply.get("message", "")))
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._end()
+
+    def _exchanged(self, process: subprocess.Popen[bytes], message: bytes) -> dict[str, Any]:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(len(message).to_bytes(HEAD, "little") + message)
+            process.stdin.flush()
+            head = process.stdout.read(HEAD)
+            size = int.from_bytes(head, "little")
+            if size > self.limits.most_reply:
+                raise TookTooMuch(f"its result is larger than {self.limits.most_reply / 1e6:.0f} MB")
+            body = process.stdout.read(size) if len(head) == HEAD else b""
+        except OSError:
+            head, size, body = b"", 0, b""
+        if len(head) < HEAD or len(body) < size:
+            raise self._how_it_ended(process)
+        try:
+            return parse_json_object(body, MOST_DEPTH)
+        except ForeignTextError as error:
+            raise Died(f"its answer cannot be read: {error}") from None
+
+    def _how_it_ended(self, process: subprocess.Popen[bytes]) -> GuardedError:
+        try:
+            code = process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if self._killed is TookTooMuch:
+            return TookTooMuch(self._too_much())
+        if self._killed is TookTooLong or (hasattr(signal, "SIGPROF") and code == -signal.SIGPROF):
+            return TookTooLong(f"it did not end within {self._allowed:.0f} seconds")
+        if code in (-getattr(signal, "SIGABRT", 6), -getattr(signal, "SIGKILL", 9)):
+            # What Rust and C do where memory is refused to them; and the system's own last resort.
+            return TookTooMuch(f"the process that worked on it was ended, most likely for want of memory ({code})")
+        return Died(f"the process that worked on it died ({code})")
+
+    def _too_much(self) -> str:
+        return f"it takes more than {self.limits.most_bytes / 1e9:.1f} GB of memory"
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._owner != os.getpid():  # after a fork the child is the other process's
+            self._process, self._owner, self._watcher = None, os.getpid(), None
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            limits = [str(self.limits.most_bytes if self._by_address else 0), str(self.limits.most_reply)]
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "finetune_local.system.untrusted.guarded_child", self._module, *limits],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+                start_new_session=os.name != "nt",
+                creationflags=_NO_WINDOW,
+            )
+            atexit.register(self.close)
+        if self._watcher is None or not self._watcher.is_alive():
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
+        return self._process
+
+    def _watch(self) -> None:
+        """Kill the child where it is late, or grows where no limit of the system holds it."""
+        while (process := self._process) is not None and process.poll() is None:
+            time.sleep(_IDLE_LOOK_SECONDS if self._deadline is None else _LOOK_SECONDS)
+            deadline = self._deadline
+            if deadline is None:
+                continue
+            if time.monotonic() > deadline:
+                self._killed = TookTooLong
+                process.kill()
+            elif not self._by_address and _size_of(process.pid) > self.limits.most_bytes:
+                self._killed = TookTooMuch
+                process.kill()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        self._sent.clear()
+        atexit.unregister(self.close)
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                assert pipe is not None
+                pipe.close()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+def _size_of(pid: int) -> int:
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

@@ -1,0 +1,114 @@
+"""The child of guarded.py: `python -m finetune_local.system.untrusted.guarded_child MODULE MOST_BYTES MOST_REPLY`.
+
+Reads requests from its input and writes answers to its output, each a JSON object behind its length (4 bytes). It ends with its
+input, by the kernel's timer, or at the limit of its memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from typing import Any, BinaryIO
+
+from finetune_local.system.untrusted.text import parse_json_object
+
+HEAD = 4
+"""Bytes of a message's length."""
+
+MOST_DEPTH = 200
+"""Of a message's JSON: what is in it is foreign and was read with a limit of its own."""
+
+RESULT_TOO_LARGE = "ResultTooLarge"
+_MESSAGE = 500
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    module_name, most_bytes, most_reply = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what libraries print must not come between the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    _limit(most_bytes)
+    module = importlib.import_module(module_name)
+    prepared: dict[str, Any] = {}
+    while (message := _read(sys.stdin.buffer)) is not None:
+        content = _answered(module, prepared, message, most_reply)
+        _timer(0.0)
+        _write(out, content)
+
+
+def _answered(module: Any, prepared: dict[str, Any], message: dict[str, Any], most_reply: int) -> bytes:
+    key, lost = message["key"], False
+    preparing, answering = message["seconds"]
+    prepared.pop(message.get("drop", ""), None)
+    try:
+        if "setup" in message:
+            lost = True
+            _timer(preparing)
+            prepared[key] = module.prepare(message["setup"])
+            lost = False
+        _timer(answering)
+        content = encoded({"value": module.answer(prepared[key], message["request"])})
+    except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception; the parent is told of all alike
+        kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
+        content = encoded({"kind": kind, "message": line_of(error), "lost": lost})
+    if len(content) > most_reply:
+        return encoded({"kind": RESULT_TOO_LARGE, "message": f"its result is larger than {most_reply / 1e6:.0f} MB"})
+    return content
+
+
+def line_of(error: BaseException) -> str:
+    """What an exception says, short and on one line; saying it may fail as well."""
+    try:
+        return " ".join(str(error)[: 4 * _MESSAGE].encode("utf-8", "replace").decode("utf-8").split())[:_MESSAGE]
+    except Exception:  # noqa: BLE001 - a foreign object's __str__
+        return ""
+
+
+def encoded(message: Any) -> bytes:
+    """A message as JSON; half a character, as \\ud800 makes one, stays what it is."""
+    try:
+        return json.dumps(message, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(message).encode("ascii")
+
+
+def _read(stream: BinaryIO) -> dict[str, Any] | None:
+    head = stream.read(HEAD)
+    if len(head) < HEAD:
+        return None
+    size = int.from_bytes(head, "little")
+    body = stream.read(size)
+    return parse_json_object(body, MOST_DEPTH) if len(body) == size else None
+
+
+def _write(out: Any, content: bytes) -> None:
+    whole = memoryview(len(content).to_bytes(HEAD, "little") + content)
+    while whole:
+        whole = whole[out.write(whole) :]
+
+
+def _limit(most_bytes: int) -> None:
+    """No more memory than that, and no core file of a crash. Where it is 0 the parent looks after the memory."""
+    if sys.platform.startswith("linux"):
+        import resource
+
+        if most_bytes:
+            _, hardest = resource.getrlimit(resource.RLIMIT_AS)  # a lower one of the user's own stays
+            most = most_bytes if hardest == resource.RLIM_INFINITY else min(most_bytes, hardest)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _timer(seconds: float) -> None:
+    """Death after so much processor time of this process; 0 stops the clock. Python is not asked: the kernel does it."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+if __name__ == "__main__":
+    main()

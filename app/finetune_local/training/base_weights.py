@@ -1,0 +1,116 @@
+"""The base's weights that a run was begun with: `base.json` in its folder. On others it does not go on, for no step would be the same.
+
+Up to 4 GiB every byte counts, which takes a few seconds; of a larger base the headers and a sample of places in each file, so that
+another model, another save of it or a file cut off are found, and a single changed byte most likely is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from finetune_local.adapters.identity import check_same_base, read_identity
+from finetune_local.system.errors import AdapterError, DamagedRun, typed
+from finetune_local.system.files import disk_full, write_text
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
+from finetune_local.training import checkpoint
+from finetune_local.training.checkpoint import RESUME
+from finetune_local.training.events import Event, Note, Phase
+from finetune_local.training.run_folder.runs import Run
+
+if TYPE_CHECKING:
+    from finetune_local.models.folder import ModelFolder
+
+FILE = "base.json"
+WHOLE = 4 * 2**30
+"""Bytes of weights that are summed up whole."""
+
+_PLACES, _PLACE_BYTES = 64, 2**16
+_SLOW = 2**29
+"""Bytes from which on the user is told what takes a second."""
+
+
+class Weights(BaseModel):
+    """What base.json holds: the length and the digest of each file. `whole`: of every byte of it."""
+
+    model_config = ConfigDict(strict=True)
+
+    whole: bool
+    files: dict[str, tuple[int, str]]
+
+
+def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> Iterator[Event]:
+    """Note the base's weights for a run that begins; for one that goes on raise DamagedRun where they are others now.
+
+    `beside` is another run on the same base, of which this was just done: its note is taken.
+    """
+    files, path = model.weight_files, run.folder / FILE
+    with disk_full(model.path, RESUME):
+        if beside is not None:
+            now = _read(beside.folder / FILE)
+        else:
+            if _size(files) >= _SLOW:
+                yield Phase(name="checking the base's weights")
+            now = weights_of(files)
+    if not path.exists() or not checkpoint.every(run.checkpoints):
+        write_text(path, json.dumps(now.model_dump(), indent=1) + "\n", RESUME)
+        return
+    try:
+        begun = _read(path)
+    except (OSError, ForeignTextError, ValidationError):
+        yield Note(
+            text=f"{path} is damaged, so it cannot be told whether the base's weights are those that the run was begun with"
+        )
+        write_text(path, json.dumps(now.model_dump(), indent=1) + "\n", RESUME)
+        return
+    if begun.whole == now.whole and begun.files == now.files:
+        return
+    _say_what_differs(run, model)
+    names = sorted({*begun.files, *now.files})
+    changed = next((name for name in names if begun.files.get(name) != now.files.get(name)), names[0])
+    raise DamagedRun(
+        f"the weights of {model.name} in {model.path} are not those that the run '{run.name}' was begun with ({changed} is another). "
+        "Nothing of the run was changed. Put back the model as it was (download or copy it again) and resume, or begin again on the "
+        f"one that is there: finetune-local --config {typed(str(run.folder / 'run.json'))} --run {typed(run.name + '-again')}"
+    )
+
+
+def _read(path: Path) -> Weights:
+    return Weights.model_validate_json(json.dumps(read_json_object(path)))
+
+
+def _say_what_differs(run: Run, model: ModelFolder) -> None:
+    """Raise AdapterError where not the weights alone are others: config or tokenizer tell more."""
+    newest = checkpoint.latest(run.checkpoints)
+    try:
+        identity = None if newest is None else read_identity(newest)
+    except AdapterError:  # damaged: whoever resumes hears of it
+        return
+    if identity is not None:
+        check_same_base(identity, model)
+
+
+def weights_of(files: Sequence[Path]) -> Weights:
+    """The lengths and digests of files by their names. Raises OSError."""
+    whole = _size(files) <= WHOLE
+    return Weights(whole=whole, files={path.name: (path.stat().st_size, _digest(path, whole=whole)) for path in files})
+
+
+def _size(files: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def _digest(path: Path, *, whole: bool) -> str:
+    with path.open("rb") as file:
+        if whole:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, size = hashlib.sha256(), path.stat().st_size
+        for number in range(_PLACES + 1):  # the first one holds the header, the last one the end
+            file.seek(max(0, (size - _PLACE_BYTES) * number // _PLACES))
+            digest.update(file.read(_PLACE_BYTES))
+        return digest.hexdigest()

@@ -1,0 +1,207 @@
+"""Checkpoints: an adapter folder with the optimizer's state and the loop's counters beside it, and checksums of all files.
+
+A checkpoint is a complete adapter folder, so that one can be chatted with. Restoring it puts the run back exactly:
+the order of the data and the random numbers follow from the seed and the step, so no generator state is kept.
+One that is not as it was written is never used: whoever resumes goes on from the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter, write_adapter
+from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.adapters.identity import AdapterIdentity, read_identity
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.system import checksums
+from finetune_local.system.errors import AdapterError, DamagedRun
+from finetune_local.system.files import discard, written_aside
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
+
+RESUME = "What was saved before is intact. Make room, then resume."
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+FILES = (CONFIG, WEIGHTS, IDENTITY, OPTIMIZER, STATE)
+"""What every checkpoint holds, beside its checksums."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Loss = float | None
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"))
+@dataclass
+class LoopState:
+    """The loop's counters. Sums go on across interruptions; `micro_batch_tokens` may have been halved."""
+
+    step: Count = 0
+    micro_batch_tokens: Count = 0
+    first_loss: Loss = None
+    last_loss: Loss = None
+    validation_loss: Loss = None
+    best_loss: Loss = None
+    best_step: Count = 0
+    worse_validations: Count = 0
+    trained_tokens: Count = 0
+    supervised_tokens: Count = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: Count = 0
+    recent_losses: list[float] = field(default_factory=list)
+
+
+class NewerCheckpoint(DamagedRun):
+    """It is whole, and a later version of the app can use it."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What save() wrote. `summed`: it has checksums, and they hold."""
+
+    folder: Path
+    plan: AdapterPlan
+    tensors: dict[str, npt.NDArray[np.float32]]
+    optimizer: dict[str, npt.NDArray[np.generic]]
+    state: LoopState
+    identity: AdapterIdentity | None
+    summed: bool
+
+
+def save(
+    folder: Path,
+    plan: AdapterPlan,
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    optimizer: Mapping[str, npt.NDArray[np.generic]],
+    state: LoopState,
+    base: str,
+    identify: Callable[[Path], None],
+) -> Path:
+    """Write `folder/step-NNNNNN`; `identify` adds the base's identity. Raises DiskFailed, with nothing half-written."""
+    from safetensors.numpy import save_file
+
+    target = folder / f"step-{state.step:06d}"
+
+    with written_aside(target, RESUME) as place:
+        write_adapter(place, plan, tensors, base)
+        identify(place)
+        save_file({name: np.require(array, requirements="C") for name, array in optimizer.items()}, place / OPTIMIZER)
+        (place / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1) + "\n", "utf-8")
+        checksums.write(place)
+    return target
+
+
+def load(folder: Path) -> Loaded:
+    """What save() wrote. Raises DamagedRun, whose message is the end of a sentence, where it is not as it was written."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    state = examine(folder)
+    summed = checksums.read(folder) is not None
+    try:
+        plan, tensors = read_adapter(folder, summed=summed)
+        optimizer = dict(load_file(folder / OPTIMIZER))
+        identity = read_identity(folder)
+    except AdapterError as error:
+        raise DamagedRun(_without_advice(error)) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedRun(f"{OPTIMIZER} cannot be read ({error})") from error
+    return Loaded(folder, plan, tensors, optimizer, state, identity, summed)
+
+
+def examine(folder: Path) -> LoopState:
+    """The counters of a checkpoint whose files are all as they were written, by their checksums where there are any.
+
+    The weights are not loaded. Raises DamagedRun, whose message is the end of a sentence.
+    """
+    if not folder.is_dir():
+        raise DamagedRun("it is no folder")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise DamagedRun("it is empty" if len(missing) == len(FILES) else f"{missing[0]} is missing")
+    if problem := checksums.problem(folder, FILES):
+        raise DamagedRun(problem)
+    return _state(folder)
+
+
+def every(folder: Path) -> list[Path]:
+    """All that is called a checkpoint, the oldest first; by number, as a name with a seventh digit sorts before one with six."""
+    found = [place for place in folder.glob("step-*") if _number(place) is not None]
+    return sorted(found, key=lambda place: _number(place) or 0)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint, or None; whether it is intact is not looked at."""
+    found = [place for place in every(folder) if place.is_dir()]
+    return found[-1] if found else None
+
+
+def counters(folder: Path) -> LoopState:
+    """The counters of the newest checkpoint that has readable ones, without its weights; those of a beginning where none has."""
+    for place in reversed(every(folder)):
+        try:
+            return _state(place)
+        except DamagedRun:
+            continue
+    return LoopState()
+
+
+def prune(folder: Path, keep: int, best_step: int) -> None:
+    """Remove all but the newest `keep` and the best one."""
+    found = [place for place in every(folder) if place.is_dir()]
+    for old in found[: max(0, len(found) - keep)]:
+        if _number(old) != best_step:
+            discard(old)
+
+
+def set_aside(place: Path, run_folder: Path) -> Path:
+    """Move what cannot be used out of the checkpoints, into the run's folder `damaged`; returns where it is.
+
+    Not into the trash, from which it would have to come back by itself where it is of a newer version.
+    """
+    folder, number = run_folder / "damaged", 1
+    folder.mkdir(exist_ok=True)
+    while (target := folder / (place.name if number == 1 else f"{place.name}-{number}")).exists():
+        number += 1
+    return place.rename(target)
+
+
+def _number(place: Path) -> int | None:
+    digits = place.name.removeprefix("step-")
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 18 else None
+
+
+def _state(folder: Path) -> LoopState:
+    try:
+        values = read_json_object(folder / STATE)
+        unknown = sorted(set(values) - {one.name for one in dataclasses.fields(LoopState)})
+        if unknown:
+            raise NewerCheckpoint(f"it was written by a newer version ({STATE} has '{unknown[0]}'): update to use it")
+        state = _states().validate_json(json.dumps(values))
+    except (ForeignTextError, OSError) as error:
+        raise DamagedRun(f"{STATE} cannot be read ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise DamagedRun(f"{STATE} cannot be right: the value of {at} is {first['input']!r:.60}") from error
+    if state.step != _number(folder) or state.best_step > state.step:
+        raise DamagedRun(f"{STATE} says step {state.step}, and best step {state.best_step}")
+    return state
+
+
+@cache
+def _states() -> TypeAdapter[LoopState]:
+    return TypeAdapter(LoopState)
+
+
+def _without_advice(error: AdapterError) -> str:
+    """Advice about adapters from elsewhere does not hold for a checkpoint of one's own."""
+    return str(error).split(" Copy the adapter again", 1)[0].split(" `finetune-local runs check", 1)[0].rstrip(".")

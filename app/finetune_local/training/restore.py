@@ -1,0 +1,132 @@
+"""What a run goes on from: its newest intact checkpoint and its prepared data. What is damaged is passed over, and told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_local.system import checksums
+from finetune_local.system.errors import DamagedRun, DataError, typed
+from finetune_local.system.files import ASIDE, put, remove
+from finetune_local.system.untrusted.text import ForeignTextError
+from finetune_local.training import checkpoint
+from finetune_local.training.checkpoint import Loaded
+from finetune_local.training.events import Checkpoint, Event, Note, Phase, Validation
+from finetune_local.training.run_folder.runs import Run
+
+if TYPE_CHECKING:
+    from finetune_local.data.dataset.prepare import Prepared
+
+Unusable = Sequence[tuple[Path, str]]
+"""Checkpoints that cannot be used, the newest first, each with the reason."""
+
+
+def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, None, Loaded | None]:
+    """Load the newest checkpoint that is as it was written and that `use` takes; None where the run has none.
+
+    `use` raises DamagedRun for one whose content cannot be. Newer ones are moved aside, so that what is saved from now on is not
+    taken for older than they. Raises DamagedRun where there are checkpoints and none is intact: nothing is moved then.
+    """
+    unusable: list[tuple[Path, str]] = []
+    for place in reversed(checkpoint.every(run.checkpoints)):
+        yield Phase(name=f"going on from {place.name}")
+        try:
+            loaded = checkpoint.load(place)
+            use(loaded)
+        except DamagedRun as error:
+            unusable.append((place, str(error)))
+            continue
+        for bad, reason in unusable:
+            moved = checkpoint.set_aside(bad, run.folder)
+            yield Note(
+                text=f"the checkpoint {bad.name} cannot be used ({reason}). The run goes on from {place.name}, the newest "
+                f"that is intact. The other one was moved to {moved}."
+            )
+        yield from _untold(run, loaded)
+        return loaded
+    if unusable:
+        raise DamagedRun(none_is_intact(run, unusable))
+    if any(isinstance(event, Checkpoint) for event in run.history()):
+        yield Note(
+            text="the checkpoints that this run had saved are gone, so it begins anew with the same settings and data."
+        )
+    return None
+
+
+def none_is_intact(run: Run, unusable: Unusable) -> str:
+    """What to say and to do where no checkpoint can be used."""
+    found = "; ".join(f"{place.name}: {reason}" for place, reason in unusable)
+    return (
+        f"no checkpoint of the run '{run.name}' can be used ({found}). Nothing was changed. If a copy of {run.checkpoints} "
+        "lies elsewhere, put that back and resume. Else begin again with the same settings: "
+        f"finetune-local --config {typed(str(run.folder / 'run.json'))} --run {typed(run.name + '-again')}"
+    )
+
+
+def open_data(
+    run: Run, vocabulary: int, make: Callable[[Path], Generator[Event, None, Prepared]]
+) -> Generator[Event, None, Prepared]:
+    """The run's prepared data; what is damaged is made again by `make` where that gives the very same rows.
+
+    Raises DamagedRun where it does not, and the run has learned from the others; DataError for the data of an older version
+    that is damaged.
+    """
+    from finetune_local.data.dataset.prepare import DATA, open_prepared, same_rows
+
+    begun = bool(checkpoint.every(run.checkpoints))
+    known, problem = _sums(run.data)
+    if (run.data / DATA).exists() and problem is None:
+        data = open_prepared(run.data)
+        if known is None and not all(side.fits(vocabulary) for side in (data.train, data.validation)):
+            raise DataError(f"{run.data}: the prepared data has ids that the model does not know. Start the run anew.")
+        return data
+    if not begun or (known is None and problem is None):
+        return (yield from make(run.data))
+    problem = problem or f"{DATA} is missing"
+    yield Phase(name="the prepared data is damaged: making it again")
+    aside = run.data.with_name(ASIDE + run.data.name)
+    remove(aside)
+    try:
+        yield from make(aside)
+    except DataError as error:
+        raise DamagedRun(
+            f"the prepared data in {run.data} is damaged ({problem}), and cannot be made again: {error}"
+        ) from None
+    again = checksums.read(aside)
+    assert again is not None
+    # Where the checksums are what is damaged, rows that are made again are still those that lie there.
+    if not (known and same_rows(known, again)) and not same_rows(_digests(run.data), again):
+        remove(aside)
+        raise DamagedRun(
+            f"the prepared data in {run.data} is damaged ({problem}), and the files it was made from are not what they were, so "
+            "it cannot be made again. If a copy of either lies elsewhere, put that back and resume."
+        )
+    put(aside, run.data)
+    yield Note(text=f"the prepared data was damaged ({problem}): it was made again from its files, and is the same.")
+    return open_prepared(run.data)
+
+
+def _sums(folder: Path) -> tuple[checksums.Known | None, str | None]:
+    """The checksums of prepared data and what is wrong with it by them."""
+    from finetune_local.data.dataset import prepare
+
+    try:
+        return checksums.read(folder), prepare.problem(folder)
+    except ForeignTextError as error:
+        return None, str(error)
+
+
+def _digests(folder: Path) -> checksums.Known:
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    return {name: {digest} for name, digest in checksums.digests(folder, names).items()}
+
+
+def _untold(run: Run, loaded: Loaded) -> Generator[Event, None, None]:
+    """What a checkpoint knows and the events do not: the run was killed after it was saved and before that was told."""
+    step, state = loaded.state.step, loaded.state
+    told = {(type(event), getattr(event, "step", None)) for event in run.history()}
+    if state.validation_loss is not None and state.best_step == step and (Validation, step) not in told:
+        yield Validation(step=step, loss=state.validation_loss, best=True)
+    if (Checkpoint, step) not in told:
+        yield Checkpoint(step=step, folder=str(loaded.folder))

@@ -1,0 +1,1 @@
+"""The run folder: made, listed, watched, checked, and described for lists and forecasts."""

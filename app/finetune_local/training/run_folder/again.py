@@ -1,0 +1,92 @@
+"""A run's settings as somebody begins another run from them: what the user set, without what was chosen by itself.
+
+Automatic values depend on the data and the machine, so they are left to be chosen anew. asked.json says what the user set; of a
+run that has none, the notes at its beginning tell which values were automatic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_local.spec.given import flattened, given_tables
+from finetune_local.spec.run import RunSpec, as_tables, parse_spec
+from finetune_local.system.errors import SpecError
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
+from finetune_local.training.run_folder.runs import Run
+
+_NOTE = re.compile(r"([a-z_]+(?:\.[a-z_0-9]+)?) = (\S+?)(?: instead of \S+)?(?::? )(.*)", re.DOTALL)
+_ASKED_FOR = "you asked for it"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`rest` is {dotted path: value} of all that was set beside the base, the data, the method, the goal and the name."""
+
+    model: str
+    data: dict[str, Any]
+    method: str
+    goal: str
+    rest: dict[str, Any]
+
+
+def settings_of(run: Run) -> Settings:
+    """What the user set of a run. Raises SpecError where its files are damaged."""
+    spec, tables = _asked(run)
+    flat = flattened(tables)
+    rest = {
+        path: value
+        for path, value in flat.items()
+        if not path.startswith("data.") and path not in ("name", "goal", "objective", "model.id", "method.key")
+    }
+    data = {path.partition(".")[2]: value for path, value in flat.items() if path.startswith("data.")}
+    return Settings(spec.model.id, data, spec.method.key, spec.goal, rest)
+
+
+def _asked(run: Run) -> tuple[RunSpec, dict[str, Any]]:
+    if not run.asked_file.exists():
+        spec = run.spec
+        return spec, _without_automatic(given_tables(spec), as_tables(spec), _noted(run))
+    try:
+        tables = read_json_object(run.asked_file)
+    except (OSError, ForeignTextError) as error:
+        raise SpecError(
+            f"{run.asked_file}: cannot be read ({error}). Delete it: what the user set is then told from run.json."
+        ) from None
+    return parse_spec(tables, str(run.asked_file)), tables
+
+
+def _noted(run: Run) -> dict[str, str]:
+    """Automatic values by dotted path, as the notes before the first step have them."""
+    found: dict[str, str] = {}
+    for line in run.lines():
+        if line.get("event") == "step":
+            break
+        note = _NOTE.fullmatch(str(line.get("text", ""))) if line.get("event") == "note" else None
+        if note is not None and note[3] != _ASKED_FOR:
+            found[note[1]] = note[2].rstrip(":")
+    return found
+
+
+def _without_automatic(
+    given: Mapping[str, Any], resolved: Mapping[str, Any], noted: Mapping[str, str]
+) -> dict[str, Any]:
+    """`given` without the values that a note announced, unless they were changed since (a run that was trained further)."""
+    flat = flattened(resolved)
+    automatic = {path for path, text in noted.items() if text in (f"{flat.get(path)}", _short(flat.get(path)))}
+    if "backend" in automatic:
+        automatic.add("device")  # the first one of an automatic backend
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if not isinstance(value, Mapping):
+            if name not in automatic:
+                found[name] = value
+        elif kept := {key: inner for key, inner in value.items() if f"{name}.{key}" not in automatic}:
+            found[name] = kept
+    return found
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

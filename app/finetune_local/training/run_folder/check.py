@@ -1,0 +1,234 @@
+"""`runs check`: whether all that a run keeps is as it was written, and what of it can be mended here.
+
+Nothing is deleted: a damaged checkpoint is moved into the run's folder `damaged`, an adapter is made again from its checkpoint, what
+a kill left undone is done. Rows that are damaged are made again when the run goes on, which takes its tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter
+from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.system import checksums
+from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, SpecError, UserError
+from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
+from finetune_local.training import checkpoint
+from finetune_local.training.events import Finished, StoppedByUser
+from finetune_local.training.publish import publish_checkpoint
+from finetune_local.training.run_folder import tidy
+from finetune_local.training.run_folder.runs import Run
+
+Kind = Literal["damaged", "newer", "untidy"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be. `place` is below the run's folder; `remedy` says what was done about it, or can be."""
+
+    place: str
+    kind: Kind
+    problem: str
+    remedy: str
+    repaired: bool = False
+
+
+@dataclass
+class Checked:
+    """What was found of one run. `checkpoints` are the names of those that are intact, `summed` of how many that is proven."""
+
+    run: str
+    status: str
+    findings: list[Finding] = field(default_factory=list)
+    checkpoints: list[str] = field(default_factory=list)
+    summed: int = 0
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong, or is any more."""
+        return all(finding.repaired for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object for --json."""
+        return {**asdict(self), "intact": self.intact}
+
+
+def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
+    """Look at several runs; one whose disk fails, or that cannot be read at all, is told and keeps the others from nothing."""
+    found = []
+    for run in runs:
+        try:
+            found.append(check(run, repair=repair))
+        except (DiskFailed, UserError) as error:
+            finding = Finding(".", "damaged", str(error).rstrip("."), "mend that, and check again")
+            found.append(Checked(run.name, "damaged", [finding]))
+    return found
+
+
+def check(run: Run, *, repair: bool = False) -> Checked:
+    """Look at everything; with `repair` mend what can be. A run that is being trained is only named. Raises DiskFailed."""
+    found = Checked(run.name, run.status())
+    if run.lives():
+        return found
+    if not repair:
+        found.findings += _findings(run, found, repair=False)
+        return found
+    with run.taken() as mine:
+        if mine:
+            found.findings += _findings(run, found, repair=True)
+    if mine:
+        found.findings += [
+            Finding(name, "untidy", "it was left undone by a kill", "done", repaired=True)
+            for name in tidy.complete(run)
+        ]
+    return found
+
+
+def _findings(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
+    yield from _settings(run)
+    yield from _events(run, repair=repair)
+    yield from _rows(run)
+    yield from _adapter(
+        run, repair=repair
+    )  # before the checkpoints: one with another file damaged still has its weights
+    yield from _checkpoints(run, found, repair=repair)
+    if not repair:
+        for name in tidy.untidy(run):
+            yield Finding(name, "untidy", "it was left undone by a kill", "--repair does it")
+
+
+def _settings(run: Run) -> Iterator[Finding]:
+    try:
+        _ = run.spec
+    except DamagedRun as error:
+        yield Finding("run.json", "newer", str(error), "update")
+    except (SpecError, UserError) as error:
+        yield Finding("run.json", "damaged", str(error), "its checkpoints and its adapter can be used all the same")
+
+
+def _events(run: Run, *, repair: bool) -> Iterator[Finding]:
+    if not run.events_file.exists():
+        return
+    whole = run.events_end()
+    if half := run.events_file.stat().st_size - whole:
+        if repair:
+            os.truncate(run.events_file, whole)
+        remedy = "cut off" if repair else "--repair cuts it off"
+        yield Finding("events.jsonl", "untidy", f"its last line is half written ({half} bytes)", remedy, repair)
+    with run.events_file.open("rb") as file:
+        bad = sum(1 for line in file if line.endswith(b"\n") and not _readable(line))
+    if bad:
+        yield Finding(
+            "events.jsonl",
+            "damaged",
+            f"{bad} of its lines cannot be read",
+            "they are passed over; training is not affected",
+        )
+
+
+def _checkpoints(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
+    bad: list[tuple[Path, DamagedRun]] = []
+    for place in checkpoint.every(run.checkpoints):
+        try:
+            _whole(place)
+        except DamagedRun as error:
+            bad.append((place, error))
+        else:
+            found.checkpoints.append(place.name)
+            found.summed += (place / checksums.SUMS).exists()
+    for place, why in bad:
+        kind: Kind = "newer" if isinstance(why, checkpoint.NewerCheckpoint) else "damaged"
+        if not found.checkpoints:
+            remedy, done = "no other is intact, so it is left where it is", False
+        elif repair:
+            remedy, done = f"moved to {checkpoint.set_aside(place, run.folder)}", True
+        else:
+            remedy, done = f"--repair moves it away; the run goes on from {found.checkpoints[-1]}", False
+        yield Finding(f"checkpoints/{place.name}", kind, str(why), remedy, done)
+
+
+def _whole(place: Path) -> None:
+    """Raise DamagedRun for a checkpoint that cannot be used; one without checksums has to be read for that."""
+    checkpoint.examine(place)
+    if not (place / checksums.SUMS).exists():
+        checkpoint.load(place)
+
+
+def _rows(run: Run) -> Iterator[Finding]:
+    for folder in (run.data, run.tokenizer):
+        if folder.is_dir() and (problem := checksums.problem(folder)):
+            yield Finding(
+                folder.name, "damaged", problem, "`resume` makes it again from its files where they are as they were"
+            )
+
+
+def _adapter(run: Run, *, repair: bool) -> Iterator[Finding]:
+    if not run.adapter.exists():
+        return
+    if (run.adapter / checksums.SUMS).exists():
+        problem = checksums.problem(run.adapter, (CONFIG, WEIGHTS))
+    else:
+        problem = _unreadable(run.adapter)
+    if problem is None:
+        return
+    source = _source(run)
+    if source is None:
+        yield Finding(
+            "adapter", "damaged", problem, "the checkpoint it was made from is not there, so it cannot be made again"
+        )
+    elif repair:
+        publish_checkpoint(run, source, summed=True)
+        yield Finding("adapter", "damaged", problem, f"made again from {source.name}", repaired=True)
+    else:
+        yield Finding("adapter", "damaged", problem, f"--repair makes it again from {source.name}")
+
+
+def _source(run: Run) -> Path | None:
+    """The checkpoint that the adapter was made from, that of the run's last step or its best, where its weights are intact."""
+    last = run.last_event()
+    if not isinstance(last, (Finished, StoppedByUser)):
+        return None
+    step = last.summary.get("steps")
+    try:
+        early = run.spec.training.early_stopping
+    except UserError:
+        early = None
+    state = checkpoint.counters(run.checkpoints)
+    if early and state.step == step and state.best_step and isinstance(last, Finished):
+        step = state.best_step
+    source = run.checkpoints / f"step-{step:06d}" if isinstance(step, int) else run.checkpoints
+    return source if _has_weights(source) else None
+
+
+def _has_weights(place: Path) -> bool:
+    """Whether the adapter in a checkpoint is as it was written, whatever is with the rest."""
+    needed = (CONFIG, WEIGHTS, IDENTITY)
+    try:
+        known = checksums.read(place)
+        if known is None:
+            _whole(place)
+            return True
+    except (ForeignTextError, DamagedRun):
+        return False
+    there = all(name in known and (place / name).is_file() for name in needed)
+    return there and checksums.changed(place, {name: known[name] for name in needed}) is None
+
+
+def _unreadable(folder: Path) -> str | None:
+    try:
+        read_adapter(folder)
+    except AdapterError as error:
+        return str(error)
+    return None
+
+
+def _readable(line: bytes) -> bool:
+    try:
+        parse_json_object(line)
+    except ForeignTextError:
+        return False
+    return True

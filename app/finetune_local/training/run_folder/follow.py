@@ -1,0 +1,101 @@
+"""Start a run's worker and read what it tells, from the run folder alone: whoever looks can go away and come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from finetune_local.runtime import process_folder
+from finetune_local.system import errors
+from finetune_local.system.errors import FinetuneError, SpecError, Stopped, WorkerDied, typed
+from finetune_local.system.paths import Home
+from finetune_local.training.events import ENDS, Event, Failed, StoppedByUser, readable
+from finetune_local.training.run_folder.runs import Run
+
+POLL_SECONDS = 0.1
+
+
+def start(run: Run, home: Home) -> int:
+    """Start the worker process of a run that has none; returns where its events will begin. Raises SpecError.
+
+    Of two that are started at once, the second ends by itself, and following the run shows the first.
+    """
+    return start_all([run], home)[0]
+
+
+def start_all(runs: Sequence[Run], home: Home) -> list[int]:
+    """Start one worker process for several runs on one base; returns where the events of each will begin."""
+    for run in runs:
+        if run.lives():
+            raise SpecError(f"run '{run.name}' is being trained already.")
+    positions = [run.events_end() for run in runs]
+    process_folder.start(runs, "finetune_local.training.worker", [*(str(run.folder) for run in runs), str(home.root)])
+    return positions
+
+
+def follow(run: Run, position: int = 0) -> Iterator[Event]:
+    """Events from a place in events.jsonl to the worker's last one. Raises WorkerDied where it ends without one."""
+    for _, event in follow_all([(run, position)]):
+        yield event
+
+
+def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]:
+    """The same of several runs at once, each with its events. Raises WorkerDied once the others have been told."""
+    tails = [(run, run.tail(position)) for run, position in places]
+    died: list[Run] = []
+    while tails:
+        for run, tail in list(tails):
+            alive = run.lives()  # asked before reading, so that a last event is never missed
+            events = _up_to_the_end(tail.read())
+            for event in events:
+                yield run, event
+            if ended := bool(events) and isinstance(events[-1], ENDS):
+                if not [other for other in tails if other[1] is not tail]:
+                    run.wait_until_gone()
+            elif not alive and not events:
+                run.wait_until_gone()
+                died.append(run)
+                ended = True
+            if ended:
+                tails.remove((run, tail))
+        if tails:
+            time.sleep(POLL_SECONDS)
+    if died:
+        raise _silent(died)
+
+
+def go_on(runs: Sequence[Run]) -> str:
+    """What to type to train runs further; each goes on alone."""
+    return "go on with: " + ", ".join(f"finetune-local resume {typed(run.name)}" for run in runs)
+
+
+def _up_to_the_end(lines: Sequence[dict[str, Any]]) -> list[Event]:
+    """Events up to a run's last one: what a later worker of the same run appends is not part of this story."""
+    result: list[Event] = []
+    for line in lines:
+        if (event := readable(line)) is not None:
+            result.append(event)
+            if isinstance(event, ENDS):
+                break
+    return result
+
+
+def raise_for(event: Event, run: Run) -> None:
+    """Turn a run's last event into the error it stands for; returns where it finished well."""
+    if isinstance(event, StoppedByUser):
+        raise Stopped(
+            f"stopped after step {event.step}; everything is saved. Go on with: finetune-local resume {typed(run.name)}"
+        )
+    if isinstance(event, Failed):
+        kind = getattr(errors, event.error, None)
+        if isinstance(kind, type) and issubclass(kind, FinetuneError):
+            raise kind(event.message)
+        raise RuntimeError(f"the training process failed ({run.log}):\n{event.traceback}")
+
+
+def _silent(died: Sequence[Run]) -> WorkerDied:
+    """What to say of runs whose process ended without an event that says why."""
+    words = died[0].last_words()
+    said = ". Its last words: " + " | ".join(words) if words else " (killed, or out of memory)"
+    return WorkerDied(f"the training process ended without a word{said}. What was saved is intact; {go_on(died)}")

@@ -1,0 +1,154 @@
+"""What would come of a spec, before it is run: what the automatic values are, how much memory and time it takes, what is wrong.
+
+Nothing is loaded and no framework is asked: the device is one that was looked up before. What the worker finds out later may
+differ (it reads the data to its end); it decides, and this is called an estimate wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_local import backend as port
+from finetune_local.backend import Device
+from finetune_local.data.dataset.store import Dataset
+from finetune_local.models.folder import ModelFolder
+from finetune_local.models.memory.estimate import Estimate, estimate, verdict
+from finetune_local.spec import defaults
+from finetune_local.spec.defaults import Choice
+from finetune_local.spec.presets import preset_named
+from finetune_local.spec.run import RunSpec, parse_spec
+from finetune_local.spec.tuners import trainable_parameters
+from finetune_local.system.errors import DataError, FinetuneError, SpecError, UserError
+from finetune_local.training.run_folder.pace import Pace, Work
+from finetune_local.training.setup import facts_for, plan_for, settle
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of the data: usable rows in all, tokens of a row (mean and longest), rows held out."""
+
+    rows: int
+    tokens: int
+    longest: int
+    held_out: int
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a row."""
+        return self.tokens / max(1, self.rows)
+
+
+def facts_of_prepared(folder: Path) -> DataFacts | None:
+    """Of the rows that a run prepared in its folder of data; None where they are not there, or damaged."""
+    try:
+        train, held_out = Dataset(folder, "train"), Dataset(folder, "validation")
+    except DataError:
+        return None
+    longest = max((int(rows.lengths.max()) for rows in (train, held_out) if len(rows)), default=0)
+    return DataFacts(len(train) + len(held_out), train.tokens + held_out.tokens, longest, len(held_out))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is known of a run before it begins. Everything but `problems` may be missing where something is not known yet."""
+
+    problems: tuple[str, ...] = ()
+    spec: RunSpec | None = None
+    chosen: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = ()
+    memory: Estimate | None = None
+    verdict: str = ""
+    device: Device | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    pace: Pace | None = None
+    trainable: int | None = None
+    automatic: Mapping[str, object] = field(default_factory=dict)
+    """What automatic values came to, by dotted path."""
+
+
+PaceOf = Callable[[Work, bool], Pace]
+
+
+def forecast(
+    tables: Mapping[str, Any],
+    device: Device | None,
+    find_model: Callable[[RunSpec], ModelFolder | None],
+    data: DataFacts | None,
+    pace_of: PaceOf,
+    usual_backend: str | None = None,
+) -> Forecast:
+    """Everything that can be told. Mistakes of the user come back as `problems`, one sentence each.
+
+    `find_model` gives the base where it is on disk (None: not yet); it may raise UserErrors. `usual_backend` is the one that
+    "auto" means here.
+    """
+    try:
+        spec = parse_spec(tables, "form")
+    except SpecError as error:
+        return Forecast(problems=_sentences(error))
+    if device is None:
+        return Forecast(spec=spec)
+    name = spec.backend if spec.backend != "auto" else usual_backend or "auto"
+    try:
+        backend = port.backends().get(name) or port.choose(name)[0]
+        spec, notes = settle(spec, backend, device)
+        model = find_model(spec)
+        if model is None:
+            return Forecast(spec=spec, notes=tuple(notes), device=device, automatic=_automatic(spec, ()))
+        plan = plan_for(spec, model)
+    except UserError as error:
+        return Forecast(problems=_sentences(error), spec=spec, device=device)
+    chosen: list[Choice] = []
+    if data is not None:
+        held_out = data.held_out or (round(data.rows * spec.data.validation) if not spec.data.validation_files else 0)
+        rows = max(1, data.rows - (0 if data.held_out else held_out))
+        longest = min(data.longest, spec.data.max_length or model.context_length)
+        spec, chosen = defaults.resolve(spec, facts_for(spec, model, plan, device, rows, longest, held_out))
+    needed = estimate(model, spec, plan, device.kind)
+    steps = spec.training.max_steps if data is not None else None
+    seconds, expected = None, None
+    if steps and data is not None:
+        work = Work(
+            spec.model.id,
+            model.parameters,
+            backend.name,
+            spec.model.precision or "fp32",
+            preset_named(spec.method.key).tuner == "full",
+            bool(spec.training.gradient_checkpointing),
+        )
+        expected = pace_of(work, device.fast_bf16)
+        tokens = steps * (spec.training.batch_size or 1) * min(data.mean, spec.data.max_length or math.inf)
+        seconds = tokens / expected.tokens_per_second if expected.tokens_per_second else None
+    return Forecast(
+        spec=spec,
+        chosen=tuple(chosen),
+        notes=tuple(notes),
+        memory=needed,
+        verdict=verdict(needed, device.memory_bytes),
+        device=device,
+        steps=steps,
+        seconds=seconds,
+        pace=expected,
+        trainable=trainable_parameters(plan),
+        automatic=_automatic(spec, chosen),
+    )
+
+
+def backends_without(key: str) -> list[str]:
+    """The backends that have not learned a method."""
+    tuner = preset_named(key).tuner
+    return [name for name, backend in port.backends().items() if tuner not in backend.tuners()]
+
+
+def _automatic(spec: RunSpec, chosen: Iterable[Choice]) -> dict[str, object]:
+    found: dict[str, object] = {"model.precision": spec.model.precision, "model.quantisation": spec.model.quantisation}
+    return found | {choice.setting: choice.value for choice in chosen}
+
+
+def _sentences(error: FinetuneError) -> tuple[str, ...]:
+    return tuple(line.removeprefix("form: ") for line in str(error).splitlines() if line.strip())

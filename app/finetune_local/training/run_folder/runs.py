@@ -1,0 +1,343 @@
+"""The run folder: made, listed, opened, and the only way to know of a run.
+
+run.json          the spec, resolved          events.jsonl   what happened, append-only
+asked.json        what the user set of it     made_from      the run whose settings it was begun from
+data/             encoded rows, data.json     checkpoints/   step-NNNNNN/
+adapter/          the result                  report.md      the same for people
+tokenizer/        how the model is asked      adapter/ has a copy
+base.json         digests of the base       damaged/       checkpoints that cannot be used
+worker.json       which process trains        worker.log     what libraries printed
+stop              asks the worker to stop     worker.lock    held by the process that trains
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune_local.adapters import manage
+from finetune_local.adapters.companions import OF_RUN
+from finetune_local.adapters.identity import rewrite
+from finetune_local.adapters.library import MADE_FROM, made_from
+from finetune_local.runtime.process_folder import Workplace
+from finetune_local.spec.given import given_tables
+from finetune_local.spec.run import RunSpec, as_tables, parse_spec
+from finetune_local.system import trash
+from finetune_local.system.errors import DamagedRun, SpecError, typed
+from finetune_local.system.fields import did_you_mean
+from finetune_local.system.files import ASIDE, disk_full, stamp, sweep, sweep_abandoned, sync, write_text
+from finetune_local.system.files import remove as remove_files
+from finetune_local.system.paths import Home, bad_name, located
+from finetune_local.system.trash import Removed
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
+from finetune_local.training import events
+
+KIND = "run"
+"""What a run is called in the trash."""
+
+_NEW = ASIDE + "new-"
+"""Beginning of the name of a run that is being made."""
+
+FINISH = "finish"
+"""Content of the stop file that ends a run for good."""
+
+Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
+
+
+class Run(Workplace):
+    """A run by its folder."""
+
+    on_full_disk = "What was saved is intact. Make room, then resume."
+
+    @property
+    def adapter(self) -> Path:
+        """Where the trained adapter lies once the run has finished or was stopped."""
+        return self.folder / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the encoded rows."""
+        return self.folder / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer, template and generation settings; runs of earlier versions have none."""
+        return self.folder / OF_RUN
+
+    @property
+    def asked_file(self) -> Path:
+        """What the user set, as tables for --config; runs of earlier versions have none."""
+        return self.folder / "asked.json"
+
+    @property
+    def spec(self) -> RunSpec:
+        """The spec in run.json. Raises SpecError where it was damaged, DamagedRun where it seems to be of a newer version."""
+        path = self.folder / "run.json"
+        try:
+            # A kill while it was renamed may have left the old name in the file.
+            return parse_spec({**read_json_object(path), "name": self.name}, str(path))
+        except (OSError, ForeignTextError) as error:
+            raise SpecError(f"{path}: cannot be read ({error}). The run cannot be resumed.") from error
+        except SpecError as error:
+            if "there is no " in str(error):  # setting, method or objective of this name: not in this version
+                raise DamagedRun(f"{error}\nIf a newer version wrote this run, update to go on with it.") from error
+            raise
+
+    @property
+    def made_from(self) -> str | None:
+        """The run whose settings it was begun from, where that is known."""
+        return made_from(self.folder)
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Replace run.json."""
+        write_text(self.folder / "run.json", json.dumps(as_tables(spec), indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, event: events.Event) -> None:
+        """Append one event. What is seldom is on the disk at once, steps with the next sync(). Raises DiskFailed."""
+        seldom = isinstance(event, (events.Validation, events.Checkpoint, *events.ENDS))
+        self.add_line(event.as_json(), durably=seldom)
+
+    def history(self) -> Iterator[events.Event]:
+        """All events so far; a half-written last line is left out, and what is no event of ours."""
+        return (event for line in self.lines() if (event := events.readable(line)) is not None)
+
+    def last_event(self) -> events.Event | None:
+        """The newest event."""
+        line = self.last_line()
+        return events.readable(line) if line else None
+
+    def repair(self) -> None:
+        """After a kill: cut a half-written line off events.jsonl and remove half-written folders. For the holder only."""
+        if self.events_file.exists():
+            os.truncate(self.events_file, self.events_end())
+        self.sweep()
+        self.stop_file.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove half-written folders, and put back what was to be replaced and was not. For the holder only."""
+        sweep(self.folder)
+        sweep(self.checkpoints)
+
+    def to_finish(self) -> bool:
+        """Whether the worker was asked to end the run for good, with the adapter as it is, rather than to leave off."""
+        try:
+            return self.stop_file.read_text("ascii") == FINISH
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def status(self) -> Status:
+        """What the run is doing, by its last event and whether its process lives."""
+        return status_after(self.last_line(), self.lives(), self.worker_file.exists())
+
+
+def status_after(last: Mapping[str, Any] | None, working: bool, begun: bool) -> Status:
+    """What a run is doing by the last line of its events, whether its worker lives, and whether one has begun and not given back."""
+    ended: Mapping[object, Status] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
+    kind = str(last.get("event")) if last else None
+    if kind == "finished":
+        return "finished"
+    if working:
+        return "running"
+    return "new" if last is None and not begun else ended.get(kind, "interrupted")
+
+
+def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from: str | None = None) -> Run:
+    """A new run folder with its spec. Raises SpecError where the name is taken or cannot be a folder's name.
+
+    `asked` is the spec before automatic values were settled, where `spec` is not that; `made_from` the run it was begun from.
+    """
+    if spec.name is not None and (problem := bad_name(spec.name)):
+        raise SpecError(f"--run {spec.name!r} {problem}.")
+    stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
+    with disk_full(home.runs, "Make room and begin it again."), _aside(home) as made:
+        made.checkpoints.mkdir()
+        write_text(made.asked_file, json.dumps(given_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
+        if made_from is not None:
+            write_text(made.folder / MADE_FROM, made_from + "\n")
+        for number in itertools.count(1):
+            name = spec.name or f"{stem or 'run'}-{spec.method.key}-{number}"
+            made.write_spec(spec.model_copy(update={"name": name}))
+            if _named(made.folder, home.runs / name):
+                return Run(home.runs / name)
+            if spec.name is not None:
+                break
+    raise SpecError(
+        f"--run {name}: there is a run of that name already. Choose another name, or go on with it: "
+        f"finetune-local resume {typed(name)}"
+    )
+
+
+@contextmanager
+def _aside(home: Home) -> Iterator[Run]:
+    """A folder to make a run in; one that is still called so when this is left goes. Killed, it takes nobody's name."""
+    sweep_abandoned(home.runs)
+    folder = Path(tempfile.mkdtemp(prefix=_NEW, dir=home.runs))
+    try:
+        yield Run(folder)
+    finally:
+        remove_files(folder)
+
+
+def _named(folder: Path, target: Path) -> bool:
+    """Give a finished folder its name; False where something is called so already. Raises OSError."""
+    if target.exists():
+        return False
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        return False  # of two that are begun at once
+    sync(target.parent)
+    return True
+
+
+def find(home: Home, name: str) -> Run:
+    """A run by name or folder. Raises SpecError naming near ones."""
+    named = home.runs / name
+    if Path(name).name == name and (named / "run.json").exists():
+        return Run(named.resolve())
+    for folder in (named, located(name)):
+        # Elsewhere a run.json alone may be a config of the user's, in a folder with other things that `remove` would take.
+        if (folder / "run.json").exists() and (folder / "checkpoints").is_dir():
+            return Run(folder.resolve())
+    known = [run.name for run in every(home)]
+    listed = f" Known runs: {', '.join(known[:8])}." if known else " There are no runs yet."
+    raise SpecError(f"there is no run '{name}' in {home.runs}.{did_you_mean(name, known) or listed}")
+
+
+def of_config(config: Path, home: Home) -> str | None:
+    """The run that a file of settings lies in, by name; None for any other file."""
+    folder = located(config).resolve().parent
+    return folder.name if folder.parent == home.runs.resolve() and (folder / "checkpoints").is_dir() else None
+
+
+def every(home: Home) -> list[Run]:
+    """All runs, the newest first. What is no run, or no folder of ours to read, is passed over."""
+    place, found = home.runs, []
+    for name in os.listdir(place):  # noqa: PTH208 - no Path is made for what is no run
+        (known,) = stamp(place, f"{name}/run.json")
+        if known is not None and not name.startswith(ASIDE):
+            found.append((known[0], name))
+    return [Run(place / name) for _, name in sorted(found, reverse=True)]
+
+
+def at_work(home: Home) -> list[Run]:
+    """Runs whose worker lives; asked every second, so nothing is read of the others."""
+    waiting = [Run(folder) for folder in home.runs.iterdir() if (folder / "worker.json").exists()]
+    return [run for run in waiting if run.lives()]
+
+
+def rename(run: Run, name: str, home: Home) -> Run:
+    """Call a run otherwise; its adapter goes with it, and what was made from it says the new name.
+
+    Raises SpecError while it is running or where the name cannot be, RunError where the system does not let it.
+    """
+    if problem := bad_name(name):
+        raise SpecError(f"the name {name!r} {problem}.")
+    target = home.runs / name
+    with _kept_idle(run):
+        if target.exists() and not target.samefile(run.folder):  # some disks do not tell capitals from small letters
+            raise SpecError(f"there is a run '{name}' already. Choose another name.")
+        trash.moved(run.folder, target)
+        renamed = Run(target)
+        _write_name(renamed, name)
+        removed = [one.content for one in trash.follow(home, run.folder, target)]
+        for folder in (renamed.adapter, *renamed.checkpoints.glob("step-*"), *removed):
+            rewrite(folder, run=name)
+    manage.follow_rename(run.name, name, home)
+    for other in every(home):
+        if other.made_from == run.name:
+            write_text(other.folder / MADE_FROM, name + "\n")
+    return renamed
+
+
+def _write_name(run: Run, name: str) -> None:
+    """The new name into run.json, which stays as old as it was: lists go by it. A damaged one is left as it is."""
+    file = run.folder / "run.json"
+    try:
+        times, values = file.stat(), read_json_object(file)
+    except (OSError, ValueError):
+        return
+    write_text(file, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False) + "\n")
+    with suppress(OSError):  # else it only stands elsewhere in the list
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def check_idle(run: Run) -> None:
+    """Raise SpecError while a run's worker lives."""
+    if run.lives():
+        raise _running(run)
+
+
+@contextmanager
+def _kept_idle(run: Run) -> Iterator[None]:
+    """Hold a run's lock while its folder is moved, so that no worker begins in it meanwhile. Raises SpecError where one has."""
+    with run.taken(moving=True) as idle:
+        if not idle:
+            raise _running(run) if run.folder.exists() else SpecError(f"there is no run '{run.name}' any more.")
+        yield
+
+
+def _running(run: Run) -> SpecError:
+    return SpecError(f"run '{run.name}' is running. Stop it first: finetune-local runs stop {typed(run.name)}")
+
+
+def remove(run: Run, home: Home) -> Removed:
+    """Move a run with its checkpoints and its adapter to the trash, from which restore() takes it back.
+
+    Raises SpecError while it is running, RunError where the system does not let it go.
+    """
+    with _kept_idle(run):
+        return trash.throw(home, KIND, run.name, run.folder)
+
+
+def restore(name: str | None, home: Home) -> Run:
+    """Take back the run `name` that was removed last, or the last of all. Raises SpecError where there is none."""
+    for removed in trash.every(home, KIND):
+        if name in (None, removed.name):
+            return put_back(removed)
+    what = f"no run '{name}'" if name else "no run"
+    raise SpecError(f"there is {what} in the trash.")
+
+
+def put_back(removed: Removed) -> Run:
+    """Take back one from the trash. Raises SpecError where another one is called so now."""
+    if removed.source.exists():
+        raise SpecError(f"{removed.source} exists, so '{removed.name}' cannot go back there. Rename or remove that.")
+    return Run(trash.put_back(removed, removed.source))
+
+
+def delete(run: Run) -> None:
+    """Delete a run folder for good. Raises SpecError while it is running."""
+    doomed = run.folder.with_name(ASIDE + run.name)
+    with _kept_idle(run):
+        remove_files(doomed)
+        trash.moved(run.folder, doomed)  # in one step: a worker that begins later finds no half of it
+        remove_files(doomed)
+
+
+def ask_to_stop(run: Run, patience: float = 0.0, *, finish: bool = False) -> bool:
+    """Ask the worker to finish its step and save; waits up to `patience` seconds. True once it has ended.
+
+    With `finish` the run ends there for good; without, `resume` goes on with it.
+    """
+    run.stop_file.write_text(FINISH if finish else "", "ascii")
+    until = time.monotonic() + patience
+    while run.lives() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not run.lives()

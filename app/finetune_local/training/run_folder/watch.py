@@ -1,0 +1,173 @@
+"""A run as somebody who watches it sees it: read from its events as they grow, each line once, in memory that does not grow.
+
+A curve of a hundred thousand steps is kept as at most two thousand spans, each with its mean, lowest and highest value: what is
+drawn shows every spike, and is drawn as quickly at the end as at the beginning.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_local.training import events
+from finetune_local.training.events import Event
+from finetune_local.training.run_folder.runs import Run, Status
+
+SPANS = 1000
+"""Spans a curve is thinned to when it has twice as many."""
+
+SMOOTHING = 40.0
+"""The smoothed curve forgets a step's loss after about this share of the run: one fortieth."""
+
+
+@dataclass
+class Span:
+    """Several steps in a row: their last number, and mean, lowest and highest of their values."""
+
+    step: int
+    mean: float
+    low: float
+    high: float
+    count: int = 1
+
+
+class Curve:
+    """Values by step, thinned."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        # Steps of a span: doubled whenever there are too many, so that a step costs the same in a long run.
+        self._width = 1
+
+    def add(self, step: int, value: float) -> None:
+        """Append; a step that was there already (a run resumed from before it) replaces what followed."""
+        if self.spans and step <= self.spans[-1].step:
+            while self.spans and self.spans[-1].step >= step:
+                self.spans.pop()
+        if self.spans and self.spans[-1].count < self._width:
+            last = self.spans[-1]
+            mean = last.mean + (value - last.mean) / (last.count + 1)
+            self.spans[-1] = Span(step, mean, min(last.low, value), max(last.high, value), last.count + 1)
+            return
+        self.spans.append(Span(step, value, value, value))
+        if len(self.spans) > 2 * SPANS:
+            self.spans = [_joined(pair) for pair in _pairs(self.spans)]
+            self._width *= 2
+
+    def last(self) -> float | None:
+        """The newest value."""
+        return self.spans[-1].mean if self.spans else None
+
+    def smoothed(self, steps: int, smoothing: float = SMOOTHING) -> list[tuple[int, float]]:
+        """An exponential mean over the spans, without the bias of its beginning; it forgets a step after one `smoothing`-th of the
+        run's steps."""
+        result, weighted, weight = list[tuple[int, float]](), 0.0, 0.0
+        for span in self.spans:
+            keep = (1 - 1 / max(2.0, steps / smoothing)) ** span.count
+            weighted = keep * weighted + (1 - keep) * span.mean
+            weight = keep * weight + (1 - keep)
+            result.append((span.step, weighted / weight))
+        return result
+
+
+@dataclass
+class Answers:
+    """What the model said to one validation prompt over time: (step, answer), the newest last."""
+
+    prompt: str
+    reference: str
+    given: list[tuple[int, str]] = field(default_factory=list)
+
+
+class Watch:
+    """One run. `refresh()` reads what is new; everything else is what was read."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._tail = run.tail()
+        self._lock = threading.Lock()
+        self._looked = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.loss, self.rate, self.speed, self.gradient = Curve(), Curve(), Curve(), Curve()
+        self.tokens, self.seconds = Curve(), Curve()
+        """Of each step, not summed up; thinned with the loss, span by span."""
+        self.validation: list[tuple[int, float, bool]] = []
+        self.answers: dict[str, Answers] = {}
+        self.notes: list[str] = []
+        self.phase: tuple[str, float | None] = ("", None)
+        self.started: events.Started | None = None
+        self.newest: events.Step | None = None
+        self.end: Event | None = None
+        self.saved: int | None = None
+        self.step = self.steps = 0
+        self.seconds_left: float | None = None
+        self.last_time: float | None = None
+
+    def refresh(self, at_most_every: float = 0.4) -> Watch:
+        """Read on. Several windows may ask at once."""
+        with self._lock:
+            if time.monotonic() - self._looked >= at_most_every:
+                self._looked = time.monotonic()
+                if self._tail.position > self.run.events_end():  # cut after a kill, or another run of the same name
+                    self._tail = self.run.tail()
+                    self._forget()
+                for line in self._tail.read():
+                    if (event := events.readable(line)) is not None:
+                        self._take(event)
+        return self
+
+    def status(self) -> Status:
+        """See Run.status."""
+        return self.run.status()
+
+    def _take(self, event: Event) -> None:
+        self.last_time = event.time
+        if isinstance(event, events.Step):
+            self._take_step(event)
+        elif isinstance(event, events.Started):
+            self.started, self.step, self.steps, self.end = event, event.step, event.steps, None
+            self.phase = ("", None)
+        elif isinstance(event, events.Phase):
+            self.phase, self.end = (event.name, event.done), None
+        elif isinstance(event, events.Note):
+            self.notes.append(event.text)
+        elif isinstance(event, events.Validation):
+            self.validation = [v for v in self.validation if v[0] < event.step] + [(event.step, event.loss, event.best)]
+        elif isinstance(event, events.Sample):
+            answers = self.answers.setdefault(event.prompt, Answers(event.prompt, event.reference))
+            answers.given = [given for given in answers.given if given[0] < event.step] + [(event.step, event.answer)]
+        elif isinstance(event, events.Checkpoint):
+            self.saved = event.step
+        elif isinstance(event, events.ENDS):
+            self.end, self.seconds_left = event, None
+
+    def _take_step(self, event: events.Step) -> None:
+        self.newest, self.step, self.steps, self.seconds_left = event, event.step, event.steps, event.seconds_left
+        self.loss.add(event.step, event.loss)
+        self.rate.add(event.step, event.learning_rate)
+        self.speed.add(event.step, event.tokens_per_second)
+        self.gradient.add(event.step, event.gradient_norm)
+        self.tokens.add(event.step, event.tokens)
+        self.seconds.add(event.step, event.tokens / event.tokens_per_second if event.tokens_per_second else 0.0)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a run that ended says of itself; empty before."""
+        return dict(getattr(self.end, "summary", None) or {})
+
+
+def _pairs(spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
+    for start in range(0, len(spans), 2):
+        yield spans[start : start + 2]
+
+
+def _joined(spans: Iterable[Span]) -> Span:
+    found = list(spans)
+    count = sum(span.count for span in found)
+    mean = sum(span.mean * span.count for span in found) / count
+    return Span(found[-1].step, mean, min(s.low for s in found), max(s.high for s in found), count)

@@ -1,0 +1,1 @@
+"""What spans runs, adapters and backends."""

@@ -1,0 +1,96 @@
+"""What takes more than one part of the app to know of an adapter or to do with it: a list with scores, renaming it wherever it is
+named, removing and taking back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from finetune_local.adapters import library, manage
+from finetune_local.adapters.library import Entry, Library
+from finetune_local.evaluation import store
+from finetune_local.system import trash
+from finetune_local.system.files import stamp
+from finetune_local.system.paths import Home
+from finetune_local.system.trash import Removed
+from finetune_local.training.run_folder import runs
+from finetune_local.training.run_folder.runs import Run
+
+
+class Shelf:
+    """The adapters with their scores, kept in memory: only what has changed is read again."""
+
+    def __init__(self, home: Home) -> None:
+        self._home, self._library = home, Library(home)
+        self._known: dict[str, tuple[object, str | None, dict[str, Any] | None]] = {}
+
+    def listing(self) -> list[dict[str, Any]]:
+        """As Library.listing(), each with "scores": what its newest evaluation found (store.scores_of), or None."""
+        scores = self._scores()
+        return [{**facts, "scores": scores.get(facts["name"])} for facts in self._library.listing()]
+
+    def _scores(self) -> dict[str, dict[str, Any]]:
+        place = self._home.evaluations
+        found: dict[str, tuple[object, str | None, dict[str, Any] | None]] = {}
+        for name in os.listdir(place):  # noqa: PTH208 - no Path is made for what has not changed
+            now, known = stamp(place, f"{name}/{store.RESULT}"), self._known.get(name)
+            found[name] = known if known is not None and known[0] == now else (now, *_read(store.Saved(place / name)))
+        self._known = found
+        newest: dict[str, dict[str, Any]] = {}
+        for _, adapter, scores in found.values():
+            if adapter and scores and scores["created_time"] >= newest.get(adapter, scores)["created_time"]:
+                newest[adapter] = scores
+        return newest
+
+
+def _read(saved: store.Saved) -> tuple[str | None, dict[str, Any] | None]:
+    """The adapter and the scores of an evaluation; None for a damaged one, or one that is being written."""
+    return (saved.adapter, store.scores_in(saved)) if saved.problem is None else (None, None)
+
+
+def rename_adapter(name: str, new: str, home: Home) -> Entry:
+    """Rename an adapter; one that a run made is renamed with its run. Raises AdapterError, SpecError, RunError."""
+    found = library.entry(name, home)
+    if found.origin == "imported":
+        renamed = manage.rename(name, new, home)
+        store.follow_rename(home, name, new, renamed.folder)
+        return renamed
+    rename_run(Run(found.folder.parent), new, home)
+    return library.entry(new, home)
+
+
+def rename_run(run: Run, new: str, home: Home) -> Run:
+    """Rename a run and its adapter. Raises AdapterError (the name is taken), SpecError (it is running), RunError."""
+    if new.casefold() != run.name.casefold():
+        manage.check_name(new, home)
+    renamed = runs.rename(run, new, home)
+    store.follow_rename(home, run.name, new, renamed.adapter)
+    return renamed
+
+
+def remove_runs(names: Sequence[str], home: Home) -> list[Removed]:
+    """Move several runs to the trash: all of them, or none where one cannot go. Raises SpecError."""
+    found = [runs.find(home, name) for name in names]
+    for run in found:
+        runs.check_idle(run)
+    return [runs.remove(run, home) for run in found]
+
+
+def remove_adapters(names: Sequence[str], home: Home) -> list[Removed]:
+    """Move several adapters to the trash; runs keep their data and checkpoints. Raises AdapterError."""
+    found = [library.entry(name, home) for name in names]
+    return [manage.remove(one.name, home) for one in found]
+
+
+def put_back(keys: Sequence[str], home: Home) -> list[str]:
+    """Take several back from the trash, by their keys there; returns their names. Raises what the first that cannot go says."""
+    return [_put_back(one, home) for one in [trash.find(home, key) for key in keys]]
+
+
+def _put_back(removed: Removed, home: Home) -> str:
+    if removed.kind == runs.KIND:
+        return runs.put_back(removed).name
+    if removed.kind == store.KIND:
+        return store.put_back(removed, home).name
+    return manage.put_back(removed, home).name

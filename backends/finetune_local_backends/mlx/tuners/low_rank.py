@@ -1,0 +1,208 @@
+"""LoRA and its kin on MLX. The formulas and names are those of spec/tuners/low_rank.py and of PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from finetune_local.spec.low_rank_peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
+from finetune_local.spec.low_rank_settings import SMALLEST_NORM, LowRankSettings
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.targets import is_embedding
+from finetune_local.spec.tuners import PREFIX
+from finetune_local.spec.whole import is_whole
+from finetune_local.system.errors import ModelError
+from finetune_local_backends.mlx import kernels
+from finetune_local_backends.mlx.model import Model, Place, dense_weight
+from finetune_local_backends.mlx.tuners import Adapter, Floats
+from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
+from finetune_local_backends.mlx.tuners.whole import whole_slots
+
+
+class LowRankSlot(Slot):
+    """A (rank, in) and B (out, rank) beside a linear layer, and where the settings have them: the start a0, b0 that is
+    subtracted (PiSSA), a trained bias (out,), and with DoRA the magnitude (out,).
+
+    With DoRA `norm` (out,) is ‖W + s·B·A‖ by row, a constant to the gradient, and `square` (out,) is ‖W‖².
+    """
+
+    goes_on = True
+    a: mx.array
+    b: mx.array
+    a0: mx.array
+    b0: mx.array
+    bias: mx.array
+    magnitude: mx.array
+    norm: mx.array
+    square: mx.array | None = None
+
+    def __init__(self, module: str, settings: LowRankSettings, bias: str | None = None) -> None:
+        """`bias` is the name of a trained bias on disk."""
+        names = {"a": A, "b": B} | ({"magnitude": MAGNITUDE} if settings.use_dora else {})
+        names |= {"a0": A0, "b0": B0} if settings.from_weights else {}
+        own = {key: PREFIX + module + name for key, name in names.items()}
+        super().__init__(module, own | ({"bias": bias} if bias else {}), settings.dropout)
+        self.scale, self.dora, self.subtracts = settings.scale_of(module), settings.use_dora, settings.from_weights
+        self.has_bias = bias is not None
+
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
+        """x (..., in) to (..., out)."""
+        return self.beside(base, x, base(x))
+
+    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """The same from y = base(x)."""
+        result = self._updated(base, x, y)
+        return _with_bias(result, base, self.bias) if self.has_bias else result
+
+    def factors(self) -> tuple[mx.array, mx.array]:
+        """A and B of all that is added to W."""
+        return _beyond(self.a, self.b, self.a0, self.b0) if self.subtracts else (self.a, self.b)
+
+    def _updated(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        a, b = self.factors()
+        dropped = self.dropped(x)
+        if not self.dora:
+            return kernels.low_rank(y, dropped, a, b, self.scale)
+        bias = base.bias if "bias" in base else None
+        plain = y.astype(mx.float32) if bias is None else y.astype(mx.float32) - bias.astype(mx.float32)
+        factor = self.magnitude / self.norm
+        if self.key is None or self.rate == 0:
+            result = factor * kernels.low_rank(plain, dropped, a, b, self.scale)
+        else:  # as in PEFT: only the part of the base that DoRA adds sees the dropped input
+            again = base(dropped).astype(mx.float32)
+            again = again if bias is None else again - bias.astype(mx.float32)
+            update = kernels.low_rank(mx.zeros((), mx.float32), dropped, a, b, self.scale)
+            result = plain + (factor - 1) * again + factor * update
+        return (result if bias is None else result + bias.astype(mx.float32)).astype(y.dtype)
+
+    def refresh(self, base: Any) -> None:
+        """DoRA's norms, without forming B·A: ‖W + sBA‖² = ‖W‖² + 2s⟨W·Aᵀ, B⟩ + s²⟨B·A·Aᵀ, B⟩ by row."""
+        if not self.dora:
+            return
+        a, b = self.factors()
+        weight = dense_weight(base)
+        cross = ((weight @ a.T) * b).sum(axis=1)
+        update = ((b @ (a @ a.T)) * b).sum(axis=1)
+        if self.square is None:
+            self.square = mx.square(weight).sum(axis=1)
+        squares = self.square + 2 * self.scale * cross + self.scale**2 * update
+        self.norm = mx.sqrt(mx.maximum(squares, SMALLEST_NORM**2))
+        mx.eval(self.norm, self.square)
+
+
+class EmbeddingSlot(Slot):
+    """An embedding's rows plus s·B·A[:, token], with A (rank, vocabulary) and B (width, rank); and where the embedding is the
+    head too and that is adapted, its product plus s·B·A of its own: A (rank, width), B (vocabulary, rank)."""
+
+    a: mx.array
+    b: mx.array
+    head_a: mx.array
+    head_b: mx.array
+    head_a0: mx.array
+    head_b0: mx.array
+
+    def __init__(self, settings: LowRankSettings, embedding: str | None, head: str | None) -> None:
+        """The modules adapted: `embedding`, and `head` where it has no weight of its own."""
+        names = {"a": PREFIX + embedding + EMBEDDING_A, "b": PREFIX + embedding + EMBEDDING_B} if embedding else {}
+        if head:
+            names |= {"head_a": PREFIX + head + A, "head_b": PREFIX + head + B}
+            names |= {"head_a0": PREFIX + head + A0, "head_b0": PREFIX + head + B0} if settings.from_weights else {}
+        super().__init__(embedding or head or "", names, settings.dropout)
+        self.scale = settings.scale_of(embedding) if embedding else None
+        self.head_scale, self.subtracts = settings.scale_of(head) if head else None, settings.from_weights
+
+    def __call__(self, base: Any, ids: mx.array) -> mx.array:
+        """ids (...) to (..., width)."""
+        y: mx.array = base(ids)
+        return y if self.scale is None else (y + self.scale * (self.a.T[ids] @ self.b.T)).astype(y.dtype)
+
+    def as_linear(self, base: Any, x: mx.array) -> mx.array:
+        """x (..., width) to (..., vocabulary); an adapted embedding leaves the head as it is, as in PEFT."""
+        y: mx.array = base.as_linear(x)
+        if self.head_scale is None:
+            return y
+        a, b = self.head_a, self.head_b
+        a, b = _beyond(a, b, self.head_a0, self.head_b0) if self.subtracts else (a, b)
+        return kernels.low_rank(y, self.dropped(x), a, b, self.head_scale)
+
+
+class BiasSlot(Slot):
+    """A trained bias at a module that has no update."""
+
+    bias: mx.array
+
+    def __init__(self, module: str, bias: str) -> None:
+        super().__init__(module, {"bias": bias})
+
+    def __call__(self, base: Any, *args: Any, **kwargs: Any) -> mx.array:
+        """What the module gives, moved by the difference of the biases."""
+        return _with_bias(base(*args, **kwargs), base, self.bias)
+
+
+def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+    """A, B and what else the settings have, at every target."""
+    settings = cast(LowRankSettings, plan.settings)
+    biases = _biases(plan)
+    at_embedding: dict[str, list[str | None]] = {}
+    slots: list[tuple[Place, Slot]] = []
+    for target in plan.targets:
+        if target.in_features == 0 or is_whole(target):
+            continue
+        if is_embedding(target.module):
+            at_embedding.setdefault(target.module, [None, None])[0] = target.module
+        elif module := _tied_to(model, target.module):
+            at_embedding.setdefault(module, [None, None])[1] = target.module
+        else:
+            slot = LowRankSlot(target.module, settings, biases.pop(target.module, None))
+            slots.append((model.linear(target), slot))
+    for module, (embedding, head) in at_embedding.items():
+        slots.append((_embedding(model, module, plan), EmbeddingSlot(settings, embedding, head)))
+    whole, heads = whole_slots(model, plan), {e: h for e, (_, h) in at_embedding.items()}
+    if both := [module for module in whole if heads.get(module)]:
+        raise ModelError(
+            f"{both[0]} is trained whole and the head tied to it by an update, which cannot be done together under MLX. Use "
+            "--backend torch, or leave out the --target."
+        )
+    slots += [(model.place_of(m), BiasSlot(m, name)) for m, name in biases.items() if m not in whole]
+    return SiteAdapter(tensors, slots + list(whole.values()))
+
+
+def _beyond(a: mx.array, b: mx.array, a0: mx.array, b0: mx.array) -> tuple[mx.array, mx.array]:
+    """A and B of B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at the start, in bf16 too."""
+    return mx.concatenate([a, a - a0]), mx.concatenate([b - b0, b0], axis=1)
+
+
+def _biases(plan: AdapterPlan) -> dict[str, str]:
+    """The names on disk of the trained biases by the modules they belong to."""
+    modules = {target.module for target in plan.targets}
+    found = (target.module for target in plan.targets if target.in_features == 0 and not is_whole(target))
+    return {bias.removesuffix(BIAS): bias_name(bias, modules) for bias in found}
+
+
+def _embedding(model: Model, module: str, plan: AdapterPlan) -> Place:
+    """The place of an embedding. Raises ModelError where there is none, or of another shape than the targets' there."""
+    weight = model.weights.get(module + ".weight")
+    layer: Any = weight.owner if weight else None
+    if not isinstance(layer, nn.Embedding):
+        raise ModelError(f"this model has no embedding called {module} under MLX.")
+    at = [t for t in plan.targets if module in (t.module, _tied_to(model, t.module))]
+    if any(tuple(layer.weight.shape) != (t.out_features, t.in_features) for t in at):
+        raise ModelError(
+            f"{module} is {layer.weight.shape[0]} × {layer.weight.shape[1]} in this model, but the adapter was made for "
+            f"{at[0].out_features} × {at[0].in_features}. It belongs to another base."
+        )
+    return model.modules[id(layer)]
+
+
+def _tied_to(model: Model, head: str) -> str | None:
+    """The embedding that is the head too, where that has no matrix of its own."""
+    name = model.embedding_of(head + ".weight")
+    return None if name is None else name.removesuffix(".weight")
+
+
+def _with_bias(y: mx.array, base: Any, bias: mx.array) -> mx.array:
+    moved: mx.array = y + (bias - base.bias.astype(mx.float32)).astype(y.dtype)
+    return moved

@@ -1,0 +1,81 @@
+"""Prompts on MLX: the embedding gives trained rows for the ids past the vocabulary. See spec/tuners/prompt.py, virtual.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from finetune_local.spec.numerics.prompt_encoder import encode
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners.prompt import ROWS
+from finetune_local.system.errors import AdapterError
+from finetune_local_backends.mlx.model import EMBEDDINGS, Model
+from finetune_local_backends.mlx.tuners import Adapter, Floats
+from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
+
+
+class MlxFunctions:
+    """See Functions in spec/numerics/prompt_encoder.py."""
+
+    def sigmoid(self, x: Any) -> Any:
+        """See Functions."""
+        return mx.sigmoid(x)
+
+    def tanh(self, x: Any) -> Any:
+        """See Functions."""
+        return mx.tanh(x)
+
+    def relu(self, x: Any) -> Any:
+        """See Functions."""
+        return mx.maximum(x, 0)
+
+    def join(self, parts: list[Any], axis: int) -> Any:
+        """See Functions."""
+        return mx.concatenate(parts, axis)
+
+
+class PromptSlot(Slot):
+    """The prompt's own tensors, or those of the encoder that makes it."""
+
+    def __init__(self, module: str, names: list[str], vocabulary: int, scale: float) -> None:
+        """`scale` is what the model will multiply all embeddings with; the rows are as they are to be after that."""
+        super().__init__(module, {name: name for name in names})
+        self._given: dict[str, mx.array] = {}
+        self._vocabulary, self._scale = vocabulary, scale
+
+    def fill(self, parameters: Mapping[str, mx.array]) -> None:
+        """See Slot."""
+        self._given.update({name: parameters[name] for name in self.names if name in parameters})
+
+    def rows(self) -> mx.array:
+        """The rows of all members one after the other, (members·length, width)."""
+        if ROWS in self._given:
+            return self._given[ROWS].flatten(0, -2)
+        result: mx.array = encode(MlxFunctions(), self._given)
+        return result
+
+    def __call__(self, base: Any, ids: mx.array) -> mx.array:
+        """ids (rows, length) to vectors (rows, length, width)."""
+        virtual = ids >= self._vocabulary
+        if not bool(virtual.any().item()):
+            result: mx.array = base(ids)
+            return result
+        vectors: mx.array = base(mx.where(virtual, 0, ids))
+        trained = (self.rows() / self._scale)[mx.maximum(ids - self._vocabulary, 0)]
+        return mx.where(virtual[..., None], trained.astype(vectors.dtype), vectors)
+
+
+def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+    """One slot, at the embedding."""
+    vocabulary = model.vocabulary
+    name, place = next((name, place) for name, place in model.weights.items() if name.endswith(EMBEDDINGS))
+    width = int(place.get().shape[1])
+    if width != plan.targets[0].in_features:
+        raise AdapterError(
+            f"the prompt's vectors have {plan.targets[0].in_features} numbers, but this model's embeddings {width}. "
+            "It was made on another base."
+        )
+    slot = PromptSlot(name.removesuffix(".weight"), list(tensors), vocabulary, model.embedding_scale)
+    return SiteAdapter(tensors, [(model.modules[id(place.owner)], slot)])

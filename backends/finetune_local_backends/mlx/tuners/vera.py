@@ -1,0 +1,55 @@
+"""VeRA on MLX. The formulas and names are those of spec/tuners/vera.py and of PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.tuners import PREFIX
+from finetune_local.spec.tuners.vera import LAMBDA_B, LAMBDA_D, A, B
+from finetune_local.system.errors import ModelError
+from finetune_local_backends.mlx.model import Model, Place, shape_of
+from finetune_local_backends.mlx.tuners import Adapter, Floats
+from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
+
+
+class VeraSlot(Slot):
+    """The shared A (rank, widest) and B (highest, rank), cut to the layer's sizes; b (out,), d (rank,); computed in fp32."""
+
+    a: mx.array
+    b: mx.array
+    lambda_b: mx.array
+    lambda_d: mx.array
+    goes_on = True
+
+    def __init__(self, module: str) -> None:
+        own = {"lambda_b": PREFIX + module + LAMBDA_B, "lambda_d": PREFIX + module + LAMBDA_D}
+        super().__init__(module, {"a": A, "b": B, **own})
+
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
+        """x (..., in) to (..., out)."""
+        return self.beside(base, x, base(x))
+
+    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See Slot."""
+        inner = (x.astype(mx.float32) @ self.a[:, : x.shape[-1]].T) * self.lambda_d
+        update = (inner @ self.b[: y.shape[-1]].T) * self.lambda_b
+        return (y.astype(mx.float32) + update).astype(y.dtype)
+
+
+def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+    """The vectors beside every target, and A and B once."""
+    return SiteAdapter(tensors, [(_place(model, target), VeraSlot(target.module)) for target in plan.targets])
+
+
+def _place(model: Model, target: Target) -> Place:
+    place = model.linear(Target(target.module, 0, target.out_features))
+    width = shape_of(model.weights[target.module + ".weight"].owner)[1]
+    if width > target.in_features:
+        raise ModelError(
+            f"{target.module} has {width} inputs in this model, but the adapter was made for at most {target.in_features}."
+        )
+    return place

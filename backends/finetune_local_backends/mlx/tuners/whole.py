@@ -1,0 +1,100 @@
+"""Whole copies of embeddings, heads and norms on MLX; which ones, see spec/whole.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import PREFIX
+from finetune_local.spec.whole import BIAS, WEIGHT, is_table, is_whole, kind_of, module_of, shape_of
+from finetune_local.system.errors import ModelError, Unsupported
+from finetune_local_backends.mlx.model import Model, Place
+from finetune_local_backends.mlx.tuners.sites import Slot
+
+HEAD_WEIGHT = "head_weight"
+
+
+class WholeSlot(Slot):
+    """A weight, and a norm's bias, in the place of the module's own; fp32, cast to the base's type when it is used.
+
+    A head tied to an embedding computes with its own copy, `head_weight`, where there is one, else with the base's.
+    """
+
+    weight: mx.array
+    bias: mx.array
+    head_weight: mx.array
+
+    def __init__(self, module: str, names: Mapping[str, str]) -> None:
+        super().__init__(module, names)
+        self._cast: dict[str, tuple[mx.array, mx.array]] = {}
+
+    def __call__(self, base: Any, *args: Any, **kwargs: Any) -> mx.array:
+        """What the module gives with these instead."""
+        with self._instead(base, {name: name for name in self.names if name != HEAD_WEIGHT}):
+            result: mx.array = base(*args, **kwargs)
+        return result
+
+    def as_linear(self, base: Any, x: mx.array) -> mx.array:
+        """See Slot."""
+        with self._instead(base, {"weight": HEAD_WEIGHT} if HEAD_WEIGHT in self.names else {}):
+            result: mx.array = base.as_linear(x)
+        return result
+
+    def refresh(self, base: Any) -> None:
+        """Cast once what is not being trained: a table is big."""
+        self._cast = {}
+        for name in self.names:
+            own, dtype = getattr(self, name), base["weight"].dtype
+            if own.dtype != dtype:
+                self._cast[name] = own, own.astype(dtype)
+        mx.eval([made for _, made in self._cast.values()])
+
+    @contextmanager
+    def _instead(self, base: Any, names: Mapping[str, str]) -> Iterator[None]:
+        """Within it the module has arrays of this slot: `names` says which in the place of which."""
+        before = {name: base[name] for name in names}
+        try:
+            for name, array in before.items():
+                own = getattr(self, names[name])
+                known = self._cast.get(names[name])
+                base[name] = known[1] if known is not None and known[0] is own else own.astype(array.dtype)
+            yield
+        finally:
+            for name, array in before.items():
+                base[name] = array
+
+
+def whole_slots(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, Slot]]:
+    """The slots, with their places, by the modules they go to. Raises ModelError where the model has no such weight."""
+    names: dict[str, dict[str, str]] = {}
+    places: dict[str, Place] = {}
+    for target in plan.targets:
+        if not is_whole(target):
+            continue
+        tied = model.embedding_of(target.module)
+        place = model.weights.get(tied or target.module)
+        owner = place.owner if place else None
+        first = 1 if is_table(target) else 0  # a table may have other rows
+        if (
+            place is None
+            or not isinstance(owner, nn.Module)
+            or tuple(place.get().shape[first:]) != shape_of(target)[first:]
+        ):
+            raise ModelError(f"this model has no {target.module} of the shape {shape_of(target)} under MLX.")
+        if not mx.issubdtype(place.get().dtype, mx.floating):
+            raise Unsupported(
+                f"{target.module} is held quantised under MLX, and the adapter has a copy of its own. Use --precision bf16."
+            )
+        module = module_of(target) if tied is None else tied.removesuffix(WEIGHT)
+        names.setdefault(module, {})["weight" if tied is None else HEAD_WEIGHT] = PREFIX + target.module
+        places[module] = model.modules[id(owner)]
+    for target in plan.targets:
+        module = target.module.removesuffix(BIAS)
+        if target.module.endswith(BIAS) and kind_of(target.module) == "norms" and module in names:
+            names[module]["bias"] = PREFIX + target.module
+    return {module: (places[module], WholeSlot(module, own)) for module, own in names.items()}

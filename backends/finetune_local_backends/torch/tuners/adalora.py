@@ -1,0 +1,67 @@
+"""AdaLoRA on torch. The formulas and names are those of spec/tuners/adalora.py and of PEFT; the budget is spec/numerics/budget.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import PREFIX
+from finetune_local.spec.tuners.adalora import A, AdaLoraSettings, B, E
+from finetune_local_backends.torch import kernels
+from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, linear_at
+
+
+class AdaLoraSlot(Slot):
+    """A (rank, in), B (out, rank), E (rank, 1); `weight` is this slot's share of the orthogonality penalty."""
+
+    def __init__(
+        self, a: nn.Parameter, b: nn.Parameter, e: nn.Parameter, settings: AdaLoraSettings, weight: float
+    ) -> None:
+        super().__init__()
+        self.a, self.b, self.e = a, b, e
+        self.scale, self.dropout, self.weight = settings.scale, settings.dropout, weight
+
+    def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) to (..., out)."""
+        result: torch.Tensor
+        if not len(self.e):  # everything was pruned here
+            result = base(x)
+            return result
+        a = self.a * self.e
+        if self.dropout and self.training and torch.is_grad_enabled():
+            dropped = functional.dropout(x, self.dropout)
+            return kernels.low_rank_plain(x, dropped, a, self.b, None, None, self.scale, base)
+        result = kernels.LowRankLinear.apply(x, a, self.b, None, None, self.scale, base)  # type: ignore[no-untyped-call]
+        return result
+
+    def penalty(self) -> torch.Tensor | None:
+        """‖A·Aᵀ − I‖ + ‖Bᵀ·B − I‖ (Frobenius), weighted."""
+        if not self.weight or not len(self.e):
+            return None
+        one = torch.eye(len(self.e), device=self.a.device)
+        parts: list[torch.Tensor] = [
+            torch.linalg.vector_norm(m - one) for m in (self.a @ self.a.t(), self.b.t() @ self.b)
+        ]
+        return self.weight * (parts[0] + parts[1])
+
+
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+    settings = cast(AdaLoraSettings, plan.settings)
+    weight = settings.orth_weight / (2 * len(plan.targets))  # the mean over all A and B, as in PEFT
+    slots: dict[str, Slot] = {}
+    for target in plan.targets:
+        linear_at(base, target)
+        name = PREFIX + target.module
+        slots[target.module] = AdaLoraSlot(given[name + A], given[name + B], given[name + E], settings, weight)
+    return slots
+
+
+def adapters(base: Base) -> SiteAdapters:
+    """See the package."""
+    return SiteAdapters(base, _place)

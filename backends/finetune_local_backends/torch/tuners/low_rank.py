@@ -1,0 +1,227 @@
+"""LoRA and its kin on torch. The formulas and names are those of spec/tuners/low_rank.py and of PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from finetune_local.spec.low_rank_peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
+from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.targets import is_embedding
+from finetune_local.spec.tuners import PREFIX
+from finetune_local.spec.whole import is_whole
+from finetune_local.system.errors import ModelError
+from finetune_local_backends.torch import kernels
+from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, bare, linear_at, module_at
+from finetune_local_backends.torch.tuners.whole import whole_slots
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A trained bias, and the base's own that it stands in for; both (out,) fp32."""
+
+    bias: nn.Parameter
+    own: torch.Tensor
+
+    def of(self, y: torch.Tensor) -> torch.Tensor:
+        """y (..., out) of the module with the trained bias instead of its own."""
+        return y + (self.bias - self.own).to(y.dtype)
+
+    def as_product(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The difference as a product of rank 1 with the head's rows: ones (n, 1) and a column (out, 1)."""
+        return torch.ones(hidden.shape[0], 1, device=hidden.device), (self.bias - self.own)[:, None]
+
+
+class LowRankSlot(Slot):
+    """A (rank, in), B (out, rank), and where the settings have them: the start that is subtracted (PiSSA), a trained bias,
+    the magnitude (out,) with the squared row norms of W, which do not change (DoRA)."""
+
+    def __init__(
+        self,
+        a: nn.Parameter,
+        b: nn.Parameter,
+        scale: float,
+        dropout: float,
+        dora: tuple[nn.Parameter, nn.Module] | None = None,
+        start: tuple[torch.Tensor, torch.Tensor] | None = None,
+        shift: Shift | None = None,
+    ) -> None:
+        super().__init__()
+        self.a, self.b, self.scale, self.dropout = a, b, scale, dropout
+        self.start, self.shift = start, shift
+        self.magnitude: nn.Parameter | None = None
+        self.squares: torch.Tensor | None = None
+        self._norm: tuple[tuple[int, int], torch.Tensor] | None = None
+        if dora is not None:
+            self.magnitude = dora[0]
+            self.squares = kernels.dense_weight(dora[1], torch.float32).square().sum(1)
+
+    def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) to (..., out)."""
+        a, b = self.factors()
+        norm = None if self.squares is None else self._row_norms(base, a, b, self.squares)
+        result: torch.Tensor
+        if (dropped := self.dropped(x)) is not x:
+            result = kernels.low_rank_plain(x, dropped, a, b, self.magnitude, norm, self.scale, base)
+        else:
+            result = kernels.LowRankLinear.apply(  # type: ignore[no-untyped-call]
+                x, a, b, self.magnitude, norm, self.scale, base
+            )
+        return result if self.shift is None else self.shift.of(result)
+
+    @property
+    def goes_on(self) -> bool:  # type: ignore[override]  # DoRA with dropout computes the base a second time
+        """See Slot."""
+        return not (self.dropout and self.magnitude is not None)
+
+    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See Slot."""
+        a, b = self.factors()
+        norm = None if self.squares is None else self._row_norms(base, a, b, self.squares)
+        result = kernels.low_rank_beside(self.dropped(x), y, a, b, self.magnitude, norm, self.scale, base)
+        return result if self.shift is None else self.shift.of(result)
+
+    @classmethod
+    def at_once(cls, base: nn.Module, x: torch.Tensor, parts: Sequence[tuple[slice, Slot]]) -> torch.Tensor | None:
+        """See Slot: plain updates by one kernel."""
+        slots = [cast(LowRankSlot, slot) for _, slot in parts]
+        if any(slot.dropout or slot.magnitude is not None or slot.shift is not None for slot in slots):
+            return None
+        factors = [factor for slot in slots for factor in slot.factors()]
+        result: torch.Tensor = kernels.LowRankRows.apply(  # type: ignore[no-untyped-call]
+            x, base, [part for part, _ in parts], [slot.scale for slot in slots], *factors
+        )
+        return result
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of all that is added to W.
+
+        B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at the start, in bf16 too.
+        """
+        if self.start is None:
+            return self.a, self.b
+        a0, b0 = self.start
+        return torch.cat([self.a, self.a - a0]), torch.cat([self.b - b0, b0], 1)
+
+    def dropped(self, x: torch.Tensor) -> torch.Tensor:
+        """x with dropout in training, else x itself."""
+        if self.dropout and self.training and torch.is_grad_enabled():
+            return functional.dropout(x, self.dropout)
+        return x
+
+    def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Slot."""
+        a, b = self.factors()
+        inner = functional.linear(self.dropped(hidden).float(), a) * self.scale
+        if self.shift is None:
+            return inner, b
+        ones, column = self.shift.as_product(hidden)
+        return torch.cat([inner, ones], 1), torch.cat([b, column], 1)
+
+    def refresh(self) -> None:
+        """See Slot."""
+        self._norm = None
+
+    def _row_norms(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+        """DoRA's norms, kept until A or B change: for all micro-batches of a step, and for every token of an answer."""
+        version = (self.a._version, self.b._version)
+        if self._norm is None or self._norm[0] != version:
+            with torch.no_grad():
+                weight = kernels.dense_weight(base, self.a.dtype)
+                self._norm = version, kernels.row_norms(weight, a, b, self.scale, squares)
+        return self._norm[1]
+
+
+class EmbeddingSlot(Slot):
+    """A (rank, vocabulary) and B (width, rank) at an embedding: its rows plus s·B·A[:, token], by its own factor."""
+
+    def __init__(self, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = a, b, scale
+
+    def forward(self, base: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        """ids (...) to (..., width)."""
+        y: torch.Tensor = base(ids)
+        update = functional.embedding(ids, self.a.t()) @ self.b.t() * self.scale
+        factor = getattr(base, "embed_scale", None)  # Gemma multiplies its embeddings inside the module
+        return (y + (update if factor is None else update * factor)).to(y.dtype)
+
+
+class BiasSlot(Slot):
+    """A trained bias at a module that has no update."""
+
+    def __init__(self, shift: Shift) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, moved by the difference of the biases."""
+        return self.shift.of(base(*args, **kwargs))
+
+    def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Slot."""
+        return self.shift.as_product(hidden)
+
+
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+    settings = cast(LowRankSettings, plan.settings)
+    shifts = _shifts(base, plan, given)
+    slots: dict[str, Slot] = {}
+    for target in plan.targets:
+        name, scale = PREFIX + target.module, settings.scale_of(target.module)
+        if target.in_features == 0 or is_whole(target):
+            continue
+        if is_embedding(target.module):
+            _check_embedding(base, target)
+            slots[target.module] = EmbeddingSlot(given[name + EMBEDDING_A], given[name + EMBEDDING_B], scale)
+            continue
+        layer = linear_at(base, target)
+        slots[target.module] = LowRankSlot(
+            given[name + A],
+            given[name + B],
+            scale,
+            settings.dropout,
+            (given[name + MAGNITUDE], cast(nn.Module, layer)) if settings.use_dora else None,
+            (given[name + A0], given[name + B0]) if settings.from_weights else None,
+            shifts.pop(target.module, None),
+        )
+    whole = whole_slots(base, plan, given)
+    return slots | {module: BiasSlot(shift) for module, shift in shifts.items() if module not in whole} | whole
+
+
+def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Shift]:
+    """The trained biases by the modules they belong to. Raises ModelError where the base has none there."""
+    modules = {target.module for target in plan.targets}
+    result: dict[str, Shift] = {}
+    for target in plan.targets:
+        if target.in_features == 0 and not is_whole(target):
+            module = target.module.removesuffix(BIAS)
+            own = getattr(bare(module_at(base, module)), "bias", None)
+            if not isinstance(own, torch.Tensor) or own.shape != (target.out_features,):
+                raise ModelError(f"the base has no {target.module} of {target.out_features} numbers: another model.")
+            result[module] = Shift(given[bias_name(target.module, modules)], own.detach().float())
+    return result
+
+
+def _check_embedding(base: Base, target: Target) -> None:
+    """Raise ModelError where there is no such embedding."""
+    module = bare(module_at(base, target.module))
+    if not isinstance(module, nn.Embedding):
+        raise ModelError(f"{target.module} is a {type(module).__name__}; the adapter needs an embedding.")
+    if tuple(module.weight.shape) != (target.out_features, target.in_features):
+        raise ModelError(
+            f"{target.module} is {module.num_embeddings} × {module.embedding_dim} in the base, but the adapter was made "
+            f"for {target.out_features} × {target.in_features}."
+        )
+
+
+def adapters(base: Base) -> SiteAdapters:
+    """See the package."""
+    return SiteAdapters(base, _place)

@@ -1,0 +1,77 @@
+"""Prompts on torch: the embedding gives trained rows for the ids past the vocabulary. See spec/tuners/prompt.py, virtual.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_local.spec.numerics.prompt_encoder import encode
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners.prompt import ROWS
+from finetune_local.system.errors import AdapterError
+from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, bare
+
+
+class TorchFunctions:
+    """See Functions in spec/numerics/prompt_encoder.py."""
+
+    def sigmoid(self, x: Any) -> Any:
+        """See Functions."""
+        return torch.sigmoid(x)
+
+    def tanh(self, x: Any) -> Any:
+        """See Functions."""
+        return torch.tanh(x)
+
+    def relu(self, x: Any) -> Any:
+        """See Functions."""
+        return torch.relu(x)
+
+    def join(self, parts: list[Any], axis: int) -> Any:
+        """See Functions."""
+        return torch.cat(parts, axis)
+
+
+class PromptSlot(Slot):
+    """The prompt's own tensors, or those of the encoder that makes it."""
+
+    def __init__(self, given: Mapping[str, nn.Parameter], vocabulary: int) -> None:
+        super().__init__()
+        self._given, self._vocabulary = dict(given), vocabulary
+
+    def rows(self) -> torch.Tensor:
+        """The rows of all members one after the other, (members·length, width)."""
+        if ROWS in self._given:
+            return self._given[ROWS].flatten(0, -2)
+        result: torch.Tensor = encode(TorchFunctions(), self._given)
+        return result
+
+    def forward(self, base: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        """ids (rows, length) to vectors (rows, length, width)."""
+        virtual = ids >= self._vocabulary
+        if not bool(virtual.any()):
+            result: torch.Tensor = base(ids)
+            return result
+        vectors: torch.Tensor = base(ids.masked_fill(virtual, 0))
+        return vectors.index_put((virtual,), self.rows()[ids[virtual] - self._vocabulary].to(vectors.dtype))
+
+
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+    embedding = bare(base.model.get_input_embeddings())
+    width = int(embedding.get_parameter("weight").shape[1])
+    if width != plan.targets[0].in_features:
+        raise AdapterError(
+            f"the prompt's vectors have {plan.targets[0].in_features} numbers, but this model's embeddings {width}. "
+            "It was made on another base."
+        )
+    path = next(name for name, module in base.layers.items() if module is embedding)
+    return {path: PromptSlot(given, base.vocabulary)}
+
+
+def adapters(base: Base) -> SiteAdapters:
+    """See the package."""
+    return SiteAdapters(base, _place)

@@ -1,0 +1,68 @@
+"""Whole copies of embeddings, heads and norms on torch; which ones, see spec/whole.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import PREFIX
+from finetune_local.spec.whole import BIAS, is_table, is_whole, kind_of, module_of, shape_of
+from finetune_local.system.errors import ModelError
+from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.tuners.sites import Slot, bare, module_at
+
+
+class WholeSlot(Slot):
+    """A weight, and a norm's bias, in the place of the module's own; fp32, cast to the base's type when it is used."""
+
+    def __init__(self, own: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.own = dict(own)
+        self._cast: tuple[tuple[int, int], torch.Tensor] | None = None
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the module gives with these instead."""
+        dtype = cast(torch.Tensor, base.weight).dtype
+        used = {name: value.to(dtype) for name, value in self.own.items() if name != "weight"}
+        return cast(torch.Tensor, functional_call(base, {**used, "weight": self.weight(dtype)}, args, kwargs))
+
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The copy in the base's type; of one that is not being trained it is made once, for a table is big."""
+        own = self.own["weight"]
+        if own.dtype == dtype or own.requires_grad:
+            return own.to(dtype)
+        if self._cast is None or self._cast[0] != (id(own), own._version) or self._cast[1].dtype != dtype:
+            self._cast = (id(own), own._version), own.detach().to(dtype)
+        return self._cast[1]
+
+    def head_weight(self, base: nn.Module) -> torch.Tensor | None:
+        """See Slot."""
+        return self.weight(cast(torch.Tensor, base.weight).dtype)
+
+    def head_part(self, hidden: torch.Tensor) -> tuple[()]:  # type: ignore[override]
+        """See Slot: nothing is added."""
+        return ()
+
+
+def whole_slots(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+    """The slots by the modules they go to. Raises ModelError where the base has no such weight."""
+    own: dict[str, dict[str, nn.Parameter]] = {}
+    for target in plan.targets:
+        if is_whole(target):
+            module = module_of(target)
+            weight = getattr(bare(module_at(base, module)), "weight", None)
+            first = 1 if is_table(target) else 0  # a table may have other rows
+            if not isinstance(weight, torch.Tensor) or tuple(weight.shape[first:]) != shape_of(target)[first:]:
+                raise ModelError(f"the base has no {target.module} of the shape {shape_of(target)}: another model.")
+            own.setdefault(module, {})["weight"] = given[PREFIX + target.module]
+    for target in plan.targets:
+        if target.module.endswith(BIAS) and kind_of(target.module) == "norms":
+            module = target.module.removesuffix(BIAS)
+            if module in own:
+                own[module]["bias"] = given[PREFIX + target.module]
+    return {module: WholeSlot(values) for module, values in own.items()}

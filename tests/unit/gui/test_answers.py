@@ -1,0 +1,57 @@
+"""Answers that are waited for without standing still."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, cast
+
+from finetune_local.gui.shell.answers import Answer, Answers
+from finetune_local.runtime.rpc import Service
+from finetune_local.system.errors import AdapterError
+
+
+class Desk:
+    """Answers when it is let."""
+
+    def __init__(self) -> None:
+        self.go, self.asked = threading.Event(), list[dict[str, Any]]()
+        self.error: Exception | None = None
+
+    def ask(self, do: str, **values: Any) -> Any:
+        self.asked.append(values)
+        self.go.wait(5)
+        if self.error is not None:
+            raise self.error
+        return f"{do} {values['name']} {len(self.asked)}"
+
+
+def settled(answers: Answers, **values: Any) -> Answer:
+    until = time.monotonic() + 5
+    while (answer := answers.ask(**values)).waiting and time.monotonic() < until:
+        time.sleep(0.01)
+    return answer
+
+
+def test_it_is_asked_once_and_again_where_it_may_have_changed() -> None:
+    desk = Desk()
+    answers = Answers(cast(Service, desk), "offers")
+    assert answers.ask(name="a") == answers.ask(name="a") == Answer(None, None, True)
+    desk.go.set()
+    assert settled(answers, name="a").value == "offers a 1"
+    assert answers.ask(name="a").value == "offers a 1" and len(desk.asked) == 1
+    desk.go.clear()
+    assert answers.ask(again=True, name="a") == Answer("offers a 1", None, True)  # the old one stays meanwhile
+    desk.go.set()
+    assert settled(answers, name="a").value == "offers a 2"
+
+
+def test_what_went_wrong_is_kept_for_the_page() -> None:
+    desk = Desk()
+    desk.go.set()
+    desk.error = AdapterError("there is no adapter 'x'")
+    answers = Answers(cast(Service, desk), "offers")
+    assert isinstance(settled(answers, name="x").problem, AdapterError)
+    desk.error = None
+    answers.ask(again=True, name="x")
+    assert settled(answers, name="x").problem is None

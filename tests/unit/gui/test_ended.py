@@ -1,0 +1,120 @@
+"""What ended is noticed once, also what ended while no app was there; what the user stopped is not told."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.shell import ended
+from finetune_local.gui.shell.ended import Endings
+from finetune_local.runtime.job import Job
+from finetune_local.spec.run import parse_spec
+from finetune_local.system.paths import Home
+from finetune_local.training import events
+from finetune_local.training.run_folder import runs
+from finetune_local.training.run_folder.runs import Run
+from working import at_work
+from working import ended as closed
+
+
+@pytest.fixture(autouse=True)
+def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ended, "_AT_MOST_EVERY", -1.0)
+
+
+def new_run(home: Home, name: str) -> Run:
+    run = runs.create(home, parse_spec({"name": name, "data": {"files": ["x.jsonl"]}}, "test"))
+    at_work(run)
+    return run
+
+
+def new_job(home: Home, kind: str) -> Job:
+    job = Job(home.jobs / f"20260101-{kind}")
+    job.folder.mkdir()
+    (job.folder / "job.json").write_text(
+        json.dumps({"kind": kind, "arguments": {"what": "m", "out": "/x"}, "created": time.time()}), "utf-8"
+    )
+    at_work(job)
+    return job
+
+
+def told(endings: Endings, since: int = 0) -> list[tuple[str, str, str]]:
+    endings.look()
+    return [(e.kind, e.name, e.outcome) for e in endings.since(since)]
+
+
+def test_a_run_that_ends_is_told_once(home: Home) -> None:
+    endings = Endings(home)
+    run = new_run(home, "夜间 run")
+    assert told(endings) == []
+    run.append(events.Finished(reason="all epochs", summary={}))
+    closed(run)
+    assert told(endings) == [("run", "夜间 run", "done")]
+    assert told(endings) == [("run", "夜间 run", "done")]
+    assert told(endings, since=1) == []
+
+
+def test_how_it_ended_is_told(home: Home) -> None:
+    endings = Endings(home)
+    failed, killed, stopped, gone = (new_run(home, name) for name in ("failed", "killed", "stopped", "gone"))
+    job, undone, halted = (new_job(home, kind) for kind in ("export", "download", "evaluate"))
+    assert told(endings) == []
+    failed.append(events.Failed(error="DiskFull", message="no room is left.", exit_code=1))
+    killed.append(events.Note(text="at work"))
+    stopped.append(events.StoppedByUser(step=3, summary={}))
+    job.append("done", result={})
+    undone.append("failed", error="DownloadFailed", message="it broke off.", traceback="")
+    halted.append("stopped")
+    closed(failed, killed, stopped, job, undone, halted, gone)
+    (gone.folder / "run.json").unlink()
+    assert told(endings) == [
+        ("job", "20260101-download", "failed"),
+        ("job", "20260101-export", "done"),
+        ("run", "failed", "failed"),
+        ("run", "killed", "interrupted"),
+    ]
+    found, t = {e.name: e for e in endings.since(0)}, Strings("en")
+    assert found["failed"].text(t) == "no room is left."
+    assert found["killed"].title(t) == "Training “killed” broke off" and "can go on" in found["killed"].text(t)
+    assert found["20260101-download"].title(t) == "The download did not finish"
+    assert found["20260101-download"].text(t) == "it broke off." and found["20260101-download"].page == "model"
+
+
+def test_what_ended_while_no_app_was_there_is_told_by_the_next(home: Home) -> None:
+    run = new_run(home, "long")
+    assert told(Endings(home)) == []
+    run.append(events.Finished(reason="all epochs", summary={}))
+    closed(run)
+    after = Endings(home)
+    assert told(after) == [("run", "long", "done")]
+    assert told(Endings(home)) == []
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '[["run"]]', '[["run", 3]]', '[["job", "../../x"]]'])
+def test_a_damaged_list_of_what_was_at_work_is_none(home: Home, text: str) -> None:
+    (home.window / "at_work.json").write_text(text, "utf-8")
+    assert told(Endings(home)) == []
+
+
+@pytest.mark.parametrize("line", ['{"event": "no such"}', "not JSON", "[]"])
+def test_a_damaged_run_takes_nothing_with_it(home: Home, line: str) -> None:
+    endings = Endings(home)
+    run, other = new_run(home, "damaged"), new_run(home, "other")
+    told(endings)
+    run.events_file.write_text(line + "\n", "utf-8")
+    other.append(events.Finished(reason="all epochs", summary={}))
+    closed(run)
+    closed(other)
+    assert ("run", "other", "done") in told(endings)
+
+
+def test_every_kind_of_job_has_its_words() -> None:
+    from finetune_local.runtime.kinds import names
+
+    for language in ("en", "zh"):
+        t = Strings(language)  # type: ignore[arg-type]
+        for kind in names():
+            assert t.get(f"ended.{kind}_done") and t.get(f"ended.{kind}_failed"), kind

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_local.backend import Device
+from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.presets import presets
+from finetune_local.training.run_folder.forecast import DataFacts, Forecast, forecast
+from finetune_local.training.run_folder.pace import Pace, Work
+
+CPU = Device("cpu", "cpu", "a processor", 8_000_000_000)
+DATA = DataFacts(rows=200, tokens=20_000, longest=150, held_out=0)
+
+
+def told(tiny: Path, tables: dict[str, Any], device: Device | None = CPU, data: DataFacts | None = DATA) -> Forecast:
+    model = ModelFolder.open(tiny)
+    given = {"model": {"id": str(tiny)}, "data": {"files": ["x.jsonl"]}, "backend": "torch", **tables}
+    return forecast(given, device, lambda _spec: model, data, lambda _work, _fast: Pace(1000.0, "same", "before"))
+
+
+def test_everything_is_told_of_a_plain_run(tiny: Path) -> None:
+    found = told(tiny, {})
+    assert found.problems == ()
+    assert found.memory is not None and found.verdict == "fits"
+    assert found.automatic["training.batch_size"] == 8 and found.automatic["model.precision"] == "fp32"
+    assert found.steps is not None and found.steps == found.automatic["training.max_steps"]
+    assert found.seconds == pytest.approx(found.steps * 8 * 100 / 1000)
+    assert found.trainable and found.trainable > 1000
+
+
+@pytest.mark.parametrize(
+    ("tables", "word"),
+    [
+        ({"training": {"learning_rate": "abc"}}, "learning_rate"),
+        ({"training": {"batch_size": "0"}}, "batch_size"),
+        ({"method": {"key": "lora", "rank": 5000}}, "rank"),
+        ({"method": {"key": "lora", "targets": ["nothing_like_it"]}}, "nothing_like_it"),
+        ({"method": "none"}, "no method"),
+        ({"backend": "tensorflow"}, "tensorflow"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_no_error(tiny: Path, tables: dict[str, Any], word: str) -> None:
+    found = told(tiny, tables)
+    assert (
+        found.problems and word in " ".join(found.problems) and not any(p.startswith("form:") for p in found.problems)
+    )
+
+
+def test_several_mistakes_are_told_at_once(tiny: Path) -> None:
+    assert len(told(tiny, {"training": {"learning_rate": "abc", "batch_size": "x"}}).problems) == 2
+
+
+def test_goals_differ_in_length(tiny: Path) -> None:
+    steps = [told(tiny, {"goal": goal}).steps for goal in ("quick", "balanced", "thorough")]
+    assert None not in steps and steps[0] < steps[1] < steps[2]  # type: ignore[operator]
+
+
+def test_what_is_typed_counts_more_than_the_goal(tiny: Path) -> None:
+    assert told(tiny, {"goal": "thorough", "training": {"max_steps": "7"}}).steps == 7
+
+
+def test_what_is_not_known_is_left_open(tiny: Path) -> None:
+    assert told(tiny, {}, device=None).memory is None
+    without = told(tiny, {}, data=None)
+    assert without.memory is not None and without.steps is None and without.seconds is None
+
+
+def test_too_little_memory_is_called_so(tiny: Path) -> None:
+    assert told(tiny, {}, Device("cpu", "cpu", "tiny", 100_000_000)).verdict == "too big"
+
+
+@pytest.mark.parametrize("key", list(presets()))
+def test_every_method_has_a_forecast_or_a_reason(tiny: Path, key: str) -> None:
+    found = told(tiny, {"method": {"key": key}})
+    assert found.problems or (found.memory is not None and found.steps)
+
+
+def test_the_pace_is_asked_for_what_will_really_be_computed(tiny: Path) -> None:
+    asked: list[Work] = []
+
+    def pace_of(work: Work, _fast: bool) -> Pace:
+        asked.append(work)
+        return Pace(0.0, "unknown")
+
+    model = ModelFolder.open(tiny)
+    tables = {"model": {"id": "m"}, "data": {"files": ["x"]}, "backend": "torch", "method": "full"}
+    found = forecast(tables, CPU, lambda _spec: model, DATA, pace_of)
+    assert found.seconds is None
+    assert asked == [Work("m", model.parameters, "torch", "fp32", whole=True)]
