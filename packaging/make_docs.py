@@ -160,7 +160,7 @@ def _paper(paper: str) -> str:
 
 def _presets() -> str:
     rows = [
-        (f"`{m.key}`", m.tuner, ", ".join(f"`{k}` = {_plain(v)}" for k, v in m.presets.items()) or "(defaults)")
+        (f"`{m.key}`", m.tuner, ", ".join(f"`{k}` = {_plain(v)}" for k, v in m.defaults.items()) or "(defaults)")
         for m in presets().values()
     ]
     return _table(("Method", "Family", "What the name stands for"), rows)

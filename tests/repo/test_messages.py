@@ -20,7 +20,7 @@ from finetune_local.gui.i18n.translate import Template, fit, templates
 from sentences import PLACE, Sentence
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST = 0.98
+LEAST = 0.97
 """Share of the sentences that must have their Chinese."""
 
 NOT_SHOWN = {
@@ -62,9 +62,8 @@ NOT_SHOWN = {
     "app/finetune_local/evaluation/verdict.py: down {} points": "said behind the name of a metric",
     "app/finetune_local/evaluation/verdict.py: lower by {}": "said behind the name of a metric",
     "app/finetune_local/evaluation/verdict.py: higher by {}": "said behind the name of a metric",
-    "app/finetune_local/gui/lookups/calls/": "names of replies",
     **{
-        f"app/finetune_local/export/{beginning}": "the README or the Modelfile of an exported folder"
+        f"app/finetune_local/export/targets/{beginning}": "the README or the Modelfile of an exported folder"
         for beginning in (
             "adapter.py: base_model",
             "adapter.py: library_name",

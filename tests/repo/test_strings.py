@@ -21,9 +21,7 @@ from finetune_local.spec.presets import presets
 from finetune_local.system.preferences import Preferences
 
 ROOT = Path(__file__).resolve().parents[2]
-WINDOW = [
-    p for top in ("ui", "desktop", "jobs", "chat") for p in sorted((ROOT / "app/finetune_local" / top).rglob("*.py"))
-]
+WINDOW = [p for top in ("gui", "runtime", "chat") for p in sorted((ROOT / "app/finetune_local" / top).rglob("*.py"))]
 CHINESE = re.compile(r"[\u3400-\u9fff]")
 FIELDS = {
     **dict(spec_fields()),

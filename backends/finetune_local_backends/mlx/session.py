@@ -298,10 +298,7 @@ class MlxSession(Positions):
     def _gradients(
         self, one: Pass, requests: Sequence[StepRequest], present: list[tuple[int, Batch]], penalised: bool
     ) -> tuple[list[float], dict[str, mx.array]]:
-        """The loss of each micro-batch that is computed at once, and the gradients.
-
-        Prompts side by side each get the gradient they would get alone; the loss that is told is their mean.
-        """
+        """The loss of each micro-batch of the pass, and the gradients; prompts of an ensemble each get their own, and the mean loss."""
         batch, slices = joined([batch for _, batch in present])
         whole, members = self._with_virtual(batch), self.virtual().members
         alphas = [self._ready(requests[n].name).settings.neftune_alpha for n, part in present for _ in part.ids]
