@@ -22,16 +22,16 @@ def usable_backends() -> list[str]:
 
 def method_keys() -> list[str]:
     """Every method of the app."""
-    from finetune_local.spec.methods import methods
+    from finetune_local.spec.presets import presets
 
-    return list(methods())
+    return list(presets())
 
 
 def make_runs(home: Path, specs: Sequence[Mapping[str, Any]]) -> list[Path]:
     """New run folders from tables as a run.toml has them, checked together as `train` checks them."""
-    from finetune_local.paths import Home
     from finetune_local.spec.run import parse_spec
-    from finetune_local.train import begin
+    from finetune_local.system.paths import Home
+    from finetune_local.training.run_folder import begin
 
     parsed = [parse_spec(tables, "tests/compat") for tables in specs]
     return [run.folder for run, _ in begin.checked(parsed, Home(home), lambda *_: None)]
@@ -42,11 +42,11 @@ def train(home: Path, folders: Sequence[Path], stop_after: int | None = None) ->
 
     `stop_after`: ask every run to stop once it has done this many steps.
     """
-    from finetune_local.paths import Home
-    from finetune_local.train import together
-    from finetune_local.train.loop import Loop
-    from finetune_local.train.runs import Run
-    from finetune_local.train.setup import Ready, make_ready
+    from finetune_local.system.paths import Home
+    from finetune_local.training import multi_adapter
+    from finetune_local.training.loop import Loop
+    from finetune_local.training.run_folder.runs import Run
+    from finetune_local.training.setup import Ready, make_ready
 
     loops: list[Loop] = []
     told: list[list[Json]] = []
@@ -60,7 +60,9 @@ def train(home: Path, folders: Sequence[Path], stop_after: int | None = None) ->
         loops.append(Loop(ready, _stops(ready, stop_after)))
         told.append([event.as_json() for event in items])
     every = (
-        together.events_of_all(loops) if len(loops) > 1 else ((loops[0], event) for event in together.events(loops[0]))
+        multi_adapter.events_of_all(loops)
+        if len(loops) > 1
+        else ((loops[0], event) for event in multi_adapter.events(loops[0]))
     )
     for loop, event in every:
         loop.ready.run.append(event)
