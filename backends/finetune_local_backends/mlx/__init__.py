@@ -8,8 +8,8 @@ import platform
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
+from finetune_local.spec import tuners as spec
 from finetune_local.spec.run import Precision, Quantisation
-from finetune_local.spec.tuners import tuners
 from finetune_local.system.machine import library_versions
 from finetune_local_backends.mlx import blas, device
 from finetune_local_backends.mlx.gaps import GAPS
@@ -60,7 +60,9 @@ class MlxBackend:
 
     def tuners(self) -> frozenset[str]:
         """The files in methods/ that are named after a family; the rest is what these share."""
-        return frozenset(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "tuners")])) & set(tuners())
+        return frozenset(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "tuners")])) & set(
+            spec.tuners()
+        )
 
     def load(
         self,

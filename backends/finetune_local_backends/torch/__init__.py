@@ -8,8 +8,8 @@ import pkgutil
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
+from finetune_local.spec import tuners as spec
 from finetune_local.spec.run import Precision, Quantisation
-from finetune_local.spec.tuners import tuners
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.machine import library_versions
 from finetune_local_backends.torch import device as devices
@@ -67,7 +67,7 @@ class TorchBackend:
     def tuners(self) -> frozenset[str]:
         """The files in methods/ that are named after a family; the rest is what these share."""
         folder = str(Path(__file__).parent / "tuners")
-        return frozenset(module.name for module in pkgutil.iter_modules([folder])) & set(tuners())
+        return frozenset(module.name for module in pkgutil.iter_modules([folder])) & set(spec.tuners())
 
     def load(
         self,
