@@ -6,8 +6,10 @@ by the very parser of the command line.
 
 from __future__ import annotations
 
+import json
 import types
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -33,6 +35,19 @@ def kind_of(field: FieldInfo) -> tuple[Any, bool]:
 def label_of(t: Strings, path: str) -> str:
     """A setting's name for people; the last word of its path where the table has none."""
     return t.get(f"settings.{path}") or path.rpartition(".")[2].replace("_", " ").capitalize()
+
+
+def value_text(t: Strings, value: Any) -> str:
+    """A setting's value as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return t("common.on" if value else "common.off")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or t("common.none")
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def help_of(t: Strings, path: str, field: FieldInfo) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.adapters import library, manage
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.adapters.lineage import tree
-from finetune_local.gui.pages.runs.detail import value_text
 from finetune_local.gui.shell.answers import Answer
 from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
@@ -154,7 +153,7 @@ def _settings(context: Context, row: Row) -> Html:
         return h("div", sentence(t, str(error)), class_="hint bad")
     settings: Mapping[str, Any] = told["settings"]
     pairs = [
-        (controls.label_of(t, f"method.{name}"), value_text(t, value))
+        (controls.label_of(t, f"method.{name}"), controls.value_text(t, value))
         for name, value in settings.items()
         if value not in (None, [], {}, "")
     ]

@@ -10,7 +10,7 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.data import changes, forms, looks
 from finetune_local.gui.pages.data import rows as datarows
 from finetune_local.gui.pages.data import view as dataview
-from finetune_local.gui.pages.train.setup import chosen_model
+from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.system.errors import FinetuneError

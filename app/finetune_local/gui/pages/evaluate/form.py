@@ -11,7 +11,7 @@ from finetune_local.adapters.library import run_folder
 from finetune_local.data.dataset.prepare import CONVERSATIONS
 from finetune_local.evaluation import expect
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.pages.train.setup import chosen_model
+from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import fields, parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.system.errors import DataError, FinetuneError, SpecError

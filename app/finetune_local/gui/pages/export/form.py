@@ -10,8 +10,8 @@ from finetune_local.export import exports
 from finetune_local.export.offers import BASE
 from finetune_local.export.pipeline import free_place
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.pages.train.setup import chosen_model
 from finetune_local.gui.shell.answers import Answer
+from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import fields, parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.runtime.job import Job

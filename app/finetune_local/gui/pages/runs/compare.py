@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.pages.runs.detail import value_text
 from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.chart import Line, chart
 from finetune_local.gui.widgets.html import Child, Html, h, join
@@ -111,5 +110,7 @@ def _differences(context: Context, found: Sequence[tuple[Run, Row]]) -> Html:
     if not different:
         return parts.card(h("p", t("runs.no_differences"), class_="soft"), title=t("runs.differences"))
     headings = [t("runs.setting"), *(run.name for run, _ in found)]
-    rows = [[controls.label_of(t, row.path), *(value_text(t, value) for value in row.values)] for row in different]
+    rows = [
+        [controls.label_of(t, row.path), *(controls.value_text(t, value) for value in row.values)] for row in different
+    ]
     return parts.card(parts.table(headings, rows, caption=t("runs.differences")), title=t("runs.differences"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import controls, lists, parts, runview
@@ -38,19 +37,6 @@ def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
     below = h("div", _facts(context, run, row), _settings(context, run), class_="columns")
     parts_ = (name, _problem(t, row) or None, _figures(context, row), chart, below)
     return h("div", back, _head(context, run, row), *parts_, class_="stack")
-
-
-def value_text(t: Strings, value: Any) -> str:
-    """A setting's value in words."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return t("common.on" if value else "common.off")
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or t("common.none")
-    if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _head(context: Context, run: Run, row: Row) -> Html:
@@ -142,9 +128,9 @@ def _settings(context: Context, run: Run) -> Html:
     except FinetuneError as error:
         return parts.card(h("p", sentence(t, str(error)), class_="hint bad"), title=t("runs.settings"))
     own = {**asked.rest, **{f"data.{key}": value for key, value in asked.data.items() if key != "files"}}
-    given = [(controls.label_of(t, path), value_text(t, value)) for path, value in own.items()]
+    given = [(controls.label_of(t, path), controls.value_text(t, value)) for path, value in own.items()]
     every = [
-        (controls.label_of(t, path), value_text(t, value))
+        (controls.label_of(t, path), controls.value_text(t, value))
         for path, value in flattened(tables).items()
         if value not in (None, [], "") and path not in ("name", "method.key", "model.id", "data.files")
     ]

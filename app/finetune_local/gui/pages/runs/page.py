@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.pages.runs import compare, detail
-from finetune_local.gui.pages.train import setup
+from finetune_local.gui.shell.selection import draft_of, follow_rename
 from finetune_local.gui.widgets import lists, parts, runlist, trashbox
 from finetune_local.gui.widgets.html import Html
 from finetune_local.gui.widgets.lists import Place, Row
@@ -208,7 +208,7 @@ class RunsPage:
         if do == "runs.chat":
             return {context.nav: context.go(window, "chat", adapters=[run.name])}
         if do == "runs.again":
-            return {context.nav: context.go(window, "train", **setup.draft_of(run))}
+            return {context.nav: context.go(window, "train", **draft_of(run))}
         if do == "runs.resume":
             follow.start(run, context.home)
         return {context.nav: context.go(window, "train", run=run.name, setting_up=None)}
@@ -221,7 +221,7 @@ class RunsPage:
     def _rename(self, window: Window, old: str, new: str) -> dict[Any, Any]:
         if new != old:
             adapters.rename_run(runs.find(self.context.home, old), new, self.context.home)
-            follow_name(window, old, new)
+            follow_rename(window, old, new)
         window.set(runs_editing=None, runs_shown=new)
         return self._draw(window)
 
@@ -236,13 +236,3 @@ class RunsPage:
     def _undo(self, window: Window, value: str) -> dict[Any, Any]:
         trashbox.put_back(self.context, value)
         return self._draw(window)
-
-
-def follow_name(window: Window, old: str, new: str) -> None:
-    """What this window has in hand by a name is in its hand by the new one."""
-    changed: dict[str, Any] = {
-        key: new for key in ("run", "adapter", "runs_shown", "adapters_shown") if window[key] == old
-    }
-    if old in (window["adapters"] or ()):
-        changed["adapters"] = [new if name == old else name for name in window["adapters"]]
-    window.set(**changed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.gui.pages.train import setup
 from finetune_local.gui.pages.train.outlook import Outlook
 from finetune_local.gui.shell import notice
+from finetune_local.gui.shell.selection import draft_of
 from finetune_local.gui.widgets import parts, runview
 from finetune_local.gui.widgets.form import Form
 from finetune_local.gui.widgets.html import Html, h, join
@@ -260,7 +261,7 @@ class TrainPage:
 
     def _take_over(self, window: Window, run: Run, changed: Mapping[str, str]) -> None:
         """Set up a run like another, with some settings changed."""
-        window.set(**setup.draft_of(run, changed))
+        window.set(**draft_of(run, changed))
 
 
 def _head(context: Context, run: Watch, status: str) -> Html:

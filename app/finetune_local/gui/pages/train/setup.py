@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.train import outlook
+from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import form as forms
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.controls import element_id
@@ -17,27 +17,16 @@ from finetune_local.models.install import installed
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.paths import located
-from finetune_local.training.run_folder.again import settings_of
-from finetune_local.training.run_folder.forecast import DataFacts, Forecast, backends_without, facts_of_prepared
+from finetune_local.training.run_folder.forecast import DataFacts, Forecast, backends_without
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
-    from finetune_local.training.run_folder.runs import Run
 
 FIRST_METHODS = ("lora", "qlora", "dora", "full")
 """Methods that are offered first; the others are one press away."""
 
 GOALS = ("quick", "balanced", "thorough")
-
-
-def chosen_model(context: Context, window: Window) -> str:
-    """The base this window trains: what was picked, else the small default."""
-    picked = window["model"]
-    if picked:
-        return str(picked)
-    known = installed(context.home.models)
-    return DEFAULT_MODEL if DEFAULT_MODEL in known or not known else known[0]
 
 
 def method_key(window: Window) -> str:
@@ -68,23 +57,6 @@ def tables_of(context: Context, window: Window, key: str | None = None, goal: st
         goal=goal or goal_of(window),
         name=str(window["run_name"] or ""),
     )
-
-
-def draft_of(run: Run, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a window has to remember to set up a run like another, with some settings changed. Raises SpecError."""
-    found, rows = settings_of(run), facts_of_prepared(run.data)
-    return {
-        "run": None,
-        "setting_up": True,
-        "run_name": None,
-        "made_from": run.name,
-        "model": found.model,
-        "data": found.data or None,
-        "data_facts": asdict(rows) if rows is not None else None,
-        "method": found.method,
-        "goal": found.goal,
-        "form": {**found.rest, **(changed or {})},
-    }
 
 
 def subject(context: Context, window: Window) -> Html:
