@@ -5,33 +5,33 @@ from __future__ import annotations
 import sys
 import time
 
-from finetune_local.runtime.rpc import Call, serve
+from finetune_local.runtime.rpc import RpcRequest, serve
 from finetune_local.system.errors import DataError
 
 
-def count(call: Call) -> None:
-    for number in range(call.values["to"]):
-        call.tell("number", n=number)
+def count(request: RpcRequest) -> None:
+    for number in range(request.values["to"]):
+        request.send("number", n=number)
 
 
-def refuse(call: Call) -> None:
+def refuse(request: RpcRequest) -> None:
     raise DataError("x.jsonl: the file is empty.")
 
 
-def defect(call: Call) -> float:
+def defect(request: RpcRequest) -> float:
     return 1 / 0
 
 
-def say(call: Call) -> str:
+def say(request: RpcRequest) -> str:
     print("a library says hello", flush=True)  # noqa: T201
     return "done"
 
 
-def wait(call: Call) -> str:
-    call.tell("waiting")
-    until = time.monotonic() + call.values["seconds"]
+def wait(request: RpcRequest) -> str:
+    request.send("waiting")
+    until = time.monotonic() + request.values["seconds"]
     while time.monotonic() < until:
-        if call.interrupted():
+        if request.cancelled():
             return "interrupted"
         time.sleep(0.02)
     return "done"
@@ -40,7 +40,7 @@ def wait(call: Call) -> str:
 if __name__ == "__main__":
     handlers = {
         "count": count,
-        "echo": lambda call: call.values["word"],
+        "echo": lambda request: request.values["word"],
         "refuse": refuse,
         "defect": defect,
         "print": say,

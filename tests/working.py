@@ -1,4 +1,4 @@
-"""Folders in which a process seems to be at work: this one, which holds their locks until ended()."""
+"""Folders in which a process seems to be at work: this one, which holds their locks until release()."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import os
 from pathlib import Path
 
-from finetune_local.runtime.process_folder import Workplace
+from finetune_local.runtime.process_folder import ProcessFolder
 from finetune_local.system import locks
 from finetune_local.system.process import Process
 
 _held: dict[Path, int] = {}
 
 
-def at_work(place: Workplace, pid: int | None = None) -> None:
+def mark_running(place: ProcessFolder, pid: int | None = None) -> None:
     """As if this process (or `pid`, where what is shown of it matters) were the worker of a folder."""
     descriptor = os.open(place.lock_file, os.O_RDWR | os.O_CREAT)
     assert locks.acquire(descriptor)
@@ -22,7 +22,7 @@ def at_work(place: Workplace, pid: int | None = None) -> None:
     place.worker_file.write_text(json.dumps(known.as_json()), "utf-8")
 
 
-def ended(*places: Workplace) -> None:
+def release(*places: ProcessFolder) -> None:
     """Give folders back, as a worker does at its end."""
     for place in places:
         place.worker_file.unlink(missing_ok=True)

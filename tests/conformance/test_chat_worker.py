@@ -12,7 +12,7 @@ import pytest
 from finetune_local.backend import Backend, backends
 from finetune_local.chat import history
 from finetune_local.chat.record import Record
-from finetune_local.runtime.rpc import Service
+from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system import paths
 from finetune_local.system.errors import AdapterError, SpecError, WorkerDied
 from made import made_adapter
@@ -40,10 +40,10 @@ def home(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> paths.Ho
 
 
 @pytest.fixture(scope="module")
-def worker(home: paths.Home) -> Iterator[Service]:
-    service = Service("finetune_local.chat.worker", (str(home.root),), home.window / "chat.log")
-    yield service
-    service.close()
+def worker(home: paths.Home) -> Iterator[RpcClient]:
+    client = RpcClient("finetune_local.chat.worker", (str(home.root),), home.window / "chat.log")
+    yield client
+    client.close()
 
 
 def asked(home: paths.Home, text: str = "one") -> Record:
@@ -53,7 +53,7 @@ def asked(home: paths.Home, text: str = "one") -> Record:
 
 
 def answered(
-    worker: Service, backend: Backend, record: Record, answerers: list[str | None], leading: str | None, **more: Any
+    worker: RpcClient, backend: Backend, record: Record, answerers: list[str | None], leading: str | None, **more: Any
 ) -> dict[str, Any]:
     assert record.history is not None
     values = {"conversation": record.history.id, "model": "tiny 小", "backend": backend.name, "sampling": SAMPLING,
@@ -68,7 +68,9 @@ def answered(
     return {**result, "events": events, "exchange": Record(record.history).exchanges[-1]}
 
 
-def test_answers_side_by_side_swaps_and_a_base_that_stays(home: paths.Home, backend: Backend, worker: Service) -> None:
+def test_answers_side_by_side_swaps_and_a_base_that_stays(
+    home: paths.Home, backend: Backend, worker: RpcClient
+) -> None:
     record = asked(home)
     first = answered(worker, backend, record, [None, "formal", "诗人"], "formal")
     exchange = first["exchange"]
@@ -102,7 +104,7 @@ def test_answers_side_by_side_swaps_and_a_base_that_stays(home: paths.Home, back
     assert [t["text"] for t in anew["turns"]] == [t["text"] for t in went_on["turns"]], "no cache was another adapter's"
 
 
-def test_another_base_takes_the_place_of_the_first(home: paths.Home, backend: Backend, worker: Service) -> None:
+def test_another_base_takes_the_place_of_the_first(home: paths.Home, backend: Backend, worker: RpcClient) -> None:
     tiny_model(home.models / "other", "qwen3", seed=3)
     first = answered(worker, backend, asked(home), [None], None)
     other = answered(worker, backend, asked(home), [None], None, model="other")
@@ -112,7 +114,7 @@ def test_another_base_takes_the_place_of_the_first(home: paths.Home, backend: Ba
 
 
 def test_what_cannot_be_answered_is_said_and_the_question_stays(
-    home: paths.Home, backend: Backend, worker: Service
+    home: paths.Home, backend: Backend, worker: RpcClient
 ) -> None:
     record = asked(home)
     with pytest.raises(SpecError, match="temperature"):
@@ -129,7 +131,7 @@ def test_what_cannot_be_answered_is_said_and_the_question_stays(
         answered(worker, backend, record, [None], None)
 
 
-def test_a_stopped_answer_is_kept_as_far_as_it_came(home: paths.Home, backend: Backend, worker: Service) -> None:
+def test_a_stopped_answer_is_kept_as_far_as_it_came(home: paths.Home, backend: Backend, worker: RpcClient) -> None:
     worker.ask("open", model="tiny 小", backend=backend.name)
     record = asked(home)
     assert record.history is not None
@@ -150,7 +152,7 @@ def test_a_stopped_answer_is_kept_as_far_as_it_came(home: paths.Home, backend: B
 
 
 def test_a_killed_worker_leaves_the_question_and_the_next_one_answers(
-    home: paths.Home, backend: Backend, worker: Service
+    home: paths.Home, backend: Backend, worker: RpcClient
 ) -> None:
     worker.ask("open", model="tiny 小", backend=backend.name)
     record = asked(home)
@@ -166,7 +168,7 @@ def test_a_killed_worker_leaves_the_question_and_the_next_one_answers(
 
 
 def test_an_adapter_that_was_trained_further_is_loaded_again(
-    home: paths.Home, backend: Backend, worker: Service
+    home: paths.Home, backend: Backend, worker: RpcClient
 ) -> None:
     before = answered(worker, backend, asked(home), ["formal"], "formal")["turns"][0]["text"]
     made_adapter(home.models / "tiny 小", home.adapters / "formal", seed=9)

@@ -57,7 +57,7 @@ def test_after_a_kill_each_goes_on_alone_as_if_nothing_had_happened(
     home: Home, tiny: Path, data: Path, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(run: Run) -> None:
-        os.kill(run.worker() or 0, signal.SIGKILL)
+        os.kill(run.worker_pid() or 0, signal.SIGKILL)
 
     parts = long(TWO, 40)
     with monkeypatch.context() as patch:

@@ -31,7 +31,7 @@ def test_a_worker_is_started_followed_and_stopped(make_run: Any, home: Home, bac
     last = seen[-1]
     assert isinstance(last, StoppedByUser), last
     assert isinstance([e for e in seen if isinstance(e, Checkpoint)][-1], Checkpoint)
-    assert run.worker() is None
+    assert run.worker_pid() is None
     assert not run.stop_file.exists()
     assert not (run.folder / ".reserve").exists()
 
@@ -75,7 +75,7 @@ def test_kill_at_any_moment_loses_nothing(make_run: Any, home: Home) -> None:
             for event in follower:
                 if isinstance(event, Step) and kills < KILLS and chance.random() < 0.3:
                     time.sleep(wait)
-                    if (pid := run.worker()) is not None:
+                    if (pid := run.worker_pid()) is not None:
                         os.kill(pid, signal.SIGKILL)
                         kills, shot = kills + 1, True
         except WorkerDied as died:

@@ -44,7 +44,7 @@ def test_a_look_at_data_with_a_models_tokenizer_loads_no_framework(tiny: Path, t
     assert "tokenizers" in loaded and loaded & set(HEAVY) == set()
 
 
-def test_the_windows_desk_looks_at_data_without_a_framework(tiny: Path, tmp_path: Path) -> None:
+def test_the_lookup_process_looks_at_data_without_a_framework(tiny: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "hi", "completion": "hello"}\n', "utf-8")
     code = f"""
@@ -52,9 +52,9 @@ import sys
 from pathlib import Path
 from finetune_local.gui.lookups.calls.inspect import answer
 from finetune_local.system.paths import Home
-from finetune_local.runtime.rpc import Call
+from finetune_local.runtime.rpc import RpcRequest
 asked = {{"id": 1, "settings": {{"files": [{str(rows)!r}]}}, "model": {str(tiny)!r}, "what": "all"}}
-told = answer(Call(asked, print), Home(Path({str(tmp_path)!r})))
+told = answer(RpcRequest(asked, print), Home(Path({str(tmp_path)!r})))
 assert told["model_problem"] == "" and told["report"]
 print("LOADED", *{{m.partition(".")[0] for m in sys.modules}})
 """

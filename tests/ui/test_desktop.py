@@ -25,7 +25,7 @@ from finetune_local.system import paths
 from finetune_local.system.paths import Home
 from finetune_local.training.run_folder import runs
 from ui.screen import SIZE, Screen, colours, needs, needs_gtk, shows_the_page
-from working import at_work
+from working import mark_running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the screen of these tests is Xvfb, which is for Linux")
 
@@ -63,7 +63,7 @@ class Started:
         wait(file.exists, self)
         return dict(json.loads(file.read_text("utf-8")))
 
-    def ended(self) -> int:
+    def release(self) -> int:
         """Wait for its end; the exit code."""
         return self.process.wait(PATIENCE)
 
@@ -139,7 +139,7 @@ def test_the_window_shows_the_page_and_its_end_is_the_app_s(
     run = runs.create(home, parse_spec({"name": "goes on", "data": {"files": ["x.jsonl"]}}, "test"))
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     try:
-        at_work(run, worker.pid)
+        mark_running(run, worker.pid)
         app = start(DISPLAY=screen.display, WAYLAND_DISPLAY="")
         app.screen = screen
         wait(lambda: shows_the_page(screen), app)
@@ -148,7 +148,7 @@ def test_the_window_shows_the_page_and_its_end_is_the_app_s(
         place = json.loads((home.window / "place.json").read_text("utf-8"))
         assert (place["width"], place["height"]) == SIZE and 0 <= place["x"] < SIZE[0]  # it was on no screen
         press(screen, "ctrl+q")
-        assert app.ended() == 0, app.said()
+        assert app.release() == 0, app.said()
         assert "Still at work: run 'goes on'. Open the app again to see it." in app.said()
         assert worker.poll() is None
         assert not (home.window / "instance.json").exists()
@@ -178,7 +178,7 @@ def test_chromium_stands_in_and_a_killed_app_is_replaced(
     assert after.instance()["pid"] == after.process.pid and after.instance()["key"] != before["key"]
     wait(lambda: not any(window.is_running() for window in windows) and chromiums(home), after)
     assert "Finetune Local has ended." in after.also("--quit")
-    assert after.ended() == 0, after.said()
+    assert after.release() == 0, after.said()
     wait(lambda: not chromiums(home), after)
 
 
@@ -225,7 +225,7 @@ def test_the_browser_is_given_a_link_and_ctrl_c_ends_it(
     assert asked(port, "POST", "/control?do=quit", {**key, "host": "evil.example"})[0] == 421
     assert app.process.poll() is None
     app.process.send_signal(signal.SIGINT)
-    assert app.ended() == 0, app.said()
+    assert app.release() == 0, app.said()
     assert "Traceback" not in app.said()
 
 

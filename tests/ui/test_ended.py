@@ -15,7 +15,7 @@ from finetune_local.training import events
 from finetune_local.training.run_folder import runs
 from finetune_local.training.run_folder.runs import Run
 from ui.conftest import PATIENCE, App
-from working import at_work, ended
+from working import mark_running, release
 
 Begin = Callable[[str], Run]
 TOLD = "#ended .notice strong"
@@ -29,7 +29,7 @@ def begin(home: Home) -> Iterator[Begin]:
     def start(name: str) -> Run:
         run = runs.create(home, parse_spec({"name": name, "data": {"files": ["x.jsonl"]}}, "test"))
         workers.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]))
-        at_work(run, workers[-1].pid)
+        mark_running(run, workers[-1].pid)
         return run
 
     yield start
@@ -40,7 +40,7 @@ def begin(home: Home) -> Iterator[Begin]:
 
 def finish(run: Run, event: events.Event) -> None:
     run.append(event)
-    ended(run)
+    release(run)
 
 
 def test_each_window_tells_once_and_leads_there(app: App, begin: Begin) -> None:

@@ -88,7 +88,7 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
 
     page.reload()  # in the middle
     expect(page.locator("#train-head h1")).to_have_text(name, timeout=2 * MINUTES)
-    worker = run.worker()
+    worker = run.worker_pid()
     app.expected += [
         "ERR_",
         "Failed to load",
@@ -98,7 +98,7 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     ]
     app.kill()  # the server, by SIGKILL
     expect(page.locator("#gone")).to_be_visible()
-    assert run.worker() == worker or run.status() == "finished"
+    assert run.worker_pid() == worker or run.status() == "finished"
     app.start()
     page = app.open()
     expect(page.locator("#train-head h1")).to_have_text(name)
@@ -174,7 +174,7 @@ def test_a_killed_worker_is_told_and_gone_on_with(start_app: Callable[..., App],
     begin(page, app)
     (run,) = runs.every(tiny_home)
     wait_for(lambda: any(run.checkpoints.glob("step-*")), 120)
-    pid = run.worker()
+    pid = run.worker_pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     expect(page.locator("#train-state .hint.warn")).to_contain_text("ended without a word")

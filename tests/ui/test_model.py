@@ -43,7 +43,7 @@ def open_model(start_app: Callable[..., App], tmp_path: Path, home: Home, hub: H
     yield start
     for found in job.running(home):
         found.kill()
-        found.wait_until_gone()
+        found.wait_for_exit()
 
 
 def chosen(page: Page) -> Any:

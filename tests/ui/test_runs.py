@@ -203,6 +203,6 @@ def test_train_again_takes_what_was_set_and_resume_starts_the_worker(
     expect(page.locator("#runs-main h1")).to_have_text("first")
     page.get_by_role("button", name="Resume").click()
     expect(page.locator("#page-train .page-header:visible")).to_contain_text("first")
-    while run.worker() is None and not run.log.exists():
+    while run.worker_pid() is None and not run.log.exists():
         page.wait_for_timeout(50)
     run.kill()

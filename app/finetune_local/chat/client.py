@@ -1,6 +1,6 @@
 """The window's side of worker.py: requests under way, kept as they grow, so that a page that was reloaded finds them again.
 
-A talk goes on in a thread of the server's, whatever becomes of the page that began it. One conversation has one at a time.
+A call goes on in a thread of the server's, whatever becomes of the page that began it. One conversation has one at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from finetune_local.runtime.rpc import Asked, Event, Service
+from finetune_local.runtime.rpc import Event, RpcCall, RpcClient
 from finetune_local.system.errors import SpecError, WorkerDied
 
 Phase = Literal["waiting", "loading", "answering", "ended"]
@@ -21,7 +21,7 @@ _PATIENCE = 8.0
 
 
 @dataclass
-class Growing:
+class PartialAnswer:
     """One answer as far as it came. `seconds` since its first token; `turn` once it is whole."""
 
     text: str = ""
@@ -33,13 +33,13 @@ class Growing:
 
 
 @dataclass
-class Talk:
+class ChatCall:
     """A request to the worker. Read it at any time; wait() tells of changes. `answers` by adapter, None being the base."""
 
     do: str
     conversation: str
     values: Mapping[str, Any]
-    answers: dict[str | None, Growing] = field(default_factory=dict)
+    answers: dict[str | None, PartialAnswer] = field(default_factory=dict)
     phase: Phase = "waiting"
     doing: str = ""
     done: float | None = None
@@ -51,7 +51,7 @@ class Talk:
     version: int = 0
 
     def __post_init__(self) -> None:
-        self._asked: Asked | None = None
+        self._asked: RpcCall | None = None
         self._changed = threading.Condition()
         self._names: dict[str | None, str | None] = {}
 
@@ -72,10 +72,10 @@ class Talk:
         if self._asked is not None:
             self._asked.stop()
 
-    def run(self, service: Service, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
+    def run(self, client: RpcClient, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
         """To be called in a thread of its own: ask, and follow to the end. `on_opened` is told what the worker holds."""
         try:
-            self._asked = service.follow(self.do, **self.values)
+            self._asked = client.follow(self.do, **self.values)
             if self.stopped:
                 self._asked.stop()
             self._follow(self._asked, on_opened)
@@ -85,7 +85,7 @@ class Talk:
             self.error = error
         self._note(phase="ended")
 
-    def _follow(self, asked: Asked, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
+    def _follow(self, asked: RpcCall, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
         while True:
             try:
                 event = next(asked)
@@ -119,9 +119,9 @@ class Talk:
                 self._of(event["turn"]).turn = event["turn"]
                 self._note()
 
-    def _of(self, event: Mapping[str, Any]) -> Growing:
+    def _of(self, event: Mapping[str, Any]) -> PartialAnswer:
         name = event["adapter"]
-        return self.answers.setdefault(self._names.get(name, name), Growing())
+        return self.answers.setdefault(self._names.get(name, name), PartialAnswer())
 
     def _note(self, **changed: Any) -> None:
         with self._changed:
@@ -131,72 +131,72 @@ class Talk:
             self._changed.notify_all()
 
 
-class Talks:
+class ChatClient:
     """All talks of one server, and what is known of the model in the worker's memory."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, client: RpcClient) -> None:
         """Nothing is asked yet."""
-        self._service = service
-        self._talks: dict[str, Talk] = {}
+        self._client = client
+        self._calls: dict[str, ChatCall] = {}
         self._lock = threading.Lock()
         self._opened: tuple[int | None, Mapping[str, Any]] | None = None
 
     @property
     def opened(self) -> Mapping[str, Any] | None:
         """What is in the worker's memory, as it last told: worker.Held.facts(). None where there is nothing."""
-        if self._opened is None or self._opened[0] is None or self._opened[0] != self._service.pid:
+        if self._opened is None or self._opened[0] is None or self._opened[0] != self._client.pid:
             return None  # it ended, or another one has begun
         return self._opened[1]
 
     def remember(self, facts: Mapping[str, Any]) -> None:
         """The worker has told what it holds."""
-        self._opened = self._service.pid, facts
+        self._opened = self._client.pid, facts
 
-    def of(self, conversation: str) -> Talk | None:
-        """The newest talk about a conversation, also one that failed, until it is forgotten."""
-        return self._talks.get(conversation)
+    def of(self, conversation: str) -> ChatCall | None:
+        """The newest call about a conversation, also one that failed, until it is forgotten."""
+        return self._calls.get(conversation)
 
-    def under_way(self) -> list[Talk]:
+    def active(self) -> list[ChatCall]:
         """Those that have not ended."""
-        return [talk for talk in list(self._talks.values()) if not talk.ended]
+        return [call for call in list(self._calls.values()) if not call.ended]
 
     def forget(self, conversation: str) -> None:
-        """Let go of a talk that has ended."""
-        talk = self._talks.get(conversation)
-        if talk is not None and talk.ended:
-            self._talks.pop(conversation, None)
+        """Let go of a call that has ended."""
+        call = self._calls.get(conversation)
+        if call is not None and call.ended:
+            self._calls.pop(conversation, None)
 
     def begin(
         self, do: str, conversation: str, values: Mapping[str, Any], answerers: Sequence[str | None] = ()
-    ) -> Talk:
+    ) -> ChatCall:
         """Ask the worker. Raises SpecError where the conversation is being answered already."""
         with self._lock:
             self.check_free(conversation)
             self.forget(conversation)
-            talk = Talk(do, conversation, values, {name: Growing() for name in answerers})
-            self._talks[conversation] = talk
-        threading.Thread(target=talk.run, args=(self._service, self.remember), name="talk", daemon=True).start()
-        return talk
+            call = ChatCall(do, conversation, values, {name: PartialAnswer() for name in answerers})
+            self._calls[conversation] = call
+        threading.Thread(target=call.run, args=(self._client, self.remember), name="call", daemon=True).start()
+        return call
 
     def check_free(self, conversation: str) -> None:
         """Raise SpecError where a conversation is being answered."""
-        talk = self._talks.get(conversation)
-        if talk is not None and not talk.ended:
+        call = self._calls.get(conversation)
+        if call is not None and not call.ended:
             raise SpecError("this conversation is being answered. Wait for the answer, or stop it.")
 
-    def stop(self, talk: Talk) -> None:
-        """Leave a talk off. A model that is being loaded for it alone listens to nobody: its process is ended."""
-        talk.stop()
-        if talk.phase == "loading" and self.under_way() == [talk]:
-            self._service.close()
+    def stop(self, call: ChatCall) -> None:
+        """Leave a call off. A model that is being loaded for it alone listens to nobody: its process is ended."""
+        call.stop()
+        if call.phase == "loading" and self.active() == [call]:
+            self._client.close()
 
     def unload(self) -> None:
         """Give the memory back: stop what is under way, which keeps what was said, and end the process."""
         until = time.monotonic() + _PATIENCE
-        for talk in self.under_way():
-            talk.stop()
-        for talk in self.under_way():
-            while not talk.ended and time.monotonic() < until:
-                talk.wait(talk.version, 0.2)
-        self._service.close()
+        for call in self.active():
+            call.stop()
+        for call in self.active():
+            while not call.ended and time.monotonic() < until:
+                call.wait(call.version, 0.2)
+        self._client.close()
         self._opened = None

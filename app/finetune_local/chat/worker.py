@@ -1,4 +1,4 @@
-"""The process that answers for the window: `python -m finetune_local.chat.worker HOME [IDLE_SECONDS]`; see service.py.
+"""The process that answers for the window: `python -m finetune_local.chat.worker HOME [IDLE_SECONDS]`; see client.py.
 
 It holds one base with several adapters. Every request names all it is about, so that two windows never get in each other's
 way: conversation, model, adapters, who answers. A conversation is its file; the question is in it before it is answered.
@@ -25,7 +25,7 @@ from finetune_local.adapters.library import base_of, find, rope_factor_of
 from finetune_local.chat.conversations import open_one
 from finetune_local.inference.sampling import Sampling
 from finetune_local.models.resolve import resolve
-from finetune_local.runtime.rpc import Call, Handler, serve
+from finetune_local.runtime.rpc import Handler, RpcRequest, serve
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.fields import parse
 from finetune_local.system.files import stamp
@@ -80,67 +80,67 @@ class Holder:
         """For serve()."""
         return {"open": self.open, "use": self.use, "answer": self.answer}
 
-    def open(self, call: Call) -> dict[str, Any]:
+    def open(self, request: RpcRequest) -> dict[str, Any]:
         """Load the base and the adapters of a request. Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory."""
-        held, names = self._ready(call)
+        held, names = self._ready(request)
         return {"opened": held.facts(), "names": names}
 
-    def use(self, call: Call) -> dict[str, Any]:
+    def use(self, request: RpcRequest) -> dict[str, Any]:
         """Make an adapter (None: the base) answer from now on; "ms" is the swap alone, without a first loading."""
-        held, names = self._ready(call)
-        wanted = call.values.get("answerer")
+        held, names = self._ready(request)
+        wanted = request.values.get("answerer")
         milliseconds = held.opened.activate(None if wanted is None else names[wanted])
         return {"opened": held.facts(), "names": names, "ms": milliseconds}
 
-    def answer(self, call: Call) -> dict[str, Any]:
+    def answer(self, request: RpcRequest) -> dict[str, Any]:
         """Answer the open question of a conversation. What is interrupted is kept as far as it came."""
         from finetune_local.chat.session import ChatSession
 
-        values = call.values
+        values = request.values
         history = open_one(self.home, values["conversation"])
         sampling = parse(Sampling, values.get("sampling") or {}, "sampling")
-        held, names = self._ready(call)
-        call.tell("opened", opened=held.facts(), names=names)
+        held, names = self._ready(request)
+        request.send("opened", opened=held.facts(), names=names)
         answerers = [None if name is None else names[name] for name in values["answerers"]]
         leading = None if values["leading"] is None else names[values["leading"]]
-        chat, stream = ChatSession(held.opened, sampling, history=history), _Stream(call)
-        if call.interrupted():
+        chat, stream = ChatSession(held.opened, sampling, history=history), _Stream(request)
+        if request.cancelled():
             return {"opened": held.facts(), "turns": []}
         turns = chat.answer_by(
             answerers,
             leading if leading in answerers else answerers[0],
             stream.text,
-            call.interrupted,
+            request.cancelled,
             on_begin=stream.begin,
             on_tokens=stream.count,
             on_turn=stream.turn,
         )
         return {"opened": held.facts(), "turns": [turn.as_json() for turn in turns]}
 
-    def _ready(self, call: Call) -> tuple[Held, dict[str, str]]:
+    def _ready(self, request: RpcRequest) -> tuple[Held, dict[str, str]]:
         """What a request needs, loaded; with the names in memory of the adapters it asked for."""
-        adapters: Sequence[str] = call.values.get("adapters") or ()
+        adapters: Sequence[str] = request.values.get("adapters") or ()
         folders = {name: find(name, self.home) for name in adapters}
-        held = self._base(call, folders)
+        held = self._base(request, folders)
         opened, active = held.opened, held.opened.active
         names: dict[str, str] = {}
         for name, folder in folders.items():
             if folder not in opened.adapters.values():
-                call.tell("progress", text=f"loading adapter {name}", done=None)
-            names[name] = opened.load(name, lambda text: call.tell("note", text=text))
+                request.send("progress", text=f"loading adapter {name}", done=None)
+            names[name] = opened.load(name, lambda text: request.send("note", text=text))
         for name in [name for name in opened.adapters if name not in names.values()][:-_SPARE]:
             opened.drop(name)
         opened.activate(active if active in opened.adapters else None)
         return held, names
 
-    def _base(self, call: Call, adapters: Mapping[str, Path]) -> Held:
+    def _base(self, request: RpcRequest, adapters: Mapping[str, Path]) -> Held:
         from finetune_local.inference.engine import open_chat
 
-        values, began = call.values, time.perf_counter()
+        values, began = request.values, time.perf_counter()
         first = next(iter(adapters.values()), None)
 
         def progress(text: str, done: float | None) -> None:
-            call.tell("progress", text=text, done=done)
+            request.send("progress", text=text, done=done)
 
         made_on = None if first is None else base_of(first)
         path = resolve(values.get("model") or made_on or DEFAULT_MODEL, self.home, progress).path
@@ -161,7 +161,7 @@ class Holder:
             list(adapters)[:1],  # the first decides how the base is held
             backend=wanted["backend"],
             precision=wanted["precision"],
-            note=lambda text: call.tell("note", text=text),
+            note=lambda text: request.send("note", text=text),
             progress=progress,
         )
         self._held = Held(opened, wanted, time.perf_counter() - began)
@@ -178,14 +178,14 @@ def _serves(held: Held, wanted: Mapping[str, Any]) -> bool:
 class _Stream:
     """Text on its way to the window: often enough to be read as it comes, not at every token."""
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    def __init__(self, request: RpcRequest) -> None:
+        self._request = request
         self._pieces: list[str] = []
         self._tokens, self._first, self._sent = 0, 0.0, 0.0
 
     def begin(self, adapter: str | None, milliseconds: float) -> None:
         self._pieces, self._tokens = [], 0
-        self._call.tell("begin", adapter=adapter, ms=milliseconds)
+        self._request.send("begin", adapter=adapter, ms=milliseconds)
 
     def count(self, _adapter: str | None, tokens: int) -> None:
         self._tokens = tokens
@@ -199,13 +199,13 @@ class _Stream:
 
     def turn(self, turn: Turn) -> None:
         self._flush(turn.adapter)
-        self._call.tell("turn", turn=turn.as_json())
+        self._request.send("turn", turn=turn.as_json())
 
     def _flush(self, adapter: str | None) -> None:
         self._sent = now = time.monotonic()
         piece, self._pieces = "".join(self._pieces), []
         seconds = round(now - self._first, 3) if self._tokens else 0.0
-        self._call.tell("text", adapter=adapter, piece=piece, tokens=self._tokens, seconds=seconds)
+        self._request.send("text", adapter=adapter, piece=piece, tokens=self._tokens, seconds=seconds)
 
 
 if __name__ == "__main__":

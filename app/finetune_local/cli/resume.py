@@ -39,7 +39,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
         run = runs.find(place, name)
     complete(run)
     if max_steps is not None:
-        if run.lives():
+        if run.alive():
             raise SpecError(
                 f"--max-steps: run '{run.name}' is being trained. Stop it first: finetune-local runs stop {typed(run.name)}"
             )

@@ -73,7 +73,7 @@ def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: 
 
     run = runs.find(paths.home(home) if home else outer, name)
     done = True
-    if not run.lives():
+    if not run.alive():
         note(f"run '{run.name}' is not running ({run.status()}).")
     else:
         done = runs.ask_to_stop(run, patience=120, finish=finish)

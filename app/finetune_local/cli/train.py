@@ -70,7 +70,7 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
     from finetune_local.cli.progress import as_json_lines, shown
     from finetune_local.training.run_folder import begin, follow
 
-    if run.lives():
+    if run.alive():
         note(f"run '{run.name}' is being trained already; showing it.")
         position = run.events_end()
     else:
@@ -171,7 +171,7 @@ def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
         pressed += 1
         if pressed == 1:
             for run in begun:
-                if len(begun) == 1 or run.lives():  # of several, some may have ended
+                if len(begun) == 1 or run.alive():  # of several, some may have ended
                     run.stop_file.touch()
             note("\nfinishing this step and saving … (Ctrl-C again ends it at once)")
         else:

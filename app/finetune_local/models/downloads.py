@@ -60,10 +60,10 @@ def pause(name: str, home: Home) -> Job:
     """
     found = job.find(home, name)
     found.stop()
-    found.wait_until_gone(_PATIENCE)
-    if found.lives():
+    found.wait_for_exit(_PATIENCE)
+    if found.alive():
         found.kill()
-        found.wait_until_gone()
+        found.wait_for_exit()
     if found.status() == "interrupted":
         found.append("stopped")
     found.stop_file.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from finetune_local.runtime import process_folder
 from finetune_local.runtime.kinds import names
-from finetune_local.runtime.process_folder import Workplace
+from finetune_local.runtime.process_folder import ProcessFolder
 from finetune_local.runtime.rpc import error_of
 from finetune_local.system.damaged import Damaged
 from finetune_local.system.errors import SpecError
@@ -103,7 +103,7 @@ _accounts: dict[Path, _Account] = {}
 _lock = threading.Lock()
 
 
-class Job(Workplace):
+class Job(ProcessFolder):
     """A job by its folder."""
 
     @cached_property
@@ -144,7 +144,7 @@ class Job(Workplace):
         last = self.last_line()
         if (end := next((end for end in ENDS if last is not None and last.get("event") == end), None)) is not None:
             return end
-        if self.lives():
+        if self.alive():
             return "running"
         return "new" if last is None else "interrupted"
 
@@ -157,7 +157,7 @@ class Job(Workplace):
             error, facts, done = account.error, account.facts, account.done
             text, notes, result, began = account.text, tuple(account.notes), account.result, account.began
         if status == "interrupted":
-            words = " | ".join(self.last_words()) or "killed, or out of memory"
+            words = " | ".join(self.log_tail()) or "killed, or out of memory"
             error = {
                 "error": "WorkerDied",
                 "message": f"its process ended without a word ({words}). Start it again.",
@@ -202,8 +202,8 @@ def start(home: Home, kind: str, arguments: Mapping[str, Any]) -> Job:
 def again(job: Job, home: Home) -> None:
     """Start a job that has ended once more; a download goes on where it stopped."""
     if job.status() != "running":
-        job.wait_until_gone()  # one that has said its last word may still be on its way out
-    with job.taken() as idle:
+        job.wait_for_exit()  # one that has said its last word may still be on its way out
+    with job.locked() as idle:
         if idle:  # else another window has begun it since
             job.stop_file.unlink(missing_ok=True)
             job.append("began")
@@ -249,7 +249,7 @@ def find(home: Home, name: str) -> Job:
 def running(home: Home, kind: str | None = None) -> list[Job]:
     """Those at work; asked every second, so nothing is read of the others. damaged() tells of those that cannot be read."""
     found = [job for job in _all(home) if job.worker_file.exists()]
-    return [job for job in found if job.lives() and _is(job, kind)]
+    return [job for job in found if job.alive() and _is(job, kind)]
 
 
 def _is(job: Job, kind: str | None) -> bool:
@@ -274,7 +274,7 @@ def prune(home: Home) -> None:
 
 def _delete(job: Job) -> bool:
     """Delete a job's folder, in one step for whoever looks; False where it is at work."""
-    with job.taken(moving=True) as idle:
+    with job.locked(moving=True) as idle:
         if idle:
             doomed = job.folder.with_name(ASIDE + job.name)
             remove_files(doomed)

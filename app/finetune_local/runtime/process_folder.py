@@ -45,7 +45,7 @@ _starting = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Workplace:
+class ProcessFolder:
     """One such folder."""
 
     folder: Path
@@ -159,14 +159,14 @@ class Workplace:
         return self.folder / "worker.lock"
 
     @contextmanager
-    def taken(self, *, moving: bool = False) -> Iterator[bool]:
+    def locked(self, *, moving: bool = False) -> Iterator[bool]:
         """Hold the folder for this process; False where another one has it, or where it is gone. The system frees it however the
         process ends.
 
         `moving`: the folder is about to be renamed, which Windows does not do while a file in it is open. There the lock is given
         back at once; a worker that begins all the same has files open here, and the system refuses to move the folder.
         """
-        descriptor = self._locked()
+        descriptor = self._acquired_lock()
         if descriptor is not None and moving and os.name == "nt":
             os.close(descriptor)
             yield True
@@ -177,7 +177,7 @@ class Workplace:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _locked(self) -> int | None:
+    def _acquired_lock(self) -> int | None:
         while True:
             try:
                 descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600)
@@ -190,7 +190,7 @@ class Workplace:
             mine = locks.acquire(descriptor)
             if mine is None:
                 known = self._noted()
-                mine = known is None or known.pid == os.getpid() or not known.lives()
+                mine = known is None or known.pid == os.getpid() or not known.alive()
             if mine and self._is(descriptor):
                 return descriptor
             os.close(descriptor)
@@ -204,29 +204,29 @@ class Workplace:
         except OSError:
             return False
 
-    def lives(self) -> bool:
+    def alive(self) -> bool:
         """Whether a worker has this folder: it holds the lock. No clock and no process id is asked."""
         held = locks.held(self.lock_file)
         if held is None:
             known = self._noted()
-            return known is not None and known.lives()
+            return known is not None and known.alive()
         return held
 
-    def worker(self) -> int | None:
+    def worker_pid(self) -> int | None:
         """Process id of the living worker where it is known and of this machine, to be shown or ended; lives() tells whether
         there is one. What a killed worker left is not taken for the next one's, though that has not written its own yet."""
-        if not self.lives() or (known := self._noted()) is None:
+        if not self.alive() or (known := self._noted()) is None:
             return None
-        return known.pid if known.lives() else None
+        return known.pid if known.alive() else None
 
-    def write_worker(self) -> None:
+    def write_worker_file(self) -> None:
         """Note that this process works here. Raises DiskFull."""
         write_text(self.worker_file, json.dumps(Process.here().as_json()) + "\n")
 
-    def take_over(self) -> None:
+    def claim(self) -> None:
         """What a worker writes first: that it works here, and room for its last line. Raises DiskFailed."""
         with disk_full(self.folder, self.on_full_disk):
-            self.write_worker()
+            self.write_worker_file()
             self.reserve_file.write_bytes(b"\0" * _RESERVE_BYTES)
 
     def free_reserve(self) -> None:
@@ -234,7 +234,7 @@ class Workplace:
         with suppress(OSError):
             self.reserve_file.unlink(missing_ok=True)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Remove what is a worker's own, as far as that can be done; the last thing that one does."""
         for file in (self.worker_file, self.reserve_file, self.stop_file):
             with suppress(OSError):
@@ -246,7 +246,7 @@ class Workplace:
         except (OSError, ValueError):
             return None
 
-    def last_words(self, most: int = 3) -> list[str]:
+    def log_tail(self, most: int = 3) -> list[str]:
         """The last lines of the log that say something."""
         try:
             text = self.log.read_text("utf-8", "replace")
@@ -258,16 +258,16 @@ class Workplace:
         """End the worker at once; what it saved stays."""
         import psutil
 
-        if (pid := self.worker()) is not None:
+        if (pid := self.worker_pid()) is not None:
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(pid).kill()
 
-    def wait_until_gone(self, seconds: float = 30.0) -> None:
+    def wait_for_exit(self, seconds: float = 30.0) -> None:
         """Wait for the end of a worker that has said its last word, and reap it where it is a child of this process."""
         if (child := _children.pop(self.folder, None)) is not None:
             child.wait()
         until = time.monotonic() + seconds
-        while self.lives() and time.monotonic() < until:
+        while self.alive() and time.monotonic() < until:
             time.sleep(0.02)
 
     def worker_text(self) -> bytes:
@@ -305,7 +305,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) -> None:
+def start(places: Sequence[ProcessFolder], module: str, arguments: Sequence[str]) -> None:
     """Start one worker, `python -m module ARGUMENTS`, for one or several folders; returns once it has taken them over, or another
     one has. Raises RunError where a folder is gone.
 
@@ -313,14 +313,14 @@ def start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) ->
     """
     with _starting:
         for place in places:  # one that has said its last word may still be on its way out
-            if not place.lives() and (old := _children.pop(place.folder, None)) is not None:
+            if not place.alive() and (old := _children.pop(place.folder, None)) is not None:
                 with suppress(subprocess.TimeoutExpired):
                     old.wait(30)
-        if not any(place.lives() for place in places):
+        if not any(place.alive() for place in places):
             _start(places, module, arguments)
 
 
-def _start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) -> None:
+def _start(places: Sequence[ProcessFolder], module: str, arguments: Sequence[str]) -> None:
     before = [place.worker_text() for place in places]
     try:
         log = places[0].log.open("ab")
@@ -352,7 +352,7 @@ def _start(places: Sequence[Workplace], module: str, arguments: Sequence[str]) -
                 raise _gone(place)
 
 
-def _gone(place: Workplace) -> RunError:
+def _gone(place: ProcessFolder) -> RunError:
     return RunError(f"{place.folder} is not there any more: it was removed or renamed meanwhile.")
 
 

@@ -33,27 +33,27 @@ Event = dict[str, Any]
 _LAST_LINES = 3
 
 
-class Call:
+class RpcRequest:
     """One request as the child sees it: what was asked, a way to tell something meanwhile, and whether to leave off."""
 
     def __init__(self, values: Mapping[str, Any], write: Callable[[Event], None]) -> None:
         self.values, self._write = dict(values), write
         self._stopped = threading.Event()
 
-    def tell(self, event: str, **facts: Any) -> None:
+    def send(self, event: str, **facts: Any) -> None:
         """Send something on the way to the result."""
         self._write({"id": self.values["id"], "event": event, **facts})
 
-    def interrupted(self) -> bool:
+    def cancelled(self) -> bool:
         """Whether whoever asked no longer wants the rest."""
         return self._stopped.is_set()
 
-    def interrupt(self) -> None:
+    def cancel(self) -> None:
         """For the reader of the input."""
         self._stopped.set()
 
 
-Handler = Callable[[Call], Any]
+Handler = Callable[[RpcRequest], Any]
 
 MOST_NESTED = 400
 """Depth of what the two say to each other: rows of data are shown as they are."""
@@ -64,8 +64,8 @@ def serve(handlers: Mapping[str, Handler], idle_seconds: float) -> None:
     write_privately()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not come between the lines
-    waiting: queue.Queue[Call | None] = queue.Queue()
-    calls: dict[int, Call] = {}
+    waiting: queue.Queue[RpcRequest | None] = queue.Queue()
+    calls: dict[int, RpcRequest] = {}
     lock = threading.Lock()
 
     def write(event: Event) -> None:
@@ -78,12 +78,12 @@ def serve(handlers: Mapping[str, Handler], idle_seconds: float) -> None:
             values = parse_json_object(line, MOST_NESTED)
             if "stop" in values:
                 if (running := calls.get(values["stop"])) is not None:
-                    running.interrupt()
+                    running.cancel()
                 continue
-            calls[values["id"]] = call = Call(values, write)
+            calls[values["id"]] = call = RpcRequest(values, write)
             waiting.put(call)
         for call in list(calls.values()):
-            call.interrupt()
+            call.cancel()
         waiting.put(None)
 
     threading.Thread(target=read, daemon=True).start()
@@ -98,7 +98,7 @@ def serve(handlers: Mapping[str, Handler], idle_seconds: float) -> None:
         calls.pop(call.values["id"], None)
 
 
-def _answered(handlers: Mapping[str, Handler], call: Call) -> Event:
+def _answered(handlers: Mapping[str, Handler], call: RpcRequest) -> Event:
     try:
         return {"id": call.values["id"], "event": "result", "value": handlers[call.values["do"]](call)}
     except FinetuneError as error:
@@ -108,7 +108,7 @@ def _answered(handlers: Mapping[str, Handler], call: Call) -> Event:
         return {"id": call.values["id"], "event": "error", "error": "", "message": str(error), "traceback": trace}
 
 
-class Service:
+class RpcClient:
     """The parent's side. Any thread may ask; requests are answered one after the other."""
 
     def __init__(self, module: str, arguments: tuple[str, ...], log: Path) -> None:
@@ -134,9 +134,9 @@ class Service:
         """A request's result; what is told on the way is passed over. Raises what the child raised, WorkerDied."""
         return self.follow(do, **values).results()
 
-    def follow(self, do: str, **values: Any) -> Asked:
+    def follow(self, do: str, **values: Any) -> RpcCall:
         """The same, event by event; the generator's return value is the result. Closing it asks the child to leave off."""
-        return Asked(self, do, values)
+        return RpcCall(self, do, values)
 
     def close(self) -> None:
         """End the child: its input ends, and after a moment it is killed."""
@@ -233,12 +233,12 @@ def _read(lines: TextIO, process: subprocess.Popen[str], queues: Mapping[int, qu
         waiting.put({"event": "ended", "code": code})
 
 
-class Asked:
+class RpcCall:
     """A request under way: iterate over its events. What next() ends with carries the result."""
 
-    def __init__(self, service: Service, do: str, values: Mapping[str, Any]) -> None:
-        self._service, self._do, self._values = service, do, values
-        self._number, self._events = service.send(do, values)
+    def __init__(self, client: RpcClient, do: str, values: Mapping[str, Any]) -> None:
+        self._client, self._do, self._values = client, do, values
+        self._number, self._events = client.send(do, values)
         self._done = self._answered = False
         self.began = time.monotonic()
 
@@ -252,11 +252,11 @@ class Asked:
         if event["event"] == "ended" and event["code"] == 0 and not self._answered:
             # It was idle, and had stopped to listen when the request came.
             self._answered = True
-            self._number, self._events = self._service.send(self._do, self._values)
+            self._number, self._events = self._client.send(self._do, self._values)
             event = self._events.get()
         if event["event"] == "ended":
             self._end()
-            raise self._service.died()
+            raise self._client.died()
         self._answered = True
         if event["event"] == "result":
             self._end()
@@ -277,7 +277,7 @@ class Asked:
     def stop(self) -> None:
         """Ask the child to leave off; its result still comes, with what it had by then."""
         if not self._done:
-            self._service.stop(self._number)
+            self._client.stop(self._number)
 
     def close(self) -> None:
         """Nobody wants the rest."""
@@ -286,7 +286,7 @@ class Asked:
 
     def _end(self) -> None:
         self._done = True
-        self._service.forget(self._number)
+        self._client.forget(self._number)
 
 
 def error_of(event: Mapping[str, Any]) -> Exception:

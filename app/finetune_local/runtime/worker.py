@@ -57,16 +57,16 @@ def main(arguments: list[str]) -> int:
 
     for name in ("SIGTERM", "SIGINT"):
         signal.signal(getattr(signal, name), on_signal)
-    with job.taken() as mine:
+    with job.locked() as mine:
         if not mine:
             return FinetuneError.exit_code
         try:
-            job.take_over()
+            job.claim()
             return work(job, home, tell)
         except DiskFailed as error:
             return _failed(job, error)
         finally:
-            job.give_back()
+            job.release()
 
 
 def work(job: Job, home: Home, tell: Any) -> int:

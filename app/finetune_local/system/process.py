@@ -54,7 +54,7 @@ class Process:
         """For a file. `started` is what earlier versions look at."""
         return {"pid": self.pid, "started": self.started, **({"mark": self.mark} if self.mark else {})}
 
-    def lives(self) -> bool:
+    def alive(self) -> bool:
         """Whether that very process is still there."""
         import psutil
 

@@ -114,13 +114,13 @@ def main(arguments: list[str]) -> int:
     holds = {run.folder: ExitStack() for run in runs}
 
     def give_back(run: Run) -> None:
-        run.give_back()
+        run.release()
         holds.pop(run.folder).close()
 
     with ExitStack() as stack:
         for run in runs:
             try:
-                if not stack.enter_context(holds[run.folder]).enter_context(run.taken()):
+                if not stack.enter_context(holds[run.folder]).enter_context(run.locked()):
                     return FinetuneError.exit_code
             except (OSError, FinetuneError) as error:  # nobody holds the run, so nothing may be written in it
                 log_line(str(failure(error, run.folder, RESUME) or error))
@@ -129,7 +129,7 @@ def main(arguments: list[str]) -> int:
             for run in runs:
                 with disk_full(run.folder, RESUME):
                     run.repair()
-                run.take_over()
+                run.claim()
             return work(runs, Home(Path(home)), give_back)
         except DiskFailed as error:
             return _fail(runs, Failed.of(error))

@@ -96,7 +96,7 @@ def _start_nothing() -> None:
     def refuse(*_given: object, **_named: object) -> NoReturn:
         raise RunError("nothing is started in this trial. Try it in the app.")
 
-    rpc.Service.follow = refuse  # type: ignore[method-assign]
+    rpc.RpcClient.follow = refuse  # type: ignore[method-assign]
     process_folder.start = refuse
     socket.getaddrinfo = _no_name
 

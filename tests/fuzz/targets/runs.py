@@ -61,7 +61,7 @@ def prepare(folder: Path) -> Good:
             Finished(reason="all epochs", summary=summary),
         ):  # fmt: skip
             run.append(event)
-        run.write_worker()
+        run.write_worker_file()
         shutil.copyfile(run.worker_file, run.folder / "worker.lock")
     for number in (0, 1):
         place = home.jobs / f"2026010{number + 1}-000000-export"
@@ -110,7 +110,7 @@ def attempt(prepared: Good, draw: random.Random, folder: Path) -> None:
         "runs": facts.Listing(home).all(),
         "jobs": [(one.name, vars(one.state())) for one in job.every(home)]
         + [(one.name, one.problem) for one in job.damaged(home)],
-        "running": [one.name for one in job.running(home)] + [one.name for one in runs.at_work(home)],
+        "running": [one.name for one in job.running(home)] + [one.name for one in runs.running(home)],
         "evaluations": [
             (one.name, store.scores_in(one), one.intervals("base")) for one in store.every(home) if one.conditions()
         ]

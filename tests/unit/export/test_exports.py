@@ -17,7 +17,7 @@ from finetune_local.runtime.job import Job
 from finetune_local.system import paths, preferences
 from finetune_local.system.errors import SpecError
 from finetune_local.system.paths import Home
-from working import at_work, ended
+from working import mark_running, release
 
 started: list[Mapping[str, Any]] = []
 
@@ -35,7 +35,7 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         folder.mkdir()
         asked = {"kind": kind, "arguments": dict(arguments), "created": time.time()}
         (folder / "job.json").write_text(json.dumps(asked), "utf-8")
-        at_work(Job(folder))
+        mark_running(Job(folder))
         return Job(folder)
 
     monkeypatch.setattr(job, "start", begin)
@@ -84,7 +84,7 @@ def test_what_a_killed_one_left_goes_with_the_next_or_with_its_entry(home: Home)
     with pytest.raises(SpecError, match="still at work"):
         exports.forget(home, first.name)
     assert half.exists()
-    ended(first)
+    release(first)
     first.append("progress", text="writing", done=0.5)
     begin(home, "f16")
     assert not half.exists()

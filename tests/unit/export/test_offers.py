@@ -13,7 +13,7 @@ from finetune_local.adapters.identity import write_identity
 from finetune_local.export.offers import offers
 from finetune_local.gui.lookups.calls.offers import answer
 from finetune_local.models.folder import ModelFolder
-from finetune_local.runtime.rpc import Call
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.paths import Home
@@ -39,7 +39,7 @@ def test_every_target_with_what_it_takes(stocked: Home) -> None:
     sizes = {form["format"]: form["bytes"] for form in found["targets"]["gguf"]["formats"]}
     assert sizes["q4_k_m"] < sizes["q8_0"] < sizes["f16"]
     json.dumps(found)
-    assert answer(Call({"id": 1, "do": "offers", "adapter": "我的 run"}, lambda _: None), stocked) == found
+    assert answer(RpcRequest({"id": 1, "do": "offers", "adapter": "我的 run"}, lambda _: None), stocked) == found
 
 
 def test_a_bare_base(stocked: Home) -> None:

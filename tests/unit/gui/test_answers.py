@@ -7,11 +7,11 @@ import time
 from typing import Any, cast
 
 from finetune_local.gui.shell.answers import Answer, Answers
-from finetune_local.runtime.rpc import Service
+from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system.errors import AdapterError
 
 
-class Desk:
+class FakeLookups:
     """Answers when it is let."""
 
     def __init__(self) -> None:
@@ -34,24 +34,24 @@ def settled(answers: Answers, **values: Any) -> Answer:
 
 
 def test_it_is_asked_once_and_again_where_it_may_have_changed() -> None:
-    desk = Desk()
-    answers = Answers(cast(Service, desk), "offers")
+    client = FakeLookups()
+    answers = Answers(cast(RpcClient, client), "offers")
     assert answers.ask(name="a") == answers.ask(name="a") == Answer(None, None, True)
-    desk.go.set()
+    client.go.set()
     assert settled(answers, name="a").value == "offers a 1"
-    assert answers.ask(name="a").value == "offers a 1" and len(desk.asked) == 1
-    desk.go.clear()
+    assert answers.ask(name="a").value == "offers a 1" and len(client.asked) == 1
+    client.go.clear()
     assert answers.ask(again=True, name="a") == Answer("offers a 1", None, True)  # the old one stays meanwhile
-    desk.go.set()
+    client.go.set()
     assert settled(answers, name="a").value == "offers a 2"
 
 
 def test_what_went_wrong_is_kept_for_the_page() -> None:
-    desk = Desk()
-    desk.go.set()
-    desk.error = AdapterError("there is no adapter 'x'")
-    answers = Answers(cast(Service, desk), "offers")
+    client = FakeLookups()
+    client.go.set()
+    client.error = AdapterError("there is no adapter 'x'")
+    answers = Answers(cast(RpcClient, client), "offers")
     assert isinstance(settled(answers, name="x").problem, AdapterError)
-    desk.error = None
+    client.error = None
     answers.ask(again=True, name="x")
     assert settled(answers, name="x").problem is None

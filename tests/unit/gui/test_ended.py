@@ -16,8 +16,7 @@ from finetune_local.system.paths import Home
 from finetune_local.training import events
 from finetune_local.training.run_folder import runs
 from finetune_local.training.run_folder.runs import Run
-from working import at_work
-from working import ended as closed
+from working import mark_running, release
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +26,7 @@ def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def new_run(home: Home, name: str) -> Run:
     run = runs.create(home, parse_spec({"name": name, "data": {"files": ["x.jsonl"]}}, "test"))
-    at_work(run)
+    mark_running(run)
     return run
 
 
@@ -37,7 +36,7 @@ def new_job(home: Home, kind: str) -> Job:
     (job.folder / "job.json").write_text(
         json.dumps({"kind": kind, "arguments": {"what": "m", "out": "/x"}, "created": time.time()}), "utf-8"
     )
-    at_work(job)
+    mark_running(job)
     return job
 
 
@@ -51,7 +50,7 @@ def test_a_run_that_ends_is_told_once(home: Home) -> None:
     run = new_run(home, "夜间 run")
     assert told(endings) == []
     run.append(events.Finished(reason="all epochs", summary={}))
-    closed(run)
+    release(run)
     assert told(endings) == [("run", "夜间 run", "done")]
     assert told(endings) == [("run", "夜间 run", "done")]
     assert told(endings, since=1) == []
@@ -68,7 +67,7 @@ def test_how_it_ended_is_told(home: Home) -> None:
     job.append("done", result={})
     undone.append("failed", error="DownloadFailed", message="it broke off.", traceback="")
     halted.append("stopped")
-    closed(failed, killed, stopped, job, undone, halted, gone)
+    release(failed, killed, stopped, job, undone, halted, gone)
     (gone.folder / "run.json").unlink()
     assert told(endings) == [
         ("job", "20260101-download", "failed"),
@@ -87,7 +86,7 @@ def test_what_ended_while_no_app_was_there_is_told_by_the_next(home: Home) -> No
     run = new_run(home, "long")
     assert told(Endings(home)) == []
     run.append(events.Finished(reason="all epochs", summary={}))
-    closed(run)
+    release(run)
     after = Endings(home)
     assert told(after) == [("run", "long", "done")]
     assert told(Endings(home)) == []
@@ -106,8 +105,8 @@ def test_a_damaged_run_takes_nothing_with_it(home: Home, line: str) -> None:
     told(endings)
     run.events_file.write_text(line + "\n", "utf-8")
     other.append(events.Finished(reason="all epochs", summary={}))
-    closed(run)
-    closed(other)
+    release(run)
+    release(other)
     assert ("run", "other", "done") in told(endings)
 
 

@@ -22,7 +22,7 @@ from finetune_local.system import paths
 from finetune_local.system.errors import SpecError
 from finetune_local.system.paths import Home
 from finetune_local.training.run_folder import runs
-from working import at_work
+from working import mark_running
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_what_goes_on_is_told_when_it_is_closed(home: Home, apps: list[App], mon
     app._closed()
     assert told == []
     run = runs.create(home, parse_spec({"name": "夜间", "data": {"files": ["x.jsonl"]}}, "test"))
-    at_work(run)
+    mark_running(run)
     app._closed()
     assert told == [("工作仍在进行", "“夜间”仍在训练。重新打开应用即可查看。")]
     app.context.preferences = app.context.preferences.model_copy(update={"notify": False})

@@ -1,4 +1,4 @@
-"""Looks in the background, with a desk that does what the test says."""
+"""Looks in the background, with a client that does what the test says."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from finetune_local.system.errors import WorkerDied
 class Following:
     """A request under way that answers when it is let, or leaves off when it is stopped."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._stopped = desk, threading.Event()
+    def __init__(self, client: FakeLookups) -> None:
+        self._client, self._stopped = client, threading.Event()
         self._first = True
 
     def __next__(self) -> dict[str, Any]:
         if self._first:
             self._first = False
             return {"event": "sample", "found": {"complete": False, "report": {"rows": 7}}}
-        while not self._stopped.is_set() and not self._desk.let.is_set():
+        while not self._stopped.is_set() and not self._client.let.is_set():
             time.sleep(0.005)
-        if self._desk.error is not None:
-            raise self._desk.error
-        raise StopIteration({"complete": self._desk.let.is_set(), "report": {"rows": 9}})
+        if self._client.error is not None:
+            raise self._client.error
+        raise StopIteration({"complete": self._client.let.is_set(), "report": {"rows": 9}})
 
     def stop(self) -> None:
         self._stopped.set()
 
 
-class Desk:
-    """As a Service; `asked` is what came, in order."""
+class FakeLookups:
+    """As an RpcClient; `asked` is what came, in order."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -64,61 +64,61 @@ def wanted(first: int = 0, row: int = 0, name: str = "a") -> Question:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def client() -> FakeLookups:
+    return FakeLookups()
 
 
-def test_rows_come_first_then_what_is_known_so_far_then_all(desk: Desk) -> None:
-    look = Look(desk)  # type: ignore[arg-type]
+def test_rows_come_first_then_what_is_known_so_far_then_all(client: FakeLookups) -> None:
+    look = Look(client)  # type: ignore[arg-type]
     look.ask(wanted())
     until(lambda: look.found is not None)
     assert look.rows is not None and look.working and not look.complete
     assert look.found is not None and look.found["report"]["rows"] == 7
     before = look.version
-    desk.let.set()
+    client.let.set()
     look.wait(10)
     assert look.complete and not look.working and look.version > before
-    assert desk.asked == ["rows 0 0", "all a"]
+    assert client.asked == ["rows 0 0", "all a"]
     look.ask(wanted())
     assert not look.working, "what is known is not asked again"
 
 
-def test_other_rows_interrupt_the_long_look_which_goes_on(desk: Desk) -> None:
-    look = Look(desk)  # type: ignore[arg-type]
+def test_other_rows_interrupt_the_long_look_which_goes_on(client: FakeLookups) -> None:
+    look = Look(client)  # type: ignore[arg-type]
     look.ask(wanted())
     until(lambda: look.found is not None)
     look.ask(wanted(first=10, row=11))
     until(lambda: look.rows is not None and look.rows["first"] == 10)
-    desk.let.set()
+    client.let.set()
     look.wait(10)
     assert look.complete
-    assert desk.asked[0:3] == ["rows 0 0", "all a", "rows 10 11"] and set(desk.asked[3:]) == {"all a"}
+    assert client.asked[0:3] == ["rows 0 0", "all a", "rows 10 11"] and set(client.asked[3:]) == {"all a"}
 
 
-def test_other_files_make_what_was_found_forgotten(desk: Desk) -> None:
-    look = Look(desk)  # type: ignore[arg-type]
-    desk.let.set()
+def test_other_files_make_what_was_found_forgotten(client: FakeLookups) -> None:
+    look = Look(client)  # type: ignore[arg-type]
+    client.let.set()
     look.ask(wanted())
     look.wait(10)
-    desk.let.clear()
+    client.let.clear()
     look.ask(wanted(name="b"))
     assert look.found is None or look.found["report"]["rows"] == 7
-    desk.let.set()
+    client.let.set()
     look.wait(10)
-    assert look.complete and desk.asked[-1] == "all b"
+    assert look.complete and client.asked[-1] == "all b"
 
 
-def test_a_problem_is_kept_and_asked_again_only_on_purpose(desk: Desk) -> None:
-    look = Look(desk)  # type: ignore[arg-type]
-    desk.error = WorkerDied("gone")
-    desk.let.set()
+def test_a_problem_is_kept_and_asked_again_only_on_purpose(client: FakeLookups) -> None:
+    look = Look(client)  # type: ignore[arg-type]
+    client.error = WorkerDied("gone")
+    client.let.set()
     look.ask(wanted())
     look.wait(10)
-    assert look.problem is desk.error and not look.complete
-    count = len(desk.asked)
+    assert look.problem is client.error and not look.complete
+    count = len(client.asked)
     time.sleep(0.05)
-    assert len(desk.asked) == count
-    desk.error = None
+    assert len(client.asked) == count
+    client.error = None
     look.ask(wanted())
     look.wait(10)
     assert look.complete

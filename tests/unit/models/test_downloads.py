@@ -32,7 +32,7 @@ def hub(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield made
         for found in job.running(home):
             found.kill()
-            found.wait_until_gone()
+            found.wait_for_exit()
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -43,7 +43,7 @@ def until(what: Callable[[], bool]) -> None:
 
 
 def ended(found: Job) -> State:
-    until(lambda: found.status() in ("done", "failed", "stopped", "interrupted") and not found.lives())
+    until(lambda: found.status() in ("done", "failed", "stopped", "interrupted") and not found.alive())
     return found.state()
 
 

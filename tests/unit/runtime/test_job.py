@@ -54,7 +54,7 @@ def kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def ended(one: Job, seconds: float = 30) -> Job:
     until = time.monotonic() + seconds
-    while one.lives() and time.monotonic() < until:
+    while one.alive() and time.monotonic() < until:
         time.sleep(0.02)
     return one
 
@@ -92,7 +92,7 @@ def test_it_stops_where_it_is_asked_and_can_be_started_again(home: Home, kind: s
 
 def test_a_killed_one_is_told_as_interrupted(home: Home, kind: str) -> None:
     one = job.start(home, kind, {"do": "count", "count": 200, "pause": 0.05})
-    pid = one.worker()
+    pid = one.worker_pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     state = ended(one).state()
@@ -104,8 +104,8 @@ def test_a_damaged_job_at_work_ends_no_look_at_those_at_work(home: Home) -> None
     place.folder.mkdir()
     (place.folder / "job.json").write_text("{", "utf-8")
     place.worker_file.write_text("{}", "utf-8")
-    with place.taken():
-        assert place.lives() and job.running(home) == [] == job.running(home, "export")
+    with place.locked():
+        assert place.alive() and job.running(home) == [] == job.running(home, "export")
 
 
 def test_what_a_killed_delete_left_is_removed(home: Home) -> None:
@@ -126,7 +126,7 @@ def test_progress_has_the_time_left(home: Home, monkeypatch: pytest.MonkeyPatch)
     one.append("began")
     monkeypatch.setattr("time.time", lambda: now)
     one.append("progress", text="working", done=0.75)
-    monkeypatch.setattr(Job, "lives", lambda _self: True)
+    monkeypatch.setattr(Job, "alive", lambda _self: True)
     state = one.state()
     assert state.seconds_left == pytest.approx(10, rel=0.01) and state.done == 0.75
 

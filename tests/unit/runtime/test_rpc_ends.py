@@ -1,4 +1,4 @@
-"""Children of a service that end while somebody waits: nobody waits for ever, and no question is lost."""
+"""Children of a client that end while somebody waits: nobody waits for ever, and no question is lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.runtime.rpc import Service
+from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system.errors import WorkerDied
 
 
@@ -17,20 +17,20 @@ def _found_by_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_whoever_waits_for_a_closed_child_is_told_even_where_another_has_begun(tmp_path: Path) -> None:
-    service = Service("answering", ("5",), tmp_path / "child.log")
-    asked = service.follow("wait", seconds=30)
+    client = RpcClient("answering", ("5",), tmp_path / "child.log")
+    asked = client.follow("wait", seconds=30)
     next(asked)
-    service.close()
-    assert service.ask("echo", word="new") == "new"
+    client.close()
+    assert client.ask("echo", word="new") == "new"
     with pytest.raises((WorkerDied, StopIteration)):
         while True:
             next(asked)
-    service.close()
+    client.close()
 
 
 def test_a_question_that_comes_while_an_idle_child_is_ending_is_answered(tmp_path: Path) -> None:
-    service = Service("answering", ("0.05",), tmp_path / "child.log")
+    client = RpcClient("answering", ("0.05",), tmp_path / "child.log")
     for number in range(12):  # some of them meet a child that no longer listens, and has not gone yet
-        assert service.ask("echo", word=number) == number
+        assert client.ask("echo", word=number) == number
         time.sleep(0.05 + 0.004 * number)
-    service.close()
+    client.close()

@@ -16,8 +16,8 @@ from finetune_local.system.process import Process, started_at
 
 def test_it_is_known_again_by_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     me = Process.read(Process.here().as_json())
-    assert me.pid == os.getpid() and me.mark and me.lives()
-    assert not Process(me.pid, me.started, "another boot/12").lives()
+    assert me.pid == os.getpid() and me.mark and me.alive()
+    assert not Process(me.pid, me.started, "another boot/12").alive()
     if sys.platform == "linux":
         import psutil._pslinux as system
 
@@ -27,7 +27,7 @@ def test_it_is_known_again_by_what_is_written(monkeypatch: pytest.MonkeyPatch) -
             assert abs((started_at(me.pid) or 0) - me.started) > 0.5, (
                 "psutil does not read the boot time there any more"
             )
-            assert me.lives()
+            assert me.alive()
 
 
 def test_what_earlier_versions_wrote_is_understood() -> None:
@@ -36,12 +36,12 @@ def test_what_earlier_versions_wrote_is_understood() -> None:
         for process, lives in ((ours, True), (other, False)):
             known = Process.read({"pid": process.pid, "started": psutil.Process(process.pid).create_time() - 3600})
             until = time.monotonic() + 10
-            while known.lives() is not lives and time.monotonic() < until:
+            while known.alive() is not lives and time.monotonic() < until:
                 time.sleep(0.01)  # its command line is not there from the first instant
-            assert known.mark is None and known.lives() is lives
+            assert known.mark is None and known.alive() is lives
             process.kill()
             process.wait()
-            assert not known.lives()
+            assert not known.alive()
 
 
 @pytest.mark.parametrize("pid", ["1", 1.0, None, True, 0, -1, 10**400, float("inf"), [1]])

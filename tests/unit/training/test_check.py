@@ -245,7 +245,7 @@ def test_nothing_is_done_while_a_worker_has_the_run(run: runs.Run) -> None:
     (run.folder / "report.md").unlink()
     code = (
         "import sys, time; from pathlib import Path; from finetune_local.training.run_folder.runs import Run\n"
-        "with Run(Path(sys.argv[1])).taken() as mine:\n    print(mine, flush=True)\n    sys.stdin.read()"
+        "with Run(Path(sys.argv[1])).locked() as mine:\n    print(mine, flush=True)\n    sys.stdin.read()"
     )
     held = subprocess.Popen(
         [sys.executable, "-c", code, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"

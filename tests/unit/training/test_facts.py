@@ -11,7 +11,7 @@ from finetune_local.spec.run import parse_spec
 from finetune_local.system.paths import Home
 from finetune_local.training.events import Failed, Finished, Note, Step, StoppedByUser, Validation
 from finetune_local.training.run_folder import facts, runs
-from working import at_work, ended
+from working import mark_running, release
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ def test_losses_are_told_before_a_run_ends(home: Home) -> None:
 def test_a_killed_worker_is_noticed_though_no_file_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new(home, "a")
     run.append(step(1))
-    at_work(run)
+    mark_running(run)
     listing = facts.Listing(home)
     told = listing.all()[0]
     assert told["status"] == "running" and told["seconds"] > 0
     left = run.worker_file.read_bytes()
-    ended(run)
+    release(run)
     run.worker_file.write_bytes(left)  # as a kill leaves it
     assert listing.all()[0]["status"] == "interrupted"
 

@@ -17,7 +17,7 @@ from finetune_local.system.paths import Home
 from finetune_local.system.process import Process
 from finetune_local.training import worker
 from finetune_local.training.run_folder import follow, runs
-from working import at_work, ended
+from working import mark_running, release
 
 
 @pytest.fixture
@@ -59,52 +59,52 @@ def test_one_that_was_moved_between_opening_and_locking_is_not_taken(
         return real(descriptor)
 
     monkeypatch.setattr(locks, "acquire", late)
-    with run.taken() as mine:
+    with run.locked() as mine:
         assert not mine
     with pytest.raises(RunError, match="removed or renamed meanwhile"):
         process_folder.start([run], "no.such.module", [])
 
 
 def test_a_worker_that_has_not_written_its_id_yet_lives(run: runs.Run, home: Home) -> None:
-    at_work(run)
+    mark_running(run)
     run.worker_file.unlink()
-    assert run.lives() and run.worker() is None and run.status() == "running"
+    assert run.alive() and run.worker_pid() is None and run.status() == "running"
     with pytest.raises(SpecError, match="is being trained already"):
         follow.start(run, home)
     with pytest.raises(SpecError, match="is running"):
         runs.remove(run, home)
-    ended(run)
+    release(run)
     assert run.status() == "new"
 
 
 def test_workers_of_earlier_versions_are_understood(run: runs.Run) -> None:
-    at_work(run)
+    mark_running(run)
     known = Process.here()
     run.worker_file.write_text(json.dumps({"pid": known.pid, "started": known.started}), "utf-8")
-    assert run.lives()
-    ended(run)
+    assert run.alive()
+    release(run)
     run.worker_file.write_text(json.dumps({"pid": known.pid, "started": known.started}), "utf-8")
-    assert not run.lives() and run.worker() is None and run.status() == "interrupted"
+    assert not run.alive() and run.worker_pid() is None and run.status() == "interrupted"
 
 
 @pytest.mark.parametrize("pid", [float("inf"), "x", None, 10**30, -1, [1]])
 def test_a_damaged_worker_file_hides_nothing(run: runs.Run, home: Home, pid: Any) -> None:
     run.worker_file.write_text(json.dumps({"pid": pid, "started": 1.0}), "utf-8")
-    assert run.worker() is None and not run.lives()
-    assert [other.name for other in runs.every(home)] == [run.name] and runs.at_work(home) == []
-    at_work(run)
+    assert run.worker_pid() is None and not run.alive()
+    assert [other.name for other in runs.every(home)] == [run.name] and runs.running(home) == []
+    mark_running(run)
     run.worker_file.write_text(json.dumps({"pid": pid, "started": 1.0}), "utf-8")
-    assert run.worker() is None and run.lives()
-    ended(run)
+    assert run.worker_pid() is None and run.alive()
+    release(run)
 
 
 def test_without_locks_the_worker_file_tells(run: runs.Run, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_try", lambda *_, **__: None)
     run.lock_file.touch()  # a worker makes it, locks or not
-    assert not run.lives()
-    run.write_worker()
-    assert run.lives() and run.worker() == os.getpid()
-    with run.taken() as mine:
+    assert not run.alive()
+    run.write_worker_file()
+    assert run.alive() and run.worker_pid() == os.getpid()
+    with run.locked() as mine:
         assert mine  # this process's own
     known = Process.of(os.getppid()).as_json()
     run.worker_file.write_text(json.dumps(known), "utf-8")

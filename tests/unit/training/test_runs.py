@@ -23,7 +23,7 @@ from finetune_local.system.paths import Home
 from finetune_local.training import checkpoint, worker
 from finetune_local.training.events import EVENTS, Failed, Finished, Note, Phase, Step, StoppedByUser, from_json
 from finetune_local.training.run_folder import follow, runs
-from working import at_work, ended
+from working import mark_running, release
 
 
 def new(home: Home, **tables: object) -> runs.Run:
@@ -113,19 +113,19 @@ def test_status_follows_the_last_event(home: Home) -> None:
 
 def test_a_run_lives_while_its_lock_is_held(home: Home) -> None:
     run = new(home)
-    at_work(run)
-    assert run.worker() == os.getpid()
+    mark_running(run)
+    assert run.worker_pid() == os.getpid()
     assert run.status() == "running"
     for change in (lambda: runs.remove(run, home), lambda: runs.delete(run), lambda: runs.rename(run, "other", home)):
         with pytest.raises(SpecError, match="is running"):
             change()
     known = json.loads(run.worker_file.read_text("utf-8"))
     run.worker_file.write_text(json.dumps({**known, "mark": "of an earlier process"}), "utf-8")
-    assert run.lives() and run.worker() is None  # what a killed one left must not be taken for the one that begins
+    assert run.alive() and run.worker_pid() is None  # what a killed one left must not be taken for the one that begins
     left = run.worker_file.read_bytes()
-    ended(run)
+    release(run)
     run.worker_file.write_bytes(left)
-    assert not run.lives() and run.worker() is None and run.status() == "interrupted"
+    assert not run.alive() and run.worker_pid() is None and run.status() == "interrupted"
     runs.remove(run, home)
 
 
@@ -168,12 +168,12 @@ def test_a_thousand_runs_are_listed_by_their_last_lines(home: Home, tmp_path: Pa
 def test_a_second_worker_touches_nothing(home: Home) -> None:
     run = new(home)
     run.stop_file.touch()
-    with run.taken() as first:
+    with run.locked() as first:
         assert first
         assert worker.main([str(run.folder), str(home.root)]) == 1
         assert run.stop_file.exists()
         assert not (run.folder / "events.jsonl").exists()
-    with run.taken() as later:
+    with run.locked() as later:
         assert later
 
 
@@ -249,7 +249,7 @@ def test_resume_with_more_steps(home: Home, monkeypatch: pytest.MonkeyPatch) -> 
     go_on(9)
     assert run.spec.training.max_steps == 9
     assert run.spec.training.early_stopping == 4  # else it would end at once, for the reason it ended before
-    monkeypatch.setattr(runs.Run, "lives", lambda _: True)
+    monkeypatch.setattr(runs.Run, "alive", lambda _: True)
     with pytest.raises(SpecError, match="is being trained"):
         go_on(20)
     assert run.spec.training.max_steps == 9

@@ -116,11 +116,11 @@ def test_the_list_has_the_newest_scores_and_they_follow_a_new_name(home: Home, t
 def test_several_go_together_or_not_at_all(home: Home, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         finished(home, tiny, name)
-    monkeypatch.setattr(runs.Run, "lives", lambda run: run.name == "b")
+    monkeypatch.setattr(runs.Run, "alive", lambda run: run.name == "b")
     with pytest.raises(SpecError, match="is running"):
         shelf.remove_runs(["a", "b"], home)
     assert len(runs.every(home)) == 2
-    monkeypatch.setattr(runs.Run, "lives", lambda _: False)
+    monkeypatch.setattr(runs.Run, "alive", lambda _: False)
     removed = shelf.remove_runs(["a", "b"], home)
     assert runs.every(home) == []
     assert shelf.put_back([one.key for one in removed], home) == ["a", "b"]

@@ -1,4 +1,4 @@
-"""Answers of the desk that a page waits for without standing still: asked in a thread, shown when they are there."""
+"""Answers of the lookup process: asked for in a thread, shown on the page once they have come."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_local.runtime.rpc import Service
+from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system.errors import FinetuneError
 
 _KEPT = 32
@@ -24,8 +24,8 @@ class Answer:
 class Answers:
     """Of one kind of question. Any thread may ask."""
 
-    def __init__(self, desk: Service, do: str) -> None:
-        self._desk, self._do = desk, do
+    def __init__(self, client: RpcClient, do: str) -> None:
+        self._client, self._do = client, do
         self._known: dict[tuple[tuple[str, Any], ...], Answer] = {}
         self._lock = threading.Lock()
 
@@ -46,7 +46,7 @@ class Answers:
 
     def _fetch(self, key: tuple[tuple[str, Any], ...], values: dict[str, Any]) -> None:
         try:
-            answer = Answer(self._desk.ask(self._do, **values))
+            answer = Answer(self._client.ask(self._do, **values))
         except (FinetuneError, RuntimeError, OSError) as error:
             answer = Answer(None, error)
         with self._lock:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.chat.client import Talks
+from finetune_local.chat.client import ChatClient
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Language, Strings
 from finetune_local.gui.shell.ended import Endings
 from finetune_local.gui.shell.machine import MachineFacts
 from finetune_local.gui.shell.windows import FIRST, Window, Windows
 from finetune_local.gui.widgets.parts import pressed
-from finetune_local.runtime.rpc import Service
+from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system import preferences
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.files import failure
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     pass
 
 Handler = Callable[..., Any]
-CHAT, DESK = "finetune_local.chat.worker", "finetune_local.gui.lookups.worker"
+CHAT, LOOKUPS = "finetune_local.chat.worker", "finetune_local.gui.lookups.worker"
 
 
 class Context:
@@ -45,13 +45,13 @@ class Context:
         self.windows = Windows(home)
         self.browser_locale = ""
         self.rebuild: Callable[[], None] = lambda: None
-        self.chat = Service(CHAT, (str(home.root),), home.window / "chat.log")
+        self.chat_rpc = RpcClient(CHAT, (str(home.root),), home.window / "chat.log")
         """Holds a model in memory and answers."""
-        self.talks = Talks(self.chat)
+        self.chat = ChatClient(self.chat_rpc)
         """Answers under way, whatever becomes of the page that asked."""
-        self.desk = Service(DESK, (str(home.root),), home.window / "desk.log")
+        self.lookups = RpcClient(LOOKUPS, (str(home.root),), home.window / "lookups.log")
         """Holds tokenizers, for previews of data."""
-        self.machine = MachineFacts(home, Service(DESK, (str(home.root),), home.window / "machine.log"))
+        self.machine = MachineFacts(home, RpcClient(LOOKUPS, (str(home.root),), home.window / "machine.log"))
         self.endings = Endings(home)
         self.quit: Callable[[], None] = lambda: None
         self.speak()
@@ -215,8 +215,8 @@ class Context:
     def close(self) -> None:
         """End the processes that live with the server; runs and jobs go on."""
         self.windows.close()
-        self.chat.close()
-        self.desk.close()
+        self.chat_rpc.close()
+        self.lookups.close()
         self.machine.close()
 
 

@@ -91,7 +91,7 @@ class Endings:
             if time.monotonic() - self._looked < _AT_MOST_EVERY:
                 return
             self._looked = time.monotonic()
-            now = {("run", run.name) for run in runs.at_work(self._home)}
+            now = {("run", run.name) for run in runs.running(self._home)}
             now |= {("job", found.name) for found in job.running(self._home)}
             before, self._known = self._known, now
             for kind, name in sorted(before - now):

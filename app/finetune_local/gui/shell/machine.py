@@ -1,4 +1,4 @@
-"""What this machine can do, for pages: looked up once by the desk, kept on disk, looked up again in the background at each start."""
+"""What this machine can do, for pages: found once by the lookup process, kept on disk, and refreshed in the background at each start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune_local.backend import Device
-from finetune_local.runtime.rpc import Service
+from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.files import write_text
 from finetune_local.system.paths import Home
@@ -40,11 +40,11 @@ class _Kept(BaseModel):
 class MachineFacts:
     """As `doctor --json` tells them. Empty until the first look has come back."""
 
-    def __init__(self, home: Home, desk: Service) -> None:
-        """`desk` is one of its own, closed after each look: a look imports every framework, and previews of data do not wait for
+    def __init__(self, home: Home, client: RpcClient) -> None:
+        """`client` serves this alone and is closed after each look: a look imports every framework, and previews of data must not wait for
         that."""
         self._file = home.window / "machine.json"
-        self._desk = desk
+        self._client = client
         self.facts: Mapping[str, Any] = {}
         self.problem = ""
         self.looking = False
@@ -53,23 +53,23 @@ class MachineFacts:
             self.facts = _Kept.model_validate(read_json_object(self._file)).model_dump()
 
     def look(self) -> None:
-        """Ask the desk, in a thread of its own."""
+        """Ask the lookup process, in a thread."""
         if not self.looking:
             self.looking = True
             threading.Thread(target=self._look, name="machine", daemon=True).start()
 
     def _look(self) -> None:
         try:
-            self.facts, self.problem = self._desk.ask("machine"), ""
+            self.facts, self.problem = self._client.ask("machine"), ""
             write_text(self._file, json.dumps(self.facts, ensure_ascii=False))
         except (FinetuneError, RuntimeError, OSError) as error:
             self.problem = str(error)
-        self._desk.close()
+        self._client.close()
         self.looking = False
 
     def close(self) -> None:
         """End a look under way."""
-        self._desk.close()
+        self._client.close()
 
     @property
     def backend(self) -> str | None:

@@ -50,7 +50,7 @@ def at_work(context: Context) -> list[Html]:
     t, f = context.t, context.f
     process_folder.reap()  # of workers that this server started
     found = []
-    for run in runs.at_work(context.home):
+    for run in runs.running(context.home):
         # The last step and no more: a long run's whole history would keep every page waiting when the app is opened.
         step = next((line for line in run.newest() if line.get("event") == "step"), {})
         share = step["step"] / step["steps"] if step.get("steps") else None

@@ -15,7 +15,7 @@ STARTING_SECONDS = 10.0
 """A process that is not there yet may still be starting."""
 
 
-def at_work(state: State) -> bool:
+def active(state: State) -> bool:
     """Whether it works, or is only just starting."""
     starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
     return state.status == "running" or starting

@@ -179,7 +179,7 @@ def log(context: Context, run: Watch) -> Html:
     """What was decided by itself, and what the worker printed."""
     t = context.t
     notes = [h("li", sentence(t, note)) for note in run.notes]
-    printed = run.run.last_words(LOG_LINES)
+    printed = run.run.log_tail(LOG_LINES)
     return h(
         "details",
         h("summary", t("train.log")),
@@ -197,7 +197,7 @@ def ending(context: Context, run: Watch, status: str) -> Html:
         return h("div", t("train.ended_well", reason=sentence(t, end.reason)), class_="hint good")
     if status == "stopped":
         return h("div", t("train.paused_text", step=context.f.number(run.step)), class_="hint warn")
-    words = run.run.last_words() if status in ("interrupted", "new") else []  # the log is read for these only
+    words = run.run.log_tail() if status in ("interrupted", "new") else []  # the log is read for these only
     if status == "interrupted" or words:
         return h(
             "div",

@@ -139,7 +139,7 @@ class WebView:
             known = Process.read(read_json_object(self._file, 65536))
         except (OSError, ValueError):
             return
-        if known.lives():
+        if known.alive():
             with suppress(OSError):
                 os.kill(known.pid, signal.SIGTERM)
 

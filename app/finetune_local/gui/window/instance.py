@@ -117,7 +117,7 @@ class Instance:
     def _taken(self, other: Running | None) -> bool:
         """Whether an app runs for this home; looking takes nothing from one that is starting."""
         taken = held(self._lock)
-        return taken if taken is not None else other is not None and other.process.lives()
+        return taken if taken is not None else other is not None and other.process.alive()
 
     def _read(self) -> Running | None:
         try:
@@ -131,7 +131,7 @@ class Instance:
 
 
 def _answers(other: Running) -> bool:
-    if not other.process.lives() or other.process.pid == os.getpid():
+    if not other.process.alive() or other.process.pid == os.getpid():
         return False
     try:
         other.ask("")

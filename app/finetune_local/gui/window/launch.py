@@ -217,7 +217,7 @@ def _at_work(context: Context) -> tuple[str, tuple[str, str]] | None:
     from finetune_local.training.run_folder import runs
 
     t = context.t
-    at_work = [run.name for run in runs.at_work(context.home)]
+    at_work = [run.name for run in runs.running(context.home)]
     jobs = [found.kind for found in job.running(context.home)]
     if not at_work and not jobs:
         return None

@@ -46,7 +46,7 @@ def forget_untrained(run: Run, last: Event) -> bool:
     """Remove a run that ended before its training by the user's mistake: its name is free again once that is mended."""
     mistaken = isinstance(last, Failed) and last.exit_code == UserError.exit_code and last.error != DamagedRun.__name__
     if mistaken and not any(run.checkpoints.glob("*")) and run.folder.exists():
-        run.wait_until_gone()
+        run.wait_for_exit()
         runs.delete(run)
         return True
     return False

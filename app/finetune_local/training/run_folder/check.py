@@ -72,12 +72,12 @@ def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
 def check(run: Run, *, repair: bool = False) -> Checked:
     """Look at everything; with `repair` mend what can be. A run that is being trained is only named. Raises DiskFailed."""
     found = Checked(run.name, run.status())
-    if run.lives():
+    if run.alive():
         return found
     if not repair:
         found.findings += _findings(run, found, repair=False)
         return found
-    with run.taken() as mine:
+    with run.locked() as mine:
         if mine:
             found.findings += _findings(run, found, repair=True)
     if mine:

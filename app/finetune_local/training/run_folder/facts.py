@@ -116,7 +116,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     changed = _changed(file)
     recent = run.newest()
     last = next(recent, {})
-    working = run.lives()
+    working = run.alive()
     facts: dict[str, Any] = {
         "run": run.name,
         "status": status_after(last or None, working, run.worker_file.exists()),
@@ -142,7 +142,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     else:
         facts |= _sound(_newest([last, *recent]))
     if "seconds" not in facts and working:
-        pid = run.worker()
+        pid = run.worker_pid()
         if pid is not None and (began := started_at(pid)) is not None:
             facts["seconds"] = time.time() - began
     facts["run"] = run.name  # the summary of a run that was renamed since has another name and place

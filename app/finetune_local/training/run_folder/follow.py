@@ -27,7 +27,7 @@ def start(run: Run, home: Home) -> int:
 def start_all(runs: Sequence[Run], home: Home) -> list[int]:
     """Start one worker process for several runs on one base; returns where the events of each will begin."""
     for run in runs:
-        if run.lives():
+        if run.alive():
             raise SpecError(f"run '{run.name}' is being trained already.")
     positions = [run.events_end() for run in runs]
     process_folder.start(runs, "finetune_local.training.worker", [*(str(run.folder) for run in runs), str(home.root)])
@@ -46,15 +46,15 @@ def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]
     died: list[Run] = []
     while tails:
         for run, tail in list(tails):
-            alive = run.lives()  # asked before reading, so that a last event is never missed
+            alive = run.alive()  # asked before reading, so that a last event is never missed
             events = _up_to_the_end(tail.read())
             for event in events:
                 yield run, event
             if ended := bool(events) and isinstance(events[-1], ENDS):
                 if not [other for other in tails if other[1] is not tail]:
-                    run.wait_until_gone()
+                    run.wait_for_exit()
             elif not alive and not events:
-                run.wait_until_gone()
+                run.wait_for_exit()
                 died.append(run)
                 ended = True
             if ended:
@@ -96,6 +96,6 @@ def raise_for(event: Event, run: Run) -> None:
 
 def _silent(died: Sequence[Run]) -> WorkerDied:
     """What to say of runs whose process ended without an event that says why."""
-    words = died[0].last_words()
+    words = died[0].log_tail()
     said = ". Its last words: " + " | ".join(words) if words else " (killed, or out of memory)"
     return WorkerDied(f"the training process ended without a word{said}. What was saved is intact; {go_on(died)}")

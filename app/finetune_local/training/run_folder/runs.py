@@ -28,7 +28,7 @@ from finetune_local.adapters import manage
 from finetune_local.adapters.companions import OF_RUN
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
-from finetune_local.runtime.process_folder import Workplace
+from finetune_local.runtime.process_folder import ProcessFolder
 from finetune_local.spec.given import given_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.system import trash
@@ -53,7 +53,7 @@ FINISH = "finish"
 Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
 
 
-class Run(Workplace):
+class Run(ProcessFolder):
     """A run by its folder."""
 
     on_full_disk = "What was saved is intact. Make room, then resume."
@@ -141,7 +141,7 @@ class Run(Workplace):
 
     def status(self) -> Status:
         """What the run is doing, by its last event and whether its process lives."""
-        return status_after(self.last_line(), self.lives(), self.worker_file.exists())
+        return status_after(self.last_line(), self.alive(), self.worker_file.exists())
 
 
 def status_after(last: Mapping[str, Any] | None, working: bool, begun: bool) -> Status:
@@ -236,10 +236,10 @@ def every(home: Home) -> list[Run]:
     return [Run(place / name) for _, name in sorted(found, reverse=True)]
 
 
-def at_work(home: Home) -> list[Run]:
+def running(home: Home) -> list[Run]:
     """Runs whose worker lives; asked every second, so nothing is read of the others."""
     waiting = [Run(folder) for folder in home.runs.iterdir() if (folder / "worker.json").exists()]
-    return [run for run in waiting if run.lives()]
+    return [run for run in waiting if run.alive()]
 
 
 def rename(run: Run, name: str, home: Home) -> Run:
@@ -280,14 +280,14 @@ def _write_name(run: Run, name: str) -> None:
 
 def check_idle(run: Run) -> None:
     """Raise SpecError while a run's worker lives."""
-    if run.lives():
+    if run.alive():
         raise _running(run)
 
 
 @contextmanager
 def _kept_idle(run: Run) -> Iterator[None]:
     """Hold a run's lock while its folder is moved, so that no worker begins in it meanwhile. Raises SpecError where one has."""
-    with run.taken(moving=True) as idle:
+    with run.locked(moving=True) as idle:
         if not idle:
             raise _running(run) if run.folder.exists() else SpecError(f"there is no run '{run.name}' any more.")
         yield
@@ -338,6 +338,6 @@ def ask_to_stop(run: Run, patience: float = 0.0, *, finish: bool = False) -> boo
     """
     run.stop_file.write_text(FINISH if finish else "", "ascii")
     until = time.monotonic() + patience
-    while run.lives() and time.monotonic() < until:
+    while run.alive() and time.monotonic() < until:
         time.sleep(0.05)
-    return not run.lives()
+    return not run.alive()

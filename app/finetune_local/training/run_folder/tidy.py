@@ -41,9 +41,9 @@ def _lacks_report(run: Run, last: Finished | StoppedByUser) -> bool:
 
 def complete(run: Run) -> list[str]:
     """Do what untidy() names; returns it. Nothing is done while a worker has the run. Raises DiskFailed."""
-    if run.lives() or not untidy(run):
+    if run.alive() or not untidy(run):
         return []
-    with run.taken() as mine:
+    with run.locked() as mine:
         if not mine:
             return []
         done, last = untidy(run), run.last_event()
@@ -51,7 +51,7 @@ def complete(run: Run) -> list[str]:
             if last is not None and REPORT in done:
                 write_report(run, last)
             run.sweep()
-        run.give_back()
+        run.release()
         return done
 
 

@@ -1,1 +1,1 @@
-"""What the desk (desk.py) can be asked: a module each, with `answer(call: Call, home: Home)`, whose result is plain JSON."""
+"""What the lookup process (worker.py) can be asked: a module each, with `answer(request: RpcRequest, home: Home)`, whose result is plain JSON."""

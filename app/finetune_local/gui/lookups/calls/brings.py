@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_local.adapters.brings import brings
-from finetune_local.runtime.rpc import Call
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.system.paths import Home
 
 
-def answer(call: Call, home: Home) -> list[str]:
+def answer(request: RpcRequest, home: Home) -> list[str]:
     """The sentences. Raises AdapterError, ModelError."""
-    return brings(Path(str(call.values["folder"])), home)
+    return brings(Path(str(request.values["folder"])), home)

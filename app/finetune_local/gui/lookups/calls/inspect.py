@@ -14,7 +14,7 @@ from typing import Any
 from finetune_local.data.inspect import Inspection
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.models.resolve import find
-from finetune_local.runtime.rpc import Call
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.spec import defaults
 from finetune_local.spec.run import DataSettings, RunSpec
 from finetune_local.system.errors import ModelError
@@ -33,16 +33,16 @@ _left: dict[str, tuple[Inspection, Iterator[float]]] = {}
 """The one look that was left, or finished, by what was asked."""
 
 
-def answer(call: Call, home: Home) -> dict[str, Any]:
+def answer(request: RpcRequest, home: Home) -> dict[str, Any]:
     """Plain values: "model" and "model_problem", and what Inspection.shown() or as_json() has."""
-    asked = call.values
+    asked = request.values
     settings = parse(DataSettings, asked["settings"], "data")
     tokenizer, context, problem = _tokenizer(str(asked.get("model") or ""), home)
     length, _ = defaults.max_length(RunSpec(data=settings), context)
     told = {"model": str(asked.get("model") or "") if tokenizer else "", "model_problem": problem}
     if asked["what"] == "rows":
         return told | _rows(settings, tokenizer, length, asked)
-    return _all(call, settings, tokenizer, length, told)
+    return _all(request, settings, tokenizer, length, told)
 
 
 def _rows(settings: DataSettings, tokenizer: Tokenizer | None, length: int, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,10 +55,10 @@ def _rows(settings: DataSettings, tokenizer: Tokenizer | None, length: int, aske
 
 
 def _all(
-    call: Call, settings: DataSettings, tokenizer: Tokenizer | None, length: int, beside: Mapping[str, Any]
+    request: RpcRequest, settings: DataSettings, tokenizer: Tokenizer | None, length: int, beside: Mapping[str, Any]
 ) -> dict[str, Any]:
     key = json.dumps(
-        [settings.model_dump(), call.values.get("model"), tokenizer is not None, length, _stamps(settings)]
+        [settings.model_dump(), request.values.get("model"), tokenizer is not None, length, _stamps(settings)]
     )
     if key not in _left:
         _left.clear()
@@ -70,11 +70,11 @@ def _all(
     for share in steps:
         if not told and look.rows_read >= SAMPLE_ROWS:
             told = True
-            call.tell("sample", found={**beside, **look.as_json()})
+            request.send("sample", found={**beside, **look.as_json()})
         if time.monotonic() - when > TELL_SECONDS:
             when = time.monotonic()
-            call.tell("progress", done=share)
-        if call.interrupted():
+            request.send("progress", done=share)
+        if request.cancelled():
             break
     return {**beside, **look.as_json()}
 

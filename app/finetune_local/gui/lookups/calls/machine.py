@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.runtime.rpc import Call
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.system.machine import machine
 from finetune_local.system.paths import Home
 from finetune_local.workspace.doctor import examine
@@ -15,9 +15,9 @@ from finetune_local.workspace.doctor import examine
 _SIZE, _SECONDS = 768, 0.3
 
 
-def answer(call: Call, home: Home) -> dict[str, Any]:
+def answer(request: RpcRequest, home: Home) -> dict[str, Any]:
     """See diagnose.examine; "flops" are fp32 operations per second."""
-    return {**examine(str(call.values.get("backend", "auto")), home), "flops": _flops()}
+    return {**examine(str(request.values.get("backend", "auto")), home), "flops": _flops()}
 
 
 def _flops() -> float:

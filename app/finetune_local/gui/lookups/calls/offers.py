@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_local.export.offers import offers
-from finetune_local.runtime.rpc import Call
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.system.paths import Home
 
 
-def answer(call: Call, home: Home) -> dict[str, Any]:
+def answer(request: RpcRequest, home: Home) -> dict[str, Any]:
     """The offers. Raises AdapterError."""
-    return offers(home, str(call.values["adapter"]), call.values.get("model"))
+    return offers(home, str(request.values["adapter"]), request.values.get("model"))

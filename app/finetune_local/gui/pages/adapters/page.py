@@ -44,7 +44,7 @@ class AdaptersPage:
     def __init__(self, context: Context) -> None:
         self.context, self.t = context, context.t
         self.shelf = Shelf(context.home)
-        self.brings = Answers(context.desk, "brings")
+        self.brings = Answers(context.lookups, "brings")
 
     def build(self) -> None:
         """Make and wire the components."""

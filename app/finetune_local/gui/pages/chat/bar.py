@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.chat import conversations
 from finetune_local.chat.choices import MOST_ANSWERERS
-from finetune_local.chat.client import Talk
+from finetune_local.chat.client import ChatCall
 from finetune_local.evaluation.examples import Example, examples
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.chat.room import BASE
@@ -118,13 +118,13 @@ def _short(name: str) -> str:
 
 def memory(context: Context, room: Room) -> Html | None:
     """A line: what is loaded, or being loaded, and how to change that."""
-    t, f, opened = context.t, context.f, context.talks.opened
+    t, f, opened = context.t, context.f, context.chat.opened
     if room.model is None:
         return None
     if room.missing:
         go = parts.button(t("chat.to_models"), "go", "model", kind="small")
         return h("div", h("p", sentence(t, room.missing), class_="grow"), go, class_="hint warn row")
-    loading = next((talk for talk in context.talks.under_way() if talk.phase == "loading"), None)
+    loading = next((call for call in context.chat.active() if call.phase == "loading"), None)
     if loading is not None:
         return parts.progress(t, f, sentence(t, loading.doing), loading.done)
     if opened is None:
@@ -148,8 +148,8 @@ def memory(context: Context, room: Room) -> Html | None:
 
 def _training(context: Context) -> Html | None:
     """While a run is at work memory may be short."""
-    opened = context.talks.opened
-    if opened is None or not runs.at_work(context.home):
+    opened = context.chat.opened
+    if opened is None or not runs.running(context.home):
         return None
     t = context.t
     text = t("chat.training", size=context.f.size(opened["memory_bytes"]))
@@ -244,11 +244,11 @@ def welcome(context: Context, window: Window, room: Room) -> Html:
     return h("div", h("h2", t("chat.welcome")), h("p", text), trying(context, window, room), class_="welcome")
 
 
-def sending(context: Context, room: Room, talk: Talk | None, editing: int | None) -> Html:
+def sending(context: Context, room: Room, call: ChatCall | None, editing: int | None) -> Html:
     """The buttons beside the message box."""
     t = context.t
-    if talk is not None and not talk.ended:
-        return parts.button(t("common.stop"), "stop", kind="danger", disabled=talk.stopped)
+    if call is not None and not call.ended:
+        return parts.button(t("common.stop"), "stop", kind="danger", disabled=call.stopped)
     label = t("chat.send_edited") if editing is not None else t("chat.send")
     return parts.button(label, "send", kind="primary", disabled=room.folder is None, title=t("chat.send_title"))
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.chat import choices, conversations
-from finetune_local.chat.client import Talk
+from finetune_local.chat.client import ChatCall
 from finetune_local.chat.record import Record
 from finetune_local.gui.pages.chat import bar
 from finetune_local.gui.pages.chat import room as chatroom
@@ -110,8 +110,8 @@ class ChatPage:
             self.search: str(window["chat_search"] or ""),
         }
 
-    def _talk(self, room: Room) -> Talk | None:
-        return self.context.talks.of(room.id) if room.id else None
+    def _call(self, room: Room) -> ChatCall | None:
+        return self.context.chat.of(room.id) if room.id else None
 
     def _draw(self, window: Window, *, live: bool, room: Room | None = None) -> dict[Any, Any]:
         """What has changed of the views. Without `live` what another handler is following is left to it.
@@ -124,8 +124,8 @@ class ChatPage:
         if live:
             self._moving[window.name] = now
         room = room or chatroom.room(context.home, window)
-        talk = self._talk(room)
-        busy = talk is not None and not talk.ended
+        call = self._call(room)
+        busy = call is not None and not call.ended
         editing = window["chat_editing"]
         found: dict[Any, str] = {
             self.saved: bar.saved(context, window, room.id),
@@ -134,24 +134,24 @@ class ChatPage:
             self.editing: bar.editing_note(context, editing),
         }
         if live or not busy:
-            found[self.send] = bar.sending(context, room, talk, editing)
-            found[self.live] = self._live(room, talk)
+            found[self.send] = bar.sending(context, room, call, editing)
+            found[self.live] = self._live(room, call)
             found[self.said] = (
-                self.view.transcript(room, talk, editing)
+                self.view.transcript(room, call, editing)
                 if room.conversation.exchanges
                 else bar.welcome(context, window, room)
             )
         changed: dict[Any, str] = {
             view: html for view, html in found.items() if window.changed(f"chat {view.elem_id}", html) or again
         }
-        pulse = f"{room.id} {talk.began}" if talk is not None and busy else ""
+        pulse = f"{room.id} {call.began}" if call is not None and busy else ""
         if pulse and window.changed("chat pulse", pulse):
             changed[self.pulse] = pulse
         return changed
 
-    def _live(self, room: Room, talk: Talk | None) -> Html:
+    def _live(self, room: Room, call: ChatCall | None) -> Html:
         expected = room.conversation.exchanges[-1].expected if room.conversation.exchanges else None
-        return self.view.live(talk, expected, alone=self.context.talks.under_way() in ([], [talk]))
+        return self.view.live(call, expected, alone=self.context.chat.active() in ([], [call]))
 
     def _tick(self, window: Window) -> dict[Any, Any]:
         if window.changed(SHOWN, True):
@@ -161,32 +161,32 @@ class ChatPage:
     def _follow(self, window: Window) -> Iterator[dict[Any, Any]]:
         """Show an answer as it grows; at its end the conversation is read from disk, as it is after a reload."""
         room = chatroom.room(self.context.home, window)
-        talk = self._talk(room)
-        if talk is None:
+        call = self._call(room)
+        if call is None:
             yield self._draw(window, live=True)
             return
         version, phase = -1, ""
-        while not talk.ended and window["conversation"] == room.id:
-            version = talk.wait(version, 1.0)
-            if phase != talk.phase:
-                phase = talk.phase
+        while not call.ended and window["conversation"] == room.id:
+            version = call.wait(version, 1.0)
+            if phase != call.phase:
+                phase = call.phase
                 yield self._draw(window, live=True)
             else:
-                shown = self._live(room, talk)
+                shown = self._live(room, call)
                 yield {self.live: shown} if window.changed(f"chat {self.live.elem_id}", shown) else {}
             time.sleep(EVERY)
         self._moving[window.name] = time.monotonic()
         if window["conversation"] != room.id:
             return
-        if talk.error is None:
-            self.context.talks.forget(room.id)
-        yield {**self._taken_back(window, talk), **self._draw(window, live=True)}
+        if call.error is None:
+            self.context.chat.forget(room.id)
+        yield {**self._taken_back(window, call), **self._draw(window, live=True)}
 
-    def _taken_back(self, window: Window, talk: Talk) -> dict[Any, Any]:
+    def _taken_back(self, window: Window, call: ChatCall) -> dict[Any, Any]:
         """A question that can never be answered was taken back: it is in the message box again."""
         asked, room = window["chat_asked"], chatroom.room(self.context.home, window)
         exchanges = room.conversation.exchanges
-        if talk.error is None or not asked or (exchanges and exchanges[-1].question == asked):
+        if call.error is None or not asked or (exchanges and exchanges[-1].question == asked):
             return {}
         window.set(chat_message=asked, chat_asked=None)
         return {self.message: asked}
@@ -209,9 +209,9 @@ class ChatPage:
         do, _, _ = parts.pressed(event)
         room = chatroom.room(self.context.home, window)
         if do == "stop":
-            if (talk := self._talk(room)) is not None:
-                self.context.talks.stop(talk)
-            return {}  # who follows the talk shows it
+            if (call := self._call(room)) is not None:
+                self.context.chat.stop(call)
+            return {}  # who follows the call shows it
         if not text.strip():
             return {}
         return self._ask(window, room, text)
@@ -231,7 +231,7 @@ class ChatPage:
         assert record.history is not None
         window.set(conversation=record.history.id)
         chatroom.saw(window)
-        self.context.talks.begin("answer", record.history.id, chatroom.answering(window, room, record), room.answerers)
+        self.context.chat.begin("answer", record.history.id, chatroom.answering(window, room, record), room.answerers)
         return self._draw(window, live=True)
 
     def _check(self, window: Window, room: Room) -> None:
@@ -240,7 +240,7 @@ class ChatPage:
         if room.folder is None:
             choices.opened(self.context.home, room.model or DEFAULT_MODEL)  # raises what is wrong with it
         if room.id:
-            self.context.talks.check_free(room.id)
+            self.context.chat.check_free(room.id)
 
     def _press(self, window: Window, event: Any) -> Iterator[dict[Any, Any]]:
         do, value, data = parts.pressed(event)
@@ -304,7 +304,7 @@ class ChatPage:
                 window.set(chat_system=example.system or None)
                 return {**self._ask(window, room, example.question, example.wanted), self.panel.system: example.system}
             case "notice.close":
-                context.talks.forget(room.id)
+                context.chat.forget(room.id)
         return {**more, **self._draw(window, live=True)}
 
     def _edit(self, window: Window, room: Room, value: str) -> dict[Any, Any]:
@@ -316,10 +316,10 @@ class ChatPage:
         return {self.message: question}
 
     def _remove(self, window: Window, id: str) -> None:  # noqa: A002 - the conversation's
-        self.context.talks.check_free(id)
+        self.context.chat.check_free(id)
         name = conversations.read(conversations.open_one(self.context.home, id)).name
         key = conversations.remove(self.context.home, id)
-        self.context.talks.forget(id)
+        self.context.chat.forget(id)
         window.set(chat_removed={"key": key, "name": name})
         if window["conversation"] == id:
             chatroom.begin_anew(window)
@@ -333,13 +333,13 @@ class ChatPage:
         self._notes.pop(window.name, None)
         yield self._draw(window, live=True)
         room = chatroom.room(self.context.home, window)
-        opened, talks = self.context.talks.opened, self.context.talks
+        opened, chat = self.context.chat.opened, self.context.chat
         loaded = opened is not None and room.folder is not None and opened["path"] == str(room.folder.path)
-        if len(room.answerers) > 1 or not loaded or talks.under_way():
+        if len(room.answerers) > 1 or not loaded or chat.active():
             return
         values = {**chatroom.request(window, room), "answerer": room.leading}
-        talk = talks.begin("use", f"use {window.name}", values)
-        result = yield from self._until_ended(window, talk)
+        call = chat.begin("use", f"use {window.name}", values)
+        result = yield from self._until_ended(window, call)
         if result is not None:
             who = room.leading or self.t("common.base")
             self._notes[window.name] = self.t("chat.answers_now", name=who, n=self.context.f.number(result["ms"], 1))
@@ -347,22 +347,22 @@ class ChatPage:
 
     def _hold(self, window: Window, room: Room, do: str) -> Iterator[dict[Any, Any]]:
         """Load what is chosen, or give its memory back."""
-        talks = self.context.talks
+        chat = self.context.chat
         if do == "unload":
-            talks.unload()
+            chat.unload()
             yield self._draw(window, live=True)
             return
-        talk = talks.begin("open", f"open {window.name}", chatroom.request(window, room))
-        yield from self._until_ended(window, talk)
+        call = chat.begin("open", f"open {window.name}", chatroom.request(window, room))
+        yield from self._until_ended(window, call)
 
-    def _until_ended(self, window: Window, talk: Talk) -> Generator[dict[Any, Any], None, Mapping[str, Any] | None]:
+    def _until_ended(self, window: Window, call: ChatCall) -> Generator[dict[Any, Any], None, Mapping[str, Any] | None]:
         """Follow a request that answers nothing; returns its result. Raises what it failed with."""
         version = -1
-        while not talk.ended:
-            version = talk.wait(version, 1.0)
+        while not call.ended:
+            version = call.wait(version, 1.0)
             yield self._draw(window, live=False)
-        self.context.talks.forget(talk.conversation)
+        self.context.chat.forget(call.conversation)
         yield self._draw(window, live=False)
-        if talk.error is not None:
-            raise talk.error
-        return talk.result
+        if call.error is not None:
+            raise call.error
+        return call.result

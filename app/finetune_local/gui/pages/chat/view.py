@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.chat.client import Growing, Talk
+from finetune_local.chat.client import ChatCall, PartialAnswer
 from finetune_local.chat.history import Answer, Exchange
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.shell import notice
@@ -29,20 +29,20 @@ class ChatView:
 
     # ── what was said ──────────────────────────────────────────────────────────────────────────────────────
 
-    def transcript(self, room: Room, talk: Talk | None, editing: int | None) -> Html:
+    def transcript(self, room: Room, call: ChatCall | None, editing: int | None) -> Html:
         """All exchanges that are on disk."""
-        busy = talk is not None and not talk.ended
+        busy = call is not None and not call.ended
         exchanges = room.conversation.exchanges
         last = len(exchanges) - 1
         return h(
             "ol",
-            [self._exchange(e, n, n == last, busy, n == editing, talk) for n, e in enumerate(exchanges)],
+            [self._exchange(e, n, n == last, busy, n == editing, call) for n, e in enumerate(exchanges)],
             class_="exchanges",
             aria_label=self.t("chat.transcript"),
         )
 
     def _exchange(
-        self, exchange: Exchange, number: int, last: bool, busy: bool, edited: bool, talk: Talk | None
+        self, exchange: Exchange, number: int, last: bool, busy: bool, edited: bool, call: ChatCall | None
     ) -> Html:
         waiting = exchange.chosen is None and not exchange.answers
         answers = [self._answer(answer, n, exchange, last=last, busy=busy) for n, answer in enumerate(exchange.answers)]
@@ -53,7 +53,7 @@ class ChatView:
             "li",
             self._question(exchange.question, number, busy, edited) if exchange.question is not None else None,
             _columns([*answers, beside]) if answers or (beside and not busy) else None,
-            self._unanswered() if last and waiting and talk is None else None,
+            self._unanswered() if last and waiting and call is None else None,
             class_="exchange",
         )
 
@@ -134,35 +134,35 @@ class ChatView:
 
     # ── what is being said ─────────────────────────────────────────────────────────────────────────────────
 
-    def live(self, talk: Talk | None, expected: str | None, *, alone: bool = True) -> Html:
+    def live(self, call: ChatCall | None, expected: str | None, *, alone: bool = True) -> Html:
         """The answer under way, or why it did not come. `alone`: no other conversation is being answered."""
-        if talk is None or talk.do != "answer":
+        if call is None or call.do != "answer":
             return Html("")
-        if talk.ended:
-            return self._failed(talk.error) if talk.error is not None else Html("")
-        columns = [self._growing(name, growing, talk, alone) for name, growing in talk.answers.items()]
-        notes = [h("p", sentence(self.t, text), class_="hint") for text in talk.notes]
+        if call.ended:
+            return self._failed(call.error) if call.error is not None else Html("")
+        columns = [self._partial(name, partial, call, alone) for name, partial in call.answers.items()]
+        notes = [h("p", sentence(self.t, text), class_="hint") for text in call.notes]
         return h("div", *notes, _columns([*columns, self._wanted(expected)]), class_="exchange", aria_busy="true")
 
-    def _growing(self, name: str | None, growing: Growing, talk: Talk, alone: bool) -> Html:
+    def _partial(self, name: str | None, partial: PartialAnswer, call: ChatCall, alone: bool) -> Html:
         t, f = self.t, self.f
-        if growing.turn is not None:
-            under: Html | None = self._facts(growing.turn)
-        elif growing.tokens > 1 and growing.seconds > 0:
-            speed = (growing.tokens - 1) / growing.seconds
-            said = [t("chat.tokens", n=f.number(growing.tokens)), t("chat.speed", n=f.number(speed, 1))]
+        if partial.turn is not None:
+            under: Html | None = self._facts(partial.turn)
+        elif partial.tokens > 1 and partial.seconds > 0:
+            speed = (partial.tokens - 1) / partial.seconds
+            said = [t("chat.tokens", n=f.number(partial.tokens)), t("chat.speed", n=f.number(speed, 1))]
             under = h("p", " · ".join(said), class_="measured")
         else:
-            under = h("p", self._doing(growing, talk, alone), class_="measured")
-        text = _text(growing.text, len(talk.answers) > 1, "" if growing.turn else "growing", f"live {name}")
+            under = h("p", self._doing(partial, call, alone), class_="measured")
+        text = _text(partial.text, len(call.answers) > 1, "" if partial.turn else "growing", f"live {name}")
         return self._column(name, text, under, mark=None, class_="answer")
 
-    def _doing(self, growing: Growing, talk: Talk, alone: bool) -> str:
-        if growing.begun:
+    def _doing(self, partial: PartialAnswer, call: ChatCall, alone: bool) -> str:
+        if partial.begun:
             return self.t("chat.reading")
-        if talk.phase == "waiting":
+        if call.phase == "waiting":
             return self.t("chat.starting") if alone else self.t("chat.waiting")
-        if talk.phase == "loading":
+        if call.phase == "loading":
             return self.t("chat.loading")
         return self.t("chat.in_turn")
 

@@ -1,4 +1,4 @@
-"""Looks at data files in the background: the desk reads them, a page shows what is known so far and never waits for a big file.
+"""Looks at data files in the background: the client reads them, a page shows what is known so far and never waits for a big file.
 
 The rows that are shown come first, as they come quickly; then all that there is to know. Where other rows are asked for meanwhile,
 the long look is left, the rows are fetched, and it goes on.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_local.runtime.rpc import Asked, Service
+from finetune_local.runtime.rpc import RpcCall, RpcClient
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.paths import located
 from finetune_local.system.untrusted.text import parse_json
@@ -49,11 +49,11 @@ def question(settings: Mapping[str, Any], model: str, models: Path, first: int, 
 class Look:
     """One window's. `rows` and `found` are what gui/lookups/calls/inspect.py answers, or None; `share` is how far the long look is."""
 
-    def __init__(self, desk: Service) -> None:
-        self._desk = desk
+    def __init__(self, client: RpcClient) -> None:
+        self._client = client
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._asked: Asked | None = None
+        self._asked: RpcCall | None = None
         self._question: Question | None = None
         self._rows_of: Question | None = None
         self._found_of: Question | None = None
@@ -119,14 +119,16 @@ class Look:
 
     def _ask_rows(self, wanted: Question) -> None:
         shown = {"first": wanted.first, "count": wanted.count, "row": wanted.row}
-        rows = self._desk.ask("inspect", what="rows", settings=parse_json(wanted.settings), model=wanted.model, **shown)
+        rows = self._client.ask(
+            "inspect", what="rows", settings=parse_json(wanted.settings), model=wanted.model, **shown
+        )
         with self._changed:
             if wanted == self._question:
                 self.rows, self._rows_of = rows, wanted
                 self.version += 1
 
     def _ask_all(self, wanted: Question) -> None:
-        asked = self._desk.follow("inspect", what="all", settings=parse_json(wanted.settings), model=wanted.model)
+        asked = self._client.follow("inspect", what="all", settings=parse_json(wanted.settings), model=wanted.model)
         with self._changed:
             self._asked, self.share = asked, 0.0
             other = wanted != self._question

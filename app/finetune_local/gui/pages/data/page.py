@@ -221,7 +221,7 @@ class Page:
 
     def _look(self, window: Window) -> looks.Look:
         if window not in self._looks:
-            self._looks[window] = looks.Look(self.context.desk)
+            self._looks[window] = looks.Look(self.context.lookups)
         return self._looks[window]
 
     def _ask(self, window: Window) -> None:

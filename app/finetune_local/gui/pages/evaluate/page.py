@@ -134,7 +134,7 @@ class EvaluatePage:
         names = {found.name for found in job.running(self.home, KIND)} | set(mine)
         for found in (Job(self.home.jobs / name) for name in sorted(names)):
             state = found.state()
-            if jobview.at_work(state):
+            if jobview.active(state):
                 title = t("evaluate.of", name=found.arguments.get("adapter") or found.arguments.get("model"))
                 doing = t.get(f"evaluate.at_{state.text}") or sentence(t, state.text)
                 cards.append(jobview.working(t, self.f, found, title, doing))

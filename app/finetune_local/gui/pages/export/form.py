@@ -57,7 +57,7 @@ def chosen_adapter(window: Window, adapters: Rows) -> str:
 
 
 def asked(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
-    """What is asked of the desk: see gui/lookups/calls/offers.py."""
+    """The request to the lookup process: see gui/lookups/calls/offers.py."""
     adapter = chosen_adapter(window, adapters)
     return {"adapter": adapter, "model": chosen_model(context, window) if adapter == BASE else None}
 

@@ -39,7 +39,7 @@ class ExportPage:
     def __init__(self, context: Context) -> None:
         self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
         self.library = Library(context.home)
-        self.offers = Answers(context.desk, "offers")
+        self.offers = Answers(context.lookups, "offers")
 
     def build(self) -> None:
         """Make and wire the components."""
@@ -66,7 +66,7 @@ class ExportPage:
         t = self.t
         adapters = self.library.listing()
         known = [found for found in job.every(self.home, exports.KIND) if (found.folder / "job.json").is_file()]
-        working = [found for found in known if jobview.at_work(found.state())]
+        working = [found for found in known if jobview.active(found.state())]
         ended = [found for found in known if found not in working][:LISTED]
         nothing = not adapters and not installed(self.home.models)
         answer = self.offers.ask(**exportform.asked(self.context, window, adapters)) if not nothing else None

@@ -190,7 +190,7 @@ class ModelPage:
         return name, self._kept("removing", (name, self.models.version), lambda: self._question(name))
 
     def _question(self, name: str) -> Html:
-        at_work = [run.name for run in runs.at_work(self.home) if run.spec.model.id == name]
+        at_work = [run.name for run in runs.running(self.home) if run.spec.model.id == name]
         return self.views.removing(name, made_on(name, self.home), at_work)
 
     def _found(self, window: Window) -> Html:

@@ -109,7 +109,7 @@ class TrainPage:
             except SpecError:
                 window.set(run=None)
         if name is None and not window["setting_up"]:
-            at_work = runs.at_work(self.context.home)
+            at_work = runs.running(self.context.home)
             if at_work:
                 window.set(run=at_work[0].name)
                 return at_work[0]
@@ -216,7 +216,7 @@ class TrainPage:
         t, context = self.t, self.context
         if problem := self._missing(window):
             raise SpecError(problem[0])
-        others = runs.at_work(context.home)
+        others = runs.running(context.home)
         if others and not force:
             anyway = parts.button(t("train.anyway"), "train.anyway", kind="small")
             title, text = t("train.other_title"), t("train.other_text", run=others[0].name)
