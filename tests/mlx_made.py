@@ -14,13 +14,13 @@ import pytest
 from finetune_local.backend import Session
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
 from finetune_local.spec.run import TrainingSettings
-from finetune_local.spec.tuners import Array, Source, Tuner, VirtualTokens, tuners
+from finetune_local.spec.tuners import Array, Source, Tuner, VirtualIds, tuners
 from finetune_local.system.fields import Settings
 from mlx_tools import MLX
 
 Attach = Callable[[Any, AdapterPlan, Mapping[str, np.ndarray]], Any]
 PLAN = AdapterPlan("made", "made", Settings(), ())
-NONE = VirtualTokens()
+NONE = VirtualIds()
 
 
 class Made(Tuner):
@@ -29,7 +29,7 @@ class Made(Tuner):
     key = "made"
     settings = Settings
 
-    def __init__(self, own: Mapping[str, np.ndarray], factors: Mapping[str, float], virtual: VirtualTokens) -> None:
+    def __init__(self, own: Mapping[str, np.ndarray], factors: Mapping[str, float], virtual: VirtualIds) -> None:
         self.own = {name: np.asarray(array, np.float32) for name, array in own.items()}
         self.factors, self.virtual = factors, virtual
         self.kept: Any = None
@@ -40,7 +40,7 @@ class Made(Tuner):
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
         return {name: array.shape for name, array in self.own.items()}
 
-    def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
+    def lr_multipliers(self, plan: AdapterPlan) -> Mapping[str, float]:
         return self.factors
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
@@ -49,7 +49,7 @@ class Made(Tuner):
     def tracker(self, plan: AdapterPlan, steps: int) -> Any:
         return self.kept
 
-    def virtual_tokens(self, plan: AdapterPlan) -> VirtualTokens:
+    def virtual_ids(self, plan: AdapterPlan) -> VirtualIds:
         return self.virtual
 
 
@@ -58,7 +58,7 @@ def know(
     own: Mapping[str, Any],
     attach: Attach,
     factors: Mapping[str, float] | None = None,
-    virtual: VirtualTokens = NONE,
+    virtual: VirtualIds = NONE,
 ) -> Made:
     """Make the family "made" known, `attach` being what its file in the MLX backend has."""
     tuner = Made(own, factors or {}, virtual)
@@ -66,7 +66,7 @@ def know(
     module.attach = attach  # type: ignore[attr-defined]
     found = {**tuners(), "made": tuner}
     monkeypatch.setitem(sys.modules, "finetune_local_backends.mlx.tuners.made", module)
-    monkeypatch.setattr("finetune_local.spec.tuners.families", lambda: found)
+    monkeypatch.setattr("finetune_local.spec.tuners.tuners", lambda: found)
     return tuner
 
 

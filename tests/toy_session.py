@@ -22,7 +22,7 @@ class ToySession:
 
     precision = "fp32"
     device = Device("cpu", "cpu", "toy", 0)
-    members, positions = 1, 0
+    ensemble_size, virtual_tokens = 1, 0
 
     def __init__(self, vocabulary: int, rule: Rule | None = None, most_rows: int = 1000) -> None:
         self.vocabulary, self.most_rows = vocabulary, most_rows

@@ -120,7 +120,7 @@ class Session(Protocol):
     device: Device
 
     @property
-    def members(self) -> int:
+    def ensemble_size(self) -> int:
         """How many prompts of the active adapter answer side by side (a prompt ensemble), to be voted on; 1 for all others.
 
         Row i of a decoder answers under the prompt of member i % members.
@@ -128,7 +128,7 @@ class Session(Protocol):
         ...
 
     @property
-    def positions(self) -> int:
+    def virtual_tokens(self) -> int:
         """Positions of the context that the active adapter takes for itself."""
         ...
 
@@ -191,7 +191,7 @@ class Session(Protocol):
         """One optimizer step of each of several prepared adapters, with one pass of the base over the rows of all.
 
         Each result is what step() would give, up to rounding; dropout draws other numbers. All or nothing, as step().
-        Raises Unsupported where one of them cannot share a pass (Family.apart).
+        Raises Unsupported where one of them cannot share a pass (Tuner.sharing_refusal).
         """
         ...
 

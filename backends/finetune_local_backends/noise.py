@@ -8,10 +8,10 @@ import numpy as np
 
 from finetune_local.backend import Batch, Floats
 from finetune_local.spec.numerics.noise import row_noise
-from finetune_local.spec.tuners import VirtualTokens
+from finetune_local.spec.tuners import VirtualIds
 
 
-def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, virtual: VirtualTokens) -> Floats | None:
+def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, virtual: VirtualIds) -> Floats | None:
     """(members·rows, count + length, width) for a batch without virtual tokens; zero on padding and on virtual tokens.
 
     `alphas` are those of the rows; None where all are zero. Every member of an ensemble sees a row with the same noise.
@@ -22,4 +22,4 @@ def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, vi
     for row, (length, alpha) in enumerate(zip(batch.lengths, alphas, strict=True)):
         if alpha:
             noise[row, virtual.count : virtual.count + length] = row_noise(seed, batch.ids[row, :length], width, alpha)
-    return np.tile(noise, (virtual.members, 1, 1))
+    return np.tile(noise, (virtual.ensemble_size, 1, 1))

@@ -41,7 +41,7 @@ def rounds(requests: Sequence[StepRequest]) -> Iterator[list[tuple[int, Batch]]]
 def check_plans(plans: Sequence[AdapterPlan]) -> None:
     """Raise Unsupported where one of several plans cannot share a pass of the base."""
     for plan in plans:
-        if reason := tuner_of(plan).apart(plan):
+        if reason := tuner_of(plan).sharing_refusal(plan):
             raise Unsupported(f"method '{plan.method}' cannot be trained beside other adapters: {reason}")
 
 

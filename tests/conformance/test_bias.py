@@ -80,10 +80,10 @@ def test_training_existing_biases_is_training_their_change(backend: Backend, tmp
 def test_it_merges_where_there_is_a_bias_and_says_why_where_not(backend: Backend, tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "base", "qwen2")
     everywhere = plan_of(folder)
-    reason = tuner_of(everywhere).unmergeable(everywhere)
+    reason = tuner_of(everywhere).merge_refusal(everywhere)
     assert reason is not None and "have none in this model (down_proj, gate_proj, o_proj, up_proj)" in reason
     plan = plan_of(folder, targets=QKV)
-    assert tuner_of(plan).unmergeable(plan) is None
+    assert tuner_of(plan).merge_refusal(plan) is None
     session = backend.load(folder, "fp32")
     tensors = moved(plan)
     session.attach("a", plan, 1, tensors)

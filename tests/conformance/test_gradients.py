@@ -26,7 +26,7 @@ def loss(case: Case, tensors: dict[str, np.ndarray]) -> float:
     case.session.attach("moved", case.plan, 1, tensors)
     found = -float(case.session.score(batch()).astype(np.float64).mean())
     case.session.detach("moved")
-    return found * tuner_of(case.plan).virtual_tokens(case.plan).members
+    return found * tuner_of(case.plan).virtual_ids(case.plan).ensemble_size
 
 
 @pytest.mark.parametrize("method", list(presets()))
@@ -36,8 +36,8 @@ def test_gradients_are_the_slopes_of_the_loss(backend: Backend, tiny: Path, meth
     case.session.prepare("a", case.spec.training)
     case.train(3)  # at the start some gradients are zero
     tensors, gradients = case.session.tensors("a"), gradients_of(case.session, batch())
-    rates = tuner_of(case.plan).rates(case.plan)
-    assert gradients.keys() == {name for name in tensors if rates.get(name, 1.0)}
+    lr_multipliers = tuner_of(case.plan).lr_multipliers(case.plan)
+    assert gradients.keys() == {name for name in tensors if lr_multipliers.get(name, 1.0)}
     rng = np.random.default_rng(0)
     kinds: dict[str, list[str]] = {}
     for name in gradients:

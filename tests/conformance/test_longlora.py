@@ -113,8 +113,8 @@ def test_numbers_rates_and_refusals(tiny: Path) -> None:
     lora = 2 * 4 * (128 + 96 + 96 + 128)
     assert trainable_parameters(plan) == lora + 384 * 64 + NORMS
     assert trainable_parameters(plan_of(tiny, "norms")) == lora + NORMS
-    rates = tuner_of(plan).rates(plan)
-    assert rates[EMBEDDING] == 0.5 and len(rates) == 1 + 5
+    lr_multipliers = tuner_of(plan).lr_multipliers(plan)
+    assert lr_multipliers[EMBEDDING] == 0.5 and len(lr_multipliers) == 1 + 5
     with pytest.raises(SpecError, match=r"copied and trained whole.*Leave out"):
         plan_of(tiny, "embeddings", targets=["embed_tokens", "attention"])
     with pytest.raises(SpecError):
@@ -168,7 +168,7 @@ def test_norms_with_biases_are_copied_with_them(tmp_path: Path) -> None:
     plan = plan_of(tmp_path / "base", "norms", targets=["q_proj", "v_proj"])
     names = set(tuner_of(plan).shapes(plan))
     assert {"base_model.model.model.final_layernorm.weight", "base_model.model.model.final_layernorm.bias"} <= names
-    assert tuner_of(plan).rates(plan)["base_model.model.model.layers.0.input_layernorm.bias"] == 0.1
+    assert tuner_of(plan).lr_multipliers(plan)["base_model.model.model.layers.0.input_layernorm.bias"] == 0.1
     sessions = {b.name: b.load(tmp_path / "base", "fp32") for b in backends().values()}
     one, other = (trained(session, plan, 10) for session in sessions.values())
     np.testing.assert_allclose(one, other, atol=1e-4)

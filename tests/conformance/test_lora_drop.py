@@ -17,7 +17,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec
-from finetune_local.spec.tuners import PREFIX, Trial, trainable_parameters, tuner_of
+from finetune_local.spec.tuners import PREFIX, Calibration, trainable_parameters, tuner_of
 from finetune_local.spec.tuners.lora_drop import TUNER, stems
 from finetune_local.system.errors import AdapterError, OutOfMemory, SpecError, TrainingDiverged
 from finetune_local.system.paths import Home
@@ -105,15 +105,15 @@ def test_the_most_important_are_kept_until_their_share_is_reached(tiny: Path) ->
     plan = make_plan(tiny, keep_importance=0.75)
     modules = [target.module for target in plan.targets]
     sizes = dict.fromkeys(modules, 0.1) | {Q0: 5.0, DOWN1: 2.6}
-    settings, text = TUNER.chosen(plan, sizes)
+    settings, text = TUNER.calibrated(plan, sizes)
     assert settings.kept == (Q0, DOWN1)  # type: ignore[attr-defined]  # 7.6 of 8.8; 5.0 would be too little
     assert "2 of 14 layers" in text and "q_proj of block 0; down_proj of block 1" in text
     assert "86.4% of the importance" in text and "The other 12 share 7" in text
-    everything, _ = TUNER.chosen(make_plan(tiny, keep_importance=1.0), sizes)
+    everything, _ = TUNER.calibrated(make_plan(tiny, keep_importance=1.0), sizes)
     assert list(everything.kept) == modules  # type: ignore[attr-defined]
     for broken in (dict.fromkeys(modules, 0.0), sizes | {Q0: float("nan")}):
         with pytest.raises(TrainingDiverged, match="Lower --learning-rate"):
-            TUNER.chosen(plan, broken)
+            TUNER.calibrated(plan, broken)
 
 
 def test_a_shared_update_is_trained_by_all_that_share_it(backend: Backend, tiny: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_trial_that_lacks_memory_computes_less_at_once(
     ready = ready_of(make_run("short", {"key": "lora-drop", "rank": 4, "kept": [Q0]}), home)
     spec, session, real = ready.spec, ready.session, ready.session.step
     plan = TUNER.plan("lora-drop", settings_of(), ready.model.info())
-    expected = _last(calibration.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+    expected = _last(calibration.update_sizes(session, plan, Calibration(0.3, 3), spec, ready.data.train))
     refused = []
 
     def short_of_memory(batches: Any, objective: Any, rate: float) -> StepResult:
@@ -224,13 +224,13 @@ def test_a_trial_that_lacks_memory_computes_less_at_once(
         return real(batches, objective, rate)
 
     monkeypatch.setattr(session, "step", short_of_memory)
-    found = _last(calibration.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+    found = _last(calibration.update_sizes(session, plan, Calibration(0.3, 3), spec, ready.data.train))
     assert refused and found.keys() == expected.keys() and len(found) == 14
     for module, size in expected.items():
         assert found[module] == pytest.approx(size, rel=1e-2)
     monkeypatch.setattr(session, "step", lambda *_: (_ for _ in ()).throw(OutOfMemory("nothing fits")))
     with pytest.raises(OutOfMemory, match="nothing fits"):
-        _last(calibration.update_sizes(session, plan, Trial(0.3, 3), spec, ready.data.train))
+        _last(calibration.update_sizes(session, plan, Calibration(0.3, 3), spec, ready.data.train))
     assert session.adapters() == ["training"]
 
 
@@ -240,7 +240,7 @@ def test_a_trial_that_diverges_says_so(make_run: Callable[..., runs.Run], home: 
     wild = ready.spec.model_copy(update={"training": training})
     plan = TUNER.plan("lora-drop", settings_of(), ready.model.info())
     with pytest.raises(TrainingDiverged, match="lower --learning-rate than 9e"):
-        _last(calibration.update_sizes(ready.session, plan, Trial(0.3, 6), wild, ready.data.train))
+        _last(calibration.update_sizes(ready.session, plan, Calibration(0.3, 6), wild, ready.data.train))
 
 
 def _last(work: Generator[Event, None, dict[str, float]]) -> dict[str, float]:
@@ -257,11 +257,11 @@ def test_layers_given_by_the_user_need_no_trial(make_run: Callable[..., runs.Run
     run = make_run("given", {"key": "lora-drop", "kept": [Q0]})
     phases = [event for event in make_ready(run, home) if "trying out" in str(event)]
     assert phases == []
-    assert TUNER.trial(ready_of(run, home).plan) is None
+    assert TUNER.calibration(ready_of(run, home).plan) is None
 
 
 def test_the_trial_s_settings_reach_it(tiny: Path) -> None:
-    assert TUNER.trial(make_plan(tiny, trial_share=0.25, trial_steps=7)) == Trial(0.25, 7)
+    assert TUNER.calibration(make_plan(tiny, trial_share=0.25, trial_steps=7)) == Calibration(0.25, 7)
 
 
 def test_matrices_of_one_kind_and_two_shapes_share_apart() -> None:

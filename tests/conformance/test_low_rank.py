@@ -297,5 +297,5 @@ def test_loftq_is_refused_where_nothing_is_quantised(tiny: Path) -> None:
 
 def test_an_adapted_head_does_not_share_a_pass(tiny: Path) -> None:
     tuner = tuners()["low_rank"]
-    assert tuner.apart(plan_of(tiny, targets=("all-linear", "embed_tokens"))) is None
-    assert "lm_head" in str(tuner.apart(plan_of(tiny, targets=("q_proj", "lm_head"))))
+    assert tuner.sharing_refusal(plan_of(tiny, targets=("all-linear", "embed_tokens"))) is None
+    assert "lm_head" in str(tuner.sharing_refusal(plan_of(tiny, targets=("q_proj", "lm_head"))))

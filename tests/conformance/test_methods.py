@@ -108,17 +108,17 @@ def test_every_tensor_is_trained_that_is_not_frozen(case: Case) -> None:
     case.session.prepare("a", case.spec.training)
     case.train(3)
     after = case.session.tensors("a")
-    rates = tuner_of(case.plan).rates(case.plan)
-    frozen = {name for name in before if rates.get(name, 1.0) == 0}
+    lr_multipliers = tuner_of(case.plan).lr_multipliers(case.plan)
+    frozen = {name for name in before if lr_multipliers.get(name, 1.0) == 0}
     assert {name for name in before if np.array_equal(before[name], after[name])} == frozen
 
 
 def test_two_adapters_live_side_by_side(exact: Case) -> None:
     exact.attach()
-    start, rates = exact.session.tensors("a"), tuner_of(exact.plan).rates(exact.plan)
+    start, lr_multipliers = exact.session.tensors("a"), tuner_of(exact.plan).lr_multipliers(exact.plan)
 
     def moved(factor: float, by: float) -> dict[str, np.ndarray]:
-        trained = {name: value for name, value in start.items() if rates.get(name, 1.0)}
+        trained = {name: value for name, value in start.items() if lr_multipliers.get(name, 1.0)}
         return start | {name: value * np.float32(factor) + np.float32(by) for name, value in trained.items()}
 
     first, second = moved(1.05, 0.01), moved(0.95, -0.01)
@@ -156,7 +156,7 @@ def test_merged_weights_answer_as_the_adapter(exact: Case, tmp_path: Path) -> No
     exact.session.prepare("a", exact.spec.training)
     exact.train(5)
     tuner = tuner_of(exact.plan)
-    if reason := tuner.unmergeable(exact.plan):
+    if reason := tuner.merge_refusal(exact.plan):
         assert reason.endswith(".") and len(reason) > 40, "the reason is a sentence, and says what to do"
         return
     expected = exact.session.logits(TEXT)
@@ -168,7 +168,7 @@ def test_merged_weights_answer_as_the_adapter(exact: Case, tmp_path: Path) -> No
 
 
 def test_score_is_the_logits_softmax_at_supervised_places(exact: Case) -> None:
-    if tuner_of(exact.plan).virtual_tokens(exact.plan).members > 1:
+    if tuner_of(exact.plan).virtual_ids(exact.plan).ensemble_size > 1:
         return  # scores are the mean over prompts, logits those of the first: the family's own tests compare them
     exact.attach({name: value + np.float32(0.01) for name, value in _fresh(exact).items()})
     rows = batch()

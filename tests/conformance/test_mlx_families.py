@@ -11,7 +11,7 @@ import pytest
 
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
-from finetune_local.spec.tuners import Array, VirtualTokens
+from finetune_local.spec.tuners import Array, VirtualIds
 from finetune_local.system.errors import AdapterError, Unsupported
 from mlx_made import PLAN, Attach, attached, know, scaling
 from mlx_tools import IDS, MLX, RATE, SFT, assert_same, train
@@ -144,7 +144,7 @@ def test_a_prompt_of_real_tokens_rows_is_these_tokens(tiny: Path, monkeypatch: p
     """An ensemble of two: logits are the first one's, scores the mean, a decoder's rows take turns."""
     base = MLX.load(tiny, "fp32", "cpu")
     own = {f"p{n}": rows_of(tiny, hard) for n, hard in enumerate(HARD)}
-    know(monkeypatch, own, prompts, virtual=VirtualTokens(3, 2))
+    know(monkeypatch, own, prompts, virtual=VirtualIds(3, 2))
     session = MLX.load(tiny, "fp32", "cpu")
     plain = session.logits(IDS)
     session.attach("m", PLAN, 1)
@@ -172,12 +172,12 @@ def test_each_prompt_of_an_ensemble_learns_as_if_alone(
 ) -> None:
     settings = {"max_gradient_norm": 0.0, "gradient_checkpointing": checkpointing}
     own = {f"p{n}": rows_of(tiny, hard) for n, hard in enumerate(HARD)}
-    know(monkeypatch, own, prompts, virtual=VirtualTokens(3, 2))
+    know(monkeypatch, own, prompts, virtual=VirtualIds(3, 2))
     together = attached(tiny, settings)
     losses, scores = train(together, 3), together.score(batch_of())
     alone_losses, alone_scores = [], []
     for name, rows in own.items():
-        know(monkeypatch, {name: rows}, prompts, virtual=VirtualTokens(3, 1))
+        know(monkeypatch, {name: rows}, prompts, virtual=VirtualIds(3, 1))
         alone = attached(tiny, settings)
         alone_losses.append(train(alone, 3))
         alone_scores.append(alone.score(batch_of()))
@@ -188,7 +188,7 @@ def test_each_prompt_of_an_ensemble_learns_as_if_alone(
 
 
 def test_virtual_tokens_count_in_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    know(monkeypatch, {"p0": np.ones((4, 64))}, prompts, virtual=VirtualTokens(4, 1))
+    know(monkeypatch, {"p0": np.ones((4, 64))}, prompts, virtual=VirtualIds(4, 1))
     session = attached(tiny_model(tmp_path, "gemma2"))  # its window is 64 tokens
     assert session.logits([5] * 60).shape[0] == 60
     for long in (lambda: session.logits([5] * 61), lambda: session.decoder().feed([[5] * 61])):

@@ -13,7 +13,7 @@ from conforming import MORE_STEPS, RATES, SFT, batch, make_plan, make_spec
 from finetune_local.backend import Backend, Session, StepRequest, backends
 from finetune_local.spec.numerics.noise import row_noise
 from finetune_local.spec.run import TrainingSettings
-from finetune_local.spec.tuners import VirtualTokens
+from finetune_local.spec.tuners import VirtualIds
 from finetune_local.system.paths import Home
 from finetune_local_backends.noise import batch_noise
 from tasks import batch_of, pieces, plan_of
@@ -34,21 +34,21 @@ def test_the_noise_has_the_papers_size() -> None:
 
 def test_a_rows_noise_follows_from_its_tokens_and_the_seed_alone() -> None:
     rows = batch_of(4, 20)
-    whole = batch_noise(rows, [5.0] * 4, 7, 8, VirtualTokens())
+    whole = batch_noise(rows, [5.0] * 4, 7, 8, VirtualIds())
     assert whole is not None
     for n, part in enumerate(pieces(rows, 1)):
-        alone = batch_noise(part, [5.0], 7, 8, VirtualTokens())
+        alone = batch_noise(part, [5.0], 7, 8, VirtualIds())
         length = int(rows.lengths[n])
         assert alone is not None
         np.testing.assert_array_equal(alone[0, :length], whole[n, :length])
         assert not whole[n, length:].any() and np.abs(whole[n, :length]).min() > 0
-    other = batch_noise(rows, [5.0] * 4, 8, 8, VirtualTokens())
+    other = batch_noise(rows, [5.0] * 4, 8, 8, VirtualIds())
     assert other is not None and np.abs(other - whole)[0].min() > 0
-    before = batch_noise(rows, [5.0, 0.0, 5.0, 5.0], 7, 8, VirtualTokens(3, 2))
+    before = batch_noise(rows, [5.0, 0.0, 5.0, 5.0], 7, 8, VirtualIds(3, 2))
     assert before is not None and before.shape == (8, 23, 8)
     assert not before[:, :3].any() and not before[[1, 5]].any()
     np.testing.assert_array_equal(before[4, 3:], whole[0])
-    assert batch_noise(rows, [0.0] * 4, 7, 8, VirtualTokens()) is None
+    assert batch_noise(rows, [0.0] * 4, 7, 8, VirtualIds()) is None
 
 
 def embedded(backend: Backend, session: Any) -> list[np.ndarray]:

@@ -202,7 +202,7 @@ def test_an_adapter_of_another_base_is_refused(backend: Backend, tiny: Path, tmp
 def test_a_prefix_takes_its_place_in_the_context(tiny: Path) -> None:
     model = ModelFolder.open(tiny)
     spec = parse_spec({"method": {"key": "prefix", "prefix_length": 504}}, "test")
-    assert tuner_of(plan_for(spec, model)).positions(plan_for(spec, model)) == 504
+    assert tuner_of(plan_for(spec, model)).virtual_tokens(plan_for(spec, model)) == 504
     spec = parse_spec({"method": {"key": "prefix", "prefix_length": 505}}, "test")
     with pytest.raises(SpecError, match=r"takes 505 positions .* reads at most 512.* Lower --prefix-length"):
         plan_for(spec, model)
@@ -242,4 +242,4 @@ def test_fused_projections_take_their_sizes_from_the_config() -> None:
 
 def test_it_says_why_it_cannot_be_merged(tiny: Path) -> None:
     plan = plan_of(tiny)
-    assert "no weight of the base can hold them" in (tuner_of(plan).unmergeable(plan) or "")
+    assert "no weight of the base can hold them" in (tuner_of(plan).merge_refusal(plan) or "")

@@ -99,9 +99,9 @@ def test_where_a_prompt_begins(tiny: Path) -> None:
     np.testing.assert_array_equal(begin(), begin(prompt_init="vocabulary"))
     spread = begin(prompt_init="random", prompt_length=200).std()
     assert spread == pytest.approx(8 * weight.std(), rel=0.02)
-    members = begin(prompt_members=3)
-    assert members.shape == (3, N, HIDDEN) and len(np.unique(members.reshape(-1, HIDDEN), axis=0)) > 2 * N
-    np.testing.assert_array_equal(members[0], begin())
+    prompts = begin(prompt_members=3)
+    assert prompts.shape == (3, N, HIDDEN) and len(np.unique(prompts.reshape(-1, HIDDEN), axis=0)) > 2 * N
+    np.testing.assert_array_equal(prompts[0], begin())
     with pytest.raises(SpecError, match=r"--prompt-text ' ' has no tokens.*Give some words"):
         begin(prompt_text=" ")
 
@@ -133,13 +133,13 @@ def test_members_score_by_their_mean_and_answer_side_by_side(backend: Backend, t
     for member in range(3):
         session.attach(f"alone {member}", plan_of(tiny), 1, {ROWS: rows[ROWS][member]})
     session.attach("all", plan, 1, rows)
-    assert (session.members, session.positions) == (3, N)
+    assert (session.ensemble_size, session.virtual_tokens) == (3, N)
     scored, decoder = session.score(batch()), session.decoder()
     steps = [decoder.feed([TEXT, TEXT, TEXT, TEXT[:3]]), decoder.feed([[9], [9], [9], [9]])]
     scores = []
     for member in range(3):
         session.activate(f"alone {member}")
-        assert session.members == 1
+        assert session.ensemble_size == 1
         scores.append(session.score(batch()))
         expected = session.logits([*TEXT, 9])[-2:]
         np.testing.assert_allclose([step[member] for step in steps], expected, atol=1e-4)
@@ -147,7 +147,7 @@ def test_members_score_by_their_mean_and_answer_side_by_side(backend: Backend, t
     session.activate("alone 0")  # row 3 is under member 3 % 3
     np.testing.assert_allclose(steps[1][3], session.logits([*TEXT[:3], 9])[-1], atol=1e-4)
     session.activate(None)
-    assert (session.members, session.positions) == (1, 0)
+    assert (session.ensemble_size, session.virtual_tokens) == (1, 0)
 
 
 @pytest.mark.parametrize(("order", "winner"), [("abb", "b"), ("aba", "a"), ("ab", "a"), ("abcc", "c"), ("abc", "a")])

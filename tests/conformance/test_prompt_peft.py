@@ -166,7 +166,7 @@ def test_what_peft_saves_opens_here(backend: Backend, tmp_path: Path, tuner: str
     plan, tensors = read_adapter(tmp_path / "theirs")
     session = backend.load(folder, "fp32")
     session.attach("a", plan, 1, tensors)
-    assert (plan.method, session.positions) == ("prompt" if kind == "prompt" else "p-tuning", N)
+    assert (plan.method, session.virtual_tokens) == ("prompt" if kind == "prompt" else "p-tuning", N)
     np.testing.assert_allclose(session.logits(TEXT), logits_of(model), atol=5e-5)
     write_adapter(tmp_path / "again", plan, tensors, str(folder))
     ours, theirs = read_config(tmp_path / "again"), read_config(tmp_path / "theirs")

@@ -49,7 +49,7 @@ def test_a_stopped_run_goes_on_and_its_result_answers(
     assert list(tensors) == [ROWS], "what is published is a prompt, whatever made it"
 
     opened = open_chat(home, str(tiny), ["whole"], backend=backend.name, precision="fp32")
-    assert opened.session.members == method.get("prompt_members", 1)
+    assert opened.session.ensemble_size == method.get("prompt_members", 1)
     chat = ChatSession(opened, GREEDY.model_copy(update={"max_tokens": 6}))
     pieces: list[str] = []
     first = chat.ask("say 1", pieces.append).result

@@ -124,7 +124,7 @@ def test_every_method_beside_a_lora_or_told_why_not(backend: Backend, tiny: Path
     spec = make_spec(key, "fp32")
     plan = make_plan(spec, tiny)
     mix = {"一": MIX["一"], "two": {"key": key, **spec.method.settings.model_dump(mode="json")}}
-    if tuner_of(plan).apart(plan):
+    if tuner_of(plan).sharing_refusal(plan):
         session = backend.load(tiny, "fp32")
         for name, method in mix.items():
             begin(session, tiny, name, method)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from finetune_local.backend import Batch
-from finetune_local.spec.tuners import VirtualTokens
-from finetune_local_backends.virtual import batch_with, mean_over_members, row_with
+from finetune_local.spec.tuners import VirtualIds
+from finetune_local_backends.virtual import batch_with, mean_over_ensemble, row_with
 
 BATCH = Batch(
     ids=np.array([[5, 6, 7], [8, 9, 0]], np.int32),
@@ -16,14 +16,14 @@ BATCH = Batch(
 
 
 def test_every_member_has_its_own_ids_past_the_vocabulary() -> None:
-    tokens = VirtualTokens(count=2, members=3)
+    tokens = VirtualIds(count=2, ensemble_size=3)
     assert row_with([5, 6], 100, tokens) == [100, 101, 5, 6]
     assert row_with([5, 6], 100, tokens, member=2) == [104, 105, 5, 6]
-    assert row_with([5, 6], 100, VirtualTokens()) == [5, 6]
+    assert row_with([5, 6], 100, VirtualIds()) == [5, 6]
 
 
 def test_a_batch_is_repeated_member_by_member() -> None:
-    made = batch_with(BATCH, 100, VirtualTokens(count=2, members=2))
+    made = batch_with(BATCH, 100, VirtualIds(count=2, ensemble_size=2))
     assert made.ids.dtype == made.lengths.dtype == np.int32
     assert made.ids.tolist() == [
         [100, 101, 5, 6, 7],
@@ -38,10 +38,10 @@ def test_a_batch_is_repeated_member_by_member() -> None:
 
 
 def test_without_virtual_tokens_the_batch_is_handed_back() -> None:
-    assert batch_with(BATCH, 100, VirtualTokens()) is BATCH
+    assert batch_with(BATCH, 100, VirtualIds()) is BATCH
 
 
 def test_the_mean_is_over_members_not_over_rows() -> None:
     values = np.array([1, 2, 3, 5, 6, 7], np.float32)
-    assert mean_over_members(values, 2).tolist() == [3, 4, 5]
-    assert mean_over_members(values, 1) is values
+    assert mean_over_ensemble(values, 2).tolist() == [3, 4, 5]
+    assert mean_over_ensemble(values, 1) is values

@@ -149,7 +149,7 @@ def details(name: str, folder: Path, origin: str) -> dict[str, Any]:
         "parameters": trainable_parameters(plan),
         "modules": len(plan.targets),
         "settings": plan.settings.model_dump(mode="json", exclude={"targets"}),
-        "mergeable": tuner_of(plan).unmergeable(plan) is None,
+        "mergeable": tuner_of(plan).merge_refusal(plan) is None,
         **tuner_of(plan).facts(plan),
     }
 

@@ -118,7 +118,7 @@ class ChatSession:
 
     def prompt(self) -> tuple[list[int], int]:
         """Ids of the prompt for the next answer, and how many of the oldest exchanges it leaves out for lack of room."""
-        context = self.opened.model.context_length - self.opened.session.positions
+        context = self.opened.model.context_length - self.opened.session.virtual_tokens
         reserve = min(self.sampling.max_tokens, int(context * RESERVE))
         turns, left_out = list(self.turns), 0
         while True:
@@ -217,7 +217,7 @@ class ChatSession:
         try:
             self.opened.activate(name)
             ids, left_out = self.prompt()
-            context, taken = self.opened.model.context_length, self.opened.session.positions
+            context, taken = self.opened.model.context_length, self.opened.session.virtual_tokens
             if len(ids) >= context - taken:
                 less = f", of which the adapter takes {taken}" if taken else ""
                 raise SpecError(

@@ -95,7 +95,9 @@ def run(
     Without `max_tokens` an answer may be twice as long as the longest reference.
     """
     opened.activate(adapter)
-    context = opened.model.context_length - opened.session.positions  # the same for all, so that all answer the same
+    context = (
+        opened.model.context_length - opened.session.virtual_tokens
+    )  # the same for all, so that all answer the same
     own, tokenizer = opened.tokenizer_of(adapter), opened.tokenizer_of(None)
     plain = [ask(row, (), tokenizer, template, context, 1) for row in rows]
     tuned = plain if own is tokenizer else [ask(row, (), own, template, context, 1) for row in rows]

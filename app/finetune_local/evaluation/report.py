@@ -133,7 +133,7 @@ def _rows(
             note(f"the first {RUN_ROWS} of {len(kept)} validation rows are evaluated; --limit {len(kept)} takes all.")
     else:
         raise SpecError("no rows to evaluate on: give --data FILE.")
-    room = opened.model.context_length - opened.session.positions
+    room = opened.model.context_length - opened.session.virtual_tokens
     for tokenizer in {id(found): found for found in (opened.tokenizer_of(None), opened.tokenizer)}.values():
         rows, refused = usable(rows, tokenizer, template, room)
         rejected += refused

@@ -46,7 +46,7 @@ class MergedWeights:
             check_shapes(self._plan, model)
             check_rows(self._plan, model, asking(model.path, adapter), adapter)
             tuner = tuner_of(self._plan)
-            if reason := tuner.unmergeable(self._plan):
+            if reason := tuner.merge_refusal(self._plan):
                 raise AdapterError(f"{adapter}: {reason}")
             self._plan, self._tensors = tuner.fold(self._plan, self._tensors)  # a checkpoint is in the training form
         trained = {target.module for target in self._plan.targets} if self._plan else set()

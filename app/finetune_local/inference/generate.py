@@ -87,7 +87,7 @@ def answer(
     A prompt ensemble's answer comes as a whole, after the vote; an interrupted vote is taken on what was said so far.
     """
     started = time.perf_counter()
-    if session.members > 1:
+    if session.ensemble_size > 1:
         voted, why = _by_vote(session, tokenizer, prompt_ids, sampling, context_length, interrupted)
         text = tokenizer.text(voted)
         if text:
@@ -133,12 +133,12 @@ def greedy_batch(
     Raises OutOfMemory where even one prompt does not fit, SpecError where one fills the context.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    members, context = session.members, _context(session, context_length)
+    ensemble_size, context = session.ensemble_size, _context(session, context_length)
     rooms = [min(max_tokens, _room(session, len(p), context_length)) for p in prompts]
-    waiting, done = _groups(prompts, rooms, context, members), 0
+    waiting, done = _groups(prompts, rooms, context, ensemble_size), 0
     while waiting:
         group = waiting.pop()
-        rows = [i for i in group for _ in range(members)]  # row r is under member r % members
+        rows = [i for i in group for _ in range(ensemble_size)]  # row r is under member r % members
         try:
             said, _ = _together(
                 session,
@@ -153,7 +153,7 @@ def greedy_batch(
             waiting += [group[: len(group) // 2], group[len(group) // 2 :]]
             continue
         for number, i in enumerate(group):
-            answers[i] = _winner(said[number * members : (number + 1) * members], reading)
+            answers[i] = _winner(said[number * ensemble_size : (number + 1) * ensemble_size], reading)
         done += len(group)
         progress(done)
     return answers
@@ -168,14 +168,16 @@ def _by_vote(
     interrupted: Callable[[], bool],
 ) -> tuple[list[int], StopReason]:
     """The answer that most members give, each drawing random numbers of its own, and why it ended."""
-    members, asked = session.members, list(prompt_ids)
+    ensemble_size, asked = session.ensemble_size, list(prompt_ids)
     room = min(sampling.max_tokens, _room(session, len(asked), context_length))
-    drawn = sampling.generator().spawn(members)
+    drawn = sampling.generator().spawn(ensemble_size)
 
     def pick(row: int, logits: Floats, said: Sequence[int]) -> int:
         return choose(logits, [*asked, *said], sampling, drawn[row])
 
-    said, reasons = _together(session, [asked] * members, [room] * members, tokenizer.stop_ids, pick, interrupted)
+    said, reasons = _together(
+        session, [asked] * ensemble_size, [room] * ensemble_size, tokenizer.stop_ids, pick, interrupted
+    )
     winner = _winner(said, tokenizer.text)
     return winner, "interrupted" if "interrupted" in reasons else reasons[said.index(winner)]
 
@@ -223,17 +225,17 @@ def _best(logits: Floats) -> int:
 
 
 def _groups(
-    prompts: Sequence[Sequence[int]], rooms: Sequence[int], context_length: int | None, members: int = 1
+    prompts: Sequence[Sequence[int]], rooms: Sequence[int], context_length: int | None, ensemble_size: int = 1
 ) -> list[list[int]]:
     """Indices of prompts in groups of similar length, the longest last so that it runs first and a lack of memory shows.
 
     As all rows of a group grow together, none is joined by a longer one that the context ends before its own answer may.
-    Each prompt stands in `members` rows.
+    Each prompt stands in `ensemble_size` rows.
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
         group, length = (groups[-1] if groups else []), len(prompts[i])
-        rows = (len(group) + 1) * members
+        rows = (len(group) + 1) * ensemble_size
         full = rows > BATCH_ROWS or rows * length > BATCH_TOKENS
         too_long = context_length is not None and any(length + rooms[j] > context_length for j in group)
         if not group or full or too_long:
@@ -245,7 +247,7 @@ def _groups(
 
 def _context(session: Session, context_length: int | None) -> int | None:
     """What the active adapter leaves of the context."""
-    return None if context_length is None else context_length - session.positions
+    return None if context_length is None else context_length - session.virtual_tokens
 
 
 def _room(session: Session, prompt_tokens: int, context_length: int | None) -> int:
@@ -254,7 +256,7 @@ def _room(session: Session, prompt_tokens: int, context_length: int | None) -> i
     if context is None:
         return sys.maxsize
     if context <= prompt_tokens:
-        taken = f", of which this adapter takes {session.positions}" if session.positions else ""
+        taken = f", of which this adapter takes {session.virtual_tokens}" if session.virtual_tokens else ""
         raise SpecError(
             f"the prompt has {prompt_tokens} tokens, but the model's context is {context_length}{taken}: shorten the prompt."
         )

@@ -100,7 +100,7 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
     # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
     # Other methods stand in a fixed proportion to LoRA.
-    factor = tuners()[chosen_method.tuner].rate_factor(spec.method.settings)
+    factor = tuners()[chosen_method.tuner].lr_factor(spec.method.settings)
     rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * factor
     rate = float(f"{rate:.1e}")
     resolved = {

@@ -13,7 +13,7 @@ from finetune_local.data.dataset.batching import batches_for_scoring, micro_batc
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec
-from finetune_local.spec.tuners import Trial
+from finetune_local.spec.tuners import Calibration
 from finetune_local.system.errors import OutOfMemory, TrainingDiverged
 from finetune_local.training.events import Event, Phase
 from finetune_local.training.schedule import learning_rate
@@ -27,26 +27,26 @@ _STREAM = 0x7269616C
 
 
 def update_sizes(
-    session: Session, plan: AdapterPlan, trial: Trial, spec: RunSpec, data: Dataset
+    session: Session, plan: AdapterPlan, calibration: Calibration, spec: RunSpec, data: Dataset
 ) -> Generator[Event, None, dict[str, float]]:
     """Train `plan` on a sample; the mean squared size of its update at each module then, per token of the sample.
 
     The same for the same seed. The session is left as it was. Raises TrainingDiverged, OutOfMemory.
     """
-    training = spec.training.model_copy(update={"max_steps": trial.steps})
+    training = spec.training.model_copy(update={"max_steps": calibration.steps})
     size = spec.training.batch_size or 1
     rng = np.random.default_rng([training.seed, _STREAM])
-    rows = rng.permutation(len(data))[: max(min(size, len(data)), math.ceil(trial.share * len(data)))]
-    order = np.concatenate([rng.permutation(rows) for _ in range(math.ceil(trial.steps * size / len(rows)))])
+    rows = rng.permutation(len(data))[: max(min(size, len(data)), math.ceil(calibration.share * len(data)))]
+    order = np.concatenate([rng.permutation(rows) for _ in range(math.ceil(calibration.steps * size / len(rows)))])
     objective = objectives()[spec.objective]
     tokens = training.micro_batch_tokens or 1024
     session.attach(ADAPTER, plan, training.seed)
     try:
         session.prepare(ADAPTER, training)
-        for step in range(trial.steps):
-            yield Phase(name="trying out which layers matter", done=step / (trial.steps + 1))
+        for step in range(calibration.steps):
+            yield Phase(name="trying out which layers matter", done=step / (calibration.steps + 1))
             rate = learning_rate(
-                step + 1, trial.steps, training.learning_rate or 0.0, training.warmup, training.schedule
+                step + 1, calibration.steps, training.learning_rate or 0.0, training.warmup, training.schedule
             )
             session.seed(int(rng.integers(2**31)))
             while True:

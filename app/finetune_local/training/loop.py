@@ -176,18 +176,18 @@ class Loop:
         )
 
     @property
-    def _members(self) -> int:
+    def _ensemble_size(self) -> int:
         """How often each row is read: once for every prompt of an ensemble."""
-        return tuner_of(self.ready.plan).virtual_tokens(self.ready.plan).members
+        return tuner_of(self.ready.plan).virtual_ids(self.ready.plan).ensemble_size
 
     @property
     def _budget(self) -> int:
         """Tokens of rows that may be computed at once."""
-        return max(1, self.state.micro_batch_tokens // self._members)
+        return max(1, self.state.micro_batch_tokens // self._ensemble_size)
 
     def _halve(self, batches: Sequence[Batch]) -> Note:
         """Less at once than the largest of these: half of a budget that no batch reached would change nothing."""
-        largest = max(batch.ids.size for batch in batches) * self._members
+        largest = max(batch.ids.size for batch in batches) * self._ensemble_size
         self.state.micro_batch_tokens = max(1, min(self.state.micro_batch_tokens, largest) // 2)
         return Note(
             text=f"out of memory: computing at most {self.state.micro_batch_tokens} tokens at once from here on; "
@@ -274,7 +274,7 @@ class Loop:
                 continue
             with suppress(RowRejected):  # some templates refuse a beginning that they accept within the whole
                 ids = prompt_ids(conversation.messages[:-1], ready.tokenizer, ready.spec.data.template)
-                if 0 < len(ids) < ready.model.context_length - ready.session.positions:
+                if 0 < len(ids) < ready.model.context_length - ready.session.virtual_tokens:
                     asked.append(conversation)
                     prompts.append(ids)
         if not prompts:
@@ -366,7 +366,7 @@ class Loop:
             "trained_tokens": state.trained_tokens,
             "supervised_tokens": state.supervised_tokens,
             "trainable_parameters": trainable_parameters(ready.plan),
-            "mergeable": tuner_of(ready.plan).unmergeable(ready.plan) is None,
+            "mergeable": tuner_of(ready.plan).merge_refusal(ready.plan) is None,
             "seconds": round(state.seconds, 3),
             "cpu_seconds": round(state.cpu_seconds, 3),
             "peak_memory_bytes": state.peak_memory_bytes,

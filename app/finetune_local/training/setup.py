@@ -150,7 +150,7 @@ def check_together(
                 f"Write model.{differs} outside the sections."
             )
         plan = plan_for(spec, resolve_for(spec.model, home, progress))
-        if reason := tuners()[method_family(spec)].apart(plan):
+        if reason := tuners()[method_family(spec)].sharing_refusal(plan):
             raise SpecError(f"method '{spec.method.key}' (number {number}) cannot be trained beside others: {reason}")
     if one_group([spec.training for spec, _ in checked]) and first.training.attention_group is None:
         raise SpecError(
@@ -167,7 +167,7 @@ def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
         raise SpecError(f"method '{spec.method.key}' does not work here: {reason}")
     plan = plan_method(spec.method, model.info())
     check_shifted(plan, spec.training, [])
-    if (taken := tuner.positions(plan)) > model.context_length - SHORTEST:
+    if (taken := tuner.virtual_tokens(plan)) > model.context_length - SHORTEST:
         raise SpecError(
             f"method '{spec.method.key}' takes {taken} positions for itself, and {model.name} reads at most "
             f"{model.context_length}: no room is left for a text. Lower {_length_flag(tuner)}."
@@ -265,9 +265,9 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     if loaded is not None:
         state = loaded.state
     else:
-        if (wanted := tuner_of(plan).trial(plan)) is not None:
+        if (wanted := tuner_of(plan).calibration(plan)) is not None:
             sizes = yield from calibration.update_sizes(session, plan, wanted, spec, data.train)
-            settings, text = tuner_of(plan).chosen(plan, sizes)
+            settings, text = tuner_of(plan).calibrated(plan, sizes)
             spec = spec.model_copy(update={"method": spec.method.model_copy(update={"settings": settings})})
             run.write_spec(spec)
             plan = plan_for(spec, model)
@@ -289,7 +289,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
 def _row_length(run: Run, spec: RunSpec, model: ModelFolder) -> Generator[Event, None, RunSpec]:
     """The spec with the row length settled."""
     context = model.context_length
-    taken = tuners()[method_family(spec)].positions(plan_for(spec, model))
+    taken = tuners()[method_family(spec)].virtual_tokens(plan_for(spec, model))
     length, reason = defaults.max_length(spec, context - taken)
     if length + taken > context:
         beside = f", {taken} of them the method's own" if taken else ""

@@ -40,8 +40,8 @@ class MlxDecoder:
         if self._cache is not None and (len(rows) != self._rows or len({len(row) for row in rows}) != 1):
             raise ValueError(f"later calls give equally many tokens to each of the {self._rows} rows")
         if self._cache is None and self._virtual.count:
-            vocabulary, members = self._session.model.vocabulary, self._virtual.members
-            rows = [row_with(row, vocabulary, self._virtual, number % members) for number, row in enumerate(rows)]
+            vocabulary, ensemble_size = self._session.model.vocabulary, self._virtual.ensemble_size
+            rows = [row_with(row, vocabulary, self._virtual, number % ensemble_size) for number, row in enumerate(rows)]
         self._length += max(len(row) for row in rows)
         self._session.check_length(self._length)
         with self._session.using(self._adapter), guard("generating"):

@@ -26,10 +26,13 @@ class AdamW:
     """States under the parameters' names, in 8 bits where the settings say adamw-8bit; `step` counts the updates made."""
 
     def __init__(
-        self, parameters: Mapping[str, mx.array], settings: TrainingSettings, rates: Mapping[str, float] | None = None
+        self,
+        parameters: Mapping[str, mx.array],
+        settings: TrainingSettings,
+        lr_multipliers: Mapping[str, float] | None = None,
     ) -> None:
-        """`rates` are factors of the learning rate, and so of the decay, for the names that have one other than 1."""
-        self._settings, self._rates = settings, dict(rates or {})
+        """`lr_multipliers` are factors of the learning rate, and so of the decay, for the names that have one other than 1."""
+        self._settings, self._lr_multipliers = settings, dict(lr_multipliers or {})
         eight_bit = settings.optimizer == "adamw-8bit"
         self._moments = {name: new_moments(p, eight_bit) for name, p in parameters.items()}
         self._step = 0
@@ -47,7 +50,7 @@ class AdamW:
         for names in _groups({name: parameters[name].nbytes for name in self._moments}):
             made: dict[str, tuple[mx.array, Moments]] = {}
             for name in names:
-                own = rate * self._rates.get(name, 1.0)
+                own = rate * self._lr_multipliers.get(name, 1.0)
                 numbers = Step(s.beta1, s.beta2, s.epsilon, *corrections, own, 1 - own * s.weight_decay, factor)
                 made[name] = self._moments[name].advance(parameters[name], gradients.pop(name), numbers)
             mx.eval([[parameter, moments.arrays()] for parameter, moments in made.values()])

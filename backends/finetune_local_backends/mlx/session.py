@@ -36,7 +36,7 @@ from finetune_local_backends.mlx.tuners.split import SplitAdapter, own
 from finetune_local_backends.mlx.undo import writing
 from finetune_local_backends.noise import batch_noise
 from finetune_local_backends.together import check_plans, joined, rounds
-from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
+from finetune_local_backends.virtual import VirtualContext, batch_with, mean_over_ensemble, row_with
 from finetune_local_backends.windows import windows
 
 TRACKER = "tracker:"
@@ -44,7 +44,7 @@ _LOGITS_BYTES = 64 << 20
 _CACHE_BYTES = 1 << 30
 
 
-class MlxSession(Positions):
+class MlxSession(VirtualContext):
     """See Session."""
 
     def __init__(self, model: Model, precision: Precision, device: Device) -> None:
@@ -144,10 +144,10 @@ class MlxSession(Positions):
         if group_of(training):
             check_known(self.model)
         tuner = tuner_of(plan)
-        rates = tuner.rates(plan)
-        trained = {n: p for n, p in adapter.parameters.items() if rates.get(n, 1.0)}
+        lr_multipliers = tuner.lr_multipliers(plan)
+        trained = {n: p for n, p in adapter.parameters.items() if lr_multipliers.get(n, 1.0)}
         tracker = tuner.tracker(plan, training.max_steps or 1)
-        state = Training(name, training, AdamW(trained, training, rates), tracker, list(trained))
+        state = Training(name, training, AdamW(trained, training, lr_multipliers), tracker, list(trained))
         self._trainings.pop(name, None)
         self._trainings[name] = state
         # At the least, the gradient of every matrix needs its input kept; of checkpointed blocks only one at a time.
@@ -246,7 +246,7 @@ class MlxSession(Positions):
                 part = kernels.logprobs(self.model.head, hidden[start : start + rows], targets[start : start + rows])
                 mx.eval(part)
                 parts.append(np.array(part))
-        return mean_over_members(np.concatenate(parts).astype(np.float32), self.virtual().members)
+        return mean_over_ensemble(np.concatenate(parts).astype(np.float32), self.virtual().ensemble_size)
 
     def update_sizes(self, batch: Batch) -> dict[str, float]:
         """See Session."""
@@ -300,13 +300,13 @@ class MlxSession(Positions):
     ) -> tuple[list[float], dict[str, mx.array]]:
         """The loss of each micro-batch of the pass, and the gradients; prompts of an ensemble each get their own, and the mean loss."""
         batch, slices = joined([batch for _, batch in present])
-        whole, members = self._with_virtual(batch), self.virtual().members
+        whole, ensemble_size = self._with_virtual(batch), self.virtual().ensemble_size
         alphas = [self._ready(requests[n].name).settings.neftune_alpha for n, part in present for _ in part.ids]
         noise = batch_noise(batch, alphas, self._seed, self.model.width, self.virtual())
         if isinstance(one.adapter, SplitAdapter):
             rows = one.adapter.rows
             rows.slices, rows.owners, rows.total = slices, [number for number, _ in present], len(batch.ids)
-        ends = np.cumsum([members * batch.supervised for _, batch in present])[:-1].tolist()
+        ends = np.cumsum([ensemble_size * batch.supervised for _, batch in present])[:-1].tolist()
 
         def loss(parameters: kernels.Tree) -> tuple[mx.array, list[mx.array]]:
             def head(outside: kernels.Tree, hidden: mx.array) -> mx.array:
@@ -322,8 +322,8 @@ class MlxSession(Positions):
             for part, (number, own_batch) in zip(mx.split(found, ends), present, strict=True):
                 request = requests[number]
                 total = float(sum(other.supervised for other in request.batches))
-                of_members = [request.objective.loss(OPS, p, own_batch, total) for p in mx.split(part, members)]
-                values.append(mx.stack(of_members).sum())
+                each = [request.objective.loss(OPS, p, own_batch, total) for p in mx.split(part, ensemble_size)]
+                values.append(mx.stack(each).sum())
             value = mx.stack(values).sum()
             penalty = one.adapter.penalty(parameters) if penalised else None
             return value if penalty is None else value + penalty, values
@@ -333,7 +333,7 @@ class MlxSession(Positions):
         with self._meter.batch(whole.ids.size):
             (_, told), gradients = mx.value_and_grad(loss)(trained)
             mx.eval(told, gradients)
-        return [float(np.array(value)) / members for value in told], gradients
+        return [float(np.array(value)) / ensemble_size for value in told], gradients
 
     def _track(self, training: Training, gradients: Mapping[str, Floats]) -> None:
         """Let the family change its tensors between two steps."""

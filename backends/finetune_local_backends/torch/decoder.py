@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from finetune_local.backend import Floats
-from finetune_local.spec.tuners import VirtualTokens
+from finetune_local.spec.tuners import VirtualIds
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.memory import guard
@@ -20,7 +20,7 @@ class TorchDecoder:
     """See Decoder. Shorter prompts are padded on the left and the padding is masked, so a row's logits do not depend on
     the others; without padding no mask is made at all."""
 
-    def __init__(self, base: Base, head: Head, virtual: VirtualTokens) -> None:
+    def __init__(self, base: Base, head: Head, virtual: VirtualIds) -> None:
         from transformers import DynamicCache
 
         self._base, self._head, self._virtual = base, head, virtual
@@ -34,8 +34,10 @@ class TorchDecoder:
         if not rows or min(len(row) for row in rows) == 0:
             raise ValueError("every row of a text needs at least one token")
         if not self._started and self._virtual.count:
-            members = self._virtual.members
-            rows = [row_with(row, self._base.vocabulary, self._virtual, i % members) for i, row in enumerate(rows)]
+            ensemble_size = self._virtual.ensemble_size
+            rows = [
+                row_with(row, self._base.vocabulary, self._virtual, i % ensemble_size) for i, row in enumerate(rows)
+            ]
         longest = max(len(row) for row in rows)
         padding = np.array([longest - len(row) for row in rows])
         if self._started and padding.any():

@@ -37,7 +37,7 @@ from finetune_local_backends.torch.tuners import Adapters, check_tensors
 from finetune_local_backends.torch.tuners.sites import SiteAdapters
 from finetune_local_backends.torch.tuners.split import Rows, shared_sites
 from finetune_local_backends.torch.undo import Written, writing
-from finetune_local_backends.virtual import Positions, batch_with, mean_over_members, row_with
+from finetune_local_backends.virtual import VirtualContext, batch_with, mean_over_ensemble, row_with
 from finetune_local_backends.windows import windows
 
 TRACKER = "tracker:"
@@ -54,7 +54,7 @@ class _Training:
     tracker: Tracker | None
 
 
-class TorchSession(Positions):
+class TorchSession(VirtualContext):
     """See Session."""
 
     def __init__(self, base: Base) -> None:
@@ -138,8 +138,8 @@ class TorchSession(Positions):
         """See Session. Raises Unsupported where the head's arithmetic or the optimizer is not known here."""
         parameters, plan = self._keeper_of(name).parameters(name), self._plans[name]
         tuner = tuner_of(plan)
-        rates = tuner.rates(plan)
-        trained = {key: value for key, value in parameters.items() if rates.get(key, 1.0)}
+        lr_multipliers = tuner.lr_multipliers(plan)
+        trained = {key: value for key, value in parameters.items() if lr_multipliers.get(key, 1.0)}
         text = self._base.model.config.get_text_config()
         check_shifted(plan, training, windows(text.to_dict(), text.num_hidden_layers))
         if group_of(training):
@@ -147,7 +147,7 @@ class TorchSession(Positions):
         self._head.check(self._base.model, self._base.body)
         self._checkpointing(bool(training.gradient_checkpointing))
         with memory.guard("hold the optimizer's states"):
-            optimizer = Optimizer(trained, training, self._base.place, rates)
+            optimizer = Optimizer(trained, training, self._base.place, lr_multipliers)
         self._trainings.pop(name, None)
         tracker = tuner.tracker(plan, training.max_steps or 1)
         self._trainings[name] = _Training(name, training, optimizer, frozenset(trained), tracker)
@@ -209,7 +209,7 @@ class TorchSession(Positions):
         self._head.check(self._base.model, self._base.body)
         with memory.guard(f"score {batch.ids.size} tokens at once"):
             found = self._log_probabilities(batch).cpu().numpy()
-        return mean_over_members(found, self.members)
+        return mean_over_ensemble(found, self.ensemble_size)
 
     def update_sizes(self, batch: Batch) -> dict[str, float]:
         """See Session."""
@@ -257,18 +257,18 @@ class TorchSession(Positions):
         """
         batch, rows.slices = joined([batch for _, batch in present])
         rows.owners, rows.total = [number for number, _ in present], len(batch.ids)
-        members = self.members
-        sizes = [members * own.supervised for _, own in present]
+        ensemble_size = self.ensemble_size
+        sizes = [ensemble_size * own.supervised for _, own in present]
         with noisy(self._base, self._noise(requests, present, batch)):
             found = self._log_probabilities(batch).split(sizes)  # type: ignore[no-untyped-call]
         losses = []
         for part, (number, batch) in zip(found, present, strict=True):
             request = requests[number]
             total = float(sum(other.supervised for other in request.batches))
-            of_members = [request.objective.loss(OPS, piece, batch, total) for piece in part.chunk(members)]
-            losses.append(torch.stack(of_members).sum())
+            each = [request.objective.loss(OPS, piece, batch, total) for piece in part.chunk(ensemble_size)]
+            losses.append(torch.stack(each).sum())
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        return [float(loss.detach()) / members for loss in losses]
+        return [float(loss.detach()) / ensemble_size for loss in losses]
 
     def _noise(self, requests: Sequence[StepRequest], present: list[tuple[int, Batch]], batch: Batch) -> Floats | None:
         """NEFTune's noise for micro-batches that are computed at once as `batch`."""

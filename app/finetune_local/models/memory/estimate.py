@@ -15,7 +15,7 @@ full 1.14; MLX fp32 lora 1.04. GPUs have not been measured.
 
 One block keeps, per token: what goes into its norms in fp32, attention's queries, keys, values and output, the MLP's three inner
 vectors: 8h + a·(2q + 2k + 3f) bytes, with h the width, q and k those of queries and keys, f that of the MLP, a the bytes of an
-activation. To it comes what the adapter needs (Family.activations). Blocks below the lowest trained one keep nothing. With
+activation. To it comes what the adapter needs (Tuner.saved_activations). Blocks below the lowest trained one keep nothing. With
 gradient checkpointing only each block's input is kept (a·h), and one block at a time is computed again. Fused attention keeps no
 matrix of scores. A quarter is added for gradients of the block at work and freed memory that the allocator keeps. A prompt's or prefix's positions are added to every row; prompts side by side (an ensemble) take all of it each.
 """
@@ -95,9 +95,9 @@ def verdict(estimate: Estimate, device_bytes: int) -> Literal["fits", "tight", "
 def _activations(model: Measured, spec: RunSpec, plan: AdapterPlan, activation: int) -> int:
     tuner = tuner_of(plan)
     tokens = spec.training.micro_batch_tokens or MICRO_BATCH_TOKENS
-    members = tuner.virtual_tokens(plan).members
+    ensemble_size = tuner.virtual_ids(plan).ensemble_size
     rows = max(1, tokens // _ROW)
-    computed = members * (tokens + rows * tuner.positions(plan))
+    computed = ensemble_size * (tokens + rows * tuner.virtual_tokens(plan))
     text, hidden = model.text_config, model.hidden_size
     heads = size_of(text, "num_attention_heads", "n_head") or 1
     head_dim = size_of(text, "head_dim") or hidden // heads
@@ -105,12 +105,12 @@ def _activations(model: Measured, spec: RunSpec, plan: AdapterPlan, activation: 
     mlp = size_of(text, "intermediate_size") or 4 * hidden
     block = 8 * hidden + activation * (2 * head_dim * heads + 2 * keys + 3 * mlp)
     blocks = model.blocks - _lowest(plan, model.blocks)
-    added = activation * tuner.activations(plan)
+    added = activation * tuner.saved_activations(plan)
     if spec.training.gradient_checkpointing:
         per_token = model.blocks * activation * hidden + block + added / max(1, blocks)
     else:
         per_token = blocks * block + added
-    logits = min(_HEAD_NUMBERS, int(members * tokens * _SUPERVISED) * model.vocabulary)
+    logits = min(_HEAD_NUMBERS, int(ensemble_size * tokens * _SUPERVISED) * model.vocabulary)
     head = logits * (4 + activation)  # in fp32, and their gradient
     return int(_FREED * computed * per_token) + head
 

@@ -53,7 +53,7 @@ def group_of(training: TrainingSettings) -> int:
 def check_shifted(plan: AdapterPlan, training: TrainingSettings, windows: Sequence[int | None]) -> None:
     """Raise Unsupported where an adapter or a base (`windows` of its layers) cannot be trained so."""
     group = group_of(training)
-    if group and tuner_of(plan).positions(plan):
+    if group and tuner_of(plan).virtual_tokens(plan):
         raise Unsupported(
             f"--attention shifted: method '{plan.method}' puts positions of its own before every text, and only the first group "
             "would see them. Use --attention full, or --method longlora."

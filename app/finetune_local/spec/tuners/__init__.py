@@ -1,7 +1,7 @@
 """Where the trained parameters live: one file per family, found by listing this folder.
 
 A family file has
-    FAMILY: Family        its settings class, how it selects targets, counts, names, begins, folds and merges its tensors
+    TUNER: Tuner        its settings class, how it selects targets, counts, names, begins, folds and merges its tensors
 and each backend has a file of the same name in its `methods/` that does the arithmetic.
 
 An adapter has two forms. While it trains it has every tensor of `shapes(plan)`, frozen ones included; that is what a
@@ -47,15 +47,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class VirtualTokens:
-    """Trained positions put before every text: `count` of them in each of `members` prompts that answer side by side."""
+class VirtualIds:
+    """Trained positions put before every text: `count` of them in each of `ensemble_size` prompts that answer side by side."""
 
     count: int = 0
-    members: int = 1
+    ensemble_size: int = 1
 
 
 @dataclass(frozen=True)
-class Trial:
+class Calibration:
     """A short training before the real one, to choose settings by: `steps` steps on a `share` of the rows."""
 
     share: float
@@ -94,7 +94,7 @@ class Tuner:
         """Choose the targets among the base's weights. Raises SpecError where none match or a rank is too big."""
         raise NotImplementedError
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """The automatic learning rate by that of LoRA; of the settings, so that it fits whatever name they were chosen by."""
         return 1.0
 
@@ -102,7 +102,7 @@ class Tuner:
         """Every tensor of the adapter, frozen ones included: its name in the adapter file and its shape."""
         raise NotImplementedError
 
-    def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
+    def lr_multipliers(self, plan: AdapterPlan) -> Mapping[str, float]:
         """Factors of the learning rate for the tensors that have one other than 1; 0 freezes a tensor."""
         return {}
 
@@ -114,17 +114,17 @@ class Tuner:
         """Whether a new adapter leaves the base's answers as they are, up to rounding."""
         return True
 
-    def apart(self, plan: AdapterPlan) -> str | None:
+    def sharing_refusal(self, plan: AdapterPlan) -> str | None:
         """Why the adapter cannot share a pass of the base with others that are trained at once; None where it can."""
-        if self.positions(plan):
+        if self.virtual_tokens(plan):
             return "it puts positions of its own before every text. Train it alone."
         return None
 
-    def trial(self, plan: AdapterPlan) -> Trial | None:
+    def calibration(self, plan: AdapterPlan) -> Calibration | None:
         """The trial that a new training begins with, if settings are open that only it can tell; `chosen` closes them."""
         return None
 
-    def chosen(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, str]:
+    def calibrated(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, str]:
         """The settings that follow from a trial's mean squared update at each module, and a sentence for the user."""
         raise NotImplementedError
 
@@ -132,20 +132,20 @@ class Tuner:
         """What is to be done between the `steps` optimizer steps of a training, if anything."""
         return None
 
-    def activations(self, plan: AdapterPlan) -> float:
-        """Numbers of each token that the way back needs because of the adapter, in all blocks together (see activations.py).
+    def saved_activations(self, plan: AdapterPlan) -> float:
+        """Numbers of each token that the way back needs because of the adapter, in all blocks together (see saved_activations.py).
 
         In the type that the base computes in; what positions of its own need, the app counts itself.
         """
         return 0.0
 
-    def virtual_tokens(self, plan: AdapterPlan) -> VirtualTokens:
+    def virtual_ids(self, plan: AdapterPlan) -> VirtualIds:
         """Ids that the adapter puts before every text."""
-        return VirtualTokens()
+        return VirtualIds()
 
-    def positions(self, plan: AdapterPlan) -> int:
+    def virtual_tokens(self, plan: AdapterPlan) -> int:
         """How many positions of the model's context the adapter takes for itself, as ids or otherwise."""
-        return self.virtual_tokens(plan).count
+        return self.virtual_ids(plan).count
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
         """The form for use of a training form; computes the same."""
@@ -167,7 +167,7 @@ class Tuner:
         """What `adapters info` tells of an adapter of this family beside its settings."""
         return {}
 
-    def unmergeable(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> str | None:
         """Why the adapter cannot become part of the base's weights, with what to do instead; None where it can."""
         return None
 
@@ -218,8 +218,8 @@ def tuner_of(plan: AdapterPlan) -> Tuner:
 def trainable_parameters(plan: AdapterPlan) -> int:
     """Number of trained numbers, by the family's formula; frozen tensors are not counted."""
     tuner = tuner_of(plan)
-    rates = tuner.rates(plan)
-    return sum(math.prod(shape) for name, shape in tuner.shapes(plan).items() if rates.get(name, 1.0))
+    lr_multipliers = tuner.lr_multipliers(plan)
+    return sum(math.prod(shape) for name, shape in tuner.shapes(plan).items() if lr_multipliers.get(name, 1.0))
 
 
 def check_rank(rank: int, target: Target, flag: str = "--rank") -> None:

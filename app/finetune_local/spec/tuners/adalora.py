@@ -15,12 +15,12 @@ from typing import Self, cast
 import numpy as np
 from pydantic import model_validator
 
-from finetune_local.spec.activations import inputs
 from finetune_local.spec.initial import normal
 from finetune_local.spec.low_rank_settings import UpdateSettings
 from finetune_local.spec.numerics.budget import Budget, Schedule
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.saved_activations import inputs
 from finetune_local.spec.targets import check_inside, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tracker, Tuner, check_rank
 from finetune_local.system.errors import AdapterError
@@ -102,21 +102,21 @@ def ranks_of(plan: AdapterPlan) -> tuple[int, ...]:
 
 
 class AdaLora(Tuner):
-    """See Family."""
+    """See Tuner."""
 
     key = "adalora"
     settings = AdaLoraSettings
     peft_types = ("ADALORA",)
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Family."""
+        """Select the linear layers; see Tuner."""
         chosen = cast(AdaLoraSettings, settings)
         targets = select_linear(base.weights, chosen.targets, chosen.layers)
         for target in targets:
             check_rank(chosen.init_rank, target, "--init-rank")
         return AdapterPlan(method, self.key, chosen, targets)
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """E begins at 0 and its gradient passes through small A and B, so it begins slowly."""
         return 2.0
 
@@ -129,7 +129,7 @@ class AdaLora(Tuner):
             result[PREFIX + target.module + E] = (rank, 1)
         return result
 
-    def activations(self, plan: AdapterPlan) -> float:
+    def saved_activations(self, plan: AdapterPlan) -> float:
         """The first rank per target, and what the layers are given."""
         return sum(ranks_of(plan)) + inputs(plan.targets)
 

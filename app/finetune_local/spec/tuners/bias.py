@@ -26,13 +26,13 @@ class BiasSettings(AtLinear):
 
 
 class Bias(Tuner):
-    """See Family. A target is a bias of the base by its whole name, with in_features 0; or a linear layer that has none."""
+    """See Tuner. A target is a bias of the base by its whole name, with in_features 0; or a linear layer that has none."""
 
     key = "bias"
     settings = BiasSettings
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Family."""
+        """Select the linear layers; see Tuner."""
         chosen = cast(BiasSettings, settings)
         targets = (
             Target(target.module + _BIAS, 0, target.out_features) if target.module + _BIAS in base.weights else target
@@ -40,7 +40,7 @@ class Bias(Tuner):
         )
         return AdapterPlan(method, self.key, chosen, tuple(targets))
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """Each vector moves by at most the rate in a step."""
         return 5.0
 
@@ -52,7 +52,7 @@ class Bias(Tuner):
         """Zeros, so that nothing changes."""
         return {name: np.zeros(shape, np.float32) for name, shape in self.shapes(plan).items()}
 
-    def unmergeable(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> str | None:
         """Where a layer has no bias in the base: its architecture has no place for one."""
         without = sorted({t.module.rpartition(".")[2] for t in plan.targets if t.in_features})
         if not without:

@@ -49,13 +49,13 @@ class BottleneckSettings(InBlocks):
 
 
 class Bottleneck(Tuner):
-    """See Family. A target is a whole sublayer; both its sizes are the width of the residual stream."""
+    """See Tuner. A target is a whole sublayer; both its sizes are the width of the residual stream."""
 
     key = "bottleneck"
     settings = BottleneckSettings
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """One target for each sublayer in the chosen blocks; see Family."""
+        """One target for each sublayer in the chosen blocks; see Tuner."""
         chosen = cast(BottleneckSettings, settings)
         parts = _parts(base.weights)
         blocks = parse_layers(chosen.layers, 1 + max((block for block, _ in parts.values()), default=-1))
@@ -82,7 +82,7 @@ class Bottleneck(Tuner):
             )
         return AdapterPlan(method, self.key, chosen, tuple(Target(module, hidden, hidden) for module in found))
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """Parallel ones are scaled up, which speeds them up already."""
         return 2.0 if cast(BottleneckSettings, settings).adapter_placing == "series" else 1.0
 
@@ -96,7 +96,7 @@ class Bottleneck(Tuner):
             result[name + UP], result[name + UP_BIAS] = (target.out_features, width), (target.out_features,)
         return result
 
-    def activations(self, plan: AdapterPlan) -> float:
+    def saved_activations(self, plan: AdapterPlan) -> float:
         """What a bottleneck reads, and its inner vector before and after the non-linearity."""
         width = cast(BottleneckSettings, plan.settings).adapter_width
         return sum(target.in_features + 2 * width for target in plan.targets)
@@ -110,7 +110,7 @@ class Bottleneck(Tuner):
             for name, shape in self.shapes(plan).items()
         }
 
-    def unmergeable(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> str | None:
         """Never."""
         return (
             "a bottleneck adapter has a non-linearity between its matrices, and no weights of the base compute one there, so it "

@@ -11,8 +11,8 @@ from typing import Literal, cast
 
 import numpy as np
 
-from finetune_local.spec.activations import inputs, normed
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.saved_activations import inputs, normed
 from finetune_local.spec.targets import EMBEDDINGS, HEADS, InBlocks, block_of, parse_layers
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.errors import SpecError
@@ -33,20 +33,20 @@ class FullSettings(InBlocks):
 
 
 class Full(Tuner):
-    """See Family. A target here is one weight, its module the whole name; 1-D weights (norms) have in_features 0."""
+    """See Tuner. A target here is one weight, its module the whole name; 1-D weights (norms) have in_features 0."""
 
     key = "full"
     settings = FullSettings
 
     def refusal(self, settings: Settings, precision: str) -> str | None:
-        """See Family. What is never quantised can be trained beside what is."""
+        """See Tuner. What is never quantised can be trained beside what is."""
         chosen = cast(FullSettings, settings).train_weights
         if precision not in ("8-bit", "4-bit") or chosen in ("norms", "embeddings"):
             return None
         return f"it trains the base's own weights, which {precision} cannot hold. Use --precision bf16 or fp32, or --method qlora."
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """The chosen weights of the base; see Family. Raises SpecError where it has none of the kind."""
+        """The chosen weights of the base; see Tuner. Raises SpecError where it has none of the kind."""
         chosen = cast(FullSettings, settings)
         names = [name for name in sorted(base.weights) if not name.endswith(_CONSTANT)]
         found = [name for name in names if _is(name, chosen.train_weights)]
@@ -66,7 +66,7 @@ class Full(Tuner):
         targets = tuple(_target(name, base.weights[name].shape) for name in found)
         return AdapterPlan(method, self.key, settings, targets)
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """A tenth for weights; norms and biases are few and move by at most the rate in a step."""
         return 5.0 if cast(FullSettings, settings).train_weights in ("norms", "biases") else 0.1
 
@@ -77,11 +77,11 @@ class Full(Tuner):
             for t in plan.targets
         }
 
-    def apart(self, plan: AdapterPlan) -> str | None:
-        """See Family."""
+    def sharing_refusal(self, plan: AdapterPlan) -> str | None:
+        """See Tuner."""
         return "it changes the weights that the others stand on. Train it alone."
 
-    def activations(self, plan: AdapterPlan) -> float:
+    def saved_activations(self, plan: AdapterPlan) -> float:
         """What trained layers are given; biases and embeddings need nothing."""
         inside = [t for t in plan.targets if t.in_features and block_of(t.module) is not None]
         return inputs(inside) + normed(plan.targets)

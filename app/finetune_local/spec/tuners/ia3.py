@@ -34,14 +34,14 @@ class Ia3Settings(AtLinear):
 
 
 class Ia3(Tuner):
-    """See Family. Of a target's two sizes only that of the scaled side is told, the other is 0: PEFT's files have no more."""
+    """See Tuner. Of a target's two sizes only that of the scaled side is told, the other is 0: PEFT's files have no more."""
 
     key = "ia3"
     settings = Ia3Settings
     peft_types = ("IA3",)
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Family. Raises SpecError where an input to be scaled is none of theirs."""
+        """Select the linear layers; see Tuner. Raises SpecError where an input to be scaled is none of theirs."""
         chosen = cast(Ia3Settings, settings)
         found = select_linear(base.weights, chosen.targets, chosen.layers)
         usual = Ia3Settings.model_fields["ia3_inputs"].default  # what some families of models have, others not
@@ -60,7 +60,7 @@ class Ia3(Tuner):
         )
         return AdapterPlan(method, self.key, chosen, tuple(targets))
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """A factor moves by at most the rate in a step, and a change of a thousandth is no change."""
         return 10.0
 
@@ -71,7 +71,7 @@ class Ia3(Tuner):
             for t in plan.targets
         }
 
-    def activations(self, plan: AdapterPlan) -> float:
+    def saved_activations(self, plan: AdapterPlan) -> float:
         """What is scaled; of each target only that side has a size."""
         return sum(target.in_features + target.out_features for target in plan.targets)
 
@@ -80,7 +80,7 @@ class Ia3(Tuner):
         return {name: np.ones(shape, np.float32) for name, shape in self.shapes(plan).items()}
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
-        """See Family: the side that is told."""
+        """See Tuner: the side that is told."""
         return len(shape) == 2 and target.out_features in (0, shape[0]) and target.in_features in (0, shape[1])
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:

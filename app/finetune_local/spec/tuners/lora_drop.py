@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from finetune_local.spec.activations import inputs
 from finetune_local.spec.initial import kaiming_uniform
 from finetune_local.spec.low_rank_peft import A, B
 from finetune_local.spec.low_rank_settings import LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
+from finetune_local.spec.saved_activations import inputs
 from finetune_local.spec.targets import block_of, select_linear
-from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Trial, Tuner, check_rank
+from finetune_local.spec.tuners import PREFIX, Array, Calibration, Preset, Source, Tuner, check_rank
 from finetune_local.system.errors import SpecError, TrainingDiverged
 from finetune_local.system.fields import Settings, did_you_mean, setting
 
@@ -75,13 +75,13 @@ def stems(plan: AdapterPlan) -> dict[str, str]:
 
 
 class LoraDrop(Tuner):
-    """See Family."""
+    """See Tuner."""
 
     key = "lora_drop"
     settings = LoraDropSettings
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Family."""
+        """Select the linear layers; see Tuner."""
         chosen = cast(LoraDropSettings, settings)
         targets = select_linear(base.weights, chosen.targets, chosen.layers)
         for target in targets:
@@ -94,12 +94,12 @@ class LoraDrop(Tuner):
             )
         return AdapterPlan(method, self.key, chosen, targets)
 
-    def trial(self, plan: AdapterPlan) -> Trial | None:
-        """See Family: none where layers have been chosen."""
+    def calibration(self, plan: AdapterPlan) -> Calibration | None:
+        """See Tuner: none where layers have been chosen."""
         settings = cast(LoraDropSettings, plan.settings)
-        return None if settings.kept else Trial(settings.trial_share, settings.trial_steps)
+        return None if settings.kept else Calibration(settings.trial_share, settings.trial_steps)
 
-    def chosen(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, str]:
+    def calibrated(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, str]:
         """The most important layers, until they have `keep_importance` of the sum. Raises TrainingDiverged."""
         settings = cast(LoraDropSettings, plan.settings)
         total = sum(sizes.values())
@@ -134,7 +134,7 @@ class LoraDrop(Tuner):
             result[PREFIX + stem[target.module] + B] = (target.out_features, rank)
         return result
 
-    def activations(self, plan: AdapterPlan) -> float:
+    def saved_activations(self, plan: AdapterPlan) -> float:
         """As LoRA's: shared or not, every layer has its own vector of the rank."""
         return cast(LoraDropSettings, plan.settings).rank * len(plan.targets) + inputs(plan.targets)
 

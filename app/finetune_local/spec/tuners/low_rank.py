@@ -21,7 +21,6 @@ from typing import cast
 import numpy as np
 
 from finetune_local.spec import patterns
-from finetune_local.spec.activations import inputs, normed, outputs
 from finetune_local.spec.initial import kaiming_uniform, normal
 from finetune_local.spec.low_rank_peft import (
     A0,
@@ -41,6 +40,7 @@ from finetune_local.spec.low_rank_settings import SMALLEST_NORM, LowRankSettings
 from finetune_local.spec.numerics.factors import orthonormal, principal
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.saved_activations import inputs, normed, outputs
 from finetune_local.spec.targets import HEADS, block_of, is_embedding, outside_modules, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner, check_rank, own_config
 from finetune_local.spec.whole import (
@@ -56,14 +56,14 @@ from finetune_local.system.fields import Settings
 
 
 class LowRank(Tuner):
-    """See Family. A target with in_features 0 is a trained bias, its module the whole name; whole copies see spec/whole.py."""
+    """See Tuner. A target with in_features 0 is a trained bias, its module the whole name; whole copies see spec/whole.py."""
 
     key = "low_rank"
     settings = LowRankSettings
     peft_types = ("LORA",)
 
     def refusal(self, settings: Settings, precision: str) -> str | None:
-        """See Family."""
+        """See Tuner."""
         if cast(LowRankSettings, settings).start != "loftq" or precision in ("8-bit", "4-bit"):
             return None
         return (
@@ -72,7 +72,7 @@ class LowRank(Tuner):
         )
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select linear layers, embeddings, the head and biases; see Family."""
+        """Select linear layers, embeddings, the head and biases; see Tuner."""
         chosen = cast(LowRankSettings, settings)
         outside = outside_modules(base.weights)
         named = [name for name in chosen.targets if any(m == name or m.endswith("." + name) for m in outside)]
@@ -91,7 +91,7 @@ class LowRank(Tuner):
         biases = tuple(target for target in _biases(chosen, targets, base) if target not in whole)
         return AdapterPlan(method, self.key, chosen, targets + biases + whole)
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """A quarter at LoRA+'s ratio of 16, at which B would else run away (docs/results.md), and nearer to 1 as the ratio is."""
         return float(max(1.0, cast(LowRankSettings, settings).b_rate_ratio) ** -0.5)
 
@@ -118,7 +118,7 @@ class LowRank(Tuner):
                     result[name + A0], result[name + B0] = result[name + A], result[name + B]
         return result
 
-    def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
+    def lr_multipliers(self, plan: AdapterPlan) -> Mapping[str, float]:
         """LoRA+'s ratios as PEFT's optimizer has them, and 0 for what is frozen."""
         settings = cast(LowRankSettings, plan.settings)
         result: dict[str, float] = {}
@@ -137,7 +137,7 @@ class LowRank(Tuner):
                 result[name] = settings.b_rate_ratio
         return {name: rate for name, rate in result.items() if rate != 1.0}
 
-    def activations(self, plan: AdapterPlan) -> float:
+    def saved_activations(self, plan: AdapterPlan) -> float:
         """rank per target; what layers are given unless A is frozen, with dropout for each of its own; DoRA's products."""
         settings = cast(LowRankSettings, plan.settings)
         adapted = [t for t in plan.targets if t.in_features and not is_whole(t)]
@@ -180,13 +180,13 @@ class LowRank(Tuner):
         """LoftQ starts nearer to the unquantised model."""
         return cast(LowRankSettings, plan.settings).start != "loftq"
 
-    def apart(self, plan: AdapterPlan) -> str | None:
-        """See Family: the head computes log-probabilities of chosen positions, whichever row they are of."""
+    def sharing_refusal(self, plan: AdapterPlan) -> str | None:
+        """See Tuner: the head computes log-probabilities of chosen positions, whichever row they are of."""
         heads = [t.module for t in plan.targets if t.module.removesuffix(BIAS).rsplit(".", 1)[-1] in HEADS]
         return (
             f"it adapts the head ({heads[0]}). Train it alone, or without that target."
             if heads
-            else super().apart(plan)
+            else super().sharing_refusal(plan)
         )
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:

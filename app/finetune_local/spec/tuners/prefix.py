@@ -46,7 +46,7 @@ class PrefixSettings(Settings):
 
 
 class Prefix(Tuner):
-    """See Family."""
+    """See Tuner."""
 
     key = "prefix"
     settings = PrefixSettings
@@ -119,7 +119,7 @@ class Prefix(Tuner):
         """No: even keys of zeros take a share of the attention."""
         return False
 
-    def positions(self, plan: AdapterPlan) -> int:
+    def virtual_tokens(self, plan: AdapterPlan) -> int:
         """The prefix's."""
         return cast(PrefixSettings, plan.settings).prefix_length
 
@@ -176,7 +176,7 @@ class Prefix(Tuner):
         targets = tuple(Target(f"model.layers.{i}.self_attn", heads, width // heads) for i in range(layers))
         return AdapterPlan("prefix", self.key, settings, targets)
 
-    def unmergeable(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> str | None:
         """Always."""
         return (
             "a prefix is keys and values beside those of the text, and no weight of the base can hold them. Use the adapter "

@@ -21,7 +21,7 @@ from finetune_local.spec.initial import generator
 from finetune_local.spec.numerics.prompt_encoder import Kind, NumpyFunctions, encode, encoder_initial, encoder_shapes
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.tuners import Array, Preset, Source, Tuner, VirtualTokens
+from finetune_local.spec.tuners import Array, Preset, Source, Tuner, VirtualIds
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import Settings, setting
 
@@ -100,7 +100,7 @@ class PromptSettings(Settings):
 
 
 class Prompt(Tuner):
-    """See Family."""
+    """See Tuner."""
 
     key = "prompt"
     settings = PromptSettings
@@ -120,7 +120,7 @@ class Prompt(Tuner):
         vocabulary, width = base.weights[found[0]].shape
         return AdapterPlan(method, self.key, settings, (Target(found[0].removesuffix(".weight"), width, vocabulary),))
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """Vectors must travel between embeddings; what a network makes of its weights moves far faster."""
         return 0.25 if _kind(cast(PromptSettings, settings)) else 20.0
 
@@ -159,10 +159,10 @@ class Prompt(Tuner):
         """No: any vectors before a text are seen by it."""
         return False
 
-    def virtual_tokens(self, plan: AdapterPlan) -> VirtualTokens:
+    def virtual_ids(self, plan: AdapterPlan) -> VirtualIds:
         """The prompt's."""
         settings = cast(PromptSettings, plan.settings)
-        return VirtualTokens(settings.prompt_length, settings.prompt_members)
+        return VirtualIds(settings.prompt_length, settings.prompt_members)
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
         """The prompt that the encoder gives, without it."""
@@ -206,7 +206,7 @@ class Prompt(Tuner):
         method = "p-tuning" if config.peft_type == "P_TUNING" else "prompt"
         return AdapterPlan(method, self.key, PromptSettings(prompt_length=shape[0]), (Target("", shape[1], 0),))
 
-    def unmergeable(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> str | None:
         """Always."""
         return (
             "a prompt is vectors before the text, and no weight of the base can hold them. Keep the adapter beside the base "

@@ -12,10 +12,10 @@ from typing import cast
 
 import numpy as np
 
-from finetune_local.spec.activations import outputs
 from finetune_local.spec.initial import kaiming_uniform
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
+from finetune_local.spec.saved_activations import outputs
 from finetune_local.spec.targets import AtLinear, check_inside, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.errors import AdapterError
@@ -33,7 +33,7 @@ class VeraSettings(AtLinear):
 
 
 class Vera(Tuner):
-    """See Family. A target's in_features are the columns of the shared A: PEFT's files do not tell the layer's own.
+    """See Tuner. A target's in_features are the columns of the shared A: PEFT's files do not tell the layer's own.
 
     A rank above a layer's sizes is allowed, as in the paper (table 8): each rank is two random vectors and one trained number.
     """
@@ -43,14 +43,14 @@ class Vera(Tuner):
     peft_types = ("VERA",)
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Family."""
+        """Select the linear layers; see Tuner."""
         chosen = cast(VeraSettings, settings)
         found = select_linear(base.weights, chosen.targets, chosen.layers)
         widest = max(target.in_features for target in found)
         targets = tuple(Target(target.module, widest, target.out_features) for target in found)
         return AdapterPlan(method, self.key, chosen, targets)
 
-    def rate_factor(self, settings: Settings) -> float:
+    def lr_factor(self, settings: Settings) -> float:
         """As in the paper's comparisons."""
         return 10.0
 
@@ -66,11 +66,11 @@ class Vera(Tuner):
             result[PREFIX + target.module + LAMBDA_D] = (rank,)
         return result
 
-    def rates(self, plan: AdapterPlan) -> Mapping[str, float]:
+    def lr_multipliers(self, plan: AdapterPlan) -> Mapping[str, float]:
         """A and B stay as they are."""
         return {A: 0.0, B: 0.0}
 
-    def activations(self, plan: AdapterPlan) -> float:
+    def saved_activations(self, plan: AdapterPlan) -> float:
         """What each of the two vectors is multiplied with."""
         return cast(VeraSettings, plan.settings).rank * len(plan.targets) + outputs(plan.targets)
 
@@ -86,7 +86,7 @@ class Vera(Tuner):
         return result
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
-        """See Family: A may have more columns than the layer has inputs."""
+        """See Tuner: A may have more columns than the layer has inputs."""
         return len(shape) == 2 and target.out_features == shape[0] and target.in_features >= shape[1]
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:

@@ -124,7 +124,7 @@ def _before(rows: mx.array, text: mx.array) -> mx.array:
 
 def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
     """A slot at every block's attention."""
-    layers, count, width = len(model.blocks()), tuner_of(plan).positions(plan), 2 * key_width(plan)
+    layers, count, width = len(model.blocks()), tuner_of(plan).virtual_tokens(plan), 2 * key_width(plan)
     if len(plan.targets) != layers:
         raise AdapterError(f"the prefix is for {len(plan.targets)} layers, but this model has {layers}. Another base.")
     far = windows(model.config, layers)

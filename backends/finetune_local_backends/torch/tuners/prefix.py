@@ -133,7 +133,7 @@ def _projected(parts: Mapping[str, nn.Parameter]) -> torch.Tensor:
 
 def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
     text = base.model.config.get_text_config()
-    layers, count = int(text.num_hidden_layers), tuner_of(plan).positions(plan)
+    layers, count = int(text.num_hidden_layers), tuner_of(plan).virtual_tokens(plan)
     if len(plan.targets) != layers:
         raise AdapterError(f"the prefix is for {len(plan.targets)} layers, but this model has {layers}. Another base.")
     rotary = [name for name in base.layers if name.endswith("rotary_emb") and block_of(name) is None]
