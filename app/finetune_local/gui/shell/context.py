@@ -163,7 +163,7 @@ class Context:
         wired = self._ticks
 
         def tick(window: Window) -> dict[Any, Any]:
-            shown = window["page"] or FIRST
+            shown = window.shared.page or FIRST
             return _merged(_named(fn(window), outputs) for page, fn, outputs in wired if page in (None, shown))
 
         return tick, _union([outputs for _, _, outputs in wired])
@@ -209,7 +209,8 @@ class Context:
         """An update for `nav` that shows another page, with what that page is to find in the window's draft."""
         import gradio as gr
 
-        window.set(page=page, **draft)
+        window.set(**draft)
+        window.shared.page = page
         return gr.Tabs(selected=page)
 
     def close(self) -> None:

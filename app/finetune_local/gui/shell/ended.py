@@ -182,10 +182,11 @@ def wire(context: Context, view: Any) -> None:
         if do == "retry":
             _retry(context, ended)
         if do == "chat":
-            return shown(window), context.go(window, "chat", adapters=[ended.name])
+            window.shared.adapters = (ended.name,)
+            return shown(window), context.go(window, "chat")
         if do in ("see", "retry"):
-            more = {"run": ended.name} if ended.kind == "run" else {}
-            return shown(window), context.go(window, ended.page, **more)
+            window.shared.run = ended.name if ended.kind == "run" else window.shared.run
+            return shown(window), context.go(window, ended.page)
         return shown(window), gr.skip()
 
     context.on_tick(None, tick, view)
@@ -194,9 +195,9 @@ def wire(context: Context, view: Any) -> None:
 
 def _is_looked_at(ended: Ended, window: Window) -> bool:
     """Whether the window shows the very thing, so that it need not be told."""
-    if window["page"] != ended.page:
+    if window.shared.page != ended.page:
         return False
-    return ended.kind == "job" or window["run"] == ended.name
+    return ended.kind == "job" or window.shared.run == ended.name
 
 
 def _notice(t: Strings, ended: Ended) -> Html:

@@ -117,7 +117,7 @@ def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) 
         if locale and locale != context.browser_locale:
             context.browser_locale = locale
             context.speak()
-        page = window["page"]
+        page = window.shared.page
         return gr.Tabs(selected=page) if page in tabs else gr.skip()
 
     attach.__annotations__ = {"request": gr.Request}
@@ -133,7 +133,7 @@ def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> No
 
     def draw_again(window: Window) -> Any:
         again, window.again = window.again, False
-        show = shows.get(str(window["page"]))
+        show = shows.get(window.shared.page)
         return show(window) if again and show is not None else None
 
     for trigger in triggers:

@@ -39,7 +39,8 @@ def wire(context: Context, foot: Any) -> None:
 
     def press(window: Window, event: Any) -> Any:
         _, page, data = parts.pressed(event)
-        return context.go(window, page, **({"run": data["run"]} if "run" in data else {}))
+        window.shared.run = data.get("run", window.shared.run)
+        return context.go(window, page)
 
     context.on_tick(None, tick, foot)
     context.on(foot.click, press, None, context.nav)

@@ -1,9 +1,8 @@
-"""What a window has selected that several pages use: the base model, the run, the adapters."""
+"""The run that a window is set up for, as several pages need it: its base model, and taking over the settings of another run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.models.install import installed
@@ -18,36 +17,19 @@ if TYPE_CHECKING:
 
 
 def chosen_model(context: Context, window: Window) -> str:
-    """The base this window trains: the one that was picked, else the small default."""
-    picked = window["model"]
-    if picked:
-        return str(picked)
+    """The base model that the window trains: the chosen one, else the default, else the first that is installed."""
+    if window.shared.model:
+        return window.shared.model
     known = installed(context.home.models)
     return DEFAULT_MODEL if DEFAULT_MODEL in known or not known else known[0]
 
 
-def draft_of(run: Run, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a window has to remember to set up a run like another, with some settings changed. Raises SpecError."""
-    found, rows = settings_of(run), facts_of_prepared(run.data)
-    return {
-        "run": None,
-        "setting_up": True,
-        "run_name": None,
-        "made_from": run.name,
-        "model": found.model,
-        "data": found.data or None,
-        "data_facts": asdict(rows) if rows is not None else None,
-        "method": found.method,
-        "goal": found.goal,
-        "form": {**found.rest, **(changed or {})},
-    }
-
-
-def follow_rename(window: Window, old: str, new: str) -> None:
-    """A run and its adapter were renamed: select them under the new name."""
-    changed: dict[str, Any] = {
-        key: new for key in ("run", "adapter", "runs_shown", "adapters_shown") if window[key] == old
-    }
-    if old in (window["adapters"] or ()):
-        changed["adapters"] = [new if name == old else name for name in window["adapters"]]
-    window.set(**changed)
+def set_up_like(window: Window, run: Run, changed: Mapping[str, Any] | None = None) -> None:
+    """Set up a run with the settings of another, some of them changed. Raises SpecError."""
+    found, facts = settings_of(run), facts_of_prepared(run.data)
+    shared = window.shared
+    shared.reset("run", "run_name")
+    shared.setting_up, shared.made_from = True, run.name
+    shared.model, shared.data, shared.data_facts = found.model, found.data, facts
+    shared.method, shared.goal = found.method, found.goal
+    shared.form = {**found.rest, **(changed or {})}

@@ -1,5 +1,5 @@
-"""What each open window remembers: its page, its forms, its conversation. Kept on disk, so that a reload, a crash or a new start
-of the app finds it again; a new window begins as the last one was, and two do not write over each other.
+"""What each open window remembers, kept on disk: a reload, a crash or a restart of the app finds it again. A new window begins with
+what the last one remembered; two windows do not overwrite each other.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from finetune_local.gui.shell.shared import Shared
+from finetune_local.gui.shell.state import State
 from finetune_local.system.errors import DiskFailed
 from finetune_local.system.files import write_text
 from finetune_local.system.paths import Home
@@ -26,9 +28,11 @@ _DELAY = 0.4
 _MOST_EARLY = 50
 _SUM = "sha256"
 
+S = TypeVar("S", bound=State)
+
 
 class Window:
-    """One window's memory. `draft` is plain JSON; keys belong to the pages, "page" is the one that is shown."""
+    """One window's memory: the states of its pages, and what was sent to the browser. `draft` is what is on disk, plain JSON."""
 
     def __init__(self, folder: Path | None, name: str, draft: dict[str, Any]) -> None:
         """`folder` None: a window that has not said yet which one it is; nothing of it is kept."""
@@ -46,20 +50,39 @@ class Window:
         """To be held while views are drawn from this memory, so that of two events the one that saw more of it is answered last."""
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
+        self._states: dict[type[State], State] = {}
+
+    @property
+    def shared(self) -> Shared:
+        """What the pages hand to each other."""
+        return self.state(Shared)
+
+    def state(self, kind: type[S]) -> S:
+        """What one page remembers. What is assigned to its fields is kept."""
+        with self._lock:
+            known = self._states.get(kind)
+            if not isinstance(known, kind):
+                known = self._states[kind] = kind.read(self.draft, self._keep)
+            return known
 
     def __getitem__(self, key: str) -> Any:
         return self.draft.get(key)
 
     def set(self, **values: Any) -> None:
-        """Remember; None forgets. Written to disk a moment later, so that typing does not write at every letter."""
-        if all(self.draft.get(key) == value for key, value in values.items()):
+        """Remember plain values by their keys; None forgets."""
+        for key, value in values.items():
+            self._keep(key, value)
+        self._states.clear()
+
+    def _keep(self, key: str, value: Any) -> None:
+        """Written to disk a moment later, so that typing does not write at every letter. None forgets."""
+        if self.draft.get(key) == value:
             return
         with self._lock:
-            for key, value in values.items():
-                if value is None:
-                    self.draft.pop(key, None)
-                else:
-                    self.draft[key] = value
+            if value is None:
+                self.draft.pop(key, None)
+            else:
+                self.draft[key] = value
             if self._folder is not None and self._timer is None:
                 self._timer = threading.Timer(_DELAY, self.save)
                 self._timer.daemon = True
@@ -68,16 +91,16 @@ class Window:
     def show(self, page: str, since: float) -> bool:
         """A page has come into view. False where a later one has: on a busy machine the two may be told the other way round; and
         for what a load begins with (since 0) where another page is to be shown again."""
-        if since < self.since or (since == 0 and page != (self["page"] or FIRST)):
+        if since < self.since or (since == 0 and page != (self.shared.page or FIRST)):
             return False
         self.since = since
-        self.set(page=page)
+        self.shared.page = page
         return True
 
     def missed(self, page: str, since: float) -> bool:
         """Whether the browser shows, as it says for the second time, a page of whose coming into view nothing was heard: then it
         is the page, and must be drawn. Once may be a word that crossed another on its way."""
-        unheard = page if page != (self["page"] or FIRST) and since > self.since else ""
+        unheard = page if page != (self.shared.page or FIRST) and since > self.since else ""
         missed = unheard != "" and unheard == self._unheard
         self._unheard = "" if missed else unheard
         if missed:
@@ -136,9 +159,9 @@ class Windows:
         window.fields.clear()
         self._by_session[session] = window
         early = self._early.pop(session, None)
-        if early is not None and early["page"] not in (None, FIRST):
+        if early is not None and early.shared.page not in ("", FIRST):
             # The user went there before the page had said who it is: what it shows is not this window's.
-            window.again = window.show(early["page"], early.since)
+            window.again = window.show(early.shared.page, early.since)
         return window
 
     def of(self, session: str | None) -> Window:

@@ -15,7 +15,6 @@ from finetune_local.gui.pages.adapters import detail
 from finetune_local.gui.pages.adapters import list as adapterlist
 from finetune_local.gui.shell import notice
 from finetune_local.gui.shell.answers import Answer, Answers
-from finetune_local.gui.shell.selection import follow_rename
 from finetune_local.gui.widgets import damage, lists, parts, trashbox
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.gui.widgets.lists import Place
@@ -202,7 +201,7 @@ class AdaptersPage:
                 new = data.get("name", "")
                 if new != value:
                     adapters.rename_adapter(value, new, home)
-                    follow_rename(window, value, new)
+                    window.shared.rename(value, new)
                 window.set(adapters_editing=None, adapters_shown=new)
             case "adapters.note":
                 manage.write_note(value, data.get("note", ""), home)

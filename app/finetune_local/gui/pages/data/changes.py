@@ -12,10 +12,12 @@ from urllib.parse import unquote
 from finetune_local.data.readers import kept
 from finetune_local.data.readers.detect import examine
 from finetune_local.gui.pages.data import forms
+from finetune_local.gui.pages.data.state import DataState
 from finetune_local.spec.run import DataSettings
 from finetune_local.system import paths
 from finetune_local.system.errors import DataError
 from finetune_local.system.fields import parse
+from finetune_local.training.run_folder.forecast import DataFacts
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
@@ -29,8 +31,7 @@ Values = Mapping[str, Any]
 
 def settings_of(window: Window) -> dict[str, Any]:
     """The window's settings of [data], as plain values; empty where it has no files."""
-    data = window["data"]
-    return dict(data) if isinstance(data, Mapping) else {}
+    return dict(window.shared.data)
 
 
 def files_of(settings: Values) -> list[str]:
@@ -97,23 +98,20 @@ def keep(context: Context, window: Window, values: Values) -> None:
     given = {name: value for name, value in values.items() if value is not None}
     settings = parse(DataSettings, given, context.t("data.title"))
     plain = {"files": list(settings.files), **settings.model_dump(mode="json", exclude_defaults=True)}
-    data = plain if files_of(plain) else None
-    if data != window["data"]:
-        others = files_of(data or {}) != files_of(settings_of(window))
-        window.set(data=data, data_facts=None, **({"data_first": 0, "data_row": 0} if others else {}))
+    data = plain if files_of(plain) else {}
+    if data != settings_of(window):
+        if files_of(data) != files_of(settings_of(window)):
+            window.state(DataState).reset("first", "row")
+        window.shared.data, window.shared.data_facts = data, None
 
 
-def facts(found: Values) -> dict[str, int] | None:
-    """What the Train page's forecast asks about the data; None where the tokens are not known."""
+def facts(found: Values) -> DataFacts | None:
+    """What the forecast of a run needs to know of the data; None where the tokens are not known."""
     report = found["report"]
     if not report["tokens"]:
         return None
-    return {
-        "rows": report["train_rows"] + report["validation_rows"],
-        "tokens": report["tokens"],
-        "longest": report["longest"],
-        "held_out": report["validation_rows"],
-    }
+    held_out = int(report["validation_rows"])
+    return DataFacts(report["train_rows"] + held_out, report["tokens"], report["longest"], held_out)
 
 
 def usable(found: Values) -> bool:

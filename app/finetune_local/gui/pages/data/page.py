@@ -10,6 +10,7 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.data import changes, forms, looks
 from finetune_local.gui.pages.data import rows as datarows
 from finetune_local.gui.pages.data import view as dataview
+from finetune_local.gui.pages.data.state import DataState
 from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
@@ -81,7 +82,7 @@ class Page:
         look, settings = self._look(window), changes.settings_of(window)
         window.shown["data_version"] = look.version
         if look.complete and look.found and (facts := changes.facts(look.found)) is not None:
-            window.set(data_facts=facts)
+            window.shared.data_facts = facts
         found = look.found if settings.get("files") else None
         drawn = {
             self.head: self._header(look, settings),
@@ -146,7 +147,7 @@ class Page:
         found, rows = look.found, look.rows
         shown: list[Any] = []
         readable = found["readable"] if found and found["complete"] else None
-        row = int(window["data_row"] or 0)
+        row = window.state(DataState).row
         if found is not None:
             shown += [
                 dataview.figures(t, f, found),
@@ -189,21 +190,18 @@ class Page:
     def press(self, window: Window, event: Any) -> dict[Any, Any]:
         """A button, a select or a form of any of the views."""
         do, value, data = parts.pressed(event)
-        settings = changes.settings_of(window)
+        settings, state = changes.settings_of(window), window.state(DataState)
         match do:
             case "data.train":
-                return {self.context.nav: self.context.go(window, "train", data=settings)}
+                return {self.context.nav: self.context.go(window, "train")}
             case "data.model":
                 return {self.context.nav: self.context.go(window, "model")}
             case "data.page":
-                window.set(data_first=int(value), data_row=int(value))
+                state.first = state.row = int(value)
             case "data.row":
-                row = max(0, int(value))
-                first = int(window["data_first"] or 0)
-                window.set(
-                    data_row=row,
-                    data_first=first if first <= row < first + datarows.PAGE else row - row % datarows.PAGE,
-                )
+                state.row = max(0, int(value))
+                if not state.first <= state.row < state.first + datarows.PAGE:
+                    state.first = state.row - state.row % datarows.PAGE
             case "data.again":
                 self._looks.pop(window, None)
             case _:
@@ -227,10 +225,10 @@ class Page:
     def _ask(self, window: Window) -> None:
         settings = changes.settings_of(window)
         if settings.get("files"):
-            first, row = int(window["data_first"] or 0), int(window["data_row"] or 0)
+            state = window.state(DataState)
             model = chosen_model(self.context, window)
             models = self.context.home.models
-            self._look(window).ask(looks.question(settings, model, models, first, datarows.PAGE, row))
+            self._look(window).ask(looks.question(settings, model, models, state.first, datarows.PAGE, state.row))
 
     def _answered(self, window: Window) -> dict[Any, Any]:
         self._ask(window)

@@ -36,7 +36,8 @@ def build(context: Context) -> None:
             context.machine.look()
             return _page(context, window), gr.skip()
         if do == "run":
-            return gr.skip(), context.go(window, "train", run=value)
+            window.shared.run = value
+            return gr.skip(), context.go(window, "train")
         return gr.skip(), context.go(window, value)
 
     context.on_show("home", draw, view)
@@ -79,7 +80,7 @@ def _done(context: Context, window: Window) -> set[str]:
     done = set()
     if installed(context.home.models):
         done.add("model")
-    if window["data"]:
+    if window.shared.data:
         done.add("data")
     if any(run.adapter.exists() for run in runs.every(context.home)):
         done |= {"data", "train"}

@@ -11,6 +11,7 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.model import downloads as modeldownloads
 from finetune_local.gui.pages.model.basemodels import BaseModels
 from finetune_local.gui.pages.model.offers import Offers
+from finetune_local.gui.pages.model.state import ModelState
 from finetune_local.gui.pages.model.views import HereViews
 from finetune_local.gui.shell import notice
 from finetune_local.gui.widgets import damage, parts
@@ -43,8 +44,7 @@ def build(context: Context) -> None:
 
 
 class ModelPage:
-    """The page's components and what they do. A window remembers "model_details" and "model_removing" (the model of which they are
-    shown), "model_search" (the words) and "model_waiting" (downloads it has begun: the model is used when it is there)."""
+    """The page's components and what they do."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
@@ -117,13 +117,13 @@ class ModelPage:
     def _show(self, window: Window) -> dict[Any, Any]:
         import gradio as gr
 
-        window.set(model_removing=None)
+        window.state(ModelState).removing = ""
         self.models.look()
         offline = self.context.preferences.offline
         return {
             **self._draw(window),
             self.search_box: gr.update(visible=not offline),
-            self.words: str(window["model_search"] or ""),
+            self.words: window.state(ModelState).search,
             self.results: "" if offline else self._found(window),
         }
 
@@ -166,14 +166,14 @@ class ModelPage:
         return self._parts[part, made_from]
 
     def _chosen(self, window: Window) -> str:
-        return str(window["model"] or DEFAULT_MODEL)
+        return window.shared.model or DEFAULT_MODEL
 
     def _used(self, chosen: str) -> str:
         found = self.models.now.find(chosen)
         return found.use if found else chosen
 
     def _details(self, window: Window) -> tuple[str, Html]:
-        if not (use := str(window["model_details"] or "")):
+        if not (use := window.state(ModelState).details):
             return _NOTHING
         key = (use, self.models.version)
         if key not in self._told:
@@ -185,7 +185,7 @@ class ModelPage:
         return use, self._told[key]
 
     def _removing(self, window: Window) -> tuple[str, Html]:
-        if (name := str(window["model_removing"] or "")) not in installed(self.home.models):
+        if (name := window.state(ModelState).removing) not in installed(self.home.models):
             return _NOTHING
         return name, self._kept("removing", (name, self.models.version), lambda: self._question(name))
 
@@ -195,7 +195,7 @@ class ModelPage:
 
     def _found(self, window: Window) -> Html:
         words, hits = self._hits.get(window.name, ("", []))
-        if not words or words != window["model_search"]:
+        if not words or words != window.state(ModelState).search:
             return Html("")
         busy = modeldownloads.busy(downloads.unfinished(self.home))
         return self.offers.hits(words, hits, busy, self.context.preferences.offline)
@@ -204,17 +204,19 @@ class ModelPage:
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, _ = parts.pressed(event)
+        state = window.state(ModelState)
         if damage.pressed(self.context, do, value):
             return self._draw(window)
         match do:
             case "onward":
-                return {self.context.nav: self.context.go(window, "data", model=self._chosen(window))}
+                window.shared.model = self._chosen(window)
+                return {self.context.nav: self.context.go(window, "data")}
             case "settings":
                 return {self.context.nav: self.context.go(window, "settings")}
             case "use":
-                window.set(model=value)
+                window.shared.model = value
             case "details":
-                window.set(model_details=None if window["model_details"] == value else value)
+                state.details = "" if state.details == value else value
             case "look":
                 self.models.look()
             case "get":
@@ -226,7 +228,7 @@ class ModelPage:
             case "give_up":
                 downloads.give_up(value, self.home)
             case "remove" | "remove_no":
-                window.set(model_removing=value if do == "remove" else None)
+                state.removing = value if do == "remove" else ""
             case "remove_yes":
                 return self._remove(window, value)
             case "forget":
@@ -235,24 +237,24 @@ class ModelPage:
 
     def _begun(self, window: Window, begun: Job) -> None:
         """The model is used as soon as it is there."""
-        window.set(model_waiting=[*{*(window["model_waiting"] or ()), begun.name}])
+        state = window.state(ModelState)
+        state.waiting = tuple(dict.fromkeys((*state.waiting, begun.name)))
 
     def _settle(self, window: Window) -> None:
         """Use what has come of a download that this window began."""
-        waiting = list(window["model_waiting"] or ())
-        for name in waiting:
-            if (made := downloads.result_of(name, self.home)) is not None:
-                window.set(model=made)
-                waiting = [other for other in waiting if other != name]
-            elif not (self.home.jobs / name).exists():
-                waiting = [other for other in waiting if other != name]
-        window.set(model_waiting=waiting or None)
+        state = window.state(ModelState)
+        for name in state.waiting:
+            made = downloads.result_of(name, self.home)
+            if made is not None:
+                window.shared.model = made
+            if made is not None or not (self.home.jobs / name).exists():
+                state.waiting = tuple(other for other in state.waiting if other != name)
 
     def _remove(self, window: Window, name: str) -> dict[Any, Any]:
-        window.set(model_removing=None)
+        window.state(ModelState).removing = ""
         remove(name, self.home.models)
-        if window["model"] == name:
-            window.set(model=None)
+        if window.shared.model == name:
+            window.shared.model = ""
         self.models.refresh()
         return {**self._draw(window), self.context.notice: notice.good(self.t, self.t("model.removed", name=name))}
 
@@ -270,14 +272,14 @@ class ModelPage:
             self.context.preferences = preferences.load()
             good = [found for found in brought if not found.problem]
             if len(good) == 1 and good[0].kind == "folder":
-                window.set(model=good[0].use)
+                window.shared.model = good[0].use
             self.models.look()
             told[self.context.notice] = notice.good(self.t, self.t("model.brought", n=len(good)))
         return {**self._draw(window), **told, self.path: ""}
 
     def _search(self, window: Window, words: str) -> Iterator[dict[Any, Any]]:
         words = " ".join(words.split())
-        window.set(model_search=words or None)
+        window.state(ModelState).search = words
         if not words:
             yield {self.results: ""}
             return
@@ -293,6 +295,6 @@ class ModelPage:
 
     def _press_results(self, window: Window, event: Any) -> Iterator[dict[Any, Any]]:
         if parts.pressed(event)[0] == "search":
-            yield from self._search(window, str(window["model_search"] or ""))
+            yield from self._search(window, window.state(ModelState).search)
         else:
             yield self._press(window, event)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.pages.runs import compare, detail
-from finetune_local.gui.shell.selection import draft_of, follow_rename
+from finetune_local.gui.shell.selection import set_up_like
 from finetune_local.gui.widgets import lists, parts, runlist, trashbox
 from finetune_local.gui.widgets.html import Html
 from finetune_local.gui.widgets.lists import Place, Row
@@ -208,7 +208,8 @@ class RunsPage:
         if do == "runs.chat":
             return {context.nav: context.go(window, "chat", adapters=[run.name])}
         if do == "runs.again":
-            return {context.nav: context.go(window, "train", **draft_of(run))}
+            set_up_like(window, run)
+            return {context.nav: context.go(window, "train")}
         if do == "runs.resume":
             follow.start(run, context.home)
         return {context.nav: context.go(window, "train", run=run.name, setting_up=None)}
@@ -221,7 +222,7 @@ class RunsPage:
     def _rename(self, window: Window, old: str, new: str) -> dict[Any, Any]:
         if new != old:
             adapters.rename_run(runs.find(self.context.home, old), new, self.context.home)
-            follow_rename(window, old, new)
+            window.shared.rename(old, new)
         window.set(runs_editing=None, runs_shown=new)
         return self._draw(window)
 

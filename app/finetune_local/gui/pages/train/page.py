@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.gui.pages.train import setup
 from finetune_local.gui.pages.train.outlook import Outlook
 from finetune_local.gui.shell import notice
-from finetune_local.gui.shell.selection import draft_of
+from finetune_local.gui.shell.selection import set_up_like
 from finetune_local.gui.widgets import parts, runview
 from finetune_local.gui.widgets.form import Form
 from finetune_local.gui.widgets.html import Html, h, join
@@ -102,17 +102,16 @@ class TrainPage:
 
     def _run(self, window: Window) -> Run | None:
         """The run this window shows; the one at work where it shows none and is not setting one up."""
-        name = window["run"]
-        if name:
+        shared = window.shared
+        if shared.run:
             try:
-                return runs.find(self.context.home, str(name))
+                return runs.find(self.context.home, shared.run)
             except SpecError:
-                window.set(run=None)
-        if name is None and not window["setting_up"]:
-            at_work = runs.running(self.context.home)
-            if at_work:
-                window.set(run=at_work[0].name)
-                return at_work[0]
+                shared.run = ""
+                return None
+        if not shared.setting_up and (at_work := runs.running(self.context.home)):
+            shared.run = at_work[0].name
+            return at_work[0]
         return None
 
     def _show(self, window: Window) -> dict[Any, Any]:
@@ -122,19 +121,19 @@ class TrainPage:
         if run is not None:
             return {self.setup: gr.update(visible=False), self.live: gr.update(visible=True), **self._live(window, run)}
         key = setup.method_key(window)
-        told = self.outlook.of(setup.tables_of(self.context, window), setup.data_facts(window))
-        updates = self.form.updates(window["form"] or {}, key, told.automatic)
+        told = self.outlook.of(setup.tables_of(self.context, window), window.shared.data_facts)
+        updates = self.form.updates(window.shared.form, key, told.automatic)
         return {
             self.setup: gr.update(visible=True),
             self.live: gr.update(visible=False),
             self.head: parts.header(self.t("train.title"), self.t("train.lead")),
             **self._setup_views(window),
-            self.name: str(window["run_name"] or ""),
+            self.name: window.shared.run_name,
             **dict(zip(self.form.listed(), updates, strict=True)),
         }
 
     def _setup_views(self, window: Window) -> dict[Any, Any]:
-        context, data = self.context, setup.data_facts(window)
+        context, data = self.context, window.shared.data_facts
         now = self.outlook.of(setup.tables_of(context, window), data)
         by_method = {key: self.outlook.of(setup.tables_of(context, window, key=key), data) for key in presets()}
         by_goal = {goal: self.outlook.of(setup.tables_of(context, window, goal=goal), data) for goal in setup.GOALS}
@@ -146,7 +145,7 @@ class TrainPage:
         }
 
     def _missing(self, window: Window) -> list[str]:
-        return [] if (window["data"] or {}).get("files") else [self.t("train.no_data_problem")]
+        return [] if window.shared.data.get("files") else [self.t("train.no_data_problem")]
 
     def _live(self, window: Window, run: Run) -> dict[Any, Any]:
         """The views of a run that changed since they were sent."""
@@ -176,7 +175,7 @@ class TrainPage:
         watched = self.context.watch(run.folder).refresh()
         if isinstance(watched.end, Failed) and begin.forget_untrained(run, watched.end):
             # A mistake that showed before the training: back to the settings, where it can be mended.
-            window.set(run=None, setting_up=True)
+            window.shared.run, window.shared.setting_up = "", True
             shown = {view: html for view, html in self._show(window).items() if view in self.ticked}
             return {**shown, self.context.notice: notice.problem(self.t, _error_of(watched.end))}
         return self._live(window, run)
@@ -188,17 +187,20 @@ class TrainPage:
 
     def _choose(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, _ = parts.pressed(event)
-        window.set(**({"method": value} if do == "method" else {"goal": value}))
-        told = self.outlook.of(setup.tables_of(self.context, window), setup.data_facts(window))
-        updates = self.form.updates(window["form"] or {}, setup.method_key(window), told.automatic)
+        if do == "method":
+            window.shared.method = value
+        else:
+            window.shared.goal = value
+        told = self.outlook.of(setup.tables_of(self.context, window), window.shared.data_facts)
+        updates = self.form.updates(window.shared.form, setup.method_key(window), told.automatic)
         shown = self._setup_views(window)
         shown.pop(self.subject)
         return {**shown, **dict(zip(self.form.listed(), updates, strict=True))}
 
     def _typed(self, window: Window, name: str, *values: Any) -> dict[Any, Any]:
         key = setup.method_key(window)
-        window.set(form=self.form.read(values, key), run_name=name.strip() or None)
-        context, data = self.context, setup.data_facts(window)
+        window.shared.form, window.shared.run_name = self.form.read(values, key), name.strip()
+        context, data = self.context, window.shared.data_facts
         told = self.outlook.of(setup.tables_of(context, window), data)
         by_goal = {goal: self.outlook.of(setup.tables_of(context, window, goal=goal), data) for goal in setup.GOALS}
         placeholders = self.form.placeholders(key, told.automatic)
@@ -209,7 +211,8 @@ class TrainPage:
         }
 
     def _begin(self, window: Window, name: str, *values: Any) -> dict[Any, Any]:
-        window.set(form=self.form.read(values, setup.method_key(window)), run_name=name.strip() or None)
+        window.shared.form = self.form.read(values, setup.method_key(window))
+        window.shared.run_name = name.strip()
         return self._start(window)
 
     def _start(self, window: Window, force: bool = False) -> dict[Any, Any]:
@@ -222,21 +225,24 @@ class TrainPage:
             title, text = t("train.other_title"), t("train.other_text", run=others[0].name)
             return {context.notice: notice.told(t, "note", title, text, anyway)}
         spec = parse_spec(setup.tables_of(context, window), t("train.form"))
-        run = begin.unchecked(spec, context.home, window["made_from"])
+        run = begin.unchecked(spec, context.home, window.shared.made_from or None)
         follow.start(run, context.home)
-        window.set(run=run.name, setting_up=None, run_name=None, made_from=None)
+        window.shared.run = run.name
+        window.shared.reset("setting_up", "run_name", "made_from")
         return self._show(window)
 
     def _act(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, _ = parts.pressed(event)
         context = self.context
         if do == "new":
-            window.set(run=None, setting_up=True, made_from=None)
+            window.shared.reset("run", "made_from")
+            window.shared.setting_up = True
             return self._show(window)
         run = self._run(window)
         if do == "go":
-            more = {"adapters": [run.name], "adapter": run.name} if run is not None else {}
-            return {context.nav: context.go(window, value, **more)}
+            if run is not None:
+                window.shared.adapters, window.shared.adapter = (run.name,), run.name
+            return {context.nav: context.go(window, value)}
         if run is None:
             return self._show(window)
         if do == "pause":
@@ -261,7 +267,7 @@ class TrainPage:
 
     def _take_over(self, window: Window, run: Run, changed: Mapping[str, str]) -> None:
         """Set up a run like another, with some settings changed."""
-        window.set(**draft_of(run, changed))
+        set_up_like(window, run, changed)
 
 
 def _head(context: Context, run: Watch, status: str) -> Html:

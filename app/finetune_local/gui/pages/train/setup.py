@@ -17,7 +17,7 @@ from finetune_local.models.install import installed
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.paths import located
-from finetune_local.training.run_folder.forecast import DataFacts, Forecast, backends_without
+from finetune_local.training.run_folder.forecast import Forecast, backends_without
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
@@ -31,31 +31,23 @@ GOALS = ("quick", "balanced", "thorough")
 
 def method_key(window: Window) -> str:
     """The chosen method."""
-    return str(window["method"]) if window["method"] in presets() else "lora"
+    return window.shared.method if window.shared.method in presets() else "lora"
 
 
 def goal_of(window: Window) -> str:
     """The chosen goal."""
-    return str(window["goal"]) if window["goal"] in GOALS else "balanced"
-
-
-def data_facts(window: Window) -> DataFacts | None:
-    """What the data page found out about this window's data."""
-    told = window["data_facts"]
-    if not isinstance(told, Mapping):
-        return None
-    return DataFacts(*(int(told.get(key) or 0) for key in ("rows", "tokens", "longest", "held_out")))
+    return window.shared.goal if window.shared.goal in GOALS else "balanced"
 
 
 def tables_of(context: Context, window: Window, key: str | None = None, goal: str | None = None) -> dict[str, Any]:
     """The tables of the run that this window is set up for, or of the same by another method or goal."""
     return forms.tables(
-        window["form"] or {},
+        window.shared.form,
         model=chosen_model(context, window),
-        data=window["data"] or {},
+        data=window.shared.data,
         key=key or method_key(window),
         goal=goal or goal_of(window),
-        name=str(window["run_name"] or ""),
+        name=window.shared.run_name,
     )
 
 
@@ -63,8 +55,8 @@ def subject(context: Context, window: Window) -> Html:
     """Model and data, each with a way to change it."""
     t, f = context.t, context.f
     model = chosen_model(context, window)
-    files = [Path(name).name for name in (window["data"] or {}).get("files", ())]
-    known = data_facts(window)
+    files = [Path(name).name for name in window.shared.data.get("files", ())]
+    known = window.shared.data_facts
     there = model in installed(context.home.models) or located(model).exists()
     rows = (
         t("train.rows_tokens", n=f.number(known.rows), rows=f.number(known.rows), tokens=f.number(known.tokens))

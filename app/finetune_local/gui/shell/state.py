@@ -1,0 +1,81 @@
+"""What a window remembers, typed: each page declares it as one dataclass, kept on disk as plain JSON.
+
+    @dataclass(eq=False)
+    class DataState(State, prefix="data_"):
+        row: int = 0
+
+`window.state(DataState).row = 3` is written to the window's draft a moment later, under the key "data_row". Values are validated when
+a draft is read: a value that does not fit its field (an older version's, or a damaged one) is the field's default.
+Values are immutable: assign a new one instead of changing one in place. No field is called "reset".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from typing import Any, ClassVar, Self, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+Keep = Callable[[str, Any], None]
+"""Called with a key and its JSON value; None: the field has its default, and nothing is kept."""
+
+
+@dataclass(eq=False)
+class State:
+    """Base of what a page remembers. A field is kept under the page's prefix and its name, or under the `key` of kept()."""
+
+    _prefix: ClassVar[str] = ""
+
+    def __init_subclass__(cls, prefix: str = "") -> None:
+        cls._prefix = prefix
+
+    @classmethod
+    def read(cls, draft: Mapping[str, Any], keep: Keep) -> Self:
+        """The state in a draft; from then on `keep` is called with every field that changes."""
+        state = cls()
+        for one in fields(cls):
+            if (value := draft.get(cls.key(one))) is not None:
+                try:
+                    object.__setattr__(state, one.name, _adapters(cls)[one.name].validate_python(value))
+                except ValidationError:
+                    continue
+        object.__setattr__(state, "_keep", keep)
+        return state
+
+    @classmethod
+    def key(cls, one: Field[Any]) -> str:
+        """The key of a field in the draft."""
+        return str(one.metadata.get("key") or cls._prefix + one.name)
+
+    def reset(self, *names: str) -> None:
+        """Set fields to their defaults."""
+        for one in fields(self):
+            if one.name in names:
+                setattr(self, one.name, _default(one))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        keep: Keep | None = self.__dict__.get("_keep")
+        if keep is not None and getattr(self, name) == value:
+            return
+        object.__setattr__(self, name, value)
+        if keep is not None:
+            one = next(one for one in fields(self) if one.name == name)
+            plain = None if value == _default(one) else _adapters(type(self))[name].dump_python(value, mode="json")
+            keep(self.key(one), plain)
+
+
+def kept(key: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
+    """A field that is kept under a key without the page's prefix."""
+    return field(default=default, default_factory=factory, metadata={"key": key})
+
+
+@cache
+def _adapters(kind: type[Any]) -> Mapping[str, TypeAdapter[Any]]:
+    hints = get_type_hints(kind)
+    return {one.name: TypeAdapter(hints[one.name]) for one in fields(kind)}
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default_factory() if one.default_factory is not MISSING else one.default
