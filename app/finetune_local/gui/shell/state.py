@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache
 from typing import Any, ClassVar, Self, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -71,10 +70,15 @@ def kept(key: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
     return field(default=default, default_factory=factory, metadata={"key": key})
 
 
-@cache
-def _adapters(kind: type[Any]) -> Mapping[str, TypeAdapter[Any]]:
-    hints = get_type_hints(kind)
-    return {one.name: TypeAdapter(hints[one.name]) for one in fields(kind)}
+_known: dict[type, Mapping[str, TypeAdapter[Any]]] = {}
+
+
+def _adapters(kind: type[State]) -> Mapping[str, TypeAdapter[Any]]:
+    """What validates and writes each field; made once, as it takes a moment."""
+    if kind not in _known:
+        hints = get_type_hints(kind)
+        _known[kind] = {one.name: TypeAdapter(hints[one.name]) for one in fields(kind)}
+    return _known[kind]
 
 
 def _default(one: Field[Any]) -> Any:
