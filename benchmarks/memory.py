@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from presets import THREADS
 
-from finetune_local.backend import Batch, backends
+from finetune_local.backend import backends
 from finetune_local.models.memory.estimate import estimate
 from finetune_local.models.resolve import resolve
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec

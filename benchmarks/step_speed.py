@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.backend import Batch, backends
+from finetune_local.backend import backends
 from finetune_local.data.dataset.batching import epoch_batches, micro_batches
 from finetune_local.data.dataset.prepare import prepare
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.models.resolve import resolve
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
 from finetune_local.spec.tuners import tuners

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.backend import Batch, Session, Share, backends
+from finetune_local.backend import Session, Share, backends
 from finetune_local.models.resolve import resolve
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import RunSpec, parse_spec, plan_method
 from finetune_local.system import paths

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from finetune_local.backend import Backend, Batch, Gap, Session, StepRequest
+from finetune_local.backend import Backend, Gap, Session, StepRequest
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.objectives import objectives
+from finetune_local.spec.batch import Batch
+from finetune_local.spec.objectives import Objective, objectives
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import Precision, RunSpec, parse_spec, plan_method
@@ -147,19 +148,15 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return result
 
 
-def gradients_of(session: Session, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
-    """The gradients of one batch's mean loss by the trained tensors of the adapter that was prepared; nothing is stepped."""
+def gradients_of(session: Session, batch: Batch, objective: Objective = SFT) -> dict[str, npt.NDArray[np.float32]]:
+    """The gradients of one batch's loss by the trained tensors of the adapter that was prepared; nothing is stepped."""
     inside: Any = session
-    training, requests = inside._ready(), [StepRequest("a", [batch], SFT, 0.0)]
-    if hasattr(inside, "_gradients"):  # MLX
-        with inside._computing([training]) as one:
-            _, found = inside._gradients(one, requests, [(0, batch)], False)
-        return {name: np.array(value) for name, value in found.items()}
-    inside._start_gradients([training])
-    training.optimizer.clear()
-    with inside._computing([training]) as rows:
-        inside._backward(requests, [(0, batch)], rows)
-    parameters = inside._keeper_of("a").parameters("a")
-    found = {name: parameters[name].grad.numpy().copy() for name in training.trained}
-    training.optimizer.clear()
-    return found
+    training, requests = inside._ready(), [StepRequest("a", [batch], objective, 0.0)]
+    with inside._computing([training], requests):
+        if hasattr(inside, "_pass"):  # MLX
+            inside._pass.penalty_due = False
+        inside._backward(requests, [(0, batch)])
+        if hasattr(inside, "_pass"):
+            return {name: np.array(value) for name, value in inside._pass.take(0).items()}
+        found: dict[str, npt.NDArray[np.float32]] = inside._gradients(training)
+        return found

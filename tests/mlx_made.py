@@ -80,9 +80,9 @@ def attached(folder: Path, training: dict[str, Any] | None = None) -> Session:
 
 def scaling(paths: Mapping[str, str]) -> Attach:
     """Modules by name, each multiplied by the tensor that `paths` says."""
-    from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
+    from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 
-    class Scaled(Slot):
+    class Scaled(AdapterLayer):
         scale: Any
 
         def __call__(self, base: Any, *args: Any, **kwargs: Any) -> Any:
@@ -90,6 +90,6 @@ def scaling(paths: Mapping[str, str]) -> Attach:
 
     def attach(model: Any, plan: AdapterPlan, tensors: Mapping[str, np.ndarray]) -> Any:
         slots = [(model.place_of(path), Scaled(path, {"scale": name})) for path, name in paths.items()]
-        return SiteAdapter(tensors, slots)
+        return MlxLayers(tensors, slots)
 
     return attach

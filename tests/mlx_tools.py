@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from conforming import log_softmax
-from finetune_local.backend import Batch, Session, backends
+from finetune_local.backend import Session, backends
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import TrainingSettings
 from tasks import batch_of, plan_of

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from conforming import make_plan
-from finetune_local.backend import Batch
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import parse_spec
 

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from finetune_local.backend import Batch, Session, backends
+from finetune_local.backend import Session, backends
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from finetune_local.backend import Batch, Device, Floats
+from finetune_local.backend import Device
+from finetune_local.spec.batch import Batch, Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.system.errors import OutOfMemory
 

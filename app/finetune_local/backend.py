@@ -16,13 +16,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from finetune_local.spec.batch import Batch, Floats, ValueKind
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, Quantisation, TrainingSettings
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import did_you_mean
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -54,31 +53,11 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows padded on the right to one length.
-
-    ids (rows, length) int32; lengths (rows,) int32, the real tokens of each row; mask (rows, length) bool, true where
-    a token is supervised, that is predicted from those before it (never at position 0).
-    """
-
-    ids: npt.NDArray[np.int32]
-    lengths: npt.NDArray[np.int32]
-    mask: npt.NDArray[np.bool_]
-
-    @property
-    def supervised(self) -> int:
-        """Number of supervised tokens."""
-        return int(self.mask.sum())
-
-    @property
-    def tokens(self) -> int:
-        """Number of real tokens, without padding."""
-        return int(self.lengths.sum())
-
-
-@dataclass(frozen=True)
 class StepRequest:
-    """One adapter's part of a step: its name, its micro-batches (losses weighted by supervised tokens), its objective and rate."""
+    """One adapter's part of a step: its name, its micro-batches, its objective and its learning rate.
+
+    Where the objective needs the reference, it is computed before the step for micro-batches that have none.
+    """
 
     name: str
     batches: Sequence[Batch]
@@ -123,13 +102,13 @@ class Session(Protocol):
     def ensemble_size(self) -> int:
         """How many prompts of the active adapter answer side by side (a prompt ensemble), to be voted on; 1 for all others.
 
-        Row i of a decoder answers under the prompt of member i % members.
+        Row i of a decoder answers under prompt i % ensemble_size.
         """
         ...
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions of the context that the active adapter takes for itself."""
+        """Positions of the context that the active adapter takes before every text."""
         ...
 
     def attach(
@@ -140,12 +119,14 @@ class Session(Protocol):
         tensors: Mapping[str, Floats] | None = None,
         ids: Callable[[str], list[int]] | None = None,
         stored: Callable[[str], Floats] | None = None,
+        value_head: bool = False,
     ) -> int:
         """Add an adapter called `name` and activate it; returns its number of trained parameters.
 
-        Without `tensors` it starts as the family's `initial` says (equal on every backend; `ids` tokenizes where that needs
-        a text, `stored` gives the base's weights as they are on disk); with them, from those. Keys and shapes are the family's `shapes(plan)`. Raises ModelError where the base has no module of a target's name,
-        AdapterError where a tensor is missing, left over or misshapen.
+        Without `tensors` it starts as the tuner's `initial` says (equal on every backend; `ids` tokenizes where that needs
+        a text, `stored` gives the base's weights as they are on disk); with them, from those. Keys and shapes are the tuner's `shapes(plan)`.
+        `value_head` adds a scalar head (spec/value_head.py), which is one more tensor; `tensors` that hold one bring theirs.
+        Raises ModelError where the base has no module of a target's name, AdapterError where a tensor is missing, left over or misshapen.
         """
         ...
 
@@ -157,8 +138,12 @@ class Session(Protocol):
         """Names of the adapters in memory."""
         ...
 
-    def activate(self, name: str | None) -> None:
-        """Make an adapter the one that computes, or None: the bare base. Nothing is reloaded."""
+    def activate(self, adapters: str | Mapping[str, float] | None) -> None:
+        """Make one adapter compute, a weighted sum of several, or None: the bare base. Nothing is reloaded.
+
+        With weights the base computes as if each adapter were merged into its weights, multiplied by its weight. Raises
+        Unsupported where an adapter's updates do not add up (Tuner.sum_refusal).
+        """
         ...
 
     def weight(self, name: str) -> Floats:
@@ -180,7 +165,7 @@ class Session(Protocol):
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
         """One optimizer step of the adapter that was prepared last, over micro-batches.
 
-        Losses are weighted by supervised tokens. All or nothing: after OutOfMemory, or whatever else ends it, the weights, the optimizer and the
+        The loss is the mean over what Objective.count counts. All or nothing: after OutOfMemory, or whatever else ends it, the weights, the optimizer and the
         tracker are bit for bit as before, and the step can be tried again. For that an adapter and its states are held twice while they
         are written; a whole model only where an eighth of the free memory holds that. Else a failure among the writes is a RunError.
         A loss or gradient that is not finite is returned, not applied.
@@ -191,12 +176,23 @@ class Session(Protocol):
         """One optimizer step of each of several prepared adapters, with one pass of the base over the rows of all.
 
         Each result is what step() would give, up to rounding; dropout draws other numbers. All or nothing, as step().
-        Raises Unsupported where one of them cannot share a pass (Tuner.sharing_refusal).
+        Raises Unsupported where one of them cannot share a pass (Family.apart).
         """
         ...
 
-    def score(self, batch: Batch) -> Floats:
-        """Log-probabilities of the supervised tokens in row-major order, (n,); nothing is trained, dropout is off."""
+    def score(self, batch: Batch, reference: bool = False) -> Floats:
+        """Log-probabilities of the supervised tokens in row-major order, (n,); nothing is trained, dropout is off.
+
+        With `reference` they are those of the base with every adapter off, the reference model of preference and
+        reinforcement learning; what is active stays active.
+        """
+        ...
+
+    def values(self, batch: Batch, kind: ValueKind) -> Floats:
+        """Outputs of the active adapter's value head: (n,) for "token values", (rows,) for "row values"; see Readout.values.
+
+        Raises AdapterError where no adapter with a value head is active.
+        """
         ...
 
     def update_sizes(self, batch: Batch) -> dict[str, float]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finetune_local.backend import Batch, Floats
+from finetune_local.spec.batch import Batch, Floats
 from finetune_local.spec.numerics.noise import row_noise
 from finetune_local.spec.tuners import VirtualIds
 
 
 def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, virtual: VirtualIds) -> Floats | None:
-    """(members·rows, count + length, width) for a batch without virtual tokens; zero on padding and on virtual tokens.
+    """(ensemble_size·rows, count + length, width) for a batch without virtual tokens; zero on padding and on virtual tokens.
 
     `alphas` are those of the rows; None where all are zero. Every member of an ensemble sees a row with the same noise.
     """

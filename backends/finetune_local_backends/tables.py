@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from finetune_local.backend import Floats
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import kind_of
 

@@ -1,8 +1,7 @@
 """Virtual tokens: ids past the vocabulary that stand for the trained rows of a prompt, put before every text.
 
-Row i of member m's prompt is the id vocabulary + count·m + i; which module turns these ids into vectors is the business of
-the family's file in a backend's methods/. With several members (a prompt ensemble) a batch is repeated, one block of
-rows for each, so that one pass of the base computes all.
+Row i of prompt m is the id vocabulary + count·m + i; a tuner's file in a backend's tuners/ turns these ids into vectors. For a
+prompt ensemble a batch is repeated, one block of rows for each prompt, so that one pass of the base computes all.
 """
 
 from __future__ import annotations
@@ -12,44 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.backend import Batch, Floats
-from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.tuners import VirtualIds, tuner_of
+from finetune_local.spec.batch import Batch, Floats
+from finetune_local.spec.tuners import VirtualIds
 
 
-class VirtualContext:
-    """What a session says of its active adapter's own positions; see Session."""
-
-    _plans: dict[str, AdapterPlan]
-    _active: str | None
-
-    def virtual(self) -> VirtualIds:
-        """The positions that the active adapter puts before every text."""
-        plan = self._plans.get(self._active or "")
-        return VirtualIds() if plan is None else tuner_of(plan).virtual_ids(plan)
-
-    @property
-    def ensemble_size(self) -> int:
-        """See Session."""
-        return self.virtual().ensemble_size
-
-    @property
-    def virtual_tokens(self) -> int:
-        """See Session."""
-        plan = self._plans.get(self._active or "")
-        return 0 if plan is None else tuner_of(plan).virtual_tokens(plan)
-
-
-def row_with(ids: Sequence[int], vocabulary: int, tokens: VirtualIds, member: int = 0) -> list[int]:
-    """A text with the virtual tokens of one member before it."""
-    start = vocabulary + tokens.count * member
+def row_with(ids: Sequence[int], vocabulary: int, tokens: VirtualIds, prompt: int = 0) -> list[int]:
+    """A text with the virtual tokens of one prompt of the ensemble before it."""
+    start = vocabulary + tokens.count * prompt
     return [*range(start, start + tokens.count), *ids]
 
 
 def batch_with(batch: Batch, vocabulary: int, tokens: VirtualIds) -> Batch:
-    """The batch under each member's prompt: all rows for member 0, then all for member 1, …; nothing virtual is supervised.
+    """The batch under each prompt: all rows for prompt 0, then all for prompt 1, …; nothing virtual is supervised.
 
-    (rows, length) becomes (members·rows, count + length); a batch without virtual tokens is handed back as it is.
+    (rows, length) becomes (ensemble_size·rows, count + length); a batch without virtual tokens is returned as it is.
     """
     if tokens.count == 0:
         return batch
@@ -63,7 +38,7 @@ def batch_with(batch: Batch, vocabulary: int, tokens: VirtualIds) -> Batch:
 
 
 def mean_over_ensemble(values: npt.NDArray[np.float32], ensemble_size: int) -> Floats:
-    """The mean of blocks of equal size, one for each member: (members·n,) to (n,)."""
+    """The mean of blocks of equal size, one for each prompt: (ensemble_size·n,) to (n,)."""
     if ensemble_size == 1:
         return values
     mean: Floats = values.reshape(ensemble_size, -1).mean(axis=0, dtype=np.float64).astype(np.float32)

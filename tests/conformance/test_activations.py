@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("torch", reason="the torch backend is not installed")
 import torch
 
-from finetune_local.backend import Batch
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings, parse_spec, plan_method
 from finetune_local.spec.tuners import tuner_of

@@ -36,7 +36,7 @@ def test_it_has_a_file_for_every_family(backend: Backend) -> None:
 def test_asking_it_imports_no_framework(backend: Backend) -> None:
     code = (
         "import sys; from finetune_local.backend import backends; b = backends()[sys.argv[1]];"
-        "b.missing(), b.versions(), b.gaps(), b.families();"
+        "b.missing(), b.versions(), b.gaps(), b.tuners();"
         "print([m for m in ('torch', 'mlx.core', 'transformers', 'peft', 'mlx_lm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, backend.name], capture_output=True, text=True, check=True)
@@ -78,8 +78,8 @@ def test_each_precision_answers_nearly_as_fp32(backend: Backend, tiny: Path, pre
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_with_a_cache_equals_reading_at_once(backend: Backend, tuner: str, tmp_path: Path) -> None:
-    session = backend.load(tiny_model(tmp_path / tuner, tuner), "fp32")
+def test_decoding_with_a_cache_equals_reading_at_once(backend: Backend, family: str, tmp_path: Path) -> None:
+    session = backend.load(tiny_model(tmp_path / family, family), "fp32")
     whole = session.logits(TEXT)
     decoder = session.decoder()
     found = [decoder.feed([TEXT[:4]])[0], *(decoder.feed([[token]])[0] for token in TEXT[4:])]

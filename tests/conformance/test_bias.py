@@ -35,12 +35,12 @@ def moved(plan: AdapterPlan) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_vectors_are_biases(backend: Backend, tmp_path: Path, tuner: str) -> None:
+def test_the_vectors_are_biases(backend: Backend, tmp_path: Path, family: str) -> None:
     """Hung on transformers' own layers, beside the biases they have."""
     torch = pytest.importorskip("torch", reason="the reference is computed with torch")
     from transformers import AutoModelForCausalLM
 
-    folder = tiny_model(tmp_path, tuner)
+    folder = tiny_model(tmp_path, family)
     plan = plan_of(folder)
     tensors = moved(plan)
     session = backend.load(folder, "fp32")

@@ -76,8 +76,8 @@ def plain_logits(folder: Path, plan: AdapterPlan, tensors: dict[str, np.ndarray]
 
 @pytest.mark.parametrize("method", list(PLACINGS))
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_the_formula_is_the_papers(backend: Backend, tmp_path: Path, method: str, tuner: str) -> None:
-    folder = tiny_model(tmp_path, tuner)
+def test_the_formula_is_the_papers(backend: Backend, tmp_path: Path, method: str, family: str) -> None:
+    folder = tiny_model(tmp_path, family)
     plan = plan_of(folder, method)
     tensors = moved(plan)
     assert sorted(t.module.rpartition(".")[2] for t in plan.targets) == sorted(PLACINGS[method][1] * 2)

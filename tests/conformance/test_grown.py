@@ -21,11 +21,12 @@ from finetune_local.adapters import manage
 from finetune_local.adapters.attach import attach
 from finetune_local.adapters.companions import companions, tokenizer_of
 from finetune_local.adapters.library import details
-from finetune_local.backend import Backend, Batch
+from finetune_local.backend import Backend
 from finetune_local.export.pipeline import export
 from finetune_local.export.verification import verify
 from finetune_local.export.verification.candidates import log_softmax
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.batch import Batch
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.paths import Home
 from receiving import answered_here

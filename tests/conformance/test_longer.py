@@ -46,11 +46,11 @@ def begin(
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
-def test_both_backends_stretch_alike_and_as_a_config_would(tmp_path: Path, tuner: str) -> None:
+def test_both_backends_stretch_alike_and_as_a_config_would(tmp_path: Path, family: str) -> None:
     if lacking := [b.name for b in backends().values() if b.missing()]:
         pytest.skip(f"parity needs both backends; missing: {', '.join(lacking)}")
-    folder = tiny_model(tmp_path / "base", tuner)
-    written = tiny_model(tmp_path / "written", tuner)
+    folder = tiny_model(tmp_path / "base", family)
+    written = tiny_model(tmp_path / "written", family)
     config = ModelFolder.open(folder).stretched(2.5).config
     (written / "config.json").write_text(json.dumps(config), "utf-8")
     for backend in backends().values():

@@ -41,10 +41,10 @@ def trained(session: Session, plan: AdapterPlan, steps: int = 6) -> list[float]:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_copies_are_trained_saved_and_merged(tmp_path: Path, backend: Backend, tuner: str, tied: bool) -> None:
-    if backend.name == "mlx" and tuner == "gemma":
+def test_copies_are_trained_saved_and_merged(tmp_path: Path, backend: Backend, family: str, tied: bool) -> None:
+    if backend.name == "mlx" and family == "gemma":
         pytest.skip("MLX's class for Gemma has no head of its own, which the merged model has")
-    folder = tiny_model(tmp_path / "base", tuner, tied=tied)
+    folder = tiny_model(tmp_path / "base", family, tied=tied)
     plan = plan_of(folder, "embeddings", "norms")
     session = backend.load(folder, "fp32")
     before = session.logits(TEXT)

@@ -154,11 +154,11 @@ WITH_BIASES = "qwen2"
     ("family", "name"),
     [(f, n) for f in ("llama", WITH_BIASES, "gemma2") for n in CHANGES if f == WITH_BIASES or "bias" not in n],
 )
-def test_twenty_steps_and_the_file_are_peft_s(tmp_path: Path, tuner: str, name: str) -> None:
-    folder, extra = tiny_model(tmp_path / "模型", tuner), CHANGES[name]
+def test_twenty_steps_and_the_file_are_peft_s(tmp_path: Path, family: str, name: str) -> None:
+    folder, extra = tiny_model(tmp_path / "模型", family), CHANGES[name]
     ours, plan = ready(folder, **extra), plan_of(folder, **extra)
     model = peft_of(folder, plan, ours.tensors("a"))
-    np.testing.assert_allclose(train(ours, 20), twenty_steps(model), atol=2e-5 if tuner == "gemma2" else 1e-5)
+    np.testing.assert_allclose(train(ours, 20), twenty_steps(model), atol=2e-5 if family == "gemma2" else 1e-5)
     write_adapter(tmp_path / "ours", plan, ours.tensors("a"), "tiny")
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = ours.logits(TEXT)
@@ -180,13 +180,13 @@ def test_gaussian_is_spread_as_peft_s(tiny: Path) -> None:
 def test_dora_makes_its_norms_once_a_step_and_once_for_an_answer(
     tiny: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, real, keep = [], kernels.row_norms, low_rank.LowRankSlot._row_norms
+    calls, real, keep = [], kernels.row_norms, low_rank.LowRankLayer._row_norms
 
     def counted(*args: Any) -> torch.Tensor:
         calls.append(1)
         return real(*args)
 
-    def forgetting(slot: low_rank.LowRankSlot, *args: Any) -> torch.Tensor:
+    def forgetting(slot: low_rank.LowRankLayer, *args: Any) -> torch.Tensor:
         slot.refresh()
         return keep(slot, *args)
 
@@ -203,7 +203,7 @@ def test_dora_makes_its_norms_once_a_step_and_once_for_an_answer(
     layers = len(plan_of(tiny).targets)
     losses, answers, trained, told = run()
     assert losses[0] != losses[1]
-    monkeypatch.setattr(low_rank.LowRankSlot, "_row_norms", forgetting)
+    monkeypatch.setattr(low_rank.LowRankLayer, "_row_norms", forgetting)
     others = run()
     assert trained <= 3 * layers + layers and told <= layers  # the head's own check is a call too
     assert others[2] >= 3 * 4 * 2 * layers and others[3] == 4 * layers
@@ -215,7 +215,7 @@ def test_dora_s_norms_follow_a_parameter_that_anything_changed(tiny: Path) -> No
     ours = ready(tiny, "dora")
     train(ours, 2)
     ours.logits(TEXT)
-    for name, parameter in ours._keepers["low_rank"].parameters("a").items():  # type: ignore[attr-defined]
+    for name, parameter in ours._adapters["a"].parameters.items():  # type: ignore[attr-defined]
         if "lora_B" in name:
             with torch.no_grad():
                 parameter.mul_(3.0)

@@ -10,10 +10,12 @@ import pytest
 
 from conforming import MORE_STEPS, ROWS, SFT, Case, batch, log_softmax, make_case
 from finetune_local.adapter_format import read_adapter, write_adapter
-from finetune_local.backend import Backend, Batch
+from finetune_local.backend import Backend
 from finetune_local.export.targets.merged import write_merged
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.objectives import Ops
+from finetune_local.spec.batch import Batch, Readout
+from finetune_local.spec.objectives import Objective
+from finetune_local.spec.ops import Ops
 from finetune_local.spec.presets import presets
 from finetune_local.spec.tuners import trainable_parameters, tuner_of
 
@@ -227,13 +229,13 @@ def test_checkpointing_changes_no_number(backend: Backend, tiny: Path) -> None:
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
 
 
-class Poisoned:
+class Poisoned(Objective):
     """An objective whose loss is not a number."""
 
     key = title = "poisoned"
 
-    def loss(self, ops: Ops, logprobs: Any, batch: Batch, total: float) -> Any:
-        return ops.sum(logprobs) * float("nan")
+    def loss(self, ops: Ops, readout: Readout, batch: Batch, total: float) -> Any:
+        return ops.sum(readout.logprobs) * float("nan")
 
 
 def test_a_step_that_is_not_finite_is_told_and_not_applied(exact: Case) -> None:

@@ -39,9 +39,9 @@ def test_frozen_tensors_and_rates(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_penalty_is_in_the_gradient_once_and_not_in_the_loss(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
+    from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 
-    class Pulled(Slot):
+    class Pulled(AdapterLayer):
         scale: Any
 
         def __call__(self, base: Any, *args: Any) -> Any:
@@ -55,7 +55,7 @@ def test_a_penalty_is_in_the_gradient_once_and_not_in_the_loss(tiny: Path, monke
             slot = Pulled(MLP, {"scale": "s"})
             if not weight:
                 slot.penalty = lambda: None  # type: ignore[method-assign]
-            return SiteAdapter(tensors, [(model.place_of(MLP), slot)])
+            return MlxLayers(tensors, [(model.place_of(MLP), slot)])
 
         return made
 
@@ -121,9 +121,9 @@ def prompts(model: Any, plan: AdapterPlan, tensors: Mapping[str, np.ndarray]) ->
     """Prompt tuning in its plainest form: virtual ids are rows of the tensors p0, p1, … one after the other."""
     import mlx.core as mx
 
-    from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
+    from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 
-    class Prompted(Slot):
+    class Prompted(AdapterLayer):
         def __call__(self, base: Any, ids: Any) -> Any:
             rows = base.weight.shape[0]
             own = mx.concatenate([getattr(self, name) for name in self.names])
@@ -132,7 +132,7 @@ def prompts(model: Any, plan: AdapterPlan, tensors: Mapping[str, np.ndarray]) ->
             return mx.where((ids >= rows)[..., None], virtual, real)
 
     path = "model.embed_tokens"
-    return SiteAdapter(tensors, [(model.place_of(path), Prompted(path, {name: name for name in tensors}))])
+    return MlxLayers(tensors, [(model.place_of(path), Prompted(path, {name: name for name in tensors}))])
 
 
 def rows_of(folder: Path, ids: list[int]) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_local.backend import Batch
+from finetune_local.spec.batch import Batch, Readout
+from finetune_local.spec.objectives import Objective
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.system.errors import AdapterError, Unsupported
@@ -108,7 +109,7 @@ def test_swapping_back_is_exact(tiny: Path) -> None:
     for name in session.adapters():
         session.detach(name)
     np.testing.assert_array_equal(session.logits(IDS), before)
-    assert not any(type(m).__name__ == "Site" for m in session.model.module.modules())  # type: ignore[attr-defined]
+    assert not any(type(m).__name__ == "WrappedModule" for m in session.model.module.modules())  # type: ignore[attr-defined]
     with pytest.raises(AdapterError, match="dora"):
         session.activate("dora")
 
@@ -152,8 +153,8 @@ def test_dora_with_dropout_is_the_published_formula(tiny: Path) -> None:
     factor = m / np.linalg.norm(weight + update, axis=1)
     without = np.array(layer(mx.array(x)))
     np.testing.assert_allclose(without, factor * (x @ (weight + update).T), atol=1e-5)
-    layer.active.key = mx.random.key(3)
-    dropped = np.array(layer.active.dropped(mx.array(x)))
+    layer.layers.layer.key = mx.random.key(3)
+    dropped = np.array(layer.layers.layer.dropped(mx.array(x)))
     assert 0.2 < (dropped == 0).mean() < 0.6
     expected = x @ weight.T + (factor - 1) * (dropped @ weight.T) + factor * (dropped @ update.T)
     np.testing.assert_allclose(np.array(layer(mx.array(x))), expected, atol=1e-5)
@@ -255,11 +256,11 @@ def test_all_weights_of_a_quantised_base_are_refused(tiny: Path) -> None:
         ready(tiny, "full", "4-bit")
 
 
-class _NotFinite:
+class _NotFinite(Objective):
     key = title = "nan"
 
-    def loss(self, ops: Any, logprobs: Any, batch: Batch, total: float) -> Any:
-        return ops.sum(logprobs) * float("nan")
+    def loss(self, ops: Any, readout: Readout, batch: Batch, total: float) -> Any:
+        return ops.sum(readout.logprobs) * float("nan")
 
 
 def test_a_loss_that_is_not_finite_is_told_and_not_applied(tiny: Path) -> None:

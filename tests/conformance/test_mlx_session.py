@@ -20,9 +20,9 @@ from tiny import tiny_model
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_rows_decoded_together_equal_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuner: str) -> None:
+def test_rows_decoded_together_equal_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     """Prompts of very different lengths, read in chunks, some longer than the sliding window (64 in gemma3_text)."""
-    session = ready(tiny_model(tmp_path, tuner))
+    session = ready(tiny_model(tmp_path, family))
     train(session, 3)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(3, 380, n).tolist() for n in (5, 90, 33, 1)]
@@ -88,9 +88,9 @@ def test_code_beside_a_family_that_is_built_in_is_left_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("family", ["no_such_family", "../llama", "olmo3"])
-def test_families_that_were_not_checked_are_refused(tmp_path: Path, tuner: str) -> None:
+def test_families_that_were_not_checked_are_refused(tmp_path: Path, family: str) -> None:
     with pytest.raises(Unsupported, match=r"have not been proven.*llama, mistral"):
-        MLX.load(edit(tiny_model(tmp_path), model_type=tuner), "fp32", "cpu")
+        MLX.load(edit(tiny_model(tmp_path), model_type=family), "fp32", "cpu")
 
 
 def test_an_activation_that_mlx_lm_does_not_have_is_refused(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def in_a_process(code: str, **environment: str) -> str:
 def test_looking_at_the_backend_imports_nothing_heavy() -> None:
     code = (
         "import sys; from finetune_local.backend import backends; b = backends()['mlx']\n"
-        "b.missing(), b.versions(), b.devices(), b.gaps(), b.notes(), b.families()\n"
+        "b.missing(), b.versions(), b.devices(), b.gaps(), b.notes(), b.tuners()\n"
         "print([m for m in ('mlx', 'mlx_lm', 'transformers', 'torch') if m in sys.modules])"
     )
     assert in_a_process(code) == "[]"
@@ -229,7 +229,7 @@ OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from finetune_local.backend import Batch
+from finetune_local.spec.batch import Batch
 from finetune_local.system.errors import OutOfMemory
 from test_mlx_reference import SFT, batch_of, ready, train
 session = ready(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(FOLDER))

@@ -72,10 +72,10 @@ def embedded(backend: Backend, session: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gemma3_text"])
-def test_the_first_block_sees_embedding_plus_noise(tmp_path: Path, backend: Backend, tuner: str) -> None:
+def test_the_first_block_sees_embedding_plus_noise(tmp_path: Path, backend: Backend, family: str) -> None:
     from safetensors.numpy import load_file
 
-    folder = tiny_model(tmp_path, tuner)
+    folder = tiny_model(tmp_path, family)
     session = backend.load(folder, "fp32")
     session.attach("a", plan_of(folder), 1)
     session.prepare("a", TrainingSettings(neftune_alpha=5.0))
@@ -83,7 +83,7 @@ def test_the_first_block_sees_embedding_plus_noise(tmp_path: Path, backend: Back
     session.seed(11)
     session.step([rows], SFT, 0.0)
     matrix = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
-    factor = np.sqrt(HIDDEN) if tuner.startswith("gemma") else 1.0
+    factor = np.sqrt(HIDDEN) if family.startswith("gemma") else 1.0
     width = seen[0].shape[1]
     for n, length in enumerate(rows.lengths):
         ids = rows.ids[n, :length]
@@ -105,10 +105,10 @@ def curve(session: Session, folder: Path, size: int = 4, **training: Any) -> lis
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_both_backends_have_one_curve(tmp_path: Path, tuner: str) -> None:
+def test_both_backends_have_one_curve(tmp_path: Path, family: str) -> None:
     if lacking := [b.name for b in backends().values() if b.missing()]:
         pytest.skip(f"parity needs both backends; missing: {', '.join(lacking)}")
-    folder = tiny_model(tmp_path, tuner)
+    folder = tiny_model(tmp_path, family)
     one, other = (curve(b.load(folder, "fp32", "cpu"), folder, neftune_alpha=STRONG) for b in backends().values())
     quiet = curve(backends()["torch"].load(folder, "fp32", "cpu"), folder)
     assert np.abs(np.subtract(one, quiet)).max() > 0.1, "the noise must be felt"

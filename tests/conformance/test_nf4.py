@@ -105,13 +105,13 @@ def test_the_mean_is_torchs() -> None:
 
 @pytest.mark.parametrize(("family", "hidden", "inner"), [("qwen2", 64, 128), ("llama", 52, 90), ("llama", 80, 112)])
 def test_every_weight_of_a_model_is_the_same_on_both(
-    tmp_path: Path, tuner: str, hidden: int, inner: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, family: str, hidden: int, inner: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     monkeypatch.setattr(tiny_models, "HIDDEN", hidden)
     monkeypatch.setattr(tiny_models, "INTERMEDIATE", inner)
-    folder = tiny_model(tmp_path / "模型 model", tuner)
+    folder = tiny_model(tmp_path / "模型 model", family)
     one, other = both(folder)
     targets = plan_of(folder).targets
     assert len(targets) == 14

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from conforming import log_softmax
-from finetune_local.backend import Batch, Session, backends
+from finetune_local.backend import Session, backends
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import TrainingSettings
 from finetune_local_backends.mlx.config import CHECKED

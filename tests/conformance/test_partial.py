@@ -42,14 +42,14 @@ def ready(backend: Backend, folder: Path, plan: AdapterPlan, precision: Any = "f
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])
-def test_the_kinds_of_weights_by_name(tmp_path: Path, tuner: str) -> None:
-    folder = tiny_model(tmp_path, tuner)
+def test_the_kinds_of_weights_by_name(tmp_path: Path, family: str) -> None:
+    folder = tiny_model(tmp_path, family)
     every = set(ModelFolder.open(folder).weights())
-    per_block = {"llama": 2, "qwen2": 2, "qwen3": 4, "gemma2": 4}[tuner]
+    per_block = {"llama": 2, "qwen2": 2, "qwen3": 4, "gemma2": 4}[family]
     norms = names_of(plan_of(folder, "norms"))
     assert len(norms) == 2 * per_block + 1 and all("norm" in name for name in norms)
     tables = names_of(plan_of(folder, train_weights="embeddings"))
-    assert tables == {"model.embed_tokens.weight"} | ({"lm_head.weight"} if tuner == "qwen3" else set())
+    assert tables == {"model.embed_tokens.weight"} | ({"lm_head.weight"} if family == "qwen3" else set())
     blocks = names_of(plan_of(folder, train_weights="layers"))
     assert blocks == every - tables - {"model.norm.weight"}
     last = names_of(plan_of(folder, "last-layers", layers="last:1"))
@@ -57,7 +57,7 @@ def test_the_kinds_of_weights_by_name(tmp_path: Path, tuner: str) -> None:
     assert names_of(plan_of(folder, layers="last:1")) == last
     assert names_of(plan_of(folder)) == every
     assert names_of(plan_of(folder, "norms", layers="0")) == {n for n in norms if ".layers.0." in n}
-    if tuner == "qwen2":
+    if family == "qwen2":
         biases = {f"model.layers.{i}.self_attn.{n}_proj.bias" for i in range(2) for n in "qkv"}
         assert names_of(plan_of(folder, train_weights="biases")) == biases
     else:
@@ -71,14 +71,14 @@ def test_the_kinds_of_weights_by_name(tmp_path: Path, tuner: str) -> None:
     "settings", [{"layers": "last:1"}, {"train_weights": "norms"}, {"train_weights": "embeddings"}]
 )
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_ten_steps_equal_a_plain_loop(backend: Backend, tmp_path: Path, tuner: str, settings: dict[str, Any]) -> None:
+def test_ten_steps_equal_a_plain_loop(backend: Backend, tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
     """With a head that is the embedding, and with one of its own."""
     torch = pytest.importorskip("torch", reason="the reference is computed with torch")
     from transformers import AutoModelForCausalLM
 
     from torch_tools import plain_loss
 
-    folder = tiny_model(tmp_path, tuner)
+    folder = tiny_model(tmp_path, family)
     plan = plan_of(folder, **settings)
     ours = ready(backend, folder, plan)
     base = ours.weight("model.layers.0.mlp.up_proj.weight")

@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 from conforming import SFT, batch, gradients_of, log_softmax, make_plan
 from conftest import USABLE
 from finetune_local.adapter_format import read_tensors
-from finetune_local.backend import Backend, Batch, Session, backends
+from finetune_local.backend import Backend, Session, backends
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec
 from finetune_local.spec.tuners import tuner_of, tuners
@@ -49,9 +50,9 @@ def with_prefix(backend: Backend, folder: Path, precision: Any = "fp32", **setti
 
 @pytest.mark.skipif(len(USABLE) < 2, reason="needs two backends")
 @pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
-def test_both_backends_answer_alike_also_past_a_window(tuner: str, tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / tuner, tuner, seed=3)
-    length = WINDOW - 2 if tuner == "gemma2" else len(TEXT)  # MLX's class of Gemma 2 knows no window
+def test_both_backends_answer_alike_also_past_a_window(family: str, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / family, family, seed=3)
+    length = WINDOW - 2 if family == "gemma2" else len(TEXT)  # MLX's class of Gemma 2 knows no window
     one, other = (with_prefix(backends()[name], folder) for name in ("torch", "mlx"))
     found = one.logits(TEXT[:length])
     np.testing.assert_allclose(other.logits(TEXT[:length]), found, atol=1e-4)
@@ -60,8 +61,8 @@ def test_both_backends_answer_alike_also_past_a_window(tuner: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_later_token_changes_nothing_before_it(backend: Backend, tuner: str, tmp_path: Path) -> None:
-    session = with_prefix(backend, tiny_model(tmp_path / tuner, tuner))
+def test_a_later_token_changes_nothing_before_it(backend: Backend, family: str, tmp_path: Path) -> None:
+    session = with_prefix(backend, tiny_model(tmp_path / family, family))
     other = [*TEXT[:70], *(5 for _ in TEXT[70:])]
     np.testing.assert_allclose(session.logits(other)[:70], session.logits(TEXT)[:70], atol=1e-5)
 
@@ -95,9 +96,9 @@ def test_a_window_slides_past_the_prefix(backend: Backend, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
-def test_a_decoder_says_what_the_whole_text_says(backend: Backend, tuner: str, tmp_path: Path) -> None:
+def test_a_decoder_says_what_the_whole_text_says(backend: Backend, family: str, tmp_path: Path) -> None:
     """Alone and beside shorter texts, which are padded, and past the window."""
-    session = with_prefix(backend, tiny_model(tmp_path / tuner, tuner))
+    session = with_prefix(backend, tiny_model(tmp_path / family, family))
     whole, short = session.logits(TEXT), session.logits(SHORT)
     decoder = session.decoder()
     for end, found in ((58, decoder.feed([TEXT[:58]])), (60, decoder.feed([TEXT[58:60]]))):
@@ -112,8 +113,8 @@ def test_a_decoder_says_what_the_whole_text_says(backend: Backend, tuner: str, t
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_rows_of_other_lengths_change_no_score(backend: Backend, tuner: str, tmp_path: Path) -> None:
-    session = with_prefix(backend, tiny_model(tmp_path / tuner, tuner))
+def test_rows_of_other_lengths_change_no_score(backend: Backend, family: str, tmp_path: Path) -> None:
+    session = with_prefix(backend, tiny_model(tmp_path / family, family))
     rows = batch([TEXT, SHORT, TEXT[5:40]])
     expected = [
         log_softmax(session.logits(row[:length].tolist()))[place - 1, row[place]]

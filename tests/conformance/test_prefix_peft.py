@@ -64,8 +64,8 @@ def peft_model(folder: Path, plan: AdapterPlan, start: dict[str, np.ndarray], pr
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
 @pytest.mark.parametrize("projection", [False, True])
-def test_twenty_steps_equal_peft_s(tuner: str, projection: bool, tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / tuner, tuner)
+def test_twenty_steps_equal_peft_s(family: str, projection: bool, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / family, family)
     plan = plan_of(folder, projection)
     ours = TORCH.load(folder, "fp32", "cpu")
     ours.attach("a", plan, seed=7)
@@ -88,9 +88,9 @@ def test_twenty_steps_equal_peft_s(tuner: str, projection: bool, tmp_path: Path)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "gemma2", "gemma3_text"])
-def test_peft_opens_our_file_and_answers_the_same(tuner: str, tmp_path: Path) -> None:
+def test_peft_opens_our_file_and_answers_the_same(family: str, tmp_path: Path) -> None:
     """Also beyond the window of Gemma 2 and 3."""
-    folder = tiny_model(tmp_path / tuner, tuner)
+    folder = tiny_model(tmp_path / family, family)
     plan = plan_of(folder, True)
     session = TORCH.load(folder, "fp32", "cpu")
     session.attach("a", plan, seed=7)

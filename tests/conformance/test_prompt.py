@@ -57,9 +57,9 @@ def trained(
 @both
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "gemma2", "gemma3_text"])
 def test_both_backends_answer_alike_where_embeddings_are_scaled_and_where_heads_are_tied(
-    tuner: str, tmp_path: Path
+    family: str, tmp_path: Path
 ) -> None:
-    folder = tiny_model(tmp_path / tuner, tuner)
+    folder = tiny_model(tmp_path / family, family)
     plan, starts, shown = plan_of(folder), {}, {}
     for name in ("torch", "mlx"):
         session = backends()[name].load(folder, "fp32")

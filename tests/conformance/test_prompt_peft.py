@@ -76,8 +76,8 @@ def test_the_encoder_is_pefts(tiny: Path, kind: str, hidden: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gemma3_text"])
-def test_a_text_begins_as_in_peft(backend: Backend, tmp_path: Path, tuner: str) -> None:
-    folder, text = tiny_model(tmp_path / tuner, tuner), "Turn it into 代码."
+def test_a_text_begins_as_in_peft(backend: Backend, tmp_path: Path, family: str) -> None:
+    folder, text = tiny_model(tmp_path / family, family), "Turn it into 代码."
     config = PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=30, prompt_tuning_init="TEXT", prompt_tuning_init_text=text,
         tokenizer_name_or_path=str(folder),
@@ -91,8 +91,8 @@ def test_a_text_begins_as_in_peft(backend: Backend, tmp_path: Path, tuner: str) 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 @pytest.mark.parametrize("kind", ["none", "mlp", "lstm"])
-def test_twenty_steps_are_pefts(backend: Backend, tmp_path: Path, tuner: str, kind: str) -> None:
-    folder = tiny_model(tmp_path / tuner, tuner)
+def test_twenty_steps_are_pefts(backend: Backend, tmp_path: Path, family: str, kind: str) -> None:
+    folder = tiny_model(tmp_path / family, family)
     plan = plan_of(folder, "prompt" if kind == "none" else "p-tuning", prompt_encoder=kind)
     session = backend.load(folder, "fp32")
     session.attach("a", plan, 3)
@@ -140,8 +140,8 @@ class _Shortened:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "gemma3_text"])
 @pytest.mark.parametrize("method", ["prompt", "p-tuning"])
-def test_peft_opens_what_is_published(backend: Backend, tmp_path: Path, tuner: str, method: str) -> None:
-    folder = tiny_model(tmp_path / "base", tuner)
+def test_peft_opens_what_is_published(backend: Backend, tmp_path: Path, family: str, method: str) -> None:
+    folder = tiny_model(tmp_path / "base", family)
     session, plan = backend.load(folder, "fp32"), plan_of(folder, method)
     session.attach("a", plan, 1)
     session.prepare("a", TrainingSettings())
@@ -155,8 +155,8 @@ def test_peft_opens_what_is_published(backend: Backend, tmp_path: Path, tuner: s
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 @pytest.mark.parametrize("kind", ["prompt", "mlp", "lstm"])
-def test_what_peft_saves_opens_here(backend: Backend, tmp_path: Path, tuner: str, kind: str) -> None:
-    folder, common = tiny_model(tmp_path / "base", tuner), {"task_type": "CAUSAL_LM", "num_virtual_tokens": N}
+def test_what_peft_saves_opens_here(backend: Backend, tmp_path: Path, family: str, kind: str) -> None:
+    folder, common = tiny_model(tmp_path / "base", family), {"task_type": "CAUSAL_LM", "num_virtual_tokens": N}
     torch.manual_seed(0)
     config: Any = PromptTuningConfig(**common)
     if kind != "prompt":

@@ -136,10 +136,10 @@ def curve(session: Session, folder: Path, size: int = 4, **training: Any) -> lis
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "qwen3"])
-def test_both_backends_have_one_curve(tmp_path: Path, tuner: str) -> None:
+def test_both_backends_have_one_curve(tmp_path: Path, family: str) -> None:
     if lacking := [b.name for b in backends().values() if b.missing()]:
         pytest.skip(f"parity needs both backends; missing: {', '.join(lacking)}")
-    folder = tiny_model(tmp_path, tuner)
+    folder = tiny_model(tmp_path, family)
     for more in ({"attention_group": 6}, {"attention_group": 5, "gradient_checkpointing": True}):
         one, other = (curve(b.load(folder, "fp32", "cpu"), folder, **more) for b in backends().values())
         assert one[-1] < one[0] - 0.3

@@ -87,18 +87,18 @@ def failing(place: Any, name: str, call: int, error: BaseException) -> Iterator[
 def writes(backend: Backend, optimizer: str) -> list[tuple[Any, str]]:
     """The functions that a step writes with: for a group of tensors, for an adapter, and for what comes after them."""
     module = importlib.import_module(f"finetune_local_backends.{backend.name}.optimizer")
-    sites = importlib.import_module(f"finetune_local_backends.{backend.name}.methods.sites")
+    wrapped = importlib.import_module(f"finetune_local_backends.{backend.name}.layers.wrapped")
     if backend.name == "mlx":
         moments = importlib.import_module("finetune_local_backends.mlx.moments")
         kinds = [(moments.EightBit, "advance"), (moments.Full, "advance")]  # the small ones are never in 8 bits
-        return [*kinds, (module.AdamW, "update"), (sites.SiteAdapter, "changed"), (Budget, "update")]
+        return [*kinds, (module.AdamW, "update"), (wrapped.MlxLayers, "after_step"), (Budget, "update")]
     if optimizer == "adamw-8bit":
         from bitsandbytes.optim.optimizer import Optimizer2State
 
         group: tuple[Any, str] = (Optimizer2State, "update_step")
     else:
         group = importlib.import_module("torch.optim.adam"), "adam"
-    return [group, (module.Optimizer, "apply"), (sites.SiteAdapters, "after_step"), (Budget, "update")]
+    return [group, (module.Optimizer, "apply"), (wrapped.TorchLayers, "after_step"), (Budget, "update")]
 
 
 CASES = [

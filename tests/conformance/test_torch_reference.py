@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from conforming import gradients_of
-from finetune_local.backend import Batch
+from finetune_local.spec.batch import Batch
 from finetune_local_backends.torch import attention, kernels
 from tasks import batch_of, pieces, plan_of
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
@@ -87,7 +87,7 @@ def test_a_gradient_equals_finite_differences(tiny: Path, method: str, monkeypat
     gradients = gradients_of(ours, batch)
     rng = np.random.default_rng(0)
     kinds = {}
-    for name, parameter in ours._keepers["low_rank"].parameters("a").items():  # type: ignore[attr-defined]
+    for name, parameter in ours._adapters["a"].parameters.items():  # type: ignore[attr-defined]
         kinds[name.rsplit("lora_", 1)[-1]] = name, parameter
     assert len(kinds) == (3 if method == "dora" else 2)
     for name, parameter in kinds.values():
@@ -115,6 +115,7 @@ def test_dropout_is_peft_s(tiny: Path, method: str) -> None:
     theirs = plain_peft(tiny, plan_of(tiny, method, **extra), ours.tensors("a"))
     module = "model.layers.1.mlp.down_proj"
     layers = ours._base.model.get_submodule(module), theirs.get_submodule(f"base_model.model.{module}")  # type: ignore[attr-defined]
+    layers[0].layers.layer.train()  # outside a step no adapter layer drops anything
     x = torch.randn(5, layers[0].in_features)
     made = []
     for layer in layers:

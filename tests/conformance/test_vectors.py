@@ -63,8 +63,8 @@ def logits_of(model: Any) -> np.ndarray:
 @PEFT_S_OWN
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_peft_opens_it_and_answers_the_same(backend: Backend, tmp_path: Path, method: str, tuner: str) -> None:
-    folder = tiny_model(tmp_path / "base", tuner)
+def test_peft_opens_it_and_answers_the_same(backend: Backend, tmp_path: Path, method: str, family: str) -> None:
+    folder = tiny_model(tmp_path / "base", family)
     plan = plan_of(folder, method)
     session = backend.load(folder, "fp32")
     before = session.logits(TEXT)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.backend import Batch, Device, Floats, MemoryUse, StepRequest, StepResult
+from finetune_local.backend import Device, MemoryUse, StepRequest, StepResult
+from finetune_local.spec.batch import Batch, Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.spec.tuners import tuner_of

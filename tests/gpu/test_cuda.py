@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_local.backend import Batch, Session, backends
+from finetune_local.backend import Session, backends
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, WeightInfo
 from finetune_local.spec.run import TrainingSettings, parse_spec, plan_method

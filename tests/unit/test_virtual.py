@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from finetune_local.backend import Batch
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.tuners import VirtualIds
 from finetune_local_backends.virtual import batch_with, mean_over_ensemble, row_with
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.backend import Batch, Session
+from finetune_local.backend import Session
 from finetune_local.evaluation.bootstrap import Interval, interval
 from finetune_local.evaluation.metrics import METRICS, compare_texts
 from finetune_local.evaluation.rows import EXAMPLE_END, Asked, Row, Template, ask
 from finetune_local.inference.engine import Opened
 from finetune_local.inference.generate import greedy_batch
+from finetune_local.spec.batch import Batch
 
 SCORE_TOKENS = 2048  # with padding, in one batch of scoring
 MOST_ANSWER_TOKENS = 512

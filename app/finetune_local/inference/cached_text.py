@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_local.backend import Decoder, Floats, Session
+from finetune_local.backend import Decoder, Session
+from finetune_local.spec.batch import Floats
 
 KEPT = 4
 """Caches that are kept at once: as many as can answer side by side."""

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from finetune_local.adapters.identity import VOCABULARY, write_identity
-from finetune_local.backend import Batch, StepRequest, StepResult
+from finetune_local.backend import StepRequest, StepResult
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.dataset.batching import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
 from finetune_local.data.encoding.encode import prompt_ids
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.tuners import trainable_parameters, tuner_of
 from finetune_local.system.errors import DamagedRun, OutOfMemory, TrainingDiverged
@@ -64,8 +65,7 @@ class Loop:
     """One training from where its state stands to its end; together.py runs it, alone or beside others."""
 
     def __init__(self, ready: Ready, stop: Callable[[], bool], finish: Callable[[], bool] = lambda: False) -> None:
-        """After every step `stop` is asked whether the user wants to leave off, to go on another time, and `finish` whether
-        the run is to end here, as if this had been its last step."""
+        """After every step `stop()` says whether to stop, to resume later, and `finish()` whether this was the last step."""
         self.ready, self.stop, self.finish = ready, stop, finish
         self.training = ready.spec.training
         self.state = ready.state

@@ -8,7 +8,6 @@ import platform
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
-from finetune_local.spec import tuners as spec
 from finetune_local.spec.run import Precision, Quantisation
 from finetune_local.system.machine import library_versions
 from finetune_local_backends.mlx import blas, device
@@ -59,10 +58,9 @@ class MlxBackend:
         return notes
 
     def tuners(self) -> frozenset[str]:
-        """The files in methods/ that are named after a family; the rest is what these share."""
-        return frozenset(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "tuners")])) & set(
-            spec.tuners()
-        )
+        """See Backend: the files in tuners/."""
+        folder = str(Path(__file__).parent / "tuners")
+        return frozenset(module.name for module in pkgutil.iter_modules([folder]))
 
     def load(
         self,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from finetune_local.backend import Floats
+from finetune_local.spec.batch import Floats
+from finetune_local.spec.tuners import VirtualIds
 from finetune_local_backends.mlx.memory import guard
+from finetune_local_backends.mlx.model import Model
 from finetune_local_backends.virtual import row_with
-
-if TYPE_CHECKING:
-    from finetune_local_backends.mlx.session import MlxSession
 
 _CHUNK = 512
 
@@ -25,10 +24,8 @@ class MlxDecoder:
     row's numbers do not depend on its neighbours.
     """
 
-    def __init__(self, session: MlxSession) -> None:
-        self._session = session
-        self._adapter = session.active
-        self._virtual = session.virtual()
+    def __init__(self, model: Model, virtual: VirtualIds) -> None:
+        self._model, self._virtual = model, virtual
         self._cache: list[Any] | None = None
         self._rows = 0
         self._length = 0
@@ -40,11 +37,11 @@ class MlxDecoder:
         if self._cache is not None and (len(rows) != self._rows or len({len(row) for row in rows}) != 1):
             raise ValueError(f"later calls give equally many tokens to each of the {self._rows} rows")
         if self._cache is None and self._virtual.count:
-            vocabulary, ensemble_size = self._session.model.vocabulary, self._virtual.ensemble_size
-            rows = [row_with(row, vocabulary, self._virtual, number % ensemble_size) for number, row in enumerate(rows)]
+            vocabulary, size = self._model.vocabulary, self._virtual.ensemble_size
+            rows = [row_with(row, vocabulary, self._virtual, number % size) for number, row in enumerate(rows)]
         self._length += max(len(row) for row in rows)
-        self._session.check_length(self._length)
-        with self._session.using(self._adapter), guard("generating"):
+        self._model.check_length(self._length)
+        with guard("write a text this long"):
             if self._cache is None:
                 logits = self._begin(rows)
             else:
@@ -56,7 +53,7 @@ class MlxDecoder:
 
         caches, logits = [], []
         for row in rows:
-            cache = make_prompt_cache(self._session.model.module)
+            cache = make_prompt_cache(self._model.module)
             logits.append(self._read(mx.array([list(row)], mx.int32), cache))
             caches.append(cache)
         self._rows = len(rows)
@@ -69,10 +66,9 @@ class MlxDecoder:
 
     def _read(self, ids: mx.array, cache: list[Any]) -> mx.array:
         """Append ids (rows, n) and return the last logits, (rows, vocabulary) float32."""
-        model = self._session.model
         for start in range(0, ids.shape[1], _CHUNK):
-            hidden = model.hidden(ids[:, start : start + _CHUNK], cache)
+            hidden = self._model.hidden(ids[:, start : start + _CHUNK], cache)
             mx.eval(hidden, [c.state for c in cache])
-        logits = model.head(hidden[:, -1:])[:, -1].astype(mx.float32)
+        logits = self._model.head(hidden[:, -1:])[:, -1].astype(mx.float32)
         mx.eval(logits)
         return logits

@@ -56,7 +56,7 @@ def load(
         raise ModelError(f"{folder}: the weights do not fit its config.json: {str(error).splitlines()[0]}") from None
     module.freeze()
     module.eval()
-    with guard("the model's weights"):
+    with guard(f"load {folder.name}"):
         if precision in _BITS:
             nf4 = quantisation == "nf4" and precision == "4-bit"
             _quantise(folder, module, _nf4 if nf4 else _affine(_BITS[precision], device))

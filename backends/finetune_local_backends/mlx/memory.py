@@ -19,14 +19,14 @@ _SIGNS = ("unable to allocate", "insufficient memory", "out of memory", "outofme
 
 @contextlib.contextmanager
 def guard(doing: str) -> Iterator[None]:
-    """Raise OutOfMemory ("no memory for {doing}") where MLX or Python could not allocate."""
+    """Raise OutOfMemory ("not enough memory to {doing}") where MLX or Python could not allocate."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in _SIGNS):
             raise
         mx.clear_cache()
-        raise OutOfMemory(f"there is not enough memory for {doing} ({error}).") from error
+        raise OutOfMemory(f"there is not enough memory to {doing} ({error}).") from error
 
 
 class Meter:

@@ -125,6 +125,14 @@ class Model:
             )
         return self.modules[id(layer)]
 
+    def check_length(self, length: int) -> None:
+        """Raise Unsupported where a text is longer than mlx-lm's class computes rightly."""
+        if self.longest is not None and length > self.longest:
+            raise Unsupported(
+                f"a text of {length} tokens is longer than this model's sliding window of {self.longest}, which "
+                "MLX's class for it does not have. Lower --max-length or use --backend torch."
+            )
+
     @property
     def text(self) -> Any:
         """The part that computes logits: a language model inside a wrapper for images, or the module itself."""

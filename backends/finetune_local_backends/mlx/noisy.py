@@ -1,4 +1,4 @@
-"""NEFTune's noise on MLX: the embedding, or the site around it, gives a bit more while a micro-batch is read for training."""
+"""NEFTune's noise on MLX: the embedding, or the wrapped around it, gives a bit more while a micro-batch is read for training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from finetune_local.backend import Floats
+from finetune_local.spec.batch import Floats
 from finetune_local_backends.mlx.model import EMBEDDINGS, Model
 
 
 def embedding(model: Model) -> Any:
-    """The module at the embedding's place: itself, or an adapter's site around it."""
+    """The module at the embedding's place: itself, or an adapter's wrapped around it."""
     place = next(place for name, place in model.weights.items() if name.endswith(EMBEDDINGS))
     return model.modules[id(place.owner)].get()
 

@@ -1,49 +1,100 @@
-"""What training keeps for each adapter, and what one pass of the base computes with."""
+"""What one pass of the base computes with: the adapters of a step and their parameters, as MLX's functions take them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
 
-from finetune_local.spec.run import TrainingSettings
-from finetune_local.spec.tuners import Tracker
-from finetune_local_backends.mlx.optimizer import AdamW
-from finetune_local_backends.mlx.tuners import Adapter
+from finetune_local.spec.value_head import VALUE_HEAD
+from finetune_local_backends.mlx.tuners import MlxAdapter
+from finetune_local_backends.multi_adapter import Rows
 
 
-@dataclass
-class Training:
-    """What prepare() made ready."""
-
-    name: str
-    settings: TrainingSettings
-    optimizer: AdamW
-    tracker: Tracker | None
-    trained: list[str]
-
-
-@dataclass
 class Pass:
-    """What a pass of the base computes with: an adapter, or several as one.
+    """The active adapters of a step, each with the names of what it trains.
 
-    Of the names of trained parameters, `outside` are those computed with outside the blocks, `blocks` those in each.
+    Parameters have the adapter's number before their name, since two adapters may have tensors of one name. Of the trained ones,
+    `outside` are computed with outside the blocks, `blocks` in each block. `gradients` are those added up so far; `penalty_due`: the regularisation is not in them yet.
     """
 
-    adapter: Adapter
-    trained: list[str]
-    checkpointing: bool
-    outside: list[str] = field(default_factory=list)
-    blocks: dict[int, list[str]] = field(default_factory=dict)
+    def __init__(
+        self,
+        adapters: Sequence[tuple[MlxAdapter, Sequence[str]]],
+        rows: Rows,
+        checkpointing: bool,
+        keys: Sequence[mx.array],
+    ) -> None:
+        """`keys` are the random numbers of each round's dropout."""
+        self.rows, self.checkpointing = rows, checkpointing
+        self.gradients: dict[str, mx.array] = {}
+        self.penalty_due = True
+        self.outside: list[str] = []
+        self.blocks: dict[int, list[str]] = {}
+        self._adapters = [adapter for adapter, _ in adapters]
+        self._trained = [list(trained) for _, trained in adapters]
+        self._keys = iter(keys)
+        for number, (adapter, trained) in enumerate(adapters):
+            known = set(trained) - {VALUE_HEAD}
+            for block, names in adapter.used().items():
+                if used := [numbered(number, name) for name in names if name in known]:
+                    (self.outside if block is None else self.blocks.setdefault(block, [])).extend(used)
 
-    def __post_init__(self) -> None:
-        known = set(self.trained)
-        for block, names in self.adapter.used().items():
-            if used := [name for name in names if name in known]:
-                (self.outside if block is None else self.blocks.setdefault(block, [])).extend(used)
+    def trained(self) -> dict[str, mx.array]:
+        """What the step trains, as it is now."""
+        return {
+            numbered(number, name): adapter.parameters[name]
+            for number, (adapter, names) in enumerate(zip(self._adapters, self._trained, strict=True))
+            for name in names
+        }
+
+    def place(self, parameters: Mapping[str, mx.array]) -> None:
+        """Make the adapters compute with these, by numbered names."""
+        parts: list[dict[str, mx.array]] = [{} for _ in self._adapters]
+        for name, array in parameters.items():
+            number, _, own = name.partition(":")
+            parts[int(number)][own] = array
+        for adapter, part in zip(self._adapters, parts, strict=True):
+            adapter.place(part)
+
+    def place_own(self) -> None:
+        """Make the adapters compute with their parameters: no traced array stays in a layer."""
+        for adapter in self._adapters:
+            adapter.place(adapter.parameters)
+
+    def next_dropout(self) -> None:
+        """Draw the random numbers of the next round."""
+        key = next(self._keys)
+        keys = [key] if len(self._adapters) == 1 else list(mx.random.split(key, len(self._adapters)))
+        for adapter, own in zip(self._adapters, keys, strict=True):
+            adapter.dropout(own)
+
+    def no_dropout(self) -> None:
+        """Turn dropout off."""
+        for adapter in self._adapters:
+            adapter.dropout(None)
+
+    def penalty(self, parameters: Mapping[str, mx.array]) -> mx.array | None:
+        """The sum of the adapters' regularisation by these parameters; None where none has any."""
+        self.place(parameters)
+        parts = [part for adapter in self._adapters if (part := adapter.penalty()) is not None]
+        return mx.stack(parts).sum() if parts else None
+
+    def add(self, gradients: Mapping[str, mx.array]) -> None:
+        """Add a round's gradients to those before."""
+        known = self.gradients
+        self.gradients = {n: known[n] + g if n in known else g for n, g in (known | dict(gradients)).items()}
+
+    def take(self, number: int) -> dict[str, mx.array]:
+        """An adapter's gradients by their own names; they are dropped here."""
+        return {name: self.gradients.pop(numbered(number, name)) for name in self._trained[number]}
+
+
+def numbered(number: int, name: str) -> str:
+    """A parameter's name among those of several adapters."""
+    return f"{number}:{name}"
 
 
 def norm_of(gradients: Mapping[str, mx.array]) -> float:

@@ -8,16 +8,16 @@ from contextlib import AbstractContextManager
 import mlx.core as mx
 
 from finetune_local.system.errors import OutOfMemory
-from finetune_local_backends.mlx.optimizer import GROUP_BYTES
-from finetune_local_backends.mlx.passes import Training
-from finetune_local_backends.mlx.tuners import Adapter
+from finetune_local_backends.mlx.optimizer import GROUP_BYTES, AdamW
+from finetune_local_backends.mlx.tuners import MlxAdapter
+from finetune_local_backends.session_base import Training
 from finetune_local_backends.undo import affordable, all_or_nothing, track_again, tracked
 
 
 class MlxUndo:
     """See Undo. Costs a second copy of what is trained and of its optimizer's states while the step writes, no longer."""
 
-    def __init__(self, work: Sequence[tuple[Training, Adapter]]) -> None:
+    def __init__(self, work: Sequence[tuple[Training[AdamW], MlxAdapter]]) -> None:
         self._held = [
             (training, adapter, dict(adapter.parameters), training.optimizer.moment(), tracked(training.tracker))
             for training, adapter in work
@@ -31,10 +31,10 @@ class MlxUndo:
             track_again(training.tracker, kept)
         mx.clear_cache()  # what the failed writes have left, for what is derived anew
         for _, adapter, *_ in self._held:
-            adapter.changed()
+            adapter.after_step()
 
 
-def writing(work: Sequence[tuple[Training, Adapter]], free: int) -> AbstractContextManager[None]:
+def writing(work: Sequence[tuple[Training[AdamW], MlxAdapter]], free: int) -> AbstractContextManager[None]:
     """Around the writes of a step, of which there may be `free` more bytes: all or nothing.
 
     A whole model is not held twice where memory has no room to spare (see affordable()). Then it is weighed beforehand whether the

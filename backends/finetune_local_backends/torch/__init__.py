@@ -8,7 +8,6 @@ import pkgutil
 from pathlib import Path
 
 from finetune_local.backend import Backend, Device, Gap, Session
-from finetune_local.spec import tuners as spec
 from finetune_local.spec.run import Precision, Quantisation
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.machine import library_versions
@@ -65,9 +64,9 @@ class TorchBackend:
         return devices.notes()
 
     def tuners(self) -> frozenset[str]:
-        """The files in methods/ that are named after a family; the rest is what these share."""
+        """See Backend: the files in tuners/."""
         folder = str(Path(__file__).parent / "tuners")
-        return frozenset(module.name for module in pkgutil.iter_modules([folder])) & set(spec.tuners())
+        return frozenset(module.name for module in pkgutil.iter_modules([folder]))
 
     def load(
         self,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from finetune_local.backend import Floats
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.tuners import VirtualIds
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base

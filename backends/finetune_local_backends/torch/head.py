@@ -13,7 +13,7 @@ from torch import nn
 
 from finetune_local.system.errors import Unsupported
 from finetune_local_backends.torch.kernels import TokenLogProbs
-from finetune_local_backends.torch.tuners.sites import Site
+from finetune_local_backends.torch.layers.wrapped import WrappedModule
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
@@ -33,7 +33,7 @@ class Head:
 
     @property
     def linear(self) -> nn.Linear:
-        """The last layer, or the site around it."""
+        """The last layer, or the wrapped around it."""
         found: nn.Linear = self._model.get_output_embeddings()
         return found
 
@@ -47,9 +47,9 @@ class Head:
         linear = self.linear
         part: tuple[torch.Tensor, ...] = ()
         weight = linear.weight
-        if isinstance(linear, Site) and linear.active:
-            own = linear.active[0].head_weight(linear.base)
-            weight, part = linear.weight if own is None else own, linear.active[0].head_part(hidden)
+        if isinstance(linear, WrappedModule) and (layer := linear.layers.layer) is not None:
+            own = layer.head_weight(linear.base)
+            weight, part = linear.weight if own is None else own, layer.head_part(hidden)
         result: torch.Tensor = TokenLogProbs.apply(  # type: ignore[no-untyped-call]
             hidden, weight, linear.bias, targets, self.scale, self.cap, torch.is_grad_enabled(), *part
         )

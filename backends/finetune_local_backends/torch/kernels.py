@@ -154,7 +154,12 @@ class LowRankRows(Function):
         return d_x, None, None, None, *found
 
 
-def low_rank_beside(
+def low_rank_update(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """s·(x·Aᵀ)·Bᵀ in x's type: x (..., in) to (..., out)."""
+    return functional.linear(functional.linear(x, a.to(x.dtype)), b.to(x.dtype)) * scale
+
+
+def low_rank_from_output(
     x: torch.Tensor,
     y: torch.Tensor,
     a: torch.Tensor,
@@ -166,7 +171,7 @@ def low_rank_beside(
 ) -> torch.Tensor:
     """LowRankLinear from y = x·Wᵀ + b, by autograd's own operations."""
     dtype = y.dtype
-    update = functional.linear(functional.linear(x, a.to(dtype)), b.to(dtype)) * scale
+    update = low_rank_update(x, a, b, scale)
     if magnitude is None or norm is None:
         return y + update
     bias = _bias(base, dtype)
@@ -191,7 +196,7 @@ def low_rank_plain(
     """
     dtype = x.dtype
     y: torch.Tensor = FrozenLinear.apply(x, base, True)  # type: ignore[no-untyped-call]
-    update = functional.linear(functional.linear(dropped, a.to(dtype)), b.to(dtype)) * scale
+    update = low_rank_update(dropped, a, b, scale)
     if magnitude is not None and norm is not None:
         factor = magnitude / norm  # fp32, see LowRankLinear
         again: torch.Tensor = FrozenLinear.apply(dropped, base, False)  # type: ignore[no-untyped-call]

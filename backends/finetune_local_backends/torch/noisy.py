@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from finetune_local.backend import Floats
+from finetune_local.spec.batch import Floats
 from finetune_local_backends.torch.load import Base
 
 

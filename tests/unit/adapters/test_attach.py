@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from finetune_local.adapters.attach import attach
-from finetune_local.backend import Floats
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.batch import Floats
 from finetune_local.system.errors import AdapterError
 from made import made_adapter
 from tiny import tiny_model

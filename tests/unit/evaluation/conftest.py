@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_local.backend import Floats
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.inference.engine import Opened
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.batch import Floats
 from finetune_local.system import paths
 from toy_session import ToySession
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_local.backend import Batch, Floats
 from finetune_local.data.conversation import Message, Source
 from finetune_local.data.dataset.prepare import prepare
 from finetune_local.evaluation import compare
@@ -14,6 +13,7 @@ from finetune_local.evaluation.report import Choices, evaluate
 from finetune_local.evaluation.rows import Row
 from finetune_local.evaluation.verdict import judge
 from finetune_local.inference.engine import Opened
+from finetune_local.spec.batch import Batch, Floats
 from finetune_local.spec.run import DataSettings
 from finetune_local.system.errors import DataError, SpecError
 

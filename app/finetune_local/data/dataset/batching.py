@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.backend import Batch
 from finetune_local.data.dataset.store import Dataset
+from finetune_local.spec.batch import Batch
 
 Indices = npt.NDArray[np.int64]
 

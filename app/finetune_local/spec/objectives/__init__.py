@@ -6,33 +6,32 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Literal
 
-if TYPE_CHECKING:
-    from finetune_local.backend import Batch
+from finetune_local.spec.batch import Batch, Readout, ValueKind
+from finetune_local.spec.ops import Ops
 
-
-class Ops(Protocol):
-    """The array functions an objective may use; each backend's ops.py has them over its own arrays."""
-
-    def sum(self, array: Any) -> Any:
-        """Sum of all elements, a scalar array."""
-        ...
+Need = Literal["reference"] | ValueKind
+"""What an objective needs beside log-probabilities: Batch.reference, or Readout.values of one of two kinds."""
 
 
-class Objective(Protocol):
-    """A loss over the log-probabilities of supervised tokens."""
+class Objective:
+    """A loss over what a model says of a batch. A subclass overrides what is different for it."""
 
-    key: str
-    title: str
+    key: ClassVar[str]
+    title: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def loss(self, ops: Ops, logprobs: Any, batch: Batch, total: float) -> Any:
+    def count(self, batch: Batch) -> int:
+        """What a step's mean is taken over, in one micro-batch: supervised tokens, or for some objectives examples."""
+        return batch.supervised
+
+    def loss(self, ops: Ops, readout: Readout, batch: Batch, total: float) -> Any:
         """This micro-batch's share of the step's loss, a scalar array of the backend.
 
-        `logprobs` (n,) are the log-probabilities of the batch's n supervised tokens in row-major order; `total` is the
-        number of supervised tokens in the whole step, so that shares add up to the mean over the step.
+        `total` is the sum of `count` over the step's micro-batches, so that the shares add up to the step's mean.
         """
-        ...
+        raise NotImplementedError
 
 
 @cache

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from finetune_local.spec.objectives import Ops
+from finetune_local.spec.batch import Batch, Readout
+from finetune_local.spec.objectives import Objective
+from finetune_local.spec.ops import Ops
 
-if TYPE_CHECKING:
-    from finetune_local.backend import Batch
 
-
-class Sft:
+class Sft(Objective):
     """See Objective."""
 
     key = "sft"
     title = "Supervised fine-tuning"
 
-    def loss(self, ops: Ops, logprobs: Any, batch: Batch, total: float) -> Any:
+    def loss(self, ops: Ops, readout: Readout, batch: Batch, total: float) -> Any:
         """−Σ log p / total: weighted by tokens, so accumulation over micro-batches equals one big batch."""
-        return -ops.sum(logprobs) / total
+        return -ops.sum(readout.logprobs) / total
 
 
 OBJECTIVE = Sft()

@@ -171,6 +171,10 @@ class Tuner:
         """Why the adapter cannot become part of the base's weights, with what to do instead; None where it can."""
         return None
 
+    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+        """Why the adapter cannot be part of a weighted sum of active adapters; None where it can, since its updates add up."""
+        return "its effect is no sum of updates to the base's weights. Activate it alone."
+
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """A base weight (fp32) with the folded adapter in it; the same array where the adapter does not touch it."""
         raise NotImplementedError

@@ -247,6 +247,10 @@ class AdaLora(Tuner):
         spread = ", ".join(f"{rank} ({count}×)" for rank, count in sorted(Counter(ranks).items()))
         return {"mean rank": round(sum(ranks) / len(ranks), 2), "ranks": spread} if ranks else {}
 
+    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+        """See the base class."""
+        return None
+
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """W + s·B·(A∘E)."""
         module = PREFIX + name.removesuffix(".weight")

@@ -62,6 +62,10 @@ class Bias(Tuner):
             "place for one, so it cannot be merged. Keep it as an adapter, or train with --method lora to be able to merge."
         )
 
+    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+        """See the base class."""
+        return None
+
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """The base's bias and its change."""
         change = tensors.get(PREFIX + name.removesuffix(_BIAS) + CHANGE) if name.endswith(_BIAS) else None

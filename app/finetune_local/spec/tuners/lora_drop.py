@@ -155,6 +155,10 @@ class LoraDrop(Tuner):
         plain = cast(LoraDropSettings, plan.settings).plain
         return AdapterPlan(plan.method, "low_rank", plain, plan.targets), result
 
+    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+        """See the base class."""
+        return None
+
     def facts(self, plan: AdapterPlan) -> dict[str, object]:
         """Which layers have a LoRA of their own."""
         return {"kept": _in_words(cast(LoraDropSettings, plan.settings).kept)}

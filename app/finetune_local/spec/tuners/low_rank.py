@@ -222,6 +222,11 @@ class LowRank(Tuner):
             return len(shape) == 2 and shape[1] == target.in_features
         return super().fits(target, shape)
 
+    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+        """See the base class: DoRA scales the base's weights too, and a whole copy of a weight is no update."""
+        settings = cast(LowRankSettings, plan.settings)
+        return super().sum_refusal(plan) if settings.use_dora or any(map(is_whole, plan.targets)) else None
+
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """W + s·B·A, or m·(W + s·B·A)/‖W + s·B·A‖ with DoRA; a trained bias stands in for the base's."""
         if PREFIX + name in tensors:  # a whole copy, or a bias

@@ -127,6 +127,10 @@ class Vera(Tuner):
             raise AdapterError(f"adapter_config.json has no usable d_initial ({said}).") from None
         return AdapterPlan("vera", self.key, settings, tuple(targets))
 
+    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+        """See the base class."""
+        return None
+
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """W + diag(b)·B·diag(d)·A."""
         module = PREFIX + name.removesuffix(".weight")

@@ -7,19 +7,19 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.adalora import A, AdaLoraSettings, B, E
 from finetune_local_backends.mlx import kernels
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import Model
-from finetune_local_backends.mlx.tuners import Adapter, Floats
-from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
 
-class AdaLoraSlot(Slot):
-    """A (rank, in), B (out, rank), E (rank, 1); `weight` is this slot's share of the orthogonality penalty."""
+class AdaLoraLayer(AdapterLayer):
+    """A (rank, in), B (out, rank), E (rank, 1); `weight` is this layer's share of the orthogonality penalty."""
 
-    goes_on = True
+    shares_base = True
     a: mx.array
     b: mx.array
     e: mx.array
@@ -31,13 +31,19 @@ class AdaLoraSlot(Slot):
 
     def __call__(self, base: Any, x: mx.array) -> mx.array:
         """x (..., in) to (..., out)."""
-        return self.beside(base, x, base(x))
+        return self.from_output(base, x, base(x))
 
-    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+    def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
         """The same from y = base(x)."""
         if not self.e.size:  # everything was pruned here
             return y
         return kernels.low_rank(y, self.dropped(x), self.a * self.e, self.b, self.scale)
+
+    def update(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer."""
+        if not self.e.size:
+            return mx.zeros_like(y)
+        return kernels.low_rank(mx.zeros((), mx.float32), self.dropped(x), self.a * self.e, self.b, self.scale)
 
     def penalty(self) -> mx.array | None:
         """‖A·Aᵀ − I‖ + ‖Bᵀ·B − I‖ (Frobenius), weighted."""
@@ -52,8 +58,8 @@ def _norm(matrix: mx.array) -> mx.array:
     return mx.sqrt(mx.maximum(mx.square(matrix).sum(), 1e-30))
 
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
     """A, B and E beside every target."""
     settings = cast(AdaLoraSettings, plan.settings)
     weight = settings.orth_weight / (2 * max(1, len(plan.targets)))  # the mean over all A and B, as in PEFT
-    return SiteAdapter(tensors, [(model.linear(t), AdaLoraSlot(t.module, settings, weight)) for t in plan.targets])
+    return MlxLayers(tensors, [(base.linear(t), AdaLoraLayer(t.module, settings, weight)) for t in plan.targets])

@@ -7,35 +7,39 @@ from typing import Any
 
 import mlx.core as mx
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.bias import CHANGE, layer_of
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import Model, Place
-from finetune_local_backends.mlx.tuners import Adapter, Floats
-from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
 
-class BiasSlot(Slot):
+class BiasLayer(AdapterLayer):
     """y + change, with the change (out,)."""
 
     change: mx.array
-    goes_on = True
+    shares_base = True
 
     def __init__(self, module: str) -> None:
         super().__init__(module, {"change": PREFIX + module + CHANGE})
 
     def __call__(self, base: Any, x: mx.array) -> mx.array:
         """x (..., in) to (..., out)."""
-        return self.beside(base, x, base(x))
+        return self.from_output(base, x, base(x))
 
-    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
-        """See Slot."""
+    def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer."""
         return y + self.change.astype(y.dtype)
 
+    def update(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer."""
+        return mx.broadcast_to(self.change, y.shape)
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
     """A vector at every target."""
-    return SiteAdapter(tensors, [(_place(model, target), BiasSlot(layer_of(target))) for target in plan.targets])
+    return MlxLayers(tensors, [(_place(base, target), BiasLayer(layer_of(target))) for target in plan.targets])
 
 
 def _place(model: Model, target: Target) -> Place:

@@ -8,13 +8,13 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS, BottleneckSettings
 from finetune_local.system.errors import ModelError
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import EMBEDDINGS, Model
-from finetune_local_backends.mlx.tuners import Adapter, Floats
-from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
 _ACTIVATIONS: Mapping[str, Callable[[mx.array], mx.array]] = {
     "relu": nn.relu,
@@ -24,10 +24,10 @@ _ACTIVATIONS: Mapping[str, Callable[[mx.array], mx.array]] = {
 }
 
 
-class BottleneckSlot(Slot):
+class BottleneckLayer(AdapterLayer):
     """down (width, hidden) and its bias (width,), up (hidden, width) and its bias (hidden,); computed in fp32."""
 
-    goes_on = True
+    shares_base = True
     down: mx.array
     down_bias: mx.array
     up: mx.array
@@ -41,23 +41,21 @@ class BottleneckSlot(Slot):
 
     def __call__(self, base: Any, *args: Any, **kwargs: Any) -> mx.array:
         """The sublayer's hidden states (rows, length, hidden) with the bottleneck's added."""
-        return self.beside(base, args[0], base(*args, **kwargs))
+        return self.from_output(base, args[0], base(*args, **kwargs))
 
-    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
-        """See Slot."""
+    def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer."""
         x = x if self.parallel else y
         inner = self.activation(mx.addmm(self.down_bias, x.astype(mx.float32), self.down.T))
         update = mx.addmm(self.up_bias, inner, self.up.T)
         return (y.astype(mx.float32) + self.scale * update).astype(y.dtype)
 
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
-    """A slot at every sublayer of the plan."""
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
+    """A layer at every sublayer of the plan."""
     settings = cast(BottleneckSettings, plan.settings)
-    width = next(
-        (int(place.get().shape[1]) for name, place in model.weights.items() if name.endswith(EMBEDDINGS)), None
-    )
+    width = next((int(place.get().shape[1]) for name, place in base.weights.items() if name.endswith(EMBEDDINGS)), None)
     for target in plan.targets:
         if width not in (None, target.in_features):
             raise ModelError(f"the adapter was made for a model {target.in_features} wide, but this one is {width}.")
-    return SiteAdapter(tensors, [(model.place_of(t.module), BottleneckSlot(t.module, settings)) for t in plan.targets])
+    return MlxLayers(tensors, [(base.place_of(t.module), BottleneckLayer(t.module, settings)) for t in plan.targets])

@@ -7,30 +7,36 @@ from collections.abc import Mapping
 import mlx.core as mx
 import numpy as np
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX, tuner_of
 from finetune_local.system.errors import AdapterError, Unsupported
 from finetune_local_backends.mlx.model import Model, Place
-from finetune_local_backends.mlx.tuners import Adapter, Floats
+from finetune_local_backends.mlx.tuners import MlxAdapter
 
 
-class FullAdapter(Adapter):
-    """See Adapter. The base's own arrays stay in memory, so that going back to it is exact and at once."""
+class FullAdapter(MlxAdapter):
+    """See Adapter. The base's own arrays stay in memory, so that deactivating is exact and at once."""
 
     def __init__(self, places: dict[str, Place], parameters: dict[str, mx.array], tied: Mapping[str, str]) -> None:
         self.parameters = parameters
         self._places, self._tied = places, tied
         self._base: dict[str, mx.array] = {name: place.get() for name, place in places.items()}
 
-    def place(self, parameters: Mapping[str, mx.array]) -> None:
+    def activate(self, weight: float = 1.0) -> None:
         """See Adapter."""
-        for name, array in parameters.items():
-            self._places[name].put(array.astype(self._base[name].dtype))
+        self.place(self.parameters)
 
-    def withdraw(self) -> None:
+    def deactivate(self) -> None:
         """See Adapter."""
         for name, array in self._base.items():
             self._places[name].put(array)
+
+    def place(self, parameters: Mapping[str, mx.array]) -> None:
+        """See MlxAdapter."""
+        for name, array in parameters.items():
+            if name in self._places:
+                self._places[name].put(array.astype(self._base[name].dtype))
 
     def tensors(self) -> dict[str, Floats]:
         """See Adapter; a tied head is given twice, as in the folder."""
@@ -39,29 +45,29 @@ class FullAdapter(Adapter):
         return result
 
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> FullAdapter:
     """The weights of the plan. Raises Unsupported where one is quantised or held in another form than in the folder."""
     shapes = tuner_of(plan).shapes(plan)
-    pairs = [(PREFIX + head, PREFIX + embedding) for head, embedding in model.tied.items()]
+    pairs = [(PREFIX + head, PREFIX + embedding) for head, embedding in base.tied.items()]
     tied = {head: embedding for head, embedding in pairs if head in shapes and embedding in shapes}
     places: dict[str, Place] = {}
     for name, shape in shapes.items():
         if name in tied:
             continue
-        place = model.weights.get(name.removeprefix(PREFIX))
+        place = base.weights.get(name.removeprefix(PREFIX))
         if place is None:
             raise Unsupported(
                 f"MLX keeps {name.removeprefix(PREFIX)} in another form than the model's files, so it cannot be trained "
                 "here. Use --backend torch, or --method lora."
             )
-        base = place.get()
-        if not mx.issubdtype(base.dtype, mx.floating):
+        stored = place.get()
+        if not mx.issubdtype(stored.dtype, mx.floating):
             raise Unsupported(
                 f"{name.removeprefix(PREFIX)} is held quantised, and such weights cannot be trained. "
                 "Use --precision bf16, or --method qlora."
             )
-        if tuple(base.shape) != tuple(shape):
-            raise AdapterError(f"{name} has shape {shape}, but this model's is {tuple(base.shape)}: another base.")
+        if tuple(stored.shape) != tuple(shape):
+            raise AdapterError(f"{name} has shape {shape}, but this model's is {tuple(stored.shape)}: another base.")
         places[name] = place
     for head, embedding in tied.items():
         if not np.array_equal(tensors[head], tensors[embedding]):

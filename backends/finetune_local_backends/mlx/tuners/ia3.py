@@ -7,33 +7,33 @@ from typing import Any
 
 import mlx.core as mx
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.ia3 import VECTOR
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import Model
-from finetune_local_backends.mlx.tuners import Adapter, Floats
-from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
 
-class ScaledOutput(Slot):
+class ScaledOutput(AdapterLayer):
     """y ∘ l, with l (out, 1)."""
 
     vector: mx.array
-    goes_on = True
+    shares_base = True
 
     def __init__(self, module: str) -> None:
         super().__init__(module, {"vector": PREFIX + module + VECTOR})
 
     def __call__(self, base: Any, x: mx.array) -> mx.array:
         """x (..., in) to (..., out)."""
-        return self.beside(base, x, base(x))
+        return self.from_output(base, x, base(x))
 
-    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
-        """See Slot. The product is taken in fp32: in bf16 a factor would be 1 until it has changed by 0.4 %."""
+    def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer. The product is taken in fp32: in bf16 a factor would be 1 until it has changed by 0.4 %."""
         return (y.astype(mx.float32) * self.vector.flatten()).astype(y.dtype)
 
 
-class ScaledInput(Slot):
+class ScaledInput(AdapterLayer):
     """The layer of x ∘ l, with l (1, in)."""
 
     vector: mx.array
@@ -47,7 +47,7 @@ class ScaledInput(Slot):
         return result
 
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
     """A vector at every target."""
-    slots = (ScaledInput(t.module) if t.in_features else ScaledOutput(t.module) for t in plan.targets)
-    return SiteAdapter(tensors, [(model.linear(t), slot) for t, slot in zip(plan.targets, slots, strict=True)])
+    layers = (ScaledInput(t.module) if t.in_features else ScaledOutput(t.module) for t in plan.targets)
+    return MlxLayers(tensors, [(base.linear(t), layer) for t, layer in zip(plan.targets, layers, strict=True)])

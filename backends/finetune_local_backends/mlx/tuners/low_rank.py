@@ -8,6 +8,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.low_rank_peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
 from finetune_local.spec.low_rank_settings import SMALLEST_NORM, LowRankSettings
 from finetune_local.spec.plan import AdapterPlan
@@ -16,20 +17,19 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import is_whole
 from finetune_local.system.errors import ModelError
 from finetune_local_backends.mlx import kernels
+from finetune_local_backends.mlx.layers.whole import whole_layers
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import Model, Place, dense_weight
-from finetune_local_backends.mlx.tuners import Adapter, Floats
-from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
-from finetune_local_backends.mlx.tuners.whole import whole_slots
 
 
-class LowRankSlot(Slot):
+class LowRankLayer(AdapterLayer):
     """A (rank, in) and B (out, rank) beside a linear layer, and where the settings have them: the start a0, b0 that is
     subtracted (PiSSA), a trained bias (out,), and with DoRA the magnitude (out,).
 
     With DoRA `norm` (out,) is ‖W + s·B·A‖ by row, a constant to the gradient, and `square` (out,) is ‖W‖².
     """
 
-    goes_on = True
+    shares_base = True
     a: mx.array
     b: mx.array
     a0: mx.array
@@ -50,12 +50,17 @@ class LowRankSlot(Slot):
 
     def __call__(self, base: Any, x: mx.array) -> mx.array:
         """x (..., in) to (..., out)."""
-        return self.beside(base, x, base(x))
+        return self.from_output(base, x, base(x))
 
-    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+    def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
         """The same from y = base(x)."""
         result = self._updated(base, x, y)
         return _with_bias(result, base, self.bias) if self.has_bias else result
+
+    def update(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer; without DoRA."""
+        result = kernels.low_rank(mx.zeros((), mx.float32), self.dropped(x), *self.factors(), self.scale)
+        return result + (self.bias - base.bias.astype(mx.float32)) if self.has_bias else result
 
     def factors(self) -> tuple[mx.array, mx.array]:
         """A and B of all that is added to W."""
@@ -93,7 +98,7 @@ class LowRankSlot(Slot):
         mx.eval(self.norm, self.square)
 
 
-class EmbeddingSlot(Slot):
+class EmbeddingLayer(AdapterLayer):
     """An embedding's rows plus s·B·A[:, token], with A (rank, vocabulary) and B (width, rank); and where the embedding is the
     head too and that is adapted, its product plus s·B·A of its own: A (rank, width), B (vocabulary, rank)."""
 
@@ -117,19 +122,30 @@ class EmbeddingSlot(Slot):
     def __call__(self, base: Any, ids: mx.array) -> mx.array:
         """ids (...) to (..., width)."""
         y: mx.array = base(ids)
-        return y if self.scale is None else (y + self.scale * (self.a.T[ids] @ self.b.T)).astype(y.dtype)
+        return y if self.scale is None else (y + self.update(base, ids, y)).astype(y.dtype)
+
+    def update(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer; x are ids."""
+        return mx.zeros_like(y) if self.scale is None else self.scale * (self.a.T[x] @ self.b.T)
 
     def as_linear(self, base: Any, x: mx.array) -> mx.array:
         """x (..., width) to (..., vocabulary); an adapted embedding leaves the head as it is, as in PEFT."""
         y: mx.array = base.as_linear(x)
+        return y if self.head_scale is None else kernels.low_rank(y, self.dropped(x), *self._head(), self.head_scale)
+
+    def head_update(self, base: Any, x: mx.array) -> mx.array | None:
+        """See AdapterLayer."""
         if self.head_scale is None:
-            return y
+            return None
+        return kernels.low_rank(mx.zeros((), mx.float32), self.dropped(x), *self._head(), self.head_scale)
+
+    def _head(self) -> tuple[mx.array, mx.array]:
+        """A and B of all that is added to the head."""
         a, b = self.head_a, self.head_b
-        a, b = _beyond(a, b, self.head_a0, self.head_b0) if self.subtracts else (a, b)
-        return kernels.low_rank(y, self.dropped(x), a, b, self.head_scale)
+        return _beyond(a, b, self.head_a0, self.head_b0) if self.subtracts else (a, b)
 
 
-class BiasSlot(Slot):
+class BiasLayer(AdapterLayer):
     """A trained bias at a module that has no update."""
 
     bias: mx.array
@@ -141,33 +157,37 @@ class BiasSlot(Slot):
         """What the module gives, moved by the difference of the biases."""
         return _with_bias(base(*args, **kwargs), base, self.bias)
 
+    def update(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer."""
+        return mx.broadcast_to(self.bias - base.bias.astype(mx.float32), y.shape)
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
     """A, B and what else the settings have, at every target."""
     settings = cast(LowRankSettings, plan.settings)
     biases = _biases(plan)
     at_embedding: dict[str, list[str | None]] = {}
-    slots: list[tuple[Place, Slot]] = []
+    layers: list[tuple[Place, AdapterLayer]] = []
     for target in plan.targets:
         if target.in_features == 0 or is_whole(target):
             continue
         if is_embedding(target.module):
             at_embedding.setdefault(target.module, [None, None])[0] = target.module
-        elif module := _tied_to(model, target.module):
+        elif module := _tied_to(base, target.module):
             at_embedding.setdefault(module, [None, None])[1] = target.module
         else:
-            slot = LowRankSlot(target.module, settings, biases.pop(target.module, None))
-            slots.append((model.linear(target), slot))
+            layer = LowRankLayer(target.module, settings, biases.pop(target.module, None))
+            layers.append((base.linear(target), layer))
     for module, (embedding, head) in at_embedding.items():
-        slots.append((_embedding(model, module, plan), EmbeddingSlot(settings, embedding, head)))
-    whole, heads = whole_slots(model, plan), {e: h for e, (_, h) in at_embedding.items()}
+        layers.append((_embedding(base, module, plan), EmbeddingLayer(settings, embedding, head)))
+    whole, heads = whole_layers(base, plan), {e: h for e, (_, h) in at_embedding.items()}
     if both := [module for module in whole if heads.get(module)]:
         raise ModelError(
             f"{both[0]} is trained whole and the head tied to it by an update, which cannot be done together under MLX. Use "
             "--backend torch, or leave out the --target."
         )
-    slots += [(model.place_of(m), BiasSlot(m, name)) for m, name in biases.items() if m not in whole]
-    return SiteAdapter(tensors, slots + list(whole.values()))
+    layers += [(base.place_of(m), BiasLayer(m, name)) for m, name in biases.items() if m not in whole]
+    return MlxLayers(tensors, layers + list(whole.values()))
 
 
 def _beyond(a: mx.array, b: mx.array, a0: mx.array, b0: mx.array) -> tuple[mx.array, mx.array]:

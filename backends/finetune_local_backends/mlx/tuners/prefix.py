@@ -12,17 +12,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import tuner_of
 from finetune_local.spec.tuners.prefix import EMBEDDING, INNER, INNER_BIAS, OUTER, OUTER_BIAS, ROWS, key_width
 from finetune_local.system.errors import AdapterError, ModelError, Unsupported
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import Model, shape_of
-from finetune_local_backends.mlx.tuners import Adapter, Floats
-from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 from finetune_local_backends.windows import windows
 
 
-class AttentionSlot(Slot):
+class AttentionLayer(AdapterLayer):
     """A block's attention that sees the prefix: a layer's part of `rows` (n, L·2·k), or what the MLP of the training form makes.
 
     `window` is how far back the layer looks, itself included, None where it sees all.
@@ -122,24 +122,24 @@ def _before(rows: mx.array, text: mx.array) -> mx.array:
     return mx.concatenate([mx.broadcast_to(own[None], (batch, *own.shape)), text], axis=2)
 
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
-    """A slot at every block's attention."""
-    layers, count, width = len(model.blocks()), tuner_of(plan).virtual_tokens(plan), 2 * key_width(plan)
-    if len(plan.targets) != layers:
-        raise AdapterError(f"the prefix is for {len(plan.targets)} layers, but this model has {layers}. Another base.")
-    far = windows(model.config, layers)
-    slots = []
-    for layer, target in enumerate(plan.targets):
-        _check(model, target)
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
+    """A layer at every block's attention."""
+    blocks, count, width = len(base.blocks()), tuner_of(plan).virtual_tokens(plan), 2 * key_width(plan)
+    if len(plan.targets) != blocks:
+        raise AdapterError(f"the prefix is for {len(plan.targets)} layers, but this model has {blocks}. Another base.")
+    far = windows(base.config, blocks)
+    layers = []
+    for number, target in enumerate(plan.targets):
+        _check(base, target)
         if ROWS in tensors:
             names = {"rows": ROWS}
         else:
             names = {"embedding": EMBEDDING, "inner": INNER, "inner_bias": INNER_BIAS}
             names |= {"outer": target.module + OUTER, "outer_bias": target.module + OUTER_BIAS}
-        part = slice(width * layer, width * (layer + 1))
-        slot = AttentionSlot(target.module, names, part, count, far[layer])
-        slots.append((model.place_of(target.module), slot))
-    return SiteAdapter(tensors, slots)
+        part = slice(width * number, width * (number + 1))
+        layer = AttentionLayer(target.module, names, part, count, far[number])
+        layers.append((base.place_of(target.module), layer))
+    return MlxLayers(tensors, layers)
 
 
 def _check(model: Model, target: Target) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.numerics.prompt_encoder import encode
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners.prompt import ROWS
 from finetune_local.system.errors import AdapterError
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import EMBEDDINGS, Model
-from finetune_local_backends.mlx.tuners import Adapter, Floats
-from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
 
 class MlxFunctions:
@@ -36,7 +36,7 @@ class MlxFunctions:
         return mx.concatenate(parts, axis)
 
 
-class PromptSlot(Slot):
+class PromptLayer(AdapterLayer):
     """The prompt's own tensors, or those of the encoder that makes it."""
 
     def __init__(self, module: str, names: list[str], vocabulary: int, scale: float) -> None:
@@ -46,11 +46,11 @@ class PromptSlot(Slot):
         self._vocabulary, self._scale = vocabulary, scale
 
     def fill(self, parameters: Mapping[str, mx.array]) -> None:
-        """See Slot."""
+        """See AdapterLayer."""
         self._given.update({name: parameters[name] for name in self.names if name in parameters})
 
     def rows(self) -> mx.array:
-        """The rows of all members one after the other, (members·length, width)."""
+        """The rows of all ensemble_size one after the other, (ensemble_size·length, width)."""
         if ROWS in self._given:
             return self._given[ROWS].flatten(0, -2)
         result: mx.array = encode(MlxFunctions(), self._given)
@@ -67,15 +67,15 @@ class PromptSlot(Slot):
         return mx.where(virtual[..., None], trained.astype(vectors.dtype), vectors)
 
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
-    """One slot, at the embedding."""
-    vocabulary = model.vocabulary
-    name, place = next((name, place) for name, place in model.weights.items() if name.endswith(EMBEDDINGS))
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
+    """One layer, at the embedding."""
+    vocabulary = base.vocabulary
+    name, place = next((name, place) for name, place in base.weights.items() if name.endswith(EMBEDDINGS))
     width = int(place.get().shape[1])
     if width != plan.targets[0].in_features:
         raise AdapterError(
             f"the prompt's vectors have {plan.targets[0].in_features} numbers, but this model's embeddings {width}. "
             "It was made on another base."
         )
-    slot = PromptSlot(name.removesuffix(".weight"), list(tensors), vocabulary, model.embedding_scale)
-    return SiteAdapter(tensors, [(model.modules[id(place.owner)], slot)])
+    layer = PromptLayer(name.removesuffix(".weight"), list(tensors), vocabulary, base.embedding_scale)
+    return MlxLayers(tensors, [(base.modules[id(place.owner)], layer)])

@@ -7,23 +7,23 @@ from typing import Any
 
 import mlx.core as mx
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.vera import LAMBDA_B, LAMBDA_D, A, B
 from finetune_local.system.errors import ModelError
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import Model, Place, shape_of
-from finetune_local_backends.mlx.tuners import Adapter, Floats
-from finetune_local_backends.mlx.tuners.sites import SiteAdapter, Slot
 
 
-class VeraSlot(Slot):
+class VeraLayer(AdapterLayer):
     """The shared A (rank, widest) and B (highest, rank), cut to the layer's sizes; b (out,), d (rank,); computed in fp32."""
 
     a: mx.array
     b: mx.array
     lambda_b: mx.array
     lambda_d: mx.array
-    goes_on = True
+    shares_base = True
 
     def __init__(self, module: str) -> None:
         own = {"lambda_b": PREFIX + module + LAMBDA_B, "lambda_d": PREFIX + module + LAMBDA_D}
@@ -31,18 +31,21 @@ class VeraSlot(Slot):
 
     def __call__(self, base: Any, x: mx.array) -> mx.array:
         """x (..., in) to (..., out)."""
-        return self.beside(base, x, base(x))
+        return self.from_output(base, x, base(x))
 
-    def beside(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
-        """See Slot."""
+    def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer."""
+        return (y.astype(mx.float32) + self.update(base, x, y)).astype(y.dtype)
+
+    def update(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
+        """See AdapterLayer."""
         inner = (x.astype(mx.float32) @ self.a[:, : x.shape[-1]].T) * self.lambda_d
-        update = (inner @ self.b[: y.shape[-1]].T) * self.lambda_b
-        return (y.astype(mx.float32) + update).astype(y.dtype)
+        return (inner @ self.b[: y.shape[-1]].T) * self.lambda_b
 
 
-def attach(model: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter:
+def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
     """The vectors beside every target, and A and B once."""
-    return SiteAdapter(tensors, [(_place(model, target), VeraSlot(target.module)) for target in plan.targets])
+    return MlxLayers(tensors, [(_place(base, target), VeraLayer(target.module)) for target in plan.targets])
 
 
 def _place(model: Model, target: Target) -> Place:

@@ -9,16 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.adalora import A, AdaLoraSettings, B, E
 from finetune_local_backends.torch import kernels
+from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, linear_at
 
 
-class AdaLoraSlot(Slot):
-    """A (rank, in), B (out, rank), E (rank, 1); `weight` is this slot's share of the orthogonality penalty."""
+class AdaLoraLayer(AdapterLayer):
+    """A (rank, in), B (out, rank), E (rank, 1); `weight` is this layer's share of the orthogonality penalty."""
 
     def __init__(
         self, a: nn.Parameter, b: nn.Parameter, e: nn.Parameter, settings: AdaLoraSettings, weight: float
@@ -40,6 +41,10 @@ class AdaLoraSlot(Slot):
         result = kernels.LowRankLinear.apply(x, a, self.b, None, None, self.scale, base)  # type: ignore[no-untyped-call]
         return result
 
+    def update(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer."""
+        return kernels.low_rank_update(x, self.a * self.e, self.b, self.scale) if len(self.e) else torch.zeros_like(y)
+
     def penalty(self) -> torch.Tensor | None:
         """‖A·Aᵀ − I‖ + ‖Bᵀ·B − I‖ (Frobenius), weighted."""
         if not self.weight or not len(self.e):
@@ -51,17 +56,17 @@ class AdaLoraSlot(Slot):
         return self.weight * (parts[0] + parts[1])
 
 
-def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
     settings = cast(AdaLoraSettings, plan.settings)
     weight = settings.orth_weight / (2 * len(plan.targets))  # the mean over all A and B, as in PEFT
-    slots: dict[str, Slot] = {}
+    layers: dict[str, AdapterLayer] = {}
     for target in plan.targets:
         linear_at(base, target)
         name = PREFIX + target.module
-        slots[target.module] = AdaLoraSlot(given[name + A], given[name + B], given[name + E], settings, weight)
-    return slots
+        layers[target.module] = AdaLoraLayer(given[name + A], given[name + B], given[name + E], settings, weight)
+    return layers
 
 
-def adapters(base: Base) -> SiteAdapters:
-    """See the package."""
-    return SiteAdapters(base, _place)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
+    """See adapter.py."""
+    return attach_layers(base, plan, tensors, _place)

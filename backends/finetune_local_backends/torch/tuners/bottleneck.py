@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS, BottleneckSettings
 from finetune_local.system.errors import ModelError
+from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot
 
 _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,
@@ -24,10 +25,10 @@ _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-class BottleneckSlot(Slot):
+class BottleneckLayer(AdapterLayer):
     """down: (width, hidden) and its bias (width,); up: (hidden, width) and its bias (hidden,)."""
 
-    goes_on = True
+    shares_base = True
 
     def __init__(self, down: list[nn.Parameter], up: list[nn.Parameter], settings: BottleneckSettings) -> None:
         super().__init__()
@@ -44,30 +45,30 @@ class BottleneckSlot(Slot):
         result = base(*args, **kwargs)
         given = args[0] if args else kwargs["hidden_states"]
         if isinstance(result, tuple):
-            return self.beside(base, given, result[0]), *result[1:]
-        return self.beside(base, given, result)
+            return self.from_output(base, given, result[0]), *result[1:]
+        return self.from_output(base, given, result)
 
-    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Slot."""
+    def from_output(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer."""
         x = x if self.parallel else y
         kind = x.dtype
         inner = self.activation(functional.linear(x, self.down.to(kind), self.down_bias.to(kind)))
         return torch.add(y, functional.linear(inner, self.up.to(kind), self.up_bias.to(kind)), alpha=self.scale)
 
 
-def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
     settings = cast(BottleneckSettings, plan.settings)
     hidden = int(base.model.config.get_text_config().hidden_size)
-    slots: dict[str, Slot] = {}
+    layers: dict[str, AdapterLayer] = {}
     for target in plan.targets:
         if hidden != target.in_features:
             raise ModelError(f"the adapter was made for a model {target.in_features} wide, but this one is {hidden}.")
         name = PREFIX + target.module
         down, up = [given[name + DOWN], given[name + DOWN_BIAS]], [given[name + UP], given[name + UP_BIAS]]
-        slots[target.module] = BottleneckSlot(down, up, settings)
-    return slots
+        layers[target.module] = BottleneckLayer(down, up, settings)
+    return layers
 
 
-def adapters(base: Base) -> SiteAdapters:
-    """See the package."""
-    return SiteAdapters(base, _place)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
+    """See adapter.py."""
+    return attach_layers(base, plan, tensors, _place)

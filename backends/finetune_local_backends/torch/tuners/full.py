@@ -7,103 +7,59 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from finetune_local.backend import Floats
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.system.errors import ModelError, Unsupported
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.quantised import QuantisedLinear
-from finetune_local_backends.torch.tuners import tensor
+from finetune_local_backends.torch.tuners import TorchAdapter, tensor
 
 
-class FullAdapters:
-    """See Adapters.
+class FullAdapter(TorchAdapter):
+    """See Adapter.
 
-    The trained tensors ("masters") are fp32. On an fp32 base the model computes with them directly; on a bf16 base with a
-    copy, renewed after each step, and gradients are added up in fp32.
+    The parameters are fp32 masters. On an fp32 base the model computes with them directly; on a bf16 base with copies, renewed
+    after each step, and gradients are added up in fp32.
     """
 
-    def __init__(self, base: Base) -> None:
-        self._base = base
+    def __init__(self, parameters: dict[str, nn.Parameter], weights: dict[str, nn.Parameter]) -> None:
+        """`weights` are the base's own, by the same names; tied ones are one parameter under two names in both."""
+        self.parameters = parameters
+        self._weights = weights
         self._own: dict[int, torch.Tensor] = {}
-        self._masters: dict[str, dict[str, nn.Parameter]] = {}
-        self._active: str | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def attach(self, name: str, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> None:
-        """See Adapters. Raises Unsupported where a weight is held quantised."""
-        masters: dict[str, nn.Parameter] = {}
-        made: dict[int, nn.Parameter] = {}
-        for target in plan.targets:
-            weight = self._base.weights.get(target.module)
-            if isinstance(self._base.layers.get(target.module.removesuffix(".weight")), QuantisedLinear):
-                raise Unsupported(
-                    f"{target.module} is held in {self._base.precision}, and such weights cannot be trained. "
-                    "Use --precision bf16, or --method qlora."
-                )
-            shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
-            if weight is None or tuple(weight.shape) != shape:
-                found = "is missing" if weight is None else f"is {tuple(weight.shape)}"
-                raise ModelError(f"{target.module} {found} in the loaded base, but the adapter has it as {shape}.")
-            if id(weight) not in made:  # tied weights are one tensor under two names
-                key = PREFIX + target.module
-                made[id(weight)] = nn.Parameter(tensor(tensors[key], self._base.place), requires_grad=False)
-            masters[PREFIX + target.module] = made[id(weight)]
-        self._masters[name] = masters
+    def activate(self, weight: float = 1.0) -> None:
+        """See Adapter."""
+        for name, own in self._weights.items():
+            self._own.setdefault(id(own), own.data)
+            own.data = self.parameters[name].data.to(own.dtype)  # no copy on an fp32 base
 
-    def detach(self, name: str) -> None:
-        """See Adapters."""
-        del self._masters[name]
+    def deactivate(self) -> None:
+        """See Adapter."""
+        for own in self._weights.values():
+            own.data = self._own.pop(id(own), own.data)
 
-    def activate(self, name: str | None) -> None:
-        """See Adapters."""
-        self._no_gradients()
-        for key in self._masters.get(self._active or "", {}):
-            weight = self._weight(key)
-            weight.data = self._own.pop(id(weight), weight.data)
-        self._active = name
-        for key, master in self._masters.get(name or "", {}).items():
-            weight = self._weight(key)
-            self._own.setdefault(id(weight), weight.data)
-            weight.data = master.data.to(weight.dtype)  # no copy on an fp32 base
-
-    def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """See Adapters."""
-        return dict(self._masters[name])
-
-    def train(self, name: str, trained: frozenset[str]) -> None:
-        """See Adapters. Each gradient goes to its master as soon as it is complete."""
-        self._no_gradients()
-        pairs = {
-            id(self._weight(key)): (self._weight(key), master)
-            for key, master in self._masters[name].items()
-            if key in trained
-        }
-        for weight, master in pairs.values():
-            weight.requires_grad_(True)
-            hook = weight.register_post_accumulate_grad_hook(_Collect(master))  # type: ignore[no-untyped-call]
-            self._hooks.append(hook)
-
-    def after_step(self, name: str) -> None:
-        """See Adapters: renew the copies on a bf16 base."""
-        for key, master in self._masters[name].items():
-            weight = self._weight(key)
-            if weight.data_ptr() != master.data_ptr():
-                weight.data.copy_(master.data)
-
-    def penalty(self, name: str) -> torch.Tensor | None:
-        """See Adapters: none."""
-        return None
-
-    def _no_gradients(self) -> None:
+    def train(self, trained: frozenset[str]) -> None:
+        """See TorchAdapter. Each gradient goes to its master as soon as it is complete."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for key in self._masters.get(self._active or "", {}):
-            self._weight(key).requires_grad_(False)
+        for name, parameter in self.parameters.items():
+            if name not in self._weights:
+                parameter.requires_grad_(name in trained)
+        pairs = {id(own): (own, self.parameters[name]) for name, own in self._weights.items() if name in trained}
+        for own in self._weights.values():
+            own.requires_grad_(id(own) in pairs)
+        for own, master in pairs.values():
+            self._hooks.append(own.register_post_accumulate_grad_hook(_Collect(master)))  # type: ignore[no-untyped-call]
 
-    def _weight(self, key: str) -> nn.Parameter:
-        return self._base.weights[key.removeprefix(PREFIX)]
+    def after_step(self) -> None:
+        """See Adapter: renew the copies on a bf16 base, while the adapter is active."""
+        for name, own in self._weights.items():
+            if id(own) in self._own and own.data_ptr() != self.parameters[name].data_ptr():
+                own.data.copy_(self.parameters[name].data)
 
 
 class _Collect:
@@ -122,6 +78,24 @@ class _Collect:
         weight.grad = None
 
 
-def adapters(base: Base) -> FullAdapters:
-    """See the package."""
-    return FullAdapters(base)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> FullAdapter:
+    """See adapter.py. Raises Unsupported where a weight is stored quantised."""
+    weights: dict[str, nn.Parameter] = {}
+    masters: dict[str, nn.Parameter] = {}
+    made: dict[int, nn.Parameter] = {}
+    for target in plan.targets:
+        weight = base.weights.get(target.module)
+        if isinstance(base.layers.get(target.module.removesuffix(".weight")), QuantisedLinear):
+            raise Unsupported(
+                f"{target.module} is held in {base.precision}, and such weights cannot be trained. "
+                "Use --precision bf16, or --method qlora."
+            )
+        shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
+        if weight is None or tuple(weight.shape) != shape:
+            found = "is missing" if weight is None else f"is {tuple(weight.shape)}"
+            raise ModelError(f"{target.module} {found} in the loaded base, but the adapter has it as {shape}.")
+        name = PREFIX + target.module
+        if id(weight) not in made:  # tied weights are one tensor under two names
+            made[id(weight)] = nn.Parameter(tensor(tensors[name], base.place), requires_grad=False)
+        masters[name], weights[name] = made[id(weight)], weight
+    return FullAdapter(masters, weights)

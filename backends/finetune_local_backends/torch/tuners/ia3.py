@@ -7,17 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.ia3 import VECTOR
+from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, linear_at
 
 
-class ScaledOutput(Slot):
+class ScaledOutput(AdapterLayer):
     """y ∘ l, with l (out, 1)."""
 
-    goes_on = True
+    shares_base = True
 
     def __init__(self, vector: nn.Parameter) -> None:
         super().__init__()
@@ -25,14 +26,14 @@ class ScaledOutput(Slot):
 
     def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) to (..., out)."""
-        return self.beside(base, x, base(x))
+        return self.from_output(base, x, base(x))
 
-    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Slot. The product is taken in fp32: in bf16 a factor would be 1 until it has changed by 0.4 %."""
+    def from_output(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer. The product is taken in fp32: in bf16 a factor would be 1 until it has changed by 0.4 %."""
         return (y * self.vector.flatten()).to(y.dtype)
 
 
-class ScaledInput(Slot):
+class ScaledInput(AdapterLayer):
     """The layer of x ∘ l, with l (1, in)."""
 
     def __init__(self, vector: nn.Parameter) -> None:
@@ -45,15 +46,15 @@ class ScaledInput(Slot):
         return result
 
 
-def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
-    slots: dict[str, Slot] = {}
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
+    layers: dict[str, AdapterLayer] = {}
     for target in plan.targets:
         linear_at(base, target)
         vector = given[PREFIX + target.module + VECTOR]
-        slots[target.module] = ScaledInput(vector) if target.in_features else ScaledOutput(vector)
-    return slots
+        layers[target.module] = ScaledInput(vector) if target.in_features else ScaledOutput(vector)
+    return layers
 
 
-def adapters(base: Base) -> SiteAdapters:
-    """See the package."""
-    return SiteAdapters(base, _place)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
+    """See adapter.py."""
+    return attach_layers(base, plan, tensors, _place)

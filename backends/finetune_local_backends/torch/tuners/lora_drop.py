@@ -1,4 +1,4 @@
-"""LoRA-drop on torch: LoRA's slots, several of which may hold the same A and B. See spec/tuners/lora_drop.py."""
+"""LoRA-drop on torch: LoRA's layers, several of which may hold the same A and B. See spec/tuners/lora_drop.py."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from typing import cast
 
 from torch import nn
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.low_rank_peft import A, B
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.lora_drop import LoraDropSettings, stems
+from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.low_rank import LowRankSlot
-from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, linear_at
+from finetune_local_backends.torch.tuners.low_rank import LowRankLayer
 
 
-def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
     plain, stem = cast(LoraDropSettings, plan.settings).plain, stems(plan)
-    slots: dict[str, Slot] = {}
+    layers: dict[str, AdapterLayer] = {}
     for target in plan.targets:
         linear_at(base, target)
         name = PREFIX + stem[target.module]
-        slots[target.module] = LowRankSlot(given[name + A], given[name + B], plain.scale, plain.dropout)
-    return slots
+        layers[target.module] = LowRankLayer(given[name + A], given[name + B], plain.scale, plain.dropout)
+    return layers
 
 
-def adapters(base: Base) -> SiteAdapters:
-    """See the package."""
-    return SiteAdapters(base, _place)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
+    """See adapter.py."""
+    return attach_layers(base, plan, tensors, _place)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.low_rank_peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
 from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
@@ -18,9 +19,16 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import is_whole
 from finetune_local.system.errors import ModelError
 from finetune_local_backends.torch import kernels
+from finetune_local_backends.torch.layers.whole import whole_layers
+from finetune_local_backends.torch.layers.wrapped import (
+    AdapterLayer,
+    TorchLayers,
+    attach_layers,
+    bare,
+    linear_at,
+    module_at,
+)
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, bare, linear_at, module_at
-from finetune_local_backends.torch.tuners.whole import whole_slots
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Shift:
         return torch.ones(hidden.shape[0], 1, device=hidden.device), (self.bias - self.own)[:, None]
 
 
-class LowRankSlot(Slot):
+class LowRankLayer(AdapterLayer):
     """A (rank, in), B (out, rank), and where the settings have them: the start that is subtracted (PiSSA), a trained bias,
     the magnitude (out,) with the squared row norms of W, which do not change (DoRA)."""
 
@@ -77,26 +85,33 @@ class LowRankSlot(Slot):
         return result if self.shift is None else self.shift.of(result)
 
     @property
-    def goes_on(self) -> bool:  # type: ignore[override]  # DoRA with dropout computes the base a second time
-        """See Slot."""
+    def shares_base(self) -> bool:  # type: ignore[override]  # DoRA with dropout computes the base a second time
+        """See AdapterLayer."""
         return not (self.dropout and self.magnitude is not None)
 
-    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Slot."""
+    def from_output(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer."""
         a, b = self.factors()
         norm = None if self.squares is None else self._row_norms(base, a, b, self.squares)
-        result = kernels.low_rank_beside(self.dropped(x), y, a, b, self.magnitude, norm, self.scale, base)
+        result = kernels.low_rank_from_output(self.dropped(x), y, a, b, self.magnitude, norm, self.scale, base)
+        return result if self.shift is None else self.shift.of(result)
+
+    def update(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer; without DoRA."""
+        result = kernels.low_rank_update(self.dropped(x), *self.factors(), self.scale)
         return result if self.shift is None else self.shift.of(result)
 
     @classmethod
-    def at_once(cls, base: nn.Module, x: torch.Tensor, parts: Sequence[tuple[slice, Slot]]) -> torch.Tensor | None:
-        """See Slot: plain updates by one kernel."""
-        slots = [cast(LowRankSlot, slot) for _, slot in parts]
-        if any(slot.dropout or slot.magnitude is not None or slot.shift is not None for slot in slots):
+    def fused(
+        cls, base: nn.Module, x: torch.Tensor, parts: Sequence[tuple[slice, AdapterLayer]]
+    ) -> torch.Tensor | None:
+        """See AdapterLayer: plain updates by one kernel."""
+        layers = [cast(LowRankLayer, layer) for _, layer in parts]
+        if any(layer.dropout or layer.magnitude is not None or layer.shift is not None for layer in layers):
             return None
-        factors = [factor for slot in slots for factor in slot.factors()]
+        factors = [factor for layer in layers for factor in layer.factors()]
         result: torch.Tensor = kernels.LowRankRows.apply(  # type: ignore[no-untyped-call]
-            x, base, [part for part, _ in parts], [slot.scale for slot in slots], *factors
+            x, base, [part for part, _ in parts], [layer.scale for layer in layers], *factors
         )
         return result
 
@@ -117,7 +132,7 @@ class LowRankSlot(Slot):
         return x
 
     def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Slot."""
+        """See AdapterLayer."""
         a, b = self.factors()
         inner = functional.linear(self.dropped(hidden).float(), a) * self.scale
         if self.shift is None:
@@ -126,7 +141,7 @@ class LowRankSlot(Slot):
         return torch.cat([inner, ones], 1), torch.cat([b, column], 1)
 
     def refresh(self) -> None:
-        """See Slot."""
+        """See AdapterLayer."""
         self._norm = None
 
     def _row_norms(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
@@ -139,7 +154,7 @@ class LowRankSlot(Slot):
         return self._norm[1]
 
 
-class EmbeddingSlot(Slot):
+class EmbeddingLayer(AdapterLayer):
     """A (rank, vocabulary) and B (width, rank) at an embedding: its rows plus s·B·A[:, token], by its own factor."""
 
     def __init__(self, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
@@ -149,12 +164,16 @@ class EmbeddingSlot(Slot):
     def forward(self, base: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) to (..., width)."""
         y: torch.Tensor = base(ids)
-        update = functional.embedding(ids, self.a.t()) @ self.b.t() * self.scale
+        return (y + self.update(base, ids, y)).to(y.dtype)
+
+    def update(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer; x are ids."""
+        update = functional.embedding(x, self.a.t()) @ self.b.t() * self.scale
         factor = getattr(base, "embed_scale", None)  # Gemma multiplies its embeddings inside the module
-        return (y + (update if factor is None else update * factor)).to(y.dtype)
+        return update if factor is None else update * factor
 
 
-class BiasSlot(Slot):
+class BiasLayer(AdapterLayer):
     """A trained bias at a module that has no update."""
 
     def __init__(self, shift: Shift) -> None:
@@ -165,25 +184,29 @@ class BiasSlot(Slot):
         """What the module gives, moved by the difference of the biases."""
         return self.shift.of(base(*args, **kwargs))
 
+    def update(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer."""
+        return self.shift.of(torch.zeros_like(y))
+
     def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Slot."""
+        """See AdapterLayer."""
         return self.shift.as_product(hidden)
 
 
-def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
     settings = cast(LowRankSettings, plan.settings)
     shifts = _shifts(base, plan, given)
-    slots: dict[str, Slot] = {}
+    layers: dict[str, AdapterLayer] = {}
     for target in plan.targets:
         name, scale = PREFIX + target.module, settings.scale_of(target.module)
         if target.in_features == 0 or is_whole(target):
             continue
         if is_embedding(target.module):
             _check_embedding(base, target)
-            slots[target.module] = EmbeddingSlot(given[name + EMBEDDING_A], given[name + EMBEDDING_B], scale)
+            layers[target.module] = EmbeddingLayer(given[name + EMBEDDING_A], given[name + EMBEDDING_B], scale)
             continue
         layer = linear_at(base, target)
-        slots[target.module] = LowRankSlot(
+        layers[target.module] = LowRankLayer(
             given[name + A],
             given[name + B],
             scale,
@@ -192,8 +215,8 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
             (given[name + A0], given[name + B0]) if settings.from_weights else None,
             shifts.pop(target.module, None),
         )
-    whole = whole_slots(base, plan, given)
-    return slots | {module: BiasSlot(shift) for module, shift in shifts.items() if module not in whole} | whole
+    whole = whole_layers(base, plan, given)
+    return layers | {module: BiasLayer(shift) for module, shift in shifts.items() if module not in whole} | whole
 
 
 def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Shift]:
@@ -222,6 +245,6 @@ def _check_embedding(base: Base, target: Target) -> None:
         )
 
 
-def adapters(base: Base) -> SiteAdapters:
-    """See the package."""
-    return SiteAdapters(base, _place)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
+    """See adapter.py."""
+    return attach_layers(base, plan, tensors, _place)

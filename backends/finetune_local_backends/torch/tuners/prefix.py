@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import block_of
 from finetune_local.spec.tuners import tuner_of
 from finetune_local.spec.tuners.prefix import EMBEDDING, INNER, INNER_BIAS, OUTER, OUTER_BIAS, ROWS, key_width
 from finetune_local.system.errors import AdapterError, ModelError, Unsupported
+from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, bare, module_at
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, bare, module_at
 from finetune_local_backends.windows import windows
 
 
@@ -29,7 +30,7 @@ class _Places:
     now: torch.Tensor
 
 
-class RotarySlot(Slot):
+class RotaryLayer(AdapterLayer):
     """The rotations of the text's tokens, which begin after the prefix."""
 
     def __init__(self, count: int, places: _Places) -> None:
@@ -42,7 +43,7 @@ class RotarySlot(Slot):
         return base(x, position_ids + self.count, *args, **kwargs)
 
 
-class AttentionSlot(Slot):
+class AttentionLayer(AdapterLayer):
     """A block's attention that sees the prefix. `parts` are the parameters by what they are; `window` as in windows()."""
 
     def __init__(
@@ -131,19 +132,19 @@ def _projected(parts: Mapping[str, nn.Parameter]) -> torch.Tensor:
     return nn.functional.linear(inner, parts["outer"], parts["outer_bias"])
 
 
-def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
     text = base.model.config.get_text_config()
-    layers, count = int(text.num_hidden_layers), tuner_of(plan).virtual_tokens(plan)
-    if len(plan.targets) != layers:
-        raise AdapterError(f"the prefix is for {len(plan.targets)} layers, but this model has {layers}. Another base.")
+    blocks, count = int(text.num_hidden_layers), tuner_of(plan).virtual_tokens(plan)
+    if len(plan.targets) != blocks:
+        raise AdapterError(f"the prefix is for {len(plan.targets)} layers, but this model has {blocks}. Another base.")
     rotary = [name for name in base.layers if name.endswith("rotary_emb") and block_of(name) is None]
     if len(rotary) != 1:
         raise Unsupported(
             f"models of type '{text.model_type}' do not count positions in a way that prefix tuning knows here. Use "
             "--method prompt or lora."
         )
-    places, far = _Places(), windows(text.to_dict(), layers)
-    slots: dict[str, Slot] = {rotary[0]: RotarySlot(count, places)}
+    places, far = _Places(), windows(text.to_dict(), blocks)
+    layers: dict[str, AdapterLayer] = {rotary[0]: RotaryLayer(count, places)}
     for layer, target in enumerate(plan.targets):
         _check(base, target)
         if ROWS in given:
@@ -152,8 +153,8 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
             parts = {"embedding": given[EMBEDDING], "inner": given[INNER], "inner_bias": given[INNER_BIAS]}
             parts |= {"outer": given[target.module + OUTER], "outer_bias": given[target.module + OUTER_BIAS]}
             make = _projected
-        slots[target.module] = AttentionSlot(parts, make, count, places, far[layer])
-    return slots
+        layers[target.module] = AttentionLayer(parts, make, count, places, far[layer])
+    return layers
 
 
 def _check(base: Base, target: Target) -> None:
@@ -165,6 +166,6 @@ def _check(base: Base, target: Target) -> None:
         raise ModelError(f"keys of {target.module} are {found} wide in the base, but the prefix was made for {wanted}.")
 
 
-def adapters(base: Base) -> SiteAdapters:
-    """See the package."""
-    return SiteAdapters(base, _place)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
+    """See adapter.py."""
+    return attach_layers(base, plan, tensors, _place)

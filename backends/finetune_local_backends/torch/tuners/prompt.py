@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.numerics.prompt_encoder import encode
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners.prompt import ROWS
 from finetune_local.system.errors import AdapterError
+from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, bare
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, bare
 
 
 class TorchFunctions:
@@ -36,7 +37,7 @@ class TorchFunctions:
         return torch.cat(parts, axis)
 
 
-class PromptSlot(Slot):
+class PromptLayer(AdapterLayer):
     """The prompt's own tensors, or those of the encoder that makes it."""
 
     def __init__(self, given: Mapping[str, nn.Parameter], vocabulary: int) -> None:
@@ -44,7 +45,7 @@ class PromptSlot(Slot):
         self._given, self._vocabulary = dict(given), vocabulary
 
     def rows(self) -> torch.Tensor:
-        """The rows of all members one after the other, (members·length, width)."""
+        """The rows of all ensemble_size one after the other, (ensemble_size·length, width)."""
         if ROWS in self._given:
             return self._given[ROWS].flatten(0, -2)
         result: torch.Tensor = encode(TorchFunctions(), self._given)
@@ -60,7 +61,7 @@ class PromptSlot(Slot):
         return vectors.index_put((virtual,), self.rows()[ids[virtual] - self._vocabulary].to(vectors.dtype))
 
 
-def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
     embedding = bare(base.model.get_input_embeddings())
     width = int(embedding.get_parameter("weight").shape[1])
     if width != plan.targets[0].in_features:
@@ -69,9 +70,9 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
             "It was made on another base."
         )
     path = next(name for name, module in base.layers.items() if module is embedding)
-    return {path: PromptSlot(given, base.vocabulary)}
+    return {path: PromptLayer(given, base.vocabulary)}
 
 
-def adapters(base: Base) -> SiteAdapters:
-    """See the package."""
-    return SiteAdapters(base, _place)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
+    """See adapter.py."""
+    return attach_layers(base, plan, tensors, _place)

@@ -8,18 +8,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.vera import LAMBDA_B, LAMBDA_D, A, B
 from finetune_local.system.errors import ModelError
+from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.sites import SiteAdapters, Slot, linear_at
 
 
-class VeraSlot(Slot):
+class VeraLayer(AdapterLayer):
     """A (rank, in) and B (out, rank), views of the shared ones in the base's type; b (out,), d (rank,)."""
 
-    goes_on = True
+    shares_base = True
 
     def __init__(self, a: torch.Tensor, b: torch.Tensor, lambda_b: nn.Parameter, lambda_d: nn.Parameter) -> None:
         super().__init__()
@@ -27,17 +28,21 @@ class VeraSlot(Slot):
 
     def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) to (..., out)."""
-        return self.beside(base, x, base(x))
+        return self.from_output(base, x, base(x))
 
-    def beside(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Slot."""
+    def from_output(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer."""
+        return y + self.update(base, x, y)
+
+    def update(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See AdapterLayer."""
         kind = x.dtype
         inner = functional.linear(x, self.a.to(kind)) * self.lambda_d.to(kind)
-        return y + functional.linear(inner, self.b.to(kind)) * self.lambda_b.to(kind)
+        return functional.linear(inner, self.b.to(kind)) * self.lambda_b.to(kind)
 
 
-def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
-    slots: dict[str, Slot] = {}
+def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
+    layers: dict[str, AdapterLayer] = {}
     # One copy in the base's type for all layers: cast where they are used, each layer would keep its own for the way back.
     all_a, all_b = (given[name].data.to(base.dtype) for name in (A, B))
     for target in plan.targets:
@@ -48,10 +53,10 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
             )
         name = PREFIX + target.module
         a, b = all_a[:, :width], all_b[: target.out_features]
-        slots[target.module] = VeraSlot(a, b, given[name + LAMBDA_B], given[name + LAMBDA_D])
-    return slots
+        layers[target.module] = VeraLayer(a, b, given[name + LAMBDA_B], given[name + LAMBDA_D])
+    return layers
 
 
-def adapters(base: Base) -> SiteAdapters:
-    """See the package."""
-    return SiteAdapters(base, _place)
+def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
+    """See adapter.py."""
+    return attach_layers(base, plan, tensors, _place)

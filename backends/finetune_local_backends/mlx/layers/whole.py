@@ -13,13 +13,13 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import BIAS, WEIGHT, is_table, is_whole, kind_of, module_of, shape_of
 from finetune_local.system.errors import ModelError, Unsupported
+from finetune_local_backends.mlx.layers.wrapped import AdapterLayer
 from finetune_local_backends.mlx.model import Model, Place
-from finetune_local_backends.mlx.tuners.sites import Slot
 
 HEAD_WEIGHT = "head_weight"
 
 
-class WholeSlot(Slot):
+class WholeLayer(AdapterLayer):
     """A weight, and a norm's bias, in the place of the module's own; fp32, cast to the base's type when it is used.
 
     A head tied to an embedding computes with its own copy, `head_weight`, where there is one, else with the base's.
@@ -40,7 +40,7 @@ class WholeSlot(Slot):
         return result
 
     def as_linear(self, base: Any, x: mx.array) -> mx.array:
-        """See Slot."""
+        """See AdapterLayer."""
         with self._instead(base, {"weight": HEAD_WEIGHT} if HEAD_WEIGHT in self.names else {}):
             result: mx.array = base.as_linear(x)
         return result
@@ -56,7 +56,7 @@ class WholeSlot(Slot):
 
     @contextmanager
     def _instead(self, base: Any, names: Mapping[str, str]) -> Iterator[None]:
-        """Within it the module has arrays of this slot: `names` says which in the place of which."""
+        """Within it the module has arrays of this layer: `names` says which in the place of which."""
         before = {name: base[name] for name in names}
         try:
             for name, array in before.items():
@@ -69,8 +69,8 @@ class WholeSlot(Slot):
                 base[name] = array
 
 
-def whole_slots(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, Slot]]:
-    """The slots, with their places, by the modules they go to. Raises ModelError where the model has no such weight."""
+def whole_layers(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, AdapterLayer]]:
+    """The layers, with their places, by the modules they go to. Raises ModelError where the model has no such weight."""
     names: dict[str, dict[str, str]] = {}
     places: dict[str, Place] = {}
     for target in plan.targets:
@@ -97,4 +97,4 @@ def whole_slots(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, Slot]
         module = target.module.removesuffix(BIAS)
         if target.module.endswith(BIAS) and kind_of(target.module) == "norms" and module in names:
             names[module]["bias"] = PREFIX + target.module
-    return {module: (places[module], WholeSlot(module, own)) for module, own in names.items()}
+    return {module: (places[module], WholeLayer(module, own)) for module, own in names.items()}

@@ -13,11 +13,11 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import BIAS, is_table, is_whole, kind_of, module_of, shape_of
 from finetune_local.system.errors import ModelError
+from finetune_local_backends.torch.layers.wrapped import AdapterLayer, bare, module_at
 from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.tuners.sites import Slot, bare, module_at
 
 
-class WholeSlot(Slot):
+class WholeLayer(AdapterLayer):
     """A weight, and a norm's bias, in the place of the module's own; fp32, cast to the base's type when it is used."""
 
     def __init__(self, own: Mapping[str, nn.Parameter]) -> None:
@@ -41,16 +41,16 @@ class WholeSlot(Slot):
         return self._cast[1]
 
     def head_weight(self, base: nn.Module) -> torch.Tensor | None:
-        """See Slot."""
+        """See AdapterLayer."""
         return self.weight(cast(torch.Tensor, base.weight).dtype)
 
     def head_part(self, hidden: torch.Tensor) -> tuple[()]:  # type: ignore[override]
-        """See Slot: nothing is added."""
+        """See AdapterLayer: nothing is added."""
         return ()
 
 
-def whole_slots(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Slot]:
-    """The slots by the modules they go to. Raises ModelError where the base has no such weight."""
+def whole_layers(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
+    """The layers by the modules they go to. Raises ModelError where the base has no such weight."""
     own: dict[str, dict[str, nn.Parameter]] = {}
     for target in plan.targets:
         if is_whole(target):
@@ -65,4 +65,4 @@ def whole_slots(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]
             module = target.module.removesuffix(BIAS)
             if module in own:
                 own[module]["bias"] = given[PREFIX + target.module]
-    return {module: WholeSlot(values) for module, values in own.items()}
+    return {module: WholeLayer(values) for module, values in own.items()}

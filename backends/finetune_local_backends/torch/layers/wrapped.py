@@ -1,0 +1,209 @@
+"""Modules of a base wrapped for adapter layers.
+
+A tuner that works at modules (linear layers, embeddings, norms, a block's attention or MLP) writes AdapterLayers and a function
+that says which layer goes to which module; `TorchLayers` does the rest. With no active layer a wrapped module is its module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_local.spec.batch import Floats
+from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.tuners import tuner_of
+from finetune_local.system.errors import ModelError
+from finetune_local_backends.adapter import ActiveLayers, LayeredAdapter
+from finetune_local_backends.tables import shared_with
+from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.quantised import QuantisedLinear
+from finetune_local_backends.torch.tuners import TorchAdapter, tensor
+
+
+class AdapterLayer(nn.Module):
+    """One adapter's part at one wrapped module. Its parameters are the adapter's."""
+
+    module: str = ""
+    """The dotted name of the module it goes to."""
+
+    shares_base: bool = False
+    """Whether from_output() exists: the output can be made from the module's own."""
+
+    def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The output with this adapter of the module `base` for these arguments."""
+        raise NotImplementedError
+
+    def from_output(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """forward() where y = base(x) is known, for the rows of several adapters at once."""
+        raise NotImplementedError
+
+    def update(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What is added to y = base(x), in a tuner whose adapters can be summed; the output's shape."""
+        raise NotImplementedError
+
+    @classmethod
+    def fused(
+        cls,
+        base: nn.Module,  # noqa: ARG003
+        x: torch.Tensor,  # noqa: ARG003
+        parts: Sequence[tuple[slice, AdapterLayer]],  # noqa: ARG003
+    ) -> torch.Tensor | None:
+        """The output of several layers of this class, each for its rows of x; None where no kernel does it at once."""
+        return None
+
+    def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """At the head: i (n, rank) and B (vocabulary, rank) fp32 of i·Bᵀ, which is added to the logits of hidden (n, d)."""
+        raise NotImplementedError
+
+    def head_weight(self, base: nn.Module) -> torch.Tensor | None:
+        """At the head: a matrix (vocabulary, d) instead of the base's; None for the base's."""
+        return None
+
+    def refresh(self) -> None:
+        """Called after the parameters changed, for what is derived from them."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """This layer's part of the tuner's regularisation, a scalar; None where it has none."""
+        return None
+
+
+class SummedLayer(AdapterLayer):
+    """Several adapters' layers at one module, or one with a weight other than 1: y + Σ weight · update."""
+
+    def __init__(self, parts: Sequence[tuple[AdapterLayer, float]]) -> None:
+        super().__init__()
+        self._parts = list(parts)
+
+    def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """x to the output's shape."""
+        y: torch.Tensor = base(x)
+        total = torch.stack([layer.update(base, x, y).float() * weight for layer, weight in self._parts]).sum(0)
+        return (y + total).to(y.dtype)
+
+    def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See AdapterLayer: the products side by side."""
+        found = [(layer.head_part(hidden), weight) for layer, weight in self._parts]
+        return torch.cat([i * weight for (i, _), weight in found], 1), torch.cat([b for (_, b), _ in found], 1)
+
+
+class WrappedModule(nn.Module):
+    """A module of the base with the layers of adapters. All other attributes are the module's."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.layers: ActiveLayers[AdapterLayer] = ActiveLayers(SummedLayer)
+        self.training = base.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, or that of the active layer."""
+        layer = self.layers.layer
+        return self.base(*args, **kwargs) if layer is None else layer(self.base, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """A model's code reads attributes of its modules."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+@dataclass(frozen=True)
+class ModulePlace:
+    """See Place: an attribute of a module."""
+
+    owner: nn.Module
+    name: str
+
+    def get(self) -> nn.Module:
+        """See Place."""
+        found: nn.Module = getattr(self.owner, self.name)
+        return found
+
+    def put(self, value: nn.Module) -> None:
+        """See Place."""
+        setattr(self.owner, self.name, value)
+
+
+class TorchLayers(LayeredAdapter[nn.Parameter, AdapterLayer], TorchAdapter):
+    """See LayeredAdapter and TorchAdapter."""
+
+    wrapper = WrappedModule
+
+    def train(self, trained: frozenset[str]) -> None:
+        """See TorchAdapter."""
+        super().train(trained)
+        for _, layer in self.wrapped:
+            layer.train(bool(trained))
+
+    def after_step(self) -> None:
+        """See Adapter."""
+        for _, layer in self.wrapped:
+            layer.refresh()
+
+    def penalty(self) -> torch.Tensor | None:
+        """See TorchAdapter: the sum over the layers that have one."""
+        parts = [part for _, layer in self.wrapped if (part := layer.penalty()) is not None]
+        return torch.stack(parts).sum() if parts else None
+
+
+Placing = Callable[[Base, AdapterPlan, Mapping[str, nn.Parameter]], Mapping[str, AdapterLayer]]
+"""Makes an adapter's layers, by the dotted names of the modules they go to. Raises ModelError where the base lacks one."""
+
+
+def attach_layers(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats], placing: Placing) -> TorchLayers:
+    """An adapter of the layers that `placing` makes from parameters with the values of `tensors`."""
+    names = tuner_of(plan).shapes(plan)  # their order decides how gradients are added up
+    given: dict[str, nn.Parameter] = {}
+    for key in names:
+        same = next((other for other in shared_with(key, names, tensors) if other in given), None)
+        given[key] = given[same] if same else nn.Parameter(tensor(tensors[key], base.place), requires_grad=False)
+    layers = placing(base, plan, given)
+    places = [(place_at(base, path), layer.eval()) for path, layer in layers.items()]
+    for path, layer in layers.items():
+        layer.module = path
+    return TorchLayers(given, places)
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The module inside a wrapped one, or the module itself."""
+    return module.base if isinstance(module, WrappedModule) else module
+
+
+def module_at(base: Base, path: str) -> nn.Module:
+    """The module of a dotted name, wrapped or not. Raises ModelError where there is none."""
+    return place_at(base, path).get() if path else base.model
+
+
+def place_at(base: Base, path: str) -> ModulePlace:
+    """The place of a module by its dotted name. Raises ModelError where there is none."""
+    owner: nn.Module = base.model
+    parts = path.split(".")
+    for number, part in enumerate(parts, 1):
+        found = getattr(owner, part, None)
+        if not isinstance(found, nn.Module):
+            raise ModelError(
+                f"the base has no module {path}. The adapter was made for another model, or this family names "
+                "its layers otherwise once loaded."
+            )
+        if number < len(parts):
+            owner = bare(found)
+    return ModulePlace(owner, parts[-1])
+
+
+def linear_at(base: Base, target: Target) -> nn.Linear | QuantisedLinear:
+    """The base's linear layer of a target. A size of 0 is unknown. Raises ModelError where there is none, or of another shape."""
+    module = bare(module_at(base, target.module))
+    if not isinstance(module, nn.Linear | QuantisedLinear):
+        raise ModelError(f"{target.module} is a {type(module).__name__}; an adapter needs a linear layer.")
+    known = (target.out_features or module.out_features, target.in_features or module.in_features)
+    if (module.out_features, module.in_features) != known:
+        raise ModelError(
+            f"{target.module} is {module.out_features} × {module.in_features} in the base, but the adapter was made "
+            f"for {target.out_features} × {target.in_features}."
+        )
+    return module
