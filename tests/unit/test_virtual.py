@@ -18,7 +18,7 @@ BATCH = Batch(
 def test_every_member_has_its_own_ids_past_the_vocabulary() -> None:
     tokens = VirtualIds(count=2, ensemble_size=3)
     assert row_with([5, 6], 100, tokens) == [100, 101, 5, 6]
-    assert row_with([5, 6], 100, tokens, member=2) == [104, 105, 5, 6]
+    assert row_with([5, 6], 100, tokens, prompt=2) == [104, 105, 5, 6]
     assert row_with([5, 6], 100, VirtualIds()) == [5, 6]
 
 

@@ -50,7 +50,7 @@ class PromptLayer(AdapterLayer):
         self._given.update({name: parameters[name] for name in self.names if name in parameters})
 
     def rows(self) -> mx.array:
-        """The rows of all ensemble_size one after the other, (ensemble_size·length, width)."""
+        """The rows of all prompts one after the other, (ensemble_size·length, width)."""
         if ROWS in self._given:
             return self._given[ROWS].flatten(0, -2)
         result: mx.array = encode(MlxFunctions(), self._given)

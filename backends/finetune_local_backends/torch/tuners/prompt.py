@@ -45,7 +45,7 @@ class PromptLayer(AdapterLayer):
         self._given, self._vocabulary = dict(given), vocabulary
 
     def rows(self) -> torch.Tensor:
-        """The rows of all ensemble_size one after the other, (ensemble_size·length, width)."""
+        """The rows of all prompts one after the other, (ensemble_size·length, width)."""
         if ROWS in self._given:
             return self._given[ROWS].flatten(0, -2)
         result: torch.Tensor = encode(TorchFunctions(), self._given)
