@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +75,189 @@ def train(home: Path, folders: Sequence[Path], stop_after: int | None = None) ->
 
 def _stops(ready: Any, after: int | None) -> Callable[[], bool]:
     return lambda: after is not None and ready.state.step >= after
+
+
+def run_job(home: Path, kind: str, arguments: Mapping[str, Any], end: str = "") -> Path:
+    """A job in a process of its own, to its end; `end`: "stop" asks it to stop at once, "kill" kills its process. Its folder."""
+    from finetune_local.jobs import job
+    from finetune_local.paths import Home
+
+    begun = job.start(Home(home), kind, arguments)
+    if end == "stop":
+        begun.stop()
+    elif end == "kill":
+        begun.kill()
+    begun.wait_until_gone(300)
+    return begun.folder
+
+
+def job_states(home: Path) -> list[Json]:
+    """Every job as lists show it, the oldest first."""
+    from finetune_local.jobs import job
+    from finetune_local.paths import Home
+
+    found = []
+    for one in reversed(job.every(Home(home))):
+        state = one.state()
+        result, error = state.result and dict(state.result), state.error and dict(state.error)
+        found.append({"name": one.name, "kind": one.kind, "status": state.status, "text": state.text, "result": result})
+        found[-1] |= {"notes": list(state.notes), "error": error and {key: error[key] for key in ("error", "message")}}
+    return found
+
+
+def vote(home: Path, evaluation: str, against: str, sides: Sequence[str]) -> None:
+    """Vote on the pairs of an evaluation in their order; "undo" takes the last vote back."""
+    from finetune_local.evaluate import store
+    from finetune_local.evaluate.votes import Ballot
+    from finetune_local.paths import Home
+
+    ballot: Any = Ballot(store.find(Home(home), evaluation), against)  # type: ignore[arg-type]
+    for side in sides:
+        if side == "undo":
+            ballot.undo()
+        elif waiting := ballot.waiting():
+            ballot.vote(waiting[0], side)
+
+
+def evaluations(home: Path) -> list[Json]:
+    """Every evaluation as its page shows it, with what was voted."""
+    from dataclasses import asdict
+
+    from finetune_local.evaluate import store
+    from finetune_local.evaluate.votes import Ballot
+    from finetune_local.paths import Home
+
+    found = []
+    for one in store.every(Home(home)):
+        sides = [name for name in ("base", "few_shot") if {name, "tuned"} <= set(one.conditions())]
+        tallies = {name: asdict(Ballot(one, name).tally()) for name in sides}  # type: ignore[arg-type]
+        found.append(
+            {"name": one.name, "problem": one.problem, "result": one.result, "rows": one.rows, "votes": tallies}
+        )
+    return found
+
+
+def kill_after_checkpoint(home: Path, folder: Path) -> None:
+    """Train a run in a process of its own and kill that when the first checkpoint is on the disk."""
+    from finetune_local.errors import FinetuneError
+    from finetune_local.paths import Home
+    from finetune_local.train import follow
+    from finetune_local.train.runs import Run
+
+    run = Run(folder)
+    try:
+        for event in follow.follow(run, follow.start(run, Home(home))):
+            if event.kind == "checkpoint":
+                run.kill()
+    except FinetuneError:
+        run.wait_until_gone()
+
+
+def command_line(*arguments: str, text: str = "") -> tuple[int, str]:
+    """The exit code of `finetune-local`, run here, and what it prints to its standard output."""
+    from finetune_local.cli import main
+
+    out, given = io.StringIO(), sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8")
+    try:
+        with redirect_stdout(out), redirect_stderr(io.StringIO()):
+            main.main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0), out.getvalue()
+    finally:
+        sys.stdin = given
+    raise AssertionError("the command line did not exit")
+
+
+def printed(*arguments: str, text: str = "", code: int = 0) -> Any:
+    """The last line that a verb prints with --json."""
+    ended, out = command_line(*arguments, "--json", text=text)
+    assert ended == code, f"{arguments}: exit code {ended}\n{out}"
+    return json.loads(out.splitlines()[-1])
+
+
+def throw_chat_and_evaluation(home: Path) -> None:
+    """Move the newest conversation and the newest evaluation to the trash."""
+    from finetune_local.chat import conversations
+    from finetune_local.evaluate import store
+    from finetune_local.paths import Home
+
+    place = Home(home)
+    conversations.remove(place, conversations.listed(place)[0].id)
+    store.throw_away(place, store.every(place)[0].name)
+
+
+def trash_items(home: Path) -> list[Json]:
+    """What lies in the trash, by kind and name."""
+    from finetune_local import trash
+    from finetune_local.paths import Home
+
+    found = [{"kind": one.kind, "name": one.name} for one in trash.every(Home(home))]
+    return sorted(found, key=lambda one: (one["kind"], one["name"]))
+
+
+def put_all_back(home: Path) -> list[str]:
+    """Take everything in the trash back, the newest first; the kinds that there were."""
+    from finetune_local import trash
+    from finetune_local.adapters import manage
+    from finetune_local.chat import conversations
+    from finetune_local.evaluate import store
+    from finetune_local.paths import Home
+    from finetune_local.train import runs
+
+    place, kinds = Home(home), []
+    for one in trash.every(place):
+        kinds.append(one.kind)
+        match one.kind:
+            case "run":
+                runs.put_back(one)
+            case "adapter":
+                manage.put_back(one, place)
+            case "evaluation":
+                store.put_back(one, place)
+            case _:
+                conversations.restore(place, one.key)
+    return kinds
+
+
+def conversation_texts(home: Path) -> list[list[tuple[str, str]]]:
+    """What was said in each conversation, as the model reads it, by who said it."""
+    from finetune_local.chat import history
+    from finetune_local.paths import Home
+
+    return [
+        [(turn.role, turn.content) for turn in one.read().turns]
+        for one in sorted(history.every(Home(home)), key=lambda one: one.id)
+    ]
+
+
+def save_draft(home: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Let a window remember these values."""
+    from finetune_local.paths import Home
+    from finetune_local.ui.windows import Windows
+
+    windows = Windows(Home(home))
+    windows.attach("session", name).set(**values)
+    windows.close()
+
+
+def read_draft(home: Path, name: str) -> Json:
+    """What the window of this name remembers."""
+    from finetune_local.paths import Home
+    from finetune_local.ui.windows import Windows
+
+    return Windows(Home(home)).attach("session", name).draft
+
+
+def save_preferences(**changed: Any) -> None:
+    """Prefer these."""
+    from finetune_local import preferences
+
+    preferences.save(**changed)
+
+
+def preferences() -> Json:
+    """What is preferred."""
+    from finetune_local import preferences
+
+    return preferences.load().model_dump(mode="json")
