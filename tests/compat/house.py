@@ -220,13 +220,13 @@ def put_all_back(home: Path) -> list[str]:
     return kinds
 
 
-def conversation_texts(home: Path) -> list[list[tuple[str, str]]]:
+def conversation_texts(home: Path) -> list[list[list[str]]]:
     """What was said in each conversation, as the model reads it, by who said it."""
     from finetune_local.chat import history
     from finetune_local.paths import Home
 
     return [
-        [(turn.role, turn.content) for turn in one.read().turns]
+        [[turn.role, turn.content] for turn in one.read().turns]
         for one in sorted(history.every(Home(home)), key=lambda one: one.id)
     ]
 
@@ -242,11 +242,16 @@ def save_draft(home: Path, name: str, values: Mapping[str, Any]) -> None:
 
 
 def read_draft(home: Path, name: str) -> Json:
-    """What the window of this name remembers."""
+    """What the window of this name remembers, after it was opened and has written it again."""
     from finetune_local.paths import Home
     from finetune_local.ui.windows import Windows
 
-    return Windows(Home(home)).attach("session", name).draft
+    windows = Windows(Home(home))
+    windows.attach("session", name)
+    windows.close()
+    kept = json.loads((home / "window" / "drafts" / f"{name}.json").read_text("utf-8"))
+    kept.pop("sha256")
+    return dict(kept)
 
 
 def save_preferences(**changed: Any) -> None:
