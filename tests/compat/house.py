@@ -79,8 +79,8 @@ def _stops(ready: Any, after: int | None) -> Callable[[], bool]:
 
 def run_job(home: Path, kind: str, arguments: Mapping[str, Any], end: str = "") -> Path:
     """A job in a process of its own, to its end; `end`: "stop" asks it to stop at once, "kill" kills its process. Its folder."""
-    from finetune_local.jobs import job
-    from finetune_local.paths import Home
+    from finetune_local.runtime import job
+    from finetune_local.system.paths import Home
 
     begun = job.start(Home(home), kind, arguments)
     if end == "stop":
@@ -93,8 +93,8 @@ def run_job(home: Path, kind: str, arguments: Mapping[str, Any], end: str = "") 
 
 def job_states(home: Path) -> list[Json]:
     """Every job as lists show it, the oldest first."""
-    from finetune_local.jobs import job
-    from finetune_local.paths import Home
+    from finetune_local.runtime import job
+    from finetune_local.system.paths import Home
 
     found = []
     for one in reversed(job.every(Home(home))):
@@ -107,9 +107,9 @@ def job_states(home: Path) -> list[Json]:
 
 def vote(home: Path, evaluation: str, against: str, sides: Sequence[str]) -> None:
     """Vote on the pairs of an evaluation in their order; "undo" takes the last vote back."""
-    from finetune_local.evaluate import store
-    from finetune_local.evaluate.votes import Ballot
-    from finetune_local.paths import Home
+    from finetune_local.evaluation import store
+    from finetune_local.evaluation.votes import Ballot
+    from finetune_local.system.paths import Home
 
     ballot: Any = Ballot(store.find(Home(home), evaluation), against)  # type: ignore[arg-type]
     for side in sides:
@@ -123,9 +123,9 @@ def evaluations(home: Path) -> list[Json]:
     """Every evaluation as its page shows it, with what was voted."""
     from dataclasses import asdict
 
-    from finetune_local.evaluate import store
-    from finetune_local.evaluate.votes import Ballot
-    from finetune_local.paths import Home
+    from finetune_local.evaluation import store
+    from finetune_local.evaluation.votes import Ballot
+    from finetune_local.system.paths import Home
 
     found = []
     for one in store.every(Home(home)):
@@ -139,10 +139,10 @@ def evaluations(home: Path) -> list[Json]:
 
 def kill_after_checkpoint(home: Path, folder: Path) -> None:
     """Train a run in a process of its own and kill that when the first checkpoint is on the disk."""
-    from finetune_local.errors import FinetuneError
-    from finetune_local.paths import Home
-    from finetune_local.train import follow
-    from finetune_local.train.runs import Run
+    from finetune_local.system.errors import FinetuneError
+    from finetune_local.system.paths import Home
+    from finetune_local.training.run_folder import follow
+    from finetune_local.training.run_folder.runs import Run
 
     run = Run(folder)
     try:
@@ -179,8 +179,8 @@ def printed(*arguments: str, text: str = "", code: int = 0) -> Any:
 def throw_chat_and_evaluation(home: Path) -> None:
     """Move the newest conversation and the newest evaluation to the trash."""
     from finetune_local.chat import conversations
-    from finetune_local.evaluate import store
-    from finetune_local.paths import Home
+    from finetune_local.evaluation import store
+    from finetune_local.system.paths import Home
 
     place = Home(home)
     conversations.remove(place, conversations.listed(place)[0].id)
@@ -189,8 +189,8 @@ def throw_chat_and_evaluation(home: Path) -> None:
 
 def trash_items(home: Path) -> list[Json]:
     """What lies in the trash, by kind and name."""
-    from finetune_local import trash
-    from finetune_local.paths import Home
+    from finetune_local.system import trash
+    from finetune_local.system.paths import Home
 
     found = [{"kind": one.kind, "name": one.name} for one in trash.every(Home(home))]
     return sorted(found, key=lambda one: (one["kind"], one["name"]))
@@ -198,12 +198,12 @@ def trash_items(home: Path) -> list[Json]:
 
 def put_all_back(home: Path) -> list[str]:
     """Take everything in the trash back, the newest first; the kinds that there were."""
-    from finetune_local import trash
     from finetune_local.adapters import manage
     from finetune_local.chat import conversations
-    from finetune_local.evaluate import store
-    from finetune_local.paths import Home
-    from finetune_local.train import runs
+    from finetune_local.evaluation import store
+    from finetune_local.system import trash
+    from finetune_local.system.paths import Home
+    from finetune_local.training.run_folder import runs
 
     place, kinds = Home(home), []
     for one in trash.every(place):
@@ -223,7 +223,7 @@ def put_all_back(home: Path) -> list[str]:
 def conversation_texts(home: Path) -> list[list[list[str]]]:
     """What was said in each conversation, as the model reads it, by who said it."""
     from finetune_local.chat import history
-    from finetune_local.paths import Home
+    from finetune_local.system.paths import Home
 
     return [
         [[turn.role, turn.content] for turn in one.read().turns]
@@ -233,8 +233,8 @@ def conversation_texts(home: Path) -> list[list[list[str]]]:
 
 def save_draft(home: Path, name: str, values: Mapping[str, Any]) -> None:
     """Let a window remember these values."""
-    from finetune_local.paths import Home
-    from finetune_local.ui.windows import Windows
+    from finetune_local.gui.shell.windows import Windows
+    from finetune_local.system.paths import Home
 
     windows = Windows(Home(home))
     windows.attach("session", name).set(**values)
@@ -243,8 +243,8 @@ def save_draft(home: Path, name: str, values: Mapping[str, Any]) -> None:
 
 def read_draft(home: Path, name: str) -> Json:
     """What the window of this name remembers, after it was opened and has written it again."""
-    from finetune_local.paths import Home
-    from finetune_local.ui.windows import Windows
+    from finetune_local.gui.shell.windows import Windows
+    from finetune_local.system.paths import Home
 
     windows = Windows(Home(home))
     windows.attach("session", name)
@@ -256,13 +256,13 @@ def read_draft(home: Path, name: str) -> Json:
 
 def save_preferences(**changed: Any) -> None:
     """Prefer these."""
-    from finetune_local import preferences
+    from finetune_local.system import preferences
 
     preferences.save(**changed)
 
 
 def preferences() -> Json:
     """What is preferred."""
-    from finetune_local import preferences
+    from finetune_local.system import preferences
 
     return preferences.load().model_dump(mode="json")

@@ -63,7 +63,7 @@ def commands() -> dict[str, list[dict[str, Any]]]:
     from finetune_local.cli.main import cli
 
     def walk(info: Mapping[str, Any], name: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        yield name, [_parameter(one) for one in info["params"] if one["name"] != "help"]
+        yield name, [_parameter(one) for one in info["params"] if "--help" not in one["opts"]]
         for key, inner in info.get("commands", {}).items():
             yield from walk(inner, f"{name} {key}".strip())
 

@@ -12,7 +12,7 @@ from compat import house, record_curves
 from compat.make_home import answer, shown
 from compat.old_homes import COMMITS, HOMES, OldHome, copied, differences
 from conftest import USABLE
-from finetune_local import paths
+from finetune_local.system import paths
 
 EXPECTED = {commit: json.loads((HOMES / commit / "expected.json").read_text("utf-8")) for commit in COMMITS}
 RESUMED = [(commit, name) for commit in COMMITS for name in EXPECTED[commit]["resumed"]]

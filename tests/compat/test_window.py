@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from compat.old_homes import COMMITS, copied
-from finetune_local import paths
+from finetune_local.system import paths
 from ui.conftest import App
 from ui.conftest import browser as browser
 from ui.conftest import start_app as start_app
