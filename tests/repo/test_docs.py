@@ -33,7 +33,7 @@ def test_the_tokenizer_classes_are_those_of_the_pinned_transformers() -> None:
 @pytest.mark.parametrize("readme", READMES)
 def test_the_readme_draws_the_tree_as_it_is(readme: str) -> None:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        ["git", "-c", "core.quotePath=false", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         text=True,
