@@ -1,5 +1,5 @@
-"""Write the parts of the docs that are made from the code: docs/settings.md, docs/run.schema.json, the tables in methods.md and
-data.md, and from the committed measurements those of methods.md's benchmark.
+"""Write the parts of the docs that are made from the code: docs/settings.md, docs/run.schema.json, the tables in methods.md, data.md
+and export.md, and from the committed measurements those of methods.md's benchmark.
 
     .venv/bin/python packaging/make_docs.py            writes them
     .venv/bin/python packaging/make_docs.py --check    exit code 1 where one is out of date (a test calls this)
@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from finetune_local.backend import backends
 from finetune_local.cli.spec_options import spec_fields
+from finetune_local.export.targets import Target, targets
 from finetune_local.spec.presets import presets
 from finetune_local.spec.schema import run_schema
 from finetune_local.system.fields import extra_of, flag_of
@@ -82,6 +83,8 @@ def _documents() -> Iterator[tuple[Path, str]]:
         "methods": _methods,
         "gaps": _gaps,
         "presets": _presets,
+        "targets": _targets,
+        "quants": _quants,
         "benchmark": lambda: methods_report.report(measured),
     }
     for path in sorted(DOCS.glob("*.md")):
@@ -164,6 +167,23 @@ def _presets() -> str:
         for m in presets().values()
     ]
     return _table(("Method", "Family", "What the name stands for"), rows)
+
+
+def _targets() -> str:
+    rows = [
+        (f"`{one.key}`", one.title, ", ".join(f"`{key}`" for key in one.quant_keys), one.summary, _receivers(one))
+        for one in targets().values()
+    ]
+    return _table(("`--to`", "Name", "`--quant` (the first is the default)", "What it is for", "Opened by"), rows)
+
+
+def _receivers(target: Target) -> str:
+    return ", ".join(receiver.name for receiver in target.receivers) or "read back"
+
+
+def _quants() -> str:
+    quants = {quant.key: quant for target in targets().values() for quant in target.quants}
+    return _table(("`--quant`", "What it is for"), [(f"`{q.key}`", q.summary) for q in quants.values()])
 
 
 def _gaps() -> str:

@@ -25,7 +25,7 @@ NO_CORE = ("app/finetune_local/cli/", "app/finetune_local/gui/")
 """The terminal's own words, and the pages, whose words are in assets/strings."""
 
 DEFECTS = {"RuntimeError", "AssertionError", "KeyError", "TypeError", "NotImplementedError", "StopIteration"}
-QUIET = {"Preset", "compile", "search", "fullmatch", "match", "sub", "findall", "startswith", "endswith", "removeprefix", "removesuffix", "split",
+QUIET = {"Preset", "Quant", "GgufQuant", "compile", "search", "fullmatch", "match", "sub", "findall", "startswith", "endswith", "removeprefix", "removesuffix", "split",
          "cast", "NewType", "TypeVar", "getLogger", "debug", "which", "encode", "Literal", "field", "replace", "partition",
          "warn", "filterwarnings", "fromisoformat", "strftime", "SimpleNamespace", "setting", "Method", "print", "environ"}  # fmt: skip
 """Calls whose texts nobody reads, or that are listed by what declares them (test_strings.py)."""

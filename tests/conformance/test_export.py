@@ -23,6 +23,8 @@ from finetune_local.export.targets import gguf
 from finetune_local.export.targets.merged import write_merged
 from finetune_local.export.verification import candidates, compare
 from finetune_local.export.verification import verify as verification
+from finetune_local.export.verification.compare import F32
+from finetune_local.export.verification.folder import FOLDER_RECEIVERS
 from finetune_local.export.verification.probes import probes
 from finetune_local.export.verification.verify import verify
 from finetune_local.models.folder import ModelFolder
@@ -275,11 +277,11 @@ def test_a_merged_folder_that_was_tampered_with_fails_the_gate(tiny: Path, adapt
     base, out = ModelFolder.open(tiny), tmp_path / "out"
     write_merged(base, None, out)  # the adapter was forgotten
     with pytest.raises(GateFailed, match=r"greedy text: transformers: prompt \d"):
-        verify("merged", out, "f32", base, adapter)
+        verify(FOLDER_RECEIVERS, out, F32, base, adapter)
     write_merged(base, adapter, out)
     (out / "chat_template.jinja").write_text("{{ messages[0].content }}", "utf-8")
     with pytest.raises(GateFailed, match="chat template"):
-        verify("merged", out, "f32", base, adapter)
+        verify(FOLDER_RECEIVERS, out, F32, base, adapter)
 
 
 def test_a_near_tie_is_reported_and_a_clear_difference_is_not(tiny: Path) -> None:

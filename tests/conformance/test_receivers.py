@@ -16,7 +16,9 @@ from finetune_local.export.engines import llama
 from finetune_local.export.engines.folders import MLX_LM, TRANSFORMERS
 from finetune_local.export.pipeline import export
 from finetune_local.export.targets.merged import write_merged
-from finetune_local.export.verification import verify as verification
+from finetune_local.export.verification import folder as verification
+from finetune_local.export.verification.compare import F32
+from finetune_local.export.verification.folder import FOLDER_RECEIVERS, receivers_of
 from finetune_local.export.verification.verify import verify
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system.errors import GateFailed
@@ -159,7 +161,7 @@ def test_a_broken_folder_is_noticed_by_who_opens_it(case: str, tmp_path: Path) -
     breaking(out)
     others = {TRANSFORMERS.name, MLX_LM.name} - {receiver}
     with pytest.raises(GateFailed, match=message):
-        verify("merged", out, "f32", ModelFolder.open(base), adapter, skip=others)
+        verify(FOLDER_RECEIVERS, out, F32, ModelFolder.open(base), adapter, skip=others)
 
 
 @needs_torch
@@ -172,8 +174,7 @@ def test_a_receiver_that_is_left_out_or_not_there_is_never_passed(
     assert done.gate.receivers[1].reason == "not checked: you left it out"
     monkeypatch.undo()
     absent = [replace(receiver, needs=(f"no_{receiver.name}",)) for receiver in (TRANSFORMERS, MLX_LM)]
-    monkeypatch.setattr(verification, "RECEIVERS", absent)
-    gate = verify("merged", tmp_path / "a", "f32", ModelFolder.open(tiny), None)
+    gate = verify(receivers_of(absent), tmp_path / "a", F32, ModelFolder.open(tiny), None)
     assert gate.passed is None and gate.reason == "not checked: no_transformers is not installed"
     assert gate.receivers[1].reason == "not checked: no_mlx-lm is not installed"
 

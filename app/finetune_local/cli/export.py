@@ -7,37 +7,28 @@ from typing import TYPE_CHECKING
 import click
 
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option
+from finetune_local.export.targets import receiver_names, targets
 
 if TYPE_CHECKING:
     from finetune_local.export.pipeline import Exported
     from finetune_local.export.verification.compare import ReceiverCheck
     from finetune_local.export.verification.verify import Gate
 
-FORMATS = {
-    "gguf": "f16, bf16, f32, q8_0, q6_k, q5_k_m, q4_k_m, q5_1, q5_0, q4_1, q4_0",
-    "ollama": "as gguf",
-    "merged": "auto, float32, float16, bfloat16",
-    "adapter": "folder, zip",
-}
-_FORMATS_HELP = (
-    "Number format. " + "; ".join(f"{target}: {names}" for target, names in FORMATS.items()) + ". [the first]"
-)
+_TARGETS = "; ".join(f"{target.key}: {target.title}" for target in targets().values())
+_QUANTS = "; ".join(f"{target.key}: {', '.join(target.quant_keys)}" for target in targets().values())
 
 
 @click.command(name="export")
 @click.argument("adapter")
-@click.option(
-    "--to", "target", metavar="TARGET", required=True,
-    help="gguf (one file), ollama (a folder with GGUF and Modelfile), merged (a Hugging Face folder) or adapter (PEFT, as it is).",
-)  # fmt: skip
-@click.option("--quant", metavar="FORMAT", default=None, help=_FORMATS_HELP)
-@click.option("--out", metavar="PATH", required=True, help="The folder, or for gguf and a zip the file, to write.")
+@click.option("--to", "target", metavar="TARGET", required=True, help=f"The export target. {_TARGETS}.")
+@click.option("--quant", metavar="TYPE", default=None, help=f"Quantization type. {_QUANTS}. [the first]")
+@click.option("--out", metavar="PATH", required=True, help="The folder or the file to write.")
 @model_option
 @backend_option
-@click.option("--gate/--no-gate", default=True, help="Check that the export answers as base + adapter do.")
+@click.option("--gate/--no-gate", default=True, help="Verify that the export answers as base + adapter do.")
 @click.option(
     "--skip-receiver", "skip", metavar="NAME", multiple=True,
-    help="Do not ask this program when checking (transformers, mlx-lm, llama.cpp); the result says so. Can be repeated.",
+    help=f"Leave this program out of the verification ({', '.join(receiver_names())}); the result says so. Can be repeated.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @home_option

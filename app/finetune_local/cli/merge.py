@@ -5,22 +5,25 @@ from __future__ import annotations
 import click
 
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option
-
-DTYPES = ("auto", "float32", "float16", "bfloat16")
+from finetune_local.export.targets.merged import TARGET
 
 
 @click.command(name="merge")
 @click.argument("adapter")
 @click.option("--out", metavar="DIR", required=True, help="The folder to write.")
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Number format of the weights."
+    "--dtype",
+    type=click.Choice(TARGET.quant_keys),
+    default=TARGET.quant_keys[0],
+    show_default=True,
+    help="Data type of the weights.",
 )
 @model_option
 @backend_option
-@click.option("--gate/--no-gate", default=True, help="Check that the merged model answers as base + adapter do.")
+@click.option("--gate/--no-gate", default=True, help="Verify that the merged model answers as base + adapter do.")
 @click.option(
     "--skip-receiver", "skip", metavar="NAME", multiple=True,
-    help="Do not ask this program when checking (transformers, mlx-lm, llama.cpp); the result says so. Can be repeated.",
+    help=f"Leave this program out of the verification ({', '.join(one.name for one in TARGET.receivers)}); the result says so. Can be repeated.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @home_option
@@ -40,4 +43,4 @@ def command(
     """Merge ADAPTER (a folder, a run's name or a library name) into its base: a folder that needs no adapter."""
     from finetune_local.cli.export import run, show
 
-    show(run(adapter, "merged", dtype, out, model, backend, gate, skip, overwrite, home), as_json)
+    show(run(adapter, TARGET.key, dtype, out, model, backend, gate, skip, overwrite, home), as_json)

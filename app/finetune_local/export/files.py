@@ -53,10 +53,7 @@ def check_out(out: Path, target: Target, quant: str, overwrite: bool, sources: l
     if not overwrite:
         raise ModelError(f"--out {out}: something is there already. Give another place, or --overwrite to replace it.")
     if folder and not ((out / target.mark).is_file() and all(p.is_file() for p in out.iterdir())):
-        what = {"config.json": "a model folder", "Modelfile": "a folder for Ollama"}.get(
-            target.mark, "an adapter's folder"
-        )
-        raise ModelError(f"--out {out}: this is not {what}, so it is not replaced. Give another place.")
+        raise ModelError(f"--out {out}: this is not {target.folder_title}, so it is not replaced. Give another place.")
 
 
 def _megabytes(size: int) -> str:

@@ -1,7 +1,9 @@
-"""What an adapter, or a bare base, can be exported as: each target with what every format will take, or why it cannot be."""
+"""What an adapter, or a bare base, can be exported as: each target with the bytes of every quantization type, or why it cannot be."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_local.adapters.library import base_of, find, rope_factor_of
@@ -15,12 +17,57 @@ BASE = "base"
 """In an adapter's place: the model alone."""
 
 
-def offers(home: Home, adapter: str, model: str | None = None) -> dict[str, Any]:
-    """A plain object; nothing is fetched or written, and no framework is loaded. Raises AdapterError.
+@dataclass(frozen=True)
+class QuantOffer:
+    """One quantization type: the bytes it will take, or (None) the reason why it cannot be written here."""
 
-    name (for a file), base (its name here, None where it is not on this machine), targets: by key {"reason": why it cannot be,
-    "" where it can; "formats": [{"format", "bytes"}, or "reason" instead of bytes], "notes": sentences to be told
-    beforehand}.
+    key: str
+    bytes: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TargetOffer:
+    """One target. `reason` says why the source cannot be exported to it, "" where it can."""
+
+    reason: str = ""
+    quants: tuple[QuantOffer, ...] = ()
+    recommended: str | None = None
+    """The quantization type to advise; None where none can be written."""
+    notes: tuple[str, ...] = ()
+    """Sentences to show before anything is written."""
+
+    def possible(self) -> list[QuantOffer]:
+        """The quantization types that can be written here."""
+        return [quant for quant in self.quants if quant.bytes is not None]
+
+
+@dataclass(frozen=True)
+class Offers:
+    """Every target for one source. `name` is for a file; `base` the base's name here, None where it is not on this machine."""
+
+    name: str
+    base: str | None
+    targets: Mapping[str, TargetOffer]
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object; from_json() reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Offers:
+        """Offers that another process of this version made."""
+        found = {}
+        for key, offer in told["targets"].items():
+            quants = tuple(QuantOffer(**quant) for quant in offer["quants"])
+            found[key] = TargetOffer(offer["reason"], quants, offer["recommended"], tuple(offer["notes"]))
+        return cls(told["name"], told["base"], found)
+
+
+def offers(home: Home, adapter: str, model: str | None = None) -> Offers:
+    """What there is for an adapter (BASE: for `model` alone). Nothing is downloaded or written, and no framework is loaded.
+
+    Raises AdapterError.
     """
     folder = None if adapter == BASE else find(adapter, home)
     base, missing = None, ""
@@ -33,14 +80,11 @@ def offers(home: Home, adapter: str, model: str | None = None) -> dict[str, Any]
         except UserError as error:
             missing = str(error)
     source = Source(base, folder)
-    return {
-        "name": source.name,
-        "base": base.name if base is not None else None,
-        "targets": {key: _offer(target, source, missing) for key, target in targets().items()},
-    }
+    found = {key: _offer(target, source, missing) for key, target in targets().items()}
+    return Offers(source.name, base.name if base is not None else None, found)
 
 
-def _offer(target: Target, source: Source, missing: str) -> dict[str, Any]:
+def _offer(target: Target, source: Source, missing: str) -> TargetOffer:
     reason = missing if target.needs_base and source.base is None else ""
     if not reason:
         try:
@@ -48,13 +92,14 @@ def _offer(target: Target, source: Source, missing: str) -> dict[str, Any]:
         except UserError as error:
             reason = str(error)
     if reason:
-        return {"reason": reason, "formats": [], "notes": []}
-    formats = [_format(target, source, quant) for quant in target.quants]
-    return {"reason": "", "formats": formats, "notes": target.notes(source)}
+        return TargetOffer(reason)
+    quants = tuple(_quant(target, source, quant) for quant in target.quant_keys)
+    sizes = {quant.key: quant.bytes for quant in quants if quant.bytes is not None}
+    return TargetOffer("", quants, target.recommended(sizes), tuple(target.notes(source)))
 
 
-def _format(target: Target, source: Source, quant: str) -> dict[str, Any]:
+def _quant(target: Target, source: Source, quant: str) -> QuantOffer:
     try:
-        return {"format": quant, "bytes": target.size(source, quant)}
+        return QuantOffer(quant, target.size(source, quant))
     except UserError as error:
-        return {"format": quant, "reason": str(error)}
+        return QuantOffer(quant, reason=str(error))

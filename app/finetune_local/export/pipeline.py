@@ -11,9 +11,9 @@ from typing import Any
 from finetune_local.adapters.library import base_of, find, rope_factor_of
 from finetune_local.export.files import check_out, check_writable
 from finetune_local.export.offers import BASE
-from finetune_local.export.targets import Progress, Source, Target, silent, targets
+from finetune_local.export.targets import Source, Target, receiver_names, targets
 from finetune_local.export.verification import verify
-from finetune_local.export.verification.verify import RECEIVER_NAMES, Gate
+from finetune_local.export.verification.verify import Gate
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.resolve import resolve
 from finetune_local.spec.run import DEFAULT_MODEL
@@ -22,6 +22,7 @@ from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import ASIDE, remove, replace
 from finetune_local.system.paths import Home, expanded
 from finetune_local.system.private import share
+from finetune_local.system.progress import Progress, silent
 
 UNCHECKED, FAILED = ".unchecked", ".failed"
 
@@ -59,13 +60,13 @@ def export(
     export under a name that ends in ".failed"; what stood at `out` is then still there.
     """
     target = target_of(key)
-    if unknown := [name for name in skip if name not in RECEIVER_NAMES]:
+    if unknown := [name for name in skip if name not in receiver_names()]:
         raise ModelError(
-            f"--skip-receiver {unknown[0]}: no program of this name opens exports. Known: {', '.join(RECEIVER_NAMES)}."
+            f"--skip-receiver {unknown[0]}: no program of this name opens exports. Known: {', '.join(receiver_names())}."
         )
-    chosen = quant or target.quants[0]
-    if chosen not in target.quants:
-        raise ModelError(f"--quant {chosen}: --to {key} knows {', '.join(target.quants)}.")
+    chosen = quant or target.quant_keys[0]
+    if chosen not in target.quant_keys:
+        raise ModelError(f"--quant {chosen}: --to {key} knows {', '.join(target.quant_keys)}.")
     source = Source(model, adapter)
     out = target.place(expanded(out).absolute(), source.name, chosen)
     check_out(out, target, chosen, overwrite, [place for place in (model and model.path, adapter) if place])
@@ -75,7 +76,7 @@ def export(
         if gate and target.needs_base:  # what cannot be run here is known before anything is written
             target.check_values(source, unchecked, chosen)
             if target.can_be_opened():
-                source = source.asked(verify.prepare(source.model, adapter, backend, progress))
+                source = source.with_answers(verify.prepare(source.model, adapter, backend, progress))
         target.write(source, unchecked, chosen, progress)
         verdict = Gate(None, "not checked: you turned the check off")
         if gate:
@@ -135,11 +136,12 @@ def target_of(key: str) -> Target:
 
 def free_place(folder: Path, key: str, name: str, quant: str) -> Path:
     """Where an export goes in a folder of exports: under its own name, with a number where that is taken. Raises ModelError."""
-    wanted = folder / target_of(key).file_name(name, quant)
+    target = target_of(key)
+    wanted = folder / target.file_name(name, quant)
+    stem, ending = (wanted.name, "") if target.is_folder(quant) else (wanted.stem, wanted.suffix)
     place, number = wanted, 1
     while place.exists():
         number += 1
-        stem, ending = (wanted.stem, wanted.suffix) if wanted.suffix in (".gguf", ".zip") else (wanted.name, "")
         place = wanted.with_name(f"{stem}-{number}{ending}")
     return place
 

@@ -16,7 +16,7 @@ from tiny import tiny_model
 
 
 def test_targets_are_found_by_listing() -> None:
-    assert set(targets()) == {"merged", "gguf", "ollama", "adapter"}
+    assert list(targets()) == ["gguf", "ollama", "merged", "adapter"]
     assert all(target.key == key and target.quants and target.title for key, target in targets().items())
 
 

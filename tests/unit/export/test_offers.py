@@ -10,7 +10,7 @@ import pytest
 
 from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.identity import write_identity
-from finetune_local.export.offers import offers
+from finetune_local.export.offers import Offers, offers
 from finetune_local.gui.lookups.calls.offers import answer
 from finetune_local.models.folder import ModelFolder
 from finetune_local.runtime.rpc import RpcRequest
@@ -32,27 +32,27 @@ def stocked(home: Home) -> Home:
 
 def test_every_target_with_what_it_takes(stocked: Home) -> None:
     found = offers(stocked, "我的 run")
-    assert (found["name"], found["base"]) == ("base-我的 run", "base")
-    assert set(found["targets"]) == {"gguf", "ollama", "merged", "adapter"}
-    for offer in found["targets"].values():
-        assert offer["reason"] == "" and all(form["bytes"] > 0 for form in offer["formats"])
-    sizes = {form["format"]: form["bytes"] for form in found["targets"]["gguf"]["formats"]}
+    assert (found.name, found.base) == ("base-我的 run", "base")
+    assert list(found.targets) == ["gguf", "ollama", "merged", "adapter"]
+    for offer in found.targets.values():
+        assert offer.reason == "" and all(quant.bytes for quant in offer.quants)
+    sizes = {quant.key: quant.bytes or 0 for quant in found.targets["gguf"].quants}
     assert sizes["q4_k_m"] < sizes["q8_0"] < sizes["f16"]
-    json.dumps(found)
-    assert answer(RpcRequest({"id": 1, "do": "offers", "adapter": "我的 run"}, lambda _: None), stocked) == found
+    told = answer(RpcRequest({"id": 1, "do": "offers", "adapter": "我的 run"}, lambda _: None), stocked)
+    assert Offers.from_json(json.loads(json.dumps(told))) == found
 
 
 def test_a_bare_base(stocked: Home) -> None:
     found = offers(stocked, "base", "base")
-    assert found["name"] == "base" and "a bare base has no adapter" in found["targets"]["adapter"]["reason"]
-    assert not found["targets"]["gguf"]["reason"]
+    assert found.name == "base" and "a bare base has no adapter" in found.targets["adapter"].reason
+    assert not found.targets["gguf"].reason
 
 
 def test_without_its_base_an_adapter_goes_alone(stocked: Home) -> None:
     shutil.rmtree(stocked.models / "base")
     found = offers(stocked, "我的 run")
-    assert found["base"] is None and not found["targets"]["adapter"]["reason"]
-    assert "no such model here" in found["targets"]["merged"]["reason"]
+    assert found.base is None and not found.targets["adapter"].reason
+    assert "no such model here" in found.targets["merged"].reason
 
 
 def test_what_cannot_be_merged_says_why(stocked: Home) -> None:
@@ -63,16 +63,16 @@ def test_what_cannot_be_merged_says_why(stocked: Home) -> None:
     write_adapter(stocked.adapters / "p", folded_plan, folded, model.name)
     write_identity(stocked.adapters / "p", model.identity(), None, {"method": "prefix"})
     found = offers(stocked, "p", "base")
-    assert "no weight of the base can hold them" in found["targets"]["merged"]["reason"]
-    assert "no weight of the base can hold them" in found["targets"]["gguf"]["reason"]
-    assert not found["targets"]["adapter"]["reason"]
+    assert "no weight of the base can hold them" in found.targets["merged"].reason
+    assert "no weight of the base can hold them" in found.targets["gguf"].reason
+    assert not found.targets["adapter"].reason
 
 
 def test_families_that_llama_cpp_does_not_get(stocked: Home) -> None:
     tiny_model(stocked.models / "gem", "gemma")
     found = offers(stocked, "base", "gem")
-    assert "cannot be exported to GGUF yet" in found["targets"]["ollama"]["reason"]
-    assert not found["targets"]["merged"]["reason"]
+    assert "cannot be exported to GGUF yet" in found.targets["ollama"].reason
+    assert not found.targets["merged"].reason
 
 
 def test_an_adapter_that_is_not_there(stocked: Home) -> None:
@@ -82,7 +82,7 @@ def test_an_adapter_that_is_not_there(stocked: Home) -> None:
 
 def test_what_a_folder_cannot_do_elsewhere_is_told_beforehand(home: Home) -> None:
     tiny_model(home.models / "untied", "gemma2", tied=False)
-    found = offers(home, "base", "untied")["targets"]
-    assert found["merged"]["reason"] == ""
-    (note,) = found["merged"]["notes"]
+    found = offers(home, "base", "untied").targets
+    assert found["merged"].reason == ""
+    (note,) = found["merged"].notes
     assert note.startswith("not for mlx-lm: mlx-lm's class for gemma2 has no head of its own")

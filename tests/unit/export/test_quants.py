@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize, quants
 from finetune_local.export.engines import llama
 from finetune_local.export.gguf import ggml
 from finetune_local.export.gguf.ggml import Ggml
-from finetune_local.export.gguf.quants import QUANTS, kind_of
+from finetune_local.export.gguf.quants import BY_KEY, kind_of
 from finetune_local.export.targets import Source
 from finetune_local.export.targets.gguf import TARGET, write_gguf
 from finetune_local.models.folder import ModelFolder
@@ -58,7 +58,7 @@ def test_rows_that_do_not_divide_get_the_next_plain_format() -> None:
 def test_the_size_is_known_before_it_is_written(tiny: Path, tmp_path: Path) -> None:
     model = ModelFolder.open(tiny)
     sizes = {}
-    for quant in QUANTS:
+    for quant in BY_KEY:
         write_gguf(model, None, tmp_path / "m.gguf", quant)
         sizes[quant] = (tmp_path / "m.gguf").stat().st_size
         # the tokenizer, which is told roughly, is a tenth of so small a model

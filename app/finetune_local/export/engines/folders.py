@@ -1,4 +1,4 @@
-"""The receivers of merged folders, and what one of them is known not to hold."""
+"""The programs that open merged folders, and the models that one of them is known not to support."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _no_limit(_: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Receiver:
+class Program:
     """A program that opens folders. `limit(config)` is why it is known not to hold a model, "" where it should."""
 
     name: str
@@ -80,8 +80,8 @@ def mlx_lm_note(config: Mapping[str, Any]) -> str:
     return f"mlx-lm's class for {kind} knows no sliding window: it is right for texts of up to {window} tokens"
 
 
-TRANSFORMERS = Receiver("transformers", _SCRIPTS / "open_with_transformers.py", ("torch", "transformers"))
+TRANSFORMERS = Program("transformers", _SCRIPTS / "open_with_transformers.py", ("torch", "transformers"))
 # mlx's wheels for Linux multiply some 40 times slower than torch.
 _FEW = None if sys.platform == "darwin" else 2
-MLX_LM = Receiver("mlx-lm", _SCRIPTS / "open_with_mlx_lm.py", ("mlx", "mlx_lm"), mlx_lm_limit, mlx_lm_note, _FEW)
-RECEIVERS: Sequence[Receiver] = (TRANSFORMERS, MLX_LM)
+MLX_LM = Program("mlx-lm", _SCRIPTS / "open_with_mlx_lm.py", ("mlx", "mlx_lm"), mlx_lm_limit, mlx_lm_note, _FEW)
+PROGRAMS: Sequence[Program] = (TRANSFORMERS, MLX_LM)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_local.export.gguf.quants import FILE_TYPES
+from finetune_local.export.gguf.quants import BY_KEY
 from finetune_local.export.targets.merged import license_of
 from finetune_local.export.weights import EMBEDDING, MergedWeights
 from finetune_local.models.folder import CONFIG, ModelFolder
@@ -28,7 +28,7 @@ def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
     if license_name := license_of(model.path):
         writer.add_license(license_name)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_file_type(LlamaFileType[FILE_TYPES[quant]])
+    writer.add_file_type(LlamaFileType[BY_KEY[quant].file_type])
 
     heads = int(needed(model, config, "num_attention_heads"))
     window = config.get("sliding_window") if model.family == "mistral" else None

@@ -1,33 +1,49 @@
-"""A tuned model for other programs: one file per target, found by listing this folder; `verify.py` is the gate behind each.
+"""Export targets: one file each, found by listing this folder.
 
 A target is a module with
-    TARGET: Target        its key, its quantisations, how it writes, and how what it wrote is checked
-The other modules here are what the targets are made of.
+    TARGET: Target        its key, its words, its quantization types, how it is written and how it is verified
+The window, the command line, the docs and the verification read all they show from it. Its Chinese words are in
+assets/strings/targets.toml; a target without any appears by its English ones.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from finetune_local.system.errors import AdapterError, ModelError
+from finetune_local.system.progress import Progress
 
 if TYPE_CHECKING:
-    from finetune_local.export.verification.verify import Gate, Prepared
+    from finetune_local.export.verification.verify import Gate, Prepared, Receiver
     from finetune_local.export.weights import MergedWeights
     from finetune_local.models.folder import ModelFolder
 
-Progress = Callable[[str, float | None], None]
-"""What is being done, and how much of it is done from 0 to 1 (None: unknown)."""
+
+@dataclass(frozen=True)
+class Quant:
+    """A quantization type a target can be written in, or another form of it (a data type, a zip)."""
+
+    key: str
+    title: str
+    summary: str
+    common: bool = True
+    """Whether the window shows it at once; the others are one press away."""
 
 
-def silent(what: str, done: float | None) -> None:
-    """Progress for those who do not look."""
+@dataclass(frozen=True)
+class Command:
+    """What to type to use an export elsewhere; `text` is "" where there is nothing to type and the title says it all."""
+
+    key: str
+    title: str
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,10 +53,10 @@ class Source:
     base: ModelFolder | None
     adapter: Path | None
     prepared: Prepared | None = None
-    """What the verification will hold the export against, where it was asked beforehand."""
+    """The answers of base + adapter that the verification compares with, where they were computed beforehand."""
 
-    def asked(self, prepared: Prepared) -> Source:
-        """The same, with what base + adapter answer; what was read of it stays read."""
+    def with_answers(self, prepared: Prepared) -> Source:
+        """The same source with the answers of base + adapter; tensors that were read stay read."""
         result = replace(self, prepared=prepared)
         if "weights" in self.__dict__:
             result.__dict__["weights"] = self.__dict__["weights"]
@@ -70,72 +86,102 @@ class Source:
 
     @cached_property
     def weights(self) -> MergedWeights:
-        """Both in one. Raises AdapterError where the adapter does not fit, or cannot be merged."""
+        """Base and adapter merged. Raises AdapterError where the adapter does not fit, or cannot be merged."""
         from finetune_local.export.weights import MergedWeights
 
         return MergedWeights(self.model, self.adapter)
 
 
-class Target(Protocol):
-    """One kind of export. `quants` are its number formats, the default first; `mark` is the file by which a folder of its kind is
-    known; `needs_base` whether it is made from a base."""
+class Target(ABC):
+    """One export target. The class attributes are its record; the methods are called in the order they stand."""
 
     key: str
     title: str
-    quants: tuple[str, ...]
-    mark: str
-    needs_base: bool
+    summary: str
+    """For the docs and the window: where the export is used."""
+    order: int = 50
+    """Targets with a lower number are shown first."""
+    quants: tuple[Quant, ...]
+    """What it can be written in, the default first."""
+    quants_title: str = "Quantization type"
+    """What a choice among `quants` is called."""
+    folder_title: str = ""
+    """What a folder of this target is called in a sentence: "a model folder"."""
+    mark: str = ""
+    """The file by which a folder of this target is recognized."""
+    needs_base: bool = True
+    """Whether it is made from a base."""
+    receivers: Sequence[Receiver] = ()
+    """The programs that open the export in the verification."""
 
+    @property
+    def quant_keys(self) -> tuple[str, ...]:
+        """The keys of `quants`, the default first."""
+        return tuple(quant.key for quant in self.quants)
+
+    @abstractmethod
     def is_folder(self, quant: str) -> bool:
         """Whether it writes a folder, or one file."""
-        ...
 
+    @abstractmethod
     def file_name(self, name: str, quant: str) -> str:
         """What the export is called in a folder of exports; `name` is the model's."""
-        ...
 
     def place(self, out: Path, name: str, quant: str) -> Path:
-        """Where the export goes when the user says `out`: that itself, or a file of its own name in a folder that is there."""
-        ...
+        """Where the export goes when the user says `out`: there, or for a file in a folder that exists, under its own name."""
+        return out if self.is_folder(quant) or not out.is_dir() else out / self.file_name(name, quant)
 
+    @abstractmethod
     def check_source(self, source: Source) -> None:
-        """Raise ModelError or AdapterError where this source cannot be exported so in any format, saying what to do."""
-        ...
+        """Raise ModelError or AdapterError where this source cannot be exported in any quantization type, saying what to do."""
 
     def notes(self, source: Source) -> list[str]:
-        """What is known before anything is written to be so in one of the programs that such an export is for."""
-        ...
+        """What is known before anything is written to be different in one of the programs the export is for."""
+        return []
 
+    @abstractmethod
     def size(self, source: Source, quant: str) -> int:
-        """Bytes that it will take, closely; nothing is written. Raises ModelError where this format cannot be written here."""
-        ...
+        """Bytes the export will take, closely; nothing is written. Raises ModelError where this type cannot be written here."""
 
+    def recommended(self, sizes: Mapping[str, int]) -> str | None:
+        """The quantization type to advise, by the bytes that each possible one will take; None where none is possible."""
+        return next(iter(sizes), None)
+
+    @abstractmethod
     def check_values(self, source: Source, out: Path, quant: str) -> None:
-        """Raise what write() would after long work, as far as it can be known before: room, values, how a tokenizer is read."""
-        ...
+        """Raise what write() would raise after long work, as far as it can be known before: room, values, the tokenizer."""
 
+    @abstractmethod
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """Write everything at `out`, whole or not at all, and return the files. Raises ModelError, AdapterError, DiskFull."""
-        ...
 
     def can_be_opened(self) -> bool:
-        """Whether a program that such an export is for can be asked here, so that check() needs the answers of base + adapter."""
-        ...
+        """Whether a program the export is for can be run here, so that check() needs the answers of base + adapter."""
+        return any(not receiver.missing() for receiver in self.receivers)
 
+    @abstractmethod
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:
-        """Verify what was written at `out`; `skip` names receivers to leave out. Raises GateFailed; says where it cannot be checked here."""
-        ...
+        """Verify what was written at `out`; `skip` names programs to leave out. Raises GateFailed; says where it cannot be checked here."""
+
+    def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
+        """How to use the export at `out` elsewhere."""
+        return []
 
 
 @cache
 def targets() -> Mapping[str, Target]:
-    """Every target by its key."""
-    found: dict[str, Target] = {}
+    """Every target by its key, in the order they are shown."""
+    found: list[Target] = []
     for module in pkgutil.iter_modules(__path__):
-        if not module.name.endswith("_worker"):  # scripts of their own, for other processes
-            target: Target | None = getattr(importlib.import_module(f"{__name__}.{module.name}"), "TARGET", None)
-            if target is not None:
-                found[target.key] = target
-    return found
+        one: Target = importlib.import_module(f"{__name__}.{module.name}").TARGET
+        if one.key != module.name:
+            raise RuntimeError(f"export/targets/{module.name}.py declares key {one.key!r}")
+        found.append(one)
+    return {one.key: one for one in sorted(found, key=lambda one: (one.order, one.key))}
+
+
+def receiver_names() -> tuple[str, ...]:
+    """The programs that open exports in the verification, each once."""
+    return tuple(dict.fromkeys(one.name for target in targets().values() for one in target.receivers))

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,49 +22,49 @@ from finetune_local.adapters.companions import carrier
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import read_identity
 from finetune_local.export.files import ADVICE, check_room
-from finetune_local.export.targets import Progress, Source
+from finetune_local.export.targets import Command, Quant, Source, Target
 from finetune_local.export.verification.verify import Gate
 from finetune_local.models.folder import sha256_of
 from finetune_local.spec.base.tokenizer_files import TOKENIZER, TRAVEL, copy_brought
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import OWN_TYPE, Array, tuner_of
-from finetune_local.system.errors import GateFailed
+from finetune_local.system.errors import GateFailed, typed
 from finetune_local.system.files import ASIDE, disk_full, remove, written_aside
+from finetune_local.system.progress import Progress
 from finetune_local.system.untrusted.text import parse_json_object
 
-FORMS = ("folder", "zip")
+FOLDER, ZIP = (
+    Quant("folder", "Folder", "As PEFT and vLLM load it."),
+    Quant("zip", "Zip file", "One file, easier to send."),
+)
 README = "README.md"
 _FILES = (CONFIG, WEIGHTS, IDENTITY)  # the user's note stays at home
 
 
-class Adapter:
-    """See Target. `quants` are its forms: a folder, or one file."""
+class Adapter(Target):
+    """See Target. It comes as a folder, or as one file."""
 
     key = "adapter"
-    title = "Adapter alone (PEFT, vLLM, finetune-local elsewhere)"
-    quants = FORMS
+    title = "Adapter alone"
+    summary = "Small: for PEFT, vLLM, or Finetune Local on another computer. The base is needed beside it."
+    order = 40
+    quants = (FOLDER, ZIP)
+    quants_title = "Save as"
+    folder_title = "an adapter's folder"
     mark = CONFIG
     needs_base = False
 
     def is_folder(self, quant: str) -> bool:
         """See Target."""
-        return quant == "folder"
+        return quant == FOLDER.key
 
     def file_name(self, name: str, quant: str) -> str:
         """See Target."""
-        return f"{name}-adapter.zip" if quant == "zip" else f"{name}-adapter"
-
-    def place(self, out: Path, name: str, quant: str) -> Path:
-        """The folder or the file itself, or a zip named after the adapter in a folder that is there."""
-        return out / self.file_name(name, quant) if quant == "zip" and out.is_dir() else out
+        return f"{name}-adapter.zip" if quant == ZIP.key else f"{name}-adapter"
 
     def check_source(self, source: Source) -> None:
         """See Target."""
         read_adapter(source.adapter_folder)
-
-    def notes(self, source: Source) -> list[str]:
-        """None."""
-        return []
 
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
@@ -82,9 +82,9 @@ class Adapter:
         folder = source.adapter_folder
         published = published_of(folder)
         size = self.size(source, quant)
-        check_room(out, size if quant == "folder" else 2 * size)
+        check_room(out, size if quant == FOLDER.key else 2 * size)
         progress("writing", 0.0)
-        if quant == "folder":
+        if quant == FOLDER.key:
             with written_aside(out, ADVICE) as aside:
                 _fill(aside, folder, published)
         else:
@@ -94,10 +94,6 @@ class Adapter:
         progress("writing", 1.0)
         return sorted(out.iterdir()) if out.is_dir() else [out]
 
-    def can_be_opened(self) -> bool:
-        """See Target: it is read back, and nothing is run."""
-        return False
-
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:
@@ -105,7 +101,7 @@ class Adapter:
         started = time.monotonic()
         progress("checking the export", 0.0)
         wanted = published_of(source.adapter_folder)
-        if quant == "folder":
+        if quant == FOLDER.key:
             found = _read(out)
         else:
             with disk_full(out, ADVICE), _beside(out) as made, zipfile.ZipFile(out) as packed:
@@ -121,6 +117,11 @@ class Adapter:
                 raise GateFailed(f"adapter: the tensor {name} does not read back as it was written.")
         progress("checking the export", 1.0)
         return Gate(True, tensors=len(wanted.tensors), seconds=round(time.monotonic() - started, 1))
+
+    def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
+        """See Target."""
+        place = typed(str(out))
+        return [Command("import", "In Finetune Local on another computer", f"finetune-local adapters import {place}")]
 
 
 @dataclass(frozen=True)

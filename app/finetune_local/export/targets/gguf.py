@@ -7,34 +7,41 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune_local.export.engines.llama import available
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.gguf import ggml
 from finetune_local.export.gguf.ggml import Ggml
 from finetune_local.export.gguf.metadata import ARCHITECTURES, Nowhere, add_metadata
-from finetune_local.export.gguf.quants import QUANTS, is_k
+from finetune_local.export.gguf.quants import BY_KEY, QUANTS, is_k
 from finetune_local.export.gguf.rehearsal import rehearse
 from finetune_local.export.gguf.tensors import GgufTensor, gguf_tensors
 from finetune_local.export.gguf.vocabulary import add_vocabulary, read_vocabulary
-from finetune_local.export.targets import Progress, Source, silent
+from finetune_local.export.targets import Command, Source, Target
 from finetune_local.export.verification import verify
+from finetune_local.export.verification.gguf import LLAMA_CPP
 from finetune_local.export.verification.verify import Gate
 from finetune_local.export.weights import EMBEDDING, MergedWeights, check_float16, check_float16_base
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.base.tokenizer_files import TOKENIZER, in_force
-from finetune_local.system.errors import ModelError
+from finetune_local.system.errors import ModelError, typed
 from finetune_local.system.files import written_aside
+from finetune_local.system.progress import Progress, silent
 
 _COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 _GRID, _GRID_ROWS = 2e-3, 64
 """Mean rounding, as a share of the weights, below which they lie on a format's grid, and how many rows are looked at."""
+
+SMALL = 4_000_000_000
+"""Bytes of an F16 file (2 billion parameters) up to which F16 is recommended; above it Q8_0, and above four times that Q4_K_M."""
+
+_FULL, _HALF, _QUARTER = "f16", "q8_0", "q4_k_m"
+LM_STUDIO = Command("lmstudio", "LM Studio and others: open the file there.")
 
 _METADATA_BYTES = 32 * 2**20  # vocabulary and merges of the largest tokenizers
 
@@ -46,14 +53,15 @@ def write_gguf(
     return Gguf().write(Source(model, adapter), out, quant, progress)
 
 
-class Gguf:
+class Gguf(Target):
     """See Target."""
 
     key = "gguf"
-    title = "GGUF (llama.cpp, Ollama, LM Studio)"
+    title = "One GGUF file"
+    summary = "For llama.cpp, LM Studio, Jan and most other apps that run models."
+    order = 10
     quants = QUANTS
-    mark = ""
-    needs_base = True
+    receivers = (LLAMA_CPP,)
 
     def is_folder(self, quant: str) -> bool:
         """See Target."""
@@ -63,20 +71,12 @@ class Gguf:
         """See Target."""
         return f"{name}-{quant.upper()}.gguf"
 
-    def place(self, out: Path, name: str, quant: str) -> Path:
-        """The file itself, or one named after model and format in a folder that is there."""
-        return out / self.file_name(name, quant) if out.is_dir() else out
-
     def check_source(self, source: Source) -> None:
         """See Target."""
         check_family(source.model)
-        gguf_tensors(source.weights, QUANTS[0])
-        add_metadata(Nowhere(), source.weights, QUANTS[0])
+        gguf_tensors(source.weights, QUANTS[0].key)
+        add_metadata(Nowhere(), source.weights, QUANTS[0].key)
         read_vocabulary(source.model, source.adapter, source.weights.shapes()[EMBEDDING][0])
-
-    def notes(self, source: Source) -> list[str]:
-        """None."""
-        return []
 
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
@@ -110,21 +110,30 @@ class Gguf:
                 writer.close()
         return [out]
 
-    def can_be_opened(self) -> bool:
-        """See Target."""
-        return available()
+    def recommended(self, sizes: Mapping[str, int]) -> str | None:
+        """Small models lose much by few bits, large ones little."""
+        full = sizes.get(_FULL, 0)
+        advised = _FULL if full <= SMALL else _HALF if full <= 4 * SMALL or _QUARTER not in sizes else _QUARTER
+        return advised if advised in sizes else super().recommended(sizes)
 
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:
         """See Target."""
-        return verify.verify("gguf", out, quant, source.model, source.adapter, backend, progress, skip, source.prepared)
+        limits = BY_KEY[quant].limits
+        return verify.verify(
+            self.receivers, out, limits, source.model, source.adapter, backend, progress, skip, source.prepared
+        )
+
+    def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
+        """See Target."""
+        return [Command("llama", "In llama.cpp", f"llama-cli -m {typed(str(out))} -cnv"), LM_STUDIO]
 
 
 def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:
     """The tensors to be written. Raises ModelError where the family or the format cannot be, saying what to do."""
-    if quant not in QUANTS:
-        raise ModelError(f"'{quant}' is no GGUF format that can be written. Known: {', '.join(QUANTS)}.")
+    if quant not in BY_KEY:
+        raise ModelError(f"'{quant}' is no GGUF format that can be written. Known: {', '.join(BY_KEY)}.")
     check_family(weights.model)
     tensors = gguf_tensors(weights, quant)
     if any(is_k(tensor.kind) for tensor in tensors) and (reason := ggml.missing()):

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from finetune_local.adapters.asked_files import copy_files, stops_of, write_stops
@@ -16,21 +16,33 @@ from finetune_local.adapters.companions import asking
 from finetune_local.export.engines.folders import mlx_lm_limit, mlx_lm_note
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.merged_config import merged_config
-from finetune_local.export.targets import Progress, Source, silent
+from finetune_local.export.targets import Command, Quant, Source, Target
 from finetune_local.export.verification import verify
+from finetune_local.export.verification.compare import BF16, F16, F32
+from finetune_local.export.verification.folder import FOLDER_RECEIVERS
 from finetune_local.export.verification.verify import Gate
 from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16, check_float16_base
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
 from finetune_local.spec.base.tokenizer_files import GENERATION, OF_TOKENIZER, OTHER_FORMS, in_force
-from finetune_local.system.errors import ModelError
+from finetune_local.system.errors import ModelError, typed
 from finetune_local.system.files import written_aside
+from finetune_local.system.progress import Progress, silent
 
 SHARD_BYTES = 5_000_000_000
 LOSSLESS_BELOW = 1_000_000_000
 """Models of fewer parameters are written as float32 by default: nothing of the adapter is rounded away, at little cost."""
 
-DTYPES = ("auto", "float32", "float16", "bfloat16")
+DTYPES = (
+    Quant(
+        "auto", "Automatic", "As the base is stored; small models exactly. The right choice unless you know otherwise."
+    ),
+    Quant("float32", "float32", "Exact and large.", False),
+    Quant("float16", "float16", "Half the size; for programs that require float16."),
+    Quant("bfloat16", "bfloat16", "Half the size; what most models are published in."),
+)
+AUTO, FLOAT32, FLOAT16, _ = (dtype.key for dtype in DTYPES)
+_LIMITS = {"F32": F32, "F16": F16, "BF16": BF16}
 _SHORT = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _LONG = {short: dtype for dtype, short in _SHORT.items()}
 _NOT_COPIED = (
@@ -63,14 +75,18 @@ def write_merged(
     return Merged().write(Source(model, adapter), out, dtype, progress)
 
 
-class Merged:
+class Merged(Target):
     """See Target."""
 
     key = "merged"
-    title = "Merged safetensors (transformers, mlx-lm, vLLM)"
+    title = "Merged model"
+    summary = "A Hugging Face folder for transformers, mlx-lm and vLLM; can be trained further."
+    order = 30
     quants = DTYPES
+    quants_title = "Data type"
+    folder_title = "a model folder"
     mark = CONFIG
-    needs_base = True
+    receivers = FOLDER_RECEIVERS
 
     def is_folder(self, quant: str) -> bool:
         """See Target."""
@@ -78,11 +94,7 @@ class Merged:
 
     def file_name(self, name: str, quant: str) -> str:
         """See Target."""
-        return f"{name}-merged" if quant == "auto" else f"{name}-merged-{quant}"
-
-    def place(self, out: Path, name: str, quant: str) -> Path:
-        """The folder itself."""
-        return out
+        return f"{name}-merged" if quant == AUTO else f"{name}-merged-{quant}"
 
     def check_source(self, source: Source) -> None:
         """See Target."""
@@ -145,25 +157,30 @@ class Merged:
                 _sync(path)
         return sorted(out.iterdir())
 
-    def can_be_opened(self) -> bool:
-        """See Target."""
-        return True
-
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:
         """See Target."""
-        kind = _SHORT[chosen_dtype(source.model, quant)].lower()
+        limits = _LIMITS[_SHORT[chosen_dtype(source.model, quant)]]
         return verify.verify(
-            "merged", out, kind, source.model, source.adapter, backend, progress, skip, source.prepared
+            self.receivers, out, limits, source.model, source.adapter, backend, progress, skip, source.prepared
         )
+
+    def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
+        """See Target."""
+        place = typed(str(out))
+        return [
+            Command("mlx", "With mlx-lm on a Mac", f"mlx_lm.chat --model {place}"),
+            Command("vllm", "Served by vLLM", f"vllm serve {place}"),
+        ]
 
 
 def chosen_dtype(model: ModelFolder, wanted: str) -> str:
     """float32, float16 or bfloat16; see LOSSLESS_BELOW for "auto". Raises ModelError for another word."""
-    if wanted not in DTYPES:
-        raise ModelError(f"'{wanted}' is no number format of a merged folder. Known: {', '.join(DTYPES)}.")
-    if wanted != "auto":
+    keys = [dtype.key for dtype in DTYPES]
+    if wanted not in keys:
+        raise ModelError(f"'{wanted}' is no number format of a merged folder. Known: {', '.join(keys)}.")
+    if wanted != AUTO:
         return wanted
     if model.parameters < LOSSLESS_BELOW:
         return "float32"

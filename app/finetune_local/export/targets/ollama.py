@@ -7,7 +7,7 @@ The GGUF is the one of gguf.py and goes through the same gate. What Ollama needs
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,14 @@ from finetune_local.export.files import ADVICE
 from finetune_local.export.gguf.quants import QUANTS
 from finetune_local.export.gguf.vocabulary import read_vocabulary, special_ids, starts_with_bos
 from finetune_local.export.ollama.template import NotRecognised, Turns, turns_of
-from finetune_local.export.targets import Progress, Source
+from finetune_local.export.targets import Command, Source, Target
+from finetune_local.export.targets.gguf import LM_STUDIO
 from finetune_local.export.targets.gguf import TARGET as GGUF
-from finetune_local.export.verification import verify
 from finetune_local.export.verification.verify import Gate
 from finetune_local.export.weights import EMBEDDING
-from finetune_local.system.errors import DataError
+from finetune_local.system.errors import DataError, typed
 from finetune_local.system.files import written_aside
+from finetune_local.system.progress import Progress
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -42,14 +43,17 @@ class Asking:
     notes: tuple[str, ...] = ()
 
 
-class Ollama:
+class Ollama(Target):
     """See Target."""
 
     key = "ollama"
-    title = "Ollama (a folder with GGUF and Modelfile)"
+    title = "Ollama"
+    summary = "A folder with GGUF and Modelfile, ready for one command."
+    order = 20
     quants = QUANTS
+    folder_title = "a folder for Ollama"
     mark = MODELFILE
-    needs_base = True
+    receivers = GGUF.receivers
 
     def is_folder(self, quant: str) -> bool:
         """See Target."""
@@ -59,17 +63,9 @@ class Ollama:
         """See Target."""
         return f"{name}-{quant.upper()}-ollama"
 
-    def place(self, out: Path, name: str, quant: str) -> Path:
-        """The folder itself."""
-        return out
-
     def check_source(self, source: Source) -> None:
         """See Target."""
         GGUF.check_source(source)
-
-    def notes(self, source: Source) -> list[str]:
-        """None."""
-        return []
 
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
@@ -91,18 +87,27 @@ class Ollama:
             (folder / README).write_text(_readme(source, name, asking), "utf-8", newline="\n")
         return sorted(out.iterdir())
 
-    def can_be_opened(self) -> bool:
+    def recommended(self, sizes: Mapping[str, int]) -> str | None:
         """See Target."""
-        return GGUF.can_be_opened()
+        return GGUF.recommended(sizes)
 
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Gate:
         """The GGUF's gate; the Modelfile's template was compared with the model's own when it was made."""
         (file,) = out.glob("*.gguf")
-        return verify.verify(
-            "gguf", file, quant, source.model, source.adapter, backend, progress, skip, source.prepared
-        )
+        return GGUF.check(source, file, quant, backend, progress, skip)
+
+    def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
+        """See Target."""
+        gguf = next((file for file in files if file.suffix == ".gguf"), None)
+        name = gguf.stem.rpartition("-")[0] if gguf is not None else out.name
+        create = f"ollama create {name} -f {typed(str(out / MODELFILE))}"
+        return [
+            Command("ollama_create", "Import it into Ollama", create),
+            Command("ollama_run", "Chat with it there", f"ollama run {name}"),
+            LM_STUDIO,
+        ]
 
 
 def model_name(text: str) -> str:

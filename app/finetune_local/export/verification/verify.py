@@ -16,52 +16,21 @@ import gc
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune_local.adapters.companions import tokenizer_of
 from finetune_local.backend import Backend, Device, choose
-from finetune_local.export.engines.folders import RECEIVERS, Receiver
-from finetune_local.export.engines.llama import INSTALL, LlamaCpp, LlamaFailed, available
-from finetune_local.export.engines.process import Heard, Question, Request, ask
-from finetune_local.export.targets import Progress, silent
-from finetune_local.export.verification.candidates import TOP, GgufCandidate, HeardCandidate, Reference, log_softmax
-from finetune_local.export.verification.compare import (
-    Limits,
-    ReceiverCheck,
-    compare_answers,
-    compare_reading,
-    compare_stops,
-    differing,
-    quoted,
-)
+from finetune_local.export.verification.candidates import Reference, log_softmax
+from finetune_local.export.verification.compare import BF16, Limits, ReceiverCheck
 from finetune_local.export.verification.expected import Expected, expected
 from finetune_local.export.verification.probes import Probe
-from finetune_local.models.folder import CONFIG, ModelFolder, read_json
+from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.run import Precision
-from finetune_local.system.errors import GateFailed, OutOfMemory
+from finetune_local.system.errors import OutOfMemory
+from finetune_local.system.progress import Progress, silent
 
 TOKENS = 32
-LLAMA_CPP = "llama.cpp"
-RECEIVER_NAMES = (*(receiver.name for receiver in RECEIVERS), LLAMA_CPP)
-
-_ACCENTS = (
-    "llama.cpp does not put letters and accents together (NFC) as this tokenizer does: texts that write them apart are read as "
-    "other tokens"
-)
-
-# Measured on SmolLM2-135M, the least forgiving of models, with a LoRA of its own (docs/export.md): what is written well stays far
-# below each limit, and what is written wrongly is beyond.
-LIMITS = {
-    "f32": Limits(1e-3, 0.05),
-    "f16": Limits(2e-3, 0.05),
-    "bf16": Limits(2e-2, 0.25),
-    "q8_0": Limits(5e-2, None),
-    "q6_k": Limits(1e-1, None),
-    **dict.fromkeys(("q5_k_m", "q5_1", "q5_0"), Limits(0.3, None)),
-    **dict.fromkeys(("q4_k_m", "q4_1", "q4_0"), Limits(0.6, None)),
-}
 
 
 @dataclass
@@ -95,15 +64,26 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class _Ground:
-    """What each receiver is held against."""
+class Ground:
+    """What every program that opens an export is compared with."""
 
     expected: Expected
     references: Sequence[Reference]
     limits: Limits
     dtype: str
     device: str
-    advice: str
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """A program that opens exports. `check` asks it about the export at a path and fills in what it did; raises GateFailed."""
+
+    name: str
+    check: Callable[[Path, Ground, ReceiverCheck], None]
+    kl_over: str
+    """What its KL divergence is taken over."""
+    missing: Callable[[], str] = str
+    """Why it cannot be asked on this machine; "" where it can."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +118,9 @@ def prepare(model: ModelFolder, adapter: Path | None, backend: str = "auto", pro
 
 
 def verify(
-    target: str,
+    receivers: Sequence[Receiver],
     out: Path,
-    kind: str,
+    limits: Limits,
     model: ModelFolder,
     adapter: Path | None,
     backend: str = "auto",
@@ -148,20 +128,19 @@ def verify(
     skip: Collection[str] = (),
     prepared: Prepared | None = None,
 ) -> Gate:
-    """Check an export at `out` in the number format `kind` ("f32", "f16", "bf16", "q8_0"); `skip` names receivers to leave out,
-    `prepared` is what prepare() gave.
+    """Have every receiver open the export at `out` and compare it with base + adapter, within the limits of its quantization type.
 
-    Raises GateFailed saying which receiver, which check, which prompt, at which token. Returns a gate that was not passed (None)
-    where no receiver could be asked here: not installed, or too little memory.
+    `skip` names receivers to leave out; `prepared` is the result of prepare(), where it ran before. Raises GateFailed saying
+    which receiver, which check, which prompt, at which token. The result is not passed (None) where no receiver could be
+    asked here: not installed, or too little memory.
     """
     started = time.monotonic()
-    if target == "gguf" and not available():
-        reason = f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}"
-        return Gate(None, reason, receivers=[ReceiverCheck(LLAMA_CPP, reason=reason)])
+    missing = [ReceiverCheck(receiver.name, reason=reason) for receiver in receivers if (reason := receiver.missing())]
+    if len(missing) == len(receivers):
+        return Gate(None, missing[0].reason, receivers=missing)
     known = prepared or prepare(model, adapter, backend, progress)
-    limits = (
-        LIMITS[kind] if known.precision == "fp32" else max(LIMITS[kind], LIMITS["bf16"], key=lambda limit: limit.kl)
-    )
+    if known.precision != "fp32":
+        limits = max(limits, BF16, key=lambda limit: limit.kl)
     gate = Gate(
         None,
         backend=known.backend,
@@ -169,25 +148,15 @@ def verify(
         prompts=len(known.expected.probes),
         tie_tolerance=limits.tie,
         kl_limit=limits.kl,
-        kl_over=f"the {TOP} likeliest tokens and all others as one" if target == "gguf" else "the whole vocabulary",
+        kl_over=receivers[0].kl_over,
     )
     if known.lack:
         gate.reason = known.lack
         return gate
-    ground = _Ground(
-        known.expected,
-        known.references,
-        limits,
-        "float32" if known.precision == "fp32" else "bfloat16",
-        known.device,
-        " So few bits are too few for this model: choose q8_0 or f16." if limits.kl > LIMITS["q8_0"].kl else "",
-    )
-    if target == "gguf":
-        gate.receivers = [_timed(LLAMA_CPP, skip, partial(_llama, out, ground), progress, 0.0)]
-    else:
-        for number, receiver in enumerate(RECEIVERS):
-            done = number / len(RECEIVERS)
-            gate.receivers.append(_timed(receiver.name, skip, partial(_folder, receiver, out, ground), progress, done))
+    dtype = "float32" if known.precision == "fp32" else "bfloat16"
+    ground = Ground(known.expected, known.references, limits, dtype, known.device)
+    for number, receiver in enumerate(receivers):
+        gate.receivers.append(_timed(receiver, out, ground, skip, progress, number / len(receivers)))
     progress("checking the export", 1.0)
     _conclude(gate)
     gate.seconds = round(time.monotonic() - started, 1)
@@ -195,14 +164,17 @@ def verify(
 
 
 def _timed(
-    name: str, skip: Collection[str], opened: Callable[[ReceiverCheck], None], progress: Progress, done: float
+    receiver: Receiver, out: Path, ground: Ground, skip: Collection[str], progress: Progress, done: float
 ) -> ReceiverCheck:
-    check, started = ReceiverCheck(name), time.monotonic()
+    check, started = ReceiverCheck(receiver.name), time.monotonic()
     progress("checking the export", done)
-    if name in skip:
+    if receiver.name in skip:
         check.reason = "not checked: you left it out"
         return check
-    opened(check)
+    if reason := receiver.missing():
+        check.reason = reason
+        return check
+    receiver.check(out, ground, check)
     check.seconds = round(time.monotonic() - started, 1)
     return check
 
@@ -216,107 +188,6 @@ def _conclude(gate: Gate) -> None:
     gate.passed = True
     gate.tokens, gate.equal_texts, gate.near_ties = seen.tokens, seen.equal_texts, seen.near_ties
     gate.kl_mean, gate.kl_max = seen.kl_mean, seen.kl_max
-
-
-def _folder(receiver: Receiver, out: Path, ground: _Ground, check: ReceiverCheck) -> None:
-    """A merged folder in plain transformers or plain mlx-lm. Raises GateFailed."""
-    config = read_json(out / CONFIG, "")
-    if limit := receiver.limit(config):
-        check.reason = f"not checked: {limit}"
-        return
-    wanted = ground.expected
-    shortest = sorted(ground.references, key=lambda r: len(r.probe.ids) + len(r.answer))[: receiver.most_prompts]
-    references = [reference for reference in ground.references if any(reference is one for one in shortest)]
-    heard = ask(
-        receiver.worker,
-        receiver.needs,
-        Request(
-            out,
-            ground.dtype,
-            ground.device,
-            [chat.as_json() for chat in wanted.chats],
-            wanted.texts,
-            [Question(r.probe.ids, r.answer[:-1]) for r in references],
-            wanted.stop_ids,
-            wanted.plain_token,
-        ),
-    )
-    if heard.absent:
-        check.reason = f"not checked: {heard.absent}"
-        return
-    if heard.failed:
-        raise GateFailed(f"{receiver.name} cannot open the export: {heard.failed}")
-    check.version = heard.version
-    if note := receiver.note(config):
-        check.notes.append(note)
-    if len(references) < len(ground.references):
-        check.notes.append(
-            f"{receiver.name} was asked the shortest {len(references)} of {len(ground.references)} prompts: it computes slowly here"
-        )
-    candidate = HeardCandidate(heard, wanted.chats, wanted.texts, [reference.probe for reference in references])
-    chats = [chat for chat in wanted.chats if not _own_way(check, heard, wanted, candidate, chat)]
-    compare_reading(check, candidate, wanted, chats)
-    compare_stops(check, candidate, wanted)
-    compare_answers(check, candidate, wanted, references, ground.limits, ground.advice)
-    check.passed = not check.reason
-
-
-def _own_way(check: ReceiverCheck, heard: Heard, wanted: Expected, candidate: HeardCandidate, chat: Any) -> bool:
-    """Whether mlx-lm renders a chat otherwise because it tells the template whether to think, which nothing in a folder can turn
-    off; told once."""
-    if heard.thinks is None:
-        return False
-    (found,) = candidate.renderings([chat])
-    if not differing(wanted, chat, found) or differing(wanted, chat, found, enable_thinking=heard.thinks):
-        return False
-    check.reason = check.reason or (
-        f"{check.name} asks this template with enable_thinking={heard.thinks}, which makes another prompt than the adapter was "
-        "trained with"
-    )
-    return True
-
-
-def _llama(out: Path, ground: _Ground, check: ReceiverCheck) -> None:
-    """A GGUF in llama.cpp. Raises GateFailed."""
-    wanted = ground.expected
-    context = max(len(r.probe.ids) + len(r.answer) for r in ground.references) + 64
-    try:
-        with LlamaCpp(out, context, wanted.plain_token) as llama:
-            candidate = GgufCandidate(llama)
-            _check_stored_template(out, wanted)
-            # llama.cpp continues an answer at the end of a chat instead of closing it.
-            chats = [chat for chat in wanted.chats if chat.generation_prompt and wanted.template is not None]
-            compare_reading(check, candidate, wanted, [chat for chat in chats if chat.plain])
-            for chat in chats:
-                if chat.plain:
-                    continue
-                (found,) = candidate.renderings([chat])
-                if difference := differing(wanted, chat, found):
-                    check.notes.append(f"llama.cpp renders a chat with {quoted(chat.title)} otherwise: {difference}")
-                else:
-                    check.chats += 1
-            compare_stops(check, candidate, wanted)
-            compare_answers(check, candidate, wanted, ground.references, ground.limits, ground.advice)
-            if wanted.composes:
-                check.notes.append(_ACCENTS)
-    except LlamaFailed as error:
-        raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
-    check.passed = True
-
-
-def _check_stored_template(out: Path, wanted: Expected) -> None:
-    """The template that lies in a GGUF renders every chat as the app's does. Raises GateFailed."""
-    from gguf import GGUFReader
-
-    entry = GGUFReader(out).get_field("tokenizer.chat_template")
-    stored = str(entry.contents()) if entry is not None else None
-    if (stored is None) != (wanted.template is None):
-        whose = "the app has one and the export none" if stored is None else "the export has one and the app none"
-        raise GateFailed(f"chat template: {whose}.")
-    theirs = replace(wanted, template=stored)
-    for chat in wanted.chats:
-        if difference := differing(wanted, chat, theirs.rendering(chat)):
-            raise GateFailed(f"chat template: the file's own: a chat with {quoted(chat.title)}: {difference}")
 
 
 def _references(

@@ -3,8 +3,8 @@
 A file `train.toml` holds the keys "train.*", each a list of two: [English, Chinese]. "{name}" is filled in; "one row|{n} rows"
 is the form for n = 1 and the one for all others.
 
-The files of DECLARED hold the Chinese alone: what a setting is for, what a method does, what a model is good for is declared in
-English once, where it belongs (spec/, models.json), and is read from there; `get()` gives None for it in English.
+The files of DECLARED hold the Chinese alone: what a setting, a method, a model, an export target is for is declared in
+English once, where it belongs (spec/, export/, models.json), and is read from there; `get()` gives None for it in English.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from finetune_local.system.untrusted.text import parse_toml
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
-DECLARED = ("catalog", "help", "methods")
+DECLARED = ("catalog", "help", "methods", "quants", "targets")
 """Files (without .toml) whose English is declared in the code."""
 
 Pair = tuple[str | None, str]

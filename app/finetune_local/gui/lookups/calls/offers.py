@@ -1,4 +1,4 @@
-"""What an adapter can be exported as, and what each format will take: see export/offers.py. Values: adapter, model."""
+"""What an adapter can be exported as, and what each quantization type will take: see export/offers.py. Values: adapter, model."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ from finetune_local.system.paths import Home
 
 def answer(request: RpcRequest, home: Home) -> dict[str, Any]:
     """The offers. Raises AdapterError."""
-    return offers(home, str(request.values["adapter"]), request.values.get("model"))
+    return offers(home, str(request.values["adapter"]), request.values.get("model")).as_json()

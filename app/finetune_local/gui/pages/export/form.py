@@ -1,4 +1,4 @@
-"""What is to be exported, as what, in which format, where to: the form of the Export page, and the job it stands for."""
+"""The form of the Export page: what to export, to which target, in which quantization type, where; and the job it starts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.export import exports
-from finetune_local.export.offers import BASE
+from finetune_local.export.offers import BASE, Offers, QuantOffer, TargetOffer
 from finetune_local.export.pipeline import free_place
+from finetune_local.export.targets import Quant, Target, targets
 from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.export import words
 from finetune_local.gui.shell.answers import Answer
 from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import fields, parts
-from finetune_local.gui.widgets.html import Html, h
+from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.runtime.job import Job
 from finetune_local.system.errors import SpecError
 from finetune_local.system.files import free_bytes
@@ -23,21 +25,12 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
 
-TARGETS = ("gguf", "ollama", "merged", "adapter")
-"""As they are shown: the most asked for first."""
-
-FIRST = {"f16", "q8_0", "q5_k_m", "q4_k_m", "auto", "float16", "bfloat16", "folder", "zip"}
-"""Formats that are shown at once."""
-
-SMALL = 4_000_000_000
-"""Bytes of an F16 file up to which F16 is recommended (2 billion parameters); above it Q8_0, and above four times that Q4_K_M."""
-
 Rows = Sequence[Mapping[str, Any]]
 
 
 def form_of(window: Window) -> dict[str, Any]:
-    """The window's form: target, formats (by target), folder, gate."""
-    usual: dict[str, Any] = {"target": "gguf", "formats": {}, "folder": "", "gate": True}
+    """The window's form: target, formats (a quantization type by target), folder, gate."""
+    usual: dict[str, Any] = {"target": next(iter(targets())), "formats": {}, "folder": "", "gate": True}
     return {**usual, **(window["export_form"] or {})}
 
 
@@ -62,21 +55,22 @@ def asked(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
     return {"adapter": adapter, "model": chosen_model(context, window) if adapter == BASE else None}
 
 
-def begin(context: Context, window: Window, adapters: Rows, offers: Mapping[str, Any]) -> Job:
-    """Start what the form says. Raises SpecError where it cannot be."""
+def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> Job:
+    """Start the export that the form describes. Raises SpecError where it is not possible."""
     form, question = form_of(window), asked(context, window, adapters)
-    target = _target(form, offers)
-    chosen = _format(form, target, offers)
+    target = _target(form)
+    offer = offers.targets[target.key]
+    chosen = _chosen(form, target, offer)
     if chosen is None:
-        raise SpecError(offers["targets"][target]["reason"] or context.t("export.cannot_format"))
+        raise SpecError(offer.reason or context.t("export.no_quant"))
     return exports.begin(
         context.home,
         question["adapter"],
         question["model"],
-        target,
-        str(chosen["format"]),
+        target.key,
+        chosen.key,
         form["folder"],
-        str(offers["name"]),
+        offers.name,
         gate=bool(form["gate"]),
     )
 
@@ -96,148 +90,120 @@ def card(context: Context, window: Window, adapters: Rows, answer: Answer) -> Ht
         id="export-adapter",
         help=t("export.on_base", method=row["method"], base=row["base"]) if row else chosen_model(context, window),
     )
-    body: list[Any] = [h("div", which, class_="field-grid one")]
+    body: list[Child] = [h("div", which, class_="field-grid one")]
     if answer.problem is not None:
         body.append(h("p", sentence(t, str(answer.problem)), class_="hint bad text", role="alert"))
     elif answer.value is None:
         body.append(parts.progress(t, context.f, t("export.looking"), None))
     else:
-        body += _choices(context, window, answer.value)
+        body += _choices(context, window, Offers.from_json(answer.value))
     return parts.card(*body, title=t("export.what"))
 
 
-def _choices(context: Context, window: Window, offers: Mapping[str, Any]) -> list[Any]:
+def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
     t, form = context.t, form_of(window)
-    target = _target(form, offers)
-    offer = offers["targets"][target]
-    body: list[Any] = [h("h3", t("export.where_for")), _targets(context, target, offers)]
-    if offer["reason"]:
-        others = [t(f"export.target_{key}") for key in TARGETS if not offers["targets"][key]["reason"]]
-        body.append(
-            h(
-                "div",
-                h("strong", t("export.cannot_title")),
-                h("p", sentence(t, offer["reason"]), class_="text"),
-                h("p", t("export.can_instead", names=", ".join(others))) if others else None,
-                class_="hint warn",
-            )
-        )
-        return body
-    body += [h("p", sentence(t, note), class_="hint text") for note in offer.get("notes") or ()]
+    target = _target(form)
+    offer = offers.targets[target.key]
+    body: list[Child] = [h("h3", t("export.where_for")), _targets(context, target, offers)]
+    if offer.reason:
+        return [*body, _refusal(context, offer, offers)]
+    body += [h("p", sentence(t, note), class_="hint text") for note in offer.notes]
     place = located(form["folder"]) if form["folder"].strip() else exports.folder_of(context.home)
     free = _free(place)
-    chosen = _format(form, target, offers)
-    body += [h("h3", t("export.format")), _formats(context, target, offer["formats"], chosen, free)]
-    if chosen is None:
+    chosen = _chosen(form, target, offer)
+    body += [h("h3", words.quants_title(t, target)), _quants(context, target, offer, chosen, free)]
+    if chosen is None or chosen.bytes is None:
         return body
-    name = str(offers["name"])
-    out = free_place(place, target, name, str(chosen["format"])) if place.is_absolute() else None
-    fits = free is None or chosen["bytes"] < free
-    body += [
+    out = free_place(place, target.key, offers.name, chosen.key) if place.is_absolute() else None
+    fits = free is None or chosen.bytes < free
+    start = t("export.start", size=context.f.size(chosen.bytes))
+    return [
+        *body,
         h(
             "div",
             fields.path(
                 t, t("export.folder"), "set", "folder", form["folder"], id="export-folder", pick="folder",
                 placeholder=str(exports.folder_of(context.home)), help=_room(context, free),
             ),
-            fields.check(t("export.gate"), "set", "gate", form["gate"], id="export-gate", help=t("export.gate_help")),
+            fields.check(t("export.verify"), "set", "gate", form["gate"], id="export-gate", help=t("export.verify_help")),
             class_="field-grid wide",
         ),
         h(
             "div",
-            parts.button(
-                t("export.start", size=context.f.size(chosen["bytes"])), "start", kind="primary", disabled=not fits
-            ),
+            parts.button(start, "start", kind="primary", disabled=not fits),
             h("span", t("export.will_be", name=out.name) if out else "", class_="soft grow"),
             class_="row form-end",
         ),
     ]  # fmt: skip
-    return body
 
 
-def _targets(context: Context, chosen: str, offers: Mapping[str, Any]) -> Html:
+def _refusal(context: Context, offer: TargetOffer, offers: Offers) -> Html:
+    """Why the chosen target is not possible, and which are."""
+    t = context.t
+    others = [words.target_title(t, target) for key, target in targets().items() if not offers.targets[key].reason]
+    return h(
+        "div",
+        h("strong", t("export.cannot_title")),
+        h("p", sentence(t, offer.reason), class_="text"),
+        h("p", t("export.can_instead", names=", ".join(others))) if others else None,
+        class_="hint warn",
+    )
+
+
+def _targets(context: Context, chosen: Target, offers: Offers) -> Html:
     t = context.t
     boxes: list[fields.Option] = []
-    for key in TARGETS:
-        reason = offers["targets"][key]["reason"]
+    for key, target in targets().items():
         content = [
-            h("strong", t(f"export.target_{key}")),
-            h("span", t(f"export.target_{key}_text")),
-            h("small", t("export.cannot"), class_="badge warn") if reason else None,
+            h("strong", words.target_title(t, target)),
+            h("span", words.target_summary(t, target)),
+            h("small", t("export.cannot"), class_="badge warn") if offers.targets[key].reason else None,
         ]
         boxes.append((key, content, True, {}))
-    return fields.options(t("export.where_for"), "target", boxes, chosen, class_="targets")
+    return fields.options(t("export.where_for"), "target", boxes, chosen.key, class_="targets")
 
 
-def _formats(
-    context: Context,
-    target: str,
-    formats: Sequence[Mapping[str, Any]],
-    chosen: Mapping[str, Any] | None,
-    free: int | None,
-) -> Html:
-    """The formats with what each is for and will take; the less usual ones folded."""
-    t, f = context.t, context.f
-    advised = recommended(target, formats)
-
-    def box(form: Mapping[str, Any]) -> fields.Option:
-        key, size, reason = str(form["format"]), form.get("bytes"), form.get("reason")
-        too_big = size is not None and free is not None and size >= free
-        words = sentence(t, reason) if reason else t(f"export.{_group(target)}_{key}")
-        content = [
-            h("strong", _name(context, key)),
-            parts.badge(t("export.recommended"), "good") if key == advised else None,
-            h("span", words, class_="grow"),
-            h("span", t("export.too_big"), class_="bad") if too_big else None,
-            h("b", f.size(size) if size is not None else "", class_="size"),
-        ]
-        return key, content, reason is None, {}
-
-    now = str(chosen["format"]) if chosen else ""
-    first = [box(form) for form in formats if form["format"] in FIRST]
-    more = [box(form) for form in formats if form["format"] not in FIRST]
-    label = t("export.format")
+def _quants(context: Context, target: Target, offer: TargetOffer, chosen: QuantOffer | None, free: int | None) -> Html:
+    """The quantization types with what each is for and will take; the less common ones folded."""
+    t, now = context.t, chosen.key if chosen else ""
+    told = {quant.key: quant for quant in offer.quants}
+    boxes = [(quant.common, _quant_box(context, quant, told[quant.key], offer, free)) for quant in target.quants]
+    first, more = ([box for common, box in boxes if common is wanted] for wanted in (True, False))
+    label = words.quants_title(t, target)
     folded = None
     if more:
         folded = h(
             "details",
-            h("summary", t("export.more_formats")),
-            fields.options(label, "format", more, now, class_="formats"),
+            h("summary", t("export.more_quants")),
+            fields.options(label, "quant", more, now, class_="formats"),
             open=any(key == now for key, *_ in more),
             data_keep="formats",
         )
-    return h("div", fields.options(label, "format", first, now, class_="formats"), folded)
+    return h("div", fields.options(label, "quant", first, now, class_="formats"), folded)
 
 
-def recommended(target: str, formats: Sequence[Mapping[str, Any]]) -> str:
-    """The format to advise: small models lose much by few bits, large ones little."""
-    if _group(target) != "gguf":
-        return str(formats[0]["format"]) if formats else ""
-    sizes = {form["format"]: form.get("bytes") for form in formats}
-    full = sizes.get("f16") or 0
-    wanted = "f16" if full <= SMALL else "q8_0" if full <= 4 * SMALL or sizes.get("q4_k_m") is None else "q4_k_m"
-    return wanted if sizes.get(wanted) is not None else "f16"
+def _quant_box(context: Context, quant: Quant, told: QuantOffer, offer: TargetOffer, free: int | None) -> fields.Option:
+    t, size = context.t, told.bytes
+    too_big = size is not None and free is not None and size >= free
+    content = [
+        h("strong", words.quant_title(t, quant)),
+        parts.badge(t("export.recommended"), "good") if quant.key == offer.recommended else None,
+        h("span", sentence(t, told.reason) if told.reason else words.quant_summary(t, quant), class_="grow"),
+        h("span", t("export.too_big"), class_="bad") if too_big else None,
+        h("b", context.f.size(size) if size is not None else "", class_="size"),
+    ]
+    return quant.key, content, size is not None, {}
 
 
-def _target(form: Mapping[str, Any], offers: Mapping[str, Any]) -> str:
-    return str(form["target"]) if form["target"] in offers["targets"] else TARGETS[0]
+def _target(form: Mapping[str, Any]) -> Target:
+    """The chosen target, else the first."""
+    return targets().get(str(form["target"])) or next(iter(targets().values()))
 
 
-def _format(form: Mapping[str, Any], target: str, offers: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The format that is chosen, or advised; None where the target cannot be made."""
-    formats: Sequence[Mapping[str, Any]] = [form for form in offers["targets"][target]["formats"] if "bytes" in form]
-    wanted = form["formats"].get(target) or recommended(target, formats)
-    return next((one for one in formats if one["format"] == wanted), formats[0] if formats else None)
-
-
-def _group(target: str) -> str:
-    return "gguf" if target == "ollama" else target
-
-
-def _name(context: Context, key: str) -> str:
-    if key in ("auto", "folder", "zip"):
-        return context.t(f"export.name_{key}")
-    return key if key.startswith(("float", "bfloat")) else key.upper()
+def _chosen(form: Mapping[str, Any], target: Target, offer: TargetOffer) -> QuantOffer | None:
+    """The quantization type that is chosen, else the recommended one; None where none can be written."""
+    possible = {quant.key: quant for quant in offer.possible()}
+    return possible.get(form["formats"].get(target.key, "")) or possible.get(offer.recommended or "")
 
 
 def _free(place: Path) -> int | None:

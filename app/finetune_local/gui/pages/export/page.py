@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import Library
 from finetune_local.export import exports
+from finetune_local.export.offers import Offers
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.export import form as exportform
 from finetune_local.gui.pages.export import view as exportview
@@ -113,7 +114,7 @@ class ExportPage:
                 window.set(adapter=value)
             case "target":
                 exportform.changed(window, target=value)
-            case "format":
+            case "quant":
                 form = exportform.form_of(window)
                 exportform.changed(window, formats={**form["formats"], form["target"]: value})
             case "set":
@@ -140,4 +141,4 @@ class ExportPage:
         answer = self.offers.ask(**exportform.asked(self.context, window, adapters))
         if answer.value is None:
             raise SpecError(self.t("export.looking"))
-        window.set(export_shown=exportform.begin(self.context, window, adapters, answer.value).name)
+        window.set(export_shown=exportform.begin(self.context, window, adapters, Offers.from_json(answer.value)).name)

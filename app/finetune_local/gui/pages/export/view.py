@@ -6,24 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_local.export.commands import commands
 from finetune_local.export.pipeline import FAILED
+from finetune_local.export.targets import Target, targets
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.export import words
 from finetune_local.gui.widgets import jobview, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.runtime.job import Job, State
 
 _BADGES = {"done": "good", "failed": "bad", "interrupted": "bad", "stopped": "warn", "new": ""}
-_USES = {
-    "llama": "export.use_llama",
-    "ollama_create": "export.use_ollama_create",
-    "ollama_run": "export.use_ollama_run",
-    "mlx": "export.use_transformers",
-    "vllm": "export.use_vllm",
-    "import": "export.use_import",
-}
 
 
 def history(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
@@ -68,7 +61,9 @@ def _body(t: Strings, f: Formats, found: Job, *more: Child) -> Html:
     there, kept = out.exists(), state.status == "failed" and failed.exists()
     body: list[Child] = []
     if state.result and there:
-        body += [_checks(t, f, state.result["gate"]), _use(t, str(arguments["target"]), out, state.result["files"])]
+        body.append(_checks(t, f, state.result["gate"]))
+        if (target := targets().get(str(arguments["target"]))) is not None:
+            body.append(_use(t, target, out, [Path(name) for name in state.result["files"]]))
     elif state.result:
         body.append(h("p", t("export.gone"), class_="soft"))
     else:
@@ -149,16 +144,21 @@ def _list(told: Sequence[str], more: Html | None = None) -> Html:
     return h("ul", [h("li", text) for text in told], more, class_="checks")
 
 
-def _use(t: Strings, target: str, out: Path, files: Sequence[str]) -> Html:
-    rows = [
-        h(
-            "div",
-            h("span", t(_USES[what])),
-            h("code", command, tabindex="0", dir="ltr"),
-            h("button", t("common.copy"), type="button", class_="button small", data_copy=command),
-            class_="command",
+def _use(t: Strings, target: Target, out: Path, files: Sequence[Path]) -> Html:
+    """What to type, and where, to use an export elsewhere."""
+    typed, told = [], []
+    for command in target.commands(out, files):
+        title = words.command_title(t, command)
+        if not command.text:
+            told.append(h("p", title, class_="soft"))
+            continue
+        typed.append(
+            h(
+                "div",
+                h("span", title),
+                h("code", command.text, tabindex="0", dir="ltr"),
+                h("button", t("common.copy"), type="button", class_="button small", data_copy=command.text),
+                class_="command",
+            )
         )
-        for what, command in commands(target, out, [Path(name) for name in files])
-    ]
-    more = h("p", t("export.use_lmstudio"), class_="soft") if target in ("gguf", "ollama") else None
-    return h("div", h("h3", t("export.use")), rows, more)
+    return h("div", h("h3", t("export.use")), typed, told) if typed or told else Html("")

@@ -1,0 +1,89 @@
+"""How a merged folder is verified: opened by plain transformers and by plain mlx-lm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune_local.export.engines.folders import PROGRAMS, Program
+from finetune_local.export.engines.process import Heard, Question, Request, ask
+from finetune_local.export.verification.candidates import HeardCandidate
+from finetune_local.export.verification.compare import (
+    ReceiverCheck,
+    compare_answers,
+    compare_reading,
+    compare_stops,
+    differing,
+)
+from finetune_local.export.verification.expected import Expected
+from finetune_local.export.verification.verify import Ground, Receiver
+from finetune_local.models.folder import CONFIG, read_json
+from finetune_local.system.errors import GateFailed
+
+
+def _open(program: Program, out: Path, ground: Ground, check: ReceiverCheck) -> None:
+    """Ask one program about a merged folder. Raises GateFailed."""
+    config = read_json(out / CONFIG, "")
+    if limit := program.limit(config):
+        check.reason = f"not checked: {limit}"
+        return
+    wanted = ground.expected
+    shortest = sorted(ground.references, key=lambda r: len(r.probe.ids) + len(r.answer))[: program.most_prompts]
+    references = [reference for reference in ground.references if any(reference is one for one in shortest)]
+    heard = ask(
+        program.worker,
+        program.needs,
+        Request(
+            out,
+            ground.dtype,
+            ground.device,
+            [chat.as_json() for chat in wanted.chats],
+            wanted.texts,
+            [Question(r.probe.ids, r.answer[:-1]) for r in references],
+            wanted.stop_ids,
+            wanted.plain_token,
+        ),
+    )
+    if heard.absent:
+        check.reason = f"not checked: {heard.absent}"
+        return
+    if heard.failed:
+        raise GateFailed(f"{program.name} cannot open the export: {heard.failed}")
+    check.version = heard.version
+    if note := program.note(config):
+        check.notes.append(note)
+    if len(references) < len(ground.references):
+        check.notes.append(
+            f"{program.name} was asked the shortest {len(references)} of {len(ground.references)} prompts: it computes slowly here"
+        )
+    candidate = HeardCandidate(heard, wanted.chats, wanted.texts, [reference.probe for reference in references])
+    chats = [chat for chat in wanted.chats if not _own_way(check, heard, wanted, candidate, chat)]
+    compare_reading(check, candidate, wanted, chats)
+    compare_stops(check, candidate, wanted)
+    compare_answers(check, candidate, wanted, references, ground.limits)
+    check.passed = not check.reason
+
+
+def _own_way(check: ReceiverCheck, heard: Heard, wanted: Expected, candidate: HeardCandidate, chat: Any) -> bool:
+    """Whether mlx-lm renders a chat otherwise because it tells the template whether to think, which nothing in a folder can turn
+    off; told once."""
+    if heard.thinks is None:
+        return False
+    (found,) = candidate.renderings([chat])
+    if not differing(wanted, chat, found) or differing(wanted, chat, found, enable_thinking=heard.thinks):
+        return False
+    check.reason = check.reason or (
+        f"{check.name} asks this template with enable_thinking={heard.thinks}, which makes another prompt than the adapter was "
+        "trained with"
+    )
+    return True
+
+
+def receivers_of(programs: Sequence[Program]) -> tuple[Receiver, ...]:
+    """Programs as receivers of merged folders."""
+    return tuple(Receiver(program.name, partial(_open, program), "the whole vocabulary") for program in programs)
+
+
+FOLDER_RECEIVERS = receivers_of(PROGRAMS)

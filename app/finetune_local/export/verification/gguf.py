@@ -1,0 +1,75 @@
+"""How a GGUF file is verified: opened by llama.cpp, with the template that the file holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from finetune_local.export.engines.llama import INSTALL, LlamaCpp, LlamaFailed, available
+from finetune_local.export.verification.candidates import TOP, GgufCandidate
+from finetune_local.export.verification.compare import (
+    ReceiverCheck,
+    compare_answers,
+    compare_reading,
+    compare_stops,
+    differing,
+    quoted,
+)
+from finetune_local.export.verification.expected import Expected
+from finetune_local.export.verification.verify import Ground, Receiver
+from finetune_local.system.errors import GateFailed
+
+_ACCENTS = (
+    "llama.cpp does not put letters and accents together (NFC) as this tokenizer does: texts that write them apart are read as "
+    "other tokens"
+)
+
+
+def _open(out: Path, ground: Ground, check: ReceiverCheck) -> None:
+    """A GGUF in llama.cpp. Raises GateFailed."""
+    wanted = ground.expected
+    context = max(len(r.probe.ids) + len(r.answer) for r in ground.references) + 64
+    try:
+        with LlamaCpp(out, context, wanted.plain_token) as llama:
+            candidate = GgufCandidate(llama)
+            _check_stored_template(out, wanted)
+            # llama.cpp continues an answer at the end of a chat instead of closing it.
+            chats = [chat for chat in wanted.chats if chat.generation_prompt and wanted.template is not None]
+            compare_reading(check, candidate, wanted, [chat for chat in chats if chat.plain])
+            for chat in chats:
+                if chat.plain:
+                    continue
+                (found,) = candidate.renderings([chat])
+                if difference := differing(wanted, chat, found):
+                    check.notes.append(f"llama.cpp renders a chat with {quoted(chat.title)} otherwise: {difference}")
+                else:
+                    check.chats += 1
+            compare_stops(check, candidate, wanted)
+            compare_answers(check, candidate, wanted, ground.references, ground.limits)
+            if wanted.composes:
+                check.notes.append(_ACCENTS)
+    except LlamaFailed as error:
+        raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
+    check.passed = True
+
+
+def _check_stored_template(out: Path, wanted: Expected) -> None:
+    """The template that lies in a GGUF renders every chat as the app's does. Raises GateFailed."""
+    from gguf import GGUFReader
+
+    entry = GGUFReader(out).get_field("tokenizer.chat_template")
+    stored = str(entry.contents()) if entry is not None else None
+    if (stored is None) != (wanted.template is None):
+        whose = "the app has one and the export none" if stored is None else "the export has one and the app none"
+        raise GateFailed(f"chat template: {whose}.")
+    theirs = replace(wanted, template=stored)
+    for chat in wanted.chats:
+        if difference := differing(wanted, chat, theirs.rendering(chat)):
+            raise GateFailed(f"chat template: the file's own: a chat with {quoted(chat.title)}: {difference}")
+
+
+def _missing() -> str:
+    return "" if available() else f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}"
+
+
+LLAMA_CPP = Receiver("llama.cpp", _open, kl_over=f"the {TOP} likeliest tokens and all others as one", missing=_missing)

@@ -1,0 +1,12 @@
+"""How long work reports how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done, and the share that is done from 0 to 1 (None: unknown)."""
+
+
+def silent(what: str, done: float | None) -> None:
+    """Progress that nobody watches."""
