@@ -21,6 +21,8 @@ CHECKS = (
     ("imports", ["lint-imports"]),
     ("tests", ["pytest", "-q"]),
 )
+QUICK = ["tests/unit", "-m", "not slow and not engine"]
+"""What `test --quick` gives to pytest: unit tests that load no engine and take no minutes."""
 
 
 def main(help: str) -> None:  # noqa: A002 - argparse's word
@@ -34,6 +36,9 @@ def main(help: str) -> None:  # noqa: A002 - argparse's word
     for verb in ("demo", "setup"):
         verbs.add_parser(verb, parents=[options])
     test = verbs.add_parser("test", parents=[options])
+    test.add_argument(
+        "--quick", action="store_true", help="lint, types, import contracts and unit tests without an engine"
+    )
     test.add_argument("rest", nargs="*", metavar="PYTEST-ARGUMENT", help="after --: passed on to pytest")
     cli = verbs.add_parser("cli", add_help=False, prefix_chars="\0")  # every option belongs to finetune-local
     cli.add_argument("rest", nargs=argparse.REMAINDER)
@@ -56,7 +61,7 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.verb == "cli":
         return environment.run([environment.program("finetune-local"), *chosen.rest])
     if chosen.verb == "test":
-        return _check(environment, chosen.rest)
+        return _check(environment, chosen.rest, chosen.quick)
     if chosen.verb == "demo":
         return demo.run(environment)
     say(f"ready: {environment.program('finetune-local')} --help")
@@ -70,18 +75,29 @@ def _all_backends(engine: str) -> list[str]:
     return [engine] if platform.system() == "Windows" else [engine, "mlx"]
 
 
-def _check(environment: Environment, rest: Sequence[str]) -> int:
-    """Run every check, also after one has failed; 0 where all passed. Extra arguments go to pytest, and then only it runs."""
+def _check(environment: Environment, rest: Sequence[str], quick: bool) -> int:
+    """Run every check, also after one has failed; 0 where all passed. Extra arguments go to pytest, and then only it runs.
+
+    Prints the wall time and the CPU time of each: a busy machine changes the first, not the second.
+    """
     results = []
     for name, command in CHECKS:
         if rest and name != "tests":
             continue
         if name == "tests":
-            command = [*command, *(rest or ["-n", str(min(os.cpu_count() or 1, 4))])]
+            workers = ["-n", str(min(os.cpu_count() or 1, 4))]
+            command = [*command, *(rest or [*(QUICK if quick else ()), *workers])]
         say(f"{name}: {' '.join(command)}")
-        begin = time.monotonic()
+        begin, spent = time.monotonic(), _cpu_seconds()
         code = environment.run([environment.program(command[0]), *command[1:]])
-        results.append((name, code, time.monotonic() - begin))
-    for name, code, seconds in results:
-        say(f"{name:8} {'passed' if code == 0 else f'FAILED (exit {code})'} in {seconds:.0f} s")
-    return int(any(code for _, code, _ in results))
+        results.append((name, code, time.monotonic() - begin, _cpu_seconds() - spent))
+    for name, code, seconds, cpu in results:
+        say(f"{name:8} {'passed' if code == 0 else f'FAILED (exit {code})'} in {seconds:.0f} s, {cpu:.0f} CPU-seconds")
+    say(f"{'all':8} {sum(result[3] for result in results):.0f} CPU-seconds")
+    return int(any(code for _, code, _, _ in results))
+
+
+def _cpu_seconds() -> float:
+    """CPU time of the child processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system

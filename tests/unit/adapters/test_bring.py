@@ -230,6 +230,7 @@ def test_what_no_field_may_be_is_named(source: Path, home: Home, fields: dict[st
     refused(source, home, words)
 
 
+@pytest.mark.slow
 def test_a_pattern_that_takes_for_ever_is_refused(source: Path, home: Home) -> None:
     change(source, rank_pattern={r"((\w|\.|\w\w)+)+[!?]": 2})
     refused(source, home, "takes more than a second")

@@ -98,6 +98,7 @@ def test_energy_is_the_smallest_rank_that_keeps_the_share() -> None:
     assert [rank_for(squares, share) for share in (0.5, 0.51, 0.8, 0.9, 0.95, 0.96, 1.0)] == [1, 2, 2, 3, 3, 4, 4]
 
 
+@pytest.mark.slow
 def test_the_error_is_eckart_and_youngs_and_falls_with_the_rank(base: ModelFolder, tmp_path: Path) -> None:
     weights = changed(base)
     tuned = from_folder(folder_of(base, weights, tmp_path / "tuned 调好"), base)

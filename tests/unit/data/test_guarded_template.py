@@ -62,6 +62,7 @@ def test_what_a_template_raises_is_a_sentence(text: str) -> None:
     assert template.after_answer() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -86,6 +87,7 @@ def test_what_never_ends_or_takes_all_memory_ends_soon(text: str) -> None:
     assert GuardedTemplate(GOOD, {"eos_token": "</s>"}).render(CHAT) == "[user]question</s>[assistant]answer</s>"
 
 
+@pytest.mark.slow
 def test_a_template_that_fails_with_some_chats_is_used_for_the_others_and_given_up_after_three(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_template_that_fails_with_some_chats_is_used_for_the_others_and_given_
         template.spans(quick)
 
 
+@pytest.mark.slow
 def test_a_long_chat_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is rendered for each of its answers: three of a thousand messages are no reason to give a template up."""
     given: list[float] = []

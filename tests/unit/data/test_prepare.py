@@ -150,6 +150,7 @@ def test_opening_needs_no_source_file(tmp_path: Path, tokenizer: Tokenizer) -> N
         assert all((one.row(i)[1] == two.row(i)[1]).all() for i in range(len(one)))
 
 
+@pytest.mark.slow
 def test_the_kept_conversations_are_held_out_ones(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = write(tmp_path / "a.jsonl", [row(i) for i in range(1500)])
     data = prepared(tmp_path / "run", tokenizer, file, validation=0.5)

@@ -269,6 +269,7 @@ print(n, int(peak.split()[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 @pytest.mark.parametrize("name", ["big.jsonl", "big.json", "big.csv", "big.txt"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:

@@ -10,6 +10,8 @@ from finetune_local.data.encoding.template_engine import compiled, render
 
 from .conftest import TEMPLATES
 
+pytestmark = pytest.mark.engine
+
 CHATS: dict[str, list[dict[str, Any]]] = {
     "plain": [{"role": "user", "content": "hi <b>&\u2028 \n"}, {"role": "assistant", "content": " 好 \U0001f642"}],
     "system": [

@@ -234,6 +234,7 @@ def test_load_says_what_is_missing(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.engine
 def test_code_in_the_folder_is_not_run(tmp_path: Path, tokenizer_for: Make) -> None:
     folder = tmp_path / "evil"
     _copy(folder, "x")

@@ -24,6 +24,8 @@ from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
 from .conftest import SPECIAL, write_tokenizer
 
+pytestmark = pytest.mark.engine
+
 CLASSES = (
     None, "PreTrainedTokenizerFast", "TokenizersBackend", "GPT2TokenizerFast", "GPT2Tokenizer", "Qwen2TokenizerFast", "Qwen2Tokenizer",
     "Qwen3_5Tokenizer", "LlamaTokenizerFast", "LlamaTokenizer", "GemmaTokenizerFast", "GemmaTokenizer", "GPTNeoXTokenizerFast", "Unheard",

@@ -91,6 +91,7 @@ def test_what_is_no_json_object_is_named(folder: Path, name: str, content: bytes
         Tokenizer.load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize(
     "part",

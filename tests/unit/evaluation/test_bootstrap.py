@@ -17,6 +17,7 @@ def test_the_interval_of_a_mean_is_the_textbook_one() -> None:
     )
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     hits = 0
