@@ -283,8 +283,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
                 file.write("\n")
             file.write("]" if name == "big.json" else "")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", _PEAK, str(path)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, str(path)], env=environment, capture_output=True, check=True
+        )
         rows_read, kilobytes = map(int, done.stdout.split())
         assert rows_read >= count // 10
         if count > 1000:
