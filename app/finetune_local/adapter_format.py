@@ -17,6 +17,7 @@ import numpy as np
 from finetune_local.spec.peft_config import PeftConfig, peft_config
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import OWN_TYPE, PREFIX, Array, from_own_config, tuner_of, tuners
+from finetune_local.spec.value_head import VALUE_HEAD
 from finetune_local.spec.whole import NOT_TRAINED
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, typed
@@ -59,7 +60,7 @@ def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, di
     plan = plan_of(folder, config, {name: shape for name, (_, _, shape) in raw.items()})
     stored = names_in(raw, folder / WEIGHTS, config)
     tensors = {}
-    for name in tuner_of(plan).shapes(plan):
+    for name in [*tuner_of(plan).shapes(plan), *([VALUE_HEAD] if VALUE_HEAD in stored else [])]:
         tensors[name] = as_float32(*raw[stored[name]])
         if not np.isfinite(tensors[name]).all():
             raise AdapterError(
@@ -92,7 +93,7 @@ def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ..
     """The plan of an adapter by its config and the shapes of its tensors, by their names in the file. Raises AdapterError where
     they do not agree."""
     names = names_in(shapes, folder / WEIGHTS, config)
-    own = {name: shapes[stored] for name, stored in names.items() if not name.endswith(NOT_TRAINED)}
+    own = {name: shapes[stored] for name, stored in names.items() if not name.endswith((*NOT_TRAINED, VALUE_HEAD))}
     for name, shape in own.items():
         if not 1 <= len(shape) <= _MOST_DIMENSIONS:
             raise AdapterError(

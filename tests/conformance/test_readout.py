@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from conforming import ROWS, SFT, batch, gradients_of, make_plan, make_spec
+from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import Backend, Session, StepRequest, backends
 from finetune_local.spec.batch import Batch, Readout, ValueKind
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.ops import NUMPY, Ops
-from finetune_local.spec.value_head import VALUE_HEAD
+from finetune_local.spec.value_head import VALUE_HEAD, folded
 from finetune_local.system.errors import AdapterError
 from tasks import batch_of
 
@@ -192,3 +193,23 @@ def test_one_curve_on_both_backends(tiny: Path, objective: Objective) -> None:
         session = begin(backends()[name], tiny, head=objective is not PREFERENCE)
         curves.append([session.step([pairs(step)], objective, 1e-2).loss for step in range(20)])
     np.testing.assert_allclose(curves[0], curves[1], atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_head_lies_in_the_adapters_file_and_peft_ignores_it(backend: Backend, tiny: Path, tmp_path: Path) -> None:
+    session = begin(backend, tiny, head=True)
+    session.step([pairs()], REWARD, 1e-2)
+    plan, tensors = make_plan(make_spec("lora"), tiny), session.tensors("a")
+    new_plan, new = folded(plan, tensors)
+    write_adapter(tmp_path / "adapter", new_plan, new, "base")
+    read, found = read_adapter(tmp_path / "adapter")
+    assert read.tuner == plan.tuner and found.keys() == tensors.keys()
+    np.testing.assert_array_equal(found[VALUE_HEAD], tensors[VALUE_HEAD])
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    import torch
+
+    with torch.no_grad():
+        logits = theirs(torch.tensor([ROWS[0]])).logits[0].numpy()
+    np.testing.assert_allclose(session.logits(ROWS[0]), logits, atol=1e-4)

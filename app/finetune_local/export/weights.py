@@ -15,6 +15,7 @@ from finetune_local.adapters.identity import check_same_base, check_shapes, read
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX, Array, tuner_of
+from finetune_local.spec.value_head import folded
 from finetune_local.spec.whole import is_table, shape_of
 from finetune_local.system.errors import AdapterError, ModelError
 
@@ -48,7 +49,7 @@ class MergedWeights:
             tuner = tuner_of(self._plan)
             if reason := tuner.merge_refusal(self._plan):
                 raise AdapterError(f"{adapter}: {reason}")
-            self._plan, self._tensors = tuner.fold(self._plan, self._tensors)  # a checkpoint is in the training form
+            self._plan, self._tensors = folded(self._plan, self._tensors)  # a checkpoint is in the training form
         trained = {target.module for target in self._plan.targets} if self._plan else set()
         apart = {name for both in (HEAD, EMBEDDING) for name in (both, both.removesuffix(WEIGHT))} & trained
         copies = [self._tensors.get(PREFIX + name) for name in (HEAD, EMBEDDING)]

@@ -6,9 +6,12 @@ It is one more tensor of the adapter, under a name that is no module of a base: 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from finetune_local.spec.batch import Floats
 from finetune_local.spec.initial import normal
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import Array, tuner_of
 
 VALUE_HEAD = "value_head.weight"
 """The tensor's name, (1, hidden)."""
@@ -17,3 +20,10 @@ VALUE_HEAD = "value_head.weight"
 def initial_value_head(seed: int, hidden: int) -> Floats:
     """N(0, 1/(hidden + 1)), so that values begin near zero (Stiennon et al. 2020, arXiv:2009.01325, appendix B.1)."""
     return normal(seed, VALUE_HEAD, (1, hidden), 1.0 / math.sqrt(hidden + 1))
+
+
+def folded(plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
+    """Tuner.fold, with the value head as it is where there is one."""
+    own = {name: array for name, array in tensors.items() if name != VALUE_HEAD}
+    new_plan, new = tuner_of(plan).fold(plan, own)
+    return new_plan, new | {name: tensors[name] for name in tensors.keys() - own.keys()}

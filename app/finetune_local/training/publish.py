@@ -10,7 +10,8 @@ from finetune_local.adapter_format import read_adapter, read_config, write_adapt
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.spec.base.tokenizer_files import copy_brought
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.tuners import Array, tuner_of
+from finetune_local.spec.tuners import Array
+from finetune_local.spec.value_head import folded
 from finetune_local.system import checksums
 from finetune_local.system.files import written_aside
 from finetune_local.training.checkpoint import RESUME
@@ -22,8 +23,8 @@ def publish(
 ) -> None:
     """Write an adapter as others get it, in place of the one that is there; `identify` adds the base's identity. Raises DiskFailed."""
     with written_aside(run.adapter, RESUME) as place:
-        folded, made = tuner_of(plan).fold(plan, tensors)
-        write_adapter(place, folded, made, base)
+        new_plan, made = folded(plan, tensors)
+        write_adapter(place, new_plan, made, base)
         copy_brought(run.tokenizer, place)
         identify(place)
         checksums.write(place)

@@ -28,6 +28,7 @@ from finetune_local.models.folder import sha256_of
 from finetune_local.spec.base.tokenizer_files import TOKENIZER, TRAVEL, copy_brought
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import OWN_TYPE, Array, tuner_of
+from finetune_local.spec.value_head import folded
 from finetune_local.system.errors import GateFailed, typed
 from finetune_local.system.files import ASIDE, disk_full, remove, written_aside
 from finetune_local.system.progress import Progress
@@ -138,7 +139,7 @@ class Published:
 def published_of(folder: Path) -> Published:
     """What is to be published of an adapter's folder. Raises AdapterError."""
     plan, tensors = read_adapter(folder)
-    new_plan, new = tuner_of(plan).fold(plan, tensors)
+    new_plan, new = folded(plan, tensors)
     same = new_plan == plan and new.keys() == tensors.keys()
     if same and all(np.array_equal(new[name], tensors[name], equal_nan=True) for name in new):
         return Published(read_config(folder), tensors, beside=_beside_weights(folder))
