@@ -21,10 +21,10 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from finetune_local.backend import backends
-from finetune_local.cli.spec_options import spec_fields
 from finetune_local.export.targets import Target, targets
 from finetune_local.spec.presets import presets
 from finetune_local.spec.schema import run_schema
+from finetune_local.spec.walk import spec_fields
 from finetune_local.system.fields import extra_of, flag_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from finetune_local.backend import backends
-from finetune_local.cli.spec_options import spec_fields
 from finetune_local.spec.tuners import tuners
+from finetune_local.spec.walk import spec_fields
 from finetune_local.system.fields import extra_of, flag_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.cli.spec_options import spec_fields
 from finetune_local.export.targets import targets
 from finetune_local.gui.i18n.strings import LANGUAGES, Strings, table
 from finetune_local.gui.widgets.controls import kind_of
 from finetune_local.inference.sampling import Sampling
 from finetune_local.models.catalog import catalog
 from finetune_local.spec.presets import presets
+from finetune_local.spec.walk import spec_fields
 from finetune_local.system.preferences import Preferences
 
 ROOT = Path(__file__).resolve().parents[2]

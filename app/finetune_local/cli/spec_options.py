@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 from pydantic.fields import FieldInfo
 
+from finetune_local.spec import walk
 from finetune_local.spec.presets import preset_named, presets
-from finetune_local.spec.run import RunSpec, parse_spec, read_config, section_name, sections
-from finetune_local.spec.tuners import tuners
+from finetune_local.spec.run import DEFAULT_OBJECTIVE, RunSpec, parse_spec, read_config, section_name, sections
+from finetune_local.spec.walk import spec_fields
 from finetune_local.system.errors import SpecError, told_of
 from finetune_local.system.fields import Settings, extra_of, flag_of, parse
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Settings)
-
-
-def spec_fields() -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting of a run by its dotted path ("training.seed", "rank" under "method."), each path once."""
-    for name, field in RunSpec.model_fields.items():
-        kind = field.annotation
-        if name == "method":
-            seen: set[str] = set()
-            for tuner in tuners().values():
-                for setting_name, setting_field in tuner.settings.model_fields.items():
-                    if setting_name not in seen:
-                        seen.add(setting_name)
-                        yield f"method.{setting_name}", setting_field
-        elif isinstance(kind, type) and issubclass(kind, Settings):
-            for setting_name, setting_field in kind.model_fields.items():
-                yield f"{name}.{setting_name}", setting_field
-        else:
-            yield name, field
 
 
 HEADINGS = {"model": "Base model", "data": "Data", "training": "Training"}
@@ -67,23 +50,18 @@ class SpecCommand(click.Command):
                     formatter.write_dl(rows)
 
 
-def owners(name: str) -> list[str]:
-    """The methods that have a setting of families."""
-    return [m.key for m in presets().values() if name in tuners()[m.tuner].settings.model_fields]
-
-
 def _headings_of_methods() -> list[str]:
-    names = [path.partition(".")[2] for path, _ in spec_fields() if path.startswith("method.")]
-    return list(
-        dict.fromkeys(_heading(f"method.{name}") for name in sorted(names, key=lambda name: -len(owners(name))))
-    )
+    paths = [path for path, _ in spec_fields() if walk.of_one(path)]
+    return list(dict.fromkeys(_heading(path) for path in sorted(paths, key=lambda path: -len(walk.owners(path)))))
 
 
 def _heading(path: str) -> str:
-    table, _, name = path.rpartition(".")
-    if table != "method":
+    table = path.rpartition(".")[0]
+    if not walk.of_one(path):
         return HEADINGS.get(table, "Options")
-    having = owners(name)
+    having = walk.owners(path)
+    if table == walk.OBJECTIVE:
+        return f"Objective {', '.join(having)}"
     lacking = [key for key in presets() if key not in having]
     if len(lacking) < len(having) / 2:
         return f"Methods but {', '.join(lacking)}" if lacking else "All methods"
@@ -117,10 +95,8 @@ def spec_from(
     if config is not None:
         tables = read_config(config)
     where = str(config) if config else source or "command line"
-    if isinstance(tables.get("method"), str):
-        tables["method"] = {"key": tables["method"]}
     parse_spec(tables, where)  # a mistake of the file is told before options are laid over it
-    merged = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in tables.items()}
+    merged = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in walk.keyed(tables).items()}
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     _forget_what_followed(merged, given)
     for name, value in given.items():
@@ -154,7 +130,7 @@ def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
 def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Drop from a config what only followed from a setting that an option changes: a run.json holds automatic values too.
 
-    Another method brings its own precision, optimizer and rate; other epochs another number of steps; another precision or
+    Another method brings its own precision, optimizer and rate, another objective its own rate; other epochs another number of steps; another precision or
     backend its own kind of 4 bits.
     """
     before = str(tables.get("method", {}).get("key", "lora"))
@@ -168,6 +144,9 @@ def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> N
                 tables[table].pop(name, None)
         if preset_named(before).tuner != preset_named(after).tuner:
             training.pop("learning_rate", None)
+    if given.get("objective__key", objective := tables.get("objective", {}).get("key", DEFAULT_OBJECTIVE)) != objective:
+        tables["objective"] = {}
+        training.pop("learning_rate", None)
     model = tables.get("model", {})
     held = (
         given.get("model__precision") or model.get("precision") or preset_named(after).defaults.get("model.precision")

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_local.spec.run import RunSpec, as_tables, parse_spec
+from finetune_local.spec.run import DEFAULT_OBJECTIVE, RunSpec, as_tables, parse_spec
+from finetune_local.spec.walk import keyed
 
 
 def given_tables(spec: RunSpec) -> dict[str, Any]:
@@ -14,20 +15,24 @@ def given_tables(spec: RunSpec) -> dict[str, Any]:
 
     parse_spec() of it gives the spec.
     """
-    usual, found = as_tables(parse_spec({"method": {"key": spec.method.key}}, "defaults")), dict[str, Any]()
+    keys = {"method": {"key": spec.method.key}, "objective": {"key": spec.objective.key}}
+    usual, found = as_tables(parse_spec(keys, "defaults")), dict[str, Any]()
     for name, value in as_tables(spec).items():
         if not isinstance(value, dict):
             if value != usual[name]:
                 found[name] = value
         elif chosen := {key: inner for key, inner in value.items() if inner != usual[name].get(key)}:
             found[name] = chosen
-    return {**found, "method": {"key": spec.method.key, **found.get("method", {})}}
+    found["method"] = {"key": spec.method.key, **found.get("method", {})}
+    if spec.objective.key != DEFAULT_OBJECTIVE:
+        found["objective"] = {"key": spec.objective.key, **found.get("objective", {})}
+    return found
 
 
 def flattened(tables: Mapping[str, Any]) -> dict[str, Any]:
     """Tables by dotted path: {"training": {"seed": 1}} is {"training.seed": 1}."""
     found: dict[str, Any] = {}
-    for name, value in tables.items():
+    for name, value in keyed(tables).items():
         if isinstance(value, Mapping):
             found |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:

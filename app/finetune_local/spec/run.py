@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
-from finetune_local.spec.objectives import objectives
+from finetune_local.spec.objectives import Objective, objective_named, objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
 from finetune_local.spec.presets import preset_named, presets
 from finetune_local.spec.tuners import tuners
@@ -30,6 +30,7 @@ COLUMN_ROLES = (
 """What a column of a data file can be: keys that formats read."""
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_OBJECTIVE = "sft"
 
 
 class ModelSettings(Settings):
@@ -118,36 +119,65 @@ class DataSettings(Settings):
 
 
 class MethodSettings(Settings):
-    """A method: the preset's key and the settings of its family, in one table."""
+    """A method: the preset's key and the settings of its tuner, in one table."""
 
     key: str
     settings: SerializeAsAny[Settings]
 
 
 def _method(value: object) -> object:
-    """{"key": "lora", "rank": 8} becomes the preset with its family's settings; the preset's own come first."""
+    """{"key": "lora", "rank": 8} becomes the preset with its tuner's settings; the preset's own come first."""
     if isinstance(value, MethodSettings):
         return value
-    given: dict[str, Any] = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {"key": value}
-    key = given.pop("key", "lora")
-    if set(given) == {"settings"} and isinstance(given["settings"], Mapping):
-        given = dict(given["settings"])
-    preset = preset_named(str(key))
+    key, given = _key_and_settings(value, "lora")
+    preset = preset_named(key)
     implied = {k.removeprefix("method."): v for k, v in preset.defaults.items() if k.startswith("method.")}
     kind = tuners()[preset.tuner].settings
-    _refuse_of_others(str(key), kind, given)
-    return MethodSettings(key=str(key), settings=parse(kind, {**implied, **given}, f"method '{key}'"))
+    every = {m.key: tuners()[m.tuner].settings for m in presets().values()}
+    _refuse_of_others("method", key, every, given)
+    return MethodSettings(key=key, settings=parse(kind, {**implied, **given}, f"method '{key}'"))
 
 
-def _refuse_of_others(key: str, kind: type[Settings], given: Mapping[str, Any]) -> None:
-    """Raise SpecError for a setting that only other methods have, naming them and what this one has."""
-    every = {m.key: tuners()[m.tuner].settings.model_fields for m in presets().values()}
+class ObjectiveSettings(Settings):
+    """An objective: its key and its settings, in one table."""
+
+    key: str
+    settings: SerializeAsAny[Settings]
+
+    @property
+    def objective(self) -> Objective:
+        """The objective with these settings."""
+        return objective_named(self.key).with_settings(self.settings)
+
+
+def _objective(value: object) -> object:
+    """ "sft" or {"key": "sft", ...} becomes the objective with its settings."""
+    if isinstance(value, ObjectiveSettings):
+        return value
+    key, given = _key_and_settings(value, DEFAULT_OBJECTIVE)
+    kind = objective_named(key).settings
+    _refuse_of_others("objective", key, {k: objective.settings for k, objective in objectives().items()}, given)
+    return ObjectiveSettings(key=key, settings=parse(kind, given, f"objective '{key}'"))
+
+
+def _key_and_settings(value: object, usual: str) -> tuple[str, dict[str, Any]]:
+    """The key of a method or an objective and its settings, from its name alone or from a table."""
+    given: dict[str, Any] = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {"key": value}
+    key = str(given.pop("key", usual))
+    if set(given) == {"settings"} and isinstance(given["settings"], Mapping):
+        given = dict(given["settings"])
+    return key, given
+
+
+def _refuse_of_others(what: str, key: str, every: Mapping[str, type[Settings]], given: Mapping[str, Any]) -> None:
+    """Raise SpecError for a setting that only other methods (or objectives) have, naming them and what this one has."""
+    own = every[key].model_fields
     for name in given:
-        theirs = [other for other, fields in every.items() if name in fields]
-        if theirs and name not in kind.model_fields:
+        theirs = [other for other, kind in every.items() if name in kind.model_fields]
+        if theirs and name not in own:
             raise SpecError(
-                f"method '{key}': there is no setting '{name}' in it; that is one of {', '.join(theirs)}. "
-                f"Known settings: {', '.join(kind.model_fields) or 'none'}."
+                f"{what} '{key}': there is no setting '{name}' in it; that is one of {', '.join(theirs)}. "
+                f"Known settings: {', '.join(own) or 'none'}."
             )
 
 
@@ -241,7 +271,7 @@ class RunSpec(Settings):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     method: Annotated[MethodSettings, BeforeValidator(_method)] = _method("lora")  # type: ignore[assignment]
-    objective: str = setting("sft", help="What is minimised.", group="run")
+    objective: Annotated[ObjectiveSettings, BeforeValidator(_objective)] = _objective(DEFAULT_OBJECTIVE)  # type: ignore[assignment]
     training: TrainingSettings = TrainingSettings()
 
 
@@ -269,8 +299,6 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
             f"{where}: --quantisation {spec.model.quantisation} says how 4 bits are held, but the base is not held in 4 "
             "bits. Give --precision 4-bit (or --method qlora) with it, or leave it out."
         )
-    if spec.objective not in objectives():
-        raise SpecError(f"{where}: there is no objective '{spec.objective}'. Known: {', '.join(objectives())}.")
     return spec
 
 
@@ -341,4 +369,8 @@ def as_tables(spec: RunSpec) -> dict[str, Any]:
     """The spec as plain tables; parse_spec() of it gives the same spec."""
     values = spec.model_dump(mode="json")
     values["method"] = {"key": spec.method.key, **values["method"]["settings"]}
+    if own := values["objective"]["settings"]:
+        values["objective"] = {"key": spec.objective.key, **own}
+    else:
+        values["objective"] = spec.objective.key
     return values

@@ -10,7 +10,6 @@ import numpy as np
 
 from finetune_local.backend import Session
 from finetune_local.data.dataset.batching import batches_for_scoring, micro_batches
-from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec
 from finetune_local.spec.tuners import Calibration
@@ -38,7 +37,7 @@ def update_sizes(
     rng = np.random.default_rng([training.seed, _STREAM])
     rows = rng.permutation(len(data))[: max(min(size, len(data)), math.ceil(calibration.share * len(data)))]
     order = np.concatenate([rng.permutation(rows) for _ in range(math.ceil(calibration.steps * size / len(rows)))])
-    objective = objectives()[spec.objective]
+    objective = spec.objective.objective
     tokens = training.micro_batch_tokens or 1024
     session.attach(ADAPTER, plan, training.seed)
     try:

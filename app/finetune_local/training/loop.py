@@ -23,7 +23,6 @@ from finetune_local.data.conversation import RowRejected
 from finetune_local.data.dataset.batching import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
 from finetune_local.data.encoding.encode import prompt_ids
 from finetune_local.spec.batch import Batch
-from finetune_local.spec.objectives import objectives
 from finetune_local.spec.tuners import trainable_parameters, tuner_of
 from finetune_local.system.errors import DamagedRun, OutOfMemory, TrainingDiverged
 from finetune_local.training import checkpoint
@@ -72,7 +71,7 @@ class Loop:
         self.steps = self.training.max_steps or 1
         self.batch_size = self.training.batch_size or 1
         self.per_epoch = steps_per_epoch(len(ready.data.train), self.batch_size)
-        self.objective = objectives()[ready.spec.objective]
+        self.objective = ready.spec.objective.objective
         self._epoch: tuple[int, list[Any]] = (-1, [])
         self._rate = 0.0
         self._saved = self.state.step

@@ -14,9 +14,10 @@ import pytest
 
 from finetune_local.cli import app
 from finetune_local.cli.main import HELPERS, cli, main
-from finetune_local.cli.spec_options import spec_fields, spec_from
+from finetune_local.cli.spec_options import spec_from
 from finetune_local.gui.window import launch
 from finetune_local.spec.run import parse_spec
+from finetune_local.spec.walk import spec_fields
 from finetune_local.system.errors import SpecError, Stopped
 from finetune_local.system.paths import Home
 from finetune_local.training.run_folder import runs

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from finetune_local.cli.spec_options import spec_fields
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.widgets import controls, form
-from finetune_local.gui.widgets.form import ELSEWHERE, Form, default_of, of_method, tables
+from finetune_local.gui.widgets.form import ELSEWHERE, Form, default_of, tables
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import parse_spec
+from finetune_local.spec.walk import own_fields, spec_fields
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_an_untouched_form_is_the_method_as_it_is(made: Form, key: str) -> None:
 def test_what_is_typed_comes_back(made: Form, key: str) -> None:
     typed: dict[str, Any] = {"training.seed": "7", "training.learning_rate": "1e-4", "training.gradient_checkpointing": "true",
                              "model.precision": "fp32", "backend": "mlx"}  # fmt: skip
-    own = of_method(key)
+    own = own_fields(key)
     for path, field in own.items():
         kind, optional = controls.kind_of(field)
         if kind is int:

@@ -65,6 +65,13 @@ def test_a_mistake_is_a_sentence(tables: dict, words: list[str]) -> None:
         assert word in str(raised.value)
 
 
+def test_an_objective_without_settings_is_written_as_its_name() -> None:
+    named, table = (parse_spec({"objective": value}, "test") for value in ("sft", {"key": "sft"}))
+    assert named == table and as_tables(named)["objective"] == "sft"
+    with pytest.raises(SpecError, match="rank"):
+        parse_spec({"objective": {"key": "sft", "rank": 3}}, "test")
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(SpecError) as raised:
         parse_spec({"training": {"batch_size": 0, "seed": -1}}, "run.toml")

@@ -1,7 +1,7 @@
 """The whole form of a run: one control for every setting that the spec declares, by the groups it declares them in.
 
 The form's value is {dotted path: what was typed}, only of what the user set; it is kept in the window's draft, and becomes the
-tables that parse_spec() takes. Settings of methods are shown where the chosen method has them, with its own defaults.
+tables that parse_spec() takes. Settings of methods and objectives are shown where the chosen one has them, with its own defaults.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from pydantic.fields import FieldInfo
 
 from finetune_local.gui.widgets import controls
 from finetune_local.gui.widgets.html import h
+from finetune_local.spec import walk
 from finetune_local.spec.presets import preset_named
-from finetune_local.spec.run import RunSpec
-from finetune_local.spec.tuners import tuners
-from finetune_local.system.fields import Settings
+from finetune_local.spec.run import DEFAULT_OBJECTIVE
 
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
 
-ELSEWHERE = ("model.id", "data.", "method.key", "goal", "name", "objective")
+ELSEWHERE = ("model.id", "data.", "method.key", "goal", "name")
 """Paths (or beginnings of them) that have a place of their own outside this form: the pages of model and data, the cards."""
 
 MAIN = ("training.epochs", "training.learning_rate", "training.batch_size")
@@ -31,25 +30,13 @@ Value = dict[str, Any]
 
 
 def fields() -> dict[str, FieldInfo]:
-    """Every setting of the form by its dotted path; of a setting that several methods have, the first declaration."""
-    found: dict[str, FieldInfo] = {}
-    for name, field in RunSpec.model_fields.items():
-        kind = field.annotation
-        if name == "method":
-            for tuner in tuners().values():
-                for inner, inner_field in tuner.settings.model_fields.items():
-                    found.setdefault(f"method.{inner}", inner_field)
-        elif isinstance(kind, type) and issubclass(kind, Settings):
-            found |= {f"{name}.{inner}": inner_field for inner, inner_field in kind.model_fields.items()}
-        else:
-            found[name] = field
-    return {path: field for path, field in found.items() if not path.startswith(ELSEWHERE)}
+    """Every setting of the form by its dotted path."""
+    return {path: field for path, field in walk.spec_fields() if not path.startswith(ELSEWHERE)}
 
 
-def of_method(key: str) -> dict[str, FieldInfo]:
-    """The settings that a method has, by dotted path, as its own family declares them."""
-    chosen = tuners()[preset_named(key).tuner].settings.model_fields
-    return {f"method.{name}": field for name, field in chosen.items()}
+def objective_of(form: Mapping[str, Any]) -> str:
+    """The objective that a form's value says."""
+    return str(form.get(walk.OBJECTIVE_KEY) or DEFAULT_OBJECTIVE)
 
 
 def default_of(key: str, path: str, field: FieldInfo) -> Any:
@@ -71,8 +58,8 @@ class Form:
 
         groups: dict[str, list[str]] = {"main": [], "method": [], "model": [], "training": [], "run": []}
         for path in self.fields:
-            group = "main" if path in MAIN else path.partition(".")[0] if "." in path else "run"
-            groups[group].append(path)
+            table = path.partition(".")[0] if "." in path else "run"
+            groups["main" if path in MAIN or table == walk.OBJECTIVE else table].append(path)
         for group, paths in groups.items():
             gr.HTML(h("h3", self.t(f"train.group_{group}")), elem_classes=["view", "form-heading"], js_on_load=None)
             with gr.Row(elem_classes=["form-grid"]):
@@ -85,10 +72,12 @@ class Form:
 
     def read(self, values: Sequence[Any], key: str) -> Value:
         """What the user set, of what the controls hold."""
-        own = of_method(key)
+        given_by_path = dict(zip(self.fields, values, strict=True))
+        own = walk.own_fields(key, objective_of(given_by_path))
         found: Value = {}
-        for (path, field), value in zip(self.fields.items(), values, strict=True):
-            if path.startswith("method.") and path not in own:
+        for path, field in self.fields.items():
+            value = given_by_path[path]
+            if walk.of_one(path) and path not in own:
                 continue
             declared = own.get(path, field)
             kind, optional = controls.kind_of(declared)
@@ -106,10 +95,10 @@ class Form:
         """An update for every control: its value, whether the method has it, and what an open field will come to."""
         import gradio as gr
 
-        own = of_method(key)
+        own = walk.own_fields(key, objective_of(form))
         result = []
         for path, field in self.fields.items():
-            if path.startswith("method.") and path not in own:
+            if walk.of_one(path) and path not in own:
                 result.append(gr.update(visible=False))
                 continue
             declared = own.get(path, field)
@@ -128,16 +117,18 @@ class Form:
             result.append(gr.update(**more))
         return result
 
-    def placeholders(self, key: str, automatic: Mapping[str, Any]) -> list[Any]:
-        """Updates of what open fields will come to, and of nothing else: while the user types."""
+    def placeholders(self, form: Mapping[str, Any], key: str, automatic: Mapping[str, Any]) -> list[Any]:
+        """Updates while the user types: what open fields will come to, and which settings the chosen objective has."""
         import gradio as gr
 
-        own = of_method(key)
+        own = walk.own_fields(key, objective_of(form))
         result: list[Any] = []
         for path, field in self.fields.items():
             declared = own.get(path, field)
             told = automatic.get(path)
-            if told is None or not hasattr(self.controls[path], "placeholder"):
+            if path.startswith(f"{walk.OBJECTIVE}.") and walk.of_one(path):
+                result.append(gr.update(visible=path in own))
+            elif told is None or not hasattr(self.controls[path], "placeholder"):
                 result.append(gr.skip())
             else:
                 result.append(gr.update(placeholder=self._placeholder(declared, default_of(key, path, declared), told)))
@@ -158,7 +149,7 @@ def tables(
     form: Mapping[str, Any], *, model: str, data: Mapping[str, Any], key: str, goal: str, name: str = ""
 ) -> dict[str, Any]:
     """The tables of a run, as parse_spec() takes them. What only other methods have is left out."""
-    own = of_method(key)
+    own = walk.own_fields(key, objective_of(form))
     found: dict[str, Any] = {
         "goal": goal,
         "model": {"id": model},
@@ -170,10 +161,10 @@ def tables(
         found["name"] = name.strip()
     for path, value in form.items():
         table, _, field = path.rpartition(".")
-        if table == "method" and path not in own:
+        if walk.of_one(path) and path not in own:
             continue
         if table:
-            found[table][field] = value
+            found.setdefault(table, {})[field] = value
         else:
             found[field] = value
     return found

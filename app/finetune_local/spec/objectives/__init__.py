@@ -1,18 +1,56 @@
-"""What is minimised. One file per objective, found by listing; its loss is written once, over a backend's `ops`."""
+"""What is minimised: one file per objective, found by listing. Its loss is written once, over a backend's `ops`.
+
+An objective file has
+    OBJECTIVE: Objective        an instance with default settings
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
 
 from finetune_local.spec.batch import Batch, Readout, ValueKind
-from finetune_local.spec.ops import Ops
+from finetune_local.spec.ops import NUMPY, Ops
+from finetune_local.system.errors import SpecError
+from finetune_local.system.fields import Settings, did_you_mean
 
 Need = Literal["reference"] | ValueKind
 """What an objective needs beside log-probabilities: Batch.reference, or Readout.values of one of two kinds."""
+
+ExampleKind = Literal["conversation", "text", "pair"]
+"""What an objective learns from: a conversation (its answers), a plain text, or a pair of a chosen and a rejected answer.
+
+A conversation and a piece of text become one row of a batch; a pair becomes two, of weight +1 and -1.
+"""
+
+LOSS = "loss"
+"""The metric that every objective has: what `best` and early stopping go by."""
+
+
+class NoSettings(Settings):
+    """For objectives without settings."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean that is collected over batches: a sum and what it is divided by."""
+
+    total: float
+    count: float
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """The mean so far."""
+        return self.total / self.count
 
 
 class Objective:
@@ -20,7 +58,22 @@ class Objective:
 
     key: ClassVar[str]
     title: ClassVar[str]
+    summary: ClassVar[str] = ""
+    settings: ClassVar[type[Settings]] = NoSettings
+    """The objective's own group of settings."""
+    examples: ClassVar[frozenset[ExampleKind]] = frozenset({"conversation", "text"})
+    """The kinds of example it learns from; rows of another kind are rejected with a sentence."""
     needs: ClassVar[frozenset[Need]] = frozenset()
+    rate_factor: ClassVar[float] = 1.0
+    """The automatic learning rate, as a multiple of that of supervised fine-tuning."""
+
+    def __init__(self, chosen: Settings | None = None) -> None:
+        self.chosen = self.settings() if chosen is None else chosen
+        """The values of its settings."""
+
+    def with_settings(self, chosen: Settings) -> Self:
+        """The same objective with other values of its settings."""
+        return type(self)(chosen)
 
     def count(self, batch: Batch) -> int:
         """What a step's mean is taken over, in one micro-batch: supervised tokens, or for some objectives examples."""
@@ -33,12 +86,30 @@ class Objective:
         """
         raise NotImplementedError
 
+    def metrics(self, readout: Readout, batch: Batch) -> Mapping[str, Mean]:
+        """What validation reports of a batch; numpy arrays in `readout`. LOSS, the lower the better, is always among them."""
+        exact = Readout(np.asarray(readout.logprobs, np.float64), readout.values)
+        return {LOSS: Mean(float(self.loss(NUMPY, exact, batch, 1.0)), self.count(batch))}
+
 
 @cache
 def objectives() -> Mapping[str, Objective]:
-    """Every objective by its key."""
+    """Every objective by its key, with default settings."""
     found: dict[str, Objective] = {}
     for module in pkgutil.iter_modules(__path__):
         objective: Objective = importlib.import_module(f"{__name__}.{module.name}").OBJECTIVE
         found[objective.key] = objective
     return found
+
+
+def objective_named(key: str) -> Objective:
+    """The objective called `key`, with default settings. Raises SpecError naming the known ones."""
+    known = objectives()
+    if key not in known:
+        raise SpecError(f"there is no objective '{key}'.{did_you_mean(key, list(known))} Known: {', '.join(known)}.")
+    return known[key]
+
+
+def learning_from(kind: ExampleKind) -> list[str]:
+    """The keys of the objectives that learn from a kind of example."""
+    return [key for key, objective in objectives().items() if kind in objective.examples]

@@ -39,7 +39,7 @@ def settings_of(run: Run) -> Settings:
     rest = {
         path: value
         for path, value in flat.items()
-        if not path.startswith("data.") and path not in ("name", "goal", "objective", "model.id", "method.key")
+        if not path.startswith("data.") and path not in ("name", "goal", "model.id", "method.key")
     }
     data = {path.partition(".")[2]: value for path, value in flat.items() if path.startswith("data.")}
     return Settings(spec.model.id, data, spec.method.key, spec.goal, rest)
