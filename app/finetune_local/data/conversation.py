@@ -1,10 +1,11 @@
-"""What every input format becomes: a conversation, or a plain text."""
+"""What every input format becomes: a conversation, a plain text, or a pair of answers to one prompt."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_local.spec.objectives import ExampleKind
 from finetune_local.system.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -32,18 +33,33 @@ class Message:
 class Conversation:
     """Turns in order, or a plain `text` of which every token is learned (then `messages` is empty).
 
-    `ends` is False where a plain text goes on in the next row, so that no end-of-text token is learned after it.
+    `ends` is False where a plain text continues in the next row, so that no end-of-text token is learned after it.
+    `rejected` makes it a preference pair: the worse answer in the place of the last turn, which is the chosen one.
     """
 
     messages: tuple[Message, ...]
     source: Source
     text: str | None = None
     ends: bool = True
+    rejected: Message | None = None
+
+    @property
+    def kind(self) -> ExampleKind:
+        """The kind of example it is."""
+        return "text" if self.text is not None else "conversation" if self.rejected is None else "pair"
+
+    @property
+    def chats(self) -> tuple[tuple[Message, ...], ...]:
+        """The chats that a template renders for it: none for a text, two for a pair."""
+        if self.text is not None:
+            return ()
+        other = () if self.rejected is None else ((*self.messages[:-1], self.rejected),)
+        return (self.messages, *other)
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that was set aside, and a sentence that says why."""
+    """A row that cannot be used, and a sentence that says why."""
 
     source: Source
     reason: str

@@ -15,7 +15,7 @@ import numpy as np
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected
 from finetune_local.data.dataset.split import held_out
 from finetune_local.data.encoding.ahead import rendered_ahead
-from finetune_local.data.encoding.encode import Encoded, encode
+from finetune_local.data.encoding.encode import Encoded, encode_for
 from finetune_local.data.formats import recognise
 from finetune_local.data.preview import PIECES, Piece, in_full, pieces, row_of
 from finetune_local.data.readers import columns, speakers
@@ -23,13 +23,13 @@ from finetune_local.data.readers.read import DataFile, check_columns, nothing_us
 from finetune_local.data.report import FileReport, Report, Tally, file_report
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.data.turns import whole
-from finetune_local.spec.run import DataSettings
+from finetune_local.spec.objectives import objective_named
+from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
 from finetune_local.system.errors import DataError
 
 STEP_ROWS = 50
 """Rows between two places where a look can be left."""
 
-PREFERENCE = "preference"
 _SAMPLE_CELL = 80
 
 
@@ -50,8 +50,11 @@ class Inspection:
         count: int = 0,
         masked: Container[int] = (),
         only_these: bool = False,
+        objective: str = DEFAULT_OBJECTIVE,
     ) -> None:
-        """`only_these`: no other rows are encoded, and reading ends behind them; then there is no report."""
+        """`only_these`: no other rows are encoded, and reading ends behind them; then there is no report. Rows that the
+        objective does not learn from are rejected."""
+        self._objective = objective_named(objective)
         self._settings, self._tokenizer, self._max_length = settings, tokenizer, max_length
         self._window, self._masked, self._only_these = range(first, first + count), masked, only_these
         self.rows: list[dict[str, Any]] = []
@@ -138,7 +141,7 @@ class Inspection:
     def as_json(self) -> dict[str, Any]:
         """All but the rows, as plain values."""
         report = self.report().as_json()
-        unknown = [file for file in self.files if file.format is None or file.name == PREFERENCE]
+        unknown = [file for file in self.files if not self._learned(file)]
         named = [name for file in (*self.files, *self.validation) for name in speakers.named(file.speakers)]
         return {
             "complete": self.complete,
@@ -146,6 +149,7 @@ class Inspection:
             "problems": [{"file": file, "message": text} for file, text in self.problems],
             "readable": self.readable,
             "columns": self._columns(unknown),
+            "pairs": any(file.format is not None and file.format.kind == "pair" for file in unknown),
             "unknown": [file.shown for file in unknown if file.format is None],
             "guess": _likely(
                 [row for file in unknown for row in file.sample if recognise(row) is None or "chosen" in row]
@@ -154,6 +158,10 @@ class Inspection:
             "named": list(dict.fromkeys(named)),
             "validation": [asdict(file) for file in self._reports(self.validation)],
         }
+
+    def _learned(self, file: DataFile) -> bool:
+        """Whether the objective learns from the rows of a file's format."""
+        return file.format is not None and file.format.kind in self._objective.examples
 
     def _columns(self, unknown: Sequence[DataFile]) -> list[dict[str, str]]:
         """Columns that the user may have to name, each with a value: of the files that need it, or that it was done for."""
@@ -192,7 +200,7 @@ class Inspection:
         reason = ""
         if self._tokenizer is not None:
             try:
-                encoded = encode(row, self._tokenizer, self._settings.template, self._max_length)
+                encoded = encode_for(self._objective, row, self._tokenizer, self._settings.template, self._max_length)
             except RowRejected as error:
                 reason = str(error)
         if reason:

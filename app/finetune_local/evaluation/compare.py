@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.backend import Session
+from finetune_local.data.dataset.batching import Rows, batches_for_scoring
+from finetune_local.data.dataset.store import Row as StoredRow
 from finetune_local.evaluation.bootstrap import Interval, interval
 from finetune_local.evaluation.metrics import METRICS, compare_texts
 from finetune_local.evaluation.rows import EXAMPLE_END, Asked, Row, Template, ask
 from finetune_local.inference.engine import Opened
 from finetune_local.inference.generate import greedy_batch
-from finetune_local.spec.batch import Batch
 
 SCORE_TOKENS = 2048  # with padding, in one batch of scoring
 MOST_ANSWER_TOKENS = 512
@@ -170,25 +171,8 @@ def _bare(text: str, row: Row, cut: bool) -> str:
 
 def score(session: Session, asked: Sequence[Asked]) -> Iterator[tuple[list[int], list[float]]]:
     """Summed −log p of each row's scored tokens: indices and values, in batches of similar length."""
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i].ids))
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and (end + 1 - start) * len(asked[order[end]].ids) <= SCORE_TOKENS:
-            end += 1
-        chosen = order[start:end]
-        batch = _batch([asked[i] for i in chosen])
-        logprobs = session.score(batch).astype(np.float64)
-        edges = np.cumsum([int(asked[i].mask.sum()) for i in chosen])[:-1]
-        yield chosen, [float(-part.sum()) for part in np.split(logprobs, edges)]
-        start = end
-
-
-def _batch(rows: Sequence[Asked]) -> Batch:
-    length = max(len(row.ids) for row in rows)
-    ids = np.zeros((len(rows), length), np.int32)
-    mask = np.zeros((len(rows), length), np.bool_)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-        mask[i, : len(row.ids)] = row.mask
-    return Batch(ids, np.array([len(row.ids) for row in rows], np.int32), mask)
+    rows = Rows([StoredRow(one.ids, one.mask) for one in asked])
+    for chosen, batch in batches_for_scoring(rows, list(range(len(asked))), SCORE_TOKENS):
+        sums = np.zeros(len(chosen))
+        np.add.at(sums, batch.token_rows, -session.score(batch).astype(np.float64))
+        yield chosen.tolist(), sums.tolist()

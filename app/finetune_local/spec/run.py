@@ -25,7 +25,7 @@ Personal = Literal["all", "email", "phone", "card", "iban", "id", "ip", "key", "
 
 COLUMN_ROLES = (
     "prompt", "completion", "instruction", "input", "output", "system", "text", "messages", "conversations", "history",
-    "tools", "speaker", "time", "conversation",
+    "tools", "speaker", "time", "conversation", "chosen", "rejected",
 )  # fmt: skip
 """What a column of a data file can be: keys that formats read."""
 

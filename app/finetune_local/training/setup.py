@@ -306,7 +306,9 @@ def _prepare_data(run: Run, spec: RunSpec, tokenizer: Tokenizer, folder: Path) -
     from finetune_local.data.dataset.prepare import prepare
 
     assert spec.data.max_length is not None
-    data = prepare(spec.data, tokenizer, spec.training.seed, folder, spec.data.max_length, _teller(run))
+    data = prepare(
+        spec.data, tokenizer, spec.training.seed, folder, spec.data.max_length, _teller(run), spec.objective.key
+    )
     report = data.report
     yield Note(
         text=f"data: {report.used} of {report.rows} rows used ({report.format}), {len(data.train)} to train on, "

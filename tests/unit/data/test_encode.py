@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_local.data.conversation import Conversation, Message, RowRejected, Source
-from finetune_local.data.encoding.encode import encode, kept, prompt_ids
+from finetune_local.data.encoding.encode import encode, encode_for, kept, prompt_ids
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
+from finetune_local.spec.objectives import objectives
 
 SOURCE = Source("数据.jsonl", 7)
 LONG = 10_000
@@ -148,3 +150,20 @@ def test_any_chat_fits_and_learns_its_last_answer_or_is_refused(
     last = contents[len(contents) // 2 * 2 - 1]
     end = "<|im_end|>" if template == "chat" else "<|endoftext|>"
     assert learned(tokenizer, row.ids, row.mask).endswith(last + end)
+
+
+def test_a_pair_becomes_two_rows_of_one_example(tokenizer: Tokenizer) -> None:
+    whole = chat("hi", "Yes.", "and?", "好。")
+    messages = (*whole.messages[:1], replace(whole.messages[1], train=False), *whole.messages[2:])
+    pair = Conversation(messages, SOURCE, rejected=Message("assistant", "No, never."))
+    chosen, rejected = encode(pair, tokenizer, "chat", LONG)
+    assert (chosen.weight, rejected.weight, chosen.example, rejected.example) == (1.0, -1.0, 0, 0)
+    prompt = len(prompt_ids(messages[:-1], tokenizer, "chat"))
+    assert chosen.ids[:prompt].tolist() == rejected.ids[:prompt].tolist()
+    for row, answer in ((chosen, "好。"), (rejected, "No, never.")):
+        assert not row.mask[:prompt].any() and row.mask[prompt:].all()
+        assert tokenizer.text(row.ids[row.mask].tolist()) == answer
+    for row in encode(pair, tokenizer, "chat", len(rejected.ids) - 1):  # both lose the same turns
+        assert row.cut == 2
+    with pytest.raises(RowRejected, match="learns from"):
+        encode_for(objectives()["sft"], pair, tokenizer, "chat", LONG)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_local.data.dataset.batching import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
-from finetune_local.data.dataset.store import Dataset, Writer
+from finetune_local.data.dataset.store import Dataset, Row, Writer
+from finetune_local.system.errors import DataError
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 
@@ -42,7 +43,7 @@ def dataset(folder: Path, lengths: list[int]) -> Dataset:
     with Writer(folder, "train") as writer:
         for row, length in enumerate(lengths):
             ids = np.arange(length, dtype=np.int32) + 1000 * row
-            writer.add(ids, ids % 3 == 1)
+            writer.add(Row(ids, ids % 3 == 1))
     return Dataset(folder, "train")
 
 
@@ -60,7 +61,8 @@ def test_micro_batches_hold_each_row_once_within_the_budget(
         assert longest == batch.lengths.max()
         assert batch.tokens == sum(lengths[i] for i in indices)
         for at, index in enumerate(indices):
-            ids, mask = rows.row(int(index))
+            row = rows.row(int(index))
+            ids, mask = row.ids, row.mask
             assert batch.ids[at, : len(ids)].tolist() == ids.tolist()
             assert batch.mask[at, : len(ids)].tolist() == mask.tolist()
             assert not batch.mask[at, len(ids) :].any()
@@ -69,3 +71,40 @@ def test_micro_batches_hold_each_row_once_within_the_budget(
     assert [b.ids.tolist() for b in pieces] == [b.ids.tolist() for _, b in found]
     assert [b.ids.shape[1] for b in pieces] == sorted((b.ids.shape[1] for b in pieces), reverse=True)
     assert pieces[0].ids.dtype == pieces[0].lengths.dtype == np.int32
+
+
+def pairs(folder: Path, lengths: list[tuple[int, int]]) -> Dataset:
+    with Writer(folder, "pairs") as writer:
+        for number, (chosen, rejected) in enumerate(lengths):
+            writer.add(
+                *(Row(np.full(n, number, np.int32), np.arange(n) > 0, w) for n, w in ((chosen, 1.0), (rejected, -1.0)))
+            )
+    return Dataset(folder, "pairs")
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(2, 60), st.integers(2, 60)), min_size=1, max_size=80),
+    budget=st.integers(1, 400),
+)
+def test_an_example_is_never_split(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[tuple[int, int]], budget: int
+) -> None:
+    data = pairs(tmp_path_factory.getbasetemp(), lengths)
+    assert data.lengths.tolist() == [max(pair) for pair in lengths] and len(data) == len(lengths)
+    seen = []
+    for indices, batch in batches_for_scoring(data, list(range(len(data))), budget):
+        assert batch.group.tolist() == [n for n in range(len(indices)) for _ in (0, 1)]
+        assert batch.weight.tolist() == [1.0, -1.0] * len(indices)
+        assert batch.ids[:, 0].tolist() == [i for i in indices for _ in (0, 1)]
+        assert len(indices) == 1 or batch.ids.size <= budget
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(len(data)))
+
+
+def test_rows_of_weight_one_need_no_more_files(tmp_path: Path) -> None:
+    dataset(tmp_path, [3, 4])
+    assert not list(tmp_path.glob("train.examples")) and not list(tmp_path.glob("train.weights"))
+    pairs(tmp_path, [(3, 4)])
+    (tmp_path / "pairs.weights").write_bytes(b"")
+    with pytest.raises(DataError, match="damaged"):
+        Dataset(tmp_path, "pairs")

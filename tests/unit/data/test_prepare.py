@@ -15,7 +15,7 @@ from finetune_local.data.conversation import Conversation, Message, Source
 from finetune_local.data.dataset import store
 from finetune_local.data.dataset.prepare import Prepared, conversations, open_prepared, prepare
 from finetune_local.data.dataset.split import content_key, held_out
-from finetune_local.data.dataset.store import Dataset, Writer
+from finetune_local.data.dataset.store import Dataset, Row, Writer
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.spec.run import DataSettings
 from finetune_local.system.errors import DataError, DiskFull
@@ -35,7 +35,7 @@ def prepared(folder: Path, tokenizer: Tokenizer, *files: str, seed: int = 1, **s
 
 
 def texts(data: Dataset, tokenizer: Tokenizer) -> list[str]:
-    return [tokenizer.text(data.row(i)[0].tolist(), special=True) for i in range(len(data))]
+    return [tokenizer.text(data.row(i).ids.tolist(), special=True) for i in range(len(data))]
 
 
 def test_rows_are_split_and_nothing_is_lost(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -46,7 +46,7 @@ def test_rows_are_split_and_nothing_is_lost(tmp_path: Path, tokenizer: Tokenizer
     assert not set(train) & set(validation)
     expected = {tokenizer.render(_messages(i)).rstrip("\n") for i in range(50)}
     assert set(train) | set(validation) == expected
-    ids, mask = data.train.row(3)
+    ids, mask = data.train.row(3).ids, data.train.row(3).mask
     assert tokenizer.text(ids[mask].tolist(), special=True).startswith("answer ")
     assert data.train.lengths.dtype == np.int32
     assert data.train.tokens == int(data.train.lengths.sum())
@@ -147,7 +147,7 @@ def test_opening_needs_no_source_file(tmp_path: Path, tokenizer: Tokenizer) -> N
     assert again.report == data.report
     for one, two in ((data.train, again.train), (data.validation, again.validation)):
         assert texts(one, tokenizer) == texts(two, tokenizer)
-        assert all((one.row(i)[1] == two.row(i)[1]).all() for i in range(len(one)))
+        assert all((one.row(i).mask == two.row(i).mask).all() for i in range(len(one)))
 
 
 @pytest.mark.slow
@@ -248,7 +248,7 @@ def test_a_full_device_is_told_as_such_when_the_buffer_is_flushed(tmp_path: Path
     with pytest.raises(DiskFull), writer:
         writer._ids.close()
         writer._ids = Path("/dev/full").open("wb")  # noqa: SIM115 - the writer closes it
-        writer.add(np.zeros(10, np.int32), np.zeros(10, np.bool_))
+        writer.add(Row(np.zeros(10, np.int32), np.zeros(10, np.bool_)))
     assert not (tmp_path / "train.offsets").exists()
 
 
@@ -298,7 +298,7 @@ def test_a_chat_log_is_learned_by_conversations(tmp_path: Path, tokenizer: Token
     data = prepared(tmp_path / "run", tokenizer, str(path), assistant="Bo", validation=0.2)
     assert (len(data.train), len(data.validation)) == (16, 4)
     assert data.report.speakers == {"Eva": 60, "Bo": 60}
-    ids, mask = data.train.row(0)
+    ids, mask = data.train.row(0).ids, data.train.row(0).mask
     assert tokenizer.text(ids[mask].tolist()).split()[0::2] != []
 
 

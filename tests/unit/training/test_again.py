@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_local.data.dataset.store import Writer
+from finetune_local.data.dataset.store import Row, Writer
 from finetune_local.spec.given import as_toml, given_tables
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import as_tables, parse_spec
@@ -119,7 +119,7 @@ def test_the_rows_of_a_run_are_known_without_reading_its_data_again(home: Home) 
     for name, lengths in (("train", (3, 9, 4)), ("validation", (5,))):
         with Writer(run.data, name) as store:
             for length in lengths:
-                store.add(np.zeros(length, np.int32), np.ones(length, np.bool_))
+                store.add(Row(np.zeros(length, np.int32), np.ones(length, np.bool_)))
     assert facts_of_prepared(run.data) == DataFacts(rows=4, tokens=21, longest=9, held_out=1)
     (run.data / "train.ids").write_bytes(b"\0" * 8)
     assert facts_of_prepared(run.data) is None

@@ -13,7 +13,8 @@ import json
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,13 +22,14 @@ import numpy as np
 
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
 from finetune_local.data.dataset.split import Keys, held_out
-from finetune_local.data.dataset.store import ADVICE, SUFFIXES, Dataset, Writer, remove
+from finetune_local.data.dataset.store import ADVICE, EXAMPLES, SUFFIXES, WEIGHTS, Dataset, Row, Writer, remove
 from finetune_local.data.encoding.ahead import rendered_ahead
-from finetune_local.data.encoding.encode import encode, kept
+from finetune_local.data.encoding.encode import encode_for, kept
 from finetune_local.data.readers.read import DataFile, nothing_usable, opened
 from finetune_local.data.report import FileReport, Report, Tally, as_plain, file_report
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
-from finetune_local.spec.run import DataSettings
+from finetune_local.spec.objectives import Objective, objective_named
+from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
 from finetune_local.system import checksums
 from finetune_local.system.errors import DataError
 from finetune_local.system.files import disk_full, sync_tree, write_text
@@ -53,15 +55,16 @@ class Prepared:
 
 @dataclass
 class _Pass:
-    """One pass over files: encoded rows go to a store, the key of each row's content stays here."""
+    """One pass over files: encoded examples go to a store, the key of each example's content stays here."""
 
     settings: DataSettings
+    objective: Objective
     tokenizer: Tokenizer
     max_length: int
     rejected: TextIO
     tally: Tally
     files: list[FileReport] = field(default_factory=list)
-    row_keys: array[int] = field(default_factory=lambda: array("Q"))
+    example_keys: array[int] = field(default_factory=lambda: array("Q"))
     lowest: list[tuple[int, int, Conversation]] = field(default_factory=list)
     """The conversations of lowest key, as a heap of (−key, −count, conversation): those the split holds out first."""
     _held: set[int] = field(default_factory=set)
@@ -87,14 +90,14 @@ class _Pass:
     def _take(self, row: Conversation | Rejected, writer: Writer) -> None:
         if isinstance(row, Conversation):
             try:
-                encoded = encode(row, self.tokenizer, self.settings.template, self.max_length)
+                encoded = encode_for(self.objective, row, self.tokenizer, self.settings.template, self.max_length)
             except RowRejected as error:
                 row = Rejected(row.source, str(error))
             else:
                 key = self.tally.use(row, encoded)
-                for one in encoded:
-                    writer.add(one.ids, one.mask)
-                    self.row_keys.append(key)
+                for _, rows in groupby(encoded, key=lambda one: one.example):
+                    writer.add(*(Row(one.ids, one.mask, one.weight) for one in rows))
+                    self.example_keys.append(key)
                 self._keep(row, encoded[0].cut, key)
                 return
         self.tally.reject(row)
@@ -108,17 +111,23 @@ class _Pass:
                 return
             self._held.discard(-heapq.heappop(self.lowest)[0])
         self._held.add(key)
-        shorter = Conversation(kept(row.messages, cut), row.source, row.text, row.ends)
+        shorter = replace(row, messages=kept(row.messages, cut))
         heapq.heappush(self.lowest, (-key, -self.tally.used, shorter))
 
 
 def prepare(
-    settings: DataSettings, tokenizer: Tokenizer, seed: int, folder: Path, max_length: int, progress: Progress
+    settings: DataSettings,
+    tokenizer: Tokenizer,
+    seed: int,
+    folder: Path,
+    max_length: int,
+    progress: Progress,
+    objective: str = DEFAULT_OBJECTIVE,
 ) -> Prepared:
-    """Prepare a run's data in `folder`. `progress` is told what is done and the share of bytes read.
+    """Prepare a run's data in `folder`. `progress` is called with what is done and the share of bytes read.
 
-    The split is by conversation: equal ones are on one side. With validation files of their own, rows of the training
-    files that occur there too are set aside as leaks. Raises DataError, DiskFull.
+    The split is by conversation: equal ones are on one side. With separate validation files, rows of the training files that
+    occur there too are left out as leaks. Rows that the objective does not learn from are rejected. Raises DataError, DiskFull.
     """
     if not settings.files:
         raise DataError("no training data was given. Name a file: finetune-local --data my.jsonl")
@@ -129,7 +138,7 @@ def prepare(
     try:
         with disk_full(folder, ADVICE), (folder / REJECTED).open("w", encoding="utf-8") as rejected:
             opened([*settings.files, *settings.validation_files], settings)  # a mistake is told before the long work
-            train = _Pass(settings, tokenizer, max_length, rejected, Tally(seed))
+            train = _Pass(settings, objective_named(objective), tokenizer, max_length, rejected, Tally(seed))
             with Writer(folder, _PASSED) as writer:
                 train.run(settings.files, writer, settings.limit, lambda share: progress("reading data", share))
             if not train.tally.used:
@@ -177,7 +186,7 @@ def problem(folder: Path) -> str | None:
 
 def same_rows(one: checksums.Known, other: checksums.Known) -> bool:
     """Whether two prepared folders hold the same rows, by their checksums."""
-    stores = [f"{name}{suffix}" for name in ("train", "validation") for suffix in SUFFIXES]
+    stores = [f"{name}{end}" for name in ("train", "validation") for end in (*SUFFIXES, EXAMPLES, WEIGHTS)]
     return all(set(one.get(name, ())) == set(other.get(name, ())) for name in stores)
 
 
@@ -206,7 +215,9 @@ def conversations(folder: Path, split: str = "validation", limit: int = CONVERSA
 def _validation_files(train: _Pass, folder: Path, progress: Progress) -> _Pass:
     """Read validation files of their own straight into their store."""
     files = train.settings.validation_files
-    given = _Pass(train.settings, train.tokenizer, train.max_length, train.rejected, Tally(train.tally.seed))
+    given = _Pass(
+        train.settings, train.objective, train.tokenizer, train.max_length, train.rejected, Tally(train.tally.seed)
+    )
     with Writer(folder, "validation") as writer:
         given.run(files, writer, None, lambda share: progress("reading validation data", share))
     if not given.tally.used:
@@ -215,16 +226,16 @@ def _validation_files(train: _Pass, folder: Path, progress: Progress) -> _Pass:
 
 
 def _write_sides(train: _Pass, aside: Keys, folder: Path, *, own_files: bool) -> None:
-    """Copy the first pass's rows to their side; where validation has files of its own, what occurs there is left out."""
+    """Copy the first pass's examples to their side; where validation has its own files, what occurs there is left out."""
     passed = Dataset(folder, _PASSED)
-    is_aside = np.isin(np.array(train.row_keys, np.uint64), aside)
+    is_aside = np.isin(np.array(train.example_keys, np.uint64), aside)
     with ExitStack() as stack:
         writer = stack.enter_context(Writer(folder, "train"))
         other = None if own_files else stack.enter_context(Writer(folder, "validation"))
         for index in range(len(passed)):
             side = other if is_aside[index] else writer
             if side is not None:
-                side.add(*passed.row(index))
+                side.add(*passed.example(index))
 
 
 def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversation]], aside: Keys) -> None:
@@ -232,7 +243,7 @@ def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversati
     with disk_full(path.parent, ADVICE), path.open("w", encoding="utf-8", newline="\n") as file:
         for negative, _, conversation in sorted(lowest, key=lambda item: item[:2], reverse=True):
             if -negative in chosen:
-                file.write(json.dumps(asdict(conversation), ensure_ascii=False) + "\n")
+                file.write(json.dumps(_as_plain(conversation), ensure_ascii=False) + "\n")
 
 
 def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report) -> None:
@@ -246,9 +257,18 @@ def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report)
     write_text(folder / DATA, text, ADVICE)
 
 
+def _as_plain(conversation: Conversation) -> dict[str, Any]:
+    plain = asdict(conversation)
+    if conversation.rejected is None:  # as earlier versions wrote it
+        del plain["rejected"]
+    return plain
+
+
 def _from_plain(values: dict[str, Any]) -> Conversation:
     messages = tuple(Message(**m) for m in values["messages"])
-    return Conversation(messages, Source(**values["source"]), values["text"], values["ends"])
+    worse = values.get("rejected")
+    rejected = None if worse is None else Message(**worse)
+    return Conversation(messages, Source(**values["source"]), values["text"], values["ends"], rejected)
 
 
 def _sha256(path: Path) -> str:

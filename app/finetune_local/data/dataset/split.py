@@ -20,7 +20,8 @@ def content_key(conversation: Conversation, seed: int) -> int:
     """
     digest = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, "little"))
     parts = [("text", conversation.text)] if conversation.text is not None else []
-    for role, text in [*parts, *((m.role, m.content) for m in conversation.messages)]:
+    worse = [] if conversation.rejected is None else [("rejected", conversation.rejected.content)]
+    for role, text in [*parts, *((m.role, m.content) for m in conversation.messages), *worse]:
         data = text.strip().encode("utf-8")
         digest.update(f"{role}:{len(data)}:".encode())
         digest.update(data)

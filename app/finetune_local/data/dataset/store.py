@@ -1,9 +1,13 @@
-"""Encoded rows on disk, memory-mapped: `<name>.ids`, `<name>.mask`, `<name>.offsets`. Any size of data, little memory."""
+"""Encoded examples on disk, memory-mapped: `<name>.ids`, `<name>.mask`, `<name>.offsets`. Any size of data, little memory.
+
+Where examples have several rows, or rows have weights, `<name>.examples` and `<name>.weights` say so.
+"""
 
 from __future__ import annotations
 
 import os
 from array import array
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -16,13 +20,28 @@ from finetune_local.system.files import disk_full
 ADVICE = "The prepared data needs room here. Free some, or give --home on another disk."
 
 SUFFIXES = (".ids", ".mask", ".offsets")
+EXAMPLES, WEIGHTS = ".examples", ".weights"
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row: `ids` (length,), `mask` (length,), true where a token is supervised, and its weight (Batch.weight)."""
+
+    ids: Ids
+    mask: Mask
+    weight: float = 1.0
+
+
 class Dataset:
-    """Rows of a written store. Files: ids int32 and mask bool, end to end; offsets int64, where each row begins, and the end."""
+    """Examples of a written store, each of one row or several.
+
+    Files: ids int32 and mask bool of all rows, end to end; offsets int64, where each row begins, and the end; examples int64,
+    the number of each example's first row, and that of all rows; weights float32, one a row. Without the last two every row is
+    an example of weight 1.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         """Raises DataError where the files are missing or do not fit each other."""
@@ -41,16 +60,53 @@ class Dataset:
         lengths = np.diff(self._offsets)
         if int(self._offsets[0]) != 0 or (len(lengths) and int(lengths.min()) < 0):
             raise DataError(f"{folder}: the prepared {name} data is damaged ({name}.offsets). Start the run anew.")
-        self.lengths: npt.NDArray[np.int32] = lengths.astype(np.int32)
+        self.row_lengths: npt.NDArray[np.int32] = lengths.astype(np.int32)
         """Tokens of each row."""
+        self._firsts, self._weights = self._examples()
+        self.lengths = self.row_lengths
+        """Tokens of each example's longest row."""
+        if self._firsts is not None:
+            self.lengths = np.maximum.reduceat(self.row_lengths, self._firsts[:-1]) if len(self) else self.row_lengths
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        """Number of examples."""
+        return len(self.row_lengths) if self._firsts is None else len(self._firsts) - 1
 
-    def row(self, index: int) -> tuple[Ids, Mask]:
-        """Ids and mask of one row, as views of the files."""
+    def row(self, index: int) -> Row:
+        """One row, as views of the files."""
         start, end = int(self._offsets[index]), int(self._offsets[index + 1])
-        return self._ids[start:end], self._mask[start:end]
+        weight = 1.0 if self._weights is None else float(self._weights[index])
+        return Row(self._ids[start:end], self._mask[start:end], weight)
+
+    def rows_of(self, example: int) -> range:
+        """The numbers of an example's rows."""
+        if self._firsts is None:
+            return range(example, example + 1)
+        return range(int(self._firsts[example]), int(self._firsts[example + 1]))
+
+    def example(self, index: int) -> list[Row]:
+        """The rows of an example."""
+        return [self.row(row) for row in self.rows_of(index)]
+
+    def _examples(self) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float32] | None]:
+        """Where examples begin and what rows weigh; None where every row is an example of weight 1."""
+        place = self.folder / f"{self.name}{EXAMPLES}"
+        if not place.exists():
+            return None, None
+        try:
+            firsts = np.fromfile(place, np.int64)
+            weights = np.fromfile(self.folder / f"{self.name}{WEIGHTS}", np.float32)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.folder}: the prepared {self.name} data cannot be read ({error}). Start the run anew."
+            ) from None
+        rows = len(self.row_lengths)
+        ordered = bool(len(firsts)) and firsts[0] == 0 and firsts[-1] == rows and bool((np.diff(firsts) > 0).all())
+        if not ordered or len(weights) != rows:
+            raise DataError(
+                f"{self.folder}: the prepared {self.name} data is damaged ({self.name}{EXAMPLES}). Start the run anew."
+            )
+        return firsts, weights
 
     @property
     def tokens(self) -> int:
@@ -68,11 +124,12 @@ class Dataset:
 
 
 class Writer:
-    """Appends rows; a context manager. The offsets are written on leaving, so a store that broke off cannot be opened."""
+    """Appends examples; a context manager. The offsets are written on leaving, so a store that broke off cannot be opened."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
-        self._offsets = array("q", [0])
+        self._offsets, self._firsts = array("q", [0]), array("q", [0])
+        self._weights = array("f")
 
     def __enter__(self) -> Writer:
         with disk_full(self.folder, ADVICE):
@@ -81,12 +138,16 @@ class Writer:
             self._mask = (self.folder / f"{self.name}.mask").open("wb", 1 << 20)
         return self
 
-    def add(self, ids: Ids, mask: Mask) -> None:
-        """Append one row. Raises DiskFull."""
+    def add(self, *rows: Row) -> None:
+        """Append an example. Raises DiskFull."""
         with disk_full(self.folder, ADVICE):
-            self._ids.write(np.ascontiguousarray(ids, np.int32).tobytes())
-            self._mask.write(np.ascontiguousarray(mask, np.bool_).tobytes())
-        self._offsets.append(self._offsets[-1] + len(ids))
+            for row in rows:
+                self._ids.write(np.ascontiguousarray(row.ids, np.int32).tobytes())
+                self._mask.write(np.ascontiguousarray(row.mask, np.bool_).tobytes())
+        for row in rows:
+            self._offsets.append(self._offsets[-1] + len(row.ids))
+            self._weights.append(row.weight)
+        self._firsts.append(len(self._weights))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -96,6 +157,9 @@ class Writer:
                 with self._ids, self._mask:  # both are closed, even where one cannot be written to its end
                     pass
                 if kind is None:
+                    if len(self._firsts) <= len(self._weights) or any(weight != 1.0 for weight in self._weights):
+                        (self.folder / f"{self.name}{EXAMPLES}").write_bytes(self._firsts.tobytes())
+                        (self.folder / f"{self.name}{WEIGHTS}").write_bytes(self._weights.tobytes())
                     (self.folder / f"{self.name}.offsets").write_bytes(self._offsets.tobytes())
         except DiskFull:
             if kind is None:
@@ -104,7 +168,7 @@ class Writer:
 
 def remove(folder: Path, name: str) -> None:
     """Delete a store's files, the one that makes it valid first."""
-    for suffix in reversed(SUFFIXES):
+    for suffix in (*reversed(SUFFIXES), EXAMPLES, WEIGHTS):
         (folder / f"{name}{suffix}").unlink(missing_ok=True)
 
 

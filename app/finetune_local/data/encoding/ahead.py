@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from finetune_local.data.conversation import Conversation, Rejected
-from finetune_local.data.encoding.encode import learned
+from finetune_local.data.encoding.encode import learned_chats
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.system.errors import FinetuneError
 
@@ -29,7 +29,9 @@ def rendered_ahead(rows: Iterable[Row], tokenizer: Tokenizer | None, template: s
     waiting: deque[tuple[list[Row], Future[None]]] = deque()
     with ThreadPoolExecutor(1) as pool:
         while chunk := chunks.next():
-            waiting.append((chunk, pool.submit(tokenizer.render_ahead, [learned(row) for row in chunk])))
+            waiting.append(
+                (chunk, pool.submit(tokenizer.render_ahead, [chat for row in chunk for chat in learned_chats(row)]))
+            )
             if len(waiting) > 1:
                 yield from _finished(waiting)
         while waiting:

@@ -1,4 +1,4 @@
-"""A conversation to token ids and a supervision mask, by the model's own chat template or raw. Numpy and plain Python."""
+"""An example to rows of token ids with a supervision mask, by the model's own chat template or raw. Numpy and plain Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
+from finetune_local.data.encoding.kinds import other_kind
 from finetune_local.data.tokenizers.tokenizer import Segment, Tokenizer
+from finetune_local.spec.objectives import Objective
 
 Template = Literal["chat", "raw"]
 Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
@@ -20,43 +22,61 @@ Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 class Encoded:
     """One row for training: ids (length,) int32 and mask (length,) bool, true where a token is supervised (never the first).
 
-    `cut` is the number of messages dropped from the front so that it fits.
+    `cut` is the number of messages dropped from the front so that it fits. Rows of one source with the same number in
+    `example` are one example; `weight` is what the objective makes of the row (Batch.weight).
     """
 
     ids: npt.NDArray[np.int32]
     mask: npt.NDArray[np.bool_]
     source: Source
     cut: int = 0
+    example: int = 0
+    weight: float = 1.0
+
+
+def encode_for(
+    objective: Objective, conversation: Conversation, tokenizer: Tokenizer, template: Template, max_length: int
+) -> list[Encoded]:
+    """encode() of what an objective learns from. Raises RowRejected also for an example of another kind."""
+    if conversation.kind not in objective.examples:
+        raise RowRejected(other_kind(conversation.kind, objective))
+    return encode(conversation, tokenizer, template, max_length)
 
 
 def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template, max_length: int) -> list[Encoded]:
-    """The rows of a conversation: one, or for a plain text as many as its length needs.
+    """The rows of a conversation: one, for a pair two, for a plain text as many as its length needs.
 
-    Every answer that may be learned is supervised, with its end-of-turn token. What follows the last of them is left off.
+    Every answer that may be learned is supervised, with its end-of-turn token. What follows the last of them is dropped.
     Raises RowRejected: nothing supervised, refused by the template, or too long although only the last question is left.
     """
     if conversation.text is not None:
         return _plain(conversation, conversation.text, tokenizer, max_length)
-    messages = _through_last_answer(conversation.messages)
-    start, (ids, mask) = _fitting(messages, tokenizer, template, max_length)
-    if len(ids) > max_length:
-        raise RowRejected(
-            f"its last question and answer have {len(ids)} tokens, more than the {max_length} of --max-length. "
-            f"Raise --max-length to {len(ids)}, or shorten it."
-        )
-    if not mask.any():
-        raise RowRejected("nothing in it would be learned: no answer is left after the cut to --max-length.")
-    return [Encoded(ids, mask, conversation.source, cut=len(messages) - len(_from(messages, start)))]
+    chats = [_through_last_answer(chat) for chat in conversation.chats]
+    found = [_fitting(chat, tokenizer, template, max_length) for chat in chats]
+    start = max(first for first, _ in found)  # a pair's answers follow the same turns
+    rows = []
+    for weight, messages, (own, arrays) in zip((1.0, -1.0), chats, found, strict=False):
+        ids, mask = arrays if own == start else _joined(segments(_from(messages, start), tokenizer, template))
+        if len(ids) > max_length:
+            raise RowRejected(
+                f"its last question and answer have {len(ids)} tokens, more than the {max_length} of --max-length. "
+                f"Raise --max-length to {len(ids)}, or shorten it."
+            )
+        if not mask.any():
+            raise RowRejected("nothing in it would be learned: no answer is left after the cut to --max-length.")
+        cut = len(messages) - len(_from(messages, start))
+        rows.append(Encoded(ids, mask, conversation.source, cut, weight=weight))
+    return rows
 
 
-def learned(row: Conversation | Rejected) -> Sequence[Message]:
-    """The messages of a row that encode() begins with; none where it has nothing for a template."""
-    if isinstance(row, Rejected) or row.text is not None:
-        return ()
+def learned_chats(row: Conversation | Rejected) -> list[Sequence[Message]]:
+    """The chats of a row that encode() renders first; none where it has nothing for a template."""
+    if isinstance(row, Rejected):
+        return []
     try:
-        return _through_last_answer(row.messages)
+        return [_through_last_answer(chat) for chat in row.chats]
     except RowRejected:
-        return ()
+        return []
 
 
 def segments(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[Segment]:
@@ -86,12 +106,12 @@ def _plain(conversation: Conversation, text: str, tokenizer: Tokenizer, max_leng
     if conversation.ends:
         pieces.append(([tokenizer.eos_id], True))
     ids, mask = _joined(pieces)
-    rows = []
+    rows: list[Encoded] = []
     for start in range(0, len(ids), max_length):
         part, learned = ids[start : start + max_length].copy(), mask[start : start + max_length].copy()
         learned[0] = False  # nothing comes before it that it could be predicted from
         if learned.any():
-            rows.append(Encoded(part, learned, conversation.source))
+            rows.append(Encoded(part, learned, conversation.source, example=len(rows)))
     if not rows:
         raise RowRejected("the text is a single token, so there is nothing to predict.")
     return rows

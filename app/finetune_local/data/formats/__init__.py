@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from finetune_local.data.conversation import Conversation, RowRejected, Source
 from finetune_local.data.readers.columns import guess, options
+from finetune_local.spec.objectives import ExampleKind
 from finetune_local.system.errors import DataError
 from finetune_local.system.fields import did_you_mean
 
@@ -25,6 +26,8 @@ class Format(Protocol):
     """What a file in this folder offers."""
 
     key: str
+    kind: ExampleKind
+    """The kind of example that its rows are."""
     title: str
     example: str
     order: int

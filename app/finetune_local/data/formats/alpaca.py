@@ -5,12 +5,14 @@ from __future__ import annotations
 from finetune_local.data.conversation import Conversation, Message, RowRejected, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import text_of, with_system
+from finetune_local.spec.objectives import ExampleKind
 
 
 class Alpaca:
     """The question is the instruction and, after a blank line, the input; history is a list of [question, answer]."""
 
     key = "alpaca"
+    kind: ExampleKind = "conversation"
     title = "Alpaca instructions"
     example = '{"instruction", "input", "output"}'
     order = 12

@@ -8,6 +8,7 @@ from finetune_local.data.conversation import Conversation, RowRejected, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.readers.chat_log import SPEAKERS, TEXTS, THREADS, TIMES
 from finetune_local.data.turns import ROLE_NAMES, turns
+from finetune_local.spec.objectives import ExampleKind
 from finetune_local.system.errors import typed
 
 _SHOWN = 6
@@ -17,6 +18,7 @@ class ChatLog:
     """What is learned is what one speaker says; where the speakers are named user and assistant, that one is known."""
 
     key = "chat_log"
+    kind: ExampleKind = "conversation"
     title = "Chat log"
     example = '{"speaker", "text"} for each message'
     order = 19

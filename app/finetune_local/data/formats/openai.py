@@ -5,12 +5,14 @@ from __future__ import annotations
 from finetune_local.data.conversation import Conversation, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import turns, with_system
+from finetune_local.spec.objectives import ExampleKind
 
 
 class OpenAI:
     """Content is a text or a list of text parts; a weight (or loss_weight) of 0 keeps an answer from being learned."""
 
     key = "openai"
+    kind: ExampleKind = "conversation"
     title = "OpenAI messages"
     example = '{"messages": [{"role", "content"}]}'
     order = 10

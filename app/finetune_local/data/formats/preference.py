@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from finetune_local.data.conversation import Conversation, RowRejected, Source
+from finetune_local.data.encoding.kinds import pair_refused
 from finetune_local.data.formats import Row
+from finetune_local.spec.objectives import ExampleKind
 
 
 class Preference:
     """{"chosen", "rejected"} beside a prompt, or {"messages", "label": true or false}."""
 
     key = "preference"
+    kind: ExampleKind = "pair"
     title = "Preference data (refused)"
     example = ""
     order = 0
@@ -26,10 +29,7 @@ class Preference:
     def read(self, row: Row, source: Source) -> Conversation:
         """Always raises RowRejected, with what to do."""
         if "chosen" in row:
-            raise RowRejected(
-                "it is preference data ('chosen' and 'rejected'), but fine-tuning on answers needs one answer per row. "
-                "Make rows of the prompt and the chosen answer."
-            )
+            raise RowRejected(pair_refused())
         raise RowRejected(
             "it is preference data (a 'label' of true or false), but fine-tuning on answers learns every answer. "
             "Keep the rows with label true and remove 'label', or give --format openai to learn all of them."

@@ -7,6 +7,7 @@ from dataclasses import replace
 from finetune_local.data.conversation import Conversation, Message, RowRejected, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import text_of, turns, with_system
+from finetune_local.spec.objectives import ExampleKind
 
 PROMPTS = ("prompt", "question", "query", "input")
 COMPLETIONS = ("completion", "response", "answer", "output")
@@ -16,6 +17,7 @@ class PromptCompletion:
     """One question, one answer; either may be a list of messages. Spaces at the borders are kept as they are."""
 
     key = "prompt_completion"
+    kind: ExampleKind = "conversation"
     title = "Prompt and completion"
     example = '{"prompt", "completion"}'
     order = 13

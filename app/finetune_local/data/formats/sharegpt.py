@@ -5,12 +5,14 @@ from __future__ import annotations
 from finetune_local.data.conversation import Conversation, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import turns, with_system
+from finetune_local.spec.objectives import ExampleKind
 
 
 class ShareGPT:
     """Also with function_call turns (learned, as answers) and observation turns (not learned), "system" and "tools"."""
 
     key = "sharegpt"
+    kind: ExampleKind = "conversation"
     title = "ShareGPT conversations"
     example = '{"conversations": [{"from", "value"}]}'
     order = 11

@@ -5,12 +5,14 @@ from __future__ import annotations
 from finetune_local.data.conversation import Conversation, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import text_of
+from finetune_local.spec.objectives import ExampleKind
 
 
 class Text:
     """A true "continues" says that the text goes on in the next row, as the parts of a long .txt file do."""
 
     key = "text"
+    kind: ExampleKind = "text"
     title = "Plain text"
     example = '{"text"}'
     order = 20

@@ -83,7 +83,10 @@ def scrubbed(conversation: Conversation, kinds: Collection[str], found: Counter[
         for message in conversation.messages
     )
     plain = None if conversation.text is None else scrub(conversation.text, kinds, found)
-    return replace(conversation, messages=messages, text=plain)
+    worse = conversation.rejected
+    if worse is not None:
+        worse = replace(worse, content=scrub(worse.content, kinds, found))
+    return replace(conversation, messages=messages, text=plain, rejected=worse)
 
 
 def scrub(text: str, kinds: Collection[str], found: Counter[str]) -> str:
