@@ -134,7 +134,8 @@ def _method(value: object) -> object:
     implied = {k.removeprefix("method."): v for k, v in preset.defaults.items() if k.startswith("method.")}
     kind = tuners()[preset.tuner].settings
     every = {m.key: tuners()[m.tuner].settings for m in presets().values()}
-    _refuse_of_others("method", key, every, given)
+    if told := _of_others(key, every, given):
+        raise SpecError(f"method '{key}': {told}")
     return MethodSettings(key=key, settings=parse(kind, {**implied, **given}, f"method '{key}'"))
 
 
@@ -156,7 +157,9 @@ def _objective(value: object) -> object:
         return value
     key, given = _key_and_settings(value, DEFAULT_OBJECTIVE)
     kind = objective_named(key).settings
-    _refuse_of_others("objective", key, {k: objective.settings for k, objective in objectives().items()}, given)
+    every = {name: objective.settings for name, objective in objectives().items()}
+    if told := _of_others(key, every, given):
+        raise SpecError(f"objective '{key}': {told}")
     return ObjectiveSettings(key=key, settings=parse(kind, given, f"objective '{key}'"))
 
 
@@ -169,16 +172,17 @@ def _key_and_settings(value: object, usual: str) -> tuple[str, dict[str, Any]]:
     return key, given
 
 
-def _refuse_of_others(what: str, key: str, every: Mapping[str, type[Settings]], given: Mapping[str, Any]) -> None:
-    """Raise SpecError for a setting that only other methods (or objectives) have, naming them and what this one has."""
+def _of_others(key: str, every: Mapping[str, type[Settings]], given: Mapping[str, Any]) -> str:
+    """A sentence on a setting that only other methods (or objectives) have, naming them and what this one has; "" for none."""
     own = every[key].model_fields
     for name in given:
         theirs = [other for other, kind in every.items() if name in kind.model_fields]
         if theirs and name not in own:
-            raise SpecError(
-                f"{what} '{key}': there is no setting '{name}' in it; that is one of {', '.join(theirs)}. "
+            return (
+                f"there is no setting '{name}' in it; that is one of {', '.join(theirs)}. "
                 f"Known settings: {', '.join(own) or 'none'}."
             )
+    return ""
 
 
 class TrainingSettings(Settings):

@@ -64,7 +64,7 @@ class Objective:
     examples: ClassVar[frozenset[ExampleKind]] = frozenset({"conversation", "text"})
     """The kinds of example it learns from; rows of another kind are rejected with a sentence."""
     needs: ClassVar[frozenset[Need]] = frozenset()
-    rate_factor: ClassVar[float] = 1.0
+    lr_factor: ClassVar[float] = 1.0
     """The automatic learning rate, as a multiple of that of supervised fine-tuning."""
 
     def __init__(self, chosen: Settings | None = None) -> None:
