@@ -1,6 +1,6 @@
 """An adapter on disk: PEFT's `adapter_config.json` + `adapter_model.safetensors`, read and written in one place.
 
-Pure numpy; tensors are fp32 under PEFT's names. What PEFT does not know (the base's identity, the run) lies beside them in
+Pure numpy; tensors are fp32 under PEFT's names. What PEFT has no place for (the base's identity, the run) is stored beside them in
 `finetune_local.json`, written by adapters/identity.py.
 """
 
@@ -45,9 +45,9 @@ def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array],
 
 
 def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, dict[str, Array]]:
-    """The plan and the fp32 tensors of an adapter folder, ours or plain PEFT's; files that have checksums must match them.
+    """The plan and the fp32 tensors of an adapter folder, written by the app or by PEFT. Files with checksums must match them.
 
-    `summed`: they have been found to. Raises AdapterError.
+    `summed`: the checksums have been checked already. Raises AdapterError.
     """
     if not summed:
         check_sums(folder)
@@ -71,7 +71,7 @@ def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, di
 
 
 def check_sums(folder: Path) -> None:
-    """Raise AdapterError where a file of an adapter is not the one that was written, which its SHA256SUMS tells."""
+    """Raise AdapterError if a file of an adapter does not match its SHA256SUMS."""
     if problem := checksums.problem(folder, (CONFIG, WEIGHTS)):
         raise AdapterError(
             f"{folder}: {problem}. {again(folder)} If you changed it on purpose, delete its {checksums.SUMS}."
@@ -79,7 +79,7 @@ def check_sums(folder: Path) -> None:
 
 
 def again(folder: Path) -> str:
-    """How to come by an adapter whose file is damaged: a run's can be made again, one from elsewhere be copied again."""
+    """How to recover an adapter with a damaged file: publish it again from its run, or copy it again from its source."""
     folder = folder.absolute()
     if folder.parent.name == "checkpoints":
         return f"`finetune-local runs check {typed(folder.parents[1].name)}` tells which checkpoints of the run are intact."
@@ -90,8 +90,7 @@ def again(folder: Path) -> str:
 
 
 def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-    """The plan of an adapter by its config and the shapes of its tensors, by their names in the file. Raises AdapterError where
-    they do not agree."""
+    """The plan of an adapter from its config and the shapes of its tensors by name. Raises AdapterError if they do not agree."""
     names = names_in(shapes, folder / WEIGHTS, config)
     own = {name: shapes[stored] for name, stored in names.items() if not name.endswith((*NOT_TRAINED, VALUE_HEAD))}
     for name, shape in own.items():
@@ -111,8 +110,8 @@ def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ..
 
 
 def names_in(stored: Collection[str], file: Path, config: PeftConfig) -> dict[str, str]:
-    """A file's tensors: PEFT's name of each to the one in the file. What wrappers of a module put into names says nothing:
-    torch.compile's `_orig_mod.`, DistributedDataParallel's `module.`, and the name of PEFT's adapter itself, `.default`."""
+    """The tensors of a file: PEFT's name of each, to the name in the file. Parts of names that wrappers add are dropped: torch.compile's
+    `_orig_mod.`, DistributedDataParallel's `module.`, and PEFT's own adapter name, `.default`."""
     if config.peft_type == OWN_TYPE:
         return {name: name for name in stored}
     found: dict[str, str] = {}
@@ -128,7 +127,8 @@ def names_in(stored: Collection[str], file: Path, config: PeftConfig) -> dict[st
 
 
 def use_plain_names(folder: Path) -> bool:
-    """Call the tensors in a folder's file as PEFT does; False where they are called so. For a file that read_adapter() has read.
+    """Rename the tensors in a folder's file to PEFT's names; returns False if they have them already. The file must have been read by
+    read_adapter() before.
 
     Raises AdapterError, DiskFull.
     """
@@ -148,7 +148,7 @@ def use_plain_names(folder: Path) -> bool:
 
 
 def _refuse_others(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: PeftConfig) -> None:
-    """Raise AdapterError, saying what it is, where the file holds no adapter's tensors."""
+    """Raise AdapterError, saying what it is, if the file does not hold an adapter's tensors."""
     if config.peft_type == OWN_TYPE or not shapes:
         return
     if (
@@ -173,7 +173,7 @@ def _plan(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]
 
 
 def read_peft(folder: Path) -> PeftConfig:
-    """adapter_config.json as a record. Raises AdapterError where the folder is no adapter of PEFT's, saying what it is."""
+    """adapter_config.json as a record. Raises AdapterError, saying what it is, if the folder is not a PEFT adapter."""
     values = read_config(folder)
     if "peft_type" not in values and {"lora_parameters", "fine_tune_type"} & values.keys():
         raise AdapterError(
@@ -184,7 +184,7 @@ def read_peft(folder: Path) -> PeftConfig:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json as it stands. Raises AdapterError where the folder is no adapter."""
+    """adapter_config.json as a plain dict. Raises AdapterError if the folder is not an adapter."""
     try:
         return read_json_object(folder / CONFIG, _MOST_CONFIG_BYTES)
     except FileNotFoundError:
@@ -213,7 +213,7 @@ def as_float32(raw: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> A
     if dtype not in ("F32", "F16", "F64"):
         raise AdapterError(f"tensors of type {dtype} cannot be read as numbers.")
     kind = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype]
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is looked for where it matters
+    with np.errstate(over="ignore"):  # values beyond fp32 become infinity; callers that care check for it
         return np.frombuffer(raw, kind).astype(np.float32).reshape(shape)
 
 

@@ -1,8 +1,9 @@
-"""The files by which other programs ask as the app asks, written beside merged weights and beside an adapter.
+"""Tokenizer, chat template and generation settings, written beside merged weights and beside an adapter, so that other programs
+prompt the model as the app does.
 
-The tokens that end an answer stand in every file that names one, the turn's own end first: a base whose end-of-text token is not
-what its chat template puts after an answer learns to end on the latter, and a program that stops at the former alone would go on
-to its limit.
+Every file that names an end token gets all of them, the end of a turn first. Where a base's end-of-text token is not what its chat
+template puts after an answer, the model learns to end with the latter, and a program that stops only at the former would run to its
+limit.
 """
 
 from __future__ import annotations
@@ -30,32 +31,32 @@ from finetune_local.spec.base.tokenizer_files import (
 
 @dataclass(frozen=True)
 class Stops:
-    """`ids` end an answer, the one that this model learned first. `token` becomes the tokenizer's eos_token; None leaves that."""
+    """The token ids that end an answer, the one this model learned first. `token` becomes the tokenizer's eos_token; None keeps the old one."""
 
     ids: tuple[int, ...]
     token: str | None = None
 
 
 def stops_of(asked: Asking) -> Stops:
-    """What ends an answer of a base with an adapter on it."""
+    """The end tokens of a base with an adapter."""
     tokenizer = asked.tokenizer
     own_end = None if asked.raw else tokenizer.turn_end_id
     first = tokenizer.eos_id if own_end is None else own_end
     ids = (first, *sorted(tokenizer.stop_ids - {first}))
     template = asked.template or ""
-    # A template that writes the tokenizer's eos_token would write another text if that were changed.
+    # A template that renders eos_token would render a different text if the token were changed.
     keep = first == tokenizer.eos_id or re.search(r"\beos_token\b", template)
     return Stops(ids, None if keep else tokenizer.token(first))
 
 
 def eos(stops: tuple[int, ...]) -> int | list[int]:
-    """As config.json and generation_config.json spell it."""
+    """The ids in the form of config.json and generation_config.json: a number, or a list."""
     return stops[0] if len(stops) == 1 else list(stops)
 
 
 def copy_files(asked: Asking, folder: Path) -> None:
-    """The tokenizer, template and generation settings in force: an adapter's own, or the stand-in that was trained with on a base
-    without a template. Raises ModelError."""
+    """Copy the effective tokenizer, template and generation settings: the adapter's own, or the default template used in training on a
+    base without one. Raises ModelError."""
     for name, path in asked.files.items():
         shutil.copyfile(path, folder / name)
     if asked.template is not None and asked.template != template_of(folder):
@@ -63,9 +64,9 @@ def copy_files(asked: Asking, folder: Path) -> None:
 
 
 def write_beside_adapter(asked: Asking, config: Mapping[str, Any], folder: Path) -> None:
-    """The same beside an adapter's weights, with the tokens that end its answers: its folder alone then says how it is asked.
+    """Copy the same files beside an adapter's weights, with its end tokens, so that the folder alone tells how to prompt it.
 
-    `config` is the base's. What the base says already is copied as it is, so that nothing differs from it that need not. Raises ModelError.
+    `config` is the base's. Values the base already has are copied unchanged. Raises ModelError.
     """
     copy_files(asked, folder)
     stops = stops_of(asked)
@@ -74,7 +75,7 @@ def write_beside_adapter(asked: Asking, config: Mapping[str, Any], folder: Path)
 
 
 def write_stops(folder: Path, stops: Stops, config: Mapping[str, Any]) -> None:
-    """Put them into the files of a merged folder; `config` is its config.json. Raises ModelError for a damaged file."""
+    """Write the end tokens into the files of a merged folder; `config` is its config.json. Raises ModelError for a damaged file."""
     generation = read_optional_config(folder / GENERATION)
     if generation is None:
         generation = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}

@@ -1,6 +1,6 @@
-"""Bring an adapter from disk into a session for use, and prove that it is live: it fits this base and changes its output.
+"""Load an adapter from disk into a session for inference, and check that it is live: it fits this base and changes its output.
 
-Training does not come through here: an adapter that has just begun changes nothing yet, and rightly so.
+Training does not use this check: a newly initialised adapter leaves the output unchanged by design.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def attach(
 ) -> int:
     """Load an adapter folder under `name`, activate it and return its number of parameters.
 
-    `note` is told what the user should know, such as that nothing proves which base a plain PEFT adapter was made on.
-    Raises AdapterError where it was made on another base, is incomplete, or leaves the base's output as it was; the
-    session is then as before, with the bare base active.
+    `note` receives sentences for the user, for example that a plain PEFT adapter does not record its base.
+    Raises AdapterError if it was trained on another base, is incomplete, or does not change the base's output; the session is then
+    unchanged, with the bare base active.
     """
     identity = read_identity(folder)
     if identity is not None:
@@ -64,10 +64,7 @@ def attach(
 
 
 def check_live(session: Session, tokenizer: Tokenizer, name: str, folder: Path) -> None:
-    """Raise AdapterError where the adapter's logits on a short probe equal the base's or are not numbers.
-
-    Leaves the adapter active.
-    """
+    """Raise AdapterError if the adapter's logits on a short probe equal the base's or are not finite. Leaves the adapter active."""
     probe = tokenizer.ids(PROBE)[:PROBE_TOKENS]
     session.activate(None)
     base = session.logits(probe)
@@ -86,7 +83,7 @@ def check_live(session: Session, tokenizer: Tokenizer, name: str, folder: Path) 
 
 
 def _unproven(folder: Path) -> str:
-    """What is known of the base of an adapter that another program made: at most a name, which proves nothing."""
+    """A note on the base of an adapter from another program: at most its name is known, which proves nothing."""
     if base := read_peft(folder).base_model_name_or_path:
         return f"a plain PEFT adapter made on {base[:200]!r}; no checksum proves that this is the same, but its shapes fit."
     return "a plain PEFT adapter, which does not say which base it was made on; its shapes fit."

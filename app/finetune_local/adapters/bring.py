@@ -1,5 +1,5 @@
-"""Take an adapter's files out of somebody's folder or zip: only known names, only real files, within a budget, and no link
-followed. What is copied is looked at afterwards (manage.py); nothing of it has run or been trusted by then."""
+"""Copy an adapter's files out of an untrusted folder or zip: known names only, regular files only, within a size budget, following
+no links. manage.py checks the copies afterwards; until then nothing of them is executed or trusted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from finetune_local.system.untrusted.text import ForeignTextError, open_file
 
 _README = "README.md"
 KEPT = (CONFIG, WEIGHTS, MLX_WEIGHTS, IDENTITY, NOTE, _README, *TRAVEL)
-"""What an import takes over; anything else in a folder or zip is left where it is."""
+"""The files an import copies; everything else in the folder or zip is ignored."""
 
 _TELLING = ("adapter_model.bin", "config.json")
 _OPTIONAL = (NOTE, _README)
@@ -37,13 +37,13 @@ _MOST_BYTES = {
     _README: 4 * 2**20,
     **dict.fromkeys(TRAVEL, 64 * 2**20),
 }
-"""Largest of each; weights may be as large as the disk has room."""
+"""Size limits in bytes; weights may be as large as the free space."""
 
 _MOST_DIRECTORY = 4 * 2**20
-"""Bytes of a zip's list of members: some 40,000 of them."""
+"""Size limit of a zip's directory in bytes: about 40,000 entries."""
 
 _MOST_RATIO, _RATIO_FROM = 50, 16 * 2**20
-"""Trained numbers do not shrink: what unpacks to so many times its size, from so many bytes on, is made to fill a disk."""
+"""Weights barely compress. An entry above this size that unpacks to more than this ratio is a zip bomb."""
 
 _BLOB = re.compile(r"\.\./\.\./blobs/([0-9a-f]{40,64})")
 _CHUNK = 2**20
@@ -52,7 +52,7 @@ Note = Callable[[str], None]
 
 
 def copy_folder(source: Path, target: Path, note: Note) -> None:
-    """Copy an adapter's files out of a folder, or out of the adapter/ of a run's. Raises AdapterError."""
+    """Copy an adapter's files out of a folder, or out of a run folder's adapter/. Raises AdapterError."""
     inner = source / "adapter"
     if not _there(source / CONFIG) and not inner.is_symlink() and _there(inner / CONFIG):
         source = inner  # a run's folder
@@ -81,7 +81,7 @@ def copy_folder(source: Path, target: Path, note: Note) -> None:
 
 
 def _changed(source: Path, target: Path) -> str | None:
-    """What of the files that came along is not as the source's checksums say; those that stayed behind are not missed."""
+    """Copied files that do not match the source's checksums. Files that were not copied are ignored."""
     try:
         return checksums.changed(target, checksums.read(source) or {})
     except ForeignTextError as error:
@@ -121,7 +121,7 @@ def copy_zip(source: Path, target: Path, note: Note) -> None:
 
 
 def refuse_others(names: set[str], source: Path) -> None:
-    """Raise AdapterError where what lies there, by its files' names, is a model or weights that could run code."""
+    """Raise AdapterError if the file names show a full model or a pickle that could run code."""
     if CONFIG not in names and "config.json" in names:
         raise AdapterError(
             f"{source}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it with "
@@ -134,7 +134,7 @@ def refuse_others(names: set[str], source: Path) -> None:
 
 
 def _unfit(name: str, info: zipfile.ZipInfo) -> str | None:
-    """Why a member is not unpacked, as the end of a sentence."""
+    """Why a zip entry is refused, as the end of a sentence; None if it is accepted."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if info.is_dir() or kind not in (0, stat.S_IFREG):
         return "is a link or another thing that is no file"
@@ -147,7 +147,7 @@ def _unfit(name: str, info: zipfile.ZipInfo) -> str | None:
 
 @contextmanager
 def _opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip, whatever is wrong with it being said of it."""
+    """The opened zip; any failure to read it becomes an AdapterError that names it."""
     try:
         with source.open("rb") as file:
             end = zipfile._EndRecData(file)  # type: ignore[attr-defined] # before every member gets an object
@@ -166,11 +166,11 @@ def _opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
 
 
 class _Writing(Exception):
-    """Carries an OSError of the disk that is written to, which is not the source's fault."""
+    """Wraps an OSError of the destination, so that it is not blamed on the source."""
 
 
 def _copy(source: IO[bytes], target: Path, size: int) -> None:
-    """Copy no more than was announced."""
+    """Copy at most the declared number of bytes."""
     left = size
     try:
         file = target.open("xb")
@@ -189,7 +189,7 @@ def _copy(source: IO[bytes], target: Path, size: int) -> None:
 
 @contextmanager
 def _opened_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is no link: but one of a snapshot in the Hugging Face cache, which leads to the cache's own store."""
+    """Open a file that is not a link. Links of a Hugging Face cache snapshot into the cache's own blob store are allowed."""
     if path.is_symlink() and (blob := _BLOB.fullmatch(str(path.readlink()))):
         store = path.parent.parent.parent / "blobs"
         if path.parent.parent.name == "snapshots" and not store.is_symlink():

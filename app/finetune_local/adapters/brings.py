@@ -1,4 +1,4 @@
-"""What an adapter of the library brings beside its weights, in sentences for lists and pages."""
+"""What an adapter of the library carries beside its weights, as sentences for lists and pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune_local.system.paths import Home
 
 
 def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[str]:
-    """What differs from the base's in effect; empty where nothing does. Held against `model`, else the base it was made on.
+    """What differs from the base in effect; empty if nothing does. Compared with `model`, by default the base it was trained on.
 
     Raises AdapterError for a damaged adapter.
     """
@@ -28,7 +28,7 @@ def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[s
     try:
         chosen = base_of(folder)
         base = model if model is not None else resolve.find(chosen, home) if chosen else None
-    except UserError:  # it was removed, or is called otherwise here
+    except UserError:  # removed, or installed under another name
         base = None
     if base is None:
         return ["tokenizer files of its own; its base is not here to compare them with"] if beside(folder) else []

@@ -1,7 +1,7 @@
-"""What travels beside an adapter's weights and says how it is asked: `asking()` is the one place that knows how a base is asked, alone
-or with an adapter on it; `companions()` tells what of that an adapter brings and what of it differs from the base's in effect.
+"""Files beside an adapter's weights that decide how it is prompted. `asking()` is the only function that decides how a base is
+prompted, alone or with an adapter; `companions()` reports what an adapter carries and how that differs from the base in effect.
 
-Everything that asks, scores, merges or exports takes tokenizer, chat template, end tokens and files from here.
+Generation, scoring, merging and export all take tokenizer, chat template, end tokens and files from here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 OF_RUN = "tokenizer"
-"""Folder of a run: the tokenizer, template and generation settings that it trains with, written when it begins."""
+"""Folder in a run folder with the tokenizer, template and generation settings used in training, written at the start."""
 
 _BASES = ("config.json", *TRAVEL)
 _NO_SETTINGS = ("_from_model_config", "transformers_version")
 _NAMED = 4
-"""Tokens that are named in a sentence; of more, how many there are."""
+"""How many tokens a sentence names before it only counts the rest."""
 
 _TEXTS = (
     "The quick brown fox jumps over the lazy dog. 12,345.67 + 8 = ?\n\n\tdef f(x): return x  # don't",
@@ -42,10 +42,10 @@ _CHATS = (
 
 @dataclass(frozen=True)
 class Asking:
-    """How a base is asked, with the adapter on it where there is one.
+    """How a base is prompted, with an adapter if there is one.
 
-    `raw`: prompts are texts as they are. `template` is the chat template that an export carries: None only for one that is asked
-    raw and has none. `files` are the tokenizer's files and the generation settings that hold, without the template.
+    `raw`: prompts are plain texts. `template` is the chat template an export carries; None only if the model is prompted raw and has
+    none. `files` are the effective tokenizer files and generation settings, without the template.
     """
 
     tokenizer: Tokenizer
@@ -57,47 +57,47 @@ class Asking:
 
 @dataclass(frozen=True)
 class Companions:
-    """What an adapter brings beside its weights. `files` are their names; the rest is what differs in effect from the base's."""
+    """What an adapter carries beside its weights. `files` are the file names; the other fields are what differs in effect from the base."""
 
     files: tuple[str, ...] = ()
     template: bool = False
     added: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     remarked: tuple[str, ...] = ()
-    """Tokens that are special for one of the two and text for the other."""
+    """Tokens that are special for one of the two and plain text for the other."""
     words: bool = False
-    """Plain text becomes other tokens."""
+    """Whether plain text is tokenized differently."""
     ends: tuple[str, ...] = ()
-    """The tokens that end an answer, where they are others than the base's."""
+    """The end tokens, if they differ from the base's."""
     settings: bool = False
-    """Generation settings of its own, beside the end tokens: written into exports; what is asked here has the app's."""
+    """Whether it has generation settings beside the end tokens. They are written into exports; the app uses its own."""
     sentences: tuple[str, ...] = field(default=())
 
     @property
     def differs(self) -> bool:
-        """Whether the adapter is asked otherwise than its base."""
+        """Whether the adapter is prompted differently from its base."""
         return bool(self.sentences)
 
 
 def trained_raw(folder: Path) -> bool:
-    """Whether an adapter's run learned texts as they are (`--template raw`), so that its prompts should be raw too."""
+    """Whether the adapter was trained on plain texts (`--template raw`), so that its prompts should be plain too."""
     return run_tables(folder).get("data", {}).get("template") == "raw"
 
 
 def carrier(adapter: Path) -> Path:
-    """The folder of the files that say how an adapter is asked: its own, or for a checkpoint of a run the run's."""
+    """The folder with the files that decide how an adapter is prompted: its own, or for a checkpoint the run's."""
     if not brought(adapter) and (run := run_folder(adapter)) is not None and (run / OF_RUN).is_dir():
         return run / OF_RUN
     return adapter
 
 
 def beside(adapter: Path) -> tuple[str, ...]:
-    """Names of the files that say how an adapter is asked."""
+    """Names of the files that decide how an adapter is prompted."""
     return brought(carrier(adapter))
 
 
 def tokenizer_of(base: Path, adapter: Path | None = None) -> Tokenizer:
-    """The tokenizer with the chat template in force, kept in memory for as long as no file changes. Raises ModelError."""
+    """The tokenizer with the effective chat template, cached until one of the files changes. Raises ModelError."""
     if adapter is not None:
         adapter = carrier(adapter)
     if adapter is not None and not _brings_other_bytes(base, adapter):
@@ -107,7 +107,7 @@ def tokenizer_of(base: Path, adapter: Path | None = None) -> Tokenizer:
 
 
 def asking(base: Path, adapter: Path | None = None) -> Asking:
-    """How to ask the base in a folder, alone or with an adapter's folder. Raises ModelError, AdapterError."""
+    """How to prompt the base in `folder`, alone or with the adapter in a folder. Raises ModelError, AdapterError."""
     tokenizer = tokenizer_of(base, adapter)
     raw = tokenizer.template is None if adapter is None else trained_raw(adapter)
     template = tokenizer.template if raw else tokenizer.chat_template
@@ -115,13 +115,13 @@ def asking(base: Path, adapter: Path | None = None) -> Asking:
 
 
 def asked_in_training(tokenizer: Tokenizer, base: Path, raw: bool) -> Asking:
-    """How a run asks the base that it trains on."""
+    """How a run prompts the base it trains on."""
     template = tokenizer.template if raw else tokenizer.chat_template
     return Asking(tokenizer, raw, template, tokenizer.stop_ids, in_force(base))
 
 
 def companions(base: Path, adapter: Path) -> Companions:
-    """What an adapter brings, held against a base's folder. Raises ModelError."""
+    """What an adapter carries, compared with a base's folder. Raises ModelError."""
     adapter = carrier(adapter)
     return _companions(base, adapter, stamp(base, *_BASES), stamp(adapter, *TRAVEL))
 
@@ -142,7 +142,7 @@ def _companions(base: Path, adapter: Path, _base: object, _own: object) -> Compa
 
 
 def chat_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Every token that a few chats consist of, as far as the template takes them."""
+    """Every token of a few rendered chats, as far as the template accepts them."""
     found: set[int] = set()
     for chat in _CHATS:
         with suppress(RowRejected):
@@ -168,7 +168,7 @@ def _sentences(found: Companions) -> list[str]:
 
 
 def _tokens(ours: Tokenizer, theirs: Tokenizer) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """Tokens that were added, renamed (the base's name, the adapter's), and marked as special or text anew."""
+    """Tokens that were added, renamed (base's name, adapter's name), or changed between special and plain."""
     mine, its = ours.names(), theirs.names()
     added = tuple(mine[i] for i in sorted(mine.keys() - its.keys()))
     renamed = tuple((its[i], mine[i]) for i in sorted(mine.keys() & its.keys()) if mine[i] != its[i])
@@ -178,7 +178,7 @@ def _tokens(ours: Tokenizer, theirs: Tokenizer) -> tuple[tuple[str, ...], tuple[
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What generation_config.json says beside tokens and versions."""
+    """The settings of generation_config.json other than tokens and versions."""
     return {
         k: v for k, v in generation_settings(folder).items() if k not in _NO_SETTINGS and not k.endswith("_token_id")
     }
@@ -197,7 +197,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _brings_other_bytes(base: Path, adapter: Path) -> bool:
-    """Whether an adapter's folder has a file that is not the base's, byte by byte: copies change nothing."""
+    """Whether the adapter's folder has a file that differs from the base's byte by byte."""
     return _other_bytes(base, adapter, stamp(base, *TRAVEL), stamp(adapter, *TRAVEL))
 
 

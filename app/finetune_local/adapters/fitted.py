@@ -1,11 +1,11 @@
-"""An adapter as it is computed on one base. PEFT saves tables of tokens (embedding and head) in several forms; here each becomes one
-whole copy, with as many rows as the adapter was trained with:
+"""An adapter as it is computed on one base. PEFT stores token tables (embedding and head) in several forms; each becomes one full
+copy here, with as many rows as in training:
 
     modules_to_save: [embed_tokens, lm_head]      the copies themselves
-    the model was resized                         the resized tables, saved unasked, also below an update (base_layer)
-    trainable_token_indices                       single rows, which take their places in the table
+    the model was resized                         the resized tables, saved automatically, also below an update (base_layer)
+    trainable_token_indices                       single rows, put into their places in the table
 
-A model tied when it was trained has one table under both names, and what is saved of one of them is the other's too.
+A tied model has one table under both names, so what is saved under one name holds for both.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from finetune_local.system.errors import AdapterError
 
 _BENEATH = (".base_layer.weight", ".token_adapter.base_layer.weight")
 _ROUNDING = 2.0**-8
-"""Relative difference that a base held in bf16 while training explains."""
+"""Relative difference explained by a base held in bf16 during training."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How many tokens the embedding and the head have rows for; the same number where all is well."""
+    """The number of rows of the embedding and of the head; equal in a sound model."""
 
     embedding: int
     head: int
@@ -51,7 +51,7 @@ def read_on(folder: Path, model: ModelFolder) -> tuple[AdapterPlan, dict[str, Ar
 
 
 def rows_of(plan: AdapterPlan, model: ModelFolder) -> Rows:
-    """The rows of a model with an adapter's tables in the place of its own."""
+    """The rows of a model with an adapter's tables in place of its own."""
     found = {target.module: target.out_features for target in outside_modules(model.weights()).values()}
     found |= {target.module.removesuffix(WEIGHT): target.out_features for target in plan.targets if is_table(target)}
     heads = [rows for module, rows in found.items() if not is_embedding(module)]
@@ -60,10 +60,10 @@ def rows_of(plan: AdapterPlan, model: ModelFolder) -> Rows:
 
 
 def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Path) -> str | None:
-    """Raise AdapterError where one of the tables lacks rows that the other has, or chats need a token that has none.
+    """Raise AdapterError if one table lacks rows the other has, or a chat needs a token without a row.
 
-    A sentence where other tokens have none: many a trainer adds one for padding, which no text contains. Those that do contain one
-    are refused by the tokenizer from then on.
+    Returns a sentence if other tokens lack rows: many trainers add a padding token, which no text contains. The tokenizer refuses
+    texts that do contain one.
     """
     rows, own = rows_of(plan, model), rows_of(replace(plan, targets=()), model)
     if not rows.embedding:
@@ -90,7 +90,7 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Pat
 
 
 class _Tables:
-    """The tables of one adapter on one base."""
+    """The token tables of one adapter on one base."""
 
     def __init__(self, folder: Path, model: ModelFolder, plan: AdapterPlan, tensors: dict[str, Array]) -> None:
         self._folder, self._model, self._plan, self._tensors = folder, model, plan, tensors
@@ -114,7 +114,7 @@ class _Tables:
         if len(found) == 2 and self._model.tied:
             one, other = found.values()
             if one.shape == other.shape and np.array_equal(one, other):
-                found = dict.fromkeys(found, one)  # held once
+                found = dict.fromkeys(found, one)  # one array under two names
         targets = [t for t in self._plan.targets if not is_token_rows(t) and self._stays(t.module, found)]
         targets += [Target(module + WEIGHT, table.shape[1], table.shape[0]) for module, table in found.items()]
         plan = replace(self._plan, targets=tuple(targets))
@@ -123,13 +123,13 @@ class _Tables:
         return plan, tensors | {PREFIX + module + WEIGHT: table for module, table in found.items()}
 
     def _stays(self, module: str, found: Mapping[str, Array]) -> bool:
-        """Whether a target stays what it is: it is at no table, or an update of one of which nothing else is known."""
+        """Whether a target is kept as it is: it is not at a table, or it is an update of a table stored nowhere else."""
         if module.removesuffix(WEIGHT) not in self._modules:
             return True
         return module not in found and not module.endswith(WEIGHT)
 
     def _table(self, module: str, beneath: Array | None, rows: tuple[list[int], Array] | None) -> Array | None:
-        """The whole copy for a module; None where the base's own holds, with the adapter's update if it has one."""
+        """The full copy for a module; None if the base's own table is used, with the adapter's update if there is one."""
         name = module + WEIGHT
         copy = self._tensors.get(PREFIX + name)
         if copy is not None:
@@ -148,7 +148,7 @@ class _Tables:
         return np.ascontiguousarray(copy, np.float32)
 
     def _check_table(self, module: str, table: Array) -> None:
-        """Raise AdapterError where a table is not as wide as the base's, or an update of it is for other rows."""
+        """Raise AdapterError if a table's width differs from the base's, or an update has a different number of rows."""
         width = self._shape(module)[1]
         update = next((t for t in self._plan.targets if t.module == module), None)
         if table.ndim != 2 or table.shape[1] != width or (update and (update.out_features, width) != table.shape):
@@ -158,7 +158,7 @@ class _Tables:
             )
 
     def _beneath(self, module: str) -> Array | None:
-        """The table that lay below the adapter in training, where it was saved."""
+        """The table below the adapter in training, if it was saved."""
         for end in _BENEATH:
             if (stored := self._stored.get(PREFIX + module + end)) is not None:
                 return read_tensor(stored, PREFIX + module + end)
@@ -170,7 +170,7 @@ class _Tables:
         return bool(np.allclose(beneath, self._own(module), rtol=_ROUNDING, atol=1e-6))
 
     def _own(self, module: str) -> Array:
-        """The base's table: the embedding's for a head that has none. Read each time, as it may be of gigabytes."""
+        """The base's table; for a tied head the embedding's. Read on every call, since it may take gigabytes."""
         return self._model.read(self._stored_as(module))
 
     def _shape(self, module: str) -> tuple[int, ...]:
@@ -181,7 +181,7 @@ class _Tables:
         return name if name in self._model.weights() else self._modules[0] + WEIGHT
 
     def _token_rows(self) -> dict[str, tuple[list[int], Array]]:
-        """The trained rows of each table, and their ids. Raises AdapterError."""
+        """The trained rows of each table and their token ids. Raises AdapterError."""
         listed: Any = self._config.trainable_token_indices or {}
         embedding, *heads = self._modules
         given = {embedding: listed} if isinstance(listed, list) else {
@@ -204,7 +204,7 @@ class _Tables:
         return found
 
     def _with_rows(self, module: str, table: Array, ids: list[int], rows: Array) -> Array:
-        """A table with rows in their places, longer where they lie beyond it. Raises AdapterError where that leaves a gap."""
+        """The table with rows put into their places, extended if they lie past its end. Raises AdapterError if that leaves a gap."""
         if rows.shape[1] != table.shape[1]:
             raise AdapterError(
                 f"{self._folder}: the rows of {module} are {rows.shape[1]} wide, but in '{self._model.name}' {table.shape[1]}. "

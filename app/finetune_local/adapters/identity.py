@@ -1,4 +1,4 @@
-"""Which base an adapter belongs to: `finetune_local.json`, beside PEFT's two files. PEFT itself ignores the file."""
+"""The base an adapter belongs to: `finetune_local.json`, beside PEFT's two files. PEFT ignores the file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from finetune_local.system.untrusted.text import ForeignTextError, read_json_obj
 
 FILE = "finetune_local.json"
 VOCABULARY = "vocabulary_sha256"
-"""Of what the file says more: the base's tokenizer without its chat template; files of earlier versions do not have it."""
+"""Extra key of the file: digest of the base's tokenizer without its chat template. Earlier versions did not write it."""
 
 
 class _Base(BaseModel):
@@ -37,7 +37,7 @@ class _Base(BaseModel):
 
 
 class _Told(BaseModel):
-    """What the file says, as far as it is looked at; later versions may say more."""
+    """The fields of the file that are read; later versions may add more."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -58,7 +58,7 @@ _MOST_BYTES = 2**20
 
 @dataclass(frozen=True)
 class AdapterIdentity:
-    """What `finetune_local.json` says. `created` is UTC in ISO 8601; `extra` holds whatever else was written."""
+    """The content of `finetune_local.json`. `created` is UTC in ISO 8601; `extra` holds all other keys."""
 
     base: Identity
     run: str | None
@@ -69,7 +69,7 @@ class AdapterIdentity:
 
 
 def write_identity(folder: Path, identity: Identity, run: str | None, extra: Mapping[str, Any]) -> None:
-    """Write the file for an adapter made on the base `identity`; `extra` has at least "method". Raises DiskFull."""
+    """Write the file for an adapter trained on the base `identity`; `extra` has at least "method". Raises DiskFull."""
     values: dict[str, Any] = {
         "base": {
             "name": identity.name,
@@ -88,7 +88,7 @@ def write_identity(folder: Path, identity: Identity, run: str | None, extra: Map
 
 
 def read_identity(folder: Path) -> AdapterIdentity | None:
-    """The identity of an adapter folder, or None for an adapter of plain PEFT. Raises AdapterError where it is broken."""
+    """The identity of an adapter folder; None for a plain PEFT adapter. Raises AdapterError if the file is damaged."""
     path = folder / FILE
     again = "Copy the adapter again, or delete this file to use it as plain PEFT."
     try:
@@ -114,7 +114,7 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
 
 
 def rewrite(folder: Path, **changed: Any) -> None:
-    """Change what the file says, where there is one that can be read. Raises DiskFull."""
+    """Change keys of the file if there is a readable one. Raises DiskFull."""
     try:
         values = read_json_object(folder / FILE, _MOST_BYTES)
     except (OSError, ValueError):
@@ -123,10 +123,10 @@ def rewrite(folder: Path, **changed: Any) -> None:
 
 
 def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str] = ()) -> None:
-    """Raise AdapterError, naming what differs, where the adapter was made on another base than `model`.
+    """Raise AdapterError, naming the difference, if the adapter was trained on another base than `model`.
 
-    The base's name is not compared: the same model may lie in folders of different names. `brought` are the files that the adapter
-    has beside its weights: one that brings its tokenizer or template is asked with them, whatever the base's are by now.
+    Names are not compared: the same model may be installed under different names. `brought` are the files beside the adapter's
+    weights: an adapter that carries its own tokenizer or template is prompted with those, whatever the base has now.
     """
     own, made_on = model.identity(), identity.base
     if own.rope_factor != made_on.rope_factor:
@@ -147,7 +147,7 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Coll
 
 
 def asked_anew(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str]) -> str | None:
-    """A sentence where the base's tokenizer or template is another than in training, and the adapter brings the one of then."""
+    """A sentence if the base's tokenizer or template has changed since training and the adapter carries the old one."""
     if model.identity().tokenizer_sha256 == identity.base.tokenizer_sha256:
         return None
     only_template = identity.extra.get(VOCABULARY) == model.vocabulary_sha256
@@ -161,18 +161,18 @@ def asked_anew(identity: AdapterIdentity, model: ModelFolder, brought: Collectio
 
 
 def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
-    """Raise AdapterError where a target of the plan is not in the base, or has another shape there."""
+    """Raise AdapterError if a target of the plan is missing from the base or has a different shape there."""
     weights = model.weights()
     for target in plan.targets:
         if not target.module:
-            continue  # a prompt from PEFT's file, which does not name the embedding: the backend finds it and checks the width
+            continue  # PEFT's file of a prompt does not name the embedding: the backend finds it and checks the width
         module = target.module.removeprefix(PREFIX)
         found = weights.get(module + ".weight") or weights.get(module)
         if found is None and (head := module.removesuffix(".weight")) in (outside := outside_modules(weights)):
-            # a head that is the embedding
+            # a tied head
             found = WeightInfo((outside[head].out_features, outside[head].in_features), "")
         if found is None and any(name.startswith(module + ".") for name in weights):
-            continue  # a whole block's part, whose width the backend checks
+            continue  # a sublayer: the backend checks its width
         if found is None:
             _refuse_other_names(module, model)
             raise AdapterError(
@@ -187,8 +187,8 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
 
 
 def _refuse_other_names(module: str, model: ModelFolder) -> None:
-    """Raise AdapterError where the base has the layer but for what its name begins with: the adapter was made inside a model that
-    wraps this one, or on the text part of this one."""
+    """Raise AdapterError if the base has the layer under a different prefix: the adapter was trained inside a model that wraps this one,
+    or on the text part of this one."""
     begin, layers, rest = module.partition("layers.")
     other = next((name for name in model.weights() if layers and name.endswith(f"layers.{rest}.weight")), None)
     if other is not None:
@@ -200,5 +200,5 @@ def _refuse_other_names(module: str, model: ModelFolder) -> None:
 
 
 def times(shape: tuple[int, ...]) -> str:
-    """A shape as people write it: 64 × 128."""
+    """A shape in the usual notation: 64 × 128."""
     return " × ".join(str(n) for n in shape)

@@ -1,4 +1,4 @@
-"""The adapters on this machine: those of runs (runs/NAME/adapter) and those brought in by hand (adapters/NAME)."""
+"""The adapters on this machine: results of runs (runs/NAME/adapter) and imported ones (adapters/NAME)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from finetune_local.system.untrusted.text import ForeignTextError, read_json_obj
 
 NOTE = "note.txt"
 MADE_FROM = "made_from"
-"""File of a run that was begun from another one's settings: that one's name."""
+"""File in a run folder with the name of the run whose settings it started from."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One adapter: what it is called here, its folder, and whether a run made it here or it was imported."""
+    """One adapter: its name here, its folder, and whether it is a run's result or imported."""
 
     name: str
     folder: Path
@@ -43,7 +43,7 @@ class Entry:
 
     @property
     def extracted_from(self) -> Mapping[str, Any]:
-        """The full fine-tune that it was extracted from; empty for others, and where that cannot be read."""
+        """The full fine-tune it was extracted from; empty if it was not extracted or that cannot be read."""
         try:
             identity = self.identity
         except AdapterError:
@@ -53,22 +53,22 @@ class Entry:
 
     @property
     def bytes_on_disk(self) -> int:
-        """Size of the files in its folder."""
+        """Size of the folder's files in bytes."""
         return _size(self.folder)
 
     @property
     def note(self) -> str:
-        """What the user wrote about it."""
+        """The user's note."""
         path = self.folder / NOTE
         return path.read_text("utf-8", "replace").strip() if path.is_file() else ""
 
     @property
     def stamp(self) -> object:
-        """Another one where what describe() tells may have changed."""
+        """A value that changes whenever the result of describe() may have changed."""
         return stamp(self.folder, CONFIG, WEIGHTS, IDENTITY, NOTE, "../run.json", "../" + MADE_FROM, *TRAVEL)
 
     def describe(self) -> dict[str, Any]:
-        """A plain object for lists, made without reading the weights. Raises AdapterError.
+        """A JSON object for lists, made without reading the weights. Raises AdapterError.
 
         name, origin, folder, base, method, rank, parameters, whole (it holds the base's own weights), run, made_from,
         extracted_from, files (the data it learned from), step, created (ISO 8601), created_time (seconds), bytes, note, beside (names of
@@ -100,7 +100,7 @@ class Entry:
         }
 
     def listed(self) -> dict[str, Any]:
-        """As describe(), with "problem": what is wrong with a damaged one, which is listed beside the others."""
+        """describe() with "problem": the reason a damaged adapter cannot be read; empty for sound ones."""
         try:
             return {**self.describe(), "problem": None}
         except (AdapterError, ModelError) as error:
@@ -122,14 +122,14 @@ class Entry:
 
 
 class Library:
-    """The list of adapters, kept in memory: of a thousand only those that have changed are read again."""
+    """The list of adapters, cached: on each listing only changed ones are read again."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._known: dict[Path, tuple[object, dict[str, Any]]] = {}
 
     def listing(self) -> list[dict[str, Any]]:
-        """Every adapter as Entry.listed() has it, runs first, each group by name."""
+        """Entry.listed() of every adapter, runs first, each group by name."""
         found: dict[Path, tuple[object, dict[str, Any]]] = {}
         for one in entries(self._home):
             now, known = one.stamp, self._known.get(one.folder)
@@ -139,9 +139,9 @@ class Library:
 
 
 def details(name: str, folder: Path, origin: str) -> dict[str, Any]:
-    """All that is known of one adapter: as Entry.describe(), with its exact parameters, modules and settings.
+    """Everything known about one adapter: Entry.describe() with its exact parameter count, modules and settings.
 
-    Only the header of the weights is read. Raises AdapterError, ModelError.
+    Reads only the header of the weights. Raises AdapterError, ModelError.
     """
     shapes = {key: value.shape for key, value in read_header(folder / WEIGHTS).items()}
     plan = plan_of(folder, read_peft(folder), shapes)
@@ -171,18 +171,18 @@ def entries(home: Home) -> Iterator[Entry]:
 
 
 def _named(folder: Path) -> list[str]:
-    """What is in a folder, but for what begins with a dot: an import that was killed."""
+    """The entries of a folder, without hidden ones, which are left over from a killed import."""
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208 - no Path for each of thousands
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether PEFT's two files are there."""
+    """Whether PEFT's two files exist."""
     return None not in stamp(folder, CONFIG, WEIGHTS)
 
 
 def entry(name: str, home: Home) -> Entry:
-    """The library's adapter called `name`. Raises AdapterError naming near ones."""
-    known = {found.name: found for found in entries(home)}  # an imported one wins: import refuses a run's name
+    """The adapter called `name`. Raises AdapterError that suggests similar names."""
+    known = {found.name: found for found in entries(home)}  # an imported one wins: import refuses names of runs
     if name not in known:
         hint = did_you_mean(name, list(known))
         listed = f" Known: {', '.join(known)}." if known and not hint else ""
@@ -194,7 +194,7 @@ def entry(name: str, home: Home) -> Entry:
 
 
 def find(name_or_path: str | Path, home: Home) -> Path:
-    """The folder of an adapter given as a path, a run's folder, a run's name, or a library name. Raises AdapterError."""
+    """The folder of an adapter given as a path, a run folder, a run's name or a name in the library. Raises AdapterError."""
     path = located(name_or_path)
     if path.is_dir():
         for folder in (path, path / "adapter"):
@@ -214,12 +214,12 @@ def find(name_or_path: str | Path, home: Home) -> Path:
 
 
 def run_folder(adapter: Path) -> Path | None:
-    """The run that an adapter folder (NAME/adapter) or a checkpoint (NAME/checkpoints/step-000100) lies in."""
+    """The run folder that contains an adapter (NAME/adapter) or a checkpoint (NAME/checkpoints/step-000100); None for others."""
     return next((p for p in (adapter.parent, adapter.parent.parent) if (p / "run.json").is_file()), None)
 
 
 def run_tables(adapter: Path) -> dict[str, dict[str, Any]]:
-    """The tables of run.json of the run that an adapter lies in; empty for others. Raises AdapterError."""
+    """run.json of the run an adapter belongs to; empty for imported ones. Raises AdapterError."""
     run = run_folder(adapter)
     if run is None:
         return {}
@@ -231,7 +231,7 @@ def run_tables(adapter: Path) -> dict[str, dict[str, Any]]:
 
 
 def made_from(run: Path) -> str | None:
-    """The run whose settings a run was begun from, by its folder; None where it was begun afresh."""
+    """The run whose settings a run folder started from; None if it did not start from another."""
     try:
         return (run / MADE_FROM).read_text("utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
@@ -239,13 +239,13 @@ def made_from(run: Path) -> str | None:
 
 
 def rope_factor_of(folder: Path) -> float:
-    """What the positions of an adapter's base are stretched by."""
+    """The factor by which the adapter's run stretched the base's rotary positions; 1.0 if it did not."""
     identity = read_identity(folder)
     return identity.base.rope_factor if identity else 1.0
 
 
 def base_of(folder: Path) -> str | None:
-    """The base an adapter was made on, as `--model` takes it: the run's own words first, else the recorded name."""
+    """The base an adapter was trained on, as a value for `--model`: the run's own setting, else the recorded name."""
     chosen = run_tables(folder).get("model", {}).get("id")
     if not chosen and (identity := read_identity(folder)):
         chosen = identity.base.name
@@ -254,14 +254,14 @@ def base_of(folder: Path) -> str | None:
 
 
 def _numbers_in(weights: Path) -> int:
-    """How many numbers a file of weights holds, by its header."""
+    """The number of parameters in a weights file, from its header."""
     return sum(
         math.prod(stored.shape) for name, stored in read_header(weights).items() if not name.endswith(NOT_TRAINED)
     )
 
 
 def _seconds(created: str, weights: Path) -> float | None:
-    """When it was made, by what it says, else by its file."""
+    """Creation time in seconds since the epoch: the recorded one, else the file's."""
     try:
         return datetime.datetime.fromisoformat(created).timestamp() if created else weights.stat().st_mtime
     except (OSError, ValueError, OverflowError):

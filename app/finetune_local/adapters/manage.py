@@ -1,4 +1,4 @@
-"""Change the library: bring adapters in, rename them, write notes, throw them away and take them back."""
+"""Change the library: import adapters, rename them, write notes, move them to the trash and restore them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from finetune_local.system.paths import Home, bad_name, expanded
 from finetune_local.system.trash import Removed
 
 KIND = "adapter"
-"""What an adapter is called in the trash."""
+"""The kind of an adapter's trash entry."""
 
 
 def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[str], None] = lambda _: None) -> Entry:
-    """Copy a PEFT folder, one of mlx-lm's, or a zip of either into the library. `note` is told what is left out or converted.
+    """Copy a PEFT or mlx-lm adapter, a folder or a zip, into the library. `note` receives a sentence for what is skipped or converted.
 
-    Raises AdapterError where it is none or is unsafe, DiskFull; nothing is left behind then.
+    Raises AdapterError if it is not an adapter or is unsafe, and DiskFull; nothing is left behind then.
     """
     source = expanded(source)
     chosen = name or (source.stem if source.is_file() else source.resolve().name)
@@ -63,7 +63,7 @@ def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[
 
 
 def rename(name: str, new: str, home: Home) -> Entry:
-    """Rename an imported adapter. Raises AdapterError for one of a run, whose name is the run's (shelf.py renames both)."""
+    """Rename an imported adapter. Raises AdapterError for a run's result, which has the run's name (workspace/ renames both)."""
     found = entry(name, home)
     if found.origin == "run":
         raise AdapterError(
@@ -77,7 +77,7 @@ def rename(name: str, new: str, home: Home) -> Entry:
 
 
 def follow_rename(name: str, new: str, home: Home) -> None:
-    """Adapters that were extracted from one that was renamed say its new name."""
+    """Update adapters that were extracted from a renamed one."""
     for found in entries(home):
         source = found.extracted_from
         if said := [key for key in ("adapter", "run") if source.get(key) == name]:
@@ -85,7 +85,7 @@ def follow_rename(name: str, new: str, home: Home) -> None:
 
 
 def write_note(name: str, text: str, home: Home) -> Entry:
-    """Write (or with "" remove) what the user wants to remember about an adapter. Raises AdapterError, DiskFull."""
+    """Write the user's note on an adapter; "" removes it. Raises AdapterError, DiskFull."""
     found = entry(name, home)
     path = found.folder / NOTE
     if text.strip():
@@ -96,17 +96,17 @@ def write_note(name: str, text: str, home: Home) -> Entry:
 
 
 def remove(name: str, home: Home) -> Removed:
-    """Move an adapter to the trash, from which `restore` takes it back; a run keeps its data and checkpoints."""
+    """Move an adapter to the trash; `restore` undoes it. A run keeps its data and checkpoints."""
     return trash.throw(home, KIND, name, entry(name, home).folder)
 
 
 def trashed(home: Home) -> list[Removed]:
-    """The adapters in the trash, the newest first."""
+    """The adapters in the trash, newest first."""
     return trash.every(home, KIND)
 
 
 def restore(name: str | None, home: Home) -> Entry:
-    """Take back the adapter `name` that was removed last, or the last of all. Raises AdapterError where there is none."""
+    """Restore the most recently removed adapter called `name`, or the most recent of all. Raises AdapterError if there is none."""
     for removed in trashed(home):
         if name in (None, removed.name):
             return put_back(removed, home)
@@ -115,7 +115,7 @@ def restore(name: str | None, home: Home) -> Entry:
 
 
 def put_back(removed: Removed, home: Home) -> Entry:
-    """Take back one from the trash; one whose run is gone meanwhile becomes an adapter of its own. Raises AdapterError."""
+    """Restore one trash entry; if its run no longer exists it becomes an imported adapter. Raises AdapterError."""
     target = removed.source
     if target.name == "adapter" and target.parent.parent == home.runs and not (target.parent / "run.json").exists():
         target = home.adapters / removed.name
@@ -126,7 +126,7 @@ def put_back(removed: Removed, home: Home) -> Entry:
 
 
 def check_name(name: str, home: Home) -> None:
-    """Raise AdapterError where a new adapter cannot be called so."""
+    """Raise AdapterError if a new adapter cannot have this name."""
     if problem := bad_name(name):
         raise AdapterError(f"the name {name!r} {problem}. Give another with --name.")
     if name == "base" or name in {found.name for found in entries(home)} or (home.adapters / name).exists():
@@ -134,7 +134,7 @@ def check_name(name: str, home: Home) -> None:
 
 
 def free_name(stem: str, home: Home) -> str:
-    """The stem, or with a number behind it where an adapter is called so already."""
+    """`stem`, with a number appended if an adapter has that name already."""
     taken = {found.name for found in entries(home)}
     name, number = stem, 2
     while name in taken or (home.adapters / name).exists():
@@ -143,7 +143,7 @@ def free_name(stem: str, home: Home) -> str:
 
 
 def _no_adapter(source: Path) -> AdapterError:
-    """What is said of a source that is no folder and no whole zip."""
+    """The error for a source that is neither a folder nor an intact zip."""
     if not source.exists():
         return AdapterError(f"{source} does not exist. Give an adapter's folder (with {CONFIG}) or a zip of one.")
     if source.is_file():

@@ -1,7 +1,7 @@
-"""Adapters of mlx-lm's own trainer: adapters.safetensors, whose factors are stored the other way round, with their scale beside.
+"""Adapters of mlx-lm's trainer: adapters.safetensors, with transposed factors and a separate scale.
 
 mlx-lm computes y = W·x + scale·(x·a)·b with a (in, rank) and b (rank, out);
-DoRA's magnitude is called m. PEFT has A = aᵀ, B = bᵀ and scale = alpha/rank. Converted on import, so that nothing else knows of it.
+DoRA's magnitude is called m. PEFT has A = aᵀ, B = bᵀ and scale = alpha/rank. Converted on import; the rest of the app only sees PEFT's form.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class _Config(BaseModel):
 
 
 def is_mlx_lm(folder: Path) -> bool:
-    """Whether a folder holds an adapter of mlx-lm's own form."""
+    """Whether a folder holds an adapter in mlx-lm's form."""
     return (folder / MLX_WEIGHTS).is_file() and not (folder / WEIGHTS).is_file()
 
 
 def convert(folder: Path) -> None:
-    """Write PEFT's two files in place of mlx-lm's. Raises AdapterError where it is of a kind that PEFT's form cannot hold."""
+    """Replace mlx-lm's files by PEFT's two. Raises AdapterError if PEFT's form cannot represent the adapter."""
     config = _read(folder)
     if config.fine_tune_type not in ("lora", "dora") or config.lora_parameters is None:
         raise AdapterError(

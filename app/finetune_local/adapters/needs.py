@@ -1,4 +1,4 @@
-"""Which adapters would be of no use without a base: what is told before a model is removed."""
+"""The adapters that depend on a base model: shown before a model is removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetune_local.system.paths import Home
 
 
 def made_on(name: str, home: Home) -> list[str]:
-    """Names of the adapters that were made on an installed model, by the words that their base is called with."""
+    """Names of the adapters trained on an installed model, matched by the names their base is known under."""
     folder = home.models / name
     words = {name, str(folder), str(source_of(folder).get("from") or name)}
     return [entry.name for entry in entries(home) if _base(entry.folder) in words]
@@ -20,5 +20,5 @@ def made_on(name: str, home: Home) -> list[str]:
 def _base(adapter: Path) -> str | None:
     try:
         return base_of(adapter)
-    except AdapterError:  # damaged: it belongs to no base that could be told
+    except AdapterError:  # damaged: its base is unknown
         return None

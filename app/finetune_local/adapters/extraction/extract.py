@@ -1,9 +1,9 @@
 """Delta extraction: a fully fine-tuned model's difference from its base, as a LoRA adapter of a chosen rank.
 
-For each linear layer ΔW = W_tuned − W_base, and B·A is the product of rank r nearest to it: by Eckart and Young (1936,
-Psychometrika 1) that of its r largest singular values, and no other has a smaller ‖ΔW − B·A‖. The values are split evenly
-(B = U√S, A = √S·Vᵀ) and alpha is the rank, so that the adapter's scale is 1. Numpy only; one layer is in memory at a time.
-What changed elsewhere (embeddings, norms, biases) a low-rank adapter cannot hold; it is named with its size.
+For each linear layer ΔW = W_tuned − W_base, and B·A is its best approximation of rank r: the truncated singular value decomposition
+(Eckart and Young 1936, Psychometrika 1). The singular values are split evenly (B = U√S, A = √S·Vᵀ) and alpha is the rank, so that the
+scale is 1. Numpy only, one layer in memory at a time. Changes of embeddings, norms and biases do not fit a low-rank adapter; they are
+reported with their size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from finetune_local.system.files import written_aside
 DEFAULT_RANK = 16
 ADVICE = "Make room on it, or give another place with --out."
 WEIGHT = ".weight"
-_ROUNDING = 1e-12  # share of the squared change that fp64 cannot tell from none
+_ROUNDING = 1e-12  # fraction of the squared change below fp64's resolution
 
 Doubles = npt.NDArray[np.float64]
 Progress = Callable[[str, float | None], None]
@@ -53,13 +53,13 @@ class Layer:
 
     @property
     def kept(self) -> float:
-        """Share of the squared change that the adapter has."""
+        """Fraction of the squared change the adapter keeps."""
         return 1.0 - self.error**2
 
 
 @dataclass(frozen=True)
 class Left:
-    """A weight that changed and is not in the adapter; `kind` is embedding, head, norm, bias, linear or other."""
+    """A changed weight that is not in the adapter; `kind` is embedding, head, norm, bias, linear or other."""
 
     name: str
     kind: str
@@ -69,7 +69,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What was written, and how near it is to the change it stands for."""
+    """What was written, and how closely it approximates the change."""
 
     folder: Path
     base: str
@@ -118,9 +118,9 @@ def extract(
 ) -> Extraction:
     """Write the adapter folder `out`, which must not exist.
 
-    `rank` holds for every layer (16 where neither is given); `energy` is instead the share of the squared change that each
-    layer is to keep: the rank is then the largest that a layer needs. Raises SpecError (a target or rank that cannot be),
-    AdapterError (nothing changed, or nothing that an adapter can hold), ModelError, DiskFull.
+    `rank` is used for every layer (16 if neither is given); `energy` is instead the fraction of the squared change each layer must keep,
+    and the rank is the largest any layer needs. Raises SpecError (impossible target or rank), AdapterError (nothing changed, or
+    nothing an adapter can represent), ModelError, DiskFull.
     """
     if rank is not None and energy is not None:
         raise SpecError("--rank and --energy were both given: --energy chooses the rank. Leave one out.")
@@ -172,19 +172,19 @@ def extract(
 
 
 def spectrum(delta: Doubles) -> Doubles:
-    """The squared singular values, the largest first."""
+    """The squared singular values, largest first."""
     wide = delta.T if delta.shape[0] > delta.shape[1] else delta
     return np.clip(np.linalg.eigvalsh(wide @ wide.T)[::-1], 0.0, None)
 
 
 def rank_for(squares: Doubles, energy: float) -> int:
-    """The smallest rank whose squared singular values make up `energy` of them all."""
+    """The smallest rank whose squared singular values sum to the fraction `energy` of all of them."""
     missing = squares.sum() - np.cumsum(squares)
     return int(np.argmax(missing <= (1.0 - energy + _ROUNDING) * squares.sum())) + 1
 
 
 def _rank_for(energy: float, base: ModelFolder, tuned: Tuned, targets: Sequence[Target], progress: Progress) -> int:
-    """The largest rank that any layer needs; at least 1. Raises SpecError where a smaller layer cannot have it."""
+    """The largest rank any layer needs, at least 1. Raises SpecError if a smaller layer cannot have it."""
     needed, neediest, spectra = 1, "", []
     for number, target in enumerate(targets):
         progress("measuring", number / len(targets))
@@ -205,12 +205,12 @@ def _rank_for(energy: float, base: ModelFolder, tuned: Tuned, targets: Sequence[
 
 
 def _smaller(target: Target) -> int:
-    """The highest rank that a matrix can have."""
+    """The highest possible rank of a matrix."""
     return min(target.in_features, target.out_features)
 
 
 def _change(base: ModelFolder, tuned: Tuned, name: str) -> tuple[npt.NDArray[np.float32], Doubles]:
-    """The base's weight and its change. Raises ModelError where that is no number."""
+    """The base's weight and its change. Raises ModelError if the change is not finite."""
     weight = base.read(name)
     delta = np.subtract(tuned.read(name), weight, dtype=np.float64)
     if not np.isfinite(delta).all():
@@ -222,7 +222,7 @@ def _change(base: ModelFolder, tuned: Tuned, name: str) -> tuple[npt.NDArray[np.
 
 
 def _left(base: ModelFolder, tuned: Tuned, carried: set[str]) -> list[Left]:
-    """Everything else that changed, the most changed first."""
+    """All other changed weights, most changed first."""
     linear = linear_modules(base.weights())
     found = []
     for name in tuned.weights:
@@ -264,5 +264,5 @@ def _overall(layers: Sequence[Layer]) -> float:
 
 
 def _norm(weight: npt.NDArray[np.float32]) -> float:
-    """‖W‖, never zero, so that a weight that began at zero has a finite relative change."""
+    """‖W‖, never zero, so that a weight that was zero has a finite relative change."""
     return float(np.linalg.norm(weight.astype(np.float64))) or 1.0

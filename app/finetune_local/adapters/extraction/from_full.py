@@ -1,4 +1,4 @@
-"""From a full fine-tune to an adapter of the library: whichever of the two ways it is given, base and name found by themselves."""
+"""From a full fine-tune, given as an adapter or as a model folder, to an adapter in the library. Finds base and name by itself."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from finetune_local.system.private import share
 
 @dataclass(frozen=True)
 class ExtractionRequest:
-    """What is to be extracted, and how; None is automatic.
+    """What to extract and how; None is automatic.
 
-    `adapter` is one of the method `full` (a run, a library name, a folder); `tuned` instead a tuned model's folder, with `model`
-    its base. `name` is what to call it in the library, `out` instead a folder outside. The rest is of extract.extract().
+    Either `adapter`, trained with the method `full` (a run, a library name, a folder), or `tuned`, the folder of a tuned model, with
+    `model` as its base. `name` is its name in the library, or `out` a folder outside. The rest are arguments of extract.extract().
     """
 
     adapter: str | None = None
@@ -36,9 +36,9 @@ class ExtractionRequest:
 
 
 def extract(wanted: ExtractionRequest, home: Home, progress: Progress) -> tuple[str, Extraction]:
-    """Extract it; returns what to call the adapter (--adapter) and what came out.
+    """Extract it; returns the value for --adapter and the result.
 
-    Raises SpecError (what was given does not go together), AdapterError, ModelError, DiskFull.
+    Raises SpecError (contradicting arguments), AdapterError, ModelError, DiskFull.
     """
     adapter, tuned = wanted.adapter, wanted.tuned
     if (adapter is None) == (tuned is None):
@@ -76,7 +76,7 @@ def extract(wanted: ExtractionRequest, home: Home, progress: Progress) -> tuple[
 
 
 def size(rank: str, energy: str) -> dict[str, Any]:
-    """Rank and energy as they are typed, as arguments of Wanted; an empty text leaves one open. Raises SpecError."""
+    """Rank and energy as typed text, parsed for ExtractionRequest; an empty text means automatic. Raises SpecError."""
     found: dict[str, Any] = {}
     for name, text, kind in (("rank", rank, int), ("energy", energy, float)):
         if text.strip():

@@ -1,4 +1,4 @@
-"""Job: a full fine-tune's change as a LoRA adapter of the library. Arguments: those of adapters.from_full.Wanted that are plain."""
+"""Job: extract a full fine-tune's change as a LoRA adapter of the library. Arguments: the JSON-compatible fields of ExtractionRequest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune_local.system.paths import Home
 
 
 def run(arguments: Mapping[str, Any], home: Home, tell: Tell) -> dict[str, Any]:
-    """Extract; the result is what `adapters extract --json` prints. Raises SpecError, AdapterError, ModelError, DiskFull."""
+    """Run the extraction; returns what `adapters extract --json` prints. Raises SpecError, AdapterError, ModelError, DiskFull."""
     given = dict(arguments)
     tuned = given.pop("tuned", None)
     targets = tuple(given.pop("targets", ("all-linear",)))

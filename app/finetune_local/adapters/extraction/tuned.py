@@ -1,4 +1,4 @@
-"""A fully fine-tuned model beside its base: an adapter of all weights, or a Hugging Face folder; read one tensor at a time."""
+"""A fully fine-tuned model beside its base: an adapter of full weights, or a Hugging Face folder; read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Tuned:
-    """`weights`: what may have changed, by the base's names; `read` gives one, fp32. `lineage` says where it comes from, `beside` is
-    the folder of its tokenizer, template and generation settings."""
+    """`weights`: names (the base's) that may have changed; `read` returns one as fp32. `lineage` says where it comes from, `beside` is the
+    folder of its tokenizer, template and generation settings."""
 
     name: str
     run: str | None
@@ -35,7 +35,7 @@ class Tuned:
 
 
 def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
-    """The weights in an adapter folder of the family `full`. Raises AdapterError for another, or on another base."""
+    """The weights in an adapter folder of the tuner `full`. Raises AdapterError for other adapters or another base."""
     config = read_peft(folder)
     if config.peft_type != OWN_TYPE or config.family != "full":
         kind = config.method or str(config.peft_type)
@@ -66,7 +66,7 @@ def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
 
 
 def from_folder(path: Path, base: ModelFolder) -> Tuned:
-    """A Hugging Face folder of the tuned model. Raises ModelError where it is not the base with other numbers."""
+    """A Hugging Face folder of the tuned model. Raises ModelError if its tensors do not match the base's names and shapes."""
     model = ModelFolder.open(path)
     if model.family != base.family:
         raise ModelError(
@@ -74,7 +74,7 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
             "Give --model the base that it was tuned from."
         )
     own, other = base.weights(), model.weights()
-    skipped = {HEAD} if base.tied and model.tied else set()  # a stored copy of the embedding
+    skipped = {HEAD} if base.tied and model.tied else set()  # a tied head that was stored too
     names = [name for name in own if name not in skipped and not is_buffer(name)]
     for name in names:
         if name not in other:
