@@ -14,7 +14,7 @@ from finetune_local.adapter_format import read_adapter
 from finetune_local.backend import Backend
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.paths import Home
-from finetune_local.training import multi_adapter, setup
+from finetune_local.training import check, multi_adapter
 from finetune_local.training.events import Event, Step
 from finetune_local.training.loop import Loop
 from finetune_local.training.run_folder import runs
@@ -50,7 +50,7 @@ def make_run(home: Home, tiny: Path, data: Path, backend: Backend) -> Callable[.
             "method": method,
             "training": defaults | training,
         }
-        spec, _ = setup.check_before_loading(parse_spec(tables, "test"), home, lambda *_: None)
+        spec, _ = check.check_before_loading(parse_spec(tables, "test"), home, lambda *_: None)
         return runs.create(home, spec)
 
     return make

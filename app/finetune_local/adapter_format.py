@@ -22,6 +22,7 @@ from finetune_local.spec.whole import NOT_TRAINED
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, typed
 from finetune_local.system.files import disk_full, written_aside
+from finetune_local.system.messages import Message, msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object, read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -38,7 +39,7 @@ def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array],
     from safetensors.numpy import save_file
 
     config = {"base_model_name_or_path": base, **tuner_of(plan).config(plan)}
-    with disk_full(folder, "Make room on it."):
+    with disk_full(folder, msg("Make room on it.")):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -54,7 +55,10 @@ def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, di
     config = read_peft(folder)
     if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS).exists():
         raise AdapterError(
-            f"{folder}: adapter_model.bin is a pickle, which can run code. Save it as safetensors with PEFT."
+            msg(
+                "{folder}: adapter_model.bin is a pickle, which can run code. Save it as safetensors with PEFT.",
+                folder=folder,
+            )
         )
     raw = _raw(folder / WEIGHTS)
     plan = plan_of(folder, config, {name: shape for name, (_, _, shape) in raw.items()})
@@ -64,8 +68,12 @@ def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, di
         tensors[name] = as_float32(*raw[stored[name]])
         if not np.isfinite(tensors[name]).all():
             raise AdapterError(
-                f"{folder / WEIGHTS}: {name} has values that are no numbers (NaN or infinity). Its training diverged, or the "
-                "file is damaged: use an earlier checkpoint of its run."
+                msg(
+                    "{path}: {name} has values that are no numbers (NaN or infinity). Its training diverged, or the file "
+                    "is damaged: use an earlier checkpoint of its run.",
+                    path=folder / WEIGHTS,
+                    name=name,
+                )
             )
     return plan, tensors
 
@@ -74,19 +82,30 @@ def check_sums(folder: Path) -> None:
     """Raise AdapterError if a file of an adapter does not match its SHA256SUMS."""
     if problem := checksums.problem(folder, (CONFIG, WEIGHTS)):
         raise AdapterError(
-            f"{folder}: {problem}. {again(folder)} If you changed it on purpose, delete its {checksums.SUMS}."
+            msg(
+                "{folder}: {problem}. {again} If you changed it on purpose, delete its {sums}.",
+                folder=folder,
+                problem=problem,
+                again=again(folder),
+                sums=checksums.SUMS,
+            )
         )
 
 
-def again(folder: Path) -> str:
+def again(folder: Path) -> Message:
     """How to recover an adapter with a damaged file: publish it again from its run, or copy it again from its source."""
     folder = folder.absolute()
     if folder.parent.name == "checkpoints":
-        return f"`finetune-local runs check {typed(folder.parents[1].name)}` tells which checkpoints of the run are intact."
+        return msg(
+            "`finetune-local runs check {run}` tells which checkpoints of the run are intact.",
+            run=typed(folder.parents[1].name),
+        )
     if folder.name == "adapter" and (folder.parent / "checkpoints").is_dir():
         name = typed(folder.parent.name)
-        return f"`finetune-local runs check {name} --repair` makes it again from the run's last checkpoint."
-    return "Copy the adapter again."
+        return msg(
+            "`finetune-local runs check {run} --repair` makes it again from the run's last checkpoint.", run=name
+        )
+    return msg("Copy the adapter again.")
 
 
 def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
@@ -96,16 +115,38 @@ def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ..
     for name, shape in own.items():
         if not 1 <= len(shape) <= _MOST_DIMENSIONS:
             raise AdapterError(
-                f"{folder / WEIGHTS}: {name} has {len(shape)} dimensions, which no adapter's tensor has. {again(folder)}"
+                msg(
+                    "{path}: {name} has {number} dimensions, which no adapter's tensor has. {again}",
+                    path=folder / WEIGHTS,
+                    name=name,
+                    number=len(shape),
+                    again=again(folder),
+                )
             )
     _refuse_others(folder, own, config)
     plan = _plan(folder, config, own)
     expected = tuner_of(plan).shapes(plan)
     if wrong := sorted(set(expected) ^ set(own)):
-        raise AdapterError(f"{folder}: {len(wrong)} tensors are missing or unknown, the first is {wrong[0]}.")
+        raise AdapterError(
+            msg(
+                "{folder}: {number} tensors are missing or unknown, the first is {name}.",
+                folder=folder,
+                number=len(wrong),
+                name=wrong[0],
+            )
+        )
     for name, shape in expected.items():
         if own[name] != shape:
-            raise AdapterError(f"{folder}: {name} is {own[name]}, but {CONFIG} says {shape}.")
+            raise AdapterError(
+                msg(
+                    "{folder}: {name} is {shape}, but {file} says {other}.",
+                    folder=folder,
+                    name=name,
+                    shape=own[name],
+                    file=CONFIG,
+                    other=shape,
+                )
+            )
     return plan
 
 
@@ -121,7 +162,14 @@ def names_in(stored: Collection[str], file: Path, config: PeftConfig) -> dict[st
         if bare and _UPDATE.search(peft) and name != "prompt_embeddings":
             peft = PREFIX + peft
         if peft in found:
-            raise AdapterError(f"{file}: {found[peft]} and {name} are one tensor, given twice. Copy the adapter again.")
+            raise AdapterError(
+                msg(
+                    "{file}: {one} and {other} are one tensor, given twice. Copy the adapter again.",
+                    file=file,
+                    one=found[peft],
+                    other=name,
+                )
+            )
         found[peft] = name
     return found
 
@@ -142,7 +190,7 @@ def use_plain_names(folder: Path) -> bool:
         return False
     text = json.dumps({"__metadata__": about, **{name: header[stored] for name, stored in names.items()}}).encode()
     text += b" " * (-len(text) % 8)
-    with written_aside(file, "Make room on it.") as aside:
+    with written_aside(file, msg("Make room on it.")) as aside:
         aside.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     return True
 
@@ -156,8 +204,12 @@ def _refuse_others(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: 
         and sum(name.endswith(".weight") for name in shapes) > len(shapes) / 2
     ):
         raise AdapterError(
-            f"{folder / WEIGHTS}: it holds whole weights ({min(shapes)}, ...), not an adapter's: this is a model. Add it with "
-            "`finetune-local models add`, or give the adapter's own file."
+            msg(
+                "{path}: it holds whole weights ({name}, ...), not an adapter's: this is a model. Add it with "
+                "`finetune-local models add`, or give the adapter's own file.",
+                path=folder / WEIGHTS,
+                name=min(shapes),
+            )
         )
 
 
@@ -167,7 +219,12 @@ def _plan(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]
     known = {name: family for family in tuners().values() for name in family.peft_types}
     if config.peft_type not in known:
         raise AdapterError(
-            f"{folder}: adapters of type {config.peft_type} cannot be used; known: {', '.join(sorted(known))}."
+            msg(
+                "{folder}: adapters of type {kind} cannot be used; known: {names}.",
+                folder=folder,
+                kind=config.peft_type,
+                names=", ".join(sorted(known)),
+            )
         )
     return known[config.peft_type].read(config, shapes)
 
@@ -177,8 +234,11 @@ def read_peft(folder: Path) -> PeftConfig:
     values = read_config(folder)
     if "peft_type" not in values and {"lora_parameters", "fine_tune_type"} & values.keys():
         raise AdapterError(
-            f"{folder}: this is an adapter of mlx-lm, whose factors are stored otherwise. Import it, which converts it: "
-            f'finetune-local adapters import "{folder}"'
+            msg(
+                "{folder}: this is an adapter of mlx-lm, whose factors are stored otherwise. Import it, which "
+                'converts it: finetune-local adapters import "{folder}"',
+                folder=folder,
+            )
         )
     return peft_config(values, str(folder / CONFIG))
 
@@ -190,14 +250,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if (folder / "config.json").is_file():
             raise AdapterError(
-                f"{folder}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it with "
-                "`finetune-local models add`."
+                msg(
+                    "{folder}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it "
+                    "with `finetune-local models add`.",
+                    folder=folder,
+                )
             ) from None
-        raise AdapterError(f"{folder}: no {CONFIG} here, so this is not an adapter folder.") from None
+        raise AdapterError(
+            msg("{folder}: no {file} here, so this is not an adapter folder.", folder=folder, file=CONFIG)
+        ) from None
     except ForeignTextError as error:
-        raise AdapterError(f"{folder / CONFIG}: {error}. {again(folder)}") from None
+        raise AdapterError(
+            msg("{path}: {error}. {again}", path=folder / CONFIG, error=error, again=again(folder))
+        ) from None
     except OSError as error:
-        raise AdapterError(f"{folder / CONFIG}: cannot be read ({error.strerror}).") from None
+        raise AdapterError(
+            msg("{path}: cannot be read ({error}).", path=folder / CONFIG, error=system_reason(error))
+        ) from None
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
@@ -211,7 +280,7 @@ def as_float32(raw: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> A
         bits = np.frombuffer(raw, np.uint16).astype(np.uint32) << np.uint32(16)
         return bits.view(np.float32).reshape(shape)
     if dtype not in ("F32", "F16", "F64"):
-        raise AdapterError(f"tensors of type {dtype} cannot be read as numbers.")
+        raise AdapterError(msg("tensors of type {dtype} cannot be read as numbers.", dtype=dtype))
     kind = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype]
     with np.errstate(over="ignore"):  # values beyond fp32 become infinity; callers that care check for it
         return np.frombuffer(raw, kind).astype(np.float32).reshape(shape)
@@ -236,6 +305,10 @@ def _raw(path: Path, only: str | None = None) -> dict[str, tuple[bytes, str, tup
             if only in (None, name)
         }
     except (OSError, SafetensorError, ForeignTextError) as error:
-        raise AdapterError(f"{path}: cannot be read ({error}). {again(path.parent)}") from None
+        raise AdapterError(
+            msg("{path}: cannot be read ({error}). {again}", path=path, error=error, again=again(path.parent))
+        ) from None
     except (MemoryError, OverflowError):
-        raise AdapterError(f"{path}: it says that it holds more than memory does. Copy the adapter again.") from None
+        raise AdapterError(
+            msg("{path}: it says that it holds more than memory does. Copy the adapter again.", path=path)
+        ) from None

@@ -22,6 +22,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, Quantisation, TrainingSettings
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import did_you_mean
+from finetune_local.system.messages import Message, msg
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ class Backend(Protocol):
         """What it cannot do; see gaps.py of the backend."""
         ...
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Message]:
         """Sentences for `doctor`: what is slower than it could be here, and what to install for more."""
         ...
 
@@ -286,19 +287,26 @@ def choose(wanted: str = "auto") -> tuple[Backend, str]:
     if wanted != "auto":
         if wanted not in known:
             raise SpecError(
-                f"there is no backend '{wanted}'.{did_you_mean(wanted, list(known))} Known: auto, {', '.join(known)}."
+                msg(
+                    "there is no backend '{name}'.{did_you_mean} Known: auto, {names}.",
+                    name=wanted,
+                    did_you_mean=did_you_mean(wanted, list(known)),
+                    names=", ".join(known),
+                )
             )
         if reason := known[wanted].missing():
-            raise SpecError(f"--backend {wanted} cannot be used here: {reason}")
-        return known[wanted], f"{wanted}: you asked for it"
+            raise SpecError(msg("--backend {name} cannot be used here: {reason}", name=wanted, reason=reason))
+        return known[wanted], msg("{wanted}: you asked for it", wanted=wanted)
     usable = {name: backend for name, backend in known.items() if backend.missing() is None}
     if not usable:
         reasons = " ".join(f"{name}: {backend.missing()}" for name, backend in known.items())
-        raise SpecError(f"no backend can be used here. {reasons}")
+        raise SpecError(msg("no backend can be used here. {reasons}", reasons=reasons))
     ranked = [(_rank(b), b) for b in usable.values()]
     best = min(ranked, key=lambda pair: pair[0])[1]
     device = best.devices()[0]
-    return best, f"{best.name}: it can use {device.name}" + (" (the only one installed)" if len(usable) == 1 else "")
+    return best, msg("{name}: it can use {device}", name=best.name, device=device.name) + (
+        msg(" (the only one installed)") if len(usable) == 1 else ""
+    )
 
 
 def automatic_quantisation(backend: Backend) -> tuple[Quantisation, str]:
@@ -306,7 +314,10 @@ def automatic_quantisation(backend: Backend) -> tuple[Quantisation, str]:
     for gap in backend.gaps():
         if (gap.setting, gap.value) == ("model.quantisation", "affine"):
             return "nf4", gap.reason
-    return "affine", f"it is the faster kind on {backend.name}; --quantisation nf4 is the kind that every backend has"
+    return "affine", msg(
+        "it is the faster kind on {backend}; --quantisation nf4 is the kind that every backend has",
+        backend=backend.name,
+    )
 
 
 def _rank(backend: Backend) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from finetune_local.spec.batch import Floats
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import msg
 
 Array = TypeVar("Array")
 Layer = TypeVar("Layer")
@@ -135,8 +136,22 @@ class LayeredAdapter(Adapter[Array], Generic[Array, Layer]):
 def check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Floats]) -> None:
     """Raise AdapterError where names or shapes are not those of the plan."""
     if wrong := sorted(set(tensors) ^ set(shapes)):
-        state = "missing" if wrong[0] in shapes else "not expected"
-        raise AdapterError(f"the adapter does not fit: {wrong[0]} is {state} ({len(wrong)} such tensors).")
+        state = msg("missing") if wrong[0] in shapes else msg("not expected")
+        raise AdapterError(
+            msg(
+                "the adapter does not fit: {wrong} is {state} ({count} such tensors).",
+                wrong=wrong[0],
+                state=state,
+                count=len(wrong),
+            )
+        )
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != tuple(shape):
-            raise AdapterError(f"the adapter does not fit: {name} has shape {tensors[name].shape}, expected {shape}.")
+            raise AdapterError(
+                msg(
+                    "the adapter does not fit: {name} has shape {shape}, expected {expected}.",
+                    name=name,
+                    shape=tensors[name].shape,
+                    expected=shape,
+                )
+            )

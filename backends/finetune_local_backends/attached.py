@@ -11,7 +11,9 @@ from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import Source, VirtualIds, trainable_parameters, tuner_of
 from finetune_local.spec.value_head import VALUE_HEAD, initial_value_head
-from finetune_local.system.errors import AdapterError, Unsupported
+from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import msg
+from finetune_local_backends import refusals
 from finetune_local_backends.adapter import Adapter, check_tensors
 
 Attached = TypeVar("Attached", bound=Adapter[Any])
@@ -39,7 +41,7 @@ class AttachedAdapters(ABC, Generic[Attached]):
     ) -> int:
         """See Session."""
         if name in self._plans:
-            raise AdapterError(f"an adapter called '{name}' is in memory already. Detach it first.")
+            raise refusals.taken(name)
         tuner, head = tuner_of(plan), None
         if tensors is not None:
             if VALUE_HEAD in tensors:
@@ -52,7 +54,7 @@ class AttachedAdapters(ABC, Generic[Attached]):
         elif value_head:
             head = initial_value_head(seed, hidden)
         self.activate(None)  # what is derived from the base must see the base
-        with self._guard(f"attach the adapter '{name}'"):
+        with self._guard(msg("attach the adapter '{name}'", name=name)):
             source = Source(self.weight, ids, self._embedding_scale, stored)
             given = tuner.initial(plan, seed, source) if tensors is None else tensors
             adapter = self._attach(plan, given)
@@ -133,13 +135,13 @@ class AttachedAdapters(ABC, Generic[Attached]):
         for name in weights:
             plan = self._plans[name]
             if reason := tuner_of(plan).sum_refusal(plan):
-                raise Unsupported(f"adapter '{name}' cannot be part of a weighted sum: {reason}")
+                raise Unsupported(
+                    msg("adapter '{name}' cannot be part of a weighted sum: {reason}", name=name, reason=reason)
+                )
 
     def _adapter(self, name: str) -> Attached:
         if name not in self._adapters:
-            raise AdapterError(
-                f"no adapter called '{name}' is in memory. There is: {', '.join(self._adapters) or 'none'}."
-            )
+            raise refusals.unknown(name, self._adapters)
         return self._adapters[name]
 
     @property

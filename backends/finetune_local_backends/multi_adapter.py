@@ -15,9 +15,10 @@ from finetune_local.spec.batch import Batch
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import tuner_of
 from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.adapter import LayeredAdapter
 
-MIXED = "this model mixes the rows of a batch, so several adapters cannot be trained at once on it."
+MIXED = msg("this model mixes the rows of a batch, so several adapters cannot be trained at once on it.")
 
 
 @dataclass
@@ -71,7 +72,13 @@ def check_plans(plans: Sequence[AdapterPlan]) -> None:
     """Raise Unsupported where one of several plans cannot share a pass of the base."""
     for plan in plans:
         if reason := tuner_of(plan).sharing_refusal(plan):
-            raise Unsupported(f"method '{plan.method}' cannot be trained beside other adapters: {reason}")
+            raise Unsupported(
+                msg(
+                    "method '{method}' cannot be trained beside other adapters: {reason}",
+                    method=plan.method,
+                    reason=reason,
+                )
+            )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from finetune_local.spec.run import Precision, TrainingSettings
 from finetune_local.spec.tuners import Tracker, tuner_of
 from finetune_local.spec.value_head import VALUE_HEAD
 from finetune_local.system.errors import AdapterError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.adapter import LayeredAdapter
 from finetune_local_backends.attached import Attached, AttachedAdapters
 from finetune_local_backends.multi_adapter import Rows, SplitLayer, check_plans, rounds, rows_split
@@ -90,7 +91,7 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
         trained = {key: value for key, value in adapter.parameters.items() if multipliers.get(key, 1.0)}
         check_shifted(plan, training, windows(self._config, self._blocks))
         self._check_trainable(training, shifted=bool(group_of(training)))
-        with self._guard("hold the optimizer's states"):
+        with self._guard(msg("hold the optimizer's states")):
             optimizer = self._optimizer(trained, training, multipliers)
         tracker = tuner.tracker(plan, training.max_steps or 1)
         self._trainings.pop(name, None)
@@ -111,7 +112,7 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
         requests = [self._with_reference(request) for request in requests]
         losses = [0.0] * len(requests)
         largest = sum(max((batch.ids.size for batch in request.batches), default=0) for request in requests)
-        with self._guard(f"train on {largest} tokens at once"), self._computing(work, requests):
+        with self._guard(msg("train on {tokens} tokens at once", tokens=largest)), self._computing(work, requests):
             for present in rounds(requests):
                 for (number, _), loss in zip(present, self._backward(requests, present), strict=True):
                     losses[number] += loss
@@ -185,24 +186,26 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
                 return self.score(batch)
         if not batch.supervised:
             return np.zeros(0, np.float32)
-        with self._guard(f"score {batch.ids.size} tokens at once"):
+        with self._guard(msg("score {tokens} tokens at once", tokens=batch.ids.size)):
             return mean_over_ensemble(self._logprobs(self._with_virtual(batch)), self.ensemble_size)
 
     def values(self, batch: Batch, kind: ValueKind) -> Floats:
         """See Session."""
         name = next(iter(self._active), "")
         if len(self._active) != 1 or VALUE_HEAD not in self._adapter(name).parameters:
-            raise AdapterError("no adapter with a value head is active. Attach one that was trained as a reward model.")
+            raise AdapterError(
+                msg("no adapter with a value head is active. Attach one that was trained as a reward model.")
+            )
         if not (batch.supervised if kind == "token values" else len(batch.ids)):
             return np.zeros(0, np.float32)
-        with self._guard(f"score {batch.ids.size} tokens at once"):
+        with self._guard(msg("score {tokens} tokens at once", tokens=batch.ids.size)):
             found = self._values(self._with_virtual(batch), kind, self._adapters[name].parameters[VALUE_HEAD])
         return mean_over_ensemble(found, self.ensemble_size)
 
     def update_sizes(self, batch: Batch) -> dict[str, float]:
         """See Session."""
         adapter = self._adapter(next(iter(self._active), ""))
-        with self._guard(f"measure updates of {batch.ids.size} tokens at once"):
+        with self._guard(msg("measure updates of {tokens} tokens at once", tokens=batch.ids.size)):
             return self._update_sizes(adapter, batch)
 
     def decoder(self) -> Decoder:
@@ -294,4 +297,11 @@ def check_optimizer(gaps: Sequence[Gap], optimizer: str, kind: str) -> None:
     """Raise Unsupported where a backend lacks an optimizer on this kind of device."""
     for gap in gaps:
         if (gap.setting, gap.value) == ("training.optimizer", optimizer) and gap.device in ("", kind):
-            raise Unsupported(f"--optimizer {gap.value}: {gap.reason}. Use --optimizer {gap.instead}.")
+            raise Unsupported(
+                msg(
+                    "--optimizer {value}: {reason}. Use --optimizer {value2}.",
+                    value=gap.value,
+                    reason=gap.reason,
+                    value2=gap.instead,
+                )
+            )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from finetune_local.spec.tuners import Tracker
 from finetune_local.system.errors import RunError
+from finetune_local.system.messages import msg
 
 ALWAYS = 256 << 20
 """Bytes of copies that are kept of anything that is trained; of more only where an eighth of the free memory holds them."""
@@ -64,6 +65,9 @@ def track_again(tracker: Tracker | None, kept: Mapping[str, npt.NDArray[np.gener
 def _lost(error: BaseException) -> RunError:
     said = str(error) or type(error).__name__
     return RunError(
-        f"a step failed after a part of its weights had been written ({said}), so this process cannot go on. "
-        "Resume the run: it goes on from its last checkpoint, and loses the steps since."
+        msg(
+            "a step failed after a part of its weights had been written ({error}), so this process cannot go on. "
+            "Resume the run: it goes on from its last checkpoint, and loses the steps since.",
+            error=said,
+        )
     )

@@ -20,7 +20,7 @@ from finetune_local.spec.numerics.rope import rope
 from finetune_local.spec.run import ModelSettings, parse_spec
 from finetune_local.system.errors import AdapterError, SpecError, Unsupported
 from finetune_local.system.paths import Home
-from finetune_local.training import setup
+from finetune_local.training import check, setup
 from finetune_local.training.run_folder import runs
 from receiving import answered_here
 from tiny import tiny_model
@@ -41,7 +41,7 @@ def begin(
         "method": {"key": "longlora", "rank": 4},
         "training": training,
     }
-    spec, _ = setup.check_before_loading(parse_spec(tables, "test"), home, lambda *_: None)
+    spec, _ = check.check_before_loading(parse_spec(tables, "test"), home, lambda *_: None)
     return runs.create(home, spec)
 
 

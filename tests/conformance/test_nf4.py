@@ -17,8 +17,9 @@ from finetune_local.spec.numerics import dynamic8, nf4
 from finetune_local.spec.run import TrainingSettings, parse_spec
 from finetune_local.system.errors import SpecError, Unsupported
 from finetune_local.system.paths import Home
+from finetune_local.training.check import check_before_loading
 from finetune_local.training.run_folder import runs
-from finetune_local.training.setup import Ready, check_before_loading, make_ready
+from finetune_local.training.setup import Ready, make_ready
 from made import made_adapter
 from mlx_tools import IDS, MLX, SFT
 from tasks import batch_of, plan_of

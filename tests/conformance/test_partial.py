@@ -18,7 +18,7 @@ from finetune_local.spec.run import TrainingSettings, parse_spec
 from finetune_local.spec.tuners import PREFIX, tuner_of
 from finetune_local.spec.tuners.full import FullSettings
 from finetune_local.system.errors import SpecError, Unsupported
-from finetune_local.training.setup import plan_for
+from finetune_local.training.check import plan_for
 from tasks import batch_of
 from tiny import tiny_model
 

@@ -21,7 +21,7 @@ from finetune_local.spec.run import TrainingSettings, parse_spec
 from finetune_local.spec.tuners import tuner_of, tuners
 from finetune_local.spec.tuners.prefix import ROWS, PrefixSettings
 from finetune_local.system.errors import AdapterError, ModelError, SpecError
-from finetune_local.training.setup import plan_for
+from finetune_local.training.check import plan_for
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
 N = 6

@@ -28,7 +28,7 @@ from finetune_local.spec.tuners import Source, tuner_of, tuners
 from finetune_local.spec.tuners.prompt import ROWS, PromptSettings
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.paths import Home
-from finetune_local.training import setup
+from finetune_local.training import check
 from tiny import HIDDEN, tiny_model
 
 N = 6
@@ -333,10 +333,10 @@ def test_a_prompt_longer_than_the_context_is_refused_before_loading(
         }
         spec = parse_spec(tables, "test")
         if length == 504:
-            setup.check_before_loading(spec, home, lambda *_: None)
+            check.check_before_loading(spec, home, lambda *_: None)
             continue
         with pytest.raises(SpecError, match=r"takes 505 positions.*reads at most 512.*Lower --prompt-length"):
-            setup.check_before_loading(spec, home, lambda *_: None)
+            check.check_before_loading(spec, home, lambda *_: None)
 
 
 def test_a_prompt_of_another_width_is_refused(backend: Backend, tiny: Path) -> None:

@@ -17,7 +17,7 @@ from finetune_local.cli.resume import command as resume
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged, UserError, WorkerDied, typed
 from finetune_local.system.paths import Home
-from finetune_local.training import setup
+from finetune_local.training import check, setup
 from finetune_local.training.events import Checkpoint, Event, Step
 from finetune_local.training.loop import Loop
 from finetune_local.training.multi_adapter import events_of_all
@@ -113,7 +113,7 @@ def test_where_memory_is_short_each_computes_alone_and_learns_the_same(
             tables = {**part, "name": name, "backend": backend.name, "model": {"id": str(tiny), "precision": "fp32"}}
             training = {**TRAINING, **part["training"], "max_steps": 4, "sample_rows": 0}
             spec = parse_spec({**tables, "data": {"files": [str(data)]}, "training": training}, "t")
-            run = runs.create(home, setup.check_before_loading(spec, home, lambda *_: None)[0])
+            run = runs.create(home, check.check_before_loading(spec, home, lambda *_: None)[0])
             *_, ready = setup.make_ready(run, home, loops[0].ready if loops else None)
             assert isinstance(ready, setup.Ready)
             loops.append(Loop(ready, lambda: False))

@@ -15,7 +15,7 @@ from finetune_local.backend import Backend
 from finetune_local.cli.train import command
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.paths import Home
-from finetune_local.training import setup
+from finetune_local.training import check
 from finetune_local.training.events import Event, Step
 from finetune_local.training.run_folder import follow, runs
 
@@ -78,7 +78,7 @@ def test_each_run_is_what_it_would_be_alone(
             },
             "test",
         )
-        run = runs.create(home, setup.check_before_loading(spec, home, lambda *_: None)[0])
+        run = runs.create(home, check.check_before_loading(spec, home, lambda *_: None)[0])
         events: list[Event] = list(follow.follow(run, follow.start(run, home)))
         alone = {event.step: event.loss for event in events if isinstance(event, Step)}
         assert together.keys() == alone.keys()
@@ -97,7 +97,7 @@ def test_one_that_is_stopped_leaves_the_others_going_on_and_goes_on_alone(
     for part in ADAPTERS:
         tables = {**part, "backend": backend.name, "model": {"id": str(tiny), "precision": "fp32"}}
         tables |= {"data": {"files": [str(data)]}, "training": {**TRAINING, **part["training"]}}
-        begun.append(runs.create(home, setup.check_before_loading(parse_spec(tables, "t"), home, lambda *_: None)[0]))
+        begun.append(runs.create(home, check.check_before_loading(parse_spec(tables, "t"), home, lambda *_: None)[0]))
     positions = follow.start_all(begun, home)
     last: dict[str, Event] = {}
     for run, event in follow.follow_all(list(zip(begun, positions, strict=True))):

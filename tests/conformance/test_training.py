@@ -21,7 +21,7 @@ from finetune_local.backend import Backend, StepRequest, StepResult
 from finetune_local.spec.presets import presets
 from finetune_local.system.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged
 from finetune_local.system.paths import Home
-from finetune_local.training import checkpoint, setup
+from finetune_local.training import check, checkpoint
 from finetune_local.training.events import Finished, Note, Sample, StoppedByUser, Validation
 from finetune_local.training.setup import Ready
 from tiny import tiny_model
@@ -263,7 +263,7 @@ def test_a_file_as_model_is_named_so_that_it_is_found_later(
     monkeypatch.setattr(resolve, "resolve", lambda *_: ModelFolder.open(home.models / "copied", "copied"))
     spec = make_run("any").spec
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": "small.gguf"})})
-    assert setup.check_before_loading(spec, home, lambda *_: None)[0].model.id == "copied"
+    assert check.check_before_loading(spec, home, lambda *_: None)[0].model.id == "copied"
 
 
 def test_a_run_is_not_resumed_on_another_base(make_run: Any, home: Home, tmp_path: Path) -> None:

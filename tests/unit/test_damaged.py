@@ -11,7 +11,8 @@ import pytest
 from finetune_local.chat import conversations, history
 from finetune_local.evaluation import store
 from finetune_local.runtime import job
-from finetune_local.spec.run import parse_spec, read_config
+from finetune_local.spec.config_file import read_config
+from finetune_local.spec.run import parse_spec
 from finetune_local.system import trash
 from finetune_local.system.errors import DamagedRun, SpecError
 from finetune_local.system.paths import Home, home, located

@@ -18,6 +18,7 @@ from finetune_local.adapters.identity import asked_anew, check_same_base, check_
 from finetune_local.backend import Session
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import Message, msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ def attach(
     if lacking := check_rows(plan, model, asking(model.path, folder), folder):
         note(f"{folder.name}: {lacking}")
     if told := companions(model.path, folder).sentences:
-        note(f"{folder.name}: it is asked with what it brings: {'; '.join(told)}")
+        note(msg("{name}: it is asked with what it brings: {what}", name=folder.name, what="; ".join(told)))
     count = session.attach(name, plan, seed=0, tensors=tensors)
     try:
         check_live(session, tokenizer, name, folder)
@@ -72,18 +73,27 @@ def check_live(session: Session, tokenizer: Tokenizer, name: str, folder: Path) 
     tuned = session.logits(probe)
     if not np.isfinite(tuned).all():
         raise AdapterError(
-            f"{folder}: with this adapter the model gives no numbers (NaN or infinity). Its training diverged, or its "
-            "file is damaged: use an earlier checkpoint of its run."
+            msg(
+                "{folder}: with this adapter the model gives no numbers (NaN or infinity). Its training diverged, or "
+                "its file is damaged: use an earlier checkpoint of its run.",
+                folder=folder,
+            )
         )
     if np.array_equal(base, tuned):
         raise AdapterError(
-            f"{folder}: this adapter changes nothing: the model answers exactly as without it. It was saved before its "
-            "first training step, or its weights were lost. Train it further, or use another one."
+            msg(
+                "{folder}: this adapter changes nothing: the model answers exactly as without it. It was saved "
+                "before its first training step, or its weights were lost. Train it further, or use another one.",
+                folder=folder,
+            )
         )
 
 
-def _unproven(folder: Path) -> str:
+def _unproven(folder: Path) -> Message:
     """A note on the base of an adapter from another program: at most its name is known, which proves nothing."""
     if base := read_peft(folder).base_model_name_or_path:
-        return f"a plain PEFT adapter made on {base[:200]!r}; no checksum proves that this is the same, but its shapes fit."
-    return "a plain PEFT adapter, which does not say which base it was made on; its shapes fit."
+        return msg(
+            "a plain PEFT adapter made on {name}; no checksum proves that this is the same, but its shapes fit.",
+            name=repr(base[:200]),
+        )
+    return msg("a plain PEFT adapter, which does not say which base it was made on; its shapes fit.")

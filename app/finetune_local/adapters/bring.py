@@ -22,6 +22,7 @@ from finetune_local.adapters.mlx_lm import MLX_WEIGHTS
 from finetune_local.spec.base.tokenizer_files import TRAVEL
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import Message, message_of, msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, open_file
 
 _README = "README.md"
@@ -64,20 +65,28 @@ def copy_folder(source: Path, target: Path, note: Note) -> None:
             with _opened_file(source / name) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > _MOST_BYTES.get(name, size):
-                    raise ForeignTextError(f"it is larger than {_MOST_BYTES[name] / 1e6:.0f} MB, which no such file is")
+                    raise ForeignTextError(
+                        msg("it is larger than {size} MB, which no such file is", size=f"{_MOST_BYTES[name] / 1e6:.0f}")
+                    )
                 _copy(file, target / name, size)
         except ForeignTextError as error:
             if name not in _OPTIONAL:
-                raise AdapterError(f"{source / name}: {error}. Put the file itself there.") from None
-            note(f"{name} is left out: {error}.")
+                raise AdapterError(
+                    msg("{path}: {error}. Put the file itself there.", path=source / name, error=error)
+                ) from None
+            note(msg("{file} is left out: {why}.", file=name, why=error))
         except _Writing as error:
             raise error.args[0] from None
         except OSError as error:
             raise AdapterError(
-                f"{source / name}: {error.strerror}. Change its permissions, or copy it first."
+                msg(
+                    "{path}: {error}. Change its permissions, or copy it first.",
+                    path=source / name,
+                    error=system_reason(error),
+                )
             ) from None
     if _there(source / checksums.SUMS) and (problem := _changed(source, target)):
-        raise AdapterError(f"{source}: {problem}. Copy the adapter again.")
+        raise AdapterError(msg("{source}: {problem}. Copy the adapter again.", source=source, problem=problem))
 
 
 def _changed(source: Path, target: Path) -> str | None:
@@ -85,7 +94,7 @@ def _changed(source: Path, target: Path) -> str | None:
     try:
         return checksums.changed(target, checksums.read(source) or {})
     except ForeignTextError as error:
-        return str(error)
+        return message_of(error)
 
 
 def copy_zip(source: Path, target: Path, note: Note) -> None:
@@ -95,26 +104,46 @@ def copy_zip(source: Path, target: Path, note: Note) -> None:
         for member in members:
             if member.is_absolute() or ".." in member.parts or ":" in "".join(member.parts[:1]):
                 raise AdapterError(
-                    f"{source}: its member {str(member)!r} points outside the archive. It is not safe to use."
+                    msg(
+                        "{source}: its member {name} points outside the archive. It is not safe to use.",
+                        source=source,
+                        name=repr(str(member)),
+                    )
                 )
         roots = [member.parent for member in members if member.name == CONFIG]
         if not roots:
             refuse_others({member.name for member in members}, source)
         if len(roots) != 1:
-            how = f"{len(roots)} adapters are" if roots else "no adapter is"
-            raise AdapterError(f"{source}: {how} in this zip ({CONFIG}). Give a zip of one adapter's folder.")
+            how = msg("{count} adapters are", count=len(roots)) if roots else msg("no adapter is")
+            raise AdapterError(
+                msg(
+                    "{source}: {how} in this zip ({config}). Give a zip of one adapter's folder.",
+                    source=source,
+                    how=how,
+                    config=CONFIG,
+                )
+            )
         inside: dict[str, zipfile.ZipInfo] = {}
         for info, member in zip(archive.infolist(), members, strict=True):
             if member.parent == roots[0] and member.name in (*KEPT, *_TELLING):
                 if member.name in inside:
-                    raise AdapterError(f"{source}: {member.name} is in it twice. Pack it again.")
+                    raise AdapterError(
+                        msg("{source}: {name} is in it twice. Pack it again.", source=source, name=member.name)
+                    )
                 inside[member.name] = info
         refuse_others(set(inside), source)
         for name in KEPT:
             if name in inside and (problem := _unfit(name, inside[name])):
                 if name not in _OPTIONAL:
-                    raise AdapterError(f"{source}: its member {name} {problem}. It is not safe to use.")
-                note(f"{name} is left out: it {problem}.")
+                    raise AdapterError(
+                        msg(
+                            "{source}: its member {name} {why}. It is not safe to use.",
+                            source=source,
+                            name=name,
+                            why=problem,
+                        )
+                    )
+                note(msg("{file} is left out: it {why}.", file=name, why=problem))
             elif name in inside:
                 with archive.open(inside[name]) as packed:
                     _copy(packed, target / name, inside[name].file_size)
@@ -124,24 +153,34 @@ def refuse_others(names: set[str], source: Path) -> None:
     """Raise AdapterError if the file names show a full model or a pickle that could run code."""
     if CONFIG not in names and "config.json" in names:
         raise AdapterError(
-            f"{source}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it with "
-            "`finetune-local models add`."
+            msg(
+                "{source}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it "
+                "with `finetune-local models add`.",
+                source=source,
+            )
         )
     if not {WEIGHTS, MLX_WEIGHTS} & names and "adapter_model.bin" in names:
         raise AdapterError(
-            f"{source}: adapter_model.bin is a pickle, which can run code when it is opened. Save it as safetensors with PEFT."
+            msg(
+                "{source}: adapter_model.bin is a pickle, which can run code when it is opened. Save it as "
+                "safetensors with PEFT.",
+                source=source,
+            )
         )
 
 
-def _unfit(name: str, info: zipfile.ZipInfo) -> str | None:
+def _unfit(name: str, info: zipfile.ZipInfo) -> Message | None:
     """Why a zip entry is refused, as the end of a sentence; None if it is accepted."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if info.is_dir() or kind not in (0, stat.S_IFREG):
-        return "is a link or another thing that is no file"
+        return msg("is a link or another thing that is no file")
     if info.file_size > _MOST_BYTES.get(name, info.file_size):
-        return f"is larger than {_MOST_BYTES[name] / 1e6:.0f} MB, which no such file is"
+        return msg("is larger than {most_bytes} MB, which no such file is", most_bytes=f"{_MOST_BYTES[name] / 1e6:.0f}")
     if info.file_size > _RATIO_FROM and info.file_size > _MOST_RATIO * max(1, info.compress_size):
-        return f"unpacks to {info.file_size // max(1, info.compress_size)} times its size, which trained numbers do not"
+        return msg(
+            "unpacks to {times} times its size, which trained numbers do not",
+            times=info.file_size // max(1, info.compress_size),
+        )
     return None
 
 
@@ -152,7 +191,9 @@ def _opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
         with source.open("rb") as file:
             end = zipfile._EndRecData(file)  # type: ignore[attr-defined] # before every member gets an object
             if end is not None and end[zipfile._ECD_SIZE] > _MOST_DIRECTORY:  # type: ignore[attr-defined]
-                raise AdapterError(f"{source}: too many files are in this zip. Give a zip of one adapter's folder.")
+                raise AdapterError(
+                    msg("{source}: too many files are in this zip. Give a zip of one adapter's folder.", source=source)
+                )
             with zipfile.ZipFile(file) as archive:
                 yield archive
     except _Writing as error:
@@ -162,7 +203,13 @@ def _opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
         *(OSError, ValueError, RuntimeError, NotImplementedError, OverflowError, MemoryError),
     ) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise AdapterError(f"{source}: the zip cannot be read ({said}). Pack it again, without a password.") from None
+        raise AdapterError(
+            msg(
+                "{source}: the zip cannot be read ({error}). Pack it again, without a password.",
+                source=source,
+                error=said,
+            )
+        ) from None
 
 
 class _Writing(Exception):
@@ -180,7 +227,7 @@ def _copy(source: IO[bytes], target: Path, size: int) -> None:
         while chunk := source.read(min(_CHUNK, left + 1)):
             left -= len(chunk)
             if left < 0:
-                raise AdapterError(f"{target.name} grew while it was copied. Try it again.")
+                raise AdapterError(msg("{file} grew while it was copied. Try it again.", file=target.name))
             try:
                 file.write(chunk)
             except OSError as error:

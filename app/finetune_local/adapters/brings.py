@@ -13,6 +13,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header
 from finetune_local.spec.whole import is_table
 from finetune_local.system.errors import UserError
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 
@@ -31,9 +32,9 @@ def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[s
     except UserError:  # removed, or installed under another name
         base = None
     if base is None:
-        return ["tokenizer files of its own; its base is not here to compare them with"] if beside(folder) else []
+        return [msg("tokenizer files of its own; its base is not here to compare them with")] if beside(folder) else []
     found, rows = list(companions(base.path, folder).sentences), rows_of(plan, base)
     own = base.vocabulary
     if rows.embedding not in (0, own):
-        found.append(f"rows for {rows.embedding} tokens, where the base has {own}")
+        found.append(msg("rows for {count} tokens, where the base has {other}", count=rows.embedding, other=own))
     return found

@@ -17,6 +17,7 @@ from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.spec.base.tokenizer_files import GENERATION, TRAVEL, brought, generation_settings, in_force
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -150,20 +151,32 @@ def chat_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(found) | tokenizer.stop_ids
 
 
-def _sentences(found: Companions) -> list[str]:
-    told = ["its own chat template"] if found.template else []
+def _sentences(found: Companions) -> Sequence[str]:
+    told = [msg("its own chat template")] if found.template else []
     if found.added:
-        told.append(f"{len(found.added)} added tokens ({_listed(found.added)})")
+        told.append(msg("{count} added tokens ({names})", count=len(found.added), names=_listed(found.added)))
     if found.renamed:
-        told.append(f"{len(found.renamed)} renamed tokens ({_listed([f'{a} is {b}' for a, b in found.renamed])})")
+        told.append(
+            msg(
+                "{count} renamed tokens ({names})",
+                count=len(found.renamed),
+                names=_listed([f"{a} is {b}" for a, b in found.renamed]),
+            )
+        )
     if found.remarked:
-        told.append(f"{len(found.remarked)} tokens that are special otherwise ({_listed(found.remarked)})")
+        told.append(
+            msg(
+                "{count} tokens that are special otherwise ({names})",
+                count=len(found.remarked),
+                names=_listed(found.remarked),
+            )
+        )
     if found.words:
-        told.append("its own way to cut text into tokens")
+        told.append(msg("its own way to cut text into tokens"))
     if found.ends:
-        told.append(f"ends answers with {_listed(found.ends)}")
+        told.append(msg("ends answers with {names}", names=_listed(found.ends)))
     if found.settings:
-        told.append("its own generation settings, which go into exports")
+        told.append(msg("its own generation settings, which go into exports"))
     return told
 
 
@@ -192,7 +205,7 @@ def _rendered(tokenizer: Tokenizer, chat: Sequence[Message]) -> str | None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    more = msg(" and {count} more", count=len(names) - _NAMED) if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
 

@@ -27,6 +27,7 @@ from finetune_local.spec.targets import is_embedding, outside_modules
 from finetune_local.spec.tuners import PREFIX, Array, tuner_of
 from finetune_local.spec.whole import TOKEN_ROWS, WEIGHT, is_table, is_token_rows
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import Message, msg
 
 _BENEATH = (".base_layer.weight", ".token_adapter.base_layer.weight")
 _ROUNDING = 2.0**-8
@@ -59,7 +60,7 @@ def rows_of(plan: AdapterPlan, model: ModelFolder) -> Rows:
     return Rows(min(embeddings, default=0), min(heads, default=0))
 
 
-def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Path) -> str | None:
+def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Path) -> Message | None:
     """Raise AdapterError if one table lacks rows the other has, or a chat needs a token without a row.
 
     Returns a sentence if other tokens lack rows: many trainers add a padding token, which no text contains. The tokenizer refuses
@@ -72,8 +73,17 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Pat
         which, other = ("embedding", "head") if rows.embedding != own.embedding else ("head", "embedding")
         grown, left = (rows.embedding, rows.head) if which == "embedding" else (rows.head, rows.embedding)
         raise AdapterError(
-            f"{folder}: it was trained with another number of tokens than '{model.name}' has: its {which} has {grown} rows, but of the "
-            f"{other} only the base's {left} are there. Save it again with PEFT's save_pretrained(..., save_embedding_layers=True)."
+            msg(
+                "{folder}: it was trained with another number of tokens than '{model}' has: its {which} has {rows} "
+                "rows, but of the {other} only the base's {count} are there. Save it again with PEFT's "
+                "save_pretrained(..., save_embedding_layers=True).",
+                folder=folder,
+                model=model.name,
+                which=which,
+                rows=grown,
+                other=other,
+                count=left,
+            )
         )
     names = asked.tokenizer.names()
     beyond = [names[number] for number in sorted(names) if number >= rows.embedding]
@@ -81,12 +91,22 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Pat
         return None
     if not asked.raw and (needed := [i for i in chat_ids(asked.tokenizer) if i >= rows.embedding]):
         raise AdapterError(
-            f"{folder}: its chat template writes {names.get(needed[0], needed[0])}, a token that was added for it, and its row was not saved: "
-            f"'{model.name}' has {rows.embedding} rows, and the adapter's tokenizer {len(names)} tokens. Save it again with PEFT's "
-            "save_pretrained(..., save_embedding_layers=True)."
+            msg(
+                "{folder}: its chat template writes {token}, a token that was added for it, and its row was not "
+                "saved: '{model}' has {rows} rows, and the adapter's tokenizer {tokens} tokens. Save it again with "
+                "PEFT's save_pretrained(..., save_embedding_layers=True).",
+                folder=folder,
+                token=names.get(needed[0], needed[0]),
+                model=model.name,
+                rows=rows.embedding,
+                tokens=len(names),
+            )
         )
     asked.tokenizer.rows = rows.embedding
-    return f"its tokenizer has tokens for which there are no rows, so no text may contain them: {', '.join(beyond[:4])}"
+    return msg(
+        "its tokenizer has tokens for which there are no rows, so no text may contain them: {tokens}",
+        tokens=", ".join(beyond[:4]),
+    )
 
 
 class _Tables:
@@ -153,8 +173,14 @@ class _Tables:
         update = next((t for t in self._plan.targets if t.module == module), None)
         if table.ndim != 2 or table.shape[1] != width or (update and (update.out_features, width) != table.shape):
             raise AdapterError(
-                f"{self._folder}: its table {module} is {times(table.shape)}, which does not fit '{self._model.name}' or the adapter's "
-                "update of it. It was made on another base, or is damaged."
+                msg(
+                    "{folder}: its table {module} is {shape}, which does not fit '{model}' or the adapter's update of "
+                    "it. It was made on another base, or is damaged.",
+                    folder=self._folder,
+                    module=module,
+                    shape=times(table.shape),
+                    model=self._model.name,
+                )
             )
 
     def _beneath(self, module: str) -> Array | None:
@@ -195,8 +221,13 @@ class _Tables:
             ids = given.get(module, given.get(embedding))
             if not isinstance(ids, list) or len(ids) != len(tensor) or not all(_is_id(i) for i in ids):
                 raise AdapterError(
-                    f"{self._folder / CONFIG}: 'trainable_token_indices' does not name the {len(tensor)} rows of {module} that "
-                    "are in the file. Copy the adapter again."
+                    msg(
+                        "{path}: 'trainable_token_indices' does not name the {count} rows of {module} that are in the file. "
+                        "Copy the adapter again.",
+                        path=self._folder / CONFIG,
+                        count=len(tensor),
+                        module=module,
+                    )
                 )
             found[module] = ids, tensor
         if self._model.tied and embedding in found:
@@ -207,14 +238,26 @@ class _Tables:
         """The table with rows put into their places, extended if they lie past its end. Raises AdapterError if that leaves a gap."""
         if rows.shape[1] != table.shape[1]:
             raise AdapterError(
-                f"{self._folder}: the rows of {module} are {rows.shape[1]} wide, but in '{self._model.name}' {table.shape[1]}. "
-                "It was made on another base."
+                msg(
+                    "{folder}: the rows of {module} are {width} wide, but in '{model}' {other}. It was made on another "
+                    "base.",
+                    folder=self._folder,
+                    module=module,
+                    width=rows.shape[1],
+                    model=self._model.name,
+                    other=table.shape[1],
+                )
             )
         size = max(len(table), 1 + max(ids, default=-1))
         if not set(range(len(table), size)) <= set(ids):
             raise AdapterError(
-                f"{self._folder}: it was trained with more tokens than '{self._model.name}' has, up to id {size - 1}, and not all of "
-                "their rows were saved. Save it again with PEFT's save_pretrained(..., save_embedding_layers=True)."
+                msg(
+                    "{folder}: it was trained with more tokens than '{model}' has, up to id {id}, and not all of their "
+                    "rows were saved. Save it again with PEFT's save_pretrained(..., save_embedding_layers=True).",
+                    folder=self._folder,
+                    model=self._model.name,
+                    id=size - 1,
+                )
             )
         result = np.concatenate([table, np.zeros((size - len(table), table.shape[1]), np.float32)])
         result[ids] = rows

@@ -20,6 +20,7 @@ from finetune_local.spec.tuners import PREFIX, tuner_of
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.files import disk_full
+from finetune_local.system.messages import Message, msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 FILE = "finetune_local.json"
@@ -83,14 +84,14 @@ def write_identity(folder: Path, identity: Identity, run: str | None, extra: Map
         "app_version": __version__,
     }
     text = json.dumps({**values, **extra}, indent=2, ensure_ascii=False) + "\n"
-    with disk_full(folder / FILE, "What was saved before is intact. Make room on it and try again."):
+    with disk_full(folder / FILE, msg("What was saved before is intact. Make room on it and try again.")):
         (folder / FILE).write_text(text, "utf-8")
 
 
 def read_identity(folder: Path) -> AdapterIdentity | None:
     """The identity of an adapter folder; None for a plain PEFT adapter. Raises AdapterError if the file is damaged."""
     path = folder / FILE
-    again = "Copy the adapter again, or delete this file to use it as plain PEFT."
+    again = msg("Copy the adapter again, or delete this file to use it as plain PEFT.")
     try:
         values = read_json_object(path, _MOST_BYTES)
         told = _Told.model_validate({key: value for key, value in values.items() if value is not None})
@@ -99,10 +100,17 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise AdapterError(
-            f"{path}: cannot be read ('{where}' is missing, or not what it should be). {again}"
+            msg(
+                "{path}: cannot be read ('{name}' is missing, or not what it should be). {again}",
+                path=path,
+                name=where,
+                again=again,
+            )
         ) from None
     except (OSError, ForeignTextError) as error:
-        raise AdapterError(f"{path}: cannot be read ({error}). {again}") from None
+        raise AdapterError(
+            msg("{path}: cannot be read ({error}). {again}", path=path, error=error, again=again)
+        ) from None
     return AdapterIdentity(
         base=Identity(told.base.name, told.base.config_sha256, told.base.tokenizer_sha256, told.base.rope_factor),
         run=told.run,
@@ -131,31 +139,43 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Coll
     own, made_on = model.identity(), identity.base
     if own.rope_factor != made_on.rope_factor:
         raise AdapterError(
-            f"this adapter was trained with the base's positions stretched by {made_on.rope_factor:g}, and '{model.name}' is open "
-            f"with {own.rope_factor:g}. An open model has one context: begin with this adapter alone."
+            msg(
+                "this adapter was trained with the base's positions stretched by {factor}, and '{model}' is open "
+                "with {other}. An open model has one context: begin with this adapter alone.",
+                factor=f"{made_on.rope_factor:g}",
+                model=model.name,
+                other=f"{own.rope_factor:g}",
+            )
         )
     different = []
     if own.config_sha256 != made_on.config_sha256:
-        different.append("its config (another architecture, size or position encoding)")
+        different.append(msg("its config (another architecture, size or position encoding)"))
     if own.tokenizer_sha256 != made_on.tokenizer_sha256 and asked_anew(identity, model, brought) is None:
-        different.append("its tokenizer or chat template")
+        different.append(msg("its tokenizer or chat template"))
     if different:
         raise AdapterError(
-            f"this adapter was made on '{made_on.name}', and '{model.name}' differs from that in "
-            f"{' and '.join(different)}. Give --model the base it was made on."
+            msg(
+                "this adapter was made on '{base}', and '{model}' differs from that in {what}. Give --model the base "
+                "it was made on.",
+                base=made_on.name,
+                model=model.name,
+                what=" and ".join(different),
+            )
         )
 
 
-def asked_anew(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str]) -> str | None:
+def asked_anew(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str]) -> Message | None:
     """A sentence if the base's tokenizer or template has changed since training and the adapter carries the old one."""
     if model.identity().tokenizer_sha256 == identity.base.tokenizer_sha256:
         return None
     only_template = identity.extra.get(VOCABULARY) == model.vocabulary_sha256
     if TOKENIZER in brought or (only_template and TEMPLATE in brought):
-        what = "chat template" if only_template else "tokenizer or chat template"
-        return (
-            f"the {what} of '{model.name}' was changed since this adapter was trained on it: the adapter is asked with the one it "
-            "was trained with."
+        what = msg("chat template") if only_template else msg("tokenizer or chat template")
+        return msg(
+            "the {what} of '{model}' was changed since this adapter was trained on it: the adapter is asked with "
+            "the one it was trained with.",
+            what=what,
+            model=model.name,
         )
     return None
 
@@ -176,13 +196,23 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
         if found is None:
             _refuse_other_names(module, model)
             raise AdapterError(
-                f"the adapter lands on {module}, which '{model.name}' does not have. It was made on another base."
+                msg(
+                    "the adapter lands on {module}, which '{model}' does not have. It was made on another base.",
+                    module=module,
+                    model=model.name,
+                )
             )
         shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
         if not tuner_of(plan).fits(target, found.shape):
             raise AdapterError(
-                f"the adapter expects {module} to be {times(shape)}, but in '{model.name}' it is {times(found.shape)}. "
-                "It was made on another base."
+                msg(
+                    "the adapter expects {module} to be {shape}, but in '{model}' it is {other}. It was made on another "
+                    "base.",
+                    module=module,
+                    shape=times(shape),
+                    model=model.name,
+                    other=times(found.shape),
+                )
             )
 
 
@@ -193,9 +223,14 @@ def _refuse_other_names(module: str, model: ModelFolder) -> None:
     other = next((name for name in model.weights() if layers and name.endswith(f"layers.{rest}.weight")), None)
     if other is not None:
         raise AdapterError(
-            f"the adapter's layers are called '{begin}layers...', and those of '{model.name}' "
-            f"'{other.partition('layers.')[0]}layers...': it was made inside another class of model, such as one that reads "
-            "images too. Give --model the folder that it was made on."
+            msg(
+                "the adapter's layers are called '{one}layers...', and those of '{base}' '{other}layers...': it was "
+                "made inside another class of model, such as one that reads images too. Give --model the folder that "
+                "it was made on.",
+                one=begin,
+                base=model.name,
+                other=other.partition("layers.")[0],
+            )
         )
 
 

@@ -20,6 +20,7 @@ from finetune_local.spec.whole import NOT_TRAINED
 from finetune_local.system.errors import AdapterError, ModelError, typed
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home, located
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
@@ -104,9 +105,11 @@ class Entry:
         try:
             return {**self.describe(), "problem": None}
         except (AdapterError, ModelError) as error:
-            problem = str(error)
+            problem = message_of(error)
         except (OSError, TypeError, ValueError, AttributeError) as error:
-            problem = f"{self.folder}: cannot be read ({error}). Copy the adapter again."
+            problem = msg(
+                "{folder}: cannot be read ({error}). Copy the adapter again.", folder=self.folder, error=error
+            )
         known = {"name": self.name, "origin": self.origin, "folder": str(self.folder)}
         unknown = dict.fromkeys(("base", "method", "rank", "parameters", "run", "made_from", "step", "created"))
         rest = {
@@ -187,8 +190,13 @@ def entry(name: str, home: Home) -> Entry:
         hint = did_you_mean(name, list(known))
         listed = f" Known: {', '.join(known)}." if known and not hint else ""
         raise AdapterError(
-            f"there is no adapter '{name}'.{hint}{listed} `finetune-local adapters list` shows them; "
-            "a folder's path can be given too."
+            msg(
+                "there is no adapter '{name}'.{hint}{listed} `finetune-local adapters list` shows them; a folder's "
+                "path can be given too.",
+                name=name,
+                hint=hint,
+                listed=listed,
+            )
         )
     return known[name]
 
@@ -201,14 +209,22 @@ def find(name_or_path: str | Path, home: Home) -> Path:
             if (folder / CONFIG).is_file():
                 return folder.resolve()
     if set(str(name_or_path)) & set("/\\"):
-        what = f"there is no {CONFIG} in it" if path.is_dir() else "there is no such folder"
+        what = msg("there is no {config} in it", config=CONFIG) if path.is_dir() else msg("there is no such folder")
         raise AdapterError(
-            f"--adapter {name_or_path}: {what}. Give an adapter's folder, a run's name or a library name."
+            msg(
+                "--adapter {name_or_path}: {what}. Give an adapter's folder, a run's name or a library name.",
+                name_or_path=name_or_path,
+                what=what,
+            )
         )
     unfinished = home.runs / str(name_or_path)
     if unfinished.is_dir() and not is_adapter(unfinished / "adapter"):
         raise AdapterError(
-            f"run '{name_or_path}' has no adapter yet: it did not finish. `finetune-local resume {typed(str(name_or_path))}` goes on."
+            msg(
+                "run '{name}' has no adapter yet: it did not finish. `finetune-local resume {name2}` goes on.",
+                name=name_or_path,
+                name2=typed(str(name_or_path)),
+            )
         )
     return entry(str(name_or_path), home).folder.resolve()
 
@@ -226,7 +242,9 @@ def run_tables(adapter: Path) -> dict[str, dict[str, Any]]:
     try:
         values = read_json_object(run / "run.json")
     except (OSError, ForeignTextError) as error:
-        raise AdapterError(f"{run / 'run.json'}: cannot be read ({error}). Copy the file again.") from None
+        raise AdapterError(
+            msg("{run}: cannot be read ({error}). Copy the file again.", run=run / "run.json", error=error)
+        ) from None
     return {name: table for name, table in values.items() if isinstance(table, dict)}
 
 

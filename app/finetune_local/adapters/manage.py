@@ -15,6 +15,7 @@ from finetune_local.adapters.mlx_lm import convert, is_mlx_lm
 from finetune_local.system import checksums, trash
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.files import disk_full, sync, sync_tree, write_text
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.paths import Home, bad_name, expanded
 from finetune_local.system.trash import Removed
 
@@ -35,7 +36,7 @@ def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[
     aside = home.adapters / f".importing-{chosen}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        with disk_full(aside, "Make room on it and import again."):
+        with disk_full(aside, msg("Make room on it and import again.")):
             aside.mkdir()
             if source.is_dir():
                 copy_folder(source, aside, note)
@@ -45,18 +46,24 @@ def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[
                 raise _no_adapter(source)
             if is_mlx_lm(aside):
                 convert(aside)
-                note("an adapter of mlx-lm: it is kept in PEFT's form, which computes the same.")
+                note(msg("an adapter of mlx-lm: it is kept in PEFT's form, which computes the same."))
             read_adapter(aside)
             if use_plain_names(aside):
-                note("its tensors' names had a wrapper's words in them: they are kept as PEFT names them.")
+                note(msg("its tensors' names had a wrapper's words in them: they are kept as PEFT names them."))
             checksums.write(aside, leave_out=(NOTE,))
             sync_tree(aside)
             aside.rename(home.adapters / chosen)
             sync(home.adapters)
     except AdapterError as error:
-        raise AdapterError(str(error).replace(str(aside), str(source))) from None
+        raise AdapterError(error.message.with_values(aside, source)) from None
     except PermissionError as error:
-        raise AdapterError(f"{error.filename}: {error.strerror}. Change its permissions, or copy it first.") from None
+        raise AdapterError(
+            msg(
+                "{path}: {error}. Change its permissions, or copy it first.",
+                path=error.filename,
+                error=system_reason(error),
+            )
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return entry(chosen, home)
@@ -67,8 +74,13 @@ def rename(name: str, new: str, home: Home) -> Entry:
     found = entry(name, home)
     if found.origin == "run":
         raise AdapterError(
-            f"'{name}' is the adapter of the run of that name. Make a copy under the new name: "
-            f'finetune-local adapters import "{found.folder}" --name {new}'
+            msg(
+                "'{name}' is the adapter of the run of that name. Make a copy under the new name: finetune-local "
+                'adapters import "{folder}" --name {name2}',
+                name=name,
+                folder=found.folder,
+                name2=new,
+            )
         )
     check_name(new, home)
     trash.moved(found.folder, home.adapters / new)
@@ -110,8 +122,8 @@ def restore(name: str | None, home: Home) -> Entry:
     for removed in trashed(home):
         if name in (None, removed.name):
             return put_back(removed, home)
-    what = f"no adapter '{name}'" if name else "nothing"
-    raise AdapterError(f"there is {what} in the trash.")
+    what = msg("no adapter '{name}'", name=name) if name else msg("nothing")
+    raise AdapterError(msg("there is {what} in the trash.", what=what))
 
 
 def put_back(removed: Removed, home: Home) -> Entry:
@@ -120,7 +132,13 @@ def put_back(removed: Removed, home: Home) -> Entry:
     if target.name == "adapter" and target.parent.parent == home.runs and not (target.parent / "run.json").exists():
         target = home.adapters / removed.name
     if target.exists():
-        raise AdapterError(f"{target} exists, so '{removed.name}' cannot go back there. Rename or remove that.")
+        raise AdapterError(
+            msg(
+                "{path} exists, so '{name}' cannot go back there. Rename or remove that.",
+                path=target,
+                name=removed.name,
+            )
+        )
     trash.put_back(removed, target)
     return entry(removed.name, home)
 
@@ -128,9 +146,11 @@ def put_back(removed: Removed, home: Home) -> Entry:
 def check_name(name: str, home: Home) -> None:
     """Raise AdapterError if a new adapter cannot have this name."""
     if problem := bad_name(name):
-        raise AdapterError(f"the name {name!r} {problem}. Give another with --name.")
+        raise AdapterError(
+            msg("the name {name} {problem}. Give another with --name.", name=repr(name), problem=problem)
+        )
     if name == "base" or name in {found.name for found in entries(home)} or (home.adapters / name).exists():
-        raise AdapterError(f"there is an adapter '{name}' already. Give another name with --name.")
+        raise AdapterError(msg("there is an adapter '{name}' already. Give another name with --name.", name=name))
 
 
 def free_name(stem: str, home: Home) -> str:
@@ -145,13 +165,23 @@ def free_name(stem: str, home: Home) -> str:
 def _no_adapter(source: Path) -> AdapterError:
     """The error for a source that is neither a folder nor an intact zip."""
     if not source.exists():
-        return AdapterError(f"{source} does not exist. Give an adapter's folder (with {CONFIG}) or a zip of one.")
+        return AdapterError(
+            msg(
+                "{path} does not exist. Give an adapter's folder (with {file}) or a zip of one.",
+                path=source,
+                file=CONFIG,
+            )
+        )
     if source.is_file():
         with source.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 return AdapterError(
-                    f"{source} breaks off: it begins as a zip and has no end. Download or copy it again."
+                    msg("{path} breaks off: it begins as a zip and has no end. Download or copy it again.", path=source)
                 )
     return AdapterError(
-        f"{source} is no folder and no zip file. Give an adapter's folder (with {CONFIG}) or a zip of one."
+        msg(
+            "{path} is no folder and no zip file. Give an adapter's folder (with {file}) or a zip of one.",
+            path=source,
+            file=CONFIG,
+        )
     )

@@ -21,6 +21,7 @@ from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import is_embedding
 from finetune_local.spec.tuners import PREFIX, Array
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import msg
 
 MLX_WEIGHTS = "adapters.safetensors"
 _LEAF = re.compile(r"(.+)\.(lora_a|lora_b|m)")
@@ -51,8 +52,12 @@ def convert(folder: Path) -> None:
     config = _read(folder)
     if config.fine_tune_type not in ("lora", "dora") or config.lora_parameters is None:
         raise AdapterError(
-            f"{folder}: an adapter of mlx-lm of the kind '{config.fine_tune_type}', of which only lora and dora are read. Fuse it "
-            "with mlx_lm.fuse and use the fused model."
+            msg(
+                "{folder}: an adapter of mlx-lm of the kind '{kind}', of which only lora and dora are read. Fuse it "
+                "with mlx_lm.fuse and use the fused model.",
+                folder=folder,
+                kind=config.fine_tune_type,
+            )
         )
     dora = config.fine_tune_type == "dora"
     stored = read_tensors(folder / MLX_WEIGHTS)
@@ -61,7 +66,11 @@ def convert(folder: Path) -> None:
         found = _LEAF.fullmatch(name)
         if found is None:
             raise AdapterError(
-                f"{folder / MLX_WEIGHTS}: {name} is no factor of a LoRA. It holds whole weights: fuse it with mlx_lm.fuse."
+                msg(
+                    "{path}: {name} is no factor of a LoRA. It holds whole weights: fuse it with mlx_lm.fuse.",
+                    path=folder / MLX_WEIGHTS,
+                    name=name,
+                )
             )
         pairs.setdefault(found[1], {})[found[2]] = value
     tensors: dict[str, Array] = {}
@@ -69,18 +78,39 @@ def convert(folder: Path) -> None:
     for module, parts in pairs.items():
         a, b = parts.get("lora_a"), parts.get("lora_b")
         if a is None or b is None or dora != ("m" in parts):
-            raise AdapterError(f"{folder / MLX_WEIGHTS}: a part of {module} is missing or too many. Copy it again.")
+            raise AdapterError(
+                msg(
+                    "{path}: a part of {module} is missing or too many. Copy it again.",
+                    path=folder / MLX_WEIGHTS,
+                    module=module,
+                )
+            )
         if a.ndim != 2 or b.ndim != 2:
             raise AdapterError(
-                f"{folder / MLX_WEIGHTS}: {module} has {a.ndim} dimensions: an adapter of experts, which is not read. Fuse it with "
-                "mlx_lm.fuse and use the fused model."
+                msg(
+                    "{path}: {module} has {number} dimensions: an adapter of experts, which is not read. Fuse it with "
+                    "mlx_lm.fuse and use the fused model.",
+                    path=folder / MLX_WEIGHTS,
+                    module=module,
+                    number=a.ndim,
+                )
             )
         if a.shape[1] != b.shape[0]:
-            raise AdapterError(f"{folder / MLX_WEIGHTS}: the factors of {module} do not fit. Copy it again.")
+            raise AdapterError(
+                msg(
+                    "{path}: the factors of {module} do not fit. Copy it again.",
+                    path=folder / MLX_WEIGHTS,
+                    module=module,
+                )
+            )
         if is_embedding(module):
             raise AdapterError(
-                f"{folder / MLX_WEIGHTS}: an adapter of mlx-lm on {module}, which works on the head too where both are one table, and "
-                "PEFT's form has no such thing. Fuse it with mlx_lm.fuse and use the fused model."
+                msg(
+                    "{path}: an adapter of mlx-lm on {module}, which works on the head too where both are one table, and "
+                    "PEFT's form has no such thing. Fuse it with mlx_lm.fuse and use the fused model.",
+                    path=folder / MLX_WEIGHTS,
+                    module=module,
+                )
             )
         tensors[PREFIX + module + A], tensors[PREFIX + module + B] = a.T, b.T
         if dora:
@@ -88,7 +118,7 @@ def convert(folder: Path) -> None:
         targets.append(Target(module, a.shape[0], b.shape[1]))
         ranks[module] = a.shape[1]
     if not targets:
-        raise AdapterError(f"{folder / MLX_WEIGHTS}: there is nothing in it. Copy it again.")
+        raise AdapterError(msg("{path}: there is nothing in it. Copy it again.", path=folder / MLX_WEIGHTS))
     settings = _settings(config.lora_parameters, ranks, dora, folder)
     write_adapter(
         folder, AdapterPlan(config.fine_tune_type, "low_rank", settings, tuple(targets)), tensors, config.model
@@ -111,7 +141,9 @@ def _settings(parameters: _Parameters, ranks: Mapping[str, int], dora: bool, fol
         )
     except ValueError as error:
         said = " ".join(str(error).split())
-        raise AdapterError(f"{folder / CONFIG}: it has no usable rank or scale ({said}). Copy it again.") from None
+        raise AdapterError(
+            msg("{path}: it has no usable rank or scale ({error}). Copy it again.", path=folder / CONFIG, error=said)
+        ) from None
 
 
 def _read(folder: Path) -> _Config:
@@ -122,4 +154,11 @@ def _read(folder: Path) -> _Config:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
         said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        raise AdapterError(f"{folder / CONFIG}: an adapter of mlx-lm, whose '{name}' cannot be used: {said}.") from None
+        raise AdapterError(
+            msg(
+                "{path}: an adapter of mlx-lm, whose '{name}' cannot be used: {error}.",
+                path=folder / CONFIG,
+                name=name,
+                error=said,
+            )
+        ) from None

@@ -22,6 +22,7 @@ from finetune_local.spec.base.tokenizer_files import TRAVEL
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import AdapterError, ModelError, UserError
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home, located
 
 MOST_ANSWERERS = 4
@@ -56,7 +57,9 @@ def opened(home: Home, model: str) -> ModelFolder:
     except ModelError:
         if model in installed(home.models) or located(model).is_dir():
             raise  # it is there, and cannot be used
-        raise ModelError(f"the base '{model}' is not on this machine. Choose another one, or get it again.") from None
+        raise ModelError(
+            msg("the base '{model}' is not on this machine. Choose another one, or get it again.", model=model)
+        ) from None
     return _folder(found.path, found.name, stamp(found.path, MODEL_CONFIG, TOKENIZER))
 
 
@@ -75,7 +78,7 @@ def offers(home: Home, model: ModelFolder, more: Sequence[str] = ()) -> list[Off
                 folder = find_adapter(name, home)
                 found.append(Offer(name, folder, _misfit(folder, model)))
             except AdapterError as error:
-                found.append(Offer(name, Path(name), str(error)))
+                found.append(Offer(name, Path(name), message_of(error)))
     return sorted(found, key=lambda offer: bool(offer.problem))
 
 
@@ -91,7 +94,7 @@ def _problem(folder: Path, _stamp: object, model: ModelFolder) -> str:
         if identity is not None:
             check_same_base(identity, model.stretched(rope_factor_of(folder)), beside(folder))
     except UserError as error:
-        return str(error)
+        return message_of(error)
     return ""
 
 

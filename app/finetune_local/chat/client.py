@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from finetune_local.runtime.rpc import Event, RpcCall, RpcClient
 from finetune_local.system.errors import SpecError, WorkerDied
+from finetune_local.system.messages import msg
 
 Phase = Literal["waiting", "loading", "answering", "ended"]
 
@@ -182,7 +183,7 @@ class ChatClient:
         """Raise SpecError where a conversation is being answered."""
         call = self._calls.get(conversation)
         if call is not None and not call.ended:
-            raise SpecError("this conversation is being answered. Wait for the answer, or stop it.")
+            raise SpecError(msg("this conversation is being answered. Wait for the answer, or stop it."))
 
     def stop(self, call: ChatCall) -> None:
         """Leave a call off. A model that is being loaded for it alone listens to nobody: its process is ended."""

@@ -12,6 +12,7 @@ from finetune_local.inference.engine import adapter_list
 from finetune_local.inference.sampling import Sampling
 from finetune_local.system.errors import DiskFailed, SpecError
 from finetune_local.system.fields import did_you_mean
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.paths import located
 from finetune_local.system.private import share
 
@@ -29,7 +30,11 @@ def run_command(chat: ChatSession, line: str) -> Outcome:
     name, _, rest = line[1:].strip().partition(" ")
     if name not in COMMANDS:
         raise SpecError(
-            f"there is no command /{name}.{did_you_mean('/' + name, ['/' + c for c in COMMANDS])} /help lists them."
+            msg(
+                "there is no command /{name}.{did_you_mean} /help lists them.",
+                name=name,
+                did_you_mean=did_you_mean("/" + name, ["/" + c for c in COMMANDS]),
+            )
         )
     return COMMANDS[name].run(chat, rest.strip())
 
@@ -100,7 +105,9 @@ def _save(chat: ChatSession, name: str) -> Outcome:
         if new:
             share(place)
     except OSError as error:
-        raise DiskFailed(f"/save {name}: {error.strerror}. Give another file.") from None
+        raise DiskFailed(
+            msg("/save {name}: {strerror}. Give another file.", name=name, strerror=system_reason(error))
+        ) from None
     return Outcome(f"{len(chat.turns)} turns appended to {name} as one line")
 
 

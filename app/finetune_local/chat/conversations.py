@@ -14,6 +14,7 @@ from finetune_local.system import trash
 from finetune_local.system.damaged import Damaged
 from finetune_local.system.errors import SpecError
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 KIND = "chat"
@@ -71,7 +72,7 @@ def open_one(home: Home, id: str) -> History:  # noqa: A002 - what `chat --conti
     """The conversation of an id. Raises SpecError where it is gone."""
     history = History(home.chats / f"{id}.jsonl")
     if Path(id).name != id or not history.path.exists():
-        raise SpecError("this conversation is not there any more. Choose another one, or begin a new one.")
+        raise SpecError(msg("this conversation is not there any more. Choose another one, or begin a new one."))
     return history
 
 
@@ -98,7 +99,7 @@ def restore(home: Home, key: str) -> str:
                 target = removed.source.with_stem(f"{removed.source.stem}-{number}")
                 number += 1
             return trash.put_back(removed, target).stem
-    raise SpecError("this conversation is not in the trash any more.")
+    raise SpecError(msg("this conversation is not in the trash any more."))
 
 
 class _Known:

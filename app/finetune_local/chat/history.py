@@ -22,6 +22,7 @@ from finetune_local.data.conversation import Message
 from finetune_local.system.errors import DiskFailed, SpecError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import failure
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object
 
@@ -178,8 +179,10 @@ class History:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            told = failure(error, self.path, "Make room to go on.")
-            raise told or DiskFailed(f"{self.path} could not be written: {os.strerror(error.errno or 0)}.") from error
+            told = failure(error, self.path, msg("Make room to go on."))
+            raise told or DiskFailed(
+                msg("{path} could not be written: {error}.", path=self.path, error=os.strerror(error.errno or 0))
+            ) from error
 
     def read(self) -> Conversation:
         """The conversation as the lines leave it."""
@@ -193,9 +196,9 @@ class History:
         try:
             lines = [line for line in self._raw() if line.strip()]
         except (OSError, ForeignTextError) as error:
-            return f"{self.path}: cannot be read ({error}). Remove it."
+            return msg("{file}: cannot be read ({error}). Remove it.", file=self.path, error=error)
         if lines and not any(_line(raw) for raw in lines):
-            return f"{self.path}: none of its {len(lines)} lines can be read. Remove it."
+            return msg("{file}: none of its {number} lines can be read. Remove it.", file=self.path, number=len(lines))
         return None
 
     def _lines(self) -> Iterator[dict[str, Any]]:
@@ -274,8 +277,18 @@ def find(home: Home, name: str) -> History:
         if history.id == name:
             return history
     names = [history.id for history in known]
-    listed = f" The last ones: {', '.join(names[:5])}." if names else " There are no conversations yet."
-    raise SpecError(f"--continue {name}: there is no such conversation.{did_you_mean(name, names) or listed}")
+    listed = (
+        msg(" The last ones: {names}.", names=", ".join(names[:5]))
+        if names
+        else msg(" There are no conversations yet.")
+    )
+    raise SpecError(
+        msg(
+            "--continue {name}: there is no such conversation.{did_you_mean}",
+            name=name,
+            did_you_mean=did_you_mean(name, names) or listed,
+        )
+    )
 
 
 def summary(history: History) -> dict[str, Any]:

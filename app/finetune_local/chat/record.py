@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_local.chat.history import Conversation, Exchange, History
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 
 
 class Record:
@@ -36,7 +37,9 @@ class Record:
     def edit(self, number: int, text: str) -> None:
         """Put the question of exchange `number` (from 0) otherwise; what followed it is taken back. Raises SpecError."""
         if not 0 <= number < len(self.exchanges) or self.exchanges[number].question is None:
-            raise SpecError(f"there is no question {number + 1} in this conversation. Show it again.")
+            raise SpecError(
+                msg("there is no question {number} in this conversation. Show it again.", number=number + 1)
+            )
         undone = sum(exchange.question is not None for exchange in self.exchanges[number:])
         expected = self.exchanges[number].expected if self.exchanges[number].question == text else None
         self.add(*[{"undo": "exchange"}] * undone, *_question(text, expected))
@@ -44,7 +47,7 @@ class Record:
     def again(self) -> None:
         """Take back the answers to the last question, so that it waits for others. Raises SpecError where nothing was asked."""
         if not self.conversation.turns:
-            raise SpecError("there is nothing to answer again: nothing was said yet.")
+            raise SpecError(msg("there is nothing to answer again: nothing was said yet."))
         if self.exchanges[-1].answers:
             self.add({"undo": "answer"})
 
@@ -64,7 +67,10 @@ class Record:
         """Go on with the answer that an adapter (None: the base) gave to the last question. Raises SpecError."""
         if not self.exchanges or all(answer.adapter != adapter for answer in self.exchanges[-1].answers):
             raise SpecError(
-                f"'{adapter or 'base'}' has not answered the last question. Choose one of the answers shown."
+                msg(
+                    "'{name}' has not answered the last question. Choose one of the answers shown.",
+                    name=adapter or "base",
+                )
             )
         self.add({"choose": adapter})
 

@@ -15,6 +15,7 @@ from finetune_local.inference.generate import GenerationResult, answer
 from finetune_local.inference.sampling import Sampling
 from finetune_local.system.errors import OutOfMemory, SpecError, UserError
 from finetune_local.system.fields import parse
+from finetune_local.system.messages import msg
 
 RESERVE = 0.25  # of the context is kept for the answer, where max_tokens does not ask for less
 
@@ -113,7 +114,13 @@ class ChatSession:
     def use(self, name: str | None) -> float:
         """Answer with a loaded adapter (None: the base) from now on; returns the milliseconds the swap took."""
         if name is not None and name not in self.opened.adapters:
-            raise SpecError(f"adapter '{name}' is not in memory. Loaded: {', '.join(self.opened.adapters) or 'none'}.")
+            raise SpecError(
+                msg(
+                    "adapter '{name}' is not in memory. Loaded: {names}.",
+                    name=name,
+                    names=", ".join(self.opened.adapters) or "none",
+                )
+            )
         return self.opened.activate(name)
 
     def prompt(self) -> tuple[list[int], int]:
@@ -158,7 +165,7 @@ class ChatSession:
         taken back.
         """
         if not self.conversation.open:
-            raise SpecError("there is nothing to answer: ask something first.")
+            raise SpecError(msg("there is nothing to answer: ask something first."))
         turns: list[Turn] = []
         prompts: Mapping[str | None, tuple[list[int], int]] = {name: self._prompt_or_undo(name) for name in answerers}
         try:
@@ -219,10 +226,15 @@ class ChatSession:
             ids, left_out = self.prompt()
             context, taken = self.opened.model.context_length, self.opened.session.virtual_tokens
             if len(ids) >= context - taken:
-                less = f", of which the adapter takes {taken}" if taken else ""
+                less = msg(", of which the adapter takes {taken}", taken=taken) if taken else ""
                 raise SpecError(
-                    f"this message makes a prompt of {len(ids)} tokens, but the model's context is {context}{less}. "
-                    "Shorten it, or the system prompt."
+                    msg(
+                        "this message makes a prompt of {tokens} tokens, but the model's context is {context}{less}. Shorten "
+                        "it, or the system prompt.",
+                        tokens=len(ids),
+                        context=context,
+                        less=less,
+                    )
                 )
         except UserError:
             self.undo()

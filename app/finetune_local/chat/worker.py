@@ -29,6 +29,7 @@ from finetune_local.runtime.rpc import Handler, RpcRequest, serve
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.fields import parse
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Holder:
         names: dict[str, str] = {}
         for name, folder in folders.items():
             if folder not in opened.adapters.values():
-                request.send("progress", text=f"loading adapter {name}", done=None)
+                request.send("progress", text=msg("loading adapter {name}", name=name), done=None)
             names[name] = opened.load(name, lambda text: request.send("note", text=text))
         for name in [name for name in opened.adapters if name not in names.values()][:-_SPARE]:
             opened.drop(name)

@@ -12,6 +12,7 @@ from finetune_local.cli.options import home_option, json_option, model_option
 from finetune_local.cli.show import console, emit, megabytes, note, table
 from finetune_local.system import paths
 from finetune_local.system.errors import UserError, typed
+from finetune_local.system.messages import message_of
 
 if TYPE_CHECKING:
     from finetune_local.adapters.extraction.extract import Extraction
@@ -218,7 +219,7 @@ def _told(brings: Callable[[Path, paths.Home], list[str]], folder: str, home: pa
     try:
         return brings(Path(folder), home)
     except UserError as error:
-        return [str(error)]
+        return [message_of(error)]
 
 
 def _show_extraction(done: Extraction, name: str) -> None:

@@ -10,6 +10,7 @@ from finetune_local.cli.options import home_option
 from finetune_local.cli.show import note
 from finetune_local.system import paths
 from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import as_message
 
 NEEDS = ("gradio", "uvicorn", "babel")
 INSTALL = "pip install 'finetune-local[app]'"
@@ -48,7 +49,7 @@ def command(browser: bool, no_open: bool, port: int, language: str | None, endin
     the first one's window to the front. Closing the window ends the app; training and other work goes on.
     """
     if (problem := lacking()) is not None:
-        raise Unsupported(problem)
+        raise Unsupported(as_message(problem))
     from finetune_local.gui.window.launch import LaunchRequest, end, launch
 
     place = paths.home(home)

@@ -17,6 +17,7 @@ from finetune_local.cli.spec_options import settings_from, settings_options
 from finetune_local.inference.sampling import Sampling
 from finetune_local.system import paths
 from finetune_local.system.errors import SpecError, UserError
+from finetune_local.system.messages import message_of, msg
 
 if TYPE_CHECKING:
     from finetune_local.chat.session import ChatSession, Turn
@@ -78,7 +79,7 @@ def command(
         model, adapters = model or last.begun.get("model"), adapters or tuple(last.begun.get("adapters", ()))
     opened = open_chat(place, model, adapters, backend=backend, precision=precision, note=note, progress=_progress)
     if compare and not opened.adapters:
-        raise SpecError("--compare shows the base beside an adapter: name one with --adapter.")
+        raise SpecError(msg("--compare shows the base beside an adapter: name one with --adapter."))
     if before is None:
         begun = {"model": str(opened.model.path), "adapters": [str(path) for path in opened.adapters.values()]}
         before = history.new(place, begun)
@@ -140,7 +141,7 @@ class _Terminal:
             except UserError as error:
                 if not self.person:
                     raise
-                note(str(error))
+                note(message_of(error))
 
     def _lines(self) -> Iterator[str]:
         if not self.person:

@@ -23,6 +23,7 @@ from finetune_local.cli.show import console, emit, note, table
 from finetune_local.cli.spec_options import settings_options
 from finetune_local.spec.run import DataSettings
 from finetune_local.system import paths
+from finetune_local.system.messages import msg
 
 if TYPE_CHECKING:
     from finetune_local.evaluation.bootstrap import Interval
@@ -99,7 +100,9 @@ def command(
     choices = Choices(metric=metric, **chosen)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # told before the work, not after it
         raise SpecError(
-            f"--out {out}: {'this is a folder' if out.is_dir() else f'there is no folder {out.parent}'}. Name a file."
+            msg("--out {out}: this is a folder. Name a file.", out=out)
+            if out.is_dir()
+            else msg("--out {out}: there is no folder {parent}. Name a file.", out=out, parent=out.parent)
         )
     with _progress() as progress:
         done = run(

@@ -23,6 +23,7 @@ from finetune_local import __version__
 from finetune_local.system import private
 from finetune_local.system.errors import DiskFull, FinetuneError, Stopped
 from finetune_local.system.files import failure
+from finetune_local.system.messages import message_of
 
 DEFAULT_VERB = "train"
 ORDER = (
@@ -131,7 +132,7 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except FinetuneError as error:
         if as_json and not isinstance(error, Stopped):  # a stopped run's last line is its summary
-            _print_error(type(error).__name__, str(error))
+            _print_error(type(error).__name__, message_of(error))
         click.echo(f"finetune-local: {error}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):

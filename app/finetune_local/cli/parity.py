@@ -12,6 +12,7 @@ from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, note, table
 from finetune_local.cli.spec_options import SpecCommand, spec_from, spec_options
 from finetune_local.system import paths
+from finetune_local.system.messages import msg
 
 TOLERANCE = 1e-3
 STEPS = 20
@@ -48,7 +49,7 @@ def command(config: Path | None, steps: int | None, home: str | None, as_json: b
         tables["training"]["optimizer"] = "adamw"
         note("training.optimizer = adamw, the one that both backends have")
     if tables["method"].get("dropout"):
-        raise SpecError("--dropout: random numbers differ between backends, so parity needs --dropout 0.")
+        raise SpecError(msg("--dropout: random numbers differ between backends, so parity needs --dropout 0."))
     place = paths.home(home)
     curves = {}
     with tempfile.TemporaryDirectory(prefix="parity-", dir=place.cache, ignore_cleanup_errors=True) as scratch:
@@ -73,4 +74,11 @@ def command(config: Path | None, steps: int | None, home: str | None, as_json: b
         click.echo(f"largest difference: {largest:.2e} (allowed: {TOLERANCE:g})")
     if largest > TOLERANCE:
         at = differences.index(largest) + 1
-        raise RunError(f"the backends differ by {largest:.2e} at step {at}, more than {TOLERANCE:g}.")
+        raise RunError(
+            msg(
+                "the backends differ by {largest} at step {at}, more than {tolerance}.",
+                largest=f"{largest:.2e}",
+                at=at,
+                tolerance=f"{TOLERANCE:g}",
+            )
+        )

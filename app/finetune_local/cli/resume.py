@@ -7,6 +7,7 @@ import click
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, note
 from finetune_local.system import paths
+from finetune_local.system.messages import msg
 
 
 @click.command("resume", short_help="Go on with a run that was stopped, killed or failed.")
@@ -31,7 +32,10 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
         open_runs = [run for run in runs.every(place) if run.status() != "finished"]
         if not open_runs:
             raise SpecError(
-                f"every run in {place.runs} is finished. Name one to train it further: resume NAME --max-steps N"
+                msg(
+                    "every run in {runs} is finished. Name one to train it further: resume NAME --max-steps N",
+                    runs=place.runs,
+                )
             )
         run = open_runs[0]
         note(f"run: {run.name}")
@@ -41,13 +45,21 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     if max_steps is not None:
         if run.alive():
             raise SpecError(
-                f"--max-steps: run '{run.name}' is being trained. Stop it first: finetune-local runs stop {typed(run.name)}"
+                msg(
+                    "--max-steps: run '{name}' is being trained. Stop it first: finetune-local runs stop {name2}",
+                    name=run.name,
+                    name2=typed(run.name),
+                )
             )
         spec = run.spec
         state = checkpoint.counters(run.checkpoints)
         if max_steps <= state.step:
             raise SpecError(
-                f"--max-steps {max_steps}: the run has done {state.step} steps already. Give a higher number."
+                msg(
+                    "--max-steps {max_steps}: the run has done {step} steps already. Give a higher number.",
+                    max_steps=max_steps,
+                    step=state.step,
+                )
             )
         longer: dict[str, int] = {"max_steps": max_steps}
         patience = spec.training.early_stopping

@@ -12,11 +12,13 @@ import click
 from pydantic.fields import FieldInfo
 
 from finetune_local.spec import walk
+from finetune_local.spec.config_file import read_config, section_name, sections
 from finetune_local.spec.presets import preset_named, presets
-from finetune_local.spec.run import DEFAULT_OBJECTIVE, RunSpec, parse_spec, read_config, section_name, sections
+from finetune_local.spec.run import DEFAULT_OBJECTIVE, RunSpec, parse_spec
 from finetune_local.spec.walk import spec_fields
 from finetune_local.system.errors import SpecError, told_of
 from finetune_local.system.fields import Settings, extra_of, flag_of, parse
+from finetune_local.system.messages import msg
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Settings)
@@ -115,7 +117,9 @@ def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
     tables = read_config(config)
     parts = sections(tables, str(config))
     if len(parts) > 1 and values.get("name"):
-        raise SpecError("--run names one run, and this config has several: write a name into each of its [[adapters]].")
+        raise SpecError(
+            msg("--run names one run, and this config has several: write a name into each of its [[adapters]].")
+        )
     if len(parts) == 1:
         return [spec_from(values, None, parts[0], str(config))]
     parse(RunSpec, {key: value for key, value in tables.items() if key != "adapters"}, str(config))  # is no section's

@@ -15,6 +15,7 @@ from finetune_local.cli.show import duration, emit, megabytes, note
 from finetune_local.cli.spec_options import SpecCommand, spec_options, specs_from
 from finetune_local.system import paths
 from finetune_local.system.errors import FinetuneError, Stopped, WorkerDied, typed
+from finetune_local.system.messages import join_messages, msg
 
 if TYPE_CHECKING:
     from finetune_local.training.events import Event
@@ -129,17 +130,17 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
                 follow.raise_for(end, run)
             except FinetuneError as error:
                 named = isinstance(error, Stopped) or any(f"run '{other.name}': " in str(error) for other in begun)
-                problems.append(error if named else type(error)(f"run '{run.name}': {error}"))
+                problems.append(error if named else type(error)(msg("run '{run}': {error}", run=run.name, error=error)))
     if problems:
         # What went wrong counts for more than what the user stopped; a mistake that ended all of them is told once.
         worst = next((problem for problem in problems if not isinstance(problem, Stopped)), problems[0])
-        raise type(worst)("\n".join(dict.fromkeys(str(problem) for problem in problems)))
+        raise type(worst)(join_messages("\n", dict.fromkeys(problem.message for problem in problems)))
 
 
 def _ended_at_once(begun: Sequence[Run]) -> Stopped:
     from finetune_local.training.run_folder import follow
 
-    return Stopped(f"ended at once; what the last checkpoint holds is saved: {follow.go_on(begun)}")
+    return Stopped(msg("ended at once; what the last checkpoint holds is saved: {go_on}", go_on=follow.go_on(begun)))
 
 
 def _show_summary(summary: Any) -> None:

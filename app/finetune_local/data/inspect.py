@@ -26,6 +26,7 @@ from finetune_local.data.turns import whole
 from finetune_local.spec.objectives import objective_named
 from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
 from finetune_local.system.errors import DataError
+from finetune_local.system.messages import Message, join_messages, message_of
 
 STEP_ROWS = 50
 """Rows between two places where a look can be left."""
@@ -61,7 +62,7 @@ class Inspection:
         """The table: plain values, see row_of()."""
         self.masks: dict[int, Encoded] = {}
         self.texts: dict[int, Conversation] = {}
-        self.problems: list[tuple[str, str]] = []
+        self.problems: list[tuple[str, Message]] = []
         """Files that cannot be used, each with the sentence that says why."""
         self.readable = 0
         """Rows that could be read, whether or not they can be used."""
@@ -73,7 +74,7 @@ class Inspection:
         try:
             check_columns([*self.files, *self.validation], settings)
         except DataError as error:
-            self.problems.append(("", str(error)))
+            self.problems.append(("", message_of(error)))
 
     @property
     def rows_read(self) -> int:
@@ -95,7 +96,7 @@ class Inspection:
                         if number % STEP_ROWS == 0:
                             yield min(1.0, (done + file.position) / total)
                 except DataError as error:
-                    self.problems.append((file.shown, str(error)))
+                    self.problems.append((file.shown, message_of(error)))
                 self._now = None
                 tally.look(file)
                 done += file.kind.size
@@ -114,7 +115,7 @@ class Inspection:
     def check_files(self) -> None:
         """Raise DataError where a file cannot be used, as far as is known by now: before steps(), by how it begins."""
         if self.problems:
-            raise DataError("\n".join(text for _, text in self.problems))
+            raise DataError(join_messages("\n", (text for _, text in self.problems)))
 
     def report(self) -> Report:
         """On the training files, as far as they are read; its leaks are those of their rows that the validation files hold too."""
@@ -180,7 +181,7 @@ class Inspection:
             try:
                 found.append(DataFile(name, self._settings))
             except DataError as error:
-                self.problems.append((name, str(error)))
+                self.problems.append((name, message_of(error)))
         return found
 
     def _ahead(self, file: DataFile) -> Iterator[Conversation | Rejected]:
@@ -202,7 +203,7 @@ class Inspection:
             try:
                 encoded = encode_for(self._objective, row, self._tokenizer, self._settings.template, self._max_length)
             except RowRejected as error:
-                reason = str(error)
+                reason = message_of(error)
         if reason:
             tally.reject(Rejected(row.source, reason))
         else:

@@ -16,6 +16,7 @@ from finetune_local.data.encoding.encode import Encoded
 from finetune_local.data.readers.read import DataFile
 from finetune_local.data.readers.scrub import KINDS, kinds_of
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.messages import Message, msg
 
 REJECTED_KEPT = 1000
 """Rejected rows held in memory; all of them are counted, and a run writes all of them to rejected.jsonl."""
@@ -208,17 +209,34 @@ def histogram(lengths: np.ndarray) -> tuple[Bar, ...]:
     return tuple(bars[first:])
 
 
-def _notes(files: Sequence[FileReport], personal: Mapping[str, int], replaced: Collection[str]) -> list[str]:
-    notes = []
+def _notes(files: Sequence[FileReport], personal: Mapping[str, int], replaced: Collection[str]) -> list[Message]:
+    notes: list[Message] = []
     if left := {kind: personal[kind] for kind in KINDS if personal[kind] and kind not in replaced}:
         shown = ", ".join(f"{kind} ({count:,})" for kind, count in left.items())
         notes.append(
-            f"the texts hold personal data: {shown}. To replace it: {' '.join(f'--scrub {kind}' for kind in left)}."
+            msg(
+                "the texts hold personal data: {kinds}. To replace it: {flags}.",
+                kinds=shown,
+                flags=" ".join(f"--scrub {kind}" for kind in left),
+            )
         )
     for file in files:
         if file.unused:
             shown = ", ".join(f"'{key}'" for key in file.unused[:8])
-            notes.append(f"{file.name}: not used: {shown} (the {file.format} format does not read them).")
+            notes.append(
+                msg(
+                    "{name}: not used: {names} (the {format} format does not read them).",
+                    name=file.name,
+                    names=shown,
+                    format=file.format,
+                )
+            )
         if file.encoding not in ("utf-8", "utf-8-sig"):
-            notes.append(f"{file.name}: read as {file.encoding}; look at its text with --show-mask.")
+            notes.append(
+                msg(
+                    "{name}: read as {encoding}; look at its text with --show-mask.",
+                    name=file.name,
+                    encoding=file.encoding,
+                )
+            )
     return notes

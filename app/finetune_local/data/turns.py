@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_local.data.conversation import Message, Role, RowRejected
 from finetune_local.system.fields import did_you_mean
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, kind_of, parse_json
 
 ROLE_NAMES: Mapping[str, Role] = {
@@ -42,18 +43,24 @@ def text_of(value: object, where: str, *, empty: bool = False) -> str:
     """A text that a tokenizer takes. Raises RowRejected, naming `where`, for other types, emptiness, broken characters."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
-            raise RowRejected(f"{where} is {value}, which is no text but a cell without a value; leave the row out.")
+            raise RowRejected(
+                msg(
+                    "{where} is {value}, which is no text but a cell without a value; leave the row out.",
+                    where=where,
+                    value=value,
+                )
+            )
         value = json.dumps(value)  # an answer such as 42 is a number in JSON, but a text to learn
     if not isinstance(value, str):
-        raise RowRejected(f"{where} is {kind_of(value)}, expected a text.")
+        raise RowRejected(msg("{where} is {kind}, expected a text.", where=where, kind=kind_of(value)))
     if not empty and not value.strip():
-        raise RowRejected(f"{where} is empty.")
+        raise RowRejected(msg("{where} is empty.", where=where))
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise RowRejected(
-                f"{where} holds half of a character (a lone surrogate); write the text anew as UTF-8."
+                msg("{where} holds half of a character (a lone surrogate); write the text anew as UTF-8.", where=where)
             ) from None
     return value
 
@@ -69,11 +76,13 @@ def turns(value: object, key: str) -> list[Message]:
         try:
             value = parse_json(value)
         except ForeignTextError as error:
-            raise RowRejected(f"'{key}' is a text that is not JSON as it should be ({error}).") from None
+            raise RowRejected(
+                msg("'{key}' is a text that is not JSON as it should be ({error}).", key=key, error=error)
+            ) from None
     if not isinstance(value, Sequence):
-        raise RowRejected(f"'{key}' is {kind_of(value)}, expected a list of turns.")
+        raise RowRejected(msg("'{key}' is {kind}, expected a list of turns.", key=key, kind=kind_of(value)))
     if not value:
-        raise RowRejected(f"'{key}' is empty.")
+        raise RowRejected(msg("'{key}' is empty.", key=key))
     return [_turn(item, f"'{key}'", number) for number, item in enumerate(value, 1)]
 
 
@@ -96,16 +105,30 @@ def with_system(messages: Sequence[Message], row: Mapping[str, Any]) -> tuple[Me
 
 def _turn(item: object, where: str, number: int) -> Message:
     if not isinstance(item, Mapping):
-        raise RowRejected(f"turn {number} of {where} is {kind_of(item)}, expected an object with a role and a content.")
+        raise RowRejected(
+            msg(
+                "turn {number} of {where} is {kind}, expected an object with a role and a content.",
+                number=number,
+                where=where,
+                kind=kind_of(item),
+            )
+        )
     role_key = "role" if "role" in item else "from"
     if role_key not in item:
-        raise RowRejected(f"turn {number} of {where} has no 'role'.{_near_key('role', item)}")
+        raise RowRejected(
+            msg(
+                "turn {number} of {where} has no 'role'.{near_key}",
+                number=number,
+                where=where,
+                near_key=_near_key("role", item),
+            )
+        )
     role = _role(item[role_key], where)
     content_key = next((k for k in ("content", "value", "text") if k in item), None)
-    place = f"turn {number} of {where} ({role})"
+    place = msg("turn {number} of {where} ({role})", number=number, where=where, role=role)
     calls = _calls(item, place)
     if content_key is None and not calls:
-        raise RowRejected(f"{place} has no 'content'.{_near_key('content', item)}")
+        raise RowRejected(msg("{place} has no 'content'.{near_key}", place=place, near_key=_near_key("content", item)))
     content = _content(item.get(content_key) if content_key else None, place, empty=bool(calls) or role != "assistant")
     return Message(
         role, "\n".join(part for part in (content, calls) if part) if calls else content, _trained(item, place)
@@ -116,9 +139,12 @@ def _role(name: object, where: str) -> Role:
     known = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
     if known is None:
         hint = did_you_mean(str(name), list(ROLE_NAMES)) or (
-            f" Known: {', '.join(_SHOWN_ROLES)}. Is it a name? Then say whose turns are to be learned: --assistant NAME"
+            msg(
+                " Known: {names}. Is it a name? Then say whose turns are to be learned: --assistant NAME",
+                names=", ".join(_SHOWN_ROLES),
+            )
         )
-        raise RowRejected(f"{where} has role {name!r}.{hint}")
+        raise RowRejected(msg("{where} has role {role}.{hint}", where=where, role=repr(name), hint=hint))
     return known
 
 
@@ -126,7 +152,7 @@ def _content(value: object, place: str, *, empty: bool) -> str:
     if value is None:
         if empty:
             return ""
-        raise RowRejected(f"{place} has no content.")
+        raise RowRejected(msg("{place} has no content.", place=place))
     if not isinstance(value, list):
         return text_of(value, place, empty=empty)
     texts = []
@@ -136,8 +162,12 @@ def _content(value: object, place: str, *, empty: bool) -> str:
             continue
         kind = part.get("type", "text") if isinstance(part, Mapping) else kind_of(part)
         if not isinstance(part, Mapping) or kind not in ("text", "input_text", "output_text"):
-            raise RowRejected(f"{place} has a part of type {kind!r}; only text can be learned.")
-        texts.append(text_of(part.get("text", part.get("value")), f"a text part of {place}", empty=True))
+            raise RowRejected(
+                msg("{place} has a part of type {kind}; only text can be learned.", place=place, kind=repr(kind))
+            )
+        texts.append(
+            text_of(part.get("text", part.get("value")), msg("a text part of {place}", place=place), empty=True)
+        )
     return text_of("".join(texts), place, empty=empty)
 
 
@@ -147,9 +177,18 @@ def _trained(item: Mapping[str, Any], place: str) -> bool:
         if weight is None:
             continue
         if not isinstance(weight, bool | int | float) or weight < 0:
-            raise RowRejected(f"{place} has {key} {weight!r}, expected 0 or 1.")
+            raise RowRejected(
+                msg("{place} has {key} {weight}, expected 0 or 1.", place=place, key=key, weight=repr(weight))
+            )
         if weight not in (0, 1):
-            raise RowRejected(f"{place} has {key} {weight!r}; an answer is learned (1) or not (0), nothing between.")
+            raise RowRejected(
+                msg(
+                    "{place} has {key} {weight}; an answer is learned (1) or not (0), nothing between.",
+                    place=place,
+                    key=key,
+                    weight=repr(weight),
+                )
+            )
         return bool(weight)
     return True
 
@@ -158,22 +197,31 @@ def _calls(item: Mapping[str, Any], place: str) -> str:
     """Calls as text, one JSON object {"name", "arguments"} a line: the form that function_call turns have."""
     calls = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
     if not isinstance(calls, list):
-        raise RowRejected(f"{place} has tool_calls that are {kind_of(calls)}, expected a list.")
+        raise RowRejected(
+            msg("{place} has tool_calls that are {kind}, expected a list.", place=place, kind=kind_of(calls))
+        )
     lines = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise RowRejected(f"{place} has a tool call without a function name.")
+            raise RowRejected(msg("{place} has a tool call without a function name.", place=place))
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             try:
                 arguments = parse_json(arguments or "{}")
             except ForeignTextError as error:
                 raise RowRejected(
-                    f"{place} calls '{function['name']}' with arguments that are not JSON as it should be ({error})."
+                    msg(
+                        "{place} calls '{function}' with arguments that are not JSON as it should be ({error}).",
+                        place=place,
+                        function=function["name"],
+                        error=error,
+                    )
                 ) from None
-        lines.append(_written({"name": function["name"], "arguments": arguments}, f"a tool call of {place}"))
-    return text_of("\n".join(lines), f"a tool call of {place}", empty=True)
+        lines.append(
+            _written({"name": function["name"], "arguments": arguments}, msg("a tool call of {place}", place=place))
+        )
+    return text_of("\n".join(lines), msg("a tool call of {place}", place=place), empty=True)
 
 
 def _tools(value: object) -> str:
@@ -186,10 +234,12 @@ def _written(value: object, where: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise RowRejected(f"{where} holds NaN or Infinity, which no JSON has.") from None
+        raise RowRejected(msg("{where} holds NaN or Infinity, which no JSON has.", where=where)) from None
 
 
 def _near_key(wanted: str, item: Mapping[str, Any]) -> str:
     names = ", ".join(repr(str(k)) for k in list(item)[:6]) or "nothing"
     near = did_you_mean(wanted, [str(k) for k in item])
-    return f" It has {names}." + (f" Rename '{near.split(chr(39))[1]}' to '{wanted}'." if near else "")
+    return msg(" It has {names}.", names=names) + (
+        msg(" Rename '{name}' to '{wanted}'.", name=near.split(chr(39))[1], wanted=wanted) if near else ""
+    )

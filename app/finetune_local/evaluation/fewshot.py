@@ -16,6 +16,7 @@ from finetune_local.adapters.library import run_tables
 from finetune_local.data.conversation import Conversation, Rejected
 from finetune_local.evaluation.rows import Row, collect
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 
 POOL = 2000
 """Examples are drawn among the first so many rows of a file."""
@@ -42,24 +43,35 @@ def draw(rows: Sequence[Row], count: int, seed: int, file: Path | None, adapter:
         shown = _draw(_unseen(read([file], settings), rows), count, seed)
         if len(shown) < count:
             raise SpecError(
-                f"--examples {file}: only {len(shown)} usable rows that are not evaluated themselves, but --few-shot is "
-                f"{count}. Lower it or give a larger file."
+                msg(
+                    "--examples {file}: only {rows} usable rows that are not evaluated themselves, but --few-shot is "
+                    "{number}. Lower it or give a larger file.",
+                    file=file,
+                    rows=len(shown),
+                    number=count,
+                )
             )
-        return Examples(shown, list(rows), f"drawn from {file}")
+        return Examples(shown, list(rows), msg("drawn from {file}", file=file))
     if adapter is not None:
         files = [Path(name) for name in data.get("files", ()) if Path(name).is_file()]
         if files:
             shown = _draw(_unseen(read(files, settings), rows), count, seed)
             if len(shown) == count:
-                return Examples(shown, list(rows), "drawn from the data the adapter was trained on")
+                return Examples(shown, list(rows), msg("drawn from the data the adapter was trained on"))
     if len(rows) <= count:
         raise SpecError(
-            f"--few-shot {count}: the data has {len(rows)} rows, and examples are not scored. Give more rows, a lower "
-            "number (0 turns it off), or --examples FILE."
+            msg(
+                "--few-shot {number}: the data has {rows} rows, and examples are not scored. Give more rows, a lower "
+                "number (0 turns it off), or --examples FILE.",
+                number=count,
+                rows=len(rows),
+            )
         )
     picked = sorted(int(i) for i in np.random.default_rng(seed).choice(len(rows), count, replace=False))
     scored = [row for i, row in enumerate(rows) if i not in picked]
-    return Examples([rows[i] for i in picked], scored, f"{count} rows of the data itself, which are not scored")
+    return Examples(
+        [rows[i] for i in picked], scored, msg("{number} rows of the data itself, which are not scored", number=count)
+    )
 
 
 def _unseen(items: Iterable[Conversation | Rejected], scored: Sequence[Row]) -> list[Row]:

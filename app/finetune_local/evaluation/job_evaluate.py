@@ -10,6 +10,7 @@ from finetune_local.evaluation.evaluate import run as evaluate
 from finetune_local.evaluation.report import Choices
 from finetune_local.runtime.kinds import Tell
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 
@@ -25,8 +26,8 @@ def run(arguments: Mapping[str, Any], home: Home, tell: Tell) -> dict[str, Any]:
     try:
         choices = choices_of(given)
     except TypeError as error:
-        raise SpecError(f"an evaluation cannot be asked for so: {error}.") from None
-    tell("opening the model")
+        raise SpecError(msg("an evaluation cannot be asked for so: {reason}.", reason=error)) from None
+    tell(msg("opening the model"))
     done = evaluate(
         home,
         named["model"],

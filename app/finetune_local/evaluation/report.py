@@ -19,6 +19,7 @@ from finetune_local.models.folder import sha256_of
 from finetune_local.spec.run import DataSettings
 from finetune_local.system.errors import DataError, SpecError
 from finetune_local.system.fields import parse
+from finetune_local.system.messages import msg
 
 RUN_ROWS = 100
 """Most validation rows of a run that are evaluated unasked: on a CPU a few hundred take long."""
@@ -94,7 +95,12 @@ def evaluate(
         progress=progress,
     )
     if comparison.shortened:
-        note(f"{comparison.shortened} rows were shown fewer examples, so that prompt and answer fit into the context.")
+        note(
+            msg(
+                "{number} rows were shown fewer examples, so that prompt and answer fit into the context.",
+                number=comparison.shortened,
+            )
+        )
     return Evaluation(
         comparison,
         {c.name: c.summary(choices.seed) for c in comparison.conditions()},
@@ -118,31 +124,48 @@ def _rows(
     if choices.data:
         for path in choices.data:
             if not path.is_file():
-                raise DataError(f"--data {path}: there is no such file.")
+                raise DataError(msg("--data {path}: there is no such file.", path=path))
         if run is not None and (same := _trained_on(run, choices.data)):
             note(
-                f"{same} is the file the adapter was trained on: this shows how much it remembers, not how it generalises."
+                msg(
+                    "{file} is the file the adapter was trained on: this shows how much it remembers, not how it "
+                    "generalises.",
+                    file=same,
+                )
             )
         rows, rejected = collect(read(choices.data, _reading(choices, adapter)), most)
         where = ", ".join(str(path) for path in choices.data)
     elif run is not None and (run / "data").is_dir():
         kept = conversations(run / "data")
         rows, rejected = collect(kept, most or RUN_ROWS)
-        where = f"the validation rows of run '{run.name}'"
+        where = msg("the validation rows of run '{name}'", name=run.name)
         if most is None and len(kept) > RUN_ROWS:
-            note(f"the first {RUN_ROWS} of {len(kept)} validation rows are evaluated; --limit {len(kept)} takes all.")
+            note(
+                msg(
+                    "the first {number} of {count} validation rows are evaluated; --limit {count} takes all.",
+                    number=RUN_ROWS,
+                    count=len(kept),
+                )
+            )
     else:
-        raise SpecError("no rows to evaluate on: give --data FILE.")
+        raise SpecError(msg("no rows to evaluate on: give --data FILE."))
     room = opened.model.context_length - opened.session.virtual_tokens
     for tokenizer in {id(found): found for found in (opened.tokenizer_of(None), opened.tokenizer)}.values():
         rows, refused = usable(rows, tokenizer, template, room)
         rejected += refused
     for item in rejected[:3]:
-        note(f"set aside: {item.source.file}, line {item.source.line}: {item.reason}")
+        note(
+            msg(
+                "set aside: {file}, line {line}: {reason}",
+                file=item.source.file,
+                line=item.source.line,
+                reason=item.reason,
+            )
+        )
     if len(rejected) > 3:
-        note(f"… and {len(rejected) - 3} more rows were set aside")
+        note(msg("… and {number} more rows were set aside", number=len(rejected) - 3))
     if not rows:
-        raise DataError(f"{where}: no row has a question and an answer to compare with.")
+        raise DataError(msg("{where}: no row has a question and an answer to compare with.", where=where))
     return rows, len(rejected)
 
 
@@ -155,7 +178,7 @@ def _reading(choices: Choices, adapter: Path | None) -> DataSettings:
         "scrub": choices.scrub,
     }
     known = reading(run_tables(adapter).get("data", {}) if adapter is not None else {}).model_dump()
-    return parse(DataSettings, known | {name: value for name, value in given.items() if value}, "command line")
+    return parse(DataSettings, known | {name: value for name, value in given.items() if value}, msg("command line"))
 
 
 def _trained_on(run: Path, files: tuple[Path, ...]) -> Path | None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
+from finetune_local.system.messages import message_of, msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -47,13 +48,13 @@ def row_of(conversation: Conversation) -> Row | Rejected:
     """The row of a conversation, or why it has none."""
     last = max((i for i, m in enumerate(conversation.messages) if m.role == "assistant"), default=None)
     if last is None:
-        what = "a plain text" if conversation.text is not None else "a conversation without an answer"
-        return Rejected(conversation.source, f"{what}: there is no reference to compare with.")
+        what = msg("a plain text") if conversation.text is not None else msg("a conversation without an answer")
+        return Rejected(conversation.source, msg("{what}: there is no reference to compare with.", what=what))
     if last == 0:
-        return Rejected(conversation.source, "the answer has no question before it.")
+        return Rejected(conversation.source, msg("the answer has no question before it."))
     reference = conversation.messages[last].content
     if not reference.strip():
-        return Rejected(conversation.source, "the reference answer is empty.")
+        return Rejected(conversation.source, msg("the reference answer is empty."))
     return Row(conversation.messages[:last], reference, conversation.source)
 
 
@@ -86,7 +87,13 @@ def ask(
             return asked
     if max(len(asked.prompt_ids) + 1, len(asked.ids)) <= context:
         return asked
-    raise RowRejected(f"it has {len(asked.ids)} tokens, but the model's context is {context}. Shorten it.")
+    raise RowRejected(
+        msg(
+            "it has {tokens} tokens, but the model's context is {context}. Shorten it.",
+            tokens=len(asked.ids),
+            context=context,
+        )
+    )
 
 
 def usable(
@@ -100,7 +107,7 @@ def usable(
             ask(row, (), tokenizer, template, context, 1)
             good.append(row)
         except RowRejected as error:
-            bad.append(Rejected(row.source, str(error)))
+            bad.append(Rejected(row.source, message_of(error)))
     return good, bad
 
 

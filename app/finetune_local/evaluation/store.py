@@ -27,6 +27,7 @@ from finetune_local.system.damaged import Damaged
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import disk_full, remove, write_text
+from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.trash import Removed
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object, read_json_object
@@ -36,7 +37,7 @@ KIND = "evaluation"
 """What one is in the trash."""
 
 CONDITIONS = ("base", "few_shot", "tuned")
-ADVICE = "The evaluation itself is lost. Make room on it and evaluate again."
+ADVICE = msg("The evaluation itself is lost. Make room on it and evaluate again.")
 _LONGEST = 80
 
 
@@ -92,10 +93,16 @@ class Saved:
             with open_file(self.folder / ROWS) as file:
                 return [parse_json_object(line) for line in file]
         except (OSError, ValueError) as error:
-            raise SpecError(f"{self.folder / ROWS}: cannot be read ({error}). Remove it and evaluate again.") from None
+            raise SpecError(
+                msg(
+                    "{path}: cannot be read ({error}). Remove it and evaluate again.",
+                    path=self.folder / ROWS,
+                    error=error,
+                )
+            ) from None
 
     @cached_property
-    def problem(self) -> str | None:
+    def problem(self) -> Message | None:
         """Why it cannot be shown, as a sentence; None where it can."""
         try:
             _Result.model_validate(self.result)
@@ -103,14 +110,18 @@ class Saved:
                 _Condition.model_validate(self.result[condition])
             scores_in(self)
         except SpecError as error:
-            return str(error)
+            return message_of(error)
         except ValidationError as error:
             said = ".".join(map(str, error.errors()[0]["loc"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            said = str(error)
+            said = message_of(error)
         else:
             return None
-        return f"{self.folder / RESULT}: '{said}' is missing, or not what it should be. Remove it and evaluate again."
+        return msg(
+            "{file}: '{name}' is missing, or not what it should be. Remove it and evaluate again.",
+            file=self.folder / RESULT,
+            name=said,
+        )
 
     @property
     def adapter(self) -> str | None:
@@ -193,7 +204,7 @@ def find(home: Home, name: str) -> Saved:
     if Path(name).name == name and (folder / RESULT).exists():
         return Saved(folder)
     near = did_you_mean(name, [saved.name for saved in every(home)])
-    raise SpecError(f"there is no evaluation '{name}' any more.{near}")
+    raise SpecError(msg("there is no evaluation '{name}' any more.{near}", name=name, near=near))
 
 
 def throw_away(home: Home, name: str) -> Removed:
@@ -247,7 +258,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return read_json_object(file)
     except (OSError, ForeignTextError) as error:
-        raise SpecError(f"{file}: cannot be read ({error}). Remove it and evaluate again.") from None
+        raise SpecError(
+            msg("{file}: cannot be read ({error}). Remove it and evaluate again.", file=file, error=error)
+        ) from None
 
 
 def _new_folder(home: Home, name: str) -> Path:

@@ -7,9 +7,15 @@ from typing import Any
 
 from finetune_local.evaluation.bootstrap import Interval, difference
 from finetune_local.evaluation.compare import Comparison, Condition
+from finetune_local.system.messages import Message, msg
 
 FEW_ROWS = 20
-NAMES = {"exact": "exact match", "contains": "answers that contain the reference", "f1": "token F1", "loss": "loss"}
+NAMES = {
+    "exact": msg("exact match"),
+    "contains": msg("answers that contain the reference"),
+    "f1": msg("token F1"),
+    "loss": "loss",
+}
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,17 @@ def judge(comparison: Comparison, metric: str, seed: int) -> Verdict:
     """Compare tuned with base and few-shot base in one metric ("loss" counts the other way)."""
     tuned, rows = comparison.tuned, len(comparison.rows)
     if tuned is None:
-        return Verdict(("No adapter was given, so there is nothing to judge.",), None, None)
+        return Verdict((msg("No adapter was given, so there is nothing to judge."),), None, None)
     over_base = _difference(comparison.base, tuned, metric, seed)
-    sentences = [_sentence(over_base, metric, "the base", lead=True)]
+    sentences = [_sentence(over_base, metric, msg("the base"), lead=True)]
     over_few_shot = None
     if comparison.few_shot is not None:
         over_few_shot = _difference(comparison.few_shot, tuned, metric, seed)
-        sentences.append(_sentence(over_few_shot, metric, "the base that is shown examples", lead=False))
+        sentences.append(_sentence(over_few_shot, metric, msg("the base that is shown examples"), lead=False))
         if over_base.low > 0 and over_few_shot.high < 0:
-            sentences.append("Showing examples in the prompt does better than this fine-tune.")
+            sentences.append(msg("Showing examples in the prompt does better than this fine-tune."))
     if rows < FEW_ROWS:
-        sentences.append(f"With {rows} rows this is rough: evaluate on more.")
+        sentences.append(msg("With {rows} rows this is rough: evaluate on more.", rows=rows))
     return Verdict(tuple(sentences), over_base, over_few_shot)
 
 
@@ -59,18 +65,38 @@ def _difference(other: Condition, tuned: Condition, metric: str, seed: int) -> I
     return difference(other.scores[metric], tuned.scores[metric], seed=seed)
 
 
-def _sentence(gain: Interval, metric: str, other: str, *, lead: bool) -> str:
-    shown = f"{NAMES[metric]} {_size(gain.mean, metric)} against {other} (95 % interval {_range(gain, metric)})"
-    if gain.low > 0:
-        return f"{'The fine-tune helped' if lead else 'It also beats examples in the prompt'}: {shown}."
-    if gain.high < 0:
-        return f"{'The fine-tune made it worse' if lead else 'It does worse than examples in the prompt'}: {shown}."
-    if gain.low == gain.high == 0:
-        return f"{'The fine-tune changed nothing' if lead else 'It does as well as examples in the prompt'}: {shown}."
-    start = (
-        "Whether the fine-tune helped cannot be told" if lead else "Against examples in the prompt it cannot be told"
+def _sentence(gain: Interval, metric: str, other: str, *, lead: bool) -> Message:
+    shown = msg(
+        "{names} {size} against {other} (95 % interval {range})",
+        names=NAMES[metric],
+        size=_size(gain.mean, metric),
+        other=other,
+        range=_range(gain, metric),
     )
-    return f"{start}: {shown}, which includes 0."
+    if gain.low > 0:
+        return (
+            msg("The fine-tune helped: {shown}.", shown=shown)
+            if lead
+            else msg("It also beats examples in the prompt: {shown}.", shown=shown)
+        )
+    if gain.high < 0:
+        return (
+            msg("The fine-tune made it worse: {shown}.", shown=shown)
+            if lead
+            else msg("It does worse than examples in the prompt: {shown}.", shown=shown)
+        )
+    if gain.low == gain.high == 0:
+        return (
+            msg("The fine-tune changed nothing: {shown}.", shown=shown)
+            if lead
+            else msg("It does as well as examples in the prompt: {shown}.", shown=shown)
+        )
+    start = (
+        msg("Whether the fine-tune helped cannot be told")
+        if lead
+        else msg("Against examples in the prompt it cannot be told")
+    )
+    return msg("{start}: {shown}, which includes 0.", start=start, shown=shown)
 
 
 def _size(gain: float, metric: str) -> str:

@@ -20,12 +20,13 @@ from finetune_local.evaluation.metrics import normalise
 from finetune_local.evaluation.store import Saved
 from finetune_local.system.errors import SpecError
 from finetune_local.system.files import disk_full
+from finetune_local.system.messages import Message, msg
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 
 Side = Literal["a", "b", "tie", "skip"]
 Other = Literal["base", "few_shot"]
 SIDES: tuple[Side, ...] = ("a", "b", "tie", "skip")
-NAMES = {"base": "the base", "few_shot": "the base that is shown examples"}
+NAMES = {"base": msg("the base"), "few_shot": msg("the base that is shown examples")}
 _Z = 1.959964  # of the standard normal distribution, for 95 %
 
 
@@ -62,8 +63,12 @@ class Ballot:
         ran = saved.conditions()
         if "tuned" not in ran or against not in ran:
             raise SpecError(
-                f"'{saved.name}' has no answers of {'an adapter' if 'tuned' not in ran else NAMES[against]}, so there is nothing "
-                "to vote on. Evaluate an adapter with examples."
+                msg(
+                    "'{name}' has no answers of {value}, so there is nothing to vote on. Evaluate an adapter with "
+                    "examples.",
+                    name=saved.name,
+                    value=(msg("an adapter") if "tuned" not in ran else NAMES[against]),
+                )
             )
         self._saved, self.against = saved, against
         self.pairs, self.equal = _pairs(saved, against)
@@ -134,16 +139,22 @@ def _pairs(saved: Saved, against: Other) -> tuple[list[Pair], int]:
     return found, equal
 
 
-def _sentence(tuned: int, decided: int, low: float, high: float, other: str) -> str:
+def _sentence(tuned: int, decided: int, low: float, high: float, other: str) -> Message:
     if not decided:
-        return "No pair is decided yet."
-    range_ = f"{100 * low:.0f} to {100 * high:.0f} %"
-    told = f"the fine-tuned answer won {tuned} of {decided} decided pairs against {other} (95 % interval {range_})"
+        return msg("No pair is decided yet.")
+    range_ = msg("{low} to {value} %", low=f"{100 * low:.0f}", value=f"{100 * high:.0f}")
+    told = msg(
+        "the fine-tuned answer won {tuned} of {decided} decided pairs against {other} (95 % interval {range})",
+        tuned=tuned,
+        decided=decided,
+        other=other,
+        range=range_,
+    )
     if low > 0.5:
-        return f"The fine-tune is preferred: {told}."
+        return msg("The fine-tune is preferred: {told}.", told=told)
     if high < 0.5:
-        return f"The fine-tune is not preferred: {told}."
-    return f"Which is preferred cannot be told yet: {told}."
+        return msg("The fine-tune is not preferred: {told}.", told=told)
+    return msg("Which is preferred cannot be told yet: {told}.", told=told)
 
 
 def _lines(saved: Saved) -> Sequence[dict[str, Any]]:
@@ -164,7 +175,10 @@ def _lines(saved: Saved) -> Sequence[dict[str, Any]]:
 
 def _append(saved: Saved, facts: dict[str, Any]) -> None:
     line = json.dumps(facts, ensure_ascii=False).encode() + b"\n"
-    with disk_full(saved.votes_file, "The vote was not counted. Make room on it."), saved.votes_file.open("ab") as file:
+    with (
+        disk_full(saved.votes_file, msg("The vote was not counted. Make room on it.")),
+        saved.votes_file.open("ab") as file,
+    ):
         if file.tell() and not _ends_whole(saved):
             line = b"\n" + line
         file.write(line)

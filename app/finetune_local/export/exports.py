@@ -12,6 +12,7 @@ from finetune_local.runtime import job, once
 from finetune_local.runtime.job import Job
 from finetune_local.system import preferences
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.paths import Home, expanded
 
 KIND = "export"
@@ -65,11 +66,15 @@ def _same(arguments: Mapping[str, Any]) -> object:
 
 def _writable(folder: Path) -> Path:
     if not folder.is_absolute():
-        raise SpecError(f"the folder '{folder}' is not a whole path. Give it from the drive or / on.")
+        raise SpecError(
+            msg("the folder '{folder}' is not a whole path. Give it from the drive or / on.", folder=folder)
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SpecError(f"{folder} cannot be made ({error.strerror}). Choose another folder.") from None
+        raise SpecError(
+            msg("{path} cannot be made ({error}). Choose another folder.", path=folder, error=system_reason(error))
+        ) from None
     if not os.access(folder, os.W_OK):
-        raise SpecError(f"{folder} cannot be written. Choose another folder, or change its permissions.")
+        raise SpecError(msg("{path} cannot be written. Choose another folder, or change its permissions.", path=folder))
     return folder

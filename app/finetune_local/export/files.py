@@ -8,8 +8,9 @@ from pathlib import Path
 from finetune_local.export.targets import Target
 from finetune_local.system.errors import DiskFull, ModelError
 from finetune_local.system.files import free_bytes
+from finetune_local.system.messages import msg, system_reason
 
-ADVICE = "Nothing half-written was left. Make room, or give --out on another disk."
+ADVICE = msg("Nothing half-written was left. Make room, or give --out on another disk.")
 _SPARE = 32 * 2**20
 
 
@@ -18,8 +19,13 @@ def check_room(out: Path, size: int) -> None:
     free = free_bytes(out)
     if free < size + _SPARE:
         raise DiskFull(
-            f"the export needs {_megabytes(size)} but the disk of {out} has {_megabytes(free)} free. "
-            "Make room, or give --out on another disk."
+            msg(
+                "the export needs {size} but the disk of {path} has {free} free. Make room, or give --out on another "
+                "disk.",
+                size=_megabytes(size),
+                path=out,
+                free=_megabytes(free),
+            )
         )
 
 
@@ -29,9 +35,22 @@ def check_writable(out: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"--out {out}: {folder} cannot be made ({error.strerror}). Give another place.") from None
+        raise ModelError(
+            msg(
+                "--out {out}: {folder} cannot be made ({error}). Give another place.",
+                out=out,
+                folder=folder,
+                error=system_reason(error),
+            )
+        ) from None
     if not os.access(folder, os.W_OK):
-        raise ModelError(f"--out {out}: {folder} cannot be written. Give another place, or change its permissions.")
+        raise ModelError(
+            msg(
+                "--out {out}: {folder} cannot be written. Give another place, or change its permissions.",
+                out=out,
+                folder=folder,
+            )
+        )
 
 
 def check_out(out: Path, target: Target, quant: str, overwrite: bool, sources: list[Path]) -> None:
@@ -43,17 +62,27 @@ def check_out(out: Path, target: Target, quant: str, overwrite: bool, sources: l
     folder = target.is_folder(quant)
     for source in sources:
         if out.resolve() == source.resolve() or (folder and out.resolve() in source.resolve().parents):
-            raise ModelError(f"--out {out}: the export would replace what it is made from. Give another place.")
+            raise ModelError(
+                msg("--out {out}: the export would replace what it is made from. Give another place.", out=out)
+            )
     if out.is_dir() and not folder:
-        raise ModelError(f"--out {out}: this is a folder, but the export is one file. Give a file name.")
+        raise ModelError(msg("--out {out}: this is a folder, but the export is one file. Give a file name.", out=out))
     if out.is_file() and folder:
-        raise ModelError(f"--out {out}: this is a file, but the export is a folder. Give another name.")
+        raise ModelError(msg("--out {out}: this is a file, but the export is a folder. Give another name.", out=out))
     if not out.exists() or (folder and not any(out.iterdir())):
         return
     if not overwrite:
-        raise ModelError(f"--out {out}: something is there already. Give another place, or --overwrite to replace it.")
+        raise ModelError(
+            msg("--out {out}: something is there already. Give another place, or --overwrite to replace it.", out=out)
+        )
     if folder and not ((out / target.mark).is_file() and all(p.is_file() for p in out.iterdir())):
-        raise ModelError(f"--out {out}: this is not {target.folder_title}, so it is not replaced. Give another place.")
+        raise ModelError(
+            msg(
+                "--out {out}: this is not {what}, so it is not replaced. Give another place.",
+                out=out,
+                what=target.folder_title,
+            )
+        )
 
 
 def _megabytes(size: int) -> str:

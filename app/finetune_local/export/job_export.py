@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_local.export.pipeline import export_named
 from finetune_local.runtime.kinds import Tell
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 
@@ -16,7 +17,7 @@ def run(arguments: Mapping[str, Any], home: Home, tell: Tell) -> dict[str, Any]:
 
     The result is what `export --json` prints. Raises what exporting raises.
     """
-    tell("starting")
+    tell(msg("starting"))
     done = export_named(
         home,
         str(arguments["adapter"]),

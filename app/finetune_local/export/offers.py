@@ -11,6 +11,7 @@ from finetune_local.export.targets import Source, Target, targets
 from finetune_local.models import resolve
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import UserError
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 
 BASE = "base"
@@ -73,12 +74,12 @@ def offers(home: Home, adapter: str, model: str | None = None) -> Offers:
     base, missing = None, ""
     chosen = model or (base_of(folder) if folder is not None else DEFAULT_MODEL)
     if chosen is None:
-        missing = f"{folder}: it does not say which base it was made on. Give the base with --model."
+        missing = msg("{folder}: it does not say which base it was made on. Give the base with --model.", folder=folder)
     else:
         try:
             base = resolve.find(chosen, home).stretched(rope_factor_of(folder) if folder is not None else 1.0)
         except UserError as error:
-            missing = str(error)
+            missing = message_of(error)
     source = Source(base, folder)
     found = {key: _offer(target, source, missing) for key, target in targets().items()}
     return Offers(source.name, base.name if base is not None else None, found)
@@ -90,7 +91,7 @@ def _offer(target: Target, source: Source, missing: str) -> TargetOffer:
         try:
             target.check_source(source)
         except UserError as error:
-            reason = str(error)
+            reason = message_of(error)
     if reason:
         return TargetOffer(reason)
     quants = tuple(_quant(target, source, quant) for quant in target.quant_keys)
@@ -102,4 +103,4 @@ def _quant(target: Target, source: Source, quant: str) -> QuantOffer:
     try:
         return QuantOffer(quant, target.size(source, quant))
     except UserError as error:
-        return QuantOffer(quant, reason=str(error))
+        return QuantOffer(quant, reason=message_of(error))

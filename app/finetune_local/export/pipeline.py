@@ -20,6 +20,7 @@ from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import AdapterError, GateFailed, ModelError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import ASIDE, remove, replace
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, expanded
 from finetune_local.system.private import share
 from finetune_local.system.progress import Progress, silent
@@ -62,11 +63,22 @@ def export(
     target = target_of(key)
     if unknown := [name for name in skip if name not in receiver_names()]:
         raise ModelError(
-            f"--skip-receiver {unknown[0]}: no program of this name opens exports. Known: {', '.join(receiver_names())}."
+            msg(
+                "--skip-receiver {name}: no program of this name opens exports. Known: {names}.",
+                name=unknown[0],
+                names=", ".join(receiver_names()),
+            )
         )
     chosen = quant or target.quant_keys[0]
     if chosen not in target.quant_keys:
-        raise ModelError(f"--quant {chosen}: --to {key} knows {', '.join(target.quant_keys)}.")
+        raise ModelError(
+            msg(
+                "--quant {quant}: --to {target} knows {names}.",
+                quant=chosen,
+                target=key,
+                names=", ".join(target.quant_keys),
+            )
+        )
     source = Source(model, adapter)
     out = target.place(expanded(out).absolute(), source.name, chosen)
     check_out(out, target, chosen, overwrite, [place for place in (model and model.path, adapter) if place])
@@ -78,7 +90,7 @@ def export(
             if target.can_be_opened():
                 source = source.with_answers(verify.prepare(source.model, adapter, backend, progress))
         target.write(source, unchecked, chosen, progress)
-        verdict = Gate(None, "not checked: you turned the check off")
+        verdict = Gate(None, msg("not checked: you turned the check off"))
         if gate:
             verdict = target.check(source, unchecked, chosen, backend, progress, skip)
             gc.collect()  # the loaded export goes with its memory maps: Windows renames no file that is mapped
@@ -86,7 +98,11 @@ def export(
         remove(failed)
         replace(unchecked, failed)
         raise GateFailed(
-            f"the export does not answer as base + adapter do. {error} It was kept as {failed}."
+            msg(
+                "the export does not answer as base + adapter do. {error} It was kept as {path}.",
+                error=error,
+                path=failed,
+            )
         ) from error
     except BaseException:
         remove(unchecked)
@@ -116,7 +132,9 @@ def export_named(
     if target.needs_base:
         chosen = model or (base_of(folder) if folder is not None else DEFAULT_MODEL)
         if chosen is None:
-            raise AdapterError(f"{folder}: it does not say which base it was made on. Give the base with --model.")
+            raise AdapterError(
+                msg("{folder}: it does not say which base it was made on. Give the base with --model.", folder=folder)
+            )
         base = resolve(chosen, home, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
     done = export(
         key, base, folder, out, quant, backend=backend, gate=gate, skip=skip, overwrite=overwrite, progress=progress
@@ -129,7 +147,12 @@ def target_of(key: str) -> Target:
     """A target by its key. Raises ModelError naming those that there are."""
     if key not in targets():
         raise ModelError(
-            f"there is no export '{key}'.{did_you_mean(key, list(targets()))} Known: {', '.join(targets())}."
+            msg(
+                "there is no export '{name}'.{did_you_mean} Known: {names}.",
+                name=key,
+                did_you_mean=did_you_mean(key, list(targets())),
+                names=", ".join(targets()),
+            )
         )
     return targets()[key]
 

@@ -18,6 +18,7 @@ from finetune_local.spec.tuners import PREFIX, Array, tuner_of
 from finetune_local.spec.value_head import folded
 from finetune_local.spec.whole import is_table, shape_of
 from finetune_local.system.errors import AdapterError, ModelError
+from finetune_local.system.messages import msg
 
 Floats = npt.NDArray[np.float32]
 WEIGHT = ".weight"
@@ -48,7 +49,7 @@ class MergedWeights:
             check_rows(self._plan, model, asking(model.path, adapter), adapter)
             tuner = tuner_of(self._plan)
             if reason := tuner.merge_refusal(self._plan):
-                raise AdapterError(f"{adapter}: {reason}")
+                raise AdapterError(msg("{adapter}: {reason}", adapter=adapter, reason=reason))
             self._plan, self._tensors = folded(self._plan, self._tensors)  # a checkpoint is in the training form
         trained = {target.module for target in self._plan.targets} if self._plan else set()
         apart = {name for both in (HEAD, EMBEDDING) for name in (both, both.removesuffix(WEIGHT))} & trained
@@ -94,8 +95,11 @@ class MergedWeights:
             weight = tuner_of(self._plan).merge(name, weight, self._plan, self._tensors)
         if not np.isfinite(weight).all():
             raise AdapterError(
-                f"{name} has values that are no numbers (NaN or infinity) after merging. The training diverged or a file is "
-                "damaged: use an earlier checkpoint of the run."
+                msg(
+                    "{name} has values that are no numbers (NaN or infinity) after merging. The training diverged or a "
+                    "file is damaged: use an earlier checkpoint of the run.",
+                    name=name,
+                )
             )
         return np.ascontiguousarray(weight, np.float32).reshape(weight.shape)  # a scalar would become a vector of one
 
@@ -105,8 +109,19 @@ def check_float16(name: str, weight: Floats, times: float = 1.0) -> None:
     the number format holds, which keeps a block's scale as float16."""
     largest = float(np.abs(weight).max(initial=0.0))
     if largest >= FLOAT16_ENDS * times:
-        ends = "float16 ends at 65504" if times == 1 else f"this format's blocks end at {65504 * times:.4g}"
-        raise ModelError(f"{name} has a value of {largest:.6g}, and {ends}. Export it as bfloat16 or float32 instead.")
+        ends = (
+            msg("float16 ends at 65504")
+            if times == 1
+            else msg("this format's blocks end at {value}", value=f"{65504 * times:.4g}")
+        )
+        raise ModelError(
+            msg(
+                "{name} has a value of {largest}, and {ends}. Export it as bfloat16 or float32 instead.",
+                name=name,
+                largest=f"{largest:.6g}",
+                ends=ends,
+            )
+        )
 
 
 def check_float16_base(weights: MergedWeights, names: Mapping[str, float]) -> None:

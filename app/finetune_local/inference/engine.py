@@ -22,6 +22,7 @@ from finetune_local.spec.defaults import precision as default_precision
 from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings, Precision, Quantisation, RunSpec
 from finetune_local.system.errors import SpecError
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 if TYPE_CHECKING:
@@ -138,13 +139,13 @@ def open_chat(
     chosen, _ = port.choose(backend)
     folder = resolve(model or (base_of(folders[0]) if folders else None) or DEFAULT_MODEL, home, progress)
     folder = folder.stretched(rope_factor_of(folders[0]) if folders else 1.0)
-    progress("loading the model", None)
+    progress(msg("loading the model"), None)
     held, quantisation = _held(precision, folders, chosen.devices()[0])
     tokenizer_of(folder.path)  # what is wrong with it is told before the weights are read
     session = chosen.load(folder.path, held, quantisation=quantisation, rope_factor=folder.rope_factor)
     opened = Opened(home, folder, session, chosen.name)
     for name in adapters:
-        progress(f"loading adapter {name}", None)
+        progress(msg("loading adapter {name}", name=name), None)
         opened.load(name, note)
     return opened
 
@@ -186,9 +187,9 @@ def prompt_of(tokenizer: Tokenizer, text: str, system: str | None = None, raw: b
     from finetune_local.data.encoding.encode import prompt_ids
 
     if raw and system:
-        raise SpecError("--system has no place in a raw prompt: write it into --prompt, or use --chat.")
+        raise SpecError(msg("--system has no place in a raw prompt: write it into --prompt, or use --chat."))
     asked = [Message("system", system)] if system else []
     ids = prompt_ids([*asked, Message("user", text)], tokenizer, "raw" if raw else "chat")
     if not ids:
-        raise SpecError("the prompt is empty: without a chat template there must be some text to continue.")
+        raise SpecError(msg("the prompt is empty: without a chat template there must be some text to continue."))
     return ids

@@ -19,6 +19,7 @@ from finetune_local.inference.cached_text import RunningText
 from finetune_local.inference.sampling import Sampling, choose
 from finetune_local.spec.batch import Floats
 from finetune_local.system.errors import OutOfMemory, SpecError
+from finetune_local.system.messages import msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -257,8 +258,18 @@ def _room(session: Session, prompt_tokens: int, context_length: int | None) -> i
     if context is None:
         return sys.maxsize
     if context <= prompt_tokens:
-        taken = f", of which this adapter takes {session.virtual_tokens}" if session.virtual_tokens else ""
+        taken = (
+            msg(", of which this adapter takes {virtual_tokens}", virtual_tokens=session.virtual_tokens)
+            if session.virtual_tokens
+            else ""
+        )
         raise SpecError(
-            f"the prompt has {prompt_tokens} tokens, but the model's context is {context_length}{taken}: shorten the prompt."
+            msg(
+                "the prompt has {tokens} tokens, but the model's context is {context_length}{taken}: shorten the "
+                "prompt.",
+                tokens=prompt_tokens,
+                context_length=context_length,
+                taken=taken,
+            )
         )
     return context - prompt_tokens

@@ -17,6 +17,7 @@ from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import DiskFull, ModelError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import disk_full
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, located
 
 Progress = Callable[[str, float | None], None]
@@ -68,12 +69,16 @@ def repository_of(what: str) -> str:
         return known.hub or known.name
     if is_place(what):
         if not located(what).exists():
-            raise ModelError(f"{what}: there is no such file or folder. Check the path.")
+            raise ModelError(msg("{what}: there is no such file or folder. Check the path.", what=what))
         return what
     if "/" not in what:
         names = [e.name for e in catalog.catalog()]
         raise ModelError(
-            f"'{what}' is not in the list of `models`.{did_you_mean(what, names)} Or give a hub name, ORG/NAME."
+            msg(
+                "'{name}' is not in the list of `models`.{did_you_mean} Or give a hub name, ORG/NAME.",
+                name=what,
+                did_you_mean=did_you_mean(what, names),
+            )
         )
     return what
 
@@ -101,22 +106,30 @@ def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = N
     model = ModelFolder.open(path)
     name = check_name(name or model.name.rpartition("/")[2])
     if name in installed(home.models):
-        raise ModelError(f"there is a model '{name}' already. Choose another --name, or `models remove {name}` first.")
+        raise ModelError(
+            msg("there is a model '{name}' already. Choose another --name, or `models remove {name}` first.", name=name)
+        )
     if (free := shutil.disk_usage(home.models).free) < model.bytes_on_disk:
         raise DiskFull(
-            f"{home.models}: {free / 1e9:.1f} GB are free but {path.name} needs {model.bytes_on_disk / 1e9:.1f} GB. "
-            "Make room, or use the model where it lies: --model FOLDER."
+            msg(
+                "{models}: {free} GB are free but {name} needs {needed} GB. Make room, or use the model where it "
+                "lies: --model FOLDER.",
+                models=home.models,
+                free=f"{free / 1e9:.1f}",
+                name=path.name,
+                needed=f"{model.bytes_on_disk / 1e9:.1f}",
+            )
         )
     files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith(".") and _is_own(f))
     total, done = sum(f.stat().st_size for f in files), 0
     source = {**source_of(path), "copied": str(path)}
-    with aside(home.models) as folder, disk_full(home.models, "Make room and try again."):
+    with aside(home.models) as folder, disk_full(home.models, msg("Make room and try again.")):
         for file in files:
             with file.open("rb") as given, (folder / file.name).open("wb") as made:
                 while chunk := given.read(1 << 22):
                     made.write(chunk)
                     done += len(chunk)
-                    progress(f"copying {file.name}", done / max(1, total))
+                    progress(msg("copying {name}", name=file.name), done / max(1, total))
         return publish(folder, home.models, name, source)
 
 

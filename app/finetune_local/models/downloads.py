@@ -18,6 +18,7 @@ from finetune_local.runtime import job
 from finetune_local.runtime.job import Job
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, located
 
 KIND = "download"
@@ -96,10 +97,12 @@ def bring(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
     looked in from now on (what it holds). Raises ModelError, SpecError, DiskFull."""
     place = located(path.strip().strip("\"'"))
     if not path.strip():
-        raise ModelError("give the path of a model's folder or of a GGUF file.")
+        raise ModelError(msg("give the path of a model's folder or of a GGUF file."))
     if place.is_file():
         if not is_gguf(place):
-            raise ModelError(f"{place}: a file, and no GGUF. Give the folder that holds the model's config.json.")
+            raise ModelError(
+                msg("{place}: a file, and no GGUF. Give the folder that holds the model's config.json.", place=place)
+            )
         return begin(str(place.absolute()), home)
     if copy and place.is_dir():
         ModelFolder.open(place)  # what is wrong with it is told at once
@@ -112,7 +115,7 @@ def _key(what: str) -> str:
     if is_place(what):
         path = located(what).absolute()
         if not path.exists():
-            raise ModelError(f"{what}: there is no such file or folder. Check the path.")
+            raise ModelError(msg("{what}: there is no such file or folder. Check the path.", what=what))
         return str(path)
     return repository_of(what)
 

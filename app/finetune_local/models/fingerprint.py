@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_local.spec.base.config import size_of
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, kind_of
 
 # Fields that change what is computed, with what a model does where its config is silent.
@@ -82,7 +83,9 @@ def tokenizer_sha256(tokenizer: Mapping[str, Any], template: str | None) -> str:
     merges = _part(model, "merges", list, [])
     added = _part(tokenizer, "added_tokens", list, [])
     if not all(isinstance(t, dict) and type(t.get("id")) is int and isinstance(t.get("content"), str) for t in added):
-        raise ForeignTextError("'added_tokens' is not a list of tokens, each with a number (id) and a text (content)")
+        raise ForeignTextError(
+            msg("'added_tokens' is not a list of tokens, each with a number (id) and a text (content)")
+        )
     return _hash(
         {
             "vocabulary": sorted(vocabulary.items()) if isinstance(vocabulary, dict) else vocabulary,
@@ -96,7 +99,7 @@ def tokenizer_sha256(tokenizer: Mapping[str, Any], template: str | None) -> str:
 def _part(table: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
     value = table.get(key)
     if value is not None and not isinstance(value, kind):
-        raise ForeignTextError(f"'{key}' is {kind_of(value)}, which it cannot be")
+        raise ForeignTextError(msg("'{key}' is {kind}, which it cannot be", key=key, kind=kind_of(value)))
     return value or default
 
 

@@ -27,6 +27,7 @@ from finetune_local.spec.numerics.rope import context_length, stretched
 from finetune_local.spec.plan import BaseInfo, WeightInfo
 from finetune_local.spec.targets import is_embedding
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.paths import located
 from finetune_local.system.untrusted.text import ForeignTextError
 
@@ -71,14 +72,14 @@ class ModelFolder:
         try:
             return cls._opened(path, name)
         except OSError as error:  # where not even a folder's names can be read
-            raise ModelError(f"{path}: {error.strerror}.") from None
+            raise ModelError(msg("{path}: {strerror}.", path=path, strerror=system_reason(error))) from None
 
     @classmethod
     def _opened(cls, path: Path, name: str | None) -> ModelFolder:
         if not path.is_dir():
-            raise ModelError(f"{path}: there is no such folder. Give a Hugging Face model folder.")
+            raise ModelError(msg("{path}: there is no such folder. Give a Hugging Face model folder.", path=path))
         if (path / "adapter_config.json").exists() and not (path / CONFIG).exists():
-            raise ModelError(f"{path}: this is an adapter, not a base model. Give it with --adapter.")
+            raise ModelError(msg("{path}: this is an adapter, not a base model. Give it with --adapter.", path=path))
         config = read_base_config(path)
         check_config(path, config)
         if (path / GENERATION).is_file():
@@ -87,8 +88,12 @@ class ModelFolder:
         check_base_weights(config, stored, path)
         if not (path / TOKENIZER).is_file():
             raise ModelError(
-                f"{path}: no {TOKENIZER} here. Copy it from where the model comes from; where only an older tokenizer "
-                "(tokenizer.model) exists, open it with transformers and save it with save_pretrained()."
+                msg(
+                    "{path}: no {file} here. Copy it from where the model comes from; where only an older tokenizer "
+                    "(tokenizer.model) exists, open it with transformers and save it with save_pretrained().",
+                    path=path,
+                    file=TOKENIZER,
+                )
             )
         return cls(path, name or name_of(path), config, stored)
 
@@ -183,7 +188,7 @@ class ModelFolder:
     def read(self, name: str) -> Floats:
         """One tensor as fp32. Raises ModelError where there is none of this name or it is not of floats."""
         if name not in self._stored:
-            raise ModelError(f"{self.path}: it has no tensor {name}.")
+            raise ModelError(msg("{path}: it has no tensor {name}.", path=self.path, name=name))
         return read_tensor(self._stored[name], name)
 
     def largest(self, name: str) -> float:
@@ -220,13 +225,15 @@ class ModelFolder:
         try:
             told = tokenizer_sha256(tokenizer, self.chat_template())
         except ForeignTextError as error:
-            raise ModelError(f"{self.path / TOKENIZER}: {error}. Copy the file again.") from None
+            raise ModelError(
+                msg("{path}: {error}. Copy the file again.", path=self.path / TOKENIZER, error=error)
+            ) from None
         return Identity(self.name, config_sha256(self.config), told, self.rope_factor)
 
     def _size(self, *keys: str) -> int:
         if found := size_of(self.text_config, *keys):
             return found
-        raise ModelError(f"{self.path / CONFIG}: '{keys[0]}' is missing. Copy the file again.")
+        raise ModelError(msg("{path}: '{key}' is missing. Copy the file again.", path=self.path / CONFIG, key=keys[0]))
 
 
 def name_of(path: Path) -> str:
@@ -241,22 +248,39 @@ def check_config(path: Path | str, config: Mapping[str, Any]) -> None:
     family = config.get("model_type")
     if not isinstance(family, str) or not re.fullmatch(r"[\w.-]{1,100}", family, re.ASCII):
         raise ModelError(
-            f"{path}: 'model_type' is missing from config.json, so it is not known what kind of model this is."
+            msg(
+                "{path}: 'model_type' is missing from config.json, so it is not known what kind of model this is.",
+                path=path,
+            )
         )
     if "auto_map" in config and not is_plain(family):
         raise ModelError(
-            f"{path}: this model ('{family}') brings its own Python code, which is not run here. "
-            "Choose a model of a family that is built in, such as llama, qwen2, qwen3, gemma or mistral."
+            msg(
+                "{path}: this model ('{family}') brings its own Python code, which is not run here. Choose a model "
+                "of a family that is built in, such as llama, qwen2, qwen3, gemma or mistral.",
+                path=path,
+                family=family,
+            )
         )
     for key in ("quantization_config", "quantization"):
         if isinstance(how := config.get(key), dict) and how:
             kind = how.get("quant_method") or f"{how.get('bits', 'a few')}-bit"
             raise ModelError(
-                f"{path}: its weights are already quantised ({kind}). Use the original unquantised model and "
-                "--precision 4-bit: training then quantises it, and exports lose nothing."
+                msg(
+                    "{path}: its weights are already quantised ({kind}). Use the original unquantised model and "
+                    "--precision 4-bit: training then quantises it, and exports lose nothing.",
+                    path=path,
+                    kind=kind,
+                )
             )
     if config.get("is_encoder_decoder"):
-        raise ModelError(f"{path}: '{family}' is an encoder-decoder. Only models that continue a text can be used.")
+        raise ModelError(
+            msg(
+                "{path}: '{family}' is an encoder-decoder. Only models that continue a text can be used.",
+                path=path,
+                family=family,
+            )
+        )
 
 
 def is_plain(family: str) -> bool:
@@ -276,17 +300,30 @@ def _stored_tensors(path: Path) -> dict[str, Stored]:
         if twice := stored.keys() & found.keys():
             name = min(twice)
             raise ModelError(
-                f"{path}: tensor {name} is in {stored[name].file.name} and in {file.name}, and which one counts cannot be known. Copy "
-                "the weights again."
+                msg(
+                    "{path}: tensor {name} is in {one} and in {other}, and which one counts cannot be known. Copy the "
+                    "weights again.",
+                    path=path,
+                    name=name,
+                    one=stored[name].file.name,
+                    other=file.name,
+                )
             )
         stored |= found
     for name, file_name in where.items():
         if name not in stored or stored[name].file.name != file_name:
             raise ModelError(
-                f"{path / file_name}: tensor {name[:120]} is not in it, though {INDEX} says so. Copy both again."
+                msg(
+                    "{path}: tensor {name} is not in it, though {index} says so. Copy both again.",
+                    path=path / file_name,
+                    name=name[:120],
+                    index=INDEX,
+                )
             )
     if not stored:
-        raise ModelError(f"{path}: its files with weights hold no tensors. Copy the model's weights into the folder.")
+        raise ModelError(
+            msg("{path}: its files with weights hold no tensors. Copy the model's weights into the folder.", path=path)
+        )
     return stored
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from finetune_local.models.folder import CONFIG, ModelFolder
 from finetune_local.system.errors import DiskFailed, ModelError
 from finetune_local.system.files import failure, sync, sync_tree
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.paths import bad_name
 from finetune_local.system.untrusted.text import ForeignTextError, is_text, read_json_object
 
@@ -27,7 +28,7 @@ _LARGEST_NOTE = 2**20
 def check_name(name: str) -> str:
     """The name where it can be a folder's on every system. Raises ModelError."""
     if reason := bad_name(name):
-        raise ModelError(f"--name {name!r} {reason}. Choose another.")
+        raise ModelError(msg("--name {name} {reason}. Choose another.", name=repr(name), reason=reason))
     return name
 
 
@@ -82,9 +83,13 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
         if place.is_dir() and source_of(place) == source:
             return ModelFolder.open(place, name)
         if place.exists():
-            raise ModelError(f"there is a model '{name}' already. Choose another --name, or remove it first.") from None
-        told = failure(error, place, "Make room and try again.")
-        raise told or DiskFailed(f"{place} could not be made: {os.strerror(error.errno or 0)}.") from error
+            raise ModelError(
+                msg("there is a model '{name}' already. Choose another --name, or remove it first.", name=name)
+            ) from None
+        told = failure(error, place, msg("Make room and try again."))
+        raise told or DiskFailed(
+            msg("{path} could not be made: {error}.", path=place, error=os.strerror(error.errno or 0))
+        ) from error
     return ModelFolder.open(place, name)
 
 
@@ -93,11 +98,22 @@ def remove(name: str, models: Path) -> None:
     elsewhere is never touched."""
     known = installed(models)
     if name not in known:
-        raise ModelError(f"'{name}' is not installed in {models}. Installed: {', '.join(known) or 'none'}.")
+        raise ModelError(
+            msg(
+                "'{name}' is not installed in {folder}. Installed: {names}.",
+                name=name,
+                folder=models,
+                names=", ".join(known) or "none",
+            )
+        )
     with aside(models) as gone:
         try:
             (models / name).rename(gone / name)  # all of it or nothing
         except OSError as error:
             raise ModelError(
-                f"'{name}' cannot be removed ({error.strerror}). Close what uses it, a chat or a training, and try again."
+                msg(
+                    "'{name}' cannot be removed ({error}). Close what uses it, a chat or a training, and try again.",
+                    name=name,
+                    error=system_reason(error),
+                )
             ) from None

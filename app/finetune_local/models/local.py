@@ -17,6 +17,7 @@ from finetune_local.models.folder import CONFIG, TOKENIZER, ModelFolder
 from finetune_local.models.install import installed, source_of
 from finetune_local.system import preferences
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import NOTHING, Message, message_of, msg
 from finetune_local.system.paths import Home, located
 from finetune_local.system.untrusted.text import read_bounded, read_json_object
 
@@ -38,7 +39,7 @@ class Found:
     parameters: int
     bytes: int
     source: str = ""
-    problem: str = ""
+    problem: Message = NOTHING
     license: str = ""
 
 
@@ -51,7 +52,7 @@ def installed_models(home: Home) -> list[Found]:
         try:
             found.append(_folder(ModelFolder.open(path, name), name, "home", source))
         except ModelError as error:
-            found.append(Found(name, path, "home", "folder", "", 0, _size(path), source, str(error)))
+            found.append(Found(name, path, "home", "folder", "", 0, _size(path), source, message_of(error)))
     return found
 
 
@@ -79,14 +80,19 @@ def add_folder(place: Path) -> list[Found]:
     """Look for models in a folder from now on; what it holds. Raises ModelError where it holds none, SpecError, DiskFull."""
     place = located(place).absolute()
     if not place.is_dir():
-        raise ModelError(f"{place}: there is no such folder. Check the path, or plug the drive in.")
+        raise ModelError(msg("{place}: there is no such folder. Check the path, or plug the drive in.", place=place))
     found = [*_named_folders(place), *_named_files(place)]
     if not any(not f.problem for f in found):
         if found:
             raise ModelError(found[0].problem)
         raise ModelError(
-            f"{place}: no model in it, nor in the folders in it. A model is a folder with {CONFIG}, weights as safetensors and "
-            f"{TOKENIZER}, or a GGUF file."
+            msg(
+                "{place}: no model in it, nor in the folders in it. A model is a folder with {config}, weights as "
+                "safetensors and {tokenizer}, or a GGUF file.",
+                place=place,
+                config=CONFIG,
+                tokenizer=TOKENIZER,
+            )
         )
     kept = [str(f) for f in model_folders()]
     if str(place) not in kept:
@@ -99,7 +105,13 @@ def forget_folder(place: Path) -> None:
     place = located(place).absolute()
     kept = model_folders()
     if place not in kept:
-        raise ModelError(f"{place} is none of the folders that are looked in: {', '.join(map(str, kept)) or 'none'}.")
+        raise ModelError(
+            msg(
+                "{path} is none of the folders that are looked in: {names}.",
+                path=place,
+                names=", ".join(map(str, kept)) or "none",
+            )
+        )
     preferences.save(model_folders=tuple(str(f) for f in kept if f != place))
 
 
@@ -158,7 +170,7 @@ def _hub_folders() -> Iterator[Found | None]:
     for folder in sorted(hub_cache().glob("models--*")):
         repository = folder.name.removeprefix("models--").replace("--", "/", 1)
         if "/" in repository and (snapshot := hub_snapshot(repository)) is not None:
-            found = _opened(snapshot, "Hugging Face cache")
+            found = _opened(snapshot, msg("Hugging Face cache"))
             yield found and replace(found, use=repository, license=found.license or _license(repository))
 
 
@@ -194,7 +206,7 @@ def _named_folders(place: Path) -> Iterator[Found]:
             try:
                 found = _folder(ModelFolder.open(path), str(path), str(place), source_of(path).get("from", ""))
             except ModelError as error:
-                found = Found(str(path), path, str(place), "folder", "", 0, _size(path), problem=str(error))
+                found = Found(str(path), path, str(place), "folder", "", 0, _size(path), problem=message_of(error))
             yield found
 
 

@@ -13,6 +13,7 @@ from finetune_local.models.local import hub_snapshot, is_gguf
 from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings
 from finetune_local.system.errors import ModelError, SpecError
 from finetune_local.system.fields import did_you_mean
+from finetune_local.system.messages import Message, msg
 from finetune_local.system.paths import Home, located
 
 Progress = Callable[[str, float | None], None]
@@ -45,11 +46,16 @@ def resolve_for(settings: ModelSettings, home: Home, progress: Progress) -> Mode
     if settings.context is None:
         return model.stretched(settings.rope_factor)
     if settings.rope_factor != 1:
-        raise SpecError("--rope-factor and --context say the same in two ways: give one of them.")
+        raise SpecError(msg("--rope-factor and --context say the same in two ways: give one of them."))
     if settings.context < model.context_length:
         raise SpecError(
-            f"--context {settings.context}: {model.name} reads {model.context_length} tokens as it is. Leave it out, and give "
-            "--max-length to keep rows shorter."
+            msg(
+                "--context {context}: {name} reads {tokens} tokens as it is. Leave it out, and give --max-length to "
+                "keep rows shorter.",
+                context=settings.context,
+                name=model.name,
+                tokens=model.context_length,
+            )
         )
     return model.stretched(settings.context / model.context_length)
 
@@ -81,7 +87,9 @@ def import_file(path: Path, home: Home, progress: Progress, name: str | None = N
     from finetune_local.models.gguf.convert import install_gguf
 
     if not is_gguf(path):
-        raise ModelError(f"--model {path}: a file, and no GGUF. Give the folder that holds the model's config.json.")
+        raise ModelError(
+            msg("--model {path}: a file, and no GGUF. Give the folder that holds the model's config.json.", path=path)
+        )
     digest = None
     for known in installed(home.models) if name is None else ():
         if source_of(home.models / known).get("from") == path.name:
@@ -109,14 +117,30 @@ def unquantized(name: str) -> str | None:
     return _QUANTIZED.sub("", name) if _QUANTIZED.search(name) else None
 
 
-def _not_found(text: str, installed_names: list[str]) -> str:
+def _not_found(text: str, installed_names: list[str]) -> Message:
     known = list(dict.fromkeys([*installed_names, DEFAULT_MODEL]))
     if Path(text).is_absolute() or text.startswith(("~", "./", "../", ".\\", "..\\")):
-        return f"--model {text}: there is no such folder. Give a Hugging Face model folder, or a name from `models`."
-    if whole := unquantized(text):
-        return (
-            f"--model {text}: that is a quantized copy, by its name, and it is not here. An adapter made on it fits the model it was "
-            f"quantized from, which is held in 4 bits here too: give that one with --model, such as {whole.removeprefix('mlx-community/')}"
+        return msg(
+            "--model {text}: there is no such folder. Give a Hugging Face model folder, or a name from `models`.",
+            text=text,
         )
-    how = f"Download it: finetune-local models get {text}" if "/" in text else "See them all: finetune-local models"
-    return f"--model {text}: no such model here.{did_you_mean(text, known)} There are: {', '.join(known)}. {how}"
+    if whole := unquantized(text):
+        return msg(
+            "--model {name}: that is a quantized copy, by its name, and it is not here. An adapter made on it "
+            "fits the model it was quantized from, which is held in 4 bits here too: give that one with --model, "
+            "such as {other}",
+            name=text,
+            other=whole.removeprefix("mlx-community/"),
+        )
+    how = (
+        msg("Download it: finetune-local models get {name}", name=text)
+        if "/" in text
+        else msg("See them all: finetune-local models")
+    )
+    return msg(
+        "--model {text}: no such model here.{did_you_mean} There are: {names}. {how}",
+        text=text,
+        did_you_mean=did_you_mean(text, known),
+        names=", ".join(known),
+        how=how,
+    )

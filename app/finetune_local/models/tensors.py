@@ -20,6 +20,7 @@ import numpy.typing as npt
 from finetune_local.adapter_format import as_float32, to_bfloat16_bits
 from finetune_local.system.errors import AdapterError, DiskFailed, ModelError
 from finetune_local.system.files import failure
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.untrusted.tensor_header import BYTES, LfsPointer, Stored, tensors_of
 from finetune_local.system.untrusted.text import ForeignTextError
 
@@ -36,11 +37,11 @@ def read_header(path: Path) -> dict[str, Stored]:
     try:
         return tensors_of(path)
     except LfsPointer as error:
-        raise ModelError(f"{path}: {error}. Run `git lfs pull` in its folder.") from None
+        raise ModelError(msg("{path}: {error}. Run `git lfs pull` in its folder.", path=path, error=error)) from None
     except ForeignTextError as error:
-        raise ModelError(f"{path}: {error}. Copy or download the file again.") from None
+        raise ModelError(msg("{path}: {error}. Copy or download the file again.", path=path, error=error)) from None
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}.") from None
+        raise ModelError(msg("{path}: {strerror}.", path=path, strerror=system_reason(error))) from None
 
 
 def read_tensor(stored: Stored, name: str) -> Floats:
@@ -51,9 +52,11 @@ def read_tensor(stored: Stored, name: str) -> Floats:
             raw = file.read(stored.end - stored.begin)
         return np.asarray(as_float32(raw, stored.dtype, stored.shape), np.float32)
     except OSError as error:
-        raise ModelError(f"{stored.file}: {error.strerror}.") from None
+        raise ModelError(msg("{file}: {strerror}.", file=stored.file, strerror=system_reason(error))) from None
     except (AdapterError, ValueError) as error:
-        raise ModelError(f"{stored.file}: tensor {name} cannot be read: {error}") from None
+        raise ModelError(
+            msg("{file}: tensor {name} cannot be read: {error}", file=stored.file, name=name, error=error)
+        ) from None
 
 
 def largest(stored: Stored, name: str) -> float:
@@ -75,7 +78,7 @@ def largest(stored: Stored, name: str) -> float:
                 else:
                     found = max(found, float(np.abs(piece).max(initial=0.0)))
     except OSError as error:
-        raise ModelError(f"{stored.file}: {error.strerror}.") from None
+        raise ModelError(msg("{file}: {strerror}.", file=stored.file, strerror=system_reason(error))) from None
     if kind == "<u2":
         bits = np.array([int(found)], np.uint16)
         return float(
@@ -102,7 +105,7 @@ def same_numbers(one: Stored, other: Stored, everything: bool) -> bool:
                 if first.read(count) != second.read(count):
                     return False
     except OSError as error:
-        raise ModelError(f"{one.file}: {error.strerror}.") from None
+        raise ModelError(msg("{file}: {strerror}.", file=one.file, strerror=system_reason(error))) from None
     return True
 
 
@@ -141,8 +144,10 @@ def write_tensors(path: Path, tensors: Sequence[Pending], progress: Callable[[fl
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        told = failure(error, path, "Make room and try again.")
-        raise told or DiskFailed(f"{path} could not be written: {error.strerror}. Give another place.") from error
+        told = failure(error, path, msg("Make room and try again."))
+        raise told or DiskFailed(
+            msg("{path} could not be written: {error}. Give another place.", path=path, error=system_reason(error))
+        ) from error
 
 
 def _stored_as(array: Floats, dtype: str) -> npt.NDArray[np.generic]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune_local.spec.base.tokenizer_files import NAMED, added_by_config, in_force
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 
 _SHOWN = 3
 
@@ -40,11 +41,18 @@ def check_tokens(
     if not beyond:
         return
     shown = ", ".join(f"{text[:60]!r} ({number})" for number, text in beyond[:_SHOWN])
-    more = " and others" if len(beyond) > _SHOWN else ""
+    more = msg(" and others") if len(beyond) > _SHOWN else ""
     raise ModelError(
-        f"{folder}: {len(beyond)} tokens of its tokenizer have no row in the embedding, which has {rows}: {shown}{more}. A token was "
-        "added without resizing the model. Take the tokenizer that the model comes with, or resize the model with transformers "
-        "(resize_token_embeddings) and save both."
+        msg(
+            "{folder}: {number} tokens of its tokenizer have no row in the embedding, which has {rows}: "
+            "{shown}{more}. A token was added without resizing the model. Take the tokenizer that the model "
+            "comes with, or resize the model with transformers (resize_token_embeddings) and save both.",
+            folder=folder,
+            number=len(beyond),
+            rows=rows,
+            shown=shown,
+            more=more,
+        )
     )
 
 

@@ -26,6 +26,7 @@ from finetune_local.system.damaged import Damaged
 from finetune_local.system.errors import SpecError
 from finetune_local.system.files import ASIDE, sweep_abandoned, write_text
 from finetune_local.system.files import remove as remove_files
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.trash import moved
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
@@ -113,12 +114,13 @@ class Job(ProcessFolder):
         try:
             return Asked.model_validate(read_json_object(file))
         except ValidationError as error:
-            said = (
-                f"'{'.'.join(map(str, error.errors()[0]['loc'])) or 'arguments'}' is missing, or not what it should be"
+            said = msg(
+                "'{name}' is missing, or not what it should be",
+                name=".".join(map(str, error.errors()[0]["loc"])) or "arguments",
             )
         except (OSError, ForeignTextError) as error:
-            said = str(error)
-        raise SpecError(f"{file}: cannot be read ({said}). Remove it and begin again.")
+            said = message_of(error)
+        raise SpecError(msg("{file}: cannot be read ({error}). Remove it and begin again.", file=file, error=said))
 
     @property
     def kind(self) -> str:
@@ -157,10 +159,10 @@ class Job(ProcessFolder):
             error, facts, done = account.error, account.facts, account.done
             text, notes, result, began = account.text, tuple(account.notes), account.result, account.began
         if status == "interrupted":
-            words = " | ".join(self.log_tail()) or "killed, or out of memory"
+            words = " | ".join(self.log_tail()) or msg("killed, or out of memory")
             error = {
                 "error": "WorkerDied",
-                "message": f"its process ended without a word ({words}). Start it again.",
+                "message": msg("its process ended without a word ({how}). Start it again.", how=words),
                 "traceback": "",
             }
         left = facts.get("seconds_left")
@@ -181,7 +183,7 @@ class Job(ProcessFolder):
 def start(home: Home, kind: str, arguments: Mapping[str, Any]) -> Job:
     """Begin a job in a process of its own, and return while it works. Raises SpecError where there is no such kind."""
     if kind not in names():
-        raise SpecError(f"there is no job '{kind}'. Known: {', '.join(names())}.")
+        raise SpecError(msg("there is no job '{name}'. Known: {names}.", name=kind, names=", ".join(names())))
     stem = time.strftime("%Y%m%d-%H%M%S") + f"-{kind}"
     folder, number = home.jobs / stem, 1
     while True:
@@ -230,7 +232,7 @@ def damaged(home: Home, kind: str | None = None) -> list[Damaged]:
             try:
                 _ = job.asked
             except SpecError as error:
-                found.append(Damaged(job.name, job.folder, str(error)))
+                found.append(Damaged(job.name, job.folder, message_of(error)))
     return sorted(found, key=lambda one: one.name, reverse=True)
 
 
@@ -242,7 +244,7 @@ def find(home: Home, name: str) -> Job:
     """A job by its name. Raises SpecError."""
     folder = home.jobs / name
     if Path(name).name != name or not (folder / "job.json").exists():
-        raise SpecError(f"there is no job '{name}' any more.")
+        raise SpecError(msg("there is no job '{name}' any more.", name=name))
     return Job(folder)
 
 
@@ -262,7 +264,7 @@ def _is(job: Job, kind: str | None) -> bool:
 def forget(job: Job) -> None:
     """Delete a job's folder. Raises SpecError while it works."""
     if not _delete(job):
-        raise SpecError("this job is still at work. Stop it first.")
+        raise SpecError(msg("this job is still at work. Stop it first."))
 
 
 def prune(home: Home) -> None:

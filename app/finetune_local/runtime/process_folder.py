@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from finetune_local.system import locks
 from finetune_local.system.errors import RunError
 from finetune_local.system.files import disk_full, sync, write_text
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.process import Process
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object, read_json_object
 
@@ -50,7 +51,7 @@ class ProcessFolder:
 
     folder: Path
 
-    on_full_disk: ClassVar[str] = "Make room, then start it again."
+    on_full_disk: ClassVar[str] = msg("Make room, then start it again.")
     """What to do where there is no room for a line."""
 
     @property
@@ -185,7 +186,11 @@ class ProcessFolder:
                 return None
             except OSError as error:
                 raise RunError(
-                    f"{self.lock_file} cannot be opened ({error.strerror}). Mend its rights, or remove it."
+                    msg(
+                        "{file} cannot be opened ({error}). Mend its rights, or remove it.",
+                        file=self.lock_file,
+                        error=system_reason(error),
+                    )
                 ) from None
             mine = locks.acquire(descriptor)
             if mine is None:
@@ -353,7 +358,7 @@ def _start(places: Sequence[ProcessFolder], module: str, arguments: Sequence[str
 
 
 def _gone(place: ProcessFolder) -> RunError:
-    return RunError(f"{place.folder} is not there any more: it was removed or renamed meanwhile.")
+    return RunError(msg("{folder} is not there any more: it was removed or renamed meanwhile.", folder=place.folder))
 
 
 def log_line(text: str) -> None:

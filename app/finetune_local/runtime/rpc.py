@@ -26,6 +26,7 @@ from typing import Any, TextIO
 from finetune_local.runtime.process_folder import command_of, environment
 from finetune_local.system import errors
 from finetune_local.system.errors import FinetuneError, WorkerDied
+from finetune_local.system.messages import as_message, message_of, msg
 from finetune_local.system.private import write_privately
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 
@@ -102,10 +103,16 @@ def _answered(handlers: Mapping[str, Handler], call: RpcRequest) -> Event:
     try:
         return {"id": call.values["id"], "event": "result", "value": handlers[call.values["do"]](call)}
     except FinetuneError as error:
-        return {"id": call.values["id"], "event": "error", "error": type(error).__name__, "message": str(error)}
+        return {"id": call.values["id"], "event": "error", "error": type(error).__name__, "message": message_of(error)}
     except Exception as error:  # noqa: BLE001 - the child lives on; whoever asked gets the traceback of the defect
         trace = "".join(traceback.format_exception(error))
-        return {"id": call.values["id"], "event": "error", "error": "", "message": str(error), "traceback": trace}
+        return {
+            "id": call.values["id"],
+            "event": "error",
+            "error": "",
+            "message": message_of(error),
+            "traceback": trace,
+        }
 
 
 class RpcClient:
@@ -190,8 +197,14 @@ class RpcClient:
             lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
         except OSError:
             lines = []
-        said = ". Its last words: " + " | ".join(lines[-_LAST_LINES:]) if lines else " (killed, or out of memory)"
-        return WorkerDied(f"the process that held the model ended without a word{said}. Try again: it is started anew.")
+        said = (
+            msg(". Its last words: ") + " | ".join(lines[-_LAST_LINES:])
+            if lines
+            else msg(" (killed, or out of memory)")
+        )
+        return WorkerDied(
+            msg("the process that held the model ended without a word{said}. Try again: it is started anew.", said=said)
+        )
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
@@ -293,5 +306,5 @@ def error_of(event: Mapping[str, Any]) -> Exception:
     """The error that an event or a line of events.jsonl tells of; a defect comes as a RuntimeError with its traceback."""
     kind = getattr(errors, str(event.get("error")), None)
     if isinstance(kind, type) and issubclass(kind, FinetuneError):
-        return kind(event["message"])
+        return kind(as_message(event["message"]))
     return RuntimeError(event.get("traceback") or event.get("message") or "unknown")

@@ -14,6 +14,7 @@ from finetune_local.runtime.kinds import work_of
 from finetune_local.runtime.process_folder import log_line
 from finetune_local.system.errors import DiskFailed, FinetuneError, Stopped
 from finetune_local.system.files import failure
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 from finetune_local.system.private import write_privately
 
@@ -39,7 +40,7 @@ class Teller:
     def check(self) -> None:
         """See kinds.Tell."""
         if self.asked_by_signal or self.job.stop_file.exists():
-            raise Stopped("stopped; what was done so far is kept.")
+            raise Stopped(msg("stopped; what was done so far is kept."))
 
     def note(self, text: str) -> None:
         """See kinds.Tell."""

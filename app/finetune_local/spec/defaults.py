@@ -11,6 +11,7 @@ from finetune_local.spec.numerics.shifted import automatic_group
 from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import Goal, Precision, RunSpec
 from finetune_local.spec.tuners import tuners
+from finetune_local.system.messages import msg
 
 COMFORTABLE = 0.8
 """Share of a device's memory that automatic values may plan with."""
@@ -53,20 +54,22 @@ class Choice:
 def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, str]:
     """The base's precision where the spec leaves it open."""
     if spec.model.precision is not None:
-        return spec.model.precision, "you asked for it"
+        return spec.model.precision, msg("you asked for it")
     if preset_named(spec.method.key).tuner == "full" and device == "cpu":
-        return "fp32", "the base's own weights are trained; bf16 would round them in every product"
+        return "fp32", msg("the base's own weights are trained; bf16 would round them in every product")
     if fast_bf16:
-        return "bf16", "this device is fastest at it, in half the memory; --precision fp32 is more exact"
-    return "fp32", "this device has no fast bf16"
+        return "bf16", msg("this device is fastest at it, in half the memory; --precision fp32 is more exact")
+    return "fp32", msg("this device has no fast bf16")
 
 
 def max_length(spec: RunSpec, context: int) -> tuple[int, str]:
     """The longest row where the spec leaves it open."""
     if spec.data.max_length is not None:
-        return spec.data.max_length, "you asked for it"
+        return spec.data.max_length, msg("you asked for it")
     limit = min(context, 2048)
-    return limit, "the model's context" if limit == context else "enough for most chats; raise it for long texts"
+    return limit, (
+        msg("the model's context") if limit == context else msg("enough for most chats; raise it for long texts")
+    )
 
 
 def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
@@ -84,15 +87,17 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     batch_size = choose(
         "batch_size",
         4 if facts.rows < 64 else 8 if facts.rows < 4000 else 16,
-        f"for {facts.rows} rows",
+        msg("for {rows} rows", rows=facts.rows),
     )
     per_epoch = math.ceil(facts.rows / batch_size)
     epochs = training.epochs
     if training.max_steps is None:
         few = max(3, min(10, math.ceil(60 / per_epoch)))
         usual = few if facts.rows < 5000 else 2 if facts.rows < 20000 else 1
-        aimed = "" if spec.goal == "balanced" else f"; --goal {spec.goal}"
-        epochs = choose("epochs", usual * LENGTHS[spec.goal], f"{per_epoch} steps each{aimed}")
+        aimed = "" if spec.goal == "balanced" else msg("; --goal {goal}", goal=spec.goal)
+        epochs = choose(
+            "epochs", usual * LENGTHS[spec.goal], msg("{per_epoch} steps each{aimed}", per_epoch=per_epoch, aimed=aimed)
+        )
     steps = training.max_steps or max(1, math.ceil((epochs or 1) * per_epoch))
     chosen_method = preset_named(spec.method.key)
     small = getattr(spec.method.settings, "train_weights", "all") in ("norms", "biases")
@@ -105,41 +110,49 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     rate = float(f"{rate:.1e}")
     resolved = {
         "epochs": epochs,
-        "max_steps": choose("max_steps", steps, f"{epochs:g} epochs of {per_epoch}") if epochs else steps,
+        "max_steps": choose(
+            "max_steps", steps, msg("{epochs} epochs of {steps}", epochs=f"{epochs:g}", steps=per_epoch)
+        )
+        if epochs
+        else steps,
         "batch_size": batch_size,
         "learning_rate": choose("learning_rate", rate, f"{chosen_method.title}, {facts.hidden_size} wide"),
         "micro_batch_tokens": choose("micro_batch_tokens", *_micro_batch_tokens(facts)),
         "gradient_checkpointing": choose("gradient_checkpointing", *_checkpointing(facts)),
-        "attention_group": choose("attention_group", automatic_group(facts.longest), "a quarter of the longest row")
+        "attention_group": choose(
+            "attention_group", automatic_group(facts.longest), msg("a quarter of the longest row")
+        )
         if training.attention == "shifted"
         else training.attention_group,
-        "early_stopping": choose("early_stopping", PATIENCE, "--goal thorough: what comes after its best is not kept")
+        "early_stopping": choose(
+            "early_stopping", PATIENCE, msg("--goal thorough: what comes after its best is not kept")
+        )
         if spec.goal == "thorough" and facts.validation_rows
         else training.early_stopping,
         "validate_every": choose("validate_every", *_validations(spec, steps)),
         "checkpoint_every": choose(
             "checkpoint_every",
             max(1, math.ceil(steps / 4)) if heavy else max(1, min(50, math.ceil(steps / 10))),
-            "at most that many steps are lost by a crash",
+            msg("at most that many steps are lost by a crash"),
         ),
     }
     return spec.model_copy(update={"training": training.model_copy(update=resolved)}), chosen
 
 
 def _validations(spec: RunSpec, steps: int) -> tuple[int, str]:
-    times, told = (12, "twelve") if spec.goal == "thorough" else (5, "five")
-    return max(1, math.ceil(steps / times)), f"{told} times in the run"
+    times, told = (12, msg("twelve")) if spec.goal == "thorough" else (5, msg("five"))
+    return max(1, math.ceil(steps / times)), msg("{times} times in the run", times=told)
 
 
 def _micro_batch_tokens(facts: Facts) -> tuple[int, str]:
     if facts.device == "cpu":
-        return max(1024, facts.longest), "fills a CPU's caches; more only takes memory"
+        return max(1024, facts.longest), msg("fills a CPU's caches; more only takes memory")
     room = int(facts.memory_bytes * COMFORTABLE) - facts.fixed_bytes
     thousands = max(1, min(16, room // max(1, facts.activation_bytes)))
-    return max(facts.longest, 1024 * thousands), "by the device's memory"
+    return max(facts.longest, 1024 * thousands), msg("by the device's memory")
 
 
 def _checkpointing(facts: Facts) -> tuple[bool, str]:
     needed = facts.fixed_bytes + facts.activation_bytes * max(1024, facts.longest) // 1024
     tight = needed > facts.memory_bytes * COMFORTABLE
-    return tight, "memory is short" if tight else "there is memory to spare"
+    return tight, (msg("memory is short") if tight else msg("there is memory to spare"))

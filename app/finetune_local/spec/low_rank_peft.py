@@ -14,6 +14,7 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import is_whole, kinds_in, module_of, read_token_rows, read_whole
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import one_line
+from finetune_local.system.messages import msg
 
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 A0, B0 = ".lora_A0.weight", ".lora_B0.weight"
@@ -63,15 +64,22 @@ def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], tuner: 
     for field in _NOT_READ:
         if field in config.unread:
             raise AdapterError(
-                f"adapter_config.json uses '{field}', which this version cannot read. Merge the adapter into its base with "
-                "PEFT, or train it again without."
+                msg(
+                    "adapter_config.json uses '{field}', which this version cannot read. Merge the adapter into its base "
+                    "with PEFT, or train it again without.",
+                    field=field,
+                )
             )
     rank, alpha = config.rank_and_alpha("r")
     start = str(config.init_lora_weights)
     if start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise AdapterError(
-            f"this adapter was begun by '{start}', which changed the base's weights too, so it does not fit the base as it "
-            "is. Save it as plain LoRA with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+            msg(
+                "this adapter was begun by '{start}', which changed the base's weights too, so it does not fit the "
+                "base as it is. Save it as plain LoRA with PEFT: save_pretrained(..., "
+                "path_initial_model_for_weight_conversion=...).",
+                start=start,
+            )
         )
     whole = read_whole(config.modules_to_save, shapes)
     rows = read_token_rows(bool(config.trainable_token_indices), shapes)
@@ -80,7 +88,13 @@ def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], tuner: 
         check_inside((target.module for target in targets if target.in_features), "DoRA")
     modules = tuple(target.module for target in targets if target.in_features)
     if config.bias not in (biases := {v: k for k, v in _NAMES_IN_PEFT.items()}):
-        raise AdapterError(f"adapter_config.json: 'bias' is {config.bias!r}; known: {', '.join(biases)}.")
+        raise AdapterError(
+            msg(
+                "adapter_config.json: 'bias' is {value}; known: {names}.",
+                value=repr(config.bias),
+                names=", ".join(biases),
+            )
+        )
     try:
         settings = LowRankSettings(
             rank=rank,
@@ -95,7 +109,9 @@ def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], tuner: 
             also_train=kinds_in(whole),
         )
     except (ValueError, SpecError) as error:
-        raise AdapterError(f"adapter_config.json has no usable rank or alpha ({one_line(error)}).") from None
+        raise AdapterError(
+            msg("adapter_config.json has no usable rank or alpha ({error}).", error=one_line(error))
+        ) from None
     return AdapterPlan("dora" if settings.use_dora else "lora", tuner, settings, targets + whole + rows)
 
 
@@ -116,7 +132,9 @@ def _targets(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
             module = path.removesuffix(first)
             other = shapes.get(PREFIX + module + second)
             if other is None:
-                raise AdapterError(f"the adapter has lora_A but no lora_B for {module}: the file is incomplete.")
+                raise AdapterError(
+                    msg("the adapter has lora_A but no lora_B for {module}: the file is incomplete.", module=module)
+                )
             sizes = (shapes[name][1], other[0])
             targets.append(Target(module, *(sizes if first == A else sizes[::-1])))
         if name.endswith(BIAS):

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from finetune_local.spec import patterns
 from finetune_local.spec.targets import AtLinear
 from finetune_local.system.fields import setting
+from finetune_local.system.messages import msg
 
 SMALLEST_NORM = 1e-15
 """What DoRA takes a shorter row's norm for: rows of zeros, which pruned models have, would be 0/0, and so stay zeros."""
@@ -82,11 +83,17 @@ class LowRankSettings(UpdateSettings):
         patterns.check(self.rank_pattern, "--rank-pattern", True)
         patterns.check(self.alpha_pattern, "--alpha-pattern", False)
         if not self.also_train and self.also_train_rate != type(self).model_fields["also_train_rate"].default:
-            raise ValueError("--also-train-rate: nothing is trained whole. Add --also-train norms, or leave it out.")
+            raise ValueError(
+                msg("--also-train-rate: nothing is trained whole. Add --also-train norms, or leave it out.")
+            )
         if self.from_weights and self.dropout:
             raise ValueError(
-                f"--dropout {self.dropout:g} does not go with --init {self.start}: it would drop a part of the base's own "
-                "weights, not of a change to them. Leave one of them out."
+                msg(
+                    "--dropout {dropout} does not go with --init {start}: it would drop a part of the base's own "
+                    "weights, not of a change to them. Leave one of them out.",
+                    dropout=f"{self.dropout:g}",
+                    start=self.start,
+                )
             )
         return self
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 
 _PLAIN = re.compile(r"[\w.-]*")
 _LONGEST = 1.0
@@ -41,26 +42,49 @@ def matches(name: str, module: str) -> bool:
         return regex.match(whole, module, timeout=_LONGEST) is not None
     except TimeoutError:
         raise SpecError(
-            f"the pattern {name[:80]!r} takes more than a second to compare with {module}. Write the layer's name instead."
+            msg(
+                "the pattern {pattern} takes more than a second to compare with {module}. Write the layer's name "
+                "instead.",
+                pattern=repr(name[:80]),
+                module=module,
+            )
         ) from None
     except (re.error, ValueError, RecursionError, OverflowError) as error:
         said = " ".join(str(error).split())
         raise SpecError(
-            f"the pattern {name[:80]!r} is no regular expression ({said}). Write the layer's name."
+            msg(
+                "the pattern {pattern} is no regular expression ({error}). Write the layer's name.",
+                pattern=repr(name[:80]),
+                error=said,
+            )
         ) from None
 
 
 def check(patterns: Iterable[str], flag: str, whole: bool) -> None:
     """Raise ValueError where one is not NAME=NUMBER with a number above 0 (a whole one where asked for)."""
     for pattern in patterns:
-        kind = "a whole number above 0" if whole else "a number above 0"
+        kind = msg("a whole number above 0") if whole else msg("a number above 0")
         try:
             name, number = _parts(pattern)
             re.compile(name)
         except (ValueError, re.error, RecursionError, OverflowError):
-            raise ValueError(f"{flag} {pattern!r} is not understood. Write NAME={kind}, such as q_proj=8.") from None
+            raise ValueError(
+                msg(
+                    "{flag} {pattern} is not understood. Write NAME={kind}, such as q_proj=8.",
+                    flag=flag,
+                    pattern=repr(pattern),
+                    kind=kind,
+                )
+            ) from None
         if not name or number <= 0 or (whole and number != int(number)):
-            raise ValueError(f"{flag} {pattern!r}: what follows = must be {kind}, such as q_proj=8.")
+            raise ValueError(
+                msg(
+                    "{flag} {pattern}: what follows = must be {kind}, such as q_proj=8.",
+                    flag=flag,
+                    pattern=repr(pattern),
+                    kind=kind,
+                )
+            )
 
 
 def unmatched(patterns: Iterable[str], modules: Iterable[str]) -> str | None:
@@ -90,7 +114,9 @@ def resolved(values: Mapping[str, float], modules: Iterable[str], common: float)
                 matching.append(at)
                 break
             if time.monotonic() > until:
-                raise SpecError(f"its {len(values)} patterns take too long to compare with its layers.")
+                raise SpecError(
+                    msg("its {number} patterns take too long to compare with its layers.", number=len(values))
+                )
         if matching and numbers[min(matching)] != common:
             found[module] = numbers[min(matching)]
     return from_mapping(found)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import is_text, kind_of
 
 _LONGEST_NAME = 1000
@@ -20,7 +21,7 @@ _MOST_MODULES = 200_000
 
 def _readable(text: str) -> str:
     if not is_text(text):
-        raise ValueError("is no text that can be written")
+        raise ValueError(msg("is no text that can be written"))
     return text
 
 
@@ -85,14 +86,16 @@ class PeftConfig(BaseModel):
         rank, alpha = getattr(self, name), self.lora_alpha
         if rank is None or alpha is None:
             lacking = name if rank is None else "lora_alpha"
-            raise AdapterError(f"adapter_config.json lacks '{lacking}'. Copy the adapter again.")
+            raise AdapterError(msg("adapter_config.json lacks '{name}'. Copy the adapter again.", name=lacking))
         return rank, alpha
 
     def ranks(self) -> dict[str, int]:
         """rank_pattern of a LoRA. Raises AdapterError where it is AdaLoRA's."""
         found = {name: number for name, number in (self.rank_pattern or {}).items() if isinstance(number, int)}
         if len(found) < len(self.rank_pattern or {}):
-            raise AdapterError("adapter_config.json: 'rank_pattern' has lists, as AdaLoRA's. Copy the adapter again.")
+            raise AdapterError(
+                msg("adapter_config.json: 'rank_pattern' has lists, as AdaLoRA's. Copy the adapter again.")
+            )
         return found
 
     @field_validator("modules_to_save", mode="before")
@@ -104,7 +107,7 @@ class PeftConfig(BaseModel):
     @classmethod
     def _sizes(cls, value: Any) -> Any:
         if value is not None and any(not 0 <= n <= 2**40 for _, *sizes in value for n in sizes):
-            raise ValueError("a module's size is negative or too big")
+            raise ValueError(msg("a module's size is negative or too big"))
         return value
 
 
@@ -122,7 +125,13 @@ def peft_config(values: Mapping[str, Any], file: str) -> PeftConfig:
         name = str(problem["loc"][0]) if problem["loc"] else ""
         said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         raise AdapterError(
-            f"{file}: '{name}' is {_shown(given.get(name))}, but {said}. Copy the adapter again."
+            msg(
+                "{file}: '{path}' is {value}, but {text}. Copy the adapter again.",
+                file=file,
+                path=name,
+                value=_shown(given.get(name)),
+                text=said,
+            )
         ) from None
 
 

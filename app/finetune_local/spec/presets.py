@@ -11,6 +11,7 @@ from functools import cache
 from finetune_local.spec.tuners import Preset, presets_of, tuners
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import did_you_mean
+from finetune_local.system.messages import msg
 
 
 @cache
@@ -30,6 +31,11 @@ def preset_named(key: str) -> Preset:
     known = presets()
     if key not in known:
         raise SpecError(
-            f"there is no method '{key}'.{did_you_mean(key, list(known))} Known methods: {', '.join(known)}."
+            msg(
+                "there is no method '{name}'.{did_you_mean} Known methods: {names}.",
+                name=key,
+                did_you_mean=did_you_mean(key, list(known)),
+                names=", ".join(known),
+            )
         )
     return known[key]

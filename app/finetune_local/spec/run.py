@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
@@ -14,7 +13,8 @@ from finetune_local.spec.presets import preset_named, presets
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, did_you_mean, parse, setting
-from finetune_local.system.untrusted.text import ForeignTextError, is_text, parse_json_object, parse_toml, read_bounded
+from finetune_local.system.messages import msg
+from finetune_local.system.untrusted.text import is_text
 
 Goal = Literal["quick", "balanced", "thorough"]
 Precision = Literal["fp32", "bf16", "8-bit", "4-bit"]
@@ -108,13 +108,17 @@ class DataSettings(Settings):
         for column in columns:
             role, sign, name = (part.strip() for part in column.partition("="))
             if not sign or not name:
-                raise ValueError(f"--column {column}: say which column is what, such as --column prompt=frage.")
+                raise ValueError(
+                    msg("--column {column}: say which column is what, such as --column prompt=frage.", column=column)
+                )
             if role not in COLUMN_ROLES:
                 hint = did_you_mean(role, COLUMN_ROLES) or f" Known: {', '.join(COLUMN_ROLES)}."
-                raise ValueError(f"--column {column}: a column cannot be '{role}'.{hint}")
+                raise ValueError(
+                    msg("--column {column}: a column cannot be '{role}'.{hint}", column=column, role=role, hint=hint)
+                )
             roles.append(role)
         if twice := next((role for i, role in enumerate(roles) if role in roles[:i]), None):
-            raise ValueError(f"--column: two columns are given as '{twice}'. Name one.")
+            raise ValueError(msg("--column: two columns are given as '{role}'. Name one.", role=twice))
         return columns
 
 
@@ -135,7 +139,7 @@ def _method(value: object) -> object:
     kind = tuners()[preset.tuner].settings
     every = {m.key: tuners()[m.tuner].settings for m in presets().values()}
     if told := _of_others(key, every, given):
-        raise SpecError(f"method '{key}': {told}")
+        raise SpecError(msg("method '{name}': {reason}", name=key, reason=told))
     return MethodSettings(key=key, settings=parse(kind, {**implied, **given}, f"method '{key}'"))
 
 
@@ -159,7 +163,7 @@ def _objective(value: object) -> object:
     kind = objective_named(key).settings
     every = {name: objective.settings for name, objective in objectives().items()}
     if told := _of_others(key, every, given):
-        raise SpecError(f"objective '{key}': {told}")
+        raise SpecError(msg("objective '{key}': {told}", key=key, told=told))
     return ObjectiveSettings(key=key, settings=parse(kind, given, f"objective '{key}'"))
 
 
@@ -178,9 +182,11 @@ def _of_others(key: str, every: Mapping[str, type[Settings]], given: Mapping[str
     for name in given:
         theirs = [other for other, kind in every.items() if name in kind.model_fields]
         if theirs and name not in own:
-            return (
-                f"there is no setting '{name}' in it; that is one of {', '.join(theirs)}. "
-                f"Known settings: {', '.join(own) or 'none'}."
+            return msg(
+                "there is no setting '{name}' in it; that is one of {methods}. Known settings: {names}.",
+                name=name,
+                methods=", ".join(theirs),
+                names=", ".join(own) or "none",
             )
     return ""
 
@@ -290,7 +296,14 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
     given = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in values.items()}
     for table in ("model", "data", "training"):
         if not isinstance(given.get(table, {}), dict):
-            raise SpecError(f"{where}: '{table}' is {given[table]!r}, but should be a table: [{table}].")
+            raise SpecError(
+                msg(
+                    "{where}: '{table}' is {value}, but should be a table: [{table}].",
+                    where=where,
+                    table=table,
+                    value=repr(given[table]),
+                )
+            )
     chosen = given.get("method", {})
     key = chosen.get("key", "lora") if isinstance(chosen, Mapping) else chosen
     for path, value in preset_named(str(key)).defaults.items():
@@ -300,8 +313,12 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
     spec = parse(RunSpec, given, where)
     if spec.model.quantisation != "auto" and spec.model.precision != "4-bit":
         raise SpecError(
-            f"{where}: --quantisation {spec.model.quantisation} says how 4 bits are held, but the base is not held in 4 "
-            "bits. Give --precision 4-bit (or --method qlora) with it, or leave it out."
+            msg(
+                "{where}: --quantisation {kind} says how 4 bits are held, but the base is not held in 4 bits. Give "
+                "--precision 4-bit (or --method qlora) with it, or leave it out.",
+                where=where,
+                kind=spec.model.quantisation,
+            )
         )
     return spec
 
@@ -311,7 +328,13 @@ def _check_texts(value: Any, where: str) -> None:
     surrogates."""
     if isinstance(value, str):
         if "\0" in value or not is_text(value):
-            raise SpecError(f"{where}: {ascii(value)[:80]} has a character that no name or path can have.")
+            raise SpecError(
+                msg(
+                    "{where}: {text} has a character that no name or path can have.",
+                    where=where,
+                    text=ascii(value)[:80],
+                )
+            )
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             _check_texts(key, where)
@@ -326,47 +349,6 @@ def preset_of(spec: RunSpec, path: str) -> bool:
     presets = preset_named(spec.method.key).defaults
     table, name = path.split(".")
     return path in presets and getattr(getattr(spec, table), name) == presets[path]
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The tables of a run.toml or a run.json; it may be a pipe. Raises SpecError with file and line."""
-    try:
-        text = read_bounded(path, pipes=True)
-        return parse_json_object(text) if path.suffix == ".json" else parse_toml(text)
-    except OSError as error:
-        raise SpecError(f"--config {path}: {error.strerror}. Give a run.toml, or the run.json of a run.") from None
-    except ForeignTextError as error:
-        raise SpecError(f"--config {path}: {error}. Expected are tables such as [model] and [training].") from None
-
-
-def sections(tables: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The tables of each run of a config: one, or one for each of its [[adapters]], which are trained at once on one base.
-
-    What stands outside the sections holds for all; a section's [method] replaces the shared one. Raises SpecError.
-    """
-    shared = {key: value for key, value in tables.items() if key != "adapters"}
-    if "adapters" not in tables:
-        return [shared]
-    listed = tables["adapters"]
-    if not isinstance(listed, list) or not listed or not all(isinstance(part, Mapping) for part in listed):
-        raise SpecError(f"{where}: 'adapters' should be sections, one [[adapters]] for each adapter to be trained.")
-    result = []
-    for number, part in enumerate(listed, 1):
-        if wrong := sorted({"model", "backend", "device"} & set(part)):
-            raise SpecError(
-                f"{where}: [[adapters]] number {number} has '{wrong[0]}', but all share one base: write it outside the sections."
-            )
-        own = dict(shared)
-        for key, value in part.items():
-            both_tables = isinstance(value, Mapping) and isinstance(own.get(key), Mapping) and key != "method"
-            own[key] = {**own[key], **value} if both_tables else value
-        result.append(own)
-    return result
-
-
-def section_name(number: int, name: object) -> str:
-    """What messages call one of several [[adapters]], counted from 1."""
-    return f"[[adapters]] number {number}" + (f" ('{name}')" if name else "")
 
 
 def as_tables(spec: RunSpec) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from finetune_local.spec.plan import Target, WeightInfo
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import Settings, did_you_mean, setting
+from finetune_local.system.messages import msg
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj")
 MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
@@ -74,8 +75,12 @@ def check_inside(modules: Iterable[str], what: str) -> None:
     for module in modules:
         if block_of(module + ".") is None:
             raise AdapterError(
-                f"the adapter has {what} at {module}, and this version computes it inside the blocks only. Merge the adapter into "
-                "its base with PEFT, or train it again without that layer."
+                msg(
+                    "the adapter has {what} at {module}, and this version computes it inside the blocks only. Merge the "
+                    "adapter into its base with PEFT, or train it again without that layer.",
+                    what=what,
+                    module=module,
+                )
             )
 
 
@@ -109,14 +114,24 @@ def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], lay
             chosen = {m for m in linear if m == name or m.endswith("." + name)}
         if not chosen:
             raise SpecError(
-                f"--target {name}: no linear layer of this model has that name."
-                f"{did_you_mean(name, sorted(last))} It has: {', '.join(sorted(last)) or 'none'}."
+                msg(
+                    "--target {name}: no linear layer of this model has that name.{did_you_mean} It has: {names}.",
+                    name=name,
+                    did_you_mean=did_you_mean(name, sorted(last)),
+                    names=", ".join(sorted(last)) or "none",
+                )
             )
         wanted |= chosen
     blocks = parse_layers(layers, 1 + max((block_of(m) or 0 for m in linear), default=-1))
     found = tuple(t for m, t in linear.items() if m in wanted and block_of(m) in blocks)
     if not found:
-        raise SpecError(f"--target {', '.join(names)} --layers {layers}: none of these layers is in these blocks.")
+        raise SpecError(
+            msg(
+                "--target {names} --layers {layers}: none of these layers is in these blocks.",
+                names=", ".join(names),
+                layers=layers,
+            )
+        )
     return found
 
 
@@ -127,16 +142,27 @@ def parse_layers(text: str, count: int) -> set[int]:
     if match := re.fullmatch(r"(first|last):([0-9]{1,9})", text):
         n = int(match.group(2))
         if not 1 <= n <= count:
-            raise SpecError(f"--layers {text}: this model has {count} blocks. Give a number from 1 to {count}.")
+            raise SpecError(
+                msg(
+                    "--layers {text}: this model has {count} blocks. Give a number from 1 to {count}.",
+                    text=text,
+                    count=count,
+                )
+            )
         return set(range(n)) if match.group(1) == "first" else set(range(count - n, count))
     chosen: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
         if not match:
-            raise SpecError(f"--layers {text!r} is not understood. Write all, last:8, first:4 or a list such as 0-3,7.")
+            raise SpecError(
+                msg(
+                    "--layers {text} is not understood. Write all, last:8, first:4 or a list such as 0-3,7.",
+                    text=repr(text),
+                )
+            )
         low, high = int(match.group(1)), int(match.group(2) or match.group(1))
         if high >= count or low > high:
-            raise SpecError(f"--layers {text}: this model has blocks 0 to {count - 1}.")
+            raise SpecError(msg("--layers {text}: this model has blocks 0 to {last}.", text=text, last=count - 1))
         chosen |= set(range(low, high + 1))
     return chosen
 

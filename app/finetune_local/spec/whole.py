@@ -14,6 +14,7 @@ from finetune_local.spec.plan import BaseInfo, Target
 from finetune_local.spec.targets import is_embedding, is_head, is_norm
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.system.errors import AdapterError, SpecError
+from finetune_local.system.messages import msg
 
 WEIGHT, BIAS = ".weight", ".bias"
 KINDS = ("embeddings", "norms")
@@ -46,7 +47,10 @@ def read_token_rows(named: bool, shapes: Mapping[str, tuple[int, ...]]) -> tuple
     names = [name for name in sorted(shapes) if name.endswith(TOKEN_ROWS) and len(shapes[name]) == 2]
     if named and not names:
         raise AdapterError(
-            "adapter_config.json names 'trainable_token_indices', but their rows are not in the file: it is incomplete."
+            msg(
+                "adapter_config.json names 'trainable_token_indices', but their rows are not in the file: it is "
+                "incomplete."
+            )
         )
     return tuple(Target(name.removeprefix(PREFIX), shapes[name][1], shapes[name][0]) for name in names)
 
@@ -67,11 +71,17 @@ def whole_targets(kinds: Collection[str], base: BaseInfo, adapted: Collection[st
     for kind in dict.fromkeys(kinds):
         names = [name for name in sorted(base.weights) if kind_of(name) == kind]
         if not names:
-            raise SpecError(f"--also-train {kind}: this model has no {kind} of a known name. Leave it out.")
+            raise SpecError(
+                msg("--also-train {kind}: this model has no {kind} of a known name. Leave it out.", kind=kind)
+            )
         if both := [name for name in names if name.removesuffix(WEIGHT) in adapted]:
             raise SpecError(
-                f"--also-train {kind}: {both[0]} is copied and trained whole, so an update beside it adds nothing. Leave out "
-                "--also-train, or the --target."
+                msg(
+                    "--also-train {kind}: {both} is copied and trained whole, so an update beside it adds nothing. Leave "
+                    "out --also-train, or the --target.",
+                    kind=kind,
+                    both=both[0],
+                )
             )
         for name in names:
             shape = base.weights[name].shape
@@ -95,12 +105,15 @@ def read_whole(saved: Collection[str], shapes: Mapping[str, tuple[int, ...]]) ->
     for name in [*names, *(f"{module}{WEIGHT}" for module in saved)]:
         if kind_of(name) is None:
             raise AdapterError(
-                f"adapter_config.json has a whole copy of {name.removesuffix(WEIGHT)} ('modules_to_save'), and this version "
-                "reads those of embeddings, heads and norms only. Merge the adapter with PEFT, or train it again without."
+                msg(
+                    "adapter_config.json has a whole copy of {module} ('modules_to_save'), and this version reads those "
+                    "of embeddings, heads and norms only. Merge the adapter with PEFT, or train it again without.",
+                    module=name.removesuffix(WEIGHT),
+                )
             )
     if len(saved) and not names:
         raise AdapterError(
-            "adapter_config.json names 'modules_to_save', but they are not in the file: it is incomplete."
+            msg("adapter_config.json names 'modules_to_save', but they are not in the file: it is incomplete.")
         )
     return tuple(
         Target(name, shape[1] if len(shape) > 1 else 0, shape[0]) for name in names if (shape := shapes[PREFIX + name])

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from finetune_local.system.files import ASIDE, write_text
+from finetune_local.system.messages import Message, message_of, msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, read_bounded
 
 SUMS = "SHA256SUMS"
@@ -45,19 +46,19 @@ def read(folder: Path) -> Known | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ForeignTextError(f"{SUMS} cannot be read ({error})") from None
+        raise ForeignTextError(msg("{file} cannot be read ({error})", file=SUMS, error=error)) from None
     known: dict[str, set[str]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.fullmatch(line)
         if match is None or Path(match[2]).is_absolute() or ".." in Path(match[2]).parts:
-            raise ForeignTextError(f"{SUMS} is damaged in line {number}")
+            raise ForeignTextError(msg("{sums} is damaged in line {number}", sums=SUMS, number=number))
         known.setdefault(match[2], set()).add(match[1])
     if not known:
-        raise ForeignTextError(f"{SUMS} is empty")
+        raise ForeignTextError(msg("{sums} is empty", sums=SUMS))
     return known
 
 
-def problem(folder: Path, needed: Iterable[str] = ()) -> str | None:
+def problem(folder: Path, needed: Iterable[str] = ()) -> Message | None:
     """What is wrong with a folder's files by their checksums, as the end of a sentence; None where nothing is, or there are none.
 
     `needed` are files without which a list of checksums has lost its end.
@@ -65,25 +66,25 @@ def problem(folder: Path, needed: Iterable[str] = ()) -> str | None:
     try:
         known = read(folder)
     except ForeignTextError as error:
-        return str(error)
+        return message_of(error)
     if known is None:
         return None
     for name in [*needed, *known]:
         if name not in known:
-            return f"{SUMS} has lost the line of {name}"
+            return msg("{sums} has lost the line of {name}", sums=SUMS, name=name)
         if not (folder / name).is_file():
-            return f"{name} is missing"
+            return msg("{name} is missing", name=name)
     return changed(folder, known)
 
 
-def changed(folder: Path, known: Known) -> str | None:
+def changed(folder: Path, known: Known) -> Message | None:
     """The first of the files that are there and are not as `known` says, as the end of a sentence."""
     try:
         found = digests(folder, [name for name in known if (folder / name).is_file()])
     except OSError as error:
-        return f"{error.filename or folder} cannot be read ({error.strerror})"
+        return msg("{file} cannot be read ({error})", file=error.filename or folder, error=system_reason(error))
     wrong = next((name for name, digest in found.items() if digest not in known[name]), None)
-    return None if wrong is None else f"{wrong} is not as it was written: it does not match its checksum"
+    return None if wrong is None else msg("{name} is not as it was written: it does not match its checksum", name=wrong)
 
 
 def rewrite(folder: Path, name: str, text: str) -> None:

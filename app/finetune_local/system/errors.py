@@ -27,6 +27,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from finetune_local.system.messages import NOTHING, Message, as_message, carrying, message_of, msg
 
 
 def typed(name: str) -> str:
@@ -45,7 +48,7 @@ def told_of(place: str) -> Iterator[None]:
     except UserError as error:
         if isinstance(error, ModelError) or str(error).startswith(place):
             raise
-        raise type(error)(f"{place}: {error}") from None
+        raise type(error)(msg("{place}: {error}", place=place, error=error)) from None
 
 
 class FinetuneError(Exception):
@@ -53,9 +56,13 @@ class FinetuneError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: object = "") -> None:
-        # A name from a file may hold half of a pair of surrogates, with which no terminal and no JSON could show the sentence.
-        super().__init__(str(message).encode("utf-8", "backslashreplace").decode("utf-8"))
+    def __init__(self, message: Message | FinetuneError = NOTHING) -> None:
+        self.message: Message = message_of(message) if isinstance(message, BaseException) else as_message(message)
+        super().__init__(self.message)
+
+    def as_json(self) -> dict[str, Any]:
+        """{"error", "message"} and, under "said", what the sentence was made from."""
+        return carrying({"error": type(self).__name__, "message": self.message})
 
 
 class UserError(FinetuneError):

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticKnownError
 
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import Message, join_messages, msg, quoted
 
 S = TypeVar("S", bound="Settings")
 
@@ -60,7 +62,7 @@ def flag_of(name: str, field: FieldInfo) -> str:
 def did_you_mean(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:
     """ " Did you mean 'rank'?" for a near miss, else the empty string; to be put after a sentence."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    return msg(" Did you mean '{name}'?", name=near[0]) if near else ""
 
 
 def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
@@ -71,10 +73,10 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise SpecError("\n".join(sentences(error, kind, where))) from None
+        raise SpecError(join_messages("\n", sentences(error, kind, where))) from None
 
 
-def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list[str]:
+def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list[Message]:
     """One sentence per problem of a pydantic validation error."""
     result = []
     for problem in error.errors():
@@ -82,14 +84,43 @@ def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list
         if problem["type"] == "extra_forbidden":
             known = list(_names_at(kind, problem["loc"][:-1]))
             hint = did_you_mean(str(problem["loc"][-1]), known)
-            allowed = "" if hint else f" Known settings: {', '.join(known)}."
-            result.append(f"{where}: there is no setting '{path}'.{hint}{allowed}")
+            allowed = "" if hint else msg(" Known settings: {names}.", names=", ".join(known))
+            result.append(
+                msg(
+                    "{where}: there is no setting '{name}'.{hint}{allowed}",
+                    where=where,
+                    name=path,
+                    hint=hint,
+                    allowed=allowed,
+                )
+            )
         elif isinstance(problem.get("ctx", {}).get("error"), Exception):
-            result.append(f"{where}: {problem['ctx']['error']}")
+            result.append(msg("{where}: {error}", where=where, error=problem["ctx"]["error"]))
         else:
-            text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            result.append(f"{where}: '{path}' is {problem['input']!r}, but {text}.")
+            text = _said(problem)
+            result.append(
+                msg(
+                    "{where}: '{path}' is {value}, but {text}.",
+                    where=where,
+                    path=path,
+                    value=repr(problem["input"]),
+                    text=text,
+                )
+            )
     return result
+
+
+def _said(problem: ErrorDetails) -> Message:
+    """What pydantic says of a value, by its template ("should be greater than {gt}")."""
+    values = {name: str(value) for name, value in problem.get("ctx", {}).items()}
+    choices, either, last = values.get("expected", "").rpartition(" or ")
+    if either:
+        values["expected"] = msg("{choices} or {last}", choices=choices, last=last)
+    try:
+        template = PydanticKnownError(problem["type"], problem.get("ctx")).message_template  # type: ignore[arg-type]
+        return Message(template.removeprefix("Input "), values)
+    except (KeyError, TypeError):  # an error of our own, or a value that is no text
+        return quoted(problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
 
 
 def one_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.system.errors import DiskFailed, DiskFull
+from finetune_local.system.messages import Message, msg
 
 ASIDE = ".writing-"
 """Prefix of what is not finished; one found later is rubbish from a killed process."""
@@ -34,29 +35,29 @@ _CANNOT_EXCHANGE = (
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 
-_FAILING = ("the disk reports an error and may be failing", "Copy what you need from it to another disk.")
-_GONE = ("the disk is gone: it was pulled out, or a network drive does not answer", "Connect it again.")
-_REFUSED = ("this user may not do that there", "Change its permissions, or close the program that holds it.")
-_HELD = ("another program holds it", "Close that program.")
-_FILES = ("too many files are open", "Close other programs, or allow more files (ulimit -n).")
-_MEMORY = ("the system has no memory left for it", "Close other programs.")
-_OTHER_KIND = ("something of another kind has its name", "Move that away.")
+_FAILING = (msg("the disk reports an error and may be failing"), msg("Copy what you need from it to another disk."))
+_GONE = (msg("the disk is gone: it was pulled out, or a network drive does not answer"), msg("Connect it again."))
+_REFUSED = (msg("this user may not do that there"), msg("Change its permissions, or close the program that holds it."))
+_HELD = (msg("another program holds it"), msg("Close that program."))
+_FILES = (msg("too many files are open"), msg("Close other programs, or allow more files (ulimit -n)."))
+_MEMORY = (msg("the system has no memory left for it"), msg("Close other programs."))
+_OTHER_KIND = (msg("something of another kind has its name"), msg("Move that away."))
 _REASONS = {
     "EIO": _FAILING,
     "EREMOTEIO": _FAILING,
     "EUCLEAN": _FAILING,
-    "EROFS": ("the disk is read-only", "Make it writable, or give another place."),
+    "EROFS": (msg("the disk is read-only"), msg("Make it writable, or give another place.")),
     "EACCES": _REFUSED,
     "EPERM": _REFUSED,
     "EMFILE": _FILES,
     "ENFILE": _FILES,
-    "ENAMETOOLONG": ("its name is too long for this disk", "Give a shorter one."),
-    "EILSEQ": ("this disk cannot hold such a name", "Give another one."),
+    "ENAMETOOLONG": (msg("its name is too long for this disk"), msg("Give a shorter one.")),
+    "EILSEQ": (msg("this disk cannot hold such a name"), msg("Give another one.")),
     "ENOMEM": _MEMORY,
     "ENOBUFS": _MEMORY,
     "EBUSY": _HELD,
     "ETXTBSY": _HELD,
-    "ELOOP": ("its links lead in a circle", "Mend them."),
+    "ELOOP": (msg("its links lead in a circle"), msg("Mend them.")),
     "ENOTDIR": _OTHER_KIND,
     "EISDIR": _OTHER_KIND,
     "ENODEV": _GONE,
@@ -95,7 +96,14 @@ def number_of(error: BaseException) -> int | None:
 def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None:
     """The sentence for what the system said of a file at `place` (or of the one it names); None where it is no word of a disk."""
     if is_no_space(error):
-        return DiskFull(f"no room is left to write {place} ({_free(place)} on its disk). {advice}")
+        return DiskFull(
+            msg(
+                "no room is left to write {path} ({room} on its disk). {advice}",
+                path=place,
+                room=_free(place),
+                advice=advice,
+            )
+        )
     number = number_of(error) or 0
     if number not in REASONS:
         return None
@@ -103,7 +111,14 @@ def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None
     named = Path(error.filename) if isinstance(error, OSError) and isinstance(error.filename, str) else place
     if named.name.startswith(".") and named.parent.is_dir() and not os.path.lexists(named):
         named = named.parent  # one of ours that could not even be begun: it is the folder whose permissions matter
-    return DiskFailed(f"{named} cannot be written or read: {reason}. {remedy} What was saved before is intact.")
+    return DiskFailed(
+        msg(
+            "{file} cannot be written or read: {reason}. {remedy} What was saved before is intact.",
+            file=named,
+            reason=reason,
+            remedy=remedy,
+        )
+    )
 
 
 @contextmanager
@@ -138,7 +153,7 @@ def written_aside(target: Path, advice: str) -> Iterator[Path]:
         raise
 
 
-def write_text(target: Path, text: str, advice: str = "Make room on it.") -> None:
+def write_text(target: Path, text: str, advice: str = msg("Make room on it.")) -> None:
     """Replace a text file in one step. Raises DiskFull, leaving the old text."""
     with written_aside(target, advice) as aside:
         aside.write_text(text, "utf-8")
@@ -260,11 +275,11 @@ def free_bytes(place: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _free(place: Path) -> str:
+def _free(place: Path) -> Message:
     try:
-        return f"{free_bytes(place) / 1e6:.0f} MB free"
+        return msg("{free_bytes} MB free", free_bytes=f"{free_bytes(place) / 1e6:.0f}")
     except OSError:  # gone since
-        return "0 MB free"
+        return msg("0 MB free")
 
 
 def sync_tree(path: Path) -> None:

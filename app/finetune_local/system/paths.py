@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.private import make_private, open_to_others
 from finetune_local.system.untrusted.text import is_text, read_json_object
 
@@ -85,7 +86,12 @@ class Home:
             make_private(self.root, folder, PARTS)
         except OSError as error:
             raise SpecError(
-                f"{folder} cannot be made ({error.strerror}). Give another folder with --home or ${ENVIRONMENT_VARIABLE}."
+                msg(
+                    "{path} cannot be made ({error}). Give another folder with --home or ${variable}.",
+                    path=folder,
+                    error=system_reason(error),
+                    variable=ENVIRONMENT_VARIABLE,
+                )
             ) from None
         return folder
 
@@ -106,7 +112,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise SpecError(f"{path}: there is no user of that name here. Write the whole path.") from None
+        raise SpecError(msg("{path}: there is no user of that name here. Write the whole path.", path=path)) from None
 
 
 def located(path: str | os.PathLike[str]) -> Path:
@@ -164,9 +170,11 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³]|conin\$|con
 def bad_name(name: str) -> str | None:
     """Why a name cannot be a folder's on every system, as the end of a sentence; None where it can."""
     if not name.strip() or name.startswith((".", "-", " ")) or name.endswith((".", " ")) or _DEVICES.fullmatch(name):
-        return "cannot be a folder's name on every system"
+        return msg("cannot be a folder's name on every system")
     if not is_text(name):
-        return "is no text that can be written"
+        return msg("is no text that can be written")
     if bad := sorted(letter for letter in set(name) if letter in '/\\:*?"<>|' or _UNSEEN.fullmatch(letter)):
-        return f"has the character {bad[0]!r}, which a folder's name cannot have on every system"
-    return "is too long: use at most 100 characters" if len(name.encode()) > 200 or len(name) > 100 else None
+        return msg(
+            "has the character {character}, which a folder's name cannot have on every system", character=repr(bad[0])
+        )
+    return msg("is too long: use at most 100 characters") if len(name.encode()) > 200 or len(name) > 100 else None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, parse, setting
 from finetune_local.system.files import write_text
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.paths import located, preferences_file, preferred
 
 Language = Literal["auto", "en", "zh"]
@@ -54,11 +55,15 @@ def save(**changed: Any) -> Preferences:
     """Change some and keep them. Raises SpecError for a value that cannot be, DiskFull."""
     wanted = parse(Preferences, {**load().model_dump(), **changed}, "preferences")
     if wanted.home and not located(wanted.home).is_absolute():
-        raise SpecError(f"the home folder '{wanted.home}' is not a whole path. Give it from the drive or / on.")
+        raise SpecError(
+            msg("the home folder '{folder}' is not a whole path. Give it from the drive or / on.", folder=wanted.home)
+        )
     file = preferences_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(wanted.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise SpecError(f"{file} cannot be written ({error.strerror}). Change its permissions.") from None
+        raise SpecError(
+            msg("{path} cannot be written ({error}). Change its permissions.", path=file, error=system_reason(error))
+        ) from None
     return wanted

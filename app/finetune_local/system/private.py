@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from finetune_local.system.messages import msg
+
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 """The bits of a mode that let others in."""
 
@@ -110,9 +112,14 @@ def _close(root: Path, parts: frozenset[str]) -> None:
                 for name in (*folders, *files):
                     _close_one(Path(folder, name))
     if had and whole and not _is_open(root):
-        _tell(f"{root} could be read by other users of this machine. From now on only you can.")
+        _tell(msg("{root} could be read by other users of this machine. From now on only you can.", root=root))
     elif had and not whole and not open_to_others(root, parts):
-        _tell(f"{root} has the app's folders beside others: those of the app can be read by you alone from now on.")
+        _tell(
+            msg(
+                "{root} has the app's folders beside others: those of the app can be read by you alone from now on.",
+                root=root,
+            )
+        )
 
 
 def _may_be_closed(root: Path) -> bool:

@@ -21,6 +21,7 @@ from finetune_local.system.damaged import Damaged
 from finetune_local.system.errors import RunError
 from finetune_local.system.files import disk_full, write_text
 from finetune_local.system.files import remove as remove_files
+from finetune_local.system.messages import message_of, msg, system_reason
 from finetune_local.system.paths import Home
 from finetune_local.system.untrusted.text import read_json_object
 
@@ -61,7 +62,7 @@ def throw(home: Home, kind: str, name: str, folder: Path) -> Removed:
     when = time.time()
     stem = datetime.datetime.fromtimestamp(when, datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     place, number = home.trash / stem, 1
-    with disk_full(home.trash, "Empty the trash, or remove it for good."):
+    with disk_full(home.trash, msg("Empty the trash, or remove it for good.")):
         while True:
             try:
                 place.mkdir()
@@ -95,7 +96,7 @@ def find(home: Home, key: str) -> Removed:
     """One by what it is called in the trash. Raises RunError where it is not there any more."""
     found = next((one for one in every(home) if one.key == key), None)
     if found is None:
-        raise RunError("it is not in the trash any more: it was taken back, or the trash was emptied.")
+        raise RunError(msg("it is not in the trash any more: it was taken back, or the trash was emptied."))
     return found
 
 
@@ -114,7 +115,13 @@ def empty(home: Home, only: Iterable[Removed] | None = None) -> int:
         try:
             remove_files(place)
         except OSError as error:
-            raise RunError(f"{place} cannot be deleted ({error.strerror}). Close what uses its files.") from None
+            raise RunError(
+                msg(
+                    "{path} cannot be deleted ({error}). Close what uses its files.",
+                    path=place,
+                    error=system_reason(error),
+                )
+            ) from None
     return len(places)
 
 
@@ -136,10 +143,19 @@ def moved(folder: Path, target: Path) -> None:
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise RunError(
-                f"{folder} lies on another disk than {target.parent}, so it cannot be moved there."
+                msg(
+                    "{path} lies on another disk than {place}, so it cannot be moved there.",
+                    path=folder,
+                    place=target.parent,
+                )
             ) from None
         raise RunError(
-            f"{folder} cannot be moved to {target} ({error.strerror}). Close what uses its files and try again."
+            msg(
+                "{path} cannot be moved to {place} ({error}). Close what uses its files and try again.",
+                path=folder,
+                place=target,
+                error=system_reason(error),
+            )
         ) from None
 
 
@@ -169,9 +185,13 @@ def _read(home: Home, place: Path) -> Removed | Damaged:
         found = Removed(place, facts.kind, facts.name, home.root / facts.source, facts.when)
         if Path(facts.kind).name == facts.kind and found.content.exists():
             return found
-        said = "what it tells of is not there"
+        said = msg("what it tells of is not there")
     except ValidationError as error:
-        said = f"'{'.'.join(map(str, error.errors()[0]['loc']))}' is missing, or not what it should be"
+        said = msg("'{name}' is missing, or not what it should be", name=".".join(map(str, error.errors()[0]["loc"])))
     except (OSError, ValueError) as error:
-        said = str(error)
-    return Damaged(place.name, place, f"{file}: cannot be read ({said}). `finetune-local trash empty` deletes it.")
+        said = message_of(error)
+    return Damaged(
+        place.name,
+        place,
+        msg("{file}: cannot be read ({error}). `finetune-local trash empty` deletes it.", file=file, error=said),
+    )

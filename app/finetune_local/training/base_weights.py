@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from finetune_local.adapters.identity import check_same_base, read_identity
 from finetune_local.system.errors import AdapterError, DamagedRun, typed
 from finetune_local.system.files import disk_full, write_text
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 from finetune_local.training import checkpoint
 from finetune_local.training.checkpoint import RESUME
@@ -55,7 +56,7 @@ def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> It
             now = _read(beside.folder / FILE)
         else:
             if _size(files) >= _SLOW:
-                yield Phase(name="checking the base's weights")
+                yield Phase(name=msg("checking the base's weights"))
             now = weights_of(files)
     if not path.exists() or not checkpoint.every(run.checkpoints):
         write_text(path, json.dumps(now.model_dump(), indent=1) + "\n", RESUME)
@@ -64,7 +65,11 @@ def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> It
         begun = _read(path)
     except (OSError, ForeignTextError, ValidationError):
         yield Note(
-            text=f"{path} is damaged, so it cannot be told whether the base's weights are those that the run was begun with"
+            text=msg(
+                "{file} is damaged, so it cannot be told whether the base's weights are those that the run was begun "
+                "with",
+                file=path,
+            )
         )
         write_text(path, json.dumps(now.model_dump(), indent=1) + "\n", RESUME)
         return
@@ -74,9 +79,17 @@ def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> It
     names = sorted({*begun.files, *now.files})
     changed = next((name for name in names if begun.files.get(name) != now.files.get(name)), names[0])
     raise DamagedRun(
-        f"the weights of {model.name} in {model.path} are not those that the run '{run.name}' was begun with ({changed} is another). "
-        "Nothing of the run was changed. Put back the model as it was (download or copy it again) and resume, or begin again on the "
-        f"one that is there: finetune-local --config {typed(str(run.folder / 'run.json'))} --run {typed(run.name + '-again')}"
+        msg(
+            "the weights of {model} in {place} are not those that the run '{run}' was begun with ({file} is "
+            "another). Nothing of the run was changed. Put back the model as it was (download or copy it again) "
+            "and resume, or begin again on the one that is there: finetune-local --config {folder} --run {name}",
+            model=model.name,
+            place=model.path,
+            run=run.name,
+            file=changed,
+            folder=typed(str(run.folder / "run.json")),
+            name=typed(run.name + "-again"),
+        )
     )
 
 

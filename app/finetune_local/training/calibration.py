@@ -14,6 +14,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec
 from finetune_local.spec.tuners import Calibration
 from finetune_local.system.errors import OutOfMemory, TrainingDiverged
+from finetune_local.system.messages import msg
 from finetune_local.training.events import Event, Phase
 from finetune_local.training.schedule import learning_rate
 
@@ -43,7 +44,7 @@ def update_sizes(
     try:
         session.prepare(ADAPTER, training)
         for step in range(calibration.steps):
-            yield Phase(name="trying out which layers matter", done=step / (calibration.steps + 1))
+            yield Phase(name=msg("trying out which layers matter"), done=step / (calibration.steps + 1))
             rate = learning_rate(
                 step + 1, calibration.steps, training.learning_rate or 0.0, training.warmup, training.schedule
             )
@@ -59,8 +60,14 @@ def update_sizes(
                     tokens = max(1, min(tokens, max(batch.ids.size for batch in batches)) // 2)
             if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
                 raise TrainingDiverged(
-                    f"step {step + 1} of the trial by which layers are chosen: the loss is {result.loss} and the gradient's "
-                    f"norm {result.gradient_norm}. Try again with a lower --learning-rate than {training.learning_rate:g}."
+                    msg(
+                        "step {step} of the trial by which layers are chosen: the loss is {loss} and the gradient's norm "
+                        "{norm}. Try again with a lower --learning-rate than {rate}.",
+                        step=step + 1,
+                        loss=result.loss,
+                        norm=result.gradient_norm,
+                        rate=f"{training.learning_rate:g}",
+                    )
                 )
         sums: dict[str, float] = {}
         seen = 0

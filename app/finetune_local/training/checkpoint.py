@@ -26,9 +26,10 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, DamagedRun
 from finetune_local.system.files import discard, written_aside
+from finetune_local.system.messages import Message, as_message, msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
-RESUME = "What was saved before is intact. Make room, then resume."
+RESUME = msg("What was saved before is intact. Make room, then resume.")
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 FILES = (CONFIG, WEIGHTS, IDENTITY, OPTIMIZER, STATE)
@@ -113,7 +114,7 @@ def load(folder: Path) -> Loaded:
     except AdapterError as error:
         raise DamagedRun(_without_advice(error)) from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedRun(f"{OPTIMIZER} cannot be read ({error})") from error
+        raise DamagedRun(msg("{file} cannot be read ({error})", file=OPTIMIZER, error=error)) from error
     return Loaded(folder, plan, tensors, optimizer, state, identity, summed)
 
 
@@ -123,10 +124,12 @@ def examine(folder: Path) -> LoopState:
     The weights are not loaded. Raises DamagedRun, whose message is the end of a sentence.
     """
     if not folder.is_dir():
-        raise DamagedRun("it is no folder")
+        raise DamagedRun(msg("it is no folder"))
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise DamagedRun("it is empty" if len(missing) == len(FILES) else f"{missing[0]} is missing")
+        raise DamagedRun(
+            msg("it is empty") if len(missing) == len(FILES) else msg("{name} is missing", name=missing[0])
+        )
     if problem := checksums.problem(folder, FILES):
         raise DamagedRun(problem)
     return _state(folder)
@@ -184,16 +187,36 @@ def _state(folder: Path) -> LoopState:
         values = read_json_object(folder / STATE)
         unknown = sorted(set(values) - {one.name for one in dataclasses.fields(LoopState)})
         if unknown:
-            raise NewerCheckpoint(f"it was written by a newer version ({STATE} has '{unknown[0]}'): update to use it")
+            raise NewerCheckpoint(
+                msg(
+                    "it was written by a newer version ({state} has '{unknown}'): update to use it",
+                    state=STATE,
+                    unknown=unknown[0],
+                )
+            )
         state = _states().validate_json(json.dumps(values))
     except (ForeignTextError, OSError) as error:
-        raise DamagedRun(f"{STATE} cannot be read ({error})") from error
+        raise DamagedRun(msg("{file} cannot be read ({error})", file=STATE, error=error)) from error
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"]))
-        raise DamagedRun(f"{STATE} cannot be right: the value of {at} is {first['input']!r:.60}") from error
+        raise DamagedRun(
+            msg(
+                "{state} cannot be right: the value of {name} is {value}",
+                state=STATE,
+                name=at,
+                value=f"{first['input']!r:.60}",
+            )
+        ) from error
     if state.step != _number(folder) or state.best_step > state.step:
-        raise DamagedRun(f"{STATE} says step {state.step}, and best step {state.best_step}")
+        raise DamagedRun(
+            msg(
+                "{state} says step {step}, and best step {best_step}",
+                state=STATE,
+                step=state.step,
+                best_step=state.best_step,
+            )
+        )
     return state
 
 
@@ -202,6 +225,7 @@ def _states() -> TypeAdapter[LoopState]:
     return TypeAdapter(LoopState)
 
 
-def _without_advice(error: AdapterError) -> str:
+def _without_advice(error: AdapterError) -> Message:
     """Advice about adapters from elsewhere does not hold for a checkpoint of one's own."""
-    return str(error).split(" Copy the adapter again", 1)[0].split(" `finetune-local runs check", 1)[0].rstrip(".")
+    said = str(error).split(" Copy the adapter again", 1)[0].split(" `finetune-local runs check", 1)[0].rstrip(".")
+    return as_message(said)

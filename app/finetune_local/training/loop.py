@@ -24,8 +24,9 @@ from finetune_local.data.dataset.batching import batches_for_scoring, epoch_batc
 from finetune_local.data.encoding.encode import prompt_ids
 from finetune_local.spec.batch import Batch
 from finetune_local.spec.tuners import trainable_parameters, tuner_of
-from finetune_local.system.errors import DamagedRun, OutOfMemory, TrainingDiverged
-from finetune_local.training import checkpoint
+from finetune_local.system.errors import DamagedRun, OutOfMemory
+from finetune_local.system.messages import Message, msg
+from finetune_local.training import checkpoint, notes
 from finetune_local.training.events import (
     Checkpoint,
     Event,
@@ -40,9 +41,6 @@ from finetune_local.training.events import (
 from finetune_local.training.publish import publish, publish_checkpoint
 from finetune_local.training.schedule import learning_rate
 from finetune_local.training.setup import Ready
-
-RECENT = 10
-"""How many losses the guard against explosion looks at."""
 
 EXPLODED = 3.0
 """Nats above the first loss that no recovery follows from: twenty times the perplexity."""
@@ -122,11 +120,11 @@ class Loop:
         """Why the run is at its end, or the empty string. But for the user's wish it follows from the state alone, so a resumed
         run knows it too."""
         if self.state.step >= self.steps:
-            return "all steps done"
+            return msg("all steps done")
         if self.training.early_stopping and self.state.worse_validations >= self.training.early_stopping:
-            return f"no better validation loss in {self.state.worse_validations} validations"
+            return msg("no better validation loss in {number} validations", number=self.state.worse_validations)
         if self.state.step and self.finish():
-            return "ended where you asked"
+            return msg("ended where you asked")
         return ""
 
     def _step(self) -> Work:
@@ -146,10 +144,7 @@ class Loop:
             except OutOfMemory as error:
                 # The session has undone the step. Smaller pieces give the same sum, so the result does not change.
                 if max(len(batch.ids) for batch in batches) == 1:
-                    raise OutOfMemory(
-                        f"not even one row of {max(int(b.lengths.max()) for b in batches)} tokens fits ({error}) "
-                        "Try --max-length with a smaller number, --gradient-checkpointing, or --method qlora."
-                    ) from error
+                    raise notes.no_row_fits(max(int(b.lengths.max()) for b in batches), error) from error
                 yield self._halve(batches)
         self._guard(result.loss, result.gradient_norm)
         tokens, supervised = sum(b.tokens for b in batches), sum(b.supervised for b in batches)
@@ -188,10 +183,7 @@ class Loop:
         """Less at once than the largest of these: half of a budget that no batch reached would change nothing."""
         largest = max(batch.ids.size for batch in batches) * self._ensemble_size
         self.state.micro_batch_tokens = max(1, min(self.state.micro_batch_tokens, largest) // 2)
-        return Note(
-            text=f"out of memory: computing at most {self.state.micro_batch_tokens} tokens at once from here on; "
-            f"a step still learns from {self.batch_size} rows"
-        )
+        return Note(text=notes.smaller_batches(self.state.micro_batch_tokens, self.batch_size))
 
     def _rows(self, done: int) -> Any:
         """Rows of the step after `done` steps: they follow from the seed and the step alone."""
@@ -205,24 +197,18 @@ class Loop:
         """Stop on a loss that is no number, or ten losses far above the first. Raises TrainingDiverged."""
         state = self.state
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingDiverged(
-                f"step {state.step + 1}: the loss is {loss} and the gradient's norm {norm}; the step was not applied. "
-                + self._advice()
-            )
-        state.recent_losses = [*state.recent_losses, loss][-RECENT:]
-        if len(state.recent_losses) == RECENT and np.mean(state.recent_losses) > (state.first_loss or loss) + EXPLODED:
-            raise TrainingDiverged(
-                f"step {state.step + 1}: the loss has risen from {state.first_loss:.3f} to "
-                f"{np.mean(state.recent_losses):.3f} (mean of {RECENT} steps). " + self._advice()
+            raise notes.not_finite(state.step + 1, loss, norm, self._advice())
+        state.recent_losses = [*state.recent_losses, loss][-notes.RECENT :]
+        if (
+            len(state.recent_losses) == notes.RECENT
+            and np.mean(state.recent_losses) > (state.first_loss or loss) + EXPLODED
+        ):
+            raise notes.risen(
+                state.step + 1, state.first_loss or loss, float(np.mean(state.recent_losses)), self._advice()
             )
 
-    def _advice(self) -> str:
-        saved = checkpoint.latest(self.ready.run.checkpoints)
-        where = f"The last good state is {saved.name}" if saved else "Nothing was saved yet"
-        return (
-            f"{where}. Try again with a lower --learning-rate (a third of "
-            f"{self.training.learning_rate:g}), a longer --warmup, or --precision fp32."
-        )
+    def _advice(self) -> Message:
+        return notes.gentler(checkpoint.latest(self.ready.run.checkpoints), self.training.learning_rate or 0.0)
 
     def _validate(self) -> Generator[Event, None, bool]:
         """Score the held-out rows and answer some of them; returns whether the loss was never lower after a step."""
@@ -232,7 +218,7 @@ class Loop:
         if len(ready.data.validation):
             loss = yield from self._validation_loss()
             if not math.isfinite(loss):
-                raise TrainingDiverged(f"the validation loss after step {state.step} is {loss}. {self._advice()}")
+                raise notes.validation_not_finite(state.step, loss, self._advice())
             state.validation_loss = loss
             best = state.best_loss is None or state.validation_loss < state.best_loss
             state.worse_validations = 0 if best else state.worse_validations + 1
@@ -284,7 +270,7 @@ class Loop:
                 ready.session, prompts, self.training.sample_tokens, ready.tokenizer.stop_ids, length
             )
         except OutOfMemory as error:
-            yield Note(text=f"no sampled answers this time: {error}")
+            yield Note(text=msg("no sampled answers this time: {error}", error=error))
             return
         for conversation, answer in zip(asked, answers, strict=True):
             yield Sample(
@@ -328,23 +314,16 @@ class Loop:
                 checkpoint.examine(best)
             except DamagedRun as error:
                 worse = False
-                yield Note(
-                    text=f"the checkpoint {best.name}, the best, cannot be used ({error}): the adapter is the last step's"
-                )
+                yield Note(text=notes.best_is_damaged(best, error))
         if worse and self.training.early_stopping:
             publish_checkpoint(self.ready.run, best, self.ready.plan, summed=True)
-            yield Note(text=f"the adapter is that of step {state.best_step}, which had the best validation loss")
+            yield Note(text=notes.best_published(state.best_step))
         else:
             self._publish()
             if worse:
-                yield Note(
-                    text=f"the validation loss was best at step {state.best_step}; that adapter is kept in {best}"
-                )
+                yield Note(text=notes.best_kept(state.best_step, best))
         if state.best_loss is not None and state.best_step == 0:
-            yield Note(
-                text=f"the validation loss never fell below that of the base model ({state.best_loss:.4f}): this adapter "
-                "does not help on held-out data. Try a lower --learning-rate, fewer --epochs, or more data."
-            )
+            yield Note(text=notes.no_better_than_base(state.best_loss))
         yield Finished(reason=reason, summary=self.summary())
 
     def summary(self) -> dict[str, Any]:

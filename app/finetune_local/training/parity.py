@@ -8,9 +8,9 @@ from typing import Any
 
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.paths import Home
+from finetune_local.training.check import check_before_loading
 from finetune_local.training.events import Step
 from finetune_local.training.run_folder import follow, runs
-from finetune_local.training.setup import check_before_loading
 
 
 def curve_of(tables: Mapping[str, Any], home: Home, scratch: Path) -> list[float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from finetune_local.system import checksums
 from finetune_local.system.errors import DamagedRun, DataError, typed
 from finetune_local.system.files import ASIDE, put, remove
+from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.untrusted.text import ForeignTextError
 from finetune_local.training import checkpoint
 from finetune_local.training.checkpoint import Loaded
@@ -30,18 +31,24 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
     """
     unusable: list[tuple[Path, str]] = []
     for place in reversed(checkpoint.every(run.checkpoints)):
-        yield Phase(name=f"going on from {place.name}")
+        yield Phase(name=msg("going on from {checkpoint}", checkpoint=place.name))
         try:
             loaded = checkpoint.load(place)
             use(loaded)
         except DamagedRun as error:
-            unusable.append((place, str(error)))
+            unusable.append((place, message_of(error)))
             continue
         for bad, reason in unusable:
             moved = checkpoint.set_aside(bad, run.folder)
             yield Note(
-                text=f"the checkpoint {bad.name} cannot be used ({reason}). The run goes on from {place.name}, the newest "
-                f"that is intact. The other one was moved to {moved}."
+                text=msg(
+                    "the checkpoint {name} cannot be used ({why}). The run goes on from {name2}, the newest that is "
+                    "intact. The other one was moved to {place}.",
+                    name=bad.name,
+                    why=reason,
+                    name2=place.name,
+                    place=moved,
+                )
             )
         yield from _untold(run, loaded)
         return loaded
@@ -49,18 +56,25 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
         raise DamagedRun(none_is_intact(run, unusable))
     if any(isinstance(event, Checkpoint) for event in run.history()):
         yield Note(
-            text="the checkpoints that this run had saved are gone, so it begins anew with the same settings and data."
+            text=msg(
+                "the checkpoints that this run had saved are gone, so it begins anew with the same settings and data."
+            )
         )
     return None
 
 
-def none_is_intact(run: Run, unusable: Unusable) -> str:
+def none_is_intact(run: Run, unusable: Unusable) -> Message:
     """What to say and to do where no checkpoint can be used."""
     found = "; ".join(f"{place.name}: {reason}" for place, reason in unusable)
-    return (
-        f"no checkpoint of the run '{run.name}' can be used ({found}). Nothing was changed. If a copy of {run.checkpoints} "
-        "lies elsewhere, put that back and resume. Else begin again with the same settings: "
-        f"finetune-local --config {typed(str(run.folder / 'run.json'))} --run {typed(run.name + '-again')}"
+    return msg(
+        "no checkpoint of the run '{run}' can be used ({why}). Nothing was changed. If a copy of {place} "
+        "lies elsewhere, put that back and resume. Else begin again with the same settings: finetune-local "
+        "--config {folder} --run {name}",
+        run=run.name,
+        why=found,
+        place=run.checkpoints,
+        folder=typed(str(run.folder / "run.json")),
+        name=typed(run.name + "-again"),
     )
 
 
@@ -79,19 +93,28 @@ def open_data(
     if (run.data / DATA).exists() and problem is None:
         data = open_prepared(run.data)
         if known is None and not all(side.fits(vocabulary) for side in (data.train, data.validation)):
-            raise DataError(f"{run.data}: the prepared data has ids that the model does not know. Start the run anew.")
+            raise DataError(
+                msg(
+                    "{data}: the prepared data has ids that the model does not know. Start the run anew.", data=run.data
+                )
+            )
         return data
     if not begun or (known is None and problem is None):
         return (yield from make(run.data))
-    problem = problem or f"{DATA} is missing"
-    yield Phase(name="the prepared data is damaged: making it again")
+    problem = problem or msg("{name} is missing", name=DATA)
+    yield Phase(name=msg("the prepared data is damaged: making it again"))
     aside = run.data.with_name(ASIDE + run.data.name)
     remove(aside)
     try:
         yield from make(aside)
     except DataError as error:
         raise DamagedRun(
-            f"the prepared data in {run.data} is damaged ({problem}), and cannot be made again: {error}"
+            msg(
+                "the prepared data in {place} is damaged ({why}), and cannot be made again: {error}",
+                place=run.data,
+                why=problem,
+                error=error,
+            )
         ) from None
     again = checksums.read(aside)
     assert again is not None
@@ -99,11 +122,19 @@ def open_data(
     if not (known and same_rows(known, again)) and not same_rows(_digests(run.data), again):
         remove(aside)
         raise DamagedRun(
-            f"the prepared data in {run.data} is damaged ({problem}), and the files it was made from are not what they were, so "
-            "it cannot be made again. If a copy of either lies elsewhere, put that back and resume."
+            msg(
+                "the prepared data in {place} is damaged ({why}), and the files it was made from are not what they "
+                "were, so it cannot be made again. If a copy of either lies elsewhere, put that back and resume.",
+                place=run.data,
+                why=problem,
+            )
         )
     put(aside, run.data)
-    yield Note(text=f"the prepared data was damaged ({problem}): it was made again from its files, and is the same.")
+    yield Note(
+        text=msg(
+            "the prepared data was damaged ({why}): it was made again from its files, and is the same.", why=problem
+        )
+    )
     return open_prepared(run.data)
 
 
@@ -114,7 +145,7 @@ def _sums(folder: Path) -> tuple[checksums.Known | None, str | None]:
     try:
         return checksums.read(folder), prepare.problem(folder)
     except ForeignTextError as error:
-        return None, str(error)
+        return None, message_of(error)
 
 
 def _digests(folder: Path) -> checksums.Known:

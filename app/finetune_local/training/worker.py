@@ -16,6 +16,7 @@ from pathlib import Path
 from finetune_local.runtime.process_folder import log_line
 from finetune_local.system.errors import DiskFailed, FinetuneError
 from finetune_local.system.files import disk_full, failure
+from finetune_local.system.messages import message_of
 from finetune_local.system.paths import Home
 from finetune_local.system.private import write_privately
 from finetune_local.training.checkpoint import RESUME
@@ -103,7 +104,7 @@ def _say_after(act: Callable[[], None]) -> None:
     try:
         act()
     except (FinetuneError, OSError) as error:
-        log_line(str(error))
+        log_line(message_of(error))
 
 
 def main(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local import __version__
+from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.paths import Home
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def examine(wanted: str, home: Home) -> dict[str, Any]:
         chosen, why = choose(wanted)
         name: str | None = chosen.name
     except (SpecError, ImportError, OSError, RuntimeError) as error:  # none installed, or one that does not load
-        name, why = None, str(error)
+        name, why = None, message_of(error)
     versions = {"finetune-local": __version__, "python": found.python, **library_versions(LIBRARIES)}
     free, left_open = free_bytes(home.root), home.open_to_others()
     return {
@@ -72,32 +73,43 @@ def _look(backend: Backend) -> dict[str, Any]:
         facts["devices"] = [{"backend": backend.name, **asdict(device)} for device in backend.devices()]
         facts["notes"] = backend.notes()
     except (ImportError, OSError, RuntimeError) as error:
-        facts["missing"] = f"it is installed but does not work: {error}"
+        facts["missing"] = msg("it is installed but does not work: {error}", error=error)
     return facts
 
 
 def _notes(
     found: Machine, looked: dict[str, dict[str, Any]], versions: dict[str, str], free: int, left_open: list[Path]
-) -> list[str]:
+) -> list[Message]:
     said = []
     kinds = {device["kind"] for facts in looked.values() for device in facts["devices"]}
     if found.cards and "cuda" not in kinds and not looked.get("torch", {}).get("notes"):
         said.append(
-            f"There is an NVIDIA card ({found.cards[0].name}), but no backend uses it. Install: pip install 'finetune-local[cuda]'"
+            msg(
+                "There is an NVIDIA card ({card}), but no backend uses it. Install: pip install 'finetune-local[cuda]'",
+                card=found.cards[0].name,
+            )
         )
     if found.apple_silicon and "metal" not in kinds:
-        said.append("This Mac has a GPU that MLX can use. Install: pip install 'finetune-local[mlx]'")
+        said.append(msg("This Mac has a GPU that MLX can use. Install: pip install 'finetune-local[mlx]'"))
     if free < ENOUGH_DISK:
-        said.append(f"Only {_size(free)} are free where models and runs are kept. Make room, or set another --home.")
+        said.append(
+            msg(
+                "Only {size} are free where models and runs are kept. Make room, or set another --home.",
+                size=_size(free),
+            )
+        )
     said += [
-        f"Other users of this machine can look into {place}: its disk keeps no access rights, or it belongs to another user. Set "
-        "another --home."
+        msg(
+            "Other users of this machine can look into {place}: its disk keeps no access rights, or it belongs "
+            "to another user. Set another --home.",
+            place=place,
+        )
         for place in left_open
     ]
     if found.memory_bytes < ENOUGH_MEMORY:
-        said.append(f"With {_size(found.memory_bytes)} of memory only very small models can be trained.")
+        said.append(msg("With {size} of memory only very small models can be trained.", size=_size(found.memory_bytes)))
     if "xllamacpp" not in versions:
-        said.append("GGUF exports are checked by running them in xllamacpp. Install: pip install xllamacpp")
+        said.append(msg("GGUF exports are checked by running them in xllamacpp. Install: pip install xllamacpp"))
     return said
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from finetune_local.backend import Backend, Device, Gap, Session
 from finetune_local.spec.run import Precision, Quantisation
 from finetune_local.system.machine import library_versions
+from finetune_local.system.messages import Message, msg
 from finetune_local_backends.mlx import blas, device
 from finetune_local_backends.mlx.gaps import GAPS
 
-INSTALL = 'Install it with: pip install "finetune-local[mlx]"'
+INSTALL = msg('Install it with: pip install "finetune-local[mlx]"')
 
 
 class MlxBackend:
@@ -21,19 +22,21 @@ class MlxBackend:
 
     name = "mlx"
 
-    def missing(self) -> str | None:
+    def missing(self) -> Message | None:
         """See Backend; looks for the files, imports nothing."""
         system, machine = platform.system(), platform.machine()
         if system not in ("Darwin", "Linux") or (system == "Darwin" and machine != "arm64"):
-            return f"MLX has no build for {system} on {machine}. Use --backend torch."
+            return msg(
+                "MLX has no build for {system} on {machine}. Use --backend torch.", system=system, machine=machine
+            )
         spec = importlib.util.find_spec("mlx")
         places = list(spec.submodule_search_locations or ()) if spec else []
         if not any(list(Path(place).glob("core*.so")) for place in places):
-            return f"MLX is not installed. {INSTALL}"
+            return msg("MLX is not installed. {install}", install=INSTALL)
         if not any(list((Path(place) / "lib").glob("libmlx.*")) for place in places):
-            return f"MLX is installed without its CPU library (the package mlx-cpu). {INSTALL}"
+            return msg("MLX is installed without its CPU library (the package mlx-cpu). {install}", install=INSTALL)
         if importlib.util.find_spec("mlx_lm") is None:
-            return f"the package mlx-lm is not installed. {INSTALL}"
+            return msg("the package mlx-lm is not installed. {install}", install=INSTALL)
         return None
 
     def versions(self) -> dict[str, str]:
@@ -48,13 +51,18 @@ class MlxBackend:
         """See Backend."""
         return GAPS
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Message]:
         """See Backend."""
         notes = []
         if reason := blas.obstacle():
-            notes.append(f"mlx: fp32 matrices are multiplied about 40 times slower than this machine can: {reason}")
+            notes.append(
+                msg(
+                    "mlx: fp32 matrices are multiplied about 40 times slower than this machine can: {reason}",
+                    reason=reason,
+                )
+            )
         if device.devices()[0].kind == "cpu":
-            notes.append("mlx: its CPU build is meant for checking; bf16 and quantised bases are very slow there.")
+            notes.append(msg("mlx: its CPU build is meant for checking; bf16 and quantised bases are very slow there."))
         return notes
 
     def tuners(self) -> frozenset[str]:

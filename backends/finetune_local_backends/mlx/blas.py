@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from finetune_local.system.messages import Message, msg
 from finetune_local.system.paths import home
 
 # The complex routines take their factors by pointer, the real ones by value.
@@ -41,14 +42,14 @@ FORWARD(z, void, const void *)
 _loaded: list[ctypes.CDLL] = []
 
 
-def obstacle() -> str | None:
+def obstacle() -> Message | None:
     """Why MLX would multiply slowly here and what to install, or None. Loads and compiles nothing."""
     if platform.system() != "Linux":
         return None
     if importlib.util.find_spec("scipy_openblas32") is None:
-        return "the package scipy-openblas32 is missing; install it with: pip install scipy-openblas32"
+        return msg("the package scipy-openblas32 is missing; install it with: pip install scipy-openblas32")
     if _compiler() is None and not _library().exists():
-        return "no C compiler was found; install one (on Debian and Ubuntu: apt install gcc)"
+        return msg("no C compiler was found; install one (on Debian and Ubuntu: apt install gcc)")
     return None
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 from finetune_local.spec.base.config import read_base_config
 from finetune_local.spec.numerics.rope import by_layer, stretched
 from finetune_local.system.errors import ModelError, Unsupported
+from finetune_local.system.messages import msg
 
 Config = dict[str, Any]
 
@@ -56,17 +57,27 @@ def read_config(folder: Path, rope_factor: float = 1.0) -> Config:
     raw = read_base_config(folder)
     family = raw.get("model_type")
     if not isinstance(family, str):
-        raise ModelError(f"{folder / 'config.json'}: no 'model_type', so the kind of model is unknown.")
+        raise ModelError(
+            msg("{folder}: no 'model_type', so the kind of model is unknown.", folder=folder / "config.json")
+        )
     if raw.get("model_file"):  # (`auto_map`'s code is never needed: the families below are built in)
-        raise ModelError(f"{folder}: this model needs code of its own to be run, which is refused.")
+        raise ModelError(msg("{folder}: this model needs code of its own to be run, which is refused.", folder=folder))
     if raw.get("quantization") or raw.get("quantization_config"):
         raise ModelError(
-            f"{folder}: its weights are already quantised. Use the original model and --precision 4-bit or 8-bit."
+            msg(
+                "{folder}: its weights are already quantised. Use the original model and --precision 4-bit or 8-bit.",
+                folder=folder,
+            )
         )
     if family not in CHECKED:
         raise Unsupported(
-            f"{folder}: models of the family '{family}' have not been proven to compute rightly under MLX. Use "
-            f"--backend torch, or a model of: {', '.join(sorted(CHECKED))}."
+            msg(
+                "{folder}: models of the family '{family}' have not been proven to compute rightly under MLX. Use "
+                "--backend torch, or a model of: {names}.",
+                folder=folder,
+                family=family,
+                names=", ".join(sorted(CHECKED)),
+            )
         )
     return normalised(stretched({**_completed(folder, raw), "model_type": family}, rope_factor))
 
@@ -132,7 +143,7 @@ def _completed(folder: Path, raw: Config) -> Config:
         raise
     except Exception as error:  # noqa: BLE001 - it has its own classes of errors, one for each way a field can be wrong
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{folder / 'config.json'}: {said}") from None
+        raise ModelError(msg("{folder}: {said}", folder=folder / "config.json", said=said)) from None
     _check_activation(config, family)
     return {**raw, **cast(Config, config.to_dict())}
 
@@ -143,7 +154,14 @@ def _check_activation(config: Any, family: str) -> None:
     for field in ("hidden_act", "hidden_activation", "activation_function"):
         usual, asked = getattr(type(config), field, None), getattr(config, field, None)
         if isinstance(usual, str) and isinstance(asked, str) and alike.get(usual, usual) != alike.get(asked, asked):
-            raise Unsupported(f"MLX computes {family} models with {usual}; this one asks for {asked}. Use torch.")
+            raise Unsupported(
+                msg(
+                    "MLX computes {family} models with {usual}; this one asks for {asked}. Use torch.",
+                    family=family,
+                    usual=usual,
+                    asked=asked,
+                )
+            )
 
 
 def _period(types: list[str]) -> int:
@@ -151,5 +169,5 @@ def _period(types: list[str]) -> int:
     full = [index for index, kind in enumerate(types) if kind != "sliding_attention"]
     period = full[0] + 1 if full else 0
     if not full or full != list(range(period - 1, len(types), period)):
-        raise Unsupported("MLX cannot compute this model's pattern of sliding-window layers. Use --backend torch.")
+        raise Unsupported(msg("MLX cannot compute this model's pattern of sliding-window layers. Use --backend torch."))
     return period

@@ -10,6 +10,7 @@ import numpy as np
 
 from finetune_local.spec.batch import Floats
 from finetune_local.spec.tuners import VirtualIds
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.memory import guard
 from finetune_local_backends.mlx.model import Model
 from finetune_local_backends.virtual import row_with
@@ -41,7 +42,7 @@ class MlxDecoder:
             rows = [row_with(row, vocabulary, self._virtual, number % size) for number, row in enumerate(rows)]
         self._length += max(len(row) for row in rows)
         self._model.check_length(self._length)
-        with guard("write a text this long"):
+        with guard(msg("write a text this long")):
             if self._cache is None:
                 logits = self._begin(rows)
             else:

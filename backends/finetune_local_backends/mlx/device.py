@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from finetune_local.backend import Device
 from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx import blas
 
 
@@ -32,7 +33,9 @@ def start(wanted: str | None) -> Device:
     known = devices()
     chosen = known[0] if wanted is None else next((d for d in known if d.id == wanted), None)
     if chosen is None:
-        raise Unsupported(f"MLX has no device '{wanted}' here. It has: {', '.join(d.id for d in known)}.")
+        raise Unsupported(
+            msg("MLX has no device '{name}' here. It has: {names}.", name=wanted, names=", ".join(d.id for d in known))
+        )
     # Without this the watchdog of macOS kills long training kernels while the display is on.
     if chosen.kind == "metal":
         os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
@@ -43,7 +46,9 @@ def start(wanted: str | None) -> Device:
 
     if chosen.kind == "metal":
         if not mx.metal.is_available():
-            raise Unsupported("MLX finds no Metal device, as in a virtual machine without a GPU. Use --device cpu.")
+            raise Unsupported(
+                msg("MLX finds no Metal device, as in a virtual machine without a GPU. Use --device cpu.")
+            )
         mx.set_default_device(mx.Device(mx.gpu))
         _limit_memory()
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from finetune_local.backend import Gap
+from finetune_local.system.messages import msg
 
-_PAGED = "MLX has no paged optimizer states: CPU and GPU share one memory, so there is nothing to page to"
+_PAGED = msg("MLX has no paged optimizer states: CPU and GPU share one memory, so there is nothing to page to")
 
 GAPS: tuple[Gap, ...] = (
     Gap("training.optimizer", "paged-adamw", "", _PAGED, "adamw"),

@@ -16,10 +16,12 @@ from mlx.utils import tree_flatten
 from finetune_local.adapter_format import as_float32
 from finetune_local.backend import Device
 from finetune_local.spec.base.files import weight_files
-from finetune_local.spec.base.weights import check_base_weights, explain, not_finite
+from finetune_local.spec.base.misfits import explain, not_finite
+from finetune_local.spec.base.weights import check_base_weights
 from finetune_local.spec.run import Precision, Quantisation
 from finetune_local.spec.targets import block_of, is_embedding
 from finetune_local.system.errors import AdapterError, ModelError, OutOfMemory, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.tensor_header import Stored, tensors_of
 from finetune_local_backends.mlx.config import Config, longest, read_config
 from finetune_local_backends.mlx.memory import guard
@@ -53,10 +55,16 @@ def load(
     try:
         module.load_weights(cast_weights, strict=True)
     except ValueError as error:
-        raise ModelError(f"{folder}: the weights do not fit its config.json: {str(error).splitlines()[0]}") from None
+        raise ModelError(
+            msg(
+                "{folder}: the weights do not fit its config.json: {splitlines}",
+                folder=folder,
+                splitlines=str(error).splitlines()[0],
+            )
+        ) from None
     module.freeze()
     module.eval()
-    with guard(f"load {folder.name}"):
+    with guard(msg("load {model}", model=folder.name)):
         if precision in _BITS:
             nf4 = quantisation == "nf4" and precision == "4-bit"
             _quantise(folder, module, _nf4 if nf4 else _affine(_BITS[precision], device))
@@ -75,7 +83,12 @@ def _check_scaled(folder: Path, module: nn.Module, config: Config) -> None:
     # Of YaRN mlx-lm leaves these two out, of LongRoPE the factors for short texts.
     if kind == "longrope" or scaling.get("attention_factor") is not None or scaling.get("truncate") is False:
         raise Unsupported(
-            f"{folder}: its positions are scaled ({kind}) in a way that MLX's classes compute otherwise. Use --backend torch."
+            msg(
+                "{folder}: its positions are scaled ({kind}) in a way that MLX's classes compute otherwise. Use "
+                "--backend torch.",
+                folder=folder,
+                kind=kind,
+            )
         )
     scale = 1.0 / float(scaling.get("factor") or 1.0)
     parts = [part for _, _, part in walk(module) if "rope" in type(part).__name__.lower()]
@@ -83,8 +96,13 @@ def _check_scaled(folder: Path, module: nn.Module, config: Config) -> None:
     scaled = [part for part in plain if kind == "linear" and abs(part.scale - scale) < 1e-9]
     if len(plain) == len(parts) and not scaled:
         raise Unsupported(
-            f"{folder}: its positions are scaled ({kind}), and MLX's class for {config['model_type']} models leaves that out. Use "
-            "--backend torch."
+            msg(
+                "{folder}: its positions are scaled ({kind}), and MLX's class for {family} models leaves that out. "
+                "Use --backend torch.",
+                folder=folder,
+                kind=kind,
+                family=config["model_type"],
+            )
         )
 
 
@@ -129,7 +147,11 @@ def _renamed(folder: Path, module: nn.Module, found: dict[str, mx.array]) -> dic
         raise
     except Exception as error:  # noqa: BLE001 - its classes raise whatever a file makes them stumble over
         raise ModelError(
-            f"{folder}: MLX cannot read this model's weights: {' '.join(str(error).split())[:300]}"
+            msg(
+                "{folder}: MLX cannot read this model's weights: {split}",
+                folder=folder,
+                split=" ".join(str(error).split())[:300],
+            )
         ) from None
 
 
@@ -155,8 +177,13 @@ def _check_names(
     strange = (named.keys() - known.keys()) | (left_out - {copy})
     if strange and all(name.endswith("lm_head.weight") for name in strange):
         raise Unsupported(
-            f"{folder}: it has a head of its own ({min(strange)}), and MLX's class for {family} models takes the embedding instead. Use "
-            "--backend torch."
+            msg(
+                "{folder}: it has a head of its own ({name}), and MLX's class for {family} models takes the "
+                "embedding instead. Use --backend torch.",
+                folder=folder,
+                name=min(strange),
+                family=family,
+            )
         )
     if told := explain(folder, family, missing, strange, misshapen):
         raise ModelError(told)
@@ -188,7 +215,9 @@ def _build(folder: Path, config: Config) -> tuple[nn.Module, Any]:
         raise
     except Exception as error:  # noqa: BLE001 - its classes raise whatever a file makes them stumble over
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{folder}: MLX cannot build this {family} model: {said}") from None
+        raise ModelError(
+            msg("{folder}: MLX cannot build this {family} model: {said}", folder=folder, family=family, said=said)
+        ) from None
 
 
 def _check_stretched(module: nn.Module, config: Config) -> None:
@@ -197,8 +226,11 @@ def _check_stretched(module: nn.Module, config: Config) -> None:
     found = [part for _, _, part in walk(module) if isinstance(part, nn.RoPE)]
     if not found or any(abs(part.scale - scale) > 1e-9 for part in found):
         raise Unsupported(
-            f"--rope-factor and --context: MLX's class for {config['model_type']} models does not stretch positions. Use "
-            "--backend torch."
+            msg(
+                "--rope-factor and --context: MLX's class for {family} models does not stretch positions. Use "
+                "--backend torch.",
+                family=config["model_type"],
+            )
         )
 
 
@@ -213,7 +245,9 @@ def _read_weights(folder: Path) -> dict[str, mx.array]:
             else:
                 weights.update(cast(dict[str, mx.array], mx.load(str(file))))
         except (RuntimeError, OSError, ValueError, AdapterError) as error:
-            raise ModelError(f"{file}: cannot be read ({error}). Copy or download the model again.") from None
+            raise ModelError(
+                msg("{file}: cannot be read ({error}). Copy or download the model again.", file=file, error=error)
+            ) from None
     return {name: w for name, w in weights.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
@@ -239,7 +273,11 @@ def _nf4(path: str, layer: Any) -> nn.Module:
     """bitsandbytes' 4 bits."""
     if not isinstance(layer, nn.Linear):
         raise Unsupported(
-            f"{path} is a {type(layer).__name__}, for which NF4 is not made under MLX. Use --quantisation affine."
+            msg(
+                "{module} is a {kind}, for which NF4 is not made under MLX. Use --quantisation affine.",
+                module=path,
+                kind=type(layer).__name__,
+            )
         )
     return Nf4Linear(layer)
 
@@ -252,8 +290,12 @@ def _affine(bits: int, device: Device) -> Callable[[str, Any], nn.Module]:
         group = next((size for size in (64, 32) if width % size == 0), None)
         if group is None:
             raise Unsupported(
-                f"{path} has {width} inputs; MLX quantises in groups of 64 or 32, which does not divide it. "
-                "Use --precision bf16 or fp32" + (", or --quantisation nf4." if bits == 4 else ".")
+                msg(
+                    "{module} has {width} inputs; MLX quantises in groups of 64 or 32, which does not divide it. Use --precision bf16 or fp32",
+                    module=path,
+                    width=width,
+                )
+                + (msg(", or --quantisation nf4.") if bits == 4 else ".")
             )
         result: nn.Module = layer.to_quantized(group_size=group, bits=bits)
         if device.kind == "cpu" and type(result) is nn.QuantizedLinear:

@@ -13,8 +13,9 @@ import mlx.core as mx
 
 from finetune_local.backend import Device, MemoryUse
 from finetune_local.system.errors import OutOfMemory
+from finetune_local.system.messages import msg
 
-_SIGNS = ("unable to allocate", "insufficient memory", "out of memory", "outofmemory", "[malloc", "bad_alloc")
+_SIGNS = (msg("unable to allocate"), "insufficient memory", "out of memory", "outofmemory", "[malloc", "bad_alloc")
 
 
 @contextlib.contextmanager
@@ -26,7 +27,7 @@ def guard(doing: str) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in _SIGNS):
             raise
         mx.clear_cache()
-        raise OutOfMemory(f"there is not enough memory to {doing} ({error}).") from error
+        raise OutOfMemory(msg("there is not enough memory to {doing} ({error}).", doing=doing, error=error)) from error
 
 
 class Meter:
@@ -51,8 +52,13 @@ class Meter:
         need, free = int(self._per_token * tokens), _free(self._device)
         if need > free:
             raise OutOfMemory(
-                f"there is not enough memory for a batch of {tokens} tokens at once: it takes about "
-                f"{need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free."
+                msg(
+                    "there is not enough memory for a batch of {tokens} tokens at once: it takes about {need} GiB, and "
+                    "{free} GiB are free.",
+                    tokens=tokens,
+                    need=f"{need / 2**30:.1f}",
+                    free=f"{free / 2**30:.1f}",
+                )
             )
         self._peak = max(self._peak, int(mx.get_peak_memory()))
         mx.reset_peak_memory()

@@ -13,6 +13,7 @@ import numpy as np
 from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import HEADS
 from finetune_local.system.errors import ModelError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.quantised import Nf4Linear
 
 _BODIES = ("model", "transformer", "backbone")
@@ -66,8 +67,11 @@ class Model:
             if weight == f"{name}.{tail}" and path in self._paths:
                 return self._paths[path]
         raise ModelError(
-            f"this model has no module called {name} under MLX. The adapter was made for another model, or MLX keeps "
-            "this part in another form: then use --backend torch."
+            msg(
+                "this model has no module called {name} under MLX. The adapter was made for another model, or MLX "
+                "keeps this part in another form: then use --backend torch.",
+                name=name,
+            )
         )
 
     def dense(self, name: str) -> mx.array:
@@ -75,8 +79,11 @@ class Model:
         place = self.weights.get(self.embedding_of(name) or name)
         if place is None:
             raise ModelError(
-                f"this model has no weight called {name} under MLX. The adapter was made for another model, or MLX keeps "
-                "this weight in another form: then use --backend torch."
+                msg(
+                    "this model has no weight called {name} under MLX. The adapter was made for another model, or MLX "
+                    "keeps this weight in another form: then use --backend torch.",
+                    name=name,
+                )
             )
         array: mx.array = place.get()
         return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else dense_weight(place.owner)
@@ -93,7 +100,9 @@ class Model:
         for name, place in self.weights.items():
             if name.endswith(EMBEDDINGS):
                 return int(place.get().shape[0])
-        raise Unsupported("MLX's class for this model has no embedding of a known name, so no prompt can be trained.")
+        raise Unsupported(
+            msg("MLX's class for this model has no embedding of a known name, so no prompt can be trained.")
+        )
 
     @property
     def embedding_scale(self) -> float:
@@ -116,12 +125,19 @@ class Model:
         weight = self.weights.get(target.module + ".weight")
         layer = weight.owner if weight else None
         if layer is None or not isinstance(layer, nn.Linear | nn.QuantizedLinear | Nf4Linear):
-            raise ModelError(f"this model has no linear layer called {target.module} under MLX.")
+            raise ModelError(msg("this model has no linear layer called {module} under MLX.", module=target.module))
         height, width = shape_of(layer)
         if (height, width) != (target.out_features or height, target.in_features or width):
             raise ModelError(
-                f"{target.module} is {height} × {width} in this model, but the adapter was "
-                f"made for {target.out_features} × {target.in_features}. It belongs to another base."
+                msg(
+                    "{module} is {rows} × {columns} in this model, but the adapter was made for {height} × {width}. It "
+                    "belongs to another base.",
+                    module=target.module,
+                    rows=height,
+                    columns=width,
+                    height=target.out_features,
+                    width=target.in_features,
+                )
             )
         return self.modules[id(layer)]
 
@@ -129,8 +145,12 @@ class Model:
         """Raise Unsupported where a text is longer than mlx-lm's class computes rightly."""
         if self.longest is not None and length > self.longest:
             raise Unsupported(
-                f"a text of {length} tokens is longer than this model's sliding window of {self.longest}, which "
-                "MLX's class for it does not have. Lower --max-length or use --backend torch."
+                msg(
+                    "a text of {tokens} tokens is longer than this model's sliding window of {window}, which MLX's class "
+                    "for it does not have. Lower --max-length or use --backend torch.",
+                    tokens=length,
+                    window=self.longest,
+                )
             )
 
     @property
@@ -144,7 +164,9 @@ class Model:
         for name in _BODIES:
             if isinstance(getattr(self.text, name, None), nn.Module):
                 return name
-        raise Unsupported("MLX's class for this model has no separate body and head, so it cannot be trained here.")
+        raise Unsupported(
+            msg("MLX's class for this model has no separate body and head, so it cannot be trained here.")
+        )
 
     def hidden(self, ids: mx.array, cache: Any = None) -> mx.array:
         """The last hidden states, (rows, length, width)."""

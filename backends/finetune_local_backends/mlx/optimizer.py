@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.moments import Moments, Step, new_moments
 
 State = dict[str, npt.NDArray[np.generic]]
@@ -87,15 +88,26 @@ class AdamW:
         }
         if wrong := sorted(set(expected) ^ set(state)):
             raise AdapterError(
-                f"the saved optimizer is of another kind or adapter: '{wrong[0]}' and {len(wrong) - 1} more names do not "
-                "match. Resume with the run's own settings, or start a new run from its adapter."
+                msg(
+                    "the saved optimizer is of another kind or adapter: '{name}' and {number} more names do not match. "
+                    "Resume with the run's own settings, or start a new run from its adapter.",
+                    name=wrong[0],
+                    number=len(wrong) - 1,
+                )
             )
         for name, (shape, kind) in expected.items():
             found = state[name]
             if (found.shape, str(found.dtype)) != (shape, kind):
                 raise AdapterError(
-                    f"the saved optimizer's '{name}' has shape {found.shape} of {found.dtype}, expected {shape} of {kind}. "
-                    "Resume with the run's own settings, or start a new run from its adapter."
+                    msg(
+                        "the saved optimizer's '{name}' has shape {shape} of {dtype}, expected {expected} of {kind}. Resume "
+                        "with the run's own settings, or start a new run from its adapter.",
+                        name=name,
+                        shape=found.shape,
+                        dtype=found.dtype,
+                        expected=shape,
+                        kind=kind,
+                    )
                 )
         self._step = int(state[STEP])
         self._moments = {

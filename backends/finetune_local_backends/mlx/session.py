@@ -18,6 +18,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings
 from finetune_local.spec.value_head import VALUE_HEAD
 from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx import kernels, memory
 from finetune_local_backends.mlx.decoder import MlxDecoder
 from finetune_local_backends.mlx.gaps import GAPS
@@ -56,7 +57,7 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
         virtual = self.virtual()
         row = row_with(ids, self.model.vocabulary, virtual) if virtual.count else list(ids)
         self.model.check_length(len(row))
-        with self._guard(f"read {len(ids)} tokens at once"):
+        with self._guard(msg("read {tokens} tokens at once", tokens=len(ids))):
             logits = self.model.module(mx.array([row], mx.int32))[0, virtual.count :].astype(mx.float32)
             mx.eval(logits)
         return np.array(logits)
@@ -100,7 +101,7 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
     def _check_trainable(self, training: TrainingSettings, shifted: bool) -> None:
         check_optimizer(GAPS, training.optimizer, self.device.kind)
         if self._logits_width < 1:
-            raise Unsupported("this model has no head that gives logits.")
+            raise Unsupported(msg("this model has no head that gives logits."))
         if shifted:
             check_known(self.model)
 
@@ -161,7 +162,7 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
     ) -> tuple[mx.array, list[mx.array]]:
         """The sum of the parts' losses, with the tuners' regularisation if it is due, and the losses without it."""
         kinds = {part.number: value_kind(part.objective) for part in parts}
-        at = positions(batch, "row values" if "row values" in kinds.values() else None)
+        at = positions(batch, ("row values" if "row values" in kinds.values() else None))
 
         def head(outside: kernels.Tree, hidden: mx.array) -> mx.array:
             one.place(outside)
@@ -267,7 +268,7 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
         apart = self.model.head(self.model.hidden(ids)).astype(mx.float32)
         if whole.shape != apart.shape or not bool(mx.allclose(whole, apart, rtol=1e-4, atol=1e-4).item()):
             raise Unsupported(
-                "MLX's class for this model computes its logits in a way that cannot be trained here yet."
+                msg("MLX's class for this model computes its logits in a way that cannot be trained here yet.")
             )
         return int(whole.shape[-1])
 

@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from finetune_local.spec.numerics.shifted import plain_heads, runs
 from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.model import Model, walk
 
 FUNCTION = "scaled_dot_product_attention"
@@ -27,8 +28,10 @@ def check_known(model: Model) -> None:
     """Raise Unsupported where the model's code does not call the function that can be exchanged."""
     if not _files(model):
         raise Unsupported(
-            "--attention shifted: MLX's class for this model computes attention in a way of its own, which cannot be cut into "
-            "groups. Use --attention full, or --backend torch."
+            msg(
+                "--attention shifted: MLX's class for this model computes attention in a way of its own, which "
+                "cannot be cut into groups. Use --attention full, or --backend torch."
+            )
         )
 
 
@@ -68,8 +71,10 @@ def _grouping(usual: Callable[..., mx.array], group: int) -> Callable[..., mx.ar
         del cache, mask  # nothing but the groups restricts
         if sinks is not None or queries.shape[2] != keys.shape[2]:
             raise Unsupported(
-                "--attention shifted: this model's attention has more to it than queries, keys and values of equal length (such "
-                "as sinks). Use --attention full."
+                msg(
+                    "--attention shifted: this model's attention has more to it than queries, keys and values of equal "
+                    "length (such as sinks). Use --attention full."
+                )
             )
 
         def compute(q: mx.array, k: mx.array, v: mx.array) -> mx.array:

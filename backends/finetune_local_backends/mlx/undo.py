@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import mlx.core as mx
 
 from finetune_local.system.errors import OutOfMemory
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.optimizer import GROUP_BYTES, AdamW
 from finetune_local_backends.mlx.tuners import MlxAdapter
 from finetune_local_backends.session_base import Training
@@ -47,7 +48,11 @@ def writing(work: Sequence[tuple[Training[AdamW], MlxAdapter]], free: int) -> Ab
     need = 3 * max(GROUP_BYTES, *sizes)
     if need > free:
         raise OutOfMemory(
-            f"there is not enough memory for the update of the weights: it takes about {need / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free."
+            msg(
+                "there is not enough memory for the update of the weights: it takes about {need} GiB, and {free} GiB "
+                "are free.",
+                need=f"{need / 2**30:.1f}",
+                free=f"{free / 2**30:.1f}",
+            )
         )
     return all_or_nothing(None)

@@ -11,6 +11,7 @@ from finetune_local.backend import Backend, Device, Gap, Session
 from finetune_local.spec.run import Precision, Quantisation
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.machine import library_versions
+from finetune_local.system.messages import Message, msg
 from finetune_local_backends.torch import device as devices
 from finetune_local_backends.torch.gaps import AFFINE, GAPS
 
@@ -36,15 +37,24 @@ class TorchBackend:
 
     name = "torch"
 
-    def missing(self) -> str | None:
+    def missing(self) -> Message | None:
         """See Backend."""
         lacking = [module for module in NEEDED if importlib.util.find_spec(module) is None]
         if not lacking:
             return None
         extra = "cuda" if devices.nvidia_card() else "cpu"
         return (
-            f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed. "
-            f"Install: pip install 'finetune-local[{extra}]'"
+            msg(
+                "{names} is not installed. Install: pip install 'finetune-local[{extra}]'",
+                names=", ".join(lacking),
+                extra=extra,
+            )
+            if len(lacking) == 1
+            else msg(
+                "{names} are not installed. Install: pip install 'finetune-local[{extra}]'",
+                names=", ".join(lacking),
+                extra=extra,
+            )
         )
 
     def versions(self) -> dict[str, str]:
@@ -59,7 +69,7 @@ class TorchBackend:
         """See Backend."""
         return GAPS
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Message]:
         """See Backend."""
         return devices.notes()
 
@@ -81,7 +91,7 @@ class TorchBackend:
         from finetune_local_backends.torch.session import TorchSession
 
         if quantisation == "affine":
-            raise Unsupported(f"--quantisation affine: {AFFINE}. Use --quantisation nf4.")
+            raise Unsupported(msg("--quantisation affine: {reason}. Use --quantisation nf4.", reason=AFFINE))
         return TorchSession(load_base(folder, precision, devices.pick(device), rope_factor))
 
 

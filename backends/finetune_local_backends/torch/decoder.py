@@ -10,6 +10,7 @@ import torch
 
 from finetune_local.spec.batch import Floats
 from finetune_local.spec.tuners import VirtualIds
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.memory import guard
@@ -45,7 +46,7 @@ class TorchDecoder:
         ids = torch.tensor(
             [[0] * int(n) + list(row) for n, row in zip(padding, rows, strict=True)], device=self._base.place
         )
-        with guard("write a text this long"):
+        with guard(msg("write a text this long")):
             hidden = self._base.body(
                 input_ids=ids, past_key_values=self._cache, use_cache=True, **self._places(ids, padding)
             )

@@ -13,6 +13,7 @@ import psutil
 
 from finetune_local.backend import Device
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import Message, msg
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Instructions with which bf16 products are two to four times as fast as fp32 ones; without them they are emulated."""
@@ -67,10 +68,12 @@ def pick(wanted: str | None) -> Device:
     for device in found:
         if wanted in (device.id, device.kind):
             return device
-    raise SpecError(f"--device {wanted}: torch has {', '.join(d.id for d in found)} here.")
+    raise SpecError(
+        msg("--device {wanted}: torch has {devices} here.", wanted=wanted, devices=", ".join(d.id for d in found))
+    )
 
 
-def notes() -> list[str]:
+def notes() -> list[Message]:
     """Sentences for `doctor`."""
     if importlib.util.find_spec("torch") is None:
         return []
@@ -78,16 +81,20 @@ def notes() -> list[str]:
     if nvidia_card() and not _cards():
         if build() == "cpu":
             said.append(
-                "This machine has an NVIDIA card, but the installed torch is the build for CPUs and cannot use it. "
-                "Install: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+                msg(
+                    "This machine has an NVIDIA card, but the installed torch is the build for CPUs and cannot use it. "
+                    "Install: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+                )
             )
         else:
             said.append(
-                "This machine has an NVIDIA card, but torch does not see it: the driver may be too old for this build. "
-                "Run nvidia-smi, and update the driver where it shows an older CUDA than torch was built for."
+                msg(
+                    "This machine has an NVIDIA card, but torch does not see it: the driver may be too old for this "
+                    "build. Run nvidia-smi, and update the driver where it shows an older CUDA than torch was built for."
+                )
             )
     if importlib.util.find_spec("bitsandbytes") is None:
-        said.append("4-bit bases and 8-bit optimizers need bitsandbytes. Install: pip install bitsandbytes")
+        said.append(msg("4-bit bases and 8-bit optimizers need bitsandbytes. Install: pip install bitsandbytes"))
     return said
 
 

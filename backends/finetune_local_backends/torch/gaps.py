@@ -4,11 +4,12 @@ refused by methods/full.py, since it is a mix of two settings and not a value of
 from __future__ import annotations
 
 from finetune_local.backend import Gap
+from finetune_local.system.messages import msg
 
 OPTIMIZER = "training.optimizer"
-_PAGED = "paging moves optimizer states between a card and the machine's memory, and here both are the same"
+_PAGED = msg("paging moves optimizer states between a card and the machine's memory, and here both are the same")
 
-AFFINE = "bitsandbytes, which quantises for torch, has no affine groups with 4 bits; those are MLX's own"
+AFFINE = msg("bitsandbytes, which quantises for torch, has no affine groups with 4 bits; those are MLX's own")
 
 GAPS: tuple[Gap, ...] = (
     Gap("model.quantisation", "affine", "", AFFINE, "nf4"),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.kernels import TokenLogProbs
 from finetune_local_backends.torch.layers.wrapped import WrappedModule
 
@@ -66,7 +67,11 @@ class Head:
         gap = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
         if not gap <= _TOLERANCE[self.linear.weight.dtype]:
             raise Unsupported(
-                f"models of type '{model.config.model_type}' make their logits in a way this version does not know "
-                f"(off by {gap:.1%}), so training them would be wrong. Pick a model of another family."
+                msg(
+                    "models of type '{family}' make their logits in a way this version does not know (off by {gap}), so "
+                    "training them would be wrong. Pick a model of another family.",
+                    family=model.config.model_type,
+                    gap=f"{gap:.1%}",
+                )
             )
         self._checked = True

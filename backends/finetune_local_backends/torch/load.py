@@ -17,11 +17,13 @@ from torch import nn
 from finetune_local.backend import Device
 from finetune_local.spec.base.config import read_base_config
 from finetune_local.spec.base.files import check_finite, weight_files
-from finetune_local.spec.base.weights import PLAIN, explain, not_finite
+from finetune_local.spec.base.misfits import explain, not_finite
+from finetune_local.spec.base.weights import PLAIN
 from finetune_local.spec.numerics.rope import stretched
 from finetune_local.spec.run import Precision
 from finetune_local.spec.targets import block_of
 from finetune_local.system.errors import FinetuneError, ModelError, Unsupported
+from finetune_local.system.messages import Message, msg
 from finetune_local_backends.torch import attention
 from finetune_local_backends.torch.memory import guard, out_of_memory
 
@@ -64,12 +66,15 @@ def load_base(folder: Path, precision: Precision, device: Device, rope_factor: f
     bits = precision in ("4-bit", "8-bit")
     if bits and importlib.util.find_spec("bitsandbytes") is None:
         raise Unsupported(
-            f"--precision {precision} needs bitsandbytes, which is not installed. "
-            "Install: pip install bitsandbytes, or use --precision bf16."
+            msg(
+                "--precision {precision} needs bitsandbytes, which is not installed. Install: pip install "
+                "bitsandbytes, or use --precision bf16.",
+                precision=precision,
+            )
         )
     _quiet()
     dtype = torch.bfloat16 if precision == "bf16" or (bits and device.kind == "cuda") else torch.float32
-    with guard(f"load {folder.name}"):
+    with guard(msg("load {model}", model=folder.name)):
         model = _from_pretrained(folder, precision, dtype, device, rope_factor)
         if bits:
             from finetune_local_backends.torch.quantised import replace_layers
@@ -81,8 +86,12 @@ def load_base(folder: Path, precision: Precision, device: Device, rope_factor: f
     body = getattr(model, model.base_model_prefix, model)
     if body is model or model.get_output_embeddings() is None:
         raise Unsupported(
-            f"{folder.name}: models of type '{model.config.model_type}' have no separate head, so this version cannot "
-            "train them. Pick a model of another family."
+            msg(
+                "{name}: models of type '{family}' have no separate head, so this version cannot train them. Pick a "
+                "model of another family.",
+                name=folder.name,
+                family=model.config.model_type,
+            )
         )
     weights = dict(model.named_parameters(remove_duplicate=False))
     return Base(model, body, weights, dict(model.named_modules()), device, precision, dtype)
@@ -97,13 +106,20 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if isinstance(config.get_text_config(), dict):
         raise ModelError(
-            f"{folder}: config.json has a part for a language model (text_config), which a {config.model_type} model has not. Copy "
-            "the file again from where the model comes from."
+            msg(
+                "{folder}: config.json has a part for a language model (text_config), which a {family} model has "
+                "not. Copy the file again from where the model comes from.",
+                folder=folder,
+                family=config.model_type,
+            )
         )
     if getattr(config, "quantization_config", None):
         raise ModelError(
-            f"{folder}: its weights are already quantised on disk. Take the unquantised model; --precision 4-bit "
-            "quantises it while loading."
+            msg(
+                "{folder}: its weights are already quantised on disk. Take the unquantised model; --precision 4-bit "
+                "quantises it while loading.",
+                folder=folder,
+            )
         )
     _without_dropout(config)
     _stretch(config, rope_factor)
@@ -157,15 +173,19 @@ def _sentence(folder: Path) -> Iterator[None]:
 
 def _try(model: Any, folder: Path, device: Device) -> None:
     """Two tokens through a model whose sizes were not held against its config: what does not fit would end a training."""
-    with guard(f"load {folder.name}"), _sentence(folder), torch.no_grad():
+    with guard(msg("load {model}", model=folder.name)), _sentence(folder), torch.no_grad():
         model(torch.zeros((1, 2), dtype=torch.long, device=device.id), use_cache=False)
 
 
-def _said(folder: Path, error: Exception) -> str:
+def _said(folder: Path, error: Exception) -> Message:
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if isinstance(error, KeyError):
-        text = f"it knows no {text}"
-    return f"{folder}: transformers cannot load it: {text[:300]}. Compare config.json with that of where the model comes from."
+        text = msg("it knows no {name}", name=text)
+    return msg(
+        "{folder}: transformers cannot load it: {error}. Compare config.json with that of where the model comes from.",
+        folder=folder,
+        error=text[:300],
+    )
 
 
 def _check_finite(model: nn.Module, folder: Path) -> None:

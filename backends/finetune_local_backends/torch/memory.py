@@ -11,6 +11,7 @@ import torch
 
 from finetune_local.backend import MemoryUse
 from finetune_local.system.errors import OutOfMemory
+from finetune_local.system.messages import msg
 
 # torch's CPU allocator, the C++ runtime and the card's libraries (cublasCreate, cudnnCreate) have no error class of their own.
 _WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "_ALLOC_FAILED")
@@ -50,8 +51,11 @@ def release(device: torch.device) -> None:
 
 def _refused(doing: str) -> OutOfMemory:
     return OutOfMemory(
-        f"there is not enough memory to {doing}. Close other programs, or lower --micro-batch-tokens or --max-length, "
-        "turn on --gradient-checkpointing, or take a smaller model or --precision 4-bit."
+        msg(
+            "there is not enough memory to {what}. Close other programs, or lower --micro-batch-tokens or "
+            "--max-length, turn on --gradient-checkpointing, or take a smaller model or --precision 4-bit.",
+            what=doing,
+        )
     )
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.system.errors import AdapterError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.gaps import GAPS, OPTIMIZER
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -86,15 +87,25 @@ class Optimizer:
         slots = self._slots()
         if wrong := sorted({key for key, _, _ in slots} ^ set(state)):
             raise AdapterError(
-                f"the optimizer's saved state does not fit: {len(wrong)} entries differ, the first is {wrong[0]}. "
-                "It was saved with another optimizer, method or backend."
+                msg(
+                    "the optimizer's saved state does not fit: {number} entries differ, the first is {name}. It was "
+                    "saved with another optimizer, method or backend.",
+                    number=len(wrong),
+                    name=wrong[0],
+                )
             )
         for key, holder, slot in slots:
             now = _array(holder[slot])
             if now.shape != state[key].shape or now.dtype != state[key].dtype:
                 raise AdapterError(
-                    f"the optimizer's saved state does not fit: {key} is {state[key].dtype} {state[key].shape}, "
-                    f"here {now.dtype} {now.shape}."
+                    msg(
+                        "the optimizer's saved state does not fit: {name} is {dtype} {shape}, here {dtype2} {shape2}.",
+                        name=key,
+                        dtype=state[key].dtype,
+                        shape=state[key].shape,
+                        dtype2=now.dtype,
+                        shape2=now.shape,
+                    )
                 )
         for key, holder, slot in slots:
             if isinstance(holder[slot], torch.Tensor):
@@ -117,7 +128,14 @@ class Optimizer:
 def _build(groups: list[dict[str, Any]], training: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
     for gap in GAPS:
         if (gap.setting, gap.value) == (OPTIMIZER, training.optimizer) and gap.device in ("", device.type):
-            raise Unsupported(f"--optimizer {gap.value}: {gap.reason}. Use --optimizer {gap.instead}.")
+            raise Unsupported(
+                msg(
+                    "--optimizer {value}: {reason}. Use --optimizer {value2}.",
+                    value=gap.value,
+                    reason=gap.reason,
+                    value2=gap.instead,
+                )
+            )
     rates: dict[str, Any] = {
         "lr": 0.0,
         "betas": (training.beta1, training.beta2),
@@ -136,8 +154,11 @@ def _build(groups: list[dict[str, Any]], training: TrainingSettings, device: tor
         return plain
     if importlib.util.find_spec("bitsandbytes") is None:
         raise Unsupported(
-            f"--optimizer {training.optimizer} needs bitsandbytes, which is not installed. "
-            "Install: pip install bitsandbytes, or use --optimizer adamw."
+            msg(
+                "--optimizer {optimizer} needs bitsandbytes, which is not installed. Install: pip install "
+                "bitsandbytes, or use --optimizer adamw.",
+                optimizer=training.optimizer,
+            )
         )
     import bitsandbytes
 

@@ -19,6 +19,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.spec.value_head import VALUE_HEAD
 from finetune_local.system.errors import ModelError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.multi_adapter import Rows, joined
 from finetune_local_backends.readout import losses, parts_of, positions, value_kind
 from finetune_local_backends.session_base import SessionBase, Training
@@ -59,7 +60,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Floats:
         """See Session. By the model's own forward pass, so it also checks ours."""
-        with self._guard(f"read {len(ids)} tokens at once"):
+        with self._guard(msg("read {tokens} tokens at once", tokens=len(ids))):
             virtual = self.virtual()
             whole = row_with(ids, self._base.vocabulary, virtual, 0)
             logits = self._base.model(input_ids=torch.tensor([whole], device=self._base.place), use_cache=False).logits
@@ -105,7 +106,10 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
             return _numbers(module.dense(torch.float32))
         if name not in self._base.weights:
             raise ModelError(
-                f"the loaded base has no weight {name}. This family names its layers otherwise once loaded."
+                msg(
+                    "the loaded base has no weight {name}. This family names its layers otherwise once loaded.",
+                    name=name,
+                )
             )
         return _numbers(self._base.weights[name])
 
@@ -148,7 +152,9 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         kinds = {part.number: value_kind(part.objective) for part in parts}
         rows_needed = "row values" in kinds.values()
         with noisy(self._base, self._noise(requests, present, batch)):
-            at_tokens, at_rows, logprobs = self._read(self._with_virtual(batch), "row values" if rows_needed else None)
+            at_tokens, at_rows, logprobs = self._read(
+                self._with_virtual(batch), ("row values" if rows_needed else None)
+            )
 
         def values(number: int, tokens: slice, rows: slice) -> torch.Tensor | None:
             kind = kinds[number]
@@ -226,8 +232,10 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         blocks = [block for block in self._base.body.modules() if isinstance(block, GradientCheckpointingLayer)]
         if wanted and not blocks:
             raise Unsupported(
-                f"models of type '{self._base.model.config.model_type}' cannot compute activations twice. "
-                "Turn --gradient-checkpointing off."
+                msg(
+                    "models of type '{family}' cannot compute activations twice. Turn --gradient-checkpointing off.",
+                    family=self._base.model.config.model_type,
+                )
             )
         for block in blocks:
             block.gradient_checkpointing = wanted

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from finetune_local.spec.numerics.shifted import plain_heads, runs
 from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.load import Base
 
 NAME = "finetune_local_shifted"
@@ -64,8 +65,11 @@ def check_known(base: Base) -> None:
         base.body(input_ids=torch.arange(4, device=base.place)[None], use_cache=False)
     if not _now.calls:
         raise Unsupported(
-            f"--attention shifted: models of type '{base.model.config.model_type}' compute attention in a way of their own, which "
-            "cannot be cut into groups. Use --attention full."
+            msg(
+                "--attention shifted: models of type '{family}' compute attention in a way of their own, which "
+                "cannot be cut into groups. Use --attention full.",
+                family=base.model.config.model_type,
+            )
         )
 
 
@@ -83,8 +87,10 @@ def attention(
     del attention_mask  # nothing but the groups restricts
     if query.shape[2] != key.shape[2] or any(more.get(name) is not None for name in ("position_bias", "s_aux")):
         raise Unsupported(
-            "--attention shifted: this model's attention has more to it than queries, keys and values of equal length (such as "
-            "sinks, or a bias by distance). Use --attention full."
+            msg(
+                "--attention shifted: this model's attention has more to it than queries, keys and values of equal "
+                "length (such as sinks, or a bias by distance). Use --attention full."
+            )
         )
     _now.calls += 1
     inner = _inner(module)

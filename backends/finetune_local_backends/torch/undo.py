@@ -11,6 +11,7 @@ import torch
 
 from finetune_local.spec.tuners import Tracker
 from finetune_local.system.errors import OutOfMemory
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch import memory
 from finetune_local_backends.torch.optimizer import Optimizer, Place
 from finetune_local_backends.undo import affordable, all_or_nothing, track_again, tracked
@@ -62,7 +63,7 @@ def writing(work: Sequence[Written], device: torch.device) -> AbstractContextMan
     if not affordable(sum(_bytes(holder[key]) for holder, key in places), _free(device)):
         return all_or_nothing(None)
     try:
-        with memory.guard("hold what a step is going to change"):
+        with memory.guard(msg("hold what a step is going to change")):
             undo = TorchUndo(work, places)
     except OutOfMemory:
         memory.release(device)

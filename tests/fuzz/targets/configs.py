@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.spec import given
-from finetune_local.spec.run import as_tables, parse_spec, read_config, sections
+from finetune_local.spec.config_file import read_config, sections
+from finetune_local.spec.run import as_tables, parse_spec
 from fuzz.mutate import mutate_bytes, mutate_json, mutate_json_text
 
 COUNTS = (400, 40_000)

@@ -12,6 +12,7 @@ from finetune_local.export.verification.verify import Gate
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Language, Strings
 from finetune_local.gui.pages.export import view as exportview
+from finetune_local.system.messages import msg
 
 
 def shown(gate: dict[str, Any], language: Language = "en") -> str:
@@ -34,7 +35,9 @@ PASSED = ReceiverCheck(
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_each_program_has_its_own_result(language: Language) -> None:
-    absent = ReceiverCheck("mlx-lm", reason="not checked: mlx_lm is not installed")
+    absent = ReceiverCheck(
+        "mlx-lm", reason=msg("not checked: {reason}", reason=msg("{module} is not installed", module="mlx_lm"))
+    )
     text = shown(gate_of(PASSED, absent), language)
     assert "transformers 5.23.0" in text and "13" in text and "mlx-lm" in text
     wanted = ("passed", "not checked: mlx_lm is not installed") if language == "en" else ("通过", "没有安装 mlx_lm")

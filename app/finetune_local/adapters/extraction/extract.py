@@ -31,9 +31,10 @@ from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, ModelError, SpecError
 from finetune_local.system.fields import parse
 from finetune_local.system.files import written_aside
+from finetune_local.system.messages import Message, msg
 
 DEFAULT_RANK = 16
-ADVICE = "Make room on it, or give another place with --out."
+ADVICE = msg("Make room on it, or give another place with --out.")
 WEIGHT = ".weight"
 _ROUNDING = 1e-12  # fraction of the squared change below fp64's resolution
 
@@ -123,11 +124,11 @@ def extract(
     nothing an adapter can represent), ModelError, DiskFull.
     """
     if rank is not None and energy is not None:
-        raise SpecError("--rank and --energy were both given: --energy chooses the rank. Leave one out.")
+        raise SpecError(msg("--rank and --energy were both given: --energy chooses the rank. Leave one out."))
     if energy is not None and not 0 < energy <= 1:
-        raise SpecError(f"--energy is {energy:g}, but should be a share: above 0, at most 1.")
+        raise SpecError(msg("--energy is {energy}, but should be a share: above 0, at most 1.", energy=f"{energy:g}"))
     if out.exists():
-        raise AdapterError(f"{out} exists already. Give another place with --out, or another --name.")
+        raise AdapterError(msg("{path} exists already. Give another place with --out, or another --name.", path=out))
     chosen = select_linear(base.weights(), tuple(targets), layers)
     there = [target for target in chosen if target.module + WEIGHT in tuned.weights]
     if energy is None:
@@ -141,7 +142,7 @@ def extract(
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     kept: list[Target] = []
     for number, target in enumerate(there):
-        progress("extracting", number / len(there))
+        progress(msg("extracting"), number / len(there))
         weight, delta = _change(base, tuned, target.module + WEIGHT)
         if not (size := float(np.linalg.norm(delta))):
             continue
@@ -187,7 +188,7 @@ def _rank_for(energy: float, base: ModelFolder, tuned: Tuned, targets: Sequence[
     """The largest rank any layer needs, at least 1. Raises SpecError if a smaller layer cannot have it."""
     needed, neediest, spectra = 1, "", []
     for number, target in enumerate(targets):
-        progress("measuring", number / len(targets))
+        progress(msg("measuring"), number / len(targets))
         squares = spectrum(_change(base, tuned, target.module + WEIGHT)[1])
         if squares.sum() > 0:
             spectra.append((target, squares))
@@ -197,9 +198,19 @@ def _rank_for(energy: float, base: ModelFolder, tuned: Tuned, targets: Sequence[
     if smallest is not None and needed > (limit := _smaller(smallest)):
         reached = min(float(squares[:limit].sum() / squares.sum()) for _, squares in spectra)
         raise SpecError(
-            f"--energy {energy:g} needs rank {needed} in {neediest}, but one rank holds for all layers and {smallest.module} is "
-            f"{smallest.out_features} × {smallest.in_features}. Rank {limit} keeps {reached:.4g} in every layer: give less "
-            "than that, or leave the small layers out with --target."
+            msg(
+                "--energy {energy} needs rank {rank} in {layer}, but one rank holds for all layers and {module} is "
+                "{rows} × {columns}. Rank {rank2} keeps {share} in every layer: give less than that, or leave the "
+                "small layers out with --target.",
+                energy=f"{energy:g}",
+                rank=needed,
+                layer=neediest,
+                module=smallest.module,
+                rows=smallest.out_features,
+                columns=smallest.in_features,
+                rank2=limit,
+                share=f"{reached:.4g}",
+            )
         )
     return needed
 
@@ -215,8 +226,12 @@ def _change(base: ModelFolder, tuned: Tuned, name: str) -> tuple[npt.NDArray[np.
     delta = np.subtract(tuned.read(name), weight, dtype=np.float64)
     if not np.isfinite(delta).all():
         raise ModelError(
-            f"{tuned.name}: {name} has values that are no numbers (NaN or infinity). Its training diverged, or a file is "
-            "damaged: use an earlier state of it."
+            msg(
+                "{name}: {name2} has values that are no numbers (NaN or infinity). Its training diverged, or a file "
+                "is damaged: use an earlier state of it.",
+                name=tuned.name,
+                name2=name,
+            )
         )
     return weight, delta
 
@@ -245,16 +260,22 @@ def _kind(name: str) -> str:
     return "other"
 
 
-def _nothing(base: ModelFolder, tuned: Tuned, left: Sequence[Left]) -> str:
+def _nothing(base: ModelFolder, tuned: Tuned, left: Sequence[Left]) -> Message:
     if not left:
-        return (
-            f"{tuned.name} is equal to '{base.name}' in every weight: there is no change to extract. Give the tuned model, "
-            "and with --model the base that it was tuned from."
+        return msg(
+            "{model} is equal to '{base}' in every weight: there is no change to extract. Give the tuned model, "
+            "and with --model the base that it was tuned from.",
+            model=tuned.name,
+            base=base.name,
         )
-    return (
-        f"none of the chosen layers of {tuned.name} changed. What did: {', '.join(sorted({x.kind for x in left}))} "
-        f"({len(left)} weights, the most {left[0].name}). A low-rank adapter holds linear layers of the blocks: choose "
-        "others with --target and --layers, or keep the full adapter."
+    return msg(
+        "none of the chosen layers of {model} changed. What did: {kinds} ({number} weights, the most "
+        "{name}). A low-rank adapter holds linear layers of the blocks: choose others with --target and "
+        "--layers, or keep the full adapter.",
+        model=tuned.name,
+        kinds=", ".join(sorted({x.kind for x in left})),
+        number=len(left),
+        name=left[0].name,
     )
 
 

@@ -12,6 +12,7 @@ from finetune_local.adapters.extraction import tuned as sources
 from finetune_local.adapters.extraction.extract import Extraction, Progress
 from finetune_local.models.resolve import resolve
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, expanded
 from finetune_local.system.private import share
 
@@ -42,13 +43,17 @@ def extract(wanted: ExtractionRequest, home: Home, progress: Progress) -> tuple[
     """
     adapter, tuned = wanted.adapter, wanted.tuned
     if (adapter is None) == (tuned is None):
-        raise SpecError("give one of two: an adapter of the method `full`, or --tuned with a tuned model's folder.")
+        raise SpecError(
+            msg("give one of two: an adapter of the method `full`, or --tuned with a tuned model's folder.")
+        )
     if wanted.out is not None and wanted.name is not None:
-        raise SpecError("--name is what to call it in the library, and --out a folder outside: give one of them.")
+        raise SpecError(msg("--name is what to call it in the library, and --out a folder outside: give one of them."))
     folder = library.find(adapter, home) if adapter is not None else None
     base_name = wanted.model or (library.base_of(folder) if folder is not None else None)
     if base_name is None:
-        raise SpecError(f"{tuned or folder}: it does not say what it was tuned from. Give the base with --model.")
+        raise SpecError(
+            msg("{tuned}: it does not say what it was tuned from. Give the base with --model.", tuned=tuned or folder)
+        )
     base = resolve(base_name, home, progress).stretched(library.rope_factor_of(folder) if folder else 1.0)
     if folder is not None:
         source = sources.from_adapter(folder, base)
@@ -83,8 +88,10 @@ def size(rank: str, energy: str) -> dict[str, Any]:
             try:
                 found[name] = kind(text)
             except ValueError:
-                what = "a whole number such as 16" if kind is int else "a share such as 0.9"
-                raise SpecError(f"--{name} is '{text.strip()}', but should be {what}.") from None
+                what = msg("a whole number such as 16") if kind is int else msg("a share such as 0.9")
+                raise SpecError(
+                    msg("--{name} is '{text}', but should be {what}.", name=name, text=text.strip(), what=what)
+                ) from None
     return found
 
 

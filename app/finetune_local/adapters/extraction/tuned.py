@@ -16,6 +16,7 @@ from finetune_local.spec.base.weights import is_buffer
 from finetune_local.spec.plan import WeightInfo
 from finetune_local.spec.tuners import OWN_TYPE, PREFIX, from_own_config, tuner_of
 from finetune_local.system.errors import AdapterError, ModelError
+from finetune_local.system.messages import msg
 
 HEAD = "lm_head.weight"
 
@@ -40,8 +41,13 @@ def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
     if config.peft_type != OWN_TYPE or config.family != "full":
         kind = config.method or str(config.peft_type)
         raise AdapterError(
-            f"{folder}: this adapter is of the kind '{kind}' and does not hold whole weights, so there is nothing to extract "
-            "from. Give an adapter that was trained with --method full, or a tuned model's folder with --tuned."
+            msg(
+                "{folder}: this adapter is of the kind '{kind}' and does not hold whole weights, so there is nothing "
+                "to extract from. Give an adapter that was trained with --method full, or a tuned model's folder "
+                "with --tuned.",
+                folder=folder,
+                kind=kind,
+            )
         )
     check_sums(folder)
     plan = from_own_config(config)
@@ -53,7 +59,14 @@ def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
     shapes = tuner_of(plan).shapes(plan)
     for name, shape in shapes.items():
         if name not in stored or stored[name].shape != shape:
-            raise AdapterError(f"{folder}: {name} is missing, or not as {CONFIG} says. Copy the adapter again.")
+            raise AdapterError(
+                msg(
+                    "{folder}: {name} is missing, or not as {file} says. Copy the adapter again.",
+                    folder=folder,
+                    name=name,
+                    file=CONFIG,
+                )
+            )
     run = identity.run if identity else None
     return Tuned(
         run or folder.name,
@@ -70,8 +83,14 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
     model = ModelFolder.open(path)
     if model.family != base.family:
         raise ModelError(
-            f"--tuned {path}: a model of the family '{model.family}', but '{base.name}' is of '{base.family}'. "
-            "Give --model the base that it was tuned from."
+            msg(
+                "--tuned {path}: a model of the family '{family}', but '{base}' is of '{other}'. Give --model the "
+                "base that it was tuned from.",
+                path=path,
+                family=model.family,
+                base=base.name,
+                other=base.family,
+            )
         )
     own, other = base.weights(), model.weights()
     skipped = {HEAD} if base.tied and model.tied else set()  # a tied head that was stored too
@@ -79,31 +98,58 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
     for name in names:
         if name not in other:
             raise ModelError(
-                f"--tuned {path}: it has no {name}, which '{base.name}' has. It was tuned from another base."
+                msg(
+                    "--tuned {path}: it has no {name}, which '{base}' has. It was tuned from another base.",
+                    path=path,
+                    name=name,
+                    base=base.name,
+                )
             )
         if other[name].shape != own[name].shape:
             raise ModelError(
-                f"--tuned {path}: {name} is {times(other[name].shape)}, but in '{base.name}' it is {times(own[name].shape)}. "
-                "An adapter cannot change a shape (such as a vocabulary that grew): use the tuned model as it is."
+                msg(
+                    "--tuned {path}: {name} is {shape}, but in '{base}' it is {other}. An adapter cannot change a shape "
+                    "(such as a vocabulary that grew): use the tuned model as it is.",
+                    path=path,
+                    name=name,
+                    shape=times(other[name].shape),
+                    base=base.name,
+                    other=times(own[name].shape),
+                )
             )
     if added := sorted(name for name in set(other) - set(own) - skipped if not is_buffer(name)):
         raise ModelError(
-            f"--tuned {path}: it has {added[0]}, which '{base.name}' has not, and an adapter cannot add a weight. "
-            "Give --model the base that it was tuned from, or use the tuned model as it is."
+            msg(
+                "--tuned {path}: it has {name}, which '{base}' has not, and an adapter cannot add a weight. Give "
+                "--model the base that it was tuned from, or use the tuned model as it is.",
+                path=path,
+                name=added[0],
+                base=base.name,
+            )
         )
     mine, its = base.identity(), model.identity()
     if mine.config_sha256 != its.config_sha256:
         raise ModelError(
-            f"--tuned {path}: its config.json computes otherwise than that of '{base.name}' (another position encoding, "
-            "window or tied head), which an adapter cannot carry. Use the tuned model as it is."
+            msg(
+                "--tuned {path}: its config.json computes otherwise than that of '{base}' (another position "
+                "encoding, window or tied head), which an adapter cannot carry. Use the tuned model as it is.",
+                path=path,
+                base=base.name,
+            )
         )
     notes = []
     if mine.tokenizer_sha256 != its.tokenizer_sha256:
         notes.append(
-            "the tuned model's tokenizer or chat template is not the base's: the adapter brings the tuned model's own"
+            msg(
+                "the tuned model's tokenizer or chat template is not the base's: the adapter brings the tuned "
+                "model's own"
+            )
         )
     if coarser := sorted({other[n].dtype for n in names if BYTES[other[n].dtype] < BYTES[own[n].dtype]}):
         notes.append(
-            f"the tuned weights are stored in {coarser[0]}, coarser than the base's: rounding counts as change"
+            msg(
+                "the tuned weights are stored in {dtype}, coarser than the base's: rounding counts as change",
+                dtype=coarser[0],
+            )
         )
     return Tuned(model.name, None, {"folder": model.name}, {n: other[n] for n in names}, model.read, tuple(notes), path)

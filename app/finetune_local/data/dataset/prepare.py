@@ -33,6 +33,7 @@ from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
 from finetune_local.system import checksums
 from finetune_local.system.errors import DataError
 from finetune_local.system.files import disk_full, sync_tree, write_text
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_json_object
 
 DATA, REJECTED, CONVERSATIONS = "data.json", "rejected.jsonl", "validation.jsonl"
@@ -92,7 +93,7 @@ class _Pass:
             try:
                 encoded = encode_for(self.objective, row, self.tokenizer, self.settings.template, self.max_length)
             except RowRejected as error:
-                row = Rejected(row.source, str(error))
+                row = Rejected(row.source, message_of(error))
             else:
                 key = self.tally.use(row, encoded)
                 for _, rows in groupby(encoded, key=lambda one: one.example):
@@ -130,7 +131,7 @@ def prepare(
     occur there too are left out as leaks. Rows that the objective does not learn from are rejected. Raises DataError, DiskFull.
     """
     if not settings.files:
-        raise DataError("no training data was given. Name a file: finetune-local --data my.jsonl")
+        raise DataError(msg("no training data was given. Name a file: finetune-local --data my.jsonl"))
     with disk_full(folder, ADVICE):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (DATA, CONVERSATIONS, checksums.SUMS):
@@ -140,11 +141,11 @@ def prepare(
             opened([*settings.files, *settings.validation_files], settings)  # a mistake is told before the long work
             train = _Pass(settings, objective_named(objective), tokenizer, max_length, rejected, Tally(seed))
             with Writer(folder, _PASSED) as writer:
-                train.run(settings.files, writer, settings.limit, lambda share: progress("reading data", share))
+                train.run(settings.files, writer, settings.limit, lambda share: progress(msg("reading data"), share))
             if not train.tally.used:
                 raise nothing_usable(settings.files, train.tally.rejected)
             given = _validation_files(train, folder, progress) if settings.validation_files else None
-        progress("writing data", None)
+        progress(msg("writing data"), None)
         aside = held_out(train.tally.keys, settings.validation) if given is None else np.unique(given.tally.keys)
         _write_sides(train, aside, folder, own_files=given is not None)
         _write_conversations(folder / CONVERSATIONS, (given or train).lowest, aside)
@@ -152,7 +153,7 @@ def prepare(
         remove(folder, _PASSED)
     sides = Dataset(folder, "train"), Dataset(folder, "validation")
     if not len(sides[0]):
-        raise DataError("every training row also occurs in the validation data, so nothing is left to learn from.")
+        raise DataError(msg("every training row also occurs in the validation data, so nothing is left to learn from."))
     leaks = 0 if given is None else int(np.isin(train.tally.keys, aside).sum())
     if given is not None:
         train.tally.absorb(given.tally)
@@ -165,7 +166,7 @@ def prepare(
         leaks=leaks,
     )
     _write_data(folder, settings, seed, report)
-    progress("writing data", 1.0)
+    progress(msg("writing data"), 1.0)
     return Prepared(*sides, report)
 
 
@@ -174,7 +175,13 @@ def open_prepared(folder: Path) -> Prepared:
     try:
         report = Report.from_json(read_json_object(folder / DATA)["report"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / DATA}: the prepared data cannot be read ({error}). Start the run anew.") from None
+        raise DataError(
+            msg(
+                "{path}: the prepared data cannot be read ({error}). Start the run anew.",
+                path=folder / DATA,
+                error=error,
+            )
+        ) from None
     return Prepared(Dataset(folder, "train"), Dataset(folder, "validation"), report)
 
 
@@ -208,7 +215,14 @@ def conversations(folder: Path, split: str = "validation", limit: int = CONVERSA
             try:
                 found.append(_from_plain(parse_json_object(line)))
             except (ForeignTextError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{path}: line {number} is damaged ({error}). Start the run anew.") from None
+                raise DataError(
+                    msg(
+                        "{file}: line {number} is damaged ({why}). Start the run anew.",
+                        file=path,
+                        number=number,
+                        why=error,
+                    )
+                ) from None
     return found
 
 
@@ -219,7 +233,7 @@ def _validation_files(train: _Pass, folder: Path, progress: Progress) -> _Pass:
         train.settings, train.objective, train.tokenizer, train.max_length, train.rejected, Tally(train.tally.seed)
     )
     with Writer(folder, "validation") as writer:
-        given.run(files, writer, None, lambda share: progress("reading validation data", share))
+        given.run(files, writer, None, lambda share: progress(msg("reading validation data"), share))
     if not given.tally.used:
         raise nothing_usable(files, given.tally.rejected)
     return given

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from finetune_local.system.errors import DataError, DiskFull
 from finetune_local.system.files import disk_full
+from finetune_local.system.messages import msg
 
-ADVICE = "The prepared data needs room here. Free some, or give --home on another disk."
+ADVICE = msg("The prepared data needs room here. Free some, or give --home on another disk.")
 
 SUFFIXES = (".ids", ".mask", ".offsets")
 EXAMPLES, WEIGHTS = ".examples", ".weights"
@@ -52,14 +53,27 @@ class Dataset:
             self._mask = _mapped(folder / f"{name}.mask", np.dtype(np.bool_))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{folder}: the prepared {name} data cannot be read ({error}). Start the run anew."
+                msg(
+                    "{folder}: the prepared {split} data cannot be read ({error}). Start the run anew.",
+                    folder=folder,
+                    split=name,
+                    error=error,
+                )
             ) from None
         end = int(self._offsets[-1]) if len(self._offsets) else -1
         if not end == len(self._ids) == len(self._mask):
-            raise DataError(f"{folder}: the prepared {name} data is incomplete. Start the run anew.")
+            raise DataError(
+                msg("{folder}: the prepared {split} data is incomplete. Start the run anew.", folder=folder, split=name)
+            )
         lengths = np.diff(self._offsets)
         if int(self._offsets[0]) != 0 or (len(lengths) and int(lengths.min()) < 0):
-            raise DataError(f"{folder}: the prepared {name} data is damaged ({name}.offsets). Start the run anew.")
+            raise DataError(
+                msg(
+                    "{folder}: the prepared {name} data is damaged ({name}.offsets). Start the run anew.",
+                    folder=folder,
+                    name=name,
+                )
+            )
         self.row_lengths: npt.NDArray[np.int32] = lengths.astype(np.int32)
         """Tokens of each row."""
         self._firsts, self._weights = self._examples()
@@ -98,13 +112,23 @@ class Dataset:
             weights = np.fromfile(self.folder / f"{self.name}{WEIGHTS}", np.float32)
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self.folder}: the prepared {self.name} data cannot be read ({error}). Start the run anew."
+                msg(
+                    "{folder}: the prepared {split} data cannot be read ({error}). Start the run anew.",
+                    folder=self.folder,
+                    split=self.name,
+                    error=error,
+                )
             ) from None
         rows = len(self.row_lengths)
         ordered = bool(len(firsts)) and firsts[0] == 0 and firsts[-1] == rows and bool((np.diff(firsts) > 0).all())
         if not ordered or len(weights) != rows:
             raise DataError(
-                f"{self.folder}: the prepared {self.name} data is damaged ({self.name}{EXAMPLES}). Start the run anew."
+                msg(
+                    "{folder}: the prepared {name} data is damaged ({name}{examples}). Start the run anew.",
+                    folder=self.folder,
+                    name=self.name,
+                    examples=EXAMPLES,
+                )
             )
         return firsts, weights
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from finetune_local.data.conversation import Message, RowRejected
+from finetune_local.system.messages import msg
 
 Renderer = Callable[[Sequence[Message], bool], str]
 """(messages, generation prompt) -> text. Raises RowRejected with the template's own words where it refuses."""
@@ -95,7 +96,7 @@ class ChatTemplate:
         if stops:
             return Span(index + shift, start, min(stops)[1], closed=True)
         if found is None:
-            raise RowRejected(_lost(messages, index))
+            raise _lost(messages, index)
         return Span(index + shift, start, found[1], closed=False)
 
     def _prompt_end(self, text: str, messages: Sequence[Message], cursor: int) -> int | None:
@@ -125,7 +126,7 @@ class ChatTemplate:
                 at = found[1]
         found = _find(text, messages[index].content, at, len(text))
         if found is None:
-            raise RowRejected(_lost(messages, index))
+            raise _lost(messages, index)
         opening = self._opening(messages[:index])
         head = text.rfind(opening, at, found[0]) if opening else -1
         return head + len(opening) if head >= 0 else found[0]
@@ -168,6 +169,11 @@ def _find(text: str, content: str, start: int, end: int) -> tuple[int, int] | No
     return None
 
 
-def _lost(messages: Sequence[Message], index: int) -> str:
+def _lost(messages: Sequence[Message], index: int) -> RowRejected:
     number = sum(m.role == "assistant" for m in messages[: index + 1])
-    return f"the model's chat template leaves out or rewrites answer {number}, so nothing could be learned from it."
+    return RowRejected(
+        msg(
+            "the model's chat template leaves out or rewrites answer {number}, so nothing could be learned from it.",
+            number=number,
+        )
+    )

@@ -13,6 +13,7 @@ from finetune_local.data.conversation import Conversation, Message, Rejected, Ro
 from finetune_local.data.encoding.kinds import other_kind
 from finetune_local.data.tokenizers.tokenizer import Segment, Tokenizer
 from finetune_local.spec.objectives import Objective
+from finetune_local.system.messages import msg
 
 Template = Literal["chat", "raw"]
 Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
@@ -59,11 +60,15 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template,
         ids, mask = arrays if own == start else _joined(segments(_from(messages, start), tokenizer, template))
         if len(ids) > max_length:
             raise RowRejected(
-                f"its last question and answer have {len(ids)} tokens, more than the {max_length} of --max-length. "
-                f"Raise --max-length to {len(ids)}, or shorten it."
+                msg(
+                    "its last question and answer have {tokens} tokens, more than the {length} of --max-length. Raise "
+                    "--max-length to {tokens}, or shorten it.",
+                    tokens=len(ids),
+                    length=max_length,
+                )
             )
         if not mask.any():
-            raise RowRejected("nothing in it would be learned: no answer is left after the cut to --max-length.")
+            raise RowRejected(msg("nothing in it would be learned: no answer is left after the cut to --max-length."))
         cut = len(messages) - len(_from(messages, start))
         rows.append(Encoded(ids, mask, conversation.source, cut, weight=weight))
     return rows
@@ -113,7 +118,7 @@ def _plain(conversation: Conversation, text: str, tokenizer: Tokenizer, max_leng
         if learned.any():
             rows.append(Encoded(part, learned, conversation.source, example=len(rows)))
     if not rows:
-        raise RowRejected("the text is a single token, so there is nothing to predict.")
+        raise RowRejected(msg("the text is a single token, so there is nothing to predict."))
     return rows
 
 
@@ -121,8 +126,8 @@ def _through_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
     last = max((i for i, m in enumerate(messages) if m.role == "assistant" and m.train), default=None)
     if last is None:
         if any(m.role == "assistant" for m in messages):
-            raise RowRejected("nothing in it would be learned: every answer has a weight of 0.")
-        raise RowRejected("it has no assistant turn, so there is no answer to learn.")
+            raise RowRejected(msg("nothing in it would be learned: every answer has a weight of 0."))
+        raise RowRejected(msg("it has no assistant turn, so there is no answer to learn."))
     return messages[: last + 1]
 
 

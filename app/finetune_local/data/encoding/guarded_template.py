@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.data.encoding.chat_template import Span
+from finetune_local.system.messages import as_message, message_of, msg
 from finetune_local.system.untrusted.guarded import Guarded, GuardedError, Limits, Raised, Setup
 
 SECONDS, SECONDS_PER_MESSAGE, MOST_SECONDS = 2.0, 0.02, 60.0
@@ -63,7 +64,7 @@ class GuardedTemplate:
             asked = {"do": "spans", "messages": _plain(messages), "generation_prompt": generation_prompt}
             found = self._asked({**asked, "stops": list(self.stops)}, len(messages))
         if "refused" in found:
-            raise RowRejected(str(found["refused"]))
+            raise RowRejected(as_message(found["refused"]))
         text = str(found["text"])
         return text, [Span(*span) for span in found["spans"]]
 
@@ -111,13 +112,16 @@ class GuardedTemplate:
             try:
                 reply = _child.ask(request, self._setup, answering=seconds)
             except GuardedError as error:
-                self._failed, self._why = self._failed + (not isinstance(error, Raised)), str(error)
+                self._failed, self._why = self._failed + (not isinstance(error, Raised)), message_of(error)
             else:
                 if "refused" in reply:
-                    raise RowRejected(str(reply["refused"]))
+                    raise RowRejected(as_message(reply["refused"]))
                 return dict(reply)
         raise RowRejected(
-            f"the model's chat template cannot be used with it: {self._why}. Use another template, or --template raw."
+            msg(
+                "the model's chat template cannot be used with it: {error}. Use another template, or --template raw.",
+                error=self._why,
+            )
         )
 
 

@@ -5,31 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from finetune_local.spec.objectives import ExampleKind, Objective, learning_from
+from finetune_local.system.messages import Message, join_messages, msg
 
 NAMES: Mapping[ExampleKind, str] = {
-    "conversation": "a conversation",
-    "text": "a plain text",
-    "pair": "preference data ('chosen' and 'rejected')",
+    "conversation": msg("a conversation"),
+    "text": msg("a plain text"),
+    "pair": msg("preference data ('chosen' and 'rejected')"),
 }
 
 
-def other_kind(kind: ExampleKind, objective: Objective) -> str:
+def other_kind(kind: ExampleKind, objective: Objective) -> Message:
     """The reason why a row of this kind is rejected, and which objectives learn from it."""
-    return f"it is {NAMES[kind]}, but --objective {objective.key} learns from {_wanted(objective)}.{_instead(kind)}"
-
-
-def pair_refused() -> str:
-    """The reason why a pair of answers is rejected where each answer would be learned."""
-    return (
-        "it is preference data ('chosen' and 'rejected'), but fine-tuning on answers needs one answer per row."
-        f"{_instead('pair')} Make rows of the prompt and the chosen answer."
+    return msg(
+        "it is {names}, but --objective {key} learns from {wanted}.{instead}",
+        names=NAMES[kind],
+        key=objective.key,
+        wanted=_wanted(objective),
+        instead=_instead(kind),
     )
 
 
-def _wanted(objective: Objective) -> str:
-    return " and ".join(sorted(NAMES[kind] for kind in objective.examples))
+def pair_refused() -> Message:
+    """The reason why a pair of answers is rejected where each answer would be learned."""
+    return msg(
+        "it is preference data ('chosen' and 'rejected'), but fine-tuning on answers needs one answer per "
+        "row.{instead} Make rows of the prompt and the chosen answer.",
+        instead=_instead("pair"),
+    )
+
+
+def _wanted(objective: Objective) -> Message:
+    return join_messages(" and ", sorted(NAMES[kind] for kind in objective.examples))
 
 
 def _instead(kind: ExampleKind) -> str:
     known = learning_from(kind)
-    return f" Use --objective {' or --objective '.join(known)}." if known else ""
+    return msg(" Use --objective {known}.", known=" or --objective ".join(known)) if known else ""

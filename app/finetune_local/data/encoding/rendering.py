@@ -21,6 +21,7 @@ import jinja2
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.data.encoding import template_engine
 from finetune_local.data.encoding.chat_template import ChatTemplate
+from finetune_local.system.messages import as_message, message_of, msg
 from finetune_local.system.untrusted.guarded_child import line_of
 from finetune_local.system.untrusted.text import parse_json_object
 
@@ -30,7 +31,7 @@ class Prepared:
 
     def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
         self.variables = variables
-        self.wrong = ""
+        self.wrong = as_message("")
         self._template: jinja2.Template | None = None
         self._chat: ChatTemplate | None = None
         try:
@@ -38,9 +39,13 @@ class Prepared:
         except MemoryError:
             raise
         except jinja2.TemplateSyntaxError as error:
-            self.wrong = f"the model's chat template cannot be read (line {error.lineno}: {line_of(error)})"
+            self.wrong = msg(
+                "the model's chat template cannot be read (line {line}: {error})",
+                line=error.lineno,
+                error=line_of(error),
+            )
         except Exception as error:  # noqa: BLE001 - a foreign program
-            self.wrong = f"the model's chat template cannot be read ({_kind(error)})"
+            self.wrong = msg("the model's chat template cannot be read ({error})", error=_kind(error))
 
     @property
     def chat(self) -> ChatTemplate:
@@ -64,9 +69,11 @@ class Prepared:
         except MemoryError:
             raise
         except jinja2.TemplateError as error:  # raise_exception() of the template itself, most often
-            raise RowRejected(f"the model's chat template refuses it: {line_of(error) or _kind(error)}") from None
+            raise RowRejected(
+                msg("the model's chat template refuses it: {line_of}", line_of=line_of(error) or _kind(error))
+            ) from None
         except Exception as error:  # noqa: BLE001 - a foreign program
-            raise RowRejected(f"the model's chat template fails with {_kind(error)}") from None
+            raise RowRejected(msg("the model's chat template fails with {error}", error=_kind(error))) from None
 
     def _messages(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         return self.values([{"role": m.role, "content": m.content} for m in messages], generation_prompt, {})
@@ -83,7 +90,7 @@ def answer(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
     try:
         return _ANSWERS[request["do"]](prepared, request)
     except RowRejected as error:
-        return {"refused": str(error)}
+        return {"refused": message_of(error)}
 
 
 def _facts(prepared: Prepared, _: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from finetune_local.data.readers.columns import guess, options
 from finetune_local.spec.objectives import ExampleKind
 from finetune_local.system.errors import DataError
 from finetune_local.system.fields import did_you_mean
+from finetune_local.system.messages import Message, msg
 
 Row = Mapping[str, Any]
 
@@ -61,8 +62,12 @@ def format_named(name: str) -> Format:
     key = name.lower().replace("-", "_")
     if key not in formats():
         raise DataError(
-            f"--format {name}: there is no such format.{did_you_mean(key, list(formats()))} "
-            f"Known: auto, {', '.join(formats())}."
+            msg(
+                "--format {name}: there is no such format.{did_you_mean} Known: auto, {names}.",
+                name=name,
+                did_you_mean=did_you_mean(key, list(formats())),
+                names=", ".join(formats()),
+            )
         )
     return formats()[key]
 
@@ -78,17 +83,20 @@ def choose(sample: Sequence[Row], roles: Collection[str] = ()) -> Format | None:
     return formats()[found.most_common(1)[0][0]] if found else None
 
 
-def unknown_row(row: Row) -> str:
+def unknown_row(row: Row) -> Message:
     """A sentence on a row that no format recognises."""
     names = [str(k) for k in row]
     known = ["messages", "conversations", "instruction", "output", "prompt", "completion", "text"]
     hint = next((h for n in names if (h := did_you_mean(n.strip().lower(), known))), "")
     shown = ", ".join(repr(n) for n in names[:8]) or "none"
     likely = {} if hint else guess([{str(key): value for key, value in row.items()}])
-    how = f" Say which column is what, such as {options(likely)}." if likely else ""
-    return (
-        f"its keys ({shown}) fit no known format.{hint}{how} "
-        f"Known: {'; '.join(f.example for f in formats().values() if f.example)}."
+    how = msg(" Say which column is what, such as {examples}.", examples=options(likely)) if likely else ""
+    return msg(
+        "its keys ({keys}) fit no known format.{hint}{how} Known: {names}.",
+        keys=shown,
+        hint=hint,
+        how=how,
+        names="; ".join(f.example for f in formats().values() if f.example),
     )
 
 

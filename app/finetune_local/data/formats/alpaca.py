@@ -6,6 +6,7 @@ from finetune_local.data.conversation import Conversation, Message, RowRejected,
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import text_of, with_system
 from finetune_local.spec.objectives import ExampleKind
+from finetune_local.system.messages import msg
 
 
 class Alpaca:
@@ -13,7 +14,7 @@ class Alpaca:
 
     key = "alpaca"
     kind: ExampleKind = "conversation"
-    title = "Alpaca instructions"
+    title = msg("Alpaca instructions")
     example = '{"instruction", "input", "output"}'
     order = 12
     keys = frozenset({"instruction", "input", "output", "response", "system", "history"})
@@ -41,13 +42,13 @@ def _history(value: object) -> list[Message]:
     if value in (None, "", []):
         return []
     if not isinstance(value, list):
-        raise RowRejected("'history' is not a list of [question, answer].")
+        raise RowRejected(msg("'history' is not a list of [question, answer]."))
     messages = []
     for number, pair in enumerate(value, 1):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise RowRejected(f"item {number} of 'history' is not a pair of question and answer.")
-        messages.append(Message("user", text_of(pair[0], f"question {number} of 'history'")))
-        messages.append(Message("assistant", text_of(pair[1], f"answer {number} of 'history'")))
+            raise RowRejected(msg("item {number} of 'history' is not a pair of question and answer.", number=number))
+        messages.append(Message("user", text_of(pair[0], msg("question {number} of 'history'", number=number))))
+        messages.append(Message("assistant", text_of(pair[1], msg("answer {number} of 'history'", number=number))))
     return messages
 
 

@@ -10,6 +10,7 @@ from finetune_local.data.readers.chat_log import SPEAKERS, TEXTS, THREADS, TIMES
 from finetune_local.data.turns import ROLE_NAMES, turns
 from finetune_local.spec.objectives import ExampleKind
 from finetune_local.system.errors import typed
+from finetune_local.system.messages import msg
 
 _SHOWN = 6
 
@@ -19,7 +20,7 @@ class ChatLog:
 
     key = "chat_log"
     kind: ExampleKind = "conversation"
-    title = "Chat log"
+    title = msg("Chat log")
     example = '{"speaker", "text"} for each message'
     order = 19
     keys = frozenset({*SPEAKERS, *TEXTS, *TIMES, *THREADS, "chat_log", "several"})
@@ -32,7 +33,7 @@ class ChatLog:
         """Read one conversation."""
         if not self.recognises(row):
             raise RowRejected(
-                "it is no message of a chat: it needs who speaks and what is said ('speaker' and 'text')."
+                msg("it is no message of a chat: it needs who speaks and what is said ('speaker' and 'text').")
             )
         said = [turn for turn in row["chat_log"] if isinstance(turn, Mapping)]  # turns() tells of what is none
         names = list(dict.fromkeys(str(turn.get("from", turn.get("role", ""))) for turn in said))
@@ -40,7 +41,11 @@ class ChatLog:
         if unknown:
             listed = ", ".join(unknown[:_SHOWN]) + (" …" if len(unknown) > _SHOWN else "")
             raise RowRejected(
-                f"it is a chat of {listed}. Say whose messages are to be learned: --assistant {typed(unknown[0])}"
+                msg(
+                    "it is a chat of {names}. Say whose messages are to be learned: --assistant {name}",
+                    names=listed,
+                    name=typed(unknown[0]),
+                )
             )
         return Conversation(tuple(turns(row["chat_log"], "chat_log")), source)
 

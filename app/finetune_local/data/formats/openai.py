@@ -6,6 +6,7 @@ from finetune_local.data.conversation import Conversation, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import turns, with_system
 from finetune_local.spec.objectives import ExampleKind
+from finetune_local.system.messages import msg
 
 
 class OpenAI:
@@ -13,7 +14,7 @@ class OpenAI:
 
     key = "openai"
     kind: ExampleKind = "conversation"
-    title = "OpenAI messages"
+    title = msg("OpenAI messages")
     example = '{"messages": [{"role", "content"}]}'
     order = 10
     keys = frozenset({"messages", "system", "tools"})

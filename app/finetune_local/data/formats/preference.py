@@ -6,6 +6,7 @@ from finetune_local.data.conversation import Conversation, RowRejected, Source
 from finetune_local.data.encoding.kinds import pair_refused
 from finetune_local.data.formats import Row
 from finetune_local.spec.objectives import ExampleKind
+from finetune_local.system.messages import msg
 
 
 class Preference:
@@ -13,7 +14,7 @@ class Preference:
 
     key = "preference"
     kind: ExampleKind = "pair"
-    title = "Preference data (refused)"
+    title = msg("Preference data (refused)")
     example = ""
     order = 0
     keys = frozenset(
@@ -31,8 +32,10 @@ class Preference:
         if "chosen" in row:
             raise RowRejected(pair_refused())
         raise RowRejected(
-            "it is preference data (a 'label' of true or false), but fine-tuning on answers learns every answer. "
-            "Keep the rows with label true and remove 'label', or give --format openai to learn all of them."
+            msg(
+                "it is preference data (a 'label' of true or false), but fine-tuning on answers learns every answer. "
+                "Keep the rows with label true and remove 'label', or give --format openai to learn all of them."
+            )
         )
 
 

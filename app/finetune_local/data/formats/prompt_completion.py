@@ -8,6 +8,7 @@ from finetune_local.data.conversation import Conversation, Message, RowRejected,
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import text_of, turns, with_system
 from finetune_local.spec.objectives import ExampleKind
+from finetune_local.system.messages import msg
 
 PROMPTS = ("prompt", "question", "query", "input")
 COMPLETIONS = ("completion", "response", "answer", "output")
@@ -18,7 +19,7 @@ class PromptCompletion:
 
     key = "prompt_completion"
     kind: ExampleKind = "conversation"
-    title = "Prompt and completion"
+    title = msg("Prompt and completion")
     example = '{"prompt", "completion"}'
     order = 13
     keys = frozenset({*PROMPTS, *COMPLETIONS, "system", "tools"})
@@ -40,10 +41,15 @@ def _one(row: Row, names: tuple[str, ...]) -> str:
     """The column that is meant: the first name if it is there, else the only one."""
     present = [name for name in names if name in row]
     if not present:
-        raise RowRejected(f"it has none of the keys {', '.join(names)}.")
+        raise RowRejected(msg("it has none of the keys {keys}.", keys=", ".join(names)))
     if len(present) > 1 and present[0] != names[0]:
         raise RowRejected(
-            f"it has both '{present[0]}' and '{present[1]}'. Rename the one that is meant to '{names[0]}'."
+            msg(
+                "it has both '{one}' and '{other}'. Rename the one that is meant to '{name}'.",
+                one=present[0],
+                other=present[1],
+                name=names[0],
+            )
         )
     return present[0]
 

@@ -6,6 +6,7 @@ from finetune_local.data.conversation import Conversation, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import turns, with_system
 from finetune_local.spec.objectives import ExampleKind
+from finetune_local.system.messages import msg
 
 
 class ShareGPT:
@@ -13,7 +14,7 @@ class ShareGPT:
 
     key = "sharegpt"
     kind: ExampleKind = "conversation"
-    title = "ShareGPT conversations"
+    title = msg("ShareGPT conversations")
     example = '{"conversations": [{"from", "value"}]}'
     order = 11
     keys = frozenset({"conversations", "conversation", "system", "tools"})

@@ -6,6 +6,7 @@ from finetune_local.data.conversation import Conversation, Source
 from finetune_local.data.formats import Row
 from finetune_local.data.turns import text_of
 from finetune_local.spec.objectives import ExampleKind
+from finetune_local.system.messages import msg
 
 
 class Text:
@@ -13,7 +14,7 @@ class Text:
 
     key = "text"
     kind: ExampleKind = "text"
-    title = "Plain text"
+    title = msg("Plain text")
     example = '{"text"}'
     order = 20
     keys = frozenset({"text", "continues"})

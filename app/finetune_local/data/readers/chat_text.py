@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from finetune_local.data.readers import rows
+from finetune_local.system.messages import msg
 
 Order = Literal["dmy", "mdy", "ymd"]
 
@@ -89,7 +90,7 @@ def messages(stream: BinaryIO, kind: ChatText) -> Iterator[rows.Raw]:
         try:
             line = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
-            yield number, rows.Problem("it is not valid UTF-8. Save the file as UTF-8.")
+            yield number, rows.Problem(msg("it is not valid UTF-8. Save the file as UTF-8."))
             continue
         match = _match(line, kind)
         if match is None and not _ANY_STAMP.match(_clean(line)):
@@ -120,7 +121,9 @@ def _match(line: str, kind: ChatText) -> re.Match[str] | None:
 
 def _row(match: re.Match[str], parts: list[str], size: int, kind: ChatText) -> dict[str, object] | rows.Problem | None:
     if size >= _LONGEST_MESSAGE:
-        return rows.Problem(f"the message is longer than {_LONGEST_MESSAGE:,} characters. Is the rest no chat?")
+        return rows.Problem(
+            msg("the message is longer than {number} characters. Is the rest no chat?", number=f"{_LONGEST_MESSAGE:,}")
+        )
     text = "\n".join(parts).strip()
     if _PLACEHOLDER.fullmatch(text):
         return None  # "<Media omitted>" in whatever language

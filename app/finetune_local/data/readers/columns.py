@@ -9,6 +9,7 @@ from typing import Any
 from finetune_local.data.readers.rows import OPTIONAL
 from finetune_local.system.errors import DataError
 from finetune_local.system.fields import did_you_mean
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json
 
 Row = Mapping[str, Any]
@@ -57,7 +58,16 @@ def missing(column: str, role: str, shown: str, names: Sequence[str]) -> DataErr
     hint = did_you_mean(column.strip().lower(), list(written))
     for small, name in written.items():
         hint = hint.replace(f"'{small}'", f"'{name}'")
-    return DataError(f"{shown}: there is no column '{column}' (--column {role}={column}).{hint} Its columns: {listed}.")
+    return DataError(
+        msg(
+            "{shown}: there is no column '{name}' (--column {role}={name}).{hint} Its columns: {names}.",
+            shown=shown,
+            name=column,
+            role=role,
+            hint=hint,
+            names=listed,
+        )
+    )
 
 
 def guess(rows: Sequence[Row]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import BinaryIO, Literal
 from finetune_local.data.readers.chat_text import begins
 from finetune_local.data.readers.json_rows import array_of_objects
 from finetune_local.system.errors import DataError
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json
 
 Container = Literal["jsonl", "json", "csv", "text"]
@@ -29,26 +30,31 @@ _TELEGRAM = re.compile(
 )
 """A chat that Telegram exported as JSON: one object, its messages in one array."""
 
-_CONVERT = "Save it as JSON Lines or CSV first"
+_CONVERT = msg("Save it as JSON Lines or CSV first")
 _MAGIC = {
-    b"PK\x03\x04": "a ZIP archive or an Excel workbook. Unpack it, or save it in Excel as CSV (UTF-8) first",
-    b"PAR1": f"a Parquet file. {_CONVERT}: python -c \"import pandas; pandas.read_parquet('FILE').to_json('out.jsonl', "
-    "orient='records', lines=True, force_ascii=False)\"",
-    b"\x1f\x8b": "compressed with gzip. Unpack it first: gunzip FILE",
-    b"BZh": "compressed with bzip2. Unpack it first",
-    b"\xfd7zXZ": "compressed with xz. Unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd. Unpack it first",
-    b"ARROW1": f"an Arrow file. {_CONVERT}",
-    b"SQLite format 3": f"an SQLite database. {_CONVERT}",
-    b"\xd0\xcf\x11\xe0": f"an old Excel or Word file. {_CONVERT}",
-    b"%PDF": "a PDF. Extract its text first",
-    b"\x93NUMPY": f"a NumPy array. {_CONVERT}",
-    b"GGUF": "a GGUF model, not data",
+    b"PK\x03\x04": msg("a ZIP archive or an Excel workbook. Unpack it, or save it in Excel as CSV (UTF-8) first"),
+    b"PAR1": msg(
+        'a Parquet file. {convert}: python -c "import pandas; '
+        "pandas.read_parquet('FILE').to_json('out.jsonl', orient='records', lines=True, force_ascii=False)\"",
+        convert=_CONVERT,
+    ),
+    b"\x1f\x8b": msg("compressed with gzip. Unpack it first: gunzip FILE"),
+    b"BZh": msg("compressed with bzip2. Unpack it first"),
+    b"\xfd7zXZ": msg("compressed with xz. Unpack it first"),
+    b"\x28\xb5\x2f\xfd": msg("compressed with zstd. Unpack it first"),
+    b"ARROW1": msg("an Arrow file. {convert}", convert=_CONVERT),
+    b"SQLite format 3": msg("an SQLite database. {convert}", convert=_CONVERT),
+    b"\xd0\xcf\x11\xe0": msg("an old Excel or Word file. {convert}", convert=_CONVERT),
+    b"%PDF": msg("a PDF. Extract its text first"),
+    b"\x93NUMPY": msg("a NumPy array. {convert}", convert=_CONVERT),
+    b"GGUF": msg("a GGUF model, not data"),
 }
 _IN_PLACE_OF_DATA = {
-    b"<!doctype html": "a web page, not the file it leads to. Download the file itself (on a hub: its download button)",
-    b"<html": "a web page, not the file it leads to. Download the file itself (on a hub: its download button)",
-    b"version https://git-lfs.": "a Git LFS pointer; the data it stands for was not fetched. Run: git lfs pull",
+    b"<!doctype html": msg(
+        "a web page, not the file it leads to. Download the file itself (on a hub: its download button)"
+    ),
+    b"<html": msg("a web page, not the file it leads to. Download the file itself (on a hub: its download button)"),
+    b"version https://git-lfs.": msg("a Git LFS pointer; the data it stands for was not fetched. Run: git lfs pull"),
 }
 """How texts begin that are often saved under a data file's name. In a text file, or one named .html, they are text."""
 _BOMS = (  # UTF-32's little-endian mark begins with UTF-16's
@@ -77,7 +83,7 @@ def examine(path: Path, shown: str) -> FileKind:
     """Look at the head of a file. Raises DataError; `shown` is the file as the user named it."""
     try:
         if path.is_dir():
-            raise DataError(f"{shown}: this is a folder. Name the file, or several of them.")
+            raise DataError(msg("{shown}: this is a folder. Name the file, or several of them.", shown=shown))
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
@@ -85,13 +91,15 @@ def examine(path: Path, shown: str) -> FileKind:
             _refuse_binary(head, shown)
             encoding = _encoding(head, file, shown)
     except FileNotFoundError:
-        raise DataError(f"{shown}: there is no such file. Check the spelling and the folder.") from None
+        raise DataError(
+            msg("{shown}: there is no such file. Check the spelling and the folder.", shown=shown)
+        ) from None
     except OSError as error:
-        raise DataError(f"{shown}: cannot be read ({error.strerror}).") from None
+        raise DataError(msg("{shown}: cannot be read ({error}).", shown=shown, error=system_reason(error))) from None
     # A sample may end within a character, which is no reason to refuse the file.
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head, len(head) == size)
     if not text.strip().strip("\ufeff \t\r\n"):
-        raise DataError(f"{shown}: the file is empty. Put one training example on each line.")
+        raise DataError(msg("{shown}: the file is empty. Put one training example on each line.", shown=shown))
     container, array = _container(text.lstrip("\ufeff"), path, shown, whole=len(head) == size)
     return FileKind(container, encoding, size, array)
 
@@ -99,11 +107,14 @@ def examine(path: Path, shown: str) -> FileKind:
 def _refuse_binary(head: bytes, shown: str) -> None:
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
-            raise DataError(f"{shown}: this is {what.replace('FILE', shown)}.")
+            raise DataError(msg("{shown}: this is {what}.", shown=shown, what=what.replace("FILE", shown)))
     if head and not head.strip(b"\0"):
         raise DataError(
-            f"{shown}: the file holds only zero bytes; it was not written to its end (a full disk, a crash). "
-            "Make or copy it again."
+            msg(
+                "{shown}: the file holds only zero bytes; it was not written to its end (a full disk, a crash). Make "
+                "or copy it again.",
+                shown=shown,
+            )
         )
 
 
@@ -158,7 +169,9 @@ def _legacy(sample: bytes, shown: str) -> str:
         return "cp1252"
     if broken == wide and wide <= 3:
         return "utf-8"
-    raise DataError(f"{shown}: the text is not UTF-8, and its encoding was not recognised. Save it as UTF-8.")
+    raise DataError(
+        msg("{shown}: the text is not UTF-8, and its encoding was not recognised. Save it as UTF-8.", shown=shown)
+    )
 
 
 def _in_gb2312(character: str) -> bool:
@@ -184,13 +197,19 @@ def _container(text: str, path: Path, shown: str, *, whole: bool) -> tuple[Conta
         begun = text.lstrip()[:40].lower().encode("ascii", "replace")
         for beginning, what in _IN_PLACE_OF_DATA.items():
             if begun.startswith(beginning):
-                raise DataError(f"{shown}: this is {what}.")
+                raise DataError(msg("{shown}: this is {what}.", shown=shown, what=what))
     if suffix in (".csv", ".tsv"):
         return "csv", None
     if suffix in (".jsonl", ".ndjson"):
         return "jsonl", None
     if suffix == ".json":
-        raise DataError(f"{shown}: this is not JSON; it begins with {text.lstrip()[:40]!r}. Expected [ or {{.")
+        raise DataError(
+            msg(
+                "{shown}: this is not JSON; it begins with {beginning}. Expected [ or {.",
+                shown=shown,
+                beginning=repr(text.lstrip()[:40]),
+            )
+        )
     if suffix not in (".txt", ".md") and _looks_like_csv(lines[0]):
         return "csv", None
     return "text", None

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.readers import rows
 from finetune_local.data.readers.rows import Problem, Raw
+from finetune_local.system.messages import Message, msg
 from finetune_local.system.untrusted.text import ForeignTextError, check_parts, is_text, parse_json_at
 
 CHUNK = 1 << 16
@@ -63,9 +64,12 @@ def json_rows(stream: BinaryIO, array: str | None) -> Iterator[Raw]:
         elif reader.peek() == "[":
             yield from reader.items()
         if reader.peek():
-            raise _Broken(reader.place("more stands after the end"))
+            raise _Broken(reader.place(msg("more stands after the end")))
     except _Broken as error:
-        yield reader.number + 1, Problem(f"the JSON breaks off here ({error}); nothing after it could be read.")
+        yield (
+            reader.number + 1,
+            Problem(msg("the JSON breaks off here ({error}); nothing after it could be read.", error=error)),
+        )
 
 
 def array_of_objects(stream: BinaryIO, names: Collection[str]) -> str | None:
@@ -137,11 +141,13 @@ class _Text:
         """Go past the character that peek() has found."""
         self.at += 1
 
-    def place(self, said: str, at: int | None = None) -> str:
+    def place(self, said: str, at: int | None = None) -> Message:
         """What there is to say, with the line and the column of a place at or behind the last one that was asked for."""
         at = self.at if at is None else at
         self._count(at)
-        return f"line {self._line}, column {at - self._line_begins + 1}: {said}"
+        return msg(
+            "line {line}, column {column}: {said}", line=self._line, column=at - self._line_begins + 1, said=said
+        )
 
     def damaged(self, end: int) -> bool:
         """Whether there are bytes that are no UTF-8 between `at` and an end."""
@@ -181,20 +187,20 @@ class _Reader(_Text):
                 yield from self._plain_rows()
                 mark = self.peek()
             if not mark:
-                raise _Broken(self.place("the array has no end"))
+                raise _Broken(self.place(msg("the array has no end")))
             if mark == "," and not comma:
                 self.take()
                 comma = True
                 continue
             if not comma and mark in "{[" and not isinstance(row, Problem):
-                yield self.number + 1, Problem("no comma stands between it and the row before; both were read.")
+                yield self.number + 1, Problem(msg("no comma stands between it and the row before; both were read."))
             row = self._row(_ITEMS)
             self.settle()
             self.number += 1
             yield self.number, row
             comma = False
         if comma and self.number:
-            yield self.number + 1, Problem("a comma stands before the end of the array, but no row follows it.")
+            yield self.number + 1, Problem(msg("a comma stands before the end of the array, but no row follows it."))
         self.take()
 
     def _plain_rows(self) -> Iterator[Raw]:
@@ -224,20 +230,20 @@ class _Reader(_Text):
     def names(self) -> Iterator[str]:
         """Keys of the object that begins here, to its end; whoever asks for the next one has gone past the value."""
         if self.peek() != "{":
-            raise _Broken(self.place("an object is expected"))
+            raise _Broken(self.place(msg("an object is expected")))
         self.take()
         while (mark := self.peek()) != "}":
             if mark == ",":
                 self.take()
                 continue
             if mark != '"':
-                raise _Broken(self.place("a key is expected" if mark else "the object has no end"))
+                raise _Broken(self.place(msg("a key is expected") if mark else msg("the object has no end")))
             try:
                 key = self._parsed()
             except (JSONDecodeError, ForeignTextError, RowRejected) as error:
                 raise _Broken(self.place(_said(error))) from None
             if self.peek() != ":":
-                raise _Broken(self.place("a colon is expected"))
+                raise _Broken(self.place(msg("a colon is expected")))
             self.take()
             yield str(key)
         self.take()
@@ -249,7 +255,7 @@ class _Reader(_Text):
         finder.at = self.at
         while not finder.found(self.text, len(self.text)):
             if self.ended:
-                raise _Broken(self.place("a value has no end"))
+                raise _Broken(self.place(msg("a value has no end")))
             self.at = finder.at
             self.more()
             finder.at = 0
@@ -262,7 +268,7 @@ class _Reader(_Text):
         except JSONDecodeError as error:
             place = self.place(_said(error), error.pos)
             self._leave(error.pos, among, place)
-            return Problem(f"it is not JSON ({place}).")
+            return Problem(msg("it is not JSON ({place}).", place=place))
         except (ForeignTextError, RowRejected) as error:
             self._leave(None, among, self.place(_said(error)))
             return rows.problem(error)

@@ -11,9 +11,10 @@ import unicodedata
 from pathlib import Path
 
 from finetune_local.system.files import disk_full, put, written_aside
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import bad_name
 
-ADVICE = "Free some, or name the file by its path: then it stays where it is."
+ADVICE = msg("Free some, or name the file by its path: then it stays where it is.")
 LONGEST = 80
 """Characters of a name, its ending included."""
 

@@ -20,6 +20,7 @@ from finetune_local.data.readers.detect import HEAD_BYTES, FileKind, examine
 from finetune_local.data.turns import whole
 from finetune_local.spec.run import DataSettings
 from finetune_local.system.errors import DataError
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import located
 from finetune_local.system.untrusted.text import kind_of
 
@@ -95,7 +96,7 @@ class DataFile:
             try:
                 yield self._conversation(value, source, roles)
             except RowRejected as error:
-                yield Rejected(source, _short(whole(str(error))))
+                yield Rejected(source, _short(whole(message_of(error))))
 
     def _conversation(self, value: Any, source: Source, roles: frozenset[str]) -> Conversation:
         row = _row(value)
@@ -115,7 +116,9 @@ class DataFile:
     def _raw(self) -> Generator[rows.Raw, None, None]:
         for line, value in self._parsed():
             if isinstance(value, Mapping) and len(value) > rows.MOST_KEYS:
-                value = rows.Problem(f"it has {len(value):,} keys, more than {rows.MOST_KEYS:,}.")
+                value = rows.Problem(
+                    msg("it has {count} keys, more than {most}.", count=f"{len(value):,}", most=f"{rows.MOST_KEYS:,}")
+                )
             yield line, value
 
     def _parsed(self) -> Generator[rows.Raw, None, None]:
@@ -134,7 +137,9 @@ class DataFile:
                 else:
                     yield from rows.text_parts(stream, by_line=rows.one_document_per_line(self._head()))
         except OSError as error:
-            raise DataError(f"{self.shown}: reading broke off ({error.strerror or error}).") from None
+            raise DataError(
+                msg("{shown}: reading broke off ({error}).", shown=self.shown, error=error.strerror or error)
+            ) from None
 
     def _head(self) -> str:
         with self.path.open("rb") as file:
@@ -204,9 +209,9 @@ def nothing_usable(files: Sequence[Path | str], first: Sequence[Rejected]) -> Da
     """The error for files without one usable row: it quotes the first three reasons."""
     where = ", ".join(str(f) for f in files)
     if not first:
-        return DataError(f"{where}: no rows were found. Put one training example on each line.")
+        return DataError(msg("{where}: no rows were found. Put one training example on each line.", where=where))
     reasons = "".join(f"\n  {quoted(r)}" for r in first[:3])
-    return DataError(f"{where}: no row can be used. The first reasons:{reasons}")
+    return DataError(msg("{where}: no row can be used. The first reasons:{reasons}", where=where, reasons=reasons))
 
 
 def quoted(rejected: Rejected) -> str:
@@ -224,7 +229,7 @@ def _row(value: Any) -> Row:
     if isinstance(value, rows.Problem):
         raise RowRejected(value.reason)
     if not isinstance(value, Mapping):
-        raise RowRejected(f"it is {kind_of(value)}, expected an object with keys.")
+        raise RowRejected(msg("it is {kind}, expected an object with keys.", kind=kind_of(value)))
     return value
 
 

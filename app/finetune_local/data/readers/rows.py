@@ -16,13 +16,14 @@ from typing import Any, BinaryIO, cast
 
 from finetune_local.data.conversation import RowRejected
 from finetune_local.system.errors import DataError
+from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.untrusted.text import MOST_PARTS, ForeignTextError, check_parts, parse_json_at
 
 MAX_ROW_BYTES = 64 << 20
 PART_CHARACTERS = 8_000
 """Length at which a long text without documents of its own is cut, so that parts of it can be held out."""
 
-NOT_UTF8 = "it is not valid UTF-8. Save the file as UTF-8."
+NOT_UTF8 = msg("it is not valid UTF-8. Save the file as UTF-8.")
 
 MOST_KEYS = 10_000
 """Keys of a row, or columns of a file."""
@@ -34,7 +35,7 @@ _SKIP = 1 << 20
 class Problem:
     """Why a row could not even be read."""
 
-    reason: str
+    reason: Message
 
 
 Raw = tuple[int, Any | Problem]
@@ -111,14 +112,16 @@ def jsonl(stream: BinaryIO) -> Iterator[Raw]:
         yield number, _value(text, whole=line.endswith(b"\n"))
 
 
-def too_long() -> str:
+def too_long() -> Message:
     """Why a row over the limit is none."""
-    return f"it is longer than {MAX_ROW_BYTES >> 20} MB; split it."
+    return msg("it is longer than {size} MB; split it.", size=MAX_ROW_BYTES >> 20)
 
 
 def problem(error: ForeignTextError | RowRejected) -> Problem:
     """What an error says of a row."""
-    return Problem(f"it cannot be used: {error}." if isinstance(error, ForeignTextError) else str(error))
+    return Problem(
+        msg("it cannot be used: {error}.", error=error) if isinstance(error, ForeignTextError) else error.message
+    )
 
 
 def _value(line: bytes, *, whole: bool) -> Any | Problem:
@@ -133,11 +136,11 @@ def _value(line: bytes, *, whole: bool) -> Any | Problem:
         return problem(error)
     except json.JSONDecodeError as error:
         if not line.strip(b"\0"):
-            return Problem("it holds only zero bytes; the file was damaged.")
+            return Problem(msg("it holds only zero bytes; the file was damaged."))
         if not whole:
-            return Problem("the last line breaks off: the file was not written to its end.")
-        return Problem(f"it is not JSON: {error.msg} at column {error.colno}.")
-    return value if end == len(text) else Problem(f"it is not JSON: Extra data at column {end + 1}.")
+            return Problem(msg("the last line breaks off: the file was not written to its end."))
+        return Problem(msg("it is not JSON: {error} at column {column}.", error=error.msg, column=error.colno))
+    return value if end == len(text) else Problem(msg("it is not JSON: Extra data at column {column}.", column=end + 1))
 
 
 def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
@@ -160,7 +163,7 @@ def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
                         yield start, _csv_row(names, cells)
                     start = found.row()
             except csv.Error as error:
-                yield start, Problem(_csv_reason(str(error)))
+                yield start, Problem(_csv_reason(message_of(error)))
             except RowRejected as error:
                 yield start, problem(error)
             else:
@@ -198,7 +201,7 @@ class _CsvLines:
                 pass
             raise RowRejected(too_long())
         if self._cells > MOST_PARTS:
-            raise RowRejected(f"it has more than {MOST_PARTS:,} cells.")
+            raise RowRejected(msg("it has more than {number} cells.", number=f"{MOST_PARTS:,}"))
         return line
 
 
@@ -209,7 +212,7 @@ def text_parts(stream: BinaryIO, *, by_line: bool) -> Iterator[Raw]:
         try:
             text = _decoded(line)
         except RowRejected as error:
-            yield number, Problem(str(error))
+            yield number, Problem(message_of(error))
             continue
         if by_line:
             if text.strip():
@@ -250,15 +253,28 @@ def _decoded(line: bytes | Problem) -> str:
 
 def _header(line: str, shown: str) -> list[str]:
     if len(line) >= _SKIP:
-        raise DataError(f"{shown}: its first line is longer than {_SKIP >> 20} MB, so it is no header of a CSV file.")
+        raise DataError(
+            msg(
+                "{shown}: its first line is longer than {size} MB, so it is no header of a CSV file.",
+                shown=shown,
+                size=_SKIP >> 20,
+            )
+        )
     names = next(csv.reader([line], delimiter=_delimiter(line)), [])
     names = [name.strip().lstrip("\ufeff") for name in names]
     if len(names) > MOST_KEYS:
         raise DataError(
-            f"{shown}: the header has {len(names):,} columns; more than {MOST_KEYS:,} are no table of texts."
+            msg(
+                "{shown}: the header has {count} columns; more than {most} are no table of texts.",
+                shown=shown,
+                count=f"{len(names):,}",
+                most=f"{MOST_KEYS:,}",
+            )
         )
     if duplicate := next((n for n, times in Counter(names).items() if n and times > 1), None):
-        raise DataError(f"{shown}: the header has two columns '{duplicate}'. Rename or remove one.")
+        raise DataError(
+            msg("{shown}: the header has two columns '{name}'. Rename or remove one.", shown=shown, name=duplicate)
+        )
     return names
 
 
@@ -271,8 +287,13 @@ def _delimiter(header: str) -> str:
 def _csv_row(names: list[str], cells: list[str]) -> dict[str, str] | Problem:
     if len(cells) != len(names):
         return Problem(
-            f"its number of columns is {len(cells)}, but the header has {len(names)} ({', '.join(names)}). "
-            "Put double quotes around texts that hold the delimiter."
+            msg(
+                "its number of columns is {number}, but the header has {columns} ({names}). Put double quotes around "
+                "texts that hold the delimiter.",
+                number=len(cells),
+                columns=len(names),
+                names=", ".join(names),
+            )
         )
     if any(not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells):
         return Problem(NOT_UTF8)
@@ -283,9 +304,9 @@ OPTIONAL = ("system", "history", "tools", "input", "label")
 """Columns whose empty cell means that the row has none."""
 
 
-def _csv_reason(said: str) -> str:
+def _csv_reason(said: str) -> Message:
     if "unexpected end" in said:
-        return "a double quote is opened and never closed, so the rest of the file could not be read."
+        return msg("a double quote is opened and never closed, so the rest of the file could not be read.")
     if "field limit" in said or "field larger" in said:
-        return f"a cell is longer than {MAX_ROW_BYTES >> 20} MB; is a double quote never closed?"
-    return f"it is not CSV: {said}."
+        return msg("a cell is longer than {size} MB; is a double quote never closed?", size=MAX_ROW_BYTES >> 20)
+    return msg("it is not CSV: {error}.", error=said)

@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_local.data.conversation import Conversation, Message, Role, RowRejected
 from finetune_local.data.turns import ROLE_NAMES, whole
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json
 
 Row = Mapping[str, Any]
@@ -76,7 +77,7 @@ def merged(conversation: Conversation) -> Conversation:
             continue
         result.append(message)
     if not any(m.role == "user" for m in result):
-        raise RowRejected("nobody speaks to the assistant in it, so there is nothing to answer.")
+        raise RowRejected(msg("nobody speaks to the assistant in it, so there is nothing to answer."))
     return replace(conversation, messages=tuple(result))
 
 
@@ -94,7 +95,9 @@ def _cast(turns: Sequence[Row], assistant: str, *, several: bool) -> list[dict[s
     if wanted not in (name.casefold() for name in names):
         found = list(dict.fromkeys(name for name in names if name))
         shown = ", ".join(found[:_SHOWN]) + (" …" if len(found) > _SHOWN else "")
-        raise RowRejected(f"'{assistant}' says nothing in it; its speakers are: {shown or 'nobody'}.")
+        raise RowRejected(
+            msg("'{name}' says nothing in it; its speakers are: {names}.", name=assistant, names=shown or "nobody")
+        )
     others = {name.casefold() for name in names if name and _role(name) not in ("system", "tool")} - {wanted}
     several = several or len(others) > 1
     return [_turn(turn, name, wanted, several=several) for turn, name in zip(turns, names, strict=True)]

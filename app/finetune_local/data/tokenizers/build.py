@@ -20,10 +20,11 @@ from finetune_local.data.tokenizers.settings import MOST_ID, Settings, Token, re
 from finetune_local.data.tokenizers.shape import is_known
 from finetune_local.spec.base.tokenizer_files import NAMED, TOKENIZER
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, kind_of, parse_json_object, read_bounded
 
 MOST_CONFIG_BYTES = 8 * 2**20
-_COPY = "Copy it again from where the model came from."
+_COPY = msg("Copy it again from where the model came from.")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def read_files(folder: Path) -> Files | None:
     except FileNotFoundError:
         return None
     except ForeignTextError as error:
-        raise ModelError(f"{path}: {error}. {_COPY}") from None
+        raise ModelError(msg("{path}: {error}. {copy}", path=path, error=error, copy=_COPY)) from None
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}.") from None
+        raise ModelError(msg("{path}: {strerror}.", path=path, strerror=system_reason(error))) from None
     settings = read_settings(folder, values.get("added_tokens", []))
     _check_vocabulary(path, values)
     name = class_of(settings, _config(folder), b'"ByteLevel"' in text, folder)
@@ -102,7 +103,9 @@ def from_written(values: Mapping[str, Any], folder: Path) -> Built:
 
 def _refused(place: Path, error: BaseException) -> ModelError:
     said = " ".join(str(error).split())[:200]
-    return ModelError(f"{place}: the tokenizer cannot be built ({said}). {_COPY}")
+    return ModelError(
+        msg("{place}: the tokenizer cannot be built ({error}). {copy}", place=place, error=said, copy=_COPY)
+    )
 
 
 def _built(values: Mapping[str, Any], settings: Settings, class_name: str) -> Built:
@@ -163,26 +166,46 @@ def _check_vocabulary(path: Path, values: Mapping[str, Any]) -> None:
     """The ids are numbers that a model can have. Raises ModelError."""
     model = values.get("model")
     if not isinstance(model, dict):
-        raise ModelError(f'{path}: "model" is {kind_of(model)}, expected an object. {_COPY}')
+        raise ModelError(
+            msg('{path}: "model" is {kind}, expected an object. {copy}', path=path, kind=kind_of(model), copy=_COPY)
+        )
     vocabulary, kind = model.get("vocab"), model.get("type")
     if kind is not None and kind not in ("BPE", "Unigram", "WordLevel", "WordPiece"):
-        raise ModelError(f'{path}: "model" is of a type that is not known. {_COPY}')
+        raise ModelError(msg('{path}: "model" is of a type that is not known. {copy}', path=path, copy=_COPY))
     if isinstance(vocabulary, dict):
         if set(map(type, vocabulary.values())) - {int} or min(vocabulary.values(), default=0) < 0:
-            raise ModelError(f'{path}: "vocab" gives a token an id that is no number from 0 up. {_COPY}')
+            raise ModelError(
+                msg('{path}: "vocab" gives a token an id that is no number from 0 up. {copy}', path=path, copy=_COPY)
+            )
         if (largest := max(vocabulary.values(), default=0)) >= MOST_ID:
-            raise ModelError(f'{path}: "vocab" gives a token the id {largest}, which no model has. {_COPY}')
+            raise ModelError(
+                msg(
+                    '{path}: "vocab" gives a token the id {id}, which no model has. {copy}',
+                    path=path,
+                    id=largest,
+                    copy=_COPY,
+                )
+            )
         if kind == "BPE":
             _check_merges(path, model, vocabulary)
     elif not isinstance(vocabulary, list) or kind == "BPE":
-        raise ModelError(f'{path}: "vocab" is {kind_of(vocabulary)}, expected the tokens. {_COPY}')
+        raise ModelError(
+            msg(
+                '{path}: "vocab" is {kind}, expected the tokens. {copy}',
+                path=path,
+                kind=kind_of(vocabulary),
+                copy=_COPY,
+            )
+        )
 
 
 def _check_merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str, Any]) -> None:
     """Each makes a token that there is: where it does not, the library panics. Raises ModelError."""
     merges = model.get("merges")
     if not isinstance(merges, list):
-        raise ModelError(f'{path}: "merges" is {kind_of(merges)}, expected a list. {_COPY}')
+        raise ModelError(
+            msg('{path}: "merges" is {kind}, expected a list. {copy}', path=path, kind=kind_of(merges), copy=_COPY)
+        )
     if model.get("continuing_subword_prefix"):
         return  # what is joined is shorter by it; such a tokenizer is used in the guarded child
     try:
@@ -190,9 +213,18 @@ def _check_merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str,
             (m for m in merges if (m.replace(" ", "") if isinstance(m, str) else "".join(m)) not in vocabulary), ""
         )
     except TypeError:
-        raise ModelError(f'{path}: "merges" holds what is no pair of tokens. {_COPY}') from None
+        raise ModelError(
+            msg('{path}: "merges" holds what is no pair of tokens. {copy}', path=path, copy=_COPY)
+        ) from None
     if lost:
-        raise ModelError(f'{path}: "merges" makes a token of {lost!r:.60} that "vocab" does not have. {_COPY}')
+        raise ModelError(
+            msg(
+                '{path}: "merges" makes a token of {pair} that "vocab" does not have. {copy}',
+                path=path,
+                pair=f"{lost!r:.60}",
+                copy=_COPY,
+            )
+        )
 
 
 def _config(folder: Path) -> dict[str, Any]:

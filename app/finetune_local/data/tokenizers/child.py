@@ -13,6 +13,7 @@ from finetune_local.data.encoding.streamer import streamed
 from finetune_local.data.tokenizers.build import Built, build, from_written, read_files, written
 from finetune_local.data.tokenizers.core import facts_of
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.untrusted.text import parse_json_object
 
 
@@ -25,10 +26,12 @@ def prepare(setup: str) -> Built | str:
         else:
             files = read_files(Path(values["folder"]))
             if files is None:
-                raise ModelError(f"{values['folder']}: its files changed while they were read. Try again.")
+                raise ModelError(
+                    msg("{folder}: its files changed while they were read. Try again.", folder=values["folder"])
+                )
             built = build(files)
     except ModelError as error:
-        return str(error)
+        return message_of(error)
     built.core.no_truncation()
     built.core.no_padding()
     return built

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import message_of, msg, system_reason
 from finetune_local.system.untrusted.guarded import Guarded, GuardedError, Limits, Setup
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_bounded
 
@@ -34,9 +35,9 @@ def converted(folder: Path) -> dict[str, Any]:
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError as error:
-        raise ModelError(f"{folder}: {error.strerror}.") from None
+        raise ModelError(msg("{folder}: {strerror}.", folder=folder, strerror=system_reason(error))) from None
     if not any(fnmatch(name, form) for name in names for form in _FORMS):
-        raise _missing(folder, "no tokenizer.json")
+        raise _missing(folder, msg("no tokenizer.json"))
     key = _digest(folder, names)
     if key in _read:
         return _read[key]
@@ -44,11 +45,16 @@ def converted(folder: Path) -> dict[str, Any]:
     try:
         told: dict[str, Any] = child.ask(str(folder), Setup(""))
     except GuardedError as error:
-        raise _missing(folder, str(error)) from None
+        raise _missing(folder, message_of(error)) from None
     finally:
         child.close()
     if not told["fast"]:
-        raise ModelError(f"{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder.")
+        raise ModelError(
+            msg(
+                "{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder.",
+                folder=folder,
+            )
+        )
     while len(_read) >= _KEPT:
         _read.pop(next(iter(_read)))
     _read[key] = told
@@ -70,8 +76,12 @@ def _digest(folder: Path, names: list[str]) -> str:
 
 def _missing(folder: Path, why: str) -> ModelError:
     return ModelError(
-        f"{folder}: the tokenizer cannot be loaded ({why}). The folder needs tokenizer.json (or tokenizer.model) "
-        "and tokenizer_config.json; copy them from where the model came from."
+        msg(
+            "{folder}: the tokenizer cannot be loaded ({error}). The folder needs tokenizer.json (or "
+            "tokenizer.model) and tokenizer_config.json; copy them from where the model came from.",
+            folder=folder,
+            error=why,
+        )
     )
 
 

@@ -16,6 +16,7 @@ from finetune_local.data.conversation import RowRejected
 from finetune_local.data.encoding.streamer import streamed
 from finetune_local.data.tokenizers.conversion import converted
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import as_message, message_of, msg
 from finetune_local.system.untrusted.guarded import Guarded, GuardedError, Limits, Raised, Setup
 
 SECONDS, SECONDS_PER_CHARACTER = 5.0, 1 / 100_000
@@ -175,10 +176,10 @@ class InChild:
             try:
                 return _child.ask(request, self._setup, LOAD_SECONDS, SECONDS + characters * SECONDS_PER_CHARACTER)
             except Raised as error:  # quickly, and the next text may be a better one
-                self._why = str(error)
+                self._why = message_of(error)
             except GuardedError as error:
-                self._failed, self._why = self._failed + 1, str(error)
-        raise RowRejected(f"the model's tokenizer fails with it: {self._why}.")
+                self._failed, self._why = self._failed + 1, message_of(error)
+        raise RowRejected(msg("the model's tokenizer fails with it: {error}.", error=self._why))
 
 
 def _written(folder: Path) -> dict[str, Any]:
@@ -199,10 +200,14 @@ def _of_child(folder: Path, request: dict[str, Any], setup: Setup) -> dict[str, 
         told: dict[str, Any] = _child.ask(request, setup, LOAD_SECONDS)
     except GuardedError as error:
         raise ModelError(
-            f"{folder}: the tokenizer cannot be used: {error}. Copy its files again from where the model came from."
+            msg(
+                "{folder}: the tokenizer cannot be used: {error}. Copy its files again from where the model came from.",
+                folder=folder,
+                error=error,
+            )
         ) from None
     if "wrong" in told:
-        raise ModelError(str(told["wrong"]))
+        raise ModelError(as_message(told["wrong"]))
     return told
 
 
@@ -214,4 +219,4 @@ def _told(work: Callable[[], T]) -> T:
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         said = " ".join(str(error).split())[:200]
-        raise RowRejected(f"the model's tokenizer fails with it: {said}.") from None
+        raise RowRejected(msg("the model's tokenizer fails with it: {error}.", error=said)) from None

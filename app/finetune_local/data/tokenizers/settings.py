@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 from finetune_local.spec.base.config import read_optional_config
 from finetune_local.spec.base.tokenizer_files import ADDED, CONFIG, NAMED, SPECIAL
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import is_text, kind_of
 
 Token = str | AddedToken
@@ -76,7 +77,14 @@ def read_settings(folder: Path, in_tokenizer: Any) -> Settings:
     specific = {k: v for k, v in values.items() if k.endswith("_token") and k not in NAMED and _is_token(v)} | specific
     extra = values.get(_EXTRA, values.get(_OLD_EXTRA))
     if not isinstance(extra, (list, type(None))):
-        raise ModelError(f'{path}: "{_EXTRA}" is {kind_of(extra)}, expected a list of texts. Copy it again.')
+        raise ModelError(
+            msg(
+                '{path}: "{key}" is {kind}, expected a list of texts. Copy it again.',
+                path=path,
+                key=_EXTRA,
+                kind=kind_of(extra),
+            )
+        )
     name = values.get("tokenizer_class")
     return Settings(
         class_name=name if isinstance(name, str) and name else None,
@@ -124,20 +132,36 @@ def _old_added(path: Path, values: Mapping[str, Any]) -> dict[int, AddedToken]:
 def _decoder(path: Path, values: Any) -> Iterator[tuple[int, AddedToken]]:
     if not isinstance(values, dict) or len(values) > MOST_TOKENS:
         raise ModelError(
-            f'{path}: "added_tokens_decoder" is {kind_of(values)}, expected an object of tokens by id. Copy it again.'
+            msg(
+                '{path}: "added_tokens_decoder" is {kind}, expected an object of tokens by id. Copy it again.',
+                path=path,
+                kind=kind_of(values),
+            )
         )
     for key, value in values.items():
         index = int(key) if key.isascii() and key.isdecimal() and len(key) < 12 else key
         token = _token(path, "added_tokens_decoder", value)
         if not isinstance(token, AddedToken):
-            raise ModelError(f'{path}: "added_tokens_decoder" has no token at {_short(key)}. Copy it again.')
+            raise ModelError(
+                msg(
+                    '{path}: "added_tokens_decoder" has no token at {value}. Copy it again.',
+                    path=path,
+                    value=_short(key),
+                )
+            )
         yield _id(path, index), token
 
 
 def _listed(path: Path, values: Any) -> Iterator[tuple[int, AddedToken]]:
     """The added tokens of tokenizer.json."""
     if not isinstance(values, list) or len(values) > MOST_TOKENS:
-        raise ModelError(f'{path}: "added_tokens" is {kind_of(values)}, expected a list of tokens. Copy it again.')
+        raise ModelError(
+            msg(
+                '{path}: "added_tokens" is {kind}, expected a list of tokens. Copy it again.',
+                path=path,
+                kind=kind_of(values),
+            )
+        )
     for value in values:
         token = (
             _token(path, "added_tokens", {k: v for k, v in value.items() if k != "id"})
@@ -145,7 +169,13 @@ def _listed(path: Path, values: Any) -> Iterator[tuple[int, AddedToken]]:
             else None
         )
         if not isinstance(token, AddedToken):
-            raise ModelError(f'{path}: "added_tokens" holds {kind_of(value)}, expected tokens. Copy it again.')
+            raise ModelError(
+                msg(
+                    '{path}: "added_tokens" holds {kind}, expected tokens. Copy it again.',
+                    path=path,
+                    kind=kind_of(value),
+                )
+            )
         yield _id(path, value.get("id")), token
 
 
@@ -160,21 +190,35 @@ def _token(path: Path, key: str, value: Any) -> Token | None:
     flags = {name: value[name] for name in _FLAGS if value.get(name) is not None}
     if not all(isinstance(flag, bool) for flag in flags.values()):
         raise ModelError(
-            f'{path}: token {_short(content)} of "{key}" has a flag that is not true or false. Copy it again.'
+            msg(
+                '{path}: token {token} of "{key}" has a flag that is not true or false. Copy it again.',
+                path=path,
+                token=_short(content),
+                key=key,
+            )
         )
     return AddedToken(content, **flags)
 
 
 def _checked(path: Path, key: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise ModelError(f'{path}: "{_bare(key)}" is {kind_of(value)}, expected the text of a token. Copy it again.')
+        raise ModelError(
+            msg(
+                '{path}: "{key}" is {kind}, expected the text of a token. Copy it again.',
+                path=path,
+                key=_bare(key),
+                kind=kind_of(value),
+            )
+        )
     if not is_text(value) or len(value) > MOST_CHARACTERS:
-        raise ModelError(f'{path}: "{_bare(key)}" is no token: {_short(value)}. Copy it again.')
+        raise ModelError(
+            msg('{path}: "{key}" is no token: {value}. Copy it again.', path=path, key=_bare(key), value=_short(value))
+        )
 
 
 def _id(path: Path, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST_ID:
-        raise ModelError(f"{path}: {_short(value)} is no id of a token. Copy it again.")
+        raise ModelError(msg("{path}: {value} is no id of a token. Copy it again.", path=path, value=_short(value)))
     return value
 
 
@@ -189,7 +233,14 @@ def _content(value: Any) -> str:
 def _flag(path: Path, values: Mapping[str, Any], key: str) -> bool | None:
     value = values.get(key)
     if value is not None and not isinstance(value, bool):
-        raise ModelError(f'{path}: "{key}" is {kind_of(value)}, expected true or false. Copy it again.')
+        raise ModelError(
+            msg(
+                '{path}: "{key}" is {kind}, expected true or false. Copy it again.',
+                path=path,
+                key=key,
+                kind=kind_of(value),
+            )
+        )
     return value
 
 

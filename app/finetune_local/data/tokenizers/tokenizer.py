@@ -18,6 +18,7 @@ from finetune_local.data.tokenizers.core import Core, Facts, load_core
 from finetune_local.spec.base.config import read_optional_config
 from finetune_local.spec.base.tokenizer_files import brought, ends_in, generation_settings, joined, template_of
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 
 Segment = tuple[list[int], bool]
 """Token ids and whether they are supervised."""
@@ -67,7 +68,7 @@ class Tokenizer:
         Local files only, no code of a folder is run. Raises ModelError.
         """
         if not folder.is_dir():
-            raise ModelError(f"{folder}: there is no such folder, so no tokenizer in it.")
+            raise ModelError(msg("{folder}: there is no such folder, so no tokenizer in it.", folder=folder))
         if beside is not None and brought(beside):
             with joined(folder, beside) as place:
                 return cls._load(place, beside, folder)
@@ -79,7 +80,7 @@ class Tokenizer:
         try:
             core, facts = load_core(place)
         except ModelError as error:  # an adapter's files were put together at another place
-            raise ModelError(str(error).replace(str(place), str(folder))) from None
+            raise ModelError(error.message.with_values(place, folder)) from None
         if base is None:
             stops = set(_configured_stops(folder))
         else:  # of the base's, those that are still tokens beside the text: an adapter's tokenizer may use ids anew
@@ -89,13 +90,20 @@ class Tokenizer:
         stops = {i for i in stops if i <= facts.largest_id and core.token(i) is not None}
         if core.id_of(facts.named.get("eos_token", "")) is None and not stops:
             raise ModelError(
-                f"{folder}: the tokenizer names no end-of-text token, so answers would never end. "
-                'Set "eos_token" in tokenizer_config.json.'
+                msg(
+                    '{folder}: the tokenizer names no end-of-text token, so answers would never end. Set "eos_token" in '
+                    "tokenizer_config.json.",
+                    folder=folder,
+                )
             )
         try:
             tokenizer = cls(core, facts, template_of(place), stops)
         except RowRejected as error:
-            raise ModelError(f"{folder}: {error} Copy its files again from where the model came from.") from None
+            raise ModelError(
+                msg(
+                    "{folder}: {error} Copy its files again from where the model came from.", folder=folder, error=error
+                )
+            ) from None
         if base is None:  # an adapter may have rows of its own: adapters/fitted.py tells
             rows = _configured_rows(folder)
             tokenizer.rows = rows if rows is not None and rows <= facts.largest_id else None
@@ -202,7 +210,10 @@ class Tokenizer:
             return
         for number in (i for ids, _ in pieces for i in ids if i >= self.rows):
             raise RowRejected(
-                f"it contains {self.token(number)}, a token of the tokenizer for which the model has no row. Leave it out."
+                msg(
+                    "it contains {token}, a token of the tokenizer for which the model has no row. Leave it out.",
+                    token=self.token(number),
+                )
             )
 
     def _pieces_ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import assets
 
 _SCRIPTS = assets() / "receivers"
@@ -53,17 +54,28 @@ def mlx_lm_limit(config: Mapping[str, Any]) -> str:
     family, kind = str(config.get("model_type")), str(text.get("model_type"))
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     if family not in MLX_LM_HOLDS:
-        return f"mlx-lm's class for models of the family '{family}' has not been seen to compute as transformers does"
+        return msg(
+            "mlx-lm's class for models of the family '{family}' has not been seen to compute as transformers does",
+            family=family,
+        )
     if tied is False and kind in _HEADLESS:
-        return f"mlx-lm's class for {kind} has no head of its own, and this model's is not the embedding"
+        return msg(
+            "mlx-lm's class for {family} has no head of its own, and this model's is not the embedding", family=kind
+        )
     if tied and kind in _OWN_HEAD:
-        return f"mlx-lm's class for {kind} wants a head of its own, and this model's is the embedding"
+        return msg(
+            "mlx-lm's class for {family} wants a head of its own, and this model's is the embedding", family=kind
+        )
     types = text.get("layer_types")
     if isinstance(types, list) and "sliding_attention" in types:
         if kind in _PATTERNED and "sliding_window_pattern" not in text:
-            return f"mlx-lm's class for {kind} cannot compute this model's pattern of sliding-window layers"
+            return msg(
+                "mlx-lm's class for {family} cannot compute this model's pattern of sliding-window layers", family=kind
+            )
         if kind in _WINDOWED and "full_attention" not in types:
-            return f"mlx-lm's class for {kind} cannot compute a model whose layers all have a sliding window"
+            return msg(
+                "mlx-lm's class for {family} cannot compute a model whose layers all have a sliding window", family=kind
+            )
     return ""
 
 
@@ -77,7 +89,11 @@ def mlx_lm_note(config: Mapping[str, Any]) -> str:
     types = text.get("layer_types")
     if isinstance(types, list) and "sliding_attention" not in types:
         return ""
-    return f"mlx-lm's class for {kind} knows no sliding window: it is right for texts of up to {window} tokens"
+    return msg(
+        "mlx-lm's class for {family} knows no sliding window: it is right for texts of up to {n} tokens",
+        family=kind,
+        n=window,
+    )
 
 
 TRANSFORMERS = Program("transformers", _SCRIPTS / "open_with_transformers.py", ("torch", "transformers"))

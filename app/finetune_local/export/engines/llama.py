@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from finetune_local.export.engines.process import Rendering
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import parse_json_object
 
 INSTALL = "pip install xllamacpp"
@@ -137,10 +138,12 @@ class LlamaCpp:
         except OSError:
             line = ""
         if not line:
-            raise LlamaFailed(f"llama.cpp crashed (exit code {self._process.wait()}).{self._said()}")
+            raise LlamaFailed(
+                msg("llama.cpp crashed (exit code {code}).{said}", code=self._process.wait(), said=self._said())
+            )
         reply = parse_json_object(line)
         if "missing" in reply:
-            raise LlamaFailed(f"{reply['missing']}. Install it again: {INSTALL}")
+            raise LlamaFailed(msg("{missing}. Install it again: {install}", missing=reply["missing"], install=INSTALL))
         if "error" in reply:
             error = reply["error"]
             raise LlamaRefused(f"{error.get('message') if isinstance(error, dict) else error}{self._said()}")
@@ -150,7 +153,7 @@ class LlamaCpp:
         """The last lines of what llama.cpp printed."""
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return " It printed: " + " | ".join(lines[-_STDERR_LINES:]) if lines else ""
+        return msg(" It printed: ") + " | ".join(lines[-_STDERR_LINES:]) if lines else ""
 
 
 def _as_openai(message: Mapping[str, Any]) -> dict[str, Any]:

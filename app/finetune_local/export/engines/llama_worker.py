@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from finetune_local.system.messages import message_of
 from finetune_local.system.untrusted.text import parse_json, parse_json_object
 
 KEY = os.urandom(16).hex()
@@ -83,17 +84,17 @@ def main() -> None:
     try:
         server = load(parse_json_object(sys.stdin.readline()))
     except ImportError as error:
-        say({"missing": str(error)})
+        say({"missing": message_of(error)})
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent shall hear of it
-        say({"error": str(error)})
+        say({"error": message_of(error)})
         return
     say({"ready": True})
     for line in sys.stdin:
         try:
             say(answer(server, parse_json_object(line)))
         except Exception as error:  # noqa: BLE001 - the parent decides what it means
-            say({"error": str(error)})
+            say({"error": message_of(error)})
     os._exit(0)  # the server's threads need not be joined
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 Floats = npt.NDArray[np.float32]
@@ -95,7 +96,7 @@ def ask(worker: Path, needs: Sequence[str], request: Request) -> Heard:
     """Run a script and read its answer; `needs` are the modules it imports. Never raises for what the script does."""
     for name in needs:
         if importlib.util.find_spec(name) is None:
-            return Heard(absent=f"{name} is not installed")
+            return Heard(absent=msg("{module} is not installed", module=name))
     with tempfile.TemporaryDirectory(prefix="ftl-") as place:
         folder = Path(place)
         (folder / "request.json").write_text(json.dumps(request.as_json()), "utf-8")
@@ -113,7 +114,7 @@ def ask(worker: Path, needs: Sequence[str], request: Request) -> Heard:
                     check=False,
                 ).returncode
             except subprocess.TimeoutExpired:
-                return Heard(absent=f"it gave no answer within {_LONGEST // 60} minutes")
+                return Heard(absent=msg("it gave no answer within {n} minutes", n=_LONGEST // 60))
             printed.seek(0)
             said = printed.read().decode("utf-8", "replace").strip().splitlines()[-_SAID:]
         return read_reply(folder, code, " | ".join(said))
@@ -124,7 +125,9 @@ def read_reply(folder: Path, code: int, said: str) -> Heard:
     try:
         reply = read_json_object(folder / "reply.json")
     except (OSError, ForeignTextError):
-        words = f"its process ended with exit code {code}" + (f" ({said})" if said else "")
+        words = msg("its process ended with exit code {code}", code=code) + (
+            msg(" ({said})", said=said) if said else ""
+        )
         # The system's last resort against want of memory is SIGKILL. Any other death is a crash on what it was given.
         return Heard(absent=words) if code in _KILLED else Heard(failed=words)
     for key in ("missing", "memory", "unknown"):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from finetune_local.export.engines.llama import INSTALL, available
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.untrusted.text import parse_json_object
 
 _WORKER = Path(__file__).with_name("ggml_worker.py")
@@ -41,7 +42,9 @@ class Ggml:
         )
         try:
             if reason := self._reply().get("missing"):
-                raise ModelError(f"K-quants cannot be written here: {reason}. Choose q5_1, q4_1 or q8_0 instead.")
+                raise ModelError(
+                    msg("K-quants cannot be written here: {reason}. Choose q5_1, q4_1 or q8_0 instead.", reason=reason)
+                )
         except BaseException:
             self.close()
             raise
@@ -99,19 +102,25 @@ class Ggml:
     def _died(self) -> ModelError:
         self._errors.seek(0)
         said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        words = f" It printed: {said[-1]}" if said else ""
+        words = msg(" It printed: {said}", said=said[-1]) if said else ""
         return ModelError(
-            f"ggml, which quantises, ended with exit code {self._process.wait()}.{words} Choose q8_0 instead."
+            msg(
+                "ggml, which quantises, ended with exit code {code}.{words} Choose q8_0 instead.",
+                code=self._process.wait(),
+                words=words,
+            )
         )
 
 
 @cache
-def missing() -> str | None:
+def missing() -> Message | None:
     """Why K-quants cannot be written here, as a sentence; None where they can. Looked up once, in the child."""
     if not available():
-        return f"K-quants are written by ggml in the package xllamacpp, which is not installed. {INSTALL}"
+        return msg(
+            "K-quants are written by ggml in the package xllamacpp, which is not installed. {install}", install=INSTALL
+        )
     try:
         Ggml().close()
     except ModelError as error:
-        return str(error)
+        return message_of(error)
     return None

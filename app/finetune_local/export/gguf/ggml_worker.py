@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import parse_json_object
 
 Quantise = Callable[[int, int, int, int, int, int, None], int]
@@ -43,10 +44,10 @@ def main() -> None:
     try:
         quantise = load()
     except ImportError as error:
-        say({"missing": f"xllamacpp cannot be imported ({error})"})
+        say({"missing": msg("xllamacpp cannot be imported ({error})", error=error)})
         return
     except (AttributeError, OSError):
-        say({"missing": "this build of xllamacpp does not show ggml's quantisation to others"})
+        say({"missing": msg("this build of xllamacpp does not show ggml's quantisation to others")})
         return
     say({})
     threads = max(1, (os.cpu_count() or 2) // 2)

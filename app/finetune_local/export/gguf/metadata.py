@@ -12,6 +12,7 @@ from finetune_local.export.weights import EMBEDDING, MergedWeights
 from finetune_local.models.folder import CONFIG, ModelFolder
 from finetune_local.spec.numerics.rope import rope
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Families that can be written, and llama.cpp's name of each."""
@@ -57,7 +58,7 @@ def needed(model: ModelFolder, values: Mapping[str, Any], key: str) -> float:
     """A number of a config that has to be there. Raises ModelError."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ModelError(f"{model.path / CONFIG}: '{key}' is missing. Copy the file again.")
+        raise ModelError(msg("{path}: '{key}' is missing. Copy the file again.", path=model.path / CONFIG, key=key))
     return value
 
 
@@ -86,9 +87,9 @@ def _add_rope(writer: Any, weights: MergedWeights) -> None:
         expected = 0.1 * math.log(factor) + 1.0
         attention = found.values.get("attention_factor")
         if found.values.get("mscale_all_dim") or (attention and not math.isclose(attention, expected, rel_tol=1e-4)):
-            raise _other_rope(weights, "yarn with an attention factor of its own")
+            raise _other_rope(weights, msg("yarn with an attention factor of its own"))
         if found.values.get("truncate") is False:
-            raise _other_rope(weights, "yarn without rounding")
+            raise _other_rope(weights, msg("yarn without rounding"))
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(factor)
         writer.add_rope_scaling_orig_ctx_len(int(original))
@@ -103,20 +104,34 @@ def _check_computation(weights: MergedWeights) -> None:
     model, config = weights.model, weights.model.text_config
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(
-            f"'{model.name}' uses the activation '{config['hidden_act']}', and llama.cpp's {ARCHITECTURES[model.family]} "
-            "has SiLU only: it would answer wrongly. Export it with --to merged."
+            msg(
+                "'{model}' uses the activation '{activation}', and llama.cpp's {architecture} has SiLU only: it "
+                "would answer wrongly. Export it with --to merged.",
+                model=model.name,
+                activation=config["hidden_act"],
+                architecture=ARCHITECTURES[model.family],
+            )
         )
     if float(rope(config).values.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise _other_rope(weights, "partial rotation")
+        raise _other_rope(weights, msg("partial rotation"))
     if model.family.startswith("qwen") and config.get("use_sliding_window") and config.get("sliding_window"):
         raise ModelError(
-            f"'{model.name}' uses sliding-window attention, which llama.cpp's {ARCHITECTURES[model.family]} does not: "
-            "it would answer wrongly. Export it with --to merged."
+            msg(
+                "'{model}' uses sliding-window attention, which llama.cpp's {architecture} does not: it would answer "
+                "wrongly. Export it with --to merged.",
+                model=model.name,
+                architecture=ARCHITECTURES[model.family],
+            )
         )
 
 
 def _other_rope(weights: MergedWeights, kind: str) -> ModelError:
     return ModelError(
-        f"'{weights.model.name}' encodes positions by '{kind}', which cannot be written to GGUF here (known: default, "
-        "linear, yarn, llama3). Export it with --to merged, then try llama.cpp's convert_hf_to_gguf.py on the folder."
+        msg(
+            "'{model}' encodes positions by '{kind}', which cannot be written to GGUF here (known: default, "
+            "linear, yarn, llama3). Export it with --to merged, then try llama.cpp's convert_hf_to_gguf.py on "
+            "the folder.",
+            model=weights.model.name,
+            kind=kind,
+        )
     )

@@ -18,6 +18,7 @@ from finetune_local.export.verification.compare import parted, quoted
 from finetune_local.export.verification.expected import Expected, expected
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import Message, msg
 
 WIDTH = 32
 _CONTEXT = 128
@@ -56,7 +57,11 @@ def rehearse(model: ModelFolder, adapter: Path | None, rows: int) -> None:
                 _compare_chats(model, wanted, llama)
         except LlamaFailed as error:
             raise ModelError(
-                f"'{model.name}': llama.cpp cannot open a file with this model's tokenizer: {error}"
+                msg(
+                    "'{name}': llama.cpp cannot open a file with this model's tokenizer: {error}",
+                    name=model.name,
+                    error=error,
+                )
             ) from None
     _passed.add(key)
 
@@ -69,7 +74,9 @@ def _compare_chats(model: ModelFolder, wanted: Expected, llama: LlamaCpp) -> Non
         # What llama.cpp's own template engine makes of the template is looked at when the file is verified.
         same = theirs.text is not None and ours.text is not None and ours.text.endswith(theirs.text)
         if same and ours.ids != theirs.ids:
-            raise _refused(model, f"a chat with {quoted(chat.title)}", parted(ours.ids or (), theirs.ids or ()))
+            raise _refused(
+                model, msg("a chat with {title}", title=quoted(chat.title)), parted(ours.ids or (), theirs.ids or ())
+            )
 
 
 def _around(added: list[str]) -> Iterator[str]:
@@ -78,19 +85,24 @@ def _around(added: list[str]) -> Iterator[str]:
         yield f"a{token}b {token} c  {token}  {token}{token}\n{token}"
 
 
-def _named(added: list[str], text: str) -> str:
+def _named(added: list[str], text: str) -> Message:
     token = max(
         (token for token in added if text == f"a{token}b {token} c  {token}  {token}{token}\n{token}"),
         default="",
         key=len,
     )
-    return f"the added token {quoted(token)}" if token else f"the text {quoted(text)}"
+    return msg("the added token {token}", token=quoted(token)) if token else msg("the text {text}", text=quoted(text))
 
 
 def _refused(model: ModelFolder, what: str, difference: str) -> ModelError:
     return ModelError(
-        f"'{model.name}': llama.cpp would read {what} as other tokens: {difference} Export with --to merged, then try llama.cpp's "
-        "convert_hf_to_gguf.py on the folder."
+        msg(
+            "'{name}': llama.cpp would read {what} as other tokens: {difference} Export with --to merged, then "
+            "try llama.cpp's convert_hf_to_gguf.py on the folder.",
+            name=model.name,
+            what=what,
+            difference=difference,
+        )
     )
 
 

@@ -16,6 +16,7 @@ from finetune_local.export.gguf.quants import kind_of
 from finetune_local.export.weights import Floats, MergedWeights
 from finetune_local.spec.numerics.rope import rope
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 
 _ROTATED = ("self_attn.q_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.weight", "self_attn.k_proj.bias")
 _COMPUTED_ELSEWHERE = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")  # buffers of old checkpoints, no weights
@@ -76,13 +77,21 @@ def gguf_tensors(weights: MergedWeights, quant: str) -> list[GgufTensor]:
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise ModelError(
-                f"'{model.name}': llama.cpp's {wanted} has no place for the tensor {name}, so this model cannot be exported "
-                "to GGUF here. Export it with --to merged and try llama.cpp's convert_hf_to_gguf.py on the folder."
+                msg(
+                    "'{name}': llama.cpp's {architecture} has no place for the tensor {name2}, so this model cannot be "
+                    "exported to GGUF here. Export it with --to merged and try llama.cpp's convert_hf_to_gguf.py on the "
+                    "folder.",
+                    name=model.name,
+                    architecture=wanted,
+                    name2=name,
+                )
             )
         kind = kind_of(target, shape, quant, model.blocks, weights.tied)
         result.append(GgufTensor(target, shape, kind, partial(_made, weights, name), name))
     if not weights.tied and not any(tensor.name == "output.weight" for tensor in result):
-        raise ModelError(f"{model.path}: lm_head.weight is missing, and config.json says that the head is not tied.")
+        raise ModelError(
+            msg("{path}: lm_head.weight is missing, and config.json says that the head is not tied.", path=model.path)
+        )
     if factors := _llama3_factors(weights):
         array = np.array(factors, np.float32)
         kind = kind_of("rope_freqs.weight", array.shape, quant, model.blocks, weights.tied)

@@ -17,6 +17,7 @@ from finetune_local.export.weights import EMBEDDING
 from finetune_local.models.folder import TOKENIZER, ModelFolder, read_json
 from finetune_local.spec.base.tokenizer_files import CONFIG, added_by_config, in_force
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -62,13 +63,15 @@ def read_vocabulary(model: ModelFolder, adapter: Path | None = None, rows: int |
         return _vocabulary(model, files, values, rows or model.weights()[EMBEDDING].shape[0])
     except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ModelError(f"{files[TOKENIZER]}: it is damaged ({said}). Copy it again.") from None
+        raise ModelError(
+            msg("{path}: it is damaged ({said}). Copy it again.", path=files[TOKENIZER], said=said)
+        ) from None
 
 
 def _vocabulary(model: ModelFolder, files: Mapping[str, Path], values: dict[str, Any], rows: int) -> Vocabulary:
     bpe = values.get("model") or {}
     if bpe.get("type") != "BPE":
-        raise _unknown(model, f"its kind, {bpe.get('type')},")
+        raise _unknown(model, msg("its kind, {kind},", kind=bpe.get("type")))
     merges = tuple(" ".join(merge) if isinstance(merge, list) else str(merge) for merge in bpe.get("merges") or [])
     if (
         files[TOKENIZER].parent != files.get(CONFIG, files[TOKENIZER]).parent
@@ -159,9 +162,14 @@ def _tokens(
     largest = max([*bpe["vocab"].values(), *added])
     if largest >= rows:
         raise ModelError(
-            f"'{model.name}': its tokenizer has {largest + 1} tokens, but the embedding has {rows} rows. A token was added "
-            "without resizing the model; llama.cpp refuses such a file. Resize the model with transformers "
-            "(resize_token_embeddings) first."
+            msg(
+                "'{name}': its tokenizer has {tokens} tokens, but the embedding has {rows} rows. A token was added "
+                "without resizing the model; llama.cpp refuses such a file. Resize the model with transformers "
+                "(resize_token_embeddings) first.",
+                name=model.name,
+                tokens=largest + 1,
+                rows=rows,
+            )
         )
     for text, i in bpe["vocab"].items():
         tokens[i], types[i] = text, NORMAL
@@ -179,25 +187,31 @@ def _tokens(
 def _check_added(model: ModelFolder, token: Mapping[str, Any]) -> None:
     """Raise ModelError for an added token that swallows spaces beside it, or is one only as a whole word: llama.cpp's are neither."""
     if token.get("lstrip") or token.get("rstrip"):
-        what = "takes the spaces beside it"
+        what = msg("takes the spaces beside it")
     elif token.get("single_word"):
-        what = "stands for whole words only"
+        what = msg("stands for whole words only")
     else:
         return
     raise ModelError(
-        f"'{model.name}': its added token “{token.get('content')}” {what}, which llama.cpp does not know: it would read texts with it "
-        "as other tokens. Export with --to merged, then try llama.cpp's convert_hf_to_gguf.py on the folder."
+        msg(
+            "'{name}': its added token “{token}” {what}, which llama.cpp does not know: it would read texts with "
+            "it as other tokens. Export with --to merged, then try llama.cpp's convert_hf_to_gguf.py on the "
+            "folder.",
+            name=model.name,
+            token=token.get("content"),
+            what=what,
+        )
     )
 
 
 def _cut_name(model: ModelFolder, values: Mapping[str, Any], bpe: Mapping[str, Any]) -> str:
     normalizer = values.get("normalizer")
     if normalizer and normalizer.get("type") != "NFC":
-        raise _unknown(model, f"how it prepares text ({normalizer.get('type')})")
+        raise _unknown(model, msg("how it prepares text ({kind})", kind=normalizer.get("type")))
     steps = tuple(_step(step) for step in _steps(values.get("pre_tokenizer"), "pretokenizers"))
     name = _CUTS.get((steps, bool(bpe.get("ignore_merges"))))
     if name is None:
-        raise _unknown(model, "how it cuts text into words")
+        raise _unknown(model, msg("how it cuts text into words"))
     return name
 
 
@@ -224,7 +238,7 @@ def _check_sentencepiece(model: ModelFolder, values: Mapping[str, Any]) -> None:
     cuts = _steps(values.get("pre_tokenizer"), "pretokenizers")
     plain = set(normal) <= {"Prepend", "Replace"} and all(s.get("type") == "Metaspace" for s in cuts)
     if not plain or any(s.get("split", True) for s in cuts):
-        raise _unknown(model, "how it cuts text into words")
+        raise _unknown(model, msg("how it cuts text into words"))
 
 
 def _prefix(values: Mapping[str, Any]) -> bool:
@@ -244,7 +258,12 @@ def _scores(tokens: tuple[str, ...], merges: tuple[str, ...]) -> tuple[float, ..
 
 def _unknown(model: ModelFolder, what: str) -> ModelError:
     return ModelError(
-        f"'{model.name}': llama.cpp has no name known here for its tokenizer, {what} in {model.path / TOKENIZER}. It is not "
-        "guessed, as another tokenizer would give other answers. Export with --to merged, then try llama.cpp's "
-        "convert_hf_to_gguf.py on the folder."
+        msg(
+            "'{name}': llama.cpp has no name known here for its tokenizer, {what} in {file}. It is not guessed, "
+            "as another tokenizer would give other answers. Export with --to merged, then try llama.cpp's "
+            "convert_hf_to_gguf.py on the folder.",
+            name=model.name,
+            what=what,
+            file=model.path / TOKENIZER,
+        )
     )

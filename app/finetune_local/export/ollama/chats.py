@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from finetune_local.system.messages import msg
+
 Chat = Sequence[Mapping[str, Any]]
 
 DAYS = (date(2021, 3, 4), date(2033, 11, 25))
@@ -46,11 +48,11 @@ def _ordinary() -> list[Probe]:
         _turn("user", "Thanks <b>!</b> {% raw %} {{ .System }}"),
     ]
     rules = _turn("system", "You are terse.\nAnswer in one line.")
-    shows = "it writes some turns otherwise than others"
+    shows = msg("it writes some turns otherwise than others")
     return [
         probe
         for n in (1, 3, 5)
-        for probe in (Probe(shows, said[:n]), Probe("it puts the system text elsewhere", [rules, *said[:n]]))
+        for probe in (Probe(shows, said[:n]), Probe(msg("it puts the system text elsewhere"), [rules, *said[:n]]))
     ]
 
 
@@ -59,27 +61,27 @@ _CALL = [{"type": "function", "id": "call12345", "function": {"name": "look_up",
 
 PROBES: Sequence[Probe] = (
     *_ordinary(),
-    Probe("it cuts white space off the ends of a text", [_turn("user", " at both ends \n")]),
-    Probe("it cuts white space off the ends of a text", [_USER, _turn("assistant", "\n b \n"), _AGAIN]),
-    Probe("it cuts white space off the ends of a text", [_turn("system", " S\n"), _USER]),
-    Probe("it treats an empty text otherwise than others", [_turn("system", ""), _USER]),
-    Probe("it treats an empty text otherwise than others", [_turn("user", "")]),
-    Probe("it treats a later system text otherwise than the first", [_USER, _ANSWER, _turn("system", "later"), _AGAIN]),
+    Probe(msg("it cuts white space off the ends of a text"), [_turn("user", " at both ends \n")]),
+    Probe(msg("it cuts white space off the ends of a text"), [_USER, _turn("assistant", "\n b \n"), _AGAIN]),
+    Probe(msg("it cuts white space off the ends of a text"), [_turn("system", " S\n"), _USER]),
+    Probe(msg("it treats an empty text otherwise than others"), [_turn("system", ""), _USER]),
+    Probe(msg("it treats an empty text otherwise than others"), [_turn("user", "")]),
+    Probe(msg("it treats a later system text otherwise than the first"), [_USER, _ANSWER, _turn("system", "later"), _AGAIN]),
     Probe(
-        "it leaves the thoughts of earlier answers out",
+        msg("it leaves the thoughts of earlier answers out"),
         [_USER, _turn("assistant", "<think>\nhm\n</think>\n\nb"), _AGAIN],
     ),
     Probe(
-        "it writes the thoughts of earlier answers",
+        msg("it writes the thoughts of earlier answers"),
         [_USER, _turn("assistant", "b", reasoning_content="hm", thinking="hm"), _AGAIN],
     ),
-    Probe("it ends or opens an answer that was begun otherwise", [_USER, _ANSWER]),
-    Probe("it writes the tools that can be called", [_USER], TOOLS),
-    Probe("it writes the tools that can be called", [_turn("system", "S"), _USER], TOOLS),
-    Probe("it writes calls of tools", [_USER, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42", name="look_up")], TOOLS),
+    Probe(msg("it ends or opens an answer that was begun otherwise"), [_USER, _ANSWER]),
+    Probe(msg("it writes the tools that can be called"), [_USER], TOOLS),
+    Probe(msg("it writes the tools that can be called"), [_turn("system", "S"), _USER], TOOLS),
+    Probe(msg("it writes calls of tools"), [_USER, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42", name="look_up")], TOOLS),
     Probe(
-        "it writes calls of tools",
+        msg("it writes calls of tools"),
         [_USER, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42"), _turn("assistant", "b"), _AGAIN],
     ),
-    Probe("it writes results of tools in a way of its own", [_USER, _ANSWER, _turn("tool", "42"), _turn("tool", "43")]),
+    Probe(msg("it writes results of tools in a way of its own"), [_USER, _ANSWER, _turn("tool", "42"), _turn("tool", "43")]),
 )  # fmt: skip

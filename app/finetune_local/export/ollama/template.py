@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.export.ollama import render as ollama_render
 from finetune_local.export.ollama.chats import DAYS, PROBES, Chat, Probe
+from finetune_local.system.messages import msg
 
 Render = Callable[[Sequence[Message], bool], str]
 """A conversation as the app asks with it, with the beginning of its next answer or without. Raises RowRejected."""
@@ -78,9 +79,9 @@ def turns_of(render: Render, template: Template, bos: str, bos_is_added: bool) -
     try:
         found = _found(render, template, bos, bos_is_added)
     except RowRejected as error:
-        raise NotRecognised(f"it refuses an ordinary conversation: {error}") from None
+        raise NotRecognised(msg("it refuses an ordinary conversation: {error}", error=error)) from None
     if any("{{" in piece or "}}" in piece for piece in found.pieces()):
-        raise NotRecognised("it writes braces, which mean something else to Ollama")
+        raise NotRecognised(msg("it writes braces, which mean something else to Ollama"))
     for probe in PROBES:
         _prove(found, probe, render, template, bos if bos_is_added else "")
     return found
@@ -90,7 +91,7 @@ def _prove(found: Turns, probe: Probe, render: Render, template: Template, added
     """Raise NotRecognised where Ollama would give the model another text than its own template does."""
     own = _own(probe, DAYS[0], render, template)
     if own != _own(probe, DAYS[1], render, template):
-        raise NotRecognised("it writes the day's date")
+        raise NotRecognised(msg("it writes the day's date"))
     if own is not None and ollama_render.render(found.go(), probe.chat, found.default) != own.removeprefix(added):
         raise NotRecognised(probe.shows)
 
@@ -114,7 +115,7 @@ def _found(render: Render, template: Template, bos: str, bos_is_added: bool) -> 
     opened, joined, closed = _cut(render([Message("system", _SYSTEM), asked], True), _SYSTEM, _ASKED)
     _, asked_end = _cut(render([asked], False), _ASKED)
     if before != first or last != end or closed != end:
-        raise NotRecognised("it writes the first or the last turn otherwise than others")
+        raise NotRecognised(msg("it writes the first or the last turn otherwise than others"))
     if not (between.startswith(asked_end) and end.startswith(asked_end)):
         asked_end = _common(between, end)
     start = ""
@@ -124,12 +125,12 @@ def _found(render: Render, template: Template, bos: str, bos_is_added: bool) -> 
     default, head = None, first
     if not after.endswith(first):
         if not (first.startswith(opened) and first.endswith(joined) and len(first) > len(opened) + len(joined)):
-            raise NotRecognised("it writes the first turn otherwise than later ones")
+            raise NotRecognised(msg("it writes the first turn otherwise than later ones"))
         default, head = first[len(opened) : len(first) - len(joined)], after.removeprefix(asked_end)
         if not joined.endswith(head):
             head = _common(after[::-1], joined[::-1])[::-1]
     if not joined.endswith(head):
-        raise NotRecognised("it puts the system text into a user's turn")
+        raise NotRecognised(msg("it puts the system text into a user's turn"))
     spoken = between.removeprefix(asked_end), after.removesuffix(head)
     return Turns(
         start,
@@ -159,7 +160,7 @@ def _cut(text: str, *marks: str) -> list[str]:
     parts = []
     for mark in marks:
         if text.count(mark) != 1:
-            raise NotRecognised("it leaves out or repeats what is said")
+            raise NotRecognised(msg("it leaves out or repeats what is said"))
         before, _, text = text.partition(mark)
         parts.append(before)
     return [*parts, text]

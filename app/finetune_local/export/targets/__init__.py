@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_local.system.errors import AdapterError, ModelError
+from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -66,14 +67,14 @@ class Source:
     def model(self) -> ModelFolder:
         """The base. Raises ModelError where none was given."""
         if self.base is None:
-            raise ModelError("this export is made from a base model, and none was given. Give it with --model.")
+            raise ModelError(msg("this export is made from a base model, and none was given. Give it with --model."))
         return self.base
 
     @property
     def adapter_folder(self) -> Path:
         """The adapter. Raises AdapterError where a bare base was given."""
         if self.adapter is None:
-            raise AdapterError("a bare base has no adapter to export. Name a run or an adapter.")
+            raise AdapterError(msg("a bare base has no adapter to export. Name a run or an adapter."))
         return self.adapter
 
     @property

@@ -31,6 +31,7 @@ from finetune_local.spec.tuners import OWN_TYPE, Array, tuner_of
 from finetune_local.spec.value_head import folded
 from finetune_local.system.errors import GateFailed, typed
 from finetune_local.system.files import ASIDE, disk_full, remove, written_aside
+from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress
 from finetune_local.system.untrusted.text import parse_json_object
 
@@ -51,7 +52,7 @@ class Adapter(Target):
     order = 40
     quants = (FOLDER, ZIP)
     quants_title = "Save as"
-    folder_title = "an adapter's folder"
+    folder_title = msg("an adapter's folder")
     mark = CONFIG
     needs_base = False
 
@@ -84,7 +85,7 @@ class Adapter(Target):
         published = published_of(folder)
         size = self.size(source, quant)
         check_room(out, size if quant == FOLDER.key else 2 * size)
-        progress("writing", 0.0)
+        progress(msg("writing"), 0.0)
         if quant == FOLDER.key:
             with written_aside(out, ADVICE) as aside:
                 _fill(aside, folder, published)
@@ -92,7 +93,7 @@ class Adapter(Target):
             with written_aside(out, ADVICE) as aside, _beside(out) as made:
                 _fill(made, folder, published)
                 _pack(made, aside, source.name)
-        progress("writing", 1.0)
+        progress(msg("writing"), 1.0)
         return sorted(out.iterdir()) if out.is_dir() else [out]
 
     def check(
@@ -100,7 +101,7 @@ class Adapter(Target):
     ) -> Gate:
         """See Target."""
         started = time.monotonic()
-        progress("checking the export", 0.0)
+        progress(msg("checking the export"), 0.0)
         wanted = published_of(source.adapter_folder)
         if quant == FOLDER.key:
             found = _read(out)
@@ -110,13 +111,13 @@ class Adapter(Target):
                 (folder,) = made.iterdir()
                 found = _read(folder)
         if found.beside != wanted.beside:
-            raise GateFailed("adapter: its tokenizer and chat template were not written as they are.")
+            raise GateFailed(msg("adapter: its tokenizer and chat template were not written as they are."))
         if found.config != wanted.config or found.tensors.keys() != wanted.tensors.keys():
-            raise GateFailed("adapter: what was written reads back as another adapter.")
+            raise GateFailed(msg("adapter: what was written reads back as another adapter."))
         for name, tensor in wanted.tensors.items():
             if not np.array_equal(found.tensors[name], tensor, equal_nan=True):
-                raise GateFailed(f"adapter: the tensor {name} does not read back as it was written.")
-        progress("checking the export", 1.0)
+                raise GateFailed(msg("adapter: the tensor {name} does not read back as it was written.", name=name))
+        progress(msg("checking the export"), 1.0)
         return Gate(True, tensors=len(wanted.tensors), seconds=round(time.monotonic() - started, 1))
 
     def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:

@@ -31,6 +31,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.base.tokenizer_files import TOKENIZER, in_force
 from finetune_local.system.errors import ModelError, typed
 from finetune_local.system.files import written_aside
+from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress, silent
 
 _COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -133,7 +134,11 @@ class Gguf(Target):
 def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:
     """The tensors to be written. Raises ModelError where the family or the format cannot be, saying what to do."""
     if quant not in BY_KEY:
-        raise ModelError(f"'{quant}' is no GGUF format that can be written. Known: {', '.join(BY_KEY)}.")
+        raise ModelError(
+            msg(
+                "'{quant}' is no GGUF format that can be written. Known: {names}.", quant=quant, names=", ".join(BY_KEY)
+            )
+        )
     check_family(weights.model)
     tensors = gguf_tensors(weights, quant)
     if any(is_k(tensor.kind) for tensor in tensors) and (reason := ggml.missing()):
@@ -166,8 +171,13 @@ def _check_grid(weights: MergedWeights, quant: str, kinds: set[Any]) -> None:
         share = np.abs(rounded - base).mean(axis=-1) / np.maximum(np.abs(base).mean(axis=-1), 1e-12)
         if np.median(share) < _GRID:
             raise ModelError(
-                f"'{weights.model.name}' was made from a file in the format {kind.name}. Written as {quant} again, nearly all of the "
-                "training would be rounded away. Choose q8_0 or q4_0 instead."
+                msg(
+                    "'{model}' was made from a file in the format {kind}. Written as {quant} again, nearly all of the "
+                    "training would be rounded away. Choose q8_0 or q4_0 instead.",
+                    model=weights.model.name,
+                    kind=kind.name,
+                    quant=quant,
+                )
             )
 
 
@@ -175,8 +185,13 @@ def check_family(model: ModelFolder) -> None:
     """Raise ModelError where a model's family cannot be written, saying what to do."""
     if model.family not in ARCHITECTURES:
         raise ModelError(
-            f"'{model.name}' is of the family '{model.family}', which cannot be exported to GGUF yet (known: "
-            f"{', '.join(ARCHITECTURES)}). Export it with --to merged, then run llama.cpp's convert_hf_to_gguf.py on the folder."
+            msg(
+                "'{model}' is of the family '{family}', which cannot be exported to GGUF yet (known: {names}). "
+                "Export it with --to merged, then run llama.cpp's convert_hf_to_gguf.py on the folder.",
+                model=model.name,
+                family=model.family,
+                names=", ".join(ARCHITECTURES),
+            )
         )
 
 
@@ -191,7 +206,7 @@ def _write(writer: Any, tensors: list[GgufTensor], progress: Progress) -> None:
         for tensor in tensors:
             writer.write_tensor_data(_stored(tensor, child))
             done += math.prod(tensor.shape)
-            progress("writing", done / total)
+            progress(msg("writing"), done / total)
     writer.flush()
     for file in writer.fout:
         os.fsync(file.fileno())

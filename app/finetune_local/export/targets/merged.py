@@ -27,6 +27,7 @@ from finetune_local.models.tensors import BYTES, Pending, write_tensors
 from finetune_local.spec.base.tokenizer_files import GENERATION, OF_TOKENIZER, OTHER_FORMS, in_force
 from finetune_local.system.errors import ModelError, typed
 from finetune_local.system.files import written_aside
+from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress, silent
 
 SHARD_BYTES = 5_000_000_000
@@ -84,7 +85,7 @@ class Merged(Target):
     order = 30
     quants = DTYPES
     quants_title = "Data type"
-    folder_title = "a model folder"
+    folder_title = msg("a model folder")
     mark = CONFIG
     receivers = FOLDER_RECEIVERS
 
@@ -104,7 +105,7 @@ class Merged(Target):
         """What plain mlx-lm cannot do with the folder, or only in part."""
         config = merged_config(source.model.config, "float32", HEAD in source.weights.shapes(), ())
         if limit := mlx_lm_limit(config):
-            return [f"not for mlx-lm: {limit}"]
+            return [msg("not for mlx-lm: {reason}", reason=limit)]
         return [note] if (note := mlx_lm_note(config)) else []
 
     def size(self, source: Source, quant: str) -> int:
@@ -148,7 +149,7 @@ class Merged(Target):
                 write_tensors(
                     folder / file,
                     pending,
-                    lambda d, b=before: progress("merging", b + d / len(shards)),  # type: ignore[misc]
+                    lambda d, b=before: progress(msg("merging"), b + d / len(shards)),  # type: ignore[misc]
                 )
                 index |= dict.fromkeys(names, file)
             if len(shards) > 1:
@@ -179,7 +180,11 @@ def chosen_dtype(model: ModelFolder, wanted: str) -> str:
     """float32, float16 or bfloat16; see LOSSLESS_BELOW for "auto". Raises ModelError for another word."""
     keys = [dtype.key for dtype in DTYPES]
     if wanted not in keys:
-        raise ModelError(f"'{wanted}' is no number format of a merged folder. Known: {', '.join(keys)}.")
+        raise ModelError(
+            msg(
+                "'{dtype}' is no number format of a merged folder. Known: {names}.", dtype=wanted, names=", ".join(keys)
+            )
+        )
     if wanted != AUTO:
         return wanted
     if model.parameters < LOSSLESS_BELOW:
@@ -247,7 +252,9 @@ def _card(weights: MergedWeights, dtype: str) -> str:
     model = weights.model
     header = [f"base_model: {model.name}"] + ([f"license: {found}"] if (found := license_of(model.path)) else [])
     origin = (
-        f" with the adapter of run '{weights.run}'" if weights.run else " with an adapter" if weights.adapter else ""
+        msg(" with the adapter of run '{run}'", run=weights.run)
+        if weights.run
+        else (msg(" with an adapter") if weights.adapter else "")
     )
     return "\n".join(
         ["---", *header, "---", "", f"{model.name}{origin}, merged in fp32 and saved as {dtype} by finetune-local.", ""]

@@ -24,6 +24,7 @@ from finetune_local.export.verification.verify import Gate
 from finetune_local.export.weights import EMBEDDING
 from finetune_local.system.errors import DataError, typed
 from finetune_local.system.files import written_aside
+from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Ollama(Target):
     summary = "A folder with GGUF and Modelfile, ready for one command."
     order = 20
     quants = QUANTS
-    folder_title = "a folder for Ollama"
+    folder_title = msg("a folder for Ollama")
     mark = MODELFILE
     receivers = GGUF.receivers
 
@@ -122,7 +123,9 @@ def asking_of(source: Source) -> Asking:
     tokenizer = asked.tokenizer
     stops = tuple(tokenizer.token(i) for i in sorted(asked.stop_ids))
     if asked.raw:
-        return Asking("{{ .Prompt }}", None, stops, ("It continues texts as they are: there is no chat template.",))
+        return Asking(
+            "{{ .Prompt }}", None, stops, (msg("It continues texts as they are: there is no chat template."),)
+        )
     notes = []
     template, system = None, constant_system(source.adapter)
     try:
@@ -130,17 +133,24 @@ def asking_of(source: Source) -> Asking:
         template, system = turns.go(), system or turns.default
     except NotRecognised as reason:
         notes.append(
-            f"No TEMPLATE: Ollama's templates cannot say what the model's own chat template says ({reason}). Ollama renders the one "
-            "in the GGUF instead; versions of before July 2026 guess: compare their answers with those here."
+            msg(
+                "No TEMPLATE: Ollama's templates cannot say what the model's own chat template says ({reason}). "
+                "Ollama renders the one in the GGUF instead; versions of before July 2026 guess: compare their "
+                "answers with those here.",
+                reason=reason,
+            )
         )
     if system is not None and not _writable(system):
         system = None
         notes.append(
-            "No SYSTEM: the system text of the data has characters that a Modelfile cannot hold. Give it in each chat."
+            msg(
+                "No SYSTEM: the system text of the data has characters that a Modelfile cannot hold. Give it in each "
+                "chat."
+            )
         )
     if template is not None and not _writable(template):
         template = None
-        notes.append("No TEMPLATE: the model's chat template has characters that a Modelfile cannot hold.")
+        notes.append(msg("No TEMPLATE: the model's chat template has characters that a Modelfile cannot hold."))
     return Asking(template, system, tuple(stop for stop in stops if _writable(stop) and '"' not in stop), tuple(notes))
 
 

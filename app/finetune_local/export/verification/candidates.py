@@ -13,6 +13,7 @@ from finetune_local.export.engines.chats import Chat
 from finetune_local.export.engines.llama import LlamaCpp
 from finetune_local.export.engines.process import Heard, Rendering
 from finetune_local.export.verification.probes import Probe
+from finetune_local.system.messages import Message, msg
 
 Floats = npt.NDArray[np.float32]
 TOP = 512
@@ -121,12 +122,17 @@ class GgufCandidate:
         """See Candidate."""
         return [self._llama.ids(text, special) for text, special in texts]
 
-    def prompt(self, probe: Probe) -> str | None:
+    def prompt(self, probe: Probe) -> Message | None:
         """See Candidate."""
         own, common = self._llama.common_prefix(probe.asked(), probe.ids)
         if own == common == len(probe.ids):
             return None
-        return f"llama.cpp makes {own} tokens of it and the app {len(probe.ids)}; they part at token {common + 1}."
+        return msg(
+            "llama.cpp makes {own} tokens of it and the app {count}; they part at token {token}.",
+            own=own,
+            count=len(probe.ids),
+            token=common + 1,
+        )
 
     def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
         """See Candidate."""

@@ -12,6 +12,7 @@ from finetune_local.export.engines.process import Rendering
 from finetune_local.export.verification.candidates import Candidate, Reference
 from finetune_local.export.verification.expected import Expected
 from finetune_local.system.errors import GateFailed
+from finetune_local.system.messages import Message, msg
 
 _AROUND = 24  # characters shown where two texts part
 
@@ -63,10 +64,24 @@ def compare_reading(check: ReceiverCheck, candidate: Candidate, expected: Expect
     """Texts and chats as ids. Raises GateFailed."""
     for (text, special), ids in zip(expected.texts, candidate.text_ids(expected.texts), strict=True):
         if ids != (wanted := expected.text_ids(text, special)):
-            raise GateFailed(f"token ids: {check.name}: the text {quoted(shortened(text))}: {parted(wanted, ids)}")
+            raise GateFailed(
+                msg(
+                    "token ids: {receiver}: the text {text}: {difference}",
+                    receiver=check.name,
+                    text=quoted(shortened(text)),
+                    difference=parted(wanted, ids),
+                )
+            )
     for chat, found in zip(chats, candidate.renderings(chats), strict=True):
         if difference := differing(expected, chat, found):
-            raise GateFailed(f"chat template: {check.name}: a chat with {quoted(chat.title)}: {difference}")
+            raise GateFailed(
+                msg(
+                    "chat template: {receiver}: a chat with {title}: {difference}",
+                    receiver=check.name,
+                    title=quoted(chat.title),
+                    difference=difference,
+                )
+            )
         check.chats += 1
 
 
@@ -75,16 +90,24 @@ def compare_stops(check: ReceiverCheck, candidate: Candidate, expected: Expected
     tokenizer, probe = expected.tokenizer, expected.probes[0]
     if missing := candidate.goes_on_at(probe, expected.stop_ids):
         raise GateFailed(
-            f"stop tokens: {check.name} does not stop at {quoted(tokenizer.text(missing[:1], special=True))} (id {missing[0]}), "
-            "where the app does."
+            msg(
+                "stop tokens: {receiver} does not stop at {token} (id {id}), where the app does.",
+                receiver=check.name,
+                token=quoted(tokenizer.text(missing[:1], special=True)),
+                id=missing[0],
+            )
         )
     more = sorted((candidate.ends() or frozenset()) - set(expected.stop_ids))
     if candidate.ends_at(probe, expected.plain_token):
         more = [expected.plain_token]
     if more:
         raise GateFailed(
-            f"stop tokens: {check.name} stops at {quoted(tokenizer.text(more[:1], special=True))} (id {more[0]}), where the app "
-            "goes on."
+            msg(
+                "stop tokens: {receiver} stops at {token} (id {id}), where the app goes on.",
+                receiver=check.name,
+                token=quoted(tokenizer.text(more[:1], special=True)),
+                id=more[0],
+            )
         )
     check.stops = len(expected.stop_ids)
 
@@ -100,9 +123,9 @@ def compare_answers(
     divergences = []
     check.prompts = len(references)
     for number, reference in enumerate(references, 1):
-        where = f"prompt {number} ({quoted(reference.probe.title)})"
+        where = msg("prompt {number} ({title})", number=number, title=quoted(reference.probe.title))
         if difference := candidate.prompt(reference.probe):
-            raise GateFailed(f"prompt ids: {where}: {difference}")
+            raise GateFailed(msg("prompt ids: {where}: {difference}", where=where, difference=difference))
         divergence, given = candidate.follow(reference)
         divergences.append(divergence)
         if limits.tie is not None:
@@ -112,9 +135,19 @@ def compare_answers(
     if not check.kl_mean <= limits.kl:
         worst = int(np.argmax([d.mean() for d in divergences]))
         raise GateFailed(
-            f"probabilities: {check.name}: the mean KL divergence from base + adapter is {check.kl_mean:.4g} nats per token over "
-            f"{check.tokens} tokens, and {limits.kl:g} is allowed; the worst is prompt {worst + 1} "
-            f"({quoted(references[worst].probe.title)}), token {int(divergences[worst].argmax()) + 1}.{limits.advice}"
+            msg(
+                "probabilities: {receiver}: the mean KL divergence from base + adapter is {kl} nats per token over "
+                "{tokens} tokens, and {limit} is allowed; the worst is prompt {prompt} ({title}), token "
+                "{token}.{advice}",
+                receiver=check.name,
+                kl=f"{check.kl_mean:.4g}",
+                tokens=check.tokens,
+                limit=f"{limits.kl:g}",
+                prompt=worst + 1,
+                title=quoted(references[worst].probe.title),
+                token=int(divergences[worst].argmax()) + 1,
+                advice=limits.advice,
+            )
         )
 
 
@@ -135,13 +168,27 @@ def compare_text(
     ours, theirs = answer[part], given[part]
     margin = float(reference.logprobs[part, ours] - reference.logprobs[part, theirs])
     here, there = (quoted(tokenizer.text([token], special=True)) for token in (ours, theirs))
-    words = f"token {part + 1}: {here} here, {there} in the export"
+    words = msg("token {part}: {here} here, {there} in the export", part=part + 1, here=here, there=there)
     if margin > tolerance:
         raise GateFailed(
-            f"greedy text: {check.name}: {where}, {words}; the reference's logits are {margin:.3g} apart, and {tolerance:g} would "
-            "pass as a tie."
+            msg(
+                "greedy text: {name}: {where}, {words}; the reference's logits are {margin} apart, and {tolerance} "
+                "would pass as a tie.",
+                name=check.name,
+                where=where,
+                words=words,
+                margin=f"{margin:.3g}",
+                tolerance=f"{tolerance:g}",
+            )
         )
-    check.near_ties.append(f"{where}, {words}; the reference's logits are {margin:.2g} apart")
+    check.near_ties.append(
+        msg(
+            "{where}, {words}; the reference's logits are {margin} apart",
+            where=where,
+            words=words,
+            margin=f"{margin:.2g}",
+        )
+    )
 
 
 def differing(expected: Expected, chat: Chat, found: Rendering, **variables: bool) -> str:
@@ -154,14 +201,14 @@ def differing(expected: Expected, chat: Chat, found: Rendering, **variables: boo
         if found.ids == wanted.ids:
             return ""
     if found.text is None:
-        return f"it refuses it, and the app writes {quoted(shortened(wanted.text or ''))}."
+        return msg("it refuses it, and the app writes {text}.", text=quoted(shortened(wanted.text or "")))
     if wanted.text is None:
-        return f"the app refuses it, and it writes {quoted(shortened(found.text))}."
+        return msg("the app refuses it, and it writes {text}.", text=quoted(shortened(found.text)))
     if found.text != wanted.text:
         at = next((i for i, pair in enumerate(zip(wanted.text, found.text, strict=False)) if pair[0] != pair[1]), None)
         start = max(0, (min(len(wanted.text), len(found.text)) if at is None else at) - _AROUND)
         here, there = (quoted(text[start : start + 2 * _AROUND]) for text in (wanted.text, found.text))
-        return f"it writes {there}, where the app writes {here}."
+        return msg("it writes {there}, where the app writes {here}.", there=there, here=here)
     return parted(wanted.ids or (), found.ids or ())
 
 
@@ -175,8 +222,13 @@ def shortened(text: str) -> str:
     return text if len(text) <= 2 * _AROUND else text[: 2 * _AROUND] + "…"
 
 
-def parted(ours: Sequence[int], theirs: Sequence[int]) -> str:
+def parted(ours: Sequence[int], theirs: Sequence[int]) -> Message:
     """Where two lists of ids part, as a sentence."""
     part = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
     at = min(len(ours), len(theirs)) if part is None else part
-    return f"it makes {len(theirs)} tokens of it and the app {len(ours)}; they part at token {at + 1}."
+    return msg(
+        "it makes {own} tokens of it and the app {count}; they part at token {token}.",
+        own=len(theirs),
+        count=len(ours),
+        token=at + 1,
+    )

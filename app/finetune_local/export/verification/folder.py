@@ -21,13 +21,14 @@ from finetune_local.export.verification.expected import Expected
 from finetune_local.export.verification.verify import Ground, Receiver
 from finetune_local.models.folder import CONFIG, read_json
 from finetune_local.system.errors import GateFailed
+from finetune_local.system.messages import msg
 
 
 def _open(program: Program, out: Path, ground: Ground, check: ReceiverCheck) -> None:
     """Ask one program about a merged folder. Raises GateFailed."""
     config = read_json(out / CONFIG, "")
     if limit := program.limit(config):
-        check.reason = f"not checked: {limit}"
+        check.reason = msg("not checked: {reason}", reason=limit)
         return
     wanted = ground.expected
     shortest = sorted(ground.references, key=lambda r: len(r.probe.ids) + len(r.answer))[: program.most_prompts]
@@ -47,16 +48,21 @@ def _open(program: Program, out: Path, ground: Ground, check: ReceiverCheck) -> 
         ),
     )
     if heard.absent:
-        check.reason = f"not checked: {heard.absent}"
+        check.reason = msg("not checked: {reason}", reason=heard.absent)
         return
     if heard.failed:
-        raise GateFailed(f"{program.name} cannot open the export: {heard.failed}")
+        raise GateFailed(msg("{receiver} cannot open the export: {error}", receiver=program.name, error=heard.failed))
     check.version = heard.version
     if note := program.note(config):
         check.notes.append(note)
     if len(references) < len(ground.references):
         check.notes.append(
-            f"{program.name} was asked the shortest {len(references)} of {len(ground.references)} prompts: it computes slowly here"
+            msg(
+                "{program} was asked the shortest {count} of {all} prompts: it computes slowly here",
+                program=program.name,
+                count=len(references),
+                all=len(ground.references),
+            )
         )
     candidate = HeardCandidate(heard, wanted.chats, wanted.texts, [reference.probe for reference in references])
     chats = [chat for chat in wanted.chats if not _own_way(check, heard, wanted, candidate, chat)]
@@ -75,15 +81,19 @@ def _own_way(check: ReceiverCheck, heard: Heard, wanted: Expected, candidate: He
     if not differing(wanted, chat, found) or differing(wanted, chat, found, enable_thinking=heard.thinks):
         return False
     check.reason = check.reason or (
-        f"{check.name} asks this template with enable_thinking={heard.thinks}, which makes another prompt than the adapter was "
-        "trained with"
+        msg(
+            "{receiver} asks this template with enable_thinking={value}, which makes another prompt than the "
+            "adapter was trained with",
+            receiver=check.name,
+            value=heard.thinks,
+        )
     )
     return True
 
 
 def receivers_of(programs: Sequence[Program]) -> tuple[Receiver, ...]:
     """Programs as receivers of merged folders."""
-    return tuple(Receiver(program.name, partial(_open, program), "the whole vocabulary") for program in programs)
+    return tuple(Receiver(program.name, partial(_open, program), msg("the whole vocabulary")) for program in programs)
 
 
 FOLDER_RECEIVERS = receivers_of(PROGRAMS)

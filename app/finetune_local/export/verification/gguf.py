@@ -18,10 +18,11 @@ from finetune_local.export.verification.compare import (
 from finetune_local.export.verification.expected import Expected
 from finetune_local.export.verification.verify import Ground, Receiver
 from finetune_local.system.errors import GateFailed
+from finetune_local.system.messages import msg
 
-_ACCENTS = (
-    "llama.cpp does not put letters and accents together (NFC) as this tokenizer does: texts that write them apart are read as "
-    "other tokens"
+_ACCENTS = msg(
+    "llama.cpp does not put letters and accents together (NFC) as this tokenizer does: texts that write "
+    "them apart are read as other tokens"
 )
 
 
@@ -41,7 +42,13 @@ def _open(out: Path, ground: Ground, check: ReceiverCheck) -> None:
                     continue
                 (found,) = candidate.renderings([chat])
                 if difference := differing(wanted, chat, found):
-                    check.notes.append(f"llama.cpp renders a chat with {quoted(chat.title)} otherwise: {difference}")
+                    check.notes.append(
+                        msg(
+                            "llama.cpp renders a chat with {title} otherwise: {difference}",
+                            title=quoted(chat.title),
+                            difference=difference,
+                        )
+                    )
                 else:
                     check.chats += 1
             compare_stops(check, candidate, wanted)
@@ -49,7 +56,7 @@ def _open(out: Path, ground: Ground, check: ReceiverCheck) -> None:
             if wanted.composes:
                 check.notes.append(_ACCENTS)
     except LlamaFailed as error:
-        raise GateFailed(f"llama.cpp cannot run the export: {error}") from error
+        raise GateFailed(msg("llama.cpp cannot run the export: {error}", error=error)) from error
     check.passed = True
 
 
@@ -60,16 +67,30 @@ def _check_stored_template(out: Path, wanted: Expected) -> None:
     entry = GGUFReader(out).get_field("tokenizer.chat_template")
     stored = str(entry.contents()) if entry is not None else None
     if (stored is None) != (wanted.template is None):
-        whose = "the app has one and the export none" if stored is None else "the export has one and the app none"
-        raise GateFailed(f"chat template: {whose}.")
+        whose = (
+            msg("the app has one and the export none") if stored is None else msg("the export has one and the app none")
+        )
+        raise GateFailed(msg("chat template: {whose}.", whose=whose))
     theirs = replace(wanted, template=stored)
     for chat in wanted.chats:
         if difference := differing(wanted, chat, theirs.rendering(chat)):
-            raise GateFailed(f"chat template: the file's own: a chat with {quoted(chat.title)}: {difference}")
+            raise GateFailed(
+                msg(
+                    "chat template: the file's own: a chat with {title}: {difference}",
+                    title=quoted(chat.title),
+                    difference=difference,
+                )
+            )
 
 
 def _missing() -> str:
-    return "" if available() else f"not checked: llama.cpp is needed to run a GGUF and is not installed. {INSTALL}"
+    return (
+        ""
+        if available()
+        else msg("not checked: llama.cpp is needed to run a GGUF and is not installed. {install}", install=INSTALL)
+    )
 
 
-LLAMA_CPP = Receiver("llama.cpp", _open, kl_over=f"the {TOP} likeliest tokens and all others as one", missing=_missing)
+LLAMA_CPP = Receiver(
+    "llama.cpp", _open, kl_over=msg("the {number} likeliest tokens and all others as one", number=TOP), missing=_missing
+)

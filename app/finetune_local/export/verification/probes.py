@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune_local.data.conversation import Conversation, Message, RowRejected
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ def probes(tokenizer: Tokenizer, adapter: Path | None, context: int, raw: bool, 
         if ids and len(ids) <= min(LONGEST, context // 2) and len(found) < count:
             found.append(Probe(() if text is not None else tuple(messages), text, tuple(ids)))
     if not found:
-        raise ModelError("the chat template refuses every probe of the gate. Export with --no-gate to skip it.")
+        raise ModelError(msg("the chat template refuses every probe of the gate. Export with --no-gate to skip it."))
     return found
 
 

@@ -28,6 +28,7 @@ from finetune_local.export.verification.probes import Probe
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.run import Precision
 from finetune_local.system.errors import OutOfMemory
+from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress, silent
 
 TOKENS = 32
@@ -107,7 +108,7 @@ def prepare(model: ModelFolder, adapter: Path | None, backend: str = "auto", pro
     precision = _precision(model, device)
     known = Prepared(wanted, engine.name, device.id if engine.name == "torch" else "cpu", precision)
     try:
-        progress("answering as base + adapter", None)
+        progress(msg("answering as base + adapter"), None)
         references = _references(engine, model, adapter, precision, wanted.probes, wanted.stop_ids)
     except OutOfMemory as error:
         return replace(
@@ -157,7 +158,7 @@ def verify(
     ground = Ground(known.expected, known.references, limits, dtype, known.device)
     for number, receiver in enumerate(receivers):
         gate.receivers.append(_timed(receiver, out, ground, skip, progress, number / len(receivers)))
-    progress("checking the export", 1.0)
+    progress(msg("checking the export"), 1.0)
     _conclude(gate)
     gate.seconds = round(time.monotonic() - started, 1)
     return gate
@@ -167,9 +168,9 @@ def _timed(
     receiver: Receiver, out: Path, ground: Ground, skip: Collection[str], progress: Progress, done: float
 ) -> ReceiverCheck:
     check, started = ReceiverCheck(receiver.name), time.monotonic()
-    progress("checking the export", done)
+    progress(msg("checking the export"), done)
     if receiver.name in skip:
-        check.reason = "not checked: you left it out"
+        check.reason = msg("not checked: you left it out")
         return check
     if reason := receiver.missing():
         check.reason = reason

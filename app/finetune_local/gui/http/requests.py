@@ -20,6 +20,7 @@ from urllib.parse import parse_qs
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from finetune_local.gui.http.guard import App, Message, Receive, Scope, Send, answer
+from finetune_local.system.messages import message_of
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 
 logger = logging.getLogger("uvicorn.error")
@@ -137,7 +138,7 @@ class Requests:
         try:
             values = kind.model_validate(parse_json_object(await _read(receive)))
         except ForeignTextError as error:
-            raise Refused(str(error)) from None
+            raise Refused(message_of(error)) from None
         except ValidationError as error:
             first = error.errors()[0]
             raise Refused(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -15,6 +15,7 @@ from finetune_local.backend import Device
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.files import write_text
+from finetune_local.system.messages import message_of
 from finetune_local.system.paths import Home
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
@@ -63,7 +64,7 @@ class MachineFacts:
             self.facts, self.problem = self._client.ask("machine"), ""
             write_text(self._file, json.dumps(self.facts, ensure_ascii=False))
         except (FinetuneError, RuntimeError, OSError) as error:
-            self.problem = str(error)
+            self.problem = message_of(error)
         self._client.close()
         self.looking = False
 

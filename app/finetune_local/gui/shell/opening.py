@@ -11,6 +11,7 @@ from pathlib import Path
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import as_message
 from finetune_local.system.private import user_umask
 
 
@@ -21,12 +22,12 @@ def open_folder(t: Strings, path: Path, known: Iterable[Path]) -> None:
     """
     folder = path if path.is_dir() else path.parent
     if not any(folder.resolve().is_relative_to(place.resolve()) for place in known):
-        raise SpecError(t("open.foreign", folder=folder))
+        raise SpecError(as_message(t("open.foreign", folder=folder)))
     if not folder.is_dir():
-        raise SpecError(t("open.gone", folder=folder))
+        raise SpecError(as_message(t("open.gone", folder=folder)))
     program = shutil.which(_program())
     if program is None:
-        raise SpecError(t("open.no_program", folder=folder, program=_program()))
+        raise SpecError(as_message(t("open.no_program", folder=folder, program=_program())))
     process = subprocess.Popen(
         [program, str(folder)],
         stdin=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from finetune_local.gui.http.guard import CONTROL, CONTROL_HEADER
 from finetune_local.system.errors import RunError
 from finetune_local.system.files import written_aside
 from finetune_local.system.locks import acquire, held
+from finetune_local.system.messages import Message, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.process import Process
 from finetune_local.system.untrusted.text import read_json_object
@@ -149,9 +150,11 @@ def _comes(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _no_answer(home: Path, other: Running | None) -> str:
-    which = f" (process {other.process.pid})" if other is not None else ""
-    return (
-        f"the app runs already for {home}{which}, but it does not answer. Wait a moment and try again; if that does not "
-        "help, end that process. Training is not touched by it."
+def _no_answer(home: Path, other: Running | None) -> Message:
+    which = msg(" (process {number})", number=other.process.pid) if other is not None else ""
+    return msg(
+        "the app runs already for {home}{which}, but it does not answer. Wait a moment and try again; if that does not "
+        "help, end that process. Training is not touched by it.",
+        home=home,
+        which=which,
     )

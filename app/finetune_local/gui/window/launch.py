@@ -22,6 +22,7 @@ from finetune_local.gui.window.instance import Instance
 from finetune_local.gui.window.notify import Notifier, tell
 from finetune_local.system import paths
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 from finetune_local.system.untrusted.text import parse_json_object
 
@@ -208,7 +209,9 @@ def _server(home: Home, context: Context, port: int) -> Server:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         why = "another program uses it" if error.errno == errno.EADDRINUSE else "this user may not use it"
-        raise SpecError(f"--port {port}: {why}. Choose another, or leave --port out: a free one is found.") from None
+        raise SpecError(
+            msg("--port {port}: {why}. Choose another, or leave --port out: a free one is found.", port=port, why=why)
+        ) from None
 
 
 def _at_work(context: Context) -> tuple[str, tuple[str, str]] | None:

@@ -23,6 +23,7 @@ from finetune_local.gui.window.menu import localization, menu_of
 from finetune_local.gui.window.place import Screen
 from finetune_local.system import paths
 from finetune_local.system.errors import DiskFailed
+from finetune_local.system.messages import message_of
 from finetune_local.system.untrusted.text import parse_json_object
 
 NO_WINDOW = 3
@@ -138,7 +139,9 @@ def main() -> int:
         shown = _show(parse_json_object(line))
     except WebViewException as error:
         return _none(
-            f"{error} Linux has it as python3-gi and gir1.2-webkit2-4.1." if sys.platform == "linux" else str(error)
+            f"{error} Linux has it as python3-gi and gir1.2-webkit2-4.1."
+            if sys.platform == "linux"
+            else message_of(error)
         )
     assert webview.windows is not None
     return 0 if shown else _none("no window could be opened on this screen")

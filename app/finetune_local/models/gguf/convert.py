@@ -24,6 +24,7 @@ from finetune_local.models.tensors import BYTES, Floats, Pending, write_tensors
 from finetune_local.spec.base.config import check_base_config
 from finetune_local.spec.base.weights import check_base_weights
 from finetune_local.system.errors import DiskFull, ModelError
+from finetune_local.system.messages import msg
 
 Progress = Callable[[str, float | None], None]
 
@@ -57,17 +58,28 @@ def convert(file: Path, folder: Path, progress: Progress) -> None:
 
     Weights become BF16, except that a file of F16 or F32 keeps its type. Raises ModelError, DiskFull.
     """
-    progress(f"reading {file.name}", None)
+    progress(msg("reading {name}", name=file.name), None)
     if re.search(r"-[0-9]+-of-[0-9]+\.gguf$", file.name):
-        raise ModelError(f"{file}: this GGUF is split over several files. Join them first: llama-gguf-split --merge")
+        raise ModelError(
+            msg("{file}: this GGUF is split over several files. Join them first: llama-gguf-split --merge", file=file)
+        )
     gguf = open_gguf(file)
     values = Metadata(file, gguf.values)
     family = values.text("general.architecture")
     if family not in ARCHITECTURES or gguf.values.get(f"{family}.expert_count"):
-        what = f"{family[:60]} with experts" if gguf.values.get(f"{family}.expert_count") else family[:60]
+        what = (
+            msg("{family} with experts", family=family[:60])
+            if gguf.values.get(f"{family}.expert_count")
+            else family[:60]
+        )
         raise ModelError(
-            f"{file}: a GGUF of architecture '{what}' cannot be a base model; {', '.join(ARCHITECTURES)} can. "
-            "Get the original model as safetensors: finetune-local models get ORG/NAME"
+            msg(
+                "{file}: a GGUF of architecture '{what}' cannot be a base model; {known} can. Get the original model "
+                "as safetensors: finetune-local models get ORG/NAME",
+                file=file,
+                what=what,
+                known=", ".join(ARCHITECTURES),
+            )
         )
     config = _config(gguf, values, family)
     pending = _tensors(gguf, config)
@@ -77,7 +89,12 @@ def convert(file: Path, folder: Path, progress: Progress) -> None:
     needed = sum(math.prod(p.shape) * BYTES[p.dtype] for p in pending)
     if (free := shutil.disk_usage(folder).free) < needed * 1.02:
         raise DiskFull(
-            f"{folder.parent}: {free / 1e9:.1f} GB are free but the converted model needs {needed / 1e9:.1f} GB."
+            msg(
+                "{parent}: {free} GB are free but the converted model needs {needed} GB.",
+                parent=folder.parent,
+                free=f"{free / 1e9:.1f}",
+                needed=f"{needed / 1e9:.1f}",
+            )
         )
     files = tokenizer_files(file, gguf.values, config["vocab_size"])
     generation = {
@@ -89,14 +106,16 @@ def convert(file: Path, folder: Path, progress: Progress) -> None:
     files["generation_config.json"] = _json({k: v for k, v in generation.items() if v is not None})
     for name, text in files.items():
         (folder / name).write_text(text, "utf-8", newline="\n")
-    write_tensors(folder / "model.safetensors", pending, lambda done: progress(f"converting {file.name}", done))
+    write_tensors(
+        folder / "model.safetensors", pending, lambda done: progress(msg("converting {name}", name=file.name), done)
+    )
 
 
 def _config(gguf: Gguf, values: Metadata, family: str) -> dict[str, Any]:
     file, tensors = gguf.file, gguf.tensors
     table = tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
-        raise ModelError(f"{file}: it has no embedding, so it is not a whole language model.")
+        raise ModelError(msg("{file}: it has no embedding, so it is not a whole language model.", file=file))
     rows = table.shape[0]
 
     def size(key: str, most: int, default: int | None = None) -> int:
@@ -153,14 +172,22 @@ def _scaling(gguf: Gguf, values: Metadata, family: str, theta: float, head_dim: 
             found["original_max_position_embeddings"] = values.whole(f"{scaling}.original_context_length", 2**31 - 1)
         return found
     if kind != "none":
-        raise ModelError(f"{file}: RoPE scaled by '{kind[:60]}' is not known here. Get the original as safetensors.")
+        raise ModelError(
+            msg(
+                "{file}: RoPE scaled by '{kind}' is not known here. Get the original as safetensors.",
+                file=file,
+                kind=kind[:60],
+            )
+        )
     if "rope_freqs.weight" not in gguf.tensors:
         return {}
     factors = gguf.read("rope_freqs.weight")
     factor = float(factors.max())
     known = factors.shape == (head_dim // 2,) and 1 <= factor <= 1e6
     if not known or not np.allclose(factors, _llama3_factors(theta, head_dim, factor), rtol=1e-3):
-        raise ModelError(f"{file}: its rope_freqs are not those of Llama 3. Get the original as safetensors.")
+        raise ModelError(
+            msg("{file}: its rope_freqs are not those of Llama 3. Get the original as safetensors.", file=file)
+        )
     return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
 
 
@@ -181,8 +208,15 @@ def _tensors(gguf: Gguf, config: Mapping[str, Any]) -> list[Pending]:
         count = heads.get(name.split(".")[-2]) if config["model_type"] == "llama" else None
         if count is not None and tensor.shape[0] != count * config["head_dim"]:
             raise ModelError(
-                f"{gguf.file}: tensor {tensor.name} has {tensor.shape[0]} rows, and {count} heads of {config['head_dim']} have others. "
-                "Get the file from another place."
+                msg(
+                    "{file}: tensor {name} has {rows} rows, and {count} heads of {size} have others. Get the file from "
+                    "another place.",
+                    file=gguf.file,
+                    name=tensor.name,
+                    rows=tensor.shape[0],
+                    count=count,
+                    size=config["head_dim"],
+                )
             )
 
         def make() -> Floats:
@@ -196,7 +230,13 @@ def _tensors(gguf: Gguf, config: Mapping[str, Any]) -> list[Pending]:
         if tensor.name != "rope_freqs.weight":
             name = _name(gguf.file, tensor.name)
             if name in pending:
-                raise ModelError(f"{gguf.file}: tensor {name} is in it twice. Get the file from another place.")
+                raise ModelError(
+                    msg(
+                        "{file}: tensor {name} is in it twice. Get the file from another place.",
+                        file=gguf.file,
+                        name=name,
+                    )
+                )
             pending[name] = Pending(name, tensor.shape, dtype, maker(tensor, name))
     return list(pending.values())
 
@@ -210,7 +250,13 @@ def _name(file: Path, name: str) -> str:
         block = re.fullmatch(r"blk\.([0-9]{1,6})\.(\w+)", stem)
         if block is not None and block.group(2) in _BLOCK:
             return f"model.layers.{int(block.group(1))}.{_BLOCK[block.group(2)]}.{kind}"
-    raise ModelError(f"{file}: tensor {name[:120]} is not known here. Get the original model as safetensors.")
+    raise ModelError(
+        msg(
+            "{file}: tensor {name} is not known here. Get the original model as safetensors.",
+            file=file,
+            name=name[:120],
+        )
+    )
 
 
 def _unpermute(array: Floats, heads: int) -> Floats:

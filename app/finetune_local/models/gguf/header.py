@@ -19,6 +19,7 @@ import numpy as np
 
 from finetune_local.models.tensors import Floats
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg, system_reason
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -29,7 +30,7 @@ _LONGEST_NAME, _LONGEST_TEXT = 1 << 10, 1 << 24
 _LARGEST_ALIGNMENT = 1 << 20
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-AGAIN = "Copy or download it again."
+AGAIN = msg("Copy or download it again.")
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,27 @@ class Gguf:
                 found = np.asarray(dequantize(rows, tensor.kind), np.float32).reshape(tensor.shape)
         except (NotImplementedError, ValueError) as error:
             raise ModelError(
-                f"{self.file}: tensor {name} ({tensor.kind.name}) cannot be read: {error}. Try a Q8_0 or F16 file."
+                msg(
+                    "{file}: tensor {name} ({kind}) cannot be read: {error}. Try a Q8_0 or F16 file.",
+                    file=self.file,
+                    name=name,
+                    kind=tensor.kind.name,
+                    error=error,
+                )
             ) from None
         except OSError as error:
-            raise ModelError(f"{self.file}: {error.strerror}. {AGAIN}") from None
+            raise ModelError(
+                msg("{file}: {strerror}. {again}", file=self.file, strerror=system_reason(error), again=AGAIN)
+            ) from None
         if not np.isfinite(found.sum(dtype=np.float64)) and not np.isfinite(found).all():
             raise ModelError(
-                f"{self.file}: tensor {name} holds numbers that are NaN or infinite, so nothing could be computed with it. {AGAIN}"
+                msg(
+                    "{file}: tensor {name} holds numbers that are NaN or infinite, so nothing could be computed with it. "
+                    "{again}",
+                    file=self.file,
+                    name=name,
+                    again=AGAIN,
+                )
             )
         return found
 
@@ -79,11 +94,11 @@ def open_gguf(file: Path) -> Gguf:
     """Read the header. Raises ModelError saying what is damaged."""
     try:
         if not file.is_file():
-            raise ModelError(f"{file}: there is no such file.")
+            raise ModelError(msg("{file}: there is no such file.", file=file))
         with file.open("rb") as content:
             return _Reader(file, content).all()
     except OSError as error:
-        raise ModelError(f"{file}: {error.strerror}.") from None
+        raise ModelError(msg("{file}: {strerror}.", file=file, strerror=system_reason(error))) from None
 
 
 class _Reader:
@@ -94,60 +109,82 @@ class _Reader:
 
     def all(self) -> Gguf:
         if self.bytes_of(4, "its first bytes") != b"GGUF":
-            raise self.damaged("not a GGUF file")
+            raise self.damaged(msg("not a GGUF file"))
         version = self.number(4)
         if version not in (2, 3):
-            what = "it is for machines of another byte order" if version >> 16 else f"its version is {version}"
-            raise self.damaged(f"{what}, and versions 2 and 3 can be read")
+            what = (
+                msg("it is for machines of another byte order")
+                if version >> 16
+                else msg("its version is {version}", version=version)
+            )
+            raise self.damaged(msg("{what}, and versions 2 and 3 can be read", what=what))
         tensors, values = self.number(10), self.number(10)
         if tensors > _MOST_TENSORS or values > _MOST_VALUES:
-            raise self.damaged(f"it says that it has {tensors} tensors and {values} values of metadata")
+            raise self.damaged(
+                msg(
+                    "it says that it has {tensors} tensors and {values} values of metadata",
+                    tensors=tensors,
+                    values=values,
+                )
+            )
         found: dict[str, Any] = {}
         for _ in range(values):
-            key = self.text(_LONGEST_NAME, "a name in its metadata")
+            key = self.text(_LONGEST_NAME, msg("a name in its metadata"))
             if key in found:
-                raise self.damaged(f"its metadata has '{key}' twice")
+                raise self.damaged(msg("its metadata has '{key}' twice", key=key))
             found[key] = self.value(self.number(4), key)
         infos = [self.tensor() for _ in range(tensors)]
         return Gguf(self.file, found, self.placed(infos, self.alignment(found)))
 
     def damaged(self, what: str) -> ModelError:
-        return ModelError(f"{self.file}: not a GGUF file, or damaged ({what}). {AGAIN}")
+        return ModelError(
+            msg("{file}: not a GGUF file, or damaged ({what}). {again}", file=self.file, what=what, again=AGAIN)
+        )
 
     def bytes_of(self, count: int, what: str) -> bytes:
         if count > self.size - self.at:
-            raise self.damaged(f"{what} would be {count} bytes at byte {self.at}, and the file has {self.size}")
+            raise self.damaged(
+                msg(
+                    "{what} would be {count} bytes at byte {at}, and the file has {size}",
+                    what=what,
+                    count=count,
+                    at=self.at,
+                    size=self.size,
+                )
+            )
         self.at += count
         return self.content.read(count)
 
     def number(self, kind: int) -> Any:
         code = _NUMBERS[kind]
-        return struct.unpack(code, self.bytes_of(struct.calcsize(code), "a number"))[0]
+        return struct.unpack(code, self.bytes_of(struct.calcsize(code), msg("a number")))[0]
 
     def text(self, most: int, what: str) -> str:
         length = self.number(10)
         if length > most:
-            raise self.damaged(f"{what} is {length} bytes long")
+            raise self.damaged(msg("{what} is {length} bytes long", what=what, length=length))
         try:
             return self.bytes_of(length, what).decode("utf-8")
         except UnicodeDecodeError:
-            raise self.damaged(f"{what} is not UTF-8 text") from None
+            raise self.damaged(msg("{what} is not UTF-8 text", what=what)) from None
 
     def value(self, kind: int, key: str) -> Any:
         if kind == _STRING:
             return self.text(_LONGEST_TEXT, f"'{key}'")
         if kind != _ARRAY:
             if kind not in _NUMBERS:
-                raise self.damaged(f"'{key}' is of type {kind}, which is not known")
+                raise self.damaged(msg("'{key}' is of type {type}, which is not known", key=key, type=kind))
             return self.number(kind)
         inner, count = self.number(4), self.number(10)
         self.items += count
         if self.items > _MOST_ITEMS:
-            raise self.damaged(f"'{key}' has {count} items")
+            raise self.damaged(msg("'{key}' has {count} items", key=key, count=count))
         if inner == _STRING:
-            return [self.text(_LONGEST_TEXT, f"an item of '{key}'") for _ in range(count)]
+            return [self.text(_LONGEST_TEXT, msg("an item of '{key}'", key=key)) for _ in range(count)]
         if inner not in _NUMBERS:
-            raise self.damaged(f"'{key}' is a list of lists, or of a type that is not known ({inner})")
+            raise self.damaged(
+                msg("'{key}' is a list of lists, or of a type that is not known ({type})", key=key, type=inner)
+            )
         code = _NUMBERS[inner]
         return [one for (one,) in struct.iter_unpack(code, self.bytes_of(count * struct.calcsize(code), f"'{key}'"))]
 
@@ -155,26 +192,38 @@ class _Reader:
         """As the header has it: `begin` counts from the beginning of the data."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        name = self.text(_LONGEST_NAME, "the name of a tensor")
+        name = self.text(_LONGEST_NAME, msg("the name of a tensor"))
         dimensions = self.number(4)
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
-            raise self.damaged(f"tensor {name} has {dimensions} dimensions")
+            raise self.damaged(msg("tensor {name} has {count} dimensions", name=name, count=dimensions))
         sizes = [self.number(10) for _ in range(dimensions)]
         number, begin = self.number(4), self.number(10)
         if number not in set(GGMLQuantizationType):
             raise ModelError(
-                f"{self.file}: tensor {name} is of type {number}, which is not known here. Try a Q8_0 or F16 file."
+                msg(
+                    "{file}: tensor {name} is of type {number}, which is not known here. Try a Q8_0 or F16 file.",
+                    file=self.file,
+                    name=name,
+                    number=number,
+                )
             )
         kind = GGMLQuantizationType(number)
         block, size = GGML_QUANT_SIZES[kind]
         if not all(1 <= one < 2**40 for one in sizes) or sizes[0] % block:
-            raise self.damaged(f"tensor {name} cannot be {kind.name} of {' × '.join(map(str, sizes))} numbers")
+            raise self.damaged(
+                msg(
+                    "tensor {name} cannot be {kind} of {sizes} numbers",
+                    name=name,
+                    kind=kind.name,
+                    sizes=" × ".join(map(str, sizes)),
+                )
+            )
         return GgufTensor(name, tuple(reversed(sizes)), kind, begin, begin + math.prod(sizes) // block * size)
 
     def alignment(self, values: Mapping[str, Any]) -> int:
         found = values.get("general.alignment", 32)
         if type(found) is not int or not 1 <= found <= _LARGEST_ALIGNMENT or found & (found - 1):
-            raise self.damaged(f"'general.alignment' is {found!r:.60}")
+            raise self.damaged(msg("'general.alignment' is {value}", value=f"{found!r:.60}"))
         return found
 
     def placed(self, infos: list[GgufTensor], alignment: int) -> dict[str, GgufTensor]:
@@ -184,15 +233,25 @@ class _Reader:
         expected = 0
         for info in sorted(infos, key=lambda info: info.begin):
             if info.name in found:
-                raise self.damaged(f"tensor {info.name} is in it twice")
+                raise self.damaged(msg("tensor {name} is in it twice", name=info.name))
             if info.begin != expected:
                 raise self.damaged(
-                    f"tensor {info.name} begins at byte {info.begin} of the data, where {expected} is expected: tensors overlap, "
-                    "or something is missing between them"
+                    msg(
+                        "tensor {name} begins at byte {begin} of the data, where {expected} is expected: tensors overlap, or "
+                        "something is missing between them",
+                        name=info.name,
+                        begin=info.begin,
+                        expected=expected,
+                    )
                 )
             if start + info.end > self.size:
                 raise self.damaged(
-                    f"tensor {info.name} should end at byte {start + info.end}, and the file has {self.size}"
+                    msg(
+                        "tensor {name} should end at byte {end}, and the file has {size}",
+                        name=info.name,
+                        end=start + info.end,
+                        size=self.size,
+                    )
                 )
             found[info.name] = GgufTensor(info.name, info.shape, info.kind, start + info.begin, start + info.end)
             expected = -(-info.end // alignment) * alignment
@@ -210,35 +269,35 @@ class Metadata:
         """A whole number from `least` to `most`; without a default, one that has to be there."""
         value = self._value(key, default)
         if type(value) is not int or not least <= value <= most:
-            raise self._wrong(key, value, f"a whole number from {least} to {most}")
+            raise self._wrong(key, value, msg("a whole number from {low} to {high}", low=least, high=most))
         return value
 
     def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """A number within bounds."""
         value = self._value(key, default)
         if type(value) not in (int, float) or not low <= value <= high:
-            raise self._wrong(key, value, f"a number from {low:g} to {high:g}")
+            raise self._wrong(key, value, msg("a number from {low} to {high}", low=f"{low:g}", high=f"{high:g}"))
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:
         """A text."""
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise self._wrong(key, value, "a text")
+            raise self._wrong(key, value, msg("a text"))
         return value
 
     def texts(self, key: str) -> list[str]:
         """A list of texts."""
         value = self._value(key, None)
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise self._wrong(key, value, "a list of texts")
+            raise self._wrong(key, value, msg("a list of texts"))
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
+            raise self._wrong(key, value, msg("true or false"))
         return value
 
     def token(self, key: str, tokens: int) -> int | None:
@@ -247,17 +306,26 @@ class Metadata:
         if value is None or (type(value) is int and value in (-1, 2**32 - 1)):
             return None
         if type(value) is not int or not 0 <= value < tokens:
-            raise self._wrong(key, value, f"the number of one of its {tokens} tokens")
+            raise self._wrong(key, value, msg("the number of one of its {count} tokens", count=tokens))
         return value
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key, default)
         if value is None:
-            raise ModelError(f"{self.file}: its metadata lacks {key}. Get the file from another place.")
+            raise ModelError(
+                msg("{file}: its metadata lacks {key}. Get the file from another place.", file=self.file, key=key)
+            )
         return value
 
     def _wrong(self, key: str, value: Any, words: str) -> ModelError:
-        shown = "a list" if isinstance(value, list) else f"{value!r:.60}"
+        shown = msg("a list") if isinstance(value, list) else msg("{value}", value=f"{value!r:.60}")
         return ModelError(
-            f"{self.file}: its metadata says that {key} is {shown}, but it has to be {words}. Get the file from another place."
+            msg(
+                "{file}: its metadata says that {key} is {value}, but it has to be {words}. Get the file from "
+                "another place.",
+                file=self.file,
+                key=key,
+                value=shown,
+                words=words,
+            )
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune_local.models.gguf.header import Metadata
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 
 _USER_DEFINED, _CONTROL, _UNUSED, _UNKNOWN = 4, 3, 5, 2  # llama.cpp's token types
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -41,22 +42,39 @@ def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str
     """File name -> text, from a GGUF's metadata. Raises ModelError for tokenizers that cannot be carried over exactly, and for
     those with more tokens than the embedding has `rows`."""
     values = Metadata(file, given)
-    instead = "Get the original model as safetensors instead: finetune-local models get ORG/NAME"
+    instead = msg("Get the original model as safetensors instead: finetune-local models get ORG/NAME")
     kind, pre = values.text("tokenizer.ggml.model"), values.text("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in _PRE:
-        what = f"pre-tokenizer '{pre[:60]}'" if kind == "gpt2" else f"kind '{kind[:60]}'"
-        raise ModelError(f"{file}: its tokenizer is of {what}, which cannot be carried over exactly. {instead}")
+        what = msg("pre-tokenizer '{name}'", name=pre[:60]) if kind == "gpt2" else msg("kind '{name}'", name=kind[:60])
+        raise ModelError(
+            msg(
+                "{file}: its tokenizer is of {what}, which cannot be carried over exactly. {instead}",
+                file=file,
+                what=what,
+                instead=instead,
+            )
+        )
     cut, nfc, whole_words, bos_default = _PRE[pre]
     tokens = values.texts("tokenizer.ggml.tokens")
     if len(tokens) > rows:
         raise ModelError(
-            f"{file}: its tokenizer has {len(tokens)} tokens, but the embedding has {rows} rows, none for {tokens[rows][:60]!r}. "
-            "Get the file from another place."
+            msg(
+                "{file}: its tokenizer has {count} tokens, but the embedding has {rows} rows, none for {token}. Get "
+                "the file from another place.",
+                file=file,
+                count=len(tokens),
+                rows=rows,
+                token=repr(tokens[rows][:60]),
+            )
         )
     types = given.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens) or not all(type(one) is int for one in types):
         raise ModelError(
-            f"{file}: its metadata has not one type for each of {len(tokens)} tokens. Get the file from another place."
+            msg(
+                "{file}: its metadata has not one type for each of {count} tokens. Get the file from another place.",
+                file=file,
+                count=len(tokens),
+            )
         )
     _no_token_twice(file, tokens, types)
     bos = values.token("tokenizer.ggml.bos_token_id", len(tokens))
@@ -100,7 +118,13 @@ def _no_token_twice(file: Path, tokens: list[str], types: list[int]) -> None:
     for i, text in enumerate(tokens):
         if types[i] != _UNUSED and seen.setdefault(text, i) != i:
             raise ModelError(
-                f"{file}: its tokens {seen[text]} and {i} are the same text {text[:60]!r}. Get the file from another place."
+                msg(
+                    "{file}: its tokens {one} and {other} are the same text {text}. Get the file from another place.",
+                    file=file,
+                    one=seen[text],
+                    other=i,
+                    text=repr(text[:60]),
+                )
             )
 
 
@@ -128,7 +152,9 @@ def _checked(file: Path, tokenizer: Mapping[str, Any]) -> str:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         said = " ".join(str(error).split())[:300]
-        raise ModelError(f"{file}: its tokenizer is damaged ({said}). Get the file from another place.") from None
+        raise ModelError(
+            msg("{file}: its tokenizer is damaged ({error}). Get the file from another place.", file=file, error=said)
+        ) from None
     return text
 
 

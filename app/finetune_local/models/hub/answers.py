@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_local.models.hub.http_file import RemoteFile
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import bad_name
 from finetune_local.system.untrusted.text import ForeignTextError, is_text, parse_json
 
@@ -49,7 +50,9 @@ def read_answer(chunks: Iterable[bytes]) -> Any:
     for chunk in chunks:
         content += chunk
         if len(content) > MOST_BYTES:
-            raise ForeignTextError(f"it is larger than {MOST_BYTES / 1e6:.0f} MB, which no such answer is")
+            raise ForeignTextError(
+                msg("it is larger than {size} MB, which no such answer is", size=f"{MOST_BYTES / 1e6:.0f}")
+            )
     return parse_json(bytes(content))
 
 
@@ -58,18 +61,18 @@ def repository_in(answer: Any) -> Repository:
     told = answer if isinstance(answer, dict) else {}
     commit, siblings, card = told.get("sha"), told.get("siblings"), told.get("cardData")
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-zA-Z]{1,64}", commit):
-        raise ForeignTextError("no 'sha'")
+        raise ForeignTextError(msg("no 'sha'"))
     if not isinstance(siblings, list) or len(siblings) > _MOST_FILES:
-        raise ForeignTextError("no 'siblings'")
+        raise ForeignTextError(msg("no 'siblings'"))
     files: dict[str, RemoteFile] = {}
     for entry in siblings:
         name = entry.get("rfilename") if isinstance(entry, dict) else None
         if not isinstance(name, str):
-            raise ForeignTextError("no 'rfilename'")
+            raise ForeignTextError(msg("no 'rfilename'"))
         # A folder's files are not wanted; and a name that leads elsewhere on some system is no name.
         if is_text(name) and bad_name(name) is None:
             if name in files:
-                raise ForeignTextError(f"the file {name} twice")
+                raise ForeignTextError(msg("the file {name} twice", name=name))
             files[name] = _file(name, entry)
     license_name = card.get("license") if isinstance(card, dict) else None
     return Repository(commit, _word(license_name) or None, tuple(files.values()))
@@ -78,7 +81,7 @@ def repository_in(answer: Any) -> Repository:
 def models_in(answer: Any) -> Iterator[Listed]:
     """The models of a list; an entry without a name like ORG/NAME is left out. Raises ForeignTextError where it is no list."""
     if not isinstance(answer, list):
-        raise ForeignTextError("no list of models")
+        raise ForeignTextError(msg("no list of models"))
     for entry in answer[:_MOST_HITS]:
         told = entry if isinstance(entry, dict) else {}
         name = _word(told.get("id") or told.get("modelId"))
@@ -107,7 +110,7 @@ def _file(name: str, entry: Mapping[str, Any]) -> RemoteFile:
     large = lfs if isinstance(lfs, dict) else {}
     size = _count(large.get("size") or entry.get("size"))
     if size is None:
-        raise ForeignTextError(f"no 'size' of {name}")
+        raise ForeignTextError(msg("no 'size' of {name}", name=name))
     sha256 = hash_in(large.get("sha256") or large.get("oid"), 64)
     return RemoteFile(name, size, sha256, None if large else hash_in(entry.get("blobId"), 40))
 

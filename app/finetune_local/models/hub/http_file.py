@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from finetune_local.system.errors import DiskFailed, DownloadFailed, ModelError
 from finetune_local.system.files import failure
+from finetune_local.system.messages import Message, msg, system_reason
 
 if TYPE_CHECKING:
     import httpx
@@ -51,14 +52,25 @@ class Transfer:
     seconds_left: float | None = None
 
     @property
-    def text(self) -> str:
+    def text(self) -> Message:
         """As "1.2 of 3.4 GB, 12.0 MB/s, 3 min left"."""
         unit, name = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
-        line = f"{self.here / unit:.1f} of {self.total / unit:.1f} {name}"
+        line = msg(
+            "{path} of {path2} {name}", path=f"{self.here / unit:.1f}", path2=f"{self.total / unit:.1f}", name=name
+        )
         if self.rate is None or self.seconds_left is None:
             return line
         left = self.seconds_left
-        return f"{line}, {self.rate / 1e6:.1f} MB/s, {f'{left / 60:.0f} min' if left > 90 else f'{left:.0f} s'} left"
+        return (
+            msg(
+                "{line}, {rate} MB/s, {left} min left",
+                line=line,
+                rate=f"{self.rate / 1e6:.1f}",
+                left=f"{left / 60:.0f}",
+            )
+            if left > 90
+            else msg("{line}, {rate} MB/s, {left} s left", line=line, rate=f"{self.rate / 1e6:.1f}", left=f"{left:.0f}")
+        )
 
 
 class Speed:
@@ -89,9 +101,16 @@ class Client:
 
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ModelError(f"HF_ENDPOINT is '{endpoint}', which is no web address such as https://huggingface.co.")
+            raise ModelError(
+                msg(
+                    "HF_ENDPOINT is '{endpoint}', which is no web address such as https://huggingface.co.",
+                    endpoint=endpoint,
+                )
+            )
         if token and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-            raise ModelError(f"the token is not sent to {endpoint}, because http is not encrypted. Use https.")
+            raise ModelError(
+                msg("the token is not sent to {endpoint}, because http is not encrypted. Use https.", endpoint=endpoint)
+            )
         self.endpoint, self.host, self.token = endpoint.rstrip("/"), parts.netloc, token
         self._pause = pause
         self._http = httpx.Client(timeout=httpx.Timeout(30.0, connect=15.0), headers={"User-Agent": "finetune-local"})
@@ -120,7 +139,7 @@ class Client:
                     yield response
                     return
                 url = self._next(response)
-        raise DownloadFailed(f"{self.host} redirects in circles. Try again later.")
+        raise DownloadFailed(msg("{host} redirects in circles. Try again later.", host=self.host))
 
     def _next(self, response: httpx.Response) -> str:
         import httpx
@@ -131,15 +150,19 @@ class Client:
         except (httpx.InvalidURL, ValueError):
             usual, url = False, ""
         if not usual:
-            raise DownloadFailed(f"{self.host} redirects to an address that is none. Try again later.")
+            raise DownloadFailed(msg("{host} redirects to an address that is none. Try again later.", host=self.host))
         return url
 
     def unreachable(self, error: Exception) -> DownloadFailed:
         """What to say when there is no answer at all."""
         return DownloadFailed(
-            f"{self.host} cannot be reached ({error or type(error).__name__}). Check the network and run the same command "
-            "again: it goes on where it stopped. A mirror can be set in HF_ENDPOINT; a model folder copied from another "
-            "machine works as well: --model FOLDER."
+            msg(
+                "{host} cannot be reached ({error}). Check the network and run the same command again: it goes on "
+                "where it stopped. A mirror can be set in HF_ENDPOINT; a model folder copied from another machine "
+                "works as well: --model FOLDER.",
+                host=self.host,
+                error=error or type(error).__name__,
+            )
         )
 
 
@@ -171,7 +194,11 @@ def fetch(
             wrong += 1
             if wrong == 2:
                 raise DownloadFailed(
-                    f"{file.name}: {client.host} sent other bytes than its own checksum says, twice. Try again later."
+                    msg(
+                        "{name}: {host} sent other bytes than its own checksum says, twice. Try again later.",
+                        name=file.name,
+                        host=client.host,
+                    )
                 )
             continue
         asked: str | None = None
@@ -180,15 +207,18 @@ def fetch(
             with client.get(url, have) as response:
                 if response.status_code in (200, 206):
                     _store(response, partial, have, file.size, progress)
-                    problem = "the connection broke off"
+                    problem = msg("the connection broke off")
                 elif response.status_code == 416:
                     partial.unlink(missing_ok=True)
-                    problem = "it refuses to go on with a part"
+                    problem = msg("it refuses to go on with a part")
                 elif response.status_code == 429 or response.status_code >= 500:
-                    asked, problem = response.headers.get("retry-after"), f"it answers {response.status_code}"
+                    asked, problem = (
+                        response.headers.get("retry-after"),
+                        msg("it answers {status}", status=response.status_code),
+                    )
                 else:
                     refuse(response, file.name)
-                    problem = f"it answers {response.status_code}"
+                    problem = msg("it answers {status}", status=response.status_code)
         except httpx.HTTPError as error:
             problem = error
         if (partial.stat().st_size if partial.exists() else 0) > have:
@@ -223,9 +253,13 @@ def _store(response: httpx.Response, partial: Path, have: int, size: int, progre
                     progress(count)
                     told = time.monotonic()
     except OSError as error:
-        refused = failure(error, partial, "Make room and run the same command again.")
+        refused = failure(error, partial, msg("Make room and run the same command again."))
         raise refused or DiskFailed(
-            f"{partial} could not be written: {error.strerror}. Run the same command again."
+            msg(
+                "{path} could not be written: {error}. Run the same command again.",
+                path=partial,
+                error=system_reason(error),
+            )
         ) from error
 
 

@@ -28,6 +28,7 @@ from finetune_local.models.install import aside, check_name, installed, publish,
 from finetune_local.system.errors import DiskFull, DownloadFailed, ModelError, Stopped
 from finetune_local.system.files import write_text
 from finetune_local.system.locks import acquire
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 from finetune_local.system.untrusted import text as foreign_text
 from finetune_local.system.untrusted.text import ForeignTextError
@@ -82,7 +83,9 @@ def get(
     """
     refuse_offline(f"downloading {repository}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII) or ".." in repository:
-        raise ModelError(f"'{repository}' is no hub name. It looks like ORG/NAME, for example Qwen/Qwen3-0.6B.")
+        raise ModelError(
+            msg("'{name}' is no hub name. It looks like ORG/NAME, for example Qwen/Qwen3-0.6B.", name=repository)
+        )
     name = check_name(name or repository.split("/")[1])
     place = endpoint()
     client = Client(place, find_token(token, place), pause)
@@ -90,7 +93,7 @@ def get(
         with _alone(repository, home):
             return _get(client, repository, revision, name, home, progress, transfer)
     except KeyboardInterrupt:
-        raise Stopped("download stopped. Run the same command again to go on where it stopped.") from None
+        raise Stopped(msg("download stopped. Run the same command again to go on where it stopped.")) from None
     finally:
         client.close()
 
@@ -104,7 +107,7 @@ def _get(
     progress: Progress,
     transfer: Callable[[Transfer], None] | None,
 ) -> ModelFolder:
-    progress(f"asking {client.host} for {repository}", None)
+    progress(msg("asking {host} for {repository}", host=client.host, repository=repository), None)
     found = _list(client, repository, revision)
     source = {"from": repository, "revision": found.commit}
     if found.license:
@@ -112,7 +115,9 @@ def _get(
     if name in installed(home.models):
         if source_of(home.models / name) == source:
             return ModelFolder.open(home.models / name, name)
-        raise ModelError(f"there is a model '{name}' already. Choose another --name, or `models remove {name}` first.")
+        raise ModelError(
+            msg("there is a model '{name}' already. Choose another --name, or `models remove {name}` first.", name=name)
+        )
     chosen = choose(repository, found.files)
     parts = _download(client, repository, found.commit, chosen, home, progress, transfer)
     with aside(home.models) as folder:
@@ -153,7 +158,12 @@ def _alone(repository: str, home: Home) -> Iterator[None]:
     place.mkdir(exist_ok=True)
     with (place / f"{repository.replace('/', '--')}.lock").open("ab") as file:
         if acquire(file.fileno()) is False:
-            raise DownloadFailed(f"{repository} is being downloaded by another process already. Wait for it to end.")
+            raise DownloadFailed(
+                msg(
+                    "{repository} is being downloaded by another process already. Wait for it to end.",
+                    repository=repository,
+                )
+            )
         yield
 
 
@@ -167,23 +177,53 @@ def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
     everything = {f.name for f in files}
     if CONFIG not in names:
         if "adapter_config.json" in everything:
-            raise ModelError(f"{repository} is an adapter, not a base model. Get the model it was made for.")
+            raise ModelError(
+                msg(
+                    "{repository} is an adapter, not a base model. Get the model it was made for.",
+                    repository=repository,
+                )
+            )
         if any(n.endswith(".gguf") for n in everything):
             raise ModelError(
-                f"{repository} holds GGUF files. Get the original model it was made from, or download one GGUF yourself "
-                "and give its path: models get FILE.gguf"
+                msg(
+                    "{repository} holds GGUF files. Get the original model it was made from, or download one GGUF "
+                    "yourself and give its path: models get FILE.gguf",
+                    repository=repository,
+                )
             )
-        raise ModelError(f"{repository} has no {CONFIG}, so it is no language model that can be trained here.")
+        raise ModelError(
+            msg(
+                "{repository} has no {file}, so it is no language model that can be trained here.",
+                repository=repository,
+                file=CONFIG,
+            )
+        )
     if not any(n.endswith(".safetensors") for n in names):
-        raise ModelError(f"{repository} has no safetensors, and pickled weights can run code. Choose another model.")
+        raise ModelError(
+            msg(
+                "{repository} has no safetensors, and pickled weights can run code. Choose another model.",
+                repository=repository,
+            )
+        )
     if TOKENIZER not in names:
-        raise ModelError(f"{repository} has no {TOKENIZER}. Choose a newer model of its kind.")
+        raise ModelError(
+            msg("{repository} has no {file}. Choose a newer model of its kind.", repository=repository, file=TOKENIZER)
+        )
     if len({n.casefold() for n in names}) < len(names):
         raise ModelError(
-            f"{repository} has files whose names differ in capitals alone, which many disks take for one file."
+            msg(
+                "{repository} has files whose names differ in capitals alone, which many disks take for one file.",
+                repository=repository,
+            )
         )
     if unsure := [f.name for f in chosen if not f.key]:
-        raise DownloadFailed(f"{repository}: the server gives no checksum for {unsure[0]}, so it could not be checked.")
+        raise DownloadFailed(
+            msg(
+                "{repository}: the server gives no checksum for {file}, so it could not be checked.",
+                repository=repository,
+                file=unsure[0],
+            )
+        )
     return sorted(chosen, key=lambda f: (f.name != CONFIG, f.size))
 
 
@@ -193,7 +233,9 @@ def _list(client: Client, repository: str, revision: str) -> Repository:
     try:
         return repository_in(found)
     except ForeignTextError as error:
-        raise DownloadFailed(f"{client.host} answers in a way that is not understood ({error}).") from None
+        raise DownloadFailed(
+            msg("{host} answers in a way that is not understood ({what}).", host=client.host, what=error)
+        ) from None
 
 
 def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None]) -> Any:
@@ -212,7 +254,10 @@ def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None])
                     return read_answer(response.iter_bytes())
                 if response.status_code != 429 and response.status_code < 500:
                     refuse(response, "")
-                asked, problem = response.headers.get("retry-after"), f"it answers {response.status_code}"
+                asked, problem = (
+                    response.headers.get("retry-after"),
+                    msg("it answers {status}", status=response.status_code),
+                )
         except (httpx.HTTPError, ForeignTextError) as error:
             problem = error
         if isinstance(problem, httpx.ConnectError) and attempt == 2:
@@ -230,22 +275,54 @@ def refusal(client: Client, repository: str, revision: str) -> Callable[[httpx.R
         gated = code == "GatedRepo" or (response.status_code == 403 and code != "RepoNotFound")
         if gated and client.token:
             raise ModelError(
-                f"{repository} is gated, and your token has no access to it. Accept its licence at {page} with the account "
-                "the token belongs to (some licences are granted by hand, later) and try again."
+                msg(
+                    "{repository} is gated, and your token has no access to it. Accept its licence at {page} with the "
+                    "account the token belongs to (some licences are granted by hand, later) and try again.",
+                    repository=repository,
+                    page=page,
+                )
             )
         if gated:
             raise ModelError(
-                f"{repository} is gated: accept its licence at {page}, make a token at {client.endpoint}/settings/tokens, and "
-                "run `finetune-local models login` once (or give --token, or set HF_TOKEN)."
+                msg(
+                    "{repository} is gated: accept its licence at {page}, make a token at {endpoint}/settings/tokens, "
+                    "and run `finetune-local models login` once (or give --token, or set HF_TOKEN).",
+                    repository=repository,
+                    page=page,
+                    endpoint=client.endpoint,
+                )
             )
         if code == "RevisionNotFound":
-            raise ModelError(f"{repository} has no revision '{revision}'. Leave out --revision for the newest.")
+            raise ModelError(
+                msg(
+                    "{repository} has no revision '{revision}'. Leave out --revision for the newest.",
+                    repository=repository,
+                    revision=revision,
+                )
+            )
         if response.status_code == 401 and client.token and code != "RepoNotFound":
-            raise ModelError(f"{client.host} does not accept the token: it is wrong or expired. Make a new one.")
+            raise ModelError(
+                msg("{host} does not accept the token: it is wrong or expired. Make a new one.", host=client.host)
+            )
         if response.status_code in (401, 404) and not file:
-            private = "" if client.token else " If it is private, a token is needed: finetune-local models login"
-            raise ModelError(f"there is no model {repository} at {client.host}. Check the spelling.{private}")
-        raise DownloadFailed(f"{client.host} answers {response.status_code} for {repository} {file}. Try again later.")
+            private = "" if client.token else msg(" If it is private, a token is needed: finetune-local models login")
+            raise ModelError(
+                msg(
+                    "there is no model {repository} at {host}. Check the spelling.{private}",
+                    repository=repository,
+                    host=client.host,
+                    private=private,
+                )
+            )
+        raise DownloadFailed(
+            msg(
+                "{host} answers {status} for {repository} {file}. Try again later.",
+                host=client.host,
+                status=response.status_code,
+                repository=repository,
+                file=file,
+            )
+        )
 
     return refuse
 
@@ -269,8 +346,13 @@ def _download(
     missing = total - sum(here.values())
     if (free := shutil.disk_usage(cache).free) < missing + _SPARE:
         raise DiskFull(
-            f"{home.root}: {free / 1e9:.1f} GB are free but {repository} needs {missing / 1e9:.1f} GB more. "
-            "Make room, or give another --home."
+            msg(
+                "{root}: {free} GB are free but {name} needs {needed} GB more. Make room, or give another --home.",
+                root=home.root,
+                free=f"{free / 1e9:.1f}",
+                name=repository,
+                needed=f"{missing / 1e9:.1f}",
+            )
         )
     speed = Speed(sum(here.values()), total)
     refuse = refusal(client, repository, commit)

@@ -18,6 +18,7 @@ from finetune_local.models.hub.network import refuse_offline
 from finetune_local.models.hub.repository import ask, endpoint
 from finetune_local.models.hub.token import find_token
 from finetune_local.system.errors import DownloadFailed, ModelError
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def search(
 
     Raises ModelError (no words, offline), DownloadFailed.
     """
-    refuse_offline("searching the hub")
+    refuse_offline(msg("searching the hub"))
     if not (words := " ".join(words.split())):
-        raise ModelError("say what to look for, for example: qwen 0.6b")
+        raise ModelError(msg("say what to look for, for example: qwen 0.6b"))
     place = endpoint()
     client = Client(place, find_token(token, place), pause)
     asked = [("search", words), ("filter", "text-generation"), ("filter", "safetensors"), ("sort", "downloads")]
@@ -64,7 +65,9 @@ def search(
     try:
         hits = sorted(_hits(models_in(found)), key=lambda hit: -hit.downloads)
     except ForeignTextError as error:
-        raise DownloadFailed(f"{client.host} answers in a way that is not understood ({error}).") from None
+        raise DownloadFailed(
+            msg("{host} answers in a way that is not understood ({what}).", host=client.host, what=error)
+        ) from None
     return hits[:limit]
 
 
@@ -104,7 +107,11 @@ def _is_adapter(tags: Set[str]) -> bool:
 def _refuse(client: Client) -> Callable[[httpx.Response, str], None]:
     def refuse(response: httpx.Response, _file: str) -> None:
         if response.status_code == 401 and client.token:
-            raise ModelError(f"{client.host} does not accept the token: it is wrong or expired. Make a new one.")
-        raise DownloadFailed(f"{client.host} answers {response.status_code} to a search. Try again later.")
+            raise ModelError(
+                msg("{host} does not accept the token: it is wrong or expired. Make a new one.", host=client.host)
+            )
+        raise DownloadFailed(
+            msg("{host} answers {status} to a search. Try again later.", host=client.host, status=response.status_code)
+        )
 
     return refuse

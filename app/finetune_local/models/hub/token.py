@@ -6,6 +6,7 @@ import os
 from urllib.parse import urlsplit
 
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import Message, msg
 
 SERVICE = "finetune-local"
 
@@ -60,9 +61,10 @@ def _account(endpoint: str) -> str:
     return urlsplit(endpoint).netloc
 
 
-def _no_keyring(error: Exception) -> str:
+def _no_keyring(error: Exception) -> Message:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return (
-        f"this machine has no keyring that could keep the token safely ({first}). "
-        "Set the environment variable HF_TOKEN, or give --token with each download."
+    return msg(
+        "this machine has no keyring that could keep the token safely ({error}). Set the environment "
+        "variable HF_TOKEN, or give --token with each download.",
+        error=first,
     )

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import Message, msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, is_text, kind_of, read_json_object
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -31,7 +32,7 @@ def _sizes(most: int) -> Check:
     def checked(value: Any) -> Any:
         for one in value if isinstance(value, list) else [value]:
             if one is not None and (type(one) is not int or not 1 <= one <= most):
-                raise ValueError(f"a whole number from 1 to {most}")
+                raise ValueError(msg("a whole number from 1 to {high}", high=most))
         return value
 
     return checked
@@ -43,7 +44,7 @@ def _whole(low: int, high: int) -> Check:
     def checked(value: Any) -> Any:
         for one in value if isinstance(value, list) else [value]:
             if one is not None and not (type(one) is int and low <= one <= high):
-                raise ValueError(f"a whole number from {low} to {high}")
+                raise ValueError(msg("a whole number from {low} to {high}", low=low, high=high))
         return value
 
     return checked
@@ -82,7 +83,7 @@ def _ids(value: Any) -> Any:
     """One id or several; -1 is how older configs say "none"."""
     found = value if isinstance(value, list) else [value]
     if len(found) > 1000 or not all(one is None or (type(one) is int and -1 <= one < 2**31) for one in found):
-        raise ValueError("the number of a token, or a list of them")
+        raise ValueError(msg("the number of a token, or a list of them"))
     return value
 
 
@@ -97,14 +98,14 @@ Rows = Annotated[Any, BeforeValidator(_sizes(2**27))]
 Length = Annotated[Any, BeforeValidator(_sizes(2**31 - 1))]
 Count = Annotated[Any, BeforeValidator(_whole(0, 2**16))]
 Window = Annotated[Any, BeforeValidator(_whole(0, 2**31 - 1))]
-Share = Annotated[Any, BeforeValidator(_number(0.0, 1.0, "a number from 0 to 1"))]
-Positive = Annotated[Any, BeforeValidator(_number(1e-30, 1e30, "a number above 0"))]
-Finite = Annotated[Any, BeforeValidator(_number(-1e30, 1e30, "a finite number"))]
-Flag = Annotated[Any, BeforeValidator(_of(bool, "true or false"))]
-Text = Annotated[Any, BeforeValidator(_of(str, "a text"))]
-Table = Annotated[Any, BeforeValidator(_of(dict, "an object"))]
-Texts = Annotated[Any, BeforeValidator(_list_of(is_text, "a list of texts"))]
-Factors = Annotated[Any, BeforeValidator(_list_of(_positive, "a list of numbers above 0"))]
+Share = Annotated[Any, BeforeValidator(_number(0.0, 1.0, msg("a number from 0 to 1")))]
+Positive = Annotated[Any, BeforeValidator(_number(1e-30, 1e30, msg("a number above 0")))]
+Finite = Annotated[Any, BeforeValidator(_number(-1e30, 1e30, msg("a finite number")))]
+Flag = Annotated[Any, BeforeValidator(_of(bool, msg("true or false")))]
+Text = Annotated[Any, BeforeValidator(_of(str, msg("a text")))]
+Table = Annotated[Any, BeforeValidator(_of(dict, msg("an object")))]
+Texts = Annotated[Any, BeforeValidator(_list_of(is_text, msg("a list of texts")))]
+Factors = Annotated[Any, BeforeValidator(_list_of(_positive, msg("a list of numbers above 0")))]
 Ids = Annotated[Any, BeforeValidator(_ids)]
 
 
@@ -215,7 +216,7 @@ class GenerationConfig(_Record):
 
 def read_base_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder, checked; the values are those of the file. Raises ModelError."""
-    values = read_config_file(folder / CONFIG, "It is the description of the model and comes with its weights.")
+    values = read_config_file(folder / CONFIG, msg("It is the description of the model and comes with its weights."))
     check_base_config(values, folder / CONFIG)
     return values
 
@@ -224,7 +225,10 @@ def read_config_file(path: Path, why: str = "") -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError; `why` says what a missing file is for."""
     found = read_optional_config(path)
     if found is None:
-        raise ModelError(f"{path.parent}: no {path.name} here, so this is not a complete model folder. {why}".strip())
+        missing = msg(
+            "{folder}: no {file} here, so this is not a complete model folder.", folder=path.parent, file=path.name
+        )
+        raise ModelError(missing + " " + why if why else missing)
     return found
 
 
@@ -233,14 +237,18 @@ def read_optional_config(path: Path) -> dict[str, Any] | None:
     try:
         if not path.is_file():  # a pipe would never end, and a link may lead to nothing
             if path.is_symlink() or path.exists():
-                what = "a link to nothing" if path.is_symlink() else "not a file"
-                raise ModelError(f"{path}: {what}. Copy the file itself from where the model comes from.")
+                what = msg("a link to nothing") if path.is_symlink() else msg("not a file")
+                raise ModelError(
+                    msg("{path}: {what}. Copy the file itself from where the model comes from.", path=path, what=what)
+                )
             return None
         return read_json_object(path)
     except ForeignTextError as error:
-        raise ModelError(f"{path}: {error}. Copy it again from where the model comes from.") from None
+        raise ModelError(
+            msg("{path}: {error}. Copy it again from where the model comes from.", path=path, error=error)
+        ) from None
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}.") from None
+        raise ModelError(msg("{path}: {strerror}.", path=path, strerror=system_reason(error))) from None
 
 
 def check_base_config(config: Mapping[str, Any], where: Path | str) -> None:
@@ -252,7 +260,7 @@ def check_base_config(config: Mapping[str, Any], where: Path | str) -> None:
         for name, one in table.items() if nested else (("", table),):
             _check(RopeTable, one, where, f"{key}.{name}." if name else f"{key}.")
     if (place := _nan_in(config)) is not None:
-        raise ModelError(_said(where, place, math.nan, "a number"))
+        raise ModelError(_said(where, place, math.nan, msg("a number")))
     _check_heads(config, where)
     inner, depth = config.get("text_config"), 0
     while isinstance(inner, dict) and depth < _DEPTH:
@@ -292,26 +300,42 @@ def _check_heads(config: Mapping[str, Any], where: Path | str) -> None:
     )
     if 0 < experts < chosen:
         raise ModelError(
-            f"{where}: {chosen} experts for each token (num_experts_per_tok) cannot be chosen from {experts}. Copy the file again from "
-            "where the model comes from."
+            msg(
+                "{where}: {number} experts for each token (num_experts_per_tok) cannot be chosen from {experts}. "
+                "Copy the file again from where the model comes from.",
+                where=where,
+                number=chosen,
+                experts=experts,
+            )
         )
     heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         raise ModelError(
-            f"{where}: {heads} attention heads (num_attention_heads) cannot share {groups} heads of keys and values "
-            "(num_key_value_heads). Copy the file again from where the model comes from."
+            msg(
+                "{where}: {heads} attention heads (num_attention_heads) cannot share {groups} heads of keys and "
+                "values (num_key_value_heads). Copy the file again from where the model comes from.",
+                where=where,
+                heads=heads,
+                groups=groups,
+            )
         )
 
 
-def _said(where: Path | str, place: str, value: Any, words: str) -> str:
-    return f"{where}: '{place}' is {_shown(value)}, but it has to be {words}. Copy the file again from where the model comes from."
+def _said(where: Path | str, place: str, value: Any, words: str) -> Message:
+    return msg(
+        "{where}: '{field}' is {value}, but it has to be {words}. Copy the file again from where the model comes from.",
+        where=where,
+        field=place,
+        value=_shown(value),
+        words=words,
+    )
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return kind_of(value)
-    text = repr(value) if is_text(value) or not isinstance(value, str) else "a text that cannot be shown"
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    text = repr(value) if is_text(value) or not isinstance(value, str) else msg("a text that cannot be shown")
+    return text if len(text) <= 60 else msg("{text}…", text=text[:60])
 
 
 def _nan_in(config: Mapping[str, Any]) -> str | None:

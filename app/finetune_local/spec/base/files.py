@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from finetune_local.spec.base.config import read_config_file
-from finetune_local.spec.base.weights import not_finite
+from finetune_local.spec.base.misfits import not_finite
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.tensor_header import Stored, tensors_of
 from finetune_local.system.untrusted.text import ForeignTextError
 
@@ -38,14 +39,33 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if single.is_symlink():
-        raise ModelError(f"{single}: a link to nothing. Copy the file itself from where the model comes from.")
+        raise ModelError(
+            msg("{single}: a link to nothing. Copy the file itself from where the model comes from.", single=single)
+        )
     found = sorted(file.name for file in folder.glob("*.safetensors"))
     if not found:
         _no_weights(folder)
     _numbered_there(folder, found)
     raise ModelError(
-        f"{folder}: the weights are in {found[0]}{' and others' if len(found) > 1 else ''}, and there is neither {WEIGHTS} nor "
-        f"{INDEX}. Copy the {'index' if len(found) > 1 else 'file under its own name'} from where the model comes from."
+        msg(
+            "{folder}: the weights are in {found}{value}, and there is neither {single} nor {index}. Copy the "
+            "index from where the model comes from.",
+            folder=folder,
+            found=found[0],
+            value=(msg(" and others") if len(found) > 1 else ""),
+            single=WEIGHTS,
+            index=INDEX,
+        )
+        if len(found) > 1
+        else msg(
+            "{folder}: the weights are in {found}{value}, and there is neither {single} nor {index}. Copy the "
+            "file under its own name from where the model comes from.",
+            folder=folder,
+            found=found[0],
+            value=(msg(" and others") if len(found) > 1 else ""),
+            single=WEIGHTS,
+            index=INDEX,
+        )
     )
 
 
@@ -53,18 +73,35 @@ def weight_map(folder: Path) -> Mapping[str, str]:
     """Tensor -> file, as the index has it; every file is there. Raises ModelError."""
     where = read_config_file(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
-        raise ModelError(f"{folder / INDEX}: 'weight_map' is missing. Copy the file again.")
+        raise ModelError(msg("{path}: 'weight_map' is missing. Copy the file again.", path=folder / INDEX))
     names = sorted(set(where.values()))
     if len(names) > _MOST_SHARDS:
-        raise ModelError(f"{folder / INDEX}: it names {len(names)} files, which no model has. Copy the file again.")
+        raise ModelError(
+            msg(
+                "{path}: it names {count} files, which no model has. Copy the file again.",
+                path=folder / INDEX,
+                count=len(names),
+            )
+        )
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
-            raise ModelError(f"{folder / INDEX}: {name[:120]!r} is not the name of a file in this folder.")
+            raise ModelError(
+                msg(
+                    "{path}: {name} is not the name of a file in this folder.",
+                    path=folder / INDEX,
+                    name=repr(name[:120]),
+                )
+            )
     _all_there(folder, [name for name in names if not (folder / name).is_file()], len(names))
     if WEIGHTS not in names and (folder / WEIGHTS).exists():
         raise ModelError(
-            f"{folder}: it holds both {WEIGHTS} and an index of other files ({INDEX}), and which of them is the model cannot be known. "
-            "Remove what is left of another model."
+            msg(
+                "{folder}: it holds both {single} and an index of other files ({index}), and which of them is the "
+                "model cannot be known. Remove what is left of another model.",
+                folder=folder,
+                single=WEIGHTS,
+                index=INDEX,
+            )
         )
     return where
 
@@ -81,7 +118,7 @@ def check_finite(files: Iterable[Path]) -> None:
                     if tensor.dtype in _EXPONENTS and (bad := _not_finite(content, tensor)):
                         raise ModelError(not_finite(file, name, bad))
         except (OSError, ForeignTextError) as error:
-            raise ModelError(f"{file}: {error}. Copy or download the file again.") from None
+            raise ModelError(msg("{path}: {error}. Copy or download the file again.", path=file, error=error)) from None
 
 
 def _not_finite(content: BinaryIO, tensor: Stored) -> int:
@@ -98,10 +135,14 @@ def _not_finite(content: BinaryIO, tensor: Stored) -> int:
 def _no_weights(folder: Path) -> None:
     if pickles := [file.name for pattern in _PICKLES for file in folder.glob(pattern)]:
         raise ModelError(
-            f"{folder}: {pickles[0]} is a pickle, which can run code when it is opened. Get the model as safetensors, or "
-            "open it with transformers where you trust it and save it with save_pretrained()."
+            msg(
+                "{folder}: {file} is a pickle, which can run code when it is opened. Get the model as safetensors, "
+                "or open it with transformers where you trust it and save it with save_pretrained().",
+                folder=folder,
+                file=pickles[0],
+            )
         )
-    raise ModelError(f"{folder}: no *.safetensors here. Copy the model's weights into the folder.")
+    raise ModelError(msg("{folder}: no *.safetensors here. Copy the model's weights into the folder.", folder=folder))
 
 
 def _numbered_there(folder: Path, names: Iterable[str]) -> None:
@@ -113,7 +154,11 @@ def _numbered_there(folder: Path, names: Iterable[str]) -> None:
         width, last = len(part.group(2)), part.group(3)
         if len(last) > 9 or int(last) > _MOST_SHARDS:
             raise ModelError(
-                f"{folder / name}: by its name it is one of {last[:20]} files, which no model has. Rename it."
+                msg(
+                    "{path}: by its name it is one of {count} files, which no model has. Rename it.",
+                    path=folder / name,
+                    count=last[:20],
+                )
             )
         wanted = [f"{part.group(1)}-{i:0{width}}-of-{last}.safetensors" for i in range(1, int(last) + 1)]
         _all_there(folder, [one for one in wanted if not (folder / one).is_file()], int(last))
@@ -123,6 +168,13 @@ def _all_there(folder: Path, missing: list[str], count: int) -> None:
     if missing:
         link = (folder / missing[0]).is_symlink()
         raise ModelError(
-            f"{folder}: {len(missing)} of its {count} weight files are missing, the first is {missing[0]}"
-            f"{' (a link to nothing)' if link else ''}. Copy or download them too."
+            msg(
+                "{folder}: {number} of its {count} weight files are missing, the first is {missing}{value}. Copy or "
+                "download them too.",
+                folder=folder,
+                number=len(missing),
+                count=count,
+                missing=missing[0],
+                value=(msg(" (a link to nothing)") if link else ""),
+            )
         )

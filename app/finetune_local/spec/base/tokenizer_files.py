@@ -19,6 +19,7 @@ from typing import Any
 from finetune_local.spec.base.config import read_optional_config
 from finetune_local.system.errors import ModelError
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, read_bounded
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -76,11 +77,13 @@ def template_of(folder: Path) -> str | None:
         else:
             found = (read_optional_config(folder / CONFIG) or {}).get("chat_template")
     except UnicodeDecodeError as error:
-        raise ModelError(f"{file}: it is not UTF-8 text (byte {error.start}). Copy it again.") from None
+        raise ModelError(
+            msg("{path}: it is not UTF-8 text (byte {byte}). Copy it again.", path=file, byte=error.start)
+        ) from None
     except ForeignTextError as error:
-        raise ModelError(f"{file}: {error}. Copy it again.") from None
+        raise ModelError(msg("{path}: {error}. Copy it again.", path=file, error=error)) from None
     except OSError as error:
-        raise ModelError(f"{file}: {error.strerror}.") from None
+        raise ModelError(msg("{file}: {strerror}.", file=file, strerror=system_reason(error))) from None
     if isinstance(found, list):
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
     elif isinstance(found, dict):

@@ -7,8 +7,7 @@ with random numbers or read packed integers as weights, all without a word.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from finetune_local.spec.base.config import size_of
 from finetune_local.spec.numerics.rope import rope
 from finetune_local.spec.targets import EMBEDDINGS, HEADS, block_of
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 
@@ -50,11 +50,11 @@ _PACKED = (
 )
 _ANY_PACKED = re.compile("|".join(pattern.pattern for pattern, _ in _PACKED))
 _WRAPPED = {
-    "_orig_mod.": ("torch.compile", "save model._orig_mod"),
-    "module.": ("DistributedDataParallel/DeepSpeed", "save model.module"),
-    "_fsdp_wrapped_module.": ("FSDP", "save the full state dict"),
-    "_checkpoint_wrapped_module.": ("checkpoint_wrapper", "save the model inside the wrapper"),
-    "base_model.model.": ("PEFT", "save the result of model.merge_and_unload()"),
+    "_orig_mod.": ("torch.compile", msg("save model._orig_mod")),
+    "module.": ("DistributedDataParallel/DeepSpeed", msg("save model.module")),
+    "_fsdp_wrapped_module.": ("FSDP", msg("save the full state dict")),
+    "_checkpoint_wrapped_module.": ("checkpoint_wrapper", msg("save the model inside the wrapper")),
+    "base_model.model.": ("PEFT", msg("save the result of model.merge_and_unload()")),
 }
 _ANY_WRAPPED = re.compile(
     r"(?:^|\.)(_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.)|^(module\.|base_model\.model\.)"
@@ -68,7 +68,7 @@ _BUFFERS = re.compile(
 )
 """What older checkpoints keep beside the weights and every library makes anew."""
 
-_OTHER_PARTS = re.compile(
+OTHER_PARTS = re.compile(
     r"(^|\.|_)(vision|visual|audio|image|video|speech|mtp|talker|code2wav|token2wav|multi_modal|embed_vision)"
 )
 """Parts of a model beside its language model: what sees and hears, and what only guesses ahead."""
@@ -109,8 +109,8 @@ _HEAD_DIMS = {
 }
 """What transformers takes where the config is silent; elsewhere hidden_size divided among the heads."""
 
-_AGAIN = "Copy config.json and the weights again, both from the same place."
-_TIE = 'If the head is the embedding, write "tie_word_embeddings": true.'
+AGAIN = msg("Copy config.json and the weights again, both from the same place.")
+TIE = msg('If the head is the embedding, write "tie_word_embeddings": true.')
 
 
 def is_buffer(name: str) -> bool:
@@ -125,12 +125,16 @@ def check_base_weights(config: Mapping[str, Any], weights: Mapping[str, Weight],
         _check_names(weights, where)
     _check_types(weights, where, _has(names, _SIGNS_OF_PACKING))
     if _has(names, _SIGNS_OF_PARTS):
-        weights = {name: weight for name, weight in weights.items() if not _OTHER_PARTS.search(name)}
+        weights = {name: weight for name, weight in weights.items() if not OTHER_PARTS.search(name)}
     nested = config.get("text_config")
     if isinstance(nested, Mapping) and config.get("model_type") in PLAIN:
         raise ModelError(
-            f"{where}: config.json has a part for a language model (text_config), which a {config['model_type']} model has not. Copy the "
-            "file again from where the model comes from."
+            msg(
+                "{where}: config.json has a part for a language model (text_config), which a {family} model has not. "
+                "Copy the file again from where the model comes from.",
+                where=where,
+                family=config["model_type"],
+            )
         )
     text = nested if isinstance(nested, Mapping) else config
     _check_blocks(text, weights, where)
@@ -145,13 +149,23 @@ def _check_names(weights: Iterable[str], where: Path | str) -> None:
         if found := _ANY_WRAPPED.search(name):
             wrapper, advice = _WRAPPED[found.group(1) or found.group(2)]
             raise ModelError(
-                f"{where}: its tensors have the names of a wrapper ({_short(name)}: {wrapper}), not the model's own, so they would "
-                f"be left out. Where the model was saved, {advice}."
+                msg(
+                    "{where}: its tensors have the names of a wrapper ({name}: {wrapper}), not the model's own, so they "
+                    "would be left out. Where the model was saved, {advice}.",
+                    where=where,
+                    name=short(name),
+                    wrapper=wrapper,
+                    advice=advice,
+                )
             )
         if _ADAPTED.search(name):
             raise ModelError(
-                f"{where}: it was saved with an adapter still in it ({_short(name)}). Merge the adapter before saving "
-                "(PEFT: model.merge_and_unload()), or give the base and the adapter apart."
+                msg(
+                    "{where}: it was saved with an adapter still in it ({name}). Merge the adapter before saving (PEFT: "
+                    "model.merge_and_unload()), or give the base and the adapter apart.",
+                    where=where,
+                    name=short(name),
+                )
             )
 
 
@@ -172,9 +186,15 @@ def _check_types(weights: Mapping[str, Weight], where: Path | str, suspicious: b
             packed = "fp8" if weight.dtype.startswith("F8") else weight.dtype
         if packed is not None:
             raise ModelError(
-                f"{where}: its weights are already quantised ({packed}: {_short(name)} is of type {weight.dtype}), though config.json "
-                "does not say so. Use the original unquantised model and --precision 4-bit: training then quantises it, and exports "
-                "lose nothing."
+                msg(
+                    "{where}: its weights are already quantised ({kind}: {name} is of type {dtype}), though config.json "
+                    "does not say so. Use the original unquantised model and --precision 4-bit: training then quantises "
+                    "it, and exports lose nothing.",
+                    where=where,
+                    kind=packed,
+                    name=short(name),
+                    dtype=weight.dtype,
+                )
             )
 
 
@@ -194,40 +214,66 @@ def _check_blocks(text: Mapping[str, Any], weights: Iterable[str], where: Path |
     if any(int(text[one]) <= stored <= int(text[one]) + ahead for one in keys):
         return
     said = int(text[key])
-    what = "the rest would be left out" if said < stored else "the rest would be filled with random numbers"
+    what = msg("the rest would be left out") if said < stored else msg("the rest would be filled with random numbers")
     raise ModelError(
-        f"{where}: config.json says {said} blocks ({key}), but the weights hold {stored}: {what}. {_AGAIN} "
-        f'If the weights are right, write "{key}": {stored}.'
+        msg(
+            "{where}: config.json says {said} blocks ({key}), but the weights hold {stored}: {what}. {again} If "
+            'the weights are right, write "{key}": {stored}.',
+            where=where,
+            said=said,
+            key=key,
+            stored=stored,
+            what=what,
+            again=AGAIN,
+        )
     )
 
 
 def _check_vocabulary(
     config: Mapping[str, Any], text: Mapping[str, Any], weights: Mapping[str, Weight], where: Path | str, family: str
 ) -> None:
-    tables = [n for n in weights if n.endswith(_TABLES) and _ends_with(n, EMBEDDINGS) and block_of(n) is None]
-    heads = [n for n in weights if n.endswith(_HEADS) and _ends_with(n, HEADS) and block_of(n) is None]
+    tables = [n for n in weights if n.endswith(_TABLES) and ends_with(n, EMBEDDINGS) and block_of(n) is None]
+    heads = [n for n in weights if n.endswith(_HEADS) and ends_with(n, HEADS) and block_of(n) is None]
     if family in PLAIN and text is config and not heads and tables and text.get("tie_word_embeddings") is False:
         raise ModelError(
-            f"{where}: config.json says that the head is not the embedding (tie_word_embeddings: false), but the weights hold no "
-            f"head (lm_head.weight): it would be filled with random numbers. {_AGAIN} {_TIE}"
+            msg(
+                "{where}: config.json says that the head is not the embedding (tie_word_embeddings: false), but the "
+                "weights hold no head (lm_head.weight): it would be filled with random numbers. {again} {tie}",
+                where=where,
+                again=AGAIN,
+                tie=TIE,
+            )
         )
     if heads and not tables and any(block_of(name) is not None for name in weights) and family in PLAIN:
-        raise ModelError(f"{where}: the weights hold no embedding (model.embed_tokens.weight). {_AGAIN}")
+        raise ModelError(
+            msg("{where}: the weights hold no embedding (model.embed_tokens.weight). {again}", where=where, again=AGAIN)
+        )
     if len(tables) != 1 or len(weights[tables[0]].shape) != 2:
         return
     rows, width = weights[tables[0]].shape
     if isinstance(said := text.get("vocab_size"), int) and said != rows:
         raise ModelError(
-            f"{where}: config.json says {said} tokens (vocab_size), but the embedding has {rows} rows. {_AGAIN} "
-            f'If the weights are right, write "vocab_size": {rows}.'
+            msg(
+                "{where}: config.json says {said} tokens (vocab_size), but the embedding has {rows} rows. {again} If "
+                'the weights are right, write "vocab_size": {rows}.',
+                where=where,
+                said=said,
+                rows=rows,
+                again=AGAIN,
+            )
         )
     if family in PLAIN and isinstance(said := text.get("hidden_size"), int) and said != width:
         raise _misfit(where, "hidden_size", said, tables[0], weights[tables[0]])
     pad = text.get("pad_token_id")
     if isinstance(pad, int) and pad >= rows:
         raise ModelError(
-            f"{where}: config.json names token {pad} for padding (pad_token_id), but the embedding has {rows} rows. Write the number of "
-            'one of its tokens, or "pad_token_id": null.'
+            msg(
+                "{where}: config.json names token {pad} for padding (pad_token_id), but the embedding has {rows} "
+                'rows. Write the number of one of its tokens, or "pad_token_id": null.',
+                where=where,
+                pad=pad,
+                rows=rows,
+            )
         )
 
 
@@ -237,8 +283,13 @@ def _check_attention(config: Mapping[str, Any], family: str, weights: Mapping[st
     partial = found.values.get("partial_rotary_factor") or 1
     if found.kind != "default" and partial != 1 and family not in _PARTLY_ROTATED:
         raise ModelError(
-            f"{where}: config.json rotates a part of each head only (partial_rotary_factor {partial}), which a {family} model cannot. "
-            "Copy the file again from where the model comes from."
+            msg(
+                "{where}: config.json rotates a part of each head only (partial_rotary_factor {share}), which a "
+                "{family} model cannot. Copy the file again from where the model comes from.",
+                where=where,
+                share=partial,
+                family=family,
+            )
         )
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if not isinstance(hidden, int) or not isinstance(heads, int):
@@ -249,100 +300,71 @@ def _check_attention(config: Mapping[str, Any], family: str, weights: Mapping[st
     if head_dim is None:
         if hidden % heads:
             raise ModelError(
-                f"{where}: config.json divides a width of {hidden} (hidden_size) among {heads} attention heads "
-                f"(num_attention_heads), which leaves a rest. {_AGAIN}"
+                msg(
+                    "{where}: config.json divides a width of {hidden} (hidden_size) among {heads} attention heads "
+                    "(num_attention_heads), which leaves a rest. {again}",
+                    where=where,
+                    hidden=hidden,
+                    heads=heads,
+                    again=AGAIN,
+                )
             )
         head_dim = hidden // heads
     groups = config.get("num_key_value_heads") or heads
     if not isinstance(head_dim, int) or not isinstance(groups, int):
         return
     expected = {
-        "self_attn.q_proj.weight": (f"{heads} heads of {head_dim}", heads * head_dim, hidden),
-        "self_attn.o_proj.weight": (f"{heads} heads of {head_dim}", hidden, heads * head_dim),
+        "self_attn.q_proj.weight": (
+            msg("{heads} heads of {size}", heads=heads, size=head_dim),
+            heads * head_dim,
+            hidden,
+        ),
+        "self_attn.o_proj.weight": (
+            msg("{heads} heads of {size}", heads=heads, size=head_dim),
+            hidden,
+            heads * head_dim,
+        ),
     }
     if "num_key_value_heads" in config:  # where it is silent, each family has a number of its own
-        shape = (f"{groups} heads of {head_dim}", groups * head_dim, hidden)
+        shape = (msg("{heads} heads of {size}", heads=groups, size=head_dim), groups * head_dim, hidden)
         expected |= {"self_attn.k_proj.weight": shape, "self_attn.v_proj.weight": shape}
     inner = config.get("intermediate_size")
     if isinstance(inner, int) and not family.endswith("_moe"):
-        expected["mlp.up_proj.weight"] = (f"{inner} inner numbers (intermediate_size)", inner, hidden)
-        expected["mlp.down_proj.weight"] = (f"{inner} inner numbers (intermediate_size)", hidden, inner)
+        expected["mlp.up_proj.weight"] = (msg("{inner} inner numbers (intermediate_size)", inner=inner), inner, hidden)
+        expected["mlp.down_proj.weight"] = (
+            msg("{inner} inner numbers (intermediate_size)", inner=inner),
+            hidden,
+            inner,
+        )
     tails = tuple(f".{tail}" for tail in expected)
     for name, weight in weights.items():
         if name.endswith(tails) and weight.shape != expected[tail := ".".join(name.rsplit(".", 3)[1:])][1:]:
             raise ModelError(
-                f"{where}: {name} has the shape {list(weight.shape)}, but by config.json ({expected[tail][0]}, hidden_size {hidden}) it "
-                f"has {list(expected[tail][1:])}. {_AGAIN}"
+                msg(
+                    "{where}: {name} has the shape {shape}, but by config.json ({what}, hidden_size {hidden}) it has "
+                    "{expected}. {again}",
+                    where=where,
+                    name=name,
+                    shape=list(weight.shape),
+                    what=expected[tail][0],
+                    hidden=hidden,
+                    expected=list(expected[tail][1:]),
+                    again=AGAIN,
+                )
             )
-
-
-def explain(
-    where: Path | str,
-    family: str,
-    missing: Collection[str],
-    unexpected: Collection[str],
-    misshapen: Collection[str] = (),
-) -> str | None:
-    """The sentence about tensors that a model of this family lacks, and about those it does not know; None where all is well."""
-    strange = sorted(n for n in unexpected if not is_buffer(n) and not _OTHER_PARTS.search(n))
-    lacking = sorted(missing)
-    if lacking and strange and (names := _renamed(lacking, strange)):
-        theirs, ours = names
-        return (
-            f"{where}: its tensors are named {theirs}…, and those of a {family} model {ours}…: they are of a model with several "
-            "parts, or were saved by another program. Save the language model itself with save_pretrained()."
-        )
-    if misshapen:
-        return (
-            f"{where}: {len(misshapen)} weights have another shape than config.json gives them, the first is "
-            f"{_short(min(misshapen))}. {_AGAIN}"
-        )
-    if lacking and all(_ends_with(name, HEADS) for name in lacking):
-        return (
-            f"{where}: the weights hold no head ({lacking[0]}), and config.json does not say that it is the embedding: it would be "
-            f"filled with random numbers. {_AGAIN} {_TIE}"
-        )
-    if lacking:
-        return (
-            f"{where}: {len(lacking)} weights are missing or misshapen, the first is {_short(lacking[0])}: they would be filled with "
-            f"random numbers. {_AGAIN}"
-        )
-    if strange:
-        return (
-            f"{where}: {len(strange)} of its tensors are none of a {family} model's and would be left out, the first is "
-            f"{_short(strange[0])}. {_AGAIN}"
-        )
-    return None
-
-
-def not_finite(where: Path | str, name: str, count: int) -> str:
-    """The sentence about a weight that holds NaN or infinity."""
-    return (
-        f"{where}: {count} numbers of {_short(name)} are NaN or infinite, so nothing could be computed with it. The file is damaged, or "
-        "the training it comes from failed: copy or download it again, or take an earlier version."
-    )
-
-
-def _renamed(missing: list[str], unexpected: list[str]) -> tuple[str, str] | None:
-    """The beginnings of names by which most of both differ: ("model.language_model.", "model.")."""
-    lacking = set(missing)
-    found: Counter[tuple[str, str]] = Counter()
-    for name in unexpected[:200]:
-        parts = name.split(".")
-        for cut in range(min(len(parts), 5)):
-            tail = ".".join(parts[cut:])
-            ours = next((begin for begin in ("", "model.", "transformer.") if begin + tail in lacking), None)
-            if ours is not None:
-                shared = f"{parts[cut]}." if not ours else ""  # so that both have something to show
-                found["".join(f"{part}." for part in parts[:cut]) + shared, ours + shared] += 1
-                break
-    (names, count), *_ = found.most_common(1) or [(("", ""), 0)]
-    return names if 2 * count >= min(len(unexpected), 200) and names[0] != names[1] else None
 
 
 def _misfit(where: Path | str, key: str, said: int, name: str, weight: Weight) -> ModelError:
     return ModelError(
-        f"{where}: config.json says {said} ({key}), but {name} has the shape {list(weight.shape)}. {_AGAIN}"
+        msg(
+            "{where}: config.json says {said} ({key}), but {name} has the shape {shape}. {again}",
+            where=where,
+            said=said,
+            key=key,
+            name=name,
+            shape=list(weight.shape),
+            again=AGAIN,
+        )
     )
 
 
@@ -350,10 +372,12 @@ def _has(names: str, signs: tuple[str, ...]) -> bool:
     return any(sign in names for sign in signs)
 
 
-def _ends_with(name: str, modules: tuple[str, ...]) -> bool:
+def ends_with(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether it is the weight of a module that has one of these names."""
     return name.endswith(".weight") and name.removesuffix(".weight").rsplit(".", 1)[-1] in modules
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A tensor's name as a sentence can show it."""
     shown = "".join(c if c.isprintable() else "?" for c in name)
     return shown if len(shown) <= 120 else shown[:120] + "…"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import msg
 
 Array = np.ndarray
 Names = tuple[str, str, str]
@@ -87,14 +88,18 @@ class Budget:
     def restore(self, state: Mapping[str, Array]) -> None:
         """See Tracker. Raises AdapterError where it is not that of this adapter."""
         if STEP not in state:
-            raise AdapterError("the saved state has no record of AdaLoRA's budget. It was saved with another method.")
+            raise AdapterError(
+                msg("the saved state has no record of AdaLoRA's budget. It was saved with another method.")
+            )
 
         def part(kind: str, dtype: type) -> dict[str, Array]:
             return {k.removeprefix(kind): np.array(v, dtype) for k, v in state.items() if k.startswith(kind)}
 
         kept = part(KEPT, np.bool_)
         if unknown := sorted(set(kept) - {e for _, _, e in self._triplets.values()}):
-            raise AdapterError(f"the saved budget of AdaLoRA is that of another adapter: it has {unknown[0]}.")
+            raise AdapterError(
+                msg("the saved budget of AdaLoRA is that of another adapter: it has {name}.", name=unknown[0])
+            )
         self._step = int(state[STEP])
         self._importance, self._uncertainty = part(IMPORTANCE, np.float32), part(UNCERTAINTY, np.float32)
         self._kept = kept

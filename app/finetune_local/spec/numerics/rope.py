@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 
 _DEFAULT_THETA = 10_000.0
 _WRITTEN = ("rope_parameters", "rope_theta", "rope_scaling")
@@ -88,19 +89,28 @@ def stretched(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
     family = str(config.get("model_type"))
     if not any(config.get(key) for key in _WRITTEN):
         raise SpecError(
-            f"--rope-factor and --context stretch rotary positions, and this model's config.json ('{family}') says nothing of "
-            "any (no rope_theta). Leave them out, or use another model."
+            msg(
+                "--rope-factor and --context stretch rotary positions, and this model's config.json ('{family}') "
+                "says nothing of any (no rope_theta). Leave them out, or use another model.",
+                family=family,
+            )
         )
     found = rope(config)
     if by_layer(config.get("rope_parameters") or {}):
         raise SpecError(
-            f"--rope-factor and --context: models of type '{family}' have positions of several kinds, by layer, and these "
-            "cannot be stretched as one. Leave them out, or use another model."
+            msg(
+                "--rope-factor and --context: models of type '{family}' have positions of several kinds, by layer, "
+                "and these cannot be stretched as one. Leave them out, or use another model.",
+                family=family,
+            )
         )
     if found.kind not in ("default", "linear"):
         raise SpecError(
-            f"--rope-factor and --context: this model's positions are scaled already, by '{found.kind}', which linear "
-            "interpolation cannot be combined with. Leave them out, or use a model without it."
+            msg(
+                "--rope-factor and --context: this model's positions are scaled already, by '{kind}', which linear "
+                "interpolation cannot be combined with. Leave them out, or use a model without it.",
+                kind=found.kind,
+            )
         )
     before = float(found.values.get("factor", 1.0)) if found.kind == "linear" else 1.0
     others = {key: value for key, value in found.values.items() if key != "factor"}

@@ -19,6 +19,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.spec.tuners import tuner_of
 from finetune_local.system.errors import Unsupported
+from finetune_local.system.messages import msg
 
 DEFAULT_GROUP = 2048
 """The paper's group for rows of 8192 tokens: for whoever trains without having looked at the rows."""
@@ -55,14 +56,21 @@ def check_shifted(plan: AdapterPlan, training: TrainingSettings, windows: Sequen
     group = group_of(training)
     if group and tuner_of(plan).virtual_tokens(plan):
         raise Unsupported(
-            f"--attention shifted: method '{plan.method}' puts positions of its own before every text, and only the first group "
-            "would see them. Use --attention full, or --method longlora."
+            msg(
+                "--attention shifted: method '{method}' puts positions of its own before every text, and only the "
+                "first group would see them. Use --attention full, or --method longlora.",
+                method=plan.method,
+            )
         )
     window = min((width for width in windows if width is not None), default=group)
     if window < group:  # within a window a group needs no other mask
         raise Unsupported(
-            f"--attention shifted: layers of this model look back {window} positions only, less than a group of {group}. "
-            f"Give --attention-group {window} or less, or use --attention full."
+            msg(
+                "--attention shifted: layers of this model look back {window} positions only, less than a group of "
+                "{group}. Give --attention-group {window} or less, or use --attention full.",
+                window=window,
+                group=group,
+            )
         )
 
 
@@ -71,7 +79,9 @@ def one_group(trainings: Sequence[TrainingSettings]) -> int:
     groups = {group_of(training) for training in trainings}
     if len(groups) > 1:
         raise Unsupported(
-            "adapters that are trained at once need the same --attention and --attention-group: one pass of the base serves "
-            "all of them. Train them one after another, or with the same settings."
+            msg(
+                "adapters that are trained at once need the same --attention and --attention-group: one pass of the "
+                "base serves all of them. Train them one after another, or with the same settings."
+            )
         )
     return groups.pop()

@@ -19,6 +19,7 @@ from finetune_local.spec.batch import Batch, Readout, ValueKind
 from finetune_local.spec.ops import NUMPY, Ops
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, did_you_mean
+from finetune_local.system.messages import msg
 
 Need = Literal["reference"] | ValueKind
 """What an objective needs beside log-probabilities: Batch.reference, or Readout.values of one of two kinds."""
@@ -106,7 +107,14 @@ def objective_named(key: str) -> Objective:
     """The objective called `key`, with default settings. Raises SpecError naming the known ones."""
     known = objectives()
     if key not in known:
-        raise SpecError(f"there is no objective '{key}'.{did_you_mean(key, list(known))} Known: {', '.join(known)}.")
+        raise SpecError(
+            msg(
+                "there is no objective '{name}'.{did_you_mean} Known: {names}.",
+                name=key,
+                did_you_mean=did_you_mean(key, list(known)),
+                names=", ".join(known),
+            )
+        )
     return known[key]
 
 

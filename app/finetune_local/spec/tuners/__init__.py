@@ -25,6 +25,7 @@ from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import Settings, parse
+from finetune_local.system.messages import Message, msg
 
 Array = np.ndarray
 
@@ -86,7 +87,7 @@ class Tuner:
     peft_types: ClassVar[tuple[str, ...]] = ()
     """Values of `peft_type` that `read` understands."""
 
-    def refusal(self, settings: Settings, precision: str) -> str | None:
+    def refusal(self, settings: Settings, precision: str) -> Message | None:
         """Why these settings cannot work on a base held at `precision`, with what to do instead; None where they can."""
         return None
 
@@ -114,17 +115,17 @@ class Tuner:
         """Whether a new adapter leaves the base's answers as they are, up to rounding."""
         return True
 
-    def sharing_refusal(self, plan: AdapterPlan) -> str | None:
+    def sharing_refusal(self, plan: AdapterPlan) -> Message | None:
         """Why the adapter cannot share a pass of the base with others that are trained at once; None where it can."""
         if self.virtual_tokens(plan):
-            return "it puts positions of its own before every text. Train it alone."
+            return msg("it puts positions of its own before every text. Train it alone.")
         return None
 
     def calibration(self, plan: AdapterPlan) -> Calibration | None:
         """The trial that a new training begins with, if settings are open that only it can tell; `chosen` closes them."""
         return None
 
-    def calibrated(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, str]:
+    def calibrated(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, Message]:
         """The settings that follow from a trial's mean squared update at each module, and a sentence for the user."""
         raise NotImplementedError
 
@@ -157,7 +158,7 @@ class Tuner:
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """The plan of an adapter on disk, from PEFT's config and its tensors' shapes. Raises AdapterError."""
-        raise AdapterError(f"adapters of type {config.peft_type} cannot be read.")
+        raise AdapterError(msg("adapters of type {kind} cannot be read.", kind=config.peft_type))
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
         """Whether a base whose weight has this shape there has the target; a file may not tell all of a target's sizes."""
@@ -167,13 +168,13 @@ class Tuner:
         """What `adapters info` tells of an adapter of this family beside its settings."""
         return {}
 
-    def merge_refusal(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> Message | None:
         """Why the adapter cannot become part of the base's weights, with what to do instead; None where it can."""
         return None
 
-    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+    def sum_refusal(self, plan: AdapterPlan) -> Message | None:
         """Why the adapter cannot be part of a weighted sum of active adapters; None where it can, since its updates add up."""
-        return "its effect is no sum of updates to the base's weights. Activate it alone."
+        return msg("its effect is no sum of updates to the base's weights. Activate it alone.")
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """A base weight (fp32) with the folded adapter in it; the same array where the adapter does not touch it."""
@@ -231,8 +232,16 @@ def check_rank(rank: int, target: Target, flag: str = "--rank") -> None:
     limit = min(target.in_features, target.out_features)
     if rank > limit:
         raise SpecError(
-            f"rank is {rank}, but {target.module} is {target.out_features} × {target.in_features}: "
-            f"a rank above {limit} adds nothing. Lower {flag} to {limit} or less."
+            msg(
+                "rank is {rank}, but {module} is {rows} × {columns}: a rank above {limit} adds nothing. Lower {flag} "
+                "to {limit} or less.",
+                rank=rank,
+                module=target.module,
+                rows=target.out_features,
+                columns=target.in_features,
+                limit=limit,
+                flag=flag,
+            )
         )
 
 
@@ -254,13 +263,20 @@ def from_own_config(config: PeftConfig) -> AdapterPlan:
     tuner = tuners().get(config.family)
     if tuner is None:
         raise AdapterError(
-            f"the adapter is of the family '{config.family}', which this version does not know. Update the program."
+            msg(
+                "the adapter is of the family '{name}', which this version does not know. Update the program.",
+                name=config.family,
+            )
         )
     lacking = [name for name in ("settings", "targets") if getattr(config, name) is None]
     if lacking or config.settings is None or config.targets is None:
-        raise AdapterError(f"adapter_config.json is damaged (it lacks '{lacking[0]}'). Copy the adapter again.")
+        raise AdapterError(
+            msg("adapter_config.json is damaged (it lacks '{lacking}'). Copy the adapter again.", lacking=lacking[0])
+        )
     try:
         settings = parse(tuner.settings, config.settings, "adapter_config.json")
     except SpecError as error:
-        raise AdapterError(f"adapter_config.json is damaged ({error}). Copy the adapter again.") from None
+        raise AdapterError(
+            msg("adapter_config.json is damaged ({error}). Copy the adapter again.", error=error)
+        ) from None
     return AdapterPlan(config.method, config.family, settings, tuple(Target(*target) for target in config.targets))

@@ -25,6 +25,7 @@ from finetune_local.spec.targets import check_inside, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tracker, Tuner, check_rank
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.fields import Settings, setting
+from finetune_local.system.messages import Message, msg
 
 A, B, E = ".lora_A", ".lora_B", ".lora_E"
 _SPREAD = 0.02
@@ -61,13 +62,21 @@ class AdaLoraSettings(UpdateSettings):
     def _possible(self) -> Self:
         if self.target_rank > self.init_rank:
             raise ValueError(
-                f"--target-rank is {self.target_rank}, above --init-rank {self.init_rank}: ranks only fall. "
-                "Lower it, or raise --init-rank."
+                msg(
+                    "--target-rank is {target}, above --init-rank {init}: ranks only fall. Lower it, or raise "
+                    "--init-rank.",
+                    target=self.target_rank,
+                    init=self.init_rank,
+                )
             )
         if self.tinit + self.tfinal >= 1:
             raise ValueError(
-                f"--tinit {self.tinit:g} and --tfinal {self.tfinal:g} leave no steps in which ranks could be pruned. "
-                "Their sum must be below 1."
+                msg(
+                    "--tinit {first} and --tfinal {last} leave no steps in which ranks could be pruned. Their sum must "
+                    "be below 1.",
+                    first=f"{self.tinit:g}",
+                    last=f"{self.tfinal:g}",
+                )
             )
         return self
 
@@ -207,14 +216,18 @@ class AdaLora(Tuner):
         given = {"modules_to_save": config.modules_to_save, "alpha_pattern": config.alpha_pattern}
         for field in ("modules_to_save", "layer_replication", "alpha_pattern"):
             if given.get(field) or field in config.unread:
-                raise AdapterError(f"adapter_config.json uses '{field}', which this version cannot read.")
+                raise AdapterError(
+                    msg("adapter_config.json uses '{field}', which this version cannot read.", field=field)
+                )
         targets, ranks = [], []
         for name in sorted(shapes):
             if not name.endswith(A) or len(shapes[name]) != 2:
                 continue
             module = name.removeprefix(PREFIX).removesuffix(A)
             if PREFIX + module + B not in shapes or PREFIX + module + E not in shapes:
-                raise AdapterError(f"the adapter has lora_A but no lora_B or lora_E for {module}: it is incomplete.")
+                raise AdapterError(
+                    msg("the adapter has lora_A but no lora_B or lora_E for {module}: it is incomplete.", module=module)
+                )
             targets.append(Target(module, shapes[name][1], shapes[PREFIX + module + B][0]))
             ranks.append(shapes[name][0])
         check_inside((target.module for target in targets), "AdaLoRA")
@@ -236,7 +249,9 @@ class AdaLora(Tuner):
             )
         except ValueError as error:
             said = " ".join(str(error).split())
-            raise AdapterError(f"adapter_config.json has no usable settings of AdaLoRA ({said}).") from None
+            raise AdapterError(
+                msg("adapter_config.json has no usable settings of AdaLoRA ({error}).", error=said)
+            ) from None
         if config.rank_pattern is None and all(rank == settings.init_rank for rank in ranks):
             return AdapterPlan("adalora", self.key, settings, tuple(targets))
         return PrunedPlan("adalora", self.key, settings, tuple(targets), tuple(ranks))
@@ -245,9 +260,9 @@ class AdaLora(Tuner):
         """How many matrices have which rank."""
         ranks = ranks_of(plan)
         spread = ", ".join(f"{rank} ({count}×)" for rank, count in sorted(Counter(ranks).items()))
-        return {"mean rank": round(sum(ranks) / len(ranks), 2), "ranks": spread} if ranks else {}
+        return {msg("mean rank"): round(sum(ranks) / len(ranks), 2), "ranks": spread} if ranks else {}
 
-    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+    def sum_refusal(self, plan: AdapterPlan) -> Message | None:
         """See the base class."""
         return None
 

@@ -16,6 +16,7 @@ from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.targets import AtLinear, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.fields import Settings
+from finetune_local.system.messages import Message, msg
 
 CHANGE = ".bias_change"
 _BIAS = ".bias"
@@ -52,17 +53,19 @@ class Bias(Tuner):
         """Zeros, so that nothing changes."""
         return {name: np.zeros(shape, np.float32) for name, shape in self.shapes(plan).items()}
 
-    def merge_refusal(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> Message | None:
         """Where a layer has no bias in the base: its architecture has no place for one."""
         without = sorted({t.module.rpartition(".")[2] for t in plan.targets if t.in_features})
         if not without:
             return None
-        return (
-            f"the adapter adds a bias to layers that have none in this model ({', '.join(without)}), and its architecture has no "
-            "place for one, so it cannot be merged. Keep it as an adapter, or train with --method lora to be able to merge."
+        return msg(
+            "the adapter adds a bias to layers that have none in this model ({names}), and its architecture has "
+            "no place for one, so it cannot be merged. Keep it as an adapter, or train with --method lora to be "
+            "able to merge.",
+            names=", ".join(without),
         )
 
-    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+    def sum_refusal(self, plan: AdapterPlan) -> Message | None:
         """See the base class."""
         return None
 

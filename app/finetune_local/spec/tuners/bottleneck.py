@@ -21,6 +21,7 @@ from finetune_local.spec.targets import InBlocks, block_of, parse_layers
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, setting
+from finetune_local.system.messages import Message, msg
 
 DOWN, DOWN_BIAS = ".adapter_down.weight", ".adapter_down.bias"
 UP, UP_BIAS = ".adapter_up.weight", ".adapter_up.bias"
@@ -71,14 +72,23 @@ class Bottleneck(Tuner):
         if lacking or hidden is None:
             there = ", ".join(sorted({part for _, part in parts.values()})) or "none"
             raise SpecError(
-                f"method '{method}' puts a bottleneck at each block's {' and '.join(lacking) or 'sublayers'}, but this model "
-                f"has no part of a known name for it. The parts of its blocks: {there}. Use --adapter-sublayers for what "
-                "there is, or --method lora, which lands on any linear layer."
+                msg(
+                    "method '{method}' puts a bottleneck at each block's {part}, but this model has no part of a known "
+                    "name for it. The parts of its blocks: {names}. Use --adapter-sublayers for what there is, or "
+                    "--method lora, which lands on any linear layer.",
+                    method=method,
+                    part=" and ".join(lacking) or "sublayers",
+                    names=there,
+                )
             )
         if chosen.adapter_width > hidden:
             raise SpecError(
-                f"--adapter-width is {chosen.adapter_width}, but this model is {hidden} wide: what is wider than the model "
-                f"is no bottleneck. Lower it to {hidden} or less."
+                msg(
+                    "--adapter-width is {width}, but this model is {hidden} wide: what is wider than the model is no "
+                    "bottleneck. Lower it to {hidden} or less.",
+                    width=chosen.adapter_width,
+                    hidden=hidden,
+                )
             )
         return AdapterPlan(method, self.key, chosen, tuple(Target(module, hidden, hidden) for module in found))
 
@@ -110,11 +120,12 @@ class Bottleneck(Tuner):
             for name, shape in self.shapes(plan).items()
         }
 
-    def merge_refusal(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> Message | None:
         """Never."""
-        return (
-            "a bottleneck adapter has a non-linearity between its matrices, and no weights of the base compute one there, so it "
-            "cannot be merged. Keep it as an adapter, or train with --method lora to be able to merge."
+        return msg(
+            "a bottleneck adapter has a non-linearity between its matrices, and no weights of the base compute "
+            "one there, so it cannot be merged. Keep it as an adapter, or train with --method lora to be able to "
+            "merge."
         )
 
 

@@ -17,6 +17,7 @@ from finetune_local.spec.targets import EMBEDDINGS, HEADS, InBlocks, block_of, p
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, setting
+from finetune_local.system.messages import Message, msg
 
 _CONSTANT = "rotary_emb.inv_freq"  # stored by some old files; computed, never trained
 _NORM = re.compile(r"norm|(^|\.)ln_\w+\.")  # input_layernorm, q_norm, final_layer_norm, ln_f
@@ -38,12 +39,16 @@ class Full(Tuner):
     key = "full"
     settings = FullSettings
 
-    def refusal(self, settings: Settings, precision: str) -> str | None:
+    def refusal(self, settings: Settings, precision: str) -> Message | None:
         """See Tuner. What is never quantised can be trained beside what is."""
         chosen = cast(FullSettings, settings).train_weights
         if precision not in ("8-bit", "4-bit") or chosen in ("norms", "embeddings"):
             return None
-        return f"it trains the base's own weights, which {precision} cannot hold. Use --precision bf16 or fp32, or --method qlora."
+        return msg(
+            "it trains the base's own weights, which {precision} cannot hold. Use --precision bf16 or fp32, or "
+            "--method qlora.",
+            precision=precision,
+        )
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
         """The chosen weights of the base; see Tuner. Raises SpecError where it has none of the kind."""
@@ -53,15 +58,24 @@ class Full(Tuner):
         if not found:
             others = [kind for kind in ("norms", "biases", "embeddings") if any(_is(name, kind) for name in names)]
             raise SpecError(
-                f"method '{method}' trains the {chosen.train_weights} of a model, but this one has none. "
-                f"It has: {', '.join(others) or 'weights of other names'}. Choose with --train-weights."
+                msg(
+                    "method '{method}' trains the {what} of a model, but this one has none. It has: {names}. Choose with "
+                    "--train-weights.",
+                    method=method,
+                    what=chosen.train_weights,
+                    names=", ".join(others) or "weights of other names",
+                )
             )
         blocks = parse_layers(chosen.layers, 1 + max((block_of(name) or 0 for name in names), default=-1))
         if chosen.layers != "all":
             found = [name for name in found if block_of(name) in blocks]
         if not found:
             raise SpecError(
-                f"--layers {chosen.layers}: the {chosen.train_weights} of this model are not in these blocks. Leave it out."
+                msg(
+                    "--layers {layers}: the {what} of this model are not in these blocks. Leave it out.",
+                    layers=chosen.layers,
+                    what=chosen.train_weights,
+                )
             )
         targets = tuple(_target(name, base.weights[name].shape) for name in found)
         return AdapterPlan(method, self.key, settings, targets)
@@ -77,9 +91,9 @@ class Full(Tuner):
             for t in plan.targets
         }
 
-    def sharing_refusal(self, plan: AdapterPlan) -> str | None:
+    def sharing_refusal(self, plan: AdapterPlan) -> Message | None:
         """See Tuner."""
-        return "it changes the weights that the others stand on. Train it alone."
+        return msg("it changes the weights that the others stand on. Train it alone.")
 
     def saved_activations(self, plan: AdapterPlan) -> float:
         """What trained layers are given; biases and embeddings need nothing."""

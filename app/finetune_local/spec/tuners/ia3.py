@@ -17,6 +17,7 @@ from finetune_local.spec.targets import AtLinear, check_inside, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import Settings, did_you_mean, setting
+from finetune_local.system.messages import msg
 
 VECTOR = ".ia3_l"
 
@@ -49,8 +50,13 @@ class Ia3(Tuner):
             if name not in usual and not any(_named(target.module, (name,)) for target in found):
                 last = sorted({target.module.rpartition(".")[2] for target in found})
                 raise SpecError(
-                    f"--ia3-input {name}: no layer that is trained has that name.{did_you_mean(name, last)} There is: "
-                    f"{', '.join(last)}. Name it with --target too."
+                    msg(
+                        "--ia3-input {name}: no layer that is trained has that name.{did_you_mean} There is: {names}. Name "
+                        "it with --target too.",
+                        name=name,
+                        did_you_mean=did_you_mean(name, last),
+                        names=", ".join(last),
+                    )
                 )
         targets = (
             Target(target.module, target.in_features, 0)
@@ -97,11 +103,17 @@ class Ia3(Tuner):
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """From the tensors alone: which side a vector scales shows in its shape."""
         if config.modules_to_save:
-            raise AdapterError("adapter_config.json uses 'modules_to_save', which this version cannot read.")
+            raise AdapterError(msg("adapter_config.json uses 'modules_to_save', which this version cannot read."))
         targets = []
         for name, shape in sorted(shapes.items()):
             if not name.endswith(VECTOR) or len(shape) != 2 or 1 not in shape:
-                raise AdapterError(f"{name} {shape} is no vector of IA³ on a linear layer. Copy the adapter again.")
+                raise AdapterError(
+                    msg(
+                        "{name} {shape} is no vector of IA³ on a linear layer. Copy the adapter again.",
+                        name=name,
+                        shape=shape,
+                    )
+                )
             module = name.removeprefix(PREFIX).removesuffix(VECTOR)
             targets.append(Target(module, 0, shape[0]) if shape[1] == 1 else Target(module, shape[1], 0))
         names = tuple(target.module for target in targets)

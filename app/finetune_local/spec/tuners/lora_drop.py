@@ -22,6 +22,7 @@ from finetune_local.spec.targets import block_of, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Calibration, Preset, Source, Tuner, check_rank
 from finetune_local.system.errors import SpecError, TrainingDiverged
 from finetune_local.system.fields import Settings, did_you_mean, setting
+from finetune_local.system.messages import Message, msg
 
 SHARED = "shared."
 
@@ -89,8 +90,12 @@ class LoraDrop(Tuner):
         known = [target.module for target in targets]
         if unknown := [name for name in chosen.kept if name not in known]:
             raise SpecError(
-                f"--keep-layer {unknown[0]}: no layer that is adapted has that name.{did_you_mean(unknown[0], known)} "
-                "Give full names such as model.layers.0.mlp.up_proj, or none, and layers are chosen by a trial."
+                msg(
+                    "--keep-layer {unknown}: no layer that is adapted has that name.{did_you_mean} Give full names such "
+                    "as model.layers.0.mlp.up_proj, or none, and layers are chosen by a trial.",
+                    unknown=unknown[0],
+                    did_you_mean=did_you_mean(unknown[0], known),
+                )
             )
         return AdapterPlan(method, self.key, chosen, targets)
 
@@ -99,14 +104,17 @@ class LoraDrop(Tuner):
         settings = cast(LoraDropSettings, plan.settings)
         return None if settings.kept else Calibration(settings.trial_share, settings.trial_steps)
 
-    def calibrated(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, str]:
+    def calibrated(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, Message]:
         """The most important layers, until they have `keep_importance` of the sum. Raises TrainingDiverged."""
         settings = cast(LoraDropSettings, plan.settings)
         total = sum(sizes.values())
         if not math.isfinite(total) or total <= 0:
             raise TrainingDiverged(
-                f"the trial by which layers are chosen came to an importance of {total:g}. "
-                "Lower --learning-rate, or name the layers with --keep-layer."
+                msg(
+                    "the trial by which layers are chosen came to an importance of {total}. Lower --learning-rate, or "
+                    "name the layers with --keep-layer.",
+                    total=f"{total:g}",
+                )
             )
         kept: set[str] = set()
         sum_kept = 0.0
@@ -118,9 +126,15 @@ class LoraDrop(Tuner):
         names = tuple(target.module for target in plan.targets if target.module in kept)
         shared = len(plan.targets) - len(names)
         kinds = len({_kind(t.module) for t in plan.targets if t.module not in kept})
-        text = (
-            f"LoRA-drop: {len(names)} of {len(plan.targets)} layers keep a LoRA of their own, with {sum_kept / total:.1%} of "
-            f"the importance: {_in_words(names)}. The other {shared} share {kinds}, one for each kind of matrix"
+        text = msg(
+            "LoRA-drop: {number} of {count} layers keep a LoRA of their own, with {share} of the importance: "
+            "{names}. The other {number2} share {kinds}, one for each kind of matrix",
+            number=len(names),
+            count=len(plan.targets),
+            share=f"{sum_kept / total:.1%}",
+            names=_in_words(names),
+            number2=shared,
+            kinds=kinds,
         )
         return settings.model_copy(update={"kept": names}), text
 
@@ -155,7 +169,7 @@ class LoraDrop(Tuner):
         plain = cast(LoraDropSettings, plan.settings).plain
         return AdapterPlan(plan.method, "low_rank", plain, plan.targets), result
 
-    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+    def sum_refusal(self, plan: AdapterPlan) -> Message | None:
         """See the base class."""
         return None
 
@@ -174,7 +188,14 @@ def _in_words(modules: tuple[str, ...]) -> str:
     kinds: dict[str, list[str]] = {}
     for module in modules:
         kinds.setdefault(_kind(module), []).append(str(block_of(module + ".")))
-    parts = (f"{kind} of block{'s' if len(at) > 1 else ''} {', '.join(at)}" for kind, at in kinds.items())
+    parts = (
+        (
+            msg("{kind} of blocks {blocks}", kind=kind, blocks=", ".join(at))
+            if len(at) > 1
+            else msg("{kind} of block {blocks}", kind=kind, blocks=", ".join(at))
+        )
+        for kind, at in kinds.items()
+    )
     return "; ".join(parts)
 
 

@@ -53,6 +53,7 @@ from finetune_local.spec.whole import (
 )
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings
+from finetune_local.system.messages import Message, msg
 
 
 class LowRank(Tuner):
@@ -62,13 +63,14 @@ class LowRank(Tuner):
     settings = LowRankSettings
     peft_types = ("LORA",)
 
-    def refusal(self, settings: Settings, precision: str) -> str | None:
+    def refusal(self, settings: Settings, precision: str) -> Message | None:
         """See Tuner."""
         if cast(LowRankSettings, settings).start != "loftq" or precision in ("8-bit", "4-bit"):
             return None
-        return (
-            f"--init loftq makes up for what quantisation changed, and at --precision {precision} nothing is quantised. "
-            "Use --precision 4-bit, or leave --init out."
+        return msg(
+            "--init loftq makes up for what quantisation changed, and at --precision {precision} nothing is "
+            "quantised. Use --precision 4-bit, or leave --init out.",
+            precision=precision,
         )
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
@@ -79,7 +81,11 @@ class LowRank(Tuner):
         inner = tuple(name for name in chosen.targets if name not in named)
         if chosen.layers != "all" and not inner:
             raise SpecError(
-                f"--layers {chosen.layers}: {' and '.join(named)} are in no block. Leave it out, or add a --target that is in one."
+                msg(
+                    "--layers {layers}: {named} are in no block. Leave it out, or add a --target that is in one.",
+                    layers=chosen.layers,
+                    named=" and ".join(named),
+                )
             )
         targets = select_linear(base.weights, inner, chosen.layers) if inner or not named else ()
         targets += tuple(t for m, t in outside.items() if any(m == n or m.endswith("." + n) for n in named))
@@ -180,11 +186,11 @@ class LowRank(Tuner):
         """LoftQ starts nearer to the unquantised model."""
         return cast(LowRankSettings, plan.settings).start != "loftq"
 
-    def sharing_refusal(self, plan: AdapterPlan) -> str | None:
+    def sharing_refusal(self, plan: AdapterPlan) -> Message | None:
         """See Tuner: the head computes log-probabilities of chosen positions, whichever row they are of."""
         heads = [t.module for t in plan.targets if t.module.removesuffix(BIAS).rsplit(".", 1)[-1] in HEADS]
         return (
-            f"it adapts the head ({heads[0]}). Train it alone, or without that target."
+            msg("it adapts the head ({module}). Train it alone, or without that target.", module=heads[0])
             if heads
             else super().sharing_refusal(plan)
         )
@@ -222,7 +228,7 @@ class LowRank(Tuner):
             return len(shape) == 2 and shape[1] == target.in_features
         return super().fits(target, shape)
 
-    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+    def sum_refusal(self, plan: AdapterPlan) -> Message | None:
         """See the base class: DoRA scales the base's weights too, and a whole copy of a weight is no update."""
         settings = cast(LowRankSettings, plan.settings)
         return super().sum_refusal(plan) if settings.use_dora or any(map(is_whole, plan.targets)) else None
@@ -255,20 +261,30 @@ def _check(settings: LowRankSettings, targets: tuple[Target, ...]) -> None:
     for flag, given in (("--rank-pattern", settings.rank_pattern), ("--alpha-pattern", settings.alpha_pattern)):
         if (name := patterns.unmatched(given, modules)) is not None:
             last = sorted({module.rsplit(".", 1)[-1] for module in modules})
-            raise SpecError(f"{flag} {name}: no adapted layer has that name. There is: {', '.join(last)}.")
+            raise SpecError(
+                msg("{flag} {name}: adapted layers are {names}.", flag=flag, name=name, names=", ".join(last))
+            )
     embeddings = [module for module in modules if is_embedding(module)]
     outer = [module for module in modules if block_of(module + ".") is None]
     if settings.use_dora and outer:
         raise SpecError(
-            f"--target {outer[0]}: DoRA is for the layers inside the blocks only. Use --no-use-dora or another target."
+            msg(
+                "--target {name}: DoRA is for layers inside the blocks. Use --no-use-dora or another target.",
+                name=outer[0],
+            )
         )
     if settings.freeze_a and embeddings:
         raise SpecError(
-            f"--target {embeddings[0]}: at an embedding A is what starts at zero, so with --freeze-a nothing would be "
-            "learned. Leave one of them out."
+            msg(
+                "--target {embeddings}: at an embedding A is what starts at zero, so with --freeze-a nothing would "
+                "be learned. Leave one of them out.",
+                embeddings=embeddings[0],
+            )
         )
     if settings.embedding_rate_ratio != 1 and not embeddings:
-        raise SpecError("--embedding-rate-ratio: no embedding is adapted. Add --target embed_tokens, or leave it out.")
+        raise SpecError(
+            msg("--embedding-rate-ratio: no embedding is adapted. Add --target embed_tokens, or leave it out.")
+        )
 
 
 def _biases(settings: LowRankSettings, targets: tuple[Target, ...], base: BaseInfo) -> tuple[Target, ...]:
@@ -284,7 +300,9 @@ def _biases(settings: LowRankSettings, targets: tuple[Target, ...], base: BaseIn
         and (settings.train_bias == "all" or name.removesuffix(BIAS) in modules)
     )
     if not found:
-        raise SpecError(f"--train-bias {settings.train_bias}: this model has no such biases. Leave it out.")
+        raise SpecError(
+            msg("--train-bias {value}: this model has no such biases. Leave it out.", value=settings.train_bias)
+        )
     return found
 
 
@@ -302,7 +320,7 @@ def _start(settings: LowRankSettings, target: Target, seed: int, source: Source)
     if settings.start == "loftq" and block_of(module + ".") is not None:  # what lies outside is not quantised
         if source.stored is None:
             raise SpecError(
-                "--init loftq needs the base's unquantised weights, which were not given. Leave --init out."
+                msg("--init loftq needs the base's unquantised weights, which were not given. Leave --init out.")
             )
         error = source.stored(module + ".weight") - source.weight(module + ".weight")
         if error.any():  # else both would be zero, and no gradient would ever come

@@ -26,6 +26,7 @@ from finetune_local.spec.targets import block_of
 from finetune_local.spec.tuners import Array, Preset, Source, Tuner
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import Settings, setting
+from finetune_local.system.messages import Message, msg
 
 ROWS = "prompt_embeddings"
 EMBEDDING, INNER, INNER_BIAS = "prefix.embedding.weight", "prefix.inner.weight", "prefix.inner.bias"
@@ -65,21 +66,33 @@ class Prefix(Tuner):
         kind = f" ('{base.model_type}')" if base.model_type else ""
         if not blocks or sorted(blocks) != list(range(count)):
             raise SpecError(
-                f"a prefix is keys and values for every layer, but only {len(blocks)} of the {count} blocks of this model"
-                f"{kind} have an attention with a k_proj or qkv_proj. Use --method prompt or lora."
+                msg(
+                    "a prefix is keys and values for every layer, but only {count} of the {count2} blocks of this "
+                    "model{kind} have an attention with a k_proj or qkv_proj. Use --method prompt or lora.",
+                    count=len(blocks),
+                    count2=count,
+                    kind=kind,
+                )
             )
         widths = {width for _, width in blocks.values()}
         if len(widths) > 1:
             raise SpecError(
-                f"the keys of this model{kind} are of different widths in different layers ({_listed(widths)}), which the "
-                "format of prefixes has no room for. Use --method prompt or lora."
+                msg(
+                    "the keys of this model{kind} are of different widths in different layers ({listed}), which the "
+                    "format of prefixes has no room for. Use --method prompt or lora.",
+                    kind=kind,
+                    listed=_listed(widths),
+                )
             )
         (width,) = widths
         heads = _heads(base, blocks[0][0], width)
         if heads is None:
             raise SpecError(
-                f"config.json of this model{kind} does not say how many heads its keys have (num_key_value_heads), so a prefix "
-                "cannot be made for it. Add it, or use --method prompt or lora."
+                msg(
+                    "config.json of this model{kind} does not say how many heads its keys have (num_key_value_heads), so "
+                    "a prefix cannot be made for it. Add it, or use --method prompt or lora.",
+                    kind=kind,
+                )
             )
         targets = tuple(Target(blocks[block][0], heads, width // heads) for block in range(count))
         return AdapterPlan(method, self.key, settings, targets)
@@ -159,12 +172,18 @@ class Prefix(Tuner):
         )  # fmt: skip
         if n is None or heads is None or layers is None or width is None or width % heads:
             raise AdapterError(
-                f"adapter_config.json does not say what the prefix is made of ({n} tokens in {layers} layers of {heads} heads, "
-                f"{width} numbers). Copy the adapter again."
+                msg(
+                    "adapter_config.json does not say what the prefix is made of ({n} tokens in {layers} layers of "
+                    "{heads} heads, {width} numbers). Copy the adapter again.",
+                    n=n,
+                    layers=layers,
+                    heads=heads,
+                    width=width,
+                )
             )
         if config.num_transformer_submodules not in (None, 1):
             raise AdapterError(
-                "this prefix is for an encoder and a decoder, and only models that continue a text are known."
+                msg("this prefix is for an encoder and a decoder, and only models that continue a text are known.")
             )
         try:
             settings = PrefixSettings(
@@ -172,15 +191,17 @@ class Prefix(Tuner):
             )
         except ValueError as error:
             said = " ".join(str(error).split())
-            raise AdapterError(f"adapter_config.json has a prefix that cannot be used ({said}).") from None
+            raise AdapterError(
+                msg("adapter_config.json has a prefix that cannot be used ({error}).", error=said)
+            ) from None
         targets = tuple(Target(f"model.layers.{i}.self_attn", heads, width // heads) for i in range(layers))
         return AdapterPlan("prefix", self.key, settings, targets)
 
-    def merge_refusal(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> Message | None:
         """Always."""
-        return (
-            "a prefix is keys and values beside those of the text, and no weight of the base can hold them. Use the adapter "
-            "beside the base, here or in PEFT, or train a LoRA for a merged model."
+        return msg(
+            "a prefix is keys and values beside those of the text, and no weight of the base can hold them. Use "
+            "the adapter beside the base, here or in PEFT, or train a LoRA for a merged model."
         )
 
 

@@ -24,6 +24,7 @@ from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.tuners import Array, Preset, Source, Tuner, VirtualIds
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import Settings, setting
+from finetune_local.system.messages import Message, msg
 
 ROWS = "prompt_embeddings"
 COMMON = 5000
@@ -73,23 +74,35 @@ class PromptSettings(Settings):
         if self.prompt_encoder != "none":
             if self.prompt_members > 1:
                 raise ValueError(
-                    "--prompt-encoder makes one prompt, so it does not go with --prompt-members. Leave one of them out."
+                    msg(
+                        "--prompt-encoder makes one prompt, so it does not go with --prompt-members. Leave one of them out."
+                    )
                 )
             if self.prompt_init or self.prompt_text:
                 raise ValueError(
-                    "a prompt that --prompt-encoder makes begins as that network does, at random. Leave --prompt-init and "
-                    "--prompt-text out, or use --method prompt."
+                    msg(
+                        "a prompt that --prompt-encoder makes begins as that network does, at random. Leave --prompt-init "
+                        "and --prompt-text out, or use --method prompt."
+                    )
                 )
         elif self.prompt_encoder_width is not None:
-            raise ValueError("--prompt-encoder-width is the width of a network: give --prompt-encoder mlp or lstm too.")
+            raise ValueError(
+                msg("--prompt-encoder-width is the width of a network: give --prompt-encoder mlp or lstm too.")
+            )
         if self.prompt_init == "text" and not self.prompt_text:
-            raise ValueError("--prompt-init text needs the text: give --prompt-text 'Answer with the code only.'")
+            raise ValueError(msg("--prompt-init text needs the text: give --prompt-text 'Answer with the code only.'"))
         if self.prompt_text and self.prompt_init not in (None, "text"):
-            raise ValueError(f"--prompt-text is not used with --prompt-init {self.prompt_init}. Leave one of them out.")
+            raise ValueError(
+                msg(
+                    "--prompt-text is not used with --prompt-init {kind}. Leave one of them out.", kind=self.prompt_init
+                )
+            )
         if self.prompt_text and self.prompt_members > 1:
             raise ValueError(
-                "prompts that begin as the same text stay equal, and their vote says nothing. Leave --prompt-text out, or "
-                "give --prompt-members 1."
+                msg(
+                    "prompts that begin as the same text stay equal, and their vote says nothing. Leave --prompt-text "
+                    "out, or give --prompt-members 1."
+                )
             )
         return self
 
@@ -114,8 +127,11 @@ class Prompt(Tuner):
         if not found:
             names = ", ".join(end.removesuffix(".weight") for end in _EMBEDDINGS)
             raise SpecError(
-                f"a prompt stands where this model's embeddings do, and it has none of a known name ({names}). "
-                "Use --method lora."
+                msg(
+                    "a prompt stands where this model's embeddings do, and it has none of a known name ({names}). Use "
+                    "--method lora.",
+                    names=names,
+                )
             )
         vocabulary, width = base.weights[found[0]].shape
         return AdapterPlan(method, self.key, settings, (Target(found[0].removesuffix(".weight"), width, vocabulary),))
@@ -193,24 +209,28 @@ class Prompt(Tuner):
         """From PEFT's config and the shape of its one tensor."""
         if config.num_transformer_submodules not in (None, 1):
             raise AdapterError(
-                "this prompt is for an encoder and a decoder, and only models that continue a text are known."
+                msg("this prompt is for an encoder and a decoder, and only models that continue a text are known.")
             )
         shape = shapes.get(ROWS, ())
         if len(shape) != 2 or shape[0] < 1:
-            raise AdapterError(f"the adapter has no '{ROWS}' of rows and columns. Copy it again.")
+            raise AdapterError(msg("the adapter has no '{name}' of rows and columns. Copy it again.", name=ROWS))
         if config.num_virtual_tokens != shape[0]:
             raise AdapterError(
-                f"adapter_config.json says {config.num_virtual_tokens} virtual tokens, but the prompt in the file has "
-                f"{shape[0]}. Copy the adapter again."
+                msg(
+                    "adapter_config.json says {number} virtual tokens, but the prompt in the file has {count}. Copy the "
+                    "adapter again.",
+                    number=config.num_virtual_tokens,
+                    count=shape[0],
+                )
             )
         method = "p-tuning" if config.peft_type == "P_TUNING" else "prompt"
         return AdapterPlan(method, self.key, PromptSettings(prompt_length=shape[0]), (Target("", shape[1], 0),))
 
-    def merge_refusal(self, plan: AdapterPlan) -> str | None:
+    def merge_refusal(self, plan: AdapterPlan) -> Message | None:
         """Always."""
-        return (
-            "a prompt is vectors before the text, and no weight of the base can hold them. Keep the adapter beside the base "
-            "and use it there, here or in PEFT, or train a LoRA for a merged model."
+        return msg(
+            "a prompt is vectors before the text, and no weight of the base can hold them. Keep the adapter "
+            "beside the base and use it there, here or in PEFT, or train a LoRA for a merged model."
         )
 
 
@@ -222,7 +242,9 @@ def _tokens_of(text: str, length: int, source: Source) -> list[int]:
     """The text's tokens, repeated and cut to a length. Raises SpecError where there are none."""
     ids = source.ids(text) if source.ids else []
     if not ids:
-        raise SpecError(f"--prompt-text {text!r} has no tokens to begin with. Give some words, or leave it out.")
+        raise SpecError(
+            msg("--prompt-text {text} has no tokens to begin with. Give some words, or leave it out.", text=repr(text))
+        )
     return (ids * math.ceil(length / len(ids)))[:length]
 
 

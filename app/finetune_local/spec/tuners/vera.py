@@ -20,6 +20,7 @@ from finetune_local.spec.targets import AtLinear, check_inside, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.fields import Settings, setting
+from finetune_local.system.messages import Message, msg
 
 A, B = "base_model.vera_A", "base_model.vera_B"
 LAMBDA_B, LAMBDA_D = ".vera_lambda_b", ".vera_lambda_d"
@@ -110,11 +111,15 @@ class Vera(Tuner):
         """From PEFT's config and the tensors; an adapter without A and B is refused."""
         if A not in shapes or B not in shapes:
             raise AdapterError(
-                "this VeRA adapter was saved without its random matrices, which only the PyTorch that made it can make again. "
-                "Save it with PEFT's save_projection=True."
+                msg(
+                    "this VeRA adapter was saved without its random matrices, which only the PyTorch that made it can "
+                    "make again. Save it with PEFT's save_projection=True."
+                )
             )
         if config.modules_to_save or config.bias != "none":
-            raise AdapterError("adapter_config.json uses 'modules_to_save' or 'bias', which this version cannot read.")
+            raise AdapterError(
+                msg("adapter_config.json uses 'modules_to_save' or 'bias', which this version cannot read.")
+            )
         ends = sorted(name for name in shapes if name.endswith(LAMBDA_B))
         modules = [name.removeprefix(PREFIX).removesuffix(LAMBDA_B) for name in ends]
         check_inside(modules, "VeRA")
@@ -124,10 +129,10 @@ class Vera(Tuner):
             settings = VeraSettings(rank=shapes[A][0], vera_start=start, targets=tuple(modules))
         except (TypeError, ValueError) as error:
             said = " ".join(str(error).split())
-            raise AdapterError(f"adapter_config.json has no usable d_initial ({said}).") from None
+            raise AdapterError(msg("adapter_config.json has no usable d_initial ({error}).", error=said)) from None
         return AdapterPlan("vera", self.key, settings, tuple(targets))
 
-    def sum_refusal(self, plan: AdapterPlan) -> str | None:
+    def sum_refusal(self, plan: AdapterPlan) -> Message | None:
         """See the base class."""
         return None
 

@@ -32,6 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_local.system.messages import Message, msg
 from finetune_local.system.untrusted.guarded_child import HEAD, MOST_DEPTH, RESULT_TOO_LARGE, encoded
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 
@@ -115,7 +116,7 @@ class Guarded:
                 process = self._started()
             except (OSError, RuntimeError) as error:  # no memory, no file, no thread is left for it
                 self._end()
-                raise Died(f"no process could be started for it ({error})") from None
+                raise Died(msg("no process could be started for it ({error})", error=error)) from None
             seconds = [preparing or self.limits.seconds, answering or self.limits.seconds]
             message: dict[str, Any] = {"key": setup.key, "request": request, "seconds": seconds}
             if setup.key in self._sent:
@@ -159,7 +160,9 @@ class Guarded:
             head = process.stdout.read(HEAD)
             size = int.from_bytes(head, "little")
             if size > self.limits.most_reply:
-                raise TookTooMuch(f"its result is larger than {self.limits.most_reply / 1e6:.0f} MB")
+                raise TookTooMuch(
+                    msg("its result is larger than {size} MB", size=f"{self.limits.most_reply / 1e6:.0f}")
+                )
             body = process.stdout.read(size) if len(head) == HEAD else b""
         except OSError:
             head, size, body = b"", 0, b""
@@ -168,7 +171,7 @@ class Guarded:
         try:
             return parse_json_object(body, MOST_DEPTH)
         except ForeignTextError as error:
-            raise Died(f"its answer cannot be read: {error}") from None
+            raise Died(msg("its answer cannot be read: {error}", error=error)) from None
 
     def _how_it_ended(self, process: subprocess.Popen[bytes]) -> GuardedError:
         try:
@@ -179,14 +182,16 @@ class Guarded:
         if self._killed is TookTooMuch:
             return TookTooMuch(self._too_much())
         if self._killed is TookTooLong or (hasattr(signal, "SIGPROF") and code == -signal.SIGPROF):
-            return TookTooLong(f"it did not end within {self._allowed:.0f} seconds")
+            return TookTooLong(msg("it did not end within {number} seconds", number=f"{self._allowed:.0f}"))
         if code in (-getattr(signal, "SIGABRT", 6), -getattr(signal, "SIGKILL", 9)):
             # What Rust and C do where memory is refused to them; and the system's own last resort.
-            return TookTooMuch(f"the process that worked on it was ended, most likely for want of memory ({code})")
-        return Died(f"the process that worked on it died ({code})")
+            return TookTooMuch(
+                msg("the process that worked on it was ended, most likely for want of memory ({code})", code=code)
+            )
+        return Died(msg("the process that worked on it died ({code})", code=code))
 
-    def _too_much(self) -> str:
-        return f"it takes more than {self.limits.most_bytes / 1e9:.1f} GB of memory"
+    def _too_much(self) -> Message:
+        return msg("it takes more than {size} GB of memory", size=f"{self.limits.most_bytes / 1e9:.1f}")
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._owner != os.getpid():  # after a fork the child is the other process's

@@ -13,6 +13,7 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import parse_json_object
 
 HEAD = 4
@@ -56,7 +57,12 @@ def _answered(module: Any, prepared: dict[str, Any], message: dict[str, Any], mo
         kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
         content = encoded({"kind": kind, "message": line_of(error), "lost": lost})
     if len(content) > most_reply:
-        return encoded({"kind": RESULT_TOO_LARGE, "message": f"its result is larger than {most_reply / 1e6:.0f} MB"})
+        return encoded(
+            {
+                "kind": RESULT_TOO_LARGE,
+                "message": msg("its result is larger than {size} MB", size=f"{most_reply / 1e6:.0f}"),
+            }
+        )
     return content
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, is_text, parse_json_object
 
 BYTES = {
@@ -49,27 +50,33 @@ class Stored:
 def tensors_of(path: Path) -> dict[str, Stored]:
     """The tensors of a file by name. Raises ForeignTextError where it is cut short, damaged or no safetensors file, and OSError."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ForeignTextError("it is no regular file")
+        raise ForeignTextError(msg("it is no regular file"))
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if start.startswith(b"version "):
-            raise LfsPointer("this is a Git LFS pointer, not the weights")
+            raise LfsPointer(msg("this is a Git LFS pointer, not the weights"))
         if len(start) < 8:
-            raise ForeignTextError(f"only {size} bytes long, so it is no safetensors file")
+            raise ForeignTextError(msg("only {size} bytes long, so it is no safetensors file", size=size))
         (length,) = struct.unpack("<Q", start)
         if length > min(size - 8, _LARGEST_HEADER):
             raise ForeignTextError(
-                f"the header says {length} bytes but the file has {size}: cut short or not safetensors"
+                msg(
+                    "the header says {length} bytes but the file has {size}: cut short or not safetensors",
+                    length=length,
+                    size=size,
+                )
             )
         text = file.read(length)
     try:
         header = parse_json_object(text, depth=len(text))  # how deep it is, is seen entry by entry
     except ForeignTextError as error:
-        raise ForeignTextError(f"the header is damaged ({error})") from None
+        raise ForeignTextError(msg("the header is damaged ({error})", error=error)) from None
     header.pop("__metadata__", None)
     if len(header) > _MOST_TENSORS:
-        raise ForeignTextError(f"the header names {len(header)} tensors, and at most {_MOST_TENSORS} are read")
+        raise ForeignTextError(
+            msg("the header names {count} tensors, and at most {most} are read", count=len(header), most=_MOST_TENSORS)
+        )
     if b"\\ud" in text.lower() and (broken := next((name for name in header if not is_text(name)), None)) is not None:
         raise _damaged(broken)
     stored = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
@@ -88,7 +95,9 @@ def _entry(path: Path, name: str, value: Any, data: int, size: int) -> Stored:
     if type(shape) is not list or type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
         raise _damaged(name)
     if len(shape) > _MOST_DIMENSIONS:
-        raise ForeignTextError(f"tensor {_named(name)} has {len(shape)} dimensions, which no weight has")
+        raise ForeignTextError(
+            msg("tensor {name} has {count} dimensions, which no weight has", name=_named(name), count=len(shape))
+        )
     count = 1
     for one in shape:
         if type(one) is not int or not 0 <= one < _LARGEST:
@@ -96,7 +105,12 @@ def _entry(path: Path, name: str, value: Any, data: int, size: int) -> Stored:
         count *= one
     if data + end > size:
         raise ForeignTextError(
-            f"tensor {_named(name)} should end at byte {data + end} but the file has {size}: it was cut short"
+            msg(
+                "tensor {name} should end at byte {end} but the file has {size}: it was cut short",
+                name=_named(name),
+                end=data + end,
+                size=size,
+            )
         )
     wide = BYTES.get(dtype) if type(dtype) is str else None
     if wide is None:
@@ -109,17 +123,25 @@ def _entry(path: Path, name: str, value: Any, data: int, size: int) -> Stored:
         needed = count * wide
     if needed != end - begin:
         raise ForeignTextError(
-            f"tensor {_named(name)} has {end - begin} bytes, which is not {dtype} of shape {list(shape)}"
+            msg(
+                "tensor {name} has {count} bytes, which is not {dtype} of shape {shape}",
+                name=_named(name),
+                count=end - begin,
+                dtype=dtype,
+                shape=list(shape),
+            )
         )
     return Stored(path, data + begin, data + end, tuple(shape), dtype)
 
 
 def _damaged(name: str) -> ForeignTextError:
-    return ForeignTextError(f"the header's entry for {_named(name)} is damaged")
+    return ForeignTextError(msg("the header's entry for {name} is damaged", name=_named(name)))
 
 
 def _unknown(name: str, dtype: str) -> ForeignTextError:
-    return ForeignTextError(f"tensor {_named(name)} is of type {_named(dtype)}, which is not known here")
+    return ForeignTextError(
+        msg("tensor {name} is of type {dtype}, which is not known here", name=_named(name), dtype=_named(dtype))
+    )
 
 
 def _in_order(stored: dict[str, Stored], begin: int, size: int) -> None:
@@ -128,13 +150,19 @@ def _in_order(stored: dict[str, Stored], begin: int, size: int) -> None:
     for start, end, name in sorted([(tensor.begin, tensor.end, name) for name, tensor in stored.items()]):
         if start < at:
             raise ForeignTextError(
-                f"tensors {_named(before)} and {_named(name)} overlap, so one of them is not what it was"
+                msg(
+                    "tensors {one} and {other} overlap, so one of them is not what it was",
+                    one=_named(before),
+                    other=_named(name),
+                )
             )
         if start > at:
-            raise ForeignTextError(f"{start - at} bytes before tensor {_named(name)} belong to no tensor")
+            raise ForeignTextError(
+                msg("{count} bytes before tensor {name} belong to no tensor", count=start - at, name=_named(name))
+            )
         at, before = end, name
     if at != size:
-        raise ForeignTextError(f"{size - at} bytes at its end belong to no tensor")
+        raise ForeignTextError(msg("{count} bytes at its end belong to no tensor", count=size - at))
 
 
 def _no_doubles(text: bytes) -> None:
@@ -145,7 +173,7 @@ def _no_doubles(text: bytes) -> None:
         if len(found) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise ForeignTextError(f"its header has {_named(twice)} twice")
+            raise ForeignTextError(msg("its header has {name} twice", name=_named(twice)))
         return found
 
     json.JSONDecoder(object_pairs_hook=once).decode(text.decode("utf-8-sig"))

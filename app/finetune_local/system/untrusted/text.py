@@ -17,6 +17,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from finetune_local.system.messages import message_of, msg
+
 MOST_BYTES = 64 * 2**20
 """Largest file of settings that is read whole. The largest known good one is a tokenizer.json of 35 MB."""
 
@@ -45,12 +47,17 @@ def parse_json(text: str | bytes, depth: int = MOST_DEPTH) -> Any:
         value = _DECODER.decode(decoded)
     except json.JSONDecodeError as error:
         raise ForeignTextError(
-            f"it is not JSON (line {error.lineno}, column {error.colno}: {_said(error.msg)})"
+            msg(
+                "it is not JSON (line {line}, column {column}: {what})",
+                line=error.lineno,
+                column=error.colno,
+                what=_said(error.msg),
+            )
         ) from None
     except UnicodeDecodeError as error:
-        raise ForeignTextError(f"it is not UTF-8 text (byte {error.start})") from None
+        raise ForeignTextError(msg("it is not UTF-8 text (byte {byte})", byte=error.start)) from None
     except RecursionError:
-        raise ForeignTextError(f"it is nested more than {depth} deep") from None
+        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=depth)) from None
     _check_depth(value, decoded, 0, len(decoded), depth)
     return value
 
@@ -64,7 +71,7 @@ def parse_json_at(text: str, start: int, depth: int = MOST_DEPTH) -> tuple[Any, 
     try:
         value, end = _DECODER.raw_decode(text, start)
     except RecursionError:
-        raise ForeignTextError(f"it is nested more than {depth} deep") from None
+        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=depth)) from None
     _check_depth(value, text, start, end, depth)
     return value, end
 
@@ -78,14 +85,14 @@ def check_parts(text: str, start: int = 0) -> None:
         if match[0][0] != '"':
             parts += sum(match[0].count(mark) for mark in "[{,")
             if parts > MOST_PARTS:
-                raise ForeignTextError(f"it has more than {MOST_PARTS:,} parts")
+                raise ForeignTextError(msg("it has more than {number} parts", number=f"{MOST_PARTS:,}"))
 
 
 def parse_json_object(text: str | bytes, depth: int = MOST_DEPTH) -> dict[str, Any]:
     """The same, where it has to be an object ({...}). Raises ForeignTextError."""
     value = parse_json(text, depth)
     if not isinstance(value, dict):
-        raise ForeignTextError(f"a JSON object is expected, not {kind_of(value)}")
+        raise ForeignTextError(msg("a JSON object is expected, not {what}", what=kind_of(value)))
     return value
 
 
@@ -104,13 +111,13 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
     try:
         values = tomllib.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:
-        raise ForeignTextError(f"it is not UTF-8 text (byte {error.start})") from None
+        raise ForeignTextError(msg("it is not UTF-8 text (byte {byte})", byte=error.start)) from None
     except RecursionError:
-        raise ForeignTextError(f"it is nested more than {MOST_DEPTH} deep") from None
+        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=MOST_DEPTH)) from None
     except ValueError as error:  # TOMLDecodeError is one; so is a number of too many digits
-        raise ForeignTextError(f"it is not TOML ({_said(str(error))})") from None
+        raise ForeignTextError(msg("it is not TOML ({what})", what=_said(message_of(error)))) from None
     if deeper_than(values, MOST_DEPTH):
-        raise ForeignTextError(f"it is nested more than {MOST_DEPTH} deep")
+        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=MOST_DEPTH))
     return values
 
 
@@ -122,7 +129,9 @@ def read_bounded(path: Path, most_bytes: int = MOST_BYTES, *, pipes: bool = Fals
     with path.open("rb") if pipes else open_file(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
-        raise ForeignTextError(f"it is larger than {most_bytes / 1e6:.0f} MB, which no such file is")
+        raise ForeignTextError(
+            msg("it is larger than {size} MB, which no such file is", size=f"{most_bytes / 1e6:.0f}")
+        )
     return content
 
 
@@ -133,14 +142,14 @@ def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
     for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
         flags |= getattr(os, name, 0)
     if not follow and path.is_symlink():
-        raise ForeignTextError("it is a link to another file")
+        raise ForeignTextError(msg("it is a link to another file"))
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket; a device that is not there
-            raise ForeignTextError("it is no file that can be read") from None
+            raise ForeignTextError(msg("it is no file that can be read")) from None
         if error.errno == errno.ELOOP and not follow:
-            raise ForeignTextError("it is a link to another file") from None
+            raise ForeignTextError(msg("it is a link to another file")) from None
         raise
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -148,7 +157,7 @@ def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise ForeignTextError("it is no file, but a pipe or a device")
+    raise ForeignTextError(msg("it is no file, but a pipe or a device"))
 
 
 def deeper_than(value: Any, depth: int) -> bool:
@@ -179,13 +188,20 @@ def kind_of(value: object) -> str:
 
 
 _STRINGS_APART = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[^"]++', re.DOTALL)  # possessive, so that it never goes back
-_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+_KINDS = {
+    dict: msg("an object"),
+    list: msg("a list"),
+    str: msg("a text"),
+    bool: msg("true or false"),
+    int: msg("a number"),
+    float: msg("a number"),
+}
 
 
 def _check_depth(value: Any, text: str, start: int, end: int, depth: int) -> None:
     # Counting brackets is fast and settles nearly every text; brackets inside strings make a closer look needed.
     if text.count("[", start, end) + text.count("{", start, end) > depth and deeper_than(value, depth):
-        raise ForeignTextError(f"it is nested more than {depth} deep")
+        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=depth))
 
 
 def _inside(value: Any) -> Any:
@@ -196,7 +212,7 @@ def _inside(value: Any) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
-        raise ForeignTextError(f"it contains a number of {len(digits)} digits")
+        raise ForeignTextError(msg("it contains a number of {count} digits", count=len(digits)))
     return int(digits)
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from finetune_local.spec.given import flattened, given_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 from finetune_local.training.run_folder.runs import Run
 
 _NOTE = re.compile(r"([a-z_]+(?:\.[a-z_0-9]+)?) = (\S+?)(?: instead of \S+)?(?::? )(.*)", re.DOTALL)
-_ASKED_FOR = "you asked for it"
+_ASKED_FOR = msg("you asked for it")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,11 @@ def _asked(run: Run) -> tuple[RunSpec, dict[str, Any]]:
         tables = read_json_object(run.asked_file)
     except (OSError, ForeignTextError) as error:
         raise SpecError(
-            f"{run.asked_file}: cannot be read ({error}). Delete it: what the user set is then told from run.json."
+            msg(
+                "{asked_file}: cannot be read ({error}). Delete it: what the user set is then told from run.json.",
+                asked_file=run.asked_file,
+                error=error,
+            )
         ) from None
     return parse_spec(tables, str(run.asked_file)), tables
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from finetune_local.spec.run import RunSpec
 from finetune_local.system.errors import DamagedRun, FinetuneError, UserError
+from finetune_local.system.messages import Message
 from finetune_local.system.paths import Home, located
-from finetune_local.training import setup
+from finetune_local.training import check
 from finetune_local.training.events import Event, Failed, Note
 from finetune_local.training.run_folder import runs
 from finetune_local.training.run_folder.runs import Run
@@ -15,12 +16,12 @@ from finetune_local.training.run_folder.runs import Run
 
 def checked(
     specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None], made_from: str | None = None
-) -> list[tuple[Run, list[str]]]:
+) -> list[tuple[Run, list[Message]]]:
     """Check specs that are to be trained at once, and make a run of each: with the notes for the user, which are its first
     events. `made_from` is the run whose settings they are. Raises UserErrors; all of them are made or none is."""
-    begun: list[tuple[Run, list[str]]] = []
+    begun: list[tuple[Run, list[Message]]] = []
     try:
-        for asked, (spec, notes) in zip(specs, setup.check_together(specs, home, progress), strict=True):
+        for asked, (spec, notes) in zip(specs, check.check_together(specs, home, progress), strict=True):
             found = asked.model_copy(update={"model": asked.model.model_copy(update={"id": spec.model.id})})
             run = runs.create(home, with_absolute_files(spec), asked=with_absolute_files(found), made_from=made_from)
             begun.append((run, notes))
@@ -38,7 +39,7 @@ def unchecked(spec: RunSpec, home: Home, made_from: str | None = None) -> Run:
 
     `made_from` is the run whose settings it was begun from, where it is one.
     """
-    setup.check_files(spec)
+    check.check_files(spec)
     return runs.create(home, with_absolute_files(spec), made_from=made_from)
 
 

@@ -16,6 +16,7 @@ from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, SpecError, UserError
+from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 from finetune_local.training import checkpoint
 from finetune_local.training.events import Finished, StoppedByUser
@@ -64,7 +65,7 @@ def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
         try:
             found.append(check(run, repair=repair))
         except (DiskFailed, UserError) as error:
-            finding = Finding(".", "damaged", str(error).rstrip("."), "mend that, and check again")
+            finding = Finding(".", "damaged", str(error).rstrip("."), msg("mend that, and check again"))
             found.append(Checked(run.name, "damaged", [finding]))
     return found
 
@@ -82,7 +83,7 @@ def check(run: Run, *, repair: bool = False) -> Checked:
             found.findings += _findings(run, found, repair=True)
     if mine:
         found.findings += [
-            Finding(name, "untidy", "it was left undone by a kill", "done", repaired=True)
+            Finding(name, "untidy", msg("it was left undone by a kill"), "done", repaired=True)
             for name in tidy.complete(run)
         ]
     return found
@@ -98,16 +99,18 @@ def _findings(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
     yield from _checkpoints(run, found, repair=repair)
     if not repair:
         for name in tidy.untidy(run):
-            yield Finding(name, "untidy", "it was left undone by a kill", "--repair does it")
+            yield Finding(name, "untidy", msg("it was left undone by a kill"), msg("--repair does it"))
 
 
 def _settings(run: Run) -> Iterator[Finding]:
     try:
         _ = run.spec
     except DamagedRun as error:
-        yield Finding("run.json", "newer", str(error), "update")
+        yield Finding("run.json", "newer", message_of(error), "update")
     except (SpecError, UserError) as error:
-        yield Finding("run.json", "damaged", str(error), "its checkpoints and its adapter can be used all the same")
+        yield Finding(
+            "run.json", "damaged", message_of(error), msg("its checkpoints and its adapter can be used all the same")
+        )
 
 
 def _events(run: Run, *, repair: bool) -> Iterator[Finding]:
@@ -117,16 +120,18 @@ def _events(run: Run, *, repair: bool) -> Iterator[Finding]:
     if half := run.events_file.stat().st_size - whole:
         if repair:
             os.truncate(run.events_file, whole)
-        remedy = "cut off" if repair else "--repair cuts it off"
-        yield Finding("events.jsonl", "untidy", f"its last line is half written ({half} bytes)", remedy, repair)
+        remedy = msg("cut off") if repair else msg("--repair cuts it off")
+        yield Finding(
+            "events.jsonl", "untidy", msg("its last line is half written ({bytes} bytes)", bytes=half), remedy, repair
+        )
     with run.events_file.open("rb") as file:
         bad = sum(1 for line in file if line.endswith(b"\n") and not _readable(line))
     if bad:
         yield Finding(
             "events.jsonl",
             "damaged",
-            f"{bad} of its lines cannot be read",
-            "they are passed over; training is not affected",
+            msg("{number} of its lines cannot be read", number=bad),
+            msg("they are passed over; training is not affected"),
         )
 
 
@@ -143,11 +148,11 @@ def _checkpoints(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]
     for place, why in bad:
         kind: Kind = "newer" if isinstance(why, checkpoint.NewerCheckpoint) else "damaged"
         if not found.checkpoints:
-            remedy, done = "no other is intact, so it is left where it is", False
+            remedy, done = msg("no other is intact, so it is left where it is"), False
         elif repair:
-            remedy, done = f"moved to {checkpoint.set_aside(place, run.folder)}", True
+            remedy, done = msg("moved to {place}", place=checkpoint.set_aside(place, run.folder)), True
         else:
-            remedy, done = f"--repair moves it away; the run goes on from {found.checkpoints[-1]}", False
+            remedy, done = msg("--repair moves it away; the run goes on from {name}", name=found.checkpoints[-1]), False
         yield Finding(f"checkpoints/{place.name}", kind, str(why), remedy, done)
 
 
@@ -162,7 +167,10 @@ def _rows(run: Run) -> Iterator[Finding]:
     for folder in (run.data, run.tokenizer):
         if folder.is_dir() and (problem := checksums.problem(folder)):
             yield Finding(
-                folder.name, "damaged", problem, "`resume` makes it again from its files where they are as they were"
+                folder.name,
+                "damaged",
+                problem,
+                msg("`resume` makes it again from its files where they are as they were"),
             )
 
 
@@ -178,13 +186,16 @@ def _adapter(run: Run, *, repair: bool) -> Iterator[Finding]:
     source = _source(run)
     if source is None:
         yield Finding(
-            "adapter", "damaged", problem, "the checkpoint it was made from is not there, so it cannot be made again"
+            "adapter",
+            "damaged",
+            problem,
+            msg("the checkpoint it was made from is not there, so it cannot be made again"),
         )
     elif repair:
         publish_checkpoint(run, source, summed=True)
-        yield Finding("adapter", "damaged", problem, f"made again from {source.name}", repaired=True)
+        yield Finding("adapter", "damaged", problem, msg("made again from {name}", name=source.name), repaired=True)
     else:
-        yield Finding("adapter", "damaged", problem, f"--repair makes it again from {source.name}")
+        yield Finding("adapter", "damaged", problem, msg("--repair makes it again from {name}", name=source.name))
 
 
 def _source(run: Run) -> Path | None:
@@ -218,11 +229,11 @@ def _has_weights(place: Path) -> bool:
     return there and checksums.changed(place, {name: known[name] for name in needed}) is None
 
 
-def _unreadable(folder: Path) -> str | None:
+def _unreadable(folder: Path) -> Message | None:
     try:
         read_adapter(folder)
     except AdapterError as error:
-        return str(error)
+        return message_of(error)
     return None
 
 

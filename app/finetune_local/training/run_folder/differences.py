@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_local.spec.given import flattened
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 from finetune_local.training.run_folder.runs import Run
 
@@ -34,4 +35,6 @@ def tables_of(run: Run) -> dict[str, Any]:
     try:
         return read_json_object(file)
     except (OSError, ForeignTextError) as error:
-        raise SpecError(f"{file}: cannot be read ({error}). The run cannot be compared.") from None
+        raise SpecError(
+            msg("{file}: cannot be read ({error}). The run cannot be compared.", file=file, error=error)
+        ) from None

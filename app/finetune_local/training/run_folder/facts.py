@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.process import started_at
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
@@ -128,14 +129,14 @@ def facts_of(run: Run) -> dict[str, Any]:
         facts.update(_Told.read(file).facts())
     except (OSError, ForeignTextError, ValidationError) as error:
         said = (
-            f"'{_place(error)}' is missing, or not what it should be"
+            msg("'{name}' is missing, or not what it should be", name=_place(error))
             if isinstance(error, ValidationError)
-            else str(error)
+            else message_of(error)
         )
         return {
             **facts,
             "status": "damaged",
-            "problem": f"{file}: cannot be read ({said}). The run cannot be resumed.",
+            "problem": msg("{file}: cannot be read ({error}). The run cannot be resumed.", file=file, error=said),
         }
     if isinstance(summary := last.get("summary"), Mapping):
         facts.update(_sound(summary))

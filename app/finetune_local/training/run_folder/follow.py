@@ -9,6 +9,7 @@ from typing import Any
 from finetune_local.runtime import process_folder
 from finetune_local.system import errors
 from finetune_local.system.errors import FinetuneError, SpecError, Stopped, WorkerDied, typed
+from finetune_local.system.messages import as_message, msg
 from finetune_local.system.paths import Home
 from finetune_local.training.events import ENDS, Event, Failed, StoppedByUser, readable
 from finetune_local.training.run_folder.runs import Run
@@ -28,7 +29,7 @@ def start_all(runs: Sequence[Run], home: Home) -> list[int]:
     """Start one worker process for several runs on one base; returns where the events of each will begin."""
     for run in runs:
         if run.alive():
-            raise SpecError(f"run '{run.name}' is being trained already.")
+            raise SpecError(msg("run '{name}' is being trained already.", name=run.name))
     positions = [run.events_end() for run in runs]
     process_folder.start(runs, "finetune_local.training.worker", [*(str(run.folder) for run in runs), str(home.root)])
     return positions
@@ -85,17 +86,27 @@ def raise_for(event: Event, run: Run) -> None:
     """Turn a run's last event into the error it stands for; returns where it finished well."""
     if isinstance(event, StoppedByUser):
         raise Stopped(
-            f"stopped after step {event.step}; everything is saved. Go on with: finetune-local resume {typed(run.name)}"
+            msg(
+                "stopped after step {step}; everything is saved. Go on with: finetune-local resume {name}",
+                step=event.step,
+                name=typed(run.name),
+            )
         )
     if isinstance(event, Failed):
         kind = getattr(errors, event.error, None)
         if isinstance(kind, type) and issubclass(kind, FinetuneError):
-            raise kind(event.message)
+            raise kind(as_message(event.message))
         raise RuntimeError(f"the training process failed ({run.log}):\n{event.traceback}")
 
 
 def _silent(died: Sequence[Run]) -> WorkerDied:
     """What to say of runs whose process ended without an event that says why."""
     words = died[0].log_tail()
-    said = ". Its last words: " + " | ".join(words) if words else " (killed, or out of memory)"
-    return WorkerDied(f"the training process ended without a word{said}. What was saved is intact; {go_on(died)}")
+    said = msg(". Its last words: ") + " | ".join(words) if words else msg(" (killed, or out of memory)")
+    return WorkerDied(
+        msg(
+            "the training process ended without a word{said}. What was saved is intact; {how}",
+            said=said,
+            how=go_on(died),
+        )
+    )

@@ -23,8 +23,8 @@ from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import RunSpec, parse_spec
 from finetune_local.spec.tuners import trainable_parameters
 from finetune_local.system.errors import DataError, FinetuneError, SpecError, UserError
+from finetune_local.training.check import facts_for, plan_for, settle
 from finetune_local.training.run_folder.pace import Pace, Work
-from finetune_local.training.setup import facts_for, plan_for, settle
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from finetune_local.system.errors import DamagedRun, SpecError, typed
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import ASIDE, disk_full, stamp, sweep, sweep_abandoned, sync, write_text
 from finetune_local.system.files import remove as remove_files
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, bad_name, located
 from finetune_local.system.trash import Removed
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
@@ -56,7 +57,7 @@ Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new
 class Run(ProcessFolder):
     """A run by its folder."""
 
-    on_full_disk = "What was saved is intact. Make room, then resume."
+    on_full_disk = msg("What was saved is intact. Make room, then resume.")
 
     @property
     def adapter(self) -> Path:
@@ -91,10 +92,14 @@ class Run(ProcessFolder):
             # A kill while it was renamed may have left the old name in the file.
             return parse_spec({**read_json_object(path), "name": self.name}, str(path))
         except (OSError, ForeignTextError) as error:
-            raise SpecError(f"{path}: cannot be read ({error}). The run cannot be resumed.") from error
+            raise SpecError(
+                msg("{path}: cannot be read ({error}). The run cannot be resumed.", path=path, error=error)
+            ) from error
         except SpecError as error:
             if "there is no " in str(error):  # setting, method or objective of this name: not in this version
-                raise DamagedRun(f"{error}\nIf a newer version wrote this run, update to go on with it.") from error
+                raise DamagedRun(
+                    msg("{error}\nIf a newer version wrote this run, update to go on with it.", error=error)
+                ) from error
             raise
 
     @property
@@ -161,9 +166,9 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
     `asked` is the spec before automatic values were settled, where `spec` is not that; `made_from` the run it was begun from.
     """
     if spec.name is not None and (problem := bad_name(spec.name)):
-        raise SpecError(f"--run {spec.name!r} {problem}.")
+        raise SpecError(msg("--run {name} {problem}.", name=repr(spec.name), problem=problem))
     stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
-    with disk_full(home.runs, "Make room and begin it again."), _aside(home) as made:
+    with disk_full(home.runs, msg("Make room and begin it again.")), _aside(home) as made:
         made.checkpoints.mkdir()
         write_text(made.asked_file, json.dumps(given_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
         if made_from is not None:
@@ -176,8 +181,12 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
             if spec.name is not None:
                 break
     raise SpecError(
-        f"--run {name}: there is a run of that name already. Choose another name, or go on with it: "
-        f"finetune-local resume {typed(name)}"
+        msg(
+            "--run {name}: there is a run of that name already. Choose another name, or go on with it: "
+            "finetune-local resume {name2}",
+            name=name,
+            name2=typed(name),
+        )
     )
 
 
@@ -216,8 +225,15 @@ def find(home: Home, name: str) -> Run:
         if (folder / "run.json").exists() and (folder / "checkpoints").is_dir():
             return Run(folder.resolve())
     known = [run.name for run in every(home)]
-    listed = f" Known runs: {', '.join(known[:8])}." if known else " There are no runs yet."
-    raise SpecError(f"there is no run '{name}' in {home.runs}.{did_you_mean(name, known) or listed}")
+    listed = msg(" Known runs: {names}.", names=", ".join(known[:8])) if known else msg(" There are no runs yet.")
+    raise SpecError(
+        msg(
+            "there is no run '{name}' in {folder}.{did_you_mean}",
+            name=name,
+            folder=home.runs,
+            did_you_mean=did_you_mean(name, known) or listed,
+        )
+    )
 
 
 def of_config(config: Path, home: Home) -> str | None:
@@ -248,11 +264,11 @@ def rename(run: Run, name: str, home: Home) -> Run:
     Raises SpecError while it is running or where the name cannot be, RunError where the system does not let it.
     """
     if problem := bad_name(name):
-        raise SpecError(f"the name {name!r} {problem}.")
+        raise SpecError(msg("the name {name} {problem}.", name=repr(name), problem=problem))
     target = home.runs / name
     with _kept_idle(run):
         if target.exists() and not target.samefile(run.folder):  # some disks do not tell capitals from small letters
-            raise SpecError(f"there is a run '{name}' already. Choose another name.")
+            raise SpecError(msg("there is a run '{name}' already. Choose another name.", name=name))
         trash.moved(run.folder, target)
         renamed = Run(target)
         _write_name(renamed, name)
@@ -289,12 +305,22 @@ def _kept_idle(run: Run) -> Iterator[None]:
     """Hold a run's lock while its folder is moved, so that no worker begins in it meanwhile. Raises SpecError where one has."""
     with run.locked(moving=True) as idle:
         if not idle:
-            raise _running(run) if run.folder.exists() else SpecError(f"there is no run '{run.name}' any more.")
+            raise (
+                _running(run)
+                if run.folder.exists()
+                else SpecError(msg("there is no run '{name}' any more.", name=run.name))
+            )
         yield
 
 
 def _running(run: Run) -> SpecError:
-    return SpecError(f"run '{run.name}' is running. Stop it first: finetune-local runs stop {typed(run.name)}")
+    return SpecError(
+        msg(
+            "run '{name}' is running. Stop it first: finetune-local runs stop {name2}",
+            name=run.name,
+            name2=typed(run.name),
+        )
+    )
 
 
 def remove(run: Run, home: Home) -> Removed:
@@ -311,14 +337,20 @@ def restore(name: str | None, home: Home) -> Run:
     for removed in trash.every(home, KIND):
         if name in (None, removed.name):
             return put_back(removed)
-    what = f"no run '{name}'" if name else "no run"
-    raise SpecError(f"there is {what} in the trash.")
+    what = msg("no run '{name}'", name=name) if name else msg("no run")
+    raise SpecError(msg("there is {what} in the trash.", what=what))
 
 
 def put_back(removed: Removed) -> Run:
     """Take back one from the trash. Raises SpecError where another one is called so now."""
     if removed.source.exists():
-        raise SpecError(f"{removed.source} exists, so '{removed.name}' cannot go back there. Rename or remove that.")
+        raise SpecError(
+            msg(
+                "{path} exists, so '{name}' cannot go back there. Rename or remove that.",
+                path=removed.source,
+                name=removed.name,
+            )
+        )
     return Run(trash.put_back(removed, removed.source))
 
 

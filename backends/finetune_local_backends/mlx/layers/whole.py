@@ -13,6 +13,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import BIAS, WEIGHT, is_table, is_whole, kind_of, module_of, shape_of
 from finetune_local.system.errors import ModelError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer
 from finetune_local_backends.mlx.model import Model, Place
 
@@ -85,10 +86,19 @@ def whole_layers(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, Adap
             or not isinstance(owner, nn.Module)
             or tuple(place.get().shape[first:]) != shape_of(target)[first:]
         ):
-            raise ModelError(f"this model has no {target.module} of the shape {shape_of(target)} under MLX.")
+            raise ModelError(
+                msg(
+                    "this model has no {module} of the shape {shape} under MLX.",
+                    module=target.module,
+                    shape=shape_of(target),
+                )
+            )
         if not mx.issubdtype(place.get().dtype, mx.floating):
             raise Unsupported(
-                f"{target.module} is held quantised under MLX, and the adapter has a copy of its own. Use --precision bf16."
+                msg(
+                    "{module} is held quantised under MLX, and the adapter has a copy of its own. Use --precision bf16.",
+                    module=target.module,
+                )
             )
         module = module_of(target) if tied is None else tied.removesuffix(WEIGHT)
         names.setdefault(module, {})["weight" if tied is None else HEAD_WEIGHT] = PREFIX + target.module

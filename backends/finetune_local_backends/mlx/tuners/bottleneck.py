@@ -13,6 +13,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS, BottleneckSettings
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import EMBEDDINGS, Model
 
@@ -57,5 +58,11 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
     width = next((int(place.get().shape[1]) for name, place in base.weights.items() if name.endswith(EMBEDDINGS)), None)
     for target in plan.targets:
         if width not in (None, target.in_features):
-            raise ModelError(f"the adapter was made for a model {target.in_features} wide, but this one is {width}.")
+            raise ModelError(
+                msg(
+                    "the adapter was made for a model {width} wide, but this one is {hidden}.",
+                    width=target.in_features,
+                    hidden=width,
+                )
+            )
     return MlxLayers(tensors, [(base.place_of(t.module), BottleneckLayer(t.module, settings)) for t in plan.targets])

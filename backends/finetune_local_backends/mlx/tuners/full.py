@@ -11,6 +11,7 @@ from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX, tuner_of
 from finetune_local.system.errors import AdapterError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.model import Model, Place
 from finetune_local_backends.mlx.tuners import MlxAdapter
 
@@ -57,21 +58,36 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ful
         place = base.weights.get(name.removeprefix(PREFIX))
         if place is None:
             raise Unsupported(
-                f"MLX keeps {name.removeprefix(PREFIX)} in another form than the model's files, so it cannot be trained "
-                "here. Use --backend torch, or --method lora."
+                msg(
+                    "MLX keeps {name} in another form than the model's files, so it cannot be trained here. Use "
+                    "--backend torch, or --method lora.",
+                    name=name.removeprefix(PREFIX),
+                )
             )
         stored = place.get()
         if not mx.issubdtype(stored.dtype, mx.floating):
             raise Unsupported(
-                f"{name.removeprefix(PREFIX)} is held quantised, and such weights cannot be trained. "
-                "Use --precision bf16, or --method qlora."
+                msg(
+                    "{name} is held quantised, and such weights cannot be trained. Use --precision bf16, or --method "
+                    "qlora.",
+                    name=name.removeprefix(PREFIX),
+                )
             )
         if tuple(stored.shape) != tuple(shape):
-            raise AdapterError(f"{name} has shape {shape}, but this model's is {tuple(stored.shape)}: another base.")
+            raise AdapterError(
+                msg(
+                    "{name} has shape {shape}, but this model's is {other}: another base.",
+                    name=name,
+                    shape=shape,
+                    other=tuple(stored.shape),
+                )
+            )
         places[name] = place
     for head, embedding in tied.items():
         if not np.array_equal(tensors[head], tensors[embedding]):
-            raise AdapterError(f"{head} differs from the embedding, but this model uses one matrix for both.")
+            raise AdapterError(
+                msg("{name} differs from the embedding, but this model uses one matrix for both.", name=head)
+            )
     parameters = {}
     for name in places:
         parameters[name] = mx.array(np.asarray(tensors[name], np.float32))

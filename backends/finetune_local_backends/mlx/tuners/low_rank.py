@@ -16,6 +16,7 @@ from finetune_local.spec.targets import is_embedding
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import is_whole
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx import kernels
 from finetune_local_backends.mlx.layers.whole import whole_layers
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
@@ -183,8 +184,11 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
     whole, heads = whole_layers(base, plan), {e: h for e, (_, h) in at_embedding.items()}
     if both := [module for module in whole if heads.get(module)]:
         raise ModelError(
-            f"{both[0]} is trained whole and the head tied to it by an update, which cannot be done together under MLX. Use "
-            "--backend torch, or leave out the --target."
+            msg(
+                "{name} is trained whole and the head tied to it by an update, which cannot be done together under "
+                "MLX. Use --backend torch, or leave out the --target.",
+                name=both[0],
+            )
         )
     layers += [(base.place_of(m), BiasLayer(m, name)) for m, name in biases.items() if m not in whole]
     return MlxLayers(tensors, layers + list(whole.values()))
@@ -207,12 +211,19 @@ def _embedding(model: Model, module: str, plan: AdapterPlan) -> Place:
     weight = model.weights.get(module + ".weight")
     layer: Any = weight.owner if weight else None
     if not isinstance(layer, nn.Embedding):
-        raise ModelError(f"this model has no embedding called {module} under MLX.")
+        raise ModelError(msg("this model has no embedding called {module} under MLX.", module=module))
     at = [t for t in plan.targets if module in (t.module, _tied_to(model, t.module))]
     if any(tuple(layer.weight.shape) != (t.out_features, t.in_features) for t in at):
         raise ModelError(
-            f"{module} is {layer.weight.shape[0]} × {layer.weight.shape[1]} in this model, but the adapter was made for "
-            f"{at[0].out_features} × {at[0].in_features}. It belongs to another base."
+            msg(
+                "{module} is {rows} × {columns} in this model, but the adapter was made for {height} × {width}. It "
+                "belongs to another base.",
+                module=module,
+                rows=layer.weight.shape[0],
+                columns=layer.weight.shape[1],
+                height=at[0].out_features,
+                width=at[0].in_features,
+            )
         )
     return model.modules[id(layer)]
 

@@ -17,6 +17,7 @@ from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import tuner_of
 from finetune_local.spec.tuners.prefix import EMBEDDING, INNER, INNER_BIAS, OUTER, OUTER_BIAS, ROWS, key_width
 from finetune_local.system.errors import AdapterError, ModelError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import Model, shape_of
 from finetune_local_backends.windows import windows
@@ -46,8 +47,11 @@ class AttentionLayer(AdapterLayer):
         result: mx.array = base(x, self._mask(mask, x.shape[1], cache, first), seen)
         if not seen.read:
             raise Unsupported(
-                f"MLX's {type(base).__name__} did not read the prefix, so training it would change nothing. Use "
-                "--method prompt or lora, or --backend torch."
+                msg(
+                    "MLX's {kind} did not read the prefix, so training it would change nothing. Use --method prompt or "
+                    "lora, or --backend torch.",
+                    kind=type(base).__name__,
+                )
             )
         return result
 
@@ -126,7 +130,13 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
     """A layer at every block's attention."""
     blocks, count, width = len(base.blocks()), tuner_of(plan).virtual_tokens(plan), 2 * key_width(plan)
     if len(plan.targets) != blocks:
-        raise AdapterError(f"the prefix is for {len(plan.targets)} layers, but this model has {blocks}. Another base.")
+        raise AdapterError(
+            msg(
+                "the prefix is for {layers} layers, but this model has {count}. Another base.",
+                layers=len(plan.targets),
+                count=blocks,
+            )
+        )
     far = windows(base.config, blocks)
     layers = []
     for number, target in enumerate(plan.targets):
@@ -147,5 +157,10 @@ def _check(model: Model, target: Target) -> None:
     keys, wanted = model.weights.get(target.module + ".k_proj.weight"), target.in_features * target.out_features
     if keys is not None and shape_of(keys.owner)[0] != wanted:
         raise ModelError(
-            f"keys of {target.module} are {shape_of(keys.owner)[0]} wide in the base, but the prefix was made for {wanted}."
+            msg(
+                "keys of {module} are {width} wide in the base, but the prefix was made for {wanted}.",
+                module=target.module,
+                width=shape_of(keys.owner)[0],
+                wanted=wanted,
+            )
         )

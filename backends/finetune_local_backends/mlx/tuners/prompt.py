@@ -12,6 +12,7 @@ from finetune_local.spec.numerics.prompt_encoder import encode
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners.prompt import ROWS
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import EMBEDDINGS, Model
 
@@ -74,8 +75,12 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
     width = int(place.get().shape[1])
     if width != plan.targets[0].in_features:
         raise AdapterError(
-            f"the prompt's vectors have {plan.targets[0].in_features} numbers, but this model's embeddings {width}. "
-            "It was made on another base."
+            msg(
+                "the prompt's vectors have {width} numbers, but this model's embeddings {hidden}. It was made on "
+                "another base.",
+                width=plan.targets[0].in_features,
+                hidden=width,
+            )
         )
     layer = PromptLayer(name.removesuffix(".weight"), list(tensors), vocabulary, base.embedding_scale)
     return MlxLayers(tensors, [(base.modules[id(place.owner)], layer)])

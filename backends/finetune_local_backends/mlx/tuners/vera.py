@@ -12,6 +12,7 @@ from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.vera import LAMBDA_B, LAMBDA_D, A, B
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 from finetune_local_backends.mlx.model import Model, Place, shape_of
 
@@ -53,6 +54,11 @@ def _place(model: Model, target: Target) -> Place:
     width = shape_of(model.weights[target.module + ".weight"].owner)[1]
     if width > target.in_features:
         raise ModelError(
-            f"{target.module} has {width} inputs in this model, but the adapter was made for at most {target.in_features}."
+            msg(
+                "{module} has {width} inputs in this model, but the adapter was made for at most {most}.",
+                module=target.module,
+                width=width,
+                most=target.in_features,
+            )
         )
     return place

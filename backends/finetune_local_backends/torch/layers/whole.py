@@ -13,6 +13,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import BIAS, is_table, is_whole, kind_of, module_of, shape_of
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, bare, module_at
 from finetune_local_backends.torch.load import Base
 
@@ -58,7 +59,13 @@ def whole_layers(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter
             weight = getattr(bare(module_at(base, module)), "weight", None)
             first = 1 if is_table(target) else 0  # a table may have other rows
             if not isinstance(weight, torch.Tensor) or tuple(weight.shape[first:]) != shape_of(target)[first:]:
-                raise ModelError(f"the base has no {target.module} of the shape {shape_of(target)}: another model.")
+                raise ModelError(
+                    msg(
+                        "the base has no {module} of the shape {shape}: another model.",
+                        module=target.module,
+                        shape=shape_of(target),
+                    )
+                )
             own.setdefault(module, {})["weight"] = given[PREFIX + target.module]
     for target in plan.targets:
         if target.module.endswith(BIAS) and kind_of(target.module) == "norms":

@@ -17,6 +17,7 @@ from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import tuner_of
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local_backends.adapter import ActiveLayers, LayeredAdapter
 from finetune_local_backends.tables import shared_with
 from finetune_local_backends.torch.load import Base
@@ -187,8 +188,11 @@ def place_at(base: Base, path: str) -> ModulePlace:
         found = getattr(owner, part, None)
         if not isinstance(found, nn.Module):
             raise ModelError(
-                f"the base has no module {path}. The adapter was made for another model, or this family names "
-                "its layers otherwise once loaded."
+                msg(
+                    "the base has no module {path}. The adapter was made for another model, or this family names its "
+                    "layers otherwise once loaded.",
+                    path=path,
+                )
             )
         if number < len(parts):
             owner = bare(found)
@@ -199,11 +203,23 @@ def linear_at(base: Base, target: Target) -> nn.Linear | QuantisedLinear:
     """The base's linear layer of a target. A size of 0 is unknown. Raises ModelError where there is none, or of another shape."""
     module = bare(module_at(base, target.module))
     if not isinstance(module, nn.Linear | QuantisedLinear):
-        raise ModelError(f"{target.module} is a {type(module).__name__}; an adapter needs a linear layer.")
+        raise ModelError(
+            msg(
+                "{module} is a {kind}; an adapter needs a linear layer.",
+                module=target.module,
+                kind=type(module).__name__,
+            )
+        )
     known = (target.out_features or module.out_features, target.in_features or module.in_features)
     if (module.out_features, module.in_features) != known:
         raise ModelError(
-            f"{target.module} is {module.out_features} × {module.in_features} in the base, but the adapter was made "
-            f"for {target.out_features} × {target.in_features}."
+            msg(
+                "{module} is {rows} × {columns} in the base, but the adapter was made for {height} × {width}.",
+                module=target.module,
+                rows=module.out_features,
+                columns=module.in_features,
+                height=target.out_features,
+                width=target.in_features,
+            )
         )
     return module

@@ -14,6 +14,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS, BottleneckSettings
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers
 from finetune_local_backends.torch.load import Base
 
@@ -62,7 +63,13 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
     layers: dict[str, AdapterLayer] = {}
     for target in plan.targets:
         if hidden != target.in_features:
-            raise ModelError(f"the adapter was made for a model {target.in_features} wide, but this one is {hidden}.")
+            raise ModelError(
+                msg(
+                    "the adapter was made for a model {width} wide, but this one is {hidden}.",
+                    width=target.in_features,
+                    hidden=hidden,
+                )
+            )
         name = PREFIX + target.module
         down, up = [given[name + DOWN], given[name + DOWN_BIAS]], [given[name + UP], given[name + UP_BIAS]]
         layers[target.module] = BottleneckLayer(down, up, settings)

@@ -11,6 +11,7 @@ from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.system.errors import ModelError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.quantised import QuantisedLinear
 from finetune_local_backends.torch.tuners import TorchAdapter, tensor
@@ -87,13 +88,24 @@ def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Full
         weight = base.weights.get(target.module)
         if isinstance(base.layers.get(target.module.removesuffix(".weight")), QuantisedLinear):
             raise Unsupported(
-                f"{target.module} is held in {base.precision}, and such weights cannot be trained. "
-                "Use --precision bf16, or --method qlora."
+                msg(
+                    "{name} is held in {precision}, and such weights cannot be trained. Use --precision bf16, or "
+                    "--method qlora.",
+                    name=target.module,
+                    precision=base.precision,
+                )
             )
         shape = (target.out_features, target.in_features) if target.in_features else (target.out_features,)
         if weight is None or tuple(weight.shape) != shape:
-            found = "is missing" if weight is None else f"is {tuple(weight.shape)}"
-            raise ModelError(f"{target.module} {found} in the loaded base, but the adapter has it as {shape}.")
+            found = msg("is missing") if weight is None else msg("is {shape}", shape=tuple(weight.shape))
+            raise ModelError(
+                msg(
+                    "{module} {found} in the loaded base, but the adapter has it as {shape}.",
+                    module=target.module,
+                    found=found,
+                    shape=shape,
+                )
+            )
         name = PREFIX + target.module
         if id(weight) not in made:  # tied weights are one tensor under two names
             made[id(weight)] = nn.Parameter(tensor(tensors[name], base.place), requires_grad=False)

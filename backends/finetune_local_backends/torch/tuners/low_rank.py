@@ -18,6 +18,7 @@ from finetune_local.spec.targets import is_embedding
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import is_whole
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch import kernels
 from finetune_local_backends.torch.layers.whole import whole_layers
 from finetune_local_backends.torch.layers.wrapped import (
@@ -228,7 +229,13 @@ def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) ->
             module = target.module.removesuffix(BIAS)
             own = getattr(bare(module_at(base, module)), "bias", None)
             if not isinstance(own, torch.Tensor) or own.shape != (target.out_features,):
-                raise ModelError(f"the base has no {target.module} of {target.out_features} numbers: another model.")
+                raise ModelError(
+                    msg(
+                        "the base has no {module} of {count} numbers: another model.",
+                        module=target.module,
+                        count=target.out_features,
+                    )
+                )
             result[module] = Shift(given[bias_name(target.module, modules)], own.detach().float())
     return result
 
@@ -237,11 +244,23 @@ def _check_embedding(base: Base, target: Target) -> None:
     """Raise ModelError where there is no such embedding."""
     module = bare(module_at(base, target.module))
     if not isinstance(module, nn.Embedding):
-        raise ModelError(f"{target.module} is a {type(module).__name__}; the adapter needs an embedding.")
+        raise ModelError(
+            msg(
+                "{module} is a {kind}; the adapter needs an embedding.",
+                module=target.module,
+                kind=type(module).__name__,
+            )
+        )
     if tuple(module.weight.shape) != (target.out_features, target.in_features):
         raise ModelError(
-            f"{target.module} is {module.num_embeddings} × {module.embedding_dim} in the base, but the adapter was made "
-            f"for {target.out_features} × {target.in_features}."
+            msg(
+                "{module} is {rows} × {columns} in the base, but the adapter was made for {height} × {width}.",
+                module=target.module,
+                rows=module.num_embeddings,
+                columns=module.embedding_dim,
+                height=target.out_features,
+                width=target.in_features,
+            )
         )
 
 

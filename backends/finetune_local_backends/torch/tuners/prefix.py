@@ -19,6 +19,7 @@ from finetune_local.spec.targets import block_of
 from finetune_local.spec.tuners import tuner_of
 from finetune_local.spec.tuners.prefix import EMBEDDING, INNER, INNER_BIAS, OUTER, OUTER_BIAS, ROWS, key_width
 from finetune_local.system.errors import AdapterError, ModelError, Unsupported
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, bare, module_at
 from finetune_local_backends.torch.load import Base
 from finetune_local_backends.windows import windows
@@ -57,8 +58,11 @@ class AttentionLayer(AdapterLayer):
         """As the module; its keywords attention_mask and past_key_values are replaced."""
         if not {"attention_mask", "past_key_values"} <= kwargs.keys():
             raise Unsupported(
-                f"a {type(base).__name__} takes its cache in a way that prefix tuning does not know here. Use --method "
-                "prompt or lora."
+                msg(
+                    "a {kind} takes its cache in a way that prefix tuning does not know here. Use --method prompt or "
+                    "lora.",
+                    kind=type(base).__name__,
+                )
             )
         first = self._first_seen()
         rows = self.make(self.parts)[first:]
@@ -67,8 +71,10 @@ class AttentionLayer(AdapterLayer):
         result = base(*args, **{**kwargs, "past_key_values": cache, "attention_mask": mask})
         if not cache.read:
             raise Unsupported(
-                f"a {type(base).__name__} did not read the prefix, so training it would change nothing. Use --method "
-                "prompt or lora."
+                msg(
+                    "a {kind} did not read the prefix, so training it would change nothing. Use --method prompt or lora.",
+                    kind=type(base).__name__,
+                )
             )
         return result
 
@@ -136,12 +142,21 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
     text = base.model.config.get_text_config()
     blocks, count = int(text.num_hidden_layers), tuner_of(plan).virtual_tokens(plan)
     if len(plan.targets) != blocks:
-        raise AdapterError(f"the prefix is for {len(plan.targets)} layers, but this model has {blocks}. Another base.")
+        raise AdapterError(
+            msg(
+                "the prefix is for {layers} layers, but this model has {count}. Another base.",
+                layers=len(plan.targets),
+                count=blocks,
+            )
+        )
     rotary = [name for name in base.layers if name.endswith("rotary_emb") and block_of(name) is None]
     if len(rotary) != 1:
         raise Unsupported(
-            f"models of type '{text.model_type}' do not count positions in a way that prefix tuning knows here. Use "
-            "--method prompt or lora."
+            msg(
+                "models of type '{family}' do not count positions in a way that prefix tuning knows here. Use "
+                "--method prompt or lora.",
+                family=text.model_type,
+            )
         )
     places, far = _Places(), windows(text.to_dict(), blocks)
     layers: dict[str, AdapterLayer] = {rotary[0]: RotaryLayer(count, places)}
@@ -163,7 +178,14 @@ def _check(base: Base, target: Target) -> None:
     found = getattr(bare(keys) if isinstance(keys, nn.Module) else None, "out_features", None)
     wanted = target.in_features * target.out_features
     if found not in (None, wanted):
-        raise ModelError(f"keys of {target.module} are {found} wide in the base, but the prefix was made for {wanted}.")
+        raise ModelError(
+            msg(
+                "keys of {module} are {width} wide in the base, but the prefix was made for {wanted}.",
+                module=target.module,
+                width=found,
+                wanted=wanted,
+            )
+        )
 
 
 def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:

@@ -13,6 +13,7 @@ from finetune_local.spec.numerics.prompt_encoder import encode
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners.prompt import ROWS
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, bare
 from finetune_local_backends.torch.load import Base
 
@@ -66,8 +67,12 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
     width = int(embedding.get_parameter("weight").shape[1])
     if width != plan.targets[0].in_features:
         raise AdapterError(
-            f"the prompt's vectors have {plan.targets[0].in_features} numbers, but this model's embeddings {width}. "
-            "It was made on another base."
+            msg(
+                "the prompt's vectors have {width} numbers, but this model's embeddings {hidden}. It was made on "
+                "another base.",
+                width=plan.targets[0].in_features,
+                hidden=width,
+            )
         )
     path = next(name for name, module in base.layers.items() if module is embedding)
     return {path: PromptLayer(given, base.vocabulary)}

@@ -13,6 +13,7 @@ from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.vera import LAMBDA_B, LAMBDA_D, A, B
 from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
 from finetune_local_backends.torch.load import Base
 
@@ -49,7 +50,12 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
         width = linear_at(base, Target(target.module, 0, target.out_features)).in_features
         if width > target.in_features:
             raise ModelError(
-                f"{target.module} has {width} inputs in the base, but the adapter was made for at most {target.in_features}."
+                msg(
+                    "{module} has {width} inputs in the base, but the adapter was made for at most {most}.",
+                    module=target.module,
+                    width=width,
+                    most=target.in_features,
+                )
             )
         name = PREFIX + target.module
         a, b = all_a[:, :width], all_b[: target.out_features]

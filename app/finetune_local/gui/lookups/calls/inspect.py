@@ -19,6 +19,7 @@ from finetune_local.spec import defaults
 from finetune_local.spec.run import DataSettings, RunSpec
 from finetune_local.system.errors import ModelError
 from finetune_local.system.fields import parse
+from finetune_local.system.messages import message_of
 from finetune_local.system.paths import Home, located
 
 SAMPLE_ROWS = 2000
@@ -104,6 +105,6 @@ def _tokenizer(model: str, home: Home) -> tuple[Tokenizer | None, int, str]:
                 _tokenizers.pop(next(iter(_tokenizers)))
             _tokenizers[key] = Tokenizer.load(folder.path), folder.context_length
     except ModelError as error:
-        return None, NO_TOKENIZER_LENGTH, str(error)
+        return None, NO_TOKENIZER_LENGTH, message_of(error)
     tokenizer, context = _tokenizers[key]
     return tokenizer, context, ""

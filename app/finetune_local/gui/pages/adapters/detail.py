@@ -17,6 +17,7 @@ from finetune_local.gui.widgets.runlist import file_names, method_name
 from finetune_local.runtime import job
 from finetune_local.runtime.job import Job
 from finetune_local.system.errors import FinetuneError
+from finetune_local.system.messages import message_of
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
@@ -150,7 +151,7 @@ def _settings(context: Context, row: Row) -> Html:
     try:
         told = library.details(row["name"], Path(row["folder"]), row["origin"])
     except FinetuneError as error:
-        return h("div", sentence(t, str(error)), class_="hint bad")
+        return h("div", sentence(t, message_of(error)), class_="hint bad")
     settings: Mapping[str, Any] = told["settings"]
     pairs = [
         (controls.label_of(t, f"method.{name}"), controls.value_text(t, value))

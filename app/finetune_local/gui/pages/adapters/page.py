@@ -20,6 +20,7 @@ from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.gui.widgets.lists import Place
 from finetune_local.runtime import job, once
 from finetune_local.system.errors import AdapterError
+from finetune_local.system.messages import as_message
 from finetune_local.workspace import adapters
 from finetune_local.workspace.adapters import Shelf
 
@@ -222,7 +223,7 @@ class AdaptersPage:
 
     def _bring_in(self, window: Window, source: Path, name: str | None) -> dict[Any, Any]:
         if source == Path():
-            raise AdapterError(self.t("adapters.path_missing"))
+            raise AdapterError(as_message(self.t("adapters.path_missing")))
         notes: list[str] = []
         entry = manage.bring_in(source, self.context.home, name, notes.append)
         window.set(adapters_editing=None)

@@ -21,6 +21,7 @@ from finetune_local.chat.record import Record
 from finetune_local.inference.sampling import Sampling
 from finetune_local.system.errors import ModelError, SpecError
 from finetune_local.system.fields import parse
+from finetune_local.system.messages import message_of
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
@@ -146,7 +147,7 @@ def room(home: Home, window: Window) -> Room:
     try:
         folder = choices.opened(home, model) if model else None
     except ModelError as error:
-        missing = str(error)
+        missing = message_of(error)
     offers = tuple(choices.offers(home, folder, wanted)) if folder is not None else ()
     good = {offer.name for offer in offers if not offer.problem}
     adapters = [name for name in wanted if name in good]

@@ -17,6 +17,7 @@ from finetune_local.spec.run import DataSettings
 from finetune_local.system import paths
 from finetune_local.system.errors import DataError
 from finetune_local.system.fields import parse
+from finetune_local.system.messages import as_message
 from finetune_local.training.run_folder.forecast import DataFacts
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def changed(
         case "data.columns":
             columns = forms.columns_of(data, found)
             if not columns:
-                raise DataError(context.t("data.columns_nothing"))
+                raise DataError(as_message(context.t("data.columns_nothing")))
             return {**settings, "columns": columns, "format": None}
         case "data.forget":
             return {**settings, "columns": None}
@@ -79,7 +80,7 @@ def uploaded(context: Context, settings: Values, names: Sequence[str]) -> dict[s
     places = []
     for source in map(Path, names):
         if not source.is_file():
-            raise DataError(context.t("data.upload_gone", file=kept.harmless(source.name)))
+            raise DataError(as_message(context.t("data.upload_gone", file=kept.harmless(source.name))))
         places.append(str(kept.keep(source, context.home.data, source.name)))
     return with_files(context, settings, places)
 
@@ -121,7 +122,7 @@ def usable(found: Values) -> bool:
 
 def _check_number(context: Context, settings: Values, new: Sequence[str]) -> None:
     if len(files_of(settings)) + len(new) > MOST_FILES:
-        raise DataError(context.t("data.too_many", n=MOST_FILES))
+        raise DataError(as_message(context.t("data.too_many", n=MOST_FILES)))
 
 
 def _typed(context: Context, text: str) -> str:
@@ -131,7 +132,7 @@ def _typed(context: Context, text: str) -> str:
         text = unquote(text.removeprefix("file://"))
         text = text[1:] if re.match(r"/[A-Za-z]:", text) else text  # file:///C:/data.csv
     if not text:
-        raise DataError(context.t("data.no_path"))
+        raise DataError(as_message(context.t("data.no_path")))
     return str(paths.located(text).absolute())
 
 

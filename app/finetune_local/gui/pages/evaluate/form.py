@@ -16,6 +16,7 @@ from finetune_local.gui.widgets import fields, parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.system.errors import DataError, FinetuneError, SpecError
 from finetune_local.system.files import stamp
+from finetune_local.system.messages import as_message, message_of
 from finetune_local.system.paths import located
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def changed(context: Context, window: Window, key: str, text: str) -> None:
     value: Any = text.strip()
     if key in _NUMBERS:
         if value and not (value.isdecimal() and int(value) <= _NUMBERS[key]):
-            raise SpecError(context.t("evaluate.no_number", text=value, most=_NUMBERS[key]))
+            raise SpecError(as_message(context.t("evaluate.no_number", text=value, most=_NUMBERS[key])))
         value = int(value) if value else USUAL[key]
         if key == "limit" and value == 0:
             value = None
@@ -64,12 +65,12 @@ def arguments(context: Context, window: Window, adapters: Rows) -> dict[str, Any
     form, adapter = form_of(window), chosen_adapter(window, adapters)
     files = [form["file"]] if _own_file(form, adapter) else []
     if files == [""]:
-        raise SpecError(context.t("evaluate.no_file"))
+        raise SpecError(as_message(context.t("evaluate.no_file")))
     for name in files:
         if not located(name).is_file():
-            raise DataError(context.t("evaluate.file_gone", file=name))
+            raise DataError(as_message(context.t("evaluate.file_gone", file=name)))
     if adapter is not None and adapter["problem"]:
-        raise SpecError(str(adapter["problem"]))
+        raise SpecError(as_message(adapter["problem"]))
     return {
         "adapter": adapter["name"] if adapter else None,
         "model": None if adapter else chosen_model(context, window),
@@ -157,7 +158,7 @@ def _expected(context: Context, window: Window, adapter: Mapping[str, Any] | Non
     try:
         rows, more = _count(folder, file, form["limit"], _stamp(folder, file))
     except FinetuneError as error:
-        return sentence(t, str(error))
+        return sentence(t, message_of(error))
     if rows is None:
         return ""
     answers = 1 + bool(form["few_shot"]) + (adapter is not None)

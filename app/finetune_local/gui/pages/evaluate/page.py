@@ -21,6 +21,7 @@ from finetune_local.runtime import job, once
 from finetune_local.runtime.job import Job
 from finetune_local.system import trash
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import as_message
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
@@ -282,7 +283,7 @@ class EvaluatePage:
     def _uploaded(self, window: Window, name: str | None) -> dict[Any, Any]:
         """A file was chosen: it comes to lie in the home folder. Raises SpecError, DiskFull."""
         if not name or not Path(name).is_file():
-            raise SpecError(self.t("evaluate.upload_gone"))
+            raise SpecError(as_message(self.t("evaluate.upload_gone")))
         place = kept.keep(Path(name), self.home.data, Path(name).name)
         window.set(evaluate_form={**evaluateform.form_of(window), "rows": "file", "file": str(place)})
         return {**self._draw(window), self.upload: None}

@@ -19,6 +19,7 @@ from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.runtime.job import Job
 from finetune_local.system.errors import SpecError
 from finetune_local.system.files import free_bytes
+from finetune_local.system.messages import as_message
 from finetune_local.system.paths import located
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> J
     offer = offers.targets[target.key]
     chosen = _chosen(form, target, offer)
     if chosen is None:
-        raise SpecError(offer.reason or context.t("export.no_quant"))
+        raise SpecError(as_message(offer.reason or context.t("export.no_quant")))
     return exports.begin(
         context.home,
         question["adapter"],

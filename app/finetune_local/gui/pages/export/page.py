@@ -19,6 +19,7 @@ from finetune_local.models.install import installed
 from finetune_local.runtime import job
 from finetune_local.runtime.job import Job
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import as_message
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
@@ -140,5 +141,5 @@ class ExportPage:
         adapters = self.library.listing()
         answer = self.offers.ask(**exportform.asked(self.context, window, adapters))
         if answer.value is None:
-            raise SpecError(self.t("export.looking"))
+            raise SpecError(as_message(self.t("export.looking")))
         window.set(export_shown=exportform.begin(self.context, window, adapters, Offers.from_json(answer.value)).name)

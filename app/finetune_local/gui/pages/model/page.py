@@ -26,6 +26,7 @@ from finetune_local.runtime.job import Job
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system import preferences
 from finetune_local.system.errors import FinetuneError
+from finetune_local.system.messages import message_of
 from finetune_local.system.paths import located
 from finetune_local.training.run_folder import runs
 
@@ -181,7 +182,7 @@ class ModelPage:
             try:
                 self._told[key] = self.views.details(facts_of(find(use, self.home)))
             except FinetuneError as error:
-                self._told[key] = h("p", sentence(self.t, str(error)), class_="hint bad text")
+                self._told[key] = h("p", sentence(self.t, message_of(error)), class_="hint bad text")
         return use, self._told[key]
 
     def _removing(self, window: Window) -> tuple[str, Html]:
@@ -288,7 +289,7 @@ class ModelPage:
             self._hits[window.name] = (words, search(words))
         except FinetuneError as error:
             again = parts.button(self.t("model.retry"), "search", kind="small")
-            text = h("p", sentence(self.t, str(error)), class_="text")
+            text = h("p", sentence(self.t, message_of(error)), class_="text")
             yield {self.results: h("div", text, again, class_="hint bad", role="alert")}
             return
         yield {self.results: self._found(window)}

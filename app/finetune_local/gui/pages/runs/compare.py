@@ -14,6 +14,7 @@ from finetune_local.gui.widgets.lists import Row
 from finetune_local.gui.widgets.runlist import number, steps_done
 from finetune_local.gui.widgets.runview import status_badge
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import message_of
 from finetune_local.training.run_folder import curves
 from finetune_local.training.run_folder.differences import differences
 from finetune_local.training.run_folder.runs import Run
@@ -106,7 +107,7 @@ def _differences(context: Context, found: Sequence[tuple[Run, Row]]) -> Html:
     try:
         different = differences([run for run, _ in found])
     except SpecError as error:
-        return parts.card(h("p", sentence(t, str(error)), class_="hint bad"), title=t("runs.differences"))
+        return parts.card(h("p", sentence(t, message_of(error)), class_="hint bad"), title=t("runs.differences"))
     if not different:
         return parts.card(h("p", t("runs.no_differences"), class_="soft"), title=t("runs.differences"))
     headings = [t("runs.setting"), *(run.name for run, _ in found)]

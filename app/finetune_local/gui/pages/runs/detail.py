@@ -12,6 +12,7 @@ from finetune_local.gui.widgets.lists import Row
 from finetune_local.gui.widgets.runlist import file_names, method_name, number, steps_done
 from finetune_local.spec.given import as_toml, flattened
 from finetune_local.system.errors import FinetuneError
+from finetune_local.system.messages import message_of
 from finetune_local.training.run_folder.again import settings_of
 from finetune_local.training.run_folder.differences import tables_of
 from finetune_local.training.run_folder.runs import Run
@@ -126,7 +127,7 @@ def _settings(context: Context, run: Run) -> Html:
     try:
         tables, asked = tables_of(run), settings_of(run)
     except FinetuneError as error:
-        return parts.card(h("p", sentence(t, str(error)), class_="hint bad"), title=t("runs.settings"))
+        return parts.card(h("p", sentence(t, message_of(error)), class_="hint bad"), title=t("runs.settings"))
     own = {**asked.rest, **{f"data.{key}": value for key, value in asked.data.items() if key != "files"}}
     given = [(controls.label_of(t, path), controls.value_text(t, value)) for path, value in own.items()]
     every = [

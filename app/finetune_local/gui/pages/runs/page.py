@@ -12,6 +12,7 @@ from finetune_local.gui.widgets import lists, parts, runlist, trashbox
 from finetune_local.gui.widgets.html import Html
 from finetune_local.gui.widgets.lists import Place, Row
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import as_message
 from finetune_local.training.run_folder import curves, follow, runs
 from finetune_local.training.run_folder.facts import Listing
 from finetune_local.training.run_folder.runs import Run
@@ -228,7 +229,7 @@ class RunsPage:
 
     def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
         if not names:
-            raise SpecError(self.t("runs.none_picked"))
+            raise SpecError(as_message(self.t("runs.none_picked")))
         removed = adapters.remove_runs(names, self.context.home)
         window.set(runs_view=None, **({"run": None} if window["run"] in names else {}))
         shown = self._to(window, replace(self._place(window), picked=()))

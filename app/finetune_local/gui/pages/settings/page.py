@@ -15,6 +15,7 @@ from finetune_local.models.hub.token import forget_token, store_token, token_pla
 from finetune_local.system import paths
 from finetune_local.system.errors import SpecError
 from finetune_local.system.machine import drives
+from finetune_local.system.messages import as_message, msg
 from finetune_local.system.paths import located
 from finetune_local.system.preferences import Preferences
 
@@ -128,7 +129,7 @@ class SettingsPage:
         given = controls.given(field, value)
         wanted = field.default if given is None else given
         if name == "home" and wanted and not located(str(wanted)).is_dir():
-            raise SpecError(f"{wanted}: there is no such folder. Make it first, or give another.")
+            raise SpecError(msg("{wanted}: there is no such folder. Make it first, or give another.", wanted=wanted))
         if wanted == getattr(self.context.preferences, name):
             return {}
         self.context.prefer(**{name: wanted})
@@ -141,7 +142,7 @@ class SettingsPage:
 
     def _keep_token(self, _window: Window, token: str) -> dict[Any, Any]:
         if not token.strip():
-            raise SpecError(self.t("settings_page.token_empty"))
+            raise SpecError(as_message(self.t("settings_page.token_empty")))
         store_token(token, endpoint())
         done = notice.good(self.t, self.t("settings_page.token_kept", place=endpoint()))
         return {self.token: "", self.token_state: self._token(), self.context.notice: done}

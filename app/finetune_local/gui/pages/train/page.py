@@ -16,6 +16,7 @@ from finetune_local.runtime.rpc import error_of
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.errors import FinetuneError, SpecError
+from finetune_local.system.messages import as_message
 from finetune_local.training.events import Failed
 from finetune_local.training.run_folder import begin, follow, runs
 from finetune_local.training.run_folder.runs import Run
@@ -218,7 +219,7 @@ class TrainPage:
     def _start(self, window: Window, force: bool = False) -> dict[Any, Any]:
         t, context = self.t, self.context
         if problem := self._missing(window):
-            raise SpecError(problem[0])
+            raise SpecError(as_message(problem[0]))
         others = runs.running(context.home)
         if others and not force:
             anyway = parts.button(t("train.anyway"), "train.anyway", kind="small")
@@ -317,4 +318,4 @@ def _remedies(context: Context, run: Watch, status: str) -> Html:
 
 def _error_of(end: Failed) -> FinetuneError:
     error = error_of({"error": end.error, "message": end.message})
-    return error if isinstance(error, FinetuneError) else SpecError(end.message)
+    return error if isinstance(error, FinetuneError) else SpecError(as_message(end.message))

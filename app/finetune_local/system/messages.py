@@ -1,0 +1,191 @@
+"""Sentences for the user that keep the template and the values they were made from.
+
+    raise SpecError(msg("--rank is {rank}, but {module} is {rows} × {columns}.", rank=rank, ...))
+
+The str itself is the finished English. `template` and `values` travel with it: through errors, other processes and files, so that a
+window finds its Chinese by the template (gui/i18n/translate.py) and nobody has to read a finished sentence again. A template is a
+literal of the source; assets/messages has each of them. A value is text as it is shown (a name, a formatted number), or a Message.
+
+An operation that only str knows (strip, slicing, an f-string, str.join) returns a plain str, which is shown as it is in any
+language. Use msg(), + and join_messages() to compose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+PLACE = re.compile(r"\{([A-Za-z]\w*)\}")
+"""A place in a template. Braces around anything else are text."""
+
+SAID = "said"
+"""The key under which a JSON object carries the templates and values of the sentences in it."""
+
+_DEEPEST = 16
+
+
+class Message(str):
+    """A finished English text with the template and the values it was made from."""
+
+    __slots__ = ("template", "values")
+    template: str
+    values: Mapping[str, str]
+
+    def __new__(cls, template: str, values: Mapping[str, str]) -> Message:
+        self = super().__new__(cls, PLACE.sub(lambda place: values[place[1]], template))
+        self.template = template
+        self.values = values
+        return self
+
+    def __add__(self, other: str) -> Message:
+        if _is_punctuation(other):
+            return Message("{part1}" + other, {"part1": self}) if other else self
+        return join_messages("", (self, other))
+
+    def __radd__(self, other: str) -> Message:
+        if _is_punctuation(other):
+            return Message(other + "{part1}", {"part1": self}) if other else self
+        return join_messages("", (other, self))
+
+    def __reduce__(self) -> tuple[type[Message], tuple[str, dict[str, str]]]:
+        return Message, (self.template, dict(self.values))
+
+    def __copy__(self) -> Message:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Message:
+        return self
+
+    def with_values(self, old: object, new: object) -> Message:
+        """The same sentence where a value, or the beginning of one, is another: a path that the user knows by another name."""
+        values = {
+            name: value.with_values(old, new) if isinstance(value, Message) else value.replace(str(old), str(new))
+            for name, value in self.values.items()
+        }
+        return Message(self.template, values)
+
+    def as_json(self) -> dict[str, Any]:
+        """{"text", "template", "values"}; a value that is a Message is such an object too."""
+        values = {name: value.as_json() if isinstance(value, Message) else value for name, value in self.values.items()}
+        return {"text": str(self), "template": self.template, "values": values}
+
+
+NOTHING = Message("", {})
+"""No text."""
+
+
+def msg(template: str, /, **values: object) -> Message:
+    """A sentence from a literal template. What a place stands for is shown by str(); an error says what message_of() returns."""
+    return Message(template, {name: _shown(value) for name, value in values.items()})
+
+
+def as_message(text: str) -> Message:
+    """A text that somebody else wrote, as a Message that no language changes; a Message as it is."""
+    return text if isinstance(text, Message) else Message("{text}", {"text": _whole(text)})
+
+
+def quoted(text: str) -> Message:
+    """Words of Python or the system ("Permission denied"), which are their own template where assets/messages has them."""
+    return Message(text, {}) if not PLACE.search(text) else as_message(text)
+
+
+def system_reason(error: OSError) -> Message:
+    """Why the system refused: "Permission denied"."""
+    return quoted(error.strerror or (os.strerror(error.errno) if error.errno else type(error).__name__))
+
+
+def message_of(error: BaseException) -> Message:
+    """What an error says."""
+    said = getattr(error, "message", None) or (error.args[0] if error.args else None)
+    if isinstance(said, Message):
+        return said
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        values = {"number": error.errno, "said": system_reason(error)}
+        if error.filename is None:
+            return msg("[Errno {number}] {said}", **values)
+        return msg("[Errno {number}] {said}: {path}", **values, path=repr(error.filename))
+    if isinstance(error, json.JSONDecodeError):
+        place = {"line": error.lineno, "column": error.colno, "at": error.pos}
+        return msg("{said}: line {line} column {column} (char {at})", said=quoted(error.msg), **place)
+    return as_message(str(error))
+
+
+def join_messages(separator: str, parts: Iterable[str]) -> Message:
+    """The parts with a separator between them, like str.join(). A separator such as ", " is written as the language has it."""
+    values = {
+        f"part{number}": part if isinstance(part, Message) else _whole(part) for number, part in enumerate(parts, 1)
+    }
+    return Message(separator.join(f"{{{name}}}" for name in values), values)
+
+
+def from_json(value: Any) -> Message:
+    """The Message that as_json() wrote. Raises ValueError where it is none."""
+    return _read(value, _DEEPEST)
+
+
+def carrying(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the templates and values of all Messages in it beside its own keys, under "said"."""
+    said = {str(found): found.as_json() for found in _messages(record)}
+    return {**record, SAID: list(said.values())} if said else dict(record)
+
+
+def carried(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The object that carrying() was given: its texts that are Messages are so again. Without "said" it stays as it is."""
+    rest = dict(record)
+    found = {}
+    for one in said if isinstance(said := rest.pop(SAID, None), list) else ():
+        try:
+            message = from_json(one)
+        except ValueError:
+            continue
+        found[str(message)] = message
+    return {key: _with(value, found) for key, value in rest.items()} if found else rest
+
+
+def _is_punctuation(text: str) -> bool:
+    return not isinstance(text, Message) and not any(letter.isalnum() or letter in "{}" for letter in text)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Message):
+        return value
+    return message_of(value) if isinstance(value, BaseException) else _whole(str(value))
+
+
+def _whole(text: str) -> str:
+    """Without the halves of surrogate pairs that a file's name may hold: no terminal and no JSON could show them."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _read(value: Any, deepest: int) -> Message:
+    if not (isinstance(value, Mapping) and deepest):
+        raise ValueError("no message")
+    template, values = value.get("template"), value.get("values")
+    if not (isinstance(template, str) and isinstance(values, Mapping)):
+        raise ValueError("no message")
+    read = {str(name): one if isinstance(one, str) else _read(one, deepest - 1) for name, one in values.items()}
+    if not set(PLACE.findall(template)) <= set(read):
+        raise ValueError("a place of the template has no value")
+    return Message(template, read)
+
+
+def _messages(value: object) -> Iterator[Message]:
+    if isinstance(value, Message):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _messages(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _messages(one)
+
+
+def _with(value: Any, found: Mapping[str, Message]) -> Any:
+    if isinstance(value, str):
+        return found.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: _with(one, found) for key, one in value.items()}
+    return [_with(one, found) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,269 @@
+"""What can be wrong with a run before its model is loaded: files, backend, gaps, targets, ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from finetune_local import backend as port
+from finetune_local.models.memory.estimate import estimate
+from finetune_local.spec import defaults
+from finetune_local.spec.config_file import section_name
+from finetune_local.spec.numerics.shifted import check_shifted, one_group
+from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.run import RunSpec, plan_method, preset_of
+from finetune_local.spec.tuners import Tuner, tuners
+from finetune_local.system.errors import SpecError, Unsupported, told_of
+from finetune_local.system.fields import flag_of
+from finetune_local.system.machine import nvidia_cards
+from finetune_local.system.messages import Message, msg
+from finetune_local.system.paths import Home, located
+
+if TYPE_CHECKING:
+    from finetune_local.models.folder import ModelFolder
+
+
+SHORTEST = 8
+"""Tokens that must stay free for a text beside a method's own positions."""
+
+
+def check_before_loading(
+    spec: RunSpec, home: Home, progress: Callable[[str, float | None], None]
+) -> tuple[RunSpec, list[Message]]:
+    """Everything that can be wrong without loading a model: files, backend, gaps, targets, ranks.
+
+    Returns the spec with backend and device settled and gaps of presets replaced, and notes for the user.
+    Raises UserErrors; fetches the small default model if it is the one wanted and not there yet.
+    """
+    from finetune_local.models.resolve import resolve_for
+
+    check_files(spec)
+    backend, why = port.choose(spec.backend)
+    notes: list[Message] = [msg("backend = {reason}", reason=why)]
+    device = device_for(backend, spec.device)
+    if device.kind == "cpu" and spec.device is None and (cards := nvidia_cards()):
+        notes.append(
+            msg("this machine has an {card}, but it is not used: `finetune-local doctor` says why", card=cards[0].name)
+        )
+    spec = spec.model_copy(update={"backend": backend.name, "device": device.id})
+    spec, settled = settle(spec, backend, device)
+    model = resolve_for(spec.model, home, progress)
+    plan_for(spec, model)
+    if located(spec.model.id).exists():
+        # A folder or file named from where the user stood must be found from anywhere later.
+        installed = model.path.parent == home.models
+        lasting = model.path.name if installed else str(model.path.resolve())
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": lasting})})
+    return spec, notes + settled
+
+
+def settle(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[Message]]:
+    """The spec with what follows from backend and device alone, and a note for each: the base's precision, the kind of 4 bits,
+    what stands in for a preset that the backend lacks. Raises Unsupported. Nothing is loaded."""
+    notes = []
+    if spec.model.precision is None:
+        precision, reason = defaults.precision(spec, device.kind, device.fast_bf16)
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"precision": precision})})
+        notes.append(msg("model.precision = {value}: {reason}", value=precision, reason=reason))
+    if spec.model.precision == "4-bit" and spec.model.quantisation == "auto":
+        kind, reason = port.automatic_quantisation(backend)
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"quantisation": kind})})
+        notes.append(msg("model.quantisation = {value}: {reason}", value=kind, reason=reason))
+    spec, replaced = _bridge_gaps(spec, backend, device)
+    return spec, notes + replaced
+
+
+def facts_for(
+    spec: RunSpec, model: ModelFolder, plan: AdapterPlan, device: port.Device, rows: int, longest: int, held_out: int
+) -> defaults.Facts:
+    """What automatic values are computed from."""
+    open_spec = spec.training.model_copy(update={"micro_batch_tokens": 1024, "gradient_checkpointing": False})
+    needs = estimate(model, spec.model_copy(update={"training": open_spec}), plan, device.kind)
+    return defaults.Facts(
+        device=device.kind,
+        memory_bytes=device.memory_bytes,
+        hidden_size=model.hidden_size,
+        fixed_bytes=needs.total - needs.activations,
+        activation_bytes=needs.activations,
+        rows=rows,
+        longest=longest,
+        validation_rows=held_out,
+    )
+
+
+def check_together(
+    specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None]
+) -> list[tuple[RunSpec, list[Message]]]:
+    """check_before_loading() of each, and that they can be trained at once: one base held in one way, rows of their own.
+
+    Raises SpecError where they cannot.
+    """
+    from finetune_local.models.resolve import resolve_for
+
+    if len(specs) == 1:
+        return [check_before_loading(specs[0], home, progress)]
+    device_for(port.choose(specs[0].backend)[0], specs[0].device)  # shared, so no section is told of it
+    checked = []
+    for number, spec in enumerate(specs, 1):
+        with told_of(section_name(number, spec.name)):
+            checked.append(check_before_loading(spec, home, progress))
+    first = checked[0][0]
+    names = [spec.name for spec, _ in checked if spec.name]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SpecError(msg("two of the [[adapters]] are called '{name}'. Give each a name of its own.", name=twice[0]))
+    for number, (spec, _) in enumerate(checked, 1):
+        if spec.model != first.model:
+            differs = next(n for n, v in spec.model.model_dump().items() if v != getattr(first.model, n))
+            raise SpecError(
+                msg(
+                    "adapters trained at once share one base, but number {number} ({method}) wants model.{setting} = "
+                    "{value} and number 1 ({first}) {other}. Write model.{setting} outside the sections.",
+                    number=number,
+                    method=spec.method.key,
+                    setting=differs,
+                    value=getattr(spec.model, differs),
+                    first=first.method.key,
+                    other=getattr(first.model, differs),
+                )
+            )
+        plan = plan_for(spec, resolve_for(spec.model, home, progress))
+        if reason := tuners()[method_family(spec)].sharing_refusal(plan):
+            raise SpecError(
+                msg(
+                    "method '{method}' (number {number}) cannot be trained beside others: {reason}",
+                    method=spec.method.key,
+                    number=number,
+                    reason=reason,
+                )
+            )
+    if one_group([spec.training for spec, _ in checked]) and first.training.attention_group is None:
+        raise SpecError(
+            msg(
+                "--attention shifted: the automatic --attention-group goes by the rows, which are not the same for "
+                "all adapters that are trained at once. Give one for all of them."
+            )
+        )
+    return checked
+
+
+def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
+    """What the method attaches to this model. Raises SpecError where nothing matches or a rank is too high."""
+    tuner = tuners()[method_family(spec)]
+    if reason := tuner.refusal(spec.method.settings, spec.model.precision or "fp32"):
+        raise SpecError(msg("method '{method}' does not work here: {reason}", method=spec.method.key, reason=reason))
+    plan = plan_method(spec.method, model.info())
+    check_shifted(plan, spec.training, [])
+    if (taken := tuner.virtual_tokens(plan)) > model.context_length - SHORTEST:
+        raise SpecError(
+            msg(
+                "method '{method}' takes {taken} positions for itself, and {model} reads at most {context}: no room "
+                "is left for a text. Lower {flag}.",
+                method=spec.method.key,
+                taken=taken,
+                model=model.name,
+                context=model.context_length,
+                flag=_length_flag(tuner),
+            )
+        )
+    return plan
+
+
+def _length_flag(tuner: Tuner) -> str:
+    """The setting that says how many positions a family takes."""
+    fields = tuner.settings.model_fields
+    return next((flag_of(name, field) for name, field in fields.items() if name.endswith("length")), msg("its length"))
+
+
+def method_family(spec: RunSpec) -> str:
+    """The family the spec's method belongs to."""
+    from finetune_local.spec.presets import preset_named
+
+    return preset_named(spec.method.key).tuner
+
+
+def check_files(spec: RunSpec) -> None:
+    """Raise SpecError where a data file is missing, or none was given."""
+    if not spec.data.files:
+        raise SpecError(msg("no training data was given. Name a file: finetune-local --data my.jsonl"))
+    for flag, names in (("--data", spec.data.files), ("--validation-data", spec.data.validation_files)):
+        for name in names:
+            path = located(name)
+            if not path.exists():
+                raise SpecError(
+                    msg(
+                        "{flag} {name}: there is no such file in {folder}.",
+                        flag=flag,
+                        name=name,
+                        folder=path.parent.resolve(),
+                    )
+                )
+            if path.is_dir():
+                raise SpecError(
+                    msg(
+                        "{flag} {name}: this is a folder. Name the file (or several, each with {flag}).",
+                        flag=flag,
+                        name=name,
+                    )
+                )
+
+
+def device_for(backend: port.Backend, wanted: str | None) -> port.Device:
+    """The device of the spec, or the backend's first. Raises SpecError where it is not there."""
+    devices = backend.devices()
+    if wanted is None:
+        return devices[0]
+    for device in devices:
+        if wanted in (device.id, device.kind):
+            return device
+    raise SpecError(
+        msg(
+            "--device {wanted}: {name} has {devices} here.",
+            wanted=wanted,
+            name=backend.name,
+            devices=", ".join(d.id for d in devices),
+        )
+    )
+
+
+def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[Message]]:
+    """Replace what the backend lacks where only a preset asked for it; refuse where the user did."""
+    notes = []
+    for gap in backend.gaps():
+        table, name = gap.setting.split(".")
+        if gap.device not in ("", device.kind):
+            continue
+        group = spec.method.settings if table == "method" else getattr(spec, table)
+        if getattr(group, name, None) != gap.value:
+            continue
+        if gap.instead is None or table == "method" or not preset_of(spec, gap.setting):
+            hint = msg(" Use {value} instead.", value=gap.instead) if gap.instead is not None else ""
+            raise Unsupported(
+                msg(
+                    "{setting} = {value} does not work with {backend} here: {reason}.{hint}",
+                    setting=gap.setting,
+                    value=gap.value,
+                    backend=backend.name,
+                    reason=gap.reason,
+                    hint=hint,
+                )
+            )
+        group = group.model_copy(update={name: gap.instead})
+        spec = spec.model_copy(update={table: group})
+        notes.append(
+            msg(
+                "{setting} = {instead} instead of {value}: {reason}",
+                setting=gap.setting,
+                instead=gap.instead,
+                value=gap.value,
+                reason=gap.reason,
+            )
+        )
+    if method_family(spec) not in backend.tuners():
+        raise Unsupported(
+            msg(
+                "method '{method}' has not been written for {backend} yet. Try another --backend.",
+                method=spec.method.key,
+                backend=backend.name,
+            )
+        )
+    return spec, notes
