@@ -18,10 +18,10 @@ from tasks import batch_of, plan_of
 
 import mlx.core as mx  # isort: skip # after mlx_tools, which skips this file where MLX is not installed
 
-from finetune_local_backends.mlx import dynamic8 as mlx_dynamic8  # isort: skip
-from finetune_local_backends.mlx import moments  # isort: skip
+from finetune_local_backends.mlx.training import dynamic8 as mlx_dynamic8  # isort: skip
+from finetune_local_backends.mlx.training import moments  # isort: skip
 from finetune_local_backends.mlx.device import start  # isort: skip
-from finetune_local_backends.mlx.optimizer import AdamW  # isort: skip
+from finetune_local_backends.mlx.training.optimizer import AdamW  # isort: skip
 
 EIGHT = {"optimizer": "adamw-8bit", "weight_decay": 0.1}
 SHAPES = {"square": (80, 64), "uneven": (3, 2001), "long": (70_000,), "small": (4095,)}

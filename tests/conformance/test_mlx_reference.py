@@ -189,7 +189,7 @@ def test_unpacking_equals_the_quantised_product(tiny: Path) -> None:
 def test_groups_are_of_32_where_64_does_not_divide(tmp_path: Path) -> None:
     from mlx import nn
 
-    from finetune_local_backends.mlx import load
+    from finetune_local_backends.mlx.base import load
 
     module = nn.Module()
     module.layers = [nn.Module()]

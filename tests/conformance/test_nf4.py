@@ -133,7 +133,7 @@ def test_a_bf16_base_is_rounded_as_bitsandbytes_rounds_it() -> None:
     import torch
     from mlx import nn
 
-    from finetune_local_backends.mlx.quantised import Nf4Linear
+    from finetune_local_backends.mlx.base.quantised import Nf4Linear
 
     weight = torch.randn(80, 128, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     codes, state = bitsandbytes.functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
@@ -179,7 +179,7 @@ def test_one_base_gives_one_curve_and_adapters_cross(tmp_path: Path, method: str
 def test_memory_is_that_of_the_packed_weights() -> None:
     from mlx import nn
 
-    from finetune_local_backends.mlx.quantised import Nf4Linear
+    from finetune_local_backends.mlx.base.quantised import Nf4Linear
 
     layer = Nf4Linear(nn.Linear(512, 640))
     bits = 8 * sum(array.nbytes for array in layer.parameters().values() if array is not layer.bias) / (512 * 640)
@@ -190,7 +190,7 @@ def test_no_dense_weight_is_kept_for_the_backward_pass() -> None:
     import mlx.core as mx
     from mlx import nn
 
-    from finetune_local_backends.mlx.quantised import Nf4Linear
+    from finetune_local_backends.mlx.base.quantised import Nf4Linear
 
     width, deep = 512, 24
     layers = [Nf4Linear(nn.Linear(width, width, bias=False)) for _ in range(deep)]
@@ -214,7 +214,7 @@ def test_the_gradient_is_that_of_the_dense_weight() -> None:
     import mlx.core as mx
     from mlx import nn
 
-    from finetune_local_backends.mlx.quantised import Nf4Linear
+    from finetune_local_backends.mlx.base.quantised import Nf4Linear
 
     layer = Nf4Linear(nn.Linear(40, 24))
     x, weight = mx.random.normal((5, 40)), layer.dense(mx.float32)
@@ -235,7 +235,7 @@ def test_the_kind_is_settled_before_anything_is_loaded(
 
 
 def test_what_is_senseless_is_refused(home: Home, tiny: Path, tmp_path: Path) -> None:
-    from finetune_local_backends.mlx import load
+    from finetune_local_backends.mlx.base import load
 
     for precision in ("bf16", "8-bit", None):
         with pytest.raises(SpecError, match=r"--quantisation nf4 .* not held in 4 bits\. Give --precision 4-bit"):

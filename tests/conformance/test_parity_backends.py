@@ -14,7 +14,7 @@ from finetune_local.backend import Session, backends
 from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import TrainingSettings
-from finetune_local_backends.mlx.config import CHECKED
+from finetune_local_backends.mlx.base.config import CHECKED
 from tasks import batch_of, plan_of
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
@@ -125,7 +125,7 @@ def test_logits_differ_without_normalising_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     """The negative control of the test above: what mlx-lm makes of a transformers-5 config by itself is wrong."""
-    monkeypatch.setattr("finetune_local_backends.mlx.config.normalised", lambda config: config)
+    monkeypatch.setattr("finetune_local_backends.mlx.base.config.normalised", lambda config: config)
     one, other = (s.logits(IDS) for s in both(tiny_model(tmp_path, family)))
     assert gap(one, other) > 10 * PROMISED
 

@@ -25,10 +25,10 @@ IDS = np.random.default_rng(3).integers(3, 380, LENGTH).tolist()
 def in_training(backend: Backend, session: Any, group: int) -> AbstractContextManager[None]:
     """What a step computes within."""
     if backend.name == "torch":
-        from finetune_local_backends.torch import shifted
+        from finetune_local_backends.torch.training import shifted
 
         return shifted.shifted(session._base, group)
-    from finetune_local_backends.mlx import shifted as on_mlx
+    from finetune_local_backends.mlx.training import shifted as on_mlx
 
     return on_mlx.shifted(session.model, group)
 
@@ -41,7 +41,7 @@ def attention_of(
         import torch
         from transformers.models.llama.modeling_llama import LlamaAttention, LlamaConfig
 
-        from finetune_local_backends.torch import shifted
+        from finetune_local_backends.torch.training import shifted
 
         module = LlamaAttention(LlamaConfig(hidden_size=16, num_attention_heads=2), 0).eval()
         before = shifted._now
@@ -56,7 +56,7 @@ def attention_of(
     import mlx.core as mx
     from mlx_lm.models import llama
 
-    from finetune_local_backends.mlx import shifted as on_mlx
+    from finetune_local_backends.mlx.training import shifted as on_mlx
 
     function = on_mlx._grouping(llama.scaled_dot_product_attention, group)
     return np.array(

@@ -86,10 +86,10 @@ def failing(place: Any, name: str, call: int, error: BaseException) -> Iterator[
 
 def writes(backend: Backend, optimizer: str) -> list[tuple[Any, str]]:
     """The functions that a step writes with: for a group of tensors, for an adapter, and for what comes after them."""
-    module = importlib.import_module(f"finetune_local_backends.{backend.name}.optimizer")
+    module = importlib.import_module(f"finetune_local_backends.{backend.name}.training.optimizer")
     wrapped = importlib.import_module(f"finetune_local_backends.{backend.name}.layers.wrapped")
     if backend.name == "mlx":
-        moments = importlib.import_module("finetune_local_backends.mlx.moments")
+        moments = importlib.import_module("finetune_local_backends.mlx.training.moments")
         kinds = [(moments.EightBit, "advance"), (moments.Full, "advance")]  # the small ones are never in 8 bits
         return [*kinds, (module.AdamW, "update"), (wrapped.MlxLayers, "after_step"), (Budget, "update")]
     if optimizer == "adamw-8bit":
@@ -117,7 +117,7 @@ def test_a_step_that_fails_at_any_write_changes_nothing(
     backend: Backend, tiny: Path, keys: tuple[str, ...], optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend.name == "mlx":
-        monkeypatch.setattr("finetune_local_backends.mlx.optimizer.GROUP_BYTES", 1)  # each tensor is a group
+        monkeypatch.setattr("finetune_local_backends.mlx.training.optimizer.GROUP_BYTES", 1)  # each tensor is a group
     ours, undisturbed = (begun(backend, tiny, *keys, optimizer=optimizer) for _ in range(2))
     before, number = state_of(ours), 2
     failed = 0
@@ -156,7 +156,7 @@ def test_what_cannot_be_taken_back_is_not_tried_again(
     backend: Backend, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model too large to be held twice: the error is none that the loop answers with smaller pieces."""
-    monkeypatch.setattr(f"finetune_local_backends.{backend.name}.undo.affordable", lambda *_: False)
+    monkeypatch.setattr(f"finetune_local_backends.{backend.name}.training.undo.affordable", lambda *_: False)
     ours = begun(backend, tiny, "full")
     place, name = writes(backend, "adamw")[1]
     with failing(place, name, 1, MemoryError(MEMORY)), pytest.raises(RunError, match="Resume the run") as caught:

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from conforming import gradients_of
 from finetune_local.spec.batch import Batch
-from finetune_local_backends.torch import attention, kernels
+from finetune_local_backends.torch import kernels
+from finetune_local_backends.torch.base import attention
 from tasks import batch_of, pieces, plan_of
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 from torch_tools import PLAIN_PEFT, RATE, SFT, TORCH, plain_loss, plain_peft, ready, train

@@ -82,7 +82,7 @@ class MlxBackend:
         from finetune_local_backends.mlx.device import start
 
         chosen = start(device)
-        from finetune_local_backends.mlx.load import load
+        from finetune_local_backends.mlx.base.load import load
         from finetune_local_backends.mlx.session import MlxSession
 
         return MlxSession(load(folder, precision, quantisation, chosen, rope_factor), precision, chosen)

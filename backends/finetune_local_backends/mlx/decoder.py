@@ -11,8 +11,8 @@ import numpy as np
 from finetune_local.spec.batch import Floats
 from finetune_local.spec.tuners import VirtualIds
 from finetune_local.system.messages import msg
+from finetune_local_backends.mlx.base.model import Model
 from finetune_local_backends.mlx.memory import guard
-from finetune_local_backends.mlx.model import Model
 from finetune_local_backends.virtual import row_with
 
 _CHUNK = 512

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from finetune_local.spec.batch import Batch
+from finetune_local_backends.mlx.base.model import Model
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.mlx.model import Model
 from finetune_local_backends.mlx.tuners import MlxAdapter
 from finetune_local_backends.mlx.tuners.low_rank import LowRankLayer
 

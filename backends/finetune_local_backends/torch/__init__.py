@@ -87,7 +87,7 @@ class TorchBackend:
         rope_factor: float = 1.0,
     ) -> Session:
         """See Backend."""
-        from finetune_local_backends.torch.load import load_base
+        from finetune_local_backends.torch.base.load import load_base
         from finetune_local_backends.torch.session import TorchSession
 
         if quantisation == "affine":

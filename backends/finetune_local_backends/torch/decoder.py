@@ -11,8 +11,8 @@ import torch
 from finetune_local.spec.batch import Floats
 from finetune_local.spec.tuners import VirtualIds
 from finetune_local.system.messages import msg
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.head import Head
-from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.memory import guard
 from finetune_local_backends.virtual import row_with
 

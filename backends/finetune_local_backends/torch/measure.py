@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from finetune_local.spec.batch import Batch
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers
-from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.tuners import TorchAdapter
 from finetune_local_backends.torch.tuners.low_rank import LowRankLayer
 

@@ -14,8 +14,8 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import BIAS, WEIGHT, is_table, is_whole, kind_of, module_of, shape_of
 from finetune_local.system.errors import ModelError, Unsupported
 from finetune_local.system.messages import msg
+from finetune_local_backends.mlx.base.model import Model, Place
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer
-from finetune_local_backends.mlx.model import Model, Place
 
 HEAD_WEIGHT = "head_weight"
 

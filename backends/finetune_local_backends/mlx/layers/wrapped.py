@@ -30,7 +30,7 @@ import numpy as np
 from finetune_local.spec.batch import Floats
 from finetune_local.spec.targets import block_of
 from finetune_local_backends.adapter import ActiveLayers, LayeredAdapter
-from finetune_local_backends.mlx.model import Place
+from finetune_local_backends.mlx.base.model import Place
 from finetune_local_backends.mlx.tuners import MlxAdapter
 from finetune_local_backends.tables import shared_with
 

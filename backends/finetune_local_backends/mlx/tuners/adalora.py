@@ -12,8 +12,8 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.adalora import A, AdaLoraSettings, B, E
 from finetune_local_backends.mlx import kernels
+from finetune_local_backends.mlx.base.model import Model
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.mlx.model import Model
 
 
 class AdaLoraLayer(AdapterLayer):

@@ -14,8 +14,8 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS, BottleneckSettings
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
+from finetune_local_backends.mlx.base.model import EMBEDDINGS, Model
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.mlx.model import EMBEDDINGS, Model
 
 _ACTIVATIONS: Mapping[str, Callable[[mx.array], mx.array]] = {
     "relu": nn.relu,

@@ -12,7 +12,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX, tuner_of
 from finetune_local.system.errors import AdapterError, Unsupported
 from finetune_local.system.messages import msg
-from finetune_local_backends.mlx.model import Model, Place
+from finetune_local_backends.mlx.base.model import Model, Place
 from finetune_local_backends.mlx.tuners import MlxAdapter
 
 

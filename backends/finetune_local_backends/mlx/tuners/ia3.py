@@ -11,8 +11,8 @@ from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.ia3 import VECTOR
+from finetune_local_backends.mlx.base.model import Model
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.mlx.model import Model
 
 
 class ScaledOutput(AdapterLayer):

@@ -11,8 +11,8 @@ from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.lora_drop import LoraDropSettings, stems
+from finetune_local_backends.mlx.base.model import Model
 from finetune_local_backends.mlx.layers.wrapped import MlxLayers
-from finetune_local_backends.mlx.model import Model
 from finetune_local_backends.mlx.tuners.low_rank import LowRankLayer
 
 

@@ -18,9 +18,9 @@ from finetune_local.spec.whole import is_whole
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 from finetune_local_backends.mlx import kernels
+from finetune_local_backends.mlx.base.model import Model, Place, dense_weight
 from finetune_local_backends.mlx.layers.whole import whole_layers
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.mlx.model import Model, Place, dense_weight
 
 
 class LowRankLayer(AdapterLayer):

@@ -18,8 +18,8 @@ from finetune_local.spec.tuners import tuner_of
 from finetune_local.spec.tuners.prefix import EMBEDDING, INNER, INNER_BIAS, OUTER, OUTER_BIAS, ROWS, key_width
 from finetune_local.system.errors import AdapterError, ModelError, Unsupported
 from finetune_local.system.messages import msg
+from finetune_local_backends.mlx.base.model import Model, shape_of
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.mlx.model import Model, shape_of
 from finetune_local_backends.windows import windows
 
 

@@ -13,8 +13,8 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners.prompt import ROWS
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.messages import msg
+from finetune_local_backends.mlx.base.model import EMBEDDINGS, Model
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.mlx.model import EMBEDDINGS, Model
 
 
 class MlxFunctions:

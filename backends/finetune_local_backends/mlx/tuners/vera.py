@@ -13,8 +13,8 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.vera import LAMBDA_B, LAMBDA_D, A, B
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
+from finetune_local_backends.mlx.base.model import Model, Place, shape_of
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.mlx.model import Model, Place, shape_of
 
 
 class VeraLayer(AdapterLayer):

@@ -10,9 +10,9 @@ from torch import nn
 
 from finetune_local.system.errors import Unsupported
 from finetune_local_backends.multi_adapter import MIXED, Rows
+from finetune_local_backends.torch.base.quantised import QuantisedLinear
 from finetune_local_backends.torch.kernels import FrozenLinear
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer
-from finetune_local_backends.torch.quantised import QuantisedLinear
 
 
 class SplitLayer(AdapterLayer):

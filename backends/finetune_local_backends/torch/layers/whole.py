@@ -14,8 +14,8 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.whole import BIAS, is_table, is_whole, kind_of, module_of, shape_of
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, bare, module_at
-from finetune_local_backends.torch.load import Base
 
 
 class WholeLayer(AdapterLayer):

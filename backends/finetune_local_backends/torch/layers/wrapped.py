@@ -20,8 +20,8 @@ from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 from finetune_local_backends.adapter import ActiveLayers, LayeredAdapter
 from finetune_local_backends.tables import shared_with
-from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.quantised import QuantisedLinear
+from finetune_local_backends.torch.base.load import Base
+from finetune_local_backends.torch.base.quantised import QuantisedLinear
 from finetune_local_backends.torch.tuners import TorchAdapter, tensor
 
 

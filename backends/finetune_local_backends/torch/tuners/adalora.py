@@ -14,8 +14,8 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.adalora import A, AdaLoraSettings, B, E
 from finetune_local_backends.torch import kernels
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
-from finetune_local_backends.torch.load import Base
 
 
 class AdaLoraLayer(AdapterLayer):

@@ -15,8 +15,8 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS, BottleneckSettings
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers
-from finetune_local_backends.torch.load import Base
 
 _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,

@@ -12,8 +12,8 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.system.errors import ModelError, Unsupported
 from finetune_local.system.messages import msg
-from finetune_local_backends.torch.load import Base
-from finetune_local_backends.torch.quantised import QuantisedLinear
+from finetune_local_backends.torch.base.load import Base
+from finetune_local_backends.torch.base.quantised import QuantisedLinear
 from finetune_local_backends.torch.tuners import TorchAdapter, tensor
 
 

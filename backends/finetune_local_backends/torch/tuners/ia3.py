@@ -11,8 +11,8 @@ from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.ia3 import VECTOR
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
-from finetune_local_backends.torch.load import Base
 
 
 class ScaledOutput(AdapterLayer):

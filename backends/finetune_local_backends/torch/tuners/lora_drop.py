@@ -12,8 +12,8 @@ from finetune_local.spec.low_rank_peft import A, B
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.lora_drop import LoraDropSettings, stems
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
-from finetune_local_backends.torch.load import Base
 from finetune_local_backends.torch.tuners.low_rank import LowRankLayer
 
 

@@ -20,6 +20,7 @@ from finetune_local.spec.whole import is_whole
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 from finetune_local_backends.torch import kernels
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.whole import whole_layers
 from finetune_local_backends.torch.layers.wrapped import (
     AdapterLayer,
@@ -29,7 +30,6 @@ from finetune_local_backends.torch.layers.wrapped import (
     linear_at,
     module_at,
 )
-from finetune_local_backends.torch.load import Base
 
 
 @dataclass(frozen=True)

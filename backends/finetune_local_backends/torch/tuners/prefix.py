@@ -20,8 +20,8 @@ from finetune_local.spec.tuners import tuner_of
 from finetune_local.spec.tuners.prefix import EMBEDDING, INNER, INNER_BIAS, OUTER, OUTER_BIAS, ROWS, key_width
 from finetune_local.system.errors import AdapterError, ModelError, Unsupported
 from finetune_local.system.messages import msg
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, bare, module_at
-from finetune_local_backends.torch.load import Base
 from finetune_local_backends.windows import windows
 
 

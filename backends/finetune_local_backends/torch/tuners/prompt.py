@@ -14,8 +14,8 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners.prompt import ROWS
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.messages import msg
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, bare
-from finetune_local_backends.torch.load import Base
 
 
 class TorchFunctions:

@@ -14,8 +14,8 @@ from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.vera import LAMBDA_B, LAMBDA_D, A, B
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
+from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, linear_at
-from finetune_local_backends.torch.load import Base
 
 
 class VeraLayer(AdapterLayer):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from finetune_local.spec.batch import Floats
-from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.base.load import Base
 
 
 @contextmanager

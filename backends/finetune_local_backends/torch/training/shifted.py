@@ -20,7 +20,7 @@ from torch.nn import functional
 from finetune_local.spec.numerics.shifted import plain_heads, runs
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.messages import msg
-from finetune_local_backends.torch.load import Base
+from finetune_local_backends.torch.base.load import Base
 
 NAME = "finetune_local_shifted"
 Inner = Callable[..., tuple[torch.Tensor, Any]]

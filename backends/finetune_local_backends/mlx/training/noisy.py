@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from finetune_local.spec.batch import Floats
-from finetune_local_backends.mlx.model import EMBEDDINGS, Model
+from finetune_local_backends.mlx.base.model import EMBEDDINGS, Model
 
 
 def embedding(model: Model) -> Any:

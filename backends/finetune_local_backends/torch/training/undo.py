@@ -13,7 +13,7 @@ from finetune_local.spec.tuners import Tracker
 from finetune_local.system.errors import OutOfMemory
 from finetune_local.system.messages import msg
 from finetune_local_backends.torch import memory
-from finetune_local_backends.torch.optimizer import Optimizer, Place
+from finetune_local_backends.torch.training.optimizer import Optimizer, Place
 from finetune_local_backends.undo import affordable, all_or_nothing, track_again, tracked
 
 

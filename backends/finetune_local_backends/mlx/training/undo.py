@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from finetune_local.system.errors import OutOfMemory
 from finetune_local.system.messages import msg
-from finetune_local_backends.mlx.optimizer import GROUP_BYTES, AdamW
+from finetune_local_backends.mlx.training.optimizer import GROUP_BYTES, AdamW
 from finetune_local_backends.mlx.tuners import MlxAdapter
 from finetune_local_backends.session_base import Training
 from finetune_local_backends.undo import affordable, all_or_nothing, track_again, tracked

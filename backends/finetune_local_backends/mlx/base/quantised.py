@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from finetune_local.spec.numerics import nf4
-from finetune_local_backends.mlx import dynamic8
+from finetune_local_backends.mlx.training import dynamic8
 
 
 class CpuQuantizedLinear(nn.QuantizedLinear):

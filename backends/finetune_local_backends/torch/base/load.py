@@ -24,7 +24,7 @@ from finetune_local.spec.run import Precision
 from finetune_local.spec.targets import block_of
 from finetune_local.system.errors import FinetuneError, ModelError, Unsupported
 from finetune_local.system.messages import Message, msg
-from finetune_local_backends.torch import attention
+from finetune_local_backends.torch.base import attention
 from finetune_local_backends.torch.memory import guard, out_of_memory
 
 
@@ -77,7 +77,7 @@ def load_base(folder: Path, precision: Precision, device: Device, rope_factor: f
     with guard(msg("load {model}", model=folder.name)):
         model = _from_pretrained(folder, precision, dtype, device, rope_factor)
         if bits:
-            from finetune_local_backends.torch.quantised import replace_layers
+            from finetune_local_backends.torch.base.quantised import replace_layers
 
             replace_layers(model)
     model.eval().requires_grad_(False)

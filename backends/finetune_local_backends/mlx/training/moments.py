@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import mlx.core as mx
 
 from finetune_local.spec.numerics.dynamic8 import BLOCK
-from finetune_local_backends.mlx.dynamic8 import dequantise, quantise
+from finetune_local_backends.mlx.training.dynamic8 import dequantise, quantise
 
 MEAN, SQUARE = "exp_avg.", "exp_avg_sq."
 MEAN_RANGES, SQUARE_RANGES = "exp_avg_absmax.", "exp_avg_sq_absmax."

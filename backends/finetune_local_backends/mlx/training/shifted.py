@@ -18,7 +18,7 @@ import mlx.nn as nn
 from finetune_local.spec.numerics.shifted import plain_heads, runs
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.messages import msg
-from finetune_local_backends.mlx.model import Model, walk
+from finetune_local_backends.mlx.base.model import Model, walk
 
 FUNCTION = "scaled_dot_product_attention"
 Compute = Callable[[mx.array, mx.array, mx.array], mx.array]

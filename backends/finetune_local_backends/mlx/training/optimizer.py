@@ -15,7 +15,7 @@ import numpy.typing as npt
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.messages import msg
-from finetune_local_backends.mlx.moments import Moments, Step, new_moments
+from finetune_local_backends.mlx.training.moments import Moments, Step, new_moments
 
 State = dict[str, npt.NDArray[np.generic]]
 STEP = "step"

@@ -14,7 +14,7 @@ from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import HEADS
 from finetune_local.system.errors import ModelError, Unsupported
 from finetune_local.system.messages import msg
-from finetune_local_backends.mlx.quantised import Nf4Linear
+from finetune_local_backends.mlx.base.quantised import Nf4Linear
 
 _BODIES = ("model", "transformer", "backbone")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight")

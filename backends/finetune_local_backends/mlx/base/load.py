@@ -23,10 +23,10 @@ from finetune_local.spec.targets import block_of, is_embedding
 from finetune_local.system.errors import AdapterError, ModelError, OutOfMemory, Unsupported
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.tensor_header import Stored, tensors_of
-from finetune_local_backends.mlx.config import Config, longest, read_config
+from finetune_local_backends.mlx.base.config import Config, longest, read_config
+from finetune_local_backends.mlx.base.model import Model, Place, walk
+from finetune_local_backends.mlx.base.quantised import CpuQuantizedLinear, Nf4Linear
 from finetune_local_backends.mlx.memory import guard
-from finetune_local_backends.mlx.model import Model, Place, walk
-from finetune_local_backends.mlx.quantised import CpuQuantizedLinear, Nf4Linear
 
 _BITS = {"8-bit": 8, "4-bit": 4}
 _STORED = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.float64: "F64", mx.uint8: "U8", mx.int8: "I8"}

@@ -1,0 +1,1 @@
+"""A training step: optimizer, undo, noise in embeddings, shifted attention."""

@@ -1,0 +1,1 @@
+"""A base model loaded: its weights, its modules, its attention."""
