@@ -1,4 +1,4 @@
-"""`adapters`: what was trained or brought in; rename, note, remove and restore; extract one from a full fine-tune."""
+"""`adapters`: list trained and imported adapters; rename, annotate, remove, restore; extract one from a full fine-tune."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def command(context: click.Context, home: str | None, as_json: bool) -> None:
-    """Adapters on this machine: those of runs, and those brought in by hand. Without a verb: list them."""
+    """List the adapters on this machine, from runs and imports; or use one of the verbs below."""
     context.obj = home
     if context.invoked_subcommand is None:
         _list(paths.home(home), as_json)
 
 
 def _place(context: click.Context, home: str | None) -> paths.Home:
-    """--home of the inner verb, else of the outer."""
+    """--home of the inner verb, else of the outer one."""
     return paths.home(home or context.obj)
 
 
@@ -39,7 +39,7 @@ def _place(context: click.Context, home: str | None) -> paths.Home:
 @json_option
 @click.pass_context
 def list_adapters(context: click.Context, home: str | None, as_json: bool) -> None:
-    """List them."""
+    """List all adapters."""
     _list(_place(context, home), as_json)
 
 
@@ -49,7 +49,7 @@ def list_adapters(context: click.Context, home: str | None, as_json: bool) -> No
 @json_option
 @click.pass_context
 def info(context: click.Context, name: str, home: str | None, as_json: bool) -> None:
-    """All that is known of one: base, method, size, settings."""
+    """Show one adapter: base, method, size, settings."""
     from finetune_local.adapters.brings import brings
     from finetune_local.adapters.library import details, find
 
@@ -69,7 +69,7 @@ def info(context: click.Context, name: str, home: str | None, as_json: bool) -> 
 @json_option
 @click.pass_context
 def rename(context: click.Context, name: str, new: str, home: str | None, as_json: bool) -> None:
-    """Rename an adapter; one that a run made is renamed with its run."""
+    """Rename an adapter. A run's adapter is renamed with its run."""
     from finetune_local.workspace import adapters
 
     _tell(adapters.rename_adapter(name, new, _place(context, home)), f"'{name}' is now '{new}'", as_json)
@@ -82,7 +82,7 @@ def rename(context: click.Context, name: str, new: str, home: str | None, as_jso
 @json_option
 @click.pass_context
 def write_note(context: click.Context, name: str, text: str, home: str | None, as_json: bool) -> None:
-    """Write down what to remember about an adapter; "" removes the note."""
+    """Write a note on an adapter; "" removes it."""
     from finetune_local.adapters import manage
 
     _tell(manage.write_note(name, text, _place(context, home)), f"noted for '{name}'", as_json)
@@ -95,7 +95,7 @@ def write_note(context: click.Context, name: str, text: str, home: str | None, a
 @json_option
 @click.pass_context
 def bring_in(context: click.Context, source: Path, name: str | None, home: str | None, as_json: bool) -> None:
-    """Copy an adapter's folder (ours, PEFT's or mlx-lm's), or a zip of one, into the library."""
+    """Import an adapter: a folder (this app's, PEFT's or mlx-lm's) or a zip of one."""
     from finetune_local.adapters import manage
 
     entry = manage.bring_in(source, _place(context, home), name, note)
@@ -135,13 +135,13 @@ def extract(
     context: click.Context, /, adapter: str | None, tuned: Path | None, model: str | None, name: str | None, out: Path | None,
     home: str | None, as_json: bool, **chosen: Any,
 ) -> None:  # fmt: skip
-    """Turn a full fine-tune into a LoRA adapter: the change of each linear layer, cut to a rank.
+    """Turn a full fine-tune into a LoRA adapter: the change of each linear layer, approximated at a given rank.
 
     \b
     finetune-local adapters extract my-full-run --rank 8
     finetune-local adapters extract --tuned DIR --model smollm2-135m --energy 0.9
 
-    ADAPTER is one of the method `full`: a run, a name from `adapters`, or a folder. What is lost is told.
+    ADAPTER was trained with the method `full`: a run, a name from `adapters`, or a folder. The approximation error is printed.
     """
     from finetune_local.adapters.extraction import from_full
 
@@ -181,7 +181,7 @@ def remove(context: click.Context, name: str, home: str | None, as_json: bool) -
 @json_option
 @click.pass_context
 def restore(context: click.Context, name: str | None, home: str | None, as_json: bool) -> None:
-    """Take back the adapter that was removed last, or the one of this name."""
+    """Restore the most recently removed adapter, or the one called NAME."""
     from finetune_local.adapters import manage
 
     entry = manage.restore(name, _place(context, home))
@@ -215,7 +215,7 @@ def _list(home: paths.Home, as_json: bool) -> None:
 
 
 def _told(brings: Callable[[Path, paths.Home], list[str]], folder: str, home: paths.Home) -> list[str]:
-    """What one of a list brings; of files that cannot be read that is told when the adapter is used."""
+    """What a listed adapter carries beside its weights; unreadable files are reported when the adapter is used."""
     try:
         return brings(Path(folder), home)
     except UserError as error:
@@ -223,7 +223,7 @@ def _told(brings: Callable[[Path, paths.Home], list[str]], folder: str, home: pa
 
 
 def _show_extraction(done: Extraction, name: str) -> None:
-    """Layers of one name in one line; --json tells of each."""
+    """One line per layer name; --json has every layer."""
     groups: dict[str, list[Any]] = {}
     for layer in done.layers:
         groups.setdefault(layer.module.rpartition(".")[2], []).append(layer)
@@ -250,7 +250,7 @@ def _show_extraction(done: Extraction, name: str) -> None:
 
 
 def _left_out(done: Extraction) -> list[str]:
-    """A sentence for each kind of weight that changed and is not in the adapter."""
+    """One sentence per kind of changed weight that is not in the adapter."""
     kinds: dict[str, list[Any]] = {}
     for left in done.left:
         kinds.setdefault(left.kind, []).append(left)

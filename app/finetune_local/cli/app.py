@@ -17,7 +17,7 @@ INSTALL = "pip install 'finetune-local[app]'"
 
 
 def lacking() -> str | None:
-    """Why the app cannot be started here: a sentence, or None. Imports nothing."""
+    """A sentence if the app cannot start here, else None. Imports nothing heavy."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     return (
         f"the app's window is not installed ({', '.join(missing)} not found). Install it: {INSTALL}"
@@ -39,14 +39,14 @@ def lacking() -> str | None:
 @click.option("--quit", "ending", is_flag=True, help="End the app that runs for this home.")
 @home_option
 def command(browser: bool, no_open: bool, port: int, language: str | None, ending: bool, home: str | None) -> None:
-    """Open the app: choose a model, bring data, train, chat, compare and export in a window.
+    """Open the app in a window: choose a model, import data, train, chat, compare, export.
 
     \b
     finetune-local app
     finetune-local app --browser
 
-    Where no window can be opened it is shown in Chromium or in your browser. There is one app for each home: a second start brings
-    the first one's window to the front. Closing the window ends the app; training and other work goes on.
+    Without a window system it opens in Chromium or your browser. Each home has one app: a second start raises the first one's window.
+    Closing the window ends the app; training and other jobs continue.
     """
     if (problem := lacking()) is not None:
         raise Unsupported(as_message(problem))

@@ -57,13 +57,13 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Talk to a model. Lines that begin with / are commands; /help lists them.
+    """Chat with a model. Lines that begin with / are commands; /help lists them.
 
     \b
     finetune-local chat --adapter my-run --compare
     finetune-local chat --continue
 
-    Ctrl-C stops an answer, twice leaves. With --json each answer is one JSON object on a line.
+    Ctrl-C stops an answer; pressed twice it ends the chat. With --json each answer is one JSON object per line.
     """
     from finetune_local.chat import history
     from finetune_local.chat.session import ChatSession
@@ -103,7 +103,7 @@ def _list(home: paths.Home, as_json: bool) -> None:
 
 
 def _answer_as_before(chat: ChatSession, name: str | None) -> None:
-    """Make the adapter active that gave the last answer of a resumed conversation."""
+    """Activate the adapter that gave the last answer of a resumed conversation."""
     if not chat.turns:
         return
     try:
@@ -115,14 +115,14 @@ def _answer_as_before(chat: ChatSession, name: str | None) -> None:
 
 
 class _Terminal:
-    """Reads lines, shows answers."""
+    """Reads lines and shows answers."""
 
     def __init__(self, chat: ChatSession, compare: bool, as_json: bool) -> None:
         self.chat, self.compare, self.as_json = chat, compare, as_json
         self.person = sys.stdin.isatty() and not as_json
 
     def run(self) -> None:
-        """Until the end of the input or /quit."""
+        """Run until the end of the input or /quit."""
         if self.person:
             opened = self.chat.opened
             with_adapter = f" with {opened.active}" if opened.active else ""
@@ -220,7 +220,7 @@ class _Terminal:
             return self.chat.ask_all(text, show, stop)
 
     def _facts(self, turn: Turn) -> None:
-        """What a person should know of an answer: speed, a cut, forgotten turns."""
+        """Notes on an answer: speed, truncation, turns left out of the context."""
         if turn.left_out:
             note(f"({turn.left_out} of the oldest exchanges no longer fit into the context and were left out)")
         if not self.person:
@@ -236,7 +236,7 @@ class _Terminal:
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """While an answer is made Ctrl-C asks it to stop; a second one leaves the chat."""
+    """During an answer Ctrl-C requests a stop; a second one ends the chat."""
     pressed = 0
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:

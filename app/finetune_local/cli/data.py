@@ -1,4 +1,4 @@
-"""`data inspect`: what is in data files, what a model would see of them, and what of that it would learn."""
+"""`data inspect`: what is in data files, what a model would see of them, and which tokens it would learn."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def command() -> None:
 
 
 READING = ("format", "columns", "assistant", "scrub", "template", "validation_files")
-"""Settings that say how rows are read and encoded."""
+"""Settings of how rows are read and encoded."""
 
 
 @command.command("inspect")
@@ -63,13 +63,12 @@ def inspect(
     as_json: bool,
     **reading: Any,
 ) -> None:
-    """Count rows, turns and tokens; list rows that cannot be used and why; find duplicates, personal data and who speaks; show
-    what is learned."""
+    """Count rows, turns and tokens; list rejected rows with reasons; find duplicates, personal data and speakers; show what is learned."""
     from finetune_local.data.inspect import Inspection
 
     files, preview = _files_and_preview(files, show_mask)
     settings = settings_from(DataSettings, {**reading, "files": files})
-    Inspection(settings, None, 1).check_files()  # before a model is downloaded for them
+    Inspection(settings, None, 1).check_files()  # before a model is downloaded
     tokenizer, context = _open(model, home)
     look = Inspection(settings, tokenizer, max_length or context, masked=range(preview))
     report = look.whole()
@@ -83,7 +82,7 @@ def inspect(
 
 
 def _files_and_preview(files: tuple[str, ...], show_mask: str | None) -> tuple[tuple[str, ...], int]:
-    """The files and how many conversations to print; in `--show-mask chats.jsonl` the word is a file, not a number."""
+    """The files, and how many conversations to print; in `--show-mask chats.jsonl` the word is a file, not a count."""
     preview = 0
     if show_mask is not None:
         preview = int(show_mask) if show_mask.isdecimal() else PREVIEW
@@ -94,7 +93,7 @@ def _files_and_preview(files: tuple[str, ...], show_mask: str | None) -> tuple[t
 
 
 def _open(model: str | None, home: str | None) -> tuple[Tokenizer, int]:
-    """The tokenizer and the context length. A folder with just a tokenizer will do; the weights are not looked at."""
+    """The tokenizer and the context length. A folder with only a tokenizer is enough; weights are not read."""
     from finetune_local.cli.models import progress_bar
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
     from finetune_local.models.resolve import resolve
@@ -176,7 +175,7 @@ def _marked(found: Sequence[Piece]) -> str:
 
 
 def _runs(found: Sequence[Piece]) -> Iterator[tuple[str, bool]]:
-    """The row's text in parts that are learned or not."""
+    """The row's text in runs of supervised and unsupervised tokens."""
     for learned, parts in itertools.groupby(found, key=lambda piece: piece.learned):
         yield "".join(piece.text for piece in parts), learned
 

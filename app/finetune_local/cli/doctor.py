@@ -1,4 +1,4 @@
-"""`doctor`: what was found, which backend would be used and why, and what to install for more. Works with no backend at all."""
+"""`doctor`: devices, the backend that would be used and why, and what to install. Works without any backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune_local.system import paths
 @home_option
 @json_option
 def command(backend: str, home: str | None, as_json: bool) -> None:
-    """Show devices, memory, disk and versions, the backend that would be used and why, and what to install for more."""
+    """Show devices, memory, disk and versions, the backend that would be used and why, and what else could be installed."""
     from finetune_local.workspace.doctor import examine
 
     facts = examine(backend, paths.home(home))

@@ -1,4 +1,4 @@
-"""`evaluate`: did the fine-tune help? Base, base with examples, and tuned model on the same rows."""
+"""`evaluate`: compare base, few-shot base and tuned model on the same rows."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def command(
     from finetune_local.system.private import share
 
     choices = Choices(metric=metric, **chosen)
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # told before the work, not after it
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # shown before the work starts, not after
         raise SpecError(
             msg("--out {out}: this is a folder. Name a file.", out=out)
             if out.is_dir()
@@ -143,7 +143,7 @@ def _show(result: Evaluation, metric: str) -> None:
 
 
 def _show_rows(comparison: Comparison, metric: str) -> None:
-    """A few rows on which tuned and base differ most."""
+    """The rows with the largest difference between tuned model and base."""
     tuned = comparison.tuned
     if tuned is None:
         return
@@ -179,7 +179,7 @@ def _short(text: str, most: int = 120) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar with the time left where a person looks, else a line for each part."""
+    """A bar with the time left on a terminal, else one line per phase."""
     if not sys.stderr.isatty():
         told: set[str] = set()
 

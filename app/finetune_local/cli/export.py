@@ -1,4 +1,4 @@
-"""`export`: a tuned model for other programs, checked before it gets its name."""
+"""`export`: write a tuned model for other programs, verified before it gets its name."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def command(
 ) -> None:
     """Export ADAPTER (a folder, a run's name or a library name): merged into its base model, or alone.
 
-    The word `base` instead of an adapter exports the model of --model alone.
+    `base` instead of an adapter exports the model given by --model.
     """
     done = run(adapter, target, quant, out, model, backend, gate, skip, overwrite, home)
     show(done, as_json)
@@ -66,7 +66,7 @@ def run(
     overwrite: bool,
     home: str | None,
 ) -> Exported:
-    """Export, and show how far it is on stderr."""
+    """Export, with progress on stderr."""
     from pathlib import Path
 
     from finetune_local.cli.show import console
@@ -85,7 +85,7 @@ def run(
 
 
 def show(done: Exported, as_json: bool) -> None:
-    """The files and the verdict."""
+    """Print the files and the verification's result."""
     from finetune_local.cli.show import emit, megabytes
 
     if as_json:
@@ -105,7 +105,7 @@ def show(done: Exported, as_json: bool) -> None:
 
 
 def _show_receiver(check: ReceiverCheck, gate: Gate) -> None:
-    """What one program that opened the export was seen to do."""
+    """Print what one receiving program did with the export."""
     if check.passed is None:
         click.echo(f"  {check.name}: {check.reason}")
         return

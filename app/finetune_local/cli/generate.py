@@ -89,7 +89,7 @@ def command(
 
 
 def _progress(text: str, _done: float | None) -> None:
-    """What is being loaded, where a person waits for it."""
+    """Show what is being loaded, on a terminal only."""
     if sys.stderr.isatty():
         note(f"{text} …")
 

@@ -1,7 +1,7 @@
-"""The command `finetune-local`: finds the verbs beside this file and is the only place that exits.
+"""The command `finetune-local`: finds the verbs beside this file. Only this module exits the process.
 
-A verb is a file `<verb>.py` with `command: click.Command`; it is imported when it is called. Without a verb, options mean `train`,
-and nothing at all means `app`.
+A verb is a file `<verb>.py` with `command: click.Command`, imported when called. Options without a verb mean `train`; no arguments at
+all mean `app`.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ ORDER = (
     "models",
     "data",
 )
-"""The order of `--help`; verbs not named here follow by name."""
+"""Order of `--help`; other verbs follow by name."""
 
 HELPERS = ("main", "options", "show", "progress", "spec_options")
-"""Files here that are not verbs."""
+"""Modules here that are not verbs."""
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _GIVEN = (*_FORBIDDEN, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EILSEQ)
-"""What the system says of a place that the user gave, and can give otherwise."""
+"""Errors of the system about a path the user gave and can change."""
 
 
 class Verbs(click.Group):
-    """Lists the verbs by file name and imports only the one that is called."""
+    """Lists verbs by file name and imports only the one that is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Verbs in the order a user meets them."""
@@ -70,7 +70,7 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with a suggestion for a mistyped verb."""
+        """click's, with a suggestion for a mistyped verb."""
         if args and args[0] not in self.list_commands(ctx):
             from finetune_local.system.fields import did_you_mean
 
@@ -81,7 +81,7 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`finetune-local --data x` means `finetune-local train --data x`, and `finetune-local` the app where it is installed."""
+        """`finetune-local --data x` means `finetune-local train --data x`; `finetune-local` alone opens the app if it is installed."""
         if not args:
             from finetune_local.cli.app import lacking
 
@@ -105,11 +105,11 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 the user's input, 130 stopped."""
+    """Run the command line and exit: 0 success, 1 failure, 2 a mistake in the user's input, 130 stopped."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # Windows consoles and LANG=C would otherwise stop at the first Chinese character.
+            # Windows consoles and LANG=C would otherwise raise at the first Chinese character.
             stream.reconfigure(encoding="utf-8", errors="replace")
     with private.writing_privately():
         code = _run(given)
@@ -139,11 +139,11 @@ def _run(arguments: list[str]) -> int:
         click.echo("finetune-local: stopped", err=True)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) went away; point stdout elsewhere so that Python's own flush at exit stays silent.
+        # The reader (head, less) has closed the pipe: redirect stdout, so that Python's flush at exit does not raise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        # Any place may be one the user may not write to, or on a disk that is full or fails: that is no defect of the program.
+        # A path without write permission or a failing disk is not a defect of the program.
         told = failure(error, Path(error.filename or "a file"), "Run the same command again then.")
         if told is None:
             raise

@@ -1,4 +1,4 @@
-"""`methods`: what can be trained how, and where it works; one of them with its settings and its page."""
+"""`methods`: the fine-tuning methods and the backends that support them; one of them with its settings and its page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("method", required=False)
 @json_option
 def command(method: str | None, as_json: bool) -> None:
-    """List the fine-tuning methods and the backends that have them; with METHOD, tell of one: its settings and its page."""
+    """List the fine-tuning methods and the backends that support them; with METHOD, show its page and its settings."""
     from finetune_local.backend import backends
     from finetune_local.spec.presets import preset_named, presets
 
@@ -49,7 +49,7 @@ def _facts(method: Preset, known: Mapping[str, Backend]) -> dict[str, Any]:
 
 
 def _tell_of(method: Preset, known: Mapping[str, Backend], as_json: bool) -> None:
-    """One method: its page, what its name sets, and its settings with their defaults."""
+    """Show one method: its page, its preset values, and its settings with defaults."""
     from finetune_local.cli.spec_options import shown_default
     from finetune_local.spec.tuners import tuners
     from finetune_local.system.fields import flag_of

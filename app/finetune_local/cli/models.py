@@ -1,4 +1,4 @@
-"""`models`: what is here, what is worth getting; download, look at, remove; keep a token for gated repositories."""
+"""`models`: list installed and recommended models; download, inspect, remove; store a token for gated repositories."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def command(context: click.Context, home: str | None, as_json: bool) -> None:
-    """List the models on this machine and some worth getting; or one of the verbs below."""
+    """List the models on this machine and some recommended ones; or use one of the verbs below."""
     context.obj = paths.home(home)
     if context.invoked_subcommand is None:
         _list(context.obj, as_json)
@@ -36,7 +36,7 @@ def command(context: click.Context, home: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def list_models(outer: paths.Home, home: str | None, as_json: bool) -> None:
-    """List what is installed, what other programs have, and what is worth getting."""
+    """List installed models, models of other programs, and recommended models."""
     _list(paths.home(home) if home else outer, as_json)
 
 
@@ -59,7 +59,7 @@ def get(
     home: str | None,
     as_json: bool,
 ) -> None:
-    """Download a model from the hub, fetch the small default, convert a GGUF file or copy a model's folder."""
+    """Download a model from the hub or the small default one, convert a GGUF file, or copy a model folder."""
     from finetune_local.models import download as getting
     from finetune_local.models.facts import facts_of
 
@@ -79,7 +79,7 @@ def get(
 @json_option
 @click.pass_obj
 def info(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
-    """Look at one model: its size, its context, the memory that training it takes."""
+    """Show one model: size, context length, memory needed to train it."""
     from finetune_local.models.facts import facts_of
     from finetune_local.models.resolve import find
 
@@ -118,7 +118,7 @@ def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: b
 @click.option("--limit", type=click.IntRange(1, 60), default=20, show_default=True, help="How many to show.")
 @json_option
 def search(words: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """Look for models on the hub that can be trained here, the most downloaded first."""
+    """Search the hub for models that can be trained here, most downloaded first."""
     from finetune_local.models.hub.search import search as look
 
     hits = look(" ".join(words), limit=limit)
@@ -147,7 +147,7 @@ def search(words: tuple[str, ...], limit: int, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 def add(folder: Path, as_json: bool) -> None:
-    """Look for models in a folder too, on any drive; nothing is copied."""
+    """Also look for models in a folder, on any drive; nothing is copied."""
     from finetune_local.models.local import add_folder
 
     found = add_folder(folder)
@@ -161,7 +161,7 @@ def add(folder: Path, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 def forget(folder: Path, as_json: bool) -> None:
-    """No longer look for models in a folder; nothing in it is touched."""
+    """Stop looking for models in a folder; its files are not touched."""
     from finetune_local.models.local import forget_folder
 
     forget_folder(folder)
@@ -172,7 +172,7 @@ def forget(folder: Path, as_json: bool) -> None:
 @click.option("--token", prompt="Token", hide_input=True, help="The hub's access token; asked for without this.")
 @json_option
 def login(token: str, as_json: bool) -> None:
-    """Keep an access token for gated models in the system's keyring."""
+    """Store an access token for gated models in the system's keyring."""
     from finetune_local.models.hub.repository import endpoint
     from finetune_local.models.hub.token import store_token
 
@@ -186,7 +186,7 @@ def login(token: str, as_json: bool) -> None:
 @command.command("logout")
 @json_option
 def logout(as_json: bool) -> None:
-    """Delete the kept access token."""
+    """Delete the stored access token."""
     from finetune_local.models.hub.repository import endpoint
     from finetune_local.models.hub.token import forget_token
 
@@ -250,7 +250,7 @@ def _count(parameters: int | None) -> str:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
-    """Progress as a bar on a terminal, else as one line per phase and tenth."""
+    """Progress as a bar on a terminal, else one line per phase and per tenth."""
     if sys.stderr.isatty():
         from rich.progress import BarColumn, Progress, TextColumn
 

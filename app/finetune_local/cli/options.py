@@ -45,7 +45,7 @@ def backend_option(function: F) -> F:
 
 
 def precision_option(function: F) -> F:
-    """--precision, passed as `precision: str | None`; None means the device's own default."""
+    """--precision, passed as `precision: str | None`; None means the device's default."""
     return click.option(
         "--precision", type=click.Choice(PRECISIONS), default=None, help="How the base's weights are held."
     )(function)

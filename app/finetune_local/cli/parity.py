@@ -1,4 +1,4 @@
-"""`parity`: one spec trained on both backends in fp32; both curves and the largest difference."""
+"""`parity`: train one spec on both backends in fp32; print both curves and the largest difference."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ STEPS = 20
 def command(config: Path | None, steps: int | None, home: str | None, as_json: bool, **settings: Any) -> None:
     """Train one spec on every backend in fp32 with no dropout and compare the losses, step by step.
 
-    Fails (exit code 1) where they differ by more than 1e-3. With --precision 4-bit --quantisation nf4 they train over one
-    quantised base, of the same numbers on both; a card or Metal computes with those in bf16, so that is for CPUs.
+    Fails (exit code 1) if they differ by more than 1e-3. With --precision 4-bit --quantisation nf4 both train on the same quantized
+    base. CUDA and Metal compute with it in bf16, so use that on CPUs.
     """
     from finetune_local.spec.run import as_tables
     from finetune_local.system.errors import RunError, SpecError

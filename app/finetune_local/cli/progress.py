@@ -1,4 +1,4 @@
-"""A run's events for a person: a live line on a terminal, plain lines elsewhere, JSON lines where asked."""
+"""Shows a run's events: a progress bar on a terminal, plain lines elsewhere, JSON lines with --json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_EVERY = 10
-"""Without a terminal, one line per this many steps (and the first)."""
+"""Without a terminal: steps per line; the first step is always shown."""
 
 
 def as_json_lines(events: Iterable[Event]) -> Iterator[Event]:
@@ -38,7 +38,7 @@ def as_json_lines(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def shown(events: Iterable[Event]) -> Iterator[Event]:
-    """Show events as they come: with a bar on a terminal, as plain lines otherwise."""
+    """Show events as they come: with a bar on a terminal, else as plain lines."""
     if sys.stderr.isatty():
         yield from _live(events)
     else:
@@ -50,12 +50,12 @@ def shown(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def worth_a_line(event: Event) -> bool:
-    """Of the steps, the first, the last and every tenth."""
+    """Whether to show a step: the first, the last and every tenth."""
     return not isinstance(event, Step) or event.step % PLAIN_EVERY == 0 or event.step in (1, event.steps)
 
 
 def lines_of(event: Event) -> list[str]:
-    """An event in plain words, or nothing."""
+    """An event as lines of text; none for events that are not shown."""
     if isinstance(event, Note):
         return [f"  {event.text}"]
     if isinstance(event, Phase):

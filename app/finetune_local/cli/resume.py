@@ -1,4 +1,4 @@
-"""`resume`: go on with a run that was stopped, killed or failed; or watch one that is still at work."""
+"""`resume`: continue a run that was stopped, killed or failed; or watch one that is running."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from finetune_local.system.messages import msg
 @home_option
 @json_option
 def command(name: str | None, max_steps: int | None, home: str | None, as_json: bool) -> None:
-    """Go on with run NAME (the newest unfinished one if no name is given).
+    """Continue run NAME (the newest unfinished one if no name is given).
 
-    The curve goes on as if nothing had happened. A run that is still at work is shown from here on.
+    The loss curve continues as if it had never stopped. A run that is still running is shown from here on.
     """
     from finetune_local.cli.train import follow_to_the_end
     from finetune_local.system.errors import SpecError, typed
@@ -64,7 +64,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
         longer: dict[str, int] = {"max_steps": max_steps}
         patience = spec.training.early_stopping
         if patience and state.worse_validations >= patience:
-            # Asked to go on after it was stopped early, it gets as many validations again.
+            # A run that stopped early gets the same number of validations again.
             longer["early_stopping"] = state.worse_validations + patience
         run.write_spec(spec.model_copy(update={"training": spec.training.model_copy(update=longer)}))
     elif run.status() == "finished":

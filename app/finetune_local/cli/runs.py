@@ -1,4 +1,4 @@
-"""`runs`: list, show, check, stop, rename and remove training runs; take removed ones back."""
+"""`runs`: list, show, check, stop, rename, remove and restore training runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_local.system.errors import typed
 @json_option
 @click.pass_context
 def command(context: click.Context, home: str | None, as_json: bool) -> None:
-    """List the runs; or one of the verbs below."""
+    """List the runs; or use one of the verbs below."""
     context.obj = paths.home(home)
     if context.invoked_subcommand is None:
         _list(context.obj, as_json)
@@ -26,7 +26,7 @@ def command(context: click.Context, home: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def list_runs(outer: paths.Home, home: str | None, as_json: bool) -> None:
-    """List the runs, the newest first."""
+    """List the runs, newest first."""
     _list(paths.home(home) if home else outer, as_json)
 
 
@@ -36,7 +36,7 @@ def list_runs(outer: paths.Home, home: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
-    """Show one run: its settings, its losses, where its adapter lies."""
+    """Show one run: settings, losses, and the path of its adapter."""
     from finetune_local.spec.run import as_tables
     from finetune_local.training.events import Step, Validation
     from finetune_local.training.run_folder import runs
@@ -68,7 +68,7 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: bool) -> None:
-    """Ask a run to finish its step, save and end; `resume` goes on with it."""
+    """Stop a run after its current step, with a checkpoint; `resume` continues it."""
     from finetune_local.training.run_folder import runs
 
     run = runs.find(paths.home(home) if home else outer, name)
@@ -91,7 +91,7 @@ def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: 
 @json_option
 @click.pass_obj
 def rename(outer: paths.Home, name: str, new: str, home: str | None, as_json: bool) -> None:
-    """Call a run, and its adapter with it, otherwise."""
+    """Rename a run and its adapter."""
     from finetune_local.training.run_folder import runs
     from finetune_local.training.run_folder.facts import facts_of
     from finetune_local.workspace import adapters
@@ -137,7 +137,7 @@ def remove(outer: paths.Home, name: str, yes: bool, for_good: bool, home: str | 
 @json_option
 @click.pass_obj
 def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool) -> None:
-    """Take back the run that was removed last, or the one of this name."""
+    """Restore the most recently removed run, or the one called NAME."""
     from finetune_local.training.run_folder import runs
     from finetune_local.training.run_folder.facts import facts_of
 
@@ -157,7 +157,7 @@ def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool
 @json_option
 @click.pass_obj
 def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, as_json: bool) -> int:
-    """Check all that a run keeps (every run, if no name is given) against its checksums. Exit code 1 where something is damaged."""
+    """Check a run's files (all runs if no name is given) against their checksums. Exit code 1 if something is damaged."""
     from finetune_local.training.run_folder import check as checking
     from finetune_local.training.run_folder import runs
 
@@ -201,7 +201,7 @@ def _cell(value: object) -> str:
 
 
 def _spark(values: list[float], width: int = 60) -> str:
-    """A curve in one line of text."""
+    """A curve as one line of block characters."""
     picked = values if len(values) <= width else [values[i * len(values) // width] for i in range(width)]
     low, high = min(picked), max(picked)
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (v - low) / (high - low + 1e-12)))] for v in picked)

@@ -1,4 +1,4 @@
-"""How verbs speak: results to stdout, everything else to stderr; rich only where a person looks."""
+"""Output of the verbs: results to stdout, everything else to stderr; rich formatting on terminals only."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def console(stderr: bool = False) -> Console:
-    """A rich console; it writes plain text where the stream is no terminal, and honours NO_COLOR."""
+    """A rich console; writes plain text if the stream is not a terminal, and honours NO_COLOR."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def stdin_text() -> TextIO:
-    """Standard input as UTF-8 whatever the console's code page is."""
+    """Standard input, decoded as UTF-8 whatever the console's code page."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     return sys.stdin
@@ -32,22 +32,22 @@ _CONTROL = dict.fromkeys(i for i in (*range(32), *range(127, 160)) if chr(i) not
 
 
 def say(text: str) -> None:
-    """A piece of a model's answer to stdout, without line end; control characters could steer the terminal and are left out."""
+    """Write a piece of a model's answer to stdout without a line end. Control characters are dropped, since they could steer the terminal."""
     click.echo(text.translate(_CONTROL), nl=False)
 
 
 def emit(value: Any) -> None:
-    """One JSON value as one line of stdout."""
+    """Write one JSON value as one line to stdout."""
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
 def note(text: str) -> None:
-    """A sentence beside the result."""
+    """Write a sentence to stderr."""
     click.echo(text, err=True)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """A table on stdout. Cells are shown as text, never as markup."""
+    """Write a table to stdout. Cells are plain text, never markup."""
     from rich.table import Table
     from rich.text import Text
 
@@ -60,14 +60,14 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str 
 
 
 def megabytes(count: float) -> str:
-    """Bytes as people read them: 1.5 GB, 270 MB."""
+    """Bytes in readable units: 1.5 GB, 270 MB."""
     if count < 1e6:
         return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 45 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds in readable units: 45 s, 3 min 05 s, 2 h 10 min."""
     whole = round(max(0.0, seconds))
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""CLI options made from the spec's fields: whatever `setting()` declares is an option, with its help and bounds."""
+"""Command-line options made from the spec's fields: every `setting()` is an option, with its help and bounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADINGS = {"model": "Base model", "data": "Data", "training": "Training"}
 
 
 class SpecOption(click.Option):
-    """An option that stands under a heading of its own in the help."""
+    """An option listed under a heading in the help."""
 
     def __init__(self, *names: Any, heading: str, **rest: Any) -> None:
         self.heading = heading
@@ -36,10 +36,10 @@ class SpecOption(click.Option):
 
 
 class SpecCommand(click.Command):
-    """A verb whose help has the settings under headings, those of methods under the names of the methods that have them."""
+    """A verb whose help lists settings under headings, and settings of methods under the methods that have them."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See click. What is no setting comes first, settings of a method last, the most common of them first."""
+        """See click. Options that are not settings come first, settings of methods last, the most common ones first."""
         parts: dict[str, list[tuple[str, str]]] = {"Options": [], **{title: [] for title in HEADINGS.values()}}
         for title in _headings_of_methods():
             parts[title] = []
@@ -89,7 +89,7 @@ def spec_options(function: F) -> F:
 def spec_from(
     values: Mapping[str, Any], config: Path | None, base: Mapping[str, Any] | None = None, source: str = ""
 ) -> RunSpec:
-    """The spec from a config file (or the tables in `base`, read from `source`) and the options given, which win.
+    """The spec from a config file (or the tables in `base`, read from `source`) and the given options, which take precedence.
 
     Raises SpecError.
     """
@@ -97,7 +97,7 @@ def spec_from(
     if config is not None:
         tables = read_config(config)
     where = str(config) if config else source or "command line"
-    parse_spec(tables, where)  # a mistake of the file is told before options are laid over it
+    parse_spec(tables, where)  # report a mistake in the file before options override it
     merged = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in walk.keyed(tables).items()}
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     _forget_what_followed(merged, given)
@@ -111,7 +111,7 @@ def spec_from(
 
 
 def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
-    """As spec_from, for a config that may have [[adapters]] to be trained at once; options hold for all of them."""
+    """Like spec_from, for a config with [[adapters]] that are trained at once; options apply to all of them."""
     if config is None:
         return [spec_from(values, None)]
     tables = read_config(config)
@@ -132,10 +132,10 @@ def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
 
 
 def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Drop from a config what only followed from a setting that an option changes: a run.json holds automatic values too.
+    """Drop automatic values of a config that followed from a setting an option changes; a run.json holds automatic values too.
 
-    Another method brings its own precision, optimizer and rate, another objective its own rate; other epochs another number of steps; another precision or
-    backend its own kind of 4 bits.
+    A different method has its own precision, optimizer and learning rate, a different objective its own learning rate, different
+    epochs another number of steps, and a different precision or backend another 4-bit type.
     """
     before = str(tables.get("method", {}).get("key", "lora"))
     after = str(given.get("method__key", before))
@@ -163,7 +163,7 @@ def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> N
 
 
 def settings_options(kind: type[Settings], only: Collection[str] = ()) -> Callable[[F], F]:
-    """Add one option per setting of a group (or those of it that are named); the verb receives them for `settings_from`."""
+    """Add one option per setting of a group (or the named ones); the verb passes them to `settings_from`."""
 
     def decorate(function: F) -> F:
         for name, field in reversed(list(kind.model_fields.items())):
@@ -175,7 +175,7 @@ def settings_options(kind: type[Settings], only: Collection[str] = ()) -> Callab
 
 
 def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
-    """The settings of a group from the options given; the others have their defaults. Raises SpecError."""
+    """The settings of a group from the given options, the others at their defaults. Raises SpecError."""
     return parse(kind, {name: value for name, value in values.items() if value is not None}, "command line")
 
 
@@ -213,7 +213,7 @@ def _help(field: FieldInfo) -> str:
 
 
 def shown_default(value: object) -> str:
-    """A default as people read it; empty where it is chosen or there is none."""
+    """A default in readable form; empty if it is automatic or there is none."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""`train`, the default verb: check, start the worker, show its events, print what came out."""
+"""`train`, the default verb: check the spec, start the worker, show its events, print the result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
     finetune-local --data my.jsonl
     finetune-local --data chats.json --method qlora --model Qwen/Qwen3-0.6B --epochs 2
 
-    What is not given is chosen from the data and the machine, and printed. Ctrl-C finishes the step and saves.
+    Settings that are not given are chosen from the data and the machine, and printed. Ctrl-C finishes the step and saves.
     A config with several [[adapters]] trains them at once on one base (docs/methods.md).
     """
     from finetune_local.spec.run import DEFAULT_MODEL
@@ -67,7 +67,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
 
 
 def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
-    """Start the run's worker, or join one at work, and show it to its end. Raises what ended it badly."""
+    """Start the run's worker, or attach to a running one, and show its events to the end. Raises the error that ended it."""
     from finetune_local.cli.progress import as_json_lines, shown
     from finetune_local.training.run_folder import begin, follow
 
@@ -97,7 +97,7 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
 
 
 def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> None:
-    """Start one worker for several runs and show them to their ends. Raises what ended one of them badly, once all have."""
+    """Start one worker for several runs and show their events to the end. Raises the first error once all have ended."""
     from finetune_local.cli.progress import lines_of, worth_a_line
     from finetune_local.training.events import ENDS
     from finetune_local.training.run_folder import begin, follow
@@ -132,7 +132,7 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
                 named = isinstance(error, Stopped) or any(f"run '{other.name}': " in str(error) for other in begun)
                 problems.append(error if named else type(error)(msg("run '{run}': {error}", run=run.name, error=error)))
     if problems:
-        # What went wrong counts for more than what the user stopped; a mistake that ended all of them is told once.
+        # An error counts for more than a stop by the user; one that ended all runs is reported once.
         worst = next((problem for problem in problems if not isinstance(problem, Stopped)), problems[0])
         raise type(worst)(join_messages("\n", dict.fromkeys(problem.message for problem in problems)))
 
@@ -160,9 +160,9 @@ def _show_summary(summary: Any) -> None:
 
 @contextmanager
 def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
-    """Ctrl-C asks the worker to finish its step and save; a second one ends it at once (the last checkpoint stays).
+    """Ctrl-C asks the worker to finish its step and save; a second one kills it (the last checkpoint remains).
 
-    Yields a list that is no longer empty once it was ended at once.
+    Yields a list that is non-empty once the worker was killed.
     """
 
     pressed, killed = 0, list[bool]()
@@ -172,7 +172,7 @@ def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
         pressed += 1
         if pressed == 1:
             for run in begun:
-                if len(begun) == 1 or run.alive():  # of several, some may have ended
+                if len(begun) == 1 or run.alive():  # some of several may have ended
                     run.stop_file.touch()
             note("\nfinishing this step and saving … (Ctrl-C again ends it at once)")
         else:
@@ -188,6 +188,6 @@ def _interrupts(begun: Sequence[Run]) -> Iterator[list[bool]]:
 
 
 def _with_free_name(spec: Any, home: paths.Home) -> Any:
-    """A run.json given back to repeat a run: the copy needs its own name."""
+    """The spec with a free name: a run.json passed as --config to repeat a run names that run."""
     taken = spec.name and (home.runs / spec.name).exists()
     return spec.model_copy(update={"name": None}) if taken else spec

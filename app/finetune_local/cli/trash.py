@@ -1,4 +1,4 @@
-"""`trash`: what was removed and can be taken back; `trash empty` frees its room."""
+"""`trash`: list removed items that can be restored; `trash empty` frees their space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune_local.system import paths
 @json_option
 @click.pass_context
 def command(context: click.Context, home: str | None, as_json: bool) -> None:
-    """List what was removed. `runs restore` and `adapters restore` take it back."""
+    """List removed items. `runs restore` and `adapters restore` bring them back."""
     from finetune_local.system import trash
 
     context.obj = paths.home(home)
@@ -44,7 +44,7 @@ def command(context: click.Context, home: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def empty(outer: paths.Home, yes: bool, home: str | None, as_json: bool) -> None:
-    """Delete for good what is in the trash."""
+    """Permanently delete everything in the trash."""
     from finetune_local.system import trash
 
     place = paths.home(home) if home else outer
