@@ -28,8 +28,8 @@ STEPS = 20
 def command(config: Path | None, steps: int | None, home: str | None, as_json: bool, **settings: Any) -> None:
     """Train one spec on every backend in fp32 with no dropout and compare the losses, step by step.
 
-    Fails (exit code 1) if they differ by more than 1e-3. With --precision 4-bit --quantisation nf4 both train on the same quantized
-    base. CUDA and Metal compute with it in bf16, so use that on CPUs.
+    Fails (exit code 1) if they differ by more than 1e-3. Given "--precision 4-bit --quantisation nf4", both train on the same
+    quantized base; CUDA and Metal compute with it in bf16, so use that on CPUs.
     """
     from finetune_local.spec.run import as_tables
     from finetune_local.system.errors import RunError, SpecError
