@@ -116,22 +116,32 @@ class TrainPage:
         return None
 
     def _show(self, window: Window) -> dict[Any, Any]:
+        """All of the page. Views are drawn under the window's lock: of two events, the later one sees what the earlier one did."""
+        with window.drawing:
+            run = self._run(window)
+            views = self._settings(window) if run is None else self._live(window, run)
+            return {**self._sides(run), **views}
+
+    def _sides(self, run: Run | None) -> dict[Any, Any]:
+        """Which side of the page is visible: the settings of a run, or the run itself."""
         import gradio as gr
 
-        run = self._run(window)
-        if run is not None:
-            return {self.setup: gr.update(visible=False), self.live: gr.update(visible=True), **self._live(window, run)}
+        return {self.setup: gr.update(visible=run is None), self.live: gr.update(visible=run is not None)}
+
+    def _settings(self, window: Window) -> dict[Any, Any]:
+        """The settings of a run."""
         key = setup.method_key(window)
         told = self.outlook.of(setup.tables_of(self.context, window), window.shared.data_facts)
         updates = self.form.updates(window.shared.form, key, told.automatic)
         return {
-            self.setup: gr.update(visible=True),
-            self.live: gr.update(visible=False),
-            self.head: parts.header(self.t("train.title"), self.t("train.lead")),
+            self.head: self._setup_head(),
             **self._setup_views(window),
             self.name: window.shared.run_name,
             **dict(zip(self.form.listed(), updates, strict=True)),
         }
+
+    def _setup_head(self) -> Html:
+        return parts.header(self.t("train.title"), self.t("train.lead"))
 
     def _setup_views(self, window: Window) -> dict[Any, Any]:
         context, data = self.context, window.shared.data_facts
@@ -149,7 +159,7 @@ class TrainPage:
         return [] if window.shared.data.get("files") else [self.t("train.no_data_problem")]
 
     def _live(self, window: Window, run: Run) -> dict[Any, Any]:
-        """The views of a run that changed since they were sent."""
+        """The views of a run that changed since they were sent, and the head."""
         context = self.context
         watched = context.watch(run.folder).refresh()
         status = run.status()
@@ -167,19 +177,23 @@ class TrainPage:
             self.answers: runview.answers(context, watched),
             self.log: runview.log(context, watched),
         }
-        return {view: html for view, html in drawn.items() if window.changed(f"train{view._id}", html)}
+        changed = {view: html for view, html in drawn.items() if window.changed(f"train{view._id}", html)}
+        return {**changed, self.head: drawn[self.head]}  # the head is on both sides: see _tick
 
     def _tick(self, window: Window) -> dict[Any, Any]:
-        run = self._run(window)
-        if run is None:
-            return {}
-        watched = self.context.watch(run.folder).refresh()
-        if isinstance(watched.end, Failed) and begin.forget_untrained(run, watched.end):
-            # A mistake that showed before the training: back to the settings, where it can be mended.
-            window.shared.run, window.shared.setting_up = "", True
-            shown = {view: html for view, html in self._show(window).items() if view in self.ticked}
-            return {**shown, self.context.notice: notice.problem(self.t, _error_of(watched.end))}
-        return self._live(window, run)
+        """What changed of the run, and always the head and which side is visible: where two answers reached the browser in the wrong
+        order, it is right again a second later."""
+        with window.drawing:
+            run = self._run(window)
+            if run is None:
+                return {**self._sides(None), self.head: self._setup_head()}
+            watched = self.context.watch(run.folder).refresh()
+            if isinstance(watched.end, Failed) and begin.forget_untrained(run, watched.end):
+                # The mistake showed before training began: back to the settings, where it can be corrected.
+                window.shared.run, window.shared.setting_up = "", True
+                shown = {view: html for view, html in self._show(window).items() if view in self.ticked}
+                return {**shown, self.context.notice: notice.problem(self.t, _error_of(watched.end))}
+            return {**self._sides(run), **self._live(window, run)}
 
     # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,11 +242,16 @@ class TrainPage:
         spec = parse_spec(setup.tables_of(context, window), t("train.form"))
         run = begin.unchecked(spec, context.home, window.shared.made_from or None)
         follow.start(run, context.home)
-        window.shared.run = run.name
-        window.shared.reset("setting_up", "run_name", "made_from")
-        return self._show(window)
+        with window.drawing:
+            window.shared.run = run.name
+            window.shared.reset("setting_up", "run_name", "made_from")
+            return self._show(window)
 
     def _act(self, window: Window, event: Any) -> dict[Any, Any]:
+        with window.drawing:
+            return self._acted(window, event)
+
+    def _acted(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, _ = parts.pressed(event)
         context = self.context
         if do == "new":
