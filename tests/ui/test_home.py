@@ -8,8 +8,8 @@ from ui.conftest import App
 def test_a_first_look_says_what_to_do_and_what_the_machine_has(app: App) -> None:
     page = app.open()
     expect(page.locator("#page-home h1")).to_have_text("Fine-tune a model on your own computer")
-    expect(page.locator("#home .steps li.next strong")).to_have_text("Pick a base model")
-    expect(page.locator("#home .facts dt").first).to_have_text("Computes on")
+    expect(page.locator("#home .steps li.next strong")).to_have_text("Choose a base model")
+    expect(page.locator("#home .facts dt").first).to_have_text("Compute device")
     assert app.hosts == {f"127.0.0.1:{app.port}"}
 
 
@@ -62,7 +62,7 @@ def test_a_page_whose_coming_was_not_heard_is_drawn_all_the_same(app: App) -> No
 
 def test_a_press_counts_though_the_view_is_drawn_anew_under_it(app: App) -> None:
     page = app.open()
-    begin = page.locator("#home [data-do=go]", has_text="Begin")
+    begin = page.locator("#home [data-do=go]", has_text="Get started")
     box = begin.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)

@@ -55,7 +55,7 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     app = start_app(home_with_model, **OFFLINE)
     page = app.open("model")
     expect(page.locator("#model-head")).to_contain_text(DEFAULT_MODEL)
-    page.click("#model-head [data-do=onward]")
+    page.click("#model-head [data-do=continue]")
 
     page.click("[data-do='data.example']")
     expect(page.locator("#data-found")).to_contain_text("160", timeout=2 * MINUTES)
@@ -105,7 +105,7 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     expect(page.locator("#train-state .hint.good")).to_be_visible(timeout=8 * MINUTES)
     assert run.status() == "finished" and run.last_event().summary["steps"] == STEPS  # type: ignore[union-attr]
     assert run.spec.backend == backend
-    expect(page.locator("#train-answers .sample").first).to_contain_text("wanted")
+    expect(page.locator("#train-answers .sample").first).to_contain_text("expected")
 
     page.click("#train-head [data-do=go][data-value=chat]")
     expect(page.locator("#chat-who summary")).to_contain_text(f"Base model, {name}")  # side by side from the start

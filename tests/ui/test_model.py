@@ -135,7 +135,9 @@ def test_failures_are_sentences_models_are_added_and_removed(
     row(page, "mine").get_by_role("button", name="Details").click()
     expect(row(page, "mine").locator(".model-details")).to_contain_text(str(place))
     row(page, "mine").get_by_role("button", name="Remove").click()
-    expect(row(page, "mine").locator(".sure")).to_contain_text("One adapter was made on it and needs it: an adapter.")
+    expect(row(page, "mine").locator(".sure")).to_contain_text(
+        "One adapter was trained on it and needs it: an adapter."
+    )
     row(page, "mine").get_by_role("button", name="Delete the model").click()
     expect(row(page, "mine")).to_have_count(0)
     assert not place.exists()
@@ -155,7 +157,7 @@ def test_offline_says_so_and_a_paused_download_is_found_again_in_chinese(
     expect(page.locator("#model-downloads .badge")).to_have_text("已暂停")
     expect(page.locator("#model-catalogue .hint")).to_contain_text("离线")
     expect(page.locator("#model-words")).to_be_hidden()
-    expect(page.locator('#model-catalogue [data-model="qwen3-0.6b"] button[data-do=get]')).to_be_disabled()
+    expect(page.locator('#model-catalogue [data-model="qwen3-0.6b"] button[data-do=download]')).to_be_disabled()
     page.get_by_role("button", name="继续").click()
     expect(page.locator("#notice")).to_contain_text(re.compile("offline|离线"))
     assert begun.status() == "stopped"

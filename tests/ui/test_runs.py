@@ -68,7 +68,7 @@ def again(app: App, page: Page) -> None:
 
 
 def pick(page: Page, name: str) -> None:
-    page.get_by_label(f"Pick {name}", exact=True).check()
+    page.get_by_label(f"Select {name}", exact=True).check()
     expect(page.locator("#runs-main tr.picked", has_text=name)).to_be_visible()
 
 
@@ -94,7 +94,7 @@ def test_a_thousand_runs_are_searched_sorted_and_paged(app: App, home: Home) -> 
     expect(page.locator("#runs-main .row-name")).to_have_count(1)
     expect(page.locator("#runs-search input")).to_have_value("RUN 0077")
     page.fill("#runs-search input", "nothing like it")
-    expect(page.locator("#runs-main")).to_contain_text("Nothing fits the search.")
+    expect(page.locator("#runs-main")).to_contain_text("No results.")
 
 
 def test_runs_are_compared_by_curves_and_settings(app: App, home: Home) -> None:
@@ -140,17 +140,17 @@ def test_rename_remove_undo_and_the_trash(app: App, home: Home) -> None:
     assert runs.find(home, "新 name").spec.name == "新 name"
 
     page.get_by_role("button", name="Delete", exact=True).click()
-    expect(page.locator("#notice")).to_contain_text("“新 name” is in the trash")
+    expect(page.locator("#notice")).to_contain_text("“新 name” was moved to the trash")
     assert not (home.runs / "新 name").exists()
     page.locator("#notice").get_by_role("button", name="Undo").click()
     expect(page.locator("#runs-main .row-name")).to_have_count(2)
     assert (home.runs / "新 name" / "run.json").exists()
 
-    page.get_by_label("Pick all on this page").check()
+    page.get_by_label("Select all on this page").check()
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(page.locator("#runs-main .empty")).to_be_visible()
     page.locator("#runs-trash summary").click()
-    page.locator("#runs-trash li", has_text="other").get_by_role("button", name="Put back").click()
+    page.locator("#runs-trash li", has_text="other").get_by_role("button", name="Restore").click()
     expect(page.locator("#runs-main .row-name")).to_have_text(["other"])
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Empty the trash").click()

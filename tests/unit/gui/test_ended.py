@@ -51,8 +51,8 @@ def test_a_run_that_ends_is_told_once(home: Home) -> None:
     assert told(endings) == []
     run.append(events.Finished(reason="all epochs", summary={}))
     release(run)
-    assert told(endings) == [("run", "夜间 run", "done")]
-    assert told(endings) == [("run", "夜间 run", "done")]
+    assert told(endings) == [("run", "夜间 run", "finished")]
+    assert told(endings) == [("run", "夜间 run", "finished")]
     assert told(endings, since=1) == []
 
 
@@ -71,14 +71,16 @@ def test_how_it_ended_is_told(home: Home) -> None:
     (gone.folder / "run.json").unlink()
     assert told(endings) == [
         ("job", "20260101-download", "failed"),
-        ("job", "20260101-export", "done"),
+        ("job", "20260101-export", "finished"),
         ("run", "failed", "failed"),
         ("run", "killed", "interrupted"),
     ]
     found, t = {e.name: e for e in endings.since(0)}, Strings("en")
     assert found["failed"].text(t) == "no room is left."
-    assert found["killed"].title(t) == "Training “killed” broke off" and "can go on" in found["killed"].text(t)
-    assert found["20260101-download"].title(t) == "The download did not finish"
+    assert found["killed"].title(t) == "Training “killed” was interrupted" and "can be resumed" in found["killed"].text(
+        t
+    )
+    assert found["20260101-download"].title(t) == "The download failed"
     assert found["20260101-download"].text(t) == "it broke off." and found["20260101-download"].page == "model"
 
 
@@ -88,7 +90,7 @@ def test_what_ended_while_no_app_was_there_is_told_by_the_next(home: Home) -> No
     run.append(events.Finished(reason="all epochs", summary={}))
     release(run)
     after = Endings(home)
-    assert told(after) == [("run", "long", "done")]
+    assert told(after) == [("run", "long", "finished")]
     assert told(Endings(home)) == []
 
 
@@ -107,7 +109,7 @@ def test_a_damaged_run_takes_nothing_with_it(home: Home, line: str) -> None:
     other.append(events.Finished(reason="all epochs", summary={}))
     release(run)
     release(other)
-    assert ("run", "other", "done") in told(endings)
+    assert ("run", "other", "finished") in told(endings)
 
 
 def test_every_kind_of_job_has_its_words() -> None:
@@ -116,4 +118,20 @@ def test_every_kind_of_job_has_its_words() -> None:
     for language in ("en", "zh"):
         t = Strings(language)  # type: ignore[arg-type]
         for kind in names():
-            assert t.get(f"ended.{kind}_done") and t.get(f"ended.{kind}_failed"), kind
+            assert t.get(f"ended.{kind}_finished") and t.get(f"ended.{kind}_failed"), kind
+
+
+def test_every_kind_of_job_and_every_run_has_a_page() -> None:
+    from finetune_local.gui.shell.pages import RUN, page_showing, pages
+    from finetune_local.runtime.kinds import names
+
+    for kind in (RUN, *names()):
+        assert kind in pages()[page_showing(kind)].shows, kind
+
+
+def test_an_error_leads_to_the_page_where_it_is_solved() -> None:
+    from finetune_local.gui.shell.notice import problem
+    from finetune_local.system.errors import DataError, SpecError
+
+    assert 'data-value="data"' in problem(Strings("en"), DataError("x: no rows."))
+    assert 'data-do="go"' not in problem(Strings("en"), SpecError("x"))

@@ -56,17 +56,17 @@ def test_it_tells_what_ends_while_it_runs_where_that_is_wanted(monkeypatch: pyte
     told: list[tuple[str, str]] = []
     monkeypatch.setattr(notify, "tell", lambda *words: told.append(words))
     monkeypatch.setattr(notify, "SECONDS", 0.01)
-    ended = [Ended(1, "run", "before", "done")]
+    ended = [Ended("run", "before", "finished", number=1)]
     endings = SimpleNamespace(look=lambda: None, since=lambda number: [e for e in ended if e.number > number])
     context: Any = SimpleNamespace(endings=endings, t=Strings("zh"), preferences=SimpleNamespace(notify=True))
     notifier = notify.Notifier(context)
     notifier.start()
-    ended.append(Ended(2, "run", "夜间", "failed", message="no room is left."))
+    ended.append(Ended("run", "夜间", "failed", message="no room is left.", number=2))
     until = time.monotonic() + 10
     while not told and time.monotonic() < until:
         time.sleep(0.01)
     context.preferences.notify = False
-    ended.append(Ended(3, "job", "x", "done", job="export"))
+    ended.append(Ended("job", "x", "finished", job="export", number=3))
     time.sleep(0.1)
     notifier.stop()
     assert told == [("“夜间”训练失败", "no room is left.")]

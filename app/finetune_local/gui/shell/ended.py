@@ -1,8 +1,8 @@
-"""What has just ended: runs and jobs that were at work and are no more. Each window tells of each once, on whatever page it shows,
-and the desktop is told of it too (gui/window/notify.py).
+"""Runs and jobs that have just ended. Each window shows a notice of each once, whatever page is in view; the desktop shows a
+notification too (gui/window/notify.py).
 
-Which are at work is kept on disk, so that what ended while the app was closed is told when it is opened again. What the user
-stopped is not told: they know.
+What is running is kept on disk, so that what ended while the app was closed is shown at the next start. What the user stopped is not
+shown: they know.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.shell.notice import told
+from finetune_local.gui.shell.pages import RUN, page_showing
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html
 from finetune_local.runtime import job
@@ -34,10 +34,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 Kind = Literal["run", "job"]
-Outcome = Literal["done", "failed", "interrupted"]
-
-PAGES: Mapping[str, str] = {"download": "model", "evaluate": "evaluate", "export": "export"}
-"""The page that shows a kind of job; others are shown with the adapters."""
+Outcome = Literal["finished", "failed", "interrupted"]
 
 _AT_MOST_EVERY = 0.8
 _KEPT = 50
@@ -45,19 +42,19 @@ _KEPT = 50
 
 @dataclass(frozen=True)
 class Ended:
-    """One run or job that ended; numbers grow. `job` is a job's kind, "" for a run; `message` says why it failed."""
+    """One run or job that ended. `job` is a job's kind; `message` says why it failed; a later one has a greater `number`."""
 
-    number: int
     kind: Kind
     name: str
     outcome: Outcome
     job: str = ""
     message: str = ""
+    number: int = 0
 
     @property
     def page(self) -> str:
         """The page that shows it."""
-        return "train" if self.kind == "run" else PAGES.get(self.job, "adapters")
+        return page_showing(self.job or RUN)
 
     def title(self, t: Strings) -> str:
         """What ended and how."""
@@ -69,11 +66,11 @@ class Ended:
         """What more there is to say, in English where it comes from the core: see translate.sentence."""
         if self.outcome == "failed" and self.message:
             return self.message
-        return t("ended.run_goes_on") if (self.kind, self.outcome) == ("run", "interrupted") else ""
+        return t("ended.run_resumable") if (self.kind, self.outcome) == ("run", "interrupted") else ""
 
 
 class Endings:
-    """What has ended since the server began, and before it while no app was there. Any thread may look."""
+    """What has ended since the server started, or while the app was closed. Any thread may look."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -86,7 +83,7 @@ class Endings:
         self.look()
 
     def look(self) -> None:
-        """See what ended; asked every second by every window, so it looks itself only so often."""
+        """Find what ended. Every window calls this each second, so it looks only so often."""
         with self._lock:
             if time.monotonic() - self._looked < _AT_MOST_EVERY:
                 return
@@ -102,7 +99,7 @@ class Endings:
                     write_text(self._file, json.dumps(sorted(now), ensure_ascii=False))
 
     def since(self, number: int) -> list[Ended]:
-        """Those after a number, the oldest first."""
+        """What ended after the one with this number, the oldest first."""
         with self._lock:
             return [ended for ended in self._ended if ended.number > number]
 
@@ -110,7 +107,7 @@ class Endings:
         ended = _run_ended(Run(self._home.runs / name)) if kind == "run" else _job_ended(Job(self._home.jobs / name))
         if ended is not None:
             self._number += 1
-            self._ended.append(Ended(self._number, **ended))
+            self._ended.append(replace(ended, number=self._number))
 
     def _read(self) -> set[tuple[str, str]]:
         try:
@@ -119,7 +116,7 @@ class Endings:
             return set()
 
 
-def _run_ended(run: Run) -> dict[str, Any] | None:
+def _run_ended(run: Run) -> Ended | None:
     if not (run.folder / "run.json").exists():  # removed
         return None
     try:
@@ -129,10 +126,10 @@ def _run_ended(run: Run) -> dict[str, Any] | None:
     if status not in ("finished", "failed", "interrupted"):
         return None
     message = last.message if isinstance(last, events.Failed) else ""
-    return {"kind": "run", "name": run.name, "outcome": "done" if status == "finished" else status, "message": message}
+    return Ended("run", run.name, status, message=message)
 
 
-def _job_ended(found: Job) -> dict[str, Any] | None:
+def _job_ended(found: Job) -> Ended | None:
     try:
         kind, state = found.kind, found.state()
     except (SpecError, OSError, ValueError, KeyError):  # forgotten, or damaged: its page says so
@@ -140,8 +137,7 @@ def _job_ended(found: Job) -> dict[str, Any] | None:
     if state.status not in ("done", "failed", "interrupted"):
         return None
     message = str(state.error["message"]) if state.error else ""
-    outcome = "failed" if state.status == "interrupted" else state.status
-    return {"kind": "job", "name": found.name, "outcome": outcome, "job": kind, "message": message}
+    return Ended("job", found.name, "finished" if state.status == "done" else "failed", kind, message)
 
 
 def build() -> Any:
@@ -150,7 +146,7 @@ def build() -> Any:
 
 
 def wire(context: Context, view: Any) -> None:
-    """Show what ends, one at a time, and do what is asked for about it."""
+    """Show what has ended, one at a time, and do what its buttons say."""
     import gradio as gr
 
     told_up_to: dict[str, int] = {}
@@ -158,13 +154,13 @@ def wire(context: Context, view: Any) -> None:
 
     def tick(window: Window) -> Any:
         context.endings.look()
-        if not window.name:  # it has not said yet which it is
+        if not window.name:  # it has not attached yet
             return gr.skip()
-        # What ended before any window was there is told by the first; a later window begins with what is new.
+        # What ended before there was a window is shown by the first one; a later window starts with what is new.
         since = told_up_to.setdefault(window.name, max(told_up_to.values(), default=0))
         for ended in context.endings.since(since):
             told_up_to[window.name] = ended.number
-            if not _is_looked_at(ended, window):
+            if not _is_in_view(ended, window):
                 waiting.setdefault(window.name, []).append(ended)
         return shown(window)
 
@@ -193,16 +189,16 @@ def wire(context: Context, view: Any) -> None:
     context.on(view.click, press, None, [view, context.nav])
 
 
-def _is_looked_at(ended: Ended, window: Window) -> bool:
-    """Whether the window shows the very thing, so that it need not be told."""
+def _is_in_view(ended: Ended, window: Window) -> bool:
+    """Whether the window shows it already, so that no notice is needed."""
     if window.shared.page != ended.page:
         return False
     return ended.kind == "job" or window.shared.run == ended.name
 
 
 def _notice(t: Strings, ended: Ended) -> Html:
-    well = ended.outcome == "done"
-    buttons = [parts.button(t("ended.see"), "see", kind="small")]
+    well = ended.outcome == "finished"
+    buttons = [parts.button(t("ended.show"), "see", kind="small")]
     if well and ended.kind == "run":
         buttons.insert(0, parts.button(t("ended.chat"), "chat", kind="small primary"))
     if not well:
@@ -211,7 +207,7 @@ def _notice(t: Strings, ended: Ended) -> Html:
 
 
 def _retry(context: Context, ended: Ended) -> None:
-    """Go on with a run, start a job again. Raises SpecError where it is gone, or at work by now."""
+    """Resume a run, start a job again. Raises SpecError where it is gone, or running by now."""
     if ended.kind == "run":
         follow.start(runs.find(context.home, ended.name), context.home)
     else:

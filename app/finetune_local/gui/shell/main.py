@@ -1,24 +1,15 @@
-"""The page: a rail with what can be done, and the pages that are found in pages/, in the order of a first journey.
-
-A page is a module with
-    TITLE: str                   key of its name in the rail
-    ORDER: int                   its place there
-    build(context) -> None       makes its components and wires them with context.on, on_show and on_tick
-"""
+"""The page that the window shows: a rail with its pages, what stands around them, and what the server tells Gradio."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import pkgutil
 import time
 from collections.abc import Mapping
-from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.shell import ended, rail
+from finetune_local.gui.shell.pages import pages
 from finetune_local.gui.shell.theme import theme
 from finetune_local.gui.widgets import parts
 from finetune_local.system import paths
@@ -30,17 +21,6 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 NAME = "Finetune Local"
-
-
-@cache
-def pages() -> Mapping[str, ModuleType]:
-    """Every page by its key, which is its folder's name, in order."""
-    package = importlib.import_module("finetune_local.gui.pages")
-    found = {
-        m.name: importlib.import_module(f"{package.__name__}.{m.name}.page")
-        for m in pkgutil.iter_modules(package.__path__)
-    }
-    return dict(sorted(found.items(), key=lambda item: item[1].ORDER))
 
 
 def create_app(context: Context) -> gr.Blocks:
@@ -60,7 +40,7 @@ def create_app(context: Context) -> gr.Blocks:
         with gr.Tabs(elem_id="nav", selected=FIRST, overflow_behavior="wrap") as context.nav:
             tabs = {}
             for key, page in pages().items():
-                with gr.Tab(t(page.TITLE), id=key, elem_id=f"page-{key}") as tabs[key]:
+                with gr.Tab(t(page.title), id=key, elem_id=f"page-{key}") as tabs[key]:
                     page.build(context)
         rail.wire(context, foot)
         ended.wire(context, endings)

@@ -1,33 +1,22 @@
-"""The notice at the top of a page: an error as a sentence with what to do, a defect with its details, or a word that something is
-done."""
+"""The notice at the top of a page: an error as a sentence with what to do, a defect with its traceback, or that something is done."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.shell.pages import page_solving
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.gui.widgets.parts import button
-from finetune_local.system import errors
 from finetune_local.system.errors import FinetuneError
-
-WHERE: Mapping[type[FinetuneError], str] = {
-    errors.DataError: "data",
-    errors.ModelError: "model",
-    errors.DownloadFailed: "model",
-    errors.AdapterError: "adapters",
-    errors.DiskFull: "settings",
-}
-"""The page on which what an error tells of can be mended."""
 
 
 def problem(t: Strings, error: FinetuneError, *buttons: Html) -> Html:
-    """An error of the app, with a way to the page where it can be mended where no other button is given."""
+    """An error of the app, with a button to the page where it can be solved, unless other buttons are given."""
     title = t.get(f"errors.{type(error).__name__}") or t("errors.UserError")
-    if not buttons and (page := WHERE.get(type(error))) is not None:
-        buttons = (button(t("errors.go_to", page=t(f"nav.{page}")), "go", page, kind="small"),)
+    if not buttons and (page := page_solving(error)) is not None:
+        buttons = (button(t("errors.go_to", page=t(page.title)), "go", page.key, kind="small"),)
     return told(t, "bad", title, str(error), *buttons)
 
 

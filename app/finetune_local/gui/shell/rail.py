@@ -1,9 +1,10 @@
-"""What stands around the pages: the brand, and at the rail's foot what is at work now, whatever page is shown."""
+"""What stands around the pages: the brand, and at the foot of the rail the runs and jobs that are running."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune_local.gui.shell.pages import RUN, page_showing
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.runtime import job, process_folder
@@ -30,11 +31,11 @@ def build(context: Context) -> Any:
 
 
 def wire(context: Context, foot: Any) -> None:
-    """Show at the foot what is at work, and go there when it is pressed."""
+    """Show at the foot what is running, and go to its page when it is pressed."""
     import gradio as gr
 
     def tick(window: Window) -> Any:
-        shown = join([*at_work(context), h("p", context.t("common.private"), class_="private")])
+        shown = join([*running(context), h("p", context.t("common.private"), class_="private")])
         return shown if window.changed("foot", shown) else gr.skip()
 
     def press(window: Window, event: Any) -> Any:
@@ -46,10 +47,10 @@ def wire(context: Context, foot: Any) -> None:
     context.on(foot.click, press, None, context.nav)
 
 
-def at_work(context: Context) -> list[Html]:
-    """A line for every run and job at work."""
+def running(context: Context) -> list[Html]:
+    """A line for every running run and job."""
     t, f = context.t, context.f
-    process_folder.reap()  # of workers that this server started
+    process_folder.reap()  # workers that this server started
     found = []
     for run in runs.running(context.home):
         # The last step and no more: a long run's whole history would keep every page waiting when the app is opened.
@@ -57,11 +58,20 @@ def at_work(context: Context) -> list[Html]:
         share = step["step"] / step["steps"] if step.get("steps") else None
         inner = parts.progress(t, f, run.name, share, step.get("seconds_left"))
         found.append(
-            h("button", inner, type="button", class_="at-work", data_do="go", data_value="train", data_run=run.name)
+            h(
+                "button",
+                inner,
+                type="button",
+                class_="at-work",
+                data_do="go",
+                data_value=page_showing(RUN),
+                data_run=run.name,
+            )
         )
     for working in job.running(context.home):
         state = working.state()
-        page = {"download": "model", "evaluate": "evaluate", "export": "export"}.get(working.kind, "adapters")
         inner = parts.progress(t, f, t(f"jobs.{working.kind}"), state.done, state.seconds_left)
-        found.append(h("button", inner, type="button", class_="at-work", data_do="go", data_value=page))
+        found.append(
+            h("button", inner, type="button", class_="at-work", data_do="go", data_value=page_showing(working.kind))
+        )
     return found

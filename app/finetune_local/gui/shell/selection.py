@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.models.install import installed
 from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.training.run_folder import runs
 from finetune_local.training.run_folder.again import settings_of
 from finetune_local.training.run_folder.forecast import facts_of_prepared
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
+    from finetune_local.system.paths import Home
     from finetune_local.training.run_folder.runs import Run
 
 
@@ -22,6 +24,11 @@ def chosen_model(context: Context, window: Window) -> str:
         return window.shared.model
     known = installed(context.home.models)
     return DEFAULT_MODEL if DEFAULT_MODEL in known or not known else known[0]
+
+
+def has_trained(home: Home) -> bool:
+    """Whether any run has made an adapter."""
+    return any(run.adapter.exists() for run in runs.every(home))
 
 
 def set_up_like(window: Window, run: Run, changed: Mapping[str, Any] | None = None) -> None:

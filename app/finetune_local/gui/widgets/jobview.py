@@ -28,7 +28,7 @@ def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: C
         t("jobs.stopping") if stopping else t("common.stop"), "job.stop", job.name, kind="small", disabled=stopping
     )
     return parts.card(
-        h("div", h("strong", title, class_="grow"), parts.badge(t("jobs.at_work"), "live"), stop, class_="row"),
+        h("div", h("strong", title, class_="grow"), parts.badge(t("jobs.running"), "live"), stop, class_="row"),
         parts.progress(t, f, doing[:1].upper() + doing[1:] or t("jobs.starting"), state.done, state.seconds_left),
         notes(t, state),
         more,

@@ -148,7 +148,7 @@ def answers(context: Context, run: Watch) -> Html:
             h("div", h("small", t("train.after_step", step=f.number(step))), h("div", answer, class_="text"))
             for step, answer in reversed(sample.given[1:-1])
         ]
-        columns = [(t("train.wanted"), sample.reference, "")]
+        columns = [(t("train.expected"), sample.reference, "")]
         columns.append(
             (t("train.before") if first[0] == 0 else t("train.after_step", step=f.number(first[0])), first[1], "")
         )

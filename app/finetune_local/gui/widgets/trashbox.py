@@ -33,7 +33,7 @@ def box(context: Context, kind: str) -> Html:
             h("span", removed.name, class_="grow"),
             h("small", f.moment(removed.when)),
             h("small", f.size(size)),
-            parts.button(t("lists.put_back"), "trash.back", removed.key, kind="small"),
+            parts.button(t("lists.restore"), "trash.back", removed.key, kind="small"),
         )
         for removed, size in zip(found, sizes, strict=True)
     ]

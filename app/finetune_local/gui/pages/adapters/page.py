@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.adapters", 60
+SHOWS, SOLVES = ("extract",), (AdapterError,)
 UNDO = "adapters.undo"
 GOES = {"adapters.evaluate": "evaluate", "adapters.export": "export"}
 

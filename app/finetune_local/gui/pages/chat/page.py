@@ -31,6 +31,11 @@ SETTLED = 4.0
 """Seconds after which all that was sent to a browser has arrived."""
 
 
+def completed(context: Context, _window: Window) -> bool:
+    """Whether there is a conversation."""
+    return any(context.home.chats.glob("*.jsonl"))
+
+
 def build(context: Context) -> None:
     """See main.py."""
     ChatPage(context).build()

@@ -65,11 +65,11 @@ def changed(
         case "data.columns":
             columns = forms.columns_of(data, found)
             if not columns:
-                raise DataError(as_message(context.t("data.columns_nothing")))
+                raise DataError(as_message(context.t("data.columns_none")))
             return {**settings, "columns": columns, "format": None}
-        case "data.forget":
+        case "data.no_columns":
             return {**settings, "columns": None}
-        case "data.prefer":
+        case "data.use_chosen":
             return {**settings, "columns": [f"{role}={name}" for role, name in found.get("guess", {}).items()]}
     return dict(settings)
 
@@ -80,7 +80,7 @@ def uploaded(context: Context, settings: Values, names: Sequence[str]) -> dict[s
     places = []
     for source in map(Path, names):
         if not source.is_file():
-            raise DataError(as_message(context.t("data.upload_gone", file=kept.harmless(source.name))))
+            raise DataError(as_message(context.t("data.upload_incomplete", file=kept.harmless(source.name))))
         places.append(str(kept.keep(source, context.home.data, source.name)))
     return with_files(context, settings, places)
 

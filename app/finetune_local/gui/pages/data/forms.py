@@ -47,7 +47,7 @@ def columns_card(t: Strings, f: Formats, settings: Values, found: Values) -> Htm
         rows.append((h("strong", data_text(name)), (data_text(column["sample"]), "wide soft"), select))
     left = len(found["columns"]) - COLUMNS_SHOWN
     headings = (t("data.column"), t("data.column_sample"), t("data.column_role"))
-    forget = parts.button(t("data.columns_forget"), "data.forget", kind="quiet") if chosen else None
+    forget = parts.button(t("data.columns_reset"), "data.no_columns", kind="quiet") if chosen else None
     form = h(
         "form",
         parts.table(headings, rows, caption=t("data.columns")),

@@ -11,18 +11,24 @@ from finetune_local.gui.pages.data import changes, forms, looks
 from finetune_local.gui.pages.data import rows as datarows
 from finetune_local.gui.pages.data import view as dataview
 from finetune_local.gui.pages.data.state import DataState
-from finetune_local.gui.shell.selection import chosen_model
+from finetune_local.gui.shell.selection import chosen_model, has_trained
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
-from finetune_local.system.errors import FinetuneError
+from finetune_local.system.errors import DataError, FinetuneError
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.data", 20
+SOLVES = (DataError,)
 PATIENT_SECONDS = 1.2
 """How long a press waits for what it asked for, so that small files do not flicker."""
+
+
+def completed(context: Context, window: Window) -> bool:
+    """Whether there is data: chosen, or trained on."""
+    return bool(window.shared.data) or has_trained(context.home)
 
 
 def build(context: Context) -> None:
@@ -142,7 +148,7 @@ class Page:
         t, f = self.context.t, self.context.f
         if not settings.get("files"):
             if changes.files_of(settings):
-                return h("p", t("data.nothing_to_learn"), class_="hint warn")
+                return h("p", t("data.no_training_file"), class_="hint warn")
             return dataview.examples_card(t)
         found, rows = look.found, look.rows
         shown: list[Any] = []
@@ -177,12 +183,12 @@ class Page:
         if look.problem is not None:
             if not isinstance(look.problem, FinetuneError):
                 raise look.problem  # a defect: shown by the notice, with its traceback
-            again = parts.button(t("data.look_again"), "data.again", kind="small")
+            again = parts.button(t("data.refresh"), "data.retry", kind="small")
             return h("div", h("p", sentence(t, str(look.problem))), again, class_="hint bad")
         if not look.working:
             return ""
         partly = found is not None and not found["complete"]
-        text = t("data.looking_so_far", n=f.number(found["report"]["rows"])) if found and partly else t("data.looking")
+        text = t("data.reading_so_far", n=f.number(found["report"]["rows"])) if found and partly else t("data.reading")
         return parts.card(parts.progress(t, f, text, look.share if partly else None))
 
     # ── what a press does ──────────────────────────────────────────────────────────────────────────────────
@@ -202,7 +208,7 @@ class Page:
                 state.row = max(0, int(value))
                 if not state.first <= state.row < state.first + datarows.PAGE:
                     state.first = state.row - state.row % datarows.PAGE
-            case "data.again":
+            case "data.retry":
                 self._looks.pop(window, None)
             case _:
                 found = self._look(window).found or {}

@@ -84,7 +84,7 @@ def figures(t: Strings, f: Formats, found: Values) -> Html:
     report = found["report"]
     items = [
         parts.figure(t("data.used"), f.number(report["used"]), t("data.of_rows", n=f.number(report["rows"]))),
-        parts.figure(t("data.set_aside"), f.number(report["rejected_count"])),
+        parts.figure(t("data.rejected_count"), f.number(report["rejected_count"])),
     ]
     if report["tokens"]:
         learned = report["supervised_tokens"]
@@ -108,16 +108,16 @@ def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) 
     shown: list[Html] = []
     told_elsewhere = found["problems"] or found["unknown"] or (found["named"] and not assistant)
     if found["complete"] and not report["used"] and not told_elsewhere:
-        shown.append(h("div", h("strong", t("data.nothing")), h("p", t("data.nothing_text")), class_="hint bad"))
+        shown.append(h("div", h("strong", t("data.no_rows")), h("p", t("data.no_rows_text")), class_="hint bad"))
     if found["pairs"]:
-        take = parts.button(t("data.preference_take"), "data.prefer", kind="small") if found["guess"] else None
+        take = parts.button(t("data.preference_use"), "data.use_chosen", kind="small") if found["guess"] else None
         shown.append(h("div", h("p", t("data.preference")), take, class_="hint warn"))
     if found["model_problem"]:
         shown.append(_model_problem(t, found["model_problem"], model))
     for key, value, kind in (
         ("leaks", report["leaks"], "hint warn"),
         ("duplicates", report["duplicates"], "hint"),
-        ("cut", report["truncated"], "hint"),
+        ("truncated", report["truncated"], "hint"),
     ):
         if value:
             shown.append(h("p", _counted(t, f, f"data.{key}", value), class_=kind))
@@ -138,7 +138,7 @@ def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) 
 def _model_problem(t: Strings, problem: str, model: str) -> Html:
     missing = "no such model here" in problem or "there is no such folder" in problem
     text = t("data.model_missing", model=model) if missing else f"{t('data.model_problem')} {sentence(t, problem)}"
-    return h("div", h("p", text), parts.button(t("data.get_model"), "data.model", kind="small"), class_="hint")
+    return h("div", h("p", text), parts.button(t("data.choose_model"), "data.model", kind="small"), class_="hint")
 
 
 def lengths_card(t: Strings, f: Formats, found: Values) -> Html | None:
@@ -230,9 +230,12 @@ def _lines(t: Strings, f: Formats, where: Sequence[int]) -> str:
 
 def examples_card(t: Strings) -> Html:
     """What data can look like, for a page that has none yet."""
-    rows = [(t(f"data.like_{name}"), h("code", example, class_="text")) for name, example in _EXAMPLES.items()]
+    rows = [(t(f"data.supported_{name}"), h("code", example, class_="text")) for name, example in _EXAMPLES.items()]
     return parts.card(
-        parts.facts(rows), h("p", t("data.like_more"), class_="soft"), title=t("data.like"), class_="data-like"
+        parts.facts(rows),
+        h("p", t("data.supported_more"), class_="soft"),
+        title=t("data.supported"),
+        class_="data-like",
     )
 
 

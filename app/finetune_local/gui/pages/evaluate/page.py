@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TITLE, ORDER = "nav.evaluate", 50
 KIND = "evaluate"
+SHOWS = (KIND,)
 UNDO = "evaluate.undo"
 KEPT = 4
 """Evaluations whose rows are kept in memory: windows may show different ones."""

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.export", 80
+SHOWS = (exports.KIND,)
 LISTED = 30
 """Exports that are listed; older ones are forgotten with the other jobs."""
+
+
+def completed(context: Context, _window: Window) -> bool:
+    """Whether something was exported."""
+    return any(found.state().result is not None for found in job.every(context.home, exports.KIND))
 
 
 def build(context: Context) -> None:

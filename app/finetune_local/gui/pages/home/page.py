@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.shell.pages import pages
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.gui.widgets.runview import status_badge
-from finetune_local.models.install import installed
 from finetune_local.training.run_folder import facts, runs
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.home", 0
-STEPS = ("model", "data", "train", "chat", "export")
 RECENT = 5
 
 
@@ -32,7 +31,7 @@ def build(context: Context) -> None:
 
     def press(window: Window, event: Any) -> Any:
         do, value, _ = parts.pressed(event)
-        if do == "look":
+        if do == "refresh":
             context.machine.look()
             return _page(context, window), gr.skip()
         if do == "run":
@@ -47,11 +46,12 @@ def build(context: Context) -> None:
 
 def _page(context: Context, window: Window) -> Html:
     t = context.t
-    done = _done(context, window)
-    following = next((step for step in STEPS if step not in done), "chat")
-    label = t("home.go_on") if done else t("home.begin")
+    steps = {page.key: page.completed(context, window) for page in pages().values() if page.completed is not None}
+    done = {step for step, completed in steps.items() if completed}
+    following = next((step for step in steps if step not in done), next(iter(steps)))
+    label = t("home.continue") if done else t("home.begin")
     top = parts.header(t("home.title"), t("home.lead"), parts.button(label, "go", following, kind="primary"))
-    steps = h(
+    listed = h(
         "ol",
         [
             h(
@@ -61,32 +61,18 @@ def _page(context: Context, window: Window) -> Html:
                     h("b", str(number), aria_hidden="true"),
                     h("strong", t(f"home.step_{step}")),
                     h("span", t(f"home.step_{step}_text"), class_="soft"),
-                    parts.badge(t("home.done"), "good") if step in done else None,
+                    parts.badge(t("home.completed"), "good") if step in done else None,
                     type="button",
                     data_do="go",
                     data_value=step,
                 ),
                 class_="done" if step in done else "next" if step == following else "",
             )
-            for number, step in enumerate(STEPS, 1)
+            for number, step in enumerate(steps, 1)
         ],
         class_="steps",
     )
-    return join([top, steps, h("div", _recent(context), _machine(context), class_="columns")])
-
-
-def _done(context: Context, window: Window) -> set[str]:
-    """The steps of a first journey that are behind the user."""
-    done = set()
-    if installed(context.home.models):
-        done.add("model")
-    if window.shared.data:
-        done.add("data")
-    if any(run.adapter.exists() for run in runs.every(context.home)):
-        done |= {"data", "train"}
-    if any(context.home.chats.glob("*.jsonl")):
-        done.add("chat")
-    return done
+    return join([top, listed, h("div", _recent(context), _machine(context), class_="columns")])
 
 
 def _recent(context: Context) -> Html:
@@ -121,13 +107,13 @@ def _recent(context: Context) -> Html:
 
 def _machine(context: Context) -> Html:
     t, f, machine = context.t, context.f, context.machine
-    again = parts.button(t("home.look_again"), "look", kind="quiet small", disabled=machine.looking)
+    again = parts.button(t("home.refresh"), "refresh", kind="quiet small", disabled=machine.looking)
     if not machine.facts:
-        text = sentence(t, machine.problem) if machine.problem else t("home.looking")
+        text = sentence(t, machine.problem) if machine.problem else t("home.checking")
         return parts.card(h("p", text, class_="soft"), again if machine.problem else None, title=t("home.machine"))
     facts_, device = machine.facts, machine.device()
     pairs = [
-        (t("home.computes_on"), f"{device.name} ({machine.backend})" if device else t("home.no_backend")),
+        (t("home.compute_device"), f"{device.name} ({machine.backend})" if device else t("home.no_backend")),
         (
             t("home.memory"),
             t("home.memory_value", total=f.size(facts_["memory_bytes"]), free=f.size(facts_["memory_free_bytes"])),

@@ -56,13 +56,13 @@ def _one(t: Strings, f: Formats, job: Job) -> Html:
         first = parts.button(label, "pause", job.name, kind="small", disabled=pausing)
     elif paused:
         badge = parts.badge(t("model.state_stopped" if again else "model.state_paused"), "warn")
-        label = t("model.begin_again" if again else "model.resume")
+        label = t("model.start_over" if again else "model.resume")
         first = parts.button(label, "resume", job.name, kind="small primary")
     else:
         badge = parts.badge(t("model.state_failed"), "bad")
         first = parts.button(t("model.retry"), "resume", job.name, kind="small primary")
-    sure = t("model.give_up_sure", name=name)
-    last = parts.button(t("model.give_up"), "give_up", job.name, kind="small quiet danger", confirm=sure)
+    sure = t("model.cancel_sure", name=name)
+    last = parts.button(t("model.cancel"), "cancel", job.name, kind="small quiet danger", confirm=sure)
     body: Child
     if working or paused:
         body = parts.progress(t, f, _so_far(t, f, state), state.done if state.text else None, _left(state))

@@ -28,8 +28,8 @@ class Offers:
         cards = [self._entry(entry, busy, chosen, offline) for entry in catalog()]
         return h(
             "section",
-            h("h2", t("model.worth_getting")),
-            h("p", t("model.worth_getting_text"), " ", fit.on_what(t, f, device), class_="soft"),
+            h("h2", t("model.recommended")),
+            h("p", t("model.recommended_text"), " ", fit.on_what(t, f, device), class_="soft"),
             h("p", t("model.offline"), class_="hint") if offline else None,
             h("div", cards, class_="grid"),
             class_="offers",
@@ -54,7 +54,7 @@ class Offers:
             return parts.badge(t("model.downloading"), "live")
         label = t("model.download_size", size=self.f.size(size)) if size else t("model.download")
         return parts.button(
-            label, "get", name, kind="small", disabled=offline, title=t("model.named", label=label, name=name)
+            label, "download", name, kind="small", disabled=offline, title=t("model.named", label=label, name=name)
         )
 
     def _entry(self, entry: Entry, busy: set[str], chosen: str, offline: bool) -> Html:
@@ -148,7 +148,7 @@ class Offers:
                 "ol",
                 h("li", t("model.gated_accept"), address(t, f"{place}/{repository}")),
                 h("li", t("model.gated_token"), address(t, f"{place}/settings/tokens")),
-                h("li", t("model.gated_keep"), " ", parts.button(t("model.to_settings"), "settings", kind="small")),
+                h("li", t("model.gated_save"), " ", parts.button(t("model.to_settings"), "settings", kind="small")),
             ),
             class_="gated",
             data_keep=f"gated {repository}",

@@ -25,7 +25,7 @@ from finetune_local.models.resolve import find
 from finetune_local.runtime.job import Job
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system import preferences
-from finetune_local.system.errors import FinetuneError
+from finetune_local.system.errors import DownloadFailed, FinetuneError, ModelError
 from finetune_local.system.messages import message_of
 from finetune_local.system.paths import located
 from finetune_local.training.run_folder import runs
@@ -35,8 +35,14 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.model", 10
+SHOWS, SOLVES = (downloads.KIND,), (ModelError, DownloadFailed)
 _NOTHING = ("", Html(""))
 _MOST_KEPT = 40
+
+
+def completed(context: Context, _window: Window) -> bool:
+    """Whether a model is installed."""
+    return bool(installed(context.home.models))
 
 
 def build(context: Context) -> None:
@@ -209,7 +215,7 @@ class ModelPage:
         if damage.pressed(self.context, do, value):
             return self._draw(window)
         match do:
-            case "onward":
+            case "continue":
                 window.shared.model = self._chosen(window)
                 return {self.context.nav: self.context.go(window, "data")}
             case "settings":
@@ -218,15 +224,15 @@ class ModelPage:
                 window.shared.model = value
             case "details":
                 state.details = "" if state.details == value else value
-            case "look":
+            case "refresh":
                 self.models.look()
-            case "get":
+            case "download":
                 self._begun(window, downloads.begin(value, self.home))
             case "resume":
                 self._begun(window, downloads.go_on(value, self.home))
             case "pause":
                 downloads.pause(value, self.home)
-            case "give_up":
+            case "cancel":
                 downloads.give_up(value, self.home)
             case "remove" | "remove_no":
                 state.removing = value if do == "remove" else ""
@@ -275,7 +281,7 @@ class ModelPage:
             if len(good) == 1 and good[0].kind == "folder":
                 window.shared.model = good[0].use
             self.models.look()
-            told[self.context.notice] = notice.good(self.t, self.t("model.brought", n=len(good)))
+            told[self.context.notice] = notice.good(self.t, self.t("model.added", n=len(good)))
         return {**self._draw(window), **told, self.path: ""}
 
     def _search(self, window: Window, words: str) -> Iterator[dict[Any, Any]]:

@@ -58,8 +58,8 @@ class HereViews:
             class_="card chosen-model",
             aria_label=t("model.chosen"),
         )
-        onward = parts.button(t("model.to_data"), "onward", kind="primary")
-        return join([parts.header(t("model.title"), t("model.lead"), onward), box])
+        forward = parts.button(t("model.to_data"), "continue", kind="primary")
+        return join([parts.header(t("model.title"), t("model.lead"), forward), box])
 
     def here(self, chosen: str, details: tuple[str, Html], removing: tuple[str, Html], folders: Sequence[Path]) -> Html:
         """The list. `details` and `removing` are the model they are shown of, and what is shown; `folders` are the user's own."""
@@ -78,7 +78,7 @@ class HereViews:
             h(
                 "div",
                 h("h2", t("model.on_this_machine")),
-                parts.button(t("model.look_again"), "look", kind="quiet small", disabled=self.models.looking),
+                parts.button(t("model.refresh"), "refresh", kind="quiet small", disabled=self.models.looking),
                 class_="row between",
             ),
             body,
@@ -131,7 +131,7 @@ class HereViews:
         if in_use:
             buttons.append(parts.badge(t("model.in_use"), "live"))
         elif found.kind == "GGUF":
-            buttons.append(self._button("model.convert", "get", found.use, name, "small"))
+            buttons.append(self._button("model.convert", "download", found.use, name, "small"))
         elif not found.problem:
             buttons.append(use_button(t, found.use))
         if found.kind == "folder" and not found.problem:

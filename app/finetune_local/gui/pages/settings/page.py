@@ -13,7 +13,7 @@ from finetune_local.gui.widgets.html import Html, h
 from finetune_local.models.hub.repository import endpoint
 from finetune_local.models.hub.token import forget_token, store_token, token_place
 from finetune_local.system import paths
-from finetune_local.system.errors import SpecError
+from finetune_local.system.errors import DiskFull, SpecError
 from finetune_local.system.machine import drives
 from finetune_local.system.messages import as_message, msg
 from finetune_local.system.paths import located
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.settings", 90
+SOLVES = (DiskFull,)
 AT_ONCE = ("language", "theme", "notify", "offline")
 """Preferences that are kept as soon as they are changed; the others when their field is left."""
 
@@ -49,7 +50,7 @@ class SettingsPage:
         parts.view(parts.header(t("settings_page.title"), ""))
         with gr.Row(elem_classes=["settings-columns"]):
             with gr.Column(min_width=320):
-                self._group(t("settings_page.look"), ("language", "theme", "notify"))
+                self._group(t("settings_page.appearance"), ("language", "theme", "notify"))
                 with gr.Group(elem_classes=["settings-group"]):
                     parts.view(h("h2", t("settings_page.network")))
                     self._control("offline")
@@ -59,8 +60,8 @@ class SettingsPage:
                         max_lines=1,
                     )  # fmt: skip
                     with gr.Row():
-                        self.keep = gr.Button(t("settings_page.token_keep"), size="sm", elem_id="token-keep")
-                        self.forget = gr.Button(t("settings_page.token_forget"), size="sm", elem_id="token-forget")
+                        self.keep = gr.Button(t("settings_page.token_save"), size="sm", elem_id="token-keep")
+                        self.forget = gr.Button(t("settings_page.token_delete"), size="sm", elem_id="token-forget")
             with gr.Column(min_width=320), gr.Group(elem_classes=["settings-group"]):
                 parts.view(h("h2", t("settings_page.folders")))
                 for name in ("home", "model_folders", "exports"):
@@ -144,7 +145,7 @@ class SettingsPage:
         if not token.strip():
             raise SpecError(as_message(self.t("settings_page.token_empty")))
         store_token(token, endpoint())
-        done = notice.good(self.t, self.t("settings_page.token_kept", place=endpoint()))
+        done = notice.good(self.t, self.t("settings_page.token_saved", place=endpoint()))
         return {self.token: "", self.token_state: self._token(), self.context.notice: done}
 
     def _forget_token(self, _window: Window) -> dict[Any, Any]:
@@ -153,7 +154,7 @@ class SettingsPage:
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, _, _ = parts.pressed(event)
-        if do == "look":
+        if do == "refresh":
             self.context.machine.look()
         elif do == "quit":
             self.context.quit()
@@ -193,13 +194,13 @@ class SettingsPage:
         )
         notes = [h("p", sentence(t, note), class_="hint") for note in found.get("notes", ())]
         return parts.card(
-            h("p", t("home.looking"), class_="soft") if machine.looking and not found else None,
+            h("p", t("home.checking"), class_="soft") if machine.looking and not found else None,
             h("p", sentence(t, machine.problem), class_="hint bad") if machine.problem else None,
             *notes,
             h(
                 "div",
                 h("button", t("settings_page.copy"), type="button", class_="button small", data_copy=text),
-                parts.button(t("home.look_again"), "look", kind="small", disabled=machine.looking),
+                parts.button(t("home.refresh"), "refresh", kind="small", disabled=machine.looking),
                 class_="row",
             ),
             h("details", h("summary", t("common.details")), h("pre", text, tabindex="0"), data_keep="diagnostics"),

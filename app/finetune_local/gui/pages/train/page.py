@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.gui.pages.train import setup
 from finetune_local.gui.pages.train.outlook import Outlook
 from finetune_local.gui.shell import notice
-from finetune_local.gui.shell.selection import set_up_like
+from finetune_local.gui.shell.pages import RUN
+from finetune_local.gui.shell.selection import has_trained, set_up_like
 from finetune_local.gui.widgets import parts, runview
 from finetune_local.gui.widgets.form import Form
 from finetune_local.gui.widgets.html import Html, h, join
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from finetune_local.training.run_folder.watch import Watch
 
 TITLE, ORDER = "nav.train", 30
+SHOWS = (RUN,)
 LOWER_RATE = 3.0
+
+
+def completed(context: Context, _window: Window) -> bool:
+    """Whether a run has made an adapter."""
+    return has_trained(context.home)
 
 
 def build(context: Context) -> None:

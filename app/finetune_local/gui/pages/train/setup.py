@@ -67,7 +67,9 @@ def subject(context: Context, window: Window) -> Html:
         "div",
         parts.card(
             h("strong", model, class_="subject-name"),
-            h("p", t("train.model_will_be_fetched"), class_="soft") if not there and model == DEFAULT_MODEL else None,
+            h("p", t("train.model_will_be_downloaded"), class_="soft")
+            if not there and model == DEFAULT_MODEL
+            else None,
             parts.button(t("train.change_model"), "go", "model", kind="small"),
             title=t("train.model"),
         ),
@@ -77,7 +79,7 @@ def subject(context: Context, window: Window) -> Html:
             else h("p", t("train.no_data"), class_="soft"),
             h("p", rows, class_="soft") if rows else None,
             parts.button(
-                t("train.change_data" if files else "train.pick_data"),
+                t("train.change_data" if files else "train.add_data"),
                 "go",
                 "data",
                 kind="small" if files else "primary small",
@@ -123,7 +125,7 @@ def _card(context: Context, key: str, chosen: bool, told: Forecast | None) -> Ht
     lacking = backends_without(key)
     figures: list[Any] = []
     if told is not None and told.problems:
-        figures = [parts.badge(t("train.not_possible"), "bad"), h("small", sentence(t, told.problems[0]))]
+        figures = [parts.badge(t("train.not_available"), "bad"), h("small", sentence(t, told.problems[0]))]
     elif told is not None and told.memory is not None:
         figures = [
             outlook.verdict_badge(context, told),

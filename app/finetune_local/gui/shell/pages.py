@@ -1,0 +1,66 @@
+"""The pages of the window: one folder each in pages/, found by itself, in the order of a first journey.
+
+A page is a module `pages/<key>/page.py` with
+    TITLE: str                                  key of its name in the rail
+    ORDER: int                                  its place there
+    build(context) -> None                      makes its components and wires them with context.on, on_show and on_tick
+and, where it has them,
+    SHOWS: tuple[str, ...]                      kinds of work that it shows: kinds of jobs, or RUN
+    SOLVES: tuple[type[FinetuneError], ...]     errors that the user can solve there
+    completed(context, window) -> bool          whether its step of a first journey is done; pages that have it are those steps
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from finetune_local.system.errors import FinetuneError
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.windows import Window
+
+RUN = "run"
+"""The kind of work that a run is."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page's module declares."""
+
+    key: str
+    title: str
+    order: int
+    build: Callable[[Context], None]
+    shows: tuple[str, ...]
+    solves: tuple[type[FinetuneError], ...]
+    completed: Callable[[Context, Window], bool] | None
+
+
+@cache
+def pages() -> Mapping[str, Page]:
+    """Every page by its key, which is its folder's name, in order."""
+    package = importlib.import_module("finetune_local.gui.pages")
+    found = [_page(package.__name__, folder.name) for folder in pkgutil.iter_modules(package.__path__)]
+    return {page.key: page for page in sorted(found, key=lambda page: page.order)}
+
+
+def _page(package: str, key: str) -> Page:
+    module = importlib.import_module(f"{package}.{key}.page")
+    shows, solves = getattr(module, "SHOWS", ()), getattr(module, "SOLVES", ())
+    return Page(key, module.TITLE, module.ORDER, module.build, shows, solves, getattr(module, "completed", None))
+
+
+def page_showing(kind: str) -> str:
+    """The page that shows a kind of work; of one that no page shows, the first page."""
+    return next((page.key for page in pages().values() if kind in page.shows), next(iter(pages())))
+
+
+def page_solving(error: FinetuneError) -> Page | None:
+    """The page where the user can solve an error."""
+    return next((page for page in pages().values() if type(error) in page.solves), None)
