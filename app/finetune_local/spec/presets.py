@@ -26,6 +26,13 @@ def presets() -> Mapping[str, Preset]:
     return dict(sorted(found.items(), key=lambda item: item[0].replace("-", "_")))
 
 
+@cache
+def recommended() -> tuple[Preset, ...]:
+    """The presets to offer first; the first of them is the default."""
+    places = {preset.recommended: preset for preset in presets().values() if preset.recommended is not None}
+    return tuple(places[place] for place in sorted(places))
+
+
 def preset_named(key: str) -> Preset:
     """The preset called `key`. Raises SpecError naming the known ones."""
     known = presets()

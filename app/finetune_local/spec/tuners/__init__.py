@@ -185,8 +185,9 @@ class Tuner:
 class Preset:
     """A method as users know it: what it is called and the settings its name stands for.
 
-    `defaults` maps dotted settings ("model.precision", "method.use_dora") to the values the name implies; `tuner` is the key of
-    the file that declares it, filled in where presets are listed.
+    `defaults` maps dotted settings ("model.precision", "method.use_dora") to the values the name implies; `recommended` is its place
+    among the methods offered first (the first one is the default), None for all others; `tuner` is the key of the file that declares
+    it, filled in where presets are listed.
     """
 
     key: str
@@ -194,6 +195,7 @@ class Preset:
     summary: str
     paper: str
     defaults: Mapping[str, object] = field(default_factory=dict)
+    recommended: int | None = None
     tuner: str = ""
 
 

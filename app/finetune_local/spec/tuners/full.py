@@ -151,6 +151,7 @@ PRESETS = (
         title="Full fine-tuning",
         summary="Trains every weight; needs about 16 bytes of memory per parameter.",
         paper="",
+        recommended=4,
     ),
     Preset(
         key="last-layers",

@@ -340,6 +340,7 @@ PRESETS = (
         summary="LoRA that trains magnitude and direction apart; closer to full fine-tuning, slower.",
         paper="arXiv:2402.09353",
         defaults={"method.use_dora": True},
+        recommended=3,
     ),
     Preset(
         key="longlora",
@@ -357,6 +358,7 @@ PRESETS = (
         title="LoRA",
         summary="Trains a small low-rank update beside each linear layer; the base stays as it is.",
         paper="arXiv:2106.09685",
+        recommended=1,
     ),
     Preset(
         key="lora-fa",
@@ -392,5 +394,6 @@ PRESETS = (
         summary="LoRA on a base held in 4-bit, with paged optimizer states: the least memory.",
         paper="arXiv:2305.14314",
         defaults={"model.precision": "4-bit", "training.optimizer": "paged-adamw"},
+        recommended=2,
     ),
 )

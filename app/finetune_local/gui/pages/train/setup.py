@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.train import outlook
@@ -14,8 +14,8 @@ from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.controls import element_id
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.models.install import installed
-from finetune_local.spec.presets import presets
-from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.spec.presets import presets, recommended
+from finetune_local.spec.run import DEFAULT_MODEL, Goal, RunSpec
 from finetune_local.system.paths import located
 from finetune_local.training.run_folder.forecast import Forecast, backends_without
 
@@ -23,20 +23,18 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
 
-FIRST_METHODS = ("lora", "qlora", "dora", "full")
-"""Methods that are offered first; the others are one press away."""
-
-GOALS = ("quick", "balanced", "thorough")
+GOALS: tuple[Goal, ...] = get_args(Goal)
 
 
 def method_key(window: Window) -> str:
     """The chosen method."""
-    return window.shared.method if window.shared.method in presets() else "lora"
+    return window.shared.method if window.shared.method in presets() else recommended()[0].key
 
 
 def goal_of(window: Window) -> str:
     """The chosen goal."""
-    return window.shared.goal if window.shared.goal in GOALS else "balanced"
+    usual = str(RunSpec.model_fields["goal"].default)
+    return window.shared.goal if window.shared.goal in GOALS else usual
 
 
 def tables_of(context: Context, window: Window, key: str | None = None, goal: str | None = None) -> dict[str, Any]:
@@ -93,7 +91,8 @@ def subject(context: Context, window: Window) -> Html:
 def method_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -> Html:
     """A card for each method: one honest sentence, memory and time to expect."""
     key = method_key(window)
-    first = [*FIRST_METHODS, *([key] if key not in FIRST_METHODS else [])]
+    first = [preset.key for preset in recommended()]
+    first += [key] if key not in first else []
     rest = [name for name in presets() if name not in first]
     t = context.t
     return parts.card(
