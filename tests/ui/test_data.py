@@ -48,7 +48,7 @@ def remembered(home: Home) -> dict[str, object]:
 def test_the_example_is_looked_at_set_up_and_taken_to_the_training(app: App, home: Home) -> None:
     page = app.open("data")
     expect(page.locator(".data-like")).to_contain_text("An exported chat")
-    page.get_by_role("button", name="160 orders").click()
+    page.get_by_role("button", name="160 café orders").click()
     figures = page.locator("#data-found .figures")
     expect(figures).to_contain_text("of 160")
     expect(figures).to_contain_text("144 / 16")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
 
-GOALS: tuple[Goal, ...] = get_args(Goal)
+GOALS: tuple[str, ...] = get_args(Goal)
 
 
 def method_key(window: Window) -> str:
