@@ -21,7 +21,7 @@ from finetune_local.export.gguf import tensors as gguf_tensors
 from finetune_local.export.pipeline import export
 from finetune_local.export.targets import gguf
 from finetune_local.export.targets.merged import write_merged
-from finetune_local.export.verification import candidates, compare
+from finetune_local.export.verification import candidates, compare, folder
 from finetune_local.export.verification import verify as verification
 from finetune_local.export.verification.compare import F32
 from finetune_local.export.verification.folder import FOLDER_RECEIVERS
@@ -45,7 +45,7 @@ FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 @pytest.fixture(autouse=True)
 def quick_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers and mlx-lm answer in this process; see tests/receiving.py."""
-    monkeypatch.setattr(verification, "ask", answered_here)
+    monkeypatch.setattr(folder, "ask", answered_here)
 
 
 @pytest.fixture

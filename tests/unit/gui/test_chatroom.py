@@ -8,6 +8,7 @@ from finetune_local.chat import history
 from finetune_local.chat.record import Record
 from finetune_local.gui.pages.chat import room as chatroom
 from finetune_local.gui.pages.chat.room import BASE
+from finetune_local.gui.pages.chat.state import ChatState
 from finetune_local.gui.shell.windows import Window
 from finetune_local.system import paths
 from finetune_local.system.errors import SpecError
@@ -37,22 +38,22 @@ def room(home: paths.Home, window: Window) -> chatroom.Room:
 
 
 def test_adapters_of_another_page_answer_beside_the_base_and_bring_theirs(stocked: paths.Home, window: Window) -> None:
-    window.set(model="tiny 小")
+    window.shared.model = "tiny 小"
     assert room(stocked, window).answerers == (None,)
-    window.set(adapters=["a"])
+    window.shared.adapters = ("a",)
     chat = room(stocked, window)
     assert (chat.answerers, chat.leading, chat.model) == ((None, "a"), "a", "tiny 小")
-    window.set(adapters=["other"])
+    window.shared.adapters = ("other",)
     chat = room(stocked, window)
     assert (chat.answerers, chat.model, chat.missing) == ((None, "other"), "qwen", "")
-    assert window["model"] == "tiny 小", "what is trained next is no matter of the chat"
-    window.set(adapters=["a", "b", "c", "诗人"])
+    assert window.shared.model == "tiny 小", "what is trained next is no matter of the chat"
+    window.shared.adapters = ("a", "b", "c", "诗人")
     chat = room(stocked, window)
     assert chat.answerers == ("a", "b", "c", "诗人"), "four at most"
 
 
 def test_who_answers_is_chosen_within_bounds(stocked: paths.Home, window: Window) -> None:
-    window.set(model="tiny 小")
+    window.shared.model = "tiny 小"
     assert not chatroom.toggle(window, room(stocked, window), BASE), "one at least answers"
     for name in NAMES[:3]:
         assert chatroom.toggle(window, room(stocked, window), name)
@@ -63,18 +64,18 @@ def test_who_answers_is_chosen_within_bounds(stocked: paths.Home, window: Window
     assert room(stocked, window).answerers == ("a", "b", "c")
     chatroom.only(window, "诗人")
     assert room(stocked, window).answerers == ("诗人",)
-    window.set(chat_lead=BASE)
+    window.state(ChatState).lead = BASE
     assert chatroom.toggle(window, room(stocked, window), BASE)
     assert room(stocked, window).leading is None, "the one that was chosen last leads"
 
 
 def test_adapters_that_do_not_fit_do_not_answer(stocked: paths.Home, window: Window) -> None:
-    window.set(adapters=["a"])
+    window.shared.adapters = ("a",)
     room(stocked, window)
-    window.set(chat_model="qwen")
+    window.state(ChatState).model = "qwen"
     chat = chatroom.room(stocked, window)
     assert chat.answerers == (None,)
-    window.set(chat_model="tiny 小")
+    window.state(ChatState).model = "tiny 小"
     assert chatroom.room(stocked, window).answerers == (None, "a")
 
 
@@ -86,10 +87,11 @@ def test_a_kept_conversation_comes_with_what_answered_in_it_last(stocked: paths.
     record.add({"aside": "b", "content": "x"}, {"role": "assistant", "content": "y", "adapter": None})
     record.add({"aside": "gone", "content": "z"})
     assert record.history is not None
-    window.set(conversation=record.history.id, model="qwen")
+    window.state(ChatState).conversation = record.history.id
+    window.shared.model = "qwen"
     chat = room(stocked, window)
     assert (chat.answerers, chat.leading, chat.model) == ((None, "b"), None, "tiny 小")
-    assert window["chat_system"] == "be brief"
+    assert window.state(ChatState).system == "be brief"
     fresh = Record(history.new(stocked, begun))
     fresh.ask("two?")
     assert fresh.history is not None
@@ -97,11 +99,13 @@ def test_a_kept_conversation_comes_with_what_answered_in_it_last(stocked: paths.
     assert room(stocked, window).answerers == ("a",), "before its first answer: those it was begun with"
     fresh.history.path.unlink()
     chat = room(stocked, window)
-    assert chat.id == "" and window["conversation"] is None
+    assert chat.id == "" and window.state(ChatState).conversation == ""
 
 
 def test_a_new_conversation_says_what_it_is_begun_with(stocked: paths.Home, window: Window) -> None:
-    window.set(adapters=["诗人"], chat_system=" brief ", chat_sampling={"max_tokens": "7"})
+    window.shared.adapters = ("诗人",)
+    window.state(ChatState).system = " brief "
+    window.state(ChatState).sampling = {"max_tokens": "7"}
     chat = room(stocked, window)
     record = chatroom.begun(stocked, window, chat)
     record.ask("one?")
@@ -113,7 +117,7 @@ def test_a_new_conversation_says_what_it_is_begun_with(stocked: paths.Home, wind
     asked = chatroom.answering(window, chat, record)
     assert asked["answerers"] == [None, "诗人"] and asked["leading"] == "诗人" and asked["adapters"] == ["诗人"]
     assert asked["sampling"]["max_tokens"] == 7 and asked["conversation"] == record.history.id
-    window.set(chat_sampling={"max_tokens": "-1", "top_p": "x"})
+    window.state(ChatState).sampling = {"max_tokens": "-1", "top_p": "x"}
     with pytest.raises(SpecError, match="max_tokens") as error:
         chatroom.sampling(window)
     assert len(str(error.value).splitlines()) == 2

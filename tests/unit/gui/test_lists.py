@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_local.gui.pages.adapters.lineage import tree
+from finetune_local.gui.pages.runs.state import RunsState
 from finetune_local.gui.shell.context import Context
 from finetune_local.gui.shell.windows import Window
 from finetune_local.gui.widgets import lists
@@ -65,9 +66,10 @@ def test_a_page_that_is_not_there_is_the_last() -> None:
 @pytest.mark.parametrize("kept", [None, [], {"sort": 1, "picked": "x", "page": "no"}, {"more": 1}])
 def test_a_memory_of_another_version_is_no_harm(kept: Any) -> None:
     window = Window(None, "", {"runs_list": kept})
-    assert lists.place_of(window, "runs", "name", True) == Place("name", down=True)
-    lists.keep(window, "runs", Place("loss", down=False, picked=("a",)))
-    assert lists.place_of(window, "runs", "name", True) == Place("loss", down=False, picked=("a",))
+    state = window.state(RunsState)
+    assert state.list == Place("changed_time", down=True)
+    state.list = Place("loss", down=False, picked=("a",))
+    assert Window(None, "", window.draft).state(RunsState).list == Place("loss", down=False, picked=("a",))
 
 
 def adapter(name: str, origin: str = "imported", **more: Any) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Long lists: searched, sorted by a press on a heading, in pages of fifty, with rows that can be picked.
 
-What a window's list is like is kept in its memory under "<page>_list", so that it is the same after a reload.
+A page keeps its Place in its state, so that the list is the same after a reload.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.widgets import parts
@@ -15,7 +15,6 @@ from finetune_local.gui.widgets.html import Child, Html, h, join
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.formats import Formats
     from finetune_local.gui.i18n.strings import Strings
-    from finetune_local.gui.shell.windows import Window
 
 SIZE = 50
 """Rows of a page."""
@@ -42,22 +41,6 @@ class Place:
     page: int = 0
     search: str = ""
     picked: tuple[str, ...] = ()
-
-
-def place_of(window: Window, page: str, sort: str, down: bool) -> Place:
-    """The window's place in the list of a page; `sort` and `down` where it has none yet."""
-    kept = window[f"{page}_list"]
-    start = asdict(Place(sort, down))
-    if isinstance(kept, Mapping):
-        start |= {
-            key: value for key, value in kept.items() if key in start and isinstance(value, type(start[key]) | list)
-        }
-    return Place(**{**start, "picked": tuple(map(str, start["picked"]))})
-
-
-def keep(window: Window, page: str, place: Place) -> None:
-    """Remember it."""
-    window.set(**{f"{page}_list": {**asdict(place), "picked": list(place.picked)}})
 
 
 def moved(

@@ -13,6 +13,7 @@ from finetune_local.adapters.extraction import from_full
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.adapters import detail
 from finetune_local.gui.pages.adapters import list as adapterlist
+from finetune_local.gui.pages.adapters.state import AdaptersState
 from finetune_local.gui.shell import notice
 from finetune_local.gui.shell.answers import Answer, Answers
 from finetune_local.gui.widgets import damage, lists, parts, trashbox
@@ -81,10 +82,10 @@ class AdaptersPage:
     # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
 
     def _place(self, window: Window) -> Place:
-        return lists.place_of(window, "adapters", "created_time", True)
+        return window.state(AdaptersState).list
 
     def _show(self, window: Window) -> dict[Any, Any]:
-        window.set(adapters_editing=None)
+        window.state(AdaptersState).editing = ""
         drawn = self._draw(window, whole=True)
         search = self._place(window).search  # read last: it may be typed in meanwhile
         return drawn | ({self.search: search} if window.lacks("adapters-search", search) else {})
@@ -98,8 +99,8 @@ class AdaptersPage:
         import gradio as gr
 
         t, rows = self.t, self.shelf.listing()
-        shown = next((row for row in rows if row["name"] == window["adapters_shown"]), None)
-        editing = str(window["adapters_editing"] or "")
+        shown = next((row for row in rows if row["name"] == window.shared.opened_adapter), None)
+        editing = window.state(AdaptersState).editing
         if shown is not None:
             brings = Answer([])
             if not shown["problem"]:
@@ -140,16 +141,16 @@ class AdaptersPage:
         return parts.card(form, title=t("adapters.import_title"))
 
     def _tick(self, window: Window) -> dict[Any, Any]:
-        return {} if window["adapters_editing"] else self._draw(window)  # what is being typed must stay
+        return {} if window.state(AdaptersState).editing else self._draw(window)  # what is being typed must stay
 
     # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
 
     def _to(self, window: Window, place: Place) -> dict[Any, Any]:
-        lists.keep(window, "adapters", place)
+        window.state(AdaptersState).list = place
         return self._draw(window)
 
     def _searched(self, window: Window, text: str) -> dict[Any, Any]:
-        lists.keep(window, "adapters", replace(self._place(window), search=text, page=0))
+        window.state(AdaptersState).list = replace(self._place(window), search=text, page=0)
         window.fields["adapters-search"] = text
         return self._draw(window)
 
@@ -161,7 +162,8 @@ class AdaptersPage:
         do, value, data = parts.pressed(event)
         if damage.pressed(self.context, do, value):
             return self._draw(window)
-        place, context = self._place(window), self.context
+        place, context, shared = self._place(window), self.context, window.shared
+        state = window.state(AdaptersState)
         columns = adapterlist.columns(self.t)
         if (new := lists.moved(place, do, value, data, self._names_on_page(window), columns)) is not None:
             return self._to(window, new)
@@ -169,22 +171,25 @@ class AdaptersPage:
             case "go":
                 return {context.nav: context.go(window, value)}
             case "adapters.chat" | "adapters.chat_picked":
-                names = [value] if do == "adapters.chat" else list(place.picked)
-                return {context.nav: context.go(window, "chat", adapters=names)}
+                shared.adapters = (value,) if do == "adapters.chat" else place.picked
+                return {context.nav: context.go(window, "chat")}
             case "adapters.evaluate" | "adapters.export":
-                return {context.nav: context.go(window, GOES[do], adapter=value)}
+                shared.adapter = value
+                return {context.nav: context.go(window, GOES[do])}
             case "adapters.evaluation":
-                return {context.nav: context.go(window, "evaluate", evaluation=value)}
+                shared.evaluation = value
+                return {context.nav: context.go(window, "evaluate")}
             case "adapters.run":
-                return {context.nav: context.go(window, "runs", runs_view="run", runs_shown=value)}
+                shared.runs_view, shared.opened_run = "run", value
+                return {context.nav: context.go(window, "runs")}
             case "adapters.open":
-                window.set(adapters_shown=value, adapters_editing=None)
+                shared.opened_adapter, state.editing = value, ""
             case "adapters.back":
-                window.set(adapters_shown=None, adapters_editing=None)
+                shared.opened_adapter, state.editing = "", ""
             case "adapters.edit":
-                window.set(adapters_editing=value)
+                state.editing = "name" if value == "name" else "note"
             case "adapters.edit_end":
-                window.set(adapters_editing=None)
+                state.editing = ""
             case "trash.back":
                 trashbox.put_back(context, value)
             case "trash.empty":
@@ -204,10 +209,10 @@ class AdaptersPage:
                 if new != value:
                     adapters.rename_adapter(value, new, home)
                     window.shared.rename(value, new)
-                window.set(adapters_editing=None, adapters_shown=new)
+                window.state(AdaptersState).editing, window.shared.opened_adapter = "", new
             case "adapters.note":
                 manage.write_note(value, data.get("note", ""), home)
-                window.set(adapters_editing=None)
+                window.state(AdaptersState).editing = ""
             case "adapters.remove":
                 return self._remove(window, [value])
             case "adapters.remove_picked":
@@ -219,7 +224,7 @@ class AdaptersPage:
         return self._draw(window)
 
     def _begin_import(self, window: Window) -> dict[Any, Any]:
-        window.set(adapters_editing="import")
+        window.state(AdaptersState).editing = "import"
         return self._draw(window)
 
     def _bring_in(self, window: Window, source: Path, name: str | None) -> dict[Any, Any]:
@@ -227,7 +232,7 @@ class AdaptersPage:
             raise AdapterError(as_message(self.t("adapters.path_missing")))
         notes: list[str] = []
         entry = manage.bring_in(source, self.context.home, name, notes.append)
-        window.set(adapters_editing=None)
+        window.state(AdaptersState).editing = ""
         return {**self._draw(window), self.context.notice: self._brought(entry.name, notes)}
 
     def _uploaded(self, window: Window, path: str | None) -> dict[Any, Any]:
@@ -249,11 +254,10 @@ class AdaptersPage:
 
     def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
         removed = adapters.remove_adapters(names, self.context.home)
-        window.set(
-            adapters_shown=None,
-            adapters=[name for name in window["adapters"] or () if name not in names] or None,
-            **({"adapter": None} if window["adapter"] in names else {}),
-        )
+        shared = window.shared
+        shared.opened_adapter = ""
+        shared.adapters = tuple(name for name in shared.adapters if name not in names)
+        shared.adapter = None if shared.adapter in names else shared.adapter
         shown = self._to(window, replace(self._place(window), picked=()))
         return {**shown, self.context.notice: trashbox.removed_notice(self.context, removed, UNDO)}
 

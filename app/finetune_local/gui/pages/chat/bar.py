@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from finetune_local.chat.client import ChatCall
 from finetune_local.evaluation.examples import Example, examples
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.chat.room import BASE
+from finetune_local.gui.pages.chat.state import ChatState
 from finetune_local.gui.widgets import damage, parts, trashbox
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.models.install import installed
@@ -32,17 +33,16 @@ OFFERED = 3
 def saved(context: Context, window: Window, current: str) -> Html:
     """The kept conversations that the search finds."""
     t, f = context.t, context.f
-    search = str(window["chat_search"] or "")
-    found = conversations.listed(context.home, search)
+    state = window.state(ChatState)
+    found = conversations.listed(context.home, state.search)
     older, found = len(found) - LISTED, found[:LISTED]
-    removed: Mapping[str, str] | None = window["chat_removed"]
     undo = None
-    if removed:
-        label = h("span", t("chat.removed", name=removed["name"]), class_="grow")
+    if state.removed is not None:
+        label = h("span", t("chat.removed", name=state.removed.name), class_="grow")
         undo = h("div", label, parts.button(t("common.undo"), "undo", kind="small"), class_="hint row", role="status")
     items = []
     for one in found:
-        if window["chat_renaming"] == one.id:
+        if state.renaming == one.id:
             items.append(h("li", _renaming(context, one.id, one.name)))
             continue
         name = h("span", one.name, class_="name")
@@ -65,7 +65,7 @@ def saved(context: Context, window: Window, current: str) -> Html:
             class_="tools",
         )
         items.append(h("li", entry, tools if chosen else None, class_="chosen" if chosen else None))
-    none = h("p", t("chat.none_found") if search else t("chat.none_yet"), class_="soft")
+    none = h("p", t("chat.none_found") if state.search else t("chat.none_yet"), class_="soft")
     entries = h("ul", items, class_="saved", aria_label=t("chat.saved")) if items else none
     more = h("p", t("chat.older", n=f.number(older)), class_="soft") if older > 0 else None
     bad = damage.box(t, conversations.damaged(context.home), "remove")
@@ -105,7 +105,10 @@ def top(context: Context, window: Window, room: Room) -> Html:
         ),
     )
     settings = parts.button(
-        t("chat.settings"), "settings", kind="chosen" if window["chat_settings"] else "", disabled=room.model is None
+        t("chat.settings"),
+        "settings",
+        kind="chosen" if window.state(ChatState).settings else "",
+        disabled=room.model is None,
     )
     title = room.conversation.name or t("chat.new")
     head = parts.header(title, "", chooser if room.model else None, settings)
@@ -214,7 +217,7 @@ def trying(context: Context, window: Window, room: Room) -> Html | None:
     t, found = context.t, held_out(room)
     if not found:
         return None
-    first = int(window["chat_examples"] or 0) % len(found)
+    first = window.state(ChatState).examples % len(found)
     shown = [(first + n) % len(found) for n in range(min(OFFERED, len(found)))]
     items = [
         h(

@@ -13,6 +13,7 @@ from finetune_local.gui.pages.chat import bar
 from finetune_local.gui.pages.chat import room as chatroom
 from finetune_local.gui.pages.chat.panel import ChatPanel
 from finetune_local.gui.pages.chat.room import Room
+from finetune_local.gui.pages.chat.state import ChatState, Removed
 from finetune_local.gui.pages.chat.view import ChatView
 from finetune_local.gui.widgets import parts, trashbox
 from finetune_local.gui.widgets.html import Html
@@ -107,12 +108,13 @@ class ChatPage:
         try:
             chatroom.enter(self.context.home, window)
         except SpecError:
-            window.set(conversation=None)
+            window.state(ChatState).conversation = ""
+        state = window.state(ChatState)
         return {
             **self._draw(window, live=True),
             **self.panel.shown(window),
-            self.message: str(window["chat_message"] or ""),
-            self.search: str(window["chat_search"] or ""),
+            self.message: state.message,
+            self.search: state.search,
         }
 
     def _call(self, room: Room) -> ChatCall | None:
@@ -131,7 +133,7 @@ class ChatPage:
         room = room or chatroom.room(context.home, window)
         call = self._call(room)
         busy = call is not None and not call.ended
-        editing = window["chat_editing"]
+        editing = window.state(ChatState).editing
         found: dict[Any, str] = {
             self.saved: bar.saved(context, window, room.id),
             self.top: bar.top(context, window, room),
@@ -170,8 +172,8 @@ class ChatPage:
         if call is None:
             yield self._draw(window, live=True)
             return
-        version, phase = -1, ""
-        while not call.ended and window["conversation"] == room.id:
+        version, phase, state = -1, "", window.state(ChatState)
+        while not call.ended and state.conversation == room.id:
             version = call.wait(version, 1.0)
             if phase != call.phase:
                 phase = call.phase
@@ -181,7 +183,7 @@ class ChatPage:
                 yield {self.live: shown} if window.changed(f"chat {self.live.elem_id}", shown) else {}
             time.sleep(EVERY)
         self._moving[window.name] = time.monotonic()
-        if window["conversation"] != room.id:
+        if state.conversation != room.id:
             return
         if call.error is None:
             self.context.chat.forget(room.id)
@@ -189,24 +191,26 @@ class ChatPage:
 
     def _taken_back(self, window: Window, call: ChatCall) -> dict[Any, Any]:
         """A question that can never be answered was taken back: it is in the message box again."""
-        asked, room = window["chat_asked"], chatroom.room(self.context.home, window)
+        state, room = window.state(ChatState), chatroom.room(self.context.home, window)
         exchanges = room.conversation.exchanges
-        if call.error is None or not asked or (exchanges and exchanges[-1].question == asked):
+        if call.error is None or not state.asked or (exchanges and exchanges[-1].question == state.asked):
             return {}
-        window.set(chat_message=asked, chat_asked=None)
-        return {self.message: asked}
+        state.message, state.asked = state.asked, ""
+        return {self.message: state.message}
 
     # ── what is typed ──────────────────────────────────────────────────────────────────────────────────────
 
     def _search(self, window: Window, text: str) -> Any:
-        window.set(chat_search=text or None)
-        found = bar.saved(self.context, window, window["conversation"] or "")
+        state = window.state(ChatState)
+        state.search = text
+        found = bar.saved(self.context, window, state.conversation)
         window.changed(f"chat {self.saved.elem_id}", found)
         return found
 
     def _typed(self, window: Window, text: str) -> None:
-        if text != window["chat_asked"]:  # else it was sent meanwhile
-            window.set(chat_message=text or None)
+        state = window.state(ChatState)
+        if text != state.asked:  # else it was sent meanwhile
+            state.message = text
 
     # ── what is pressed ────────────────────────────────────────────────────────────────────────────────────
 
@@ -224,17 +228,18 @@ class ChatPage:
     def _ask(self, window: Window, room: Room, text: str, expected: str | None = None) -> dict[Any, Any]:
         """Put a question, or put an edited one otherwise, and have it answered."""
         self._check(window, room)
-        record, editing = chatroom.begun(self.context.home, window, room), window["chat_editing"]
-        if editing is None:
+        record, state = chatroom.begun(self.context.home, window, room), window.state(ChatState)
+        if state.editing is None:
             record.ask(text, expected)
         else:
-            record.edit(int(editing), text)
-        window.set(chat_editing=None, chat_message=None, chat_asked=text, chat_removed=None)
+            record.edit(state.editing, text)
+        state.reset("editing", "message", "removed")
+        state.asked = text
         return {self.message: "", **self._answer(window, room, record)}
 
     def _answer(self, window: Window, room: Room, record: Record) -> dict[Any, Any]:
         assert record.history is not None
-        window.set(conversation=record.history.id)
+        window.state(ChatState).conversation = record.history.id
         chatroom.saw(window)
         self.context.chat.begin("answer", record.history.id, chatroom.answering(window, room, record), room.answerers)
         return self._draw(window, live=True)
@@ -261,44 +266,46 @@ class ChatPage:
             yield self._done(window, room, do, value, data)
 
     def _done(self, window: Window, room: Room, do: str, value: str, data: Mapping[str, str]) -> dict[Any, Any]:
-        """Whatever is done at once."""
+        """What is done at once."""
         context, home, more = self.context, self.context.home, dict[Any, Any]()
+        state = window.state(ChatState)
         match do:
             case "new":
                 chatroom.begin_anew(window)
-                window.set(chat_removed=None)
+                state.removed = None
             case "open":
                 chatroom.show(home, window, value)
-                window.set(chat_removed=None)
+                state.removed = None
                 more = self.panel.shown(window)
             case "rename":
-                window.set(chat_renaming=value or None)
+                state.renaming = value
             case "renamed":
                 conversations.rename(home, value, str(data.get("title", "")))
-                window.set(chat_renaming=None)
+                state.renaming = ""
             case "remove":
                 self._remove(window, value)
             case "undo":
-                chatroom.show(home, window, conversations.restore(home, str((window["chat_removed"] or {}).get("key"))))
-                window.set(chat_removed=None)
+                if state.removed is not None:
+                    chatroom.show(home, window, conversations.restore(home, state.removed.key))
+                state.removed = None
             case "trash.back":
                 chatroom.show(home, window, conversations.restore(home, value))
                 more = self.panel.shown(window)
             case "trash.empty":
                 trashbox.empty(context, conversations.KIND)
-                window.set(chat_removed=None)
+                state.removed = None
             case "model":
-                window.set(chat_model=value)
+                state.model = value
             case "settings":
-                window.set(chat_settings=None if window["chat_settings"] else True)
+                state.settings = not state.settings
                 more = self.panel.shown(window)
             case "others":
-                window.set(chat_examples=int(window["chat_examples"] or 0) + bar.OFFERED)
+                state.examples += bar.OFFERED
             case "edit":
                 more = self._edit(window, room, value)
             case "choose":
                 Record(room.history).choose(value or None)
-                window.set(chat_lead=value)
+                state.lead = value
             case "again" if room.history is not None:
                 self._check(window, room)
                 record = chatroom.begun(home, window, room)
@@ -306,18 +313,19 @@ class ChatPage:
                 return self._answer(window, room, record)
             case "try":
                 example = bar.held_out(room)[int(value)]
-                window.set(chat_system=example.system or None)
+                state.system = example.system
                 return {**self._ask(window, room, example.question, example.wanted), self.panel.system: example.system}
             case "notice.close":
                 context.chat.forget(room.id)
         return {**more, **self._draw(window, live=True)}
 
     def _edit(self, window: Window, room: Room, value: str) -> dict[Any, Any]:
+        state = window.state(ChatState)
         if not value:
-            window.set(chat_editing=None, chat_message=None)
+            state.reset("editing", "message")
             return {self.message: ""}
         question = room.conversation.exchanges[int(value)].question or ""
-        window.set(chat_editing=int(value), chat_message=question)
+        state.editing, state.message = int(value), question
         return {self.message: question}
 
     def _remove(self, window: Window, id: str) -> None:  # noqa: A002 - the conversation's
@@ -325,8 +333,9 @@ class ChatPage:
         name = conversations.read(conversations.open_one(self.context.home, id)).name
         key = conversations.remove(self.context.home, id)
         self.context.chat.forget(id)
-        window.set(chat_removed={"key": key, "name": name})
-        if window["conversation"] == id:
+        state = window.state(ChatState)
+        state.removed = Removed(key, name)
+        if state.conversation == id:
             chatroom.begin_anew(window)
 
     def _choose_who(self, window: Window, room: Room, do: str, name: str) -> Iterator[dict[Any, Any]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.chat import room
+from finetune_local.gui.pages.chat.state import ChatState
 from finetune_local.gui.widgets import controls, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.inference.sampling import Sampling
@@ -60,21 +60,21 @@ class ChatPanel:
         """The panel as this window has it."""
         import gradio as gr
 
-        typed: Mapping[str, Any] = window["chat_sampling"] or {}
+        state = window.state(ChatState)
         return {
-            self.column: gr.Column(visible=bool(window["chat_settings"])),
-            self.system: str(window["chat_system"] or ""),
-            self._backend: str(window["chat_backend"] or "auto"),
-            self._precision: str(window["chat_precision"] or ""),
+            self.column: gr.Column(visible=state.settings),
+            self.system: state.system,
+            self._backend: state.backend,
+            self._precision: state.precision,
             self.problem: self._problem(window),
-            **{control: str(typed.get(name, "")) for name, control in self._sampling.items()},
+            **{control: str(state.sampling.get(name, "")) for name, control in self._sampling.items()},
         }
 
     def _settings(self) -> list[Any]:
         return [*self._sampling.values(), self._backend, self._precision]
 
     def _set_system(self, window: Window, text: str) -> None:
-        window.set(chat_system=text or None)
+        window.state(ChatState).system = text
 
     def _set(self, window: Window, *values: Any) -> Html:
         *sampling, backend, precision = values
@@ -83,7 +83,8 @@ class ChatPanel:
             for (name, field), value in zip(Sampling.model_fields.items(), sampling, strict=True)
             if (given := controls.given(field, value)) is not None
         }
-        window.set(chat_sampling=typed or None, chat_backend=backend, chat_precision=precision or None)
+        state = window.state(ChatState)
+        state.sampling, state.backend, state.precision = typed, backend or "auto", precision or ""
         return self._problem(window)
 
     def _problem(self, window: Window) -> Html:

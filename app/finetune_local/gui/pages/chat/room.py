@@ -1,9 +1,4 @@
-"""What a window's chat is about, out of its memory: the conversation, the base, who answers, how.
-
-Keys of the window's memory: "conversation", "adapters" (those that answer), "model" are shared with other pages; its own are
-chat_model (chosen here), chat_base (the base answers too), chat_lead, chat_system, chat_sampling (as typed), chat_backend,
-chat_precision, chat_message, chat_editing, chat_seen (what other pages had asked for when it was last looked at).
-"""
+"""What a window's chat is about, from its state: the conversation, the base, who answers, how."""
 
 from __future__ import annotations
 
@@ -18,6 +13,7 @@ from finetune_local.chat import history as histories
 from finetune_local.chat.choices import MOST_ANSWERERS, Offer
 from finetune_local.chat.history import Conversation, History
 from finetune_local.chat.record import Record
+from finetune_local.gui.pages.chat.state import ChatState, Seen
 from finetune_local.inference.sampling import Sampling
 from finetune_local.system.errors import ModelError, SpecError
 from finetune_local.system.fields import parse
@@ -57,20 +53,22 @@ class Room:
 
 
 def enter(home: Home, window: Window) -> None:
-    """Take up what another page asked for: a conversation, or adapters to chat with."""
-    asked = [window["conversation"], list(window["adapters"] or ())]
-    seen = window["chat_seen"] or [None, []]
-    if asked == seen:
-        return
-    if asked[0] and asked[0] != seen[0]:
-        show(home, window, str(asked[0]))
-    elif asked[1] != seen[1] and asked[1]:
-        model = window["chat_model"] or window["model"]
-        if not _fit(home, model, asked[1]):
-            window.set(conversation=None, chat_model=choices.base(home, None, asked[1]))
-        alone = len(asked[1]) < MOST_ANSWERERS
-        window.set(adapters=asked[1][:MOST_ANSWERERS], chat_base=alone, chat_lead=asked[1][0])
+    """Take over what another page chose: a conversation, or adapters to chat with. Raises SpecError where it is gone."""
+    state, shared = window.state(ChatState), window.shared
+    conversation, adapters = _choice(window)
+    seen_conversation, seen_adapters = state.seen
+    if conversation and conversation != seen_conversation:
+        show(home, window, conversation)
+    elif adapters and adapters != seen_adapters:
+        if not _fit(home, state.model or shared.model or None, adapters):
+            state.conversation, state.model = "", choices.base(home, None, adapters) or ""
+        shared.adapters = adapters[:MOST_ANSWERERS]
+        state.base, state.lead = len(adapters) < MOST_ANSWERERS, adapters[0]
     saw(window)
+
+
+def _choice(window: Window) -> Seen:
+    return window.state(ChatState).conversation or None, window.shared.adapters
 
 
 def _fit(home: Home, model: str | None, adapters: Sequence[str]) -> bool:
@@ -94,27 +92,25 @@ def show(home: Home, window: Window, id: str) -> None:  # noqa: A002 - the conve
     known = {offer.name for offer in choices.listed(home)}
     adapters = [name for name in named if name in known] or ([] if None in named else _names(home, begun))
     chosen = last.answer() if last else None
-    window.set(
-        conversation=id,
-        adapters=list(dict.fromkeys(adapters))[:MOST_ANSWERERS],
-        chat_base=None in named or not adapters,
-        chat_lead=None if chosen is None else chosen.adapter or BASE,
-        chat_model=_model_name(home, conversation.begun.get("model")),
-        chat_system=conversation.system,
-        chat_editing=None,
-    )
+    state = window.state(ChatState)
+    window.shared.adapters = tuple(dict.fromkeys(adapters))[:MOST_ANSWERERS]
+    state.conversation, state.editing = id, None
+    state.base = None in named or not adapters
+    state.lead = None if chosen is None else chosen.adapter or BASE
+    state.model = _model_name(home, conversation.begun.get("model"))
+    state.system = conversation.system
     saw(window)
 
 
 def begin_anew(window: Window) -> None:
     """A new conversation, with the same base, adapters and system prompt."""
-    window.set(conversation=None, chat_editing=None)
+    window.state(ChatState).reset("conversation", "editing")
     saw(window)
 
 
 def saw(window: Window) -> None:
     """What the window holds now is no news from another page."""
-    window.set(chat_seen=[window["conversation"], list(window["adapters"] or ())])
+    window.state(ChatState).seen = _choice(window)
 
 
 def _names(home: Home, folders: Sequence[str]) -> list[str]:
@@ -123,26 +119,26 @@ def _names(home: Home, folders: Sequence[str]) -> list[str]:
     return [known.get(Path(folder).resolve(), folder) for folder in folders]
 
 
-def _model_name(home: Home, model: object) -> str | None:
-    """A base as it is chosen here: by its name where it lies in the home."""
+def _model_name(home: Home, model: object) -> str:
+    """A base as it is chosen here: by its name where it lies in the home; "" for none."""
     if not model:
-        return None
+        return ""
     path = Path(str(model))
     return path.name if path.is_absolute() and path.parent == home.models.absolute() else str(model)
 
 
 def room(home: Home, window: Window) -> Room:
     """See Room."""
-    history, conversation = None, Conversation()
-    if window["conversation"]:
+    state, history, conversation = window.state(ChatState), None, Conversation()
+    if state.conversation:
         try:
-            history = conversations.open_one(home, str(window["conversation"]))
+            history = conversations.open_one(home, state.conversation)
             conversation = conversations.read(history)
         except SpecError:
-            window.set(conversation=None)  # thrown away in another window, or by hand
+            state.conversation = ""  # removed in another window, or by hand
             saw(window)
-    wanted = [str(name) for name in window["adapters"] or ()]
-    model = window["chat_model"] or choices.base(home, window["model"], wanted)
+    wanted = window.shared.adapters
+    model = state.model or choices.base(home, window.shared.model or None, wanted)
     folder, missing = None, ""
     try:
         folder = choices.opened(home, model) if model else None
@@ -151,15 +147,15 @@ def room(home: Home, window: Window) -> Room:
     offers = tuple(choices.offers(home, folder, wanted)) if folder is not None else ()
     good = {offer.name for offer in offers if not offer.problem}
     adapters = [name for name in wanted if name in good]
-    base = window["chat_base"] in (None, True) or not adapters
+    base = state.base or not adapters
     answerers = (*((None,) if base else ()), *adapters)[:MOST_ANSWERERS]
-    return Room(history, conversation, model, folder, missing, offers, answerers, _leading(window, answerers))
+    return Room(history, conversation, model, folder, missing, offers, answerers, _leading(state, answerers))
 
 
-def _leading(window: Window, answerers: Sequence[str | None]) -> str | None:
-    """Whose answer the conversation goes on with: that of the one chosen last, else of the adapter added last."""
-    lead = None if window["chat_lead"] == BASE else window["chat_lead"]
-    chosen = window["chat_lead"] is not None and lead in answerers
+def _leading(state: ChatState, answerers: Sequence[str | None]) -> str | None:
+    """Whose answer the conversation continues with: that of the one chosen last, else of the adapter added last."""
+    lead = None if state.lead == BASE else state.lead
+    chosen = state.lead is not None and lead in answerers
     return lead if chosen else answerers[-1]
 
 
@@ -185,23 +181,24 @@ def only(window: Window, name: str) -> None:
 
 
 def _answer_by(window: Window, answerers: Sequence[str | None]) -> None:
-    adapters = [name for name in answerers if name is not None]
-    window.set(adapters=adapters, chat_base=None in answerers)
+    window.shared.adapters = tuple(name for name in answerers if name is not None)
+    window.state(ChatState).base = None in answerers
     saw(window)
 
 
 def sampling(window: Window) -> Sampling:
     """The sampling settings as they are typed. Raises SpecError with a sentence for each that cannot be."""
-    return parse(Sampling, window["chat_sampling"] or {}, "sampling")
+    return parse(Sampling, window.state(ChatState).sampling, "sampling")
 
 
 def request(window: Window, chat: Room) -> dict[str, Any]:
-    """What the worker is asked for with whatever it does."""
+    """The parts of a request to the chat's process that all requests have."""
+    state = window.state(ChatState)
     return {
         "model": str(chat.folder.path) if chat.folder is not None else chat.model,
         "adapters": chat.adapters,
-        "backend": window["chat_backend"] or "auto",
-        "precision": window["chat_precision"] or None,
+        "backend": state.backend,
+        "precision": state.precision or None,
     }
 
 
@@ -225,5 +222,5 @@ def begun(home: Home, window: Window, chat: Room) -> Record:
         model = str(chat.folder.path) if chat.folder is not None else chat.model
         history = histories.new(home, {"model": model, "adapters": [folders[name] for name in chat.adapters]})
     record = Record(history)
-    record.set_system(str(window["chat_system"] or "").strip())
+    record.set_system(window.state(ChatState).system.strip())
     return record

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, get_args
 
 from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.pages.runs.state import Look, Shown
 from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.chart import Line, chart
 from finetune_local.gui.widgets.html import Child, Html, h, join
@@ -22,17 +23,13 @@ from finetune_local.training.run_folder.runs import Run
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
 
-Shown = Literal["training", "validation", "both"]
-SHOWN: tuple[Shown, ...] = ("both", "training", "validation")
+SHOWN = get_args(Shown)
 
 
-@dataclass(frozen=True)
-class Look:
-    """How the curves are drawn."""
-
-    shown: Shown = "both"
-    axis: curves.Axis = "step"
-    smoothing: curves.Smoothing = "light"
+def changed(look: Look, name: str, value: str) -> Look:
+    """A look with another choice; the same where it is none that there is."""
+    choices: Mapping[str, Sequence[str]] = {"shown": SHOWN, "axis": curves.AXES, "smoothing": curves.SMOOTHINGS}
+    return replace(look, **{name: value}) if value in choices.get(name, ()) else look
 
 
 def drawn(context: Context, found: Sequence[tuple[Run, Row]], look: Look) -> Html:

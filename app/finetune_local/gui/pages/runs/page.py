@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.pages.runs import compare, detail
+from finetune_local.gui.pages.runs.state import RunsState
 from finetune_local.gui.shell.selection import set_up_like
 from finetune_local.gui.widgets import lists, parts, runlist, trashbox
 from finetune_local.gui.widgets.html import Html
 from finetune_local.gui.widgets.lists import Place, Row
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
-from finetune_local.training.run_folder import curves, follow, runs
+from finetune_local.training.run_folder import follow, runs
 from finetune_local.training.run_folder.facts import Listing
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.workspace import adapters
@@ -58,13 +59,8 @@ class RunsPage:
         context.on_show("runs", self._show, [*self.views, self.search, self.status, self.method])
         context.on_tick("runs", self._tick, self.views)
         context.on(self.search.input, self._searched, self.search, self.views, latest=True)
-        for control, key in ((self.status, "runs_status"), (self.method, "runs_method")):
-
-            def choose(window: Window, value: str, key: str = key) -> dict[Any, Any]:
-                window.set(**{key: value or None})
-                return self._to(window, replace(self._place(window), page=0))
-
-            context.on(control.input, choose, control, self.views)
+        context.on(self.status.input, self._filter_status, self.status, self.views)
+        context.on(self.method.input, self._filter_method, self.method, self.views)
         for view in (self.main, self.trash):
             context.on(view.click, self._press, None, [*self.views, context.nav])
         context.on_notice(UNDO, self._undo, self.views)
@@ -72,16 +68,17 @@ class RunsPage:
     # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
 
     def _place(self, window: Window) -> Place:
-        return lists.place_of(window, "runs", "changed_time", True)
+        return window.state(RunsState).list
 
     def _show(self, window: Window) -> dict[Any, Any]:
         import gradio as gr
 
-        window.set(runs_editing=None)
+        state = window.state(RunsState)
+        state.editing = False
         t, rows = self.t, self.listing.all()
         statuses = [status for status in runlist.STATUSES if any(row["status"] == status for row in rows)]
         methods = sorted({str(row["method"]) for row in rows if "method" in row})
-        status, method = str(window["runs_status"] or ""), str(window["runs_method"] or "")
+        status, method = state.status, state.method
         statuses += [status] if status and status not in statuses else []
         methods += [method] if method and method not in methods else []
         drawn = self._draw(window, whole=True)
@@ -107,19 +104,19 @@ class RunsPage:
     def _drawn(self, window: Window, patience: float, whole: bool) -> dict[Any, Any]:
         import gradio as gr
 
-        t, rows = self.t, self.listing.all(patience)
+        t, rows, state = self.t, self.listing.all(patience), window.state(RunsState)
         found = self._looked_at(window, rows)
         listed = not found
-        if window["runs_view"] == "compare" and found:
-            main = compare.drawn(self.context, found, self._look(window))
+        if window.shared.runs_view == "compare" and found:
+            main = compare.drawn(self.context, found, state.look)
         elif found:
-            main = detail.drawn(self.context, *found[0], editing=bool(window["runs_editing"]))
+            main = detail.drawn(self.context, *found[0], editing=state.editing)
         else:
             names = {row["run"] for row in rows}
             place = self._place(window)
             place = replace(place, picked=tuple(name for name in place.picked if name in names))
-            status, method = str(window["runs_status"] or ""), str(window["runs_method"] or "")
-            main = runlist.drawn(self.context, runlist.chosen(t, rows, place, status, method), len(rows), place)
+            chosen = runlist.chosen(t, rows, place, state.status, state.method)
+            main = runlist.drawn(self.context, chosen, len(rows), place)
         drawn: dict[Any, Html] = {
             self.head: parts.header(t("runs.title"), t("runs.lead")) if listed else Html(""),
             self.main: main,
@@ -135,9 +132,9 @@ class RunsPage:
 
     def _looked_at(self, window: Window, rows: Sequence[Row]) -> list[tuple[Run, Row]]:
         """The run or runs that are shown instead of the list, those that are still there."""
-        view = window["runs_view"]
+        view = window.shared.runs_view
         names: Sequence[Any] = (
-            [window["runs_shown"]] if view == "run" else self._place(window).picked if view == "compare" else []
+            [window.shared.opened_run] if view == "run" else self._place(window).picked if view == "compare" else []
         )
         by_name = {row["run"]: row for row in rows}
         found = [(Run(self.context.home.runs / name), by_name[name]) for name in names if name in by_name]
@@ -145,28 +142,27 @@ class RunsPage:
             found = [pair for pair in found if pair[1]["status"] != "damaged"][: runlist.MOST_COMPARED]
         return found
 
-    def _look(self, window: Window) -> compare.Look:
-        kept: Mapping[str, Any] = window["runs_look"] or {}
-        usual = compare.Look()
-        return compare.Look(
-            next((key for key in compare.SHOWN if key == kept.get("shown")), usual.shown),
-            next((key for key in curves.AXES if key == kept.get("axis")), usual.axis),
-            next((key for key in curves.SMOOTHINGS if key == kept.get("smoothing")), usual.smoothing),
-        )
-
     def _tick(self, window: Window) -> dict[Any, Any]:
-        return {} if window["runs_editing"] else self._draw(window, PATIENCE)  # what is being typed must stay
+        return {} if window.state(RunsState).editing else self._draw(window, PATIENCE)  # what is being typed must stay
 
     # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
 
     def _to(self, window: Window, place: Place) -> dict[Any, Any]:
-        lists.keep(window, "runs", place)
+        window.state(RunsState).list = place
         return self._draw(window)
 
     def _searched(self, window: Window, text: str) -> dict[Any, Any]:
-        lists.keep(window, "runs", replace(self._place(window), search=text, page=0))
+        window.state(RunsState).list = replace(self._place(window), search=text, page=0)
         window.fields["runs-search"] = text
         return self._draw(window)
+
+    def _filter_status(self, window: Window, value: str) -> dict[Any, Any]:
+        window.state(RunsState).status = value or ""
+        return self._to(window, replace(self._place(window), page=0))
+
+    def _filter_method(self, window: Window, value: str) -> dict[Any, Any]:
+        window.state(RunsState).method = value or ""
+        return self._to(window, replace(self._place(window), page=0))
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, data = parts.pressed(event)
@@ -175,22 +171,22 @@ class RunsPage:
             new := lists.moved(place, do, value, data, self._names_on_page(window), runlist.columns(self.t))
         ) is not None:
             return self._to(window, new)
-        context = self.context
+        context, shared, state = self.context, window.shared, window.state(RunsState)
         match do:
             case "go":
                 return {context.nav: context.go(window, value)}
             case "runs.open":
-                window.set(runs_view="run", runs_shown=value)
+                shared.runs_view, shared.opened_run = "run", value
             case "runs.compare":
-                window.set(runs_view="compare")
+                shared.runs_view = "compare"
             case "runs.back":
-                window.set(runs_view=None, runs_editing=None)
+                shared.runs_view, state.editing = "list", False
             case "runs.edit":
-                window.set(runs_editing=True)
+                state.editing = True
             case "runs.edit_end":
-                window.set(runs_editing=None)
+                state.editing = False
             case "runs.shown" | "runs.axis" | "runs.smoothing":
-                window.set(runs_look={**(window["runs_look"] or {}), do.partition(".")[2]: value})
+                state.look = compare.changed(state.look, do.partition(".")[2], value)
             case "runs.rename":
                 return self._rename(window, value, data.get("name", "").strip())
             case "runs.remove" | "runs.remove_picked":
@@ -207,31 +203,34 @@ class RunsPage:
         """To another page with a run in hand."""
         context = self.context
         if do == "runs.chat":
-            return {context.nav: context.go(window, "chat", adapters=[run.name])}
+            window.shared.adapters = (run.name,)
+            return {context.nav: context.go(window, "chat")}
         if do == "runs.again":
             set_up_like(window, run)
             return {context.nav: context.go(window, "train")}
         if do == "runs.resume":
             follow.start(run, context.home)
-        return {context.nav: context.go(window, "train", run=run.name, setting_up=None)}
+        window.shared.run, window.shared.setting_up = run.name, False
+        return {context.nav: context.go(window, "train")}
 
     def _names_on_page(self, window: Window) -> list[str]:
-        status, method = str(window["runs_status"] or ""), str(window["runs_method"] or "")
-        rows = runlist.chosen(self.t, self.listing.all(), self._place(window), status, method)
-        return [str(row["run"]) for row in lists.on_page(rows, self._place(window))[0]]
+        state = window.state(RunsState)
+        rows = runlist.chosen(self.t, self.listing.all(), state.list, state.status, state.method)
+        return [str(row["run"]) for row in lists.on_page(rows, state.list)[0]]
 
     def _rename(self, window: Window, old: str, new: str) -> dict[Any, Any]:
         if new != old:
             adapters.rename_run(runs.find(self.context.home, old), new, self.context.home)
             window.shared.rename(old, new)
-        window.set(runs_editing=None, runs_shown=new)
+        window.state(RunsState).editing, window.shared.opened_run = False, new
         return self._draw(window)
 
     def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
         if not names:
             raise SpecError(as_message(self.t("runs.none_picked")))
         removed = adapters.remove_runs(names, self.context.home)
-        window.set(runs_view=None, **({"run": None} if window["run"] in names else {}))
+        window.shared.runs_view = "list"
+        window.shared.run = "" if window.shared.run in names else window.shared.run
         shown = self._to(window, replace(self._place(window), picked=()))
         return {**shown, self.context.notice: trashbox.removed_notice(self.context, removed, UNDO)}
 

@@ -1,0 +1,59 @@
+"""What the Chat page remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from finetune_local.gui.shell.state import State, kept
+
+Seen = tuple[str | None, tuple[str, ...]]
+"""A conversation and adapters, as another page may have chosen them."""
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A conversation that was removed: its key in the trash, and its name."""
+
+    key: str
+    name: str
+
+
+@dataclass(eq=False)
+class ChatState(State, prefix="chat_"):
+    """The conversation, who answers in it and how, and what is being typed. The adapters that answer are in Shared."""
+
+    conversation: str = kept("conversation", "")
+    """The conversation that is shown; "" is a new one."""
+    model: str = ""
+    """The base model that was chosen here; else the one of Shared is used."""
+    base: bool = True
+    """Whether the base answers too."""
+    lead: str | None = None
+    """Whose answer the conversation continues with ("" is the base's), where that was chosen."""
+    seen: Seen = (None, ())
+    """The conversation and the adapters when the page last took them over from another page."""
+
+    message: str = ""
+    """The text in the message box."""
+    asked: str = ""
+    """The question that was sent last: it goes back into the message box where it cannot be answered."""
+    editing: int | None = None
+    """The number of the exchange whose question is being edited."""
+    examples: int = 0
+    """The first held-out question that is suggested."""
+
+    search: str = ""
+    renaming: str = ""
+    """The conversation whose name is being edited."""
+    removed: Removed | None = None
+    """The conversation that can be restored at once."""
+
+    settings: bool = False
+    """Whether the panel of settings is open."""
+    system: str = ""
+    """The system prompt."""
+    sampling: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Sampling settings as they were typed."""
+    backend: str = "auto"
+    precision: str = ""
