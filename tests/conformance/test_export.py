@@ -311,7 +311,7 @@ def test_kl_over_the_likeliest_tokens_is_a_lower_bound_and_exact_over_all() -> N
 def test_without_llama_cpp_the_export_is_written_and_said_not_to_be_checked(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "available", lambda: False)
+    monkeypatch.setattr(gguf_receiver, "available", lambda: False)
     done = export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
     assert done.gate.passed is None and "pip install xllamacpp" in done.gate.reason
     assert (tmp_path / "m.gguf").exists()

@@ -98,7 +98,7 @@ def show(home: Home, window: Window, id: str) -> None:  # noqa: A002 - the conve
     state.base = None in named or not adapters
     state.lead = None if chosen is None else chosen.adapter or BASE
     state.model = _model_name(home, conversation.begun.get("model"))
-    state.system = conversation.system
+    state.system = conversation.system or ""
     saw(window)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
 
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.runs.state import Look, Shown
@@ -28,8 +28,9 @@ SHOWN = get_args(Shown)
 
 def changed(look: Look, name: str, value: str) -> Look:
     """A look with another choice; the same where it is none that there is."""
-    choices: Mapping[str, Sequence[str]] = {"shown": SHOWN, "axis": curves.AXES, "smoothing": curves.SMOOTHINGS}
-    return replace(look, **{name: value}) if value in choices.get(name, ()) else look
+    chosen: dict[str, Any] = {**asdict(look), name: value}
+    valid = chosen["shown"] in SHOWN and chosen["axis"] in curves.AXES and chosen["smoothing"] in curves.SMOOTHINGS
+    return Look(**chosen) if valid else look
 
 
 def drawn(context: Context, found: Sequence[tuple[Run, Row]], look: Look) -> Html:
