@@ -22,6 +22,7 @@ from finetune_local.export.pipeline import export
 from finetune_local.export.targets import gguf
 from finetune_local.export.targets.merged import write_merged
 from finetune_local.export.verification import candidates, compare, folder
+from finetune_local.export.verification import gguf as gguf_receiver
 from finetune_local.export.verification import verify as verification
 from finetune_local.export.verification.compare import F32
 from finetune_local.export.verification.folder import FOLDER_RECEIVERS
