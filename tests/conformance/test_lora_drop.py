@@ -212,23 +212,24 @@ def test_a_trial_that_lacks_memory_computes_less_at_once(
     make_run: Callable[..., runs.Run], home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready = ready_of(make_run("short", {"key": "lora-drop", "rank": 4, "kept": [Q0]}), home)
-    spec, session, real = ready.spec, ready.session, ready.session.step
+    spec, session, real = ready.spec, ready.session, ready.session.step_many
     plan = TUNER.plan("lora-drop", settings_of(), ready.model.info())
     expected = _last(calibration.update_sizes(session, plan, Calibration(0.3, 3), spec, ready.data.train))
     refused = []
 
-    def short_of_memory(batches: Any, objective: Any, rate: float) -> StepResult:
+    def short_of_memory(requests: Any) -> list[StepResult]:
+        batches = [batch for request in requests for batch in request.batches]
         if max(b.ids.size for b in batches) > 40:
             refused.append(len(batches))
             raise OutOfMemory("too much at once")
-        return real(batches, objective, rate)
+        return real(requests)
 
-    monkeypatch.setattr(session, "step", short_of_memory)
+    monkeypatch.setattr(session, "step_many", short_of_memory)
     found = _last(calibration.update_sizes(session, plan, Calibration(0.3, 3), spec, ready.data.train))
     assert refused and found.keys() == expected.keys() and len(found) == 14
     for module, size in expected.items():
         assert found[module] == pytest.approx(size, rel=1e-2)
-    monkeypatch.setattr(session, "step", lambda *_: (_ for _ in ()).throw(OutOfMemory("nothing fits")))
+    monkeypatch.setattr(session, "step_many", lambda *_: (_ for _ in ()).throw(OutOfMemory("nothing fits")))
     with pytest.raises(OutOfMemory, match="nothing fits"):
         _last(calibration.update_sizes(session, plan, Calibration(0.3, 3), spec, ready.data.train))
     assert session.adapters() == ["training"]

@@ -77,12 +77,21 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Validation(Event):
-    """Mean loss over the validation rows after `step`; `best` is whether none was lower before."""
+    """Mean loss over the validation examples after `step`; `best` is whether none was lower before.
+
+    `metrics` are the objective's others by name (an accuracy, a margin), none for most.
+    """
 
     kind = "validation"
     step: int
     loss: float
     best: bool
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """See Event."""
+        values = super().as_json()
+        return values if self.metrics else {key: value for key, value in values.items() if key != "metrics"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """THE loop: a generator of events, for every method, objective and backend.
 
 It decides what is computed next and what is saved; the session computes. Nothing here knows a console, a process or a framework.
-Where it wants a step it says so and waits for the result, so that several loops can be served by one pass (together.py).
 """
 
 from __future__ import annotations
@@ -9,73 +8,79 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from finetune_local.adapters.identity import VOCABULARY, write_identity
-from finetune_local.backend import StepRequest, StepResult
-from finetune_local.data.conversation import RowRejected
-from finetune_local.data.dataset.batching import batches_for_scoring, epoch_batches, micro_batches, steps_per_epoch
-from finetune_local.data.encoding.encode import prompt_ids
-from finetune_local.spec.batch import Batch
+from finetune_local.spec.objectives import LOSS
 from finetune_local.spec.tuners import trainable_parameters, tuner_of
-from finetune_local.system.errors import DamagedRun, OutOfMemory
+from finetune_local.system.errors import DamagedRun
 from finetune_local.system.messages import Message, msg
-from finetune_local.training import checkpoint, notes
+from finetune_local.training import checkpoint, notes, validation
+from finetune_local.training.batch_source import EpochSource
 from finetune_local.training.events import (
     Checkpoint,
     Event,
     Finished,
     Note,
-    Sample,
     Started,
     Step,
     StoppedByUser,
     Validation,
 )
 from finetune_local.training.publish import publish, publish_checkpoint
-from finetune_local.training.schedule import learning_rate
 from finetune_local.training.setup import Ready
+from finetune_local.training.steps import Pending, Stepper
 
 EXPLODED = 3.0
 """Nats above the first loss that no recovery follows from: twenty times the perplexity."""
 
 
 @dataclass(frozen=True)
-class PendingStep:
-    """A step that a loop asks for, and the seed of its random numbers."""
+class Summary:
+    """What `train --json` prints last: the names are its keys."""
 
-    request: StepRequest
-    seed: int
-
-
-Work = Generator[Event | PendingStep, StepResult | None, None]
-"""A loop at work: gives events, and steps it wants, for each of which a StepResult is sent or OutOfMemory thrown."""
+    run: str
+    adapter: str
+    backend: str
+    device: str
+    method: str
+    model: str
+    steps: int
+    first_loss: float | None
+    last_loss: float | None
+    validation_loss: float | None
+    best_validation_loss: float | None
+    trained_tokens: int
+    supervised_tokens: int
+    trainable_parameters: int
+    mergeable: bool
+    seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int
 
 
 class Loop:
-    """One training from where its state stands to its end; together.py runs it, alone or beside others."""
+    """One training from where its state stands to its end; multi_adapter.py runs it, alone or beside others."""
 
     def __init__(self, ready: Ready, stop: Callable[[], bool], finish: Callable[[], bool] = lambda: False) -> None:
         """After every step `stop()` says whether to stop, to resume later, and `finish()` whether this was the last step."""
         self.ready, self.stop, self.finish = ready, stop, finish
         self.training = ready.spec.training
         self.state = ready.state
-        self.steps = self.training.max_steps or 1
-        self.batch_size = self.training.batch_size or 1
-        self.per_epoch = steps_per_epoch(len(ready.data.train), self.batch_size)
         self.objective = ready.spec.objective.objective
-        self._epoch: tuple[int, list[Any]] = (-1, [])
-        self._rate = 0.0
+        source = EpochSource(ready.data.train, self.training.batch_size or 1, self.training.seed)
+        ensemble_size = tuner_of(ready.plan).virtual_ids(ready.plan).ensemble_size
+        self.stepper = Stepper(ready.adapter, source, self.objective, self.training, ready.state, ensemble_size)
+        self.steps = self.stepper.steps
+        self._pace = 0.0
         self._saved = self.state.step
         self._clock, self._cpu = time.perf_counter(), time.process_time()
 
-    def work(self) -> Work:
+    def work(self) -> Pending:
         """Train; the last event is Finished or StoppedByUser. Raises TrainingDiverged, OutOfMemory, DiskFull."""
         ready, state = self.ready, self.state
         yield Started(
@@ -97,7 +102,7 @@ class Loop:
         if stopped and not reason:
             if state.step:
                 self._publish()
-            yield StoppedByUser(step=state.step, summary=self.summary())
+            yield StoppedByUser(step=state.step, summary=asdict(self.summary()))
             return
         while not reason:
             yield from self._step()
@@ -112,7 +117,7 @@ class Loop:
                 yield self._save()
             if stopped:
                 self._publish()
-                yield StoppedByUser(step=state.step, summary=self.summary())
+                yield StoppedByUser(step=state.step, summary=asdict(self.summary()))
                 return
         yield from self._finish(reason)
 
@@ -127,71 +132,30 @@ class Loop:
             return msg("ended where you asked")
         return ""
 
-    def _step(self) -> Work:
-        ready, state = self.ready, self.state
-        rows = self._rows(state.step)
-        rate = learning_rate(
-            state.step + 1, self.steps, self.training.learning_rate or 0.0, self.training.warmup, self.training.schedule
-        )
-        began = time.perf_counter()
-        while True:
-            batches = micro_batches(ready.data.train, rows, self._budget)
-            request = StepRequest(ready.adapter, batches, self.objective, rate)
-            try:
-                result = yield PendingStep(request, _seed_of(self.training.seed, state.step))
-                assert result is not None, "a loop that wants a step is sent its result"
-                break
-            except OutOfMemory as error:
-                # The session has undone the step. Smaller pieces give the same sum, so the result does not change.
-                if max(len(batch.ids) for batch in batches) == 1:
-                    raise notes.no_row_fits(max(int(b.lengths.max()) for b in batches), error) from error
-                yield self._halve(batches)
-        self._guard(result.loss, result.gradient_norm)
-        tokens, supervised = sum(b.tokens for b in batches), sum(b.supervised for b in batches)
-        seconds = time.perf_counter() - began
+    def _step(self) -> Pending:
+        state = self.state
+        taken = yield from self.stepper.step(state.step, _seed_of(self.training.seed, state.step))
+        loss, norm = taken.result.loss, taken.result.gradient_norm
+        self._guard(loss, norm)
         state.step += 1
-        state.trained_tokens += tokens
-        state.supervised_tokens += supervised
-        state.first_loss = result.loss if state.first_loss is None else state.first_loss
-        state.last_loss = result.loss
+        state.trained_tokens += taken.tokens
+        state.supervised_tokens += taken.supervised
+        state.first_loss = loss if state.first_loss is None else state.first_loss
+        state.last_loss = loss
         self._count()
-        self._rate = seconds if not self._rate else 0.9 * self._rate + 0.1 * seconds
+        self._pace = taken.seconds if not self._pace else 0.9 * self._pace + 0.1 * taken.seconds
         yield Step(
             step=state.step,
             steps=self.steps,
-            loss=result.loss,
-            learning_rate=rate,
-            gradient_norm=result.gradient_norm,
-            tokens=tokens,
-            supervised_tokens=supervised,
-            tokens_per_second=tokens / seconds,
-            seconds_left=self._rate * (self.steps - state.step),
+            loss=loss,
+            learning_rate=taken.learning_rate,
+            gradient_norm=norm,
+            tokens=taken.tokens,
+            supervised_tokens=taken.supervised,
+            tokens_per_second=taken.tokens / taken.seconds,
+            seconds_left=self._pace * (self.steps - state.step),
             peak_memory_bytes=state.peak_memory_bytes,
         )
-
-    @property
-    def _ensemble_size(self) -> int:
-        """How often each row is read: once for every prompt of an ensemble."""
-        return tuner_of(self.ready.plan).virtual_ids(self.ready.plan).ensemble_size
-
-    @property
-    def _budget(self) -> int:
-        """Tokens of rows that may be computed at once."""
-        return max(1, self.state.micro_batch_tokens // self._ensemble_size)
-
-    def _halve(self, batches: Sequence[Batch]) -> Note:
-        """Less at once than the largest of these: half of a budget that no batch reached would change nothing."""
-        largest = max(batch.ids.size for batch in batches) * self._ensemble_size
-        self.state.micro_batch_tokens = max(1, min(self.state.micro_batch_tokens, largest) // 2)
-        return Note(text=notes.smaller_batches(self.state.micro_batch_tokens, self.batch_size))
-
-    def _rows(self, done: int) -> Any:
-        """Rows of the step after `done` steps: they follow from the seed and the step alone."""
-        epoch, position = divmod(done, self.per_epoch)
-        if self._epoch[0] != epoch:
-            batches = epoch_batches(self.ready.data.train.lengths, self.batch_size, self.training.seed, epoch)
-            self._epoch = (epoch, batches)
-        return self._epoch[1][position]
 
     def _guard(self, loss: float, norm: float) -> None:
         """Stop on a loss that is no number, or ten losses far above the first. Raises TrainingDiverged."""
@@ -211,74 +175,26 @@ class Loop:
         return notes.gentler(checkpoint.latest(self.ready.run.checkpoints), self.training.learning_rate or 0.0)
 
     def _validate(self) -> Generator[Event, None, bool]:
-        """Score the held-out rows and answer some of them; returns whether the loss was never lower after a step."""
+        """Measure the held-out examples and answer some of them; returns whether the loss was never lower after a step."""
         ready, state = self.ready, self.state
         ready.session.activate(ready.adapter)  # beside others it need not be the one that computed last
         best = False
         if len(ready.data.validation):
-            loss = yield from self._validation_loss()
+            examples, most = ready.data.validation, self.training.validation_rows
+            indices = validation.validation_examples(len(examples), most, self.training.seed)
+            found = yield from validation.metrics(ready.session, self.objective, examples, indices, self.stepper)
+            loss = found.pop(LOSS)
             if not math.isfinite(loss):
                 raise notes.validation_not_finite(state.step, loss, self._advice())
             state.validation_loss = loss
-            best = state.best_loss is None or state.validation_loss < state.best_loss
+            best = state.best_loss is None or loss < state.best_loss
             state.worse_validations = 0 if best else state.worse_validations + 1
             if best:
-                state.best_loss, state.best_step = state.validation_loss, state.step
-            yield Validation(step=state.step, loss=state.validation_loss, best=best)
-        yield from self._samples()
+                state.best_loss, state.best_step = loss, state.step
+            yield Validation(step=state.step, loss=loss, best=best, metrics=found)
+        yield from validation.samples(ready, state.step)
         self._count()
         return best
-
-    def _validation_loss(self) -> Generator[Event, None, float]:
-        ready = self.ready
-        # The same rows every time, but from all over: a file may be sorted by topic.
-        held_out = len(ready.data.validation)
-        shuffled = np.random.default_rng(self.training.seed).permutation(held_out)
-        rows = np.sort(shuffled[: self.training.validation_rows])
-        while True:
-            loss_sum, count, batch = 0.0, 0, None
-            try:
-                for _, batch in batches_for_scoring(ready.data.validation, rows, self._budget):
-                    scores = ready.session.score(batch)
-                    loss_sum -= float(scores.sum(dtype=np.float64))
-                    count += len(scores)
-                return loss_sum / count
-            except OutOfMemory:
-                if batch is None or len(batch.ids) == 1:
-                    raise
-                yield self._halve([batch])
-
-    def _samples(self) -> Iterator[Event]:
-        """Answers to look at. A prompt that cannot be asked alone is passed over: it is no reason to end a training."""
-        from finetune_local.inference.generate import greedy_batch
-
-        ready = self.ready
-        asked, prompts = [], []
-        for conversation in ready.samples:
-            if len(conversation.messages) < 2 or conversation.messages[-1].role != "assistant":
-                continue
-            with suppress(RowRejected):  # some templates refuse a beginning that they accept within the whole
-                ids = prompt_ids(conversation.messages[:-1], ready.tokenizer, ready.spec.data.template)
-                if 0 < len(ids) < ready.model.context_length - ready.session.virtual_tokens:
-                    asked.append(conversation)
-                    prompts.append(ids)
-        if not prompts:
-            return
-        length = ready.model.context_length
-        try:
-            answers = greedy_batch(
-                ready.session, prompts, self.training.sample_tokens, ready.tokenizer.stop_ids, length
-            )
-        except OutOfMemory as error:
-            yield Note(text=msg("no sampled answers this time: {error}", error=error))
-            return
-        for conversation, answer in zip(asked, answers, strict=True):
-            yield Sample(
-                step=self.state.step,
-                prompt=conversation.messages[-2].content,
-                answer=ready.tokenizer.text(answer),
-                reference=conversation.messages[-1].content,
-            )
 
     def _save(self) -> Checkpoint:
         ready, state = self.ready, self.state
@@ -324,31 +240,31 @@ class Loop:
                 yield Note(text=notes.best_kept(state.best_step, best))
         if state.best_loss is not None and state.best_step == 0:
             yield Note(text=notes.no_better_than_base(state.best_loss))
-        yield Finished(reason=reason, summary=self.summary())
+        yield Finished(reason=reason, summary=asdict(self.summary()))
 
-    def summary(self) -> dict[str, Any]:
-        """What `train --json` prints last."""
+    def summary(self) -> Summary:
+        """Where the run stands."""
         ready, state = self.ready, self.state
-        return {
-            "run": ready.run.name,
-            "adapter": str(ready.run.adapter),
-            "backend": ready.backend,
-            "device": ready.session.device.id,
-            "method": ready.spec.method.key,
-            "model": ready.model.name,
-            "steps": state.step,
-            "first_loss": state.first_loss,
-            "last_loss": state.last_loss,
-            "validation_loss": state.validation_loss,
-            "best_validation_loss": state.best_loss,
-            "trained_tokens": state.trained_tokens,
-            "supervised_tokens": state.supervised_tokens,
-            "trainable_parameters": trainable_parameters(ready.plan),
-            "mergeable": tuner_of(ready.plan).merge_refusal(ready.plan) is None,
-            "seconds": round(state.seconds, 3),
-            "cpu_seconds": round(state.cpu_seconds, 3),
-            "peak_memory_bytes": state.peak_memory_bytes,
-        }
+        return Summary(
+            run=ready.run.name,
+            adapter=str(ready.run.adapter),
+            backend=ready.backend,
+            device=ready.session.device.id,
+            method=ready.spec.method.key,
+            model=ready.model.name,
+            steps=state.step,
+            first_loss=state.first_loss,
+            last_loss=state.last_loss,
+            validation_loss=state.validation_loss,
+            best_validation_loss=state.best_loss,
+            trained_tokens=state.trained_tokens,
+            supervised_tokens=state.supervised_tokens,
+            trainable_parameters=trainable_parameters(ready.plan),
+            mergeable=tuner_of(ready.plan).merge_refusal(ready.plan) is None,
+            seconds=round(state.seconds, 3),
+            cpu_seconds=round(state.cpu_seconds, 3),
+            peak_memory_bytes=state.peak_memory_bytes,
+        )
 
     def _identify(self, folder: Path) -> None:
         ready = self.ready

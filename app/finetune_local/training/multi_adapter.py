@@ -12,7 +12,8 @@ from collections.abc import Generator, Iterator, Sequence
 from finetune_local.backend import Session, StepResult
 from finetune_local.system.errors import FinetuneError, OutOfMemory
 from finetune_local.training.events import Event, Failed
-from finetune_local.training.loop import Loop, PendingStep, Work
+from finetune_local.training.loop import Loop
+from finetune_local.training.steps import Pending, PendingStep, take_alone
 
 Answer = StepResult | OutOfMemory | None
 
@@ -21,7 +22,7 @@ def events(loop: Loop) -> Iterator[Event]:
     """Train one run to its end; the last event is Finished or StoppedByUser. Raises what Loop.work does."""
     work, answer = loop.work(), None
     while (wanted := (yield from _until_wanted(work, answer))) is not None:
-        answer = _alone(loop.ready.session, wanted)
+        answer = take_alone(loop.ready.session, wanted)
 
 
 def events_of_all(loops: Sequence[Loop]) -> Iterator[tuple[Loop, Event]]:
@@ -46,11 +47,11 @@ def events_of_all(loops: Sequence[Loop]) -> Iterator[tuple[Loop, Event]]:
             taken = _take(session, wishes) if len(wishes) > 1 and _tokens(wishes) < too_many else None
             if taken is None:
                 too_many = min(too_many, _tokens(wishes)) if len(wishes) > 1 else too_many
-                taken = [_alone(session, wish) for wish in wishes]
+                taken = [take_alone(session, wish) for wish in wishes]
             answers = dict(zip(wanted, taken, strict=True))
 
 
-def _until_wanted(work: Work, answer: Answer) -> Generator[Event, None, PendingStep | None]:
+def _until_wanted(work: Pending, answer: Answer) -> Generator[Event, None, PendingStep | None]:
     """Give a loop the answer it waits for and pass on its events up to the next step it wants; None where it has ended."""
     try:
         item = work.throw(answer) if isinstance(answer, OutOfMemory) else work.send(answer)
@@ -82,15 +83,6 @@ def _take(session: Session, wanted: Sequence[PendingStep]) -> Sequence[StepResul
         return session.step_many([wish.request for wish in wanted])
     except OutOfMemory:
         return None
-
-
-def _alone(session: Session, wish: PendingStep) -> StepResult | OutOfMemory:
-    """One step of one."""
-    session.seed(wish.seed)
-    try:
-        return session.step_many([wish.request])[0]
-    except OutOfMemory as error:
-        return error
 
 
 def _tokens(wanted: Sequence[PendingStep]) -> int:
