@@ -1,4 +1,4 @@
-"""Exports as all windows see them: begun once, each under a name of its own, cleaned up after where a process was killed."""
+"""Export jobs as all windows see them: started once, each under a free name, cleaned up if the process was killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIND = "export"
 
 
 def folder_of(home: Home) -> Path:
-    """Where exports go when no place is named: as preferred, else `exports` in the home folder."""
+    """The default folder of exports: the preferred one, else `exports` in the home folder."""
     preferred = preferences.load().exports
     return expanded(preferred) if preferred else home.root / "exports"
 
@@ -27,9 +27,9 @@ def folder_of(home: Home) -> Path:
 def begin(
     home: Home, adapter: str, model: str | None, target: str, quant: str, folder: str, name: str, *, gate: bool = True
 ) -> Job:
-    """Export into a folder ("" for the usual one) under a free name; the job that does so already where there is one.
+    """Start an export into a folder ("" for the default one) under a free name; returns the existing job if the same export is running.
 
-    `name` is what offers() calls the source. Raises SpecError where the folder cannot be written, ModelError.
+    `name` is the source's name from offers(). Raises SpecError if the folder is not writable, ModelError.
     """
     place = _writable(expanded(folder) if folder.strip() else folder_of(home))
     for known in job.every(home, KIND):
@@ -41,7 +41,7 @@ def begin(
 
 
 def forget(home: Home, name: str) -> None:
-    """Take an export off the list; the files of a finished one stay. Raises SpecError while it works."""
+    """Remove an export job from the list; the files of a finished one stay. Raises SpecError while it is running."""
     found = job.find(home, name)
     killed = found.status() == "interrupted"
     out = _out(found) if killed else None
@@ -51,7 +51,7 @@ def forget(home: Home, name: str) -> None:
 
 
 def places(home: Home) -> list[Path]:
-    """The folders that exports went to: what may be opened from the window."""
+    """The folders exports were written to: these may be opened from the window."""
     return [_out(known).parent for known in job.every(home, KIND)]
 
 
@@ -60,7 +60,7 @@ def _out(known: Job) -> Path:
 
 
 def _same(arguments: Mapping[str, Any]) -> object:
-    """What makes two the same: all but the name, which counts up."""
+    """What makes two exports equal: everything except the name, which has a counter."""
     return [arguments.get(key) for key in ("adapter", "model", "target", "format")], Path(arguments["out"]).parent
 
 

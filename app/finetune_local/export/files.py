@@ -1,4 +1,4 @@
-"""Where an export may go: room is checked first, and nothing of the user's is replaced by a slip."""
+"""Where an export may be written: checks free space, and never replaces the user's own files by mistake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPARE = 32 * 2**20
 
 
 def check_room(out: Path, size: int) -> None:
-    """Raise DiskFull where the disk of `out` has less than `size` bytes and a little more."""
+    """Raise DiskFull if the disk of `out` has less than `size` bytes plus a margin."""
     free = free_bytes(out)
     if free < size + _SPARE:
         raise DiskFull(
@@ -30,7 +30,7 @@ def check_room(out: Path, size: int) -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Make the folder that an export goes to. Raises ModelError where that, or writing in it, is refused."""
+    """Create the folder for an export. Raises ModelError if it cannot be created or written."""
     folder = out.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,10 +54,10 @@ def check_writable(out: Path) -> None:
 
 
 def check_out(out: Path, target: Target, quant: str, overwrite: bool, sources: list[Path]) -> None:
-    """Refuse an --out that stands in the way. Raises ModelError.
+    """Refuse an --out that must not be replaced. Raises ModelError.
 
-    `sources` are folders that are read from: never replaced, nor written into. A folder is only replaced where it is an export
-    of the same kind, without sub-folders, so that a slip in --out cannot delete somebody's documents.
+    `sources` are folders the export reads: never replaced or written into. A folder is replaced only if it is an export of the same
+    target without subfolders, so that a typing mistake in --out cannot delete documents.
     """
     folder = target.is_folder(quant)
     for source in sources:

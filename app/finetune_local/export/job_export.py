@@ -1,4 +1,4 @@
-"""Job: what `export` does. Stopped or failed, nothing half-written is left."""
+"""Job: an export. If stopped or failed it leaves no partial files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""config.json of a merged folder: what transformers and mlx-lm both read, saying the same to both.
+"""config.json of a merged folder, with the same meaning for transformers and mlx-lm.
 
-mlx-lm's classes read the spellings of transformers 4, know some fields by other names, and fill what is missing with
-defaults of their own. So what transformers takes for granted or spells otherwise is written out here. Each line is held by
-tests/conformance/test_receivers.py, which opens merged folders of these families in plain mlx-lm.
+mlx-lm's classes expect the spellings of transformers 4, use different names for some fields, and have different defaults. Values
+that transformers assumes or spells differently are therefore written out here. tests/conformance/test_receivers.py checks each line
+by opening merged folders of these model families in plain mlx-lm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from finetune_local.spec.numerics.rope import rope, with_both_spellings
 
 Config = dict[str, Any]
 
-# What transformers' class takes where config.json is silent, and mlx-lm's takes otherwise or not at all.
+# Defaults of transformers' classes that mlx-lm's classes do not share.
 _PARTIAL = {"phi": 0.5, "stablelm": 0.25, "glm4": 0.5, "glm4_moe": 0.5, "qwen3_next": 0.25, "nemotron": 0.5}
 _MISSING: Mapping[str, Mapping[str, Any]] = {
     "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
@@ -28,8 +28,8 @@ _RENAMED: Mapping[str, Mapping[str, str]] = {
 
 
 def merged_config(config: Mapping[str, Any], dtype: str, own_head: bool, stops: tuple[int, ...]) -> Config:
-    """The config to write beside weights of `dtype`; `own_head` is whether a head is written beside the embedding, `stops` are
-    the ids that end an answer, the turn's own end first."""
+    """The config to write beside weights of `dtype`. `own_head`: whether the head is stored apart from the embedding. `stops`: the end
+    token ids, end of turn first."""
     result = _completed(config)
     parts = [result]
     if isinstance(nested := config.get("text_config"), Mapping):
@@ -41,7 +41,7 @@ def merged_config(config: Mapping[str, Any], dtype: str, own_head: bool, stops: 
         part["dtype"] = dtype
         if "torch_dtype" in part:  # the same field before transformers 4.56
             part["torch_dtype"] = dtype
-        if own_head:  # where nothing is said, the classes of the two programs do not agree
+        if own_head:  # the classes of the two programs have different defaults
             part["tie_word_embeddings"] = False
         if stops and (part is parts[-1] or "eos_token_id" in part):
             part["eos_token_id"] = eos(stops)
@@ -75,7 +75,7 @@ def _exaone4(config: Config) -> None:
 
 
 def _gemma4(config: Config) -> None:
-    """The heads of full attention, which transformers 5 writes layer by layer."""
+    """The head counts of full attention, which transformers 5 stores per layer."""
     if "per_layer_config" not in config:
         return
     types, layers = config.get("layer_types") or [], config["per_layer_config"] or {}
@@ -85,7 +85,7 @@ def _gemma4(config: Config) -> None:
             config.setdefault("global_head_dim", full["head_dim"])
         if "num_key_value_heads" in full:
             config.setdefault("num_global_key_value_heads", full["num_key_value_heads"])
-    config.setdefault("global_head_dim", config.get("head_dim"))  # transformers leaves out what is the same
+    config.setdefault("global_head_dim", config.get("head_dim"))  # transformers omits fields equal to the default
 
 
 def _kind(types: list[str], layer: object) -> str | None:
@@ -100,7 +100,7 @@ def _gpt_neox(config: Config) -> None:
 
 
 def _always_scaled(config: Config) -> None:
-    """mlx-lm's class asks the scaling for its values, also where there is none: one that scales by 1."""
+    """mlx-lm's class reads the scaling's values even if there is none: a scaling by 1."""
     if config.get("rope_scaling") is None and isinstance(whole := config.get("rope_parameters"), Mapping):
         length = config.get("max_position_embeddings")
         config["rope_scaling"] = {**whole, "factor": 1.0, "original_max_position_embeddings": length}
@@ -127,7 +127,7 @@ _BY_FAMILY: Mapping[str, Callable[[Config], None]] = {
 
 
 def _period(types: object) -> int | None:
-    """Every how many layers one attends to all, as mlx-lm asks; None where the layers do not lie so."""
+    """The period of full-attention layers, as mlx-lm expects it; None if they are not periodic."""
     if not isinstance(types, list) or "sliding_attention" not in types:
         return None
     full = [index for index, kind in enumerate(types) if kind != "sliding_attention"]

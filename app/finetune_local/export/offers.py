@@ -15,7 +15,7 @@ from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 
 BASE = "base"
-"""In an adapter's place: the model alone."""
+"""Instead of an adapter: the model alone."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Offers:
     targets: Mapping[str, TargetOffer]
 
     def as_json(self) -> dict[str, Any]:
-        """A plain object; from_json() reads it."""
+        """A JSON object; from_json() reads it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Offers:
-        """Offers that another process of this version made."""
+        """Offers from another process of this version."""
         found = {}
         for key, offer in told["targets"].items():
             quants = tuple(QuantOffer(**quant) for quant in offer["quants"])
@@ -66,7 +66,7 @@ class Offers:
 
 
 def offers(home: Home, adapter: str, model: str | None = None) -> Offers:
-    """What there is for an adapter (BASE: for `model` alone). Nothing is downloaded or written, and no framework is loaded.
+    """The targets for an adapter (BASE: for `model` alone). Nothing is downloaded or written, and no framework is loaded.
 
     Raises AdapterError.
     """

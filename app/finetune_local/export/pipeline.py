@@ -85,7 +85,7 @@ def export(
     check_writable(out)
     unchecked, failed = (out.with_name(out.name + ending) for ending in (UNCHECKED, FAILED))
     try:
-        if gate and target.needs_base:  # what cannot be run here is known before anything is written
+        if gate and target.needs_base:  # find out what cannot run here before anything is written
             target.check_values(source, unchecked, chosen)
             if target.can_be_opened():
                 source = source.with_answers(verify.prepare(source.model, adapter, backend, progress))
@@ -93,7 +93,7 @@ def export(
         verdict = Gate(None, msg("not checked: you turned the check off"))
         if gate:
             verdict = target.check(source, unchecked, chosen, backend, progress, skip)
-            gc.collect()  # the loaded export goes with its memory maps: Windows renames no file that is mapped
+            gc.collect()  # release the loaded export and its memory maps: Windows does not rename mapped files
     except GateFailed as error:
         remove(failed)
         replace(unchecked, failed)

@@ -1,4 +1,4 @@
-"""The tensors of base + adapter, merged one at a time in fp32: what every export target is written from."""
+"""The tensors of base + adapter, merged one at a time in fp32. Every export target is written from these."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 class MergedWeights:
-    """A base and, where given, an adapter on it. Nothing is read before `read()`."""
+    """A base, with an adapter if one is given. Tensors are read only by `read()`."""
 
     def __init__(self, model: ModelFolder, adapter: Path | None) -> None:
-        """Raises AdapterError where the adapter was made on another base. (ModelFolder.open refuses a quantised one.)"""
+        """Raises AdapterError if the adapter was trained on another base. (ModelFolder.open refuses quantized models.)"""
         self.model, self.adapter = model, adapter
         self._plan: AdapterPlan | None = None
         self._tensors: Mapping[str, Array] = {}
@@ -64,7 +64,7 @@ class MergedWeights:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The base's config.json with the number of tokens that the tables have rows for."""
+        """The base's config.json with the vocabulary size of the merged tables."""
         rows = next((t.out_features for t in self._plan.targets if is_table(t)), None) if self._plan else None
         if rows is None:
             return self.model.config
@@ -79,17 +79,17 @@ class MergedWeights:
         return config
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor to be written and its shape; a stored copy of a tied head is left out."""
+        """Every tensor to be written, with its shape; a stored copy of a tied head is omitted."""
         stored = {name: info.shape for name, info in self.model.weights().items()}
         for target in self._plan.targets if self._plan is not None else ():
-            if is_table(target) and target.module in stored:  # with the rows of a vocabulary that grew
+            if is_table(target) and target.module in stored:  # with the rows of a grown vocabulary
                 stored[target.module] = shape_of(target)
         if self.model.tied and not self.tied:
             stored.setdefault(HEAD, stored[EMBEDDING])
         return {name: shape for name, shape in stored.items() if not (self.tied and name == HEAD)}
 
     def read(self, name: str) -> Floats:
-        """One merged tensor. Raises AdapterError where the adapter makes it NaN or infinite."""
+        """One merged tensor, fp32. Raises AdapterError if the adapter makes it NaN or infinite."""
         weight = self.model.read(EMBEDDING if self.model.tied and name == HEAD else name)
         if self._plan is not None:
             weight = tuner_of(self._plan).merge(name, weight, self._plan, self._tensors)
@@ -105,8 +105,8 @@ class MergedWeights:
 
 
 def check_float16(name: str, weight: Floats, times: float = 1.0) -> None:
-    """Raise ModelError where a value does not fit into float16, which it would leave as infinity; `times` is how many times as much
-    the number format holds, which keeps a block's scale as float16."""
+    """Raise ModelError if a value would become infinite in float16. `times`: how many times float16's maximum the number format can hold,
+    for formats that store a block's scale as float16."""
     largest = float(np.abs(weight).max(initial=0.0))
     if largest >= FLOAT16_ENDS * times:
         ends = (
@@ -125,8 +125,8 @@ def check_float16(name: str, weight: Floats, times: float = 1.0) -> None:
 
 
 def check_float16_base(weights: MergedWeights, names: Mapping[str, float]) -> None:
-    """The same before anything is written, for what the base holds: its tensors are looked through as they are stored, and only one that
-    is too large is merged to see what becomes of it. `names` are those to be written so, each with its `times`."""
+    """The same check on the base before anything is written: stored tensors are scanned, and only a tensor that exceeds the limit is
+    merged to see the result. `names` maps the tensors to be written to their `times`."""
     stored = weights.model.weights()
     for name, times in names.items():
         if (name, times) in weights.looked_through:

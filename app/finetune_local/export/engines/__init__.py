@@ -1,4 +1,4 @@
-"""Programs that an export is for, asked themselves: each opens it in a process of its own with nothing of ours imported.
+"""The programs an export is for. Each opens the export in a separate process that imports nothing of the app.
 
-What such a program says is data (`Heard`); whether it is right is decided in ../verify.py.
+What a program answers is data (`Heard`); verification/ decides whether it is right.
 """

@@ -1,4 +1,4 @@
-"""The chats that every receiver of an export is asked to render: all that templates treat in ways of their own."""
+"""The chats every receiver has to render: everything templates are known to treat differently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ChatMessage = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages as programs hand them to a template, with the tools beside them; `plain` is a chat of texts alone."""
+    """Messages and tools as programs pass them to a template; `plain`: without tools and thoughts."""
 
     title: str
     messages: Sequence[ChatMessage]
@@ -20,7 +20,7 @@ class Chat:
     plain: bool = True
 
     def as_json(self) -> dict[str, Any]:
-        """As the receivers' scripts are given it."""
+        """In the form the receivers' scripts take."""
         return {"messages": list(self.messages), "tools": self.tools, "generation_prompt": self.generation_prompt}
 
 
@@ -56,7 +56,7 @@ CHATS: Sequence[Chat] = (
     Chat("a question", [_user("What is the capital of France?")]),
     Chat("a system text", [_SYSTEM, _user("Hi")]),
     Chat("several turns", [_SYSTEM, _user("Hi"), _assistant("Hello."), _user("And now?")]),
-    # Spaces and line breaks around a text: some templates trim them, and so must whoever stands in for the template.
+    # Spaces and line breaks around a text: some templates trim them.
     Chat("spaces around texts", [_user("  two  spaces\n\n中文 🙂 \n"), _assistant(" ok "), _user("\nnext")]),
     Chat("an answer at the end", [_user("Hi"), _assistant("Hello.")], generation_prompt=False),
     Chat(
@@ -98,4 +98,4 @@ CUTS: Sequence[str] = (
     "A\u00a0b\u2003c ▁ <0x0A> [INST] hi [/INST] <s> </s> <|im_start|>",
     "1 12 123 1234 12345678 3.14 1e-5",
 )
-"""Texts that tokenizers are known to cut in ways of their own."""
+"""Texts that tokenizers are known to split differently."""

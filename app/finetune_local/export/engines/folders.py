@@ -13,8 +13,8 @@ from finetune_local.system.paths import assets
 
 _SCRIPTS = assets() / "receivers"
 
-# Families whose merged folders plain mlx-lm computes as transformers does; a test opens one of each. mlx-lm has more, some of
-# which are silently wrong: those are told, and their figures with them.
+# Model families that plain mlx-lm computes as transformers does; a test opens one of each. mlx-lm supports more, but some of those
+# give silently wrong results.
 MLX_LM_HOLDS = frozenset(
     (
         "apertus", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "falcon_h1", "gemma", "gemma2",
@@ -80,7 +80,7 @@ def mlx_lm_limit(config: Mapping[str, Any]) -> str:
 
 
 def mlx_lm_note(config: Mapping[str, Any]) -> str:
-    """What holds only in part: windows that mlx-lm's class does not know make no difference up to their length."""
+    """A note on partial support: a sliding window that mlx-lm's class ignores makes no difference up to its length."""
     text = config.get("text_config")
     text = text if isinstance(text, Mapping) else config
     window, kind = text.get("sliding_window"), str(text.get("model_type"))
@@ -97,7 +97,7 @@ def mlx_lm_note(config: Mapping[str, Any]) -> str:
 
 
 TRANSFORMERS = Program("transformers", _SCRIPTS / "open_with_transformers.py", ("torch", "transformers"))
-# mlx's wheels for Linux multiply some 40 times slower than torch.
+# mlx's Linux wheels multiply matrices about 40 times slower than torch.
 _FEW = None if sys.platform == "darwin" else 2
 MLX_LM = Program("mlx-lm", _SCRIPTS / "open_with_mlx_lm.py", ("mlx", "mlx_lm"), mlx_lm_limit, mlx_lm_note, _FEW)
 PROGRAMS: Sequence[Program] = (TRANSFORMERS, MLX_LM)

@@ -1,4 +1,4 @@
-"""A GGUF run by llama.cpp (the package xllamacpp) in a child process, for the gate: tokens, answers, probabilities."""
+"""A GGUF in llama.cpp (the package xllamacpp), run in a child process for the verification: tokens, answers, probabilities."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from finetune_local.system.untrusted.text import parse_json_object
 
 INSTALL = "pip install xllamacpp"
 _WORKER = Path(__file__).with_name("llama_worker.py")
-_FORCE = 1e4  # added to a logit, makes its token certain
+_FORCE = 1e4  # added to a logit, makes the token certain
 _STDERR_LINES = 6
 
 
 class LlamaFailed(Exception):
-    """llama.cpp refused the file or a request, or crashed; the text is what it said."""
+    """llama.cpp refused the file or a request, or crashed; the text is its output."""
 
 
 class LlamaRefused(LlamaFailed):
-    """llama.cpp works, and answered a request with an error."""
+    """llama.cpp is running and answered a request with an error."""
 
 
 def available() -> bool:
@@ -41,7 +41,7 @@ class LlamaCpp:
     """A loaded GGUF. Use as a context manager; one request at a time."""
 
     def __init__(self, file: Path, context: int, plain_token: int) -> None:
-        """`plain_token` is any that stands for a letter. Raises LlamaFailed where llama.cpp does not load the file."""
+        """`plain_token` is any token that stands for a letter. Raises LlamaFailed if llama.cpp does not load the file."""
         self._plain_token = plain_token
         self._folder = tempfile.TemporaryDirectory(prefix="ftl-")
         self._errors: IO[bytes] = (Path(self._folder.name) / "stderr").open("w+b")
@@ -74,12 +74,12 @@ class LlamaCpp:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
-                with suppress(BrokenPipeError):  # what a dead process did not read any more
+                with suppress(BrokenPipeError):  # input the dead process had not read
                     stream.close()
         self._folder.cleanup()
 
     def rendering(self, chat: Mapping[str, Any]) -> Rendering:
-        """A chat by the file's own template, as text and as ids; empty where llama.cpp refuses it."""
+        """A chat rendered by the file's own template, as text and as ids; empty if llama.cpp refuses it."""
         messages = [_as_openai(message) for message in chat["messages"]]
         try:
             body = {
@@ -93,32 +93,32 @@ class LlamaCpp:
         return Rendering(text, self.ids(text, True))
 
     def ids(self, text: str, special: bool) -> tuple[int, ...]:
-        """A text's ids; `special` adds what the file says comes first."""
+        """A text's ids; `special` adds the tokens the file puts first."""
         body = {"content": text, "add_special": special, "parse_special": True}
         return tuple(self._ask({"path": "/tokenize", "body": body})["tokens"])
 
     def common_prefix(self, prompt: str | Sequence[Mapping[str, str]], ids: Sequence[int]) -> tuple[int, int]:
-        """How many tokens llama.cpp makes of a text or a chat, and how many from the start are those of `ids`.
+        """The number of tokens llama.cpp makes of a text or a chat, and how many of the first ones equal `ids`.
 
-        llama.cpp says how much of a prompt it finds in its cache, comparing token by token: so the text goes first and
-        the ids, with one more behind them, second.
+        llama.cpp reports how much of a prompt it finds in its cache, token by token. So the text is sent first, then the ids with one
+        token appended.
         """
         request: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"chat": list(prompt)}
-        # Without the cache, or tokens of an earlier prompt that are equal would be kept from there.
+        # Without the cache, which would keep equal tokens of an earlier prompt.
         own = int(self._complete({**request, "cache_prompt": False})["usage"]["prompt_tokens"])
         second = self._complete({"prompt": [*ids, ids[0]], "cache_prompt": True})
         return own, min(int(second["timings"]["cache_n"]), len(ids))
 
     def likeliest(self, ids: Sequence[int], count: int) -> dict[int, float]:
-        """Log-probabilities of the `count` likeliest next tokens, over the whole vocabulary; the likeliest is first."""
-        # llama.cpp leaves them out where the token it takes ends inside a UTF-8 character: so it has to take a plain one,
-        # which changes what is taken and not what is told.
+        """Log-probabilities (over the whole vocabulary) of the `count` likeliest next tokens, likeliest first."""
+        # llama.cpp omits the probabilities if the sampled token ends inside a UTF-8 character. So a plain token is forced,
+        # which changes the sampled token but not the reported probabilities.
         request = {"prompt": list(ids), "n_probs": count, "logit_bias": [[self._plain_token, _FORCE]]}
         entry = self._complete(request)["choices"][0]["logprobs"]["content"][0]
         return {int(other["id"]): float(other["logprob"]) for other in entry["top_logprobs"]}
 
     def stops(self, ids: Sequence[int], token: int) -> bool:
-        """Whether llama.cpp ends the answer at a token (which is forced on it)."""
+        """Whether llama.cpp ends the answer at a token that is forced on it."""
         reply = self._complete({"prompt": list(ids), "n_predict": 2, "logit_bias": [[token, _FORCE]]})
         return bool(reply["choices"][0]["finish_reason"] == "stop")
 
@@ -150,14 +150,14 @@ class LlamaCpp:
         return reply
 
     def _said(self) -> str:
-        """The last lines of what llama.cpp printed."""
+        """The last lines of llama.cpp's output."""
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return msg(" It printed: ") + " | ".join(lines[-_STDERR_LINES:]) if lines else ""
 
 
 def _as_openai(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of tool calls as text, as programs send them to llama.cpp."""
+    """Messages with the arguments of tool calls as text, as programs send them to llama.cpp."""
     result = dict(message)
     if calls := result.get("tool_calls"):
         result["tool_calls"] = [

@@ -1,8 +1,8 @@
-"""llama.cpp in a process of its own, asked by JSON lines: so that its crash cannot take the app down.
+"""llama.cpp in a separate process, driven by JSON lines, so that a crash does not take the app down.
 
-A script, run by its path (see llama.py): it imports the standard library and xllamacpp, nothing of the app.
-A request is {"chat": [...]}, {"prompt": text or ids, ...} or, for what has no call of its own, {"path": ..., "body": ...} of
-llama.cpp's server; the answer is llama.cpp's own object, or {"error": ...}.
+A script run by its path (see llama.py); imports the standard library and xllamacpp, nothing of the app. A request is
+{"chat": [...]}, {"prompt": text or ids, ...} or, for other endpoints of llama.cpp's server, {"path": ..., "body": ...}; the reply is
+llama.cpp's object, or {"error": ...}.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONGEST_SOCKET_PATH = 100  # bytes; the systems' limits are 104 and 108
 def load(settings: dict[str, Any]) -> Any:
     """The model in llama.cpp, on the CPU, with exact (fp32) caches.
 
-    It always listens somewhere, though nobody calls: on a socket file in our own folder rather than a port, where it can.
+    The server always listens, though only this process calls it: on a socket file in our folder if possible, else on a port.
     """
     import xllamacpp
 
@@ -47,7 +47,7 @@ def load(settings: dict[str, Any]) -> Any:
 
 
 def answer(server: Any, request: dict[str, Any]) -> Any:
-    """One request; `chat` goes through the file's own template."""
+    """Answer one request; `chat` is rendered by the file's own template."""
     if "path" in request:
         return ask_server(server, request["path"], request["body"])
     if "chat" in request:
@@ -56,7 +56,7 @@ def answer(server: Any, request: dict[str, Any]) -> Any:
 
 
 def ask_server(server: Any, path: str, body: dict[str, Any]) -> Any:
-    """A request to the address that it listens on: the socket file in our folder, or a port of this machine."""
+    """Send a request to the address it listens on: the socket file in our folder, or a local port."""
     address = str(server.listening_address)
     if address.startswith("unix://"):
         connection = http.client.HTTPConnection("localhost")
@@ -73,7 +73,7 @@ def ask_server(server: Any, path: str, body: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Serve until the input ends. What llama.cpp prints goes to stderr."""
+    """Serve until the input ends. llama.cpp's output goes to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

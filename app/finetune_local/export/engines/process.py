@@ -1,4 +1,4 @@
-"""A receiver in a process of its own: a script of this folder, run by its path, with the request in a file."""
+"""A receiver in a separate process: a script of assets/receivers, run by its path, with the request in a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAID = 3  # last lines of what it printed
 
 @dataclass(frozen=True)
 class Rendering:
-    """A chat as text and ids; both None where the template refuses it, or there is none."""
+    """A chat as text and ids; both None if the template refuses it or there is none."""
 
     text: str | None = None
     ids: tuple[int, ...] | None = None
@@ -35,7 +35,7 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt and the answer along which the logits are wanted: those before the answer's first token, and before each next."""
+    """One prompt and an answer; the logits before each token of the answer are requested."""
 
     ids: tuple[int, ...]
     answer: tuple[int, ...]
@@ -43,10 +43,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Request:
-    """What a receiver is asked about `folder`.
+    """The request to a receiver about `folder`.
 
-    texts: pairs of a text and whether the tokenizer adds its own beginning. stops: tokens that are forced on an answer to see
-    whether it ends; plain_token: one at which it must not.
+    texts: pairs of a text and whether the tokenizer adds its special tokens. stops: tokens that are forced on an answer, which must end
+    it; plain_token: a token that must not end it.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class Request:
     plain_token: int
 
     def as_json(self) -> dict[str, Any]:
-        """As the script reads it."""
+        """In the form the script reads."""
         return {
             "folder": str(self.folder),
             "dtype": self.dtype,
@@ -74,7 +74,7 @@ class Request:
 
 @dataclass
 class Heard:
-    """What it answered. `absent` says why it could not be asked at all; `failed`, what went wrong when it opened the folder."""
+    """The receiver's reply. `absent`: why it could not run; `failed`: what went wrong when it opened the folder."""
 
     version: str = ""
     absent: str = ""
@@ -83,24 +83,24 @@ class Heard:
     texts: list[tuple[int, ...]] = field(default_factory=list)
     ends: frozenset[int] = frozenset()
     lengths: list[int] = field(default_factory=list)
-    """How many tokens it gave after each forced stop; 1 is that it stopped."""
+    """Number of tokens after each forced stop; 1 means it stopped."""
     goes_on: bool = True
     thinks: bool | None = None
-    """What mlx-lm tells the template as enable_thinking."""
+    """The value mlx-lm passes to the template as enable_thinking."""
     logits: list[Floats] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
-    """Modules of ours that it had imported: none."""
+    """Modules of the app it had imported; must be empty."""
 
 
 def ask(worker: Path, needs: Sequence[str], request: Request) -> Heard:
-    """Run a script and read its answer; `needs` are the modules it imports. Never raises for what the script does."""
+    """Run a script and read its reply; `needs` are the modules it imports. Failures of the script are part of the reply, never raised."""
     for name in needs:
         if importlib.util.find_spec(name) is None:
             return Heard(absent=msg("{module} is not installed", module=name))
     with tempfile.TemporaryDirectory(prefix="ftl-") as place:
         folder = Path(place)
         (folder / "request.json").write_text(json.dumps(request.as_json()), "utf-8")
-        # -P and -E: neither the script's own folder nor PYTHONPATH is looked through, only what is installed.
+        # -P and -E: import only installed packages, not from the script's folder or PYTHONPATH.
         command = [sys.executable, "-P", "-E", "-X", "utf8", str(worker), str(folder / "request.json")]
         with (folder / "printed").open("w+b") as printed:
             try:
@@ -121,14 +121,14 @@ def ask(worker: Path, needs: Sequence[str], request: Request) -> Heard:
 
 
 def read_reply(folder: Path, code: int, said: str) -> Heard:
-    """What a script wrote into `folder`; `code` is how its process ended and `said` what it printed."""
+    """The reply a script wrote into `folder`; `code` is the exit code of its process and `said` its output."""
     try:
         reply = read_json_object(folder / "reply.json")
     except (OSError, ForeignTextError):
         words = msg("its process ended with exit code {code}", code=code) + (
             msg(" ({said})", said=said) if said else ""
         )
-        # The system's last resort against want of memory is SIGKILL. Any other death is a crash on what it was given.
+        # SIGKILL is how the system ends a process when memory runs out. Any other signal is a crash on the input.
         return Heard(absent=words) if code in _KILLED else Heard(failed=words)
     for key in ("missing", "memory", "unknown"):
         if key in reply:

@@ -1,7 +1,7 @@
-"""Quantisation by ggml itself, as xllamacpp brings it, in a child process: for K-quants, which the gguf package only reads.
+"""Quantization by ggml itself (from xllamacpp) in a child process, for K-quants, which the gguf package can only read.
 
-xllamacpp has no llama_model_quantize; what it has is ggml's public ggml_quantize_chunk, which that function is made of. On
-systems where its library does not show it, K-quants cannot be written, and the reason is told.
+xllamacpp does not offer llama_model_quantize, but it exports ggml's ggml_quantize_chunk, on which that function is built. If the
+library does not export the symbol, K-quants cannot be written, and `missing()` gives the reason.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.untrusted.text import parse_json_object
 
 _WORKER = Path(__file__).with_name("ggml_worker.py")
-_PIECE = 64 * 2**20  # bytes of fp32 sent at once
+_PIECE = 64 * 2**20  # bytes of fp32 per request
 
 
 class Ggml:
-    """The child. Use as a context manager."""
+    """The child process. Use as a context manager."""
 
     def __init__(self) -> None:
-        """Raises ModelError where it is not there, or lacks the function."""
+        """Raises ModelError if xllamacpp is missing or lacks the function."""
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-X", "utf8", str(_WORKER)],
@@ -63,11 +63,11 @@ class Ggml:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
-                with suppress(BrokenPipeError):  # what a dead process did not read any more
+                with suppress(BrokenPipeError):  # input the dead process had not read
                     stream.close()
 
     def quantise(self, weight: npt.NDArray[np.float32], kind: Any) -> npt.NDArray[np.uint8]:
-        """A matrix (rows, columns) in a packed format (a gguf.GGMLQuantizationType), as bytes per row."""
+        """Quantize a matrix (rows, columns) to a packed format (a gguf.GGMLQuantizationType); returns bytes per row."""
         from gguf import quants
 
         rows = weight.reshape(-1, weight.shape[-1])
@@ -114,7 +114,7 @@ class Ggml:
 
 @cache
 def missing() -> Message | None:
-    """Why K-quants cannot be written here, as a sentence; None where they can. Looked up once, in the child."""
+    """A sentence if K-quants cannot be written here, else None. Determined once, in the child process."""
     if not available():
         return msg(
             "K-quants are written by ggml in the package xllamacpp, which is not installed. {install}", install=INSTALL

@@ -1,8 +1,8 @@
-"""ggml in a process of its own: rows of fp32 in, packed rows out. A crash of it cannot take the app down.
+"""ggml in a separate process: rows of fp32 in, packed rows out, so that a crash does not take the app down.
 
-A script, run by its path (see ggml.py): it imports the standard library and xllamacpp, nothing of the app. It says {} or
-{"missing": why} once; then each request is a line {"kind", "rows", "columns", "width"} with the numbers behind it, and each
-answer the line {} with the packed bytes behind it.
+A script run by its path (see ggml.py); imports the standard library and xllamacpp, nothing of the app. It writes {} or
+{"missing": reason} once. Each request is then a line {"kind", "rows", "columns", "width"} followed by the numbers, each reply the line
+{} followed by the packed bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load() -> Quantise:
 
 
 def main() -> None:
-    """Serve until the input ends. What ggml prints goes to stderr."""
+    """Serve until the input ends. ggml's output goes to stderr."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 

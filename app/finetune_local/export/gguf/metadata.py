@@ -15,11 +15,11 @@ from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Families that can be written, and llama.cpp's name of each."""
+"""Model families that can be written, with llama.cpp's name of each."""
 
 
 def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
-    """Write all keys but the tokenizer's. Raises ModelError where llama.cpp would compute something else."""
+    """Write all keys except the tokenizer's. Raises ModelError if llama.cpp would compute something different."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     model, config = weights.model, weights.model.text_config
@@ -33,7 +33,7 @@ def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
 
     heads = int(needed(model, config, "num_attention_heads"))
     window = config.get("sliding_window") if model.family == "mistral" else None
-    # llama.cpp's llama has no window: within its length the two compute the same.
+    # llama.cpp's llama has no sliding window; up to the window's length both compute the same.
     writer.add_context_length(min(model.context_length, int(window or model.context_length)))
     writer.add_embedding_length(model.hidden_size)
     writer.add_block_count(model.blocks)
@@ -48,14 +48,14 @@ def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:
 
 
 class Nowhere:
-    """In a writer's place: takes every key and keeps none, to ask only whether a model can be described."""
+    """A writer that discards everything, to check only whether a model can be described."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
 
 def needed(model: ModelFolder, values: Mapping[str, Any], key: str) -> float:
-    """A number of a config that has to be there. Raises ModelError."""
+    """A required number of the config. Raises ModelError if it is missing."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ModelError(msg("{path}: '{key}' is missing. Copy the file again.", path=model.path / CONFIG, key=key))
@@ -63,7 +63,7 @@ def needed(model: ModelFolder, values: Mapping[str, Any], key: str) -> float:
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
-    """Width of one attention head; Qwen3's is 128 where its config is silent."""
+    """Width of one attention head; Qwen3's default is 128."""
     if config.get("head_dim"):
         return int(config["head_dim"])
     if config.get("model_type") == "qwen3":
@@ -96,7 +96,7 @@ def _add_rope(writer: Any, weights: MergedWeights) -> None:
         writer.add_rope_scaling_yarn_beta_fast(float(found.values.get("beta_fast") or 32))
         writer.add_rope_scaling_yarn_beta_slow(float(found.values.get("beta_slow") or 1))
     elif found.kind != "default" and not (found.kind == "llama3" and ARCHITECTURES[model.family] == "llama"):
-        # llama3's scaling is a tensor, rope_freqs.weight, which llama.cpp reads for its llama alone
+        # llama3's scaling is stored as a tensor, rope_freqs.weight, which llama.cpp reads only for its llama
         raise _other_rope(weights, found.kind)
 
 

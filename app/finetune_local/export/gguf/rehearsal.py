@@ -1,5 +1,5 @@
-"""A GGUF of one empty layer with the real tokenizer, opened by llama.cpp before the real file is written: so that texts and chats
-which it would read as other tokens are known within a second, and not after the whole model was written.
+"""A GGUF of one empty layer with the real tokenizer, opened in llama.cpp before the real file is written. Texts and chats that
+llama.cpp would tokenize differently are found within a second instead of after the whole model was written.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from finetune_local.system.messages import Message, msg
 WIDTH = 32
 _CONTEXT = 128
 _MOST_ADDED = 512
-"""Added tokens that are tried by themselves; of more, every n-th."""
+"""How many added tokens are tried one by one; of more, every n-th."""
 
 _passed: set[bytes] = set()
-"""Tokenizers that were tried in this process, by the hash of what was asked and written."""
+"""Tokenizers already tried in this process, by a hash of texts and file."""
 
 
 def rehearse(model: ModelFolder, adapter: Path | None, rows: int) -> None:
-    """Raise ModelError where llama.cpp would read a text or a chat as other tokens. Says nothing where it is not installed."""
+    """Raise ModelError if llama.cpp would tokenize a text or a chat differently. Does nothing if it is not installed."""
     if not available():
         return
     vocabulary = read_vocabulary(model, adapter, rows)
@@ -71,7 +71,7 @@ def _compare_chats(model: ModelFolder, wanted: Expected, llama: LlamaCpp) -> Non
         if not chat.plain or not chat.generation_prompt:
             continue
         ours, theirs = wanted.rendering(chat), llama.rendering(chat.as_json())
-        # What llama.cpp's own template engine makes of the template is looked at when the file is verified.
+        # Rendering by llama.cpp's own template engine is checked when the finished file is verified.
         same = theirs.text is not None and ours.text is not None and ours.text.endswith(theirs.text)
         if same and ours.ids != theirs.ids:
             raise _refused(
@@ -80,7 +80,7 @@ def _compare_chats(model: ModelFolder, wanted: Expected, llama: LlamaCpp) -> Non
 
 
 def _around(added: list[str]) -> Iterator[str]:
-    """Texts with each added token within words, between spaces, and beside itself."""
+    """Texts with each added token inside words, between spaces, and next to itself."""
     for token in added:
         yield f"a{token}b {token} c  {token}  {token}{token}\n{token}"
 

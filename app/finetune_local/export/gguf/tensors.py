@@ -19,7 +19,11 @@ from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 
 _ROTATED = ("self_attn.q_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.weight", "self_attn.k_proj.bias")
-_COMPUTED_ELSEWHERE = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")  # buffers of old checkpoints, no weights
+_COMPUTED_ELSEWHERE = (
+    "rotary_emb.inv_freq",
+    "attn.masked_bias",
+    "attn.bias",
+)  # buffers of old checkpoints, not weights
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class GgufTensor:
 
 
 def gguf_tensors(weights: MergedWeights, quant: str) -> list[GgufTensor]:
-    """Every tensor in the order of the base's blocks. Raises ModelError for one that llama.cpp has no place for."""
+    """Every tensor in the order of the base's blocks. Raises ModelError for a tensor llama.cpp has no name for."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
     model = weights.model
@@ -120,7 +124,7 @@ def _made(weights: MergedWeights, name: str) -> Floats:
 def _llama3_factors(weights: MergedWeights) -> list[float]:
     """The divisor of each rotary frequency under Llama 3.1's scaling; empty for other kinds.
 
-    Long wavelengths are divided by `factor`, short ones left, those between blended (transformers'
+    Long wavelengths are divided by `factor`, short ones unchanged, those between interpolated (transformers'
     modeling_rope_utils, _compute_llama3_parameters).
     """
     config = weights.model.text_config

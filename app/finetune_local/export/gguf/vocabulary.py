@@ -1,7 +1,7 @@
-"""GGUF's tokenizer: tokens, merges, how text is cut before them, special tokens and the chat template.
+"""GGUF's tokenizer: tokens, merges, pre-tokenizer, special tokens and the chat template.
 
-Everything is read from tokenizer.json. How text is cut is known to llama.cpp by a name only; it is found by comparing the
-steps of the tokenizer's own cutting, and refused where no name stands for exactly those steps.
+Everything is read from tokenizer.json. llama.cpp knows pre-tokenizers by name only: the name is found by comparing the steps of
+the tokenizer's pre-tokenizer, and a tokenizer is refused if no name stands for exactly those steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The cutting steps, whether whole words come before merges, and llama.cpp's name for the two.
+# Pre-tokenizer steps, whether whole words are looked up before merges, and llama.cpp's name for the two.
 _CUTS: Mapping[tuple[tuple[object, ...], bool], str] = {
     ((("bytes", True),), False): "gpt-2",
     ((("digits", True), ("bytes", True)), False): "smollm",
@@ -43,7 +43,7 @@ _CUTS: Mapping[tuple[tuple[object, ...], bool], str] = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id (as many as the embedding has rows), their types, and what their kind of tokenizer needs more."""
+    """Tokens by id (one per row of the embedding), their types, and the extra tables of their kind of tokenizer."""
 
     model: str  # "gpt2": byte-level BPE; "llama": SentencePiece's BPE
     pre: str
@@ -55,8 +55,7 @@ class Vocabulary:
 
 
 def read_vocabulary(model: ModelFolder, adapter: Path | None = None, rows: int | None = None) -> Vocabulary:
-    """The tokenizer in force, for `rows` of the embedding (None: the base's). Raises ModelError where llama.cpp would read text
-    otherwise."""
+    """The effective tokenizer, for `rows` of the embedding (None: the base's). Raises ModelError if llama.cpp would tokenize differently."""
     files = in_force(model.path, adapter)
     values = read_json(files[TOKENIZER], "")
     try:
@@ -87,7 +86,7 @@ def _vocabulary(model: ModelFolder, files: Mapping[str, Path], values: dict[str,
 
 
 def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None, rows: int | None = None) -> None:
-    """Write all of the tokenizer's keys. Raises ModelError."""
+    """Write all keys of the tokenizer. Raises ModelError."""
     vocabulary = read_vocabulary(model, adapter, rows)
     asked = asking(model.path, adapter)
     tokenizer = asked.tokenizer
@@ -111,9 +110,9 @@ def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None, rows: 
 
 
 def special_ids(model: ModelFolder, vocabulary: Vocabulary, adapter: Path | None = None) -> dict[str, int]:
-    """Ids of bos, eos, eot, eom, unk and pad, as far as the model has them.
+    """Ids of bos, eos, eot, eom, unk and pad, if the model has them.
 
-    eos is the token that ends an answer, where the template does not write the tokenizer's own; further ones become eot and eom.
+    eos is the token that ends an answer, unless the template renders the tokenizer's own eos; further end tokens become eot and eom.
     """
     settings = {}
     if (config := in_force(model.path, adapter).get(CONFIG)) is not None:
@@ -131,16 +130,13 @@ def special_ids(model: ModelFolder, vocabulary: Vocabulary, adapter: Path | None
     stops = stops_of(asking(model.path, adapter))
     if stops.token is not None or "eos" not in found:
         found["eos"] = stops.ids[0]
-    # The turn's own end goes first, as eot is what chat programs look at.
+    # The end of turn goes first, since chat programs look at eot.
     found |= dict(zip(("eot", "eom"), (i for i in stops.ids if i != found["eos"]), strict=False))
     return found
 
 
 def starts_with_bos(tokenizer: Tokenizer, bos: int) -> bool:
-    """Whether llama.cpp shall put BOS first: where the tokenizer does, unless the chat template leaves it out.
-
-    (llama.cpp writes it once where the template does too.)
-    """
+    """Whether llama.cpp must add BOS: if the tokenizer does, unless the chat template omits it. (llama.cpp does not add it twice.)"""
     from finetune_local.data.conversation import Message, RowRejected
 
     if tokenizer.beginning[:1] != (bos,):
@@ -157,7 +153,7 @@ def _tokens(
     tokens = [f"[PAD{i}]" for i in range(rows)]
     types = [UNUSED] * rows
     added = {int(token["id"]): token for token in values.get("added_tokens") or []}
-    # Special ones without a row are in no text (models/vocabulary.py), and llama.cpp wants as many tokens as rows.
+    # Special tokens without a row occur in no text (models/vocabulary.py); llama.cpp needs as many tokens as rows.
     added = {i: token for i, token in added.items() if i < rows or token.get("special") is not True}
     largest = max([*bpe["vocab"].values(), *added])
     if largest >= rows:
@@ -185,7 +181,7 @@ def _tokens(
 
 
 def _check_added(model: ModelFolder, token: Mapping[str, Any]) -> None:
-    """Raise ModelError for an added token that swallows spaces beside it, or is one only as a whole word: llama.cpp's are neither."""
+    """Raise ModelError for an added token that strips spaces beside it or matches whole words only: llama.cpp supports neither."""
     if token.get("lstrip") or token.get("rstrip"):
         what = msg("takes the spaces beside it")
     elif token.get("single_word"):
@@ -227,7 +223,7 @@ def _step(step: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
-    """A step, or those of a sequence, as a list."""
+    """The steps of a sequence, or a single step as a list."""
     if step is None:
         return []
     return [s for part in step[inner] for s in _steps(part, inner)] if step.get("type") == "Sequence" else [step]
@@ -242,14 +238,14 @@ def _check_sentencepiece(model: ModelFolder, values: Mapping[str, Any]) -> None:
 
 
 def _prefix(values: Mapping[str, Any]) -> bool:
-    """Whether a text begins with an added space."""
+    """Whether the tokenizer adds a space before a text."""
     prepends = any(s.get("type") == "Prepend" for s in _steps(values.get("normalizer"), "normalizers"))
     cuts = _steps(values.get("pre_tokenizer"), "pretokenizers")
     return prepends or any(s.get("prepend_scheme", "always") != "never" for s in cuts)
 
 
 def _scores(tokens: tuple[str, ...], merges: tuple[str, ...]) -> tuple[float, ...]:
-    """SentencePiece merges the pair of the highest score: minus the rank of the first merge that makes the token."""
+    """SentencePiece merges the pair with the highest score. The score is minus the rank of the first merge that produces the token."""
     rank: dict[str, int] = {}
     for i, merge in enumerate(merges):
         rank.setdefault(merge.replace(" ", ""), i)

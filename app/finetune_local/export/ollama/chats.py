@@ -1,4 +1,4 @@
-"""The conversations on which Ollama's rendering is held against the model's own template, and what each of them would show."""
+"""The conversations on which Ollama's rendering is compared with the model's own template, and what a difference in each would show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune_local.system.messages import msg
 Chat = Sequence[Mapping[str, Any]]
 
 DAYS = (date(2021, 3, 4), date(2033, 11, 25))
-"""Two days on which the same conversation must be written alike: a TEMPLATE has no calendar."""
+"""Two days on which a conversation must be rendered equally, since a TEMPLATE has no access to the date."""
 
 TOOLS: Sequence[Mapping[str, Any]] = (
     {
@@ -28,7 +28,7 @@ TOOLS: Sequence[Mapping[str, Any]] = (
 
 @dataclass(frozen=True)
 class Probe:
-    """A conversation; `shows` is what the model's template does where the two renderings of it differ, the end of a sentence."""
+    """A conversation. `shows`: what the model's template does if the two renderings differ, as the end of a sentence."""
 
     shows: str
     chat: Chat

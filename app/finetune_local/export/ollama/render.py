@@ -1,7 +1,7 @@
-"""What Ollama makes of a conversation with a Modelfile's TEMPLATE: an evaluator of the part of Go's templates that is written here.
+"""Renders a conversation as Ollama does with a Modelfile's TEMPLATE: an evaluator of the subset of Go templates used here.
 
-Ollama puts the Modelfile's SYSTEM before a conversation that does not begin with a system turn, joins neighbouring turns of one
-role by an empty line (tool results apart), and gives the template `.Messages`, and `.System` (all system texts, joined alike).
+Ollama puts the Modelfile's SYSTEM before a conversation without a leading system turn, joins adjacent turns of one role by an
+empty line (except tool results), and passes `.Messages` and `.System` (all system texts, joined the same way) to the template.
 https://github.com/ollama/ollama/blob/main/template/template.go and https://pkg.go.dev/text/template; a test compares with Go itself.
 """
 
@@ -15,26 +15,26 @@ from typing import Any
 from finetune_local.system.untrusted.text import parse_json
 
 _ESCAPED = {code: f"\\u{code:04x}" for code in range(32)}
-"""Go's strings may go over lines, and JSON's may not."""
+"""Control characters in Go's string literals, which JSON does not allow."""
 
 Chat = Sequence[Mapping[str, Any]]
-"""Turns with `role`, `content`, and what else a template may read (`tool_calls`, `reasoning_content`)."""
+"""Turns with `role`, `content` and optional keys a template may read (`tool_calls`, `reasoning_content`)."""
 
 
 class UnknownGo(ValueError):
-    """The template has an action that is not evaluated here."""
+    """The template uses an action outside the supported subset."""
 
 
 @dataclass
 class _Node:
-    """Text, or an action with the lists of nodes that its branches hold."""
+    """A text, or an action with the nodes of its branches."""
 
     text: str
     branches: list[tuple[str, list[_Node]]] = field(default_factory=list)
 
 
 def render(template: str, chat: Chat, system: str | None = None) -> str:
-    """The prompt that Ollama gives the model. Raises UnknownGo."""
+    """The prompt Ollama passes to the model. Raises UnknownGo."""
     if system is not None and (not chat or chat[0]["role"] != "system"):
         chat = [{"role": "system", "content": system}, *chat]
     messages: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ def render(template: str, chat: Chat, system: str | None = None) -> str:
 
 
 def _pieces(template: str) -> Iterator[tuple[str, str]]:
-    """("text", ...) and ("action", ...), in order; trim markers ({{- -}}) take the white space beside them, as in Go."""
+    """("text", ...) and ("action", ...) in order; trim markers ({{- -}}) remove adjacent white space, as in Go."""
     at, trim = 0, False
     for action in re.finditer(r"\{\{(-\s)?\s*(.*?)\s*(\s-)?\}\}", template, re.DOTALL):
         text = template[at : action.start()]
@@ -64,7 +64,7 @@ def _pieces(template: str) -> Iterator[tuple[str, str]]:
 
 
 def _parsed(pieces: list[tuple[str, str]]) -> tuple[list[_Node], list[tuple[str, str]]]:
-    """Nodes up to the action that closes this list (or the end), and the pieces from there on."""
+    """The nodes up to the action that closes this list (or the end), and the remaining pieces."""
     nodes: list[_Node] = []
     while pieces:
         kind, text = pieces[0]
@@ -111,7 +111,7 @@ def _said(nodes: Sequence[_Node], dot: Any, names: dict[str, Any]) -> Iterator[s
 
 
 def _value(expression: str, dot: Any, names: Mapping[str, Any]) -> Any:
-    """A pipeline of one command: a field, a variable, a string, an integer, or eq, and, or, not of such."""
+    """The value of a pipeline with one command: a field, a variable, a string, an integer, or eq, and, or, not of these."""
     words = re.findall(r'"(?:[^"\\]|\\.)*"|[()]|[^\s()]+', expression)
     value, rest = _command(words, dot, names)
     if rest:

@@ -1,10 +1,9 @@
-"""A chat template for Ollama, which reads Go's templates instead of Jinja's: worked out from how the model's own one renders.
+"""A chat template for Ollama, which uses Go templates instead of Jinja: derived from how the model's own template renders.
 
-What stands before and after each kind of turn is read off a few renderings. The template made of it is used only where it is
-proven: Ollama's rendering of it (ollama_render.py) must be the very text of the model's own template for every conversation of
-ollama_chats.py, on two different days. So ChatML and its like are repeated with certainty. What a template of Ollama's cannot do
-is not attempted (it has no trim, no search in a text, no tool schemas as the model writes them): then there is none, with the
-reason, and Ollama renders the model's own template, which is in the GGUF.
+The text before and after each kind of turn is read off a few renderings. The derived template is used only if it is proven:
+Ollama's rendering of it (render.py) must equal the model's own template on every conversation of chats.py, on two different days.
+ChatML and similar templates pass. Ollama's templates have no trimming, no text search and no tool schemas in the model's format; a
+model that needs those gets no TEMPLATE, with the reason, and Ollama then renders the model's own template from the GGUF.
 """
 
 from __future__ import annotations
@@ -20,37 +19,37 @@ from finetune_local.export.ollama.chats import DAYS, PROBES, Chat, Probe
 from finetune_local.system.messages import msg
 
 Render = Callable[[Sequence[Message], bool], str]
-"""A conversation as the app asks with it, with the beginning of its next answer or without. Raises RowRejected."""
+"""Renders a conversation as the app prompts with it, with or without the start of the next answer. Raises RowRejected."""
 
 _SYSTEM, _ASKED, _ANSWER, _RESULT, _AGAIN = "sys-7c2e", "ask-41d9", "say-b60f", "got-93aa", "ask-e835"
 
 
 class Template(Protocol):
-    """The model's own template, with the beginning of the next answer, as transformers renders it on a day."""
+    """Renders a conversation by the model's own template, with the start of the next answer, as transformers does on a given day."""
 
     def __call__(self, chat: Chat, tools: Sequence[Mapping[str, Any]], day: date, /) -> str:
-        """Raises RowRejected where the template refuses the conversation."""
+        """Raises RowRejected if the template refuses the conversation."""
         ...
 
 
 class NotRecognised(Exception):
-    """The template writes turns in a way that cannot be repeated with certainty; the text says what."""
+    """The template renders turns in a way that cannot be reproduced exactly; the text says how."""
 
 
 @dataclass(frozen=True)
 class Turns:
-    """What stands before and after the text of each kind of turn."""
+    """The text before and after each kind of turn."""
 
     start: str
     system: tuple[str, str]
     user: tuple[str, str]
     assistant: tuple[str, str]
     tool: tuple[str, str] | None
-    """None where the template knows no results of tools."""
+    """None if the template does not support tool results."""
     answer: str
-    """Behind the last turn: the beginning of the answer."""
+    """After the last turn: the start of the answer."""
     default: str | None
-    """The system text that the template puts where none is given; Ollama's SYSTEM does the same."""
+    """The template's default system text; becomes Ollama's SYSTEM."""
 
     def go(self) -> str:
         """The Go template."""
@@ -65,14 +64,14 @@ class Turns:
         )
 
     def pieces(self) -> Sequence[str]:
-        """All that is written literally."""
+        """All literal texts of the template."""
         pairs = (self.system, self.user, self.assistant, self.tool or ("", ""))
         return (self.start, *(piece for pair in pairs for piece in pair), self.answer)
 
 
 def turns_of(render: Render, template: Template, bos: str, bos_is_added: bool) -> Turns:
-    """The turns of a template, proven. `render` is how the app asks, `template` the model's own one; `bos` is the text of the token
-    that begins every prompt ("" for none), `bos_is_added` whether whatever runs the model puts it there itself.
+    """The turns of a template, proven. `render` is how the app prompts, `template` the model's own; `bos` is the text of the token at the
+    start of every prompt ("" for none), `bos_is_added` whether the runtime adds it.
 
     Raises NotRecognised.
     """
@@ -88,7 +87,7 @@ def turns_of(render: Render, template: Template, bos: str, bos_is_added: bool) -
 
 
 def _prove(found: Turns, probe: Probe, render: Render, template: Template, added: str) -> None:
-    """Raise NotRecognised where Ollama would give the model another text than its own template does."""
+    """Raise NotRecognised if Ollama would render a different text than the model's own template."""
     own = _own(probe, DAYS[0], render, template)
     if own != _own(probe, DAYS[1], render, template):
         raise NotRecognised(msg("it writes the day's date"))
@@ -97,7 +96,7 @@ def _prove(found: Turns, probe: Probe, render: Render, template: Template, added
 
 
 def _own(probe: Probe, day: date, render: Render, template: Template) -> str | None:
-    """The model's own rendering; where its template refuses the conversation, as the app asks instead; None where nobody can."""
+    """The model's own rendering; if its template refuses the conversation, the app's; None if both refuse."""
     try:
         return template(probe.chat, probe.tools, day)
     except RowRejected:
@@ -144,7 +143,7 @@ def _found(render: Render, template: Template, bos: str, bos_is_added: bool) -> 
 
 
 def _tool(render: Render, template: Template, answered: str, head: str) -> tuple[str, str] | None:
-    """What stands around a tool's result between an answer, which ends with `answered`, and a question, which begins with `head`."""
+    """The text around a tool result between an answer that ends with `answered` and a question that starts with `head`."""
     roles = ("user", _ASKED), ("assistant", _ANSWER), ("tool", _RESULT), ("user", _AGAIN)
     chat = [{"role": role, "content": content} for role, content in roles]
     try:
@@ -156,7 +155,7 @@ def _tool(render: Render, template: Template, answered: str, head: str) -> tuple
 
 
 def _cut(text: str, *marks: str) -> list[str]:
-    """What stands before, between and behind the marks, each of which stands in the text once."""
+    """The text before, between and after the marks, each of which must occur exactly once."""
     parts = []
     for mark in marks:
         if text.count(mark) != 1:
@@ -167,6 +166,6 @@ def _cut(text: str, *marks: str) -> list[str]:
 
 
 def _common(one: str, other: str) -> str:
-    """What both begin with."""
+    """The common prefix of both."""
     length = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
     return one[:length] if length is not None else min(one, other, key=len)

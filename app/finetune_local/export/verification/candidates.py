@@ -1,4 +1,4 @@
-"""An export as the verification sees it: what a receiver said of a folder, or a GGUF file in llama.cpp."""
+"""An export as the verification sees it: a receiver's reply about a folder, or a GGUF file in llama.cpp."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from finetune_local.system.messages import Message, msg
 
 Floats = npt.NDArray[np.float32]
 TOP = 512
-"""llama.cpp tells the likeliest tokens only; the KL is taken over these and all others as one (a lower bound)."""
+"""llama.cpp reports only the likeliest tokens; the KL is taken over these and one bucket for all others (a lower bound)."""
 
 
 @dataclass(frozen=True)
 class Reference:
     """One prompt with the reference's greedy answer and log-probabilities.
 
-    answer (n,): the last is what follows, a stop token or simply the next; logprobs (n, vocabulary).
+    answer (n,): its last token is a stop token, or the next token at the length limit; logprobs (n, vocabulary).
     """
 
     probe: Probe
@@ -33,39 +33,39 @@ class Reference:
 
 
 class Candidate(Protocol):
-    """An export that a receiver has opened."""
+    """An export opened by a receiver."""
 
     def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
-        """Chats by its template, as the receiver renders them."""
+        """Chats as the receiver renders them."""
         ...
 
     def text_ids(self, texts: Sequence[tuple[str, bool]]) -> Sequence[tuple[int, ...]]:
-        """Texts as ids; the flag says whether the tokenizer adds its own beginning."""
+        """Texts as ids; the flag says whether the tokenizer adds its special tokens."""
         ...
 
     def prompt(self, probe: Probe) -> str | None:
-        """None where it is asked the prompt as the same tokens, else a sentence."""
+        """None if the receiver reads the prompt as the same tokens, else a sentence."""
         ...
 
     def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
-        """Those of the app's stop tokens after which it goes on, each forced on it."""
+        """The app's stop tokens after which the receiver continues, each forced on it."""
         ...
 
     def ends(self) -> frozenset[int] | None:
-        """All tokens that it says end an answer; None where it does not say."""
+        """All end tokens the receiver reports; None if it reports none."""
         ...
 
     def ends_at(self, probe: Probe, token: int) -> bool:
-        """Whether it ends at a token that ends nothing in the app."""
+        """Whether it stops at a token that does not end an answer in the app."""
         ...
 
     def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
-        """Along the reference's answer: KL(reference ‖ export), (n,), and the export's likeliest tokens, n of them."""
+        """Along the reference's answer: KL(reference ‖ export), (n,), in nats, and the export's likeliest tokens (n,)."""
         ...
 
 
 class HeardCandidate:
-    """A folder, by what a receiver said of it in its own process."""
+    """A folder, judged by a receiver's reply."""
 
     def __init__(
         self, heard: Heard, chats: Sequence[Chat], texts: Sequence[tuple[str, bool]], probes: Sequence[Probe]
@@ -102,9 +102,9 @@ class HeardCandidate:
     def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
         """See Candidate."""
         own = log_softmax(self._logits[id(reference.probe)])
-        width = min(own.shape[-1], reference.logprobs.shape[-1])  # rows beyond the vocabulary may be left out
+        width = min(own.shape[-1], reference.logprobs.shape[-1])  # rows past the vocabulary may be missing
         p, own = reference.logprobs[:, :width], own[:, :width]
-        kl = np.maximum((np.exp(p) * (p - own)).sum(axis=-1), 0.0)  # rounding may leave it a hair below zero
+        kl = np.maximum((np.exp(p) * (p - own)).sum(axis=-1), 0.0)  # rounding may make it slightly negative
         return np.asarray(kl, np.float32), [int(i) for i in own.argmax(axis=-1)]
 
 
@@ -157,7 +157,7 @@ class GgufCandidate:
 
 
 def grouped_kl(p: Floats, likeliest: dict[int, float]) -> float:
-    """KL over the tokens of `likeliest` and the rest taken as one token; p (vocabulary,) are log-probabilities."""
+    """KL over the tokens of `likeliest` and one bucket for the rest; p (vocabulary,) are log-probabilities."""
     ids = np.array(list(likeliest))
     q = np.array(list(likeliest.values()), np.float64)
     own = p[ids].astype(np.float64)

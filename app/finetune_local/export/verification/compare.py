@@ -1,4 +1,4 @@
-"""One receiver's view of an export held against base + adapter: what it reads, where it stops, what it computes."""
+"""Compares one receiver's view of an export with base + adapter: what it reads, where it stops, what it computes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_local.export.verification.expected import Expected
 from finetune_local.system.errors import GateFailed
 from finetune_local.system.messages import Message, msg
 
-_AROUND = 24  # characters shown where two texts part
+_AROUND = 24  # characters shown where two texts differ
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Limits:
     advice: str = ""
 
 
-# Measured on SmolLM2-135M, which quantization hurts most, with a LoRA adapter (docs/export.md): what is written correctly stays
-# far below each limit, and what is written wrongly is beyond. Those of GGUF's own types are in export/gguf/quants.py.
+# Measured on SmolLM2-135M, which quantization hurts most, with a LoRA adapter (docs/export.md): correct exports stay far
+# below each limit and wrong ones exceed it. Those of GGUF's own types are in export/gguf/quants.py.
 F32, F16, BF16 = Limits(1e-3, 0.05), Limits(2e-3, 0.05), Limits(2e-2, 0.25)
 
 
 @dataclass
 class ReceiverCheck:
-    """What one program that opens the export was seen to do: passed, or None, not checked, with the reason.
+    """The result for one receiving program: passed; or None, not checked, with the reason.
 
-    False is what it does otherwise for reasons of its own, which no export can mend; the reason tells. An export that it could
-    have read rightly and did not is no result: that raises GateFailed.
+    False: it differs for a reason no export can change, which `reason` gives. A fault of the export itself is not a result but raises
+    the verification's error.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ReceiverCheck:
     chats: int = 0
     stops: int = 0
     prompts: int = 0
-    """How many prompts' answers were compared."""
+    """Number of prompts whose answers were compared."""
     tokens: int = 0
     equal_texts: int = 0
     near_ties: list[str] = field(default_factory=list)
@@ -159,7 +159,7 @@ def compare_text(
     where: str,
     tolerance: float,
 ) -> None:
-    """Greedy answers are equal where the likeliest token is, after each equal beginning; past a parting nothing is."""
+    """Compare greedy answers token by token up to the first difference."""
     answer, tokenizer = reference.answer, expected.tokenizer
     part = next((i for i, pair in enumerate(zip(answer, given, strict=True)) if pair[0] != pair[1]), None)
     if part is None:
@@ -192,9 +192,9 @@ def compare_text(
 
 
 def differing(expected: Expected, chat: Chat, found: Rendering, **variables: bool) -> str:
-    """How a chat that a receiver rendered differs from the app's, "" where it does not.
+    """How a receiver's rendering of a chat differs from the app's; "" if it does not.
 
-    Rendered here only now, and once more where they differ: a template may write the time.
+    Rendered here at the time of the comparison, and once more if they differ, since a template may write the time.
     """
     for _ in range(2):
         wanted = expected.rendering(chat, **variables)
@@ -213,17 +213,17 @@ def differing(expected: Expected, chat: Chat, found: Rendering, **variables: boo
 
 
 def quoted(text: str) -> str:
-    """A text in a sentence, on one line."""
+    """A text quoted on one line."""
     return "“" + text.replace("\n", "\\n") + "”"
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text."""
+    """The start of a text."""
     return text if len(text) <= 2 * _AROUND else text[: 2 * _AROUND] + "…"
 
 
 def parted(ours: Sequence[int], theirs: Sequence[int]) -> Message:
-    """Where two lists of ids part, as a sentence."""
+    """Where two lists of ids first differ, as a sentence."""
     part = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
     at = min(len(ours), len(theirs)) if part is None else part
     return msg(

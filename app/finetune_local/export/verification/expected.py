@@ -1,4 +1,4 @@
-"""What an export must do as the app does: how it reads texts and chats, where it stops, and which prompts it is asked."""
+"""What an export is compared with: how the app reads texts and chats, where it stops, and the prompts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expected:
-    """base + adapter as the app asks and reads them.
+    """How the app prompts base + adapter.
 
-    template: what chats are rendered with, None where prompts are texts as they are. plain_token: one that ends nothing.
+    template: renders chats; None if prompts are plain texts. plain_token: a token that does not end an answer.
     """
 
     tokenizer: Tokenizer
@@ -34,7 +34,7 @@ class Expected:
     plain_token: int
 
     def rendering(self, chat: Chat, **variables: bool) -> Rendering:
-        """A chat by the template (a date in it is today's); empty where that refuses it, or there is none."""
+        """A chat rendered by the template (with today's date); empty if the template refuses it or there is none."""
         if self.template is None:
             return Rendering()
         try:
@@ -47,7 +47,7 @@ class Expected:
 
     @property
     def composes(self) -> bool:
-        """Whether the tokenizer puts letters and their accents together before it reads."""
+        """Whether the tokenizer normalises letters with combining accents to composed ones."""
         return self.tokenizer.ids("cafe\u0301") == self.tokenizer.ids("caf\u00e9")
 
     def text_ids(self, text: str, special: bool) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ class Expected:
 
 
 def expected(model: ModelFolder, adapter: Path | None) -> Expected:
-    """Of a base with an adapter on it. Raises ModelError, AdapterError."""
+    """The expectations for a base with an adapter. Raises ModelError, AdapterError."""
     asked = asking(model.path, adapter)
     tokenizer = asked.tokenizer
     found = probes(tokenizer, adapter, model.context_length, asked.raw)
@@ -69,7 +69,7 @@ def expected(model: ModelFolder, adapter: Path | None) -> Expected:
         chat = Chat(probe.title, turns)
         if _as_is(tokenizer, chat) == (bridged := tokenizer.render(probe.messages, True)):
             chats.append(chat)
-        else:  # the app puts a system text into the user's turn where the template knows none: others are asked with the result
+        else:  # if the template has no system turn, the app puts the system text into the user's turn; receivers get the result
             texts.append((bridged, False))
     plain = tokenizer.ids("a")[-1]
     return Expected(tokenizer, asked.template, found, chats, texts, sorted(asked.stop_ids), plain)

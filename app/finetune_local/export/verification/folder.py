@@ -25,7 +25,7 @@ from finetune_local.system.messages import msg
 
 
 def _open(program: Program, out: Path, ground: Ground, check: ReceiverCheck) -> None:
-    """Ask one program about a merged folder. Raises GateFailed."""
+    """Have one program open a merged folder. Raises the verification's error."""
     config = read_json(out / CONFIG, "")
     if limit := program.limit(config):
         check.reason = msg("not checked: {reason}", reason=limit)
@@ -73,8 +73,8 @@ def _open(program: Program, out: Path, ground: Ground, check: ReceiverCheck) -> 
 
 
 def _own_way(check: ReceiverCheck, heard: Heard, wanted: Expected, candidate: HeardCandidate, chat: Any) -> bool:
-    """Whether mlx-lm renders a chat otherwise because it tells the template whether to think, which nothing in a folder can turn
-    off; told once."""
+    """Whether mlx-lm renders a chat differently because it passes enable_thinking to the template, which no file can turn off; noted
+    once."""
     if heard.thinks is None:
         return False
     (found,) = candidate.renderings([chat])

@@ -27,7 +27,7 @@ _ACCENTS = msg(
 
 
 def _open(out: Path, ground: Ground, check: ReceiverCheck) -> None:
-    """A GGUF in llama.cpp. Raises GateFailed."""
+    """Open a GGUF in llama.cpp. Raises the verification's error."""
     wanted = ground.expected
     context = max(len(r.probe.ids) + len(r.answer) for r in ground.references) + 64
     try:
@@ -61,7 +61,7 @@ def _open(out: Path, ground: Ground, check: ReceiverCheck) -> None:
 
 
 def _check_stored_template(out: Path, wanted: Expected) -> None:
-    """The template that lies in a GGUF renders every chat as the app's does. Raises GateFailed."""
+    """Check that the template stored in a GGUF renders every chat as the app's does. Raises the verification's error."""
     from gguf import GGUFReader
 
     entry = GGUFReader(out).get_field("tokenizer.chat_template")

@@ -1,4 +1,4 @@
-"""The prompts that the gate asks: from the adapter's own validation rows where its run is at hand, else built in."""
+"""The verification's prompts: from the validation rows of the adapter's run if it exists here, else built in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _QUESTIONS = (
 
 @dataclass(frozen=True)
 class Probe:
-    """One prompt: messages for the chat template, or a plain text; and its token ids as the app makes them."""
+    """One prompt: messages for the chat template or a plain text, with its token ids in the app."""
 
     messages: tuple[Message, ...]
     text: str | None
@@ -33,19 +33,19 @@ class Probe:
 
     @property
     def title(self) -> str:
-        """Its end, short, for messages."""
+        """The end of the prompt, shortened for messages."""
         text = self.text if self.text is not None else self.messages[-1].content
         return text.strip().replace("\n", " ")[-60:]
 
     def asked(self) -> str | list[dict[str, str]]:
-        """As llama.cpp is given it."""
+        """In the form llama.cpp takes."""
         if self.text is not None:
             return self.text
         return [{"role": message.role, "content": message.content} for message in self.messages]
 
 
 def probes(tokenizer: Tokenizer, adapter: Path | None, context: int, raw: bool, count: int = 4) -> list[Probe]:
-    """At most `count` prompts, none longer than fits; as they are where `raw`, else by the chat template."""
+    """At most `count` prompts that fit the context; plain texts if `raw`, else rendered by the chat template."""
     from finetune_local.data.encoding.encode import prompt_ids
 
     found: list[Probe] = []
@@ -71,7 +71,7 @@ def _built_in() -> Iterator[tuple[Sequence[Message], None]]:
 
 
 def _of_run(adapter: Path | None, limit: int) -> Iterator[tuple[Sequence[Message], str | None]]:
-    """What comes before the first answer of each validation row of the run that made an adapter."""
+    """The messages before the first answer of each validation row of the adapter's run."""
     if adapter is None or not (adapter.parent / "data" / "data.json").is_file():
         return
     from finetune_local.data.dataset.prepare import conversations
@@ -85,6 +85,6 @@ def _of_run(adapter: Path | None, limit: int) -> Iterator[tuple[Sequence[Message
 
 
 def _prompt(row: Conversation) -> list[Message]:
-    """The messages before the first answer, which end with a question."""
+    """The messages before the first answer; the last one is a question."""
     first = next((i for i, message in enumerate(row.messages) if message.role == "assistant"), len(row.messages))
     return list(row.messages[:first])

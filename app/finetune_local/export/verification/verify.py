@@ -1,13 +1,13 @@
-"""The verification behind every export: the programs it is for must read prompts, stop and answer as base + adapter do in the app.
+"""Verifies an export: the programs it is for must read prompts, stop and answer as base + adapter do in the app.
 
-The reference is a session of the chosen backend with base and adapter, in fp32 where memory allows. The export is opened by its
-receivers, each in a process of its own with nothing of ours imported: a folder by plain transformers and plain mlx-lm, a GGUF by
+The reference is a session of the chosen backend with base and adapter, in fp32 if memory allows. The export is opened by its
+receivers, each in a separate process that imports nothing of the app: a folder by plain transformers and plain mlx-lm, a GGUF by
 llama.cpp. Compared are
     the token ids of texts and of chats that the receiver renders with the template it finds (never the templates themselves);
-    where it stops: every end token is forced on it, and one token that is none;
-    the greedy answers, token by token, for formats that keep the weights (quantised ones may word things otherwise);
+    where it stops: every end token is forced on it, and one ordinary token;
+    the greedy answers, token by token, for unquantized formats (quantized ones may word answers differently);
     the mean KL divergence of the next token's distribution along the reference's answers.
-Where greedy answers part at two tokens that the reference itself holds for nearly equal, that is no failure but a near-tie.
+If greedy answers differ at two tokens the reference itself rates nearly equal, that is a near-tie, not a failure.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def prepare(model: ModelFolder, adapter: Path | None, backend: str = "auto", pro
         return replace(
             known, lack=f"not checked: there is not enough memory for base + adapter in {precision} ({error})"
         )
-    gc.collect()  # torch's modules hold each other in circles: without this both models would be in memory
+    gc.collect()  # torch modules form reference cycles: without a collection both models would be in memory
     return replace(known, references=references)
 
 
@@ -199,7 +199,7 @@ def _references(
     found: Sequence[Probe],
     stop_ids: Sequence[int],
 ) -> list[Reference]:
-    """The answers of base + adapter; the session is gone afterwards."""
+    """The answers of base + adapter; the session is closed afterwards."""
     from finetune_local.adapters.attach import attach
     from finetune_local.inference.generate import greedy_batch
 
@@ -215,7 +215,7 @@ def _references(
 
 
 def _precision(model: ModelFolder, device: Device) -> Precision:
-    """fp32 where the base and what it computes fit well into the memory it is loaded into, else bf16."""
+    """fp32 if the base and its activations fit comfortably into the device's memory, else bf16."""
     import psutil
 
     free = psutil.virtual_memory().available if device.kind == "cpu" else device.memory_bytes
