@@ -23,7 +23,7 @@ from finetune_local import __version__
 from finetune_local.system import private
 from finetune_local.system.errors import DiskFull, FinetuneError, Stopped
 from finetune_local.system.files import failure
-from finetune_local.system.messages import message_of
+from finetune_local.system.messages import carrying, message_of
 
 DEFAULT_VERB = "train"
 ORDER = (
@@ -160,4 +160,4 @@ def _run(arguments: list[str]) -> int:
 
 
 def _print_error(kind: str, message: str) -> None:
-    click.echo(json.dumps({"error": kind, "message": message}, ensure_ascii=False))
+    click.echo(json.dumps(carrying({"error": kind, "message": message}), ensure_ascii=False))

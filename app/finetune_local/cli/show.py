@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from finetune_local.system.messages import carrying
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,7 +40,7 @@ def say(text: str) -> None:
 
 def emit(value: Any) -> None:
     """Write one JSON value as one line to stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(json.dumps(carrying(value) if isinstance(value, dict) else value, ensure_ascii=False))
 
 
 def note(text: str) -> None:

@@ -27,7 +27,7 @@ from finetune_local.system.damaged import Damaged
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import disk_full, remove, write_text
-from finetune_local.system.messages import Message, message_of, msg
+from finetune_local.system.messages import Message, carried, carrying, message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.trash import Removed
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object, read_json_object
@@ -170,7 +170,7 @@ def save(opened: Opened, choices: Choices, evaluation: Evaluation, loading_secon
         folder = _new_folder(home, adapter or opened.model.name)
     try:
         write_text(folder / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), ADVICE)
-        write_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n", ADVICE)
+        write_text(folder / RESULT, json.dumps(carrying(result), indent=1, ensure_ascii=False) + "\n", ADVICE)
     except BaseException:
         remove(folder)
         raise
@@ -248,7 +248,7 @@ def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
     """Evaluations of an adapter that was renamed are those of the new name. Raises RunError, DiskFull."""
     for saved in every(home, old):
         result = {**saved.result, "adapter": new, "adapter_folder": str(adapter_folder)}
-        write_text(saved.folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n", ADVICE)
+        write_text(saved.folder / RESULT, json.dumps(carrying(result), indent=1, ensure_ascii=False) + "\n", ADVICE)
         target = _new_folder(home, new)
         target.rmdir()
         trash.moved(saved.folder, target)
@@ -256,7 +256,7 @@ def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return read_json_object(file)
+        return carried(read_json_object(file))
     except (OSError, ForeignTextError) as error:
         raise SpecError(
             msg("{file}: cannot be read ({error}). Remove it and evaluate again.", file=file, error=error)

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from finetune_local.system import locks
 from finetune_local.system.errors import RunError
 from finetune_local.system.files import disk_full, sync, write_text
-from finetune_local.system.messages import msg, system_reason
+from finetune_local.system.messages import carried, carrying, msg, system_reason
 from finetune_local.system.process import Process
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object, read_json_object
 
@@ -101,7 +101,7 @@ class ProcessFolder:
         with disk_full(self.events_file, self.on_full_disk), self.events_file.open("ab+") as file:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")  # half a line, for which there was no room: it stays by itself
-            file.write((json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8"))
+            file.write((json.dumps(carrying(values), ensure_ascii=False) + "\n").encode("utf-8"))
         if durably:
             self.sync()
 
@@ -305,7 +305,7 @@ class Tail:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """A line of events; None for what is no JSON object."""
     try:
-        return parse_json_object(line)
+        return carried(parse_json_object(line))
     except ForeignTextError:
         return None
 

@@ -26,7 +26,7 @@ from typing import Any, TextIO
 from finetune_local.runtime.process_folder import command_of, environment
 from finetune_local.system import errors
 from finetune_local.system.errors import FinetuneError, WorkerDied
-from finetune_local.system.messages import as_message, message_of, msg
+from finetune_local.system.messages import as_message, carried, carrying, message_of, msg
 from finetune_local.system.private import write_privately
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 
@@ -71,12 +71,12 @@ def serve(handlers: Mapping[str, Handler], idle_seconds: float) -> None:
 
     def write(event: Event) -> None:
         with lock:
-            out.write(json.dumps(event, ensure_ascii=False) + "\n")
+            out.write(json.dumps(carrying(event), ensure_ascii=False) + "\n")
             out.flush()
 
     def read() -> None:
         for line in os.fdopen(sys.stdin.fileno(), encoding="utf-8", newline="\n"):
-            values = parse_json_object(line, MOST_NESTED)
+            values = carried(parse_json_object(line, MOST_NESTED))
             if "stop" in values:
                 if (running := calls.get(values["stop"])) is not None:
                     running.cancel()
@@ -169,7 +169,9 @@ class RpcClient:
                 self._queues[number] = events
                 try:
                     assert process.stdin is not None
-                    process.stdin.write(json.dumps({"id": number, "do": do, **values}, ensure_ascii=False) + "\n")
+                    process.stdin.write(
+                        json.dumps(carrying({"id": number, "do": do, **values}), ensure_ascii=False) + "\n"
+                    )
                     process.stdin.flush()
                     return number, events
                 except (OSError, ValueError):  # it ended just now, being idle
@@ -231,7 +233,7 @@ def _read(lines: TextIO, process: subprocess.Popen[str], queues: Mapping[int, qu
     """Hand out what a child says; at its end whoever still waits is told the exit code."""
     for line in lines:
         try:
-            event = parse_json_object(line, MOST_NESTED)
+            event = carried(parse_json_object(line, MOST_NESTED))
         except ForeignTextError:  # it says what nobody understands: whoever waits is told that it ended
             process.kill()
             break

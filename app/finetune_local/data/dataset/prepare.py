@@ -33,7 +33,7 @@ from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
 from finetune_local.system import checksums
 from finetune_local.system.errors import DataError
 from finetune_local.system.files import disk_full, sync_tree, write_text
-from finetune_local.system.messages import message_of, msg
+from finetune_local.system.messages import carried, carrying, message_of, msg
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_json_object
 
 DATA, REJECTED, CONVERSATIONS = "data.json", "rejected.jsonl", "validation.jsonl"
@@ -173,7 +173,7 @@ def prepare(
 def open_prepared(folder: Path) -> Prepared:
     """What prepare() wrote; the data files themselves may be gone. Checksums are problem()'s affair. Raises DataError."""
     try:
-        report = Report.from_json(read_json_object(folder / DATA)["report"])
+        report = Report.from_json(carried(read_json_object(folder / DATA)["report"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             msg(
@@ -262,7 +262,7 @@ def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversati
 
 def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report) -> None:
     """Write data.json aside, then rename: a reader sees all of it or none."""
-    values = {"settings": settings.model_dump(mode="json"), "seed": seed, "report": report.as_json()}
+    values = {"settings": settings.model_dump(mode="json"), "seed": seed, "report": carrying(report.as_json())}
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     with disk_full(folder, ADVICE):
         sync_tree(folder)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from finetune_local.gui.i18n.strings import Strings
-from finetune_local.system.messages import PLACE, Message
+from finetune_local.system.messages import PLACE, Message, message_of
 from finetune_local.system.paths import assets
 from finetune_local.system.untrusted.text import parse_toml
 
@@ -34,8 +34,9 @@ _SEPARATORS: Mapping[str, str] = {
 _FULL_STOPS = ("。", "！", "？", "：", "；")
 
 
-def sentence(t: Strings, text: str) -> str:
-    """A text in the window's language."""
+def sentence(t: Strings, said: str | BaseException) -> str:
+    """A text, or what an error says, in the window's language."""
+    text = message_of(said) if isinstance(said, BaseException) else said
     return text if t.language == "en" else in_chinese(text)
 
 

@@ -136,7 +136,7 @@ def _job_ended(found: Job) -> Ended | None:
         return None
     if state.status not in ("done", "failed", "interrupted"):
         return None
-    message = str(state.error["message"]) if state.error else ""
+    message = state.error["message"] if state.error else ""
     return Ended("job", found.name, "finished" if state.status == "done" else "failed", kind, message)
 
 

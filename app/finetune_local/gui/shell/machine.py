@@ -15,7 +15,7 @@ from finetune_local.backend import Device
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.files import write_text
-from finetune_local.system.messages import message_of
+from finetune_local.system.messages import SAID, carried, carrying, message_of
 from finetune_local.system.paths import Home
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
@@ -51,7 +51,8 @@ class MachineFacts:
         self.looking = False
         # What is kept is asked again at each start, so a file that a disk has damaged costs nothing.
         with suppress(OSError, ForeignTextError, ValidationError):
-            self.facts = _Kept.model_validate(read_json_object(self._file)).model_dump()
+            kept = read_json_object(self._file)
+            self.facts = carried({**_Kept.model_validate(kept).model_dump(), SAID: kept.get(SAID)})
 
     def look(self) -> None:
         """Ask the lookup process, in a thread."""
@@ -62,7 +63,7 @@ class MachineFacts:
     def _look(self) -> None:
         try:
             self.facts, self.problem = self._client.ask("machine"), ""
-            write_text(self._file, json.dumps(self.facts, ensure_ascii=False))
+            write_text(self._file, json.dumps(carrying(self.facts), ensure_ascii=False))
         except (FinetuneError, RuntimeError, OSError) as error:
             self.problem = message_of(error)
         self._client.close()

@@ -17,7 +17,7 @@ def problem(t: Strings, error: FinetuneError, *buttons: Html) -> Html:
     title = t.get(f"errors.{type(error).__name__}") or t("errors.UserError")
     if not buttons and (page := page_solving(error)) is not None:
         buttons = (button(t("errors.go_to", page=t(page.title)), "go", page.key, kind="small"),)
-    return told(t, "bad", title, str(error), *buttons)
+    return told(t, "bad", title, error.message, *buttons)
 
 
 def told(t: Strings, kind: str, title: str, text: str, *buttons: Html) -> Html:

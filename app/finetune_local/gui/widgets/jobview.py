@@ -49,6 +49,6 @@ def problem(t: Strings, state: State, *more: Child) -> Html | None:
     if state.error is None:
         return None
     trace = str(state.error.get("traceback") or "")
-    told = h("p", sentence(t, str(state.error["message"])), class_="text")
+    told = h("p", sentence(t, state.error["message"]), class_="text")
     details = h("details", h("summary", t("errors.show_details")), h("pre", trace, tabindex="0")) if trace else None
     return h("div", told, details, more, class_="hint bad", role="alert")

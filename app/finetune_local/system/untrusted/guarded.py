@@ -32,7 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import Message, as_message, carried, msg
 from finetune_local.system.untrusted.guarded_child import HEAD, MOST_DEPTH, RESULT_TOO_LARGE, encoded
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 
@@ -142,7 +142,7 @@ class Guarded:
                 self._end()  # what is left of its memory is scattered
                 raise TookTooMuch(self._too_much())
             if reply["kind"] == RESULT_TOO_LARGE:
-                raise TookTooMuch(str(reply["message"]))
+                raise TookTooMuch(as_message(reply["message"]))
             if reply.get("lost"):
                 self._sent.pop(setup.key, None)  # its preparation failed, so it is not there
             raise Raised(str(reply["kind"]), str(reply.get("message", "")))
@@ -169,7 +169,7 @@ class Guarded:
         if len(head) < HEAD or len(body) < size:
             raise self._how_it_ended(process)
         try:
-            return parse_json_object(body, MOST_DEPTH)
+            return carried(parse_json_object(body, MOST_DEPTH))
         except ForeignTextError as error:
             raise Died(msg("its answer cannot be read: {error}", error=error)) from None
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-from finetune_local.system.messages import msg
+from finetune_local.system.messages import Message, carrying, msg
 from finetune_local.system.untrusted.text import parse_json_object
 
 HEAD = 4
@@ -52,16 +52,20 @@ def _answered(module: Any, prepared: dict[str, Any], message: dict[str, Any], mo
             prepared[key] = module.prepare(message["setup"])
             lost = False
         _timer(answering)
-        content = encoded({"value": module.answer(prepared[key], message["request"])})
+        value = module.answer(prepared[key], message["request"])
+        refused = isinstance(value, dict) and any(isinstance(one, Message) for one in value.values())
+        content = encoded(carrying({"value": value}) if refused else {"value": value})
     except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception; the parent is told of all alike
         kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
         content = encoded({"kind": kind, "message": line_of(error), "lost": lost})
     if len(content) > most_reply:
         return encoded(
-            {
-                "kind": RESULT_TOO_LARGE,
-                "message": msg("its result is larger than {size} MB", size=f"{most_reply / 1e6:.0f}"),
-            }
+            carrying(
+                {
+                    "kind": RESULT_TOO_LARGE,
+                    "message": msg("its result is larger than {size} MB", size=f"{most_reply / 1e6:.0f}"),
+                }
+            )
         )
     return content
 

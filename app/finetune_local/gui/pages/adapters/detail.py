@@ -32,7 +32,7 @@ def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings:
     back = parts.button(join(["‹ ", t("adapters.back")]), "adapters.back", kind="quiet small back")
     name = _rename_form(context, row) if editing == "name" else None
     if row["problem"]:
-        problem = h("div", sentence(t, str(row["problem"])), class_="hint bad", role="alert")
+        problem = h("div", sentence(t, row["problem"]), class_="hint bad", role="alert")
         return h("div", back, _head(context, row), name, problem, class_="stack")
     extract = _extract(context, row) if row["whole"] else None
     left = h(
@@ -121,10 +121,10 @@ def _scores(context: Context, row: Row) -> Html:
 def _brings(context: Context, row: Row, brings: Answer) -> Child:
     t = context.t
     if brings.problem is not None:
-        return sentence(t, str(brings.problem))
+        return sentence(t, brings.problem)
     if brings.value is None:
         return t("adapters.brings_looking") if row["beside"] else None
-    return [h("div", sentence(t, str(one))) for one in brings.value] or None
+    return [h("div", sentence(t, one)) for one in brings.value] or None
 
 
 def _facts(context: Context, row: Row, brings: Answer) -> Html:
@@ -179,7 +179,7 @@ def _extract(context: Context, row: Row) -> Html:
         notes = [h("p", sentence(t, note)) for note in state.notes]
         ended = h("div", h("p", link, " ", kept), notes, class_="hint good")
     elif state is not None and state.error:
-        ended = h("div", sentence(t, str(state.error["message"])), class_="hint bad", role="alert")
+        ended = h("div", sentence(t, state.error["message"]), class_="hint bad", role="alert")
     fields = [
         h(
             "div",

@@ -91,6 +91,6 @@ class ChatPanel:
         try:
             room.sampling(window)
         except SpecError as error:
-            lines = [sentence(self._context.t, line) for line in str(error).splitlines()]
+            lines = sentence(self._context.t, error).splitlines()
             return join([h("p", line, class_="hint bad", role="status") for line in lines])
         return Html("")

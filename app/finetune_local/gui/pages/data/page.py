@@ -184,7 +184,7 @@ class Page:
             if not isinstance(look.problem, FinetuneError):
                 raise look.problem  # a defect: shown by the notice, with its traceback
             again = parts.button(t("data.refresh"), "data.retry", kind="small")
-            return h("div", h("p", sentence(t, str(look.problem))), again, class_="hint bad")
+            return h("div", h("p", sentence(t, look.problem)), again, class_="hint bad")
         if not look.working:
             return ""
         partly = found is not None and not found["complete"]

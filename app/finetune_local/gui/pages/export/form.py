@@ -93,7 +93,7 @@ def card(context: Context, window: Window, adapters: Rows, answer: Answer) -> Ht
     )
     body: list[Child] = [h("div", which, class_="field-grid one")]
     if answer.problem is not None:
-        body.append(h("p", sentence(t, str(answer.problem)), class_="hint bad text", role="alert"))
+        body.append(h("p", sentence(t, answer.problem), class_="hint bad text", role="alert"))
     elif answer.value is None:
         body.append(parts.progress(t, context.f, t("export.looking"), None))
     else:

@@ -92,7 +92,7 @@ def _badge(t: Strings, state: State) -> Html:
 def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
     """The gate's result in words."""
     if gate.get("passed") is None:
-        return h("p", sentence(t, str(gate.get("reason") or "")), class_="hint warn text")
+        return h("p", sentence(t, gate.get("reason") or ""), class_="hint warn text")
     if gate.get("tensors"):
         told = [t("export.check_adapter", n=f.number(gate["tensors"]))]
         return h("div", h("h3", t("export.checks")), _list(told))
@@ -112,7 +112,7 @@ def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping
     name = f"{receiver['name']} {receiver.get('version') or ''}".strip()
     head = h("div", h("strong", t("export.receiver", name=name)), badge, class_="row") if name else None
     reason = receiver.get("reason")
-    why = h("p", sentence(t, str(reason)), class_="hint warn text") if reason else None
+    why = h("p", sentence(t, reason), class_="hint warn text") if reason else None
     if passed is None:
         return h("div", head, why, data_receiver=name)
     prompts, chats, costs = f.number(receiver.get("prompts") or gate["prompts"]), receiver.get("chats"), None
@@ -127,7 +127,7 @@ def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping
         if ties:
             told.append(t("export.check_ties", n=f.number(len(ties))))
     told.append(t("export.check_kl", kl=f"{receiver['kl_mean']:.2g}", limit=f"{gate['kl_limit']:g}"))
-    notes = [h("p", sentence(t, str(note)), class_="hint text") for note in receiver.get("notes") or []]
+    notes = [h("p", sentence(t, note), class_="hint text") for note in receiver.get("notes") or []]
     near = (
         h(
             "details",

@@ -69,7 +69,7 @@ def _one(t: Strings, f: Formats, job: Job) -> Html:
         if paused and again and not is_place(what):
             body = [h("p", t("model.starts_over"), class_="soft")]
     else:
-        message = str(state.error["message"]) if state.error else ""
+        message = state.error["message"] if state.error else ""
         body = h("p", sentence(t, message), class_="hint bad text", role="alert")
     return h("div", h("div", h("strong", name, class_="grow"), badge, first, last, class_="row"), body)
 

@@ -31,7 +31,7 @@ def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
     back = parts.button(join(["‹ ", t("runs.back")]), "runs.back", kind="quiet small back")
     name = _rename_form(t, run) if editing else None
     if row["status"] == "damaged":
-        problem = h("div", h("p", sentence(t, str(row["problem"]))), class_="hint bad", role="alert")
+        problem = h("div", h("p", sentence(t, row["problem"])), class_="hint bad", role="alert")
         return h("div", back, _head(context, run, row), name, problem, class_="stack")
     watched = context.watch(run.folder).refresh()
     chart = parts.card(runview.loss_chart(context, watched), title=t("train.loss"))
@@ -81,7 +81,7 @@ def _problem(t: Strings, row: Row) -> Html:
     text = row.get("problem")
     if not text:
         return Html("")
-    return h("div", sentence(t, str(text)), class_="hint bad", role="alert")
+    return h("div", sentence(t, text), class_="hint bad", role="alert")
 
 
 def _figures(context: Context, row: Row) -> Html:
