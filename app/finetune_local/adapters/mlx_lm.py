@@ -60,58 +60,10 @@ def convert(folder: Path) -> None:
             )
         )
     dora = config.fine_tune_type == "dora"
-    stored = read_tensors(folder / MLX_WEIGHTS)
-    pairs: dict[str, dict[str, Array]] = {}
-    for name, value in stored.items():
-        found = _LEAF.fullmatch(name)
-        if found is None:
-            raise AdapterError(
-                msg(
-                    "{path}: {name} is no factor of a LoRA. It holds whole weights: fuse it with mlx_lm.fuse.",
-                    path=folder / MLX_WEIGHTS,
-                    name=name,
-                )
-            )
-        pairs.setdefault(found[1], {})[found[2]] = value
     tensors: dict[str, Array] = {}
     targets, ranks = [], {}
-    for module, parts in pairs.items():
-        a, b = parts.get("lora_a"), parts.get("lora_b")
-        if a is None or b is None or dora != ("m" in parts):
-            raise AdapterError(
-                msg(
-                    "{path}: a part of {module} is missing or too many. Copy it again.",
-                    path=folder / MLX_WEIGHTS,
-                    module=module,
-                )
-            )
-        if a.ndim != 2 or b.ndim != 2:
-            raise AdapterError(
-                msg(
-                    "{path}: {module} has {number} dimensions: an adapter of experts, which is not read. Fuse it with "
-                    "mlx_lm.fuse and use the fused model.",
-                    path=folder / MLX_WEIGHTS,
-                    module=module,
-                    number=a.ndim,
-                )
-            )
-        if a.shape[1] != b.shape[0]:
-            raise AdapterError(
-                msg(
-                    "{path}: the factors of {module} do not fit. Copy it again.",
-                    path=folder / MLX_WEIGHTS,
-                    module=module,
-                )
-            )
-        if is_embedding(module):
-            raise AdapterError(
-                msg(
-                    "{path}: an adapter of mlx-lm on {module}, which works on the head too where both are one table, and "
-                    "PEFT's form has no such thing. Fuse it with mlx_lm.fuse and use the fused model.",
-                    path=folder / MLX_WEIGHTS,
-                    module=module,
-                )
-            )
+    for module, parts in _factors(folder).items():
+        a, b = _checked(module, parts, dora, folder / MLX_WEIGHTS)
         tensors[PREFIX + module + A], tensors[PREFIX + module + B] = a.T, b.T
         if dora:
             tensors[PREFIX + module + MAGNITUDE] = parts["m"]
@@ -124,6 +76,64 @@ def convert(folder: Path) -> None:
         folder, AdapterPlan(config.fine_tune_type, "low_rank", settings, tuple(targets)), tensors, config.model
     )
     (folder / MLX_WEIGHTS).unlink()
+
+
+def _factors(folder: Path) -> dict[str, dict[str, Array]]:
+    """The tensors of mlx-lm's file by module and factor. Raises AdapterError for a tensor that is not a factor."""
+    pairs: dict[str, dict[str, Array]] = {}
+    for name, value in read_tensors(folder / MLX_WEIGHTS).items():
+        found = _LEAF.fullmatch(name)
+        if found is None:
+            raise AdapterError(
+                msg(
+                    "{path}: {name} is no factor of a LoRA. It holds whole weights: fuse it with mlx_lm.fuse.",
+                    path=folder / MLX_WEIGHTS,
+                    name=name,
+                )
+            )
+        pairs.setdefault(found[1], {})[found[2]] = value
+    return pairs
+
+
+def _checked(module: str, parts: Mapping[str, Array], dora: bool, path: Path) -> tuple[Array, Array]:
+    """The factors a (in, rank) and b (rank, out) of one module. Raises AdapterError if they do not form a LoRA PEFT can represent."""
+    a, b = parts.get("lora_a"), parts.get("lora_b")
+    if a is None or b is None or dora != ("m" in parts):
+        raise AdapterError(
+            msg(
+                "{path}: a part of {module} is missing or too many. Copy it again.",
+                path=path,
+                module=module,
+            )
+        )
+    if a.ndim != 2 or b.ndim != 2:
+        raise AdapterError(
+            msg(
+                "{path}: {module} has {number} dimensions: an adapter of experts, which is not read. Fuse it with "
+                "mlx_lm.fuse and use the fused model.",
+                path=path,
+                module=module,
+                number=a.ndim,
+            )
+        )
+    if a.shape[1] != b.shape[0]:
+        raise AdapterError(
+            msg(
+                "{path}: the factors of {module} do not fit. Copy it again.",
+                path=path,
+                module=module,
+            )
+        )
+    if is_embedding(module):
+        raise AdapterError(
+            msg(
+                "{path}: an adapter of mlx-lm on {module}, which works on the head too where both are one table, and "
+                "PEFT's form has no such thing. Fuse it with mlx_lm.fuse and use the fused model.",
+                path=path,
+                module=module,
+            )
+        )
+    return a, b
 
 
 def _settings(parameters: _Parameters, ranks: Mapping[str, int], dora: bool, folder: Path) -> LowRankSettings:

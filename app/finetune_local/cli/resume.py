@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from finetune_local.cli.options import home_option, json_option
@@ -9,8 +11,11 @@ from finetune_local.cli.show import emit, note
 from finetune_local.system import paths
 from finetune_local.system.messages import msg
 
+if TYPE_CHECKING:
+    from finetune_local.training.run_folder.runs import Run
 
-@click.command("resume", short_help="Go on with a run that was stopped, killed or failed.")
+
+@click.command("resume", short_help="Continue a run that was stopped, killed or failed.")
 @click.argument("name", required=False)
 @click.option("--max-steps", type=click.IntRange(1), default=None, help="Train to this many steps in all.")
 @home_option
@@ -22,7 +27,6 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     """
     from finetune_local.cli.train import follow_to_the_end
     from finetune_local.system.errors import SpecError, typed
-    from finetune_local.training import checkpoint
     from finetune_local.training.events import Finished
     from finetune_local.training.run_folder import runs
     from finetune_local.training.run_folder.tidy import complete
@@ -43,30 +47,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
         run = runs.find(place, name)
     complete(run)
     if max_steps is not None:
-        if run.alive():
-            raise SpecError(
-                msg(
-                    "--max-steps: run '{name}' is being trained. Stop it first: finetune-local runs stop {name2}",
-                    name=run.name,
-                    name2=typed(run.name),
-                )
-            )
-        spec = run.spec
-        state = checkpoint.counters(run.checkpoints)
-        if max_steps <= state.step:
-            raise SpecError(
-                msg(
-                    "--max-steps {max_steps}: the run has done {step} steps already. Give a higher number.",
-                    max_steps=max_steps,
-                    step=state.step,
-                )
-            )
-        longer: dict[str, int] = {"max_steps": max_steps}
-        patience = spec.training.early_stopping
-        if patience and state.worse_validations >= patience:
-            # A run that stopped early gets the same number of validations again.
-            longer["early_stopping"] = state.worse_validations + patience
-        run.write_spec(spec.model_copy(update={"training": spec.training.model_copy(update=longer)}))
+        _lengthen(run, max_steps)
     elif run.status() == "finished":
         last = run.last_event()
         assert isinstance(last, Finished)
@@ -77,3 +58,34 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
             emit(dict(last.summary))
         return
     follow_to_the_end(run, place, as_json)
+
+
+def _lengthen(run: Run, max_steps: int) -> None:
+    """Let a run train to `max_steps` in all. Raises SpecError if it is running or has done that many already."""
+    from finetune_local.system.errors import SpecError, typed
+    from finetune_local.training import checkpoint
+
+    if run.alive():
+        raise SpecError(
+            msg(
+                "--max-steps: run '{name}' is being trained. Stop it first: finetune-local runs stop {name2}",
+                name=run.name,
+                name2=typed(run.name),
+            )
+        )
+    spec = run.spec
+    state = checkpoint.counters(run.checkpoints)
+    if max_steps <= state.step:
+        raise SpecError(
+            msg(
+                "--max-steps {max_steps}: the run has done {step} steps already. Give a higher number.",
+                max_steps=max_steps,
+                step=state.step,
+            )
+        )
+    longer: dict[str, int] = {"max_steps": max_steps}
+    patience = spec.training.early_stopping
+    if patience and state.worse_validations >= patience:
+        # A run that stopped early gets the same number of validations again.
+        longer["early_stopping"] = state.worse_validations + patience
+    run.write_spec(spec.model_copy(update={"training": spec.training.model_copy(update=longer)}))

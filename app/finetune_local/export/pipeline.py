@@ -61,24 +61,7 @@ def export(
     export under a name that ends in ".failed"; what stood at `out` is then still there.
     """
     target = target_of(key)
-    if unknown := [name for name in skip if name not in receiver_names()]:
-        raise ModelError(
-            msg(
-                "--skip-receiver {name}: no program of this name opens exports. Known: {names}.",
-                name=unknown[0],
-                names=", ".join(receiver_names()),
-            )
-        )
-    chosen = quant or target.quant_keys[0]
-    if chosen not in target.quant_keys:
-        raise ModelError(
-            msg(
-                "--quant {quant}: --to {target} knows {names}.",
-                quant=chosen,
-                target=key,
-                names=", ".join(target.quant_keys),
-            )
-        )
+    chosen = _chosen_quant(target, quant, skip)
     source = Source(model, adapter)
     out = target.place(expanded(out).absolute(), source.name, chosen)
     check_out(out, target, chosen, overwrite, [place for place in (model and model.path, adapter) if place])
@@ -109,6 +92,29 @@ def export(
         raise
     replace(unchecked, out)
     return Exported(out, sorted(out.iterdir()) if out.is_dir() else [out], verdict)
+
+
+def _chosen_quant(target: Target, quant: str | None, skip: Collection[str]) -> str:
+    """The quantization type to write, the target's default first. Raises ModelError for an unknown type or receiver."""
+    if unknown := [name for name in skip if name not in receiver_names()]:
+        raise ModelError(
+            msg(
+                "--skip-receiver {name}: no program of this name opens exports. Known: {names}.",
+                name=unknown[0],
+                names=", ".join(receiver_names()),
+            )
+        )
+    chosen = quant or target.quant_keys[0]
+    if chosen not in target.quant_keys:
+        raise ModelError(
+            msg(
+                "--quant {quant}: --to {target} knows {names}.",
+                quant=chosen,
+                target=target.key,
+                names=", ".join(target.quant_keys),
+            )
+        )
+    return chosen
 
 
 def export_named(

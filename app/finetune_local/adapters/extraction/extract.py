@@ -138,19 +138,7 @@ def extract(
             check_rank(rank, target)
     else:
         rank = _rank_for(energy, base, tuned, there, progress)
-    found: list[Layer] = []
-    tensors: dict[str, npt.NDArray[np.float32]] = {}
-    kept: list[Target] = []
-    for number, target in enumerate(there):
-        progress(msg("extracting"), number / len(there))
-        weight, delta = _change(base, tuned, target.module + WEIGHT)
-        if not (size := float(np.linalg.norm(delta))):
-            continue
-        b, a = decompose(delta, rank)
-        error = float(np.linalg.norm(delta - b.astype(np.float64) @ a.astype(np.float64))) / size
-        found.append(Layer(target.module, rank, size, size / _norm(weight), error))
-        tensors |= {PREFIX + target.module + A: a, PREFIX + target.module + B: b}
-        kept.append(target)
+    found, kept, tensors = _factors(base, tuned, there, rank, progress)
     left = tuple(_left(base, tuned, {target.module for target in kept}))
     if not kept:
         raise AdapterError(_nothing(base, tuned, left))
@@ -170,6 +158,26 @@ def extract(
     return Extraction(
         out, base.name, tuned.lineage, rank, energy, parameters, tuple(found), unchanged, left, tuned.notes
     )
+
+
+def _factors(
+    base: ModelFolder, tuned: Tuned, targets: Sequence[Target], rank: int, progress: Progress
+) -> tuple[list[Layer], list[Target], dict[str, npt.NDArray[np.float32]]]:
+    """Decompose the change of each target; unchanged ones are left out. Returns facts, targets and tensors by their names on disk."""
+    found: list[Layer] = []
+    kept: list[Target] = []
+    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    for number, target in enumerate(targets):
+        progress(msg("extracting"), number / len(targets))
+        weight, delta = _change(base, tuned, target.module + WEIGHT)
+        if not (size := float(np.linalg.norm(delta))):
+            continue
+        b, a = decompose(delta, rank)
+        error = float(np.linalg.norm(delta - b.astype(np.float64) @ a.astype(np.float64))) / size
+        found.append(Layer(target.module, rank, size, size / _norm(weight), error))
+        tensors |= {PREFIX + target.module + A: a, PREFIX + target.module + B: b}
+        kept.append(target)
+    return found, kept, tensors
 
 
 def spectrum(delta: Doubles) -> Doubles:

@@ -92,6 +92,38 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
                 other=base.family,
             )
         )
+    names = _same_tensors(path, model, base)
+    own, other = base.weights(), model.weights()
+    mine, its = base.identity(), model.identity()
+    if mine.config_sha256 != its.config_sha256:
+        raise ModelError(
+            msg(
+                "--tuned {path}: its config.json computes otherwise than that of '{base}' (another position "
+                "encoding, window or tied head), which an adapter cannot carry. Use the tuned model as it is.",
+                path=path,
+                base=base.name,
+            )
+        )
+    notes = []
+    if mine.tokenizer_sha256 != its.tokenizer_sha256:
+        notes.append(
+            msg(
+                "the tuned model's tokenizer or chat template is not the base's: the adapter brings the tuned "
+                "model's own"
+            )
+        )
+    if coarser := sorted({other[n].dtype for n in names if BYTES[other[n].dtype] < BYTES[own[n].dtype]}):
+        notes.append(
+            msg(
+                "the tuned weights are stored in {dtype}, coarser than the base's: rounding counts as change",
+                dtype=coarser[0],
+            )
+        )
+    return Tuned(model.name, None, {"folder": model.name}, {n: other[n] for n in names}, model.read, tuple(notes), path)
+
+
+def _same_tensors(path: Path, model: ModelFolder, base: ModelFolder) -> list[str]:
+    """The names both have. Raises ModelError if the tuned model has other tensors or shapes than the base."""
     own, other = base.weights(), model.weights()
     skipped = {HEAD} if base.tied and model.tied else set()  # a tied head that was stored too
     names = [name for name in own if name not in skipped and not is_buffer(name)]
@@ -127,29 +159,4 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
                 base=base.name,
             )
         )
-    mine, its = base.identity(), model.identity()
-    if mine.config_sha256 != its.config_sha256:
-        raise ModelError(
-            msg(
-                "--tuned {path}: its config.json computes otherwise than that of '{base}' (another position "
-                "encoding, window or tied head), which an adapter cannot carry. Use the tuned model as it is.",
-                path=path,
-                base=base.name,
-            )
-        )
-    notes = []
-    if mine.tokenizer_sha256 != its.tokenizer_sha256:
-        notes.append(
-            msg(
-                "the tuned model's tokenizer or chat template is not the base's: the adapter brings the tuned "
-                "model's own"
-            )
-        )
-    if coarser := sorted({other[n].dtype for n in names if BYTES[other[n].dtype] < BYTES[own[n].dtype]}):
-        notes.append(
-            msg(
-                "the tuned weights are stored in {dtype}, coarser than the base's: rounding counts as change",
-                dtype=coarser[0],
-            )
-        )
-    return Tuned(model.name, None, {"folder": model.name}, {n: other[n] for n in names}, model.read, tuple(notes), path)
+    return names
