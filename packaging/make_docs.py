@@ -28,7 +28,14 @@ from finetune_local.spec.walk import spec_fields
 from finetune_local.system.fields import extra_of, flag_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-GROUPS = {"run": "Run", "model": "Base model", "data": "Data", "method": "Method", "training": "Training"}
+GROUPS = {
+    "run": "Run",
+    "model": "Base model",
+    "data": "Data",
+    "method": "Method",
+    "objective": "Objective",
+    "training": "Training",
+}
 
 SETTINGS_HEAD = """# Settings
 
@@ -107,6 +114,8 @@ def _settings() -> str:
         rows = [_row(path, field) for path, field in spec_fields() if extra_of(field).get("group") == group]
         if group == "method":
             rows.insert(0, ("`--method`", "`method.key`", "lora", ", ".join(presets()), "Method; see methods.md."))
+        if not rows:
+            continue
         parts.append(f"\n## {title}\n\n" + _table(("Option", "In a file", "Default", "Allowed", "What it does"), rows))
     return "".join(parts)
 

@@ -133,7 +133,7 @@ def test_each_backend_has_a_file_for_each_tuner(name: str) -> None:
 @pytest.mark.parametrize("path", [path for path, _ in spec_fields()])
 def test_each_setting_has_help_and_a_group(path: str) -> None:
     field = dict(spec_fields())[path]
-    assert extra_of(field).get("group") in {"run", "model", "data", "method", "training"}
+    assert extra_of(field).get("group") in {"run", "model", "data", "method", "objective", "training"}
     description = field.description or ""
     assert description.endswith("."), f"{path}: its help is no sentence: {description!r}"
     assert len(description) <= 110, f"{path}: its help is too long for a terminal: {description!r}"

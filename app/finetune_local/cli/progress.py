@@ -78,7 +78,10 @@ def lines_of(event: Event) -> list[str]:
             )
         ]
     if isinstance(event, Validation):
-        return [f"validation loss {event.loss:.4f} after step {event.step}{' (best so far)' if event.best else ''}"]
+        more = "".join(f", {name} {value:.4g}" for name, value in event.metrics.items())
+        return [
+            f"validation loss {event.loss:.4f}{more} after step {event.step}{' (best so far)' if event.best else ''}"
+        ]
     if isinstance(event, Sample):
         return [f"  asked: {_short(event.prompt)}", f"  answer after step {event.step}: {_short(event.answer)}"]
     return []

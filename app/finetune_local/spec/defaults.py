@@ -105,9 +105,11 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
     # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
     # Other methods stand in a fixed proportion to LoRA.
-    factor = tuners()[chosen_method.tuner].lr_factor(spec.method.settings)
+    objective = spec.objective.objective
+    factor = tuners()[chosen_method.tuner].lr_factor(spec.method.settings) * objective.lr_factor
     rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * factor
     rate = float(f"{rate:.1e}")
+    titles = chosen_method.title if objective.lr_factor == 1 else f"{chosen_method.title}, {objective.title}"
     resolved = {
         "epochs": epochs,
         "max_steps": choose(
@@ -116,7 +118,7 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         if epochs
         else steps,
         "batch_size": batch_size,
-        "learning_rate": choose("learning_rate", rate, f"{chosen_method.title}, {facts.hidden_size} wide"),
+        "learning_rate": choose("learning_rate", rate, f"{titles}, {facts.hidden_size} wide"),
         "micro_batch_tokens": choose("micro_batch_tokens", *_micro_batch_tokens(facts)),
         "gradient_checkpointing": choose("gradient_checkpointing", *_checkpointing(facts)),
         "attention_group": choose(

@@ -22,7 +22,7 @@ from finetune_local.system.errors import AdapterError, DamagedRun, SpecError
 from finetune_local.system.files import written_aside
 from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
-from finetune_local.training import base_weights, calibration, checkpoint, restore
+from finetune_local.training import base_weights, calibration, checkpoint, reference, restore
 from finetune_local.training.check import check_before_loading, device_for, facts_for, method_family, plan_for
 from finetune_local.training.checkpoint import Loaded, LoopState
 from finetune_local.training.events import Event, Note, Phase
@@ -57,7 +57,7 @@ class Ready:
 
 
 def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Event | Ready]:
-    """Prepare a run, telling what is done; the last thing yielded is the Ready. Resumes from the newest checkpoint.
+    """Prepare a run, with events about what is done; the last item yielded is the Ready. Resumes from the newest checkpoint.
 
     `beside` is another run that is ready on the same base: its session is shared.
     """
@@ -65,14 +65,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
     from finetune_local.models.resolve import resolve_for
 
-    spec = run.spec
-    if all(isinstance(event, Phase) for event in run.history()):
-        # Whoever made the run did not check it: looking at the devices takes a framework, which the window does not load.
-        yield Phase(name=msg("checking the settings"))
-        spec, told = check_before_loading(spec, home, _teller(run))
-        run.write_spec(spec)
-        for text in told:
-            yield Note(text=text)
+    spec = yield from _checked(run, home)
     backend, _ = port.choose(spec.backend)
     yield Phase(name=msg("opening the model"))
     model = resolve_for(spec.model, home, lambda _text, _done: None)
@@ -82,6 +75,40 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     data = yield from restore.open_data(
         run, model.vocabulary, lambda folder: _prepare_data(run, spec, tokenizer, folder)
     )
+    spec = yield from _automatic(run, spec, model, backend, data)
+    if beside is None:
+        session = yield from _loaded(spec, model, backend)
+    else:
+        session = beside.session
+    samples = (
+        conversations(run.data, "validation", limit=spec.training.sample_rows) if spec.training.sample_rows else []
+    )
+    plan = plan_for(spec, model)
+    state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)
+    adapter = ADAPTER if beside is None else f"{ADAPTER} {run.name}"
+    ready = Ready(run, spec, model, tokenizer, data, samples, session, plan, state, backend.name, adapter)
+    yield from _attach(ready)
+    yield from reference.keep(ready.run, session, ready.spec.objective.objective, data, state.micro_batch_tokens)
+    _keep_tokenizer(ready)
+    yield ready
+
+
+def _checked(run: Run, home: Home) -> Generator[Event, None, RunSpec]:
+    """The run's spec, checked where whoever made the run did not: looking at devices takes a framework, which no window loads."""
+    spec = run.spec
+    if all(isinstance(event, Phase) for event in run.history()):
+        yield Phase(name=msg("checking the settings"))
+        spec, told = check_before_loading(spec, home, _teller(run))
+        run.write_spec(spec)
+        for text in told:
+            yield Note(text=text)
+    return spec
+
+
+def _automatic(
+    run: Run, spec: RunSpec, model: ModelFolder, backend: port.Backend, data: Prepared
+) -> Generator[Event, None, RunSpec]:
+    """The spec with every automatic value, and the memory it is expected to take. Raises SpecError."""
     if spec.training.early_stopping and not len(data.validation):
         raise SpecError(
             msg(
@@ -89,8 +116,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
                 "--validation-data FILE, or leave --early-stopping out."
             )
         )
-    plan = plan_for(spec, model)
-    device = device_for(backend, spec.device)
+    plan, device = plan_for(spec, model), device_for(backend, spec.device)
     facts = facts_for(spec, model, plan, device, len(data.train), int(data.train.lengths.max()), len(data.validation))
     spec, chosen = defaults.resolve(spec, facts)
     for choice in chosen:
@@ -109,57 +135,72 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
             verdict=verdict(expected, device.memory_bytes),
         )
     )
-    adapter = ADAPTER if beside is None else f"{ADAPTER} {run.name}"
-    if beside is None:
-        yield Phase(name=msg("loading the model"))
-        session = backend.load(
-            model.path,
-            spec.model.precision or "fp32",
-            spec.device,
-            quantisation=spec.model.quantisation,
-            rope_factor=model.rope_factor,
-        )
-    else:
-        session = beside.session
-    state = LoopState(micro_batch_tokens=spec.training.micro_batch_tokens or 1024)
+    return spec
 
-    def go_on(loaded: Loaded) -> None:
+
+def _loaded(spec: RunSpec, model: ModelFolder, backend: port.Backend) -> Generator[Event, None, port.Session]:
+    yield Phase(name=msg("loading the model"))
+    return backend.load(
+        model.path,
+        spec.model.precision or "fp32",
+        spec.device,
+        quantisation=spec.model.quantisation,
+        rope_factor=model.rope_factor,
+    )
+
+
+def _attach(ready: Ready) -> Generator[Event, None, None]:
+    """Attach the run's adapter: from its newest intact checkpoint, else a new one, calibrated where its tuner wants that."""
+    session, model = ready.session, ready.model
+
+    def resume(loaded: Loaded) -> None:
         try:
             if loaded.identity is not None:
                 check_same_base(loaded.identity, model)
-            session.attach(adapter, plan, spec.training.seed, loaded.tensors)
-            session.prepare(adapter, spec.training)
-            session.restore_optimizer(loaded.optimizer, adapter)
+            session.attach(ready.adapter, ready.plan, ready.spec.training.seed, loaded.tensors)
+            session.prepare(ready.adapter, ready.spec.training)
+            session.restore_optimizer(loaded.optimizer, ready.adapter)
         except AdapterError as error:
             if loaded.summed:  # as it was written: what does not fit is the base, or settings that were changed since
                 raise
-            if adapter in session.adapters():
-                session.detach(adapter)
+            if ready.adapter in session.adapters():
+                session.detach(ready.adapter)
             raise DamagedRun(message_of(error)) from error
 
-    loaded = yield from restore.newest_intact(run, go_on)
+    loaded = yield from restore.newest_intact(ready.run, resume)
     if loaded is not None:
-        state = loaded.state
-    else:
-        if (wanted := tuner_of(plan).calibration(plan)) is not None:
-            sizes = yield from calibration.update_sizes(session, plan, wanted, spec, data.train)
-            settings, text = tuner_of(plan).calibrated(plan, sizes)
-            spec = spec.model_copy(update={"method": spec.method.model_copy(update={"settings": settings})})
-            run.write_spec(spec)
-            plan = plan_for(spec, model)
-            yield Note(text=text)
-        session.attach(adapter, plan, spec.training.seed, ids=tokenizer.ids, stored=model.read)
-        session.prepare(adapter, spec.training)
-    if not run.tokenizer.is_dir() or checksums.problem(run.tokenizer):
-        with written_aside(run.tokenizer, checkpoint.RESUME) as place:
-            place.mkdir()
-            asked = asked_in_training(tokenizer, model.path, spec.data.template == "raw")
-            write_beside_adapter(asked, {**model.config, **model.text_config}, place)
-            checksums.write(place)
-    samples = (
-        conversations(run.data, "validation", limit=spec.training.sample_rows) if spec.training.sample_rows else []
+        ready.state = loaded.state
+        return
+    tuner = tuner_of(ready.plan)
+    if (wanted := tuner.calibration(ready.plan)) is not None:
+        sizes = yield from calibration.update_sizes(session, ready.plan, wanted, ready.spec, ready.data.train)
+        settings, text = tuner.calibrated(ready.plan, sizes)
+        method = ready.spec.method.model_copy(update={"settings": settings})
+        ready.spec = ready.spec.model_copy(update={"method": method})
+        ready.run.write_spec(ready.spec)
+        ready.plan = plan_for(ready.spec, model)
+        yield Note(text=text)
+    session.attach(
+        ready.adapter,
+        ready.plan,
+        ready.spec.training.seed,
+        ids=ready.tokenizer.ids,
+        stored=model.read,
+        value_head=ready.spec.objective.objective.value_kind is not None,
     )
-    yield Ready(run, spec, model, tokenizer, data, samples, session, plan, state, backend.name, adapter)
+    session.prepare(ready.adapter, ready.spec.training)
+
+
+def _keep_tokenizer(ready: Ready) -> None:
+    """Keep the tokenizer's files in the run's folder, to be published beside the adapter."""
+    run, model = ready.run, ready.model
+    if run.tokenizer.is_dir() and not checksums.problem(run.tokenizer):
+        return
+    with written_aside(run.tokenizer, checkpoint.RESUME) as place:
+        place.mkdir()
+        asked = asked_in_training(ready.tokenizer, model.path, ready.spec.data.template == "raw")
+        write_beside_adapter(asked, {**model.config, **model.text_config}, place)
+        checksums.write(place)
 
 
 def _row_length(run: Run, spec: RunSpec, model: ModelFolder) -> Generator[Event, None, RunSpec]:

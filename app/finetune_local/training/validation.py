@@ -13,7 +13,7 @@ from finetune_local.backend import Session
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.dataset.batching import Examples, Indices, batches_for_scoring
 from finetune_local.data.encoding.encode import prompt_ids
-from finetune_local.spec.batch import Batch, Readout, ValueKind
+from finetune_local.spec.batch import Batch, Readout
 from finetune_local.spec.objectives import Mean, Objective
 from finetune_local.system.errors import OutOfMemory
 from finetune_local.system.messages import msg
@@ -22,8 +22,6 @@ from finetune_local.training.steps import Stepper
 
 if TYPE_CHECKING:
     from finetune_local.training.setup import Ready
-
-VALUE_KINDS: tuple[ValueKind, ...] = ("token values", "row values")
 
 
 def validation_examples(count: int, most: int, seed: int) -> Indices:
@@ -52,8 +50,7 @@ def metrics(
 def _measured(session: Session, objective: Objective, batch: Batch) -> Mapping[str, Mean]:
     if "reference" in objective.needs and batch.reference is None:
         batch = replace(batch, reference=session.score(batch, reference=True))
-    kind = next((kind for kind in VALUE_KINDS if kind in objective.needs), None)
-    values = None if kind is None else session.values(batch, kind)
+    values = None if objective.value_kind is None else session.values(batch, objective.value_kind)
     return objective.metrics(Readout(session.score(batch), values), batch)
 
 

@@ -105,4 +105,6 @@ def _batch(rows: Sequence[Row], groups: Sequence[int]) -> Batch:
     for at, row in enumerate(rows):
         ids[at, : lengths[at]], mask[at, : lengths[at]] = row.ids, row.mask
     weights = np.array([row.weight for row in rows], np.float32)
-    return Batch(ids, lengths, mask, np.array(groups, np.int32), weights)
+    known = [row.reference for row in rows if row.reference is not None]
+    reference = np.concatenate(known) if len(known) == len(rows) else None
+    return Batch(ids, lengths, mask, np.array(groups, np.int32), weights, reference)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from array import array
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -34,6 +35,8 @@ class Row:
     ids: Ids
     mask: Mask
     weight: float = 1.0
+    reference: npt.NDArray[np.float32] | None = None
+    """The reference's log-probabilities of its supervised tokens, where they are known."""
 
 
 class Dataset:
@@ -76,7 +79,8 @@ class Dataset:
             )
         self.row_lengths: npt.NDArray[np.int32] = lengths.astype(np.int32)
         """Tokens of each row."""
-        self._firsts, self._weights = self._examples()
+        self._reference: npt.NDArray[np.float32] | None = None
+        self._firsts, self._weights = self._read_examples()
         self.lengths = self.row_lengths
         """Tokens of each example's longest row."""
         if self._firsts is not None:
@@ -90,7 +94,28 @@ class Dataset:
         """One row, as views of the files."""
         start, end = int(self._offsets[index]), int(self._offsets[index + 1])
         weight = 1.0 if self._weights is None else float(self._weights[index])
-        return Row(self._ids[start:end], self._mask[start:end], weight)
+        reference = None
+        if self._reference is not None:
+            reference = self._reference[self.supervised_before[index] : self.supervised_before[index + 1]]
+        return Row(self._ids[start:end], self._mask[start:end], weight, reference)
+
+    def set_reference(self, logprobs: npt.NDArray[np.float32]) -> None:
+        """The reference's log-probabilities of the supervised tokens of all rows, end to end. Raises DataError for another number."""
+        if len(logprobs) != self.supervised_before[-1]:
+            raise DataError(
+                msg(
+                    "{folder}: the reference does not fit the {name} data. Start the run anew.",
+                    folder=self.folder,
+                    name=self.name,
+                )
+            )
+        self._reference = logprobs
+
+    @cached_property
+    def supervised_before(self) -> npt.NDArray[np.int64]:
+        """How many supervised tokens stand before each row, and in all rows, (rows + 1,)."""
+        counts = [np.count_nonzero(self.row(index).mask) for index in range(len(self.row_lengths))]
+        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
     def rows_of(self, example: int) -> range:
         """The numbers of an example's rows."""
@@ -102,7 +127,7 @@ class Dataset:
         """The rows of an example."""
         return [self.row(row) for row in self.rows_of(index)]
 
-    def _examples(self) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float32] | None]:
+    def _read_examples(self) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float32] | None]:
         """Where examples begin and what rows weigh; None where every row is an example of weight 1."""
         place = self.folder / f"{self.name}{EXAMPLES}"
         if not place.exists():

@@ -18,7 +18,7 @@ import numpy as np
 from finetune_local.spec.batch import Batch, Readout, ValueKind
 from finetune_local.spec.ops import NUMPY, Ops
 from finetune_local.system.errors import SpecError
-from finetune_local.system.fields import Settings, did_you_mean
+from finetune_local.system.fields import Settings, did_you_mean, setting
 from finetune_local.system.messages import msg
 
 Need = Literal["reference"] | ValueKind
@@ -36,6 +36,16 @@ LOSS = "loss"
 
 class NoSettings(Settings):
     """For objectives without settings."""
+
+
+class ReferenceSettings(Settings):
+    """The settings that every objective with a reference has."""
+
+    cache_reference: bool = setting(
+        False,
+        help="Compute the reference once and keep its log-probabilities in the run, instead of in every step.",
+        group="objective",
+    )
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,16 @@ class Objective:
     def with_settings(self, chosen: Settings) -> Self:
         """The same objective with other values of its settings."""
         return type(self)(chosen)
+
+    @property
+    def value_kind(self) -> ValueKind | None:
+        """The kind of values it needs of a scalar head; None where it needs none."""
+        return next((need for need in self.needs if need != "reference"), None)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the reference's log-probabilities are computed once and kept with the run's data."""
+        return isinstance(self.chosen, ReferenceSettings) and self.chosen.cache_reference
 
     def count(self, batch: Batch) -> int:
         """What a step's mean is taken over, in one micro-batch: supervised tokens, or for some objectives examples."""
