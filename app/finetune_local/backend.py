@@ -43,7 +43,7 @@ class Device:
 class Gap:
     """One thing a backend cannot do: a setting's value, on which kinds of device ("" is all), why, what instead.
 
-    `instead` is the value that stands in when a preset, not the user, asked for it; None refuses the run.
+    `instead` is used where a preset, not the user, set the value; None refuses the run.
     """
 
     setting: str
@@ -57,7 +57,8 @@ class Gap:
 class StepRequest:
     """One adapter's part of a step: its name, its micro-batches, its objective and its learning rate.
 
-    Where the objective needs the reference, it is computed before the step for micro-batches that have none.
+    No example is split between micro-batches. Where the objective needs the reference, the session computes it before the step
+    for micro-batches that have none.
     """
 
     name: str
@@ -83,18 +84,18 @@ class MemoryUse:
 
 
 class Decoder(Protocol):
-    """A growing text (or several of equal standing) with its key/value cache, under the adapter active at its start."""
+    """A text, or several side by side, that grows with its key/value cache, under what was active when it began."""
 
     def feed(self, rows: Sequence[Sequence[int]]) -> Floats:
         """Append tokens to each row and return the logits after the last, (rows, vocabulary) float32.
 
-        The first call gives the prompts, of any lengths; later calls give equally many tokens to each row.
+        The first call appends the prompts, of any lengths; later calls append equally many tokens to each row.
         """
         ...
 
 
 class Session(Protocol):
-    """A loaded base model and the adapters in memory beside it. Not thread-safe; one per process is meant."""
+    """A loaded base model and the adapters in memory beside it. Not thread-safe. A process has one."""
 
     precision: Precision
     device: Device
@@ -124,15 +125,17 @@ class Session(Protocol):
     ) -> int:
         """Add an adapter called `name` and activate it; returns its number of trained parameters.
 
-        Without `tensors` it starts as the tuner's `initial` says (equal on every backend; `ids` tokenizes where that needs
-        a text, `stored` gives the base's weights as they are on disk); with them, from those. Keys and shapes are the tuner's `shapes(plan)`.
-        `value_head` adds a scalar head (spec/value_head.py), which is one more tensor; `tensors` that hold one bring theirs.
-        Raises ModelError where the base has no module of a target's name, AdapterError where a tensor is missing, left over or misshapen.
+        `tensors` have the keys and shapes of the tuner's `shapes(plan)`. Without them the adapter has the tuner's `initial` values,
+        equal on every backend; `ids` tokenizes a text and `stored` returns a weight of the base as it is on disk, where these need it.
+        `value_head` adds a scalar head (spec/value_head.py), which is one more tensor; `tensors` with one bring theirs.
+
+        Raises ModelError where the base has no module of a target's name, AdapterError where the name is taken or a tensor is missing,
+        unknown or of another shape. The session is then as before.
         """
         ...
 
     def detach(self, name: str) -> None:
-        """Forget an adapter; the base is as it was before it."""
+        """Remove an adapter from memory; the base is as it was before attach(). Raises AdapterError where there is none of this name."""
         ...
 
     def adapters(self) -> list[str]:
@@ -140,15 +143,15 @@ class Session(Protocol):
         ...
 
     def activate(self, adapters: str | Mapping[str, float] | None) -> None:
-        """Make one adapter compute, a weighted sum of several, or None: the bare base. Nothing is reloaded.
+        """Make the base compute with one adapter, with a weighted sum of several, or alone (None). Nothing is reloaded.
 
-        With weights the base computes as if each adapter were merged into its weights, multiplied by its weight. Raises
-        Unsupported where an adapter's updates do not add up (Tuner.sum_refusal).
+        With weights it computes as if every adapter's update, times its weight, were merged into the base. Raises AdapterError for
+        an unknown name, Unsupported where an adapter's updates do not add up (Tuner.sum_refusal).
         """
         ...
 
     def weight(self, name: str) -> Floats:
-        """A weight of the bare base by its name on disk, fp32, as it is computed with. Raises ModelError where it is missing."""
+        """A weight of the bare base by its name on disk, fp32, as computed with (dequantised). Raises ModelError where it is missing."""
         ...
 
     def tensors(self, name: str) -> dict[str, Floats]:
@@ -156,7 +159,10 @@ class Session(Protocol):
         ...
 
     def prepare(self, name: str, training: TrainingSettings) -> None:
-        """Make ready to train one adapter, beside others that are: build its optimizer, turn on checkpointing if asked."""
+        """Prepare one adapter for training, beside others: make its optimizer, switch gradient checkpointing.
+
+        Raises Unsupported where the base or a setting cannot be trained here.
+        """
         ...
 
     def seed(self, seed: int) -> None:
@@ -166,18 +172,18 @@ class Session(Protocol):
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
         """One optimizer step of the adapter that was prepared last, over micro-batches.
 
-        The loss is the mean over what Objective.count counts. All or nothing: after OutOfMemory, or whatever else ends it, the weights, the optimizer and the
-        tracker are bit for bit as before, and the step can be tried again. For that an adapter and its states are held twice while they
-        are written; a whole model only where an eighth of the free memory holds that. Else a failure among the writes is a RunError.
-        A loss or gradient that is not finite is returned, not applied.
+        The loss is the mean over what Objective.count counts. All or nothing: after OutOfMemory, or any other end, the weights, the
+        optimizer and the tracker are bit for bit as before, and the step can be tried again. For that an adapter and its states are
+        copied while they are written; a whole model only where the copy takes at most an eighth of the free memory. Without a copy, a
+        failure among the writes is a RunError. A loss or gradient that is not finite is returned, not applied.
         """
         ...
 
     def step_many(self, requests: Sequence[StepRequest]) -> list[StepResult]:
         """One optimizer step of each of several prepared adapters, with one pass of the base over the rows of all.
 
-        Each result is what step() would give, up to rounding; dropout draws other numbers. All or nothing, as step().
-        Raises Unsupported where one of them cannot share a pass (Family.apart).
+        Each result is that of step(), up to rounding; dropout draws other numbers. All or nothing, as step().
+        Raises Unsupported where one of them cannot share a pass (Tuner.sharing_refusal).
         """
         ...
 
@@ -197,18 +203,18 @@ class Session(Protocol):
         ...
 
     def update_sizes(self, batch: Batch) -> dict[str, float]:
-        """The squared size of s·B·A·x, summed over the batch's real tokens, at each module that the active adapter updates so.
+        """The squared size of s·B·A·x, summed over the batch's real tokens, at each module where the active adapter has such an update.
 
         Raises AdapterError where none is active.
         """
         ...
 
     def logits(self, ids: Sequence[int]) -> Floats:
-        """All logits of one short sequence, (length, vocabulary): for gates and liveness, not for training."""
+        """All logits of one short sequence, (length, vocabulary): for verification and liveness, not for training."""
         ...
 
     def decoder(self) -> Decoder:
-        """Begin a text."""
+        """A decoder under what is active now."""
         ...
 
     def optimizer_state(self, name: str | None = None) -> dict[str, npt.NDArray[np.generic]]:
@@ -216,7 +222,7 @@ class Session(Protocol):
         ...
 
     def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]], name: str | None = None) -> None:
-        """Put back what optimizer_state() gave. Raises AdapterError where it is of another shape or kind."""
+        """Restore what optimizer_state() returned. Raises AdapterError, with nothing changed, where it is of another shape or kind."""
         ...
 
     def memory(self) -> MemoryUse:
@@ -234,7 +240,7 @@ class Backend(Protocol):
         ...
 
     def versions(self) -> dict[str, str]:
-        """Versions of the libraries it stands on, by name; without importing them."""
+        """Versions of its libraries by name, without importing them."""
         ...
 
     def devices(self) -> list[Device]:
@@ -250,7 +256,7 @@ class Backend(Protocol):
         ...
 
     def tuners(self) -> frozenset[str]:
-        """The families of parameters it has a file for."""
+        """The keys of the tuners it has a file for."""
         ...
 
     def load(
@@ -263,7 +269,7 @@ class Backend(Protocol):
     ) -> Session:
         """Load a Hugging Face folder (safetensors only, no remote code). Raises ModelError, OutOfMemory, Unsupported.
 
-        `quantisation` is how 4 bits are held, "auto" as automatic_quantisation() says; other precisions have no use for it.
+        `quantisation` is how 4 bits are stored, "auto" as automatic_quantisation() says; other precisions ignore it.
         `rope_factor` stretches the positions (spec/numerics/rope.py, which says what raises SpecError).
         """
         ...
@@ -282,7 +288,7 @@ def backends() -> Mapping[str, Backend]:
 
 
 def choose(wanted: str = "auto") -> tuple[Backend, str]:
-    """The backend to use and a sentence that says why. Raises SpecError where the one asked for cannot be used."""
+    """The backend to use and a sentence that says why. Raises SpecError where `wanted` cannot be used."""
     known = backends()
     if wanted != "auto":
         if wanted not in known:
@@ -310,7 +316,7 @@ def choose(wanted: str = "auto") -> tuple[Backend, str]:
 
 
 def automatic_quantisation(backend: Backend) -> tuple[Quantisation, str]:
-    """How a backend holds 4 bits where the user left it open, and why: affine groups where it has them, else NF4."""
+    """How a backend stores 4 bits where the user did not choose, and why: affine groups where it has them, else NF4."""
     for gap in backend.gaps():
         if (gap.setting, gap.value) == ("model.quantisation", "affine"):
             return "nf4", gap.reason

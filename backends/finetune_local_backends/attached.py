@@ -1,4 +1,4 @@
-"""The adapters in memory beside a base: their names and plans, and which of them are active. The half of a session that does not train."""
+"""The adapters in memory beside a base: their names, their plans, and which of them are active."""
 
 from __future__ import annotations
 

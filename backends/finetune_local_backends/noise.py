@@ -1,4 +1,4 @@
-"""NEFTune's noise for a whole micro-batch, as it is added to what the embedding gives; see spec/numerics/noise.py."""
+"""NEFTune's noise for a whole micro-batch, to be added to the embedding's output; see spec/numerics/noise.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_local.spec.tuners import VirtualIds
 def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, virtual: VirtualIds) -> Floats | None:
     """(ensemble_size·rows, count + length, width) for a batch without virtual tokens; zero on padding and on virtual tokens.
 
-    `alphas` are those of the rows; None where all are zero. Every member of an ensemble sees a row with the same noise.
+    `alphas` are those of the rows; None where all are zero. Every prompt of an ensemble sees a row with the same noise.
     """
     if not any(alphas):
         return None

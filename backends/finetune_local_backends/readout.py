@@ -22,7 +22,7 @@ class Positions:
     """Which hidden states of a batch are read, as indices into those of its first `width` columns, flattened (rows·width).
 
     `tokens` (n,) stand one before each supervised token, in row-major order, and `targets` (n,) are these tokens' ids. `rows` (rows,) are
-    the rows' last real tokens; it is empty where they are not asked for. Columns from `width` on change nothing that is read.
+    the rows' last real tokens; it is empty without "row values". Columns from `width` on change nothing that is read.
     """
 
     width: int

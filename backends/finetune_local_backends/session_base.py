@@ -44,7 +44,7 @@ class Optimizer(Protocol):
         ...
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Put back what state() returned. Raises AdapterError, with nothing changed, where it does not fit."""
+        """Restore what state() returned. Raises AdapterError, with nothing changed, where it does not fit."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The table of a model whose head is its embedding: one array under two names, which is held once."""
+"""The table of a model whose head is its embedding: one array under two names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from finetune_local.spec.whole import kind_of
 
 
 def shared_with(name: str, names: Collection[str], tensors: Mapping[str, Floats]) -> list[str]:
-    """The other names under which an adapter has the very array of a table."""
+    """The other names under which an adapter has the same array of a table."""
     tables = [other for other in names if kind_of(other.removeprefix(PREFIX)) in ("embeddings", "heads")]
     return [other for other in tables if name in tables and other != name and tensors[other] is tensors[name]]

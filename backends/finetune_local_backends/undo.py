@@ -1,4 +1,4 @@
-"""A step that fails changes nothing: what both backends' undo.py have in common."""
+"""A step that fails changes nothing: what both backends' undo.py share."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from finetune_local.system.errors import RunError
 from finetune_local.system.messages import msg
 
 ALWAYS = 256 << 20
-"""Bytes of copies that are kept of anything that is trained; of more only where an eighth of the free memory holds them."""
+"""Copies of up to so many bytes are always made; larger ones only where they take at most an eighth of the free memory."""
 
 Tracked = dict[str, npt.NDArray[np.generic]]
 
 
 class Undo(Protocol):
-    """What was trained and what its optimizers and trackers hold, as they were when it was made."""
+    """Trained parameters and the states of their optimizers and trackers, as they were when this was made."""
 
     def put_back(self) -> None:
-        """Make everything as it was, bit for bit, and what is derived from it too."""
+        """Restore everything bit for bit, and what is derived from it."""
         ...
 
 
 @contextmanager
 def all_or_nothing(undo: Undo | None) -> Iterator[None]:
-    """Around the writes of a step: where one of them fails, for whatever reason, those before it are taken back.
+    """Around the writes of a step: where one of them fails, for whatever reason, those before it are undone.
 
-    Without an undo the error becomes a RunError, which nobody answers by trying the step again: the run ends, and goes on from
-    its last checkpoint. So does it where taking back fails.
+    Without an undo the error becomes a RunError, after which the step is not tried again: the run ends, and is resumed from its
+    last checkpoint. The same holds where undoing fails.
     """
     try:
         yield
@@ -41,23 +41,23 @@ def all_or_nothing(undo: Undo | None) -> Iterator[None]:
             raise _lost(error) from error
         try:
             undo.put_back()
-        except BaseException as second:  # noqa: BLE001 - a second Ctrl-C too: nothing may go on with half a step
+        except BaseException as second:  # noqa: BLE001 - a second Ctrl-C too: no training may continue after half a step
             raise _lost(second) from error
         raise
 
 
 def affordable(size: int, free: int) -> bool:
-    """Whether copies of so many bytes are kept: adapters' always, those of a whole model only where there is much room."""
+    """Whether copies of so many bytes are made: an adapter's always, a whole model's only where there is much room."""
     return size <= max(ALWAYS, free // 8)
 
 
 def tracked(tracker: Tracker | None) -> Tracked | None:
-    """A copy of what a family remembers between steps."""
+    """A copy of what a tuner remembers between steps."""
     return None if tracker is None else {key: np.array(value) for key, value in tracker.state().items()}
 
 
 def track_again(tracker: Tracker | None, kept: Mapping[str, npt.NDArray[np.generic]] | None) -> None:
-    """Put it back."""
+    """Restore it."""
     if tracker is not None and kept is not None:
         tracker.restore({key: np.array(value) for key, value in kept.items()})
 

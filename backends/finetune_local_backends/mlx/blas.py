@@ -66,7 +66,7 @@ def prepare() -> bool:
             _compile(forwarder)
         libraries = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in (openblas, forwarder)]
     except (OSError, subprocess.SubprocessError):
-        return False  # no writable cache, a compiler that does not compile: MLX goes on with its own
+        return False  # no writable cache, a compiler that does not compile: MLX uses its own
     _loaded.extend(libraries)
     return True
 

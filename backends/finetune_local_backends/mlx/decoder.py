@@ -1,4 +1,4 @@
-"""Growing texts with mlx-lm's key/value caches: one row, or many side by side."""
+"""Decoding with mlx-lm's key/value caches: one row, or many side by side."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def guard(doing: str) -> Iterator[None]:
 
 
 class Meter:
-    """What one session uses, and what a batch of so many tokens is going to need.
+    """What one session uses, and what a batch of so many tokens will need.
 
     A batch's need is first taken as the least it can be, then as what the largest batch so far really took, by token.
     """
@@ -69,7 +69,7 @@ class Meter:
             self._largest, self._per_token = tokens, max(self._least, used / tokens)
 
     def free(self) -> int:
-        """Bytes that may still be taken."""
+        """Bytes that may still be allocated."""
         return _free(self._device)
 
     def use(self) -> MemoryUse:
@@ -86,7 +86,7 @@ class Meter:
 
 
 def _free(device: Device) -> int:
-    """Bytes that may still be taken: of what the GPU may use, or of the machine's and the process's own limit."""
+    """Bytes that may still be allocated: of what the GPU may use, or within the machine's and the process's limit."""
     if device.kind == "metal":
         return int(mx.get_memory_limit()) - int(mx.get_active_memory())
     import resource
@@ -101,6 +101,6 @@ def _free(device: Device) -> int:
 
 
 def trim(limit: int) -> None:
-    """Give freed buffers back once they have grown over `limit` bytes: batches of many lengths leave many sizes."""
+    """Return freed buffers once they take more than `limit` bytes: batches of many lengths leave many sizes."""
     if mx.get_cache_memory() > limit:
         mx.clear_cache()

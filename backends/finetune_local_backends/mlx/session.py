@@ -111,7 +111,7 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
         return AdamW(trained, training, multipliers)
 
     def _prepared(self, training: Training[AdamW]) -> None:
-        # At the least, the gradient of every matrix needs its input kept; of checkpointed blocks only one at a time.
+        # The gradient of every matrix needs at least its input saved; of checkpointed blocks only one at a time.
         adapter = self._adapters[training.name]
         trained = [adapter.parameters[name] for name in training.trained]
         kept = sum(p.shape[-1] for p in trained if p.ndim > 1)
@@ -238,16 +238,16 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
     def _checkpointing(self, one: Pass, parameters: kernels.Tree) -> contextlib.AbstractContextManager[None]:
         if not one.checkpointing:
             return contextlib.nullcontext()
-        # Blocks before the first trained one keep nothing anyway, unless something before them (a prompt) is trained.
+        # Blocks before the first trained one save nothing anyway, unless something before them (a prompt) is trained.
         first = 0 if one.outside else min(one.blocks, default=0)
         blocks = {n: block for n, block in enumerate(self.model.blocks()) if n >= first}
         trained = {n: {name: parameters[name] for name in one.blocks.get(n, [])} for n in blocks}
         return kernels.Checkpointing(blocks, trained.__getitem__, one.place)
 
     def _read(self, batch: Batch, at: Positions) -> tuple[mx.array, mx.array, mx.array]:
-        """Hidden states (n, width) before the supervised tokens, those of the rows' ends if asked for, and the tokens (n,).
+        """Hidden states (n, width) before the supervised tokens, those of the rows' ends with "row values", and the tokens (n,).
 
-        Padding is on the right, so that under the causal mask no real token sees it and no mask of its own is needed.
+        Padding is on the right, so that under the causal mask no real token sees it and no padding mask is needed.
         """
         self.model.check_length(min(at.width + 1, batch.ids.shape[1]))
         hidden = self.model.hidden(mx.array(batch.ids[:, : at.width].astype(np.int32)))

@@ -1,4 +1,4 @@
-"""Growing texts with a key/value cache: prompts of any lengths first, then equally many tokens for each row."""
+"""Decoding with a key/value cache: prompts of any lengths first, then equally many tokens for each row."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TorchDecoder:
         return cast(Floats, logits.cpu().numpy())
 
     def _places(self, ids: torch.Tensor, padding: np.ndarray) -> dict[str, torch.Tensor]:
-        """Mask and positions where there is padding; nothing, and the model's own ways, where there is none."""
+        """Mask and positions where there is padding; nothing where there is none, so that the model makes its own."""
         if not self._started and padding.any():
             real = torch.arange(ids.shape[1])[None] >= torch.from_numpy(padding)[:, None]
             self._mask = real.long().to(ids.device)

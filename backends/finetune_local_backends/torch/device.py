@@ -1,4 +1,4 @@
-"""Which device to compute on, and what is to be said about it. Imports torch only where a card may be in use."""
+"""Which device to compute on, and notes about it. Imports torch only where a card may be in use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def nvidia_card() -> bool:
 
 
 def build() -> str:
-    """How the installed torch was built: "cpu", "rocm", "cuda", or "" where that cannot be told or there is none.
+    """How the installed torch was built: "cpu", "rocm", "cuda", or "" where that is unknown or there is none.
 
     Read from torch/version.py, which is not imported: wheels of PyPI are CUDA's on Linux and the CPU's on Windows, and say so
     nowhere in their version.
@@ -61,7 +61,7 @@ def cpu() -> Device:
 
 
 def pick(wanted: str | None) -> Device:
-    """The device asked for by id or kind, else the best. Raises SpecError where there is none of that name."""
+    """The device of an id or a kind, else the best. Raises SpecError where there is none of that name."""
     found = devices()
     if wanted is None:
         return found[0]
@@ -118,7 +118,7 @@ def _cards() -> list[Device]:
 
 @cache
 def _cpu_field(name: str) -> str:
-    """A field of the first processor as Linux tells it; empty elsewhere."""
+    """A field of the first processor from Linux's /proc/cpuinfo; empty elsewhere."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.partition(":")[0].strip() == name:

@@ -1,5 +1,5 @@
 """What torch cannot do here, one line each; shown to the user and asserted by a test. Full training on a quantised base is
-refused by methods/full.py, since it is a mix of two settings and not a value of one."""
+refused by tuners/full.py, since it is a mix of two settings and not a value of one."""
 
 from __future__ import annotations
 

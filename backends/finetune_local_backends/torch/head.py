@@ -1,4 +1,4 @@
-"""The end of a model apart from its body: hidden states in, logits or log-probabilities of chosen tokens out.
+"""A model's head apart from its body: hidden states in, logits or log-probabilities of chosen tokens out.
 
 So the full logits of a batch are never made. Families bend their logits in ways of their own; that the bend is known here is
 checked on a few tokens against the model itself before anything is trained.
@@ -34,7 +34,7 @@ class Head:
 
     @property
     def linear(self) -> nn.Linear:
-        """The last layer, or the wrapped around it."""
+        """The last layer, wrapped or not."""
         found: nn.Linear = self._model.get_output_embeddings()
         return found
 
@@ -44,7 +44,7 @@ class Head:
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def log_probabilities(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """hidden (n, d), targets (n,) to (n,) fp32; with the part of an adapter that works at the head."""
+        """hidden (n, d), targets (n,) to (n,) fp32; with the part of an adapter at the head."""
         linear = self.linear
         part: tuple[torch.Tensor, ...] = ()
         weight = linear.weight
@@ -57,7 +57,7 @@ class Head:
         return result
 
     def check(self, model: Any, body: Any) -> None:
-        """Once: this head on the body's states gives the model's own logits, else Unsupported."""
+        """Check once that this head on the body's states returns the model's logits. Raises Unsupported where it does not."""
         if self._checked:
             return
         ids = torch.arange(4, 12, device=self.linear.weight.device)[None] % self.linear.weight.shape[0]

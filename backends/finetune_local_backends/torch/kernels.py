@@ -1,4 +1,4 @@
-"""The hot path: autograd functions that keep and compute only what training an adapter over frozen weights needs.
+"""The hot path: autograd functions that save and compute only what training an adapter over frozen weights needs.
 
 Each has a plain equivalent that the tests compare it with. Shapes: x (..., in), W (out, in), A (rank, in), B (out, rank).
 """
@@ -19,7 +19,7 @@ CHUNK_NUMBERS = 1 << 24
 
 
 class FrozenBase(Protocol):
-    """A layer over stored weights that can make them dense."""
+    """A layer over stored weights that can return them dense."""
 
     bias: nn.Parameter | None
 
@@ -41,7 +41,7 @@ def _bias(base: nn.Module, dtype: torch.dtype) -> torch.Tensor | None:
 
 
 class FrozenLinear(Function):
-    """y = x·Wᵀ over a frozen layer, + b if asked; nothing of the size of W is kept for the way back."""
+    """y = x·Wᵀ over a frozen layer, plus b with `with_bias`; nothing of the size of W is saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, base: nn.Module, with_bias: bool) -> torch.Tensor:
@@ -59,7 +59,7 @@ class LowRankLinear(Function):
     """y = c ∘ (x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b, with c = m / ‖W + s·B·A‖ for DoRA and 1 without.
 
     A, B and m are fp32 masters and are cast to x's type here, so x itself is never cast; the two products into y and into
-    dx run in place. `norm` (out,) is taken as a constant (DoRA, section 4.3). Where A is frozen (LoRA-FA) x is not kept.
+    dx run in place. `norm` (out,) is a constant to the gradient (DoRA, section 4.3). Where A is frozen (LoRA-FA), x is not saved for backward.
     """
 
     @staticmethod
@@ -113,7 +113,7 @@ class LowRankLinear(Function):
 
 
 class LowRankRows(Function):
-    """LowRankLinear of several adapters at once: y = x·Wᵀ + b, and s·(x·Aᵀ)·Bᵀ added to each one's own rows.
+    """LowRankLinear of several adapters at once: y = x·Wᵀ + b, and s·(x·Aᵀ)·Bᵀ of each adapter added to its rows.
 
     The products with W are over all rows; nothing is copied to join the parts.
     """
@@ -169,7 +169,7 @@ def low_rank_from_output(
     scale: float,
     base: nn.Module,
 ) -> torch.Tensor:
-    """LowRankLinear from y = x·Wᵀ + b, by autograd's own operations."""
+    """LowRankLinear from y = x·Wᵀ + b, by autograd's operations."""
     dtype = y.dtype
     update = low_rank_update(x, a, b, scale)
     if magnitude is None or norm is None:
@@ -189,10 +189,10 @@ def low_rank_plain(
     scale: float,
     base: nn.Module,
 ) -> torch.Tensor:
-    """The same by autograd's own operations, and with another input (`dropped`) to all that the adapter adds: with dropout.
+    """The same by autograd's operations, with another input (`dropped`, after dropout) to all that the adapter adds.
 
     As in PEFT: with DoRA that is (c − 1)·x·Wᵀ as well as the low-rank part, and x·Wᵀ + b itself stays whole. The products
-    with W go through FrozenLinear, or autograd would keep every quantised weight made dense.
+    with W go through FrozenLinear, or autograd would save every quantised weight in its dense form.
     """
     dtype = x.dtype
     y: torch.Tensor = FrozenLinear.apply(x, base, True)  # type: ignore[no-untyped-call]
@@ -217,11 +217,11 @@ def row_norms(
 
 
 class TokenLogProbs(Function):
-    """log p(target) at each hidden state, (n,) fp32, in chunks of logits that are thrown away.
+    """log p(target) at each hidden state, (n,) fp32, in chunks of logits that are not kept.
 
-    logits = cap·tanh(s·(h·Wᵀ + i·Bᵀ + b)/cap), or without the cap and without i·Bᵀ, an adapter's part. With a frozen head the way back is prepared on the way there,
-    since log p of one token depends on one hidden state: its gradient is (W[target] − Σ p·W)·…, one row each. A trained
-    or adapted head makes the logits a second time instead.
+    logits = cap·tanh(s·(h·Wᵀ + i·Bᵀ + b)/cap), where i·Bᵀ is an adapter's part; the cap and the part may be missing. With a frozen
+    head, forward computes the gradients of the hidden states too, since log p of one token depends on one hidden state only:
+    (W[target] − Σ p·W)·…, one row each. With a trained or adapted head, backward computes the logits a second time.
     """
 
     @staticmethod

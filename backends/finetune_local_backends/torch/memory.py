@@ -13,12 +13,12 @@ from finetune_local.backend import MemoryUse
 from finetune_local.system.errors import OutOfMemory
 from finetune_local.system.messages import msg
 
-# torch's CPU allocator, the C++ runtime and the card's libraries (cublasCreate, cudnnCreate) have no error class of their own.
+# torch's CPU allocator, the C++ runtime and the card's libraries (cublasCreate, cudnnCreate) raise plain RuntimeErrors.
 _WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "_ALLOC_FAILED")
 
 
 def use(device: torch.device) -> MemoryUse:
-    """The card's bytes held by tensors, or the process's resident bytes on a CPU."""
+    """The card's bytes in tensors, or the process's resident bytes on a CPU."""
     if device.type == "cuda":
         return MemoryUse(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
     info = psutil.Process().memory_info()
@@ -27,7 +27,7 @@ def use(device: torch.device) -> MemoryUse:
 
 @contextmanager
 def guard(doing: str) -> Iterator[None]:
-    """Turn every way in which torch runs out of memory into OutOfMemory; `doing` completes "no room to ..."."""
+    """Turn every way in which torch runs out of memory into OutOfMemory; `doing` completes "not enough memory to ..."."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -39,12 +39,12 @@ def guard(doing: str) -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error without a class of its own is about memory."""
+    """Whether a RuntimeError is about memory."""
     return any(word in str(error) for word in _WORDS)
 
 
 def release(device: torch.device) -> None:
-    """Give cached blocks back, so that a smaller attempt finds room in one piece."""
+    """Return cached blocks, so that a smaller attempt finds memory in one piece."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

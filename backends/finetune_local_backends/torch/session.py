@@ -208,7 +208,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         return TorchDecoder(self._base, self._head, self.virtual())
 
     def _read(self, batch: Batch, kind: ValueKind | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Hidden states (n, d) before the supervised tokens, those of the rows' ends if asked for, and log p (n,) of the tokens.
+        """Hidden states (n, d) before the supervised tokens, those of the rows' ends with "row values", and log p (n,) of the tokens.
 
         Padding stands on the right and attention looks left only, so no mask is needed.
         """

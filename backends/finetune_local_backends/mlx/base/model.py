@@ -28,7 +28,7 @@ class Place:
     key: Any
 
     def get(self) -> Any:
-        """What lies there."""
+        """What is there."""
         return self.owner[self.key]
 
     def put(self, value: Any) -> None:
@@ -89,7 +89,7 @@ class Model:
         return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else dense_weight(place.owner)
 
     def embedding_of(self, head: str) -> str | None:
-        """The embedding's weight, where it is that of the head too and `head` has none of its own; by names in the folder."""
+        """The embedding's weight, where it is also that of the head and no weight `head` exists; by names in the folder."""
         if head in self.weights or head.removesuffix(".weight").rsplit(".", 1)[-1] not in HEADS:
             return None
         return self.tied.get(head) or next((name for name in self.weights if name.endswith(EMBEDDINGS)), None)
@@ -121,7 +121,7 @@ class Model:
         return next((int(p.get().shape[1]) for name, p in self.weights.items() if name.endswith(EMBEDDINGS)), 0)
 
     def linear(self, target: Target) -> Place:
-        """The place of a target's linear layer; a size of 0 is not told. Raises ModelError where there is none, or of another shape."""
+        """The place of a target's linear layer; a size of 0 is unknown. Raises ModelError where there is none, or of another shape."""
         weight = self.weights.get(target.module + ".weight")
         layer = weight.owner if weight else None
         if layer is None or not isinstance(layer, nn.Linear | nn.QuantizedLinear | Nf4Linear):
@@ -190,7 +190,7 @@ class Model:
 
 
 class _Given(nn.Module):
-    """Stands in for the body and gives hidden states that are computed already."""
+    """Stands in for the body and returns hidden states that are computed already."""
 
     def __init__(self, body: nn.Module, hidden: mx.array) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

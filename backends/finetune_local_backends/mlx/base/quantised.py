@@ -1,4 +1,4 @@
-"""Frozen linear layers held in 4 or 8 bits and made dense at the moment they are used; the dense weight is never kept."""
+"""Frozen linear layers stored in 4 or 8 bits and made dense when they are used; the dense weight is not kept."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class WholeLayer(AdapterLayer):
         self._cast: dict[str, tuple[mx.array, mx.array]] = {}
 
     def __call__(self, base: Any, *args: Any, **kwargs: Any) -> mx.array:
-        """What the module gives with these instead."""
+        """The module's output with these instead of its own."""
         with self._instead(base, {name: name for name in self.names if name != HEAD_WEIGHT}):
             result: mx.array = base(*args, **kwargs)
         return result
@@ -47,7 +47,7 @@ class WholeLayer(AdapterLayer):
         return result
 
     def refresh(self, base: Any) -> None:
-        """Cast once what is not being trained: a table is big."""
+        """Cast once what is not trained, since a table is big."""
         self._cast = {}
         for name in self.names:
             own, dtype = getattr(self, name), base["weight"].dtype

@@ -1,7 +1,7 @@
-"""The two moments AdamW keeps of a parameter: in fp32, or in 8 bits, block by block.
+"""The two moments AdamW keeps for a parameter: in fp32, or in 8 bits, block by block.
 
 8 bits as bitsandbytes' AdamW8bit has them (Dettmers et al. 2021, arXiv:2110.02861, section 2): blocks of 256 numbers share a
-range; the first moment is held with a sign, the second without; parameters of fewer than 4096 numbers stay in fp32. A step
+range; the first moment is stored with a sign, the second without; parameters of fewer than 4096 numbers stay in fp32. A step
 computes in fp32 and updates the parameter before the moments are rounded again.
 """
 
@@ -18,14 +18,14 @@ from finetune_local_backends.mlx.training.dynamic8 import dequantise, quantise
 MEAN, SQUARE = "exp_avg.", "exp_avg_sq."
 MEAN_RANGES, SQUARE_RANGES = "exp_avg_absmax.", "exp_avg_sq_absmax."
 LEAST = 4096
-"""How many numbers a parameter must have for its moments to be held in 8 bits; bitsandbytes' min_8bit_size."""
+"""How many numbers a parameter must have for its moments to be stored in 8 bits; bitsandbytes' min_8bit_size."""
 _CHUNK = 1 << 20  # numbers computed at once in fp32; whole blocks
 _STRIDES = (1, 1, BLOCK, 1, BLOCK)  # how many of them an entry stands for: parameter, both indices and their ranges
 
 
 @dataclass(frozen=True)
 class Step:
-    """The numbers of one update of one parameter: `factor` clips the gradient, `rate` is the parameter's own."""
+    """The constants of one update of one parameter: `factor` clips the gradient, `rate` is this parameter's learning rate."""
 
     beta1: float
     beta2: float
@@ -48,7 +48,7 @@ class Step:
 
 
 class Moments(Protocol):
-    """The state of one parameter. It never changes: an update makes a new one, so that a step can be given up."""
+    """The state of one parameter. It never changes: an update makes a new one, so that a step can be undone."""
 
     def advance(self, parameter: mx.array, gradient: mx.array, step: Step) -> tuple[mx.array, Moments]:
         """The parameter after the update, in its shape, and its new moments."""
@@ -59,7 +59,7 @@ class Moments(Protocol):
         ...
 
     def replaced(self, arrays: dict[str, mx.array]) -> Moments:
-        """The same kind with what arrays() gave."""
+        """The same kind from what arrays() returned."""
         ...
 
 
@@ -96,7 +96,7 @@ class EightBit:
     _PREFIXES: ClassVar = (MEAN, MEAN_RANGES, SQUARE, SQUARE_RANGES)
 
     def advance(self, parameter: mx.array, gradient: mx.array, step: Step) -> tuple[mx.array, Moments]:
-        """See Moments. A large parameter is computed in chunks, so that its moments never lie in fp32 as a whole."""
+        """See Moments. A large parameter is computed in chunks, so that its moments are never in fp32 as a whole."""
         shape, slope = parameter.shape, gradient.reshape(-1)
         now = [
             parameter.reshape(-1),

@@ -1,4 +1,4 @@
-"""NEFTune's noise on MLX: the embedding, or the wrapped around it, gives a bit more while a micro-batch is read for training."""
+"""NEFTune's noise on MLX: the embedding, wrapped or not, is changed while a micro-batch is read for training."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from finetune_local_backends.mlx.base.model import EMBEDDINGS, Model
 
 
 def embedding(model: Model) -> Any:
-    """The module at the embedding's place: itself, or an adapter's wrapped around it."""
+    """The module at the embedding's place, wrapped or not."""
     place = next(place for name, place in model.weights.items() if name.endswith(EMBEDDINGS))
     return model.modules[id(place.owner)].get()
 
 
 @contextmanager
 def noisy(model: Model, noise: Floats | None) -> Iterator[None]:
-    """Within it `noise` (rows, length or more, d) is added to what the embedding gives; None: nothing is."""
+    """Within it `noise` (rows, length or more, d) is added to the embedding's output; None: nothing is."""
     if noise is None:
         yield
         return

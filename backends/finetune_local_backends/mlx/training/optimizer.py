@@ -1,6 +1,6 @@
 """AdamW with bias correction, number for number as torch's, and with 8-bit states as bitsandbytes'.
 
-Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2; how the states are held is in moments.py.
+Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2; how the states are stored is in moments.py.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class AdamW:
     def update(
         self, parameters: dict[str, mx.array], gradients: dict[str, mx.array], factor: float, rate: float
     ) -> None:
-        """One update of those of `parameters` it was made for, with gradients times `factor`; the gradients are used up.
+        """Update those of `parameters` it was made for, with gradients times `factor`; the gradients are dropped.
 
-        Tensors are computed in groups of bounded size, so that full fine-tuning never holds its states twice. What fails in a later
-        group leaves the earlier ones written: see undo.py. The largest come first, so that the others find the room they leave.
+        Tensors are computed in groups of bounded size, so that full fine-tuning never has its states in memory twice. A failure in a later
+        group leaves the earlier ones written: see undo.py. The largest come first, so that the others use the memory they free.
         """
         s, step = self._settings, self._step + 1
         corrections = 1 - s.beta1**step, math.sqrt(1 - s.beta2**step)
@@ -60,11 +60,11 @@ class AdamW:
         self._step = step
 
     def moment(self) -> tuple[int, dict[str, Moments]]:
-        """What it holds now, without a copy; for return_to()."""
+        """Its state now, without a copy; for return_to()."""
         return self._step, dict(self._moments)
 
     def return_to(self, moment: tuple[int, dict[str, Moments]]) -> None:
-        """Hold again what moment() gave."""
+        """Restore what moment() returned."""
         self._step, self._moments = moment[0], dict(moment[1])
 
     def nbytes(self, name: str) -> int:
@@ -72,7 +72,7 @@ class AdamW:
         return sum(array.nbytes for array in self._moments[name].arrays().values())
 
     def state(self) -> State:
-        """Everything needed to go on exactly, as named arrays."""
+        """Everything needed to resume exactly, as named arrays."""
         return {STEP: np.array(self._step, np.int64)} | {
             prefix + name: np.array(array)
             for name, moments in self._moments.items()
@@ -80,7 +80,7 @@ class AdamW:
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Put back what state() gave. Raises AdapterError, with nothing changed, where names, shapes or types differ."""
+        """Restore what state() returned. Raises AdapterError, with nothing changed, where names, shapes or types differ."""
         expected = {STEP: ((), "int64")} | {
             prefix + name: (tuple(array.shape), str(array.dtype).removeprefix("mlx.core."))
             for name, moments in self._moments.items()
@@ -117,7 +117,7 @@ class AdamW:
 
 
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names of parameters, the largest first, as many at once as lie in GROUP_BYTES, or one."""
+    """Names of parameters, the largest first, in groups of up to GROUP_BYTES or of one."""
     names: list[str] = []
     size = 0
     for name, own in sorted(sizes.items(), key=lambda item: -item[1]):

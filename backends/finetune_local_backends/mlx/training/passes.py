@@ -17,7 +17,8 @@ class Pass:
     """The active adapters of a step, each with the names of what it trains.
 
     Parameters have the adapter's number before their name, since two adapters may have tensors of one name. Of the trained ones,
-    `outside` are computed with outside the blocks, `blocks` in each block. `gradients` are those added up so far; `penalty_due`: the regularisation is not in them yet.
+    `outside` are computed with outside the blocks, `blocks` in each block. `gradients` are those added up so far; `penalty_due`: the
+    regularisation is not in them yet.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ def check_known(model: Model) -> None:
 
 @contextmanager
 def shifted(model: Model, group: int) -> Iterator[None]:
-    """Within it, way back included, the model attends in groups of `group` positions; 0: as usual."""
+    """Within it, in forward and backward, the model attends in groups of `group` positions; 0: as usual."""
     if not group:
         yield
         return

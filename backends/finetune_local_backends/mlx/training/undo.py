@@ -1,4 +1,4 @@
-"""Taking a step back on MLX: arrays never change, so keeping the old ones in sight is enough."""
+"""Undoing a step on MLX: arrays never change, so references to the old ones are enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune_local_backends.undo import affordable, all_or_nothing, track_again
 
 
 class MlxUndo:
-    """See Undo. Costs a second copy of what is trained and of its optimizer's states while the step writes, no longer."""
+    """See Undo. It takes a second copy of the trained parameters and of the optimizer's states while the step writes."""
 
     def __init__(self, work: Sequence[tuple[Training[AdamW], MlxAdapter]]) -> None:
         self._held = [
@@ -30,7 +30,7 @@ class MlxUndo:
             adapter.parameters.update(parameters)
             training.optimizer.return_to(moment)
             track_again(training.tracker, kept)
-        mx.clear_cache()  # what the failed writes have left, for what is derived anew
+        mx.clear_cache()  # the memory of the failed writes, for what is derived again
         for _, adapter, *_ in self._held:
             adapter.after_step()
 
@@ -38,8 +38,8 @@ class MlxUndo:
 def writing(work: Sequence[tuple[Training[AdamW], MlxAdapter]], free: int) -> AbstractContextManager[None]:
     """Around the writes of a step, of which there may be `free` more bytes: all or nothing.
 
-    A whole model is not held twice where memory has no room to spare (see affordable()). Then it is weighed beforehand whether the
-    largest group of tensors can be computed, after which each finds the room that the one before has left. Raises OutOfMemory.
+    A whole model is not copied where memory is short (see affordable()). Then the memory for the largest group of tensors is checked
+    before the first write; each later group uses what the one before has freed. Raises OutOfMemory.
     """
     sizes = [adapter.parameters[name].nbytes for training, adapter in work for name in training.trained]
     states = sum(training.optimizer.nbytes(name) for training, _ in work for name in training.trained)

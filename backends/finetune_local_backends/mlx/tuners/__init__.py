@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MlxAdapter(Adapter["mx.array"]):
-    """See Adapter. MLX's arrays never change, so each update and each traced function comes with arrays of its own."""
+    """See Adapter. MLX's arrays never change, so each update and each traced function brings new ones."""
 
     def tensors(self) -> dict[str, Floats]:
         """See Adapter."""

@@ -47,7 +47,7 @@ class FullAdapter(MlxAdapter):
 
 
 def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> FullAdapter:
-    """The weights of the plan. Raises Unsupported where one is quantised or held in another form than in the folder."""
+    """The weights of the plan. Raises Unsupported where one is quantised or stored in another form than in the folder."""
     shapes = tuner_of(plan).shapes(plan)
     pairs = [(PREFIX + head, PREFIX + embedding) for head, embedding in base.tied.items()]
     tied = {head: embedding for head, embedding in pairs if head in shapes and embedding in shapes}
@@ -91,5 +91,5 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ful
     parameters = {}
     for name in places:
         parameters[name] = mx.array(np.asarray(tensors[name], np.float32))
-        mx.eval(parameters[name])  # one at a time: a tensor made when it is asked for is let go of again
+        mx.eval(parameters[name])  # one at a time, so that a tensor made when it is read is freed again
     return FullAdapter(places, parameters, tied)

@@ -1,4 +1,4 @@
-"""LoRA-drop on MLX: LoRA's layers, several of which may name the same A and B. See spec/tuners/lora_drop.py."""
+"""LoRA-drop on MLX: LoRA's layers, several of which may share A and B. See spec/tuners/lora_drop.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA and its kin on MLX. The formulas and names are those of spec/tuners/low_rank.py and of PEFT."""
+"""LoRA and its variants on MLX. The formulas and names are those of spec/tuners/low_rank.py and of PEFT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 
 
 class LowRankLayer(AdapterLayer):
-    """A (rank, in) and B (out, rank) beside a linear layer, and where the settings have them: the start a0, b0 that is
+    """A (rank, in) and B (out, rank) beside a linear layer, and where the settings have them: the initial a0, b0 that are
     subtracted (PiSSA), a trained bias (out,), and with DoRA the magnitude (out,).
 
     With DoRA `norm` (out,) is ‖W + s·B·A‖ by row, a constant to the gradient, and `square` (out,) is ‖W‖².
@@ -101,7 +101,7 @@ class LowRankLayer(AdapterLayer):
 
 class EmbeddingLayer(AdapterLayer):
     """An embedding's rows plus s·B·A[:, token], with A (rank, vocabulary) and B (width, rank); and where the embedding is the
-    head too and that is adapted, its product plus s·B·A of its own: A (rank, width), B (vocabulary, rank)."""
+    head too and that is adapted, its product plus s·B·A of another pair: A (rank, width), B (vocabulary, rank)."""
 
     a: mx.array
     b: mx.array
@@ -111,7 +111,7 @@ class EmbeddingLayer(AdapterLayer):
     head_b0: mx.array
 
     def __init__(self, settings: LowRankSettings, embedding: str | None, head: str | None) -> None:
-        """The modules adapted: `embedding`, and `head` where it has no weight of its own."""
+        """The modules adapted: `embedding`, and `head` where it has no weight."""
         names = {"a": PREFIX + embedding + EMBEDDING_A, "b": PREFIX + embedding + EMBEDDING_B} if embedding else {}
         if head:
             names |= {"head_a": PREFIX + head + A, "head_b": PREFIX + head + B}
@@ -155,7 +155,7 @@ class BiasLayer(AdapterLayer):
         super().__init__(module, {"bias": bias})
 
     def __call__(self, base: Any, *args: Any, **kwargs: Any) -> mx.array:
-        """What the module gives, moved by the difference of the biases."""
+        """The module's output plus the difference of the biases."""
         return _with_bias(base(*args, **kwargs), base, self.bias)
 
     def update(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
@@ -195,7 +195,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
 
 
 def _beyond(a: mx.array, b: mx.array, a0: mx.array, b0: mx.array) -> tuple[mx.array, mx.array]:
-    """A and B of B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at the start, in bf16 too."""
+    """A and B of B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at first, in bf16 too."""
     return mx.concatenate([a, a - a0]), mx.concatenate([b - b0, b0], axis=1)
 
 
@@ -229,7 +229,7 @@ def _embedding(model: Model, module: str, plan: AdapterPlan) -> Place:
 
 
 def _tied_to(model: Model, head: str) -> str | None:
-    """The embedding that is the head too, where that has no matrix of its own."""
+    """The embedding that is also the head, where the head has no matrix."""
     name = model.embedding_of(head + ".weight")
     return None if name is None else name.removesuffix(".weight")
 

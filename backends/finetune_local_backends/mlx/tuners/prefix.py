@@ -1,7 +1,7 @@
 """Prefix tuning on MLX. The formulas and names are those of spec/tuners/prefix.py and of PEFT.
 
-Each block's attention is handed a cache that puts the prefix before whatever keys and values it has at that moment, as on
-torch: the caches of a decoder hold the texts alone, and blocks that are computed again find the prefix again.
+Each block's attention gets a cache that puts the prefix before its current keys and values, as on torch: the caches of a
+decoder have the texts alone, and blocks that are computed again see the prefix again.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class AttentionLayer(AdapterLayer):
 
 
 class _Prefixed:
-    """A cache as an attention sees it: what it holds, or nothing, after the prefix's `rows` (n, 2·k)."""
+    """A cache as an attention sees it: its contents, or nothing, after the prefix's `rows` (n, 2·k)."""
 
     def __init__(self, inner: Any, rows: mx.array, count: int) -> None:
         self.inner, self.rows, self.count, self.read = inner, rows, count, False

@@ -1,4 +1,4 @@
-"""Prompts on MLX: the embedding gives trained rows for the ids past the vocabulary. See spec/tuners/prompt.py, virtual.py."""
+"""Prompts on MLX: the embedding returns trained rows for the ids past the vocabulary. See spec/tuners/prompt.py, virtual.py."""
 
 from __future__ import annotations
 

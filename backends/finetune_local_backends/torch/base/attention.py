@@ -1,7 +1,7 @@
 """Causal attention for training in bf16 on a CPU, where torch's fused kernel is the slowest part of a step.
 
-Two batched products in bf16 beat it by half at the lengths of chats; the probabilities are made again on the way back, so
-nothing of the size of length² is kept. Everything else (masks, caches, long rows, other types) goes to torch's kernel.
+Two batched products in bf16 beat it by half at the lengths of chats; the probabilities are computed again in backward, so
+nothing of the size of length² is saved. Everything else (masks, caches, long rows, other types) goes to torch's kernel.
 """
 
 from __future__ import annotations

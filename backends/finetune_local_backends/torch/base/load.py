@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a frozen torch model in the precision asked for: safetensors only, no remote code, no network."""
+"""A Hugging Face folder as a frozen torch model in a precision: safetensors only, no remote code, no network."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Base:
 
     @property
     def embedding_scale(self) -> float:
-        """What the embedding itself multiplies its rows with (Gemma); 1 for most."""
+        """What the embedding multiplies its rows with (Gemma); 1 for most."""
         embedding = self.model.get_input_embeddings()
         scale = torch.as_tensor(getattr(embedding, "embed_scale", 1.0))
         return float(scale.to(embedding.weight.dtype))
@@ -172,7 +172,7 @@ def _sentence(folder: Path) -> Iterator[None]:
 
 
 def _try(model: Any, folder: Path, device: Device) -> None:
-    """Two tokens through a model whose sizes were not held against its config: what does not fit would end a training."""
+    """Two tokens through a model whose sizes were not checked against its config: what does not fit would end a training."""
     with guard(msg("load {model}", model=folder.name)), _sentence(folder), torch.no_grad():
         model(torch.zeros((1, 2), dtype=torch.long, device=device.id), use_cache=False)
 
@@ -237,7 +237,7 @@ def _without_dropout(config: Any) -> None:
 
 
 def _quiet() -> None:
-    """Progress and problems are told by this app's own events and errors, not by the libraries' bars and logs."""
+    """The app reports progress and problems by its events and errors, not by the libraries' bars and logs."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

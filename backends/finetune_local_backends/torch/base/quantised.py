@@ -1,4 +1,4 @@
-"""Linear layers whose weights are held in 4 or 8 bits and made dense at the moment they are used.
+"""Linear layers whose weights are stored in 4 or 8 bits and made dense when they are used.
 
 The stored numbers are bitsandbytes' own (its NF4 with double quantisation, its int8 with one scale per row); the layers are
 not: on a CPU bitsandbytes repacks a 4-bit weight for inference the first time it is used outside training, and from then on
@@ -26,7 +26,7 @@ class QuantisedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """W (out, in) in `dtype`, made anew at each call."""
+        """W (out, in) in `dtype`, made at each call."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,8 +43,8 @@ class Nf4Linear(QuantisedLinear):
     def __init__(self, layer: Any) -> None:
         super().__init__(layer.out_features, layer.in_features, layer.bias)
         self.state = layer.weight.quant_state
-        # Blocks run on from row to row. On CPUs with AVX-512 bitsandbytes (0.50) takes them to begin anew with each row and so
-        # gives weights wrong scales where a row is no whole number of blocks: it is told of one long row instead.
+        # Blocks run on from row to row. On CPUs with AVX-512 bitsandbytes (0.50) begins a block with each row and so
+        # takes wrong scales where a row is no whole number of blocks. One long row avoids that.
         self.one_row = copy.copy(self.state)
         if self.in_features % self.state.blocksize:
             self.one_row.shape = torch.Size((1, self.out_features * self.in_features))

@@ -27,13 +27,13 @@ class WholeLayer(AdapterLayer):
         self._cast: tuple[tuple[int, int], torch.Tensor] | None = None
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What the module gives with these instead."""
+        """The module's output with these instead of its own."""
         dtype = cast(torch.Tensor, base.weight).dtype
         used = {name: value.to(dtype) for name, value in self.own.items() if name != "weight"}
         return cast(torch.Tensor, functional_call(base, {**used, "weight": self.weight(dtype)}, args, kwargs))
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """The copy in the base's type; of one that is not being trained it is made once, for a table is big."""
+        """The copy in the base's type; cast once while it is not trained, since a table is big."""
         own = self.own["weight"]
         if own.dtype == dtype or own.requires_grad:
             return own.to(dtype)

@@ -1,4 +1,4 @@
-"""NEFTune's noise on torch: a hook on the embedding, there only while a micro-batch is read for training."""
+"""NEFTune's noise on torch: a hook on the embedding while a micro-batch is read for training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_local_backends.torch.base.load import Base
 
 @contextmanager
 def noisy(base: Base, noise: Floats | None) -> Iterator[None]:
-    """Within it `noise` (rows, length or more, d) is added to what the embedding gives; None: nothing is.
+    """Within it `noise` (rows, length or more, d) is added to the embedding's output; None: nothing is.
 
     Some families multiply inside the embedding (Gemma), others after it: the noise is that of the matrix's rows in both.
     """

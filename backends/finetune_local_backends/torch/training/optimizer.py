@@ -35,9 +35,9 @@ class Optimizer:
         parameters: Mapping[str, nn.Parameter],
         training: TrainingSettings,
         device: torch.device,
-        rates: Mapping[str, float],
+        lr_multipliers: Mapping[str, float],
     ) -> None:
-        """`rates` are factors of the learning rate, for the parameters that have one other than 1."""
+        """`lr_multipliers` are factors of the learning rate, for the parameters that have one other than 1."""
         self._names: dict[str, nn.Parameter] = {}
         for name, parameter in parameters.items():
             if all(parameter is not other for other in self._names.values()):  # tied weights are updated once
@@ -45,7 +45,7 @@ class Optimizer:
         self._limit = training.max_gradient_norm
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self._names.items():
-            groups.setdefault(rates.get(name, 1.0), []).append(parameter)
+            groups.setdefault(lr_multipliers.get(name, 1.0), []).append(parameter)
         self._inner = _build(
             [{"params": group, "factor": factor} for factor, group in groups.items()], training, device
         )
@@ -72,7 +72,7 @@ class Optimizer:
         return [(names, name) for name in names] + [(holder, slot) for _, holder, slot in self._slots()]
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for parameter in self._names.values():
             parameter.grad = None
 
@@ -83,7 +83,7 @@ class Optimizer:
         return {key: _array(holder[slot]) for key, holder, slot in self._slots()}
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Put back what state() gave. Raises AdapterError, with nothing changed, where it does not fit."""
+        """Restore what state() returned. Raises AdapterError, with nothing changed, where it does not fit."""
         slots = self._slots()
         if wrong := sorted({key for key, _, _ in slots} ^ set(state)):
             raise AdapterError(
@@ -136,14 +136,14 @@ def _build(groups: list[dict[str, Any]], training: TrainingSettings, device: tor
                     value2=gap.instead,
                 )
             )
-    rates: dict[str, Any] = {
+    options: dict[str, Any] = {
         "lr": 0.0,
         "betas": (training.beta1, training.beta2),
         "eps": training.epsilon,
         "weight_decay": training.weight_decay,
     }
     if training.optimizer == "adamw":
-        plain = torch.optim.AdamW(groups, **rates, fused=True)
+        plain = torch.optim.AdamW(groups, **options, fused=True)
         for parameter in [parameter for group in groups for parameter in group["params"]]:
             step_place = parameter.device if device.type == "cuda" else torch.device("cpu")
             plain.state[parameter] = {
@@ -167,7 +167,7 @@ def _build(groups: list[dict[str, Any]], training: TrainingSettings, device: tor
         "paged-adamw": bitsandbytes.optim.PagedAdamW,
         "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit,
     }[training.optimizer]
-    lean: torch.optim.Optimizer = kind(groups, **rates)
+    lean: torch.optim.Optimizer = kind(groups, **options)
     for number, group in enumerate(lean.param_groups):
         for index, parameter in enumerate(group["params"]):
             lean.init_state(group, parameter, number, index)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Shifted sparse attention on torch: rows are cut into groups, which the usual attention function computes as rows of their own.
+"""Shifted sparse attention on torch: rows are cut into groups, which the usual attention function computes as separate rows.
 
 It is one more function in transformers' list of attention functions, and a model uses it only within `shifted()`. Padding
 stands on the right and groups are causal, so no mask is needed, neither the model's own nor one for the groups.
@@ -40,7 +40,7 @@ _now = _Now()
 
 @contextmanager
 def shifted(base: Base, group: int) -> Iterator[None]:
-    """Within it, way back included, the model attends in groups of `group` positions; 0: as usual."""
+    """Within it, in forward and backward, the model attends in groups of `group` positions; 0: as usual."""
     if not group:
         yield
         return
@@ -60,7 +60,7 @@ def shifted(base: Base, group: int) -> Iterator[None]:
 
 @torch.no_grad()
 def check_known(base: Base) -> None:
-    """Raise Unsupported where the model's code does not come by the function: tried on a few tokens."""
+    """Raise Unsupported where the model's code does not call the function: tried on a few tokens."""
     with shifted(base, 2):
         base.body(input_ids=torch.arange(4, device=base.place)[None], use_cache=False)
     if not _now.calls:

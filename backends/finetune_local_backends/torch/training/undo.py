@@ -1,4 +1,4 @@
-"""Taking a step back on torch, which writes in place: by copies made before the first write."""
+"""Undoing a step on torch, which writes in place: from copies made before the first write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune_local_backends.undo import affordable, all_or_nothing, track_again
 
 @dataclass(frozen=True)
 class Written:
-    """What a step writes for one adapter, and what is to be called when it is other than it was."""
+    """What a step writes for one adapter, and what to call after it changed."""
 
     optimizer: Optimizer
     tracker: Tracker | None
@@ -27,7 +27,7 @@ class Written:
 
 
 class TorchUndo:
-    """See Undo. Costs a second copy of what is trained and of its optimizer's states while the step writes, no longer."""
+    """See Undo. It takes a second copy of the trained parameters and of the optimizer's states while the step writes."""
 
     def __init__(self, work: Sequence[Written], places: Sequence[Place]) -> None:
         self._work = [(one, tracked(one.tracker)) for one in work]
@@ -36,7 +36,7 @@ class TorchUndo:
         for holder, key in places:
             if _is_tensor(tensor := holder[key]):
                 self._tensors.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
-        # One copy of all of a kind: an adapter has a thousand small tensors, and as many copies would take as long as a step.
+        # One copy for all tensors of a type: an adapter has a thousand small ones, and a thousand copies would take as long as a step.
         self._copies = {kind: torch.cat([t.reshape(-1) for t in tensors]) for kind, tensors in self._tensors.items()}
 
     @torch.no_grad()
@@ -56,8 +56,8 @@ class TorchUndo:
 def writing(work: Sequence[Written], device: torch.device) -> AbstractContextManager[None]:
     """Around the writes of a step: all or nothing.
 
-    A whole model is not held twice where memory has no room to spare (see affordable()), nor anything where the copies find none:
-    every state exists already and is updated in place, so that nothing is allocated which could fail half-way.
+    A whole model is not copied where memory is short (see affordable()), and nothing is where the copies find no room: every
+    state exists already and is updated in place, so no allocation can fail half-way.
     """
     places = [place for one in work for place in one.optimizer.written()]
     if not affordable(sum(_bytes(holder[key]) for holder, key in places), _free(device)):
@@ -80,7 +80,7 @@ def _bytes(value: torch.Tensor | int) -> int:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that may still be taken: on a card with those that torch has reserved and not given out."""
+    """Bytes that may still be allocated: on a card with those that torch has reserved and not used."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""LoRA-drop on torch: LoRA's layers, several of which may hold the same A and B. See spec/tuners/lora_drop.py."""
+"""LoRA-drop on torch: LoRA's layers, several of which may share A and B. See spec/tuners/lora_drop.py."""
 
 from __future__ import annotations
 

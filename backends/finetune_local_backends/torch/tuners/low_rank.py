@@ -1,4 +1,4 @@
-"""LoRA and its kin on torch. The formulas and names are those of spec/tuners/low_rank.py and of PEFT."""
+"""LoRA and its variants on torch. The formulas and names are those of spec/tuners/low_rank.py and of PEFT."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from finetune_local_backends.torch.layers.wrapped import (
 
 @dataclass(frozen=True)
 class Shift:
-    """A trained bias, and the base's own that it stands in for; both (out,) fp32."""
+    """A trained bias, and the base's that it replaces; both (out,) fp32."""
 
     bias: nn.Parameter
     own: torch.Tensor
@@ -49,7 +49,7 @@ class Shift:
 
 
 class LowRankLayer(AdapterLayer):
-    """A (rank, in), B (out, rank), and where the settings have them: the start that is subtracted (PiSSA), a trained bias,
+    """A (rank, in), B (out, rank), and where the settings have them: the initial product that is subtracted (PiSSA), a trained bias,
     the magnitude (out,) with the squared row norms of W, which do not change (DoRA)."""
 
     def __init__(
@@ -119,7 +119,7 @@ class LowRankLayer(AdapterLayer):
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B of all that is added to W.
 
-        B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at the start, in bf16 too.
+        B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at first, in bf16 too.
         """
         if self.start is None:
             return self.a, self.b
@@ -182,7 +182,7 @@ class BiasLayer(AdapterLayer):
         self.shift = shift
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives, moved by the difference of the biases."""
+        """The module's output plus the difference of the biases."""
         return self.shift.of(base(*args, **kwargs))
 
     def update(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

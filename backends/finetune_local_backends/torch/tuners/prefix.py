@@ -1,8 +1,8 @@
 """Prefix tuning on torch. The formulas and names are those of spec/tuners/prefix.py; the folded form is PEFT's.
 
-Where PEFT fills a cache with the prefix, here each block's attention is handed one that puts the prefix before whatever keys
-and values it has at that moment. So the cache of a decoder holds the text alone, with its padding wherever it is; blocks
-whose activations are computed again find the prefix again; and a row's numbers do not depend on its neighbours.
+Where PEFT fills a cache with the prefix, here each block's attention gets one that puts the prefix before its current keys and
+values. So the cache of a decoder has the text alone, with its padding wherever it is; blocks whose activations are computed
+again see the prefix again; and a row's numbers do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finetune_local_backends.windows import windows
 
 
 class _Places:
-    """The positions of the tokens that are being read, (rows or 1, length), counted without the prefix."""
+    """The positions of the tokens that are read, (rows or 1, length), counted without the prefix."""
 
     now: torch.Tensor
 
@@ -104,7 +104,7 @@ class AttentionLayer(AdapterLayer):
 
 
 class _Prefixed:
-    """A cache as an attention sees it: what it holds, or nothing, after the prefix's `rows` (n, 2·k)."""
+    """A cache as an attention sees it: its contents, or nothing, after the prefix's `rows` (n, 2·k)."""
 
     def __init__(self, inner: Any, rows: torch.Tensor) -> None:
         self.inner, self.rows, self.read = inner, rows, False

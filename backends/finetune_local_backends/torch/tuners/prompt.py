@@ -1,4 +1,4 @@
-"""Prompts on torch: the embedding gives trained rows for the ids past the vocabulary. See spec/tuners/prompt.py, virtual.py."""
+"""Prompts on torch: the embedding returns trained rows for the ids past the vocabulary. See spec/tuners/prompt.py, virtual.py."""
 
 from __future__ import annotations
 
