@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_local.evaluation.metrics import metrics
 from finetune_local.export.targets import targets
 from finetune_local.gui.i18n.strings import LANGUAGES, Strings, table
 from finetune_local.gui.widgets.controls import kind_of
@@ -49,6 +50,7 @@ BY_LISTING = {
     "choices.": CHOICES,
     "catalog.": {entry.name for entry in catalog()},
     "methods.": {f"{key}.{part}" for key in presets() for part in ("title", "summary")},
+    "metrics.": {f"{key}.{part}" for key in metrics() for part in ("title", "short")},
     "quants.": {
         f"{quant.key}.{part}"
         for quant in QUANTS

@@ -21,6 +21,7 @@ from finetune_local.cli.options import (
 )
 from finetune_local.cli.show import console, emit, note, table
 from finetune_local.cli.spec_options import settings_options
+from finetune_local.evaluation.metrics import DEFAULT, Metric, loss_metric, metrics, text_metrics
 from finetune_local.spec.run import DataSettings
 from finetune_local.system import paths
 from finetune_local.system.messages import msg
@@ -54,7 +55,7 @@ SHOWN_ROWS = 5
     help="Where the examples come from. Automatic: the adapter's training data, else rows of the data itself.",
 )  # fmt: skip
 @click.option(
-    "--metric", type=click.Choice(("exact", "contains", "f1", "loss")), default="exact", show_default=True,
+    "--metric", type=click.Choice(list(metrics())), default=DEFAULT, show_default=True,
     help="What the verdict rests on; all are measured.",
 )  # fmt: skip
 @click.option("--limit", metavar="N", type=click.IntRange(1), default=None, help="Evaluate at most this many rows.")
@@ -129,25 +130,26 @@ def command(
 
 def _show(result: Evaluation, metric: str) -> None:
     summaries = result.summaries
-    headings = ("", "loss", "exact", "contains", "F1")
+    shown = [loss_metric(), *text_metrics().values()]
+    headings = ("", *(one.short.lower() if one.short.istitle() else one.short for one in shown))
     table(
         headings,
         (
-            (_title(name, result), _cell(s["loss"], 1), *(_cell(s[m], 100) for m in ("exact", "contains", "f1")))
-            for name, s in summaries.items()
+            (_title(name, result), *(_cell(found[one.key], 1 if one.is_loss else 100) for one in shown))
+            for name, found in summaries.items()
         ),
         f"{len(result.comparison.rows)} rows; loss per token in nats, the others in percent; 95 % intervals",
     )
-    _show_rows(result.comparison, metric if metric != "loss" else "f1")
+    _show_rows(result.comparison, metrics()[metric])
     click.echo(result.verdict.text)
 
 
-def _show_rows(comparison: Comparison, metric: str) -> None:
+def _show_rows(comparison: Comparison, metric: Metric) -> None:
     """The rows with the largest difference between tuned model and base."""
     tuned = comparison.tuned
     if tuned is None:
         return
-    gaps = abs(tuned.scores[metric] - comparison.base.scores[metric])
+    gaps = abs(tuned.values(metric) - comparison.base.values(metric))
     indices = [int(i) for i in (-gaps).argsort(kind="stable")[:SHOWN_ROWS] if gaps[i] > 0]
     cells = (
         (

@@ -14,7 +14,7 @@ from finetune_local.backend import Session
 from finetune_local.data.dataset.batching import Rows, batches_for_scoring
 from finetune_local.data.dataset.store import Row as StoredRow
 from finetune_local.evaluation.bootstrap import Interval, interval
-from finetune_local.evaluation.metrics import METRICS, compare_texts
+from finetune_local.evaluation.metrics import Metric, compare_texts, loss_metric, text_metrics
 from finetune_local.evaluation.rows import EXAMPLE_END, Asked, Row, Template, ask
 from finetune_local.inference.engine import Opened
 from finetune_local.inference.generate import greedy_batch
@@ -25,9 +25,10 @@ MOST_ANSWER_TOKENS = 512
 
 @dataclass(frozen=True)
 class Condition:
-    """One model on all rows. `nll` (rows,) is the summed −log p of each reference, `counts` (rows,) its tokens.
+    """One model on all rows.
 
-    `seconds` is how long scoring and answering took.
+    `nll` (rows,) is the summed −log p of each reference in nats, `counts` (rows,) its tokens, `scores` each text metric (rows,)
+    of the answers; `seconds` is how long scoring and answering took.
     """
 
     name: str
@@ -42,10 +43,26 @@ class Condition:
         """Mean −log p per token of each row's reference, in nats, (rows,)."""
         return self.nll / self.counts
 
+    def values(self, metric: Metric) -> npt.NDArray[np.float64]:
+        """One metric of each row, (rows,)."""
+        return self.loss_per_row if metric.is_loss else self.scores[metric.key]
+
+    def weights(self, metric: Metric) -> npt.NDArray[np.float64] | None:
+        """How much each row counts in the mean of a metric, (rows,): by its tokens for the loss; None for all alike."""
+        return self.counts if metric.is_loss else None
+
     def summary(self, seed: int) -> dict[str, Interval]:
-        """Loss per supervised token, and the metrics, with intervals."""
-        result = {"loss": interval(self.loss_per_row, self.counts, seed)}
-        return result | {name: interval(self.scores[name], seed=seed) for name in METRICS}
+        """The mean of every metric with its interval; the loss is per supervised token."""
+        order = [loss_metric(), *text_metrics().values()]
+        return {one.key: interval(self.values(one), self.weights(one), seed) for one in order}
+
+    def row_json(self, index: int) -> dict[str, Any]:
+        """The answer to one row with its metrics, for the file of answers."""
+        order = [loss_metric(), *text_metrics().values()]
+        return {
+            "answer": self.answers[index],
+            **{one.key: round(float(self.values(one)[index]), 6) for one in order},
+        }
 
 
 @dataclass(frozen=True)
@@ -70,14 +87,7 @@ class Comparison:
             "line": row.source.line,
             "prompt": [{"role": m.role, "content": m.content} for m in row.prompt],
             "reference": row.reference,
-            **{
-                c.name: {
-                    "answer": c.answers[index],
-                    "loss": round(float(c.loss_per_row[index]), 6),
-                    **{metric: round(float(c.scores[metric][index]), 6) for metric in METRICS},
-                }
-                for c in self.conditions()
-            },
+            **{c.name: c.row_json(index) for c in self.conditions()},
         }
 
 
@@ -155,7 +165,7 @@ def _condition(
     )
     texts = [_bare(opened.tokenizer.text(ids), row, cut) for ids, row in zip(answers, rows, strict=True)]
     compared = [compare_texts(text, row.reference) for text, row in zip(texts, rows, strict=True)]
-    scores = {metric: np.array([c[metric] for c in compared]) for metric in METRICS}
+    scores = {metric: np.array([c[metric] for c in compared]) for metric in text_metrics()}
     counts = np.array([float(a.mask.sum()) for a in asked])
     return Condition(name, texts, nll, counts, scores, time.monotonic() - started)
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+from finetune_local.evaluation.metrics import Metric
 from finetune_local.evaluation.store import Saved
 
 Which = Literal["better", "worse", "all"]
 WHICH: tuple[Which, ...] = ("better", "worse", "all")
 
 
-def gains(saved: Saved, metric: str) -> list[float]:
-    """Of each row how far the tuned answer is above the base's in a metric ("loss" counts the other way); 0 without an adapter."""
-    sign = -1.0 if metric == "loss" else 1.0
-    return [sign * (row["tuned"][metric] - row["base"][metric]) if "tuned" in row else 0.0 for row in saved.rows]
+def gains(saved: Saved, metric: Metric) -> list[float]:
+    """How much better the tuned answer to each row is than the base's: for the loss, how much lower; 0 without an adapter."""
+    sign, key = -1.0 if metric.is_loss else 1.0, metric.key
+    return [sign * (row["tuned"][key] - row["base"][key]) if "tuned" in row else 0.0 for row in saved.rows]
 
 
-def chosen(saved: Saved, metric: str, which: Which) -> list[int]:
+def chosen(saved: Saved, metric: Metric, which: Which) -> list[int]:
     """Numbers of the rows to show: those that got better or worse, the clearest first; all in their order."""
     found = gains(saved, metric)
     if which == "all":
@@ -25,7 +26,7 @@ def chosen(saved: Saved, metric: str, which: Which) -> list[int]:
     return sorted(kept, key=lambda i: -abs(found[i]))
 
 
-def counts(saved: Saved, metric: str) -> dict[Which, int]:
+def counts(saved: Saved, metric: Metric) -> dict[Which, int]:
     """How many rows each choice has."""
     found = gains(saved, metric)
     return {"better": sum(g > 0 for g in found), "worse": sum(g < 0 for g in found), "all": len(found)}

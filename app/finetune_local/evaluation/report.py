@@ -12,6 +12,7 @@ from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.data.readers.read import reading
 from finetune_local.evaluation import compare, fewshot
 from finetune_local.evaluation.bootstrap import Interval
+from finetune_local.evaluation.metrics import DEFAULT, loss_metric, metrics, text_metrics
 from finetune_local.evaluation.rows import Row, Template, collect, usable
 from finetune_local.evaluation.verdict import Verdict, judge
 from finetune_local.inference.engine import Opened
@@ -36,7 +37,7 @@ class Choices:
     scrub: tuple[str, ...] = ()
     few_shot: int = 3
     examples: Path | None = None
-    metric: str = "exact"
+    metric: str = DEFAULT
     limit: int | None = None
     max_tokens: int | None = None
     template: Template | None = None
@@ -57,10 +58,11 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """What `evaluate --json` prints."""
+        loss = loss_metric().key
         measured = {
-            name: {"loss": s["loss"].mean, "loss_interval": s["loss"].as_json()}
-            | {m: i.as_json() for m, i in s.items() if m != "loss"}
-            for name, s in self.summaries.items()
+            name: {loss: found[loss].mean, f"{loss}_interval": found[loss].as_json()}
+            | {metric: found[metric].as_json() for metric in text_metrics()}
+            for name, found in self.summaries.items()
         }
         return {
             "rows": len(self.comparison.rows),
@@ -79,6 +81,10 @@ def evaluate(
     opened: Opened, choices: Choices, progress: Callable[[str, float], None], note: Callable[[str], None]
 ) -> Evaluation:
     """Run everything. The adapter is the opened session's active one. Raises SpecError, DataError, OutOfMemory."""
+    if choices.metric not in metrics():
+        raise SpecError(
+            msg("there is no metric '{metric}'. Known: {names}.", metric=choices.metric, names=", ".join(metrics()))
+        )
     adapter = opened.active
     folder = opened.adapters[adapter] if adapter else None
     template = choices.template or ("raw" if folder is not None and trained_raw(folder) else "chat")
@@ -104,7 +110,7 @@ def evaluate(
     return Evaluation(
         comparison,
         {c.name: c.summary(choices.seed) for c in comparison.conditions()},
-        judge(comparison, choices.metric, choices.seed),
+        judge(comparison, metrics()[choices.metric], choices.seed),
         len(examples.shown),
         examples.origin,
         set_aside,

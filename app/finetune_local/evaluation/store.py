@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from finetune_local.evaluation.metrics import METRICS
+from finetune_local.evaluation.metrics import Metric, loss_metric, metrics, text_metrics
 from finetune_local.evaluation.report import Choices, Evaluation
 from finetune_local.inference.engine import Opened
 from finetune_local.system import trash
@@ -45,15 +45,6 @@ class _Interval(BaseModel):
     mean: float
     low: float
     high: float
-
-
-class _Condition(BaseModel):
-    """What is measured of a condition; the metrics are looked at by scores_in()."""
-
-    loss_interval: _Interval
-    exact: _Interval
-    contains: _Interval
-    f1: _Interval
 
 
 class _Verdict(BaseModel):
@@ -107,7 +98,9 @@ class Saved:
         try:
             _Result.model_validate(self.result)
             for condition in self.conditions():
-                _Condition.model_validate(self.result[condition])
+                for measured in self.intervals(condition).values():
+                    _Interval.model_validate(measured)
+                self.intervals(condition)[self.result["metric"]]
             scores_in(self)
         except SpecError as error:
             return message_of(error)
@@ -143,9 +136,14 @@ class Saved:
         return [name for name in CONDITIONS if self.result.get(name)]
 
     def intervals(self, condition: str) -> dict[str, Mapping[str, float]]:
-        """Of a condition loss, exact, contains and f1, each {"mean", "low", "high"}."""
-        measured = self.result[condition]
-        return {"loss": measured["loss_interval"], **{metric: measured[metric] for metric in METRICS}}
+        """Every metric that was measured of a condition, by its key, each {"mean", "low", "high"}."""
+        measured, loss = self.result[condition], loss_metric().key
+        return {loss: measured[f"{loss}_interval"]} | {key: measured[key] for key in text_metrics() if key in measured}
+
+    def metrics(self) -> list[Metric]:
+        """The metrics that were measured: an older version may not have had all of them."""
+        ran = [self.intervals(condition) for condition in self.conditions()]
+        return [metric for key, metric in metrics().items() if all(key in measured for measured in ran)]
 
 
 def save(opened: Opened, choices: Choices, evaluation: Evaluation, loading_seconds: float = 0.0) -> Saved:

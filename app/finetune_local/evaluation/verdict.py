@@ -7,15 +7,10 @@ from typing import Any
 
 from finetune_local.evaluation.bootstrap import Interval, difference
 from finetune_local.evaluation.compare import Comparison, Condition
+from finetune_local.evaluation.metrics import Metric
 from finetune_local.system.messages import Message, msg
 
 FEW_ROWS = 20
-NAMES = {
-    "exact": msg("exact match"),
-    "contains": msg("answers that contain the reference"),
-    "f1": msg("token F1"),
-    "loss": "loss",
-}
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,8 @@ class Verdict:
         }
 
 
-def judge(comparison: Comparison, metric: str, seed: int) -> Verdict:
-    """Compare tuned with base and few-shot base in one metric ("loss" counts the other way)."""
+def judge(comparison: Comparison, metric: Metric, seed: int) -> Verdict:
+    """Compare tuned with base and few-shot base in one metric, by paired bootstrap over the rows."""
     tuned, rows = comparison.tuned, len(comparison.rows)
     if tuned is None:
         return Verdict((msg("No adapter was given, so there is nothing to judge."),), None, None)
@@ -59,16 +54,16 @@ def judge(comparison: Comparison, metric: str, seed: int) -> Verdict:
     return Verdict(tuple(sentences), over_base, over_few_shot)
 
 
-def _difference(other: Condition, tuned: Condition, metric: str, seed: int) -> Interval:
-    if metric == "loss":
-        return difference(-other.loss_per_row, -tuned.loss_per_row, tuned.counts, seed)
-    return difference(other.scores[metric], tuned.scores[metric], seed=seed)
+def _difference(other: Condition, tuned: Condition, metric: Metric, seed: int) -> Interval:
+    """How much better tuned is: for the loss, how much lower."""
+    sign = -1.0 if metric.is_loss else 1.0
+    return difference(sign * other.values(metric), sign * tuned.values(metric), tuned.weights(metric), seed)
 
 
-def _sentence(gain: Interval, metric: str, other: str, *, lead: bool) -> Message:
+def _sentence(gain: Interval, metric: Metric, other: str, *, lead: bool) -> Message:
     shown = msg(
         "{names} {size} against {other} (95 % interval {range})",
-        names=NAMES[metric],
+        names=metric.phrase,
         size=_size(gain.mean, metric),
         other=other,
         range=_range(gain, metric),
@@ -99,13 +94,13 @@ def _sentence(gain: Interval, metric: str, other: str, *, lead: bool) -> Message
     return msg("{start}: {shown}, which includes 0.", start=start, shown=shown)
 
 
-def _size(gain: float, metric: str) -> str:
-    if metric == "loss":
+def _size(gain: float, metric: Metric) -> str:
+    if metric.is_loss:
         return f"{'lower' if gain >= 0 else 'higher'} by {abs(gain):.3f}"
     return f"{'up' if gain >= 0 else 'down'} {abs(gain) * 100:.1f} points"
 
 
-def _range(gain: Interval, metric: str) -> str:
-    if metric == "loss":
+def _range(gain: Interval, metric: Metric) -> str:
+    if metric.is_loss:
         return f"{-gain.high:+.3f} to {-gain.low:+.3f}"
     return f"{gain.low * 100:+.1f} to {gain.high * 100:+.1f}"

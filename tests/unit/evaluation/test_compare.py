@@ -9,6 +9,7 @@ import pytest
 from finetune_local.data.conversation import Message, Source
 from finetune_local.data.dataset.prepare import prepare
 from finetune_local.evaluation import compare
+from finetune_local.evaluation.metrics import metrics
 from finetune_local.evaluation.report import Choices, evaluate
 from finetune_local.evaluation.rows import Row
 from finetune_local.evaluation.verdict import judge
@@ -65,16 +66,18 @@ def test_base_and_tuned_are_each_asked_with_their_own_template(opened: Opened) -
 
 def test_a_clear_gain_no_gain_and_a_loss_are_told_plainly(opened: Opened) -> None:
     result = compare.run(opened, ROWS, ROWS[:2], adapter="mine")
-    helped = judge(result, "exact", 0)
+    helped = judge(result, metrics()["exact"], 0)
     assert helped.text.startswith("The fine-tune helped: exact match up 75.0 points")
     assert "also beats examples" in helped.text and helped.over_base and helped.over_base.low > 0
-    assert "loss lower by" in judge(result, "loss", 0).text
+    assert "loss lower by" in judge(result, metrics()["loss"], 0).text
     turned = compare.Comparison(result.rows, result.tuned, None, result.base, 0)  # type: ignore[arg-type]
-    assert judge(turned, "exact", 0).text.startswith("The fine-tune made it worse: exact match down 75.0 points")
+    assert judge(turned, metrics()["exact"], 0).text.startswith(
+        "The fine-tune made it worse: exact match down 75.0 points"
+    )
     same = compare.Comparison(result.rows, result.base, result.tuned, result.base, 0)
-    text = judge(same, "exact", 0).text
+    text = judge(same, metrics()["exact"], 0).text
     assert "changed nothing" in text and "does worse than examples in the prompt" in text
-    assert "No adapter" in judge(compare.Comparison(result.rows, result.base, None, None, 0), "f1", 0).text
+    assert "No adapter" in judge(compare.Comparison(result.rows, result.base, None, None, 0), metrics()["f1"], 0).text
 
 
 def test_an_interval_that_includes_zero_is_said(opened: Opened) -> None:
@@ -83,7 +86,7 @@ def test_an_interval_that_includes_zero_is_said(opened: Opened) -> None:
         "tuned", result.base.answers, result.base.nll, result.base.counts,
         {**result.base.scores, "exact": np.array([1.0, 0, 1, 0, 0, 0])},
     )  # fmt: skip
-    text = judge(compare.Comparison(result.rows, result.base, None, mixed, 0), "exact", 0).text
+    text = judge(compare.Comparison(result.rows, result.base, None, mixed, 0), metrics()["exact"], 0).text
     assert "cannot be told" in text and "includes 0" in text and "With 6 rows this is rough" in text
 
 

@@ -17,6 +17,7 @@ from finetune_local.export.pipeline import export_named
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.pages.export import form
+from finetune_local.gui.shell.windows import Window
 from finetune_local.system.paths import Home
 from tiny import tiny_model
 
@@ -93,7 +94,7 @@ def test_the_window_shows_it_by_its_own_words(home: Home, language: Any) -> None
     tiny_model(home.models / "base")
     t = Strings(language)
     context: Any = SimpleNamespace(t=t, f=Formats(language, t), home=home)
-    window: Any = {"export_form": {"target": "scroll"}}
+    window = Window(None, "w", {"export_form": {"target": "scroll"}})
     html = "".join(map(str, form._choices(context, window, offers(home, "base", "base"))))
     for words in ("Scroll", "For readers of parchment.", "Vellum", "Keeps for centuries.", "Reed", "base.vellum"):
         assert words in html

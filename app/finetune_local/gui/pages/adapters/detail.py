@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters import library, manage
+from finetune_local.evaluation.metrics import Metric, metrics
+from finetune_local.evaluation.store import CONDITIONS
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.adapters.lineage import tree
 from finetune_local.gui.shell.answers import Answer
 from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Row
+from finetune_local.gui.widgets.measures import metric_title, value_text
 from finetune_local.gui.widgets.runlist import file_names, method_name
 from finetune_local.runtime import job
 from finetune_local.runtime.job import Job
@@ -21,9 +24,6 @@ from finetune_local.system.messages import message_of
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
-
-METRICS = ("exact", "contains", "f1", "loss")
-CONDITIONS = ("base", "few_shot", "tuned")
 
 
 def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings: Answer) -> Html:
@@ -99,15 +99,17 @@ def _scores(context: Context, row: Row) -> Html:
         return parts.card(text, press, title=t("adapters.scores"))
     ran = [name for name in CONDITIONS if scores.get(name)]
 
-    def cell(measured: Mapping[str, Any], metric: str) -> Child:
-        value, loss = measured[metric], metric == "loss"
-        low, high = (f.number(value[end], 2) if loss else f.percent(value[end]) for end in ("low", "high"))
-        mean = f.loss(value["mean"]) if loss else f.percent(value["mean"])
+    def cell(measured: Mapping[str, Any], metric: Metric) -> Child:
+        value = measured.get(metric.key)
+        if value is None:
+            return "–", "number"
+        low, high = (value_text(f, metric, value[end], 2) for end in ("low", "high"))
+        mean = value_text(f, metric, value["mean"], 4)
         spread = h("small", f"{low} – {high}", title=t("adapters.interval"))
         return h("div", h("span", mean), spread, class_="two-lines to-end"), "number"
 
     headings: list[Child] = [t("adapters.metric"), *((t(f"adapters.condition_{name}"), "number") for name in ran)]
-    cells = [[t(f"adapters.metric_{metric}"), *(cell(scores[name], metric) for name in ran)] for metric in METRICS]
+    cells = [[metric_title(t, metric), *(cell(scores[name], metric) for name in ran)] for metric in metrics().values()]
     when = t("adapters.evaluated", n=f.number(scores["rows"]), when=f.moment(scores["created_time"]))
     more = parts.button(t("adapters.see_evaluation"), "adapters.evaluation", scores["evaluation"], kind="small")
     return parts.card(

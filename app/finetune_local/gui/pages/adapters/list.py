@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune_local.evaluation.metrics import metrics
 from finetune_local.gui.widgets import lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Column, Place, Row
+from finetune_local.gui.widgets.measures import value_text
 from finetune_local.gui.widgets.runlist import base_name, file_names, method_name
 
 if TYPE_CHECKING:
@@ -70,7 +72,8 @@ def score_text(context: Context, row: Row, condition: str = "tuned") -> str | No
     value = _mean(row, condition)
     if value is None:
         return None
-    return context.f.loss(value) if row["scores"]["metric"] == "loss" else context.f.percent(value)
+    metric = metrics().get(row["scores"]["metric"])
+    return None if metric is None else value_text(context.f, metric, value, 4)
 
 
 def _mean(row: Row, condition: str = "tuned") -> float | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import Library
 from finetune_local.data.readers import kept
 from finetune_local.evaluation import store
-from finetune_local.evaluation.differences import WHICH, Which
+from finetune_local.evaluation.differences import WHICH
 from finetune_local.evaluation.store import Saved
 from finetune_local.evaluation.votes import SIDES, Ballot
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.evaluate import form as evaluateform
 from finetune_local.gui.pages.evaluate import view as evaluateview
 from finetune_local.gui.pages.evaluate import voting
+from finetune_local.gui.pages.evaluate.state import EvaluateState, VoteLook
 from finetune_local.gui.widgets import damage, jobview, parts, trashbox
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.runtime import job, once
@@ -41,9 +43,7 @@ def build(context: Context) -> None:
 
 
 class EvaluatePage:
-    """The page's components and what they do. A window remembers "evaluate_form", "evaluation" (the one that is shown,
-    while "evaluate_for" is still the chosen adapter),
-    "evaluate_jobs" (those it began and has not seen end), "evaluate_rows" (which, metric, page) and "evaluate_vote"."""
+    """The page's components and what they do."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
@@ -90,8 +90,7 @@ class EvaluatePage:
         voted = self._voted(window)
         drawn: dict[Any, Any]
         if voted is not None:
-            vote = window["evaluate_vote"] or {}
-            main = voting.page(t, self.f, *voted, revealed=bool(vote.get("revealed")))
+            main = voting.page(t, self.f, *voted, revealed=window.state(EvaluateState).vote.revealed)
             drawn = {self.head: "", self.setup: "", self.work: "", self.main: main, self.earlier: ""}
             upload = False
         else:
@@ -132,7 +131,7 @@ class EvaluatePage:
     def _work(self, window: Window) -> list[Html]:
         """Evaluations at work in any window, and those of this window that failed."""
         t, cards = self.t, []
-        mine = [name for name in window["evaluate_jobs"] or () if (self.home.jobs / name / "job.json").is_file()]
+        mine = [name for name in window.state(EvaluateState).jobs if (self.home.jobs / name / "job.json").is_file()]
         names = {found.name for found in job.running(self.home, KIND)} | set(mine)
         for found in (Job(self.home.jobs / name) for name in sorted(names)):
             state = found.state()
@@ -151,21 +150,21 @@ class EvaluatePage:
         return cards
 
     def _result(self, window: Window, saved: Saved) -> Html:
-        look = window["evaluate_rows"] or {}
-        which: Which = next((key for key in WHICH if key == look.get("which")), "all")
-        usual = saved.result["metric"] if saved.result["metric"] in ("exact", "f1", "loss") else "f1"
-        metric = look.get("metric") if look.get("metric") in ("exact", "f1", "loss") else usual
+        look = window.state(EvaluateState).rows
+        measured = {metric.key: metric for metric in saved.metrics()}
+        metric = measured.get(look.metric) or measured[saved.result["metric"]]
         shown = [
             evaluateview.result(self.t, self.f, saved),
-            evaluateview.rows(self.t, self.f, saved, which, str(metric), int(look.get("page") or 0)),
+            evaluateview.rows(self.t, self.f, saved, look.which, metric, look.page),
         ]
         return h("div", shown, class_="stack")
 
     def _shown(self, window: Window) -> Saved | None:
         """The evaluation that is shown: the window's, else the newest of its adapter."""
-        name = str(window["evaluation"] or "") if window["evaluate_for"] == window["adapter"] else ""
+        shared = window.shared
+        name = shared.evaluation if window.state(EvaluateState).opened_for == shared.adapter else ""
         if not name:
-            newest = store.every(self.home, str(window["adapter"])) if window["adapter"] else store.every(self.home)
+            newest = store.every(self.home, shared.adapter or None)
             name = newest[0].name if newest else ""
         if not name or not (self.home.evaluations / name / store.RESULT).is_file():
             return None
@@ -177,26 +176,30 @@ class EvaluatePage:
 
     def _look_at(self, window: Window, name: str) -> None:
         """Show an evaluation, until another adapter is chosen, here or on another page."""
-        window.set(evaluation=name, evaluate_for=window["adapter"], evaluate_rows=None, evaluate_vote=None)
+        state, shared = window.state(EvaluateState), window.shared
+        shared.evaluation, state.opened_for = name, shared.adapter
+        state.reset("rows", "vote")
 
     def _voted(self, window: Window) -> tuple[Saved, Ballot] | None:
         """The evaluation that is voted on, where the window is voting."""
-        vote = window["evaluate_vote"] or {}
-        saved = self._shown(window) if vote.get("on") else None
+        vote = window.state(EvaluateState).vote
+        saved = self._shown(window) if vote.on else None
         if saved is None or "tuned" not in saved.conditions():
             return None
-        key = (saved.name, voting.against(saved, vote.get("against")))
+        against = voting.against(saved, vote.against)
+        key = (saved.name, against)
         if key not in self._ballots:
             while len(self._ballots) >= KEPT:
                 self._ballots.pop(next(iter(self._ballots)), None)
-            self._ballots[key] = Ballot(saved, voting.against(saved, vote.get("against")))
+            self._ballots[key] = Ballot(saved, against)
         return saved, self._ballots[key]
 
     # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
 
     def _settle(self, window: Window) -> None:
         """Show what has come of an evaluation that this window began."""
-        waiting = list(window["evaluate_jobs"] or ())
+        page_state = window.state(EvaluateState)
+        waiting = page_state.jobs
         for name in waiting:
             found = Job(self.home.jobs / name)
             state = found.state() if (found.folder / "job.json").is_file() else None
@@ -204,8 +207,7 @@ class EvaluatePage:
                 self._look_at(window, str(state.result["evaluation"]))
             elif state is not None and state.status != "stopped":
                 continue  # at work, or failed and still to be told
-            waiting = [other for other in waiting if other != name]
-        window.set(evaluate_jobs=waiting or None)
+            page_state.jobs = tuple(other for other in page_state.jobs if other != name)
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, data = parts.pressed(event)
@@ -217,12 +219,12 @@ class EvaluatePage:
         if do == "start":
             self._start(window)
         elif do == "form.adapter":
-            window.set(adapter=value, evaluation=None, evaluate_rows=None)
+            window.shared.adapter, window.shared.evaluation = value, ""
+            window.state(EvaluateState).reset("rows")
         elif do == "form.set":
             evaluateform.changed(self.context, window, data.get("key", ""), value)
         elif place == "rows":
-            look = {**(window["evaluate_rows"] or {}), what: int(value) if what == "page" else value}
-            window.set(evaluate_rows=look if what == "page" else {**look, "page": 0})
+            self._look(window, what, value)
         elif place == "vote":
             self._vote(window, what, value, data.get("row", ""))
         elif do == "earlier.show":
@@ -240,7 +242,18 @@ class EvaluatePage:
     def _start(self, window: Window) -> None:
         wanted = evaluateform.arguments(self.context, window, self.library.listing())
         begun = once.begin(self.home, KIND, wanted)
-        window.set(evaluate_jobs=[*{*(window["evaluate_jobs"] or ()), begun.name}])
+        state = window.state(EvaluateState)
+        state.jobs = (*(name for name in state.jobs if name != begun.name), begun.name)
+
+    def _look(self, window: Window, what: str, value: str) -> None:
+        """Show other rows of the result, or another page of them."""
+        state = window.state(EvaluateState)
+        if what == "page":
+            state.rows = replace(state.rows, page=int(value))
+        elif what == "metric":
+            state.rows = replace(state.rows, metric=value, page=0)
+        elif what == "which":
+            state.rows = replace(state.rows, which=next(one for one in WHICH if one == value), page=0)
 
     def _job(self, window: Window, what: str, name: str) -> None:
         found = job.find(self.home, name)
@@ -249,18 +262,19 @@ class EvaluatePage:
         elif what == "again":
             job.again(found, self.home)
         elif what == "close":
-            window.set(evaluate_jobs=[other for other in window["evaluate_jobs"] or () if other != name] or None)
+            state = window.state(EvaluateState)
+            state.jobs = tuple(other for other in state.jobs if other != name)
 
     def _vote(self, window: Window, what: str, value: str, row: str) -> None:
-        vote = dict(window["evaluate_vote"] or {})
+        state = window.state(EvaluateState)
         if what == "open":
-            window.set(evaluate_vote={"on": True})
+            state.vote = VoteLook(on=True)
         elif what == "close":
-            window.set(evaluate_vote=None)
+            state.reset("vote")
         elif what == "against":
-            window.set(evaluate_vote={"on": True, "against": value})
+            state.vote = VoteLook(on=True, against="few_shot" if value == "few_shot" else "base")
         elif what == "reveal":
-            window.set(evaluate_vote={**vote, "revealed": not vote.get("revealed")})
+            state.vote = replace(state.vote, revealed=not state.vote.revealed)
         elif (voted := self._voted(window)) is not None:
             ballot = voted[1]
             waiting = ballot.waiting()
@@ -271,8 +285,8 @@ class EvaluatePage:
 
     def _remove(self, window: Window, name: str) -> dict[Any, Any]:
         removed = store.throw_away(self.home, name)
-        if window["evaluation"] == name:
-            window.set(evaluation=None)
+        if window.shared.evaluation == name:
+            window.shared.evaluation = ""
         told = trashbox.removed_notice(self.context, [removed], UNDO)
         return {**self._draw(window), self.context.notice: told}
 
@@ -286,5 +300,6 @@ class EvaluatePage:
         if not name or not Path(name).is_file():
             raise SpecError(as_message(self.t("evaluate.upload_gone")))
         place = kept.keep(Path(name), self.home.data, Path(name).name)
-        window.set(evaluate_form={**evaluateform.form_of(window), "rows": "file", "file": str(place)})
+        state = window.state(EvaluateState)
+        state.form = replace(state.form, rows="file", file=str(place))
         return {**self._draw(window), self.upload: None}

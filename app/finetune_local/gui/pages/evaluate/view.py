@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_local.evaluation.differences import WHICH, Which, chosen, counts
-from finetune_local.evaluation.metrics import METRICS
+from finetune_local.evaluation.metrics import DEFAULT, Metric, metrics
 from finetune_local.evaluation.store import Saved
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h
+from finetune_local.gui.widgets.measures import metric_short, value_text
 
 ROWS = 8
 """Rows of a page: each is a question with up to four answers."""
@@ -61,25 +62,26 @@ def _mood(found: Values) -> str:
 
 
 def _scores(t: Strings, f: Formats, saved: Saved) -> Html:
-    conditions = saved.conditions()
+    conditions, shown = saved.conditions(), saved.metrics()
     measured = {name: saved.intervals(name) for name in conditions}
-    largest = max(values["loss"]["high"] for values in measured.values()) or 1.0
-    headings = [t("evaluate.condition"), *(t(f"evaluate.{key}") for key in (*METRICS, "loss"))]
+    headings = [t("evaluate.condition"), *(metric_short(t, metric) for metric in shown)]
     rows = []
     for name in conditions:
         cells: list[Child] = [h("strong", condition_name(t, f, saved.result, name))]
-        cells += [_measure(f.percent, measured[name][metric], 1.0) for metric in METRICS]
-        cells.append(_measure(lambda value: f.number(value, 3), measured[name]["loss"], largest))
+        for metric in shown:
+            largest = max(values[metric.key]["high"] for values in measured.values()) if metric.is_loss else 1.0
+            cells.append(_measure(f, metric, measured[name][metric.key], largest or 1.0))
         rows.append(cells)
     return parts.table(headings, rows, caption=t("evaluate.table"), class_="scores")
 
 
-def _measure(write: Any, value: Values, most: float) -> Html:
+def _measure(f: Formats, metric: Metric, value: Values, most: float) -> Html:
     """A mean with its interval, in figures and as a bar."""
+    mean, low, high = (value_text(f, metric, value[key]) for key in ("mean", "low", "high"))
     return h(
         "div",
-        h("b", write(value["mean"])),
-        h("small", f"{write(value['low'])} – {write(value['high'])}"),
+        h("b", mean),
+        h("small", f"{low} – {high}"),
         interval(value["low"], value["mean"], value["high"], most),
         class_="measure",
     )
@@ -100,7 +102,7 @@ def interval(low: float, mean: float, high: float, most: float) -> Html:
     )
 
 
-def rows(t: Strings, f: Formats, saved: Saved, which: Which, metric: str, page: int) -> Html:
+def rows(t: Strings, f: Formats, saved: Saved, which: Which, metric: Metric, page: int) -> Html:
     """The rows that got better, got worse, or all, page by page."""
     found = counts(saved, metric)
     tuned = "tuned" in saved.conditions()
@@ -117,8 +119,8 @@ def rows(t: Strings, f: Formats, saved: Saved, which: Which, metric: str, page: 
     )
     measures = lists.segmented(
         "rows.metric",
-        [(key, t(f"evaluate.{key}")) for key in ("exact", "f1", "loss")],
-        metric,
+        [(one.key, metric_short(t, one)) for one in saved.metrics()],
+        metric.key,
         t("evaluate.metric"),
     )
     nothing = h("p", t(f"evaluate.none_{which}"), class_="soft") if not shown and which != "all" else None
@@ -151,10 +153,12 @@ def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
             h(
                 "h4",
                 condition_name(t, f, saved.result, name),
-                parts.badge(t("evaluate.right"), "good") if row[name]["exact"] else parts.badge(t("evaluate.wrong")),
+                parts.badge(t("evaluate.right"), "good")
+                if row[name].get(DEFAULT)
+                else parts.badge(t("evaluate.wrong")),
             ),
             said(t, row[name]["answer"]),
-            h("small", t("evaluate.row_scores", f1=f.number(row[name]["f1"], 2), loss=f.number(row[name]["loss"], 3))),
+            h("small", _row_scores(t, f, saved, row[name])),
             class_=f"eval-answer {name}",
         )
         for name in saved.conditions()
@@ -170,6 +174,14 @@ def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
             t("evaluate.source", file=row["file"].replace("\\", "/").rpartition("/")[2], line=f.number(row["line"])),
         ),
         class_="eval-row",
+    )
+
+
+def _row_scores(t: Strings, f: Formats, saved: Saved, answer: Values) -> str:
+    """What was measured of one answer, apart from whether it is right."""
+    shown = [metric for metric in saved.metrics() if metric.key != DEFAULT]
+    return " · ".join(
+        f"{metric_short(t, metric)} {f.number(answer[metric.key], 3 if metric.is_loss else 2)}" for metric in shown
     )
 
 
@@ -209,11 +221,9 @@ def earlier(t: Strings, f: Formats, all_saved: Sequence[Saved], shown: str) -> H
     body = []
     for saved in all_saved:
         found = saved.result
-        metric = found["metric"]
+        metric = metrics()[found["metric"]]
         scores = [
-            f.number(saved.intervals(name)[metric]["mean"], 3)
-            if metric == "loss"
-            else f.percent(saved.intervals(name)[metric]["mean"])
+            value_text(f, metric, saved.intervals(name)[metric.key]["mean"])
             for name in ("base", "tuned")
             if name in saved.conditions()
         ]
@@ -223,7 +233,7 @@ def earlier(t: Strings, f: Formats, all_saved: Sequence[Saved], shown: str) -> H
                 h("button", found["adapter"] or found["model"], type="button", class_="row-name", data_do="earlier.show", data_value=saved.name),
                 f.moment(saved.created),
                 (f.number(found["rows"]), "number"),
-                t(f"evaluate.{metric}"),
+                metric_short(t, metric),
                 (" → ".join(scores), "number"),
                 (h("div", here, parts.button(t("common.delete"), "earlier.remove", saved.name, kind="quiet small danger"), class_="row end"), "actions"),
             ]

@@ -12,6 +12,7 @@ from finetune_local.export.pipeline import free_place
 from finetune_local.export.targets import Quant, Target, targets
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.export import words
+from finetune_local.gui.pages.export.state import ExportForm, ExportState
 from finetune_local.gui.shell.answers import Answer
 from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import fields, parts
@@ -29,20 +30,9 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 
-def form_of(window: Window) -> dict[str, Any]:
-    """The window's form: target, formats (a quantization type by target), folder, gate."""
-    usual: dict[str, Any] = {"target": next(iter(targets())), "formats": {}, "folder": "", "gate": True}
-    return {**usual, **(window["export_form"] or {})}
-
-
-def changed(window: Window, **values: Any) -> None:
-    """Something of it was changed."""
-    window.set(export_form={**form_of(window), **values})
-
-
 def chosen_adapter(window: Window, adapters: Rows) -> str:
     """The adapter to export: the window's, else the newest; "base" for the base alone."""
-    name = window["adapter"]
+    name = window.shared.adapter
     if name == "" or any(row["name"] == name for row in adapters):
         return str(name) or BASE
     usable = [row for row in adapters if not row["problem"]]
@@ -58,8 +48,8 @@ def asked(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
 
 def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> Job:
     """Start the export that the form describes. Raises SpecError where it is not possible."""
-    form, question = form_of(window), asked(context, window, adapters)
-    target = _target(form)
+    form, question = window.state(ExportState).form, asked(context, window, adapters)
+    target = chosen_target(form)
     offer = offers.targets[target.key]
     chosen = _chosen(form, target, offer)
     if chosen is None:
@@ -70,9 +60,9 @@ def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> J
         question["model"],
         target.key,
         chosen.key,
-        form["folder"],
+        form.folder,
         offers.name,
-        gate=bool(form["gate"]),
+        gate=form.gate,
     )
 
 
@@ -102,14 +92,14 @@ def card(context: Context, window: Window, adapters: Rows, answer: Answer) -> Ht
 
 
 def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
-    t, form = context.t, form_of(window)
-    target = _target(form)
+    t, form = context.t, window.state(ExportState).form
+    target = chosen_target(form)
     offer = offers.targets[target.key]
     body: list[Child] = [h("h3", t("export.where_for")), _targets(context, target, offers)]
     if offer.reason:
         return [*body, _refusal(context, offer, offers)]
     body += [h("p", sentence(t, note), class_="hint text") for note in offer.notes]
-    place = located(form["folder"]) if form["folder"].strip() else exports.folder_of(context.home)
+    place = located(form.folder) if form.folder.strip() else exports.folder_of(context.home)
     free = _free(place)
     chosen = _chosen(form, target, offer)
     body += [h("h3", words.quants_title(t, target)), _quants(context, target, offer, chosen, free)]
@@ -123,10 +113,10 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
         h(
             "div",
             fields.path(
-                t, t("export.folder"), "set", "folder", form["folder"], id="export-folder", pick="folder",
+                t, t("export.folder"), "set", "folder", form.folder, id="export-folder", pick="folder",
                 placeholder=str(exports.folder_of(context.home)), help=_room(context, free),
             ),
-            fields.check(t("export.verify"), "set", "gate", form["gate"], id="export-gate", help=t("export.verify_help")),
+            fields.check(t("export.verify"), "set", "gate", form.gate, id="export-gate", help=t("export.verify_help")),
             class_="field-grid wide",
         ),
         h(
@@ -196,15 +186,15 @@ def _quant_box(context: Context, quant: Quant, told: QuantOffer, offer: TargetOf
     return quant.key, content, size is not None, {}
 
 
-def _target(form: Mapping[str, Any]) -> Target:
+def chosen_target(form: ExportForm) -> Target:
     """The chosen target, else the first."""
-    return targets().get(str(form["target"])) or next(iter(targets().values()))
+    return targets().get(form.target) or next(iter(targets().values()))
 
 
-def _chosen(form: Mapping[str, Any], target: Target, offer: TargetOffer) -> QuantOffer | None:
+def _chosen(form: ExportForm, target: Target, offer: TargetOffer) -> QuantOffer | None:
     """The quantization type that is chosen, else the recommended one; None where none can be written."""
     possible = {quant.key: quant for quant in offer.possible()}
-    return possible.get(form["formats"].get(target.key, "")) or possible.get(offer.recommended or "")
+    return possible.get(form.formats.get(target.key, "")) or possible.get(offer.recommended or "")
 
 
 def _free(place: Path) -> int | None:

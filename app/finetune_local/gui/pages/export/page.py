@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from finetune_local.export.offers import Offers
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.export import form as exportform
 from finetune_local.gui.pages.export import view as exportview
+from finetune_local.gui.pages.export.state import ExportState
 from finetune_local.gui.shell.answers import Answers
 from finetune_local.gui.shell.opening import open_folder
 from finetune_local.gui.widgets import damage, jobview, parts
@@ -42,7 +44,7 @@ def build(context: Context) -> None:
 
 
 class ExportPage:
-    """The page's components and what they do. A window remembers "export_form" and "export_shown" (the export it began last)."""
+    """The page's components and what they do."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
@@ -78,7 +80,7 @@ class ExportPage:
         ended = [found for found in known if found not in working][:LISTED]
         nothing = not adapters and not installed(self.home.models)
         answer = self.offers.ask(**exportform.asked(self.context, window, adapters)) if not nothing else None
-        begun = str(window["export_shown"] or "")
+        begun = window.state(ExportState).shown
         own = [found for found in ended if found.name == begun]
         others = [found for found in ended if found.name != begun]
         # Where this window has begun another one, it is seen from its top (app.js: data-top).
@@ -114,19 +116,22 @@ class ExportPage:
         do, value, data = parts.pressed(event)
         if damage.pressed(self.context, do, value):
             return self._draw(window)
+        state = window.state(ExportState)
         match do:
             case "go":
                 return {self.context.nav: self.context.go(window, value)}
             case "adapter":
-                window.set(adapter=value)
+                window.shared.adapter = value
             case "target":
-                exportform.changed(window, target=value)
+                state.form = replace(state.form, target=value)
             case "quant":
-                form = exportform.form_of(window)
-                exportform.changed(window, formats={**form["formats"], form["target"]: value})
+                target = exportform.chosen_target(state.form).key
+                state.form = replace(state.form, formats={**state.form.formats, target: value})
             case "set":
-                key = data.get("key", "")
-                exportform.changed(window, **{key: value == "true" if key == "gate" else value.strip()})
+                if data.get("key") == "gate":
+                    state.form = replace(state.form, gate=value == "true")
+                else:
+                    state.form = replace(state.form, folder=value.strip())
             case "start":
                 self._start(window)
             case "open":
@@ -136,11 +141,11 @@ class ExportPage:
                 job.find(self.home, value).stop()
             case "job.again":
                 job.again(job.find(self.home, value), self.home)
-                window.set(export_shown=value)
+                state.shown = value
             case "job.forget":
                 exports.forget(self.home, value)
             case "job.close":
-                window.set(export_shown=None)
+                state.shown = ""
         return self._draw(window)
 
     def _start(self, window: Window) -> None:
@@ -148,4 +153,5 @@ class ExportPage:
         answer = self.offers.ask(**exportform.asked(self.context, window, adapters))
         if answer.value is None:
             raise SpecError(as_message(self.t("export.looking")))
-        window.set(export_shown=exportform.begin(self.context, window, adapters, Offers.from_json(answer.value)).name)
+        begun = exportform.begin(self.context, window, adapters, Offers.from_json(answer.value))
+        window.state(ExportState).shown = begun.name

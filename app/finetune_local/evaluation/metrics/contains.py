@@ -1,0 +1,17 @@
+"""Contains: the reference is a part of the answer."""
+
+from __future__ import annotations
+
+from finetune_local.evaluation.metrics import Metric
+from finetune_local.evaluation.texts import normalise
+from finetune_local.system.messages import msg
+
+
+def contains(answer: str, reference: str) -> float:
+    """1 where the reference is somewhere in the answer."""
+    return float(normalise(reference) in normalise(answer))
+
+
+METRIC = Metric(
+    "contains", "Contains the reference", "Contains", msg("answers that contain the reference"), 20, contains
+)

@@ -1,0 +1,27 @@
+"""What the Export page remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from finetune_local.gui.shell.state import State
+
+
+@dataclass(frozen=True)
+class ExportForm:
+    """What was chosen. `formats` has the quantization type by target; `folder` "" is the usual one; `gate` asks for verification."""
+
+    target: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
+    gate: bool = True
+
+
+@dataclass(eq=False)
+class ExportState(State, prefix="export_"):
+    """The form, and the export that this window started last. The chosen adapter is in Shared."""
+
+    form: ExportForm = field(default_factory=ExportForm)
+    shown: str = ""
+    """The job whose result is shown above the form."""
