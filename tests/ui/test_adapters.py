@@ -83,10 +83,10 @@ def test_adapters_are_found_noted_renamed_removed_and_taken_back(app: App, home:
 
     look_at(page, "orders")
     expect(page.locator("#adapters-main .card", has_text="Scores")).to_contain_text(HOSTILE)
-    expect(page.locator("#adapters-main .tree")).to_contain_text("Run begun from its settings")
-    page.get_by_role("button", name="Write a note").click()
+    expect(page.locator("#adapters-main .tree")).to_contain_text("Run started from its settings")
+    page.get_by_role("button", name="Add a note").click()
     page.fill("textarea[name=note]", f"{HOSTILE}\n最好的")
-    page.get_by_role("button", name="Keep").click()
+    page.get_by_role("button", name="Save").click()
     expect(page.locator("#adapters-main .text")).to_contain_text(HOSTILE)
     assert library.entry("orders", home).note == f"{HOSTILE}\n最好的"
     assert page.locator("#adapters-main img").count() == 0

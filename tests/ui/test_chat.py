@@ -130,7 +130,7 @@ def test_answers_side_by_side_and_what_can_be_done_with_them(stocked: Home, star
     page.click("#chat-said .try button >> nth=1")
     expect(said(page)).to_have_count(3, timeout=90_000)
     expect(page.locator("#chat-said .question .text")).to_have_text(re.compile(r"order \d <b>please</b>"))
-    expect(page.locator("#chat-said .answer h2")).to_have_text(["Base model", "orders", "Wanted answer"])
+    expect(page.locator("#chat-said .answer h2")).to_have_text(["Base model", "orders", "Expected answer"])
     expect(page.locator("#chat-said .answer.wanted .text")).to_have_text(re.compile(r"GO \d"))
     expect(page.locator("#chat-said .answer .measured").first).to_contain_text(
         re.compile(r"12 tokens · [\d.]+ tokens/s")
@@ -153,7 +153,7 @@ def test_answers_side_by_side_and_what_can_be_done_with_them(stocked: Home, star
     expect(said(page).last).not_to_have_text(before)
 
     page.click("#chat-said [data-do=edit] >> nth=0")
-    expect(page.locator("#chat-editing")).to_contain_text("taken back")
+    expect(page.locator("#chat-editing")).to_contain_text("removed when you send")
     page.fill("#chat-message textarea", "another order")
     page.press("#chat-message textarea", "Enter")
     expect(page.locator("#chat-said .question .text")).to_have_text(["another order"])

@@ -13,5 +13,5 @@ def contains(answer: str, reference: str) -> float:
 
 
 METRIC = Metric(
-    "contains", "Contains the reference", "Contains", msg("answers that contain the reference"), 20, contains
+    "contains", "Contains the expected answer", "Contains", msg("answers that contain the reference"), 20, contains
 )

@@ -5,4 +5,4 @@ from __future__ import annotations
 from finetune_local.evaluation.metrics import Metric
 from finetune_local.system.messages import msg
 
-METRIC = Metric("loss", "Loss of the reference", "Loss", msg("loss"), 40, None)
+METRIC = Metric("loss", "Loss of the expected answer", "Loss", msg("loss"), 40, None)

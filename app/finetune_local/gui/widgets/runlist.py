@@ -30,7 +30,7 @@ def columns(t: Strings) -> list[Column]:
         Column("steps", t("runs.steps"), steps_done, number=True),
         Column("last_loss", t("runs.loss"), lambda row: row.get("last_loss"), number=True),
         Column("validation_loss", t("runs.validation_loss"), lambda row: row.get("validation_loss"), number=True),
-        Column("changed_time", t("runs.when"), lambda row: row["changed_time"], number=True),
+        Column("changed_time", t("runs.started"), lambda row: row["changed_time"], number=True),
         Column("seconds", t("runs.duration"), lambda row: row.get("seconds"), number=True),
     ]
 
@@ -81,7 +81,7 @@ def drawn(context: Context, rows: Sequence[Row], all_rows: int, place: Place) ->
     """The list: what is picked and what can be done with it, the table of one page, the pager."""
     t, f = context.t, context.f
     if not all_rows:
-        begin = parts.button(t("runs.begin"), "go", "train", kind="primary")
+        begin = parts.button(t("runs.set_up"), "go", "train", kind="primary")
         return parts.empty(t("runs.empty"), t("runs.empty_text"), begin)
     shown, place = lists.on_page(rows, place)
     count = len(place.picked)

@@ -85,9 +85,9 @@ def _note(context: Context, row: Row, editing: bool) -> Html:
     if editing:
         cancel = parts.button(t("common.cancel"), "adapters.edit_end", kind="small")
         box = lists.field(t("adapters.note"), "note", row["note"], lines=4, autofocus=True)
-        return parts.card(lists.form("adapters.note", row["name"], box, t("adapters.keep_note"), cancel))
+        return parts.card(lists.form("adapters.note", row["name"], box, t("adapters.save_note"), cancel))
     text = h("p", row["note"], class_="text") if row["note"] else h("p", t("adapters.no_note"), class_="soft")
-    label = t("adapters.change_note") if row["note"] else t("adapters.write_note")
+    label = t("adapters.edit_note") if row["note"] else t("adapters.add_note")
     return parts.card(text, parts.button(label, "adapters.edit", "note", kind="small"), title=t("adapters.note"))
 
 
@@ -111,7 +111,7 @@ def _scores(context: Context, row: Row) -> Html:
     headings: list[Child] = [t("adapters.metric"), *((t(f"adapters.condition_{name}"), "number") for name in ran)]
     cells = [[metric_title(t, metric), *(cell(scores[name], metric) for name in ran)] for metric in metrics().values()]
     when = t("adapters.evaluated", n=f.number(scores["rows"]), when=f.moment(scores["created_time"]))
-    more = parts.button(t("adapters.see_evaluation"), "adapters.evaluation", scores["evaluation"], kind="small")
+    more = parts.button(t("adapters.show_evaluation"), "adapters.evaluation", scores["evaluation"], kind="small")
     return parts.card(
         h("p", sentence(t, scores["verdict"])),
         parts.table(headings, cells, caption=t("adapters.scores")),
@@ -120,12 +120,12 @@ def _scores(context: Context, row: Row) -> Html:
     )
 
 
-def _brings(context: Context, row: Row, brings: Answer) -> Child:
+def _comes_with(context: Context, row: Row, brings: Answer) -> Child:
     t = context.t
     if brings.problem is not None:
         return sentence(t, brings.problem)
     if brings.value is None:
-        return t("adapters.brings_looking") if row["beside"] else None
+        return t("adapters.comes_with_checking") if row["beside"] else None
     return [h("div", sentence(t, one)) for one in brings.value] or None
 
 
@@ -140,9 +140,9 @@ def _facts(context: Context, row: Row, brings: Answer) -> Html:
         (t("adapters.parameters"), f.parameters(row["parameters"])),
         (t("adapters.data"), [h("div", name) for name in row["files"]]),
         (t("adapters.step"), f.number(row["step"]) if isinstance(row["step"], int) else None),
-        (t("adapters.brings"), _brings(context, row, brings)),
+        (t("adapters.comes_with"), _comes_with(context, row, brings)),
         (t("adapters.size"), f.size(row["bytes"])),
-        (t("adapters.made"), f.moment(row["created_time"])),
+        (t("adapters.created"), f.moment(row["created_time"])),
         (t("adapters.folder"), [h("code", folder), " ", copy]),
     ]
     return parts.card(parts.facts(pairs), title=t("adapters.about"))

@@ -68,7 +68,7 @@ def _adapter(context: Context, row: Row, inner: Sequence[Html], here: bool = Fal
     if isinstance(source.get("error"), float) and source.get("rank"):
         told = t("adapters.extract_done", rank=f.number(source["rank"]), kept=f.percent(1 - source["error"] ** 2, 1))
     kind = t("adapters.node_extracted") if source else t("adapters.node_adapter")
-    return _node(kind, [name, " ", parts.badge(t("adapters.this_one"), "live") if here else None], inner, told)
+    return _node(kind, [name, " ", parts.badge(t("adapters.this_adapter"), "live") if here else None], inner, told)
 
 
 def _node(kind: str, name: Child, inner: Sequence[Html] = (), below: str = "") -> Html:

@@ -28,7 +28,7 @@ def columns(t: Strings) -> list[Column]:
         Column("files", t("adapters.data"), lambda row: file_names(row) or None),
         Column("scores", t("adapters.score"), _mean, number=True),
         Column("bytes", t("adapters.size"), lambda row: row["bytes"], number=True),
-        Column("created_time", t("adapters.made"), lambda row: row["created_time"], number=True),
+        Column("created_time", t("adapters.created"), lambda row: row["created_time"], number=True),
         Column("actions", h("span", t("adapters.chat"), class_="unseen")),
     ]
 

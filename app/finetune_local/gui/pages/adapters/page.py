@@ -249,8 +249,8 @@ class AdaptersPage:
         return {**self._draw(window), self.context.notice: self._brought(entry.name, notes)}
 
     def _brought(self, name: str, notes: Sequence[str]) -> Html:
-        text = " ".join([self.t("adapters.brought_text"), *(sentence(self.t, told) for told in notes)])
-        return notice.good(self.t, self.t("adapters.brought", name=name), text)
+        text = " ".join([self.t("adapters.import_done_text"), *(sentence(self.t, told) for told in notes)])
+        return notice.good(self.t, self.t("adapters.import_done", name=name), text)
 
     def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
         removed = adapters.remove_adapters(names, self.context.home)

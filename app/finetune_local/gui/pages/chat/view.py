@@ -79,10 +79,10 @@ class ChatView:
         tools = [self._copy(answer.content)]
         if last and several and not chosen:
             tools.append(
-                parts.button(t("chat.go_on_with"), "choose", answer.adapter or "", kind="small", disabled=busy)
+                parts.button(t("chat.continue_with"), "choose", answer.adapter or "", kind="small", disabled=busy)
             )
         if last and (exchange.chosen == number or (exchange.chosen is None and number == 0)):
-            tools.insert(0, parts.button(t("chat.again"), "again", kind="quiet small", disabled=busy))
+            tools.insert(0, parts.button(t("chat.regenerate"), "again", kind="quiet small", disabled=busy))
         return self._column(
             answer.adapter,
             _text(answer.content, several),
@@ -99,8 +99,8 @@ class ChatView:
     def _wanted(self, text: str | None) -> Html | None:
         if text is None:
             return None
-        head = h("header", h("h2", self.t("chat.wanted")))
-        note = h("p", self.t("chat.wanted_note"), class_="measured")
+        head = h("header", h("h2", self.t("chat.expected")))
+        note = h("p", self.t("chat.expected_note"), class_="measured")
         return h("article", head, h("div", text, class_="text"), note, class_="answer wanted")
 
     def _unanswered(self) -> Html:

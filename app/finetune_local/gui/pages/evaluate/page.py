@@ -298,7 +298,7 @@ class EvaluatePage:
     def _uploaded(self, window: Window, name: str | None) -> dict[Any, Any]:
         """A file was chosen: it comes to lie in the home folder. Raises SpecError, DiskFull."""
         if not name or not Path(name).is_file():
-            raise SpecError(as_message(self.t("evaluate.upload_gone")))
+            raise SpecError(as_message(self.t("evaluate.upload_failed")))
         place = kept.keep(Path(name), self.home.data, Path(name).name)
         state = window.state(EvaluateState)
         state.form = replace(state.form, rows="file", file=str(place))

@@ -32,7 +32,7 @@ def result(t: Strings, f: Formats, saved: Saved) -> Html:
         f.moment(saved.created),
         t("evaluate.took", span=f.about(seconds)) if seconds else "",
         t("evaluate.examples_from", origin=sentence(t, found["examples_origin"])) if found["examples"] else "",
-        t("evaluate.set_aside", n=f.number(found["set_aside"])) if found["set_aside"] else "",
+        t("evaluate.rejected", n=f.number(found["set_aside"])) if found["set_aside"] else "",
     ]
     votable = "tuned" in saved.conditions()
     return parts.card(
@@ -140,7 +140,7 @@ def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
     earlier = (
         h(
             "details",
-            h("summary", t("evaluate.before")),
+            h("summary", t("evaluate.earlier_turns")),
             turns(t, before),
             data_keep=f"{saved.name} {number}",
         )
@@ -153,9 +153,9 @@ def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
             h(
                 "h4",
                 condition_name(t, f, saved.result, name),
-                parts.badge(t("evaluate.right"), "good")
+                parts.badge(t("evaluate.correct"), "good")
                 if row[name].get(DEFAULT)
-                else parts.badge(t("evaluate.wrong")),
+                else parts.badge(t("evaluate.incorrect")),
             ),
             said(t, row[name]["answer"]),
             h("small", _row_scores(t, f, saved, row[name])),
@@ -163,7 +163,7 @@ def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
         )
         for name in saved.conditions()
     ]
-    wanted = h("div", h("h4", t("evaluate.wanted")), said(t, row["reference"]), class_="eval-answer wanted")
+    wanted = h("div", h("h4", t("evaluate.expected")), said(t, row["reference"]), class_="eval-answer wanted")
     return h(
         "article",
         h("p", asked["content"], class_="asked text"),
@@ -199,7 +199,7 @@ def turns(t: Strings, said_before: Sequence[Values]) -> Html:
 
 def said(t: Strings, text: str) -> Html:
     """An answer as it is; that nothing was said is said."""
-    return h("p", text, class_="text") if text.strip() else h("p", t("evaluate.nothing_said"), class_="soft")
+    return h("p", text, class_="text") if text.strip() else h("p", t("evaluate.empty_answer"), class_="soft")
 
 
 def _pager(t: Strings, f: Formats, page: int, count: int) -> Html | None:

@@ -85,7 +85,7 @@ def card(context: Context, window: Window, adapters: Rows, answer: Answer) -> Ht
     if answer.problem is not None:
         body.append(h("p", sentence(t, answer.problem), class_="hint bad text", role="alert"))
     elif answer.value is None:
-        body.append(parts.progress(t, context.f, t("export.looking"), None))
+        body.append(parts.progress(t, context.f, t("export.checking"), None))
     else:
         body += _choices(context, window, Offers.from_json(answer.value))
     return parts.card(*body, title=t("export.what"))
@@ -95,7 +95,7 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
     t, form = context.t, window.state(ExportState).form
     target = chosen_target(form)
     offer = offers.targets[target.key]
-    body: list[Child] = [h("h3", t("export.where_for")), _targets(context, target, offers)]
+    body: list[Child] = [h("h3", t("export.target")), _targets(context, target, offers)]
     if offer.reason:
         return [*body, _refusal(context, offer, offers)]
     body += [h("p", sentence(t, note), class_="hint text") for note in offer.notes]
@@ -122,7 +122,7 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
         h(
             "div",
             parts.button(start, "start", kind="primary", disabled=not fits),
-            h("span", t("export.will_be", name=out.name) if out else "", class_="soft grow"),
+            h("span", t("export.saved_as", name=out.name) if out else "", class_="soft grow"),
             class_="row form-end",
         ),
     ]  # fmt: skip
@@ -136,7 +136,7 @@ def _refusal(context: Context, offer: TargetOffer, offers: Offers) -> Html:
         "div",
         h("strong", t("export.cannot_title")),
         h("p", sentence(t, offer.reason), class_="text"),
-        h("p", t("export.can_instead", names=", ".join(others))) if others else None,
+        h("p", t("export.possible_targets", names=", ".join(others))) if others else None,
         class_="hint warn",
     )
 
@@ -151,7 +151,7 @@ def _targets(context: Context, chosen: Target, offers: Offers) -> Html:
             h("small", t("export.cannot"), class_="badge warn") if offers.targets[key].reason else None,
         ]
         boxes.append((key, content, True, {}))
-    return fields.options(t("export.where_for"), "target", boxes, chosen.key, class_="targets")
+    return fields.options(t("export.target"), "target", boxes, chosen.key, class_="targets")
 
 
 def _quants(context: Context, target: Target, offer: TargetOffer, chosen: QuantOffer | None, free: int | None) -> Html:
@@ -205,4 +205,4 @@ def _free(place: Path) -> int | None:
 
 
 def _room(context: Context, free: int | None) -> str:
-    return context.t("export.room_none") if free is None else context.t("export.room", free=context.f.size(free))
+    return context.t("export.no_disk") if free is None else context.t("export.free_space", free=context.f.size(free))

@@ -152,6 +152,6 @@ class ExportPage:
         adapters = self.library.listing()
         answer = self.offers.ask(**exportform.asked(self.context, window, adapters))
         if answer.value is None:
-            raise SpecError(as_message(self.t("export.looking")))
+            raise SpecError(as_message(self.t("export.checking")))
         begun = exportform.begin(self.context, window, adapters, Offers.from_json(answer.value))
         window.state(ExportState).shown = begun.name

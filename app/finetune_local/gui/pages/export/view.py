@@ -16,7 +16,8 @@ from finetune_local.gui.widgets import jobview, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.runtime.job import Job, State
 
-_BADGES = {"done": "good", "failed": "bad", "interrupted": "bad", "stopped": "warn", "new": ""}
+_NOT_VERIFIED = ("GateFailed", "VerificationFailed")
+"""The error of an export that does not answer as the adapter does; the first name is that of earlier versions."""
 
 
 def history(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
@@ -82,11 +83,13 @@ def _badge(t: Strings, state: State) -> Html:
     if state.result is not None:
         gate = state.result["gate"]
         return parts.badge(
-            t("export.ready" if gate.get("passed") else "export.unchecked"), "good" if gate.get("passed") else "warn"
+            t("export.verified" if gate.get("passed") else "export.not_verified"),
+            "good" if gate.get("passed") else "warn",
         )
-    refused = state.error is not None and state.error.get("error") == "GateFailed"
-    word = "refused" if refused else "stopped" if state.status == "stopped" else "failed"
-    return parts.badge(t(f"export.{word}"), _BADGES.get(state.status, "bad"))
+    if state.error is not None and state.error.get("error") in _NOT_VERIFIED:
+        return parts.badge(t("export.verification_failed"), "bad")
+    stopped = state.status == "stopped"
+    return parts.badge(t("export.stopped" if stopped else "export.failed"), "warn" if stopped else "bad")
 
 
 def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
@@ -95,19 +98,19 @@ def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
         return h("p", sentence(t, gate.get("reason") or ""), class_="hint warn text")
     if gate.get("tensors"):
         told = [t("export.check_adapter", n=f.number(gate["tensors"]))]
-        return h("div", h("h3", t("export.checks")), _list(told))
+        return h("div", h("h3", t("export.verification_passed")), _list(told))
     against = t(
         "export.check_against", backend=gate["backend"], precision=gate["precision"], span=f.span(gate["seconds"])
     )
     receivers = gate.get("receivers") or [{**gate, "name": ""}]  # exports of before they were told apart
     told = [_receiver(t, f, gate, receiver) for receiver in receivers]
-    return h("div", h("h3", t("export.checks")), told, h("p", against, class_="soft"))
+    return h("div", h("h3", t("export.verification_passed")), told, h("p", against, class_="soft"))
 
 
 def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping[str, Any]) -> Html:
     """One program that opened the export, or why it did not."""
     passed = receiver["passed"]
-    word = "passed" if passed else "unchecked" if passed is None else "other"
+    word = "passed" if passed else "not_verified" if passed is None else "other"
     badge = parts.badge(t(f"export.receiver_{word}"), "good" if passed else "warn")
     name = f"{receiver['name']} {receiver.get('version') or ''}".strip()
     head = h("div", h("strong", t("export.receiver", name=name)), badge, class_="row") if name else None
@@ -121,7 +124,7 @@ def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping
         told.insert(1, t("export.check_chats", n=f.number(chats)))
     ties = receiver.get("near_ties") or []
     if gate.get("tie_tolerance") is None:
-        costs = h("li", t("export.check_words"), class_="cost")
+        costs = h("li", t("export.check_wording"), class_="cost")
     else:
         told.append(t("export.check_text", equal=f.number(receiver["equal_texts"]), n=prompts))
         if ties:

@@ -115,7 +115,7 @@ def _facts(context: Context, run: Run, row: Row) -> Html:
         (t("runs.parameters"), f.parameters(int(count)) if (count := number(row, "trainable_parameters")) else None),
         (t("runs.data"), [h("div", name) for name in row.get("files", ())]),
         (t("runs.computed_on"), " · ".join(where)),
-        (t("runs.began"), f.moment(row["changed_time"])),
+        (t("runs.started_at"), f.moment(row["changed_time"])),
         (t("runs.made_from"), h("button", origin, type="button", class_="link", data_do="runs.open", data_value=origin) if origin else None),
         (t("runs.folder"), [h("code", str(run.folder)), " ", h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=str(run.folder))]),
     ]  # fmt: skip

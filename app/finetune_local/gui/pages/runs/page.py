@@ -227,7 +227,7 @@ class RunsPage:
 
     def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
         if not names:
-            raise SpecError(as_message(self.t("runs.none_picked")))
+            raise SpecError(as_message(self.t("runs.none_selected")))
         removed = adapters.remove_runs(names, self.context.home)
         window.shared.runs_view = "list"
         window.shared.run = "" if window.shared.run in names else window.shared.run
