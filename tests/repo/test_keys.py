@@ -45,8 +45,8 @@ ORDINARY = frozenset(
 """Keys that are words of the app's JSON, of folders, of models' tensors and of sentences too."""
 
 NAMES: Mapping[str, frozenset[str]] = {
-    "method": frozenset({"method", "preset", "presets", "methods", "method_key"}),
-    "tuner": frozenset({"tuner", "tuners", "tuner_of", "method_tuner"}),
+    "method": frozenset({"method", "preset", "presets", "methods", "method_key", "key"}),
+    "tuner": frozenset({"tuner", "tuners", "tuner_of", "method_tuner", "family", "key"}),
     "objective": frozenset({"objective", "objectives"}),
     "format": frozenset({"format", "formats"}),
     "target": frozenset({"target", "targets", "target_of"}),
@@ -66,20 +66,9 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ("mlx_lm.py", "lora"): MLX_LM, ("mlx_lm.py", "dora"): MLX_LM,
     ("read.py", "chat_log"): LISTS, ("speakers.py", "chat_log"): LISTS,
     ("search.py", "gguf"): "a word in the names of the hub's repositories", ("doctor.py", "gguf"): "the library of that name",
-    ("low_rank_settings.py", "pissa"): "the way of initialising that a preset is named after",
-    ("low_rank_peft.py", "pissa"): "how PEFT calls that way",
     ("chat.py", "model"): JSON, ("chat.py", "adapters"): JSON, ("room.py", "model"): JSON, ("room.py", "adapters"): JSON,
     ("facts.py", "lora"): MEMORY, ("facts.py", "qlora"): MEMORY, ("verdicts.py", "lora"): MEMORY, ("verdicts.py", "qlora"): MEMORY,
-    ("run.py", "sft"): "the objective of a run that names none", ("run.py", "lora"): "the method of a run that names none",
-    **{("main.py", key): "the order of the help" for key in (
-        "train", "resume", "chat", "generate", "evaluate", "export", "merge", "adapters", "runs", "trash", "models", "data")},
-    ("extract.py", "lora"): TODO, ("extract.py", "low_rank"): TODO, ("fitted.py", "low_rank"): TODO, ("mlx_lm.py", "low_rank"): TODO,
-    ("low_rank_peft.py", "dora"): TODO, ("low_rank_peft.py", "lora"): TODO, ("lora_drop.py", "low_rank"): TODO,
-    ("spec_options.py", "lora"): TODO, ("schema.py", "lora"): TODO,
-    ("weights.py", "full"): TODO, ("defaults.py", "full"): TODO, ("forecast.py", "full"): TODO,
-    **{("setup.py", key): TODO for key in ("full", "lora", "qlora", "dora")},
-    **{("page.py", key): TODO for key in ("model", "data", "train", "chat", "export")},
-    **{(file, key): TODO for file in ("ended.py", "rail.py") for key in ("download", "evaluate", "export")},
+    ("run.py", "sft"): "the objective of a run that names none",
     ("job.py", "download"): TODO, ("job.py", "export"): TODO,
 }  # fmt: skip
 """Name of a file, and a key: why it stands there."""
@@ -121,9 +110,10 @@ def uses() -> tuple[tuple[Path, str, int], ...]:
 
 
 def own(file: Path) -> frozenset[str]:
-    """The keys whose file this is: it, or a folder around it, is called so; a tuner's file has its presets."""
+    """The keys whose file this is: it, or a folder around it, is called so; a tuner's files (low_rank_peft.py too) have its presets."""
     names = {file.stem.removeprefix("job_"), *(part.name for part in file.parents if part.is_relative_to(ROOT))}
-    mine = {preset.key for preset in presets().values() if preset.tuner in names and file.parent.name == "tuners"}
+    names |= {tuner for tuner in tuners() if file.stem.startswith(f"{tuner}_") and file.parent.name == "spec"}
+    mine = {preset.key for preset in presets().values() if preset.tuner in names and "spec" in file.parts}
     return frozenset(mine | {key for kind in KINDS.values() for key in kind if key.replace("-", "_") in names})
 
 

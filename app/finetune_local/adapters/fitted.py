@@ -22,6 +22,7 @@ from finetune_local.adapters.companions import Asking, beside, chat_ids
 from finetune_local.adapters.identity import times
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header, read_tensor
+from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import is_embedding, outside_modules
 from finetune_local.spec.tuners import PREFIX, Array, tuner_of
@@ -46,7 +47,7 @@ def read_on(folder: Path, model: ModelFolder) -> tuple[AdapterPlan, dict[str, Ar
     """The plan and fp32 tensors of an adapter for this base. Raises AdapterError, ModelError."""
     plan, tensors = read_adapter(folder)
     modules = {target.module: target for target in outside_modules(model.weights()).values()}
-    if plan.tuner != "low_rank" or not modules:
+    if not isinstance(plan.settings, LowRankSettings) or not modules:
         return plan, tensors
     return _Tables(folder, model, plan, tensors).fitted()
 

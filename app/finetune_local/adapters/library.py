@@ -15,7 +15,7 @@ from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import AdapterIdentity, read_identity
 from finetune_local.models.tensors import read_header
 from finetune_local.spec.base.tokenizer_files import TRAVEL, brought
-from finetune_local.spec.tuners import OWN_TYPE, trainable_parameters, tuner_of
+from finetune_local.spec.tuners import holds_base_weights, trainable_parameters, tuner_of
 from finetune_local.spec.whole import NOT_TRAINED
 from finetune_local.system.errors import AdapterError, ModelError, typed
 from finetune_local.system.fields import did_you_mean
@@ -87,7 +87,7 @@ class Entry:
             "method": identity.method if identity else (config.peft_type or "").lower(),
             "rank": config.r,
             "parameters": extra.get("parameters") or _numbers_in(self.folder / WEIGHTS),
-            "whole": config.peft_type == OWN_TYPE and config.family == "full",
+            "whole": holds_base_weights(config),
             "run": self.name if self.origin == "run" else identity.run if identity else None,
             "made_from": made_from(self.folder.parent) if self.origin == "run" else None,
             "extracted_from": dict(self.extracted_from),

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_local.adapter_format import CONFIG, WEIGHTS, read_config, read_tensors, write_adapter
-from finetune_local.spec.low_rank_peft import MAGNITUDE, A, B
+from finetune_local.spec.low_rank_peft import MAGNITUDE, A, B, known_plan
 from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.peft_config import Name, Positive, Text
-from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import is_embedding
 from finetune_local.spec.tuners import PREFIX, Array
 from finetune_local.system.errors import AdapterError
@@ -72,9 +72,7 @@ def convert(folder: Path) -> None:
     if not targets:
         raise AdapterError(msg("{path}: there is nothing in it. Copy it again.", path=folder / MLX_WEIGHTS))
     settings = _settings(config.lora_parameters, ranks, dora, folder)
-    write_adapter(
-        folder, AdapterPlan(config.fine_tune_type, "low_rank", settings, tuple(targets)), tensors, config.model
-    )
+    write_adapter(folder, known_plan(settings, tuple(targets)), tensors, config.model)
     (folder / MLX_WEIGHTS).unlink()
 
 

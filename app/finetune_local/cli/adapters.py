@@ -17,6 +17,8 @@ from finetune_local.system.messages import message_of
 if TYPE_CHECKING:
     from finetune_local.adapters.extraction.extract import Extraction
 
+ORDER = 9
+
 
 @click.group("adapters", invoke_without_command=True, short_help="List, import, rename and remove adapters.")
 @home_option

@@ -12,6 +12,8 @@ from finetune_local.system import paths
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.messages import as_message
 
+ORDER = 1
+
 NEEDS = ("gradio", "uvicorn", "babel")
 INSTALL = "pip install 'finetune-local[app]'"
 

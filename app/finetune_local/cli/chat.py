@@ -22,6 +22,8 @@ from finetune_local.system.messages import message_of, msg
 if TYPE_CHECKING:
     from finetune_local.chat.session import ChatSession, Turn
 
+ORDER = 4
+
 
 @click.command("chat", short_help="Talk to a model, with adapters to swap in.")
 @model_option

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from finetune_local.data.report import Report
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
+ORDER = 13
+
 LEARNED_STYLE = "bold green"
 REJECTED_SHOWN = 10
 BAR_WIDTH = 40

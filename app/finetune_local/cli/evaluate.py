@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from finetune_local.evaluation.compare import Comparison
     from finetune_local.evaluation.report import Evaluation
 
+ORDER = 6
+
 SHOWN_ROWS = 5
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from finetune_local.export.verification.compare import ReceiverCheck
     from finetune_local.export.verification.verify import Gate
 
+ORDER = 7
+
 _TARGETS = "; ".join(f"{target.key}: {target.title}" for target in targets().values())
 _QUANTS = "; ".join(f"{target.key}: {', '.join(target.quant_keys)}" for target in targets().values())
 

@@ -13,6 +13,8 @@ from finetune_local.cli.spec_options import settings_from, settings_options
 from finetune_local.inference.sampling import Sampling
 from finetune_local.system import paths
 
+ORDER = 5
+
 
 @click.command("generate", short_help="Answer one prompt.")
 @model_option

@@ -1,7 +1,7 @@
 """The command `finetune-local`: finds the verbs beside this file. Only this module exits the process.
 
-A verb is a file `<verb>.py` with `command: click.Command`, imported when called. Options without a verb mean `train`; no arguments at
-all mean `app`.
+A verb is a file `<verb>.py` with `command: click.Command`, imported when called, and `ORDER: int`, its place in the help (without one it
+comes last). Options without a verb mean `train`; no arguments at all mean `app`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import math
 import os
 import pkgutil
 import sys
@@ -26,23 +27,6 @@ from finetune_local.system.files import failure
 from finetune_local.system.messages import carrying, message_of
 
 DEFAULT_VERB = "train"
-ORDER = (
-    "app",
-    "train",
-    "resume",
-    "chat",
-    "generate",
-    "evaluate",
-    "export",
-    "merge",
-    "adapters",
-    "runs",
-    "trash",
-    "models",
-    "data",
-)
-"""Order of `--help`; other verbs follow by name."""
-
 HELPERS = ("main", "options", "show", "progress", "spec_options")
 """Modules here that are not verbs."""
 
@@ -55,10 +39,21 @@ class Verbs(click.Group):
     """Lists verbs by file name and imports only the one that is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Verbs in the order a user meets them."""
+        """Verbs by name."""
         package = importlib.import_module("finetune_local.cli")
-        names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in HELPERS]
-        return sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+        return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in HELPERS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """click's, in the order a user meets the verbs."""
+
+        def place(verb: str) -> tuple[float, str]:
+            return getattr(importlib.import_module(f"finetune_local.cli.{verb}"), "ORDER", math.inf), verb
+
+        with formatter.section("Commands"):
+            verbs = sorted(self.list_commands(ctx), key=place)
+            commands = [(verb, command) for verb in verbs if (command := self.get_command(ctx, verb)) is not None]
+            width = formatter.width - 6 - max(len(verb) for verb in verbs)
+            formatter.write_dl([(verb, command.get_short_help_str(width)) for verb, command in commands])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one verb."""

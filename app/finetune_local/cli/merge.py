@@ -7,6 +7,8 @@ import click
 from finetune_local.cli.options import backend_option, home_option, json_option, model_option
 from finetune_local.export.targets.merged import TARGET
 
+ORDER = 8
+
 
 @click.command(name="merge")
 @click.argument("adapter")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from finetune_local.models.catalog import Entry
     from finetune_local.models.local import Found
 
+ORDER = 12
+
 
 @click.group("models", short_help="List, download, look at and remove base models.", invoke_without_command=True)
 @home_option

@@ -14,6 +14,8 @@ from finetune_local.system.messages import msg
 if TYPE_CHECKING:
     from finetune_local.training.run_folder.runs import Run
 
+ORDER = 3
+
 
 @click.command("resume", short_help="Continue a run that was stopped, killed or failed.")
 @click.argument("name", required=False)

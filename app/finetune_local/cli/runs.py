@@ -9,6 +9,8 @@ from finetune_local.cli.show import emit, note, table
 from finetune_local.system import paths
 from finetune_local.system.errors import typed
 
+ORDER = 10
+
 
 @click.group("runs", short_help="List, show, check, stop, rename and remove runs.", invoke_without_command=True)
 @home_option

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from finetune_local.spec import walk
 from finetune_local.spec.config_file import read_config, section_name, sections
 from finetune_local.spec.presets import preset_named, presets
-from finetune_local.spec.run import DEFAULT_OBJECTIVE, RunSpec, parse_spec
+from finetune_local.spec.run import DEFAULT_METHOD, DEFAULT_OBJECTIVE, RunSpec, parse_spec
 from finetune_local.spec.walk import spec_fields
 from finetune_local.system.errors import SpecError, told_of
 from finetune_local.system.fields import Settings, extra_of, flag_of, parse
@@ -137,7 +137,7 @@ def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> N
     A different method has its own precision, optimizer and learning rate, a different objective its own learning rate, different
     epochs another number of steps, and a different precision or backend another 4-bit type.
     """
-    before = str(tables.get("method", {}).get("key", "lora"))
+    before = str(tables.get("method", {}).get("key", DEFAULT_METHOD))
     after = str(given.get("method__key", before))
     training = tables.get("training", {})
     if after != before:

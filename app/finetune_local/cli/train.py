@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from finetune_local.training.events import Event
     from finetune_local.training.run_folder.runs import Run
 
+ORDER = 2
+
 
 @click.command("train", cls=SpecCommand, short_help="Fine-tune a model on your data (the default verb).")
 @spec_options

@@ -10,6 +10,8 @@ from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, megabytes, note, table
 from finetune_local.system import paths
 
+ORDER = 11
+
 
 @click.group("trash", short_help="List removed runs and adapters, or free their room.", invoke_without_command=True)
 @home_option

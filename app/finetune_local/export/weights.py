@@ -60,7 +60,7 @@ class MergedWeights:
 
     @property
     def _plan_is_full(self) -> bool:
-        return self._plan is not None and self._plan.tuner == "full"
+        return self._plan is not None and tuner_of(self._plan).trains_base
 
     @property
     def config(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, s
     """The base's precision where the spec leaves it open."""
     if spec.model.precision is not None:
         return spec.model.precision, msg("you asked for it")
-    if preset_named(spec.method.key).tuner == "full" and device == "cpu":
+    if tuners()[preset_named(spec.method.key).tuner].trains_base and device == "cpu":
         return "fp32", msg("the base's own weights are trained; bf16 would round them in every product")
     if fast_bf16:
         return "bf16", msg("this device is fastest at it, in half the memory; --precision fp32 is more exact")
@@ -101,12 +101,13 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     steps = training.max_steps or max(1, math.ceil((epochs or 1) * per_epoch))
     chosen_method = preset_named(spec.method.key)
     small = getattr(spec.method.settings, "train_weights", "all") in ("norms", "biases")
-    heavy = chosen_method.tuner == "full" and not small
+    tuner = tuners()[chosen_method.tuner]
+    heavy = tuner.trains_base and not small
     # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
     # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
     # Other methods stand in a fixed proportion to LoRA.
     objective = spec.objective.objective
-    factor = tuners()[chosen_method.tuner].lr_factor(spec.method.settings) * objective.lr_factor
+    factor = tuner.lr_factor(spec.method.settings) * objective.lr_factor
     rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * factor
     rate = float(f"{rate:.1e}")
     titles = chosen_method.title if objective.lr_factor == 1 else f"{chosen_method.title}, {objective.title}"

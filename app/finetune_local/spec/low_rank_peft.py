@@ -56,8 +56,8 @@ def peft_config(plan: AdapterPlan) -> dict[str, object]:
     }
 
 
-def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], tuner: str) -> AdapterPlan:
-    """The plan of a LoRA that PEFT wrote, for the tuner of this key. Module names are taken from the tensors, which cannot be wrong about them.
+def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    """The plan of a LoRA that PEFT wrote. Module names are taken from the tensors, which cannot be wrong about them.
 
     Raises AdapterError where the config asks for something this version does not compute, or does not match the tensors.
     """
@@ -112,7 +112,12 @@ def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], tuner: 
         raise AdapterError(
             msg("adapter_config.json has no usable rank or alpha ({error}).", error=one_line(error))
         ) from None
-    return AdapterPlan("dora" if settings.use_dora else "lora", tuner, settings, targets + whole + rows)
+    return known_plan(settings, targets + whole + rows)
+
+
+def known_plan(settings: LowRankSettings, targets: tuple[Target, ...]) -> AdapterPlan:
+    """The plan of a LoRA or DoRA adapter that exists already, such as one that was extracted or converted."""
+    return AdapterPlan("dora" if settings.use_dora else "lora", "low_rank", settings, targets)
 
 
 def bias_name(bias: str, modules: Collection[str]) -> str:

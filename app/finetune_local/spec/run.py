@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from finetune_local.spec.objectives import Objective, objective_named, objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
-from finetune_local.spec.presets import preset_named, presets
+from finetune_local.spec.presets import preset_named, presets, recommended
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, did_you_mean, parse, setting
@@ -31,6 +31,8 @@ COLUMN_ROLES = (
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_OBJECTIVE = "sft"
+
+DEFAULT_METHOD = recommended()[0].key
 
 
 class ModelSettings(Settings):
@@ -133,7 +135,7 @@ def _method(value: object) -> object:
     """{"key": "lora", "rank": 8} becomes the preset with its tuner's settings; the preset's own come first."""
     if isinstance(value, MethodSettings):
         return value
-    key, given = _key_and_settings(value, "lora")
+    key, given = _key_and_settings(value, DEFAULT_METHOD)
     preset = preset_named(key)
     implied = {k.removeprefix("method."): v for k, v in preset.defaults.items() if k.startswith("method.")}
     kind = tuners()[preset.tuner].settings
@@ -280,7 +282,7 @@ class RunSpec(Settings):
     )
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
-    method: Annotated[MethodSettings, BeforeValidator(_method)] = _method("lora")  # type: ignore[assignment]
+    method: Annotated[MethodSettings, BeforeValidator(_method)] = _method(DEFAULT_METHOD)  # type: ignore[assignment]
     objective: Annotated[ObjectiveSettings, BeforeValidator(_objective)] = _objective(DEFAULT_OBJECTIVE)  # type: ignore[assignment]
     training: TrainingSettings = TrainingSettings()
 
@@ -305,7 +307,7 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
                 )
             )
     chosen = given.get("method", {})
-    key = chosen.get("key", "lora") if isinstance(chosen, Mapping) else chosen
+    key = chosen.get("key", DEFAULT_METHOD) if isinstance(chosen, Mapping) else chosen
     for path, value in preset_named(str(key)).defaults.items():
         table, name = path.split(".")
         if table != "method":

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.presets import presets
-from finetune_local.spec.run import DEFAULT_OBJECTIVE, RunSpec
+from finetune_local.spec.run import DEFAULT_METHOD, DEFAULT_OBJECTIVE, RunSpec
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.fields import Settings
 
@@ -24,7 +24,7 @@ def run_schema() -> dict[str, Any]:
         for tuner, kind in tuners().items()
     }
     by_objective = {key: (objective.settings, [key]) for key, objective in objectives().items()}
-    schema["properties"]["method"] = _named_or_table(list(presets()), by_tuner.values(), "lora")
+    schema["properties"]["method"] = _named_or_table(list(presets()), by_tuner.values(), DEFAULT_METHOD)
     schema["properties"]["objective"] = _named_or_table(list(objectives()), by_objective.values(), DEFAULT_OBJECTIVE)
     return {"$schema": DIALECT, **schema, "title": "finetune-local run"}
 

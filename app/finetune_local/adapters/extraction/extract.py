@@ -21,10 +21,10 @@ from finetune_local.adapters.extraction.tuned import Tuned
 from finetune_local.adapters.identity import write_identity
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.base.tokenizer_files import copy_brought
-from finetune_local.spec.low_rank_peft import A, B
+from finetune_local.spec.low_rank_peft import A, B, known_plan
 from finetune_local.spec.low_rank_settings import LowRankSettings
 from finetune_local.spec.numerics.factors import decompose
-from finetune_local.spec.plan import AdapterPlan, Target
+from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import block_of, linear_modules, select_linear
 from finetune_local.spec.tuners import PREFIX, check_rank
 from finetune_local.system import checksums
@@ -144,7 +144,7 @@ def extract(
         raise AdapterError(_nothing(base, tuned, left))
     names = tuple(target.module for target in kept)
     settings = parse(LowRankSettings, {"rank": rank, "alpha": rank, "targets": names}, "--energy")
-    plan = AdapterPlan("lora", "low_rank", settings, tuple(kept))
+    plan = known_plan(settings, tuple(kept))
     parameters = sum(tensor.size for tensor in tensors.values())
     lineage = {**tuned.lineage, "rank": rank, "energy": energy, "error": _overall(found)}
     with written_aside(out, ADVICE) as place:

@@ -14,7 +14,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import BYTES, Floats, read_header, read_tensor
 from finetune_local.spec.base.weights import is_buffer
 from finetune_local.spec.plan import WeightInfo
-from finetune_local.spec.tuners import OWN_TYPE, PREFIX, from_own_config, tuner_of
+from finetune_local.spec.tuners import PREFIX, from_own_config, holds_base_weights, tuner_of
 from finetune_local.system.errors import AdapterError, ModelError
 from finetune_local.system.messages import msg
 
@@ -38,7 +38,7 @@ class Tuned:
 def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
     """The weights in an adapter folder of the tuner `full`. Raises AdapterError for other adapters or another base."""
     config = read_peft(folder)
-    if config.peft_type != OWN_TYPE or config.family != "full":
+    if not holds_base_weights(config):
         kind = config.method or str(config.peft_type)
         raise AdapterError(
             msg(

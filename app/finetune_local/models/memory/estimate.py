@@ -76,7 +76,7 @@ def estimate(model: Measured, spec: RunSpec, plan: AdapterPlan, device: str = "c
     nf4 = precision == "4-bit" and spec.model.quantisation == "nf4"
     tuner, trained = tuner_of(plan), trainable_parameters(plan)
     numbers = sum(math.prod(shape) for shape in tuner.shapes(plan).values())
-    copies = 2 * trained if tuner.key == "full" and not wide else 0
+    copies = 2 * trained if tuner.trains_base and not wide else 0
     tracked = _TRACKED if tuner.tracker(plan, spec.training.max_steps or _STEPS) is not None else 0
     return Estimate(
         weights=int(inner * (_NF4_BYTES if nf4 else _BLOCK_BYTES[precision]) + outer * activation),

@@ -87,6 +87,9 @@ class Tuner:
     peft_types: ClassVar[tuple[str, ...]] = ()
     """Values of `peft_type` that `read` understands."""
 
+    trains_base: ClassVar[bool] = False
+    """Whether it trains weights of the base itself, so that the adapter holds whole weights and nothing beside them."""
+
     def refusal(self, settings: Settings, precision: str) -> Message | None:
         """Why these settings cannot work on a base held at `precision`, with what to do instead; None where they can."""
         return None
@@ -258,6 +261,12 @@ def own_config(plan: AdapterPlan) -> dict[str, object]:
         "settings": plan.settings.model_dump(mode="json"),
         "targets": [[t.module, t.in_features, t.out_features] for t in plan.targets],
     }
+
+
+def holds_base_weights(config: PeftConfig) -> bool:
+    """Whether an adapter with this config holds whole weights of the base in place of an update."""
+    tuner = tuners().get(config.family or "")
+    return config.peft_type == OWN_TYPE and tuner is not None and tuner.trains_base
 
 
 def from_own_config(config: PeftConfig) -> AdapterPlan:

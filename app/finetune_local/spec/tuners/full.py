@@ -37,6 +37,7 @@ class Full(Tuner):
     """See Tuner. A target here is one weight, its module the whole name; 1-D weights (norms) have in_features 0."""
 
     key = "full"
+    trains_base = True
     settings = FullSettings
 
     def refusal(self, settings: Settings, precision: str) -> Message | None:

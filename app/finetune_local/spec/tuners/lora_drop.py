@@ -20,6 +20,7 @@ from finetune_local.spec.plan import AdapterPlan, BaseInfo
 from finetune_local.spec.saved_activations import inputs
 from finetune_local.spec.targets import block_of, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Calibration, Preset, Source, Tuner, check_rank
+from finetune_local.spec.tuners.low_rank import LowRank
 from finetune_local.system.errors import SpecError, TrainingDiverged
 from finetune_local.system.fields import Settings, did_you_mean, setting
 from finetune_local.system.messages import Message, msg
@@ -167,7 +168,7 @@ class LoraDrop(Tuner):
             for part in (A, B)
         }
         plain = cast(LoraDropSettings, plan.settings).plain
-        return AdapterPlan(plan.method, "low_rank", plain, plan.targets), result
+        return AdapterPlan(plan.method, LowRank.key, plain, plan.targets), result
 
     def sum_refusal(self, plan: AdapterPlan) -> Message | None:
         """See the base class."""

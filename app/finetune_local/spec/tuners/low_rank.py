@@ -220,7 +220,7 @@ class LowRank(Tuner):
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
         """See low_rank_peft.read_peft."""
-        return read_peft(config, shapes, self.key)
+        return read_peft(config, shapes)
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
         """A table of tokens may have other rows than the base's."""

@@ -21,7 +21,7 @@ from finetune_local.spec import defaults
 from finetune_local.spec.defaults import Choice
 from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import RunSpec, parse_spec
-from finetune_local.spec.tuners import trainable_parameters
+from finetune_local.spec.tuners import trainable_parameters, tuners
 from finetune_local.system.errors import DataError, FinetuneError, SpecError, UserError
 from finetune_local.training.check import facts_for, plan_for, settle
 from finetune_local.training.run_folder.pace import Pace, Work
@@ -118,7 +118,7 @@ def forecast(
             model.parameters,
             backend.name,
             spec.model.precision or "fp32",
-            preset_named(spec.method.key).tuner == "full",
+            tuners()[preset_named(spec.method.key).tuner].trains_base,
             bool(spec.training.gradient_checkpointing),
         )
         expected = pace_of(work, device.fast_bf16)
