@@ -13,7 +13,8 @@ import click
 from finetune_local.cli import show
 from finetune_local.cli.options import home_option, json_option, model_option
 from finetune_local.cli.spec_options import settings_from, settings_options
-from finetune_local.spec.run import DataSettings
+from finetune_local.spec.objectives import objectives
+from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
 from finetune_local.system.paths import located
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ READING = ("format", "columns", "assistant", "scrub", "template", "validation_fi
     metavar="[N]",
     help="Print the first N conversations (3) with the learned text in colour, or in ⟦⟧ without colours.",
 )
+@click.option(
+    "--objective",
+    type=click.Choice(list(objectives())),
+    default=DEFAULT_OBJECTIVE,
+    help="What learns from it; other rows are rejected.",
+)
 @home_option
 @json_option
 def inspect(
@@ -61,6 +68,7 @@ def inspect(
     model: str | None,
     max_length: int | None,
     show_mask: str | None,
+    objective: str,
     home: str | None,
     as_json: bool,
     **reading: Any,
@@ -72,7 +80,7 @@ def inspect(
     settings = settings_from(DataSettings, {**reading, "files": files})
     Inspection(settings, None, 1).check_files()  # before a model is downloaded
     tokenizer, context = _open(model, home)
-    look = Inspection(settings, tokenizer, max_length or context, masked=range(preview))
+    look = Inspection(settings, tokenizer, max_length or context, masked=range(preview), objective=objective)
     report = look.whole()
     if as_json:
         shown = [_marked(look.pieces(number)) for number in sorted(look.masks)]

@@ -15,7 +15,7 @@ import numpy as np
 from finetune_local.data.conversation import Conversation, Rejected, RowRejected
 from finetune_local.data.dataset.split import held_out
 from finetune_local.data.encoding.ahead import rendered_ahead
-from finetune_local.data.encoding.encode import Encoded, encode_for
+from finetune_local.data.encoding.encode import Encoded, check_kind, encode
 from finetune_local.data.formats import recognise
 from finetune_local.data.preview import PIECES, Piece, in_full, pieces, row_of
 from finetune_local.data.readers import columns, speakers
@@ -150,7 +150,7 @@ class Inspection:
             "problems": [{"file": file, "message": text} for file, text in self.problems],
             "readable": self.readable,
             "columns": self._columns(unknown),
-            "pairs": any(file.format is not None and file.format.kind == "pair" for file in unknown),
+            "of_pairs": any(file.format is not None and file.format.kind == "pair" for file in unknown),
             "unknown": [file.shown for file in unknown if file.format is None],
             "guess": _likely(
                 [row for file in unknown for row in file.sample if recognise(row) is None or "chosen" in row]
@@ -199,11 +199,12 @@ class Inspection:
             return
         encoded: list[Encoded] = []
         reason = ""
-        if self._tokenizer is not None:
-            try:
-                encoded = encode_for(self._objective, row, self._tokenizer, self._settings.template, self._max_length)
-            except RowRejected as error:
-                reason = message_of(error)
+        try:
+            check_kind(self._objective, row)
+            if self._tokenizer is not None:
+                encoded = encode(row, self._tokenizer, self._settings.template, self._max_length)
+        except RowRejected as error:
+            reason = message_of(error)
         if reason:
             tally.reject(Rejected(row.source, reason))
         else:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_local.data.conversation import Conversation, Message, RowRejected, Source
-from finetune_local.data.encoding.encode import encode, encode_for, kept, prompt_ids
+from finetune_local.data.encoding.encode import check_kind, encode, kept, prompt_ids
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.spec.objectives import objectives
 
@@ -166,4 +166,4 @@ def test_a_pair_becomes_two_rows_of_one_example(tokenizer: Tokenizer) -> None:
     for row in encode(pair, tokenizer, "chat", len(rejected.ids) - 1):  # both lose the same turns
         assert row.cut == 2
     with pytest.raises(RowRejected, match="learns from"):
-        encode_for(objectives()["sft"], pair, tokenizer, "chat", LONG)
+        check_kind(objectives()["sft"], pair)

@@ -24,7 +24,7 @@ from finetune_local.data.conversation import Conversation, Message, Rejected, Ro
 from finetune_local.data.dataset.split import Keys, held_out
 from finetune_local.data.dataset.store import ADVICE, EXAMPLES, SUFFIXES, WEIGHTS, Dataset, Row, Writer, remove
 from finetune_local.data.encoding.ahead import rendered_ahead
-from finetune_local.data.encoding.encode import encode_for, kept
+from finetune_local.data.encoding.encode import check_kind, encode, kept
 from finetune_local.data.readers.read import DataFile, nothing_usable, opened
 from finetune_local.data.report import FileReport, Report, Tally, as_plain, file_report
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -91,7 +91,8 @@ class _Pass:
     def _take(self, row: Conversation | Rejected, writer: Writer) -> None:
         if isinstance(row, Conversation):
             try:
-                encoded = encode_for(self.objective, row, self.tokenizer, self.settings.template, self.max_length)
+                check_kind(self.objective, row)
+                encoded = encode(row, self.tokenizer, self.settings.template, self.max_length)
             except RowRejected as error:
                 row = Rejected(row.source, message_of(error))
             else:

@@ -35,13 +35,10 @@ class Encoded:
     weight: float = 1.0
 
 
-def encode_for(
-    objective: Objective, conversation: Conversation, tokenizer: Tokenizer, template: Template, max_length: int
-) -> list[Encoded]:
-    """encode() of what an objective learns from. Raises RowRejected also for an example of another kind."""
+def check_kind(objective: Objective, conversation: Conversation) -> None:
+    """Raise RowRejected for an example of a kind that the objective does not learn from."""
     if conversation.kind not in objective.examples:
         raise RowRejected(other_kind(conversation.kind, objective))
-    return encode(conversation, tokenizer, template, max_length)
 
 
 def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template, max_length: int) -> list[Encoded]:

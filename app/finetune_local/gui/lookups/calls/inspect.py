@@ -1,6 +1,6 @@
 """What is in data files (data/inspect.py), for the data page: some rows at once, or all that there is to know, which may take a while.
 
-Values: `settings` (those of [data]), `model` (as --model takes it; "" for none), `what` ("rows" or "all"), and for rows `first`,
+Values: `settings` (those of [data]), `model` (as --model takes it; "" for none), `objective`, `what` ("rows" or "all"), and for rows `first`,
 `count`, and `row`, whose tokens are wanted. A look at all that was left goes on where it was when the same is asked again.
 """
 
@@ -16,7 +16,7 @@ from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.models.resolve import find
 from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.spec import defaults
-from finetune_local.spec.run import DataSettings, RunSpec
+from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings, RunSpec
 from finetune_local.system.errors import ModelError
 from finetune_local.system.fields import parse
 from finetune_local.system.messages import message_of
@@ -48,7 +48,10 @@ def answer(request: RpcRequest, home: Home) -> dict[str, Any]:
 
 def _rows(settings: DataSettings, tokenizer: Tokenizer | None, length: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     first, count, row = int(asked["first"]), int(asked["count"]), int(asked["row"])
-    look = Inspection(settings, tokenizer, length, first=first, count=count, masked={row}, only_these=True)
+    objective = _objective(asked)
+    look = Inspection(
+        settings, tokenizer, length, first=first, count=count, masked={row}, only_these=True, objective=objective
+    )
     for _ in look.steps():
         if look.readable > max(first + count, row):
             break
@@ -59,11 +62,18 @@ def _all(
     request: RpcRequest, settings: DataSettings, tokenizer: Tokenizer | None, length: int, beside: Mapping[str, Any]
 ) -> dict[str, Any]:
     key = json.dumps(
-        [settings.model_dump(), request.values.get("model"), tokenizer is not None, length, _stamps(settings)]
+        [
+            settings.model_dump(),
+            _objective(request.values),
+            request.values.get("model"),
+            tokenizer is not None,
+            length,
+            _stamps(settings),
+        ]
     )
     if key not in _left:
         _left.clear()
-        look = Inspection(settings, tokenizer, length)
+        look = Inspection(settings, tokenizer, length, objective=_objective(request.values))
         _left[key] = look, look.steps()
     look, steps = _left[key]
     told = look.rows_read >= SAMPLE_ROWS
@@ -78,6 +88,10 @@ def _all(
         if request.cancelled():
             break
     return {**beside, **look.as_json()}
+
+
+def _objective(asked: Mapping[str, Any]) -> str:
+    return str(asked.get("objective") or DEFAULT_OBJECTIVE)
 
 
 def _stamps(settings: DataSettings) -> list[object]:

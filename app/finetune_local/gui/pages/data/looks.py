@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.runtime.rpc import RpcCall, RpcClient
+from finetune_local.spec.run import DEFAULT_OBJECTIVE
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.paths import located
 from finetune_local.system.untrusted.text import parse_json
@@ -32,6 +33,12 @@ class Question:
     first: int = 0
     count: int = 10
     row: int = 0
+    objective: str = DEFAULT_OBJECTIVE
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What gui/lookups/calls/inspect.py takes."""
+        return {"settings": parse_json(self.settings), "model": self.model, "objective": self.objective}
 
     @property
     def whole(self) -> Question:
@@ -39,11 +46,19 @@ class Question:
         return replace(self, first=0, row=0)
 
 
-def question(settings: Mapping[str, Any], model: str, models: Path, first: int, count: int, row: int) -> Question:
-    """A question about files as they are on disk now, for a model of those in `models`."""
+def question(
+    settings: Mapping[str, Any],
+    model: str,
+    models: Path,
+    first: int,
+    count: int,
+    row: int,
+    objective: str = DEFAULT_OBJECTIVE,
+) -> Question:
+    """A question about files as they are on disk now, for a model of those in `models` and an objective."""
     names = [*settings.get("files", ()), *settings.get("validation_files", ())]
     asked = json.dumps(settings, ensure_ascii=False)
-    return Question(asked, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row)
+    return Question(asked, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row, objective)
 
 
 class Look:
@@ -119,16 +134,14 @@ class Look:
 
     def _ask_rows(self, wanted: Question) -> None:
         shown = {"first": wanted.first, "count": wanted.count, "row": wanted.row}
-        rows = self._client.ask(
-            "inspect", what="rows", settings=parse_json(wanted.settings), model=wanted.model, **shown
-        )
+        rows = self._client.ask("inspect", what="rows", **wanted.values, **shown)
         with self._changed:
             if wanted == self._question:
                 self.rows, self._rows_of = rows, wanted
                 self.version += 1
 
     def _ask_all(self, wanted: Question) -> None:
-        asked = self._client.follow("inspect", what="all", settings=parse_json(wanted.settings), model=wanted.model)
+        asked = self._client.follow("inspect", what="all", **wanted.values)
         with self._changed:
             self._asked, self.share = asked, 0.0
             other = wanted != self._question

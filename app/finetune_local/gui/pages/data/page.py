@@ -13,6 +13,7 @@ from finetune_local.gui.pages.data import view as dataview
 from finetune_local.gui.pages.data.state import DataState
 from finetune_local.gui.shell.selection import chosen_model, has_trained
 from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets.form import objective_of
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.system.errors import DataError, FinetuneError
 
@@ -234,7 +235,9 @@ class Page:
             state = window.state(DataState)
             model = chosen_model(self.context, window)
             models = self.context.home.models
-            self._look(window).ask(looks.question(settings, model, models, state.first, datarows.PAGE, state.row))
+            objective = objective_of(window.shared.form)
+            asked = looks.question(settings, model, models, state.first, datarows.PAGE, state.row, objective)
+            self._look(window).ask(asked)
 
     def _answered(self, window: Window) -> dict[Any, Any]:
         self._ask(window)

@@ -109,7 +109,7 @@ def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) 
     told_elsewhere = found["problems"] or found["unknown"] or (found["named"] and not assistant)
     if found["complete"] and not report["used"] and not told_elsewhere:
         shown.append(h("div", h("strong", t("data.no_rows")), h("p", t("data.no_rows_text")), class_="hint bad"))
-    if found["pairs"]:
+    if found["of_pairs"]:
         take = parts.button(t("data.preference_use"), "data.use_chosen", kind="small") if found["guess"] else None
         shown.append(h("div", h("p", t("data.preference")), take, class_="hint warn"))
     if found["model_problem"]:
