@@ -12,33 +12,43 @@ import pytest
 
 from finetune_local.backend import Backend, backends
 from finetune_local.spec.run import as_tables, parse_spec
+from finetune_local.system.errors import DataError
 from finetune_local.system.paths import Home
 from finetune_local.training import check
-from finetune_local.training.events import Event, Validation
+from finetune_local.training.events import Event, Step, Validation
 from finetune_local.training.run_folder import runs
 from training import assert_same, losses, ready_of, result, train
 
 STEPS = 20
-OBJECTIVES: dict[str, dict[str, Any]] = {"cpt": {"key": "cpt"}}
+OBJECTIVES: dict[str, dict[str, Any]] = {"dpo": {"key": "dpo", "beta": 0.5}, "cpt": {"key": "cpt"}}
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     """Data by the objective that learns from it."""
+    pairs = [
+        {
+            "prompt": f"say {i}",
+            "chosen": f"好 {i % 5} ok" + " yes" * (i % 3),
+            "rejected": f"no {i % 7}" + " never" * (i % 4),
+        }
+        for i in range(40)
+    ]
     texts = [" ".join(f"word {(i * j) % 11}," for j in range(3 + 4 * (i % 5))) for i in range(40)]
-    found = {"cpt": tmp_path / "文本 texts.jsonl"}
+    found = {"dpo": tmp_path / "pairs.json", "cpt": tmp_path / "文本 texts.jsonl"}
+    found["dpo"].write_text(json.dumps(pairs, ensure_ascii=False), "utf-8")
     found["cpt"].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
     return found
 
 
 @pytest.fixture
 def make(home: Home, tiny: Path, files: dict[str, Path]) -> Callable[..., runs.Run]:
-    def made(name: str, backend: str, key: str, steps: int = STEPS, **objective: Any) -> runs.Run:
+    def made(name: str, backend: str, key: str, data: str = "", steps: int = STEPS, **objective: Any) -> runs.Run:
         tables = {
             "name": name,
             "backend": backend,
             "model": {"id": str(tiny), "precision": "fp32"},
-            "data": {"files": [str(files[key])], "validation": 0.2, "max_length": 64},
+            "data": {"files": [str(files[data or key])], "validation": 0.2, "max_length": 64},
             "method": {"key": "lora", "rank": 4},
             "objective": {**OBJECTIVES[key], **objective},
             "training": {"max_steps": steps, "batch_size": 4, "learning_rate": 5e-3, "validate_every": 10,
@@ -64,6 +74,21 @@ def test_cpt_learns_every_token(make: Callable[..., runs.Run], home: Home, backe
     assert as_tables(run.spec)["objective"] == "cpt"
 
 
+def test_dpo_learns_which_answer_is_better(make: Callable[..., runs.Run], home: Home, backend: Backend) -> None:
+    run = make("pairs", backend.name, "dpo")
+    events = train(run, home)
+    first, *_, last = validations(events)
+    assert next(e for e in events if isinstance(e, Step)).loss == pytest.approx(math.log(2), abs=1e-5)
+    assert first.loss == pytest.approx(math.log(2), abs=1e-5) and first.metrics["margin"] == pytest.approx(0, abs=1e-5)
+    assert last.loss < 0.5 and last.metrics["accuracy"] > 0.8
+    assert last.metrics["margin"] == pytest.approx(
+        last.metrics["chosen_reward"] - last.metrics["rejected_reward"], abs=1e-5
+    )
+    assert as_tables(run.spec)["objective"] == {"key": "dpo", "cache_reference": False, "beta": 0.5}
+    written = [json.loads(line) for line in run.events_file.read_text("utf-8").splitlines()]
+    assert any("accuracy" in line.get("metrics", {}) for line in written)
+
+
 @pytest.mark.parametrize("key", list(OBJECTIVES))
 def test_a_stopped_run_resumes_as_unbroken(
     make: Callable[..., runs.Run], home: Home, backend: Backend, key: str
@@ -84,3 +109,33 @@ def test_both_backends_draw_one_curve(make: Callable[..., runs.Run], home: Home,
     one, other = (losses(train(make(name, name, key), home)) for name in ("torch", "mlx"))
     assert len(one) == STEPS and one[STEPS] < one[1]
     assert max(abs(one[step] - other[step]) for step in one) < 1e-3
+
+
+def test_a_kept_reference_changes_nothing_and_is_made_once(
+    make: Callable[..., runs.Run], home: Home, backend: Backend
+) -> None:
+    computed, kept = (
+        make("computed", backend.name, "dpo", steps=6),
+        make("kept", backend.name, "dpo", steps=6, cache_reference=True),
+    )
+    curve, same = losses(train(computed, home)), losses(train(kept, home))
+    assert max(abs(curve[step] - same[step]) for step in curve) < 1e-4
+    files = sorted(path.name for path in (kept.data / "reference").iterdir())
+    assert (
+        files == ["SHA256SUMS", "train.logprobs", "validation.logprobs"] and not (computed.data / "reference").exists()
+    )
+    ready = ready_of(kept, home)
+    assert ready.data.train.row(0).reference is not None
+    (kept.data / "reference" / "train.logprobs").write_bytes(b"damaged!")
+    again = ready_of(kept, home).data.train.row(0).reference
+    assert again is not None and again.tolist() == ready.data.train.row(0).reference.tolist()
+
+
+@pytest.mark.parametrize(
+    ("key", "data", "words"), [("dpo", "cpt", "learns from preference data"), ("cpt", "dpo", "--objective dpo")]
+)
+def test_data_of_another_kind_is_refused_with_what_to_do(
+    make: Callable[..., runs.Run], home: Home, backend: Backend, key: str, data: str, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        ready_of(make("wrong", backend.name, key, data), home)

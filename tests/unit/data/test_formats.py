@@ -141,7 +141,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("prompt_completion", {"prompt": "x", "completion": None}, "'completion' is null"),
     ("prompt_completion", {"question": "x", "query": "y", "answer": "z"}, "both 'question' and 'query'"),
     ("text", {"text": ""}, "'text' is empty"),
-    ("preference", {"prompt": "x", "chosen": "a", "rejected": "b"}, "preference data"),
+    ("pairs", {"prompt": "x", "chosen": "a", "rejected": "a"}, "are the same"),
     ("preference", {"messages": [], "label": False}, "--format openai"),
 ]
 
@@ -207,3 +207,40 @@ def test_every_format_has_an_example_and_lists_its_keys(key: str) -> None:
     assert one.title
     assert one.example.startswith("{")
     assert one.keys
+
+
+ASKED = Message("user", "q")
+GOOD_ANSWER, BAD_ANSWER = Message("assistant", "good"), Message("assistant", "bad")
+ASK = {"role": "user", "content": "q"}
+GOOD_TURN, BAD_TURN = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": [ASK], "chosen": [GOOD_TURN], "rejected": [BAD_TURN]},
+        {"prompt": "q", "chosen": [ASK, GOOD_TURN], "rejected": [ASK, BAD_TURN]},
+        {"chosen": [ASK, GOOD_TURN], "rejected": [ASK, BAD_TURN]},
+        {"messages": [ASK], "chosen": GOOD_TURN, "rejected": BAD_TURN},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "good"},
+         "rejected": {"from": "gpt", "value": "bad"}},
+        {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
+    ],
+)  # fmt: skip
+def test_pairs_come_in_many_forms(row: dict[str, Any]) -> None:
+    found = recognise(row)
+    assert found is not None and found.key == "pairs"
+    assert found.read(row, SOURCE) == Conversation((ASKED, GOOD_ANSWER), SOURCE, rejected=BAD_ANSWER)
+
+
+def test_answers_before_the_last_are_context() -> None:
+    row = {"prompt": [ASK, GOOD_TURN, ASK], "chosen": "good", "rejected": "bad", "system": "s"}
+    read = formats()["pairs"].read(row, SOURCE)
+    assert [(m.role, m.train) for m in read.messages] == [
+        ("system", True), ("user", True), ("assistant", False), ("user", True), ("assistant", True),
+    ]  # fmt: skip
+    with pytest.raises(RowRejected, match="share the prompt"):
+        formats()["pairs"].read(
+            {"chosen": [ASK, GOOD_TURN], "rejected": [{**ASK, "content": "other"}, BAD_TURN]}, SOURCE
+        )
