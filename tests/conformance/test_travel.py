@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune_local.adapters.attach import attach
-from finetune_local.adapters.companions import asking, companions, tokenizer_of
+from finetune_local.adapters.companions import companions, prompt_setup, tokenizer_of
 from finetune_local.adapters.identity import rewrite
 from finetune_local.backend import Backend
 from finetune_local.data.conversation import Message
@@ -93,9 +93,9 @@ def test_a_template_that_the_base_was_given_since_is_told_and_not_asked_with(
     model, notes = ModelFolder.open(tiny), list[str]()
     for folder in (run.adapter, run.checkpoints / "step-000003"):
         notes.clear()
-        tokenizer = asking(tiny, folder).tokenizer
+        tokenizer = prompt_setup(tiny, folder).tokenizer
         attach(backend.load(tiny, "fp32"), model, tokenizer, folder, "a", notes.append)
-        assert tokenizer.prompt_ids(MESSAGES) == before != asking(tiny).tokenizer.prompt_ids(MESSAGES)
+        assert tokenizer.prompt_ids(MESSAGES) == before != prompt_setup(tiny).tokenizer.prompt_ids(MESSAGES)
         assert any("the chat template of" in note and "was changed since" in note for note in notes), notes
 
 
@@ -113,7 +113,7 @@ def test_runs_of_earlier_versions_have_no_such_files_and_are_held_against_the_ba
     run.tokenizer.rmdir()
     rewrite(run.adapter, vocabulary_sha256=None)
     model = ModelFolder.open(tiny)
-    attach(backend.load(tiny, "fp32"), model, asking(tiny, run.adapter).tokenizer, run.adapter, "a")
+    attach(backend.load(tiny, "fp32"), model, prompt_setup(tiny, run.adapter).tokenizer, run.adapter, "a")
     (tiny / "chat_template.jinja").write_text("{{ messages }}", "utf-8")
     with pytest.raises(AdapterError, match="in its tokenizer or chat template"):
         attach(backend.load(tiny, "fp32"), ModelFolder.open(tiny), Tokenizer.load(tiny), run.adapter, "a")

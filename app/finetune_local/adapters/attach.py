@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune_local.adapter_format import read_peft
-from finetune_local.adapters.companions import asking, beside, companions
-from finetune_local.adapters.fitted import check_rows, read_on
-from finetune_local.adapters.identity import asked_anew, check_same_base, check_shapes, read_identity
+from finetune_local.adapters.companions import beside, companions, prompt_setup
+from finetune_local.adapters.identity import check_same_base, check_shapes, prompt_change, read_identity
+from finetune_local.adapters.token_tables import check_rows, read_on
 from finetune_local.backend import Session
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system.errors import AdapterError
@@ -44,13 +44,13 @@ def attach(
     identity = read_identity(folder)
     if identity is not None:
         check_same_base(identity, model, beside(folder))
-        if changed := asked_anew(identity, model, beside(folder)):
+        if changed := prompt_change(identity, model, beside(folder)):
             note(f"{folder.name}: {changed}")
     plan, tensors = read_on(folder, model)
     check_shapes(plan, model)
     if identity is None:
         note(f"{folder.name}: {_unproven(folder)}")
-    if lacking := check_rows(plan, model, asking(model.path, folder), folder):
+    if lacking := check_rows(plan, model, prompt_setup(model.path, folder), folder):
         note(f"{folder.name}: {lacking}")
     if told := companions(model.path, folder).sentences:
         note(msg("{name}: it is asked with what it brings: {what}", name=folder.name, what="; ".join(told)))

@@ -1,4 +1,4 @@
-"""Files beside an adapter's weights that decide how it is prompted. `asking()` is the only function that decides how a base is
+"""Files beside an adapter's weights that decide how it is prompted. `prompt_setup()` is the only function that decides how a base is
 prompted, alone or with an adapter; `companions()` reports what an adapter carries and how that differs from the base in effect.
 
 Generation, scoring, merging and export all take tokenizer, chat template, end tokens and files from here.
@@ -42,7 +42,7 @@ _CHATS = (
 
 
 @dataclass(frozen=True)
-class Asking:
+class PromptSetup:
     """How a base is prompted, with an adapter if there is one.
 
     `raw`: prompts are plain texts. `template` is the chat template an export carries; None only if the model is prompted raw and has
@@ -107,18 +107,20 @@ def tokenizer_of(base: Path, adapter: Path | None = None) -> Tokenizer:
     return _tokenizer(base, adapter, stamp(base, *_BASES), own)
 
 
-def asking(base: Path, adapter: Path | None = None) -> Asking:
+def prompt_setup(base: Path, adapter: Path | None = None) -> PromptSetup:
     """How to prompt the base in `folder`, alone or with the adapter in a folder. Raises ModelError, AdapterError."""
     tokenizer = tokenizer_of(base, adapter)
     raw = tokenizer.template is None if adapter is None else trained_raw(adapter)
     template = tokenizer.template if raw else tokenizer.chat_template
-    return Asking(tokenizer, raw, template, tokenizer.stop_ids, in_force(base, carrier(adapter) if adapter else None))
+    return PromptSetup(
+        tokenizer, raw, template, tokenizer.stop_ids, in_force(base, carrier(adapter) if adapter else None)
+    )
 
 
-def asked_in_training(tokenizer: Tokenizer, base: Path, raw: bool) -> Asking:
+def prompt_setup_in_training(tokenizer: Tokenizer, base: Path, raw: bool) -> PromptSetup:
     """How a run prompts the base it trains on."""
     template = tokenizer.template if raw else tokenizer.chat_template
-    return Asking(tokenizer, raw, template, tokenizer.stop_ids, in_force(base))
+    return PromptSetup(tokenizer, raw, template, tokenizer.stop_ids, in_force(base))
 
 
 def companions(base: Path, adapter: Path) -> Companions:

@@ -150,7 +150,7 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Coll
     different = []
     if own.config_sha256 != made_on.config_sha256:
         different.append(msg("its config (another architecture, size or position encoding)"))
-    if own.tokenizer_sha256 != made_on.tokenizer_sha256 and asked_anew(identity, model, brought) is None:
+    if own.tokenizer_sha256 != made_on.tokenizer_sha256 and prompt_change(identity, model, brought) is None:
         different.append(msg("its tokenizer or chat template"))
     if different:
         raise AdapterError(
@@ -164,7 +164,7 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Coll
         )
 
 
-def asked_anew(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str]) -> Message | None:
+def prompt_change(identity: AdapterIdentity, model: ModelFolder, brought: Collection[str]) -> Message | None:
     """A sentence if the base's tokenizer or template has changed since training and the adapter carries the old one."""
     if model.identity().tokenizer_sha256 == identity.base.tokenizer_sha256:
         return None

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune_local.adapter_format import CONFIG, read_adapter, use_plain_names
-from finetune_local.adapters.bring import copy_folder, copy_zip
 from finetune_local.adapters.identity import rewrite
+from finetune_local.adapters.import_files import copy_folder, copy_zip
 from finetune_local.adapters.library import NOTE, Entry, entries, entry
 from finetune_local.adapters.mlx_lm import convert, is_mlx_lm
 from finetune_local.system import checksums, trash

@@ -103,7 +103,7 @@ def info(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
 @click.pass_obj
 def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: bool) -> None:
     """Delete an installed model. Models of other programs are never touched."""
-    from finetune_local.adapters.needs import made_on
+    from finetune_local.adapters.dependents import made_on
     from finetune_local.models import install
 
     place = paths.home(home) if home else outer

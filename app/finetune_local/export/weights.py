@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.adapters.companions import asking, beside
-from finetune_local.adapters.fitted import check_rows, read_on
+from finetune_local.adapters.companions import beside, prompt_setup
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity
+from finetune_local.adapters.token_tables import check_rows, read_on
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX, Array, tuner_of
@@ -46,7 +46,7 @@ class MergedWeights:
                 self.run = identity.run
             self._plan, self._tensors = read_on(adapter, model)
             check_shapes(self._plan, model)
-            check_rows(self._plan, model, asking(model.path, adapter), adapter)
+            check_rows(self._plan, model, prompt_setup(model.path, adapter), adapter)
             tuner = tuner_of(self._plan)
             if reason := tuner.merge_refusal(self._plan):
                 raise AdapterError(msg("{adapter}: {reason}", adapter=adapter, reason=reason))

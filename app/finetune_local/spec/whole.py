@@ -21,7 +21,7 @@ KINDS = ("embeddings", "norms")
 """What can be trained so here. Copies of the head are read too, where others have trained them."""
 
 TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
-"""End of PEFT's name of single rows of an embedding or head that were trained; adapters/fitted.py puts them into its table."""
+"""End of PEFT's name of single rows of an embedding or head that were trained; adapters/token_tables.py puts them into its table."""
 
 NOT_TRAINED = (".base_layer.weight", ".original_module.weight", ".modules_to_save.weight")
 """Ends of the names of what PEFT saves beside an adapter: the base's own tables, and a second copy of a trained one."""

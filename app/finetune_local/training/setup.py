@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_local import backend as port
-from finetune_local.adapters.asked_files import write_beside_adapter
-from finetune_local.adapters.companions import asked_in_training
+from finetune_local.adapters.companions import prompt_setup_in_training
 from finetune_local.adapters.identity import check_same_base
+from finetune_local.adapters.prompt_files import write_beside_adapter
 from finetune_local.models.memory.estimate import estimate, verdict
 from finetune_local.spec import defaults
 from finetune_local.spec.plan import AdapterPlan
@@ -198,7 +198,7 @@ def _keep_tokenizer(ready: Ready) -> None:
         return
     with written_aside(run.tokenizer, checkpoint.RESUME) as place:
         place.mkdir()
-        asked = asked_in_training(ready.tokenizer, model.path, ready.spec.data.template == "raw")
+        asked = prompt_setup_in_training(ready.tokenizer, model.path, ready.spec.data.template == "raw")
         write_beside_adapter(asked, {**model.config, **model.text_config}, place)
         checksums.write(place)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune_local.adapters.companions import asking, companions
+from finetune_local.adapters.companions import companions, prompt_setup
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.export.gguf.vocabulary import read_vocabulary
 from finetune_local.models.folder import ModelFolder
@@ -62,7 +62,7 @@ def attempt(prepared: Any, draw: random.Random, folder: Path) -> None:
     with suppress(FinetuneError, RowRejected):
         found = companions(model.path, adapter)
         assert all(isinstance(text, str) for text in found.sentences)
-        asked = asking(model.path, adapter)
+        asked = prompt_setup(model.path, adapter)
         ids = asked.tokenizer.prompt_ids(_CHAT)
         asked.tokenizer.text(ids)
         assert all(i >= 0 for i in asked.stop_ids)

@@ -12,8 +12,8 @@ import pytest
 
 from finetune_local.adapters import manage
 from finetune_local.adapters.attach import attach
-from finetune_local.adapters.brings import brings
-from finetune_local.adapters.companions import asking, companions, tokenizer_of
+from finetune_local.adapters.companion_notes import brings
+from finetune_local.adapters.companions import companions, prompt_setup, tokenizer_of
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system.errors import AdapterError
@@ -60,7 +60,7 @@ def outside(folder: Path, chat: Sequence[dict[str, str]]) -> list[int]:
 
 
 def asked(base: Path, adapter: Path | None, chat: Sequence[dict[str, str]]) -> list[int]:
-    return asking(base, adapter).tokenizer.prompt_ids([Message(**m) for m in chat])  # type: ignore[arg-type]
+    return prompt_setup(base, adapter).tokenizer.prompt_ids([Message(**m) for m in chat])  # type: ignore[arg-type]
 
 
 def test_a_template_of_its_own_is_asked_with(tiny: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_renamed_tokens_and_another_end(tiny: Path, tmp_path: Path) -> None:
     found = companions(tiny, adapter)
     assert found.renamed == (("<|im_start|>", "<|turn|>"), ("<|im_end|>", "<|over|>")) and not found.added
     assert "2 renamed tokens (<|im_start|> is <|turn|>, <|im_end|> is <|over|>)" in found.sentences
-    assert asking(tiny, adapter).stop_ids == {2}, "the same id under its new name"
+    assert prompt_setup(tiny, adapter).stop_ids == {2}, "the same id under its new name"
 
 
 def test_the_end_is_the_adapters(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_the_end_is_the_adapters(tmp_path: Path) -> None:
         (base / "config.json").read_text().replace('"eos_token_id": 2', '"eos_token_id": 0')
     )
     (base / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    assert asking(base).stop_ids == {0}
+    assert prompt_setup(base).stop_ids == {0}
     adapter = made_adapter(base, tmp_path / "a", plain=True)
     (adapter / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}), "utf-8")
-    assert asking(base, adapter).stop_ids == {0, 2}
+    assert prompt_setup(base, adapter).stop_ids == {0, 2}
     assert companions(base, adapter).sentences == ("ends answers with <|endoftext|>, <|im_end|>",)
 
 

@@ -18,7 +18,7 @@ from finetune_local.export.ollama.render import UnknownGo, render
 from finetune_local.export.ollama.template import NotRecognised, turns_of
 from finetune_local.export.pipeline import export
 from finetune_local.export.targets import Source
-from finetune_local.export.targets.ollama import asking_of, constant_system, model_name, modelfile
+from finetune_local.export.targets.ollama import constant_system, model_name, modelfile, modelfile_setup
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system import files
 from finetune_local.system.errors import DiskFull
@@ -98,22 +98,22 @@ def test_usual_templates_are_said_in_gos_language(name: str | None, tmp_path: Pa
     model = model_with(tmp_path / "m", (TEMPLATES / f"{name}.jinja").read_text("utf-8") if name else None)
     tokenizer = Tokenizer.load(model.path)
     if name is None:  # the stand-in belongs to an adapter that was trained with it
-        asking = asking_of(Source(model, made_adapter(model.path, tmp_path / "a")))
+        setup = modelfile_setup(Source(model, made_adapter(model.path, tmp_path / "a")))
     else:
-        asking = asking_of(Source(model, None))
-    assert asking.template is not None and asking.system is None and asking.notes == ()
-    assert asking.stops == ("<|im_end|>",)
+        setup = modelfile_setup(Source(model, None))
+    assert setup.template is not None and setup.system is None and setup.notes == ()
+    assert setup.stops == ("<|im_end|>",)
     for messages in CONVERSATIONS:
-        assert render(asking.template, said(messages)) == tokenizer.render(messages, True)
+        assert render(setup.template, said(messages)) == tokenizer.render(messages, True)
 
 
 def test_a_template_with_a_system_text_of_its_own_gives_it_to_ollama(tmp_path: Path) -> None:
     given = "{% if messages[0].role != 'system' %}<|im_start|>system\n" + DEFAULT + "<|im_end|>\n{% endif %}"
     model = model_with(tmp_path / "m", given + (TEMPLATES / "chatml.jinja").read_text("utf-8"))
-    tokenizer, asking = Tokenizer.load(model.path), asking_of(Source(model, None))
-    assert asking.system == DEFAULT and asking.template is not None
+    tokenizer, setup = Tokenizer.load(model.path), modelfile_setup(Source(model, None))
+    assert setup.system == DEFAULT and setup.template is not None
     for messages in CONVERSATIONS:
-        assert render(asking.template, said(messages), DEFAULT) == tokenizer.render(messages, True)
+        assert render(setup.template, said(messages), DEFAULT) == tokenizer.render(messages, True)
 
 
 TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -184,9 +184,9 @@ def test_what_cannot_be_said_with_certainty_is_left_out_with_a_word_why(
 @pytest.mark.parametrize("name", ["llama2", "llama3", "gemma", "mistral", "qwen3"])
 def test_templates_that_trim_or_move_texts_have_none_in_gos_language(name: str, tmp_path: Path) -> None:
     model = model_with(tmp_path / "m", (TEMPLATES / f"{name}.jinja").read_text("utf-8"))
-    asking = asking_of(Source(model, None))
-    assert asking.template is None and asking.system is None
-    assert "No TEMPLATE" in asking.notes[0]
+    setup = modelfile_setup(Source(model, None))
+    assert setup.template is None and setup.system is None
+    assert "No TEMPLATE" in setup.notes[0]
 
 
 def test_what_ollama_makes_of_a_chat_is_what_gos_templates_make_of_it(tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ def test_the_folder_has_what_ollama_needs(tmp_path: Path) -> None:
 def test_what_a_modelfile_cannot_hold_is_not_written(tmp_path: Path) -> None:
     given = '{% if messages[0].role != \'system\' %}<|im_start|>system\n"""\u3000<|im_end|>\n{% endif %}'
     model = model_with(tmp_path / "m", given + (TEMPLATES / "chatml.jinja").read_text("utf-8"))
-    asking = asking_of(Source(model, None))
-    assert asking.system is None and "No SYSTEM" in asking.notes[0]
-    assert modelfile("x.gguf", asking).startswith("# No SYSTEM")
+    setup = modelfile_setup(Source(model, None))
+    assert setup.system is None and "No SYSTEM" in setup.notes[0]
+    assert modelfile("x.gguf", setup).startswith("# No SYSTEM")
 
 
 def test_a_full_disk_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ class Tokenizer:
                     "{folder}: {error} Copy its files again from where the model came from.", folder=folder, error=error
                 )
             ) from None
-        if base is None:  # an adapter may have rows of its own: adapters/fitted.py tells
+        if base is None:  # an adapter may have rows of its own: adapters/token_tables.py tells
             rows = _configured_rows(folder)
             tokenizer.rows = rows if rows is not None and rows <= facts.largest_id else None
         return tokenizer

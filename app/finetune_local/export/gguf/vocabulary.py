@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.adapters.asked_files import stops_of
-from finetune_local.adapters.companions import asking
+from finetune_local.adapters.companions import prompt_setup
+from finetune_local.adapters.prompt_files import stops_of
 from finetune_local.export.weights import EMBEDDING
 from finetune_local.models.folder import TOKENIZER, ModelFolder, read_json
 from finetune_local.spec.base.tokenizer_files import CONFIG, added_by_config, in_force
@@ -88,7 +88,7 @@ def _vocabulary(model: ModelFolder, files: Mapping[str, Path], values: dict[str,
 def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None, rows: int | None = None) -> None:
     """Write all keys of the tokenizer. Raises ModelError."""
     vocabulary = read_vocabulary(model, adapter, rows)
-    asked = asking(model.path, adapter)
+    asked = prompt_setup(model.path, adapter)
     tokenizer = asked.tokenizer
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
@@ -127,7 +127,7 @@ def special_ids(model: ModelFolder, vocabulary: Vocabulary, adapter: Path | None
             token = token[0] if token else None
         if isinstance(token, int) and 0 <= token < len(vocabulary.tokens):
             found[name] = token
-    stops = stops_of(asking(model.path, adapter))
+    stops = stops_of(prompt_setup(model.path, adapter))
     if stops.token is not None or "eos" not in found:
         found["eos"] = stops.ids[0]
     # The end of turn goes first, since chat programs look at eot.

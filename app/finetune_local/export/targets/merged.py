@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from finetune_local.adapters.asked_files import copy_files, stops_of, write_stops
-from finetune_local.adapters.companions import asking
+from finetune_local.adapters.companions import prompt_setup
+from finetune_local.adapters.prompt_files import copy_files, stops_of, write_stops
 from finetune_local.export.engines.folders import mlx_lm_limit, mlx_lm_note
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.merged_config import merged_config
@@ -132,7 +132,7 @@ class Merged(Target):
             folder.mkdir()
             for path in _rest(weights.model.path):
                 shutil.copyfile(path, folder / path.name)
-            asked = asking(weights.model.path, weights.adapter)
+            asked = prompt_setup(weights.model.path, weights.adapter)
             copy_files(asked, folder)
             stops = stops_of(asked)
             config = merged_config(weights.config, dtype, HEAD in weights.shapes(), stops.ids)

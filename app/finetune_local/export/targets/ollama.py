@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_local.adapters.companions import asking
+from finetune_local.adapters.companions import prompt_setup
 from finetune_local.export.files import ADVICE
 from finetune_local.export.gguf.quants import QUANTS
 from finetune_local.export.gguf.vocabulary import read_vocabulary, special_ids, starts_with_bos
@@ -35,7 +35,7 @@ _ROWS = 200
 
 
 @dataclass(frozen=True)
-class Asking:
+class ModelfileSetup:
     """How Ollama is to ask the model: what goes into the Modelfile, and a word on what could not."""
 
     template: str | None
@@ -79,13 +79,13 @@ class Ollama(Target):
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
         """See Target."""
         name = model_name(source.name)
-        asking = asking_of(source)
+        setup = modelfile_setup(source)
         with written_aside(out, ADVICE) as folder:
             folder.mkdir()
             file = folder / f"{name}-{quant.upper()}.gguf"
             GGUF.write(source, file, quant, progress)
-            (folder / MODELFILE).write_text(modelfile(file.name, asking), "utf-8", newline="\n")
-            (folder / README).write_text(_readme(source, name, asking), "utf-8", newline="\n")
+            (folder / MODELFILE).write_text(modelfile(file.name, setup), "utf-8", newline="\n")
+            (folder / README).write_text(_readme(source, name, setup), "utf-8", newline="\n")
         return sorted(out.iterdir())
 
     def recommended(self, sizes: Mapping[str, int]) -> str | None:
@@ -117,13 +117,13 @@ def model_name(text: str) -> str:
     return re.sub(r"([.-])[.-]+", r"\1", name).strip("-._")[:80] or "my-model"
 
 
-def asking_of(source: Source) -> Asking:
+def modelfile_setup(source: Source) -> ModelfileSetup:
     """How to ask a model in Ollama. Raises ModelError where its tokenizer cannot be read."""
-    asked = asking(source.model.path, source.adapter)
+    asked = prompt_setup(source.model.path, source.adapter)
     tokenizer = asked.tokenizer
     stops = tuple(tokenizer.token(i) for i in sorted(asked.stop_ids))
     if asked.raw:
-        return Asking(
+        return ModelfileSetup(
             "{{ .Prompt }}", None, stops, (msg("It continues texts as they are: there is no chat template."),)
         )
     notes = []
@@ -151,7 +151,9 @@ def asking_of(source: Source) -> Asking:
     if template is not None and not _writable(template):
         template = None
         notes.append(msg("No TEMPLATE: the model's chat template has characters that a Modelfile cannot hold."))
-    return Asking(template, system, tuple(stop for stop in stops if _writable(stop) and '"' not in stop), tuple(notes))
+    return ModelfileSetup(
+        template, system, tuple(stop for stop in stops if _writable(stop) and '"' not in stop), tuple(notes)
+    )
 
 
 def constant_system(adapter: Path | None) -> str | None:
@@ -179,14 +181,14 @@ def constant_system(adapter: Path | None) -> str | None:
     return (texts.pop() or None) if len(texts) == 1 else None
 
 
-def modelfile(gguf: str, asking: Asking) -> str:
+def modelfile(gguf: str, setup: ModelfileSetup) -> str:
     """The text of the Modelfile. https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx"""
-    lines = [*(f"# {note}" for note in asking.notes), f"FROM ./{gguf}"]
-    if asking.template is not None:
-        lines.append(f'TEMPLATE """{asking.template}"""')
-    if asking.system is not None:
-        lines.append(f'SYSTEM """{asking.system}"""')
-    lines += [f'PARAMETER stop "{stop}"' for stop in asking.stops]
+    lines = [*(f"# {note}" for note in setup.notes), f"FROM ./{gguf}"]
+    if setup.template is not None:
+        lines.append(f'TEMPLATE """{setup.template}"""')
+    if setup.system is not None:
+        lines.append(f'SYSTEM """{setup.system}"""')
+    lines += [f'PARAMETER stop "{stop}"' for stop in setup.stops]
     return "\n".join(lines) + "\n"
 
 
@@ -207,8 +209,8 @@ def _writable(text: str) -> bool:
     return '"""' not in text and not text.startswith('"') and all(c.isprintable() or c in "\n\t" for c in text)
 
 
-def _readme(source: Source, name: str, asking: Asking) -> str:
-    notes = "".join(f"{note}\n\n" for note in asking.notes)
+def _readme(source: Source, name: str, setup: ModelfileSetup) -> str:
+    notes = "".join(f"{note}\n\n" for note in setup.notes)
     origin = f"{source.model.name} + {source.weights.run}" if source.weights.run else source.model.name
     return (
         f"# {name}\n\n{origin}, exported by finetune-local for [Ollama](https://ollama.com). In this folder, type:\n\n"

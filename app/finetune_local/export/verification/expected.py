@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_local.adapters.companions import asking
+from finetune_local.adapters.companions import prompt_setup
 from finetune_local.data.conversation import RowRejected
 from finetune_local.export.engines.chats import CHATS, TEXTS, Chat
 from finetune_local.export.engines.process import Rendering
@@ -57,7 +57,7 @@ class Expected:
 
 def expected(model: ModelFolder, adapter: Path | None) -> Expected:
     """The expectations for a base with an adapter. Raises ModelError, AdapterError."""
-    asked = asking(model.path, adapter)
+    asked = prompt_setup(model.path, adapter)
     tokenizer = asked.tokenizer
     found = probes(tokenizer, adapter, model.context_length, asked.raw)
     chats, texts = list(CHATS), [(text, False) for text in TEXTS]

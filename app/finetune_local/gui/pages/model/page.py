@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.adapters.needs import made_on
+from finetune_local.adapters.dependents import made_on
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.model import downloads as modeldownloads
 from finetune_local.gui.pages.model.basemodels import BaseModels

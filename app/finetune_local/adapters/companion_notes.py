@@ -6,8 +6,8 @@ from pathlib import Path
 
 from finetune_local.adapter_format import WEIGHTS, plan_of, read_peft
 from finetune_local.adapters.companions import beside, companions
-from finetune_local.adapters.fitted import rows_of
 from finetune_local.adapters.library import base_of
+from finetune_local.adapters.token_tables import rows_of
 from finetune_local.models import resolve
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_local.adapters.companions import Asking
+from finetune_local.adapters.companions import PromptSetup
 from finetune_local.spec.base.config import read_optional_config
 from finetune_local.spec.base.tokenizer_files import (
     CONFIG,
@@ -37,7 +37,7 @@ class Stops:
     token: str | None = None
 
 
-def stops_of(asked: Asking) -> Stops:
+def stops_of(asked: PromptSetup) -> Stops:
     """The end tokens of a base with an adapter."""
     tokenizer = asked.tokenizer
     own_end = None if asked.raw else tokenizer.turn_end_id
@@ -54,7 +54,7 @@ def eos(stops: tuple[int, ...]) -> int | list[int]:
     return stops[0] if len(stops) == 1 else list(stops)
 
 
-def copy_files(asked: Asking, folder: Path) -> None:
+def copy_files(asked: PromptSetup, folder: Path) -> None:
     """Copy the effective tokenizer, template and generation settings: the adapter's own, or the default template used in training on a
     base without one. Raises ModelError."""
     for name, path in asked.files.items():
@@ -63,7 +63,7 @@ def copy_files(asked: Asking, folder: Path) -> None:
         (folder / TEMPLATE).write_text(asked.template, "utf-8", newline="\n")
 
 
-def write_beside_adapter(asked: Asking, config: Mapping[str, Any], folder: Path) -> None:
+def write_beside_adapter(asked: PromptSetup, config: Mapping[str, Any], folder: Path) -> None:
     """Copy the same files beside an adapter's weights, with its end tokens, so that the folder alone tells how to prompt it.
 
     `config` is the base's. Values the base already has are copied unchanged. Raises ModelError.

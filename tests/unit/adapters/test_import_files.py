@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter
-from finetune_local.adapters import bring, library, manage
+from finetune_local.adapters import import_files, library, manage
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.paths import Home
 from made import made_adapter
@@ -178,7 +178,7 @@ def test_a_member_given_twice_or_as_a_link_is_refused(source: Path, home: Home, 
 def test_too_many_members_are_refused_unread(
     source: Path, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bring, "_MOST_DIRECTORY", 5000)
+    monkeypatch.setattr(import_files, "_MOST_DIRECTORY", 5000)
     archive = packed(source, tmp_path / "many.zip", lambda f: [f.writestr(f"x{i}", "") for i in range(200)] and None)
     refused(archive, home, "too many files")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter, read_peft
-from finetune_local.adapters.companions import Asking, beside, chat_ids
+from finetune_local.adapters.companions import PromptSetup, beside, chat_ids
 from finetune_local.adapters.identity import times
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header, read_tensor
@@ -61,7 +61,7 @@ def rows_of(plan: AdapterPlan, model: ModelFolder) -> Rows:
     return Rows(min(embeddings, default=0), min(heads, default=0))
 
 
-def check_rows(plan: AdapterPlan, model: ModelFolder, asked: Asking, folder: Path) -> Message | None:
+def check_rows(plan: AdapterPlan, model: ModelFolder, asked: PromptSetup, folder: Path) -> Message | None:
     """Raise AdapterError if one table lacks rows the other has, or a chat needs a token without a row.
 
     Returns a sentence if other tokens lack rows: many trainers add a padding token, which no text contains. The tokenizer refuses
