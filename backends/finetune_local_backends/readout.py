@@ -40,13 +40,6 @@ def positions(batch: Batch, kind: ValueKind | None = None) -> Positions:
     return Positions(width, rows * width + columns, targets, np.arange(len(last)) * width + last)
 
 
-def value_kind(objective: Objective) -> ValueKind | None:
-    """Which values of a scalar head an objective needs."""
-    if "token values" in objective.needs:
-        return "token values"
-    return "row values" if "row values" in objective.needs else None
-
-
 @dataclass(frozen=True)
 class Part:
     """One request's micro-batch in a pass: whose it is, its rows and supervised tokens, and the step's total of its objective."""

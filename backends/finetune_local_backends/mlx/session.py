@@ -33,7 +33,7 @@ from finetune_local_backends.mlx.training.shifted import check_known, shifted
 from finetune_local_backends.mlx.training.undo import writing
 from finetune_local_backends.mlx.tuners import MlxAdapter
 from finetune_local_backends.multi_adapter import joined
-from finetune_local_backends.readout import Part, Positions, losses, parts_of, positions, value_kind
+from finetune_local_backends.readout import Part, Positions, losses, parts_of, positions
 from finetune_local_backends.session_base import SessionBase, Training, check_optimizer
 from finetune_local_backends.virtual import row_with
 
@@ -161,7 +161,7 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
         parameters: kernels.Tree,
     ) -> tuple[mx.array, list[mx.array]]:
         """The sum of the parts' losses, with the tuners' regularisation if it is due, and the losses without it."""
-        kinds = {part.number: value_kind(part.objective) for part in parts}
+        kinds = {part.number: part.objective.value_kind for part in parts}
         at = positions(batch, ("row values" if "row values" in kinds.values() else None))
 
         def head(outside: kernels.Tree, hidden: mx.array) -> mx.array:

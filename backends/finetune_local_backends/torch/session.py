@@ -21,12 +21,13 @@ from finetune_local.spec.value_head import VALUE_HEAD
 from finetune_local.system.errors import ModelError, Unsupported
 from finetune_local.system.messages import msg
 from finetune_local_backends.multi_adapter import Rows, joined
-from finetune_local_backends.readout import losses, parts_of, positions, value_kind
-from finetune_local_backends.session_base import SessionBase, Training
+from finetune_local_backends.readout import losses, parts_of, positions
+from finetune_local_backends.session_base import SessionBase, Training, check_optimizer
 from finetune_local_backends.torch import memory
 from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.base.quantised import QuantisedLinear
 from finetune_local_backends.torch.decoder import TorchDecoder
+from finetune_local_backends.torch.gaps import GAPS
 from finetune_local_backends.torch.head import Head
 from finetune_local_backends.torch.layers.split import SplitLayer
 from finetune_local_backends.torch.measure import update_sizes
@@ -114,6 +115,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         return _numbers(self._base.weights[name])
 
     def _check_trainable(self, training: TrainingSettings, shifted: bool) -> None:
+        check_optimizer(GAPS, training.optimizer, self.device.kind)
         if shifted:
             check_known(self._base)
         self._head.check(self._base.model, self._base.body)
@@ -149,7 +151,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         batch, self._rows.slices = joined([own for _, own in present])
         self._rows.owners, self._rows.total = [number for number, _ in present], len(batch.ids)
         parts, ensemble_size = parts_of(requests, present), self.ensemble_size
-        kinds = {part.number: value_kind(part.objective) for part in parts}
+        kinds = {part.number: part.objective.value_kind for part in parts}
         rows_needed = "row values" in kinds.values()
         with noisy(self._base, self._noise(requests, present, batch)):
             at_tokens, at_rows, logprobs = self._read(

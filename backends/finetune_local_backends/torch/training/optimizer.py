@@ -18,7 +18,6 @@ from torch import nn
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.system.errors import AdapterError, Unsupported
 from finetune_local.system.messages import msg
-from finetune_local_backends.torch.gaps import GAPS, OPTIMIZER
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Place = tuple[dict[str, Any], str]
@@ -126,16 +125,6 @@ class Optimizer:
 
 
 def _build(groups: list[dict[str, Any]], training: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
-    for gap in GAPS:
-        if (gap.setting, gap.value) == (OPTIMIZER, training.optimizer) and gap.device in ("", device.type):
-            raise Unsupported(
-                msg(
-                    "--optimizer {value}: {reason}. Use --optimizer {value2}.",
-                    value=gap.value,
-                    reason=gap.reason,
-                    value2=gap.instead,
-                )
-            )
     options: dict[str, Any] = {
         "lr": 0.0,
         "betas": (training.beta1, training.beta2),
