@@ -1,11 +1,11 @@
-"""A child for tests/unit/test_service.py: `python -m answering IDLE_SECONDS`."""
+"""A child for tests/unit/runtime/test_rpc.py: `python -m answering IDLE_SECONDS`."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from finetune_local.runtime.rpc import RpcRequest, serve
+from finetune_local.runtime.rpc_server import RpcRequest, serve
 from finetune_local.system.errors import DataError
 
 
@@ -32,7 +32,7 @@ def wait(request: RpcRequest) -> str:
     until = time.monotonic() + request.values["seconds"]
     while time.monotonic() < until:
         if request.cancelled():
-            return "interrupted"
+            return "cancelled"
         time.sleep(0.02)
     return "done"
 

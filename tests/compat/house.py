@@ -79,29 +79,32 @@ def _stops(ready: Any, after: int | None) -> Callable[[], bool]:
 
 def run_job(home: Path, kind: str, arguments: Mapping[str, Any], end: str = "") -> Path:
     """A job in a process of its own, to its end; `end`: "stop" asks it to stop at once, "kill" kills its process. Its folder."""
-    from finetune_local.runtime import job
+    from finetune_local.runtime import jobs
+    from finetune_local.runtime.kinds import kind_of
     from finetune_local.system.paths import Home
 
-    begun = job.start(Home(home), kind, arguments)
+    begun = jobs.start(Home(home), kind_of(kind), arguments)
     if end == "stop":
-        begun.stop()
+        begun.ask_to_stop()
     elif end == "kill":
         begun.kill()
-    begun.wait_until_gone(300)
+    begun.wait_for_exit(300)
     return begun.folder
 
 
 def job_states(home: Path) -> list[Json]:
-    """Every job as lists show it, the oldest first."""
-    from finetune_local.runtime import job
+    """Every job as lists show it, the oldest first; a status in the words that the first home was described with."""
+    from finetune_local.runtime import jobs
     from finetune_local.system.paths import Home
 
     found = []
-    for one in reversed(job.every(Home(home))):
+    for one in reversed(jobs.every(Home(home))):
         state = one.state()
-        result, error = state.result and dict(state.result), state.error and dict(state.error)
-        found.append({"name": one.name, "kind": one.kind, "status": state.status, "text": state.text, "result": result})
-        found[-1] |= {"notes": list(state.notes), "error": error and {key: error[key] for key in ("error", "message")}}
+        result, error = state.result and dict(state.result), state.error
+        status = "done" if state.status == "finished" else state.as_json()
+        found.append({"name": one.name, "kind": one.kind.key, "status": status, "text": state.text, "result": result})
+        told = error and {"error": error.error, "message": error.message}
+        found[-1] |= {"notes": list(state.notes), "error": told}
     return found
 
 

@@ -86,7 +86,7 @@ def stopped(make_run: Any, home: Home, name: str, *, finish: bool) -> tuple[runs
 
 def test_a_pause_is_gone_on_with_and_an_end_is_an_end(make_run: Any, home: Home) -> None:
     paused, seen = stopped(make_run, home, "paused", finish=False)
-    assert isinstance(seen[-1], StoppedByUser) and paused.status() == "stopped"
+    assert isinstance(seen[-1], StoppedByUser) and paused.status() == "paused"
     ended, seen = stopped(make_run, home, "ended", finish=True)
     last = seen[-1]
     assert isinstance(last, Finished) and last.reason == "ended where you asked"

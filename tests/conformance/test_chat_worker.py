@@ -59,7 +59,7 @@ def answered(
     values = {"conversation": record.history.id, "model": "tiny 小", "backend": backend.name, "sampling": SAMPLING,
               "adapters": [name for name in answerers if name], "answerers": answerers, "leading": leading}  # fmt: skip
     events, result = [], None
-    asking = worker.follow("answer", **{**values, **more})
+    asking = worker.stream("answer", **{**values, **more})
     while result is None:
         try:
             events.append(next(asking))
@@ -88,7 +88,7 @@ def test_answers_side_by_side_swaps_and_a_base_that_stays(
     alone = answered(worker, backend, asked(home), ["诗人"], "诗人")
     assert alone["turns"][0]["text"] == said["诗人"], "the same seed says the same, whoever answered before"
     assert not any(e["event"] == "progress" for e in alone["events"]), "nothing was loaded again"
-    used = worker.ask("use", model="tiny 小", adapters=["formal"], answerer="formal")
+    used = worker.call("use", model="tiny 小", adapters=["formal"], answerer="formal")
     assert used["ms"] < 1000 and used["opened"]["active"] == "formal"
 
     record = asked(home)
@@ -132,10 +132,10 @@ def test_what_cannot_be_answered_is_said_and_the_question_stays(
 
 
 def test_a_stopped_answer_is_kept_as_far_as_it_came(home: paths.Home, backend: Backend, worker: RpcClient) -> None:
-    worker.ask("open", model="tiny 小", backend=backend.name)
+    worker.call("open", model="tiny 小", backend=backend.name)
     record = asked(home)
     assert record.history is not None
-    asking = worker.follow(
+    asking = worker.stream(
         "answer", conversation=record.history.id, model="tiny 小", answerers=[None], leading=None,
         sampling={**SAMPLING, "max_tokens": "400"},
     )  # fmt: skip
@@ -145,7 +145,7 @@ def test_a_stopped_answer_is_kept_as_far_as_it_came(home: paths.Home, backend: B
         if len(pieces) > 3:
             asking.stop()
             break
-    (turn,) = asking.results()["turns"]
+    (turn,) = asking.result()["turns"]
     assert turn["stop"] == "interrupted" and turn["tokens"] < 400 and turn["text"].startswith(pieces)
     (kept,) = Record(record.history).exchanges
     assert kept.answers[0].content == turn["text"]
@@ -154,15 +154,15 @@ def test_a_stopped_answer_is_kept_as_far_as_it_came(home: paths.Home, backend: B
 def test_a_killed_worker_leaves_the_question_and_the_next_one_answers(
     home: paths.Home, backend: Backend, worker: RpcClient
 ) -> None:
-    worker.ask("open", model="tiny 小", backend=backend.name)
+    worker.call("open", model="tiny 小", backend=backend.name)
     record = asked(home)
     assert record.history is not None and worker.pid is not None
-    asking = worker.follow("answer", conversation=record.history.id, model="tiny 小", answerers=[None], leading=None,
+    asking = worker.stream("answer", conversation=record.history.id, model="tiny 小", answerers=[None], leading=None,
                            sampling={"max_tokens": "450"})  # fmt: skip
     next(asking)
     psutil.Process(worker.pid).kill()
     with pytest.raises(WorkerDied, match="Try again"):
-        asking.results()
+        asking.result()
     assert Record(record.history).conversation.open
     assert answered(worker, backend, record, [None], None)["exchange"].answers
 

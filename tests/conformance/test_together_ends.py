@@ -66,7 +66,7 @@ def test_after_a_kill_each_goes_on_alone_as_if_nothing_had_happened(
             train("--config", str(config_of(tmp_path, tiny, data, backend, parts)))
     killed = [runs.find(home, part["name"]) for part in parts]
     for run in killed:
-        assert run.status() == "interrupted"
+        assert run.process_state().killed
         assert f"finetune-local resume {typed(run.name)}" in str(died.value)
     assert f'resume "{parts[0]["name"]}"' in str(died.value)
     train(
@@ -91,7 +91,7 @@ def test_the_second_interrupt_ends_all_at_once_and_says_how_to_go_on(
     at_a_checkpoint(monkeypatch, press)
     with pytest.raises(Stopped, match=r"ended at once.*resume two"):
         train("--config", str(config_of(tmp_path, tiny, data, backend, long(TWO, 4000))))
-    assert {run.status() for run in runs.every(home)} == {"interrupted"}
+    assert all(run.process_state().killed for run in runs.every(home))
 
 
 def test_one_that_diverges_is_told_by_name_and_leaves_the_other(

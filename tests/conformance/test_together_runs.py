@@ -110,7 +110,7 @@ def test_one_that_is_stopped_leaves_the_others_going_on_and_goes_on_alone(
         "three": "stopped",
     }
     stopped = runs.find(home, "three")
-    assert stopped.status() == "stopped"
+    assert stopped.status() == "paused"
     *_, end = follow.follow(stopped, follow.start(stopped, home))
     assert end.kind == "finished" and end.as_json()["summary"]["steps"] == TRAINING["max_steps"]
 

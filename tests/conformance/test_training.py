@@ -70,7 +70,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_run: Any, home: H
     assert isinstance(first[-1], StoppedByUser)
     assert first[-1].step == 5
     assert parts.adapter.exists()
-    assert parts.status() == "stopped"
+    assert parts.status() == "paused"
     assert all(np.isfinite(tensor).all() for tensor in result(parts).values())
     second = train(parts, home)
     found = losses(first) | losses(second)

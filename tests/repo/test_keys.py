@@ -32,7 +32,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "target": tuple(targets()),
     "page": tuple(place.name for place in sorted((APP / "gui" / "pages").iterdir()) if (place / "page.py").is_file()),
     "verb": tuple(Verbs().list_commands(None)),  # type: ignore[arg-type]
-    "job": tuple(job_kinds.names()),
+    "job": tuple(job_kinds.kinds()),
 }
 
 ORDINARY = frozenset(
@@ -52,7 +52,7 @@ NAMES: Mapping[str, frozenset[str]] = {
     "target": frozenset({"target", "targets", "target_of"}),
     "page": frozenset({"page", "pages", "on_show", "on_tick"}),  # not "go": a link names the page it leads to
     "verb": frozenset({"verb", "verbs", "cmd_name"}),
-    "job": frozenset({"kind", "kinds", "job", "work_of", "job_kind"}),
+    "job": frozenset({"kind", "kinds", "job", "kind_of", "JobKind"}),
 }
 """What variables, fields and functions are called that hold, or take, a key of each kind."""
 
@@ -69,7 +69,6 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ("chat.py", "model"): JSON, ("chat.py", "adapters"): JSON, ("room.py", "model"): JSON, ("room.py", "adapters"): JSON,
     ("facts.py", "lora"): MEMORY, ("facts.py", "qlora"): MEMORY, ("verdicts.py", "lora"): MEMORY, ("verdicts.py", "qlora"): MEMORY,
     ("run.py", "sft"): "the objective of a run that names none",
-    ("job.py", "download"): TODO, ("job.py", "export"): TODO,
 }  # fmt: skip
 """Name of a file, and a key: why it stands there."""
 

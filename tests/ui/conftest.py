@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, TimeoutError, sync_playwright  # noqa: A004
 
-from finetune_local.runtime import job
+from finetune_local.runtime import jobs
 from finetune_local.system import paths
 from finetune_local.system.paths import Home
 from finetune_local.training.run_folder import runs
@@ -181,7 +181,7 @@ def start_app(browser: Browser, home: Home, tmp_path: Path) -> Iterator[Callable
     yield start
     for app in apps:
         app.close()
-        for work in (*runs.every(app.home), *job.every(app.home)):
+        for work in (*runs.every(app.home), *jobs.every(app.home)):
             work.kill()  # of a test that failed half-way: it would take a core from all that follow
     assert [problem for app in apps for problem in app.problems] == []
 

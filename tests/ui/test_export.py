@@ -16,7 +16,7 @@ from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.identity import write_identity
 from finetune_local.export.engines import llama
 from finetune_local.models.folder import ModelFolder
-from finetune_local.runtime import job
+from finetune_local.runtime import jobs
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.paths import Home
 from ui.conftest import App
@@ -83,7 +83,7 @@ def test_a_gguf_is_checked_and_survives_the_server(stocked: Home, start_app: Cal
     expect(done).to_contain_text("prompts are read as the same tokens")
     expect(done).to_contain_text("Answers may be worded differently")
     expect(done).to_contain_text("llama-cli -m")
-    assert len(job.every(stocked, "export")) == 1  # the second window's press found the first one's job
+    assert len(jobs.every(stocked, "export")) == 1  # the second window's press found the first one's job
     assert (stocked.root / "exports" / f"tiny-{RUN}-Q8_0.gguf").is_file()
 
 

@@ -192,7 +192,7 @@ def test_pause_and_go_on(start_app: Callable[..., App], tiny_home: Home) -> None
     page.click("#train-head [data-do=pause]")
     expect(page.locator("#train-state .hint.warn")).to_contain_text("Paused", timeout=MINUTES)
     (run,) = runs.every(tiny_home)
-    assert run.status() == "stopped"
+    assert run.status() == "paused"
     page.click("#train-head [data-do=resume]")
     expect(page.locator("#train-head .badge.live")).to_be_visible(timeout=MINUTES)
     app.stop()  # closing the app does not end it

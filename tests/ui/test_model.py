@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from finetune_local.models import downloads
-from finetune_local.runtime import job
+from finetune_local.runtime import jobs
 from finetune_local.system import paths, preferences
 from finetune_local.system.paths import Home
 from hubserver import Hub, serving
@@ -41,7 +41,7 @@ def open_model(start_app: Callable[..., App], tmp_path: Path, home: Home, hub: H
         return start_app(HF_ENDPOINT=hub.address, NO_PROXY="127.0.0.1", HF_TOKEN="", **nobody)
 
     yield start
-    for found in job.running(home):
+    for found in jobs.running(home):
         found.kill()
         found.wait_for_exit()
 
@@ -95,7 +95,7 @@ def test_search_download_pause_and_go_on_in_another_window(
     expect(row(other, "tiny")).to_be_visible()
     expect(page.locator("#model-downloads .card")).to_have_count(0)
     assert any("range" in headers for headers in hub.asked("/blob/", "cdn"))
-    assert [found.arguments["what"] for found in job.every(home)] == ["some/tiny"]
+    assert [found.arguments["what"] for found in jobs.every(home)] == ["some/tiny"]
 
 
 def test_failures_are_sentences_models_are_added_and_removed(
@@ -160,4 +160,4 @@ def test_offline_says_so_and_a_paused_download_is_found_again_in_chinese(
     expect(page.locator('#model-catalogue [data-model="qwen3-0.6b"] button[data-do=download]')).to_be_disabled()
     page.get_by_role("button", name="继续").click()
     expect(page.locator("#notice")).to_contain_text(re.compile("offline|离线"))
-    assert begun.status() == "stopped"
+    assert begun.status() == "paused"

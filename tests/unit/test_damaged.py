@@ -10,13 +10,16 @@ import pytest
 
 from finetune_local.chat import conversations, history
 from finetune_local.evaluation import store
-from finetune_local.runtime import job
+from finetune_local.export.job_export import KIND as EXPORT
+from finetune_local.models.job_download import KIND as DOWNLOAD
+from finetune_local.runtime import jobs
+from finetune_local.runtime.job import Job
 from finetune_local.spec.config_file import read_config
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import trash
 from finetune_local.system.errors import DamagedRun, SpecError
 from finetune_local.system.paths import Home, home, located
-from finetune_local.training.events import Finished, readable
+from finetune_local.training.events import EVENTS, Finished
 from finetune_local.training.run_folder import facts, runs
 
 BROKEN = (
@@ -79,14 +82,14 @@ def test_events_of_a_run(home: Home, broken: bytes) -> None:
     ],
 )
 def test_an_event_is_of_its_fields_types(line: dict[str, Any], sound: bool) -> None:
-    assert (readable(line) is not None) is sound
+    assert (EVENTS.read(line) is not None) is sound
 
 
-def asked(home: Home, name: str, content: bytes) -> job.Job:
+def asked(home: Home, name: str, content: bytes) -> Job:
     folder = home.jobs / name
     folder.mkdir()
     (folder / "job.json").write_bytes(content)
-    return job.Job(folder)
+    return Job(folder)
 
 
 def test_a_job(home: Home, broken: bytes) -> None:
@@ -94,14 +97,14 @@ def test_a_job(home: Home, broken: bytes) -> None:
     asked(home, "20260101-000000-export", json.dumps(good).encode())
     bad = asked(home, "20260102-000000-export", broken)
     asked(home, "20260103-000000-export", json.dumps({**good, "arguments": {"out": 5}}).encode())
-    assert [one.name for one in job.every(home, "export")] == ["20260101-000000-export"]
-    told = job.damaged(home, "export")
+    assert [one.name for one in jobs.every(home, EXPORT)] == ["20260101-000000-export"]
+    told = jobs.damaged(home, EXPORT)
     assert [one.name for one in told] == ["20260103-000000-export", "20260102-000000-export"]
-    assert all("job.json" in one.problem for one in told) and job.damaged(home, "download") == []
+    assert all("job.json" in one.problem for one in told) and jobs.damaged(home, DOWNLOAD) == []
     bad.events_file.write_bytes(broken + b'\n{"event": "progress"}\n{"event": "note", "text": 3}\n{"event": {}}\n')
-    assert bad.state().notes == () and bad.status() == "interrupted"
-    job.forget(job.find(home, bad.name))
-    assert len(job.damaged(home)) == 1 and job.running(home) == []
+    assert bad.state().notes == () and bad.process_state().killed
+    jobs.remove(jobs.find(home, bad.name))
+    assert len(jobs.damaged(home)) == 1 and jobs.running(home) == []
 
 
 def test_an_evaluation(home: Home, broken: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from finetune_local.runtime.rpc import Event, RpcCall, RpcClient
+from finetune_local.runtime.rpc import Message, RpcCall, RpcClient
 from finetune_local.system.errors import SpecError, WorkerDied
 from finetune_local.system.messages import msg
 
@@ -37,7 +37,7 @@ class PartialAnswer:
 class ChatCall:
     """A request to the worker. Read it at any time; wait() tells of changes. `answers` by adapter, None being the base."""
 
-    do: str
+    procedure: str
     conversation: str
     values: Mapping[str, Any]
     answers: dict[str | None, PartialAnswer] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class ChatCall:
     version: int = 0
 
     def __post_init__(self) -> None:
-        self._asked: RpcCall | None = None
+        self._call: RpcCall | None = None
         self._changed = threading.Condition()
         self._names: dict[str | None, str | None] = {}
 
@@ -70,26 +70,26 @@ class ChatCall:
     def stop(self) -> None:
         """Leave off: what was said so far stays."""
         self._note(stopped=True)
-        if self._asked is not None:
-            self._asked.stop()
+        if self._call is not None:
+            self._call.cancel()
 
     def run(self, client: RpcClient, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
         """To be called in a thread of its own: ask, and follow to the end. `on_opened` is told what the worker holds."""
         try:
-            self._asked = client.follow(self.do, **self.values)
+            self._call = client.stream(self.procedure, **self.values)
             if self.stopped:
-                self._asked.stop()
-            self._follow(self._asked, on_opened)
+                self._call.cancel()
+            self._follow(self._call, on_opened)
         except WorkerDied as error:
             self.error = None if self.stopped else error
         except Exception as error:  # noqa: BLE001 - it is shown where it was asked for
             self.error = error
         self._note(phase="ended")
 
-    def _follow(self, asked: RpcCall, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
+    def _follow(self, call: RpcCall, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
         while True:
             try:
-                event = next(asked)
+                event = next(call)
             except StopIteration as end:
                 self.result = end.value
                 on_opened(end.value["opened"])
@@ -98,7 +98,7 @@ class ChatCall:
                 on_opened(event["opened"])
             self._take(event)
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Message) -> None:
         match event["event"]:
             case "progress":
                 self._note(phase="loading", doing=event["text"], done=event["done"])
@@ -168,13 +168,13 @@ class ChatClient:
             self._calls.pop(conversation, None)
 
     def begin(
-        self, do: str, conversation: str, values: Mapping[str, Any], answerers: Sequence[str | None] = ()
+        self, procedure: str, conversation: str, values: Mapping[str, Any], answerers: Sequence[str | None] = ()
     ) -> ChatCall:
         """Ask the worker. Raises SpecError where the conversation is being answered already."""
         with self._lock:
             self.check_free(conversation)
             self.forget(conversation)
-            call = ChatCall(do, conversation, values, {name: PartialAnswer() for name in answerers})
+            call = ChatCall(procedure, conversation, values, {name: PartialAnswer() for name in answerers})
             self._calls[conversation] = call
         threading.Thread(target=call.run, args=(self._client, self.remember), name="call", daemon=True).start()
         return call

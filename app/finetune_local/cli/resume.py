@@ -28,6 +28,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     The loss curve continues as if it had never stopped. A run that is still running is shown from here on.
     """
     from finetune_local.cli.train import follow_to_the_end
+    from finetune_local.runtime.status import Status
     from finetune_local.system.errors import SpecError, typed
     from finetune_local.training.events import Finished
     from finetune_local.training.run_folder import runs
@@ -35,7 +36,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
 
     place = paths.home(home)
     if name is None:
-        open_runs = [run for run in runs.every(place) if run.status() != "finished"]
+        open_runs = [run for run in runs.every(place) if run.status() is not Status.FINISHED]
         if not open_runs:
             raise SpecError(
                 msg(
@@ -50,7 +51,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     complete(run)
     if max_steps is not None:
         _lengthen(run, max_steps)
-    elif run.status() == "finished":
+    elif run.status() is Status.FINISHED:
         last = run.last_event()
         assert isinstance(last, Finished)
         note(

@@ -42,14 +42,19 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     from finetune_local.spec.run import as_tables
     from finetune_local.training.events import Step, Validation
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.facts import facts_of
+    from finetune_local.training.run_folder.facts import facts_as_json, facts_of
     from finetune_local.training.run_folder.tidy import complete_all
 
     run = runs.find(paths.home(home) if home else outer, name)
     complete_all([run])
     steps = {e.step: e.loss for e in run.history() if isinstance(e, Step)}
     validations = {e.step: e.loss for e in run.history() if isinstance(e, Validation)}
-    facts = {**facts_of(run), "spec": as_tables(run.spec), "losses": steps, "validation_losses": validations}
+    facts = {
+        **facts_as_json(facts_of(run)),
+        "spec": as_tables(run.spec),
+        "losses": steps,
+        "validation_losses": validations,
+    }
     if as_json:
         emit(facts)
         return
@@ -83,7 +88,7 @@ def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: 
         later = "its adapter is kept" if finish else f"resume it with: resume {run.name}"
         note(f"run '{run.name}' {ended}; {later}")
     if as_json:
-        emit({"run": run.name, "stopped": done, "status": run.status()})
+        emit({"run": run.name, "stopped": done, "status": run.process_state().as_json()})
 
 
 @command.command("rename")
@@ -95,13 +100,13 @@ def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: 
 def rename(outer: paths.Home, name: str, new: str, home: str | None, as_json: bool) -> None:
     """Rename a run and its adapter."""
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.facts import facts_of
+    from finetune_local.training.run_folder.facts import facts_as_json, facts_of
     from finetune_local.workspace import adapters
 
     place = paths.home(home) if home else outer
     run = adapters.rename_run(runs.find(place, name), new, place)
     if as_json:
-        emit(facts_of(run))
+        emit(facts_as_json(facts_of(run)))
     else:
         note(f"'{name}' is now '{run.name}'")
 
@@ -141,11 +146,11 @@ def remove(outer: paths.Home, name: str, yes: bool, for_good: bool, home: str | 
 def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool) -> None:
     """Restore the most recently removed run, or the one called NAME."""
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.facts import facts_of
+    from finetune_local.training.run_folder.facts import facts_as_json, facts_of
 
     run = runs.restore(name, paths.home(home) if home else outer)
     if as_json:
-        emit(facts_of(run))
+        emit(facts_as_json(facts_of(run)))
     else:
         note(f"'{run.name}' is back")
 
@@ -160,6 +165,7 @@ def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool
 @click.pass_obj
 def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, as_json: bool) -> int:
     """Check a run's files (all runs if no name is given) against their checksums. Exit code 1 if something is damaged."""
+    from finetune_local.runtime.status import Status
     from finetune_local.training.run_folder import check as checking
     from finetune_local.training.run_folder import runs
 
@@ -173,7 +179,11 @@ def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, a
     else:
         for one in found:
             proven = f", {one.summed} of them by their checksums" if one.summed else ""
-            kept = "being trained" if one.status == "running" else f"checkpoints intact: {len(one.checkpoints)}{proven}"
+            kept = (
+                "being trained"
+                if one.state and one.state.status is Status.RUNNING
+                else f"checkpoints intact: {len(one.checkpoints)}{proven}"
+            )
             click.echo(f"{one.run}: {'nothing is damaged' if one.intact else 'NOT INTACT'} ({kept})")
             for finding in one.findings:
                 click.echo(f"  {finding.place}: {finding.problem} → {finding.remedy}")
@@ -184,13 +194,13 @@ def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, a
 
 def _list(home: paths.Home, as_json: bool) -> None:
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.facts import all_facts
+    from finetune_local.training.run_folder.facts import all_facts, facts_as_json
     from finetune_local.training.run_folder.tidy import complete_all
 
     complete_all(runs.every(home))
     rows = all_facts(home)
     if as_json:
-        emit(rows)
+        emit([facts_as_json(row) for row in rows])
     elif not rows:
         note(f"no runs yet in {home.runs}. Begin with: finetune-local --data my.jsonl")
     else:

@@ -1,25 +1,22 @@
-"""Export jobs as all windows see them: started once, each under a free name, cleaned up if the process was killed."""
+"""Exports as all windows see them: begun once, each under a name of its own, cleaned up after where a process was killed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from finetune_local.export.pipeline import clean, free_place
-from finetune_local.runtime import job, once
+from finetune_local.export.job_export import KIND, out_of
+from finetune_local.export.pipeline import free_place
+from finetune_local.runtime import jobs
 from finetune_local.runtime.job import Job
 from finetune_local.system import preferences
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.paths import Home, expanded
 
-KIND = "export"
-
 
 def folder_of(home: Home) -> Path:
-    """The default folder of exports: the preferred one, else `exports` in the home folder."""
+    """Where exports go when no place is named: as preferred, else `exports` in the home folder."""
     preferred = preferences.load().exports
     return expanded(preferred) if preferred else home.root / "exports"
 
@@ -27,41 +24,25 @@ def folder_of(home: Home) -> Path:
 def begin(
     home: Home, adapter: str, model: str | None, target: str, quant: str, folder: str, name: str, *, gate: bool = True
 ) -> Job:
-    """Start an export into a folder ("" for the default one) under a free name; returns the existing job if the same export is running.
+    """Export into a folder ("" for the usual one) under a free name; the job that does so already where there is one.
 
-    `name` is the source's name from offers(). Raises SpecError if the folder is not writable, ModelError.
+    `name` is what offers() calls the source. Raises SpecError where the folder cannot be written, ModelError.
     """
     place = _writable(expanded(folder) if folder.strip() else folder_of(home))
-    for known in job.every(home, KIND):
-        if known.status() == "interrupted":
-            clean(_out(known))
+    jobs.clean_up_killed(home, KIND)
     out = free_place(place, target, name, quant)
     wanted = {"adapter": adapter, "model": model, "target": target, "format": quant, "out": str(out), "gate": gate}
-    return once.begin(home, KIND, wanted, _same)
+    return jobs.start_once(home, KIND, wanted)
 
 
 def forget(home: Home, name: str) -> None:
-    """Remove an export job from the list; the files of a finished one stay. Raises SpecError while it is running."""
-    found = job.find(home, name)
-    killed = found.status() == "interrupted"
-    out = _out(found) if killed else None
-    job.forget(found)
-    if out is not None:
-        clean(out)
+    """Take an export off the list; the files of a finished one stay. Raises SpecError while it works."""
+    jobs.remove(jobs.find(home, name))
 
 
 def places(home: Home) -> list[Path]:
-    """The folders exports were written to: these may be opened from the window."""
-    return [_out(known).parent for known in job.every(home, KIND)]
-
-
-def _out(known: Job) -> Path:
-    return Path(str(known.arguments["out"]))
-
-
-def _same(arguments: Mapping[str, Any]) -> object:
-    """What makes two exports equal: everything except the name, which has a counter."""
-    return [arguments.get(key) for key in ("adapter", "model", "target", "format")], Path(arguments["out"]).parent
+    """The folders that exports went to: what may be opened from the window."""
+    return [out_of(known.arguments).parent for known in jobs.every(home, KIND)]
 
 
 def _writable(folder: Path) -> Path:

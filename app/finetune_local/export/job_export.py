@@ -1,4 +1,4 @@
-"""Job: an export. If stopped or failed it leaves no partial files."""
+"""Job kind: what `export` does. A stopped or failed export leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_local.export.pipeline import export_named
-from finetune_local.runtime.kinds import Tell
+from finetune_local.export.pipeline import clean, export_named
+from finetune_local.runtime.kinds import JobKind, Reporter
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 
-def run(arguments: Mapping[str, Any], home: Home, tell: Tell) -> dict[str, Any]:
+def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> dict[str, Any]:
     """`arguments`: adapter, target, format (None: the target's first), out, model, backend, gate, skip.
 
     The result is what `export --json` prints. Raises what exporting raises.
     """
-    tell(msg("starting"))
+    report(msg("starting"))
     done = export_named(
         home,
         str(arguments["adapter"]),
@@ -28,6 +28,25 @@ def run(arguments: Mapping[str, Any], home: Home, tell: Tell) -> dict[str, Any]:
         backend=str(arguments.get("backend") or "auto"),
         gate=bool(arguments.get("gate", True)),
         skip=tuple(str(name) for name in arguments.get("skip") or ()),
-        progress=tell,
+        progress=report,
     )
     return done.as_json()
+
+
+def out_of(arguments: Mapping[str, Any]) -> Path:
+    """The folder or file that an export writes."""
+    return Path(str(arguments["out"]))
+
+
+def _identity(arguments: Mapping[str, Any]) -> object:
+    """All but the name of the export, which gets a number where it is taken."""
+    return [arguments.get(key) for key in ("adapter", "model", "target", "format")], out_of(arguments).parent
+
+
+KIND = JobKind(
+    "export",
+    run,
+    text_arguments=("out",),
+    identity=_identity,
+    clean_up=lambda arguments: clean(out_of(arguments)),
+)

@@ -13,15 +13,16 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.models.hub import repository
 from finetune_local.models.hub.network import refuse_offline
 from finetune_local.models.install import installed
+from finetune_local.models.job_download import KIND
 from finetune_local.models.local import Found, add_folder, is_gguf
-from finetune_local.runtime import job
-from finetune_local.runtime.job import Job
+from finetune_local.runtime import jobs
+from finetune_local.runtime.job import Job, StoppedByUser
+from finetune_local.runtime.status import Status
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, located
 
-KIND = "download"
 _PATIENCE = 5.0
 _beginning = threading.Lock()
 
@@ -37,21 +38,23 @@ def begin(what: str, home: Home) -> Job:
     with _beginning:
         for known in unfinished(home):
             if _key_of(known) == key:
-                if known.status() != "running":  # one that has said its last word may still hold the lock
-                    job.again(known, home)
+                if (
+                    known.status() is not Status.RUNNING
+                ):  # a worker that has written its last event may still be exiting
+                    jobs.restart(known, home)
                 return known
         name = free_name(key, home)
-        return job.start(home, KIND, {"what": key, **({"name": name} if name else {})})
+        return jobs.start(home, KIND, {"what": key, **({"name": name} if name else {})})
 
 
 def unfinished(home: Home) -> list[Job]:
     """Those that have not come to an end that was wanted, the newest first: at work, paused, failed, interrupted."""
-    return [known for known in job.every(home, KIND) if known.status() != "done"]
+    return [known for known in jobs.every(home, KIND) if known.status() is not Status.FINISHED]
 
 
 def go_on(name: str, home: Home) -> Job:
     """Go on with one that was paused or has failed. Raises SpecError where it is gone, ModelError (offline)."""
-    return begin(_key_of(job.find(home, name)), home)
+    return begin(_key_of(jobs.find(home, name)), home)
 
 
 def pause(name: str, home: Home) -> Job:
@@ -59,14 +62,14 @@ def pause(name: str, home: Home) -> Job:
 
     Raises SpecError where it is gone.
     """
-    found = job.find(home, name)
-    found.stop()
+    found = jobs.find(home, name)
+    found.ask_to_stop()
     found.wait_for_exit(_PATIENCE)
     if found.alive():
         found.kill()
         found.wait_for_exit()
-    if found.status() == "interrupted":
-        found.append("stopped")
+    if found.process_state().killed:
+        found.append(StoppedByUser())
     found.stop_file.unlink(missing_ok=True)
     return found
 
@@ -79,7 +82,7 @@ def give_up(name: str, home: Home) -> None:
         starter.discard(home.models)
     elif not is_place(key):
         repository.discard(key, home)
-    job.forget(found)
+    jobs.remove(found)
 
 
 def result_of(name: str, home: Home) -> str | None:
@@ -88,7 +91,7 @@ def result_of(name: str, home: Home) -> str | None:
     if not (folder / "job.json").is_file():
         return None
     state = Job(folder).state()
-    made = str(state.result["name"]) if state.status == "done" and state.result else None
+    made = str(state.result["name"]) if state.status is Status.FINISHED and state.result else None
     return made if made in installed(home.models) else None
 
 

@@ -1,4 +1,4 @@
-"""The process of a job: `python -m finetune_local.runtime.worker JOB HOME`. Every way to end writes a last line."""
+"""The worker process of a job: `python -m finetune_local.runtime.worker FOLDER HOME`. Every way to end appends a last event."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune_local.runtime.job import Job
-from finetune_local.runtime.kinds import work_of
-from finetune_local.runtime.process_folder import log_line
-from finetune_local.system.errors import DiskFailed, FinetuneError, Stopped
+from finetune_local.runtime.events import Event, Failed, Note
+from finetune_local.runtime.job import Finished, Job, Progress, StoppedByUser
+from finetune_local.runtime.kinds import Reporter, kinds
+from finetune_local.runtime.process_folder import ProcessFolder
+from finetune_local.runtime.start import log_line
+from finetune_local.system.errors import DiskFailed, FinetuneError, SpecError, Stopped
 from finetune_local.system.files import failure
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
@@ -21,87 +24,98 @@ from finetune_local.system.private import write_privately
 _SECONDS_BETWEEN = 0.2
 
 
-class Teller:
-    """Progress into the job's events, a few times a second, and the place where a wish to stop is noticed."""
+class EventReporter:
+    """Appends progress to the job's events, a few times a second, and raises Stopped where the user has asked for it."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.asked_by_signal = False
+    def __init__(self, job: Job, stop_requested: Callable[[], bool]) -> None:
+        self._job, self._stop_requested = job, stop_requested
         self._last: tuple[str, float] = ("", 0.0)
 
     def __call__(self, text: str, done: float | None = None, **facts: Any) -> None:
-        """See kinds.Tell."""
+        """See kinds.Reporter."""
         self.check()
         before, when = self._last
         if text != before or time.monotonic() - when >= _SECONDS_BETWEEN or done == 1.0:
             self._last = (text, time.monotonic())
-            self.job.append("progress", text=text, done=done, **({"facts": facts} if facts else {}))
+            self._job.append(Progress(text=text, done=done, facts=facts))
 
     def check(self) -> None:
-        """See kinds.Tell."""
-        if self.asked_by_signal or self.job.stop_file.exists():
+        """See kinds.Reporter."""
+        if self._stop_requested():
             raise Stopped(msg("stopped; what was done so far is kept."))
 
     def note(self, text: str) -> None:
-        """See kinds.Tell."""
-        self.job.append("note", text=text)
+        """See kinds.Reporter."""
+        self._job.append(Note(text=text))
+
+
+def stop_on_signals() -> Callable[[], bool]:
+    """Catch SIGTERM and SIGINT; the function returned says whether one has come."""
+    received: list[int] = []
+    for name in ("SIGTERM", "SIGINT"):
+        signal.signal(getattr(signal, name), lambda number, _frame: received.append(number))
+    return lambda: bool(received)
+
+
+def failure_event(error: BaseException, folder: ProcessFolder) -> Failed:
+    """The last event for an error; what the disk refused is reported in a sentence wherever it happened."""
+    known = error if isinstance(error, FinetuneError) else failure(error, folder.folder, folder.on_full_disk)
+    if known is not None:
+        return Failed.of(known)
+    trace = "".join(traceback.format_exception(error))
+    return Failed(error="", message=f"{type(error).__name__}: {error}", exit_code=1, traceback=trace)
 
 
 def main(arguments: list[str]) -> int:
-    """Take the job over, work, and give it back. A second worker of the same job touches nothing."""
+    """Claim the job, work, and release it. A second worker of the same job touches nothing."""
     write_privately()
     job, home = Job(Path(arguments[0])), Home(Path(arguments[1]))
-    tell = Teller(job)
-
-    def on_signal(_number: int, _frame: object) -> None:
-        tell.asked_by_signal = True
-
-    for name in ("SIGTERM", "SIGINT"):
-        signal.signal(getattr(signal, name), on_signal)
+    signalled = stop_on_signals()
+    report = EventReporter(job, lambda: signalled() or job.stop_file.exists())
     with job.locked() as mine:
         if not mine:
             return FinetuneError.exit_code
         try:
             job.claim()
-            return work(job, home, tell)
+            return work(job, home, report)
         except DiskFailed as error:
             return _failed(job, error)
         finally:
             job.release()
 
 
-def work(job: Job, home: Home, tell: Any) -> int:
-    """Do it and write the last line; the exit code."""
+def work(job: Job, home: Home, report: Reporter) -> int:
+    """Do the work and append the last event; returns the exit code."""
     try:
-        result = work_of(job.kind)(job.arguments, home, tell)
-        job.append("done", result=result)
+        run = job.kind.run
+        if run is None:
+            raise SpecError(
+                msg("there is no job '{name}'. Known: {names}.", name=job.kind.key, names=", ".join(kinds()))
+            )
+        job.append(Finished(result=run(job.arguments, home, report)))
     except Stopped:
-        _last(job, "stopped")
+        _append_last(job, StoppedByUser())
         return Stopped.exit_code
-    except BaseException as error:  # noqa: BLE001 - the process's last act is to say why it ends, whatever it was
+    except BaseException as error:  # noqa: BLE001 - the process's last act is to report why it ends, whatever the reason
         return _failed(job, error)
     return 0
 
 
 def _failed(job: Job, error: BaseException) -> int:
-    """The last line of a job that failed; what a disk refused is told in a sentence wherever it happened."""
-    told = error if isinstance(error, FinetuneError) else failure(error, job.folder, job.on_full_disk)
-    if told is not None:
-        _last(job, "failed", error=type(told).__name__, message=str(told), traceback="")
-        return told.exit_code
-    trace = "".join(traceback.format_exception(error))
-    _last(job, "failed", error="", message=f"{type(error).__name__}: {error}", traceback=trace)
-    log_line(trace)
-    return 1
+    event = failure_event(error, job)
+    _append_last(job, event)
+    if event.traceback:
+        log_line(event.traceback)
+    return event.exit_code
 
 
-def _last(job: Job, event: str, **facts: Any) -> None:
-    """The last line, on a full disk in the room that was kept for it, before anything else that can fail."""
+def _append_last(job: Job, event: Event) -> None:
+    """Append the last event before anything else that can fail, on a full disk in the room that was reserved for it."""
     job.free_reserve()
     try:
-        job.append(event, **facts)
+        job.append(event)
     except (DiskFailed, OSError) as error:
-        log_line(f"{error}\n{facts.get('message', '')}")
+        log_line(f"{error}\n{getattr(event, 'message', '')}")
 
 
 if __name__ == "__main__":

@@ -1,45 +1,27 @@
-"""What a run tells: frozen facts, one JSON object per line in events.jsonl. A reader of a run sees nothing else."""
+"""The events of a run. Readers of a run see nothing else of its training."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from types import UnionType
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any
 
-from finetune_local.system.errors import FinetuneError
+from finetune_local.runtime.events import Event, EventFormat, Failed, Note
+from finetune_local.runtime.status import Status
 
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Base of all events; `time` is seconds since the epoch."""
-
-    kind: ClassVar[str]
-    time: float = field(default_factory=time.time)
-
-    def as_json(self) -> dict[str, Any]:
-        """A plain object with its kind under "event"."""
-        return {"event": self.kind, **dataclasses.asdict(self)}
+__all__ = [
+    "ENDS", "EVENTS", "Checkpoint", "Event", "Failed", "Finished", "Note", "Phase", "Sample", "Started", "Step", "StoppedByUser",
+    "Validation",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Event):
-    """Preparation: what is being done now, and how far ("reading data", 0.4); `done` is None where unknown."""
+    """Preparation: what is being done and the share done from 0 to 1 ("reading data", 0.4); None where unknown."""
 
     kind = "phase"
     name: str
     done: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Note(Event):
-    """A sentence for the user: an automatic choice, a fall-back, advice."""
-
-    kind = "note"
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +65,7 @@ class Validation(Event):
     """
 
     kind = "validation"
+    durable = True
     step: int
     loss: float
     best: bool
@@ -110,15 +93,18 @@ class Checkpoint(Event):
     """A checkpoint is safely on disk."""
 
     kind = "checkpoint"
+    durable = True
     step: int
     folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """The last event of a run that came to its end, early or not; `summary` is what `train --json` prints."""
+    """The last event of a run that finished, early or not; `summary` is what `train --json` prints."""
 
     kind = "finished"
+    durable = True
+    end = Status.FINISHED
     reason: str
     summary: Mapping[str, Any]
 
@@ -128,76 +114,14 @@ class StoppedByUser(Event):
     """The last event of a run that was stopped; everything up to `step` is saved."""
 
     kind = "stopped"
+    durable = True
+    end = Status.STOPPED
     step: int
     summary: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failed(Event):
-    """The last event of a run that failed; `error` is the class in errors.py, or "" for a defect with its traceback."""
+EVENTS = EventFormat(Phase, Note, Started, Step, Validation, Sample, Checkpoint, Finished, StoppedByUser, Failed)
+"""The events of a run."""
 
-    kind = "failed"
-    error: str
-    message: str
-    exit_code: int
-    traceback: str = ""
-
-    @classmethod
-    def of(cls, error: FinetuneError) -> Failed:
-        """The event that tells an error."""
-        return cls(error=type(error).__name__, message=str(error), exit_code=error.exit_code)
-
-
-EVENTS: Mapping[str, type[Event]] = {
-    kind.kind: kind
-    for kind in (Phase, Note, Started, Step, Validation, Sample, Checkpoint, Finished, StoppedByUser, Failed)
-}
-
-ENDS = (Finished, StoppedByUser, Failed)
-"""One of these is the last event of a run."""
-
-
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "float | None": (int, float, type(None)),
-    "str": (str,),
-    "bool": (bool,),
-    "Mapping[str, Any]": (dict,),
-}
-"""What JSON has for the fields' types."""
-
-
-def from_json(values: Mapping[str, Any]) -> Event:
-    """The event that as_json() gave. Raises KeyError for another kind of event, TypeError where a field is none of its type."""
-    given = dict(values)
-    kind = EVENTS[str(given.pop("event"))]
-    for one in dataclasses.fields(kind):
-        value, expected = given.get(one.name), _KINDS[str(one.type)]
-        if one.name in given and (
-            not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)
-        ):
-            raise TypeError(f"{one.name} is no {one.type}")
-    return kind(**given)
-
-
-def readable(values: Mapping[str, Any]) -> Event | None:
-    """The event, or None for a line that is none: damaged, of another program, or of a later version of this one."""
-    try:
-        event = from_json(values)
-    except (KeyError, TypeError):
-        return None
-    fitting = all(isinstance(getattr(event, name), allowed) for name, allowed in _fields(event.kind))
-    return event if fitting else None
-
-
-@cache
-def _fields(kind: str) -> tuple[tuple[str, tuple[type, ...]], ...]:
-    """The fields of a kind of event, each with the types that its values can have."""
-    hints = get_type_hints(EVENTS[kind])
-    return tuple((one.name, _types(hints[one.name])) for one in dataclasses.fields(EVENTS[kind]))
-
-
-def _types(hint: Any) -> tuple[type, ...]:
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (get_origin(hint) or hint,)
-    return (*kinds, int) if float in kinds else tuple(kinds)
+ENDS = EVENTS.ends
+"""The last event of a run is one of these."""

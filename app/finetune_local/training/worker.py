@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from finetune_local.runtime.process_folder import log_line
+from finetune_local.runtime.start import log_line
 from finetune_local.system.errors import DiskFailed, FinetuneError
 from finetune_local.system.files import disk_full, failure
 from finetune_local.system.messages import message_of

@@ -90,14 +90,14 @@ class Prepared:
 
 def _start_nothing() -> None:
     """An event may ask for any work of the app; it is not done here. The server's own part of it is what is tried."""
-    from finetune_local.runtime import process_folder, rpc
+    from finetune_local.runtime import rpc, start
     from finetune_local.system.errors import RunError
 
     def refuse(*_given: object, **_named: object) -> NoReturn:
         raise RunError("nothing is started in this trial. Try it in the app.")
 
-    rpc.RpcClient.follow = refuse  # type: ignore[method-assign]
-    process_folder.start = refuse
+    rpc.RpcClient.stream = refuse  # type: ignore[method-assign]
+    start.start = refuse
     socket.getaddrinfo = _no_name
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from finetune_local.chat import conversations, history
 from finetune_local.evaluation import store
-from finetune_local.runtime import job
+from finetune_local.runtime import jobs
+from finetune_local.runtime.job import Began, Job, Progress
+from finetune_local.runtime.job import Finished as JobFinished
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import trash
 from finetune_local.system.errors import FinetuneError
@@ -68,11 +70,11 @@ def prepare(folder: Path) -> Good:
         place.mkdir()
         asked = {"kind": "export", "arguments": {"out": "/x", "adapter": "a"}, "created": 1.0 + number}
         (place / "job.json").write_text(json.dumps(asked), "utf-8")
-        one = job.Job(place)
-        one.append("began")
-        one.append("progress", text="writing", done=0.5, facts={"here": 1, "total": 2})
-        one.append("failed", error="DiskFull", message="m", traceback="")
-        one.append("done", result={"name": "x"})
+        one = Job(place)
+        one.append(Began())
+        one.append(Progress(text="writing", done=0.5, facts={"here": 1, "total": 2}))
+        one.append(Failed(error="DiskFull", message="m"))
+        one.append(JobFinished(result={"name": "x"}))
         span = {"mean": 0.5, "low": 0.4, "high": 0.6}
         measured = {"loss": 1.0, "loss_interval": span, "exact": span, "contains": span, "f1": span}
         result = {"rows": 3, "metric": "f1", "verdict": {"text": "better"}, "base": measured, "tuned": measured, "few_shot": None,
@@ -108,9 +110,9 @@ def attempt(prepared: Good, draw: random.Random, folder: Path) -> None:
         _damage(file, draw)
     told: dict[str, Any] = {
         "runs": facts.Listing(home).all(),
-        "jobs": [(one.name, vars(one.state())) for one in job.every(home)]
-        + [(one.name, one.problem) for one in job.damaged(home)],
-        "running": [one.name for one in job.running(home)] + [one.name for one in runs.running(home)],
+        "jobs": [(one.name, vars(one.state())) for one in jobs.every(home)]
+        + [(one.name, one.problem) for one in jobs.damaged(home)],
+        "running": [one.name for one in jobs.running(home)] + [one.name for one in runs.running(home)],
         "evaluations": [
             (one.name, store.scores_in(one), one.intervals("base")) for one in store.every(home) if one.conditions()
         ]
@@ -127,7 +129,7 @@ def attempt(prepared: Good, draw: random.Random, folder: Path) -> None:
     assert len(told["trash"]) == 2 and any(getattr(one, "name", one) for one in told["trash"])
     run = runs.Run(home.runs / "bad")
     for look in (lambda: run.spec, lambda: again.settings_of(run), lambda: differences.differences([run, runs.Run(home.runs / "good")]),
-                 lambda: list(run.history()), run.last_event, run.status, run.worker):  # fmt: skip
+                 lambda: list(run.history()), run.last_event, run.status, run.worker_pid):  # fmt: skip
         try:
             look()
         except FinetuneError as error:

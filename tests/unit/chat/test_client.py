@@ -30,7 +30,7 @@ class FakeRpcCall:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         self.client.stops += 1
         self.client.events.put({"result": {"opened": FACTS}})
 
@@ -41,13 +41,13 @@ class FakeRpcClient:
     def __init__(self) -> None:
         self.events: queue.Queue[Any] = queue.Queue()
         self.stops, self.closed, self.pid = 0, 0, 77
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
         self.hold = threading.Event()
         self.hold.set()
 
-    def follow(self, do: str, **values: Any) -> FakeRpcCall:
+    def stream(self, procedure: str, **values: Any) -> FakeRpcCall:
         self.hold.wait(5)
-        self.asked.append((do, values))
+        self.calls.append((procedure, values))
         return FakeRpcCall(self)
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ def test_a_stop_before_the_worker_was_asked_counts(client: FakeRpcClient, chat: 
 
 def test_unloading_stops_what_is_under_way_and_ends_the_process(client: FakeRpcClient, chat: ChatClient) -> None:
     chat.begin("answer", "c1", {})
-    while not client.asked:
+    while not client.calls:
         threading.Event().wait(0.01)
     chat.unload()
     call = chat.of("c1")

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from finetune_local.export import exports
-from finetune_local.runtime import job
-from finetune_local.runtime.job import Job
+from finetune_local.runtime import jobs
+from finetune_local.runtime.job import Job, Progress
+from finetune_local.runtime.kinds import JobKind
 from finetune_local.system import paths, preferences
 from finetune_local.system.errors import SpecError
 from finetune_local.system.paths import Home
@@ -28,17 +29,17 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(paths.CONFIG_VARIABLE, str(tmp_path / "config"))
     started.clear()
 
-    def begin(home: Home, kind: str, arguments: Mapping[str, Any]) -> Job:
+    def begin(home: Home, kind: JobKind, arguments: Mapping[str, Any]) -> Job:
         time.sleep(0.05)
         started.append(arguments)
-        folder = home.jobs / f"{len(started)}-{kind}"
+        folder = home.jobs / f"{len(started)}-{kind.key}"
         folder.mkdir()
-        asked = {"kind": kind, "arguments": dict(arguments), "created": time.time()}
+        asked = {"kind": kind.key, "arguments": dict(arguments), "created": time.time()}
         (folder / "job.json").write_text(json.dumps(asked), "utf-8")
         mark_running(Job(folder))
         return Job(folder)
 
-    monkeypatch.setattr(job, "start", begin)
+    monkeypatch.setattr(jobs, "start", begin)
 
 
 def begin(home: Home, quant: str = "q8_0", folder: str = "") -> Job:
@@ -85,7 +86,7 @@ def test_what_a_killed_one_left_goes_with_the_next_or_with_its_entry(home: Home)
         exports.forget(home, first.name)
     assert half.exists()
     release(first)
-    first.append("progress", text="writing", done=0.5)
+    first.append(Progress(text="writing", done=0.5))
     begin(home, "f16")
     assert not half.exists()
     half.write_bytes(b"half")

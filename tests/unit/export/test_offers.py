@@ -13,7 +13,7 @@ from finetune_local.adapters.identity import write_identity
 from finetune_local.export.offers import Offers, offers
 from finetune_local.gui.lookups.calls.offers import answer
 from finetune_local.models.folder import ModelFolder
-from finetune_local.runtime.rpc import RpcRequest
+from finetune_local.runtime.rpc_server import RpcRequest
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.paths import Home
@@ -38,7 +38,7 @@ def test_every_target_with_what_it_takes(stocked: Home) -> None:
         assert offer.reason == "" and all(quant.bytes for quant in offer.quants)
     sizes = {quant.key: quant.bytes or 0 for quant in found.targets["gguf"].quants}
     assert sizes["q4_k_m"] < sizes["q8_0"] < sizes["f16"]
-    told = answer(RpcRequest({"id": 1, "do": "offers", "adapter": "我的 run"}, lambda _: None), stocked)
+    told = answer(RpcRequest({"id": 1, "procedure": "offers", "adapter": "我的 run"}, lambda _: None), stocked)
     assert Offers.from_json(json.loads(json.dumps(told))) == found
 
 

@@ -18,7 +18,7 @@ class FakeLookups:
         self.go, self.asked = threading.Event(), list[dict[str, Any]]()
         self.error: Exception | None = None
 
-    def ask(self, do: str, **values: Any) -> Any:
+    def call(self, do: str, **values: Any) -> Any:
         self.asked.append(values)
         self.go.wait(5)
         if self.error is not None:

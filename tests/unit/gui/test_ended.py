@@ -10,7 +10,7 @@ import pytest
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.shell import ended
 from finetune_local.gui.shell.ended import Endings
-from finetune_local.runtime.job import Job
+from finetune_local.runtime.job import Finished, Job, StoppedByUser
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.paths import Home
 from finetune_local.training import events
@@ -42,7 +42,7 @@ def new_job(home: Home, kind: str) -> Job:
 
 def told(endings: Endings, since: int = 0) -> list[tuple[str, str, str]]:
     endings.look()
-    return [(e.kind, e.name, e.outcome) for e in endings.since(since)]
+    return [(e.kind.key, e.name, "killed" if e.state.killed else e.state.status) for e in endings.since(since)]
 
 
 def test_a_run_that_ends_is_told_once(home: Home) -> None:
@@ -64,24 +64,23 @@ def test_how_it_ended_is_told(home: Home) -> None:
     failed.append(events.Failed(error="DiskFull", message="no room is left.", exit_code=1))
     killed.append(events.Note(text="at work"))
     stopped.append(events.StoppedByUser(step=3, summary={}))
-    job.append("done", result={})
-    undone.append("failed", error="DownloadFailed", message="it broke off.", traceback="")
-    halted.append("stopped")
+    job.append(Finished(result={}))
+    undone.append(events.Failed(error="DownloadFailed", message="it broke off."))
+    halted.append(StoppedByUser())
     release(failed, killed, stopped, job, undone, halted, gone)
     (gone.folder / "run.json").unlink()
     assert told(endings) == [
-        ("job", "20260101-download", "failed"),
-        ("job", "20260101-export", "finished"),
+        ("download", "20260101-download", "failed"),
+        ("export", "20260101-export", "finished"),
         ("run", "failed", "failed"),
-        ("run", "killed", "interrupted"),
+        ("run", "killed", "killed"),
     ]
     found, t = {e.name: e for e in endings.since(0)}, Strings("en")
     assert found["failed"].text(t) == "no room is left."
-    assert found["killed"].title(t) == "Training “killed” was interrupted" and "can be resumed" in found["killed"].text(
-        t
-    )
+    assert found["killed"].title(t) == "Training “killed” was interrupted"
+    assert "can be resumed" in found["killed"].text(t)
     assert found["20260101-download"].title(t) == "The download failed"
-    assert found["20260101-download"].text(t) == "it broke off." and found["20260101-download"].page == "model"
+    assert found["20260101-download"].text(t) == "it broke off."
 
 
 def test_what_ended_while_no_app_was_there_is_told_by_the_next(home: Home) -> None:
@@ -113,19 +112,19 @@ def test_a_damaged_run_takes_nothing_with_it(home: Home, line: str) -> None:
 
 
 def test_every_kind_of_job_has_its_words() -> None:
-    from finetune_local.runtime.kinds import names
+    from finetune_local.runtime.kinds import kinds
 
     for language in ("en", "zh"):
         t = Strings(language)  # type: ignore[arg-type]
-        for kind in names():
+        for kind in kinds():
             assert t.get(f"ended.{kind}_finished") and t.get(f"ended.{kind}_failed"), kind
 
 
 def test_every_kind_of_job_and_every_run_has_a_page() -> None:
     from finetune_local.gui.shell.pages import RUN, page_showing, pages
-    from finetune_local.runtime.kinds import names
+    from finetune_local.runtime.kinds import kinds
 
-    for kind in (RUN, *names()):
+    for kind in (RUN, *kinds()):
         assert kind in pages()[page_showing(kind)].shows, kind
 
 

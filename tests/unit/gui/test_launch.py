@@ -125,7 +125,7 @@ def test_what_goes_on_is_told_when_it_is_closed(home: Home, apps: list[App], mon
     app.context.preferences = app.context.preferences.model_copy(update={"notify": False})
     app._closed()
     assert len(told) == 1
-    found = launching._at_work(app.context)
+    found = launching._still_running(app.context)
     assert found is not None and found[0] == "Still at work: run '夜间'. Open the app again to see it."
 
 

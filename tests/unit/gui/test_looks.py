@@ -31,7 +31,7 @@ class Following:
             raise self._client.error
         raise StopIteration({"complete": self._client.let.is_set(), "report": {"rows": 9}})
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         self._stopped.set()
 
 
@@ -43,11 +43,11 @@ class FakeLookups:
         self.let = threading.Event()
         self.error: Exception | None = None
 
-    def ask(self, _do: str, **values: Any) -> dict[str, Any]:
+    def call(self, _procedure: str, **values: Any) -> dict[str, Any]:
         self.asked.append(f"rows {values['first']} {values['row']}")
         return {"rows": [values["first"]], "first": values["first"], "end": False, "masks": {}}
 
-    def follow(self, _do: str, **values: Any) -> Following:
+    def stream(self, _procedure: str, **values: Any) -> Following:
         self.asked.append(f"all {values['settings']['files'][0]}")
         return Following(self)
 

@@ -15,8 +15,15 @@ import pytest
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.shell.ended import Ended
 from finetune_local.gui.window import notify
+from finetune_local.runtime.status import ProcessState, Status
+from finetune_local.training.run_folder.runs import Run
 
 NASTY = "-o $(touch x) '; rm -rf \"` <b>好</b> & \\ %s"
+
+
+def ended_run(number: int, name: str, status: Status, message: str = "") -> Ended:
+    run = Run(Path(name))
+    return Ended(number, run, run.kind, ProcessState(status), message)
 
 
 def none(_: str) -> None:
@@ -56,17 +63,17 @@ def test_it_tells_what_ends_while_it_runs_where_that_is_wanted(monkeypatch: pyte
     told: list[tuple[str, str]] = []
     monkeypatch.setattr(notify, "tell", lambda *words: told.append(words))
     monkeypatch.setattr(notify, "SECONDS", 0.01)
-    ended = [Ended("run", "before", "finished", number=1)]
+    ended = [ended_run(1, "before", Status.FINISHED)]
     endings = SimpleNamespace(look=lambda: None, since=lambda number: [e for e in ended if e.number > number])
     context: Any = SimpleNamespace(endings=endings, t=Strings("zh"), preferences=SimpleNamespace(notify=True))
     notifier = notify.Notifier(context)
     notifier.start()
-    ended.append(Ended("run", "夜间", "failed", message="no room is left.", number=2))
+    ended.append(ended_run(2, "夜间", Status.FAILED, "no room is left."))
     until = time.monotonic() + 10
     while not told and time.monotonic() < until:
         time.sleep(0.01)
     context.preferences.notify = False
-    ended.append(Ended("job", "x", "finished", job="export", number=3))
+    ended.append(ended_run(3, "x", Status.FINISHED))
     time.sleep(0.1)
     notifier.stop()
     assert told == [("“夜间”训练失败", "no room is left.")]

@@ -6,15 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune_local.models import downloads
 from finetune_local.models.install import installed
-from finetune_local.runtime import job
-from finetune_local.runtime.job import Job, State
-from finetune_local.runtime.process_folder import Tail
+from finetune_local.runtime import jobs
+from finetune_local.runtime.event_log import Tail
+from finetune_local.runtime.events import Event
+from finetune_local.runtime.job import Began, Job, JobState, Progress, StoppedByUser
 from finetune_local.system import paths, preferences
 from finetune_local.system.errors import ModelError, SpecError
 from finetune_local.system.paths import Home
@@ -30,7 +30,7 @@ def hub(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv(paths.CONFIG_VARIABLE, str(tmp_path / "config"))
         yield made
-        for found in job.running(home):
+        for found in jobs.running(home):
             found.kill()
             found.wait_for_exit()
 
@@ -42,8 +42,8 @@ def until(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def ended(found: Job) -> State:
-    until(lambda: found.status() in ("done", "failed", "stopped", "interrupted") and not found.alive())
+def ended(found: Job) -> JobState:
+    until(lambda: found.status() in ("finished", "failed", "paused") and not found.alive())
     return found.state()
 
 
@@ -64,7 +64,7 @@ def test_one_download_for_all_who_ask_paused_and_gone_on_with(hub: Hub, home: Ho
     began = time.monotonic()
     downloads.pause(found.name, home)
     assert time.monotonic() - began < downloads._PATIENCE
-    assert found.status() == "stopped"
+    assert found.status() == "paused"
     assert [f.name for f in downloads.unfinished(home)] == [found.name]
     parts = sum(f.stat().st_size for f in (home.cache / "downloads").glob("*.part"))
     assert 20_000 < parts < facts["total"]
@@ -72,7 +72,7 @@ def test_one_download_for_all_who_ask_paused_and_gone_on_with(hub: Hub, home: Ho
     hub.log.clear()
     hub.pause = 0.0
     assert downloads.go_on(found.name, home).name == found.name
-    assert ended(found).status == "done"
+    assert ended(found).status == "finished"
     assert any("range" in headers for headers in hub.asked("/blob/", "cdn"))
     assert downloads.result_of(found.name, home) == "tiny"
     assert downloads.unfinished(home) == []
@@ -85,10 +85,10 @@ def test_a_killed_one_is_interrupted_and_goes_on(hub: Hub, home: Home) -> None:
     found = downloads.begin("some/tiny", home)
     until(lambda: found.state().facts.get("here", 0) > 20_000)
     found.kill()
-    assert ended(found).status == "interrupted"
+    assert ended(found).killed
     hub.pause = 0.0
     assert downloads.begin("some/tiny", home).name == found.name
-    assert ended(found).status == "done"
+    assert ended(found).status == "finished"
     assert installed(home.models) == ["tiny"]
 
 
@@ -98,7 +98,7 @@ def test_giving_up_leaves_nothing(hub: Hub, home: Home) -> None:
     until(lambda: found.state().facts.get("here", 0) > 20_000)
     downloads.give_up(found.name, home)
     assert not list((home.cache / "downloads").iterdir())
-    assert job.every(home) == []
+    assert jobs.every(home) == []
     assert downloads.result_of(found.name, home) is None
     with pytest.raises(SpecError, match="there is no job"):
         downloads.give_up(found.name, home)
@@ -109,11 +109,11 @@ def test_what_fails_says_why_and_can_be_tried_again(hub: Hub, home: Home) -> Non
     found = downloads.begin("some/tiny", home)
     state = ended(found)
     assert state.error is not None
-    assert state.error["error"] == "ModelError"
-    assert "your token has no access" in state.error["message"]
+    assert state.error.error == "ModelError"
+    assert "your token has no access" in state.error.message
     hub.token_has_access = True
     assert downloads.begin("some/tiny", home).name == found.name
-    assert ended(found).status == "done"
+    assert ended(found).status == "finished"
     assert found.state().error is None
 
 
@@ -121,7 +121,7 @@ def test_a_folder_is_copied_by_a_job_and_mistakes_are_told_at_once(hub: Hub, hom
     stick = tiny_model(tmp_path / "my 模型")
     found = downloads.bring(f' "{stick}" ', home, copy=True)
     assert isinstance(found, Job)
-    assert ended(found).status == "done"
+    assert ended(found).status == "finished"
     assert downloads.result_of(found.name, home) == "my 模型"
     with pytest.raises(ModelError, match="is not in the list"):
         downloads.begin("nothing", home)
@@ -130,7 +130,7 @@ def test_a_folder_is_copied_by_a_job_and_mistakes_are_told_at_once(hub: Hub, hom
     preferences.save(offline=True)
     with pytest.raises(ModelError, match="stay offline"):
         downloads.begin("some/tiny", home)
-    assert [f.name for f in job.every(home)] == [found.name]
+    assert [f.name for f in jobs.every(home)] == [found.name]
 
 
 def test_a_folder_is_used_where_it_lies_and_what_is_no_model_is_told_at_once(
@@ -148,7 +148,7 @@ def test_a_folder_is_used_where_it_lies_and_what_is_no_model_is_told_at_once(
                 downloads.bring(str(tmp_path / path), home, copy=copy)
     with pytest.raises(ModelError, match="give the path"):
         downloads.bring("  ", home, copy=False)
-    assert job.every(home) == []
+    assert jobs.every(home) == []
 
 
 def test_thousands_of_lines_are_read_once(hub: Hub, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,19 +156,19 @@ def test_thousands_of_lines_are_read_once(hub: Hub, home: Home, monkeypatch: pyt
     folder.mkdir()
     (folder / "job.json").write_text('{"kind": "download", "arguments": {"what": "a/b"}, "created": 1}', "utf-8")
     found = Job(folder)
-    found.append("began")
+    found.append(Began())
     for done in range(50):
-        found.append("progress", text="x", done=done / 50, facts={"here": done})
+        found.append(Progress(text="x", done=done / 50, facts={"here": done}))
     read: list[int] = []
     tail = Tail.read
 
-    def counted(self: Tail) -> list[dict[str, Any]]:
-        lines = tail(self)
-        read.append(len(lines))
-        return lines
+    def counted(self: Tail) -> list[Event]:
+        events = tail(self)
+        read.append(len(events))
+        return events
 
     monkeypatch.setattr(Tail, "read", counted)
     assert found.state().facts == {"here": 49}
-    found.append("stopped")
-    assert Job(folder).state().status == "stopped"
+    found.append(StoppedByUser())
+    assert Job(folder).state().status == "paused"
     assert read == [51, 1]

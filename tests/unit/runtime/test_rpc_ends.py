@@ -18,19 +18,19 @@ def _found_by_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_whoever_waits_for_a_closed_child_is_told_even_where_another_has_begun(tmp_path: Path) -> None:
     client = RpcClient("answering", ("5",), tmp_path / "child.log")
-    asked = client.follow("wait", seconds=30)
-    next(asked)
+    call = client.stream("wait", seconds=30)
+    next(call)
     client.close()
-    assert client.ask("echo", word="new") == "new"
+    assert client.call("echo", word="new") == "new"
     with pytest.raises((WorkerDied, StopIteration)):
         while True:
-            next(asked)
+            next(call)
     client.close()
 
 
 def test_a_question_that_comes_while_an_idle_child_is_ending_is_answered(tmp_path: Path) -> None:
     client = RpcClient("answering", ("0.05",), tmp_path / "child.log")
     for number in range(12):  # some of them meet a child that no longer listens, and has not gone yet
-        assert client.ask("echo", word=number) == number
+        assert client.call("echo", word=number) == number
         time.sleep(0.05 + 0.004 * number)
     client.close()

@@ -282,7 +282,7 @@ def test_a_run_whose_disk_fails_keeps_the_others_from_nothing(home: Home, monkey
     def failing(run: runs.Run, *, repair: bool = False) -> check.Checked:
         if run.name == "two":
             raise DiskFailed("two: the disk failed.")
-        return check.Checked(run.name, "created")
+        return check.Checked(run.name, run.process_state())
 
     monkeypatch.setattr(check, "check", failing)
     found = {one.run: one for one in check.check_each(runs.every(home), repair=True)}

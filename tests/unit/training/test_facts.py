@@ -53,7 +53,7 @@ def test_few_files_are_opened_for_each_run_and_none_again(home: Home, opened: li
     assert listing.all() == first
     assert opened == []
     runs.find(home, "run 7").append(StoppedByUser(step=1, summary={}))
-    assert {told["run"]: told["status"] for told in listing.all()}["run 7"] == "stopped"
+    assert {told["run"]: told["status"] for told in listing.all()}["run 7"] == "paused"
     assert len(opened) == 3  # the event that was appended, and the two
 
 
@@ -62,7 +62,7 @@ def test_losses_are_told_before_a_run_ends(home: Home) -> None:
     for event in (Validation(step=0, loss=3.0, best=True), step(1, 2.0), Validation(step=1, loss=1.5, best=True)):
         run.append(event)
     told = facts.facts_of(run)
-    assert (told["status"], told["step"], told["last_loss"], told["validation_loss"]) == ("interrupted", 1, 2.0, 1.5)
+    assert (told["killed"], told["step"], told["last_loss"], told["validation_loss"]) == (True, 1, 2.0, 1.5)
     assert told["files"] == ["/d/订单.jsonl"]
     run.append(Failed(error="DiskFull", message="no room", exit_code=1))
     assert facts.facts_of(run)["problem"] == "no room"
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_noticed_though_no_file_changed(home: Home, monkeypat
     left = run.worker_file.read_bytes()
     release(run)
     run.worker_file.write_bytes(left)  # as a kill leaves it
-    assert listing.all()[0]["status"] == "interrupted"
+    assert facts.facts_as_json(listing.all()[0])["status"] == "interrupted"
 
 
 def test_damaged_and_foreign_things_do_not_break_the_list(home: Home) -> None:
@@ -95,7 +95,7 @@ def test_damaged_and_foreign_things_do_not_break_the_list(home: Home) -> None:
     (home.runs / "folder" / "run.json").mkdir(parents=True)
     told = {facts_["run"]: facts_ for facts_ in facts.Listing(home).all()}
     assert set(told) == {"good", "cut", "list", "null", "latin", "folder"}
-    assert told["good"]["status"] == "interrupted"
+    assert told["good"]["status"] == "failed"
     assert {told[name]["status"] for name in told if name != "good"} == {"damaged"}
     assert "run.json" in told["cut"]["problem"]
     assert [event.kind for event in good.history()] == ["note"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_local.runtime import process_folder
+from finetune_local.runtime import start
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import locks, trash
 from finetune_local.system.errors import RunError, SpecError
@@ -62,7 +62,7 @@ def test_one_that_was_moved_between_opening_and_locking_is_not_taken(
     with run.locked() as mine:
         assert not mine
     with pytest.raises(RunError, match="removed or renamed meanwhile"):
-        process_folder.start([run], "no.such.module", [])
+        start.start([run], "no.such.module", [])
 
 
 def test_a_worker_that_has_not_written_its_id_yet_lives(run: runs.Run, home: Home) -> None:
@@ -74,7 +74,7 @@ def test_a_worker_that_has_not_written_its_id_yet_lives(run: runs.Run, home: Hom
     with pytest.raises(SpecError, match="is running"):
         runs.remove(run, home)
     release(run)
-    assert run.status() == "new"
+    assert run.status() == "queued"
 
 
 def test_workers_of_earlier_versions_are_understood(run: runs.Run) -> None:
@@ -84,7 +84,7 @@ def test_workers_of_earlier_versions_are_understood(run: runs.Run) -> None:
     assert run.alive()
     release(run)
     run.worker_file.write_text(json.dumps({"pid": known.pid, "started": known.started}), "utf-8")
-    assert not run.alive() and run.worker_pid() is None and run.status() == "interrupted"
+    assert not run.alive() and run.worker_pid() is None and run.process_state().killed
 
 
 @pytest.mark.parametrize("pid", [float("inf"), "x", None, 10**30, -1, [1]])

@@ -16,12 +16,12 @@ import pytest
 from finetune_local.cli import resume
 from finetune_local.cli import train as train_verb
 from finetune_local.cli.train import follow_to_the_end
-from finetune_local.runtime import process_folder
+from finetune_local.runtime import start
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.errors import DiskFull, SpecError, Stopped, WorkerDied
 from finetune_local.system.paths import Home
 from finetune_local.training import checkpoint, worker
-from finetune_local.training.events import EVENTS, Failed, Finished, Note, Phase, Step, StoppedByUser, from_json
+from finetune_local.training.events import EVENTS, Failed, Finished, Note, Phase, Step, StoppedByUser
 from finetune_local.training.run_folder import follow, runs
 from working import mark_running, release
 
@@ -99,15 +99,15 @@ def test_find_suggests(home: Home) -> None:
 
 def test_status_follows_the_last_event(home: Home) -> None:
     run = new(home)
-    assert run.status() == "new"
+    assert run.status() == "queued"
     for event, status in [
-        (step(1), "interrupted"),
-        (StoppedByUser(step=1, summary={}), "stopped"),
+        (step(1), "failed"),
+        (StoppedByUser(step=1, summary={}), "paused"),
         (Failed(error="DiskFull", message="m", exit_code=1), "failed"),
         (Finished(reason="r", summary={"x": "é中" * 9000}), "finished"),
     ]:
         run.append(event)
-        assert run.status() == status
+        assert run.status() == status and run.process_state().killed == isinstance(event, Step)
         assert run.last_event() == event
 
 
@@ -125,7 +125,7 @@ def test_a_run_lives_while_its_lock_is_held(home: Home) -> None:
     left = run.worker_file.read_bytes()
     release(run)
     run.worker_file.write_bytes(left)
-    assert not run.alive() and run.worker_pid() is None and run.status() == "interrupted"
+    assert not run.alive() and run.worker_pid() is None and run.process_state().killed
     runs.remove(run, home)
 
 
@@ -148,9 +148,9 @@ def test_a_damaged_run_json_is_a_sentence(home: Home) -> None:
 
 
 def test_every_event_survives_json() -> None:
-    assert len(EVENTS) == 10
+    assert len(EVENTS.classes) == 10
     for event in (step(3), Note(text="中"), Phase(name="p"), Finished(reason="r", summary={"a": 1})):
-        assert from_json(json.loads(json.dumps(event.as_json()))) == event
+        assert EVENTS.read(json.loads(json.dumps(event.as_json()))) == event
 
 
 def test_a_thousand_runs_are_listed_by_their_last_lines(home: Home, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_an_interrupted_start_leaves_no_worker(home: Home, monkeypatch: pytest.M
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("time.sleep", interrupt)
         follow.start(run, home)
-    assert process_folder._children.pop(run.folder).wait(20) != 0
+    assert start._children.pop(run.folder).wait(20) != 0
 
 
 def test_the_workers_libraries_do_not_come_from_the_users_folder(
@@ -280,6 +280,6 @@ def test_a_disk_that_is_full_as_the_worker_begins_is_told(home: Home, monkeypatc
 
 def test_a_worker_that_died_before_its_first_word_leaves_no_new_run(home: Home) -> None:
     run = new(home)
-    assert run.status() == "new"
+    assert run.process_state().as_json() == "new"
     run.worker_file.write_text(json.dumps({"pid": 2**30, "started": 1.0}), "utf-8")
-    assert run.status() == "interrupted"
+    assert run.status() == "failed" and run.process_state().as_json() == "interrupted"

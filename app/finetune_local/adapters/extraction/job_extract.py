@@ -1,4 +1,4 @@
-"""Job: extract a full fine-tune's change as a LoRA adapter of the library. Arguments: the JSON-compatible fields of ExtractionRequest."""
+"""Job kind: extract what a full fine-tune changed as a LoRA adapter of the library."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_local.adapters.extraction import from_full
-from finetune_local.adapters.extraction.from_full import ExtractionRequest
-from finetune_local.runtime.kinds import Tell
+from finetune_local.runtime.kinds import JobKind, Reporter
 from finetune_local.system.paths import Home
 
 
-def run(arguments: Mapping[str, Any], home: Home, tell: Tell) -> dict[str, Any]:
-    """Run the extraction; returns what `adapters extract --json` prints. Raises SpecError, AdapterError, ModelError, DiskFull."""
+def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> dict[str, Any]:
+    """`arguments`: those of ExtractionRequest that are plain JSON. The result is what `adapters extract --json` prints.
+
+    Raises SpecError, AdapterError, ModelError, DiskFull.
+    """
+    from finetune_local.adapters.extraction import from_full
+
     given = dict(arguments)
     tuned = given.pop("tuned", None)
     targets = tuple(given.pop("targets", ("all-linear",)))
-    wanted = ExtractionRequest(**given, targets=targets, tuned=Path(tuned) if tuned else None)
-    name, done = from_full.extract(wanted, home, tell)
+    wanted = from_full.ExtractionRequest(**given, targets=targets, tuned=Path(tuned) if tuned else None)
+    name, done = from_full.extract(wanted, home, report)
     for text in done.notes:
-        tell.note(text)
+        report.note(text)
     return {"name": name, **done.as_json()}
+
+
+KIND = JobKind("extract", run, identity=lambda arguments: arguments.get("adapter"))

@@ -24,8 +24,8 @@ class Answer:
 class Answers:
     """Of one kind of question. Any thread may ask."""
 
-    def __init__(self, client: RpcClient, do: str) -> None:
-        self._client, self._do = client, do
+    def __init__(self, client: RpcClient, procedure: str) -> None:
+        self._client, self._procedure = client, procedure
         self._known: dict[tuple[tuple[str, Any], ...], Answer] = {}
         self._lock = threading.Lock()
 
@@ -41,12 +41,12 @@ class Answers:
             while len(self._known) >= _KEPT:
                 self._known.pop(next(iter(self._known)))
             self._known[key] = answer
-        threading.Thread(target=self._fetch, args=(key, values), name=self._do, daemon=True).start()
+        threading.Thread(target=self._fetch, args=(key, values), name=self._procedure, daemon=True).start()
         return answer
 
     def _fetch(self, key: tuple[tuple[str, Any], ...], values: dict[str, Any]) -> None:
         try:
-            answer = Answer(self._client.ask(self._do, **values))
+            answer = Answer(self._client.call(self._procedure, **values))
         except (FinetuneError, RuntimeError, OSError) as error:
             answer = Answer(None, error)
         with self._lock:

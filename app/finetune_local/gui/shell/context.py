@@ -19,8 +19,10 @@ from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Language, Strings
 from finetune_local.gui.shell.ended import Endings
 from finetune_local.gui.shell.machine import MachineFacts
+from finetune_local.gui.shell.pages import RUN, page_showing
 from finetune_local.gui.shell.windows import FIRST, Window, Windows
 from finetune_local.gui.widgets.parts import pressed
+from finetune_local.runtime.kinds import JobKind
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system import preferences
 from finetune_local.system.errors import FinetuneError
@@ -212,6 +214,16 @@ class Context:
         window.set(**draft)
         window.shared.page = page
         return gr.Tabs(selected=page)
+
+    def go_to_work(self, window: Window, kind: JobKind, name: str) -> Any:
+        """An update for `nav` that shows a run or a job on its page."""
+        if kind.key == RUN:
+            window.shared.run = name
+        return self.go(window, page_showing(kind.key))
+
+    def shows_work(self, window: Window, kind: JobKind, name: str) -> bool:
+        """Whether the page of a run or a job is in view, with this run where it is one."""
+        return window.shared.page == page_showing(kind.key) and (kind.key != RUN or window.shared.run == name)
 
     def close(self) -> None:
         """End the processes that live with the server; runs and jobs go on."""

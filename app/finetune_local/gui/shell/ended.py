@@ -1,8 +1,8 @@
-"""Runs and jobs that have just ended. Each window shows a notice of each once, whatever page is in view; the desktop shows a
-notification too (gui/window/notify.py).
+"""What has just ended: runs and jobs that were running. Each window shows each of them once, on whatever page it is, and a
+notification of the desktop appears too (gui/window/notify.py).
 
-What is running is kept on disk, so that what ended while the app was closed is shown at the next start. What the user stopped is not
-shown: they know.
+Which are running is kept on disk, so that what ended while the app was closed is shown when it is opened again. What the user
+stopped is not shown: they know.
 """
 
 from __future__ import annotations
@@ -11,30 +11,28 @@ import json
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.shell.notice import told
-from finetune_local.gui.shell.pages import RUN, page_showing
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html
-from finetune_local.runtime import job
+from finetune_local.runtime.events import Failed
 from finetune_local.runtime.job import Job
+from finetune_local.runtime.kinds import JobKind
+from finetune_local.runtime.process_folder import ProcessFolder
+from finetune_local.runtime.status import ProcessState, Status
 from finetune_local.system.errors import DiskFailed, SpecError
 from finetune_local.system.files import write_text
 from finetune_local.system.paths import Home
 from finetune_local.system.untrusted.text import read_json
-from finetune_local.training import events
-from finetune_local.training.run_folder import follow, runs
 from finetune_local.training.run_folder.runs import Run
+from finetune_local.workspace import work
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
-
-Kind = Literal["run", "job"]
-Outcome = Literal["finished", "failed", "interrupted"]
 
 _AT_MOST_EVERY = 0.8
 _KEPT = 50
@@ -42,35 +40,41 @@ _KEPT = 50
 
 @dataclass(frozen=True)
 class Ended:
-    """One run or job that ended. `job` is a job's kind; `message` says why it failed; a later one has a greater `number`."""
+    """One run or job that ended; numbers grow. `message` says why it failed, in English; see translate.sentence."""
 
-    kind: Kind
-    name: str
-    outcome: Outcome
-    job: str = ""
+    number: int
+    folder: ProcessFolder
+    kind: JobKind
+    state: ProcessState
     message: str = ""
-    number: int = 0
 
     @property
-    def page(self) -> str:
-        """The page that shows it."""
-        return page_showing(self.job or RUN)
+    def name(self) -> str:
+        """The run's or job's name."""
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether it reached its end."""
+        return self.state.status is Status.FINISHED
 
     def title(self, t: Strings) -> str:
         """What ended and how."""
-        if self.kind == "run":
-            return t(f"ended.run_{self.outcome}", name=self.name)
-        return t.get(f"ended.{self.job}_{self.outcome}") or t(f"ended.job_{self.outcome}")
+        words = [f"{key}_{how}" for key in (self.kind.key, "job") for how in self._how()]
+        return t(f"ended.{next(word for word in words if t.get(f'ended.{word}'))}", name=self.name)
+
+    def _how(self) -> list[str]:
+        return ["interrupted", Status.FAILED] if self.state.killed else [self.state.status]
 
     def text(self, t: Strings) -> str:
-        """What more there is to say, in English where it comes from the core: see translate.sentence."""
-        if self.outcome == "failed" and self.message:
+        """What more there is to say."""
+        if self.message:
             return self.message
-        return t("ended.run_resumable") if (self.kind, self.outcome) == ("run", "interrupted") else ""
+        return (t.get(f"ended.{self.kind.key}_resumable") or "") if self.state.killed else ""
 
 
 class Endings:
-    """What has ended since the server started, or while the app was closed. Any thread may look."""
+    """What has ended since the server began, and before it while no app was there. Any thread may look."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -83,61 +87,59 @@ class Endings:
         self.look()
 
     def look(self) -> None:
-        """Find what ended. Every window calls this each second, so it looks only so often."""
+        """See what ended; asked every second by every window, so it looks itself only so often."""
         with self._lock:
             if time.monotonic() - self._looked < _AT_MOST_EVERY:
                 return
             self._looked = time.monotonic()
-            now = {("run", run.name) for run in runs.running(self._home)}
-            now |= {("job", found.name) for found in job.running(self._home)}
+            now = {(found.folder.parent.name, found.name) for found in work.running(self._home)}
             before, self._known = self._known, now
-            for kind, name in sorted(before - now):
-                self._end(kind, name)
+            for place, name in sorted(before - now):
+                self._end(place, name)
             del self._ended[:-_KEPT]
             if now != before:
                 with suppress(DiskFailed, OSError):  # costs a word after the next start, nothing else
                     write_text(self._file, json.dumps(sorted(now), ensure_ascii=False))
 
     def since(self, number: int) -> list[Ended]:
-        """What ended after the one with this number, the oldest first."""
+        """Those after a number, the oldest first."""
         with self._lock:
             return [ended for ended in self._ended if ended.number > number]
 
-    def _end(self, kind: str, name: str) -> None:
-        ended = _run_ended(Run(self._home.runs / name)) if kind == "run" else _job_ended(Job(self._home.jobs / name))
+    def _end(self, place: str, name: str) -> None:
+        folder = Run(self._home.runs / name) if place == self._home.runs.name else Job(self._home.jobs / name)
+        ended = _ended(self._number + 1, folder)
         if ended is not None:
-            self._number += 1
-            self._ended.append(replace(ended, number=self._number))
+            self._number = ended.number
+            self._ended.append(ended)
 
     def _read(self) -> set[tuple[str, str]]:
+        """Pairs of the folder under the home, "runs" or "jobs", and a name; earlier versions wrote "run" and "job"."""
         try:
-            return {(str(kind), str(name)) for kind, name in read_json(self._file)}
+            found = {(str(place), str(name)) for place, name in read_json(self._file)}
         except (OSError, ValueError, TypeError):
             return set()
+        return {(place if place.endswith("s") else f"{place}s", name) for place, name in found}
 
 
-def _run_ended(run: Run) -> Ended | None:
-    if not (run.folder / "run.json").exists():  # removed
-        return None
+def _ended(number: int, folder: ProcessFolder) -> Ended | None:
+    """How a run or a job ended; None for one that the user stopped or removed, or that is damaged: its page says so."""
     try:
-        last, status = run.last_event(), run.status()
-    except (OSError, ValueError, KeyError, TypeError):  # a damaged run: its page says so
+        if isinstance(folder, Run):
+            if not (folder.folder / "run.json").exists():  # removed
+                return None
+            state, last = folder.process_state(), folder.last_event()
+            message = last.message if isinstance(last, Failed) else ""
+        else:
+            assert isinstance(folder, Job)
+            state = now = folder.state()
+            message = now.error.message if now.error else ""
+        kind = folder.kind
+    except (SpecError, OSError, ValueError, KeyError, TypeError):
         return None
-    if status not in ("finished", "failed", "interrupted"):
+    if state.status not in (Status.FINISHED, Status.FAILED):
         return None
-    message = last.message if isinstance(last, events.Failed) else ""
-    return Ended("run", run.name, status, message=message)
-
-
-def _job_ended(found: Job) -> Ended | None:
-    try:
-        kind, state = found.kind, found.state()
-    except (SpecError, OSError, ValueError, KeyError):  # forgotten, or damaged: its page says so
-        return None
-    if state.status not in ("done", "failed", "interrupted"):
-        return None
-    message = state.error["message"] if state.error else ""
-    return Ended("job", found.name, "finished" if state.status == "done" else "failed", kind, message)
+    return Ended(number, folder, kind, state, message)
 
 
 def build() -> Any:
@@ -146,7 +148,7 @@ def build() -> Any:
 
 
 def wire(context: Context, view: Any) -> None:
-    """Show what has ended, one at a time, and do what its buttons say."""
+    """Show what ends, one at a time, and do what its buttons say."""
     import gradio as gr
 
     told_up_to: dict[str, int] = {}
@@ -154,13 +156,13 @@ def wire(context: Context, view: Any) -> None:
 
     def tick(window: Window) -> Any:
         context.endings.look()
-        if not window.name:  # it has not attached yet
+        if not window.name:  # it has not said yet which it is
             return gr.skip()
-        # What ended before there was a window is shown by the first one; a later window starts with what is new.
+        # What ended before any window was open is shown by the first one; a later window starts with what is new.
         since = told_up_to.setdefault(window.name, max(told_up_to.values(), default=0))
         for ended in context.endings.since(since):
             told_up_to[window.name] = ended.number
-            if not _is_in_view(ended, window):
+            if not context.shows_work(window, ended.kind, ended.name):
                 waiting.setdefault(window.name, []).append(ended)
         return shown(window)
 
@@ -176,39 +178,23 @@ def wire(context: Context, view: Any) -> None:
             return shown(window), gr.skip()
         ended = found.pop()
         if do == "retry":
-            _retry(context, ended)
+            work.restart(ended.folder, context.home)
         if do == "chat":
             window.shared.adapters = (ended.name,)
             return shown(window), context.go(window, "chat")
         if do in ("see", "retry"):
-            window.shared.run = ended.name if ended.kind == "run" else window.shared.run
-            return shown(window), context.go(window, ended.page)
+            return shown(window), context.go_to_work(window, ended.kind, ended.name)
         return shown(window), gr.skip()
 
     context.on_tick(None, tick, view)
     context.on(view.click, press, None, [view, context.nav])
 
 
-def _is_in_view(ended: Ended, window: Window) -> bool:
-    """Whether the window shows it already, so that no notice is needed."""
-    if window.shared.page != ended.page:
-        return False
-    return ended.kind == "job" or window.shared.run == ended.name
-
-
 def _notice(t: Strings, ended: Ended) -> Html:
-    well = ended.outcome == "finished"
     buttons = [parts.button(t("ended.show"), "see", kind="small")]
-    if well and ended.kind == "run":
+    if ended.finished and ended.kind.makes_adapter:
         buttons.insert(0, parts.button(t("ended.chat"), "chat", kind="small primary"))
-    if not well:
-        buttons.append(parts.button(t("ended.resume" if ended.kind == "run" else "ended.retry"), "retry", kind="small"))
-    return told(t, "good" if well else "bad", ended.title(t), ended.text(t), *buttons)
-
-
-def _retry(context: Context, ended: Ended) -> None:
-    """Resume a run, start a job again. Raises SpecError where it is gone, or running by now."""
-    if ended.kind == "run":
-        follow.start(runs.find(context.home, ended.name), context.home)
-    else:
-        job.again(job.find(context.home, ended.name), context.home)
+    if not ended.finished:
+        retry = t.get(f"ended.{ended.kind.key}_retry") or t("ended.retry")
+        buttons.append(parts.button(retry, "retry", kind="small"))
+    return told(t, "good" if ended.finished else "bad", ended.title(t), ended.text(t), *buttons)

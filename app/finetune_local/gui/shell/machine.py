@@ -62,7 +62,7 @@ class MachineFacts:
 
     def _look(self) -> None:
         try:
-            self.facts, self.problem = self._client.ask("machine"), ""
+            self.facts, self.problem = self._client.call("machine"), ""
             write_text(self._file, json.dumps(carrying(self.facts), ensure_ascii=False))
         except (FinetuneError, RuntimeError, OSError) as error:
             self.problem = message_of(error)

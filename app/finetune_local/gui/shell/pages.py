@@ -20,12 +20,13 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from finetune_local.system.errors import FinetuneError
+from finetune_local.training import job_run
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
 
-RUN = "run"
+RUN = job_run.KIND.key
 """The kind of work that a run is."""
 
 

@@ -1,14 +1,16 @@
-"""What stands around the pages: the brand, and at the foot of the rail the runs and jobs that are running."""
+"""What stands around the pages: the brand, and at the rail's foot what is running, whatever page is shown."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.gui.shell.pages import RUN, page_showing
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
-from finetune_local.runtime import job, process_folder
-from finetune_local.training.run_folder import runs
+from finetune_local.runtime import start
+from finetune_local.runtime.job import Job
+from finetune_local.runtime.kinds import kind_of
+from finetune_local.training.events import Step
+from finetune_local.workspace import work
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
@@ -39,9 +41,8 @@ def wire(context: Context, foot: Any) -> None:
         return shown if window.changed("foot", shown) else gr.skip()
 
     def press(window: Window, event: Any) -> Any:
-        _, page, data = parts.pressed(event)
-        window.shared.run = data.get("run", window.shared.run)
-        return context.go(window, page)
+        kind, name, _ = parts.pressed(event)
+        return context.go_to_work(window, kind_of(kind), name)
 
     context.on_tick(None, tick, foot)
     context.on(foot.click, press, None, context.nav)
@@ -50,28 +51,18 @@ def wire(context: Context, foot: Any) -> None:
 def running(context: Context) -> list[Html]:
     """A line for every running run and job."""
     t, f = context.t, context.f
-    process_folder.reap()  # workers that this server started
+    start.reap()  # workers that this server started
     found = []
-    for run in runs.running(context.home):
-        # The last step and no more: a long run's whole history would keep every page waiting when the app is opened.
-        step = next((line for line in run.newest() if line.get("event") == "step"), {})
-        share = step["step"] / step["steps"] if step.get("steps") else None
-        inner = parts.progress(t, f, run.name, share, step.get("seconds_left"))
-        found.append(
-            h(
-                "button",
-                inner,
-                type="button",
-                class_="at-work",
-                data_do="go",
-                data_value=page_showing(RUN),
-                data_run=run.name,
-            )
-        )
-    for working in job.running(context.home):
-        state = working.state()
-        inner = parts.progress(t, f, t(f"jobs.{working.kind}"), state.done, state.seconds_left)
-        found.append(
-            h("button", inner, type="button", class_="at-work", data_do="go", data_value=page_showing(working.kind))
-        )
+    for folder in work.running(context.home):
+        if isinstance(folder, Job):
+            state = folder.state()
+            text, done, left = t(f"jobs.{folder.kind.key}"), state.done, state.seconds_left
+        else:
+            # The last step only: reading a long run's whole history would delay every page when the app is opened.
+            step = next((line for line in folder.newest() if line.get("event") == Step.kind), {})
+            text, done = folder.name, step["step"] / step["steps"] if step.get("steps") else None
+            left = step.get("seconds_left")
+        inner = parts.progress(t, f, text, done, left)
+        value = {"data_do": folder.kind.key, "data_value": folder.name}
+        found.append(h("button", inner, type="button", class_="at-work", **value))
     return found

@@ -10,13 +10,15 @@ from finetune_local.gui.widgets import lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Column, Place, Row
 from finetune_local.gui.widgets.runview import status_badge
+from finetune_local.runtime.status import Status
 from finetune_local.spec.presets import presets
+from finetune_local.training.run_folder.facts import DAMAGED
 
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
     from finetune_local.gui.shell.context import Context
 
-STATUSES = ("running", "finished", "stopped", "interrupted", "failed", "new", "damaged")
+STATUSES = (Status.RUNNING, Status.FINISHED, Status.PAUSED, Status.FAILED, Status.QUEUED, DAMAGED)
 MOST_COMPARED = 6
 """Runs in one chart: as many as there are colours."""
 
@@ -106,7 +108,7 @@ def _cells(context: Context, row: Row) -> list[Child]:
     files = h("small", file_names(row), class_="cut", title=file_names(row)) if row.get("files") else None
     done, steps = steps_done(row), number(row, "max_steps")
     told = f.number(done)
-    if row["status"] != "finished" and steps:
+    if row["status"] != Status.FINISHED and steps:
         told = f"{told} / {f.number(steps)}"
     model = str(row.get("model", ""))
     base = h("small", base_name(model), class_="cut", title=model) if model else None

@@ -10,19 +10,20 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.chart import Line, chart
 from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.runtime.status import ProcessState, Status
 from finetune_local.training import events
+from finetune_local.training.run_folder.facts import DAMAGED
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.training.run_folder.watch import Watch
 
 _KINDS: Mapping[str, str] = {
-    "running": "live",
-    "finished": "good",
-    "stopped": "warn",
-    "failed": "bad",
-    "interrupted": "warn",
-    "damaged": "bad",
+    Status.RUNNING: "live",
+    Status.FINISHED: "good",
+    Status.PAUSED: "warn",
+    Status.FAILED: "bad",
+    DAMAGED: "bad",
 }
 LOG_LINES = 40
 
@@ -32,17 +33,17 @@ def status_badge(t: Strings, status: str) -> Html:
     return parts.badge(t(f"runs.status_{status}"), _KINDS.get(status, ""))
 
 
-def progress(context: Context, run: Watch, status: str) -> Html:
+def progress(context: Context, run: Watch, status: Status) -> Html:
     """The bar: what is being prepared, or the steps done with the time left."""
     t, f = context.t, context.f
-    if status == "running" and run.phase[0] and run.end is None:
+    if status is Status.RUNNING and run.phase[0] and run.end is None:
         return parts.progress(t, f, sentence(t, run.phase[0]), run.phase[1])
-    done = run.step / run.steps if run.steps else (1.0 if status == "finished" else 0.0)
+    done = run.step / run.steps if run.steps else (1.0 if status is Status.FINISHED else 0.0)
     text = t("train.step_of", step=f.number(run.step), steps=f.number(run.steps))
-    return parts.progress(t, f, text, done, run.seconds_left if status == "running" else None)
+    return parts.progress(t, f, text, done, run.seconds_left if status is Status.RUNNING else None)
 
 
-def figures(context: Context, run: Watch, status: str) -> Html:
+def figures(context: Context, run: Watch, status: Status) -> Html:
     """The numbers of the newest step."""
     t, f = context.t, context.f
     step = run.newest
@@ -52,7 +53,7 @@ def figures(context: Context, run: Watch, status: str) -> Html:
     change = None
     if first and newest is not None and len(run.validation) > 1:
         change = t("train.from_base", loss=f.loss(first))
-    left = f.about(run.seconds_left) if status == "running" and run.seconds_left is not None else None
+    left = f.about(run.seconds_left) if status is Status.RUNNING and run.seconds_left is not None else None
     seconds = run.summary.get("seconds")
     return parts.figures(
         parts.figure(
@@ -190,15 +191,15 @@ def log(context: Context, run: Watch) -> Html:
     )
 
 
-def ending(context: Context, run: Watch, status: str) -> Html:
+def ending(context: Context, run: Watch, state: ProcessState) -> Html:
     """Why it ended, with what to do next."""
-    t, end = context.t, run.end
-    if status == "finished" and isinstance(end, events.Finished):
+    t, end, status = context.t, run.end, state.status
+    if status is Status.FINISHED and isinstance(end, events.Finished):
         return h("div", t("train.ended_well", reason=sentence(t, end.reason)), class_="hint good")
-    if status == "stopped":
+    if status is Status.PAUSED:
         return h("div", t("train.paused_text", step=context.f.number(run.step)), class_="hint warn")
-    words = run.run.log_tail() if status in ("interrupted", "new") else []  # the log is read for these only
-    if status == "interrupted" or words:
+    words = run.run.log_tail() if state.killed or status is Status.QUEUED else []  # the log is read for these only
+    if state.killed or words:
         return h(
             "div",
             h("p", t("train.interrupted_text")),
@@ -206,7 +207,7 @@ def ending(context: Context, run: Watch, status: str) -> Html:
             class_="hint warn",
             role="alert",
         )
-    if status == "failed" and isinstance(end, events.Failed):
+    if status is Status.FAILED and isinstance(end, events.Failed):
         return h(
             "div",
             h("strong", t.get(f"errors.{end.error}") or t("errors.defect")),

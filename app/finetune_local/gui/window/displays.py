@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_local.gui.window import chromium, launchpage
-from finetune_local.runtime.process_folder import command_of
+from finetune_local.runtime.start import command_of
 from finetune_local.system.errors import DiskFailed
 from finetune_local.system.files import write_text
 from finetune_local.system.paths import Home

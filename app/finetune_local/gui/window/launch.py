@@ -119,7 +119,7 @@ class App:
             if self.current is not None:
                 self.current.close()
             launchpage.clean(launchpage.readable(self.context.home.window))
-        if (still := _at_work(self.context)) is not None:
+        if (still := _still_running(self.context)) is not None:
             self._say(f"Closed. {still[0]}")
 
     def _display(self) -> None:
@@ -147,7 +147,7 @@ class App:
         self._say(f"Open it by this link, which works once:\n{self.server.gate.link()}")
 
     def _closed(self) -> None:
-        if (still := _at_work(self.context)) is not None and self.context.preferences.notify:
+        if (still := _still_running(self.context)) is not None and self.context.preferences.notify:
             tell(*still[1])
         self.server.stop()
 
@@ -214,23 +214,20 @@ def _server(home: Home, context: Context, port: int) -> Server:
         ) from None
 
 
-def _at_work(context: Context) -> tuple[str, tuple[str, str]] | None:
+def _still_running(context: Context) -> tuple[str, tuple[str, str]] | None:
     """What goes on without the app: as a sentence, and as title and text in the window's language. None where nothing does."""
-    from finetune_local.runtime import job
-    from finetune_local.training.run_folder import runs
+    from finetune_local.workspace import work
 
-    t = context.t
-    at_work = [run.name for run in runs.running(context.home)]
-    jobs = [found.kind for found in job.running(context.home)]
-    if not at_work and not jobs:
+    t, found = context.t, work.running(context.home)
+    if not found:
         return None
-    if len(at_work) + len(jobs) > 1:
-        text = t("desktop.closed_several", n=len(at_work) + len(jobs))
-    elif at_work:
-        text = t("desktop.closed_run", name=at_work[0])
+    named = ", ".join(f"{one.kind.key} '{one.name}'" for one in found)
+    if len(found) > 1:
+        text = t("desktop.closed_several", n=len(found))
     else:
-        text = t("desktop.closed_job", name=t(f"jobs.{jobs[0]}"))
-    named = ", ".join([*(f"run '{name}'" for name in at_work), *jobs])
+        key = found[0].kind.key
+        own = f"desktop.closed_{key}"
+        text = t(own, name=found[0].name) if t.get(own) else t("desktop.closed_job", name=t(f"jobs.{key}"))
     return f"Still at work: {named}. Open the app again to see it.", (t("desktop.closed_title"), text)
 
 

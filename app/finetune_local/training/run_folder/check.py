@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter
 from finetune_local.adapters.identity import FILE as IDENTITY
+from finetune_local.runtime.status import ProcessState
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, SpecError, UserError
 from finetune_local.system.messages import Message, message_of, msg
@@ -43,7 +44,8 @@ class Checked:
     """What was found of one run. `checkpoints` are the names of those that are intact, `summed` of how many that is proven."""
 
     run: str
-    status: str
+    state: ProcessState | None
+    """None for a run that cannot be read at all."""
     findings: list[Finding] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
     summed: int = 0
@@ -55,7 +57,9 @@ class Checked:
 
     def as_json(self) -> dict[str, Any]:
         """A plain object for --json."""
-        return {**asdict(self), "intact": self.intact}
+        status = "damaged" if self.state is None else self.state.as_json()
+        values = {key: value for key, value in asdict(self).items() if key not in ("run", "state")}
+        return {"run": self.run, "status": status, **values, "intact": self.intact}
 
 
 def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
@@ -66,13 +70,13 @@ def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
             found.append(check(run, repair=repair))
         except (DiskFailed, UserError) as error:
             finding = Finding(".", "damaged", str(error).rstrip("."), msg("mend that, and check again"))
-            found.append(Checked(run.name, "damaged", [finding]))
+            found.append(Checked(run.name, None, [finding]))
     return found
 
 
 def check(run: Run, *, repair: bool = False) -> Checked:
     """Look at everything; with `repair` mend what can be. A run that is being trained is only named. Raises DiskFailed."""
-    found = Checked(run.name, run.status())
+    found = Checked(run.name, run.process_state())
     if run.alive():
         return found
     if not repair:

@@ -10,13 +10,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from finetune_local.runtime.status import ProcessState, Status
 from finetune_local.system.files import stamp
 from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.process import started_at
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 from finetune_local.training.run_folder import runs
-from finetune_local.training.run_folder.runs import Run, status_after
+from finetune_local.training.run_folder.runs import Run
+
+DAMAGED = "damaged"
+"""In place of a status: the run.json cannot be read."""
 
 
 class _Keyed(BaseModel):
@@ -67,7 +71,7 @@ _TEXTS = frozenset(("backend", "device", "method", "model", "precision"))
 
 def _sound(told: Mapping[str, Any]) -> dict[str, Any]:
     """What an event tells, without values that are not of their kind: a damaged line must not take the list with it."""
-    own = frozenset(("status", "folder", "changed", "changed_time", "files"))
+    own = frozenset(("status", "killed", "folder", "changed", "changed_time", "files"))
     return {
         key: value
         for key, value in told.items()
@@ -102,7 +106,7 @@ class Listing:
         for run in runs.every(self._home):
             now, known = _stamp(run), self._known.get(run.folder)
             # That a worker was killed changes no file.
-            same = known is not None and known[0] == now and known[1]["status"] != "running"
+            same = known is not None and known[0] == now and known[1]["status"] != Status.RUNNING
             found[run.folder] = known if same and known is not None else (now, facts_of(run))
         self._known = found
         return [facts for _, facts in found.values()]
@@ -111,19 +115,22 @@ class Listing:
 def facts_of(run: Run) -> dict[str, Any]:
     """Name, status, method, model, data, losses, dates; a damaged run is listed as such, with what is wrong.
 
-    `steps` are those done by a run that has ended, and those to do (`max_steps`) of any other; `step` is how far that one is.
+    "status" is a Status or DAMAGED; "killed" is there where the worker was killed. "steps" are those done by a run that has ended,
+    and those to do ("max_steps") of any other, whose "step" is the last one done.
     """
     file = run.folder / "run.json"
     changed = _changed(file)
     recent = run.newest()
     last = next(recent, {})
     working = run.alive()
+    state = run.state_after(last or None, alive=working, claimed=run.worker_file.exists())
     facts: dict[str, Any] = {
         "run": run.name,
-        "status": status_after(last or None, working, run.worker_file.exists()),
+        "status": state.status,
         "folder": str(run.folder),
         "changed": _date(changed),
         "changed_time": changed,
+        **({"killed": True} if state.killed else {}),
     }
     try:
         facts.update(_Told.read(file).facts())
@@ -135,7 +142,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         )
         return {
             **facts,
-            "status": "damaged",
+            "status": DAMAGED,
             "problem": msg("{file}: cannot be read ({error}). The run cannot be resumed.", file=file, error=said),
         }
     if isinstance(summary := last.get("summary"), Mapping):
@@ -153,6 +160,13 @@ def facts_of(run: Run) -> dict[str, Any]:
     if run.adapter.exists():
         facts["adapter"] = str(run.adapter)
     return facts
+
+
+def facts_as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's facts as `--json` prints them; see Status for the words that differ."""
+    killed, status = bool(facts.get("killed")), facts["status"]
+    word = status if status == DAMAGED else ProcessState(Status(status), killed).as_json()
+    return {key: value for key, value in {**facts, "status": word}.items() if key != "killed"}
 
 
 def all_facts(home: Home) -> list[dict[str, Any]]:

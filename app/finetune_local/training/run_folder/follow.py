@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from finetune_local.runtime import process_folder
-from finetune_local.system import errors
+from finetune_local.runtime import start as workers
 from finetune_local.system.errors import FinetuneError, SpecError, Stopped, WorkerDied, typed
-from finetune_local.system.messages import as_message, msg
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
-from finetune_local.training.events import ENDS, Event, Failed, StoppedByUser, readable
+from finetune_local.training import job_run
+from finetune_local.training.events import ENDS, Event, Failed, StoppedByUser
 from finetune_local.training.run_folder.runs import Run
 
 POLL_SECONDS = 0.1
@@ -31,7 +30,7 @@ def start_all(runs: Sequence[Run], home: Home) -> list[int]:
         if run.alive():
             raise SpecError(msg("run '{name}' is being trained already.", name=run.name))
     positions = [run.events_end() for run in runs]
-    process_folder.start(runs, "finetune_local.training.worker", [*(str(run.folder) for run in runs), str(home.root)])
+    workers.start(runs, job_run.KIND.worker, [*(str(run.folder) for run in runs), str(home.root)])
     return positions
 
 
@@ -71,14 +70,13 @@ def go_on(runs: Sequence[Run]) -> str:
     return "go on with: " + ", ".join(f"finetune-local resume {typed(run.name)}" for run in runs)
 
 
-def _up_to_the_end(lines: Sequence[dict[str, Any]]) -> list[Event]:
-    """Events up to a run's last one: what a later worker of the same run appends is not part of this story."""
+def _up_to_the_end(events: Sequence[Event]) -> list[Event]:
+    """Events up to a run's last one: what a later worker of the same run appends belongs to its own readers."""
     result: list[Event] = []
-    for line in lines:
-        if (event := readable(line)) is not None:
-            result.append(event)
-            if isinstance(event, ENDS):
-                break
+    for event in events:
+        result.append(event)
+        if isinstance(event, ENDS):
+            break
     return result
 
 
@@ -93,9 +91,9 @@ def raise_for(event: Event, run: Run) -> None:
             )
         )
     if isinstance(event, Failed):
-        kind = getattr(errors, event.error, None)
-        if isinstance(kind, type) and issubclass(kind, FinetuneError):
-            raise kind(as_message(event.message))
+        error = event.exception()
+        if isinstance(error, FinetuneError):
+            raise error
         raise RuntimeError(f"the training process failed ({run.log}):\n{event.traceback}")
 
 

@@ -18,16 +18,17 @@ import json
 import os
 import re
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar
 
 from finetune_local.adapters import manage
 from finetune_local.adapters.companions import OF_RUN
 from finetune_local.adapters.identity import rewrite
 from finetune_local.adapters.library import MADE_FROM, made_from
+from finetune_local.runtime.events import EventFormat
+from finetune_local.runtime.kinds import JobKind
 from finetune_local.runtime.process_folder import ProcessFolder
 from finetune_local.spec.given import given_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
@@ -40,10 +41,10 @@ from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, bad_name, located
 from finetune_local.system.trash import Removed
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
-from finetune_local.training import events
+from finetune_local.training import events, job_run
 
-KIND = "run"
-"""What a run is called in the trash."""
+KIND = job_run.KIND.key
+"""The kind of a run in the trash."""
 
 _NEW = ASIDE + "new-"
 """Beginning of the name of a run that is being made."""
@@ -51,13 +52,17 @@ _NEW = ASIDE + "new-"
 FINISH = "finish"
 """Content of the stop file that ends a run for good."""
 
-Status = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
-
 
 class Run(ProcessFolder):
     """A run by its folder."""
 
     on_full_disk = msg("What was saved is intact. Make room, then resume.")
+    format: ClassVar[EventFormat] = events.EVENTS
+
+    @property
+    def kind(self) -> JobKind:
+        """The kind of all runs."""
+        return job_run.KIND
 
     @property
     def adapter(self) -> Path:
@@ -111,20 +116,6 @@ class Run(ProcessFolder):
         """Replace run.json."""
         write_text(self.folder / "run.json", json.dumps(as_tables(spec), indent=2, ensure_ascii=False) + "\n")
 
-    def append(self, event: events.Event) -> None:
-        """Append one event. What is seldom is on the disk at once, steps with the next sync(). Raises DiskFailed."""
-        seldom = isinstance(event, (events.Validation, events.Checkpoint, *events.ENDS))
-        self.add_line(event.as_json(), durably=seldom)
-
-    def history(self) -> Iterator[events.Event]:
-        """All events so far; a half-written last line is left out, and what is no event of ours."""
-        return (event for line in self.lines() if (event := events.readable(line)) is not None)
-
-    def last_event(self) -> events.Event | None:
-        """The newest event."""
-        line = self.last_line()
-        return events.readable(line) if line else None
-
     def repair(self) -> None:
         """After a kill: cut a half-written line off events.jsonl and remove half-written folders. For the holder only."""
         if self.events_file.exists():
@@ -143,21 +134,6 @@ class Run(ProcessFolder):
             return self.stop_file.read_text("ascii") == FINISH
         except (OSError, UnicodeDecodeError):
             return False
-
-    def status(self) -> Status:
-        """What the run is doing, by its last event and whether its process lives."""
-        return status_after(self.last_line(), self.alive(), self.worker_file.exists())
-
-
-def status_after(last: Mapping[str, Any] | None, working: bool, begun: bool) -> Status:
-    """What a run is doing by the last line of its events, whether its worker lives, and whether one has begun and not given back."""
-    ended: Mapping[object, Status] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
-    kind = str(last.get("event")) if last else None
-    if kind == "finished":
-        return "finished"
-    if working:
-        return "running"
-    return "new" if last is None and not begun else ended.get(kind, "interrupted")
 
 
 def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from: str | None = None) -> Run:
@@ -364,12 +340,8 @@ def delete(run: Run) -> None:
 
 
 def ask_to_stop(run: Run, patience: float = 0.0, *, finish: bool = False) -> bool:
-    """Ask the worker to finish its step and save; waits up to `patience` seconds. True once it has ended.
+    """Ask the worker to finish its step and save, and wait up to `patience` seconds for that. True once it has ended.
 
-    With `finish` the run ends there for good; without, `resume` goes on with it.
+    With `finish` the run ends there for good; without, `resume` continues it.
     """
-    run.stop_file.write_text(FINISH if finish else "", "ascii")
-    until = time.monotonic() + patience
-    while run.alive() and time.monotonic() < until:
-        time.sleep(0.05)
-    return not run.alive()
+    return run.ask_to_stop(FINISH if finish else "", patience)

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_local.runtime.status import ProcessState
 from finetune_local.training import events
 from finetune_local.training.events import Event
-from finetune_local.training.run_folder.runs import Run, Status
+from finetune_local.training.run_folder.runs import Run
 
 SPANS = 1000
 """Spans a curve is thinned to when it has twice as many."""
@@ -116,14 +117,13 @@ class Watch:
                 if self._tail.position > self.run.events_end():  # cut after a kill, or another run of the same name
                     self._tail = self.run.tail()
                     self._forget()
-                for line in self._tail.read():
-                    if (event := events.readable(line)) is not None:
-                        self._take(event)
+                for event in self._tail.read():
+                    self._take(event)
         return self
 
-    def status(self) -> Status:
-        """See Run.status."""
-        return self.run.status()
+    def state(self) -> ProcessState:
+        """What the run is doing."""
+        return self.run.process_state()
 
     def _take(self, event: Event) -> None:
         self.last_time = event.time

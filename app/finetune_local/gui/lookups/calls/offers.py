@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_local.export.offers import offers
-from finetune_local.runtime.rpc import RpcRequest
+from finetune_local.runtime.rpc_server import RpcRequest
 from finetune_local.system.paths import Home
 
 

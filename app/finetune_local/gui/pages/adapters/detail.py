@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters import library, manage
+from finetune_local.adapters.extraction.job_extract import KIND as EXTRACT
 from finetune_local.evaluation.metrics import Metric, metrics
 from finetune_local.evaluation.store import CONDITIONS
 from finetune_local.gui.i18n.translate import sentence
@@ -17,8 +18,9 @@ from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Row
 from finetune_local.gui.widgets.measures import metric_title, value_text
 from finetune_local.gui.widgets.runlist import file_names, method_name
-from finetune_local.runtime import job
+from finetune_local.runtime import jobs
 from finetune_local.runtime.job import Job
+from finetune_local.runtime.status import Status
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.messages import message_of
 
@@ -49,7 +51,7 @@ def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings:
 
 def extraction_of(context: Context, name: str) -> Job | None:
     """The newest extraction from an adapter."""
-    return next((one for one in job.every(context.home, "extract") if one.arguments.get("adapter") == name), None)
+    return next((one for one in jobs.every(context.home, EXTRACT) if one.arguments.get("adapter") == name), None)
 
 
 def _head(context: Context, row: Row) -> Html:
@@ -169,7 +171,7 @@ def _extract(context: Context, row: Row) -> Html:
     t, f, name = context.t, context.f, row["name"]
     working = extraction_of(context, name)
     state = working.state() if working is not None else None
-    if working is not None and state is not None and state.status in ("running", "new"):
+    if working is not None and state is not None and state.status in (Status.RUNNING, Status.QUEUED):
         stop = parts.button(t("common.stop"), "adapters.stop", working.name, kind="small")
         bar = parts.progress(t, f, sentence(t, state.text), state.done, state.seconds_left)
         return parts.card(bar, stop, title=t("adapters.extract"))
@@ -181,7 +183,7 @@ def _extract(context: Context, row: Row) -> Html:
         notes = [h("p", sentence(t, note)) for note in state.notes]
         ended = h("div", h("p", link, " ", kept), notes, class_="hint good")
     elif state is not None and state.error:
-        ended = h("div", sentence(t, state.error["message"]), class_="hint bad", role="alert")
+        ended = h("div", sentence(t, state.error.message), class_="hint bad", role="alert")
     fields = [
         h(
             "div",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters import manage
 from finetune_local.adapters.extraction import from_full
+from finetune_local.adapters.extraction.job_extract import KIND as EXTRACT
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.adapters import detail
 from finetune_local.gui.pages.adapters import list as adapterlist
@@ -19,7 +20,7 @@ from finetune_local.gui.shell.answers import Answer, Answers
 from finetune_local.gui.widgets import damage, lists, parts, trashbox
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.gui.widgets.lists import Place
-from finetune_local.runtime import job, once
+from finetune_local.runtime import jobs
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.messages import as_message
 from finetune_local.workspace import adapters
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.adapters", 60
-SHOWS, SOLVES = ("extract",), (AdapterError,)
+SHOWS, SOLVES = (EXTRACT.key,), (AdapterError,)
 UNDO = "adapters.undo"
 GOES = {"adapters.evaluate": "evaluate", "adapters.export": "export"}
 
@@ -116,7 +117,7 @@ class AdaptersPage:
             self.head: parts.header(t("adapters.title"), t("adapters.lead")) if listed else Html(""),
             self.adding: self._import_form() if listed and editing == "import" else Html(""),
             self.main: main,
-            self.trash: join([damage.jobs(self.context, "extract"), trashbox.box(self.context, manage.KIND)])
+            self.trash: join([damage.of_jobs(self.context, EXTRACT), trashbox.box(self.context, manage.KIND)])
             if listed
             else Html(""),
         }
@@ -220,7 +221,7 @@ class AdaptersPage:
             case "adapters.extract":
                 self._extract(value, data)
             case "adapters.stop":
-                job.find(home, value).stop()
+                jobs.find(home, value).ask_to_stop()
         return self._draw(window)
 
     def _begin_import(self, window: Window) -> dict[Any, Any]:
@@ -270,4 +271,4 @@ class AdaptersPage:
         chosen = from_full.size(data.get("rank", ""), data.get("energy", ""))
         called = data.get("name") or manage.free_name(f"{name}-lora", home)
         manage.check_name(called, home)
-        once.begin(home, "extract", {"adapter": name, "name": called, **chosen}, lambda arguments: arguments["adapter"])
+        jobs.start_once(home, EXTRACT, {"adapter": name, "name": called, **chosen})

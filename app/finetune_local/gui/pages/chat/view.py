@@ -136,7 +136,7 @@ class ChatView:
 
     def live(self, call: ChatCall | None, expected: str | None, *, alone: bool = True) -> Html:
         """The answer under way, or why it did not come. `alone`: no other conversation is being answered."""
-        if call is None or call.do != "answer":
+        if call is None or call.procedure != "answer":
             return Html("")
         if call.ended:
             return self._failed(call.error) if call.error is not None else Html("")

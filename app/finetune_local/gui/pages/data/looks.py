@@ -1,6 +1,6 @@
 """Looks at data files in the background: the client reads them, a page shows what is known so far and never waits for a big file.
 
-The rows that are shown come first, as they come quickly; then all that there is to know. Where other rows are asked for meanwhile,
+The rows that are shown come first, as they come quickly; then all that there is to know. Where other rows are call for meanwhile,
 the long look is left, the rows are fetched, and it goes on.
 """
 
@@ -57,8 +57,8 @@ def question(
 ) -> Question:
     """A question about files as they are on disk now, for a model of those in `models` and an objective."""
     names = [*settings.get("files", ()), *settings.get("validation_files", ())]
-    asked = json.dumps(settings, ensure_ascii=False)
-    return Question(asked, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row, objective)
+    call = json.dumps(settings, ensure_ascii=False)
+    return Question(call, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row, objective)
 
 
 class Look:
@@ -68,7 +68,7 @@ class Look:
         self._client = client
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._asked: RpcCall | None = None
+        self._call: RpcCall | None = None
         self._question: Question | None = None
         self._rows_of: Question | None = None
         self._found_of: Question | None = None
@@ -86,7 +86,7 @@ class Look:
 
     @property
     def complete(self) -> bool:
-        """Whether `found` is all there is to know of what was asked last."""
+        """Whether `found` is all there is to know of what was call last."""
         return self._question is not None and self._found_of == self._question.whole and self.problem is None
 
     def ask(self, wanted: Question) -> None:
@@ -98,12 +98,12 @@ class Look:
                 self.rows = self.found = None
             self._question, self.problem = wanted, None
             self.version += 1
-            asked = self._asked
+            call = self._call
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="look", daemon=True)
                 self._thread.start()
-        if asked is not None:
-            asked.stop()
+        if call is not None:
+            call.cancel()
 
     def wait(self, seconds: float) -> None:
         """Until everything is known, but not longer."""
@@ -134,23 +134,23 @@ class Look:
 
     def _ask_rows(self, wanted: Question) -> None:
         shown = {"first": wanted.first, "count": wanted.count, "row": wanted.row}
-        rows = self._client.ask("inspect", what="rows", **wanted.values, **shown)
+        rows = self._client.call("inspect", what="rows", **wanted.values, **shown)
         with self._changed:
             if wanted == self._question:
                 self.rows, self._rows_of = rows, wanted
                 self.version += 1
 
     def _ask_all(self, wanted: Question) -> None:
-        asked = self._client.follow("inspect", what="all", **wanted.values)
+        call = self._client.stream("inspect", what="all", **wanted.values)
         with self._changed:
-            self._asked, self.share = asked, 0.0
+            self._call, self.share = call, 0.0
             other = wanted != self._question
         if other:
-            asked.stop()
+            call.cancel()
         found: Mapping[str, Any] = {}
         try:
             while True:
-                event = next(asked)
+                event = next(call)
                 with self._changed:
                     if self._question is not None and wanted.whole == self._question.whole:
                         self.found = event.get("found", self.found)
@@ -160,7 +160,7 @@ class Look:
             found = end.value
         finally:
             with self._changed:
-                self._asked = None
+                self._call = None
         with self._changed:
             if self._question is not None and wanted.whole == self._question.whole:
                 self.found = found

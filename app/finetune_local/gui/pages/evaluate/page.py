@@ -10,6 +10,7 @@ from finetune_local.adapters.library import Library
 from finetune_local.data.readers import kept
 from finetune_local.evaluation import store
 from finetune_local.evaluation.differences import WHICH
+from finetune_local.evaluation.job_evaluate import KIND
 from finetune_local.evaluation.store import Saved
 from finetune_local.evaluation.votes import SIDES, Ballot
 from finetune_local.gui.i18n.translate import sentence
@@ -19,8 +20,9 @@ from finetune_local.gui.pages.evaluate import voting
 from finetune_local.gui.pages.evaluate.state import EvaluateState, VoteLook
 from finetune_local.gui.widgets import damage, jobview, parts, trashbox
 from finetune_local.gui.widgets.html import Html, h, join
-from finetune_local.runtime import job, once
+from finetune_local.runtime import jobs
 from finetune_local.runtime.job import Job
+from finetune_local.runtime.status import Status
 from finetune_local.system import trash
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.evaluate", 50
-KIND = "evaluate"
-SHOWS = (KIND,)
+SHOWS = (KIND.key,)
 UNDO = "evaluate.undo"
 KEPT = 4
 """Evaluations whose rows are kept in memory: windows may show different ones."""
@@ -65,8 +66,8 @@ class EvaluatePage:
         self.earlier = parts.view(id="evaluate-earlier")
         views = [self.head, self.setup, self.work, self.main, self.earlier]
         outputs = [*views, self.upload_row]
-        context.on_show(KIND, self._show, outputs)
-        context.on_tick(KIND, self._tick, outputs)
+        context.on_show("evaluate", self._show, outputs)
+        context.on_tick("evaluate", self._tick, outputs)
         context.on(self.upload.upload, self._uploaded, self.upload, [*outputs, self.upload])
         for view in views:
             context.on(view.click, self._press, None, [*outputs, context.nav])
@@ -107,7 +108,7 @@ class EvaluatePage:
                     "div",
                     evaluateview.earlier(t, self.f, everything, shown.name if shown else "") if everything else None,
                     damage.box(t, store.damaged(self.home), "earlier.remove"),
-                    damage.jobs(self.context, KIND),
+                    damage.of_jobs(self.context, KIND),
                     trashbox.box(self.context, store.KIND),
                 ),
             }
@@ -132,7 +133,7 @@ class EvaluatePage:
         """Evaluations at work in any window, and those of this window that failed."""
         t, cards = self.t, []
         mine = [name for name in window.state(EvaluateState).jobs if (self.home.jobs / name / "job.json").is_file()]
-        names = {found.name for found in job.running(self.home, KIND)} | set(mine)
+        names = {found.name for found in jobs.running(self.home, KIND)} | set(mine)
         for found in (Job(self.home.jobs / name) for name in sorted(names)):
             state = found.state()
             if jobview.active(state):
@@ -203,9 +204,9 @@ class EvaluatePage:
         for name in waiting:
             found = Job(self.home.jobs / name)
             state = found.state() if (found.folder / "job.json").is_file() else None
-            if state is not None and state.status == "done" and state.result:
+            if state is not None and state.status is Status.FINISHED and state.result:
                 self._look_at(window, str(state.result["evaluation"]))
-            elif state is not None and state.status != "stopped":
+            elif state is not None and state.status is not Status.STOPPED:
                 continue  # at work, or failed and still to be told
             page_state.jobs = tuple(other for other in page_state.jobs if other != name)
 
@@ -241,7 +242,7 @@ class EvaluatePage:
 
     def _start(self, window: Window) -> None:
         wanted = evaluateform.arguments(self.context, window, self.library.listing())
-        begun = once.begin(self.home, KIND, wanted)
+        begun = jobs.start_once(self.home, KIND, wanted)
         state = window.state(EvaluateState)
         state.jobs = (*(name for name in state.jobs if name != begun.name), begun.name)
 
@@ -256,11 +257,11 @@ class EvaluatePage:
             state.rows = replace(state.rows, which=next(one for one in WHICH if one == value), page=0)
 
     def _job(self, window: Window, what: str, name: str) -> None:
-        found = job.find(self.home, name)
+        found = jobs.find(self.home, name)
         if what == "stop":
-            found.stop()
+            found.ask_to_stop()
         elif what == "again":
-            job.again(found, self.home)
+            jobs.restart(found, self.home)
         elif what == "close":
             state = window.state(EvaluateState)
             state.jobs = tuple(other for other in state.jobs if other != name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import Library
 from finetune_local.export import exports
+from finetune_local.export.job_export import KIND as EXPORT
 from finetune_local.export.offers import Offers
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.export import form as exportform
@@ -18,7 +19,7 @@ from finetune_local.gui.shell.opening import open_folder
 from finetune_local.gui.widgets import damage, jobview, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.models.install import installed
-from finetune_local.runtime import job
+from finetune_local.runtime import jobs
 from finetune_local.runtime.job import Job
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.export", 80
-SHOWS = (exports.KIND,)
+SHOWS = (EXPORT.key,)
 LISTED = 30
 """Exports that are listed; older ones are forgotten with the other jobs."""
 
 
 def completed(context: Context, _window: Window) -> bool:
     """Whether something was exported."""
-    return any(found.state().result is not None for found in job.every(context.home, exports.KIND))
+    return any(found.state().result is not None for found in jobs.every(context.home, EXPORT))
 
 
 def build(context: Context) -> None:
@@ -75,7 +76,7 @@ class ExportPage:
         """What has changed of the page."""
         t = self.t
         adapters = self.library.listing()
-        known = [found for found in job.every(self.home, exports.KIND) if (found.folder / "job.json").is_file()]
+        known = [found for found in jobs.every(self.home, EXPORT) if (found.folder / "job.json").is_file()]
         working = [found for found in known if jobview.active(found.state())]
         ended = [found for found in known if found not in working][:LISTED]
         nothing = not adapters and not installed(self.home.models)
@@ -92,7 +93,7 @@ class ExportPage:
                 [top, *map(self._working, working), *(exportview.ended(t, self.f, found) for found in own)]
             ),
             self.history: join(
-                [exportview.history(t, self.f, others) if others else "", damage.jobs(self.context, exports.KIND)]
+                [exportview.history(t, self.f, others) if others else "", damage.of_jobs(self.context, EXPORT)]
             ),
         }
         return {view: html for view, html in drawn.items() if window.changed(f"export {view.elem_id}", html)}
@@ -135,12 +136,12 @@ class ExportPage:
             case "start":
                 self._start(window)
             case "open":
-                found = job.find(self.home, value)
+                found = jobs.find(self.home, value)
                 open_folder(self.t, Path(found.arguments["out"]), exports.places(self.home))
             case "job.stop":
-                job.find(self.home, value).stop()
+                jobs.find(self.home, value).ask_to_stop()
             case "job.again":
-                job.again(job.find(self.home, value), self.home)
+                jobs.restart(jobs.find(self.home, value), self.home)
                 state.shown = value
             case "job.forget":
                 exports.forget(self.home, value)

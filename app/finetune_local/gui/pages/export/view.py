@@ -14,7 +14,8 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.export import words
 from finetune_local.gui.widgets import jobview, parts
 from finetune_local.gui.widgets.html import Child, Html, h
-from finetune_local.runtime.job import Job, State
+from finetune_local.runtime.job import Job, JobState
+from finetune_local.runtime.status import Status
 
 _NOT_VERIFIED = ("GateFailed", "VerificationFailed")
 """The error of an export that does not answer as the adapter does; the first name is that of earlier versions."""
@@ -49,7 +50,7 @@ def _head(t: Strings, f: Formats, found: Job) -> Html:
         h("strong", Path(found.arguments["out"]).name, class_="grow name"),
         _badge(t, state),
         h("span", size, class_="soft"),
-        h("span", f.moment(found.asked.created), class_="soft"),
+        h("span", f.moment(found.spec.created), class_="soft"),
         class_="row",
     )
 
@@ -59,7 +60,7 @@ def _body(t: Strings, f: Formats, found: Job, *more: Child) -> Html:
     state, arguments = found.state(), found.arguments
     out = Path(arguments["out"])
     failed = out.with_name(out.name + FAILED)
-    there, kept = out.exists(), state.status == "failed" and failed.exists()
+    there, kept = out.exists(), state.status is Status.FAILED and failed.exists()
     body: list[Child] = []
     if state.result and there:
         body.append(_checks(t, f, state.result["gate"]))
@@ -79,16 +80,16 @@ def _body(t: Strings, f: Formats, found: Job, *more: Child) -> Html:
     return h("div", body, h("div", buttons, class_="row"), class_="stack")
 
 
-def _badge(t: Strings, state: State) -> Html:
+def _badge(t: Strings, state: JobState) -> Html:
     if state.result is not None:
         gate = state.result["gate"]
         return parts.badge(
             t("export.verified" if gate.get("passed") else "export.not_verified"),
             "good" if gate.get("passed") else "warn",
         )
-    if state.error is not None and state.error.get("error") in _NOT_VERIFIED:
+    if state.error is not None and state.error.error in _NOT_VERIFIED:
         return parts.badge(t("export.verification_failed"), "bad")
-    stopped = state.status == "stopped"
+    stopped = state.status is Status.STOPPED
     return parts.badge(t("export.stopped" if stopped else "export.failed"), "warn" if stopped else "bad")
 
 

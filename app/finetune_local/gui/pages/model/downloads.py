@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets import jobview, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.models.catalog import entry
 from finetune_local.models.download import is_place
-from finetune_local.runtime.job import Job, State
+from finetune_local.runtime.job import Job, JobState
+from finetune_local.runtime.status import Status
 from finetune_local.spec.run import DEFAULT_MODEL
-
-STARTING_SECONDS = 10.0
-"""A process that is not there yet may still be starting."""
 
 
 def view(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
@@ -34,20 +31,14 @@ def what_of(job: Job) -> str:
 
 def busy(jobs: Sequence[Job]) -> set[str]:
     """What is being fetched now."""
-    return {what_of(job) for job in jobs if at_work(job.state())}
-
-
-def at_work(state: State) -> bool:
-    """Whether it works, or is only just starting."""
-    starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
-    return state.status == "running" or starting
+    return {what_of(job) for job in jobs if jobview.active(job.state())}
 
 
 def _one(t: Strings, f: Formats, job: Job) -> Html:
     what, state = what_of(job), job.state()
     known = entry(what)
     name = known.name if known is not None else what
-    working, paused = at_work(state), state.status == "stopped"
+    working, paused = jobview.active(state), state.status is Status.PAUSED
     again = what == DEFAULT_MODEL or is_place(what)  # these cannot go on from the middle
     if working:
         pausing = job.stop_file.exists()
@@ -69,20 +60,20 @@ def _one(t: Strings, f: Formats, job: Job) -> Html:
         if paused and again and not is_place(what):
             body = [h("p", t("model.starts_over"), class_="soft")]
     else:
-        message = state.error["message"] if state.error else ""
+        message = state.error.message if state.error else ""
         body = h("p", sentence(t, message), class_="hint bad text", role="alert")
     return h("div", h("div", h("strong", name, class_="grow"), badge, first, last, class_="row"), body)
 
 
-def _so_far(t: Strings, f: Formats, state: State) -> str:
+def _so_far(t: Strings, f: Formats, state: JobState) -> str:
     facts = state.facts
     if not facts.get("total"):
         return sentence(t, state.text) or t("model.beginning")
     text = t("model.so_far", here=f.size(facts["here"]), total=f.size(facts["total"]))
-    if facts.get("rate") and state.status == "running":
+    if facts.get("rate") and state.status is Status.RUNNING:
         text += " · " + t("model.speed", speed=f.size(facts["rate"]))
     return text
 
 
-def _left(state: State) -> float | None:
-    return state.seconds_left if state.status == "running" else None
+def _left(state: JobState) -> float | None:
+    return state.seconds_left if state.status is Status.RUNNING else None

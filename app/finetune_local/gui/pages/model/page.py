@@ -20,6 +20,7 @@ from finetune_local.models import downloads
 from finetune_local.models.facts import facts_of
 from finetune_local.models.hub.search import Hit, search
 from finetune_local.models.install import installed, remove
+from finetune_local.models.job_download import KIND as DOWNLOAD
 from finetune_local.models.local import forget_folder
 from finetune_local.models.resolve import find
 from finetune_local.runtime.job import Job
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 TITLE, ORDER = "nav.model", 10
-SHOWS, SOLVES = (downloads.KIND,), (ModelError, DownloadFailed)
+SHOWS, SOLVES = (DOWNLOAD.key,), (ModelError, DownloadFailed)
 _NOTHING = ("", Html(""))
 _MOST_KEPT = 40
 
@@ -153,7 +154,7 @@ class ModelPage:
         drawn = {
             self.head: self._kept("head", (keys, chosen), lambda: self.views.head(chosen, busy, offline)),
             self.downloads: join(
-                [modeldownloads.view(self.t, self.f, unfinished), damage.jobs(self.context, downloads.KIND)]
+                [modeldownloads.view(self.t, self.f, unfinished), damage.of_jobs(self.context, DOWNLOAD)]
             ),
             self.here: self._kept(
                 "here",

@@ -10,18 +10,20 @@ from finetune_local.gui.widgets import controls, lists, parts, runview
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Row
 from finetune_local.gui.widgets.runlist import file_names, method_name, number, steps_done
+from finetune_local.runtime.status import Status
 from finetune_local.spec.given import as_toml, flattened
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.messages import message_of
 from finetune_local.training.run_folder.again import settings_of
 from finetune_local.training.run_folder.differences import tables_of
+from finetune_local.training.run_folder.facts import DAMAGED
 from finetune_local.training.run_folder.runs import Run
 
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
     from finetune_local.gui.shell.context import Context
 
-GOES_ON = ("stopped", "interrupted", "failed", "new")
+GOES_ON = (Status.PAUSED, Status.FAILED, Status.QUEUED)
 """Statuses from which a run can be resumed."""
 
 
@@ -30,7 +32,7 @@ def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
     t = context.t
     back = parts.button(join(["‹ ", t("runs.back")]), "runs.back", kind="quiet small back")
     name = _rename_form(t, run) if editing else None
-    if row["status"] == "damaged":
+    if row["status"] == DAMAGED:
         problem = h("div", h("p", sentence(t, row["problem"])), class_="hint bad", role="alert")
         return h("div", back, _head(context, run, row), name, problem, class_="stack")
     watched = context.watch(run.folder).refresh()
@@ -43,15 +45,15 @@ def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
 def _head(context: Context, run: Run, row: Row) -> Html:
     t, status = context.t, row["status"]
     buttons: list[Html] = []
-    if status != "damaged":
-        label = t("runs.watch") if status == "running" else t("runs.show")
+    if status != DAMAGED:
+        label = t("runs.watch") if status == Status.RUNNING else t("runs.show")
         buttons.append(parts.button(label, "runs.show", run.name, kind="primary"))
         if status in GOES_ON:
             buttons.append(parts.button(t("runs.resume"), "runs.resume", run.name))
         if run.adapter.exists():
             buttons.append(parts.button(t("runs.chat"), "runs.chat", run.name))
         buttons.append(parts.button(t("runs.again"), "runs.again", run.name))
-    if status != "running":
+    if status != Status.RUNNING:
         buttons.append(parts.button(t("common.rename"), "runs.edit", run.name, kind="quiet"))
         buttons.append(parts.button(t("common.delete"), "runs.remove", run.name, kind="quiet danger"))
     return h(

@@ -15,7 +15,7 @@ from finetune_local.gui.widgets.lists import Place, Row
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
 from finetune_local.training.run_folder import follow, runs
-from finetune_local.training.run_folder.facts import Listing
+from finetune_local.training.run_folder.facts import DAMAGED, Listing
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.workspace import adapters
 
@@ -139,7 +139,7 @@ class RunsPage:
         by_name = {row["run"]: row for row in rows}
         found = [(Run(self.context.home.runs / name), by_name[name]) for name in names if name in by_name]
         if view == "compare":
-            found = [pair for pair in found if pair[1]["status"] != "damaged"][: runlist.MOST_COMPARED]
+            found = [pair for pair in found if pair[1]["status"] != DAMAGED][: runlist.MOST_COMPARED]
         return found
 
     def _tick(self, window: Window) -> dict[Any, Any]:

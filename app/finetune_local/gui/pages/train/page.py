@@ -13,7 +13,7 @@ from finetune_local.gui.shell.selection import has_trained, set_up_like
 from finetune_local.gui.widgets import parts, runview
 from finetune_local.gui.widgets.form import Form
 from finetune_local.gui.widgets.html import Html, h, join
-from finetune_local.runtime.rpc import error_of
+from finetune_local.runtime.status import Status
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.errors import FinetuneError, SpecError
@@ -169,15 +169,15 @@ class TrainPage:
         """The views of a run that changed since they were sent, and the head."""
         context = self.context
         watched = context.watch(run.folder).refresh()
-        status = run.status()
+        state = run.process_state()
         drawn: dict[Any, Html] = {
-            self.head: _head(context, watched, status),
+            self.head: _head(context, watched, state.status),
             self.state: join(
                 [
-                    runview.progress(context, watched, status),
-                    runview.ending(context, watched, status),
-                    _remedies(context, watched, status),
-                    runview.figures(context, watched, status),
+                    runview.progress(context, watched, state.status),
+                    runview.ending(context, watched, state),
+                    _remedies(context, watched, state.status),
+                    runview.figures(context, watched, state.status),
                 ]
             ),
             self.curves: runview.curves(context, watched),
@@ -297,11 +297,11 @@ class TrainPage:
         set_up_like(window, run, changed)
 
 
-def _head(context: Context, run: Watch, status: str) -> Html:
+def _head(context: Context, run: Watch, status: Status) -> Html:
     t, spec = context.t, run.started
     told = f"{spec.backend} · {spec.device} · {spec.precision}" if spec else ""
     buttons = []
-    if status == "running":
+    if status is Status.RUNNING:
         stopping = run.run.stop_file.exists()
         buttons = [
             parts.button(
@@ -313,10 +313,10 @@ def _head(context: Context, run: Watch, status: str) -> Html:
             parts.button(t("train.finish"), "finish", disabled=stopping, title=t("train.finish_title")),
         ]
     else:
-        if status in ("new", "stopped", "interrupted", "failed"):
+        if status is not Status.FINISHED:
             buttons.append(parts.button(t("train.resume"), "resume", kind="primary"))
         if run.run.adapter.exists():
-            kind = "primary" if status == "finished" else ""
+            kind = "primary" if status is Status.FINISHED else ""
             buttons += [
                 parts.button(t("train.chat"), "go", "chat", kind=kind),
                 parts.button(t("train.evaluate"), "go", "evaluate"),
@@ -326,10 +326,10 @@ def _head(context: Context, run: Watch, status: str) -> Html:
     return parts.header(run.run.name, told, runview.status_badge(t, status), *buttons)
 
 
-def _remedies(context: Context, run: Watch, status: str) -> Html:
+def _remedies(context: Context, run: Watch, status: Status) -> Html:
     """Buttons that mend what ended a run."""
     t, end = context.t, run.end
-    if status != "failed" or not isinstance(end, Failed):
+    if status is not Status.FAILED or not isinstance(end, Failed):
         return Html("")
     buttons = []
     if end.error == "TrainingDiverged":
@@ -343,5 +343,5 @@ def _remedies(context: Context, run: Watch, status: str) -> Html:
 
 
 def _error_of(end: Failed) -> FinetuneError:
-    error = error_of({"error": end.error, "message": end.message})
+    error = end.exception()
     return error if isinstance(error, FinetuneError) else SpecError(as_message(end.message))

@@ -1,0 +1,123 @@
+"""Events: what happened in a process folder, one frozen record each, one JSON object per line of events.jsonl.
+
+Runs (training/events.py) and jobs (runtime/job.py) each have an EventFormat: the events that their files may hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+from finetune_local.runtime.status import Status
+from finetune_local.system import errors
+from finetune_local.system.errors import FinetuneError
+from finetune_local.system.messages import as_message, message_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events; `time` is in seconds since the epoch."""
+
+    kind: ClassVar[str]
+    durable: ClassVar[bool] = False
+    """Whether the event, and all events before it, are on the disk once it has been appended."""
+    end: ClassVar[Status | None] = None
+    """For an event that ends the work: the status after it."""
+
+    time: float = field(default_factory=time.time)
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object with the event's kind under "event"."""
+        return {"event": self.kind, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """A sentence for the user: an automatic choice, a fallback, advice."""
+
+    kind = "note"
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The last event of work that failed. `error` is the class in system/errors.py, or "" for a defect with its traceback."""
+
+    kind = "failed"
+    durable = True
+    end = Status.FAILED
+    error: str
+    message: str
+    exit_code: int = 1
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: FinetuneError) -> Failed:
+        """The event that reports an error of the app."""
+        return cls(error=type(error).__name__, message=message_of(error), exit_code=error.exit_code)
+
+    def exception(self) -> Exception:
+        """The error again; a defect becomes a RuntimeError with the traceback."""
+        return exception_of(self.error, self.message, self.traceback)
+
+
+def exception_of(name: str, message: str, traceback: str = "") -> Exception:
+    """The error of a class name in system/errors.py; anything else becomes a RuntimeError with the traceback."""
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, FinetuneError):
+        return kind(as_message(message))
+    return RuntimeError(traceback or message or "unknown")
+
+
+class EventFormat:
+    """The events that a file may hold, and how a line is read as one of them."""
+
+    def __init__(self, *classes: type[Event], aliases: Mapping[str, type[Event]] | None = None) -> None:
+        """`aliases` are kinds that earlier versions wrote under another word."""
+        self.classes: Mapping[str, type[Event]] = {**{one.kind: one for one in classes}, **(aliases or {})}
+        self.ends = tuple(one for one in classes if one.end is not None)
+        """The events of which one is the last of a run or a job."""
+
+    def class_of(self, line: Mapping[str, Any] | None) -> type[Event] | None:
+        """The class that a line names; None for no line, or one of another program or a later version."""
+        kind = line.get("event") if line is not None else None
+        return self.classes.get(kind) if isinstance(kind, str) else None
+
+    def read(self, line: Mapping[str, Any]) -> Event | None:
+        """The event of a line, as Event.as_json() wrote it.
+
+        None for a line that is none: damaged, of another program, or of a later version of this one.
+        """
+        found = self.class_of(line)
+        if found is None:
+            return None
+        values = {key: value for key, value in line.items() if key != "event"}
+        allowed = _types_of_fields(found)  # type: ignore[arg-type] # a class is hashable, whatever its objects are
+        if not all(name in allowed and _fits(value, allowed[name]) for name, value in values.items()):
+            return None
+        try:
+            return found(**values)
+        except TypeError:  # a field without a default is missing
+            return None
+
+
+def _fits(value: object, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
+
+
+@cache
+def _types_of_fields(event: type[Event]) -> Mapping[str, tuple[type, ...]]:
+    """The types that JSON values of each field may have."""
+    hints = get_type_hints(event)
+    return {one.name: _types(hints[one.name]) for one in dataclasses.fields(event)}
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    found = tuple(get_origin(part) or part for part in parts)
+    return (*found, int) if float in found else found

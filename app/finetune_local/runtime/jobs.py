@@ -1,0 +1,156 @@
+"""The jobs of a home: started, restarted, listed, found, removed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from finetune_local.runtime.job import Began, Job, forget_account
+from finetune_local.runtime.kinds import JobKind, kinds
+from finetune_local.runtime.status import Status
+from finetune_local.system.damaged import Damaged
+from finetune_local.system.errors import SpecError
+from finetune_local.system.files import ASIDE, sweep_abandoned, write_text
+from finetune_local.system.files import remove as remove_files
+from finetune_local.system.messages import message_of, msg
+from finetune_local.system.paths import Home
+from finetune_local.system.trash import moved
+
+_KEPT = 200
+"""Jobs that are kept; older ones that have ended are removed."""
+
+_starting = threading.Lock()
+
+
+def start(home: Home, kind: JobKind, arguments: Mapping[str, Any]) -> Job:
+    """Start a job, and return once its worker has claimed the folder. Raises SpecError where there is no such kind."""
+    if kind.run is None:
+        raise SpecError(msg("there is no job '{name}'. Known: {names}.", name=kind.key, names=", ".join(kinds())))
+    stem = time.strftime("%Y%m%d-%H%M%S") + f"-{kind.key}"
+    folder, number = home.jobs / stem, 1
+    while True:
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+            folder = home.jobs / f"{stem}-{number}"
+    job = Job(folder)
+    spec = {"kind": kind.key, "arguments": dict(arguments), "created": time.time()}
+    write_text(folder / "job.json", json.dumps(spec, indent=2, ensure_ascii=False) + "\n")
+    restart(job, home)
+    prune(home)
+    return job
+
+
+def start_once(home: Home, kind: JobKind, arguments: Mapping[str, Any]) -> Job:
+    """Start a job, or return the running one that does the same work (see JobKind.identity). Raises SpecError."""
+    with _starting:  # start() returns once the job is running, so the next caller sees it
+        wanted = kind.identity(arguments)
+        for job in running(home, kind):
+            if kind.identity(job.arguments) == wanted:
+                return job
+        return start(home, kind, arguments)
+
+
+def restart(job: Job, home: Home) -> None:
+    """Start the worker of a job that has none. Work of a resumable kind continues where it was."""
+    if job.status() is not Status.RUNNING:
+        job.wait_for_exit()  # the worker of one that has ended may still be exiting
+    with job.locked() as idle:
+        if idle:  # otherwise another window has restarted it meanwhile
+            job.stop_file.unlink(missing_ok=True)
+            job.append(Began())
+    job.start(str(home.root))
+
+
+def every(home: Home, kind: JobKind | None = None) -> list[Job]:
+    """All jobs (of a kind), the newest first, without those whose job.json is damaged."""
+    found = []
+    for job in _all(home, kind):
+        if (job.folder / "job.json").is_file():
+            with suppress(SpecError):  # damaged() lists these
+                if kind is None or kind.key == job.spec.kind:
+                    found.append(job)
+    return sorted(found, key=lambda job: job.spec.created, reverse=True)
+
+
+def damaged(home: Home, kind: JobKind | None = None) -> list[Damaged]:
+    """Jobs (of a kind, by their folders' names) whose job.json cannot be read; remove() removes them."""
+    found = []
+    for job in _all(home, kind):
+        if (job.folder / "job.json").exists():
+            try:
+                _ = job.spec
+            except SpecError as error:
+                found.append(Damaged(job.name, job.folder, message_of(error)))
+    return sorted(found, key=lambda one: one.name, reverse=True)
+
+
+def _all(home: Home, kind: JobKind | None = None) -> Iterator[Job]:
+    """All jobs, damaged ones too, or those whose folder is named for a kind; nothing of them is read."""
+    named = f"-{kind.key}" if kind else ""
+    return (Job(folder) for folder in home.jobs.iterdir() if named in folder.name and not folder.name.startswith(ASIDE))
+
+
+def find(home: Home, name: str) -> Job:
+    """A job by its name. Raises SpecError."""
+    folder = home.jobs / name
+    if Path(name).name != name or not (folder / "job.json").exists():
+        raise SpecError(msg("there is no job '{name}' any more.", name=name))
+    return Job(folder)
+
+
+def running(home: Home, kind: JobKind | None = None) -> list[Job]:
+    """The running jobs (of a kind), without damaged ones. Windows ask every second, so nothing is read of the others."""
+    found = [job for job in _all(home) if job.worker_file.exists()]
+    return [job for job in found if job.alive() and _is(job, kind)]
+
+
+def _is(job: Job, kind: JobKind | None) -> bool:
+    try:
+        return job.spec.kind == (kind.key if kind else job.spec.kind)
+    except SpecError:
+        return False
+
+
+def clean_up_killed(home: Home, kind: JobKind) -> None:
+    """Remove what killed jobs of a kind left half-written."""
+    for job in every(home, kind):
+        if job.process_state().killed:
+            kind.clean_up(job.arguments)
+
+
+def remove(job: Job) -> None:
+    """Delete a job's folder, and what a killed worker left half-written. Raises SpecError while it runs."""
+    with suppress(SpecError):  # its job.json is damaged: nothing is known of its files
+        if job.process_state().killed:
+            job.kind.clean_up(job.arguments)
+    if not _delete(job):
+        raise SpecError(msg("this job is still at work. Stop it first."))
+
+
+def prune(home: Home) -> None:
+    """Remove the oldest jobs that have ended, so that the folder does not grow without end."""
+    sweep_abandoned(home.jobs)
+    for job in every(home)[_KEPT:]:
+        _delete(job)
+
+
+def _delete(job: Job) -> bool:
+    """Delete a job's folder, in one step for other readers; False where it is running."""
+    with job.locked(moving=True) as idle:
+        if idle:
+            doomed = job.folder.with_name(ASIDE + job.name)
+            remove_files(doomed)
+            moved(job.folder, doomed)
+            remove_files(doomed)
+    gone = idle or not job.folder.exists()
+    if gone:
+        forget_account(job.folder)
+    return gone
