@@ -150,7 +150,7 @@ def test_offline_says_so_and_a_paused_download_is_found_again_in_chinese(
     monkeypatch.setenv(paths.CONFIG_VARIABLE, str(tmp_path / "config"))
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
     hub.pause = 0.3
-    begun = downloads.begin("some/tiny", home)
+    begun = downloads.start("some/tiny", home)
     downloads.pause(begun.name, home)
     preferences.save(offline=True, language="zh")
     page = open_model().open("model", locale="zh-CN")

@@ -1,4 +1,4 @@
-"""What a chat can be held with: the base to begin with, and which adapters of the library fit it. Nothing is loaded."""
+"""What can answer in a chat: the base to start with, and the adapters of the library that fit it. Loads nothing."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Offer:
 
 
 def base(home: Home, wanted: str | None, adapters: Sequence[str] = ()) -> str | None:
-    """The base to chat with, as `--model` takes it: that of the first adapter, else the wanted one, else the small default
-    where it is installed, else any that is; None where there is none."""
+    """The base to chat with, as `--model` takes it: that of the first adapter, else the requested one, else the small default
+    if it is installed, else any installed one; None where there is none."""
     for name in adapters:
         with suppress(UserError):
             if made_on := base_of(find_adapter(name, home)):
@@ -51,7 +51,7 @@ def base(home: Home, wanted: str | None, adapters: Sequence[str] = ()) -> str | 
 
 
 def opened(home: Home, model: str) -> ModelFolder:
-    """The folder of a base on this machine, looked at again only where it has changed. Raises ModelError."""
+    """The folder of a base on this machine, cached until it changes. Raises ModelError."""
     try:
         found = find(model, home)
     except ModelError:
@@ -69,7 +69,7 @@ def listed(home: Home) -> list[Offer]:
 
 
 def offers(home: Home, model: ModelFolder, more: Sequence[str] = ()) -> list[Offer]:
-    """Every adapter of the library, and those of `more` that are given by a folder; the ones that fit come first."""
+    """Every adapter of the library, and those of `more` that are folders; those that fit come first."""
     found = [Offer(entry.name, entry.folder, _misfit(entry.folder, model)) for entry in entries(home)]
     known = {offer.name for offer in found}
     for name in more:
@@ -88,7 +88,7 @@ def _misfit(folder: Path, model: ModelFolder) -> str:
 
 @lru_cache(maxsize=4096)
 def _problem(folder: Path, _stamp: object, model: ModelFolder) -> str:
-    """Why an adapter does not fit a base, by what it says of its own; what a plain PEFT adapter needs shows when it is loaded."""
+    """Why an adapter does not fit a base, from its identity; a plain PEFT adapter has none and is checked when it is loaded."""
     try:
         identity = read_identity(folder)
         if identity is not None:

@@ -1,6 +1,6 @@
-"""The window's side of worker.py: requests under way, kept as they grow, so that a page that was reloaded finds them again.
+"""The window's side of chat/worker.py: calls in progress and their partial answers, so that a reloaded page finds them again.
 
-A call goes on in a thread of the server's, whatever becomes of the page that began it. One conversation has one at a time.
+A call runs in a thread of the server, whatever happens to the page that started it. A conversation has one call at a time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from finetune_local.system.messages import msg
 Phase = Literal["waiting", "loading", "answering", "ended"]
 
 _PATIENCE = 8.0
-"""Seconds in which an answer may come to its end where the model is unloaded."""
+"""Seconds that an answer has to end before the model is unloaded."""
 
 
 @dataclass
 class PartialAnswer:
-    """One answer as far as it came. `seconds` since its first token; `turn` once it is whole."""
+    """One answer so far. `seconds` count from its first token; `turn` is set once the answer is complete."""
 
     text: str = ""
     tokens: int = 0
@@ -35,7 +35,7 @@ class PartialAnswer:
 
 @dataclass
 class ChatCall:
-    """A request to the worker. Read it at any time; wait() tells of changes. `answers` by adapter, None being the base."""
+    """A call to the worker. Read it at any time; wait() returns on a change. `answers` are by adapter; None is the base."""
 
     procedure: str
     conversation: str
@@ -58,23 +58,23 @@ class ChatCall:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the call is over."""
         return self.phase == "ended"
 
     def wait(self, version: int, seconds: float) -> int:
-        """Wait until it is at another version, or until the time is over; the version it is at."""
+        """Wait until `version` has changed, for at most `seconds`; returns the present version."""
         with self._changed:
             self._changed.wait_for(lambda: self.version != version, seconds)
             return self.version
 
     def stop(self) -> None:
-        """Leave off: what was said so far stays."""
+        """Cancel; the answer so far is kept."""
         self._note(stopped=True)
         if self._call is not None:
             self._call.cancel()
 
     def run(self, client: RpcClient, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
-        """To be called in a thread of its own: ask, and follow to the end. `on_opened` is told what the worker holds."""
+        """Make the call and follow it to its end, in a separate thread. `on_opened` receives the facts of the loaded model."""
         try:
             self._call = client.stream(self.procedure, **self.values)
             if self.stopped:
@@ -82,7 +82,7 @@ class ChatCall:
             self._follow(self._call, on_opened)
         except WorkerDied as error:
             self.error = None if self.stopped else error
-        except Exception as error:  # noqa: BLE001 - it is shown where it was asked for
+        except Exception as error:  # noqa: BLE001 - it is shown in the conversation
             self.error = error
         self._note(phase="ended")
 
@@ -136,7 +136,7 @@ class ChatClient:
     """All talks of one server, and what is known of the model in the worker's memory."""
 
     def __init__(self, client: RpcClient) -> None:
-        """Nothing is asked yet."""
+        """Calls nothing yet."""
         self._client = client
         self._calls: dict[str, ChatCall] = {}
         self._lock = threading.Lock()
@@ -144,13 +144,13 @@ class ChatClient:
 
     @property
     def opened(self) -> Mapping[str, Any] | None:
-        """What is in the worker's memory, as it last told: worker.Held.facts(). None where there is nothing."""
+        """The model in the worker's memory, as last reported (worker.Loaded.facts()). None where there is none."""
         if self._opened is None or self._opened[0] is None or self._opened[0] != self._client.pid:
-            return None  # it ended, or another one has begun
+            return None  # it has ended, or a new one was started
         return self._opened[1]
 
     def remember(self, facts: Mapping[str, Any]) -> None:
-        """The worker has told what it holds."""
+        """Record the facts of the loaded model."""
         self._opened = self._client.pid, facts
 
     def of(self, conversation: str) -> ChatCall | None:
@@ -158,11 +158,11 @@ class ChatClient:
         return self._calls.get(conversation)
 
     def active(self) -> list[ChatCall]:
-        """Those that have not ended."""
+        """The calls that have not ended."""
         return [call for call in list(self._calls.values()) if not call.ended]
 
     def forget(self, conversation: str) -> None:
-        """Let go of a call that has ended."""
+        """Forget a call that has ended."""
         call = self._calls.get(conversation)
         if call is not None and call.ended:
             self._calls.pop(conversation, None)
@@ -170,7 +170,7 @@ class ChatClient:
     def begin(
         self, procedure: str, conversation: str, values: Mapping[str, Any], answerers: Sequence[str | None] = ()
     ) -> ChatCall:
-        """Ask the worker. Raises SpecError where the conversation is being answered already."""
+        """Start a call. Raises SpecError where the conversation is being answered already."""
         with self._lock:
             self.check_free(conversation)
             self.forget(conversation)
@@ -186,13 +186,13 @@ class ChatClient:
             raise SpecError(msg("this conversation is being answered. Wait for the answer, or stop it."))
 
     def stop(self, call: ChatCall) -> None:
-        """Leave a call off. A model that is being loaded for it alone listens to nobody: its process is ended."""
+        """Cancel a call. Loading cannot be cancelled: the process is ended where it loads a model for this call alone."""
         call.stop()
         if call.phase == "loading" and self.active() == [call]:
             self._client.close()
 
     def unload(self) -> None:
-        """Give the memory back: stop what is under way, which keeps what was said, and end the process."""
+        """Free the memory: cancel the calls in progress, whose answers so far are kept, and end the process."""
         until = time.monotonic() + _PATIENCE
         for call in self.active():
             call.stop()

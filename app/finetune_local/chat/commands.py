@@ -1,4 +1,4 @@
-"""The slash commands of a chat: what each does to the session and what it says back. Prints nothing."""
+"""The slash commands of a chat: what each does to the session and its reply. Prints nothing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from finetune_local.system.private import share
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command said, and what the reader of commands is to do next."""
+    """The reply of a command, and what the caller does next."""
 
     text: str = ""
     then: Literal["go on", "retry", "quit"] = "go on"
 
 
 def run_command(chat: ChatSession, line: str) -> Outcome:
-    """Carry out a line that begins with "/". Raises SpecError for an unknown command, UserErrors of what it does."""
+    """Carry out a line that begins with "/". Raises SpecError for an unknown command, UserErrors of the command."""
     name, _, rest = line[1:].strip().partition(" ")
     if name not in COMMANDS:
         raise SpecError(

@@ -1,4 +1,4 @@
-"""The conversations of a home as a list: titles, search, rename, throw away and take back."""
+"""The list of conversations of a home: titles, search, renaming, removing and restoring."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 KIND = "chat"
-"""What a conversation is called in the trash."""
+"""The kind of a conversation in the trash."""
 
 _LONGEST_TITLE = 120
 
@@ -34,12 +34,12 @@ class Listed:
 
 
 def read(history: History) -> Conversation:
-    """A conversation as it stands, kept in memory until its file changes. To be looked at, not to be changed."""
+    """A conversation, cached until its file changes. Read it only: it is shared."""
     return _read(history.path, _stamp(history))
 
 
 def listed(home: Home, search: str = "") -> list[Listed]:
-    """All in which every word of `search` occurs, whatever the case, the one last spoken in first; empty ones are left out.
+    """All that contain every word of `search` in any case, the most recently used first, without empty ones.
 
     Only what has changed is read again, as a window asks each second.
     """
@@ -58,7 +58,7 @@ def listed(home: Home, search: str = "") -> list[Listed]:
 
 
 def damaged(home: Home) -> list[Damaged]:
-    """Conversations of which nothing can be read; remove() takes them away."""
+    """Conversations of which nothing can be read; remove() moves them to the trash."""
     found = [(history, _problem(history.path, _stamp(history))) for history in every(home)]
     return [Damaged(history.id, history.path, problem) for history, problem in found if problem is not None]
 
@@ -77,7 +77,7 @@ def open_one(home: Home, id: str) -> History:  # noqa: A002 - what `chat --conti
 
 
 def rename(home: Home, id: str, title: str) -> None:  # noqa: A002
-    """Give it a title; "" goes back to its first words. It keeps its place in the list. Raises SpecError, DiskFull."""
+    """Set its title; "" for the default, its first words. Its position in the list stays. Raises SpecError, DiskFull."""
     history = open_one(home, id)
     known = history.path.stat()
     Record(history).add({"title": " ".join(title.split())[:_LONGEST_TITLE]})
@@ -85,13 +85,13 @@ def rename(home: Home, id: str, title: str) -> None:  # noqa: A002
 
 
 def remove(home: Home, id: str) -> str:  # noqa: A002
-    """Move it to the trash; returns what restore() takes it back by. Raises SpecError, RunError, DiskFull."""
+    """Move it to the trash; returns the key for restore(). Raises SpecError, RunError, DiskFull."""
     history = open_one(home, id)
     return trash.throw(home, KIND, read(history).name or id, history.path).key
 
 
 def restore(home: Home, key: str) -> str:
-    """Take one back from the trash; returns its id. Raises SpecError where it is not there, RunError."""
+    """Restore one from the trash; returns its id. Raises SpecError where it is not there, RunError."""
     for removed in trash.every(home, KIND):
         if removed.key == key:
             target, number = removed.source, 2
@@ -103,7 +103,7 @@ def restore(home: Home, key: str) -> str:
 
 
 class _Known:
-    """What the list knows of a conversation at a stamp of its file; its text once it was searched."""
+    """A conversation's entry in the list, valid for a stamp of its file; `text` is read at the first search."""
 
     def __init__(self, stamp: object, history: History) -> None:
         self.stamp, self._history = stamp, history
@@ -115,7 +115,7 @@ class _Known:
 
     @cached_property
     def text(self) -> str:
-        """All that is in it, for a search."""
+        """Its whole text, for a search."""
         conversation = self._history.read()
         found = [conversation.title or "", conversation.system or ""]
         for exchange in conversation.exchanges:

@@ -1,8 +1,8 @@
-"""Conversations on disk: chats/ID.jsonl, one line per thing that happened, appended and fsynced, never rewritten.
+"""Conversations on disk: chats/ID.jsonl, one line per change, appended and fsynced, never rewritten.
 
 A line has one of these keys: "chat" (the first line), "role" (a turn, or the system prompt), "aside" (another answer to the
-last question, by the adapter it names), "choose" (go on with the answer of that adapter), "expected" (the answer the user would
-like), "undo", "clear", "title". A line that was half written when the machine went down is left out when the conversation is read.
+last question, by the adapter it names), "choose" (continue with the answer of that adapter), "expected" (the answer that the user
+expects), "undo", "clear", "title". A line that was half written in a crash is skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOLD = frozenset({"role", "aside", "content", "adapter"})
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its text, the adapter that gave it (None: the base), and what was measured (session.Turn.as_json)."""
+    """One answer: its text, its adapter (None: the base), and what was measured (session.Turn.as_json)."""
 
     content: str
     adapter: str | None
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass
 class Exchange:
-    """A question and its answers, side by side where there are several; `chosen` is the one the conversation goes on with.
+    """A question and its answers, side by side where there are several; `chosen` is the index of the one that the conversation continues with.
 
     `question` is None where a crash cost its line.
     """
@@ -52,28 +52,28 @@ class Exchange:
     chosen: int | None = None
     expected: str | None = None
     retries: int = 0
-    """How often its answer was taken back to be given again."""
+    """How often its answer was discarded for a new one."""
 
     def answer(self) -> Answer | None:
-        """The answer that the conversation goes on with."""
+        """The answer that the conversation continues with."""
         return None if self.chosen is None else self.answers[self.chosen]
 
     def forget(self) -> None:
-        """Be without an answer again."""
+        """Remove all answers."""
         self.answers.clear()
         self.chosen = None
 
 
 @dataclass
 class Conversation:
-    """A conversation as it stands: the system prompt, what was said in order, and what it was begun with."""
+    """The state of a conversation: the system prompt, the exchanges in order, and the model and adapter it was started with."""
 
     system: str | None = None
     exchanges: list[Exchange] = field(default_factory=list)
     begun: dict[str, Any] = field(default_factory=dict)
     title: str | None = None
     answered_by: str | None = None
-    """Adapter that gave the last answer; None: the base."""
+    """The adapter of the last answer; None: the base."""
 
     @property
     def turns(self) -> list[Message]:
@@ -88,12 +88,12 @@ class Conversation:
 
     @property
     def open(self) -> bool:
-        """Whether the last question has no answer to go on with."""
+        """Whether the last question has no chosen answer."""
         return bool(self.exchanges) and self.exchanges[-1].chosen is None
 
     @property
     def name(self) -> str:
-        """The title it was given, else how its first question begins; "" before that."""
+        """The title, else the beginning of the first question, else ""."""
         first = next((e.question for e in self.exchanges if e.question), "")
         words = " ".join((self.title or first).split())
         if self.title or len(words) <= TITLE_LENGTH:
@@ -102,7 +102,7 @@ class Conversation:
         return (cut.rpartition(" ")[0] if " " in cut[TITLE_LENGTH // 2 :] else cut) + "…"
 
     def apply(self, line: Mapping[str, Any]) -> None:
-        """Let one line of the file happen."""
+        """Apply one line of the file."""
         last = self.exchanges[-1] if self.exchanges else None
         if "chat" in line:
             self.begun = dict(line)
@@ -153,7 +153,7 @@ def drop_exchange(exchanges: list[Exchange]) -> bool:
 
 
 class History:
-    """One conversation's file. It is made with the first line, so that a chat nobody spoke in leaves nothing."""
+    """One conversation's file. It is created with the first line, so an empty chat leaves no file."""
 
     def __init__(self, path: Path, begun: Mapping[str, Any] | None = None) -> None:
         """`begun` is what the first line says of model and adapter; None for a file that exists."""
@@ -166,7 +166,7 @@ class History:
         return self.path.stem
 
     def append(self, *added: Mapping[str, Any]) -> None:
-        """Write lines, safe against a crash right after. Raises DiskFailed."""
+        """Append lines; they are on the disk when this returns. Raises DiskFailed."""
         lines = [dict(line) for line in added]
         if self._begun is not None and not self.path.exists():
             lines.insert(0, {"chat": self.id, "created": _now(), **self._begun})
@@ -185,14 +185,14 @@ class History:
             ) from error
 
     def read(self) -> Conversation:
-        """The conversation as the lines leave it."""
+        """The conversation after all lines."""
         conversation = Conversation()
         for line in self._lines():
             conversation.apply(line)
         return conversation
 
     def problem(self) -> str | None:
-        """Why nothing of the conversation can be read, as a sentence; None where something can, or nothing was said."""
+        """Why nothing of the conversation can be read, as a sentence; None where something can be read, or where it is empty."""
         try:
             lines = [line for line in self._raw() if line.strip()]
         except (OSError, ForeignTextError) as error:
@@ -201,7 +201,7 @@ class History:
             return msg("{file}: none of its {number} lines can be read. Remove it.", file=self.path, number=len(lines))
         return None
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
+    def _lines(self) -> Iterator[Mapping[str, Any]]:
         with suppress(OSError, ForeignTextError):  # problem() tells
             for raw in self._raw():
                 if (line := _line(raw)) is not None:  # else the half line of a crash
@@ -218,7 +218,7 @@ class History:
 
 
 class _Line(BaseModel):
-    """What a line may hold; the first line tells more of what the conversation was begun with."""
+    """The keys of a line; the first line has more, about the model and adapter."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -240,8 +240,8 @@ class _Line(BaseModel):
     stop: str | None = None
 
 
-def _line(raw: bytes) -> dict[str, Any] | None:
-    """A line; None for what is none."""
+def _line(raw: bytes) -> Mapping[str, Any] | None:
+    """A line as an object; None where it is invalid."""
     try:
         line = parse_json_object(raw)
         _Line.model_validate(line)
@@ -260,10 +260,10 @@ def new(home: Home, begun: Mapping[str, Any]) -> History:
 
 
 def every(home: Home) -> list[History]:
-    """All conversations, the one last spoken in first."""
+    """All conversations, the most recently used first."""
     found = []
     for path in home.chats.glob("*.jsonl"):
-        with suppress(FileNotFoundError):  # another window throws it away just now
+        with suppress(FileNotFoundError):  # another window has just removed it
             found.append((path.stat().st_mtime_ns, path.name, path))
     return [History(path) for _, _, path in sorted(found, reverse=True)]
 
@@ -292,7 +292,7 @@ def find(home: Home, name: str) -> History:
 
 
 def summary(history: History) -> dict[str, Any]:
-    """A plain object for lists: id, title, model, the adapter that answered last, number of turns, and how it begins; "problem" of a damaged one."""
+    """A plain object for lists: id, title, model, the adapter that answered last, number of turns, and its beginning; "problem" for a damaged one."""
     if (problem := history.problem()) is not None:
         nothing = dict.fromkeys(("title", "model", "adapter"))
         return {"id": history.id, **nothing, "turns": 0, "first": "", "problem": problem}

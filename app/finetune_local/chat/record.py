@@ -1,4 +1,4 @@
-"""A conversation with its file: everything that changes one is a line on disk first. Needs no model, so the window does it too."""
+"""A conversation with its file: every change is a line on disk first. It needs no model, so the window changes conversations too."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from finetune_local.system.messages import msg
 
 
 class Record:
-    """What was said, and what can be done to it. Without a `history` nothing is kept."""
+    """A conversation and the changes to it. Without a `history` nothing is saved."""
 
     def __init__(self, history: History | None = None) -> None:
-        """Begin, or go on where the file ends."""
+        """Start a conversation, or continue the one in the file."""
         self.history = history
         self.conversation = history.read() if history is not None else Conversation()
 
@@ -24,18 +24,18 @@ class Record:
         return self.conversation.exchanges
 
     def add(self, *lines: Mapping[str, Any]) -> None:
-        """Let lines happen, on disk first and together. Raises DiskFull."""
+        """Apply lines, after writing them to disk together. Raises DiskFull."""
         if self.history is not None:
             self.history.append(*lines)
         for line in lines:
             self.conversation.apply(line)
 
     def ask(self, text: str, expected: str | None = None) -> None:
-        """Put a question. One before it that never got its answer is taken back: turns have to alternate."""
+        """Ask a question. An unanswered one before it is removed, as turns have to alternate."""
         self.add(*self._settled(), *_question(text, expected))
 
     def edit(self, number: int, text: str) -> None:
-        """Put the question of exchange `number` (from 0) otherwise; what followed it is taken back. Raises SpecError."""
+        """Change the question of exchange `number` (from 0) and remove what followed it. Raises SpecError."""
         if not 0 <= number < len(self.exchanges) or self.exchanges[number].question is None:
             raise SpecError(
                 msg("there is no question {number} in this conversation. Show it again.", number=number + 1)
@@ -45,26 +45,26 @@ class Record:
         self.add(*[{"undo": "exchange"}] * undone, *_question(text, expected))
 
     def again(self) -> None:
-        """Take back the answers to the last question, so that it waits for others. Raises SpecError where nothing was asked."""
+        """Remove the answers to the last question, so that it can be answered again. Raises SpecError where nothing was asked."""
         if not self.conversation.turns:
             raise SpecError(msg("there is nothing to answer again: nothing was said yet."))
         if self.exchanges[-1].answers:
             self.add({"undo": "answer"})
 
     def undo(self) -> bool:
-        """Take back the last question and its answer; False where there is none."""
+        """Remove the last question and its answer; False where there is none."""
         if not any(exchange.question is not None for exchange in self.exchanges):
             return False
         self.add({"undo": "exchange"})
         return True
 
     def clear(self) -> None:
-        """Begin anew, with the same system prompt. What was said stays in the file."""
+        """Start over with the same system prompt. The exchanges so far stay in the file."""
         if self.exchanges:
             self.add({"clear": True})
 
     def choose(self, adapter: str | None) -> None:
-        """Go on with the answer that an adapter (None: the base) gave to the last question. Raises SpecError."""
+        """Continue with an adapter's (None: the base's) answer to the last question. Raises SpecError."""
         if not self.exchanges or all(answer.adapter != adapter for answer in self.exchanges[-1].answers):
             raise SpecError(
                 msg(
@@ -79,13 +79,13 @@ class Record:
         if (text or None) != self.conversation.system:
             self.add({"role": "system", "content": text})
 
-    def _settled(self) -> list[dict[str, Any]]:
-        """What has to happen before the next question: of answers of which none was chosen the first is, a bare question goes."""
+    def _settled(self) -> list[Mapping[str, Any]]:
+        """The lines needed before the next question: the first answer is chosen where none was, an unanswered question is removed."""
         if not self.conversation.open:
             return []
         answers = self.exchanges[-1].answers
         return [{"choose": answers[0].adapter} if answers else {"undo": "exchange"}]
 
 
-def _question(text: str, expected: str | None) -> list[dict[str, Any]]:
+def _question(text: str, expected: str | None) -> list[Mapping[str, Any]]:
     return [{"role": "user", "content": text}, *([{"expected": expected}] if expected is not None else [])]

@@ -1,14 +1,14 @@
 """The process that answers for the window: `python -m finetune_local.chat.worker HOME [IDLE_SECONDS]`; see client.py.
 
-It holds one base with several adapters. Every request names all it is about, so that two windows never get in each other's
-way: conversation, model, adapters, who answers. A conversation is its file; the question is in it before it is answered.
+It holds one base with several adapters. Every request names all that it needs (conversation, model, adapters, who answers), so
+that two windows cannot interfere. A conversation is its file; the question is written to it before it is answered.
 
-open     model, adapters, backend, precision: load what is not in memory yet → {"opened"}
+open     model, adapters, backend, precision: load what is not in memory → {"opened"}
 use      the same, and answerer: make it answer → {"opened", "ms"}
 answer   the same, and conversation, answerers, leading, sampling: answer its open question → {"opened", "turns"}
 
-On the way: "progress" (text, done), "note" (text), "opened", "begin" (adapter, ms), "text" (adapter, piece, tokens
-so far, seconds since the first), "turn" (an answer as it was kept). What an adapter is called in memory stands in "names".
+Before the result: "progress" (text, done), "note" (text), "opened", "begin" (adapter, ms), "text" (adapter, piece, tokens
+so far, seconds since the first), "turn" (an answer as it was saved). "names" are the names of the adapters in memory.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 900.0
 _SPARE = 3
-"""Adapters that stay in memory though the last request did not name them."""
+"""Adapters that stay in memory although the last request did not name them."""
 _EVERY = 0.05
-"""Seconds between two pieces of text that are sent."""
+"""Seconds between two messages with text."""
 _OF_THE_MODEL = (".safetensors", ".json", ".jinja")
 
 
 @dataclass
-class Held:
-    """What is in memory, and how long it took to load. `wanted` is what it was opened for."""
+class Loaded:
+    """The model in memory, the request it was loaded for (`wanted`), and the seconds that loading took."""
 
     opened: Opened
     wanted: Mapping[str, Any]
     seconds: float
 
-    def facts(self) -> dict[str, Any]:
-        """What the window tells of it."""
+    def facts(self) -> Mapping[str, Any]:
+        """What the window shows of it."""
         opened = self.opened
         return {
             "model": opened.model.name,
@@ -70,31 +70,31 @@ class Held:
 
 
 class Holder:
-    """Answers requests, and keeps what they need in memory."""
+    """Answers requests and keeps the model in memory."""
 
     def __init__(self, home: Home) -> None:
-        """Nothing is loaded yet."""
+        """Loads nothing yet."""
         self.home = home
-        self._held: Held | None = None
+        self._held: Loaded | None = None
 
     def handlers(self) -> dict[str, Handler]:
         """For serve()."""
         return {"open": self.open, "use": self.use, "answer": self.answer}
 
-    def open(self, request: RpcRequest) -> dict[str, Any]:
+    def open(self, request: RpcRequest) -> Mapping[str, Any]:
         """Load the base and the adapters of a request. Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory."""
         held, names = self._ready(request)
         return {"opened": held.facts(), "names": names}
 
-    def use(self, request: RpcRequest) -> dict[str, Any]:
-        """Make an adapter (None: the base) answer from now on; "ms" is the swap alone, without a first loading."""
+    def use(self, request: RpcRequest) -> Mapping[str, Any]:
+        """Activate an adapter (None: the base); "ms" is the time of the swap, without loading."""
         held, names = self._ready(request)
         wanted = request.values.get("answerer")
         milliseconds = held.opened.activate(None if wanted is None else names[wanted])
         return {"opened": held.facts(), "names": names, "ms": milliseconds}
 
-    def answer(self, request: RpcRequest) -> dict[str, Any]:
-        """Answer the open question of a conversation. What is interrupted is kept as far as it came."""
+    def answer(self, request: RpcRequest) -> Mapping[str, Any]:
+        """Answer the open question of a conversation. A cancelled answer is kept so far as it came."""
         from finetune_local.chat.session import ChatSession
 
         values = request.values
@@ -118,8 +118,8 @@ class Holder:
         )
         return {"opened": held.facts(), "turns": [turn.as_json() for turn in turns]}
 
-    def _ready(self, request: RpcRequest) -> tuple[Held, dict[str, str]]:
-        """What a request needs, loaded; with the names in memory of the adapters it asked for."""
+    def _ready(self, request: RpcRequest) -> tuple[Loaded, dict[str, str]]:
+        """Load what a request needs; returns it with the names in memory of the request's adapters."""
         adapters: Sequence[str] = request.values.get("adapters") or ()
         folders = {name: find(name, self.home) for name in adapters}
         held = self._base(request, folders)
@@ -134,7 +134,7 @@ class Holder:
         opened.activate(active if active in opened.adapters else None)
         return held, names
 
-    def _base(self, request: RpcRequest, adapters: Mapping[str, Path]) -> Held:
+    def _base(self, request: RpcRequest, adapters: Mapping[str, Path]) -> Loaded:
         from finetune_local.inference.engine import open_chat
 
         values, began = request.values, time.perf_counter()
@@ -155,29 +155,29 @@ class Holder:
         if self._held is not None and _serves(self._held, wanted):
             return self._held
         self._held = None
-        gc.collect()  # the old base must be gone before the new one comes
+        gc.collect()  # the old base must be freed before the new one is loaded
         opened = open_chat(
             self.home,
             str(path),
-            list(adapters)[:1],  # the first decides how the base is held
+            list(adapters)[:1],  # the first decides the precision of the base
             backend=wanted["backend"],
             precision=wanted["precision"],
             note=lambda text: request.send("note", text=text),
             progress=progress,
         )
-        self._held = Held(opened, wanted, time.perf_counter() - began)
+        self._held = Loaded(opened, wanted, time.perf_counter() - began)
         return self._held
 
 
-def _serves(held: Held, wanted: Mapping[str, Any]) -> bool:
-    """Whether what is in memory is what a request wants; a backend or precision it leaves open may be any."""
+def _serves(held: Loaded, wanted: Mapping[str, Any]) -> bool:
+    """Whether the loaded model is the one that a request wants; a backend or precision that it leaves open may be any."""
     same = all(held.wanted[key] == wanted[key] for key in ("path", "files", "rope_factor"))
     backend = wanted["backend"] in ("auto", held.opened.backend)
     return same and backend and wanted["precision"] in (None, held.opened.session.precision)
 
 
 class _Stream:
-    """Text on its way to the window: often enough to be read as it comes, not at every token."""
+    """Sends the text to the window, often enough to be read as it comes, but not at every token."""
 
     def __init__(self, request: RpcRequest) -> None:
         self._request = request

@@ -13,7 +13,7 @@ from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 
-def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> dict[str, Any]:
+def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[str, Any]:
     """`arguments`: model, adapter, backend, precision, and those of Choices that are plain; all may be left out.
 
     The texts of the progress are "opening: …" and then the names of the conditions. The result has evaluation (its name), folder,

@@ -1,4 +1,4 @@
-"""Exports as all windows see them: begun once, each under a name of its own, cleaned up after where a process was killed."""
+"""Exports, shared by all windows: each is started once, under a free name; what a killed one left is removed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from finetune_local.system.paths import Home, expanded
 
 
 def folder_of(home: Home) -> Path:
-    """Where exports go when no place is named: as preferred, else `exports` in the home folder."""
+    """The default folder for exports: the preferred one, else `exports` in the home folder."""
     preferred = preferences.load().exports
     return expanded(preferred) if preferred else home.root / "exports"
 
 
-def begin(
+def start(
     home: Home, adapter: str, model: str | None, target: str, quant: str, folder: str, name: str, *, gate: bool = True
 ) -> Job:
-    """Export into a folder ("" for the usual one) under a free name; the job that does so already where there is one.
+    """Export into a folder ("" for the default one) under a free name; returns the running job that does so already, if there is one.
 
     `name` is what offers() calls the source. Raises SpecError where the folder cannot be written, ModelError.
     """
@@ -35,13 +35,13 @@ def begin(
     return jobs.start_once(home, KIND, wanted)
 
 
-def forget(home: Home, name: str) -> None:
-    """Take an export off the list; the files of a finished one stay. Raises SpecError while it works."""
+def remove(home: Home, name: str) -> None:
+    """Remove an export from the list; the files of a finished one stay. Raises SpecError while it is running."""
     jobs.remove(jobs.find(home, name))
 
 
 def places(home: Home) -> list[Path]:
-    """The folders that exports went to: what may be opened from the window."""
+    """The folders that exports were written to: these may be opened from the window."""
     return [out_of(known.arguments).parent for known in jobs.every(home, KIND)]
 
 

@@ -12,7 +12,7 @@ from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
 
 
-def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> dict[str, Any]:
+def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[str, Any]:
     """`arguments`: adapter, target, format (None: the target's first), out, model, backend, gate, skip.
 
     The result is what `export --json` prints. Raises what exporting raises.

@@ -1,4 +1,4 @@
-"""A growing text and its key/value cache, kept between the turns of a chat; one for each adapter that answers in it."""
+"""A growing text and its key/value cache, kept between the turns of a chat; one for each adapter that answers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from finetune_local.backend import Decoder, Session
 from finetune_local.spec.batch import Floats
 
 KEPT = 4
-"""Caches that are kept at once: as many as can answer side by side."""
+"""Caches that are kept at a time: as many as can answer side by side."""
 
 
 class RunningText:
-    """Feeds a decoder only what it has not seen; begins a new one where the text changed before its end.
+    """Feeds a decoder only the new tokens; starts a new one where the text changed before its end.
 
-    It may be fed only while the adapter is active under which it began: a cache belongs to its adapter.
+    A cache belongs to its adapter: feed it only while that adapter is active.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start empty."""
         self._decoder: Decoder | None = None
         self._fed: list[int] = []
 
@@ -38,10 +38,10 @@ class RunningText:
 
 
 class RunningTexts:
-    """One running text for each adapter (None: the base), so that swapping back and forth costs no second reading."""
+    """One running text for each adapter (None: the base), so that swapping back and forth needs no second prefill."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        """`kept`: beyond that many the one unused for longest is dropped."""
+        """At most `kept` texts; the least recently used is dropped."""
         self._kept = kept
         self._texts: dict[str | None, RunningText] = {}
 
@@ -54,7 +54,7 @@ class RunningTexts:
         return text
 
     def forget(self, adapter: str | None) -> None:
-        """Drop one: another adapter may come under its name."""
+        """Drop one: its name may be given to another adapter."""
         self._texts.pop(adapter, None)
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""Everything an answer needs, opened together: base model, tokenizer, session, and adapters in memory."""
+"""A model ready to answer: base, tokenizer, session, and the adapters in memory."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ Say = Callable[[str], None]
 
 @dataclass
 class Opened:
-    """A model ready to answer. `adapters` maps the names in memory to their folders, in the order they were loaded.
+    """A model ready to answer. `adapters` maps names in memory to folders, in the order in which they were loaded.
 
-    `texts` are what was read last under each of them. Each is asked with its own tokenizer and chat template where it brings them.
+    `texts` are the cached texts, one per adapter. An adapter that has a tokenizer or chat template is prompted with it.
     """
 
     home: Home
@@ -54,15 +54,15 @@ class Opened:
         return self.tokenizer_of(self.active)
 
     def tokenizer_of(self, name: str | None) -> Tokenizer:
-        """The tokenizer that a loaded adapter (None: the base) is asked with."""
+        """The tokenizer for a loaded adapter (None: the base)."""
         if name not in self._tokenizers:
             self._tokenizers[name] = tokenizer_of(self.model.path, None if name is None else self.adapters[name])
         return self._tokenizers[name]
 
     def load(self, name_or_path: str, note: Say = lambda _: None) -> str:
-        """Load an adapter beside the others and activate it; returns its name here. Raises AdapterError.
+        """Load an adapter beside the others and activate it; returns its name in memory. Raises AdapterError.
 
-        One in memory is loaded again only where its file is another by now: its run went on.
+        One in memory is loaded again only where its file has changed since: its run was continued.
         """
         folder = find(name_or_path, self.home)
         version = _version(folder)
@@ -87,7 +87,7 @@ class Opened:
         return name
 
     def drop(self, name: str) -> None:
-        """Forget an adapter; where it was active the base is."""
+        """Remove an adapter from memory; the base becomes active where it was."""
         if self.active == name:
             self.activate(None)
         self.session.detach(name)
@@ -97,7 +97,7 @@ class Opened:
         self._versions.pop(name, None)
 
     def activate(self, name: str | None) -> float:
-        """Make a loaded adapter (or None: the base) the one that answers; returns the milliseconds it took."""
+        """Activate a loaded adapter (None: the base); returns the milliseconds that it took."""
         started = time.perf_counter()
         self.session.activate(name)
         self.active = name
@@ -129,8 +129,8 @@ def open_chat(
 ) -> Opened:
     """Resolve, load and attach. Without `model` it is the first adapter's base, else the small default.
 
-    The last adapter is active. Without `precision` a base that the adapter was trained on in 8 or 4 bits is held so;
-    4 bits are NF4 where they were that in training, whatever the backend prefers.
+    The last adapter is active. Without `precision` the base is quantized as it was in the adapter's training (8 or 4
+    bits); 4 bits are NF4 where they were so in training, whatever the backend prefers.
     Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory.
     """
     from finetune_local.models.resolve import resolve
@@ -151,7 +151,7 @@ def open_chat(
 
 
 def _held(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> tuple[Precision, Quantisation]:
-    """The base's precision, and how its 4 bits are held."""
+    """The base's precision, and the format of its 4 bits."""
     runs = [run_tables(folder).get("model", {}) for folder in adapters]
     trained_on = {str(run.get("precision")) for run in runs}
     if wanted is None and len(trained_on) == 1 and trained_on <= {"8-bit", "4-bit"}:
@@ -164,7 +164,7 @@ def _held(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> 
 
 
 def _version(folder: Path) -> object:
-    """What tells an adapter's files from those that were written in their place later."""
+    """A stamp of an adapter's files, which differs once they have been replaced."""
     return stamp(folder, WEIGHTS, *TRAVEL)
 
 
@@ -183,7 +183,7 @@ def adapter_list(opened: Opened) -> list[dict[str, Any]]:
 
 
 def prompt_of(tokenizer: Tokenizer, text: str, system: str | None = None, raw: bool = False) -> list[int]:
-    """Ids of one question under the chat template, or of a text to be continued. Raises SpecError, RowRejected."""
+    """Ids of one question under the chat template, or of a text to continue. Raises SpecError, RowRejected."""
     from finetune_local.data.encoding.encode import prompt_ids
 
     if raw and system:

@@ -1,8 +1,8 @@
-"""Answers from a session: token by token for a reader, or many greedy ones at once for evaluation and samples.
+"""Generating answers: token by token as they are read, or many greedy ones in a batch for evaluation and samples.
 
 Where the active adapter is a prompt ensemble, every member answers, all in one batch, and the most frequent answer is taken
-(Lester et al. 2021, arXiv:2104.08691, section 6); of equally frequent ones that of the lowest member. A reader sees it when
-all have ended: before that nobody knows which it will be.
+(Lester et al. 2021, arXiv:2104.08691, section 6); of equally frequent ones that of the lowest member. It is shown
+once all have ended, as the vote is not known before.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def generate(
     context_length: int | None = None,
     running: RunningText | None = None,
 ) -> Generator[int, None, StopReason]:
-    """Yield the answer's ids one by one; the stop token is not among them. The return value says why it ended.
+    """Yield the answer's ids one by one, without the stop token. The return value is the stop reason.
 
-    Of a prompt ensemble it is the first member's alone. `context_length` bounds prompt and answer together, and what the
+    For a prompt ensemble it is the first member's answer. `context_length` bounds prompt and answer together, and what the
     adapter takes of it. `running` keeps the key/value cache between the turns of a chat. Raises SpecError where the prompt
     alone fills the context.
     """
@@ -84,9 +84,9 @@ def answer(
     running: RunningText | None = None,
 ) -> GenerationResult:
     """Generate to the end. `on_text` gets whole characters as they come, `on_tokens` before them the number of tokens so far;
-    `interrupted` is asked after each token.
+    `interrupted` is called after each token.
 
-    A prompt ensemble's answer comes as a whole, after the vote; an interrupted vote is taken on what was said so far.
+    A prompt ensemble's answer comes as a whole, after the vote; an interrupted vote counts the answers so far.
     """
     started = time.perf_counter()
     if session.ensemble_size > 1:
@@ -169,7 +169,7 @@ def _by_vote(
     context_length: int | None,
     interrupted: Callable[[], bool],
 ) -> tuple[list[int], StopReason]:
-    """The answer that most members give, each drawing random numbers of its own, and why it ended."""
+    """The most frequent answer of the members, each with its own random numbers, and its stop reason."""
     ensemble_size, asked = session.ensemble_size, list(prompt_ids)
     room = min(sampling.max_tokens, _room(session, len(asked), context_length))
     drawn = sampling.generator().spawn(ensemble_size)
@@ -185,9 +185,9 @@ def _by_vote(
 
 
 def _winner(answers: Sequence[list[int]], reading: Callable[[Sequence[int]], Hashable]) -> list[int]:
-    """The most frequent answer; of equally frequent ones that which comes first."""
+    """The most frequent answer; the first of equally frequent ones."""
     read = [reading(answer) for answer in answers]
-    ((most, _),) = Counter(read).most_common(1)  # of equals the one that was seen first
+    ((most, _),) = Counter(read).most_common(1)  # the first of equally frequent ones
     return answers[read.index(most)]
 
 
@@ -199,7 +199,7 @@ def _together(
     pick: Callable[[int, Floats, Sequence[int]], int],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[list[list[int]], list[StopReason]]:
-    """Answers to all rows in one decoder, and why each ended. `pick` takes row, logits and the answer so far."""
+    """Answers to all rows from one decoder, with their stop reasons. `pick` takes row, logits and the answer so far."""
     decoder = session.decoder()
     answers: list[list[int]] = [[] for _ in rows]
     reasons: list[StopReason] = ["interrupted" for _ in rows]
@@ -229,7 +229,7 @@ def _best(logits: Floats) -> int:
 def _groups(
     prompts: Sequence[Sequence[int]], rooms: Sequence[int], context_length: int | None, ensemble_size: int = 1
 ) -> list[list[int]]:
-    """Indices of prompts in groups of similar length, the longest last so that it runs first and a lack of memory shows.
+    """Indices of prompts in groups of similar length; the longest is last, as it runs first and shows a lack of memory.
 
     As all rows of a group grow together, none is joined by a longer one that the context ends before its own answer may.
     Each prompt stands in `ensemble_size` rows.
@@ -248,7 +248,7 @@ def _groups(
 
 
 def _context(session: Session, context_length: int | None) -> int | None:
-    """What the active adapter leaves of the context."""
+    """The context length without the active adapter's virtual tokens."""
     return None if context_length is None else context_length - session.virtual_tokens
 
 

@@ -1,6 +1,6 @@
-"""How the next token is chosen from logits: one implementation in numpy, so both backends say the same with one seed.
+"""Sampling the next token from logits: one implementation in numpy, so that both backends agree for a seed.
 
-Order: repetition penalty → temperature → top-k → top-p → min-p, each on what the one before left.
+Order: repetition penalty → temperature → top-k → top-p → min-p, each on the result of the one before.
 Top-p: Holtzman et al. 2020, arXiv:1904.09751, section 3.1. Min-p: Nguyen et al. 2024, arXiv:2407.01082, section 3.
 Repetition penalty: Keskar et al. 2019, arXiv:1909.05858, section 4.1, with negative logits multiplied so that they sink too.
 """

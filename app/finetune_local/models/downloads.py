@@ -1,6 +1,6 @@
-"""Downloads of models as all windows see them: begun once whoever asks, paused, gone on with, given up.
+"""Downloads of models, shared by all windows: started once, paused, resumed, cancelled.
 
-They are jobs of the kind "download", so they are found again after a reload or a new start of the app.
+They are jobs (models/job_download.py), so they are found again after a reload or a new start of the app.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, located
 
 _PATIENCE = 5.0
-_beginning = threading.Lock()
+_starting = threading.Lock()
 
 
-def begin(what: str, home: Home) -> Job:
-    """Download, convert or copy a model; the job that does so already where there is one, at work or paused.
+def start(what: str, home: Home) -> Job:
+    """Download, convert or copy a model; returns the unfinished job that does so already, where there is one.
 
     Raises ModelError (unknown, offline).
     """
     key = _key(what)
     if not is_place(key):
         refuse_offline(f"downloading {key}")
-    with _beginning:
+    with _starting:
         for known in unfinished(home):
             if _key_of(known) == key:
                 if (
@@ -48,17 +48,17 @@ def begin(what: str, home: Home) -> Job:
 
 
 def unfinished(home: Home) -> list[Job]:
-    """Those that have not come to an end that was wanted, the newest first: at work, paused, failed, interrupted."""
+    """Those that are not finished, the newest first."""
     return [known for known in jobs.every(home, KIND) if known.status() is not Status.FINISHED]
 
 
-def go_on(name: str, home: Home) -> Job:
-    """Go on with one that was paused or has failed. Raises SpecError where it is gone, ModelError (offline)."""
-    return begin(_key_of(jobs.find(home, name)), home)
+def resume(name: str, home: Home) -> Job:
+    """Resume one that was paused or has failed. Raises SpecError where it is gone, ModelError (offline)."""
+    return start(_key_of(jobs.find(home, name)), home)
 
 
 def pause(name: str, home: Home) -> Job:
-    """End a download so that it can go on later; one that does not listen (a server that does not answer) is ended at once.
+    """Pause a download, so that it can be resumed; one that does not react (its server does not answer) is killed.
 
     Raises SpecError where it is gone.
     """
@@ -74,8 +74,8 @@ def pause(name: str, home: Home) -> Job:
     return found
 
 
-def give_up(name: str, home: Home) -> None:
-    """End a download, delete what has come of it, and forget it. Raises SpecError where it is gone."""
+def cancel(name: str, home: Home) -> None:
+    """Cancel a download: delete what has arrived, and the job. Raises SpecError where it is gone."""
     found = pause(name, home)
     key = _key_of(found)
     if key == DEFAULT_MODEL:
@@ -86,7 +86,7 @@ def give_up(name: str, home: Home) -> None:
 
 
 def result_of(name: str, home: Home) -> str | None:
-    """What a finished download is called, as `--model` takes it; None while it is not finished, or where the model is gone."""
+    """The name of a finished download, as `--model` takes it; None while it is unfinished, or where the model is gone."""
     folder = home.jobs / name
     if not (folder / "job.json").is_file():
         return None
@@ -95,9 +95,12 @@ def result_of(name: str, home: Home) -> str | None:
     return made if made in installed(home.models) else None
 
 
-def bring(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
-    """Take in a model that is on this machine: a GGUF file is converted, a folder copied (a Job does either) or, without `copy`,
-    looked in from now on (what it holds). Raises ModelError, SpecError, DiskFull."""
+def add(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
+    """Add a model that is on this machine.
+
+    A GGUF file is converted and a folder is copied, each by a job; without `copy` the folder is searched for models from now on, and
+    those found are returned. Raises ModelError, SpecError, DiskFull.
+    """
     place = located(path.strip().strip("\"'"))
     if not path.strip():
         raise ModelError(msg("give the path of a model's folder or of a GGUF file."))
@@ -106,15 +109,15 @@ def bring(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
             raise ModelError(
                 msg("{place}: a file, and no GGUF. Give the folder that holds the model's config.json.", place=place)
             )
-        return begin(str(place.absolute()), home)
+        return start(str(place.absolute()), home)
     if copy and place.is_dir():
-        ModelFolder.open(place)  # what is wrong with it is told at once
-        return begin(str(place.absolute()), home)
+        ModelFolder.open(place)  # raises at once what is wrong with it
+        return start(str(place.absolute()), home)
     return add_folder(place)
 
 
 def _key(what: str) -> str:
-    """One word for one model: a path in full, or ORG/NAME; the default's short name."""
+    """What identifies a model: its full path, or ORG/NAME, or the short name of the default."""
     if is_place(what):
         path = located(what).absolute()
         if not path.exists():

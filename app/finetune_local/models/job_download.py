@@ -16,7 +16,7 @@ _EVERY = 0.5
 _SLICE = 0.2
 
 
-def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> dict[str, Any]:
+def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[str, Any]:
     """`arguments`: what (a name, ORG/NAME, a file or a folder), name and revision where they are given.
 
     The token is never among them, as they are stored on disk: it comes from the environment or the keyring. The facts reported

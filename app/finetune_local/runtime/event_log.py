@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,7 +49,7 @@ class EventLog:
                 sync(self.events_file)
                 sync(self.folder)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self) -> Iterator[Mapping[str, Any]]:
         """All lines so far as plain objects, without a half-written last line and lines that a damaged disk has spoilt."""
         try:
             file = open_file(self.events_file)
@@ -64,7 +64,7 @@ class EventLog:
         """All events so far; lines that are no event of this format are skipped."""
         return (event for line in self.lines() if (event := self.format.read(line)) is not None)
 
-    def newest(self) -> Iterator[dict[str, Any]]:
+    def newest(self) -> Iterator[Mapping[str, Any]]:
         """The lines as plain objects from the last one backwards, lazily, so that a list of a thousand runs is quick."""
         try:
             file = open_file(self.events_file)
@@ -84,7 +84,7 @@ class EventLog:
                     return
                 reach *= 8
 
-    def last_line(self) -> dict[str, Any] | None:
+    def last_line(self) -> Mapping[str, Any] | None:
         """The last line as a plain object."""
         return next(self.newest(), None)
 
@@ -132,7 +132,7 @@ class Tail:
         return [event for values in parsed if (event := self._format.read(values)) is not None]
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> Mapping[str, Any] | None:
     """A line as a JSON object; None where it is none."""
     try:
         return carried(parse_json_object(line))

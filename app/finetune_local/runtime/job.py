@@ -153,9 +153,9 @@ class Job(ProcessFolder):
         return kind_of(self.spec.kind)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         """The arguments of the work, plain JSON. Raises SpecError where job.json is damaged."""
-        return dict(self.spec.arguments)
+        return self.spec.arguments
 
     def state(self) -> JobState:
         """All there is to show."""

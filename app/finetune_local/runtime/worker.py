@@ -13,7 +13,6 @@ from typing import Any
 from finetune_local.runtime.events import Event, Failed, Note
 from finetune_local.runtime.job import Finished, Job, Progress, StoppedByUser
 from finetune_local.runtime.kinds import Reporter, kinds
-from finetune_local.runtime.process_folder import ProcessFolder
 from finetune_local.runtime.start import log_line
 from finetune_local.system.errors import DiskFailed, FinetuneError, SpecError, Stopped
 from finetune_local.system.files import failure
@@ -57,9 +56,9 @@ def stop_on_signals() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def failure_event(error: BaseException, folder: ProcessFolder) -> Failed:
+def failure_event(error: BaseException, folder: Path, on_full_disk: str) -> Failed:
     """The last event for an error; what the disk refused is reported in a sentence wherever it happened."""
-    known = error if isinstance(error, FinetuneError) else failure(error, folder.folder, folder.on_full_disk)
+    known = error if isinstance(error, FinetuneError) else failure(error, folder, on_full_disk)
     if known is not None:
         return Failed.of(known)
     trace = "".join(traceback.format_exception(error))
@@ -102,7 +101,7 @@ def work(job: Job, home: Home, report: Reporter) -> int:
 
 
 def _failed(job: Job, error: BaseException) -> int:
-    event = failure_event(error, job)
+    event = failure_event(error, job.folder, job.on_full_disk)
     _append_last(job, event)
     if event.traceback:
         log_line(event.traceback)

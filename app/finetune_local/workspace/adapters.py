@@ -1,5 +1,4 @@
-"""What takes more than one part of the app to know of an adapter or to do with it: a list with scores, renaming it wherever it is
-named, removing and taking back."""
+"""Adapters across the app: the list with scores, renaming wherever the name is used, removing and restoring."""
 
 from __future__ import annotations
 
@@ -19,14 +18,14 @@ from finetune_local.training.run_folder.runs import Run
 
 
 class Shelf:
-    """The adapters with their scores, kept in memory: only what has changed is read again."""
+    """The adapters with their scores, cached: only what has changed is read again."""
 
     def __init__(self, home: Home) -> None:
         self._home, self._library = home, Library(home)
         self._known: dict[str, tuple[object, str | None, dict[str, Any] | None]] = {}
 
     def listing(self) -> list[dict[str, Any]]:
-        """As Library.listing(), each with "scores": what its newest evaluation found (store.scores_of), or None."""
+        """As Library.listing(), each with "scores" from its newest evaluation (store.scores_in), or None."""
         scores = self._scores()
         return [{**facts, "scores": scores.get(facts["name"])} for facts in self._library.listing()]
 
@@ -84,7 +83,7 @@ def remove_adapters(names: Sequence[str], home: Home) -> list[Removed]:
 
 
 def put_back(keys: Sequence[str], home: Home) -> list[str]:
-    """Take several back from the trash, by their keys there; returns their names. Raises what the first that cannot go says."""
+    """Restore several from the trash, by their keys; returns their names. Raises the error of the first that cannot be restored."""
     return [_put_back(one, home) for one in [trash.find(home, key) for key in keys]]
 
 

@@ -43,7 +43,7 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def begin(home: Home, quant: str = "q8_0", folder: str = "") -> Job:
-    return exports.begin(home, "mine", None, "gguf", quant, folder, "base-mine")
+    return exports.start(home, "mine", None, "gguf", quant, folder, "base-mine")
 
 
 def test_two_windows_at_once_begin_one(home: Home) -> None:
@@ -83,12 +83,12 @@ def test_what_a_killed_one_left_goes_with_the_next_or_with_its_entry(home: Home)
     half = out.with_name(out.name + ".unchecked")
     half.write_bytes(b"half")
     with pytest.raises(SpecError, match="still at work"):
-        exports.forget(home, first.name)
+        exports.remove(home, first.name)
     assert half.exists()
     release(first)
     first.append(Progress(text="writing", done=0.5))
     begin(home, "f16")
     assert not half.exists()
     half.write_bytes(b"half")
-    exports.forget(home, first.name)
+    exports.remove(home, first.name)
     assert not half.exists() and not first.folder.exists()

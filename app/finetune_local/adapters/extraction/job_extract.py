@@ -10,7 +10,7 @@ from finetune_local.runtime.kinds import JobKind, Reporter
 from finetune_local.system.paths import Home
 
 
-def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> dict[str, Any]:
+def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[str, Any]:
     """`arguments`: those of ExtractionRequest that are plain JSON. The result is what `adapters extract --json` prints.
 
     Raises SpecError, AdapterError, ModelError, DiskFull.

@@ -1,4 +1,4 @@
-"""Start a run's worker and read what it tells, from the run folder alone: whoever looks can go away and come back."""
+"""Start a run's worker and follow its events from the run folder alone, so that a reader can go away and come back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL_SECONDS = 0.1
 def start(run: Run, home: Home) -> int:
     """Start the worker process of a run that has none; returns where its events will begin. Raises SpecError.
 
-    Of two that are started at once, the second ends by itself, and following the run shows the first.
+    Of two that are started at once the second ends by itself; following the run shows the first.
     """
     return start_all([run], home)[0]
 
@@ -35,18 +35,18 @@ def start_all(runs: Sequence[Run], home: Home) -> list[int]:
 
 
 def follow(run: Run, position: int = 0) -> Iterator[Event]:
-    """Events from a place in events.jsonl to the worker's last one. Raises WorkerDied where it ends without one."""
+    """Events from a position in events.jsonl (bytes) to the last one. Raises WorkerDied where the worker ends without one."""
     for _, event in follow_all([(run, position)]):
         yield event
 
 
 def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]:
-    """The same of several runs at once, each with its events. Raises WorkerDied once the others have been told."""
+    """The same for several runs at once. Raises WorkerDied after the events of the other runs."""
     tails = [(run, run.tail(position)) for run, position in places]
     died: list[Run] = []
     while tails:
         for run, tail in list(tails):
-            alive = run.alive()  # asked before reading, so that a last event is never missed
+            alive = run.alive()  # checked before reading, so that a last event is never missed
             events = _up_to_the_end(tail.read())
             for event in events:
                 yield run, event
@@ -66,7 +66,7 @@ def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]
 
 
 def go_on(runs: Sequence[Run]) -> str:
-    """What to type to train runs further; each goes on alone."""
+    """The commands that resume runs, each by itself."""
     return "go on with: " + ", ".join(f"finetune-local resume {typed(run.name)}" for run in runs)
 
 
@@ -81,7 +81,7 @@ def _up_to_the_end(events: Sequence[Event]) -> list[Event]:
 
 
 def raise_for(event: Event, run: Run) -> None:
-    """Turn a run's last event into the error it stands for; returns where it finished well."""
+    """Raise the error that a run's last event stands for; return where the run has finished."""
     if isinstance(event, StoppedByUser):
         raise Stopped(
             msg(
@@ -98,7 +98,7 @@ def raise_for(event: Event, run: Run) -> None:
 
 
 def _silent(died: Sequence[Run]) -> WorkerDied:
-    """What to say of runs whose process ended without an event that says why."""
+    """The error for runs whose process ended without a last event."""
     words = died[0].log_tail()
     said = msg(". Its last words: ") + " | ".join(words) if words else msg(" (killed, or out of memory)")
     return WorkerDied(

@@ -1,7 +1,7 @@
-"""A run as somebody who watches it sees it: read from its events as they grow, each line once, in memory that does not grow.
+"""A run while it is watched: its events are read once as they are appended, in bounded memory.
 
-A curve of a hundred thousand steps is kept as at most two thousand spans, each with its mean, lowest and highest value: what is
-drawn shows every spike, and is drawn as quickly at the end as at the beginning.
+A curve of any length is at most two thousand spans, each with mean, lowest and highest value: a drawing shows every spike, and takes
+as long at the end as at the beginning.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from finetune_local.training.events import Event
 from finetune_local.training.run_folder.runs import Run
 
 SPANS = 1000
-"""Spans a curve is thinned to when it has twice as many."""
+"""A curve with twice as many spans is thinned to this number."""
 
 SMOOTHING = 40.0
-"""The smoothed curve forgets a step's loss after about this share of the run: one fortieth."""
+"""The smoothed curve is an exponential mean over about this part of the run: one fortieth."""
 
 
 @dataclass
 class Span:
-    """Several steps in a row: their last number, and mean, lowest and highest of their values."""
+    """Consecutive steps: the number of the last, and mean, lowest and highest of their values."""
 
     step: int
     mean: float
@@ -44,7 +44,7 @@ class Curve:
         self._width = 1
 
     def add(self, step: int, value: float) -> None:
-        """Append; a step that was there already (a run resumed from before it) replaces what followed."""
+        """Append; a step that is there already (the run was resumed from before it) replaces it and what followed."""
         if self.spans and step <= self.spans[-1].step:
             while self.spans and self.spans[-1].step >= step:
                 self.spans.pop()
@@ -63,8 +63,7 @@ class Curve:
         return self.spans[-1].mean if self.spans else None
 
     def smoothed(self, steps: int, smoothing: float = SMOOTHING) -> list[tuple[int, float]]:
-        """An exponential mean over the spans, without the bias of its beginning; it forgets a step after one `smoothing`-th of the
-        run's steps."""
+        """(step, value) of the exponential mean over the spans, with bias correction; its window is `steps / smoothing` steps."""
         result, weighted, weight = list[tuple[int, float]](), 0.0, 0.0
         for span in self.spans:
             keep = (1 - 1 / max(2.0, steps / smoothing)) ** span.count
@@ -76,7 +75,7 @@ class Curve:
 
 @dataclass
 class Answers:
-    """What the model said to one validation prompt over time: (step, answer), the newest last."""
+    """The answers to one validation prompt over time: (step, answer), the newest last."""
 
     prompt: str
     reference: str
@@ -84,7 +83,7 @@ class Answers:
 
 
 class Watch:
-    """One run. `refresh()` reads what is new; everything else is what was read."""
+    """One run. refresh() reads the new events; the fields hold what was read."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -96,7 +95,7 @@ class Watch:
     def _forget(self) -> None:
         self.loss, self.rate, self.speed, self.gradient = Curve(), Curve(), Curve(), Curve()
         self.tokens, self.seconds = Curve(), Curve()
-        """Of each step, not summed up; thinned with the loss, span by span."""
+        """Per step, not cumulative; thinned with the loss, span by span."""
         self.validation: list[tuple[int, float, bool]] = []
         self.answers: dict[str, Answers] = {}
         self.notes: list[str] = []
@@ -110,11 +109,13 @@ class Watch:
         self.last_time: float | None = None
 
     def refresh(self, at_most_every: float = 0.4) -> Watch:
-        """Read on. Several windows may ask at once."""
+        """Read the new events. Any thread may call it."""
         with self._lock:
             if time.monotonic() - self._looked >= at_most_every:
                 self._looked = time.monotonic()
-                if self._tail.position > self.run.events_end():  # cut after a kill, or another run of the same name
+                if (
+                    self._tail.position > self.run.events_end()
+                ):  # truncated after a kill, or another run of the same name
                     self._tail = self.run.tail()
                     self._forget()
                 for event in self._tail.read():
@@ -157,7 +158,7 @@ class Watch:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What a run that ended says of itself; empty before."""
+        """The summary of a run that has ended; empty before."""
         return dict(getattr(self.end, "summary", None) or {})
 
 

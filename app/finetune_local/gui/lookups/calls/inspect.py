@@ -34,7 +34,7 @@ _left: dict[str, tuple[Inspection, Iterator[float]]] = {}
 """The one look that was left, or finished, by what was asked."""
 
 
-def answer(request: RpcRequest, home: Home) -> dict[str, Any]:
+def answer(request: RpcRequest, home: Home) -> Mapping[str, Any]:
     """Plain values: "model" and "model_problem", and what Inspection.shown() or as_json() has."""
     asked = request.values
     settings = parse(DataSettings, asked["settings"], "data")

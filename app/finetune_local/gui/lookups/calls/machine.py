@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from finetune_local.workspace.doctor import examine
 _SIZE, _SECONDS = 768, 0.3
 
 
-def answer(request: RpcRequest, home: Home) -> dict[str, Any]:
+def answer(request: RpcRequest, home: Home) -> Mapping[str, Any]:
     """See diagnose.examine; "flops" are fp32 operations per second."""
     return {**examine(str(request.values.get("backend", "auto")), home), "flops": _flops()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_local.export.offers import offers
@@ -9,6 +10,6 @@ from finetune_local.runtime.rpc_server import RpcRequest
 from finetune_local.system.paths import Home
 
 
-def answer(request: RpcRequest, home: Home) -> dict[str, Any]:
+def answer(request: RpcRequest, home: Home) -> Mapping[str, Any]:
     """The offers. Raises AdapterError."""
     return offers(home, str(request.values["adapter"]), request.values.get("model")).as_json()

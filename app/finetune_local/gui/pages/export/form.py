@@ -54,7 +54,7 @@ def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> J
     chosen = _chosen(form, target, offer)
     if chosen is None:
         raise SpecError(as_message(offer.reason or context.t("export.no_quant")))
-    return exports.begin(
+    return exports.start(
         context.home,
         question["adapter"],
         question["model"],

@@ -144,7 +144,7 @@ class ExportPage:
                 jobs.restart(jobs.find(self.home, value), self.home)
                 state.shown = value
             case "job.forget":
-                exports.forget(self.home, value)
+                exports.remove(self.home, value)
             case "job.close":
                 state.shown = ""
         return self._draw(window)

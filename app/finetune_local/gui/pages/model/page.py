@@ -228,13 +228,13 @@ class ModelPage:
             case "refresh":
                 self.models.look()
             case "download":
-                self._begun(window, downloads.begin(value, self.home))
+                self._begun(window, downloads.start(value, self.home))
             case "resume":
-                self._begun(window, downloads.go_on(value, self.home))
+                self._begun(window, downloads.resume(value, self.home))
             case "pause":
                 downloads.pause(value, self.home)
             case "cancel":
-                downloads.give_up(value, self.home)
+                downloads.cancel(value, self.home)
             case "remove" | "remove_no":
                 state.removing = value if do == "remove" else ""
             case "remove_yes":
@@ -272,7 +272,7 @@ class ModelPage:
         self.models.look()
 
     def _bring(self, window: Window, path: str, copy: bool) -> dict[Any, Any]:
-        brought = downloads.bring(path, self.home, copy=copy)
+        brought = downloads.add(path, self.home, copy=copy)
         told: dict[Any, Any] = {}
         if isinstance(brought, Job):
             self._begun(window, brought)
