@@ -83,16 +83,18 @@ def settings() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in schema["properties"].items():
         inner = schema["$defs"].get(str(value.get("$ref", "")).rpartition("/")[2])
-        for key, one in inner["properties"].items() if inner else [("", value)]:
-            if name != "method":
-                found[f"{name}.{key}".rstrip(".")] = _setting(one)
-    keys, *methods = schema["properties"]["method"]["oneOf"]
-    found["method"] = {"enum": keys["enum"]}
-    for one in methods:
-        for method in one["properties"]["key"]["enum"]:
-            for key, inner in one["properties"].items():
-                if key != "key":
-                    found[f"method {method}.{key}"] = _setting(inner)
+        if "oneOf" in value:  # a key, or a table with the settings of that key
+            keys, *tables = value["oneOf"]
+            found[name] = {"enum": keys["enum"], "default": value.get("default")}
+            for table in tables:
+                own = {key: one for key, one in table["properties"].items() if key != "key"}
+                for chosen in table["properties"]["key"]["enum"]:
+                    found |= {f"{name} {chosen}.{key}": _setting(one) for key, one in own.items()}
+        else:
+            found |= {
+                f"{name}.{key}".rstrip("."): _setting(one)
+                for key, one in (inner["properties"] if inner else {"": value}).items()
+            }
     return found
 
 
