@@ -92,6 +92,9 @@ def check_sums(folder: Path) -> None:
         )
 
 
+COPY_AGAIN = msg("Copy the adapter again.")
+
+
 def again(folder: Path) -> Message:
     """How to recover an adapter with a damaged file: publish it again from its run, or copy it again from its source."""
     folder = folder.absolute()
@@ -105,7 +108,7 @@ def again(folder: Path) -> Message:
         return msg(
             "`finetune-local runs check {run} --repair` makes it again from the run's last checkpoint.", run=name
         )
-    return msg("Copy the adapter again.")
+    return COPY_AGAIN
 
 
 def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
@@ -116,12 +119,13 @@ def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ..
         if not 1 <= len(shape) <= _MOST_DIMENSIONS:
             raise AdapterError(
                 msg(
-                    "{path}: {name} has {number} dimensions, which no adapter's tensor has. {again}",
+                    "{path}: {name} has {number} dimensions, which no adapter's tensor has.",
                     path=folder / WEIGHTS,
                     name=name,
                     number=len(shape),
-                    again=again(folder),
                 )
+                + " "
+                + again(folder)
             )
     _refuse_others(folder, own, config)
     plan = _plan(folder, config, own)
@@ -260,9 +264,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             msg("{folder}: no {file} here, so this is not an adapter folder.", folder=folder, file=CONFIG)
         ) from None
     except ForeignTextError as error:
-        raise AdapterError(
-            msg("{path}: {error}. {again}", path=folder / CONFIG, error=error, again=again(folder))
-        ) from None
+        raise AdapterError(msg("{path}: {error}.", path=folder / CONFIG, error=error) + " " + again(folder)) from None
     except OSError as error:
         raise AdapterError(
             msg("{path}: cannot be read ({error}).", path=folder / CONFIG, error=system_reason(error))
@@ -306,9 +308,9 @@ def _raw(path: Path, only: str | None = None) -> dict[str, tuple[bytes, str, tup
         }
     except (OSError, SafetensorError, ForeignTextError) as error:
         raise AdapterError(
-            msg("{path}: cannot be read ({error}). {again}", path=path, error=error, again=again(path.parent))
+            msg("{path}: cannot be read ({error}).", path=path, error=error) + " " + again(path.parent)
         ) from None
     except (MemoryError, OverflowError):
         raise AdapterError(
-            msg("{path}: it says that it holds more than memory does. Copy the adapter again.", path=path)
+            msg("{path}: it says that it holds more than memory does.", path=path) + " " + COPY_AGAIN
         ) from None

@@ -22,7 +22,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, Quantisation, TrainingSettings
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import did_you_mean
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import Message, join_messages, msg
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Gap:
     setting: str
     value: object
     device: str
-    reason: str
+    reason: Message
     instead: object | None
 
 
@@ -287,8 +287,8 @@ def backends() -> Mapping[str, Backend]:
     return found
 
 
-def choose(wanted: str = "auto") -> tuple[Backend, str]:
-    """The backend to use and a sentence that says why. Raises SpecError where `wanted` cannot be used."""
+def choose(wanted: str = "auto") -> tuple[Backend, Message]:
+    """The backend to use and the reason. Raises SpecError where `wanted` cannot be used."""
     known = backends()
     if wanted != "auto":
         if wanted not in known:
@@ -302,20 +302,22 @@ def choose(wanted: str = "auto") -> tuple[Backend, str]:
             )
         if reason := known[wanted].missing():
             raise SpecError(msg("--backend {name} cannot be used here: {reason}", name=wanted, reason=reason))
-        return known[wanted], msg("{wanted}: you asked for it", wanted=wanted)
+        return known[wanted], msg("you asked for it")
     usable = {name: backend for name, backend in known.items() if backend.missing() is None}
     if not usable:
-        reasons = " ".join(f"{name}: {backend.missing()}" for name, backend in known.items())
+        reasons = join_messages(
+            " ", (msg("{name}: {reason}", name=name, reason=backend.missing()) for name, backend in known.items())
+        )
         raise SpecError(msg("no backend can be used here. {reasons}", reasons=reasons))
     ranked = [(_rank(b), b) for b in usable.values()]
     best = min(ranked, key=lambda pair: pair[0])[1]
     device = best.devices()[0]
-    return best, msg("{name}: it can use {device}", name=best.name, device=device.name) + (
-        msg(" (the only one installed)") if len(usable) == 1 else ""
-    )
+    if len(usable) == 1:
+        return best, msg("it can use {device}, and no other is installed", device=device.name)
+    return best, msg("it can use {device}", device=device.name)
 
 
-def automatic_quantisation(backend: Backend) -> tuple[Quantisation, str]:
+def automatic_quantisation(backend: Backend) -> tuple[Quantisation, Message]:
     """How a backend stores 4 bits where the user did not choose, and why: affine groups where it has them, else NF4."""
     for gap in backend.gaps():
         if (gap.setting, gap.value) == ("model.quantisation", "affine"):

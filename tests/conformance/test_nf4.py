@@ -231,7 +231,7 @@ def test_the_kind_is_settled_before_anything_is_loaded(
     spec = spec_for(tiny, tmp_path, backend, quantisation=asked)
     settled, notes = check_before_loading(spec, home, lambda *_: None)
     assert settled.model.quantisation == taken
-    assert any(note.startswith(f"model.quantisation = {taken}") for note in notes) == (asked == "auto")
+    assert any(note.text.startswith(f"model.quantisation = {taken}") for note in notes) == (asked == "auto")
 
 
 def test_what_is_senseless_is_refused(home: Home, tiny: Path, tmp_path: Path) -> None:

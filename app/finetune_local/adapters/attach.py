@@ -18,7 +18,7 @@ from finetune_local.adapters.token_tables import check_rows, read_on
 from finetune_local.backend import Session
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system.errors import AdapterError
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import Message, join_messages, msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -51,9 +51,9 @@ def attach(
     if identity is None:
         note(f"{folder.name}: {_unproven(folder)}")
     if lacking := check_rows(plan, model, prompt_setup(model.path, folder), folder):
-        note(f"{folder.name}: {lacking}")
+        note(msg("{name}: {lacking}", name=folder.name, lacking=lacking))
     if told := companions(model.path, folder).sentences:
-        note(msg("{name}: it is asked with what it brings: {what}", name=folder.name, what="; ".join(told)))
+        note(msg("{name}: it is asked with what it brings: {what}", name=folder.name, what=join_messages("; ", told)))
     count = session.attach(name, plan, seed=0, tensors=tensors)
     try:
         check_live(session, tokenizer, name, folder)

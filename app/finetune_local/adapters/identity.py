@@ -20,7 +20,7 @@ from finetune_local.spec.tuners import PREFIX, tuner_of
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.files import disk_full
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import Message, join_messages, msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 FILE = "finetune_local.json"
@@ -101,16 +101,15 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise AdapterError(
             msg(
-                "{path}: cannot be read ('{name}' is missing, or not what it should be). {again}",
+                "{path}: cannot be read ('{name}' is missing, or not what it should be).",
                 path=path,
                 name=where,
-                again=again,
             )
+            + " "
+            + again
         ) from None
     except (OSError, ForeignTextError) as error:
-        raise AdapterError(
-            msg("{path}: cannot be read ({error}). {again}", path=path, error=error, again=again)
-        ) from None
+        raise AdapterError(msg("{path}: cannot be read ({error}).", path=path, error=error) + " " + again) from None
     return AdapterIdentity(
         base=Identity(told.base.name, told.base.config_sha256, told.base.tokenizer_sha256, told.base.rope_factor),
         run=told.run,
@@ -159,7 +158,7 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Coll
                 "it was made on.",
                 base=made_on.name,
                 model=model.name,
-                what=" and ".join(different),
+                what=join_messages(" and ", different),
             )
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_local.data.conversation import Message, Role, RowRejected
-from finetune_local.system.fields import did_you_mean
+from finetune_local.system.fields import did_you_mean, nearest
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, kind_of, parse_json
 
@@ -239,7 +239,7 @@ def _written(value: object, where: str) -> str:
 
 def _near_key(wanted: str, item: Mapping[str, Any]) -> str:
     names = ", ".join(repr(str(k)) for k in list(item)[:6]) or "nothing"
-    near = did_you_mean(wanted, [str(k) for k in item])
+    near = nearest(wanted, [str(k) for k in item])
     return msg(" It has {names}.", names=names) + (
-        msg(" Rename '{name}' to '{wanted}'.", name=near.split(chr(39))[1], wanted=wanted) if near else ""
+        msg(" Rename '{name}' to '{wanted}'.", name=near, wanted=wanted) if near else ""
     )

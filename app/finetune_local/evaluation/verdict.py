@@ -8,7 +8,7 @@ from typing import Any
 from finetune_local.evaluation.bootstrap import Interval, difference
 from finetune_local.evaluation.compare import Comparison, Condition
 from finetune_local.evaluation.metrics import Metric
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import Message, join_messages, msg
 
 FEW_ROWS = 20
 
@@ -22,9 +22,9 @@ class Verdict:
     over_few_shot: Interval | None
 
     @property
-    def text(self) -> str:
+    def text(self) -> Message:
         """All sentences as one text."""
-        return " ".join(self.sentences)
+        return join_messages(" ", self.sentences)
 
     def as_json(self) -> dict[str, Any]:
         """For `evaluate --json`."""
@@ -94,13 +94,15 @@ def _sentence(gain: Interval, metric: Metric, other: str, *, lead: bool) -> Mess
     return msg("{start}: {shown}, which includes 0.", start=start, shown=shown)
 
 
-def _size(gain: float, metric: Metric) -> str:
+def _size(gain: float, metric: Metric) -> Message:
     if metric.is_loss:
-        return f"{'lower' if gain >= 0 else 'higher'} by {abs(gain):.3f}"
-    return f"{'up' if gain >= 0 else 'down'} {abs(gain) * 100:.1f} points"
+        amount = f"{abs(gain):.3f}"
+        return msg("lower by {amount}", amount=amount) if gain >= 0 else msg("higher by {amount}", amount=amount)
+    points = f"{abs(gain) * 100:.1f}"
+    return msg("up {points} points", points=points) if gain >= 0 else msg("down {points} points", points=points)
 
 
-def _range(gain: Interval, metric: Metric) -> str:
+def _range(gain: Interval, metric: Metric) -> Message:
     if metric.is_loss:
-        return f"{-gain.high:+.3f} to {-gain.low:+.3f}"
-    return f"{gain.low * 100:+.1f} to {gain.high * 100:+.1f}"
+        return msg("{low} to {high}", low=f"{-gain.high:+.3f}", high=f"{-gain.low:+.3f}")
+    return msg("{low} to {high}", low=f"{gain.low * 100:+.1f}", high=f"{gain.high * 100:+.1f}")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 from finetune_local.runtime.status import Status
 from finetune_local.system import errors
 from finetune_local.system.errors import FinetuneError
-from finetune_local.system.messages import as_message, message_of
+from finetune_local.system.messages import Message, as_message, message_of, msg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,39 @@ class Event:
         return {"event": self.kind, **dataclasses.asdict(self)}
 
 
+_CHOSEN = ("setting", "value", "replaced", "reason")
+"""Fields of a note about an automatic value."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Note(Event):
-    """A sentence for the user: an automatic choice, a fallback, advice."""
+    """A sentence for the user: an automatic value of a setting with its reason, a fallback, advice."""
 
     kind = "note"
     text: str
+    setting: str = ""
+    value: str | int | float | bool | None = None
+    replaced: str | int | float | bool | None = None
+    reason: str = ""
+
+    @classmethod
+    def chosen(cls, setting: str, value: Any, reason: Message, replaced: Any = None) -> Note:
+        """A setting that was chosen automatically, with the reason; `replaced` is what a preset asked for."""
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        text = msg("{setting} = {value} ({reason})", setting=setting, value=shown, reason=reason)
+        if replaced is not None:
+            text = msg(
+                "{setting} = {value} instead of {replaced}: {reason}",
+                setting=setting,
+                value=shown,
+                replaced=replaced,
+                reason=reason,
+            )
+        return cls(text=text, setting=setting, value=value, replaced=replaced, reason=reason)
+
+    def as_json(self) -> dict[str, Any]:
+        """See Event; the fields of an automatic value only where it is one."""
+        return {key: value for key, value in super().as_json().items() if key not in _CHOSEN or self.setting}
 
 
 @dataclass(frozen=True, kw_only=True)

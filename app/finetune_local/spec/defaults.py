@@ -11,7 +11,7 @@ from finetune_local.spec.numerics.shifted import automatic_group
 from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import Goal, Precision, RunSpec
 from finetune_local.spec.tuners import tuners
-from finetune_local.system.messages import msg
+from finetune_local.system.messages import Message, msg
 
 COMFORTABLE = 0.8
 """Share of a device's memory that automatic values may plan with."""
@@ -48,10 +48,10 @@ class Choice:
 
     setting: str
     value: object
-    reason: str
+    reason: Message
 
 
-def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, str]:
+def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, Message]:
     """The base's precision where the spec leaves it open."""
     if spec.model.precision is not None:
         return spec.model.precision, msg("you asked for it")
@@ -62,7 +62,7 @@ def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, s
     return "fp32", msg("this device has no fast bf16")
 
 
-def max_length(spec: RunSpec, context: int) -> tuple[int, str]:
+def max_length(spec: RunSpec, context: int) -> tuple[int, Message]:
     """The longest row where the spec leaves it open."""
     if spec.data.max_length is not None:
         return spec.data.max_length, msg("you asked for it")
@@ -77,7 +77,7 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     training = spec.training
     chosen: list[Choice] = []
 
-    def choose(name: str, value: Any, reason: str) -> Any:
+    def choose(name: str, value: Any, reason: Message) -> Any:
         given = getattr(training, name)
         if given is not None:
             return given
@@ -119,7 +119,9 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         if epochs
         else steps,
         "batch_size": batch_size,
-        "learning_rate": choose("learning_rate", rate, f"{titles}, {facts.hidden_size} wide"),
+        "learning_rate": choose(
+            "learning_rate", rate, msg("{method}, {width} wide", method=titles, width=facts.hidden_size)
+        ),
         "micro_batch_tokens": choose("micro_batch_tokens", *_micro_batch_tokens(facts)),
         "gradient_checkpointing": choose("gradient_checkpointing", *_checkpointing(facts)),
         "attention_group": choose(
@@ -142,12 +144,12 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
     return spec.model_copy(update={"training": training.model_copy(update=resolved)}), chosen
 
 
-def _validations(spec: RunSpec, steps: int) -> tuple[int, str]:
+def _validations(spec: RunSpec, steps: int) -> tuple[int, Message]:
     times, told = (12, msg("twelve")) if spec.goal == "thorough" else (5, msg("five"))
     return max(1, math.ceil(steps / times)), msg("{times} times in the run", times=told)
 
 
-def _micro_batch_tokens(facts: Facts) -> tuple[int, str]:
+def _micro_batch_tokens(facts: Facts) -> tuple[int, Message]:
     if facts.device == "cpu":
         return max(1024, facts.longest), msg("fills a CPU's caches; more only takes memory")
     room = int(facts.memory_bytes * COMFORTABLE) - facts.fixed_bytes
@@ -155,7 +157,7 @@ def _micro_batch_tokens(facts: Facts) -> tuple[int, str]:
     return max(facts.longest, 1024 * thousands), msg("by the device's memory")
 
 
-def _checkpointing(facts: Facts) -> tuple[bool, str]:
+def _checkpointing(facts: Facts) -> tuple[bool, Message]:
     needed = facts.fixed_bytes + facts.activation_bytes * max(1024, facts.longest) // 1024
     tight = needed > facts.memory_bytes * COMFORTABLE
     return tight, (msg("memory is short") if tight else msg("there is memory to spare"))

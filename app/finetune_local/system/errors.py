@@ -46,7 +46,8 @@ def told_of(place: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if isinstance(error, ModelError) or str(error).startswith(place):
+        named = next(iter(error.message.values.values()), "")
+        if isinstance(error, ModelError) or named.startswith(place):
             raise
         raise type(error)(msg("{place}: {error}", place=place, error=error)) from None
 

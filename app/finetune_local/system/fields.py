@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from finetune_local.system.errors import SpecError
-from finetune_local.system.messages import Message, join_messages, msg, quoted
+from finetune_local.system.messages import Message, join_messages, message_of, msg, quoted
 
 S = TypeVar("S", bound="Settings")
 
@@ -61,8 +61,13 @@ def flag_of(name: str, field: FieldInfo) -> str:
 
 def did_you_mean(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:
     """ " Did you mean 'rank'?" for a near miss, else the empty string; to be put after a sentence."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return msg(" Did you mean '{name}'?", name=near[0]) if near else ""
+    near = nearest(word, known)
+    return msg(" Did you mean '{name}'?", name=near) if near else ""
+
+
+def nearest(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str | None:
+    """The known word that is spelled most like this one; None where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
 def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
@@ -78,36 +83,20 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
 
 def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list[Message]:
     """One sentence per problem of a pydantic validation error."""
-    result = []
+    result: list[Message] = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = list(_names_at(kind, problem["loc"][:-1]))
             hint = did_you_mean(str(problem["loc"][-1]), known)
             allowed = "" if hint else msg(" Known settings: {names}.", names=", ".join(known))
-            result.append(
-                msg(
-                    "{where}: there is no setting '{name}'.{hint}{allowed}",
-                    where=where,
-                    name=path,
-                    hint=hint,
-                    allowed=allowed,
-                )
-            )
+            result.append(msg("there is no setting '{name}'.{hint}{allowed}", name=path, hint=hint, allowed=allowed))
         elif isinstance(problem.get("ctx", {}).get("error"), Exception):
-            result.append(msg("{where}: {error}", where=where, error=problem["ctx"]["error"]))
+            result.append(message_of(problem["ctx"]["error"]))
         else:
             text = _said(problem)
-            result.append(
-                msg(
-                    "{where}: '{path}' is {value}, but {text}.",
-                    where=where,
-                    path=path,
-                    value=repr(problem["input"]),
-                    text=text,
-                )
-            )
-    return result
+            result.append(msg("'{path}' is {value}, but {text}.", path=path, value=repr(problem["input"]), text=text))
+    return [msg("{place}: {error}", place=where, error=told) for told in result]
 
 
 def _said(problem: ErrorDetails) -> Message:

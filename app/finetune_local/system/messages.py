@@ -121,6 +121,28 @@ def join_messages(separator: str, parts: Iterable[str]) -> Message:
     return Message(separator.join(f"{{{name}}}" for name in values), values)
 
 
+def templates_in(message: Message) -> Iterator[str]:
+    """The template of a message and those of the messages in it."""
+    yield message.template
+    for value in message.values.values():
+        if isinstance(value, Message):
+            yield from templates_in(value)
+
+
+def parts(text: str) -> list[str]:
+    """What + and join_messages() put together, without the separators; another text alone."""
+    if not (isinstance(text, Message) and text.values and all(name.startswith("part") for name in text.values)):
+        return [text]
+    return [part for value in text.values.values() for part in parts(value) if part.strip()]
+
+
+def without_full_stop(text: str) -> Message:
+    """The sentence to be put into another one."""
+    if not isinstance(text, Message) or text.template == "{text}":
+        return as_message(str(text).removesuffix("."))
+    return Message(text.template.removesuffix("."), text.values)
+
+
 def from_json(value: Any) -> Message:
     """The Message that as_json() wrote. Raises ValueError where it is none."""
     return _read(value, _DEEPEST)

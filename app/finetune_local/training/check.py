@@ -16,8 +16,9 @@ from finetune_local.spec.tuners import Tuner, tuners
 from finetune_local.system.errors import SpecError, Unsupported, told_of
 from finetune_local.system.fields import flag_of
 from finetune_local.system.machine import nvidia_cards
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, located
+from finetune_local.training.events import Note
 
 if TYPE_CHECKING:
     from finetune_local.models.folder import ModelFolder
@@ -29,7 +30,7 @@ SHORTEST = 8
 
 def check_before_loading(
     spec: RunSpec, home: Home, progress: Callable[[str, float | None], None]
-) -> tuple[RunSpec, list[Message]]:
+) -> tuple[RunSpec, list[Note]]:
     """Everything that can be wrong without loading a model: files, backend, gaps, targets, ranks.
 
     Returns the spec with backend and device settled and gaps of presets replaced, and notes for the user.
@@ -39,12 +40,15 @@ def check_before_loading(
 
     check_files(spec)
     backend, why = port.choose(spec.backend)
-    notes: list[Message] = [msg("backend = {reason}", reason=why)]
+    notes = [Note.chosen("backend", backend.name, why)]
+    if spec.backend != "auto":
+        notes = [Note(text=notes[0].text)]
     device = device_for(backend, spec.device)
     if device.kind == "cpu" and spec.device is None and (cards := nvidia_cards()):
-        notes.append(
-            msg("this machine has an {card}, but it is not used: `finetune-local doctor` says why", card=cards[0].name)
+        text = msg(
+            "this machine has an {card}, but it is not used: `finetune-local doctor` says why", card=cards[0].name
         )
+        notes.append(Note(text=text))
     spec = spec.model_copy(update={"backend": backend.name, "device": device.id})
     spec, settled = settle(spec, backend, device)
     model = resolve_for(spec.model, home, progress)
@@ -57,18 +61,18 @@ def check_before_loading(
     return spec, notes + settled
 
 
-def settle(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[Message]]:
+def settle(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[Note]]:
     """The spec with what follows from backend and device alone, and a note for each: the base's precision, the kind of 4 bits,
     what stands in for a preset that the backend lacks. Raises Unsupported. Nothing is loaded."""
     notes = []
     if spec.model.precision is None:
         precision, reason = defaults.precision(spec, device.kind, device.fast_bf16)
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"precision": precision})})
-        notes.append(msg("model.precision = {value}: {reason}", value=precision, reason=reason))
+        notes.append(Note.chosen("model.precision", precision, reason))
     if spec.model.precision == "4-bit" and spec.model.quantisation == "auto":
         kind, reason = port.automatic_quantisation(backend)
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"quantisation": kind})})
-        notes.append(msg("model.quantisation = {value}: {reason}", value=kind, reason=reason))
+        notes.append(Note.chosen("model.quantisation", kind, reason))
     spec, replaced = _bridge_gaps(spec, backend, device)
     return spec, notes + replaced
 
@@ -93,7 +97,7 @@ def facts_for(
 
 def check_together(
     specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None]
-) -> list[tuple[RunSpec, list[Message]]]:
+) -> list[tuple[RunSpec, list[Note]]]:
     """check_before_loading() of each, and that they can be trained at once: one base held in one way, rows of their own.
 
     Raises SpecError where they cannot.
@@ -225,7 +229,7 @@ def device_for(backend: port.Backend, wanted: str | None) -> port.Device:
     )
 
 
-def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[Message]]:
+def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[Note]]:
     """Replace what the backend lacks where only a preset asked for it; refuse where the user did."""
     notes = []
     for gap in backend.gaps():
@@ -249,15 +253,7 @@ def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> t
             )
         group = group.model_copy(update={name: gap.instead})
         spec = spec.model_copy(update={table: group})
-        notes.append(
-            msg(
-                "{setting} = {instead} instead of {value}: {reason}",
-                setting=gap.setting,
-                instead=gap.instead,
-                value=gap.value,
-                reason=gap.reason,
-            )
-        )
+        notes.append(Note.chosen(gap.setting, gap.instead, gap.reason, replaced=gap.value))
     if method_family(spec) not in backend.tuners():
         raise Unsupported(
             msg(

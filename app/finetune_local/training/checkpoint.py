@@ -26,7 +26,7 @@ from finetune_local.spec.plan import AdapterPlan
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, DamagedRun
 from finetune_local.system.files import discard, written_aside
-from finetune_local.system.messages import Message, as_message, msg
+from finetune_local.system.messages import Message, msg, parts, without_full_stop
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 RESUME = msg("What was saved before is intact. Make room, then resume.")
@@ -227,5 +227,4 @@ def _states() -> TypeAdapter[LoopState]:
 
 def _without_advice(error: AdapterError) -> Message:
     """Advice about adapters from elsewhere does not hold for a checkpoint of one's own."""
-    said = str(error).split(" Copy the adapter again", 1)[0].split(" `finetune-local runs check", 1)[0].rstrip(".")
-    return as_message(said)
+    return without_full_stop(parts(error.message)[0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from finetune_local.system import checksums
 from finetune_local.system.errors import DamagedRun, DataError, typed
 from finetune_local.system.files import ASIDE, put, remove
-from finetune_local.system.messages import Message, message_of, msg
+from finetune_local.system.messages import Message, join_messages, message_of, msg
 from finetune_local.system.untrusted.text import ForeignTextError
 from finetune_local.training import checkpoint
 from finetune_local.training.checkpoint import Loaded
@@ -65,7 +65,9 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
 
 def none_is_intact(run: Run, unusable: Unusable) -> Message:
     """What to say and to do where no checkpoint can be used."""
-    found = "; ".join(f"{place.name}: {reason}" for place, reason in unusable)
+    found = join_messages(
+        "; ", (msg("{place}: {reason}", place=place.name, reason=reason) for place, reason in unusable)
+    )
     return msg(
         "no checkpoint of the run '{run}' can be used ({why}). Nothing was changed. If a copy of {place} "
         "lies elsewhere, put that back and resume. Else begin again with the same settings: finetune-local "

@@ -100,8 +100,7 @@ def _checked(run: Run, home: Home) -> Generator[Event, None, RunSpec]:
         yield Phase(name=msg("checking the settings"))
         spec, told = check_before_loading(spec, home, _teller(run))
         run.write_spec(spec)
-        for text in told:
-            yield Note(text=text)
+        yield from told
     return spec
 
 
@@ -120,10 +119,7 @@ def _automatic(
     facts = facts_for(spec, model, plan, device, len(data.train), int(data.train.lengths.max()), len(data.validation))
     spec, chosen = defaults.resolve(spec, facts)
     for choice in chosen:
-        shown = f"{choice.value:g}" if isinstance(choice.value, float) else choice.value
-        yield Note(
-            text=msg("{setting} = {value} ({reason})", setting=choice.setting, value=shown, reason=choice.reason)
-        )
+        yield Note.chosen(choice.setting, choice.value, choice.reason)
     if chosen:
         run.write_spec(spec)
     expected = estimate(model, spec, plan, device.kind)
@@ -220,7 +216,7 @@ def _row_length(run: Run, spec: RunSpec, model: ModelFolder) -> Generator[Event,
             )
         )
     if spec.data.max_length is None:
-        yield Note(text=msg("{setting} = {value} ({reason})", setting="data.max_length", value=length, reason=reason))
+        yield Note.chosen("data.max_length", length, reason)
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"max_length": length})})
         run.write_spec(spec)
     return spec

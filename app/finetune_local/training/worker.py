@@ -14,7 +14,7 @@ from finetune_local.runtime.start import log_line
 from finetune_local.runtime.worker import failure_event, stop_on_signals
 from finetune_local.system.errors import DiskFailed, FinetuneError
 from finetune_local.system.files import disk_full, failure
-from finetune_local.system.messages import message_of
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.private import write_privately
 from finetune_local.training.checkpoint import RESUME
@@ -65,7 +65,7 @@ def work(runs: Sequence[Run], home: Home, release: Callable[[Run], None]) -> int
         event = failure_event(error, (preparing or runs[0]).folder, RESUME)
         if isinstance(error, FinetuneError) and preparing is not None and len(runs) > 1:
             # None of them starts, and the user has to know which one to correct.
-            event = replace(event, message=f"run '{preparing.name}': {event.message}")
+            event = replace(event, message=msg("run '{run}': {error}", run=preparing.name, error=event.message))
         return _fail([run for run in runs if run.name not in codes], event)
 
 

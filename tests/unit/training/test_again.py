@@ -14,6 +14,7 @@ from finetune_local.spec.given import as_toml, given_tables
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import as_tables, parse_spec
 from finetune_local.system.errors import SpecError
+from finetune_local.system.messages import as_message
 from finetune_local.system.paths import Home
 from finetune_local.training.events import Note, Phase
 from finetune_local.training.run_folder import begin, runs
@@ -67,14 +68,14 @@ def test_without_that_the_notes_tell_what_was_automatic(home: Home) -> None:
     values["training"] = {"learning_rate": 2e-4, "max_steps": 30, "batch_size": 8, "seed": 7}
     run = runs.create(home, parse_spec(values, "test"))
     run.asked_file.unlink()
-    for text in (
-        "backend = torch: it can use the CPU (the only one installed)",
-        "model.precision = bf16: this device is fastest at it",
-        "training.batch_size = 8 (for 40 rows)",
-        "training.learning_rate = 0.0002 (LoRA, 576 wide)",
-        "training.max_steps = 20 (4 epochs of 5)",  # trained further since
+    for setting, value in (
+        ("backend", "torch"),
+        ("model.precision", "bf16"),
+        ("training.batch_size", 8),
+        ("training.learning_rate", 0.0002),
+        ("training.max_steps", 20),  # trained further since
     ):
-        run.append(Note(text=text))
+        run.append(Note.chosen(setting, value, as_message("a reason")))
     found = settings_of(run)
     assert found.rest == {"method.rank": 4, "training.max_steps": 30, "training.seed": 7}
     assert found.model == "m"
@@ -84,7 +85,7 @@ def test_what_was_asked_for_is_not_automatic(home: Home) -> None:
     run = runs.create(home, parse_spec({**TABLES, "backend": "torch"}, "test"))
     run.asked_file.unlink()
     run.append(Phase(name="checking"))
-    run.append(Note(text="backend = torch: you asked for it"))
+    run.append(Note(text="backend = torch (you asked for it)"))
     rest = settings_of(run).rest
     assert rest["backend"] == "torch" and rest["device"] == "cpu"
 

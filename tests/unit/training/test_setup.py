@@ -24,4 +24,4 @@ def test_a_card_that_is_not_used_is_told(
     monkeypatch.setattr(check, "device_for", lambda *_: Device("cpu", "cpu", "CPU", 1 << 34))
     tables = {"device": device, "model": {"id": str(tiny)}, "data": {"files": [str(data)]}}
     _, notes = check.check_before_loading(parse_spec(tables, "test"), home, lambda *_: None)
-    assert any("NVIDIA RTX 4090" in note and "doctor" in note for note in notes) == told
+    assert any("NVIDIA RTX 4090" in note.text and "doctor" in note.text for note in notes) == told

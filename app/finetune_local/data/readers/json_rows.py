@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from finetune_local.data.conversation import RowRejected
 from finetune_local.data.readers import rows
 from finetune_local.data.readers.rows import Problem, Raw
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import Message, message_of, msg, quoted, without_full_stop
 from finetune_local.system.untrusted.text import ForeignTextError, check_parts, is_text, parse_json_at
 
 CHUNK = 1 << 16
@@ -391,4 +391,4 @@ def _goes_on(error: JSONDecodeError, length: int) -> bool:
 
 
 def _said(error: JSONDecodeError | ForeignTextError | RowRejected) -> str:
-    return error.msg if isinstance(error, JSONDecodeError) else str(error).rstrip(".")
+    return quoted(error.msg) if isinstance(error, JSONDecodeError) else without_full_stop(message_of(error))

@@ -20,7 +20,7 @@ from finetune_local.data.readers.detect import HEAD_BYTES, FileKind, examine
 from finetune_local.data.turns import whole
 from finetune_local.spec.run import DataSettings
 from finetune_local.system.errors import DataError
-from finetune_local.system.messages import message_of, msg
+from finetune_local.system.messages import Message, join_messages, message_of, msg
 from finetune_local.system.paths import located
 from finetune_local.system.untrusted.text import kind_of
 
@@ -210,13 +210,18 @@ def nothing_usable(files: Sequence[Path | str], first: Sequence[Rejected]) -> Da
     where = ", ".join(str(f) for f in files)
     if not first:
         return DataError(msg("{where}: no rows were found. Put one training example on each line.", where=where))
-    reasons = "".join(f"\n  {quoted(r)}" for r in first[:3])
+    reasons = join_messages("", ("\n  " + quoted(r) for r in first[:3]))
     return DataError(msg("{where}: no row can be used. The first reasons:{reasons}", where=where, reasons=reasons))
 
 
-def quoted(rejected: Rejected) -> str:
+def quoted(rejected: Rejected) -> Message:
     """A rejected row as one sentence with its place."""
-    return f"{rejected.source.file}, line {rejected.source.line}: {rejected.reason}"
+    return msg(
+        "{file}, line {line}: {reason}",
+        file=rejected.source.file,
+        line=rejected.source.line,
+        reason=rejected.reason,
+    )
 
 
 def _short(reason: str) -> str:

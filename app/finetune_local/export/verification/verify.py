@@ -112,7 +112,12 @@ def prepare(model: ModelFolder, adapter: Path | None, backend: str = "auto", pro
         references = _references(engine, model, adapter, precision, wanted.probes, wanted.stop_ids)
     except OutOfMemory as error:
         return replace(
-            known, lack=f"not checked: there is not enough memory for base + adapter in {precision} ({error})"
+            known,
+            lack=msg(
+                "not checked: there is not enough memory for base + adapter in {precision} ({error})",
+                precision=precision,
+                error=error,
+            ),
         )
     gc.collect()  # torch modules form reference cycles: without a collection both models would be in memory
     return replace(known, references=references)

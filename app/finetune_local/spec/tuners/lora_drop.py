@@ -23,7 +23,7 @@ from finetune_local.spec.tuners import PREFIX, Array, Calibration, Preset, Sourc
 from finetune_local.spec.tuners.low_rank import LowRank
 from finetune_local.system.errors import SpecError, TrainingDiverged
 from finetune_local.system.fields import Settings, did_you_mean, setting
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import Message, join_messages, msg
 
 SHARED = "shared."
 
@@ -184,7 +184,7 @@ def _kind(module: str) -> str:
     return module.rsplit(".", 1)[-1]
 
 
-def _in_words(modules: tuple[str, ...]) -> str:
+def _in_words(modules: tuple[str, ...]) -> Message:
     """ "q_proj of blocks 0, 2; up_proj of block 1"."""
     kinds: dict[str, list[str]] = {}
     for module in modules:
@@ -197,7 +197,7 @@ def _in_words(modules: tuple[str, ...]) -> str:
         )
         for kind, at in kinds.items()
     )
-    return "; ".join(parts)
+    return join_messages("; ", parts)
 
 
 TUNER = LoraDrop()

@@ -1,12 +1,11 @@
 """A run's settings as somebody begins another run from them: what the user set, without what was chosen by itself.
 
-Automatic values depend on the data and the machine, so they are left to be chosen anew. asked.json says what the user set; of a
-run that has none, the notes at its beginning tell which values were automatic.
+Automatic values depend on the data and the machine, so they are left to be chosen anew. asked.json says what the user set; in a
+run that has none, the notes before its first step name the values that were automatic.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,8 @@ from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
+from finetune_local.training.events import EVENTS, Note, Step
 from finetune_local.training.run_folder.runs import Run
-
-_NOTE = re.compile(r"([a-z_]+(?:\.[a-z_0-9]+)?) = (\S+?)(?: instead of \S+)?(?::? )(.*)", re.DOTALL)
-_ASKED_FOR = msg("you asked for it")
 
 
 @dataclass(frozen=True)
@@ -63,24 +60,24 @@ def _asked(run: Run) -> tuple[RunSpec, dict[str, Any]]:
     return parse_spec(tables, str(run.asked_file)), tables
 
 
-def _noted(run: Run) -> dict[str, str]:
+def _noted(run: Run) -> dict[str, object]:
     """Automatic values by dotted path, as the notes before the first step have them."""
-    found: dict[str, str] = {}
+    found: dict[str, object] = {}
     for line in run.lines():
-        if line.get("event") == "step":
+        event = EVENTS.read(line)
+        if isinstance(event, Step):
             break
-        note = _NOTE.fullmatch(str(line.get("text", ""))) if line.get("event") == "note" else None
-        if note is not None and note[3] != _ASKED_FOR:
-            found[note[1]] = note[2].rstrip(":")
+        if isinstance(event, Note) and event.setting:
+            found[event.setting] = event.value
     return found
 
 
 def _without_automatic(
-    given: Mapping[str, Any], resolved: Mapping[str, Any], noted: Mapping[str, str]
+    given: Mapping[str, Any], resolved: Mapping[str, Any], noted: Mapping[str, object]
 ) -> dict[str, Any]:
     """`given` without the values that a note announced, unless they were changed since (a run that was trained further)."""
     flat = flattened(resolved)
-    automatic = {path for path, text in noted.items() if text in (f"{flat.get(path)}", _short(flat.get(path)))}
+    automatic = {path for path, value in noted.items() if flat.get(path) == value}
     if "backend" in automatic:
         automatic.add("device")  # the first one of an automatic backend
     found: dict[str, Any] = {}
@@ -91,7 +88,3 @@ def _without_automatic(
         elif kept := {key: inner for key, inner in value.items() if f"{name}.{key}" not in automatic}:
             found[name] = kept
     return found
-
-
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from finetune_local.spec.run import RunSpec
 from finetune_local.system.errors import DamagedRun, FinetuneError, UserError
-from finetune_local.system.messages import Message
 from finetune_local.system.paths import Home, located
 from finetune_local.training import check
 from finetune_local.training.events import Event, Failed, Note
@@ -16,17 +15,17 @@ from finetune_local.training.run_folder.runs import Run
 
 def checked(
     specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None], made_from: str | None = None
-) -> list[tuple[Run, list[Message]]]:
+) -> list[tuple[Run, list[Note]]]:
     """Check specs that are to be trained at once, and make a run of each: with the notes for the user, which are its first
     events. `made_from` is the run whose settings they are. Raises UserErrors; all of them are made or none is."""
-    begun: list[tuple[Run, list[Message]]] = []
+    begun: list[tuple[Run, list[Note]]] = []
     try:
         for asked, (spec, notes) in zip(specs, check.check_together(specs, home, progress), strict=True):
             found = asked.model_copy(update={"model": asked.model.model_copy(update={"id": spec.model.id})})
             run = runs.create(home, with_absolute_files(spec), asked=with_absolute_files(found), made_from=made_from)
             begun.append((run, notes))
-            for text in notes:
-                run.append(Note(text=text))
+            for told in notes:
+                run.append(told)
     except FinetuneError:
         for run, _ in begun:
             runs.delete(run)

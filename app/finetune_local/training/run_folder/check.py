@@ -17,7 +17,7 @@ from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.runtime.status import ProcessState
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, SpecError, UserError
-from finetune_local.system.messages import Message, message_of, msg
+from finetune_local.system.messages import Message, message_of, msg, without_full_stop
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 from finetune_local.training import checkpoint
 from finetune_local.training.events import Finished, StoppedByUser
@@ -69,7 +69,7 @@ def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
         try:
             found.append(check(run, repair=repair))
         except (DiskFailed, UserError) as error:
-            finding = Finding(".", "damaged", str(error).rstrip("."), msg("mend that, and check again"))
+            finding = Finding(".", "damaged", without_full_stop(error.message), msg("mend that, and check again"))
             found.append(Checked(run.name, None, [finding]))
     return found
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from finetune_local import backend as port
 from finetune_local.backend import Device
@@ -23,7 +23,9 @@ from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import RunSpec, parse_spec
 from finetune_local.spec.tuners import trainable_parameters, tuners
 from finetune_local.system.errors import DataError, FinetuneError, SpecError, UserError
+from finetune_local.system.messages import Message, parts
 from finetune_local.training.check import facts_for, plan_for, settle
+from finetune_local.training.events import Note
 from finetune_local.training.run_folder.pace import Pace, Work
 
 
@@ -59,7 +61,7 @@ class Forecast:
     problems: tuple[str, ...] = ()
     spec: RunSpec | None = None
     chosen: tuple[Choice, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     memory: Estimate | None = None
     verdict: str = ""
     device: Device | None = None
@@ -151,4 +153,9 @@ def _automatic(spec: RunSpec, chosen: Iterable[Choice]) -> dict[str, object]:
 
 
 def _sentences(error: FinetuneError) -> tuple[str, ...]:
-    return tuple(line.removeprefix("form: ") for line in str(error).splitlines() if line.strip())
+    lines = parts(error.message)
+    return tuple(line.values["error"] if _is_placed(line) else line for line in lines if line.strip())
+
+
+def _is_placed(line: str) -> TypeGuard[Message]:
+    return isinstance(line, Message) and line.template == "{place}: {error}" and line.values["place"] == "form"

@@ -37,7 +37,7 @@ from finetune_local.system.errors import DamagedRun, SpecError, typed
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import ASIDE, disk_full, stamp, sweep, sweep_abandoned, sync, write_text
 from finetune_local.system.files import remove as remove_files
-from finetune_local.system.messages import msg
+from finetune_local.system.messages import msg, templates_in
 from finetune_local.system.paths import Home, bad_name, located
 from finetune_local.system.trash import Removed
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
@@ -101,7 +101,9 @@ class Run(ProcessFolder):
                 msg("{path}: cannot be read ({error}). The run cannot be resumed.", path=path, error=error)
             ) from error
         except SpecError as error:
-            if "there is no " in str(error):  # setting, method or objective of this name: not in this version
+            if any(
+                template.startswith("there is no ") for template in templates_in(error.message)
+            ):  # setting, method or objective of this name: not in this version
                 raise DamagedRun(
                     msg("{error}\nIf a newer version wrote this run, update to go on with it.", error=error)
                 ) from error

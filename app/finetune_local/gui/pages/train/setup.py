@@ -191,7 +191,7 @@ def summary(context: Context, told: Forecast, missing: list[str]) -> Html:
     return parts.card(
         h("div", h("ul", [h("li", text) for text in problems]), class_="hint bad", role="alert") if problems else None,
         h("div", warn, class_="hint warn") if warn and not problems else None,
-        [h("div", sentence(t, note), class_="hint") for note in told.notes if " instead of " in note],
+        [h("div", sentence(t, note.text), class_="hint") for note in told.notes if note.replaced is not None],
         outlook.panel(context, told) if not problems else None,
         h("style", _marks(told)) if told.problems else None,
         title=t("train.expect"),
