@@ -33,7 +33,7 @@ WHOLE = 4 * 2**30
 
 _PLACES, _PLACE_BYTES = 64, 2**16
 _SLOW = 2**29
-"""Bytes from which on the user is told what takes a second."""
+"""Bytes from which on reading takes a second, so that the user sees a phase."""
 
 
 class Weights(BaseModel):
@@ -102,7 +102,7 @@ def _say_what_differs(run: Run, model: ModelFolder) -> None:
     newest = checkpoint.latest(run.checkpoints)
     try:
         identity = None if newest is None else read_identity(newest)
-    except AdapterError:  # damaged: whoever resumes hears of it
+    except AdapterError:  # damaged: reported when the run resumes
         return
     if identity is not None:
         check_same_base(identity, model)

@@ -2,7 +2,7 @@
 
 A checkpoint is a complete adapter folder, so that one can be chatted with. Restoring it puts the run back exactly:
 the order of the data and the random numbers follow from the seed and the step, so no generator state is kept.
-One that is not as it was written is never used: whoever resumes goes on from the one before.
+A damaged checkpoint is never used: the run resumes from the one before.
 """
 
 from __future__ import annotations

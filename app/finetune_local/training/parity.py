@@ -1,4 +1,4 @@
-"""Run a spec to its end in a place of its own and give its loss curve: for parity between backends."""
+"""Run a spec to its end in a scratch folder and return its loss curve, for parity between backends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_local.training.run_folder import follow, runs
 
 
 def curve_of(tables: Mapping[str, Any], home: Home, scratch: Path) -> list[float]:
-    """The losses of all steps, trained in a worker of its own; models come from `home`, the run goes to `scratch`."""
+    """The losses of all steps, trained in a separate worker; models come from `home`, the run goes to `scratch`."""
     spec, _ = check_before_loading(parse_spec(tables, "parity"), home, lambda _text, _done: None)
     run = runs.create(Home(scratch), spec)
     position = follow.start(run, home)

@@ -94,7 +94,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
 
 
 def _checked(run: Run, home: Home) -> Generator[Event, None, RunSpec]:
-    """The run's spec, checked where whoever made the run did not: looking at devices takes a framework, which no window loads."""
+    """The run's spec, checked here where it was made unchecked: looking at devices loads a framework, which no window does."""
     spec = run.spec
     if all(isinstance(event, Phase) for event in run.history()):
         yield Phase(name=msg("checking the settings"))

@@ -19,6 +19,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.models.memory.estimate import Estimate, estimate, verdict
 from finetune_local.spec import defaults
 from finetune_local.spec.defaults import Choice
+from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import RunSpec, parse_spec
 from finetune_local.spec.tuners import trainable_parameters, tuners
@@ -84,9 +85,9 @@ def forecast(
     pace_of: PaceOf,
     usual_backend: str | None = None,
 ) -> Forecast:
-    """Everything that can be told. Mistakes of the user come back as `problems`, one sentence each.
+    """Everything that can be known before the run. Mistakes of the user come back as `problems`, one sentence each.
 
-    `find_model` gives the base where it is on disk (None: not yet); it may raise UserErrors. `usual_backend` is the one that
+    `find_model` returns the base where it is on disk (None: not yet); it may raise UserErrors. `usual_backend` is the one that
     "auto" means here.
     """
     try:
@@ -105,27 +106,10 @@ def forecast(
         plan = plan_for(spec, model)
     except UserError as error:
         return Forecast(problems=_sentences(error), spec=spec, device=device)
-    chosen: list[Choice] = []
-    if data is not None:
-        held_out = data.held_out or (round(data.rows * spec.data.validation) if not spec.data.validation_files else 0)
-        rows = max(1, data.rows - (0 if data.held_out else held_out))
-        longest = min(data.longest, spec.data.max_length or model.context_length)
-        spec, chosen = defaults.resolve(spec, facts_for(spec, model, plan, device, rows, longest, held_out))
+    spec, chosen = _resolved(spec, model, plan, device, data)
     needed = estimate(model, spec, plan, device.kind)
     steps = spec.training.max_steps if data is not None else None
-    seconds, expected = None, None
-    if steps and data is not None:
-        work = Work(
-            spec.model.id,
-            model.parameters,
-            backend.name,
-            spec.model.precision or "fp32",
-            tuners()[preset_named(spec.method.key).tuner].trains_base,
-            bool(spec.training.gradient_checkpointing),
-        )
-        expected = pace_of(work, device.fast_bf16)
-        tokens = steps * (spec.training.batch_size or 1) * min(data.mean, spec.data.max_length or math.inf)
-        seconds = tokens / expected.tokens_per_second if expected.tokens_per_second else None
+    expected, seconds = _duration(spec, model, backend.name, device, data, pace_of)
     return Forecast(
         spec=spec,
         chosen=tuple(chosen),
@@ -139,6 +123,38 @@ def forecast(
         trainable=trainable_parameters(plan),
         automatic=_automatic(spec, chosen),
     )
+
+
+def _resolved(
+    spec: RunSpec, model: ModelFolder, plan: AdapterPlan, device: Device, data: DataFacts | None
+) -> tuple[RunSpec, list[Choice]]:
+    """The spec with the automatic values that follow from the data, where it is known."""
+    if data is None:
+        return spec, []
+    held_out = data.held_out or (round(data.rows * spec.data.validation) if not spec.data.validation_files else 0)
+    rows = max(1, data.rows - (0 if data.held_out else held_out))
+    longest = min(data.longest, spec.data.max_length or model.context_length)
+    return defaults.resolve(spec, facts_for(spec, model, plan, device, rows, longest, held_out))
+
+
+def _duration(
+    spec: RunSpec, model: ModelFolder, backend: str, device: Device, data: DataFacts | None, pace_of: PaceOf
+) -> tuple[Pace | None, float | None]:
+    """The pace to expect and the seconds of the whole run; None where the data or the number of steps is not known."""
+    steps = spec.training.max_steps
+    if not steps or data is None:
+        return None, None
+    work = Work(
+        spec.model.id,
+        model.parameters,
+        backend,
+        spec.model.precision or "fp32",
+        tuners()[preset_named(spec.method.key).tuner].trains_base,
+        bool(spec.training.gradient_checkpointing),
+    )
+    expected = pace_of(work, device.fast_bf16)
+    tokens = steps * (spec.training.batch_size or 1) * min(data.mean, spec.data.max_length or math.inf)
+    return expected, tokens / expected.tokens_per_second if expected.tokens_per_second else None
 
 
 def backends_without(key: str) -> list[str]:

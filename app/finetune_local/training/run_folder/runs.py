@@ -131,7 +131,7 @@ class Run(ProcessFolder):
         sweep(self.checkpoints)
 
     def to_finish(self) -> bool:
-        """Whether the worker was asked to end the run for good, with the adapter as it is, rather than to leave off."""
+        """Whether the worker was asked to end the run for good, with the adapter as it is, rather than to pause."""
         try:
             return self.stop_file.read_text("ascii") == FINISH
         except (OSError, UnicodeDecodeError):

@@ -56,7 +56,7 @@ def complete(run: Run) -> list[str]:
 
 
 def complete_all(runs: Iterable[Run]) -> None:
-    """complete() of each, as far as that can be done now: for whoever only wants to look at them."""
+    """complete() of each, as far as that can be done now: for those who only want to look at them."""
     for run in runs:
         with suppress(OSError, RunError):
             complete(run)
