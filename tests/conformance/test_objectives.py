@@ -132,7 +132,7 @@ def test_a_kept_reference_changes_nothing_and_is_made_once(
 
 
 @pytest.mark.parametrize(
-    ("key", "data", "words"), [("dpo", "cpt", "learns from preference data"), ("cpt", "dpo", "--objective dpo")]
+    ("key", "data", "words"), [("dpo", "cpt", "learns from pairs of a chosen"), ("cpt", "dpo", "--objective dpo")]
 )
 def test_data_of_another_kind_is_refused_with_what_to_do(
     make: Callable[..., runs.Run], home: Home, backend: Backend, key: str, data: str, words: str

@@ -16,7 +16,7 @@ from finetune_local.cli import app
 from finetune_local.cli.main import HELPERS, cli, main
 from finetune_local.cli.spec_options import spec_from
 from finetune_local.gui.window import launch
-from finetune_local.spec.run import parse_spec
+from finetune_local.spec.run import as_tables, parse_spec
 from finetune_local.spec.walk import spec_fields
 from finetune_local.system.errors import SpecError, Stopped
 from finetune_local.system.paths import Home
@@ -267,3 +267,14 @@ def test_a_stop_leaves_the_summary_as_the_last_line(
     code, out, err = run(["train", "--json"], capsys)
     assert (code, out) == (130, '{"steps": 3}\n')
     assert "stopped after step 3" in err
+
+
+def test_another_objective_forgets_the_settings_of_the_one_in_the_config(tmp_path: Path) -> None:
+    config = tmp_path / "run.json"
+    tables = {"objective": {"key": "dpo", "beta": 0.3}, "training": {"learning_rate": 1e-4}}
+    config.write_text(json.dumps(tables), "utf-8")
+    same = spec_from({"objective__key": "dpo", "objective__cache_reference": True}, config)
+    assert as_tables(same)["objective"] == {"key": "dpo", "cache_reference": True, "beta": 0.3}
+    assert same.training.learning_rate == 1e-4
+    other = spec_from({"objective__key": "sft"}, config)
+    assert as_tables(other)["objective"] == "sft" and other.training.learning_rate is None

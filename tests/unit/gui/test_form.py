@@ -11,6 +11,7 @@ import pytest
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.widgets import controls, form
 from finetune_local.gui.widgets.form import ELSEWHERE, Form, default_of, tables
+from finetune_local.spec.objectives import objectives
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import parse_spec
 from finetune_local.spec.walk import own_fields, spec_fields
@@ -79,3 +80,17 @@ def test_a_list_is_typed_with_commas_or_lines() -> None:
     field = form.fields()["method.targets"]
     assert controls.given(field, "q_proj, v_proj\no_proj ,") == ["q_proj", "v_proj", "o_proj"]
     assert controls.given(field, "  ") is None
+
+
+def test_the_objective_is_one_control_and_brings_its_settings(made: Form) -> None:
+    assert [value for _, value in made.controls["objective.key"].choices] == list(objectives())
+    for typed, visible in (({}, False), ({"objective.key": "dpo"}, True)):
+        updates = dict(zip(made.fields, made.updates(typed, "lora"), strict=True))
+        while_typing = dict(zip(made.fields, made.placeholders(typed, "lora", {}), strict=True))
+        assert updates["objective.beta"]["visible"] is while_typing["objective.beta"]["visible"] is visible
+    typed = {"objective.key": "dpo", "objective.beta": "0.3"}
+    updates = dict(zip(made.fields, made.updates(typed, "lora"), strict=True))
+    assert made.read([updates[path].get("value", "") for path in made.fields], "lora") == typed
+    values = tables(typed, model="m", data={"files": ["x"]}, key="lora", goal="balanced")
+    assert parse_spec(values, "test").objective.settings.model_dump() == {"cache_reference": False, "beta": 0.3}
+    assert "objective" not in tables({"objective.beta": "0.3"}, model="m", data={}, key="lora", goal="balanced")

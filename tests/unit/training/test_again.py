@@ -124,3 +124,13 @@ def test_the_rows_of_a_run_are_known_without_reading_its_data_again(home: Home) 
     assert facts_of_prepared(run.data) == DataFacts(rows=4, tokens=21, longest=9, held_out=1)
     (run.data / "train.ids").write_bytes(b"\0" * 8)
     assert facts_of_prepared(run.data) is None
+
+
+def test_an_objective_with_its_settings_comes_back(home: Home) -> None:
+    spec = parse_spec({**TABLES, "objective": {"key": "dpo", "beta": 0.3}}, "test")
+    run = runs.create(home, spec, asked=spec)
+    assert run.spec.objective == spec.objective
+    rest = settings_of(run).rest
+    assert (rest["objective.key"], rest["objective.beta"]) == ("dpo", 0.3) and "objective.cache_reference" not in rest
+    run.asked_file.unlink()
+    assert settings_of(run).rest == rest

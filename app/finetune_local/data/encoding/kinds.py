@@ -12,6 +12,11 @@ NAMES: Mapping[ExampleKind, str] = {
     "text": msg("a plain text"),
     "pair": msg("preference data ('chosen' and 'rejected')"),
 }
+SEVERAL: Mapping[ExampleKind, str] = {
+    "conversation": msg("conversations"),
+    "text": msg("plain texts"),
+    "pair": msg("pairs of a chosen and a rejected answer"),
+}
 
 
 def other_kind(kind: ExampleKind, objective: Objective) -> Message:
@@ -35,7 +40,7 @@ def pair_refused() -> Message:
 
 
 def _wanted(objective: Objective) -> Message:
-    return join_messages(" and ", sorted(NAMES[kind] for kind in objective.examples))
+    return join_messages(" and ", [SEVERAL[kind] for kind in sorted(objective.examples)])
 
 
 def _instead(kind: ExampleKind) -> str:
