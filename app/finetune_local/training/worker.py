@@ -1,11 +1,5 @@
-<<<<<<< HEAD
 """The training process: `python -m finetune_local.training.worker RUN... HOME`, several runs on one base at once. Events go to
 the run's events.jsonl, nothing to a pipe. Neither Ctrl-C nor a closed window ends it; a file called `stop` does.
-=======
-"""The training process: `python -m finetune_local.training.worker RUN... HOME`, several runs on one base at once. Events go to the run's events.jsonl, nothing to a pipe.
-
-It is the leader of a new session, so that neither Ctrl-C nor a closed window ends it; a file called `stop` does.
->>>>>>> 8513760 (The forecast is in parts; training's docstrings say it plainly)
 """
 
 from __future__ import annotations
@@ -67,32 +61,12 @@ def work(runs: Sequence[Run], home: Home, release: Callable[[Run], None]) -> int
                     _say_after(lambda: write_report(run, event))  # noqa: B023 - called at once
                     release(run)
         return max(codes.values())
-<<<<<<< HEAD
     except BaseException as error:  # noqa: BLE001 - the process's last act is to report why it ends, whatever the reason
         event = failure_event(error, (preparing or runs[0]).folder, RESUME)
         if isinstance(error, FinetuneError) and preparing is not None and len(runs) > 1:
             # None of them starts, and the user has to know which one to correct.
             event = replace(event, message=msg("run '{run}': {error}", run=preparing.name, error=event.message))
         return _fail([run for run in runs if run.name not in codes], event)
-=======
-    except FinetuneError as error:
-        told = Failed.of(error)
-        if (
-            beginning is not None and len(runs) > 1
-        ):  # none of them begins, and the user has to know which is to be mended
-            told = replace(told, message=f"run '{beginning.name}': {told.message}")
-        return _fail([run for run in runs if run.name not in codes], told)
-    except BaseException as error:  # noqa: BLE001 - the process's last act is to say why it ends, whatever it was
-        return _fail([run for run in runs if run.name not in codes], _defect(beginning or runs[0], error))
-
-
-def _defect(run: Run, error: BaseException) -> Failed:
-    """The last event for a defect; what a disk refused is a sentence here too."""
-    if (told := failure(error, run.folder, RESUME)) is not None:
-        return Failed.of(told)
-    trace = "".join(traceback.format_exception(error))
-    return Failed(error="", message=f"{type(error).__name__}: {error}", exit_code=1, traceback=trace)
->>>>>>> 8513760 (The forecast is in parts; training's docstrings say it plainly)
 
 
 def _fail(runs: Sequence[Run], event: Failed) -> int:
