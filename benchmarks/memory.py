@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from presets import THREADS
+from methods import THREADS
 
 from finetune_local.backend import backends
 from finetune_local.models.memory.estimate import estimate

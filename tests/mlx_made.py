@@ -89,7 +89,7 @@ def scaling(paths: Mapping[str, str]) -> Attach:
             return base(*args, **kwargs) * self.scale
 
     def attach(model: Any, plan: AdapterPlan, tensors: Mapping[str, np.ndarray]) -> Any:
-        slots = [(model.place_of(path), Scaled(path, {"scale": name})) for path, name in paths.items()]
-        return MlxLayers(tensors, slots)
+        layers = [(model.place_of(path), Scaled(path, {"scale": name})) for path, name in paths.items()]
+        return MlxLayers(tensors, layers)
 
     return attach

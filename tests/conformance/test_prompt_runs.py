@@ -69,13 +69,13 @@ def test_an_ensemble_keeps_to_the_budget_of_tokens(make_run: Any, home: Home) ->
     asked: list[int] = []
 
     def change(ready: Ready) -> None:
-        step = ready.session.step_together
+        step = ready.session.step_many
 
-        def seen(shares: Any) -> Any:
-            asked.extend(batch.ids.size for share in shares for batch in share.batches)
-            return step(shares)
+        def seen(requests: Any) -> Any:
+            asked.extend(batch.ids.size for request in requests for batch in request.batches)
+            return step(requests)
 
-        ready.session.step_together = seen  # type: ignore[method-assign]
+        ready.session.step_many = seen  # type: ignore[method-assign]
 
     train(make_run("whole", METHODS[1], max_steps=1, batch_size=8, micro_batch_tokens=300), home, change=change)
     whole, asked = asked, []

@@ -1,4 +1,4 @@
-"""Sites and slots of the MLX backend, the modules and weights it finds, and gradients through checkpointed blocks."""
+"""Wrapped modules and adapter layers of the MLX backend, the modules and weights it finds, and gradients through checkpointed blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MLP, GATE = "model.layers.1.mlp", "model.layers.1.mlp.gate_proj"
 
 
 @pytest.mark.parametrize("order", [(MLP, GATE), (GATE, MLP)])
-def test_sites_nest_in_any_order(tiny: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str]) -> None:
+def test_wrapped_modules_nest_in_any_order(tiny: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str]) -> None:
     know(monkeypatch, {"x": [2.0], "y": [0.5]}, scaling({order[0]: "x", order[1]: "y"}))
     session = MLX.load(tiny, "fp32", "cpu")
     model, before = session.model, session.logits(IDS)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What families can ask of an MLX session: learning rates by tensor, penalties, trackers, virtual tokens."""
+"""What tuners need of an MLX session: learning rates by tensor, penalties, trackers, virtual tokens."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_a_penalty_is_in_the_gradient_once_and_not_in_the_loss(tiny: Path, monke
 
     def attach(weight: bool) -> Attach:
         def made(model: Any, plan: AdapterPlan, tensors: Mapping[str, np.ndarray]) -> Any:
-            slot = Pulled(MLP, {"scale": "s"})
+            layer = Pulled(MLP, {"scale": "s"})
             if not weight:
-                slot.penalty = lambda: None  # type: ignore[method-assign]
-            return MlxLayers(tensors, [(model.place_of(MLP), slot)])
+                layer.penalty = lambda: None  # type: ignore[method-assign]
+            return MlxLayers(tensors, [(model.place_of(MLP), layer)])
 
         return made
 

@@ -1,6 +1,6 @@
 """Several adapters trained at once on one base against one after another: the same rows, steps and adapters both ways.
 
-    python benchmarks/together.py --model smollm2-135m --adapters 4 --rows 2
+    python benchmarks/multi_adapter.py --model smollm2-135m --adapters 4 --rows 2
 
 Both ways are measured in alternation in one process; time is CPU-seconds (the whole time a card needs is waited for). The losses
 of both ways are printed beside each other: they must be the same.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.backend import Session, Share, backends
+from finetune_local.backend import Session, StepRequest, backends
 from finetune_local.models.resolve import resolve
 from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
@@ -40,16 +40,16 @@ def main() -> None:
     sft, seconds, losses = objectives()["sft"], {"alone": 0.0, "together": 0.0}, {"alone": [], "together": []}
     vocabulary = model.vocabulary
     for step in range(given.steps + 1):
-        shares = [
-            Share(str(n), [_batch(given.rows, given.length, step * 100 + n, vocabulary)], sft, RATE)
+        requests = [
+            StepRequest(str(n), [_batch(given.rows, given.length, step * 100 + n, vocabulary)], sft, RATE)
             for n in range(given.adapters)
         ]
         for way in ("alone", "together"):
             began = time.process_time() if sessions[way].device.kind == "cpu" else time.perf_counter()
             if way == "together":
-                results = sessions[way].step_together(shares)
+                results = sessions[way].step_many(requests)
             else:
-                results = [sessions[way].step_together([share])[0] for share in shares]
+                results = [sessions[way].step_many([request])[0] for request in requests]
             now = time.process_time() if sessions[way].device.kind == "cpu" else time.perf_counter()
             if step:  # the first warms up
                 seconds[way] += now - began

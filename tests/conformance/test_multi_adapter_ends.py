@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conformance.test_together_runs import TRAINING, config_of, train
+from conformance.test_multi_adapter_runs import TRAINING, config_of, train
 from finetune_local.backend import Backend, StepRequest, StepResult
 from finetune_local.cli.resume import command as resume
 from finetune_local.spec.run import parse_spec
@@ -126,7 +126,7 @@ def test_where_memory_is_short_each_computes_alone_and_learns_the_same(
                 raise OutOfMemory("a test's room is full.")
             return step(requests)
 
-        monkeypatch.setattr(session, "step_together", short)
+        monkeypatch.setattr(session, "step_many", short)
         losses: dict[str, list[float]] = {}
         for loop, event in events_of_all(loops):
             if isinstance(event, Step):
