@@ -197,19 +197,27 @@ class TrainingSettings(Settings):
     """How it is trained."""
 
     epochs: float | None = setting(
-        None, help="Passes over the data. Automatic: 1 for big data to 10 for little.", group="training", gt=0
+        None,
+        help="Passes over the data. Automatic: 1 for big data to 10 for little.",
+        group="training",
+        common=True,
+        gt=0,
     )
     max_steps: int | None = setting(
         None, help="Optimizer steps in all, whatever --epochs says. Automatic: by the epochs.", group="training", ge=1
     )
-    batch_size: int | None = setting(None, help="Conversations per optimizer step.", group="training", ge=1, le=65536)
+    batch_size: int | None = setting(
+        None, help="Conversations per optimizer step.", group="training", common=True, ge=1, le=65536
+    )
     micro_batch_tokens: int | None = setting(
         None,
         help="Most tokens (with padding) that are computed at once; does not change the result.",
         group="training",
         ge=8,
     )
-    learning_rate: float | None = setting(None, help="Highest learning rate.", group="training", gt=0, lt=10)
+    learning_rate: float | None = setting(
+        None, help="Highest learning rate.", group="training", common=True, gt=0, lt=10
+    )
     schedule: Literal["constant", "linear", "cosine"] = setting(
         "cosine", help="How the rate falls after warm-up.", group="training"
     )

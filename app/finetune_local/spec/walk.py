@@ -70,7 +70,9 @@ def _of_groups(table: str, kinds: list[type[Settings]]) -> Iterator[tuple[str, F
 @cache
 def _objective_key() -> FieldInfo:
     """The choice of an objective as a field."""
-    field: FieldInfo = setting(DEFAULT_OBJECTIVE, help="What is minimised.", group="run", flag="--objective")
+    field: FieldInfo = setting(
+        DEFAULT_OBJECTIVE, help="What is minimised.", group="run", flag="--objective", common=True
+    )
     field.annotation = Literal[tuple(objectives())]  # type: ignore[assignment]
     return field
 

@@ -32,6 +32,7 @@ def setting(
     group: str,
     flag: str | None = None,
     metavar: str | None = None,
+    common: bool = False,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -39,18 +40,21 @@ def setting(
 ) -> Any:
     """Declare one setting. A default of None means "chosen automatically" (see defaults.py).
 
-    `group` is the heading it stands under; `flag` the CLI option where it is not simply the field's name.
+    `group` is the heading it stands under; `flag` the CLI option where it is not simply the field's name; `common` says that people
+    change it first.
     """
     extra: dict[str, Any] = {"group": group}
     if flag is not None:
         extra["flag"] = flag
     if metavar is not None:
         extra["metavar"] = metavar
+    if common:
+        extra["common"] = True
     return Field(default, description=help, ge=ge, gt=gt, le=le, lt=lt, json_schema_extra=extra)
 
 
 def extra_of(field: FieldInfo) -> Mapping[str, Any]:
-    """What `setting()` stored beside pydantic's own attributes: group, flag, metavar."""
+    """What `setting()` stored beside pydantic's own attributes: group, flag, metavar, common."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 

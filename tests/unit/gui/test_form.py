@@ -15,6 +15,7 @@ from finetune_local.spec.objectives import objectives
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import parse_spec
 from finetune_local.spec.walk import own_fields, spec_fields
+from finetune_local.system.fields import setting
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,17 @@ def made() -> Form:
 def test_every_setting_of_the_command_line_is_in_the_form_or_has_its_own_place(made: Form) -> None:
     elsewhere = {path for path, _ in spec_fields() if path.startswith(ELSEWHERE)}
     assert {path for path, _ in spec_fields()} - elsewhere == set(made.controls)
+
+
+def test_any_group_of_settings_that_the_spec_declares_is_in_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = {
+        "sampling_more.heat": setting(0.5, help="x", group="new"),
+        "training.fresh": setting(1, help="x", group="training"),
+    }
+    monkeypatch.setattr(form.walk, "spec_fields", lambda: [*spec_fields(), *new.items()])
+    groups = Form(Strings("en")).groups()
+    assert groups["sampling_more"] == ["sampling_more.heat"] and "training.fresh" in groups["training"]
+    assert next(iter(groups)) == "main" and "objective.key" in groups["main"] and list(groups)[-1] == "run"
 
 
 @pytest.mark.parametrize("key", list(presets()))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic.fields import FieldInfo
 
 from finetune_local.spec.presets import preset_named
-from finetune_local.system.fields import extra_of
 
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
@@ -136,8 +135,3 @@ def shown(field: FieldInfo, value: Any) -> Any:
 def element_id(path: str) -> str:
     """The id of a setting's control in the page."""
     return "set-" + path.replace(".", "-").replace("_", "-")
-
-
-def group_of(field: FieldInfo) -> str:
-    """The heading a setting was declared under."""
-    return str(extra_of(field).get("group", ""))

@@ -16,6 +16,7 @@ from finetune_local.gui.widgets.html import h
 from finetune_local.spec import walk
 from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import DEFAULT_OBJECTIVE
+from finetune_local.system.fields import extra_of
 
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 ELSEWHERE = ("model.id", "data.", "method.key", "goal", "name")
 """Paths (or beginnings of them) that have a place of their own outside this form: the pages of model and data, the cards."""
 
-MAIN = ("training.epochs", "training.learning_rate", "training.batch_size")
-"""What people change first."""
+COMMON, GENERAL = "main", "run"
+"""Groups of the form: settings that people change first, whatever table they are in, and those that are in no table."""
 
 Value = dict[str, Any]
 
@@ -45,7 +46,7 @@ def default_of(key: str, path: str, field: FieldInfo) -> Any:
 
 
 class Form:
-    """The controls, made once a page. `groups` are paths under their headings."""
+    """The controls, made once for a page."""
 
     def __init__(self, t: Strings) -> None:
         self.t = t
@@ -56,15 +57,21 @@ class Form:
         """Make the controls under their headings, within whatever is open in Gradio."""
         import gradio as gr
 
-        groups: dict[str, list[str]] = {"main": [], "method": [], "model": [], "training": [], "run": []}
-        for path in self.fields:
-            table = path.partition(".")[0] if "." in path else "run"
-            groups["main" if path in MAIN or table == walk.OBJECTIVE else table].append(path)
-        for group, paths in groups.items():
-            gr.HTML(h("h3", self.t(f"train.group_{group}")), elem_classes=["view", "form-heading"], js_on_load=None)
+        for group, paths in self.groups().items():
+            title = self.t.get(f"train.group_{group}") or group.replace("_", " ").capitalize()
+            gr.HTML(h("h3", title), elem_classes=["view", "form-heading"], js_on_load=None)
             with gr.Row(elem_classes=["form-grid"]):
                 for path in paths:
                     self.controls[path] = controls.control(self.t, path, self.fields[path], min_width=230)
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Paths by group: the common settings first, then a group for each table of the spec, the general ones last."""
+        found: dict[str, list[str]] = {COMMON: []}
+        for path, field in self.fields.items():
+            table, _, _ = path.rpartition(".")
+            found.setdefault(COMMON if extra_of(field).get("common") else table or GENERAL, []).append(path)
+        found[GENERAL] = found.pop(GENERAL, [])
+        return {group: paths for group, paths in found.items() if paths}
 
     def listed(self) -> list[Any]:
         """The controls in the order of the fields."""
