@@ -25,6 +25,9 @@ _KINDS: Mapping[str, str] = {
     Status.FAILED: "bad",
     DAMAGED: "bad",
 }
+RESUMABLE = (Status.PAUSED, Status.FAILED, Status.QUEUED)
+"""Statuses from which a run can be resumed."""
+
 LOG_LINES = 40
 
 

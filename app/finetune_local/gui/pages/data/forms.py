@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from finetune_local.data.formats import formats
 from finetune_local.data.readers.columns import roles
@@ -110,6 +110,7 @@ def how_card(t: Strings, f: Formats, settings: Values, found: Values | None) -> 
     format_ = str(settings.get("format", _DEFAULTS.format))
     choices = [("auto", t("data.format_auto"))]
     choices += [(one.key, sentence(t, one.title)) for one in formats().values() if one.example]
+    templates = get_args(DataSettings.model_fields["template"].annotation)
     template = str(settings.get("template", _DEFAULTS.template))
     longest = found["report"]["max_length"] if found and found["report"]["tokens"] else None
     own = bool(settings.get("validation_files"))
@@ -119,9 +120,7 @@ def how_card(t: Strings, f: Formats, settings: Values, found: Values | None) -> 
         _field(
             t("data.template"),
             "data-template",
-            _select(
-                "data-template", "template", [(one, t(f"data.template_{one}")) for one in ("chat", "raw")], template
-            ),
+            _select("data-template", "template", [(one, t(f"data.template_{one}")) for one in templates], template),
         ),
         _field(t("data.format"), "data-format", _select("data-format", "format", choices, format_)),
         _field(

@@ -18,13 +18,11 @@ from finetune_local.gui.widgets.html import Html, h, join
 
 REJECTED_SHOWN = 50
 _LINES_SHOWN = 8
-_EXAMPLES = {
-    "questions": '{"prompt": "…", "completion": "…"}',
-    "conversations": '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
+_FILES = {
     "table": "question,answer\n…,…",
     "chat": "[31/12/2025, 10:15] Alice: …\n[31/12/2025, 10:16] Bob: …",
-    "text": '{"text": "…"}',
 }
+"""Examples of files whose rows are no JSON."""
 _BARS = 12
 _UNUSED_SHOWN = 8
 
@@ -229,8 +227,10 @@ def _lines(t: Strings, f: Formats, where: Sequence[int]) -> str:
 
 
 def examples_card(t: Strings) -> Html:
-    """What data can look like, for a page that has none yet."""
-    rows = [(t(f"data.supported_{name}"), h("code", example, class_="text")) for name, example in _EXAMPLES.items()]
+    """The formats that are read, each with an example, for a page without data."""
+    examples = [(sentence(t, one.title), one.example) for one in formats().values() if one.example]
+    examples += [(t(f"data.supported_{name}"), example) for name, example in _FILES.items()]
+    rows = [(title, h("code", example, class_="text")) for title, example in examples]
     return parts.card(
         parts.facts(rows),
         h("p", t("data.supported_more"), class_="soft"),

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
     from finetune_local.gui.shell.context import Context
 
-GOES_ON = (Status.PAUSED, Status.FAILED, Status.QUEUED)
-"""Statuses from which a run can be resumed."""
-
 
 def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
     """The whole of it."""
@@ -48,7 +45,7 @@ def _head(context: Context, run: Run, row: Row) -> Html:
     if status != DAMAGED:
         label = t("runs.watch") if status == Status.RUNNING else t("runs.show")
         buttons.append(parts.button(label, "runs.show", run.name, kind="primary"))
-        if status in GOES_ON:
+        if status in runview.RESUMABLE:
             buttons.append(parts.button(t("runs.resume"), "runs.resume", run.name))
         if run.adapter.exists():
             buttons.append(parts.button(t("runs.chat"), "runs.chat", run.name))

@@ -313,7 +313,7 @@ def _head(context: Context, run: Watch, status: Status) -> Html:
             parts.button(t("train.finish"), "finish", disabled=stopping, title=t("train.finish_title")),
         ]
     else:
-        if status is not Status.FINISHED:
+        if status in runview.RESUMABLE:
             buttons.append(parts.button(t("train.resume"), "resume", kind="primary"))
         if run.run.adapter.exists():
             kind = "primary" if status is Status.FINISHED else ""
