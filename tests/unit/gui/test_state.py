@@ -14,6 +14,7 @@ from finetune_local.gui.pages.model.state import ModelState
 from finetune_local.gui.shell.shared import Shared
 from finetune_local.gui.shell.state import State, kept
 from finetune_local.gui.shell.windows import Window, Windows
+from finetune_local.spec.run import DataSettings
 from finetune_local.system.paths import Home
 from finetune_local.training.run_folder.forecast import DataFacts
 
@@ -85,7 +86,7 @@ def test_a_window_of_an_older_version_is_read() -> None:
     assert (shared.page, shared.model, shared.data, shared.adapters) == (
         "train",
         "smollm2-135m",
-        {"files": ["/a.jsonl"]},
+        DataSettings(files=("/a.jsonl",)),
         ("a",),
     )
     assert shared.data_facts == DataFacts(4, 12, 20, 1) and shared.form == {"training.seed": "7"} and shared.setting_up

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.models.install import installed
-from finetune_local.spec.run import DEFAULT_MODEL
+from finetune_local.spec.run import DEFAULT_MODEL, DataSettings
+from finetune_local.system.fields import parse
 from finetune_local.training.run_folder import runs
 from finetune_local.training.run_folder.again import settings_of
 from finetune_local.training.run_folder.forecast import facts_of_prepared
@@ -37,6 +38,7 @@ def set_up_like(window: Window, run: Run, changed: Mapping[str, Any] | None = No
     shared = window.shared
     shared.reset("run", "run_name")
     shared.setting_up, shared.made_from = True, run.name
-    shared.model, shared.data, shared.data_facts = found.model, found.data, facts
+    shared.model, shared.data_facts = found.model, facts
+    shared.data = parse(DataSettings, found.data, f"run '{run.name}'")
     shared.method, shared.goal = found.method, found.goal
     shared.form = {**found.rest, **(changed or {})}

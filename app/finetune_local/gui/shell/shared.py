@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from finetune_local.gui.shell.state import State, kept
+from finetune_local.spec.run import DataSettings
 from finetune_local.training.run_folder.forecast import DataFacts
 
 RunsView = Literal["list", "run", "compare"]
@@ -20,8 +21,8 @@ class Shared(State):
     """The page in view."""
     model: str = ""
     """The base model to train and to chat with."""
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of [data]: those that are not defaults."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """The data to train on; without files nothing is chosen."""
     data_facts: DataFacts | None = None
     """What is known of this data."""
 

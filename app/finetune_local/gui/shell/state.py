@@ -61,7 +61,11 @@ class State:
         object.__setattr__(self, name, value)
         if keep is not None:
             one = next(one for one in fields(self) if one.name == name)
-            plain = None if value == _default(one) else _adapters(type(self))[name].dump_python(value, mode="json")
+            plain = (
+                None
+                if value == _default(one)
+                else _adapters(type(self))[name].dump_python(value, mode="json", exclude_defaults=True)
+            )
             keep(self.key(one), plain)
 
 

@@ -1,4 +1,4 @@
-"""What presses on the data page make of a window's settings of [data]: plain values in, plain values out, checked by the spec."""
+"""What a press on the Data page makes of the window's settings of [data]."""
 
 from __future__ import annotations
 
@@ -30,20 +30,23 @@ MOST_FILES = 100
 Values = Mapping[str, Any]
 
 
-def settings_of(window: Window) -> dict[str, Any]:
-    """The window's settings of [data], as plain values; empty where it has no files."""
-    return dict(window.shared.data)
+def files_of(settings: DataSettings) -> list[str]:
+    """All files, those to train on first."""
+    return [*settings.files, *settings.validation_files]
 
 
-def files_of(settings: Values) -> list[str]:
-    """All files, those to learn from first."""
-    return [*settings.get("files", ()), *settings.get("validation_files", ())]
+def with_values(context: Context, settings: DataSettings, **values: Any) -> DataSettings:
+    """The settings with other values; None is the default. Raises SpecError with a sentence for each value that cannot be."""
+    given = {**settings.model_dump(mode="json", exclude_defaults=True), **values}
+    return parse(
+        DataSettings, {name: value for name, value in given.items() if value is not None}, context.t("data.title")
+    )
 
 
 def changed(
-    context: Context, settings: Values, found: Values, do: str, value: str, data: Mapping[str, str]
-) -> dict[str, Any]:
-    """The settings after a press. Raises DataError, DiskFull; that a value is possible is for keep() to check."""
+    context: Context, settings: DataSettings, found: Values, do: str, value: str, data: Mapping[str, str]
+) -> DataSettings:
+    """The settings after a press. Raises DataError, SpecError, DiskFull."""
     key = data.get("key", "")
     match do:
         case "data.path":
@@ -52,30 +55,31 @@ def changed(
             place = kept.keep_copy(paths.assets() / "example" / EXAMPLE, context.home.data, EXAMPLE)
             return with_files(context, settings, [str(place)])
         case "data.remove":
-            return _placed(settings, value, None)
+            return _placed(context, settings, value, None)
         case "data.use":
-            return _placed(settings, key, "validation_files" if value == "validate" else "files")
+            return _placed(context, settings, key, "validation_files" if value == "validate" else "files")
         case "data.set":
-            return {**settings, key: _given(key, value)}
+            return with_values(context, settings, **{key: _given(key, value)})
         case "data.scrub":
-            kinds = [kind for kind in settings.get("scrub", ()) if kind not in (key, "all")]
-            return {**settings, "scrub": [*kinds, key] if value == "true" else kinds}
+            kinds = [kind for kind in settings.scrub if kind not in (key, "all")]
+            return with_values(context, settings, scrub=[*kinds, key] if value == "true" else kinds)
         case "data.assistant":
-            return {**settings, "assistant": value or None}
+            return with_values(context, settings, assistant=value or None)
         case "data.columns":
             columns = forms.columns_of(data, found)
             if not columns:
                 raise DataError(as_message(context.t("data.columns_none")))
-            return {**settings, "columns": columns, "format": None}
+            return with_values(context, settings, columns=columns, format=None)
         case "data.no_columns":
-            return {**settings, "columns": None}
+            return with_values(context, settings, columns=None)
         case "data.use_chosen":
-            return {**settings, "columns": [f"{role}={name}" for role, name in found.get("guess", {}).items()]}
-    return dict(settings)
+            columns = [f"{role}={name}" for role, name in found.get("guess", {}).items()]
+            return with_values(context, settings, columns=columns)
+    return settings
 
 
-def uploaded(context: Context, settings: Values, names: Sequence[str]) -> dict[str, Any]:
-    """With files that were dropped: they come to lie in the home folder. Raises DataError, DiskFull."""
+def uploaded(context: Context, settings: DataSettings, names: Sequence[str]) -> DataSettings:
+    """With files that were dropped, copied into the home folder. Raises DataError, DiskFull."""
     _check_number(context, settings, names)
     places = []
     for source in map(Path, names):
@@ -85,25 +89,23 @@ def uploaded(context: Context, settings: Values, names: Sequence[str]) -> dict[s
     return with_files(context, settings, places)
 
 
-def with_files(context: Context, settings: Values, names: Sequence[str]) -> dict[str, Any]:
-    """With more files to learn from. Raises DataError for one that cannot be data."""
+def with_files(context: Context, settings: DataSettings, names: Sequence[str]) -> DataSettings:
+    """With more files to train on. Raises DataError for one that cannot be data."""
     new = [name for name in dict.fromkeys(names) if name not in files_of(settings)]
     _check_number(context, settings, new)
     for name in new:
         examine(Path(name), name)
-    return {**settings, "files": [*settings.get("files", ()), *new]}
+    return with_values(context, settings, files=[*settings.files, *new])
 
 
-def keep(context: Context, window: Window, values: Values) -> None:
-    """Remember settings in the window; only what is no default is written. Raises SpecError where they cannot be."""
-    given = {name: value for name, value in values.items() if value is not None}
-    settings = parse(DataSettings, given, context.t("data.title"))
-    plain = {"files": list(settings.files), **settings.model_dump(mode="json", exclude_defaults=True)}
-    data = plain if files_of(plain) else {}
-    if data != settings_of(window):
-        if files_of(data) != files_of(settings_of(window)):
+def keep(window: Window, settings: DataSettings) -> None:
+    """Remember settings in the window; other files are seen from their first row. Without any file nothing is remembered."""
+    settings = settings if files_of(settings) else DataSettings()
+    shared = window.shared
+    if settings != shared.data:
+        if files_of(settings) != files_of(shared.data):
             window.state(DataState).reset("first", "row")
-        window.shared.data, window.shared.data_facts = data, None
+        shared.data, shared.data_facts = settings, None
 
 
 def facts(found: Values) -> DataFacts | None:
@@ -120,7 +122,7 @@ def usable(found: Values) -> bool:
     return bool(found["report"]["used"]) and not found["problems"]
 
 
-def _check_number(context: Context, settings: Values, new: Sequence[str]) -> None:
+def _check_number(context: Context, settings: DataSettings, new: Sequence[str]) -> None:
     if len(files_of(settings)) + len(new) > MOST_FILES:
         raise DataError(as_message(context.t("data.too_many", n=MOST_FILES)))
 
@@ -136,12 +138,12 @@ def _typed(context: Context, text: str) -> str:
     return str(paths.located(text).absolute())
 
 
-def _placed(settings: Values, name: str, key: str | None) -> dict[str, Any]:
-    """With a file among those of another setting, or among none."""
-    rest = {one: [file for file in settings.get(one, ()) if file != name] for one in ("files", "validation_files")}
+def _placed(context: Context, settings: DataSettings, name: str, key: str | None) -> DataSettings:
+    """With a file moved to the files of another setting, or removed."""
+    rest = {one: [file for file in getattr(settings, one) if file != name] for one in ("files", "validation_files")}
     if key is not None:
         rest[key].append(name)
-    return {**settings, **rest}
+    return with_values(context, settings, **rest)
 
 
 def _given(key: str, text: str) -> Any:

@@ -20,12 +20,11 @@ COLUMNS_SHOWN = 40
 _SPEAKERS_SHOWN = 50
 
 Values = Mapping[str, Any]
-_DEFAULTS = DataSettings()
 
 
-def columns_card(t: Strings, f: Formats, settings: Values, found: Values) -> Html | None:
+def columns_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html | None:
     """A role for each column; only where no format knows them, or the user has said so before."""
-    chosen = roles(settings.get("columns", ()))
+    chosen = roles(settings.columns)
     if not chosen and not found["unknown"]:
         return None
     guessed = {name: role for role, name in found["guess"].items()} if not chosen else {}
@@ -67,9 +66,9 @@ def columns_card(t: Strings, f: Formats, settings: Values, found: Values) -> Htm
     return parts.card(h("p", t("data.columns_text"), class_="soft"), form, title=t("data.columns"), class_="attention")
 
 
-def _pairs(settings: Values) -> list[tuple[str, str]]:
+def _pairs(settings: DataSettings) -> list[tuple[str, str]]:
     """Role and column, as the user's settings have them."""
-    return [(role, name) for role, _, name in (column.partition("=") for column in settings.get("columns", ()))]
+    return [(role, name) for role, _, name in (column.partition("=") for column in settings.columns)]
 
 
 def columns_of(data: Mapping[str, str], found: Values) -> list[str]:
@@ -78,9 +77,9 @@ def columns_of(data: Mapping[str, str], found: Values) -> list[str]:
     return [f"{role}={name}" for index, name in enumerate(names) if (role := data.get(f"column{index}", ""))]
 
 
-def speakers_card(t: Strings, f: Formats, settings: Values, found: Values) -> Html | None:
+def speakers_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html | None:
     """Whose turns are learned; only where speakers have names of their own."""
-    assistant = str(settings.get("assistant") or "")
+    assistant = settings.assistant or ""
     names = found["named"][:_SPEAKERS_SHOWN]
     if not names and not assistant:
         return None
@@ -105,16 +104,16 @@ def speakers_card(t: Strings, f: Formats, settings: Values, found: Values) -> Ht
     )
 
 
-def how_card(t: Strings, f: Formats, settings: Values, found: Values | None) -> Html:
+def how_card(t: Strings, f: Formats, settings: DataSettings, found: Values | None) -> Html:
     """Template, format, lengths, split."""
-    format_ = str(settings.get("format", _DEFAULTS.format))
+    format_ = settings.format
     choices = [("auto", t("data.format_auto"))]
     choices += [(one.key, sentence(t, one.title)) for one in formats().values() if one.example]
     templates = get_args(DataSettings.model_fields["template"].annotation)
-    template = str(settings.get("template", _DEFAULTS.template))
+    template = settings.template
     longest = found["report"]["max_length"] if found and found["report"]["tokens"] else None
-    own = bool(settings.get("validation_files"))
-    share = settings.get("validation", _DEFAULTS.validation)
+    own = bool(settings.validation_files)
+    share = settings.validation
     fields = h(
         "div",
         _field(
@@ -129,7 +128,7 @@ def how_card(t: Strings, f: Formats, settings: Values, found: Values | None) -> 
             _number(
                 "data-max-length",
                 "max_length",
-                settings.get("max_length"),
+                settings.max_length,
                 least=8,
                 placeholder=t("data.max_length_auto", n=f.number(longest)) if longest else t("common.automatic"),
             ),
@@ -137,24 +136,24 @@ def how_card(t: Strings, f: Formats, settings: Values, found: Values | None) -> 
         _field(
             t("data.limit"),
             "data-limit",
-            _number("data-limit", "limit", settings.get("limit"), least=1, placeholder=t("data.limit_all")),
+            _number("data-limit", "limit", settings.limit, least=1, placeholder=t("data.limit_all")),
         ),
         h("p", t("data.validation_own"), class_="soft")
         if own
         else _field(
             t("data.validation"),
             "data-validation",
-            _number("data-validation", "validation", f"{100 * float(share):g}", least=0, most=90),
+            _number("data-validation", "validation", f"{100 * share:g}", least=0, most=90),
         ),
         class_="fields",
     )
     return parts.card(fields, title=t("data.how"))
 
 
-def personal_card(t: Strings, f: Formats, settings: Values, found: Values) -> Html:
+def personal_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html:
     """What personal data there is, and whether it is replaced."""
     counts = found["report"]["personal"]
-    wanted = kinds_of(settings.get("scrub", ()))
+    wanted = kinds_of(settings.scrub)
     shown = [kind for kind in KINDS if counts.get(kind) or kind in wanted]
     if not shown:
         body: list[Html] = [h("p", t("data.personal_none"), class_="soft")]

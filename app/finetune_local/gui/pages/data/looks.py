@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.runtime.rpc import RpcCall, RpcClient
-from finetune_local.spec.run import DEFAULT_OBJECTIVE
+from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.paths import located
 from finetune_local.system.untrusted.text import parse_json
@@ -47,7 +47,7 @@ class Question:
 
 
 def question(
-    settings: Mapping[str, Any],
+    settings: DataSettings,
     model: str,
     models: Path,
     first: int,
@@ -56,9 +56,9 @@ def question(
     objective: str = DEFAULT_OBJECTIVE,
 ) -> Question:
     """A question about files as they are on disk now, for a model of those in `models` and an objective."""
-    names = [*settings.get("files", ()), *settings.get("validation_files", ())]
-    call = json.dumps(settings, ensure_ascii=False)
-    return Question(call, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row, objective)
+    names = [*settings.files, *settings.validation_files]
+    asked = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+    return Question(asked, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row, objective)
 
 
 class Look:

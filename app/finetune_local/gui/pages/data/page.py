@@ -15,6 +15,7 @@ from finetune_local.gui.shell.selection import chosen_model, has_trained
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.form import objective_of
 from finetune_local.gui.widgets.html import Html, h
+from finetune_local.spec.run import DataSettings
 from finetune_local.system.errors import DataError, FinetuneError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ PATIENT_SECONDS = 1.2
 
 def completed(context: Context, window: Window) -> bool:
     """Whether there is data: chosen, or trained on."""
-    return bool(window.shared.data) or has_trained(context.home)
+    return bool(window.shared.data.files) or has_trained(context.home)
 
 
 def build(context: Context) -> None:
@@ -86,24 +87,24 @@ class Page:
     def _draw(self, window: Window) -> dict[Any, Any]:
         """The views that have changed."""
         t, f = self.context.t, self.context.f
-        look, settings = self._look(window), changes.settings_of(window)
+        look, settings = self._look(window), window.shared.data
         window.shown["data_version"] = look.version
         if look.complete and look.found and (facts := changes.facts(look.found)) is not None:
             window.shared.data_facts = facts
-        found = look.found if settings.get("files") else None
+        found = look.found if settings.files else None
         drawn = {
             self.head: self._header(look, settings),
             self.add: self._adding(len(changes.files_of(settings))),
             self.files: dataview.files_card(t, f, settings, found) if changes.files_of(settings) else "",
-            self.state: self._state(look) if settings.get("files") else "",
+            self.state: self._state(look) if settings.files else "",
             self.main: self._found(window, look, settings),
-            self.side: self._how(settings, found) if settings.get("files") else "",
+            self.side: self._how(settings, found) if settings.files else "",
         }
         return {view: html for view, html in drawn.items() if window.changed(f"data {view.elem_id}", html)}
 
-    def _header(self, look: looks.Look, settings: Mapping[str, Any]) -> Html:
+    def _header(self, look: looks.Look, settings: DataSettings) -> Html:
         t = self.context.t
-        ready = bool(settings.get("files")) and not (look.complete and look.found and not changes.usable(look.found))
+        ready = bool(settings.files) and not (look.complete and look.found and not changes.usable(look.found))
         button = parts.button(t("data.train"), "data.train", kind="primary", disabled=not ready)
         return parts.header(t("data.title"), t("data.lead"), button if changes.files_of(settings) else None)
 
@@ -145,9 +146,9 @@ class Page:
         example = parts.button(t("data.example"), "data.example", title=t("data.example_title"))
         return h("div", example, path, class_="row")
 
-    def _found(self, window: Window, look: looks.Look, settings: Mapping[str, Any]) -> Html | str:
+    def _found(self, window: Window, look: looks.Look, settings: DataSettings) -> Html | str:
         t, f = self.context.t, self.context.f
-        if not settings.get("files"):
+        if not settings.files:
             if changes.files_of(settings):
                 return h("p", t("data.no_training_file"), class_="hint warn")
             return dataview.examples_card(t)
@@ -160,7 +161,7 @@ class Page:
                 dataview.figures(t, f, found),
                 forms.columns_card(t, f, settings, found),
                 forms.speakers_card(t, f, settings, found),
-                dataview.notes(t, f, found, chosen_model(self.context, window), settings.get("assistant")),
+                dataview.notes(t, f, found, chosen_model(self.context, window), settings.assistant),
             ]
         if rows is not None and rows["rows"]:
             shown += [
@@ -171,7 +172,7 @@ class Page:
             shown += [dataview.lengths_card(t, f, found), dataview.rejected_card(t, f, found)]
         return h("div", shown, class_="stack")
 
-    def _how(self, settings: Mapping[str, Any], found: Mapping[str, Any] | None) -> Html:
+    def _how(self, settings: DataSettings, found: Mapping[str, Any] | None) -> Html:
         t, f = self.context.t, self.context.f
         cards = [forms.how_card(t, f, settings, found)]
         if found is not None:
@@ -197,7 +198,7 @@ class Page:
     def press(self, window: Window, event: Any) -> dict[Any, Any]:
         """A button, a select or a form of any of the views."""
         do, value, data = parts.pressed(event)
-        settings, state = changes.settings_of(window), window.state(DataState)
+        settings, state = window.shared.data, window.state(DataState)
         match do:
             case "data.train":
                 return {self.context.nav: self.context.go(window, "train")}
@@ -213,13 +214,13 @@ class Page:
                 self._looks.pop(window, None)
             case _:
                 found = self._look(window).found or {}
-                changes.keep(self.context, window, changes.changed(self.context, settings, found, do, value, data))
+                changes.keep(window, changes.changed(self.context, settings, found, do, value, data))
         return self._answered(window)
 
     def uploaded(self, window: Window, names: Sequence[str] | None) -> dict[Any, Any]:
         """Files were dropped or chosen."""
-        settings = changes.uploaded(self.context, changes.settings_of(window), names or ())
-        changes.keep(self.context, window, settings)
+        settings = changes.uploaded(self.context, window.shared.data, names or ())
+        changes.keep(window, settings)
         return {**self._answered(window), self.upload: None}
 
     # ── what is known ──────────────────────────────────────────────────────────────────────────────────────
@@ -230,8 +231,8 @@ class Page:
         return self._looks[window]
 
     def _ask(self, window: Window) -> None:
-        settings = changes.settings_of(window)
-        if settings.get("files"):
+        settings = window.shared.data
+        if settings.files:
             state = window.state(DataState)
             model = chosen_model(self.context, window)
             models = self.context.home.models

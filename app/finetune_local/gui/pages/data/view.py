@@ -15,6 +15,7 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.data.rows import data_text, told
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.spec.run import DataSettings
 
 REJECTED_SHOWN = 50
 _LINES_SHOWN = 8
@@ -29,14 +30,14 @@ _UNUSED_SHOWN = 8
 Values = Mapping[str, Any]
 
 
-def files_card(t: Strings, f: Formats, settings: Values, found: Values | None) -> Html:
+def files_card(t: Strings, f: Formats, settings: DataSettings, found: Values | None) -> Html:
     """The files, each with how it was read, what it is for, and a way to remove it."""
     known = {file["name"]: file for file in (*found["report"]["files"], *found["validation"])} if found else {}
     problems = {problem["file"]: problem["message"] for problem in found["problems"]} if found else {}
     rows = [
         _file(t, f, name, use, known.get(name), problems.get(name, ""))
-        for use, key in (("train", "files"), ("validate", "validation_files"))
-        for name in settings.get(key, ())
+        for use, names in (("train", settings.files), ("validate", settings.validation_files))
+        for name in names
     ]
     general = [h("p", told(t, text), class_="hint bad") for file, text in problems.items() if not file]
     return parts.card(h("ul", rows, class_="data-files"), *general, title=t("data.files"))

@@ -163,7 +163,7 @@ class TrainPage:
         }
 
     def _missing(self, window: Window) -> list[str]:
-        return [] if window.shared.data.get("files") else [self.t("train.no_data_problem")]
+        return [] if window.shared.data.files else [self.t("train.no_data_problem")]
 
     def _live(self, window: Window, run: Run) -> dict[Any, Any]:
         """The views of a run that changed since they were sent, and the head."""

@@ -42,7 +42,7 @@ def tables_of(context: Context, window: Window, key: str | None = None, goal: st
     return forms.tables(
         window.shared.form,
         model=chosen_model(context, window),
-        data=window.shared.data,
+        data=window.shared.data.model_dump(mode="json", exclude_defaults=True),
         key=key or method_key(window),
         goal=goal or goal_of(window),
         name=window.shared.run_name,
@@ -53,7 +53,7 @@ def subject(context: Context, window: Window) -> Html:
     """Model and data, each with a way to change it."""
     t, f = context.t, context.f
     model = chosen_model(context, window)
-    files = [Path(name).name for name in window.shared.data.get("files", ())]
+    files = [Path(name).name for name in window.shared.data.files]
     known = window.shared.data_facts
     there = model in installed(context.home.models) or located(model).exists()
     rows = (
