@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_local.data.readers.scrub import KINDS
 from finetune_local.evaluation.metrics import metrics
 from finetune_local.export.targets import targets
 from finetune_local.gui.i18n.strings import LANGUAGES, Strings, table
@@ -19,6 +20,7 @@ from finetune_local.gui.widgets.controls import kind_of
 from finetune_local.inference.sampling import Sampling
 from finetune_local.models.catalog import catalog
 from finetune_local.spec.presets import presets
+from finetune_local.spec.run import COLUMN_ROLES
 from finetune_local.spec.walk import spec_fields
 from finetune_local.system.preferences import Preferences
 
@@ -79,6 +81,11 @@ CHINESE_IN_ENGLISH = {"choices.preferences.language.zh"}
 def test_what_the_code_declares_has_words(prefix: str) -> None:
     missing = sorted(key for key in BY_LISTING[prefix] if prefix + key not in table())
     assert missing == [], f"assets/strings/{prefix}toml lacks {missing}"
+
+
+def test_what_data_can_hold_has_words() -> None:
+    wanted = {f"data.role_{role}" for role in COLUMN_ROLES} | {f"data.kind_{kind}" for kind in KINDS}
+    assert sorted(wanted - set(table())) == []
 
 
 def test_both_languages_say_the_same() -> None:
