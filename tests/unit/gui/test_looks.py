@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_local.gui.pages.data.looks import Look, Question, question
+from finetune_local.spec.run import DataSettings
 from finetune_local.system.errors import WorkerDied
 
 
@@ -126,7 +127,7 @@ def test_a_problem_is_kept_and_asked_again_only_on_purpose(client: FakeLookups) 
 
 def test_a_question_is_another_when_a_file_changes(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    settings = {"files": [str(path)], "validation_files": []}
+    settings = DataSettings(files=(str(path),))
     missing = question(settings, "m", tmp_path, 0, 10, 0)
     path.write_text("x", "utf-8")
     there = question(settings, "m", tmp_path, 0, 10, 0)
