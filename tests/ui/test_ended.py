@@ -48,7 +48,7 @@ def test_each_window_tells_once_and_leads_there(app: App, begin: Begin) -> None:
     one = app.open("settings")
     expect(one.locator("#foot .at-work")).to_have_count(2, timeout=PATIENCE)
     finish(done, events.Finished(reason="all epochs", summary={}))
-    expect(one.locator(TOLD)).to_have_text(f"“{done.name}” is trained", timeout=PATIENCE)
+    expect(one.locator(TOLD)).to_have_text(f"“{done.name}” has finished training", timeout=PATIENCE)
     two = app.open()
     expect(two.locator("#foot .at-work")).to_have_count(1, timeout=PATIENCE)  # drawn by the tick that tells, too
     expect(two.locator("#ended .notice")).to_have_count(0)  # that was told in the window of its time
@@ -59,7 +59,7 @@ def test_each_window_tells_once_and_leads_there(app: App, begin: Begin) -> None:
     two.reload()
     expect(two.locator(TOLD)).to_have_text("Training “other” failed", timeout=PATIENCE)  # until it is closed
     one.click("#ended .close")
-    expect(one.locator(TOLD)).to_have_text(f"“{done.name}” is trained")
+    expect(one.locator(TOLD)).to_have_text(f"“{done.name}” has finished training")
     one.click("#ended [data-do=see]")
     one.wait_for_selector("#page-train .page-header:visible")
     expect(one.locator("#ended .notice")).to_have_count(0)

@@ -177,7 +177,7 @@ def test_a_killed_worker_is_told_and_gone_on_with(start_app: Callable[..., App],
     pid = run.worker_pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    expect(page.locator("#train-state .hint.warn")).to_contain_text("ended without a word")
+    expect(page.locator("#train-state .hint.warn")).to_contain_text("ended unexpectedly")
     page.click("#train-head [data-do=resume]")
     expect(page.locator("#train-head .badge.live")).to_be_visible(timeout=MINUTES)
     page.click("#train-head [data-do=finish]")

@@ -1,1 +1,1 @@
-"""The server behind the window: who may connect, what may be asked, what a browser is told."""
+"""The server behind the window: who may connect, which requests are accepted, which headers a browser gets."""

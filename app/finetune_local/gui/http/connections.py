@@ -1,4 +1,4 @@
-"""How many connections the server holds and for how long, so that nobody stops it by opening many and saying nothing.
+"""Limits on the number and age of connections, so that nobody can block the server by opening many and sending nothing.
 
 uvicorn by itself waits for ever for a request's first line, takes as many connections as come, and when the system has no file left
 for another writes a traceback for each. Here a connection has seconds to say what it wants; where there are too many, the
@@ -18,10 +18,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from finetune_local.gui.http.peer import Connection
 
 HEAD_SECONDS = 10.0
-"""For a request's first lines, from the moment the connection is there or its last answer was given."""
+"""Seconds for a request's head, counted from the connection or its last response."""
 
 BODY_SECONDS = 30.0
-"""Without a byte of a body that was announced."""
+"""Seconds without a byte of a body that was announced."""
 
 BACKLOG = 64
 """Connections that may wait to be taken; so many are taken before the limit is looked at."""
@@ -48,7 +48,7 @@ def room_for_files() -> int:
 
 
 class Limits:
-    """All connections of one server. `most` is how many are held."""
+    """All connections of one server, at most `most`."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -57,7 +57,7 @@ class Limits:
         self._sweeping = False
 
     def protocol(self) -> type[H11Protocol]:
-        """What uvicorn is to speak with each connection."""
+        """The protocol for each connection."""
         limits = self
 
         class OfThisServer(Limited):
@@ -68,7 +68,7 @@ class Limits:
         return OfThisServer
 
     def add(self, made: Limited) -> None:
-        """One more; where that is too many, another goes."""
+        """Add a connection; where there are too many, another one is closed."""
         self._held[made] = None
         if len(self._held) > self.most:
             idle = [one for one in self._held if one.idle_since is not None]
@@ -79,7 +79,7 @@ class Limits:
             made.loop.call_later(1.0, self._sweep, made.loop)
 
     def gone(self, one: Limited) -> None:
-        """One less."""
+        """Remove a connection."""
         self._held.pop(one, None)
 
     def _end(self, one: Limited) -> None:
@@ -97,7 +97,7 @@ class Limits:
 
 
 class Limited(H11Protocol):
-    """uvicorn's way to speak HTTP, with a clock."""
+    """uvicorn's HTTP protocol with timeouts."""
 
     limits: Limits
 
@@ -108,23 +108,23 @@ class Limited(H11Protocol):
         self._since = self._heard = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The clock begins."""
+        """Start the timeout."""
         super().connection_made(transport)
         self._since = self._heard = self.loop.time()
         self.limits.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It ended, whoever ended it."""
+        """The connection has ended."""
         self.limits.gone(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Something came."""
+        """Data has arrived."""
         self._heard = self.loop.time()
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        """The clock begins again."""
+        """Start the timeout again."""
         self._since = self.loop.time()
         super().on_response_complete()
 
@@ -145,7 +145,7 @@ class Limited(H11Protocol):
         return self._since if self.cycle is None or self.cycle.response_complete else None
 
     def late(self, now: float) -> bool:
-        """Whether it has taken too long to say what it wants."""
+        """Whether its request has taken too long."""
         if (since := self.idle_since) is not None:
             return now - since > HEAD_SECONDS
         return self.cycle.more_body and not self.flow.read_paused and now - self._heard > BODY_SECONDS

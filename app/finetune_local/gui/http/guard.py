@@ -1,5 +1,5 @@
-"""Who may talk to the window's server: one browser of the app's own user, from its own page. Everything else is refused before Gradio
-sees it.
+"""Access to the window's server: one browser of the app's own user, from its own page. Everything else is refused before it reaches
+Gradio.
 
 Gradio by itself answers any Host (DNS rebinding), runs JSON posts and takes uploads from foreign pages, and asks for no token. Here a
 connection must be the user's own (peer.py), and a request must come to this very address, from a page of it, below a path that nobody
@@ -84,7 +84,7 @@ _PEERS = {
 
 
 class Gate:
-    """The secrets of one launch: single-use links, and the path and the cookie that a link leads to."""
+    """The secrets of one launch: single-use links, and the path and cookie that a link grants."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -101,7 +101,7 @@ class Gate:
 
     @property
     def page(self) -> str:
-        """Where the page is, for who has the cookie."""
+        """The page's path, for a browser that has the cookie."""
         return f"http://127.0.0.1:{self.port}{self.path}/"
 
     def link(self) -> str:
@@ -111,7 +111,7 @@ class Gate:
         return f"http://127.0.0.1:{self.port}{self.path}{OPEN}?t={token}"
 
     def redeem(self, token: str) -> bool:
-        """Use a link up; False where it is none, or was used before."""
+        """Use a link; False where it is invalid or was used before."""
         found = next((known for known in self._links if same(known, token)), None)
         if found is None:
             return False
@@ -141,9 +141,9 @@ class Guard:
         self.app, self.gate = app, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it with why not."""
+        """Pass a request on, or refuse it with the reason."""
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})  # not used here
             return
         if scope["type"] != "http":
             return
@@ -218,7 +218,7 @@ class Guard:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two secrets are equal, in a time that says nothing of where they differ; any text may be given."""
+    """Whether two secrets are equal, compared in constant time; any text may be given."""
     return hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
 
 
@@ -256,7 +256,7 @@ async def answer(
     more: list[tuple[bytes, bytes]] | None = None,
     kind: bytes = b"text/plain; charset=utf-8",
 ) -> None:
-    """Answer without the app. A refusal ends the connection, so that whoever is refused holds none."""
+    """Answer without the app. A refusal closes the connection."""
     end = [(b"connection", b"close")] if status >= 400 else []
     headers = [
         (b"content-type", kind),

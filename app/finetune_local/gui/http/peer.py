@@ -1,4 +1,4 @@
-"""Whose program is at the other end of a connection from this machine. Asked once for each connection, before anything is answered.
+"""Which user owns the other end of a connection from this machine. Checked once for each connection, before anything is answered.
 
 The server listens on a loopback address, which every user of the machine can reach, by any of its names (127.0.0.1, 127.0.0.2, an IPv6
 socket that maps them). The connection's other socket is on this machine too, and the system says whose it is:
@@ -34,7 +34,7 @@ Address = tuple[str, int]
 
 
 class Peer(Enum):
-    """Whose a connection is."""
+    """The owner of a connection."""
 
     OWN = "own"
     ANOTHER = "another"
@@ -109,7 +109,7 @@ _last: list[int] = []
 
 def _likely_first(processes: Iterator[Any], psutil: Any) -> Iterator[Any]:
     for pid in _last:
-        with suppress(psutil.Error):  # it may have ended
+        with suppress(psutil.Error):  # it may have ended by now
             yield psutil.Process(pid)
     yield from processes
 

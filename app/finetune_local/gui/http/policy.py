@@ -1,4 +1,4 @@
-"""What a browser is told of each answer: where its parts may come from, who may frame it, what it may use of the machine.
+"""Security headers of each response: where its parts may come from, who may frame it, what it may use of the machine.
 
 The page's own inline scripts are allowed by a nonce, made anew for each load, so no text that gets into the page can become a script.
 Two words stay because Gradio needs them: 'unsafe-eval' (it makes functions of the small scripts that its events bring along) and, for
@@ -42,7 +42,7 @@ NAMES = frozenset({b"content-security-policy", *(name for name, _ in _ALWAYS)})
 
 
 def new_nonce() -> str:
-    """For one load of the page."""
+    """A nonce for one load of the page."""
     return secrets.token_urlsafe(16)
 
 

@@ -69,7 +69,7 @@ class Server:
         self.socket.setsockopt(socket.SOL_SOCKET, alone, 1)
         try:
             self.socket.bind(("127.0.0.1", port))
-            self.socket.listen(128)  # whoever comes before the first answer waits instead of being refused
+            self.socket.listen(128)  # a request before the first answer waits instead of being refused
         except OSError:
             self.socket.close()
             raise
@@ -121,13 +121,13 @@ class Server:
             self.context.close()
 
     def stop(self) -> None:
-        """Leave run(), also one that has yet to begin."""
+        """Leave run(), also one that has not started yet."""
         self._stopped = True
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
 
     def wait_until_ready(self, seconds: float) -> bool:
-        """Wait for Gradio's page; False where it is not there in time or cannot be made."""
+        """Wait for Gradio's page; False where it is not ready in time or cannot be built."""
         return self._ready.wait(seconds) and self.front.problem is None
 
     def _build(self) -> None:
@@ -178,7 +178,7 @@ class Front:
         self._first = asyncio.Event()
 
     def take(self, page: Any, shape: Shape) -> None:
-        """Put a page in place, from another thread; the one before it ends."""
+        """Install a page, from another thread; the one before it is closed."""
         from finetune_local.gui.shell.main import first_lines
 
         async def enter() -> None:

@@ -18,7 +18,7 @@ _DAY = 86400
 
 
 class Formats:
-    """How things are written for one user. `locale` is the browser's word ("de-DE"); an unknown one counts as English."""
+    """Formats for one user. `locale` is the browser's ("de-DE"); an unknown one counts as English."""
 
     def __init__(self, locale: str, words: Words) -> None:
         self._t = words
@@ -47,7 +47,7 @@ class Formats:
         """34 %."""
         if share is None:
             return "–"
-        pattern = str(self.locale.percent_formats[None].pattern)  # where the sign stands is the locale's
+        pattern = str(self.locale.percent_formats[None].pattern)  # the locale decides where the sign stands
         if digits:
             pattern = pattern.replace("0", "0." + "0" * digits, 1)
         return format_percent(share, pattern, locale=self.locale)
@@ -67,7 +67,7 @@ class Formats:
         if not count:
             return "–"
         for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-            if count >= 0.9995 * unit:  # what rounds to a thousand of the smaller is one of the larger
+            if count >= 0.9995 * unit:  # 999.5 thousand rounds to 1 million
                 value = count / unit
                 return f"{self.number(value, 1 if value < 9.95 else 0)} {name}"
         return self.number(count)
@@ -92,7 +92,7 @@ class Formats:
         return self._t("common.minutes_about", n=self.number(round(seconds / 60)))
 
     def moment(self, when: float | datetime.datetime | None) -> str:
-        """A moment: only the time where it is today's, else date and time."""
+        """A point in time: the time alone for today, else date and time."""
         if when is None:
             return "–"
         at = when if isinstance(when, datetime.datetime) else datetime.datetime.fromtimestamp(when)

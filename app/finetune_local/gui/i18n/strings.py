@@ -1,4 +1,4 @@
-"""The window's words: one table in assets/strings, English and Chinese side by side.
+"""The strings of the interface: one table in assets/strings, English and Chinese side by side.
 
 A file `train.toml` holds the keys "train.*", each a list of two: [English, Chinese]. "{name}" is filled in; "one row|{n} rows"
 is the form for n = 1 and the one for all others.
@@ -51,7 +51,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 class Strings:
-    """The words of one language: `t("train.start")`."""
+    """The strings of one language: `t("train.start")`."""
 
     def __init__(self, language: Language) -> None:
         self.language = language
@@ -68,6 +68,6 @@ class Strings:
         return text.format_map(values) if values else text
 
     def get(self, key: str) -> str | None:
-        """The string, or None where there is none in this language: for words that stand for what the spec declares."""
+        """The string; None where this language has none, as the English is declared in the code."""
         pair = table().get(key)
         return pair[self._column] if pair else None

@@ -14,7 +14,7 @@ _KEPT = 32
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known by now: the newest value (None before the first), why there is none, and whether it is being asked."""
+    """What is known now: the newest value (None before the first), the error that came instead, and whether a request is under way."""
 
     value: Any = None
     problem: Exception | None = None
@@ -22,7 +22,7 @@ class Answer:
 
 
 class Answers:
-    """Of one kind of question. Any thread may ask."""
+    """Answers to one kind of question. Any thread may ask."""
 
     def __init__(self, client: RpcClient, procedure: str) -> None:
         self._client, self._procedure = client, procedure
@@ -30,7 +30,7 @@ class Answers:
         self._lock = threading.Lock()
 
     def ask(self, *, again: bool = False, **values: Any) -> Answer:
-        """What is known; asked for where nothing is, or (`again`) where it may have changed: the old answer stays meanwhile."""
+        """The known answer. It is requested where there is none, or with `again`; the old answer stays until the new one is there."""
         key = tuple(sorted(values.items()))
         with self._lock:
             known = self._known.get(key)

@@ -1,7 +1,7 @@
-"""What every page is given: the home, the words, the processes that do the work, and one way to wire an event.
+"""What every page shares: the home, the strings, the worker processes, and one way to wire an event.
 
-`on()` is that way. A handler is called with the window it came from; an error of the app becomes a sentence in the notice at
-the top of the page, with a button where something can be done; anything else becomes the notice of a defect, with its traceback.
+That way is `on()`. A handler is called with the window it came from. An error of the app is shown as a sentence in the notice at the
+top of the page, with a button where something can be done; any other exception is shown as a defect, with its traceback.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CHAT, LOOKUPS = "finetune_local.chat.worker", "finetune_local.gui.lookups.worker
 
 
 class Context:
-    """One server's. Made before Gradio is imported."""
+    """The context of one server. Created before Gradio is imported."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
@@ -48,11 +48,11 @@ class Context:
         self.browser_locale = ""
         self.rebuild: Callable[[], None] = lambda: None
         self.chat_rpc = RpcClient(CHAT, (str(home.root),), home.window / "chat.log")
-        """Holds a model in memory and answers."""
+        """Keeps a model in memory and answers."""
         self.chat = ChatClient(self.chat_rpc)
-        """Answers under way, whatever becomes of the page that asked."""
+        """Answers in progress. They continue when the page that asked is closed."""
         self.lookups = RpcClient(LOOKUPS, (str(home.root),), home.window / "lookups.log")
-        """Holds tokenizers, for previews of data."""
+        """Keeps tokenizers in memory, for previews of data."""
         self.machine = MachineFacts(home, RpcClient(LOOKUPS, (str(home.root),), home.window / "machine.log"))
         self.endings = Endings(home)
         self.quit: Callable[[], None] = lambda: None
@@ -67,12 +67,12 @@ class Context:
     # ── words ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def speak(self) -> None:
-        """Take up the preferred language and the browser's locale."""
+        """Apply the preferred language and the browser's locale."""
         self.t = Strings(chosen_language(self.preferences.language))
         self.f = Formats(self.browser_locale or ("zh-CN" if self.t.language == "zh" else "en"), self.t)
 
     def prefer(self, **changed: Any) -> None:
-        """Change preferences; where the language changes the page is made anew. Raises SpecError, DiskFull."""
+        """Change preferences; a change of language rebuilds the page. Raises SpecError, DiskFull."""
         before = self.t.language
         self.preferences = preferences.save(**changed)
         self.speak()
@@ -80,7 +80,7 @@ class Context:
             self.rebuild()
 
     def watch(self, folder: Path) -> Watch:
-        """What is known of a run, shared by all windows, so that its events are read once."""
+        """A run's events, shared by all windows so that they are read once."""
         if folder not in self._watched:
             self._watched[folder] = Watch(Run(folder))
         return self._watched[folder]
@@ -88,7 +88,7 @@ class Context:
     # ── wiring ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self) -> None:
-        """Forget the wiring of a page that is made anew."""
+        """Drop the wiring before the page is rebuilt."""
         self._ticks, self._shows, self._offers = [], {}, {}
 
     def on(
@@ -105,9 +105,9 @@ class Context:
     ) -> Any:
         """Call `fn(window, *inputs)` on an event; a generator function updates its outputs as it goes.
 
-        A parameter of `fn` called `event` gets Gradio's EventData. It returns one value per output, a dict of some of them, or
-        None for no change. `latest`: of events that come while it works only the last counts (typing). `drop`: none of them
-        does (ticks, which would pile up on a busy machine).
+        A parameter of `fn` called `event` gets Gradio's EventData. `fn` returns one value per output, a dict of some of them, or
+        None for no change. Of events that arrive while it runs, `latest` keeps the last one only (typing) and `drop` none (ticks,
+        which would pile up on a busy machine).
         """
         targets = _listed(outputs)
         return trigger(
@@ -127,11 +127,11 @@ class Context:
         self._shows.setdefault(page, []).append((fn, _listed(outputs)))
 
     def on_tick(self, page: str | None, fn: Handler, outputs: Any) -> None:
-        """Call `fn(window)` each second while a page is in view (None: whatever is)."""
+        """Call `fn(window)` each second while a page is in view (None: any page)."""
         self._ticks.append((page, fn, _listed(outputs)))
 
     def on_notice(self, do: str, fn: Handler, outputs: Any) -> None:
-        """Call `fn(window, value)` when a button of the notice with this data-do is pressed; the notice goes away."""
+        """Call `fn(window, value)` when a button of the notice with this data-do is pressed, and close the notice."""
         self._offers[do] = (fn, _listed(outputs))
 
     def offers(self) -> tuple[Handler, list[Any]]:
@@ -151,7 +151,7 @@ class Context:
         return press, _union([[self.nav], *(outputs for _, outputs in wired.values())])
 
     def shows(self, page: str) -> tuple[Handler, list[Any]]:
-        """All that a page's coming into view does, as one handler."""
+        """Everything that happens when a page comes into view, as one handler."""
         wired = self._shows.get(page, [])
 
         def show(window: Window) -> dict[Any, Any]:
@@ -161,7 +161,7 @@ class Context:
         return show, _union([outputs for _, outputs in wired])
 
     def ticks(self) -> tuple[Handler, list[Any]]:
-        """All that happens each second, as one handler."""
+        """Everything that happens each second, as one handler."""
         wired = self._ticks
 
         def tick(window: Window) -> dict[Any, Any]:
@@ -171,19 +171,19 @@ class Context:
         return tick, _union([outputs for _, _, outputs in wired])
 
     def guarded(self, fn: Handler, outputs: Sequence[Any]) -> Handler:
-        """A handler for Gradio: with the window first, the notice last, and errors as sentences. See on()."""
+        """A handler for Gradio: the window comes first, the notice last, and errors become sentences. See on()."""
         import gradio as gr
 
         from finetune_local.gui.shell.notice import defect, problem
 
         wants_event = "event" in inspect.signature(fn).parameters
-        unchanged = {self.notice: gr.skip()}  # Gradio takes an empty dict for a value
+        unchanged = {self.notice: gr.skip()}  # Gradio takes an empty dict as a value
 
         def call(request: Any, event: Any, given: tuple[Any, ...]) -> Any:
             return fn(self.windows.of(request.session_hash), *given, **({"event": event} if wants_event else {}))
 
         def failed(error: Exception) -> dict[Any, Any]:
-            # A place that was typed may be too long, forbidden, gone: that is no defect.
+            # A path that was typed may be too long, forbidden or gone: that is no defect.
             known = error if isinstance(error, FinetuneError) else failure(error, self.home.root, "Make room on it.")
             if known is not None:
                 return {self.notice: problem(self.t, known)}
@@ -204,7 +204,7 @@ class Context:
                 yield failed(error)
 
         made: Handler = piecewise if inspect.isgeneratorfunction(fn) else whole
-        made.__annotations__ = {"request": gr.Request, "event": gr.EventData}  # by these Gradio knows what to give
+        made.__annotations__ = {"request": gr.Request, "event": gr.EventData}  # tells Gradio what to pass
         return made
 
     def go(self, window: Window, page: str, **draft: Any) -> Any:
@@ -226,7 +226,7 @@ class Context:
         return window.shared.page == page_showing(kind.key) and (kind.key != RUN or window.shared.run == name)
 
     def close(self) -> None:
-        """End the processes that live with the server; runs and jobs go on."""
+        """End the processes that belong to the server; runs and jobs continue."""
         self.windows.close()
         self.chat_rpc.close()
         self.lookups.close()
@@ -234,7 +234,7 @@ class Context:
 
 
 def chosen_language(wanted: preferences.Language) -> Language:
-    """The language to speak: the preferred one, else Chinese where the system is, else English."""
+    """The interface language: the preferred one, else Chinese on a Chinese system, else English."""
     if wanted != "auto":
         return wanted
     named = [os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG")]

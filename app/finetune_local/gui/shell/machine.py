@@ -24,7 +24,7 @@ _NEEDED = _DEVICE - {"fast_bf16"}
 
 
 class _Kept(BaseModel):
-    """What pages use of machine.json; the rest is shown as it is."""
+    """What pages read of machine.json; the rest is shown as it is."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -39,7 +39,7 @@ class _Kept(BaseModel):
 
 
 class MachineFacts:
-    """As `doctor --json` tells them. Empty until the first look has come back."""
+    """As `doctor --json` reports them. Empty until the first lookup has returned."""
 
     def __init__(self, home: Home, client: RpcClient) -> None:
         """`client` serves this alone and is closed after each look: a look imports every framework, and previews of data must not wait for
@@ -49,7 +49,7 @@ class MachineFacts:
         self.facts: Mapping[str, Any] = {}
         self.problem = ""
         self.looking = False
-        # What is kept is asked again at each start, so a file that a disk has damaged costs nothing.
+        # Everything is looked up again at each start, so a damaged file costs nothing.
         with suppress(OSError, ForeignTextError, ValidationError):
             kept = read_json_object(self._file)
             self.facts = carried({**_Kept.model_validate(kept).model_dump(), SAID: kept.get(SAID)})
@@ -70,12 +70,12 @@ class MachineFacts:
         self.looking = False
 
     def close(self) -> None:
-        """End a look under way."""
+        """End a lookup in progress."""
         self._client.close()
 
     @property
     def backend(self) -> str | None:
-        """The backend that would be used, or None where there is none, or none is known yet."""
+        """The backend that would be used; None where there is none or it is not known yet."""
         name = self.facts.get("backend")
         return str(name) if name else None
 
@@ -88,6 +88,6 @@ class MachineFacts:
         ]
 
     def device(self, backend: str | None = None, wanted: str | None = None) -> Device | None:
-        """The device that a run would be on."""
+        """The device that a run would use."""
         devices = self.devices(backend)
         return next((d for d in devices if wanted in (d.id, d.kind)), devices[0] if devices and not wanted else None)

@@ -1,4 +1,4 @@
-"""The page that the window shows: a rail with its pages, what stands around them, and what the server tells Gradio."""
+"""The page that the window shows: the rail, the pages, and the options of Gradio's server."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _wire_page(context: Context, key: str, tab: Any, which: Any) -> None:
 
 
 def _moment(told: str | None) -> float:
-    """When the page says that something was, by the browser's clock; 0 where it says no time."""
+    """A time of the browser's clock in seconds; 0 where the page sent none."""
     try:
         moment = float(told or 0)
     except ValueError:
@@ -72,7 +72,7 @@ def _moment(told: str | None) -> float:
 
 
 def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
-    """Each second; what is returned changes where the page in view must be drawn anew: see Window.missed."""
+    """Wire the tick of each second. The component returned changes when the page in view must be drawn again: see Window.missed."""
     import gradio as gr
 
     missed = gr.Textbox(visible="hidden")
@@ -88,7 +88,7 @@ def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
 
 
 def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) -> Any:
-    """When a page has loaded it says which window it is in, and what the browser's locale is; it then shows what it showed."""
+    """When a page has loaded, it reports its window and the browser's locale; the page that was last in view is shown again."""
     import gradio as gr
 
     def attach(request: gr.Request, told: str | None) -> Any:
@@ -107,7 +107,7 @@ def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) 
 
 
 def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> None:
-    """On any of the triggers: the page in view, where what it shows is another window's or nothing."""
+    """On any of the triggers, draw the page in view again if it shows another window's state or nothing."""
     shows = {key: context.shows(key)[0] for key in tabs}
     every = {component._id: component for key in tabs for component in context.shows(key)[1]}
 
@@ -121,7 +121,7 @@ def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> No
 
 
 def first_lines(context: Context) -> str:
-    """What the page's head begins with: see head.py."""
+    """The first lines of the page's head: see head.py."""
     from finetune_local.gui.shell.windows import FIRST
 
     t = context.t
@@ -139,7 +139,7 @@ def first_lines(context: Context) -> str:
 
 
 def mount_options() -> dict[str, Any]:
-    """What gr.mount_gradio_app is told besides the address. The style comes after Gradio's own."""
+    """Options of gr.mount_gradio_app besides the address. Our style sheets come after Gradio's own."""
     styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
     head = "".join(f'<link rel="stylesheet" href="ftl/{name}">' for name in styles)
     return {

@@ -39,7 +39,7 @@ def good(t: Strings, title: str, text: str = "", *buttons: Html) -> Html:
 
 
 def defect(t: Strings, trace: str) -> Html:
-    """What should not happen, with its traceback to copy."""
+    """An error that should not happen, with its traceback to copy."""
     return h(
         "div",
         h(
@@ -57,5 +57,5 @@ def defect(t: Strings, trace: str) -> Html:
 
 
 def _without_home(trace: str) -> str:
-    """A traceback that can be shown to others: without the user's name in its paths."""
+    """A traceback without the user's name in its paths, so that it can be shown to others."""
     return re.sub(r"(/home|/Users|C:\\Users)[/\\][^/\\\s\"']+", "~", trace)

@@ -1,4 +1,4 @@
-"""Show a folder in the system's file manager: only one that is known to hold results, and never through a shell."""
+"""Open a folder in the system's file manager: only folders of results, and never through a shell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune_local.system.private import user_umask
 def open_folder(t: Strings, path: Path, known: Iterable[Path]) -> None:
     """Open a folder, or the folder a file lies in. `known` are the folders of results: nothing outside them is opened.
 
-    Raises SpecError where it is none of them, is gone, or the system has no program for it.
+    Raises SpecError where it is outside of them, is gone, or the system has no file manager.
     """
     folder = path if path.is_dir() else path.parent
     if not any(folder.resolve().is_relative_to(place.resolve()) for place in known):
@@ -34,9 +34,9 @@ def open_folder(t: Strings, path: Path, known: Iterable[Path]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=sys.platform != "win32",
-        umask=user_umask(),  # what is made in the file manager is the user's business
+        umask=user_umask(),  # files made in the file manager get the user's usual permissions
     )
-    threading.Thread(target=process.wait, daemon=True).start()  # whatever it says of itself, its end is noticed
+    threading.Thread(target=process.wait, daemon=True).start()  # so that the process is reaped
 
 
 def _program() -> str:

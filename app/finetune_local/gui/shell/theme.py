@@ -1,4 +1,4 @@
-"""How it looks: Gradio's base theme in the app's own colours and the system's fonts. The rest is assets/ui/app.css."""
+"""The look: Gradio's base theme with the app's colours and the system's fonts. The rest is in assets/ui/app.css."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def theme() -> Any:
         "block_label_background_fill": "transparent",
         "block_label_background_fill_dark": "transparent",
         "block_title_text_weight": "550",
-        # Fields are drawn by their own edge, not by a box around label and field.
+        # A field has a border of its own; there is no box around label and field.
         "block_border_width": "0px",
         "block_padding": "0px",
         "block_background_fill": "transparent",

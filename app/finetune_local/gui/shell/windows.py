@@ -21,7 +21,7 @@ from finetune_local.system.untrusted.text import ForeignTextError, parse_json_ob
 
 LAST = "last"
 FIRST = "home"
-"""The page that is shown where none was chosen."""
+"""The page that is shown first."""
 
 _OLD_SECONDS = 7 * 86400
 _DELAY = 0.4
@@ -32,22 +32,22 @@ S = TypeVar("S", bound=State)
 
 
 class Window:
-    """One window's memory: the states of its pages, and what was sent to the browser. `draft` is what is on disk, plain JSON."""
+    """The memory of one window: the states of its pages, and what was sent to the browser. `draft` is its JSON on disk."""
 
     def __init__(self, folder: Path | None, name: str, draft: dict[str, Any]) -> None:
-        """`folder` None: a window that has not said yet which one it is; nothing of it is kept."""
+        """`folder` None: a window that has not attached yet; nothing of it is kept."""
         self._folder, self.name, self.draft = folder, name, draft
         self.shown: dict[str, Any] = {}
-        """What was sent to it last, by part of a page: what has not changed is not sent again."""
+        """What was sent last, by part of a page; what has not changed is not sent again."""
         self.fields: dict[str, Any] = {}
-        """What fields of this page load hold, as far as is known: a field that is right is not sent, as it may be typed in just now."""
+        """What the text fields of this page load hold, as far as is known. A field that is right is not sent: the user may be typing in it."""
         self.since = 0.0
-        """When its page came into view, by the browser's clock."""
+        """When the page came into view, by the browser's clock."""
         self.again = False
-        """Whether the page in view was drawn from another's memory and must be drawn again."""
+        """Whether the page in view was drawn before the window attached and must be drawn again."""
         self._unheard = ""
         self.drawing = threading.RLock()
-        """To be held while views are drawn from this memory, so that of two events the one that saw more of it is answered last."""
+        """Hold it while views are drawn from this memory: of two events, the one that saw the newer state is answered last."""
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         self._states: dict[type[State], State] = {}
@@ -75,7 +75,7 @@ class Window:
         self._states.clear()
 
     def _keep(self, key: str, value: Any) -> None:
-        """Written to disk a moment later, so that typing does not write at every letter. None forgets."""
+        """Keep a value; None removes it. Written to disk a moment later, so that typing does not write at every letter."""
         if self.draft.get(key) == value:
             return
         with self._lock:
@@ -89,8 +89,8 @@ class Window:
                 self._timer.start()
 
     def show(self, page: str, since: float) -> bool:
-        """A page has come into view. False where a later one has: on a busy machine the two may be told the other way round; and
-        for what a load begins with (since 0) where another page is to be shown again."""
+        """A page has come into view. Returns False where a later one has (on a busy machine the two may be reported in the wrong order),
+        and for the first page of a load (since 0) where another page is to be shown again."""
         if since < self.since or (since == 0 and page != (self.shared.page or FIRST)):
             return False
         self.since = since
@@ -98,8 +98,8 @@ class Window:
         return True
 
     def missed(self, page: str, since: float) -> bool:
-        """Whether the browser shows, as it says for the second time, a page of whose coming into view nothing was heard: then it
-        is the page, and must be drawn. Once may be a word that crossed another on its way."""
+        """Whether the browser has reported twice that it shows a page whose coming into view was not reported: then it is the page in
+        view and must be drawn. A single report may have crossed another one on its way."""
         unheard = page if page != (self.shared.page or FIRST) and since > self.since else ""
         missed = unheard != "" and unheard == self._unheard
         self._unheard = "" if missed else unheard
@@ -108,7 +108,7 @@ class Window:
         return missed
 
     def save(self) -> None:
-        """Write it now. A full disk costs the draft's newest changes, not the window."""
+        """Write it now. On a full disk the newest changes are lost, nothing else."""
         with self._lock:
             self._timer = None
             plain = parse_json_object(json.dumps(self.draft))
@@ -122,14 +122,14 @@ class Window:
             return
 
     def lacks(self, field: str, value: Any, empty: Any = "") -> bool:
-        """Whether a field holds another value than this, and must be sent; it counts as sent from now on."""
+        """Whether a text field holds another value and must be sent; from now on it counts as sent."""
         if self.fields.get(field, empty) == value:
             return False
         self.fields[field] = value
         return True
 
     def changed(self, part: str, value: Any) -> bool:
-        """Whether a part of a page is another than was sent last; it counts as sent from now on."""
+        """Whether a part of a page differs from what was sent last; from now on it counts as sent."""
         if self.shown.get(part) == value:
             return False
         self.shown[part] = value
@@ -147,7 +147,7 @@ class Windows:
         self._forget_old()
 
     def attach(self, session: str, name: str) -> Window:
-        """A page load says which window it is in: the same as before a reload, or a new one."""
+        """Attach a page load to its window: the same as before a reload, or a new one."""
         if not re.fullmatch(r"[a-z0-9]{6,40}", name):
             name = f"w{time.time_ns()}"
         window = self._by_name.get(name)
@@ -160,20 +160,20 @@ class Windows:
         self._by_session[session] = window
         early = self._early.pop(session, None)
         if early is not None and early.shared.page not in ("", FIRST):
-            # The user went there before the page had said who it is: what it shows is not this window's.
+            # The user went there before the page attached: it was not drawn from this window's memory.
             window.again = window.show(early.shared.page, early.since)
         return window
 
     def of(self, session: str | None) -> Window:
-        """The window of a session; one of which nothing is written where it has not said yet which it is."""
+        """The window of a session; before it attaches, one of which nothing is written."""
         if not session or (known := self._by_session.get(session)) is None:
-            while len(self._early) > _MOST_EARLY:  # those that never said
+            while len(self._early) > _MOST_EARLY:  # those that never attached
                 self._early.pop(next(iter(self._early)), None)
             return self._early.setdefault(session, Window(None, "", {})) if session else Window(None, "", {})
         return known
 
     def close(self) -> None:
-        """Write what waits to be written."""
+        """Write all pending changes."""
         for window in self._by_name.values():
             window.save()
 
@@ -195,5 +195,5 @@ def _read(file: Path) -> Any:
 
 
 def _sum(draft: dict[str, Any]) -> str:
-    """What tells a whole draft from one that a disk has damaged: pages take its values as they are. Older versions wrote none."""
+    """A checksum that tells an intact draft from a damaged one. Older versions wrote none."""
     return hashlib.sha256(json.dumps(draft, sort_keys=True).encode("ascii")).hexdigest()

@@ -1,1 +1,1 @@
-"""Pieces of interface that several pages use."""
+"""Parts of the interface that several pages use."""

@@ -1,7 +1,7 @@
 """One Gradio control for each kind of setting, made from what `setting()` declares: label, help, choices, default.
 
-A control holds what a user would type: an empty field is the default (or automatic, where None is), and what is typed is checked
-by the very parser of the command line.
+A control holds what a user would type. An empty field is the default (automatic, where that is None); what is typed is checked by the
+same parser as on the command line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def kind_of(field: FieldInfo) -> tuple[Any, bool]:
 
 
 def label_of(t: Strings, path: str) -> str:
-    """A setting's name for people; the last word of its path where the table has none."""
+    """A setting's label; the last word of its path where the table has none."""
     return t.get(f"settings.{path}") or path.rpartition(".")[2].replace("_", " ").capitalize()
 
 
@@ -50,17 +50,17 @@ def value_text(t: Strings, value: Any) -> str:
 
 
 def help_of(t: Strings, path: str, field: FieldInfo) -> str:
-    """What a setting is for: the declaration's own help in English, the table's in Chinese."""
+    """What a setting is for: its declared help in English, the table's in Chinese."""
     return t.get(f"help.{path}") or field.description or ""
 
 
 def method_title(t: Strings, key: str) -> str:
-    """What a method is called."""
+    """A method's title."""
     return t.get(f"methods.{key}.title") or preset_named(key).title
 
 
 def method_summary(t: Strings, key: str) -> str:
-    """What a method does, in a sentence: its own in English, the table's in Chinese."""
+    """What a method does, in a sentence: declared in English, from the table in Chinese."""
     return t.get(f"methods.{key}.summary") or preset_named(key).summary
 
 
@@ -93,7 +93,7 @@ def control(t: Strings, path: str, field: FieldInfo, *, id: str | None = None, *
 
 
 def placeholder(t: Strings, field: FieldInfo, optional: bool) -> str:
-    """What an empty field stands for."""
+    """What an empty field shows."""
     if optional or field.default is None:
         return t("common.automatic")
     if isinstance(field.default, tuple):
@@ -102,7 +102,7 @@ def placeholder(t: Strings, field: FieldInfo, optional: bool) -> str:
 
 
 def given(field: FieldInfo, value: Any) -> Any:
-    """What a control's value means as a setting, or None where the user left it open."""
+    """A control's value as a setting; None where the user left it empty."""
     kind, _ = kind_of(field)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -117,7 +117,7 @@ def given(field: FieldInfo, value: Any) -> Any:
 
 
 def shown(field: FieldInfo, value: Any) -> Any:
-    """A setting's value as its control holds it; None is what is left open."""
+    """A setting's value as its control shows it; None means left empty."""
     kind, optional = kind_of(field)
     if typing.get_origin(kind) is tuple:
         return "\n".join(map(str, value or ()))

@@ -1,4 +1,4 @@
-"""What cannot be read of the app's own things, with the reason and a button that takes it away; shown below the sound ones."""
+"""Items of the app that cannot be read, each with the reason and a button that removes it; shown below the intact ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.runtime import jobs
-from finetune_local.runtime.kinds import JobKind
 from finetune_local.system.damaged import Damaged
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ _FORGET = "damaged.job"
 
 
 def box(t: Strings, found: Sequence[Damaged], do: str) -> Html:
-    """Nothing where nothing is damaged. `do` is what the page does when one is to be taken away."""
+    """Empty where nothing is damaged. `do` is the action that removes an item."""
     if not found:
         return Html("")
     items = [
@@ -34,13 +33,13 @@ def box(t: Strings, found: Sequence[Damaged], do: str) -> Html:
     return h("div", h("h3", t("lists.damaged")), h("ul", items, class_="trash-list"), class_="hint bad", role="alert")
 
 
-def of_jobs(context: Context, kind: JobKind) -> Html:
+def jobs(context: Context, kind: str) -> Html:
     """The damaged jobs of a kind; pressed() removes them."""
-    return box(context.t, jobs.damaged(context.home, kind), _FORGET)
+    return box(context.t, job.damaged(context.home, kind), _FORGET)
 
 
 def pressed(context: Context, do: str, value: str) -> bool:
-    """Do what a button of jobs() asks for; False where it was another one."""
+    """Handle a button of jobs(); False where it was another one."""
     if do != _FORGET:
         return False
     jobs.remove(jobs.find(context.home, value))

@@ -41,7 +41,7 @@ def number(
     least: int = 0,
     most: int | None = None,
 ) -> Html:
-    """A whole number; an empty field is left open."""
+    """A whole number; an empty field means automatic."""
     box = h(
         "input", type="number", id=id, value="" if now is None else now, data_do=do, data_value=value,
         placeholder=placeholder, min=least, max=most, step="1", inputmode="numeric", autocomplete="off",
@@ -74,13 +74,13 @@ def path(
 
 
 def check(label: str, do: str, value: str, on: bool, *, id: str, help: Child = None) -> Html:  # noqa: A002
-    """Yes or no."""
+    """A check box."""
     box = h("input", type="checkbox", id=id, checked=on, data_do=do, data_value=value)
     return h("label", box, h("span", label, h("small", help) if help else None), class_="check", for_=id)
 
 
 def options(label: str, do: str, choices: Iterable[Option], chosen: str, *, class_: str = "") -> Html:
-    """Choices as pressable boxes: value, content, whether it can be chosen, further attributes."""
+    """Choices as boxes to press: value, content, whether it can be chosen, further attributes."""
     made = [
         h(
             "button", content, type="button", class_=f"choice{' chosen' if value == chosen else ''}", data_do=do,

@@ -1,4 +1,4 @@
-"""The whole form of a run: one control for every setting that the spec declares, by the groups it declares them in.
+"""The form of a run: one control for every setting that the spec declares, in the groups that it declares.
 
 The form's value is {dotted path: what was typed}, only of what the user set; it is kept in the window's draft, and becomes the
 tables that parse_spec() takes. Settings of methods and objectives are shown where the chosen one has them, with its own defaults.
@@ -41,7 +41,7 @@ def objective_of(form: Mapping[str, Any]) -> str:
 
 
 def default_of(key: str, path: str, field: FieldInfo) -> Any:
-    """What an open setting comes to with a method: what its name stands for, else the field's default."""
+    """The default of a setting with a method: the preset's, else the field's."""
     return preset_named(key).defaults.get(path, field.default)
 
 

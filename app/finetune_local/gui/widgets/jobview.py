@@ -1,4 +1,4 @@
-"""A job as pages show it: what it is doing, how far it is, a way to stop it; and how one that failed is told."""
+"""A job as pages show it: what it does, its progress, a button to stop it, and why it failed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Child, Html, h
-from finetune_local.runtime.job import Job, JobState
-from finetune_local.runtime.status import Status
+from finetune_local.runtime.job import Job
 
 STARTING_SECONDS = 10.0
-"""A process that is not there yet may still be starting."""
+"""A process that is not running yet may still be starting."""
 
 
-def active(state: JobState) -> bool:
-    """Whether it is running, or just starting."""
-    starting = state.status is Status.QUEUED or state.killed
-    return state.status is Status.RUNNING or (starting and 0 <= time.time() - state.began < STARTING_SECONDS)
+def active(state: State) -> bool:
+    """Whether it is running or just starting."""
+    starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
+    return state.status == "running" or starting
 
 
 def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: Child = None) -> Html:
-    """A job at work: `doing` is what it does now."""
+    """A running job: `doing` is what it does now."""
     state, stopping = job.state(), job.stop_file.exists()
     stop = parts.button(
         t("jobs.stopping") if stopping else t("common.stop"), "job.stop", job.name, kind="small", disabled=stopping
@@ -38,15 +37,15 @@ def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: C
     )
 
 
-def notes(t: Strings, state: JobState) -> Html | None:
-    """What it has told so far."""
+def notes(t: Strings, state: State) -> Html | None:
+    """Its notes so far."""
     if not state.notes:
         return None
     return h("ul", [h("li", sentence(t, note), class_="text") for note in state.notes], class_="job-notes soft")
 
 
-def problem(t: Strings, state: JobState, *more: Child) -> Html | None:
-    """Why it failed, where it did: a sentence, or a defect with its traceback."""
+def problem(t: Strings, state: State, *more: Child) -> Html | None:
+    """Why it failed: a sentence, or a defect with its traceback; None where it did not."""
     if state.error is None:
         return None
     trace = state.error.traceback

@@ -1,4 +1,4 @@
-"""Long lists: searched, sorted by a press on a heading, in pages of fifty, with rows that can be picked.
+"""Long lists: searched, sorted by a press on a heading, in pages of fifty, with rows that can be selected.
 
 A page keeps its Place in its state, so that the list is the same after a reload.
 """
@@ -49,7 +49,7 @@ def moved(
     """The place after a press within a list; None where the press means something else. `shown` are the names on the page."""
     match do:
         case "list.sort":
-            numbers = any(column.number for column in columns if column.key == value)  # the most of them first
+            numbers = any(column.number for column in columns if column.key == value)  # the largest first
             return replace(place, sort=value, down=not place.down if value == place.sort else numbers, page=0)
         case "list.page":
             return replace(place, page=max(0, int(value)) if value.isdecimal() else 0)
@@ -66,7 +66,7 @@ def moved(
 
 
 def matching(rows: Iterable[Row], search: str, text: Callable[[Row], str]) -> list[Row]:
-    """The rows whose text has every word of a search, whatever its capitals."""
+    """The rows whose text has every word of a search; case does not matter."""
     words = search.casefold().split()
     return [row for row in rows if all(word in text(row).casefold() for word in words)] if words else list(rows)
 
@@ -123,7 +123,7 @@ def table(
 
 
 def pager(t: Strings, f: Formats, place: Place, count: int) -> Html:
-    """Which rows are shown of how many, with the way to the others; nothing where all are shown."""
+    """Which rows are shown of how many, with buttons for the other pages; empty where all are shown."""
     if count <= SIZE:
         return Html("")
     first, last = place.page * SIZE + 1, min(count, (place.page + 1) * SIZE)
@@ -138,7 +138,7 @@ def pager(t: Strings, f: Formats, place: Place, count: int) -> Html:
 
 
 def picked_bar(t: Strings, f: Formats, place: Place, *buttons: Child) -> Html:
-    """How many rows are picked, and what can be done with them; nothing where none is."""
+    """How many rows are selected, and what can be done with them; empty where none is."""
     if not place.picked:
         return Html("")
     count = len(place.picked)

@@ -1,4 +1,4 @@
-"""Pieces that pages share: views that tell which button was pressed, headers, cards, tables, progress."""
+"""Parts that pages share: views that report which button was pressed, headers, cards, tables, progress bars."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def view(value: str = "", *, id: str | None = None, class_: str = "", visible: b
 
 
 def pressed(event: Any) -> tuple[str, str, Mapping[str, str]]:
-    """Of a view's click: what is to be done (data-do), with what (data-value), and all data-* of the button."""
+    """Of a view's click: the action (data-do), its value (data-value), and all data-* of the button."""
     told: Any = getattr(event, "_data", None)
     given = told.items() if isinstance(told, Mapping) else ()
     data = {str(name): str(value) for name, value in given if isinstance(value, (str, int, float))}
@@ -88,7 +88,7 @@ def facts(pairs: Iterable[tuple[Child, Child]]) -> Html:
 
 
 def figure(name: str, value: Child, under: Child = None) -> Html:
-    """One number to look at."""
+    """A number with its label."""
     return h("div", h("span", name), h("b", value), h("small", under) if under else None, class_="figure")
 
 
@@ -126,7 +126,7 @@ def badge(text: Child, kind: str = "") -> Html:
 
 
 def progress(t: Strings, f: Formats, text: str, done: float | None, seconds_left: float | None = None) -> Html:
-    """A bar with what is being done and the time left; an unknown share moves to and fro."""
+    """A bar with what is being done and the time left; it moves to and fro while the progress is unknown."""
     share = None if done is None else min(1.0, max(0.0, done))
     right = f.percent(share) if share is not None else ""
     if seconds_left is not None:
@@ -149,5 +149,5 @@ def progress(t: Strings, f: Formats, text: str, done: float | None, seconds_left
 
 
 def empty(title: str, text: str, *actions: Child) -> Html:
-    """What a list shows while there is nothing in it: what would be here, and how to get it."""
+    """An empty list: what would be here, and how to get it."""
     return h("div", h("h2", title), h("p", text), h("div", *actions, class_="row center"), class_="empty")

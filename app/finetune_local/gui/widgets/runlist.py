@@ -38,7 +38,7 @@ def columns(t: Strings) -> list[Column]:
 
 
 def steps_done(row: Row) -> int | None:
-    """Steps that a run has done; None where nothing tells."""
+    """Steps that a run has done; None where it is unknown."""
     if "step" in row:
         return int(row["step"])
     return row.get("steps") if "first_loss" in row else None
@@ -50,19 +50,19 @@ def file_names(row: Row) -> str:
 
 
 def method_name(t: Strings, key: object) -> str:
-    """A method's name for people; its key where it is none that this version knows."""
+    """A method's title; its key where this version does not know it."""
     known = presets().get(str(key))
     return (t.get(f"methods.{key}.title") or known.title) if known else str(key or "–")
 
 
 def base_name(model: str) -> str:
-    """A base without the folders it lies in; ORG/NAME stays."""
+    """A base model without its folders; ORG/NAME stays."""
     path = PurePath(model)
     return path.name if path.is_absolute() or "\\" in model else model
 
 
 def searched(t: Strings, row: Row) -> str:
-    """What a search looks through."""
+    """The text that a search looks through."""
     words = (
         row["run"],
         t(f"runs.status_{row['status']}"),
@@ -80,7 +80,7 @@ def chosen(t: Strings, rows: Sequence[Row], place: Place, status: str, method: s
 
 
 def drawn(context: Context, rows: Sequence[Row], all_rows: int, place: Place) -> Html:
-    """The list: what is picked and what can be done with it, the table of one page, the pager."""
+    """The list: the selection and its actions, the table of one page, the pager."""
     t, f = context.t, context.f
     if not all_rows:
         begin = parts.button(t("runs.set_up"), "go", "train", kind="primary")
@@ -126,6 +126,6 @@ def _cells(context: Context, row: Row) -> list[Child]:
 
 
 def number(row: Row, key: str) -> float | None:
-    """A number of a run's facts; None for what is none, as a foreign file may have anything there."""
+    """A number of a run's facts; None for anything else, as a file of another program may have anything there."""
     value: Any = row.get(key)
     return float(value) if isinstance(value, int | float) else None

@@ -141,7 +141,7 @@ def small_charts(context: Context, run: Watch) -> Html:
 
 
 def answers(context: Context, run: Watch) -> Html:
-    """Sampled answers as they change: wanted, the base's, and the newest, with those between on demand."""
+    """Sampled answers as they change: the expected one, the base model's and the newest; those in between on demand."""
     t, f = context.t, context.f
     if not run.answers:
         return Html("")
@@ -180,7 +180,7 @@ def answers(context: Context, run: Watch) -> Html:
 
 
 def log(context: Context, run: Watch) -> Html:
-    """What was decided by itself, and what the worker printed."""
+    """The automatic settings, and what the worker printed."""
     t = context.t
     notes = [h("li", sentence(t, note)) for note in run.notes]
     printed = run.run.log_tail(LOG_LINES)
@@ -201,8 +201,8 @@ def ending(context: Context, run: Watch, state: ProcessState) -> Html:
         return h("div", t("train.ended_well", reason=sentence(t, end.reason)), class_="hint good")
     if status is Status.PAUSED:
         return h("div", t("train.paused_text", step=context.f.number(run.step)), class_="hint warn")
-    words = run.run.log_tail() if state.killed or status is Status.QUEUED else []  # the log is read for these only
-    if state.killed or words:
+    words = run.run.log_tail() if status in ("interrupted", "new") else []  # the log is read for these statuses only
+    if status == "interrupted" or words:
         return h(
             "div",
             h("p", t("train.interrupted_text")),

@@ -1,4 +1,4 @@
-"""The trash at the foot of a list: what was removed, each with a way back; and the notice with its undo after something was removed."""
+"""The trash at the foot of a list: what was removed, with a button to restore each; and the notice with an undo button."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def box(context: Context, kind: str) -> Html:
-    """What is in the trash of a kind; nothing where there is nothing."""
+    """The trash of one kind; empty where there is none."""
     t, f = context.t, context.f
     found = trash.every(context.home, kind)
     bad = [h("p", sentence(t, one.problem), class_="soft") for one in trash.damaged(context.home)]
@@ -55,7 +55,7 @@ def box(context: Context, kind: str) -> Html:
 
 
 def removed_notice(context: Context, removed: Sequence[Removed], undo: str) -> Html:
-    """That something is in the trash now, with a button that takes it back (`undo` is its data-do; see context.on_notice)."""
+    """A notice that something was moved to the trash, with an undo button (`undo` is its data-do; see context.on_notice)."""
     t = context.t
     name = removed[0].name if len(removed) == 1 else ""
     title = t("lists.removed_one", name=name) if name else t("lists.removed_many", n=context.f.number(len(removed)))
@@ -64,7 +64,7 @@ def removed_notice(context: Context, removed: Sequence[Removed], undo: str) -> H
 
 
 def put_back(context: Context, value: str) -> list[str]:
-    """Take back what a button of removed_notice() or of the box names; returns the names."""
+    """Restore what a button of removed_notice() or of the box names; returns the names."""
     return adapters.put_back(keys(value), context.home)
 
 
@@ -78,5 +78,5 @@ def keys(value: str) -> list[str]:
 
 
 def empty(context: Context, kind: str) -> None:
-    """Delete for good what is in the trash of a kind."""
+    """Permanently delete the trash of one kind."""
     trash.empty(context.home, trash.every(context.home, kind))

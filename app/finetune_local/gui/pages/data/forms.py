@@ -1,4 +1,4 @@
-"""What a user can say about data: which column is what, who is learned from, how rows are read, which personal data is replaced."""
+"""The forms of the Data page: roles of columns, the speaker to learn, how rows are read, which personal data is replaced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Values = Mapping[str, Any]
 
 
 def columns_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html | None:
-    """A role for each column; only where no format knows them, or the user has said so before."""
+    """A role for each column; only where no format recognises them, or roles were assigned."""
     chosen = roles(settings.columns)
     if not chosen and not found["unknown"]:
         return None
@@ -67,18 +67,18 @@ def columns_card(t: Strings, f: Formats, settings: DataSettings, found: Values) 
 
 
 def _pairs(settings: DataSettings) -> list[tuple[str, str]]:
-    """Role and column, as the user's settings have them."""
+    """Pairs of role and column in the settings."""
     return [(role, name) for role, _, name in (column.partition("=") for column in settings.columns)]
 
 
 def columns_of(data: Mapping[str, str], found: Values) -> list[str]:
-    """The setting that a sent form of columns means."""
+    """The setting `columns` of a submitted form."""
     names = [column["name"] for column in found["columns"][:COLUMNS_SHOWN]]
     return [f"{role}={name}" for index, name in enumerate(names) if (role := data.get(f"column{index}", ""))]
 
 
 def speakers_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html | None:
-    """Whose turns are learned; only where speakers have names of their own."""
+    """Whose messages are learned; only where speakers have names."""
     assistant = settings.assistant or ""
     names = found["named"][:_SPEAKERS_SHOWN]
     if not names and not assistant:

@@ -1,7 +1,7 @@
 """Looks at data files in the background: the client reads them, a page shows what is known so far and never waits for a big file.
 
-The rows that are shown come first, as they come quickly; then all that there is to know. Where other rows are call for meanwhile,
-the long look is left, the rows are fetched, and it goes on.
+The rows in view are read first, as that is quick; then everything else. When other rows are requested meanwhile, the long reading is
+interrupted, the rows are read, and it continues.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Question:
 
     @property
     def whole(self) -> Question:
-        """Without which rows are shown: what the long look depends on."""
+        """The question without the rows in view: what the long reading depends on."""
         return replace(self, first=0, row=0)
 
 
@@ -77,20 +77,20 @@ class Look:
         self.share: float | None = None
         self.problem: Exception | None = None
         self.version = 0
-        """Another one whenever there is something new to show."""
+        """Changes whenever there is something new to show."""
 
     @property
     def working(self) -> bool:
-        """Whether there is more to come."""
+        """Whether reading continues."""
         return self._thread is not None
 
     @property
     def complete(self) -> bool:
-        """Whether `found` is all there is to know of what was call last."""
+        """Whether `found` is complete for the last question."""
         return self._question is not None and self._found_of == self._question.whole and self.problem is None
 
     def ask(self, wanted: Question) -> None:
-        """Look at this from now on; what is known already is not looked up again."""
+        """Answer this question from now on; what is known already is not read again."""
         with self._changed:
             if wanted == self._question and self.problem is None:
                 return
@@ -106,7 +106,7 @@ class Look:
             call.cancel()
 
     def wait(self, seconds: float) -> None:
-        """Until everything is known, but not longer."""
+        """Wait until everything is known, at most so many seconds."""
         until = time.monotonic() + seconds
         with self._changed:
             while self._thread is not None and (left := until - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""Data: which files, what is in them, what of it is learned, and how they are read."""
+"""Data: the files, their rows, the tokens that are learned, and how the files are read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TITLE, ORDER = "nav.data", 20
 SOLVES = (DataError,)
 PATIENT_SECONDS = 1.2
-"""How long a press waits for what it asked for, so that small files do not flicker."""
+"""How long a press waits for its result, so that small files do not flicker."""
 
 
 def completed(context: Context, window: Window) -> bool:
@@ -74,12 +74,12 @@ class Page:
     # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def show(self, window: Window) -> dict[Any, Any]:
-        """The page comes into view: what is on disk may have changed."""
+        """The page comes into view: files may have changed on disk."""
         self._ask(window)
         return self._draw(window)
 
     def tick(self, window: Window) -> dict[Any, Any]:
-        """There may be more of a big file."""
+        """More of a large file may be known."""
         if window.shown.get("data_version") == self._look(window).version:
             return {}
         return self._draw(window)
@@ -109,7 +109,7 @@ class Page:
         return parts.header(t("data.title"), t("data.lead"), button if changes.files_of(settings) else None)
 
     def _adding(self, known: int) -> Html:
-        """A path that was taken over is gone from its field."""
+        """The button of the example and the field for a path; the field is emptied when a file was added."""
         t = self.context.t
         browse = h(
             "button",
@@ -180,7 +180,7 @@ class Page:
         return h("div", cards, class_="stack")
 
     def _state(self, look: looks.Look) -> Html | str:
-        """That it is being looked at, or why it cannot be."""
+        """That the data is being read, or why it cannot be."""
         t, f, found = self.context.t, self.context.f, look.found
         if look.problem is not None:
             if not isinstance(look.problem, FinetuneError):

@@ -1,7 +1,7 @@
-"""Rows of data as they are read, in a table, and one of them token by token: what is learned of it and what is only read.
+"""Rows of data in a table, and one of them token by token: which tokens are learned and which are context.
 
-Everything here is somebody's data. It is shown as text, with control characters made visible, and set apart so that marks which
-turn the direction of reading cannot reach what stands around it.
+Everything here is untrusted text. It is escaped, control characters are made visible, and it is isolated so that bidirectional marks
+cannot affect the text around it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _VISIBLE = {i: f"⟨U+{i:04X}⟩" for i in (*_CONTROL, *_TURNING)}
 
 
 def visible(text: str) -> str:
-    """A text with a sign in the place of each character that has none of its own, or turns the reading round."""
+    """A text in which invisible and bidirectional control characters are replaced by visible signs."""
     return text.translate(_VISIBLE)
 
 
 def data_text(text: str, class_: str = "") -> Html:
-    """Somebody's text, in a direction of its own."""
+    """Untrusted text in an isolated direction."""
     return h("bdi", visible(text), dir="auto", class_=class_ or None)
 
 
 def told(t: Strings, reason: str) -> str:
-    """A reason in the window's words: what a terminal would be told to type is left to the page's own fields."""
+    """A reason without its command-line advice: the page has fields for that."""
     parts_ = re.split(r"(?<=[.!?]) (?=[A-Z])", reason)
     kept = [part for part in parts_ if not re.search(r"--(?!max-length)[a-z]", part)] or parts_
     return sentence(t, " ".join(kept)).replace("--max-length", f"“{t('data.max_length')}”")
@@ -178,7 +178,7 @@ def mask_card(t: Strings, f: Formats, rows: Mapping[str, Any], chosen: int, read
 
 
 def _piece(text: str, learned: bool, special: bool) -> Html:
-    """One token. Line breaks are shown by a sign and kept."""
+    """One token. A line break is shown by a sign and kept."""
     kind = " ".join(["tok", *(["learned"] if learned else []), *(["special"] if special else [])])
     return h("ins" if learned else "span", visible(text).replace("\n", "⏎\n"), class_=kind)
 

@@ -1,4 +1,4 @@
-"""The data page's answers: the files in use, what is in them, how long their rows are, which cannot be used and why."""
+"""The cards of the Data page: the files, figures, notes, lengths, and rejected rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Values = Mapping[str, Any]
 
 
 def files_card(t: Strings, f: Formats, settings: DataSettings, found: Values | None) -> Html:
-    """The files, each with how it was read, what it is for, and a way to remove it."""
+    """The files, each with its format, its use, and a button to remove it."""
     known = {file["name"]: file for file in (*found["report"]["files"], *found["validation"])} if found else {}
     problems = {problem["file"]: problem["message"] for problem in found["problems"]} if found else {}
     rows = [
@@ -79,7 +79,7 @@ def _file(t: Strings, f: Formats, name: str, use: str, read: Values | None, prob
 
 
 def figures(t: Strings, f: Formats, found: Values) -> Html:
-    """The numbers to look at."""
+    """The main figures."""
     report = found["report"]
     items = [
         parts.figure(t("data.used"), f.number(report["used"]), t("data.of_rows", n=f.number(report["rows"]))),
@@ -102,7 +102,7 @@ def figures(t: Strings, f: Formats, found: Values) -> Html:
 
 
 def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) -> Html:
-    """What is worth knowing about the data, each in a sentence."""
+    """Notes on the data, each a sentence."""
     report = found["report"]
     shown: list[Html] = []
     told_elsewhere = found["problems"] or found["unknown"] or (found["named"] and not assistant)
@@ -141,7 +141,7 @@ def _model_problem(t: Strings, problem: str, model: str) -> Html:
 
 
 def lengths_card(t: Strings, f: Formats, found: Values) -> Html | None:
-    """How many rows have how many tokens, with the longest that is allowed, and how much of them is learned."""
+    """A histogram of row lengths in tokens, with the maximum length, and the share of learned tokens."""
     report = found["report"]
     bars: Sequence[Values] = report["histogram"]
     if not bars:
@@ -195,7 +195,7 @@ def lengths_card(t: Strings, f: Formats, found: Values) -> Html | None:
 
 
 def rejected_card(t: Strings, f: Formats, found: Values) -> Html | None:
-    """Rows that cannot be used, with the reasons; rows of one file with the same reason together."""
+    """Rejected rows with their reasons; rows of one file with the same reason are grouped."""
     report = found["report"]
     count = report["rejected_count"]
     if not count:
@@ -241,7 +241,7 @@ def examples_card(t: Strings) -> Html:
 
 
 def _counted(t: Strings, f: Formats, key: str, count: int, **more: Any) -> str:
-    """A string that has a form for one, its number written as the locale does."""
+    """A string with a singular form, its number formatted for the locale."""
     return t(key, n=1, **more) if count == 1 else t(key, n=f.number(count), **more)
 
 
@@ -252,7 +252,7 @@ def _spoken(t: Strings, f: Formats, bar: Values) -> str:
 
 
 def _place(limit: int, bars: Sequence[Values]) -> float:
-    """Where a length lies along the bars, from 0 to 1: they double, so by its logarithm within its bar."""
+    """Where a length lies along the bars, from 0 to 1: bars double in width, so it is placed by its logarithm."""
     for index, bar in enumerate(bars):
         if limit <= bar["high"]:
             low = max(1, bar["low"])

@@ -1,4 +1,4 @@
-"""Home: one button to begin, recent runs, what this machine can do."""
+"""Home: the steps of a first journey, recent runs, this machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The base models of this machine for the window, and what fits: looked up in a thread, since drives may be slow or gone.
+"""The base models of this machine, and which of them fit: looked up in a thread, as drives may be slow or gone.
 
-Until the first look has come back the lists are empty; a page shows what is known and is drawn again when `version` grows.
+The lists are empty until the first lookup returns. A page shows what is known and is drawn again when `version` grows.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from finetune_local.system.errors import ModelError
 from finetune_local.system.paths import Home
 
 UNKNOWN = Device("cpu", "cpu", "", 0)
-"""Stands for the device while it is not known which there is: only the machine's memory counts."""
+"""Stands for the device while it is unknown: only the machine's memory counts."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a look has found. `missing` are the user's folders that are not there, `fits` verdicts by path and by catalogue name."""
+    """What a lookup found. `missing` are the user's folders that do not exist, `fits` verdicts by path and by catalogue name."""
 
     installed: tuple[Found, ...] = ()
     elsewhere: tuple[Found, ...] = ()
@@ -47,15 +47,15 @@ class Look:
 
 
 class BaseModels:
-    """One page's. `device` gives the device that training would be on, None while it is not known."""
+    """The models of one page. `device` returns the device that training would use, None while it is unknown."""
 
     def __init__(self, home: Home, device: Callable[[], Device | None]) -> None:
         self._home, self._device = home, device
         self.now = Look()
         self.version = 0
-        """Grows whenever `now` is another."""
+        """Grows whenever `now` changes."""
         self.looked = False
-        """Whether all places were looked at once."""
+        """Whether all places were searched once."""
         self.looked_on: Device | None = None
         self._kept: dict[tuple[str, int, str, int], tuple[Fit, ...]] = {}
         self._wanted = threading.Event()
@@ -64,7 +64,7 @@ class BaseModels:
 
     @property
     def looking(self) -> bool:
-        """Whether a look is under way."""
+        """Whether a lookup is in progress."""
         return self._thread is not None
 
     def device(self) -> Device:
@@ -75,7 +75,7 @@ class BaseModels:
         return Device(UNKNOWN.id, UNKNOWN.kind, UNKNOWN.name, psutil.virtual_memory().total)
 
     def look(self) -> None:
-        """Look again, in a thread; another look that is wished for meanwhile follows it."""
+        """Search again, in a thread; a request that comes meanwhile is served after it."""
         with self._lock:
             self._wanted.set()
             if self._thread is None:
@@ -83,7 +83,7 @@ class BaseModels:
                 self._thread.start()
 
     def refresh(self) -> None:
-        """Look at the home folder at once, for what was just made or removed, and at all else in the thread."""
+        """Search the home folder at once, for what was just added or removed, and everything else in the thread."""
         self._tell(Look(tuple(installed_models(self._home)), self.now.elsewhere, self.now.missing, self.now.fits))
         self.look()
 
@@ -118,7 +118,7 @@ class BaseModels:
         self.version += 1
 
     def _fits(self, models: Iterable[Found], device: Device) -> Iterator[tuple[str, tuple[Fit, ...]]]:
-        """By path and by catalogue name, what is here first; each as soon as it is known, as it takes a moment."""
+        """Verdicts by path and by catalogue name, installed models first, each as soon as it is known."""
         for model in models:
             if model.problem or model.kind != "folder":
                 continue
@@ -126,7 +126,7 @@ class BaseModels:
             if key not in self._kept:
                 try:
                     self._kept[key] = fits(ModelFolder.open(model.path), device.kind, device.memory_bytes)
-                except ModelError:  # removed meanwhile, or of a family whose sizes cannot be read: no verdict
+                except ModelError:  # removed meanwhile, or of an architecture whose sizes cannot be read: no verdict
                     continue
             yield str(model.path), self._kept[key]
         for entry in catalog():

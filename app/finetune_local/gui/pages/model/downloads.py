@@ -1,4 +1,4 @@
-"""The downloads of the model page: each with how far it is, and what can be done about it."""
+"""The downloads on the Model page: each with its progress and its buttons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.widgets import jobview, parts
+from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.models.catalog import entry
 from finetune_local.models.download import is_place
@@ -15,9 +15,12 @@ from finetune_local.runtime.job import Job, JobState
 from finetune_local.runtime.status import Status
 from finetune_local.spec.run import DEFAULT_MODEL
 
+STARTING_SECONDS = 10.0
+"""A process that is not running yet may still be starting."""
+
 
 def view(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
-    """All of them, or nothing."""
+    """All downloads; empty where there is none."""
     if not jobs:
         return Html("")
     rows = [h("li", _one(t, f, job), data_job=job.name) for job in jobs]
@@ -25,21 +28,27 @@ def view(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
 
 
 def what_of(job: Job) -> str:
-    """What a job fetches: ORG/NAME, a path, or the default's short name."""
+    """What a job downloads: ORG/NAME, a path, or the default's short name."""
     return str(job.arguments["what"])
 
 
 def busy(jobs: Sequence[Job]) -> set[str]:
-    """What is being fetched now."""
-    return {what_of(job) for job in jobs if jobview.active(job.state())}
+    """What is being downloaded now."""
+    return {what_of(job) for job in jobs if at_work(job.state())}
+
+
+def at_work(state: State) -> bool:
+    """Whether it is running or just starting."""
+    starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
+    return state.status == "running" or starting
 
 
 def _one(t: Strings, f: Formats, job: Job) -> Html:
     what, state = what_of(job), job.state()
     known = entry(what)
     name = known.name if known is not None else what
-    working, paused = jobview.active(state), state.status is Status.PAUSED
-    again = what == DEFAULT_MODEL or is_place(what)  # these cannot go on from the middle
+    working, paused = at_work(state), state.status == "stopped"
+    again = what == DEFAULT_MODEL or is_place(what)  # these cannot be resumed
     if working:
         pausing = job.stop_file.exists()
         badge = parts.badge(t("model.state_pausing" if pausing else "model.state_running"), "live")

@@ -1,4 +1,4 @@
-"""Whether a model fits, as the user sees it: a badge for each precision, and on demand the numbers behind each."""
+"""Whether a model fits in memory: a badge for each precision, and the numbers behind it on demand."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ KINDS = {"fits": "good", "tight": "warn", "too big": "bad"}
 
 
 def verdict(t: Strings, fit: Fit) -> str:
-    """A verdict in a word."""
+    """A verdict as a word."""
     return t(f"model.verdict_{fit.verdict.replace(' ', '_')}")
 
 
 def best(found: Sequence[Fit]) -> dict[str, Fit]:
-    """By precision, that of the method which takes least: the one a badge tells of."""
+    """By precision, the verdict of the method that needs least memory: the one the badge shows."""
     least: dict[str, Fit] = {}
     for fit in found:
         if fit.precision not in least or fit.needs.total < least[fit.precision].needs.total:
@@ -48,7 +48,7 @@ def badges(t: Strings, f: Formats, found: Sequence[Fit], device: Device, key: st
 
 
 def reason(t: Strings, f: Formats, fit: Fit) -> Html:
-    """A way to train in words and numbers: what it needs, for what, and what there is."""
+    """A method with what it needs, part by part, and what is available."""
     needs = fit.needs
     told = t(
         "model.reason_checkpointing" if fit.checkpointing else "model.reason",
@@ -65,7 +65,7 @@ def reason(t: Strings, f: Formats, fit: Fit) -> Html:
 
 
 def on_what(t: Strings, f: Formats, device: Device) -> str:
-    """What the verdicts are for."""
+    """The device that the verdicts are for."""
     if not device.name:
         return t("model.device_unknown", memory=f.size(device.memory_bytes))
     return t("model.device", name=device.name, memory=f.size(device.memory_bytes))

@@ -1,4 +1,4 @@
-"""Models that are not here yet: the catalogue's and those a search found, with what to know before a download."""
+"""Models to download: those of the catalogue and those that a search found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune_local.models.memory.verdicts import Fit, fits_shape, shape_like
 
 
 class Offers:
-    """Draws them. What is being downloaded is told by `busy`: ORG/NAME, or the default's short name."""
+    """Their cards. `busy` are the models being downloaded: ORG/NAME, or the default's short name."""
 
     def __init__(self, t: Strings, f: Formats, models: BaseModels) -> None:
         self.t, self.f, self.models = t, f, models
@@ -48,7 +48,7 @@ class Offers:
         )
 
     def download(self, name: str, size: int | None, offline: bool, busy: bool = False) -> Html:
-        """The button that begins a download."""
+        """The button that starts a download."""
         t = self.t
         if busy:
             return parts.badge(t("model.downloading"), "live")
@@ -162,6 +162,6 @@ def use_button(t: Strings, name: str) -> Html:
 
 
 def address(t: Strings, text: str) -> Html:
-    """A web address to copy: the app opens none."""
+    """A web address to copy: the app does not open it."""
     copy = h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=text)
     return h("span", h("code", text), copy, class_="address")

@@ -1,4 +1,4 @@
-"""Model: the base models of this machine, those worth getting and those of the hub; whether each fits; downloads; which is used."""
+"""Model: installed, recommended and searched base models; whether each fits; downloads; which one is used."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class ModelPage:
 
     def _tick(self, window: Window) -> dict[Any, Any]:
         if self.models.looked_on not in (None, self.models.device()):
-            self.models.look()  # it is known by now what this machine computes on
+            self.models.look()  # the device is known by now
         return self._draw(window)
 
     def _draw(self, window: Window) -> dict[Any, Any]:
@@ -166,7 +166,7 @@ class ModelPage:
         return {view: html for view, html in drawn.items() if window.changed(f"model {view.elem_id}", html)}
 
     def _kept(self, part: str, made_from: Any, make: Callable[[], Html]) -> Html:
-        """A part of the page, made anew only where what it is made from is another: it is asked for every second."""
+        """A part of the page, built again only where its inputs have changed: it is requested every second."""
         if (part, made_from) not in self._parts:
             if len(self._parts) > _MOST_KEPT:
                 self._parts.clear()
@@ -244,12 +244,12 @@ class ModelPage:
         return {**self._draw(window), self.results: self._found(window)}
 
     def _begun(self, window: Window, begun: Job) -> None:
-        """The model is used as soon as it is there."""
+        """The model is chosen as soon as it is downloaded."""
         state = window.state(ModelState)
         state.waiting = tuple(dict.fromkeys((*state.waiting, begun.name)))
 
     def _settle(self, window: Window) -> None:
-        """Use what has come of a download that this window began."""
+        """Choose the model of a download that this window started, once it is finished."""
         state = window.state(ModelState)
         for name in state.waiting:
             made = downloads.result_of(name, self.home)

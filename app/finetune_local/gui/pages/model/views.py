@@ -1,4 +1,4 @@
-"""The parts of the model page that tell of models on this machine: the chosen one, the list, one model's details."""
+"""The parts of the Model page on installed models: the chosen one, the list, one model's details."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune_local.models.local import Found
 
 
 class HereViews:
-    """Draws them."""
+    """The views."""
 
     def __init__(self, t: Strings, f: Formats, models: BaseModels, offers: Offers) -> None:
         self.t, self.f, self.models, self.offers = t, f, models, offers
@@ -62,7 +62,7 @@ class HereViews:
         return join([parts.header(t("model.title"), t("model.lead"), forward), box])
 
     def here(self, chosen: str, details: tuple[str, Html], removing: tuple[str, Html], folders: Sequence[Path]) -> Html:
-        """The list. `details` and `removing` are the model they are shown of, and what is shown; `folders` are the user's own."""
+        """The list. `details` and `removing` are each a model and what is shown of it; `folders` are the user's own."""
         t, now = self.t, self.models.now
         in_use = now.find(chosen)
         rows = []
@@ -96,7 +96,7 @@ class HereViews:
         return h("div", h("span", told), forget, class_=f"hint row between {'warn' if missing else ''}".strip())
 
     def details(self, facts: dict[str, Any]) -> Html:
-        """All that `models info` tells."""
+        """Everything that `models info` prints."""
         t, f = self.t, self.f
         pairs = [
             (t("model.fact_name"), facts["name"]),
@@ -160,7 +160,7 @@ class HereViews:
         return parts.button(label, do, use, kind=kind, title=self.t("model.named", label=label, name=name))
 
     def _facts(self, found: Found) -> str:
-        """Size, family, licence and where it lies, in a line."""
+        """Size, architecture, licence and location, in a line."""
         t, f = self.t, self.f
         place = t.get(f"model.place_{found.place.replace(' ', '_').lower()}") or found.place
         told = [
@@ -179,7 +179,7 @@ class HereViews:
 
 
 def _name(found: Found) -> str:
-    """What a model is called in lists: its short name, ORG/NAME, or the last part of its path."""
+    """A model's name in lists: its short name, ORG/NAME, or the last part of its path."""
     return found.use if found.use != str(found.path) else found.path.name
 
 

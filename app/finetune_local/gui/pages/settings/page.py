@@ -1,4 +1,4 @@
-"""Settings: language and look, folders and drives, the network and its token, what this machine has, and quitting."""
+"""Settings: language and appearance, folders and drives, network and token, diagnostics, quitting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TITLE, ORDER = "nav.settings", 90
 SOLVES = (DiskFull,)
 AT_ONCE = ("language", "theme", "notify", "offline")
-"""Preferences that are kept as soon as they are changed; the others when their field is left."""
+"""Preferences that are saved as soon as they are changed; the others are saved when their field is left."""
 
 
 def build(context: Context) -> None:
@@ -99,7 +99,7 @@ class SettingsPage:
             def change(window: Window, value: Any, name: str = name) -> dict[Any, Any]:
                 return self._change(window, name, value)
 
-            # A new language or theme is taken up by the page itself (app.js): the first by loading it again.
+            # The page itself applies a new theme (app.js); it reloads for a new language.
             js = "(value) => { ftl.theme(value); return [value]; }" if name == "theme" else None
             trigger = control.input if name in AT_ONCE else control.blur
             context.on(trigger, change, control, [control, self.drives], js=js)

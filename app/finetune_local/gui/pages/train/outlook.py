@@ -1,4 +1,4 @@
-"""What a run would take, for pages: the forecast with this window's model and data on this machine, and in words."""
+"""The forecast of a run with the window's model and data on this machine, and its words."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
 
 RECENT = 30
-"""How many of the newest runs are asked for their pace."""
+"""How many of the newest runs are used to estimate speed."""
 
 REMEMBERED = 400
-"""Forecasts that are kept."""
+"""Forecasts that are cached."""
 
 RECENT_SECONDS = 10.0
-"""How long what earlier runs tell is taken for new."""
+"""Seconds for which facts of earlier runs are cached."""
 
 _opened: dict[tuple[str, float], ModelFolder] = {}
 
 
 class Outlook:
-    """Forecasts in one context; what is slow to look up is looked up once."""
+    """Forecasts of one context; what is slow to look up is cached."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -44,7 +44,7 @@ class Outlook:
         self._before: tuple[float, list[dict[str, Any]]] = (0.0, [])
 
     def of(self, tables: Mapping[str, Any], data: DataFacts | None) -> Forecast:
-        """The forecast of a run's tables. The same question has the same answer until a run or a model has come or gone."""
+        """The forecast of a run's tables, cached until a run or a model is added or removed."""
         home = self._context.home
         stamp = [home.runs.stat().st_mtime, home.models.stat().st_mtime, id(self._context.machine.facts)]
         asked = json.dumps(
@@ -64,7 +64,7 @@ class Outlook:
 
     def _model(self, spec: RunSpec) -> ModelFolder | None:
         if spec.model.id == DEFAULT_MODEL and DEFAULT_MODEL not in installed(self._context.home.models):
-            return None  # it will be fetched
+            return None  # it will be downloaded
         model = opened(spec.model.id, self._context)
         if spec.model.context is not None:
             return model.stretched(spec.model.context / model.context_length)
@@ -99,7 +99,7 @@ class Outlook:
 
 
 def opened(name: str, context: Context) -> ModelFolder:
-    """A model on this machine, its headers read once. Raises ModelError."""
+    """A model on this machine; its headers are read once. Raises ModelError."""
     path = context.home.models / name
     place = path if path.is_dir() else located(name)
     stamp = place.stat().st_mtime if place.exists() else 0.0
@@ -109,7 +109,7 @@ def opened(name: str, context: Context) -> ModelFolder:
 
 
 def verdict_badge(context: Context, told: Forecast) -> Html | None:
-    """fits, tight or too big."""
+    """A badge: fits, tight or too big."""
     if not told.verdict:
         return None
     kind = {"fits": "good", "tight": "warn", "too big": "bad"}[told.verdict]
@@ -117,7 +117,7 @@ def verdict_badge(context: Context, told: Forecast) -> Html | None:
 
 
 def memory_text(context: Context, told: Forecast) -> str:
-    """How much of how much."""
+    """Memory needed of memory available."""
     if told.memory is None:
         return context.t("train.memory_unknown")
     there = told.device.memory_bytes if told.device else None
@@ -125,7 +125,7 @@ def memory_text(context: Context, told: Forecast) -> str:
 
 
 def time_text(context: Context, told: Forecast) -> str:
-    """How long, and what that rests on."""
+    """The estimated time, and what the estimate is based on."""
     if told.seconds is None or told.pace is None:
         return context.t("train.time_unknown")
     span = context.f.about(told.seconds)

@@ -1,4 +1,4 @@
-"""Train: choose how, start, watch it learn; pause, go on, or stop and keep what was learned."""
+"""Train: choose settings, start a run, watch it; pause, resume, or stop it and keep the adapter."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class TrainPage:
     # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self, window: Window) -> Run | None:
-        """The run this window shows; the one at work where it shows none and is not setting one up."""
+        """The run this window shows; the running one where it shows none and is not setting one up."""
         shared = window.shared
         if shared.run:
             try:
@@ -326,8 +326,8 @@ def _head(context: Context, run: Watch, status: Status) -> Html:
     return parts.header(run.run.name, told, runview.status_badge(t, status), *buttons)
 
 
-def _remedies(context: Context, run: Watch, status: Status) -> Html:
-    """Buttons that mend what ended a run."""
+def _remedies(context: Context, run: Watch, status: str) -> Html:
+    """Buttons that solve what ended a run."""
     t, end = context.t, run.end
     if status is not Status.FAILED or not isinstance(end, Failed):
         return Html("")

@@ -1,4 +1,4 @@
-"""The Train page before a run: what is trained on what, how, how thoroughly, and what it will take."""
+"""The Train page before a run: base model and data, method, effort, and the forecast."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def goal_of(window: Window) -> str:
 
 
 def tables_of(context: Context, window: Window, key: str | None = None, goal: str | None = None) -> dict[str, Any]:
-    """The tables of the run that this window is set up for, or of the same by another method or goal."""
+    """The tables of the run that this window is set up for, optionally with another method or goal."""
     return forms.tables(
         window.shared.form,
         model=chosen_model(context, window),
@@ -50,7 +50,7 @@ def tables_of(context: Context, window: Window, key: str | None = None, goal: st
 
 
 def subject(context: Context, window: Window) -> Html:
-    """Model and data, each with a way to change it."""
+    """Model and data, each with a button to change it."""
     t, f = context.t, context.f
     model = chosen_model(context, window)
     files = [Path(name).name for name in window.shared.data.files]
@@ -89,7 +89,7 @@ def subject(context: Context, window: Window) -> Html:
 
 
 def method_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -> Html:
-    """A card for each method: one honest sentence, memory and time to expect."""
+    """A card for each method: a summary, estimated memory and time."""
     key = method_key(window)
     first = [preset.key for preset in recommended()]
     first += [key] if key not in first else []
@@ -148,7 +148,7 @@ def _card(context: Context, key: str, chosen: bool, told: Forecast | None) -> Ht
 
 
 def goal_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -> Html:
-    """Quick, balanced, thorough: steps and time of each."""
+    """A card for each goal, with its steps and time."""
     t, f, goal = context.t, context.f, goal_of(window)
     shown = []
     for name in GOALS:
@@ -178,7 +178,7 @@ def goal_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -
 
 
 def summary(context: Context, told: Forecast, missing: list[str]) -> Html:
-    """What is wrong, or what it will take; and the buttons."""
+    """Problems of the settings, or the forecast."""
     t = context.t
     problems = [*missing, *(sentence(t, text) for text in told.problems)]
     warn = (
@@ -199,7 +199,7 @@ def summary(context: Context, told: Forecast, missing: list[str]) -> Html:
 
 
 def _marks(told: Forecast) -> Html:
-    """A red edge around the fields that the problems name."""
+    """A red border around the fields that the problems name."""
     named = [
         path
         for path in forms.fields()
