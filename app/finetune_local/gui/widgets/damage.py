@@ -10,6 +10,7 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.runtime import jobs
+from finetune_local.runtime.kinds import JobKind
 from finetune_local.system.damaged import Damaged
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ def box(t: Strings, found: Sequence[Damaged], do: str) -> Html:
     return h("div", h("h3", t("lists.damaged")), h("ul", items, class_="trash-list"), class_="hint bad", role="alert")
 
 
-def jobs(context: Context, kind: str) -> Html:
+def of_jobs(context: Context, kind: JobKind) -> Html:
     """The damaged jobs of a kind; pressed() removes them."""
-    return box(context.t, job.damaged(context.home, kind), _FORGET)
+    return box(context.t, jobs.damaged(context.home, kind), _FORGET)
 
 
 def pressed(context: Context, do: str, value: str) -> bool:

@@ -9,16 +9,17 @@ from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Child, Html, h
-from finetune_local.runtime.job import Job
+from finetune_local.runtime.job import Job, JobState
+from finetune_local.runtime.status import Status
 
 STARTING_SECONDS = 10.0
 """A process that is not running yet may still be starting."""
 
 
-def active(state: State) -> bool:
-    """Whether it is running or just starting."""
-    starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
-    return state.status == "running" or starting
+def active(state: JobState) -> bool:
+    """Whether it is running, or just starting."""
+    starting = state.status is Status.QUEUED or state.killed
+    return state.status is Status.RUNNING or (starting and 0 <= time.time() - state.began < STARTING_SECONDS)
 
 
 def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: Child = None) -> Html:
@@ -37,14 +38,14 @@ def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: C
     )
 
 
-def notes(t: Strings, state: State) -> Html | None:
+def notes(t: Strings, state: JobState) -> Html | None:
     """Its notes so far."""
     if not state.notes:
         return None
     return h("ul", [h("li", sentence(t, note), class_="text") for note in state.notes], class_="job-notes soft")
 
 
-def problem(t: Strings, state: State, *more: Child) -> Html | None:
+def problem(t: Strings, state: JobState, *more: Child) -> Html | None:
     """Why it failed: a sentence, or a defect with its traceback; None where it did not."""
     if state.error is None:
         return None

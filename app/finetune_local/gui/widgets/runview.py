@@ -201,8 +201,10 @@ def ending(context: Context, run: Watch, state: ProcessState) -> Html:
         return h("div", t("train.ended_well", reason=sentence(t, end.reason)), class_="hint good")
     if status is Status.PAUSED:
         return h("div", t("train.paused_text", step=context.f.number(run.step)), class_="hint warn")
-    words = run.run.log_tail() if status in ("interrupted", "new") else []  # the log is read for these statuses only
-    if status == "interrupted" or words:
+    words = (
+        run.run.log_tail() if state.killed or status is Status.QUEUED else []
+    )  # the log is read for these statuses only
+    if state.killed or words:
         return h(
             "div",
             h("p", t("train.interrupted_text")),

@@ -1,7 +1,7 @@
 """Looks at data files in the background: the client reads them, a page shows what is known so far and never waits for a big file.
 
-The rows in view are read first, as that is quick; then everything else. When other rows are requested meanwhile, the long reading is
-interrupted, the rows are read, and it continues.
+The rows that are shown come first, as they come quickly; then all that there is to know. Where other rows are call for meanwhile,
+the long look is left, the rows are fetched, and it goes on.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Look:
 
     @property
     def complete(self) -> bool:
-        """Whether `found` is complete for the last question."""
+        """Whether `found` is all there is to know of what was call last."""
         return self._question is not None and self._found_of == self._question.whole and self.problem is None
 
     def ask(self, wanted: Question) -> None:

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets import jobview, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.models.catalog import entry
 from finetune_local.models.download import is_place
 from finetune_local.runtime.job import Job, JobState
 from finetune_local.runtime.status import Status
 from finetune_local.spec.run import DEFAULT_MODEL
-
-STARTING_SECONDS = 10.0
-"""A process that is not running yet may still be starting."""
 
 
 def view(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
@@ -34,20 +31,14 @@ def what_of(job: Job) -> str:
 
 def busy(jobs: Sequence[Job]) -> set[str]:
     """What is being downloaded now."""
-    return {what_of(job) for job in jobs if at_work(job.state())}
-
-
-def at_work(state: State) -> bool:
-    """Whether it is running or just starting."""
-    starting = state.status in ("new", "interrupted") and 0 <= time.time() - state.began < STARTING_SECONDS
-    return state.status == "running" or starting
+    return {what_of(job) for job in jobs if jobview.active(job.state())}
 
 
 def _one(t: Strings, f: Formats, job: Job) -> Html:
     what, state = what_of(job), job.state()
     known = entry(what)
     name = known.name if known is not None else what
-    working, paused = at_work(state), state.status == "stopped"
+    working, paused = jobview.active(state), state.status is Status.PAUSED
     again = what == DEFAULT_MODEL or is_place(what)  # these cannot be resumed
     if working:
         pausing = job.stop_file.exists()

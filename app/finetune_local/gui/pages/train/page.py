@@ -326,7 +326,7 @@ def _head(context: Context, run: Watch, status: Status) -> Html:
     return parts.header(run.run.name, told, runview.status_badge(t, status), *buttons)
 
 
-def _remedies(context: Context, run: Watch, status: str) -> Html:
+def _remedies(context: Context, run: Watch, status: Status) -> Html:
     """Buttons that solve what ended a run."""
     t, end = context.t, run.end
     if status is not Status.FAILED or not isinstance(end, Failed):
