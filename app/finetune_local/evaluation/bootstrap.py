@@ -1,7 +1,6 @@
 """Confidence intervals by the percentile bootstrap over rows (Efron 1979), seeded, in numpy.
 
-With few rows the intervals are rough, and where all rows are equal they have no width: the number of rows is always
-told beside them.
+With few rows the intervals are rough, and where all rows are equal they have no width: show the number of rows beside them.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def interval(values: Values, weights: Values | None = None, seed: int = 0) -> In
 
 
 def difference(first: Values, second: Values, weights: Values | None = None, seed: int = 0) -> Interval:
-    """How much `second` is above `first` on the same rows: paired, so that what rows have in common cancels out."""
+    """The mean of `second` − `first` on the same rows, and its interval: paired, so that the variance between rows cancels out."""
     return interval(second - first, weights, seed)
 
 

@@ -15,7 +15,7 @@ from finetune_local.data.dataset.batching import Rows, batches_for_scoring
 from finetune_local.data.dataset.store import Row as StoredRow
 from finetune_local.evaluation.bootstrap import Interval, interval
 from finetune_local.evaluation.metrics import Metric, compare_texts, loss_metric, text_metrics
-from finetune_local.evaluation.rows import EXAMPLE_END, Asked, Row, Template, ask
+from finetune_local.evaluation.rows import EXAMPLE_END, EncodedRow, Row, Template, encode_row
 from finetune_local.inference.engine import Opened
 from finetune_local.inference.generate import greedy_batch
 
@@ -67,7 +67,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All conditions on the same rows; `few_shot` and `tuned` may be left out."""
+    """All conditions on the same rows; `few_shot` and `tuned` are None where they were not run. `shortened` counts rows with fewer
+    examples in the prompt than the others, because prompt and answer had to fit into the context.
+    """
 
     rows: list[Row]
     base: Condition
@@ -76,7 +78,7 @@ class Comparison:
     shortened: int
 
     def conditions(self) -> list[Condition]:
-        """Those that were run, in order."""
+        """The conditions that were run, in order."""
         return [c for c in (self.base, self.few_shot, self.tuned) if c is not None]
 
     def row_json(self, index: int) -> dict[str, Any]:
@@ -101,40 +103,39 @@ def run(
     max_tokens: int | None = None,
     progress: Callable[[str, float], None] = lambda _name, _done: None,
 ) -> Comparison:
-    """Run every condition. `progress` is told what is done and the share of the whole. Raises RowRejected, OutOfMemory.
+    """Run every condition. `progress` is called with a condition and the share of the whole that is done. Raises RowRejected, OutOfMemory.
 
-    The tuned model is asked and scored with what its adapter brings of its own, the base with the base's.
+    The tuned model is prompted and scored with its adapter's tokenizer and template, the base with the base's.
     Without `max_tokens` an answer may be twice as long as the longest reference.
     """
     opened.activate(adapter)
-    context = (
-        opened.model.context_length - opened.session.virtual_tokens
-    )  # the same for all, so that all answer the same
+    # The same for all conditions, so that all answer the same rows.
+    context = opened.model.context_length - opened.session.virtual_tokens
     own, tokenizer = opened.tokenizer_of(adapter), opened.tokenizer_of(None)
-    plain = [ask(row, (), tokenizer, template, context, 1) for row in rows]
-    tuned = plain if own is tokenizer else [ask(row, (), own, template, context, 1) for row in rows]
+    plain = [encode_row(row, (), tokenizer, template, context, 1) for row in rows]
+    tuned = plain if own is tokenizer else [encode_row(row, (), own, template, context, 1) for row in rows]
     room = max_tokens or min(MOST_ANSWER_TOKENS, 16 + 2 * max(int(a.mask.sum()) for a in (*plain, *tuned)))
-    shown = [ask(row, examples, tokenizer, template, context, room) for row in rows] if examples else []
-    wanted: list[tuple[str, list[Asked], str | None]] = [("base", plain, None)]
+    prompted = [encode_row(row, examples, tokenizer, template, context, room) for row in rows] if examples else []
+    planned: list[tuple[str, list[EncodedRow], str | None]] = [("base", plain, None)]
     if examples:
-        wanted.append(("few_shot", shown, None))
+        planned.append(("few_shot", prompted, None))
     if adapter is not None:
-        wanted.append(("tuned", tuned, adapter))
+        planned.append(("tuned", tuned, adapter))
     made: dict[str, Condition] = {}
-    for number, (name, asked, active) in enumerate(wanted):
+    for number, (name, encoded, active) in enumerate(planned):
         opened.activate(active)
-        at = number / len(wanted)
+        at = number / len(planned)
 
-        def told(done: float, name: str = name, at: float = at) -> None:
-            progress(name, at + done / len(wanted))
+        def report(done: float, name: str = name, at: float = at) -> None:
+            progress(name, at + done / len(planned))
 
-        made[name] = _condition(name, opened, rows, asked, room, name == "few_shot" and template == "raw", told)
+        made[name] = _condition(name, opened, rows, encoded, room, name == "few_shot" and template == "raw", report)
     return Comparison(
         rows=list(rows),
         base=made["base"],
         few_shot=made.get("few_shot"),
         tuned=made.get("tuned"),
-        shortened=sum(a.examples < len(examples) for a in shown),
+        shortened=sum(a.examples < len(examples) for a in prompted),
     )
 
 
@@ -142,36 +143,36 @@ def _condition(
     name: str,
     opened: Opened,
     rows: Sequence[Row],
-    asked: Sequence[Asked],
+    encoded: Sequence[EncodedRow],
     room: int,
     cut: bool,
-    told: Callable[[float], None],
+    report: Callable[[float], None],
 ) -> Condition:
     started = time.monotonic()
-    count, scoring = len(rows), 0.25  # scoring costs about a quarter of answering
+    count, scoring = len(rows), 0.25  # of the work; answering takes the rest
     nll, done = np.zeros(count), 0
-    for indices, values in score(opened.session, asked):
+    for indices, values in score(opened.session, encoded):
         nll[indices] = values
         done += len(indices)
-        told(scoring * done / count)
+        report(scoring * done / count)
     answers = greedy_batch(
         opened.session,
-        [a.prompt_ids for a in asked],
+        [a.prompt_ids for a in encoded],
         room,
         opened.tokenizer.stop_ids,
         opened.model.context_length,
-        lambda answered: told(scoring + (1 - scoring) * answered / count),
+        lambda answered: report(scoring + (1 - scoring) * answered / count),
         opened.tokenizer.text,
     )
     texts = [_bare(opened.tokenizer.text(ids), row, cut) for ids, row in zip(answers, rows, strict=True)]
     compared = [compare_texts(text, row.reference) for text, row in zip(texts, rows, strict=True)]
     scores = {metric: np.array([c[metric] for c in compared]) for metric in text_metrics()}
-    counts = np.array([float(a.mask.sum()) for a in asked])
+    counts = np.array([float(a.mask.sum()) for a in encoded])
     return Condition(name, texts, nll, counts, scores, time.monotonic() - started)
 
 
 def _bare(text: str, row: Row, cut: bool) -> str:
-    """An answer without the thoughts before it, and (`cut`) without the next example a base goes on to make up."""
+    """An answer without the thoughts before it, and (`cut`) without a further example that the base invents."""
     if "</think>" not in row.reference:
         text = text.rpartition("</think>")[2]
     if cut and EXAMPLE_END not in row.reference:
@@ -179,10 +180,10 @@ def _bare(text: str, row: Row, cut: bool) -> str:
     return text
 
 
-def score(session: Session, asked: Sequence[Asked]) -> Iterator[tuple[list[int], list[float]]]:
+def score(session: Session, encoded: Sequence[EncodedRow]) -> Iterator[tuple[list[int], list[float]]]:
     """Summed −log p of each row's scored tokens: indices and values, in batches of similar length."""
-    rows = Rows([StoredRow(one.ids, one.mask) for one in asked])
-    for chosen, batch in batches_for_scoring(rows, list(range(len(asked))), SCORE_TOKENS):
+    rows = Rows([StoredRow(one.ids, one.mask) for one in encoded])
+    for chosen, batch in batches_for_scoring(rows, list(range(len(encoded))), SCORE_TOKENS):
         sums = np.zeros(len(chosen))
         np.add.at(sums, batch.token_rows, -session.score(batch).astype(np.float64))
         yield chosen.tolist(), sums.tolist()

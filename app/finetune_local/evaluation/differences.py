@@ -14,11 +14,15 @@ WHICH: tuple[Which, ...] = ("better", "worse", "all")
 def gains(saved: Saved, metric: Metric) -> list[float]:
     """How much better the tuned answer to each row is than the base's: for the loss, how much lower; 0 without an adapter."""
     sign, key = -1.0 if metric.is_loss else 1.0, metric.key
-    return [sign * (row["tuned"][key] - row["base"][key]) if "tuned" in row else 0.0 for row in saved.rows]
+    found = []
+    for row in saved.rows:
+        tuned, base = row.answers.get("tuned"), row.answers["base"]
+        found.append(sign * (tuned.values[key] - base.values[key]) if tuned is not None else 0.0)
+    return found
 
 
 def chosen(saved: Saved, metric: Metric, which: Which) -> list[int]:
-    """Numbers of the rows to show: those that got better or worse, the clearest first; all in their order."""
+    """Indices of the rows to show: those that got better or worse, the largest change first; for "all" in their order."""
     found = gains(saved, metric)
     if which == "all":
         return list(range(len(found)))
@@ -27,6 +31,6 @@ def chosen(saved: Saved, metric: Metric, which: Which) -> list[int]:
 
 
 def counts(saved: Saved, metric: Metric) -> dict[Which, int]:
-    """How many rows each choice has."""
+    """The number of rows of each choice."""
     found = gains(saved, metric)
     return {"better": sum(g > 0 for g in found), "worse": sum(g < 0 for g in found), "all": len(found)}

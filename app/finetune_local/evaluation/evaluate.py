@@ -1,4 +1,4 @@
-"""One evaluation by names, from opening the model to the folder it is kept in: what the verb and the window's job both do."""
+"""One evaluation by names, from opening the model to the folder on disk: the verb and the window's job both run it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_local.system.paths import Home
 
 @dataclass(frozen=True)
 class Done:
-    """What came out, and where it is kept."""
+    """A finished evaluation, and where it is kept."""
 
     evaluation: Evaluation
     saved: store.Saved
@@ -37,7 +37,7 @@ def run(
     opening: Callable[[str, float | None], None] = lambda _what, _done: None,
     progress: Callable[[str, float], None] = lambda _name, _done: None,
 ) -> Done:
-    """Evaluate and keep it. `opening` is told how far opening the model is, `progress` the condition and the share of the whole.
+    """Evaluate, and keep the result. `opening` reports how far the model is loaded, `progress` the condition and the share of the whole.
 
     Raises SpecError, DataError, ModelError, AdapterError, Unsupported, OutOfMemory, DiskFull.
     """

@@ -1,4 +1,4 @@
-"""Held-out questions of the run that made an adapter, with the answers that are wanted: to be tried in a chat."""
+"""Held-out questions of the run that produced an adapter, with their reference answers: suggestions for a chat."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MOST = 60
 
 @dataclass(frozen=True)
 class Example:
-    """A question that was not learned from, the system prompt it came with ("" for none), and the answer that is wanted."""
+    """A question that was not trained on, its system prompt ("" for none), and its reference answer."""
 
     question: str
     system: str
-    wanted: str
+    reference: str
 
 
 def examples(adapter: Path) -> tuple[Example, ...]:
-    """Those of an adapter's folder; none where no run made it, or its rows are no single questions."""
+    """The examples of an adapter's folder; none where no run produced it, or its rows are not single questions."""
     run = run_folder(adapter)
     data = run / "data" if run is not None else None
     return () if data is None else _read(data, stamp(data, CONVERSATIONS))
@@ -36,7 +36,7 @@ def _read(data: Path, _stamp: object) -> tuple[Example, ...]:
     try:
         rows, _ = collect(conversations(data, limit=MOST))
     except (DataError, OSError):
-        return ()  # a convenience: a damaged file must not keep anyone from chatting
+        return ()  # only suggestions: a damaged file must not stop a chat
     found = []
     for row in rows:
         turns = [message for message in row.prompt if message.role != "system"]

@@ -1,4 +1,4 @@
-"""How long an evaluation will take, by how long earlier ones of the same model took; and on how many rows it will be."""
+"""Estimates before an evaluation: its number of rows, and its duration by earlier evaluations of the same model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_local.evaluation.rows import collect
 from finetune_local.system.paths import Home
 
 MOST_COUNTED = 1000
-"""Rows of a file are counted so far."""
+"""Rows of a file that are counted at most."""
 
 
 def rows_of(adapter: Path | None, files: Sequence[Path], limit: int | None) -> tuple[int | None, bool]:
@@ -31,10 +31,10 @@ def rows_of(adapter: Path | None, files: Sequence[Path], limit: int | None) -> t
 
 
 def seconds_of(home: Home, model: str, rows: int | None, few_shot: int, *, tuned: bool) -> float | None:
-    """Seconds an evaluation of a model (by the name it is kept under) will take; None where nothing is known of it.
+    """Seconds that an evaluation of a model (by its name) will take; None where it was never evaluated.
 
-    Of the newest evaluation of it the seconds a row took under each condition; a prompt with more or fewer examples takes
-    longer or shorter in proportion.
+    The newest evaluation gives the seconds per row under each condition; those of the few-shot base are scaled by the number of
+    examples.
     """
     if rows is None:
         return None
@@ -46,7 +46,7 @@ def seconds_of(home: Home, model: str, rows: int | None, few_shot: int, *, tuned
             continue
         base = spent["base"] / before
         shown = int(result.get("examples") or 0)
-        asked = base * (1 + few_shot)  # a guess, where examples were never shown
+        asked = base * (1 + few_shot)  # a guess, where no evaluation had examples
         if spent.get("few_shot") and shown:
             asked = spent["few_shot"] / before * (1 + few_shot) / (1 + shown)
         each = base + (asked if few_shot else 0.0) + ((spent.get("tuned") or spent["base"]) / before if tuned else 0.0)

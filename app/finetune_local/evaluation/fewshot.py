@@ -1,7 +1,7 @@
-"""Examples for the few-shot base: what the same base does when it is merely shown k of the training rows.
+"""Examples for the few-shot base: the same base with k training rows in its prompt.
 
-Where they come from: a file the user names; else the data the adapter's run was trained on; else rows of the evaluated
-data itself, which are then not scored.
+They are drawn from a file that the user names, else from the data that the adapter was trained on, else from the evaluated rows
+themselves, which are then not scored.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg
 
 POOL = 2000
-"""Examples are drawn among the first so many rows of a file."""
+"""Rows at the start of a file that examples are drawn from."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples, the rows that are scored, and a sentence on where the examples come from."""
+    """The examples, the rows that are scored, and where the examples come from, in words."""
 
     shown: list[Row]
     scored: list[Row]

@@ -14,10 +14,10 @@ from finetune_local.system.paths import Home
 
 
 def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[str, Any]:
-    """`arguments`: model, adapter, backend, precision, and those of Choices that are plain; all may be left out.
+    """`arguments`: model, adapter, backend, precision, and the fields of Choices as plain JSON; all are optional.
 
-    The texts of the progress are "opening: …" and then the names of the conditions. The result has evaluation (its name), folder,
-    verdict, rows. Raises what evaluating raises.
+    Progress reports the loading of the model, then each condition's name. The result has evaluation (its name), folder, verdict
+    and rows. Raises what evaluate() raises.
     """
     from finetune_local.evaluation.evaluate import run as evaluate
 

@@ -23,7 +23,7 @@ from finetune_local.system.fields import parse
 from finetune_local.system.messages import msg
 
 RUN_ROWS = 100
-"""Most validation rows of a run that are evaluated unasked: on a CPU a few hundred take long."""
+"""Validation rows of a run that are evaluated by default: on a CPU a few hundred take long."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Choices:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out. `examples` is the number shown to the few-shot base, `set_aside` rows that could not be used."""
+    """The result. `examples` is the number in the few-shot base's prompt, `origin` where they come from, `rejected` the rejected rows."""
 
     comparison: compare.Comparison
     summaries: dict[str, dict[str, Interval]]
     verdict: Verdict
     examples: int
     origin: str
-    set_aside: int
+    rejected: int
     metric: str
 
     def as_json(self) -> dict[str, Any]:
@@ -73,14 +73,14 @@ class Evaluation:
             "verdict": self.verdict.as_json(),
             "examples": self.examples,
             "examples_origin": self.origin,
-            "set_aside": self.set_aside,
+            "set_aside": self.rejected,
         }
 
 
 def evaluate(
     opened: Opened, choices: Choices, progress: Callable[[str, float], None], note: Callable[[str], None]
 ) -> Evaluation:
-    """Run everything. The adapter is the opened session's active one. Raises SpecError, DataError, OutOfMemory."""
+    """Evaluate the active adapter of an opened model. Raises SpecError, DataError, OutOfMemory."""
     if choices.metric not in metrics():
         raise SpecError(
             msg("there is no metric '{metric}'. Known: {names}.", metric=choices.metric, names=", ".join(metrics()))
@@ -88,7 +88,7 @@ def evaluate(
     adapter = opened.active
     folder = opened.adapters[adapter] if adapter else None
     template = choices.template or ("raw" if folder is not None and trained_raw(folder) else "chat")
-    rows, set_aside = _rows(opened, choices, folder, template, note)
+    rows, rejected = _rows(opened, choices, folder, template, note)
     examples = fewshot.draw(rows, choices.few_shot, choices.seed, choices.examples, folder)
     scored = examples.scored[: choices.limit]
     comparison = compare.run(
@@ -113,7 +113,7 @@ def evaluate(
         judge(comparison, metrics()[choices.metric], choices.seed),
         len(examples.shown),
         examples.origin,
-        set_aside,
+        rejected,
         choices.metric,
     )
 
@@ -121,7 +121,7 @@ def evaluate(
 def _rows(
     opened: Opened, choices: Choices, adapter: Path | None, template: Template, note: Callable[[str], None]
 ) -> tuple[list[Row], int]:
-    """Rows to score (and, where examples come from them, a few more), and how many were set aside."""
+    """Rows to score (and, where examples come from them, a few more), and how many were rejected."""
     from finetune_local.data.dataset.prepare import conversations
     from finetune_local.data.readers.read import read
 
@@ -176,7 +176,7 @@ def _rows(
 
 
 def _reading(choices: Choices, adapter: Path | None) -> DataSettings:
-    """How files are read: as the user says, else as the adapter's run read its own."""
+    """How to read the files: as the user says, else as the adapter's run read its data."""
     given = {
         "format": choices.data_format,
         "columns": choices.columns,
@@ -188,7 +188,7 @@ def _reading(choices: Choices, adapter: Path | None) -> DataSettings:
 
 
 def _trained_on(run: Path, files: tuple[Path, ...]) -> Path | None:
-    """The first of the files that the run was trained on, by its content."""
+    """The first of the files that the run was trained on, compared by content."""
     from finetune_local.data.dataset.prepare import open_prepared
 
     if not (run / "data" / "data.json").is_file():

@@ -22,7 +22,7 @@ EXAMPLE_END = "\n\n"
 
 @dataclass(frozen=True)
 class Row:
-    """A question (every turn before the last answer) and the answer that is wanted."""
+    """A question (every turn before the last answer) and its reference answer."""
 
     prompt: tuple[Message, ...]
     reference: str
@@ -30,13 +30,17 @@ class Row:
 
     @property
     def key(self) -> tuple[tuple[str, str], ...]:
-        """What makes two rows the same: the texts, not where they stand."""
+        """Equal for rows with the same texts, wherever they come from."""
         return (*((m.role, m.content) for m in self.prompt), ("assistant", self.reference))
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A row as a model sees it: the prompt's ids; the ids with the reference, and which of them are scored, (n,) bool."""
+class EncodedRow:
+    """A row as the model sees it.
+
+    prompt_ids end where the answer begins; ids (n,) int32 are the prompt with the reference, and mask (n,) bool marks the scored
+    ones; examples is the number of examples in the prompt.
+    """
 
     prompt_ids: list[int]
     ids: npt.NDArray[np.int32]
@@ -45,7 +49,7 @@ class Asked:
 
 
 def row_of(conversation: Conversation) -> Row | Rejected:
-    """The row of a conversation, or why it has none."""
+    """The row of a conversation, or the reason why it has none."""
     last = max((i for i, m in enumerate(conversation.messages) if m.role == "assistant"), default=None)
     if last is None:
         what = msg("a plain text") if conversation.text is not None else msg("a conversation without an answer")
@@ -59,7 +63,7 @@ def row_of(conversation: Conversation) -> Row | Rejected:
 
 
 def collect(items: Iterable[Conversation | Rejected], limit: int | None = None) -> tuple[list[Row], list[Rejected]]:
-    """The first `limit` rows that can be evaluated, and those set aside among them."""
+    """The first `limit` rows that can be evaluated, and the rejected ones among them."""
     rows: list[Row] = []
     rejected: list[Rejected] = []
     for item in items:
@@ -73,24 +77,24 @@ def collect(items: Iterable[Conversation | Rejected], limit: int | None = None) 
     return rows, rejected
 
 
-def ask(
+def encode_row(
     row: Row, examples: Sequence[Row], tokenizer: Tokenizer, template: Template, context: int, answer_tokens: int
-) -> Asked:
-    """A row's ids, with as many of the examples before it as leave room for `answer_tokens` in the context.
+) -> EncodedRow:
+    """Encode a row with as many examples before it as leave room for `answer_tokens` in the context.
 
-    Raises RowRejected where the row does not fit even alone, or the template refuses it.
+    Raises RowRejected where the row does not fit even without examples, or the template refuses it.
     """
     for first in range(len(examples) + 1):
         shown = examples[first:]
-        asked = _encode(row, shown, tokenizer, template)
-        if max(len(asked.prompt_ids) + answer_tokens, len(asked.ids)) <= context:
-            return asked
-    if max(len(asked.prompt_ids) + 1, len(asked.ids)) <= context:
-        return asked
+        encoded = _encode(row, shown, tokenizer, template)
+        if max(len(encoded.prompt_ids) + answer_tokens, len(encoded.ids)) <= context:
+            return encoded
+    if max(len(encoded.prompt_ids) + 1, len(encoded.ids)) <= context:
+        return encoded
     raise RowRejected(
         msg(
             "it has {tokens} tokens, but the model's context is {context}. Shorten it.",
-            tokens=len(asked.ids),
+            tokens=len(encoded.ids),
             context=context,
         )
     )
@@ -99,12 +103,12 @@ def ask(
 def usable(
     rows: Iterable[Row], tokenizer: Tokenizer, template: Template, context: int
 ) -> tuple[list[Row], list[Rejected]]:
-    """Rows that the template takes and that fit into the context, and the others."""
+    """The rows that the template accepts and that fit into the context, and the rejected ones."""
     good: list[Row] = []
     bad: list[Rejected] = []
     for row in rows:
         try:
-            ask(row, (), tokenizer, template, context, 1)
+            encode_row(row, (), tokenizer, template, context, 1)
             good.append(row)
         except RowRejected as error:
             bad.append(Rejected(row.source, message_of(error)))
@@ -112,7 +116,7 @@ def usable(
 
 
 def with_examples(row: Row, examples: Sequence[Row], template: Template) -> tuple[Message, ...]:
-    """The question with examples put in front as turns, after its own system prompt; the examples' are left out.
+    """The question with examples before it as turns, after its own system prompt; those of the examples are dropped.
 
     In raw texts a blank line (EXAMPLE_END) ends each example.
     """
@@ -124,10 +128,10 @@ def with_examples(row: Row, examples: Sequence[Row], template: Template) -> tupl
     return (*system, *turns, *row.prompt[len(system) :])
 
 
-def _encode(row: Row, examples: Sequence[Row], tokenizer: Tokenizer, template: Template) -> Asked:
+def _encode(row: Row, examples: Sequence[Row], tokenizer: Tokenizer, template: Template) -> EncodedRow:
     from finetune_local.data.encoding.encode import encode, prompt_ids
 
     asked = tuple(replace(m, train=False) for m in with_examples(row, examples, template))
     conversation = Conversation((*asked, Message("assistant", row.reference)), row.source)
     (encoded,) = encode(conversation, tokenizer, template, max_length=2**30)
-    return Asked(prompt_ids(asked, tokenizer, template), encoded.ids, encoded.mask, len(examples))
+    return EncodedRow(prompt_ids(asked, tokenizer, template), encoded.ids, encoded.mask, len(examples))

@@ -1,7 +1,7 @@
 """Evaluations on disk, one folder each in the home's evaluations: what was measured, every row with its answers, votes.
 
 result.json    what `evaluate --json` prints, with model, adapter, choices, created and the seconds it took; written last
-rows.jsonl     a row a line: question, wanted answer, and of each condition the answer, its loss and its metrics
+rows.jsonl     a row per line: question, reference answer, and each condition's answer with its loss and its metrics
 votes.jsonl    votes on pairs of answers, appended one by one (votes.py)
 """
 
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from finetune_local.evaluation.bootstrap import Interval
 from finetune_local.evaluation.metrics import Metric, loss_metric, metrics, text_metrics
 from finetune_local.evaluation.report import Choices, Evaluation
 from finetune_local.inference.engine import Opened
@@ -34,17 +35,11 @@ from finetune_local.system.untrusted.text import ForeignTextError, open_file, pa
 
 RESULT, ROWS, VOTES = "result.json", "rows.jsonl", "votes.jsonl"
 KIND = "evaluation"
-"""What one is in the trash."""
+"""Their kind in the trash."""
 
 CONDITIONS = ("base", "few_shot", "tuned")
 ADVICE = msg("The evaluation itself is lost. Make room on it and evaluate again.")
 _LONGEST = 80
-
-
-class _Interval(BaseModel):
-    mean: float
-    low: float
-    high: float
 
 
 class _Verdict(BaseModel):
@@ -52,13 +47,44 @@ class _Verdict(BaseModel):
 
 
 class _Result(BaseModel):
-    """What lists and pages need of result.json."""
+    """The part of result.json that lists and pages read."""
 
     adapter: str | None = None
     created_time: Annotated[float, Field(ge=0, lt=1e11)]
     rows: int
     metric: str
     verdict: _Verdict
+
+
+@dataclass(frozen=True)
+class SavedAnswer:
+    """One condition's answer to a row, with every metric that was measured of it."""
+
+    text: str
+    values: Mapping[str, float]
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SavedAnswer:
+        """Read it from a line of rows.jsonl. Raises KeyError, TypeError, ValueError."""
+        return cls(str(record["answer"]), {key: float(record[key]) for key in metrics() if key in record})
+
+
+@dataclass(frozen=True)
+class SavedRow:
+    """A question with its reference and the answer of each condition. `prompt` has (role, text) of every turn."""
+
+    file: str
+    line: int
+    prompt: tuple[tuple[str, str], ...]
+    reference: str
+    answers: Mapping[str, SavedAnswer]
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SavedRow:
+        """Read it from a line of rows.jsonl. Raises KeyError, TypeError, ValueError."""
+        prompt = tuple((str(turn["role"]), str(turn["content"])) for turn in record["prompt"])
+        answers = {name: SavedAnswer.from_json(record[name]) for name in CONDITIONS if name in record}
+        return cls(str(record.get("file", "")), int(record.get("line", 0)), prompt, str(record["reference"]), answers)
 
 
 @dataclass(frozen=True)
@@ -78,12 +104,12 @@ class Saved:
         return _read(self.folder / RESULT)
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[SavedRow]:
         """rows.jsonl, in the order of the rows. Raises SpecError where it is damaged."""
         try:
             with open_file(self.folder / ROWS) as file:
-                return [parse_json_object(line) for line in file]
-        except (OSError, ValueError) as error:
+                return [SavedRow.from_json(parse_json_object(line)) for line in file]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SpecError(
                 msg(
                     "{path}: cannot be read ({error}). Remove it and evaluate again.",
@@ -94,12 +120,10 @@ class Saved:
 
     @cached_property
     def problem(self) -> Message | None:
-        """Why it cannot be shown, as a sentence; None where it can."""
+        """Why it cannot be shown, in a sentence; None where it can."""
         try:
             _Result.model_validate(self.result)
             for condition in self.conditions():
-                for measured in self.intervals(condition).values():
-                    _Interval.model_validate(measured)
                 self.intervals(condition)[self.result["metric"]]
             scores_in(self)
         except SpecError as error:
@@ -132,13 +156,14 @@ class Saved:
         return self.folder / VOTES
 
     def conditions(self) -> list[str]:
-        """Those that were run, in order: "base", "few_shot", "tuned"."""
+        """The conditions that were run, in order: "base", "few_shot", "tuned"."""
         return [name for name in CONDITIONS if self.result.get(name)]
 
-    def intervals(self, condition: str) -> dict[str, Mapping[str, float]]:
-        """Every metric that was measured of a condition, by its key, each {"mean", "low", "high"}."""
+    def intervals(self, condition: str) -> dict[str, Interval]:
+        """Every metric that was measured of a condition, by its key. Raises KeyError, TypeError, ValueError where it is damaged."""
         measured, loss = self.result[condition], loss_metric().key
-        return {loss: measured[f"{loss}_interval"]} | {key: measured[key] for key in text_metrics() if key in measured}
+        found = {loss: measured[f"{loss}_interval"]} | {key: measured[key] for key in text_metrics() if key in measured}
+        return {key: Interval(*(float(one[end]) for end in ("mean", "low", "high"))) for key, one in found.items()}
 
     def metrics(self) -> list[Metric]:
         """The metrics that were measured: an older version may not have had all of them."""
@@ -147,7 +172,7 @@ class Saved:
 
 
 def save(opened: Opened, choices: Choices, evaluation: Evaluation, loading_seconds: float = 0.0) -> Saved:
-    """Keep an evaluation of what is opened. Raises DiskFull, leaving nothing."""
+    """Write an evaluation of the opened model. Raises DiskFull, leaving nothing."""
     home, adapter = opened.home, opened.active
     now = time.time()
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(choices).items()}
@@ -176,7 +201,7 @@ def save(opened: Opened, choices: Choices, evaluation: Evaluation, loading_secon
 
 
 def every(home: Home, adapter: str | None = None) -> list[Saved]:
-    """All evaluations (of an adapter), the newest first. Of damaged ones damaged() tells."""
+    """All readable evaluations (of an adapter), the newest first; damaged() lists the others."""
     stem = f"{_stem(adapter)}-" if adapter is not None else ""
     found: list[tuple[float, Saved]] = []
     for folder in home.evaluations.iterdir():
@@ -211,7 +236,7 @@ def throw_away(home: Home, name: str) -> Removed:
 
 
 def put_back(removed: Removed, home: Home) -> Saved:
-    """Take one back from the trash, under its name or the next that is free."""
+    """Restore one from the trash, under its name or the next free one."""
     target, number = removed.source, 1
     while target.exists():
         number += 1
@@ -238,12 +263,15 @@ def scores_in(saved: Saved) -> dict[str, Any]:
         "rows": result["rows"],
         "metric": result["metric"],
         "verdict": result["verdict"]["text"],
-        **{name: saved.intervals(name) if name in ran else None for name in CONDITIONS},
+        **{
+            name: {key: one.as_json() for key, one in saved.intervals(name).items()} if name in ran else None
+            for name in CONDITIONS
+        },
     }
 
 
 def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
-    """Evaluations of an adapter that was renamed are those of the new name. Raises RunError, DiskFull."""
+    """Give the evaluations of a renamed adapter its new name. Raises RunError, DiskFull."""
     for saved in every(home, old):
         result = {**saved.result, "adapter": new, "adapter_folder": str(adapter_folder)}
         write_text(saved.folder / RESULT, json.dumps(carrying(result), indent=1, ensure_ascii=False) + "\n", ADVICE)

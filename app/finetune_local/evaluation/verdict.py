@@ -15,7 +15,7 @@ FEW_ROWS = 20
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said, the main thing first, and how far tuned is above base and few-shot base in the chosen metric."""
+    """The verdict in sentences, the main one first, and how much better tuned is than base and few-shot base in the chosen metric."""
 
     sentences: tuple[str, ...]
     over_base: Interval | None

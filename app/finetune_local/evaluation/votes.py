@@ -1,7 +1,7 @@
-"""Blind voting: two answers to the same question without a word on whose they are, and what the votes add up to.
+"""Blind votes: two answers to the same question, without saying which model gave which; and their tally.
 
-Pairs come in an order and with sides that a seed decides, so they are the same whenever one goes on. A vote is a line of
-votes.jsonl, written before the next pair is shown: a crash loses nothing, and a half-written last line counts as never cast.
+A seed decides the order of the pairs and their sides, so that voting can continue later. A vote is a line of votes.jsonl, written
+before the next pair is shown: a crash loses nothing, and a half-written last line does not count.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Z = 1.959964  # of the standard normal distribution, for 95 %
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one row. `tuned_is_a` is what a voter must not see."""
+    """Two answers to one row. A voter must not see `tuned_is_a`."""
 
     row: int
     prompt: tuple[tuple[str, str], ...]
@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Tally:
-    """What was voted. `share` is the tuned model's of the decided pairs, `low` and `high` its 95 % interval by Wilson (1927)."""
+    """The counts. `share` is the tuned model's of the decided pairs, `low` and `high` its 95 % interval by Wilson (1927)."""
 
     tuned: int
     other: int
@@ -72,10 +72,10 @@ class Ballot:
             )
         self._saved, self.against = saved, against
         self.pairs, self.equal = _pairs(saved, against)
-        """The pairs in their order, and how many rows are left out because both answers say the same."""
+        """The pairs in order, and how many rows are left out because both answers are the same."""
 
     def votes(self) -> list[tuple[int, str]]:
-        """Those that count, in the order they were cast: the row, and "tuned", "other", "tie" or "skip"."""
+        """The votes that count, in the order they were cast: the row, and "tuned", "other", "tie" or "skip"."""
         cast: list[tuple[int, str]] = []
         for line in _lines(self._saved):
             if line.get("against") == self.against:
@@ -87,7 +87,7 @@ class Ballot:
         return cast
 
     def waiting(self) -> list[Pair]:
-        """Pairs nobody has voted on yet."""
+        """Pairs without a vote."""
         done = {row for row, _ in self.votes()}
         return [pair for pair in self.pairs if pair.row not in done]
 
@@ -99,7 +99,7 @@ class Ballot:
         _append(self._saved, {"row": pair.row, "against": self.against, "vote": chosen, "time": time.time()})
 
     def undo(self) -> None:
-        """Take the last vote back; nothing where there is none."""
+        """Withdraw the last vote, if there is one."""
         if self.votes():
             _append(self._saved, {"undo": True, "against": self.against, "time": time.time()})
 
@@ -129,13 +129,12 @@ def _pairs(saved: Saved, against: Other) -> tuple[list[Pair], int]:
     found, equal = [], 0
     for index in rng.permutation(len(saved.rows)):
         row = saved.rows[int(index)]
-        tuned, other = row["tuned"]["answer"], row[against]["answer"]
+        tuned, other = row.answers["tuned"].text, row.answers[against].text
         tuned_is_a = bool(rng.integers(2))
         if normalise(tuned) == normalise(other):
             equal += 1
             continue
-        prompt = tuple((str(turn["role"]), str(turn["content"])) for turn in row["prompt"])
-        found.append(Pair(int(index), prompt, *((tuned, other) if tuned_is_a else (other, tuned)), tuned_is_a))
+        found.append(Pair(int(index), row.prompt, *((tuned, other) if tuned_is_a else (other, tuned)), tuned_is_a))
     return found, equal
 
 
@@ -163,7 +162,7 @@ def _lines(saved: Saved) -> Sequence[dict[str, Any]]:
     except FileNotFoundError:
         return []
     found = []
-    for line in data.split(b"\n")[:-1]:  # what has no line end was cut off
+    for line in data.split(b"\n")[:-1]:  # a line without an end was cut off
         try:
             value = parse_json_object(line)
         except ForeignTextError:
@@ -187,7 +186,7 @@ def _append(saved: Saved, facts: dict[str, Any]) -> None:
 
 
 def _ends_whole(saved: Saved) -> bool:
-    """Whether the file ends with a line's end; after a crash it may not, and the next line must not stick to the rest."""
+    """Whether the file ends with a line end: after a crash it may not, and the next vote must start a new line."""
     with saved.votes_file.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

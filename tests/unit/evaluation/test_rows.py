@@ -9,7 +9,7 @@ import pytest
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.evaluation.fewshot import draw
-from finetune_local.evaluation.rows import Row, ask, collect, row_of, usable, with_examples
+from finetune_local.evaluation.rows import Row, collect, encode_row, row_of, usable, with_examples
 from finetune_local.system.errors import SpecError
 
 HERE = Source("f.jsonl", 1)
@@ -56,7 +56,7 @@ def test_rows_without_a_reference_are_set_aside_with_a_reason(conversation: Conv
 
 @pytest.mark.parametrize("template", ["chat", "raw"])
 def test_what_is_scored_follows_the_prompt_that_is_asked(tokenizer: Tokenizer, template: str) -> None:
-    asked = ask(row("你好", "好的", "two", "answer"), [row("eq", "ea")], tokenizer, template, 512, 8)  # type: ignore[arg-type]
+    asked = encode_row(row("你好", "好的", "two", "answer"), [row("eq", "ea")], tokenizer, template, 512, 8)  # type: ignore[arg-type]
     first = int(asked.mask.argmax())
     assert asked.prompt_ids == asked.ids[:first].tolist()
     assert asked.mask[first:].all()
@@ -76,11 +76,11 @@ def test_examples_stand_as_turns_after_the_system_prompt() -> None:
 
 def test_examples_give_way_where_the_context_is_short(tokenizer: Tokenizer) -> None:
     examples = [row("word " * 8, "a") for _ in range(5)]
-    asked = ask(row("q", "a"), examples, tokenizer, "chat", 150, 10)
+    asked = encode_row(row("q", "a"), examples, tokenizer, "chat", 150, 10)
     assert 0 < asked.examples < 5
     assert len(asked.prompt_ids) + 10 <= 150
     with pytest.raises(RowRejected, match="context is 20"):
-        ask(row("word " * 30, "a"), (), tokenizer, "chat", 20, 10)
+        encode_row(row("word " * 30, "a"), (), tokenizer, "chat", 20, 10)
     good, bad = usable([row("q", "a"), row("word " * 30, "a")], tokenizer, "chat", 40)
     assert len(good) == len(bad) == 1
 

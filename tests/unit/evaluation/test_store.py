@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_local.evaluation import expect, store
+from finetune_local.evaluation.bootstrap import Interval
 from finetune_local.evaluation.report import Choices, evaluate
 from finetune_local.evaluation.store import Saved
 from finetune_local.inference.engine import Opened
@@ -48,8 +49,8 @@ def test_what_was_measured_is_found_again(opened: Opened, held_out: Path) -> Non
     assert found.conditions() == ["base", "few_shot", "tuned"]
     assert len(found.rows) == 14
     row = found.rows[0]
-    assert row["tuned"]["answer"] == row["reference"] and row["prompt"][-1]["content"] == f"say {row['reference']}"
-    assert found.intervals("tuned")["exact"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert row.answers["tuned"].text == row.reference and row.prompt[-1] == ("user", f"say {row.reference}")
+    assert found.intervals("tuned")["exact"] == Interval(1.0, 1.0, 1.0)
 
 
 def test_the_library_gets_the_newest_of_an_adapter(opened: Opened, held_out: Path) -> None:

@@ -225,7 +225,7 @@ def trying(context: Context, window: Window, room: Room) -> Html | None:
             h(
                 "button",
                 h("span", found[n].question, class_="clip"),
-                h("small", t("chat.expected_is", text=found[n].wanted), class_="clip"),
+                h("small", t("chat.expected_is", text=found[n].reference), class_="clip"),
                 type="button",
                 data_do="try",
                 data_value=n,

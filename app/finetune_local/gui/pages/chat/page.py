@@ -314,7 +314,10 @@ class ChatPage:
             case "try":
                 example = bar.held_out(room)[int(value)]
                 state.system = example.system
-                return {**self._ask(window, room, example.question, example.wanted), self.panel.system: example.system}
+                return {
+                    **self._ask(window, room, example.question, example.reference),
+                    self.panel.system: example.system,
+                }
             case "notice.close":
                 context.chat.forget(room.id)
         return {**more, **self._draw(window, live=True)}

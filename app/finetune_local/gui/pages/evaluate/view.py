@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune_local.evaluation.bootstrap import Interval
 from finetune_local.evaluation.differences import WHICH, Which, chosen, counts
 from finetune_local.evaluation.metrics import DEFAULT, Metric, metrics
-from finetune_local.evaluation.store import Saved
+from finetune_local.evaluation.store import Saved, SavedAnswer
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
@@ -69,20 +70,20 @@ def _scores(t: Strings, f: Formats, saved: Saved) -> Html:
     for name in conditions:
         cells: list[Child] = [h("strong", condition_name(t, f, saved.result, name))]
         for metric in shown:
-            largest = max(values[metric.key]["high"] for values in measured.values()) if metric.is_loss else 1.0
+            largest = max(values[metric.key].high for values in measured.values()) if metric.is_loss else 1.0
             cells.append(_measure(f, metric, measured[name][metric.key], largest or 1.0))
         rows.append(cells)
     return parts.table(headings, rows, caption=t("evaluate.table"), class_="scores")
 
 
-def _measure(f: Formats, metric: Metric, value: Values, most: float) -> Html:
+def _measure(f: Formats, metric: Metric, value: Interval, most: float) -> Html:
     """A mean with its interval, in figures and as a bar."""
-    mean, low, high = (value_text(f, metric, value[key]) for key in ("mean", "low", "high"))
+    mean, low, high = (value_text(f, metric, one) for one in (value.mean, value.low, value.high))
     return h(
         "div",
         h("b", mean),
         h("small", f"{low} – {high}"),
-        interval(value["low"], value["mean"], value["high"], most),
+        interval(value.low, value.mean, value.high, most),
         class_="measure",
     )
 
@@ -136,7 +137,7 @@ def rows(t: Strings, f: Formats, saved: Saved, which: Which, metric: Metric, pag
 
 def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
     row = saved.rows[number]
-    *before, asked = row["prompt"]
+    *before, (_, asked) = row.prompt
     earlier = (
         h(
             "details",
@@ -154,45 +155,43 @@ def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
                 "h4",
                 condition_name(t, f, saved.result, name),
                 parts.badge(t("evaluate.correct"), "good")
-                if row[name].get(DEFAULT)
+                if answer.values.get(DEFAULT)
                 else parts.badge(t("evaluate.incorrect")),
             ),
-            said(t, row[name]["answer"]),
-            h("small", _row_scores(t, f, saved, row[name])),
+            said(t, answer.text),
+            h("small", _row_scores(t, f, saved, answer)),
             class_=f"eval-answer {name}",
         )
-        for name in saved.conditions()
+        for name, answer in row.answers.items()
     ]
-    wanted = h("div", h("h4", t("evaluate.expected")), said(t, row["reference"]), class_="eval-answer wanted")
+    expected = h("div", h("h4", t("evaluate.expected")), said(t, row.reference), class_="eval-answer wanted")
     return h(
         "article",
-        h("p", asked["content"], class_="asked text"),
+        h("p", asked, class_="asked text"),
         earlier,
-        h("div", wanted, answers, class_="answer-grid"),
+        h("div", expected, answers, class_="answer-grid"),
         h(
             "small",
-            t("evaluate.source", file=row["file"].replace("\\", "/").rpartition("/")[2], line=f.number(row["line"])),
+            t("evaluate.source", file=row.file.replace("\\", "/").rpartition("/")[2], line=f.number(row.line)),
         ),
         class_="eval-row",
     )
 
 
-def _row_scores(t: Strings, f: Formats, saved: Saved, answer: Values) -> str:
+def _row_scores(t: Strings, f: Formats, saved: Saved, answer: SavedAnswer) -> str:
     """What was measured of one answer, apart from whether it is right."""
     shown = [metric for metric in saved.metrics() if metric.key != DEFAULT]
     return " · ".join(
-        f"{metric_short(t, metric)} {f.number(answer[metric.key], 3 if metric.is_loss else 2)}" for metric in shown
+        f"{metric_short(t, metric)} {f.number(answer.values[metric.key], 3 if metric.is_loss else 2)}"
+        for metric in shown
     )
 
 
-def turns(t: Strings, said_before: Sequence[Values]) -> Html:
-    """Turns of a conversation, each with who spoke."""
+def turns(t: Strings, earlier: Sequence[tuple[str, str]]) -> Html:
+    """Turns of a conversation, each with its role."""
     return h(
         "dl",
-        [
-            (h("dt", t(f"evaluate.role_{turn['role']}")), h("dd", turn["content"], class_="text"))
-            for turn in said_before
-        ],
+        [(h("dt", t(f"evaluate.role_{role}")), h("dd", content, class_="text")) for role, content in earlier],
         class_="facts",
     )
 
@@ -223,7 +222,7 @@ def earlier(t: Strings, f: Formats, all_saved: Sequence[Saved], shown: str) -> H
         found = saved.result
         metric = metrics()[found["metric"]]
         scores = [
-            value_text(f, metric, saved.intervals(name)[metric.key]["mean"])
+            value_text(f, metric, saved.intervals(name)[metric.key].mean)
             for name in ("base", "tuned")
             if name in saved.conditions()
         ]

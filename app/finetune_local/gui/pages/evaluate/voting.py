@@ -60,7 +60,6 @@ def page(t: Strings, f: Formats, saved: Saved, ballot: Ballot, revealed: bool) -
 
 def _pair(t: Strings, f: Formats, pair: Pair, number: int, total: int) -> Html:
     *before, (_, asked) = pair.prompt
-    turns = [{"role": role, "content": content} for role, content in before]
     answers = [
         h(
             "section",
@@ -77,7 +76,7 @@ def _pair(t: Strings, f: Formats, pair: Pair, number: int, total: int) -> Html:
             t, f, t("evaluate.vote_number", n=f.number(number), total=f.number(total)), (number - 1) / total
         ),
         parts.card(
-            h("details", h("summary", t("evaluate.earlier_turns")), evaluateview.turns(t, turns)) if turns else None,
+            h("details", h("summary", t("evaluate.earlier_turns")), evaluateview.turns(t, before)) if before else None,
             h("p", asked, class_="asked text", tabindex="-1", data_top=f"vote {pair.row}"),
             title=t("evaluate.question"),
         ),
