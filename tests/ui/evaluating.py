@@ -11,6 +11,7 @@ from finetune_local.data.dataset.prepare import prepare
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.evaluation.store import Saved
 from finetune_local.spec.run import DataSettings
+from finetune_local.system.messages import carrying, msg
 from finetune_local.system.paths import Home
 from made import made_adapter
 from tiny import tiny_model
@@ -68,7 +69,12 @@ def evaluated(home: Home, rows: int = 20, name: str = f"{RUN}-1") -> Saved:
             **dict.fromkeys(("exact", "contains", "f1"), interval),
         }
 
-    sentences = ["The fine-tune helped: exact match up 70.0 points against the base (95 % interval +50.0 to +85.0)."]
+    shown = msg(
+        "{names} {size} against {other} (95 % interval {range})",
+        names=msg("exact match"), size=msg("up {points} points", points="70.0"), other=msg("the base"),
+        range=msg("{low} to {high}", low="+50.0", high="+85.0"),
+    )  # fmt: skip
+    sentences = [msg("The fine-tune helped: {shown}.", shown=shown)]
     result = {
         "rows": rows,
         "base": measured(0.05, 4.0),
@@ -93,7 +99,7 @@ def evaluated(home: Home, rows: int = 20, name: str = f"{RUN}-1") -> Saved:
         "created_time": time.time(),
         "seconds": {"loading": 1.0, "base": 20.0, "few_shot": 30.0, "tuned": 20.0},
     }
-    (folder / "result.json").write_text(json.dumps(result, ensure_ascii=False), "utf-8")
+    (folder / "result.json").write_text(json.dumps(carrying(result), ensure_ascii=False), "utf-8")
     return Saved(folder)
 
 

@@ -12,50 +12,51 @@ from finetune_local.system.paths import Home
 
 def test_a_reload_finds_the_same_window(home: Home) -> None:
     windows = Windows(home)
-    windows.attach("session1", "window1").set(page="train", form={"training.seed": "7"})
-    assert windows.attach("session2", "window1")["form"] == {"training.seed": "7"}
-    assert windows.of("session2")["page"] == "train"
+    shared = windows.attach("session1", "window1").shared
+    shared.page, shared.form = "train", {"training.seed": "7"}
+    assert windows.attach("session2", "window1").shared.form == {"training.seed": "7"}
+    assert windows.of("session2").shared.page == "train"
 
 
 def test_a_new_start_of_the_app_finds_it_on_disk(home: Home) -> None:
     before = Windows(home)
-    before.attach("s", "window1").set(page="data")
+    before.attach("s", "window1").shared.page = "data"
     before.close()
-    assert Windows(home).attach("t", "window1")["page"] == "data"
+    assert Windows(home).attach("t", "window1").shared.page == "data"
 
 
 def test_two_windows_do_not_write_over_each_other(home: Home) -> None:
     windows = Windows(home)
     one, two = windows.attach("a", "window1"), windows.attach("b", "window2")
-    one.set(model="mine")
-    two.set(model="other")
+    one.shared.model = "mine"
+    two.shared.model = "other"
     windows.close()
-    assert one["model"] == "mine"
-    assert Windows(home).attach("c", "window1")["model"] == "mine"
-    assert Windows(home).attach("d", "window2")["model"] == "other"
+    assert one.shared.model == "mine"
+    assert Windows(home).attach("c", "window1").shared.model == "mine"
+    assert Windows(home).attach("d", "window2").shared.model == "other"
 
 
 def test_a_new_window_begins_as_the_last_one_was(home: Home) -> None:
     windows = Windows(home)
-    windows.attach("a", "window1").set(model="mine")
+    windows.attach("a", "window1").shared.model = "mine"
     windows.close()
-    assert Windows(home).attach("b", "window9")["model"] == "mine"
+    assert Windows(home).attach("b", "window9").shared.model == "mine"
 
 
 def test_of_a_session_that_has_not_said_which_window_it_is_nothing_is_written(home: Home) -> None:
     windows = Windows(home)
-    windows.of("unknown").set(page="train")
-    windows.of(None).set(page="train")
+    windows.of("unknown").shared.page = "train"
+    windows.of(None).shared.page = "train"
     windows.close()
-    assert windows.of(None)["page"] is None
-    assert windows.of("another")["page"] is None
+    assert windows.of(None).shared.page == ""
+    assert windows.of("another").shared.page == ""
     assert list((home.window / "drafts").glob("*.json")) == []
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "a" * 100, "WINDOW", "x/y"])
 def test_a_name_that_is_none_cannot_lead_out_of_the_folder(home: Home, name: str) -> None:
     windows = Windows(home)
-    windows.attach("s", name).set(page="train")
+    windows.attach("s", name).shared.page = "train"
     windows.close()
     written = [file.relative_to(home.window / "drafts") for file in home.root.rglob("*.json")]
     assert written and all(file.parent.name == "" for file in written)
@@ -71,7 +72,8 @@ def test_a_damaged_draft_is_an_empty_one(home: Home) -> None:
 
 def test_a_draft_whose_values_were_damaged_is_begun_anew(home: Home) -> None:
     first = Windows(home)
-    first.attach("s", "window1").set(page="train", form={"rank": 8, "é": [1.5, None]})
+    shared = first.attach("s", "window1").shared
+    shared.page, shared.form = "train", {"rank": 8, "é": [1.5, None]}
     first.close()
     file = home.window / "drafts" / "window1.json"
     whole = json.loads(file.read_text("utf-8"))
@@ -106,12 +108,13 @@ def test_old_drafts_go(home: Home) -> None:
 
 def test_a_page_that_was_chosen_before_the_window_said_who_it_is_stays_chosen(home: Home) -> None:
     windows = Windows(home)
-    windows.attach("a", "window1").set(page="data", model="mine")
+    shared = windows.attach("a", "window1").shared
+    shared.page, shared.model = "data", "mine"
     windows.of("b").show("home", 1.0)  # what a page that loads shows first is no choice
-    assert windows.attach("b", "window1")["page"] == "data"
+    assert windows.attach("b", "window1").shared.page == "data"
     windows.of("c").show("train", 2.0)
     found = windows.attach("c", "window1")
-    assert (found["page"], found["model"]) == ("train", "mine")
+    assert (found.shared.page, found.shared.model) == ("train", "mine")
     assert windows.of("c") is found
 
 
@@ -119,8 +122,8 @@ def test_a_page_that_is_told_late_is_not_the_one_in_view(home: Home) -> None:
     window = Windows(home).attach("s", "window1")
     assert window.show("chat", 20.5)
     assert not window.show("home", 20.25), "it came into view before, and is told after"
-    assert window["page"] == "chat"
-    assert window.show("home", 21.0) and window["page"] == "home"
+    assert window.shared.page == "chat"
+    assert window.show("home", 21.0) and window.shared.page == "home"
 
 
 def test_a_page_gone_to_before_the_window_said_who_it_is_is_drawn_again(home: Home) -> None:
@@ -139,21 +142,21 @@ def test_a_page_whose_coming_was_not_heard_is_drawn_when_it_is_told_twice(home: 
     assert not window.missed("runs", 5)
     assert not window.missed("data", 6) and not window.missed("chat", 7) and not window.missed("data", 8)  # a fast user
     assert window.missed("data", 8)
-    assert window["page"] == "data" and window.again
+    assert window.shared.page == "data" and window.again
     assert not window.missed("data", 8)
 
 
 def test_a_page_that_the_app_itself_leaves_is_not_missed(home: Home) -> None:
     window = Windows(home).attach("a", "window1")
     window.show("home", 5)
-    window.set(page="train")  # shown by the app: the browser's word of it is on its way
-    assert not any(window.missed("home", since) for since in (0, 5, 5)) and window["page"] == "train"
+    window.shared.page = "train"  # shown by the app: the browser's word of it is on its way
+    assert not any(window.missed("home", since) for since in (0, 5, 5)) and window.shared.page == "train"
 
 
 def test_what_a_load_begins_with_does_not_take_the_place_of_the_page_to_be_shown_again(home: Home) -> None:
     windows = Windows(home)
     assert windows.attach("a", "window1").show("home", 0)  # a first start: it is the page
-    windows.attach("a", "window1").set(page="train")
+    windows.attach("a", "window1").shared.page = "train"
     assert not windows.attach("b", "window1").show("home", 0)
-    assert windows.of("b")["page"] == "train"
-    assert windows.of("b").show("home", 7) and windows.of("b")["page"] == "home"
+    assert windows.of("b").shared.page == "train"
+    assert windows.of("b").show("home", 7) and windows.of("b").shared.page == "home"

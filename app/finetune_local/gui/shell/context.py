@@ -207,11 +207,10 @@ class Context:
         made.__annotations__ = {"request": gr.Request, "event": gr.EventData}  # tells Gradio what to pass
         return made
 
-    def go(self, window: Window, page: str, **draft: Any) -> Any:
-        """An update for `nav` that shows another page, with what that page is to find in the window's draft."""
+    def go(self, window: Window, page: str) -> Any:
+        """An update for `nav` that shows another page."""
         import gradio as gr
 
-        window.set(**draft)
         window.shared.page = page
         return gr.Tabs(selected=page)
 

@@ -65,15 +65,6 @@ class Window:
                 known = self._states[kind] = kind.read(self.draft, self._keep)
             return known
 
-    def __getitem__(self, key: str) -> Any:
-        return self.draft.get(key)
-
-    def set(self, **values: Any) -> None:
-        """Remember plain values by their keys; None forgets."""
-        for key, value in values.items():
-            self._keep(key, value)
-        self._states.clear()
-
     def _keep(self, key: str, value: Any) -> None:
         """Keep a value; None removes it. Written to disk a moment later, so that typing does not write at every letter."""
         if self.draft.get(key) == value:

@@ -225,7 +225,7 @@ class TrainPage:
         context, data = self.context, window.shared.data_facts
         told = self.outlook.of(setup.tables_of(context, window), data)
         by_goal = {goal: self.outlook.of(setup.tables_of(context, window, goal=goal), data) for goal in setup.GOALS}
-        placeholders = self.form.placeholders(window["form"] or {}, key, told.automatic)
+        placeholders = self.form.placeholders(window.shared.form, key, told.automatic)
         return {
             self.goals: setup.goal_cards(context, window, by_goal),
             self.summary: setup.summary(context, told, self._missing(window)),
