@@ -18,6 +18,7 @@ from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import fields, parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.gui.widgets.measures import metric_title
+from finetune_local.gui.widgets.runlist import method_name
 from finetune_local.system.errors import DataError, FinetuneError, SpecError
 from finetune_local.system.files import stamp
 from finetune_local.system.messages import as_message, message_of
@@ -112,7 +113,7 @@ def card(context: Context, window: Window, adapters: Rows) -> Html:
 
 def _adapter_field(context: Context, window: Window, adapter: Row | None, adapters: Rows) -> Html:
     t = context.t
-    on_base = t("evaluate.on_base", method=adapter["method"], base=adapter["base"]) if adapter else None
+    on_base = t("evaluate.on_base", method=method_name(t, adapter["method"]), base=adapter["base"]) if adapter else None
     return fields.select(
         t("evaluate.adapter"),
         "form.adapter",

@@ -17,6 +17,7 @@ from finetune_local.gui.shell.answers import Answer
 from finetune_local.gui.shell.selection import chosen_model
 from finetune_local.gui.widgets import fields, parts
 from finetune_local.gui.widgets.html import Child, Html, h
+from finetune_local.gui.widgets.runlist import method_name
 from finetune_local.runtime.job import Job
 from finetune_local.system.errors import SpecError
 from finetune_local.system.files import free_bytes
@@ -79,7 +80,9 @@ def card(context: Context, window: Window, adapters: Rows, answer: Answer) -> Ht
         [*names, ("", t("export.base_alone"))],
         "" if adapter == BASE else adapter,
         id="export-adapter",
-        help=t("export.on_base", method=row["method"], base=row["base"]) if row else chosen_model(context, window),
+        help=t("export.on_base", method=method_name(t, row["method"]), base=row["base"])
+        if row
+        else chosen_model(context, window),
     )
     body: list[Child] = [h("div", which, class_="field-grid one")]
     if answer.problem is not None:
