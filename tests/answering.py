@@ -6,7 +6,8 @@ import sys
 import time
 
 from finetune_local.runtime.rpc_server import RpcRequest, serve
-from finetune_local.system.errors import DataError
+from finetune_local.system.errors import DataError, SpecError
+from finetune_local.system.messages import msg
 
 
 def count(request: RpcRequest) -> None:
@@ -16,6 +17,10 @@ def count(request: RpcRequest) -> None:
 
 def refuse(request: RpcRequest) -> None:
     raise DataError("x.jsonl: the file is empty.")
+
+
+def nested(request: RpcRequest) -> None:
+    raise SpecError(msg("{place}: {error}", place="run.toml", error=msg("{name} is missing", name="a: b")))
 
 
 def defect(request: RpcRequest) -> float:
@@ -42,6 +47,7 @@ if __name__ == "__main__":
         "count": count,
         "echo": lambda request: request.values["word"],
         "refuse": refuse,
+        "nested": nested,
         "defect": defect,
         "print": say,
         "wait": wait,

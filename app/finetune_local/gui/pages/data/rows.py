@@ -36,9 +36,9 @@ def data_text(text: str, class_: str = "") -> Html:
 
 def told(t: Strings, reason: str) -> str:
     """A reason without its command-line advice: the page has fields for that."""
-    parts_ = re.split(r"(?<=[.!?]) (?=[A-Z])", reason)
-    kept = [part for part in parts_ if not re.search(r"--(?!max-length)[a-z]", part)] or parts_
-    return sentence(t, " ".join(kept)).replace("--max-length", f"“{t('data.max_length')}”")
+    shown = re.split(r"(?<=[.!?]) (?=[A-Z])|(?<=[。！？])", sentence(t, reason))
+    kept = [part for part in shown if not re.search(r"--(?!max-length)[a-z]", part)] or shown
+    return ("" if t.language == "zh" else " ").join(kept).replace("--max-length", f"“{t('data.max_length')}”")
 
 
 def rows_card(t: Strings, f: Formats, rows: Mapping[str, Any], readable: int | None, chosen: int) -> Html:
