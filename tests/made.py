@@ -9,7 +9,7 @@ import numpy as np
 from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.identity import write_identity
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.tuners import tuners
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from finetune_local.spec.low_rank.full_copies import NOT_TRAINED
 from finetune_local.spec.peft_config import PeftConfig, peft_config
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import OWN_TYPE, PREFIX, Array, from_own_config, tuner_of, tuners
 from finetune_local.spec.value_head import VALUE_HEAD
-from finetune_local.spec.whole import NOT_TRAINED
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, typed
 from finetune_local.system.files import disk_full, written_aside

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from finetune_local.spec.batch import Floats
+from finetune_local.spec.low_rank.full_copies import kind_of
 from finetune_local.spec.tuners import PREFIX
-from finetune_local.spec.whole import kind_of
 
 
 def shared_with(name: str, names: Collection[str], tensors: Mapping[str, Floats]) -> list[str]:

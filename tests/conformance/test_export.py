@@ -1,4 +1,4 @@
-"""Exports run by other programs (PEFT, transformers, mlx-lm, llama.cpp) answer as base + adapter do, and the gate sees when not."""
+"""Exports run by other programs (PEFT, transformers, mlx-lm, llama.cpp) answer as base + adapter do, and verification sees when not."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from finetune_local.export.verification.folder import FOLDER_RECEIVERS
 from finetune_local.export.verification.probes import probes
 from finetune_local.export.verification.verify import verify
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.tuners import tuners
-from finetune_local.system.errors import GateFailed
+from finetune_local.system.errors import VerificationFailed
 from made import made_adapter
 from receiving import answered_here
 from sentencepiece_like import make_sentencepiece_like
@@ -124,38 +124,45 @@ def test_plain_mlx_lm_loads_the_folder(family: str, tmp_path: Path, backend: Bac
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_merged_folders_pass_the_gate(tiny: Path, adapter: Path, tmp_path: Path, backend: Backend, dtype: str) -> None:
+def test_merged_folders_pass_verification(
+    tiny: Path, adapter: Path, tmp_path: Path, backend: Backend, dtype: str
+) -> None:
     done = export("merged", ModelFolder.open(tiny), adapter, tmp_path / "out", dtype, backend=backend.name)
-    assert done.gate.passed and done.gate.backend == backend.name
-    assert done.gate.equal_texts + len(done.gate.near_ties) == done.gate.prompts == 4
-    assert done.gate.kl_mean is not None and done.gate.kl_mean < (1e-5 if dtype == "float32" else 1e-3)
+    assert done.verification.passed and done.verification.backend == backend.name
+    assert done.verification.equal_texts + len(done.verification.near_ties) == done.verification.prompts == 4
+    assert done.verification.kl_mean is not None and done.verification.kl_mean < (1e-5 if dtype == "float32" else 1e-3)
 
 
 @needs_llama
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("quant", ["f32", "f16", "q8_0"])
-def test_gguf_files_pass_the_gate(family: str, quant: str, tmp_path: Path) -> None:
+def test_gguf_files_pass_verification(family: str, quant: str, tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", family)
     adapter = made_adapter(base, tmp_path / "a", strength=0.1)
     done = export("gguf", ModelFolder.open(base), adapter, tmp_path / "模型 m.gguf", quant)
-    assert done.gate.passed and done.files == [tmp_path / "模型 m.gguf"]
-    assert done.gate.kl_mean is not None and done.gate.kl_mean < {"f32": 1e-5, "f16": 1e-4, "q8_0": 2e-2}[quant]
+    assert done.verification.passed and done.files == [tmp_path / "模型 m.gguf"]
+    assert (
+        done.verification.kl_mean is not None
+        and done.verification.kl_mean < {"f32": 1e-5, "f16": 1e-4, "q8_0": 2e-2}[quant]
+    )
     if quant != "q8_0":
-        assert done.gate.equal_texts + len(done.gate.near_ties) == done.gate.prompts
+        assert done.verification.equal_texts + len(done.verification.near_ties) == done.verification.prompts
 
 
 @needs_llama
 @pytest.mark.parametrize("quant", ["q6_k", "q5_k_m", "q4_k_m", "q5_1", "q4_0"])
 def test_small_formats_stay_within_their_limits(quant: str, tiny: Path, adapter: Path, tmp_path: Path) -> None:
-    gate_of = export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", quant, backend="torch").gate
-    assert gate_of.passed and gate_of.kl_mean is not None and gate_of.kl_limit is not None
-    assert 0 < gate_of.kl_mean < gate_of.kl_limit and gate_of.tie_tolerance is None
+    verification_of = export(
+        "gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", quant, backend="torch"
+    ).verification
+    assert verification_of.passed and verification_of.kl_mean is not None and verification_of.kl_limit is not None
+    assert 0 < verification_of.kl_mean < verification_of.kl_limit and verification_of.tie_tolerance is None
 
 
 @needs_llama
-def test_a_folder_for_ollama_passes_the_gate_of_its_gguf(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_folder_for_ollama_passes_the_verification_of_its_gguf(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     done = export("ollama", ModelFolder.open(tiny), adapter, tmp_path / "我的 ollama", "q8_0", backend="torch")
-    assert done.gate.passed and {file.suffix for file in done.files} == {"", ".md", ".gguf"}
+    assert done.verification.passed and {file.suffix for file in done.files} == {"", ".md", ".gguf"}
 
 
 @needs_llama
@@ -183,19 +190,22 @@ def test_scaled_positions_are_the_same_in_llama_cpp(scaling: dict[str, Any], fam
     config["rope_parameters"] = {"rope_theta": 10000.0, **scaling}
     (base / "config.json").write_text(json.dumps(config), "utf-8")
     done = export("gguf", ModelFolder.open(base), None, tmp_path / "m.gguf", "f32", backend="torch")
-    assert done.gate.kl_mean is not None and done.gate.kl_mean < 1e-5
+    assert done.verification.kl_mean is not None and done.verification.kl_mean < 1e-5
 
 
 @needs_llama
 def test_a_sentencepiece_like_tokenizer_reads_the_same_in_llama_cpp(tmp_path: Path) -> None:
     base = ModelFolder.open(make_sentencepiece_like(tmp_path / "base"))
     done = export("gguf", base, None, tmp_path / "m.gguf", "f32")
-    assert done.gate.passed and done.gate.equal_texts + len(done.gate.near_ties) == done.gate.prompts
+    assert (
+        done.verification.passed
+        and done.verification.equal_texts + len(done.verification.near_ties) == done.verification.prompts
+    )
 
 
 @needs_llama
-def test_the_gate_opens_no_connection(tiny: Path, adapter: Path, tmp_path: Path, no_network: None) -> None:
-    assert export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf").gate.passed
+def test_verification_opens_no_connection(tiny: Path, adapter: Path, tmp_path: Path, no_network: None) -> None:
+    assert export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf").verification.passed
 
 
 def swapped(weights: Any, name: str) -> Any:
@@ -208,17 +218,17 @@ def unpermuted(weights: Any, name: str) -> Any:
 
 @needs_llama
 @pytest.mark.parametrize("wrong", [swapped, unpermuted])
-def test_wrong_tensors_fail_the_gate(
+def test_wrong_tensors_fail_verification(
     wrong: Callable[..., Any], tiny: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gguf_tensors, "_made", wrong)
     with pytest.raises(
-        GateFailed, match=r"greedy text: llama.cpp: prompt 1 \(“.*”\), token \d+: .* kept as .*m\.gguf\.failed"
+        VerificationFailed, match=r"greedy text: llama.cpp: prompt 1 \(“.*”\), token \d+: .* kept as .*m\.gguf\.failed"
     ):
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "f16")
-    with pytest.raises(GateFailed, match=r"probabilities: llama.cpp: the mean KL divergence .* prompt \d"):
+    with pytest.raises(VerificationFailed, match=r"probabilities: llama.cpp: the mean KL divergence .* prompt \d"):
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "q8_0")
-    with pytest.raises(GateFailed, match=r"probabilities: .* So few bits are too few for this model"):
+    with pytest.raises(VerificationFailed, match=r"probabilities: .* So few bits are too few for this model"):
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "q4_0")
     assert not (tmp_path / "m.gguf").exists()
 
@@ -235,7 +245,7 @@ def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("missing", "message"),
     [("add_chat_template", "chat template"), ("add_eos_token_id", "stop tokens: .* does not stop at “<|im_end|>”")],
 )
-def test_a_forgotten_key_fails_the_gate(
+def test_a_forgotten_key_fails_verification(
     missing: str, message: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gguf import GGUFWriter
@@ -248,40 +258,42 @@ def test_a_forgotten_key_fails_the_gate(
         (base / name).write_text(text, "utf-8")
     assert "<|im_end|>" in tokenizer
     monkeypatch.setattr(GGUFWriter, missing, lambda *_: None)
-    with pytest.raises(GateFailed, match=message.replace("<|im_end|>", r"<\|fin\|>")):
+    with pytest.raises(VerificationFailed, match=message.replace("<|im_end|>", r"<\|fin\|>")):
         export("gguf", ModelFolder.open(base), None, tmp_path / "m.gguf")
 
 
 @needs_llama
 @pytest.mark.usefixtures("unrehearsed")
-def test_another_cut_of_the_text_fails_the_gate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_cut_of_the_text_fails_verification(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def without_merges(self: Any, merges: list[str]) -> None:
         self.add_array("tokenizer.ggml.merges", merges[: len(merges) // 2])
 
     from gguf import GGUFWriter
 
     monkeypatch.setattr(GGUFWriter, "add_token_merges", without_merges)
-    with pytest.raises(GateFailed, match=r"token ids: llama.cpp: .* they part at token \d+"):
+    with pytest.raises(VerificationFailed, match=r"token ids: llama.cpp: .* they part at token \d+"):
         export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
 
 
 @needs_llama
-def test_a_file_that_llama_cpp_refuses_fails_the_gate_and_not_the_app(
+def test_a_file_that_llama_cpp_refuses_fails_verification_and_not_the_app(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metadata, "head_dim", lambda _: 7)
-    with pytest.raises(GateFailed, match=r"llama\.cpp cannot run the export"):
+    with pytest.raises(VerificationFailed, match=r"llama\.cpp cannot run the export"):
         export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
 
 
-def test_a_merged_folder_that_was_tampered_with_fails_the_gate(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_merged_folder_that_was_tampered_with_fails_verification(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     base, out = ModelFolder.open(tiny), tmp_path / "out"
     write_merged(base, None, out)  # the adapter was forgotten
-    with pytest.raises(GateFailed, match=r"greedy text: transformers: prompt \d"):
+    with pytest.raises(VerificationFailed, match=r"greedy text: transformers: prompt \d"):
         verify(FOLDER_RECEIVERS, out, F32, base, adapter)
     write_merged(base, adapter, out)
     (out / "chat_template.jinja").write_text("{{ messages[0].content }}", "utf-8")
-    with pytest.raises(GateFailed, match="chat template"):
+    with pytest.raises(VerificationFailed, match="chat template"):
         verify(FOLDER_RECEIVERS, out, F32, base, adapter)
 
 
@@ -292,7 +304,7 @@ def test_a_near_tie_is_reported_and_a_clear_difference_is_not(tiny: Path) -> Non
     check, expected = compare.ReceiverCheck("x"), verification.expected(ModelFolder.open(tiny), None)
     compare.compare_text(check, expected, reference, [1, 0], "prompt 1", 0.05)
     assert len(check.near_ties) == 1 and check.equal_texts == 0
-    with pytest.raises(GateFailed, match=r"token 1: .*0\.0202 apart, and 0\.01 would pass"):
+    with pytest.raises(VerificationFailed, match=r"token 1: .*0\.0202 apart, and 0\.01 would pass"):
         compare.compare_text(check, expected, reference, [1, 0], "prompt 1", 0.01)
     compare.compare_text(check, expected, reference, [0, 2], "prompt 1", 0.05)
     assert check.equal_texts == 1
@@ -314,7 +326,7 @@ def test_without_llama_cpp_the_export_is_written_and_said_not_to_be_checked(
 ) -> None:
     monkeypatch.setattr(gguf_receiver, "available", lambda: False)
     done = export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
-    assert done.gate.passed is None and "pip install xllamacpp" in done.gate.reason
+    assert done.verification.passed is None and "pip install xllamacpp" in done.verification.reason
     assert (tmp_path / "m.gguf").exists()
 
 
@@ -338,7 +350,7 @@ def test_probes_come_from_the_run_that_made_the_adapter(tiny: Path, tmp_path: Pa
     assert len(found) == 4 and all(probe.title.startswith("问题") for probe in found)
     (run / "run.json").write_text(json.dumps({"data": {"template": "raw"}}), "utf-8")
     done = export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "f32")
-    assert done.gate.passed and done.gate.prompts == 4
+    assert done.verification.passed and done.verification.prompts == 4
 
 
 def test_the_command_prints_files_and_verdict(tiny: Path, adapter: Path, tmp_path: Path) -> None:
@@ -364,5 +376,5 @@ def test_the_command_prints_files_and_verdict(tiny: Path, adapter: Path, tmp_pat
 def test_the_real_small_model_answers_the_same_in_llama_cpp(small_model: Path, tmp_path: Path) -> None:
     adapter = made_adapter(small_model, tmp_path / "a", strength=0.05)
     done = export("gguf", ModelFolder.open(small_model), adapter, tmp_path / "m.gguf", "f16")
-    assert done.gate.passed and done.gate.equal_texts + len(done.gate.near_ties) == 4
-    assert done.gate.kl_mean is not None and done.gate.kl_mean < 1e-3
+    assert done.verification.passed and done.verification.equal_texts + len(done.verification.near_ties) == 4
+    assert done.verification.kl_mean is not None and done.verification.kl_mean < 1e-3

@@ -21,7 +21,7 @@ from finetune_local.inference.engine import Opened
 from finetune_local.inference.generate import answer, generate, greedy_batch
 from finetune_local.inference.sampling import GREEDY, Sampling
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.spec.tuners import tuners

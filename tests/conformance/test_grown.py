@@ -156,8 +156,8 @@ def test_merged_it_is_peft_s_model(
     form = FORMS[name]
     base, adapter, wanted = made(form)
     checked = name == "resized, tied"  # the check of exports is the same for all
-    done = export("merged", ModelFolder.open(base), adapter, tmp_path / "merged", backend="torch", gate=checked)
-    assert done.gate.passed is (True if checked else None)
+    done = export("merged", ModelFolder.open(base), adapter, tmp_path / "merged", backend="torch", verification=checked)
+    assert done.verification.passed is (True if checked else None)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert merged.config.vocab_size == (form.rows or BASES_ROWS)
     np.testing.assert_allclose(logits_of(merged, form), wanted, atol=1e-4)
@@ -184,4 +184,4 @@ def test_rows_that_were_not_saved_are_named(
     form = Form(config={"target_modules": ["q_proj", "embed_tokens"]})
     base, adapter, _ = made(form)
     with pytest.raises(AdapterError, match="embedding has 386 rows, but of the head only the base's 384 are there"):
-        export("merged", ModelFolder.open(base), adapter, tmp_path / "m", gate=False)
+        export("merged", ModelFolder.open(base), adapter, tmp_path / "m", verification=False)

@@ -112,7 +112,7 @@ def test_a_run_its_chat_and_its_exports(
 
     base = ModelFolder.open(tiny).stretched(rope_factor_of(run.adapter))
     done = export("merged", base, run.adapter, tmp_path / "merged out", "float32", backend=backend.name)
-    assert done.gate.passed
+    assert done.verification.passed
     merged = ModelFolder.open(tmp_path / "merged out")
     assert merged.context_length == 1024 and rope(merged.config).values["factor"] == 2.0
     np.testing.assert_allclose(backend.load(merged.path, "fp32").logits(LONG), trained, atol=1e-4)
@@ -122,7 +122,7 @@ def test_a_run_its_chat_and_its_exports(
     pytest.importorskip("gguf")
     from gguf import GGUFReader
 
-    done = export("gguf", base, run.adapter, tmp_path / "out.gguf", "f32", backend=backend.name, gate=False)
+    done = export("gguf", base, run.adapter, tmp_path / "out.gguf", "f32", backend=backend.name, verification=False)
     fields = GGUFReader(done.files[0]).fields
     assert fields["llama.rope.scaling.factor"].contents() == 2.0
     assert fields["llama.context_length"].contents() == 1024

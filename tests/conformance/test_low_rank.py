@@ -16,8 +16,8 @@ from finetune_local.adapters.identity import check_shapes
 from finetune_local.backend import Backend, Session, backends
 from finetune_local.export.weights import MergedWeights
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.low_rank_peft import A0, B0, A, B
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.peft import A0, B0, A, B
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.peft_config import peft_config
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, TrainingSettings

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import Session
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import tuner_of, tuners
 from finetune_local_backends.torch import kernels

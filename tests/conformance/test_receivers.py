@@ -21,7 +21,7 @@ from finetune_local.export.verification.compare import F32
 from finetune_local.export.verification.folder import FOLDER_RECEIVERS, receivers_of
 from finetune_local.export.verification.verify import verify
 from finetune_local.models.folder import ModelFolder
-from finetune_local.system.errors import GateFailed
+from finetune_local.system.errors import VerificationFailed
 from made import made_adapter
 from receiving import answered_here
 from tiny import CHATML, tiny_model
@@ -72,9 +72,12 @@ def test_a_folder_is_opened_by_both_in_processes_without_the_app(
         "raise SystemExit('imported what lay about')", "utf-8"
     )
     done = export("merged", ModelFolder.open(tiny), made_adapter(tiny, tmp_path / "a", strength=0.1), tmp_path / "m 合")
-    assert done.gate.passed and [check.name for check in done.gate.receivers] == ["transformers", "mlx-lm"]
+    assert done.verification.passed and [check.name for check in done.verification.receivers] == [
+        "transformers",
+        "mlx-lm",
+    ]
     assert [answer.modules for answer in heard] == [[], []] and all(answer.version for answer in heard)
-    for check in done.gate.receivers:
+    for check in done.verification.receivers:
         assert check.passed and check.chats >= 13 and check.stops >= 1 and check.tokens > 4
         assert check.kl_mean is not None and check.kl_mean < 1e-5
     told = done.as_json()["gate"]["receivers"]
@@ -88,7 +91,7 @@ def test_a_base_that_ends_elsewhere_stops_where_the_app_does(template: bool, tmp
     base = ended_elsewhere(tmp_path / "base", template)
     adapter = made_adapter(base, tmp_path / "a", strength=0.1)
     done = export("merged", ModelFolder.open(base), adapter, tmp_path / "m")
-    assert done.gate.passed and all(check.stops == 2 for check in done.gate.receivers if check.passed)
+    assert done.verification.passed and all(check.stops == 2 for check in done.verification.receivers if check.passed)
 
 
 Breaking = Callable[[Path], None]
@@ -160,7 +163,7 @@ def test_a_broken_folder_is_noticed_by_who_opens_it(case: str, tmp_path: Path) -
     write_merged(ModelFolder.open(base), adapter, out)
     breaking(out)
     others = {TRANSFORMERS.name, MLX_LM.name} - {receiver}
-    with pytest.raises(GateFailed, match=message):
+    with pytest.raises(VerificationFailed, match=message):
         verify(FOLDER_RECEIVERS, out, F32, ModelFolder.open(base), adapter, skip=others)
 
 
@@ -170,13 +173,13 @@ def test_a_receiver_that_is_left_out_or_not_there_is_never_passed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = export("merged", ModelFolder.open(tiny), None, tmp_path / "a", skip=["mlx-lm"])
-    assert done.gate.passed and done.gate.receivers[1].passed is None
-    assert done.gate.receivers[1].reason == "not checked: you left it out"
+    assert done.verification.passed and done.verification.receivers[1].passed is None
+    assert done.verification.receivers[1].reason == "not checked: you left it out"
     monkeypatch.undo()
     absent = [replace(receiver, needs=(f"no_{receiver.name}",)) for receiver in (TRANSFORMERS, MLX_LM)]
-    gate = verify(receivers_of(absent), tmp_path / "a", F32, ModelFolder.open(tiny), None)
-    assert gate.passed is None and gate.reason == "not checked: no_transformers is not installed"
-    assert gate.receivers[1].reason == "not checked: no_mlx-lm is not installed"
+    checked = verify(receivers_of(absent), tmp_path / "a", F32, ModelFolder.open(tiny), None)
+    assert checked.passed is None and checked.reason == "not checked: no_transformers is not installed"
+    assert checked.receivers[1].reason == "not checked: no_mlx-lm is not installed"
 
 
 @needs_torch
@@ -185,7 +188,7 @@ def test_a_receiver_that_is_left_out_or_not_there_is_never_passed(
 def test_what_mlx_lm_cannot_hold_is_told_and_the_folder_stands(tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", "gemma2", tied=False)
     done = export("merged", ModelFolder.open(base), None, tmp_path / "m")
-    first, second = done.gate.receivers
+    first, second = done.verification.receivers
     assert first.passed and second.passed is None
     assert second.reason.startswith("not checked: mlx-lm's class for gemma2 has no head of its own")
 
@@ -200,8 +203,8 @@ def test_a_template_that_mlx_lm_asks_in_its_own_way_is_told(tmp_path: Path) -> N
     template = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n' }}" + thinking + "{% endif %}")
     (base / "chat_template.jinja").write_text(template, "utf-8", newline="\n")
     done = export("merged", ModelFolder.open(base), None, tmp_path / "m")
-    first, second = done.gate.receivers
-    assert done.gate.passed and first.passed and second.passed is False
+    first, second = done.verification.receivers
+    assert done.verification.passed and first.passed and second.passed is False
     assert "enable_thinking=False, which makes another prompt" in second.reason
 
 
@@ -212,7 +215,7 @@ def test_a_gguf_with_another_template_is_noticed(tiny: Path, tmp_path: Path, mon
     real = GGUFWriter.add_chat_template
     other = CHATML.replace("message['content'] +", "message['content'] | trim +", 1)
     monkeypatch.setattr(GGUFWriter, "add_chat_template", lambda self, _: real(self, other))
-    with pytest.raises(GateFailed, match="chat template: the file's own: a chat with “spaces around texts”"):
+    with pytest.raises(VerificationFailed, match="chat template: the file's own: a chat with “spaces around texts”"):
         export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
 
@@ -221,7 +224,7 @@ def test_a_gguf_with_another_template_is_noticed(tiny: Path, tmp_path: Path, mon
 def test_a_gguf_of_a_base_that_ends_elsewhere_stops_where_the_app_does(tmp_path: Path) -> None:
     base = ended_elsewhere(tmp_path / "base")
     done = export("gguf", ModelFolder.open(base), None, tmp_path / "m.gguf", "f32")
-    (check,) = done.gate.receivers
+    (check,) = done.verification.receivers
     assert check.passed and check.stops == 2 and check.chats >= 8
 
 
@@ -238,7 +241,7 @@ def special_beyond(folder: Path, family: str) -> Path:
 @pytest.mark.usefixtures("quick")
 def test_a_folder_with_a_special_token_that_has_no_row_passes(tmp_path: Path) -> None:
     done = export("merged", ModelFolder.open(special_beyond(tmp_path / "base", "gemma3_text")), None, tmp_path / "m")
-    assert done.gate.passed and done.gate.receivers[0].passed
+    assert done.verification.passed and done.verification.receivers[0].passed
 
 
 @needs_llama
@@ -246,4 +249,4 @@ def test_a_gguf_of_a_base_with_a_special_token_that_has_no_row_passes(tmp_path: 
     done = export(
         "gguf", ModelFolder.open(special_beyond(tmp_path / "base", "llama")), None, tmp_path / "m.gguf", "f32"
     )
-    assert done.gate.passed and done.gate.receivers[0].passed
+    assert done.verification.passed and done.verification.receivers[0].passed

@@ -63,14 +63,14 @@ def test_a_run_on_a_base_without_a_template_says_how_it_is_asked(
     run = make_run("unspoken", max_steps=3)
     train(run, home)
     out = tmp_path / "alone"
-    assert export("adapter", None, run.adapter, out).gate.passed
+    assert export("adapter", None, run.adapter, out).verification.passed
     for folder in (run.adapter, out):
         ids, ends = outside(folder)
         assert ids == in_training.prompt_ids(MESSAGES)
         assert set(ends) == {0, 2} == in_training.stop_ids and ends[0] == 2, "the turn's own end first"
         assert not companions(unspoken, folder).differs, "it asks as the app asks that base"
     packed = export("adapter", None, run.adapter, tmp_path / "alone.zip", "zip")
-    assert packed.gate.passed
+    assert packed.verification.passed
 
 
 def test_a_base_that_says_all_itself_is_copied_as_it_is(home: Home, tiny: Path, make_run: Callable[..., Run]) -> None:

@@ -25,7 +25,7 @@ from faults.shim import Shim
 from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.adapters import library, manage
 from finetune_local.chat import history
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import trash

@@ -18,7 +18,7 @@ def main() -> None:
 
     def hand_out() -> None:
         for _ in sys.stdin:
-            print(server.gate.link(), flush=True)  # noqa: T201
+            print(server.access.link(), flush=True)  # noqa: T201
         server.stop()
 
     threading.Thread(target=hand_out, daemon=True).start()

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from finetune_local.adapter_format import CONFIG, read_adapter, write_adapter
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.errors import AdapterError

@@ -11,7 +11,7 @@ from finetune_local.adapters.token_tables import rows_of
 from finetune_local.models import resolve
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header
-from finetune_local.spec.whole import is_table
+from finetune_local.spec.low_rank.full_copies import is_table
 from finetune_local.system.errors import UserError
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home

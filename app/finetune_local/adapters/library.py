@@ -15,8 +15,8 @@ from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import AdapterIdentity, read_identity
 from finetune_local.models.tensors import read_header
 from finetune_local.spec.base.tokenizer_files import TRAVEL, brought
+from finetune_local.spec.low_rank.full_copies import NOT_TRAINED
 from finetune_local.spec.tuners import holds_base_weights, trainable_parameters, tuner_of
-from finetune_local.spec.whole import NOT_TRAINED
 from finetune_local.system.errors import AdapterError, ModelError, typed
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import stamp

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_local.adapter_format import CONFIG, WEIGHTS, read_config, read_tensors, write_adapter
-from finetune_local.spec.low_rank_peft import MAGNITUDE, A, B, known_plan
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.peft import MAGNITUDE, A, B, known_plan
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.peft_config import Name, Positive, Text
 from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import is_embedding

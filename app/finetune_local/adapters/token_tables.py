@@ -22,11 +22,11 @@ from finetune_local.adapters.companions import PromptSetup, beside, chat_ids
 from finetune_local.adapters.identity import times
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.tensors import read_header, read_tensor
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.full_copies import TOKEN_ROWS, WEIGHT, is_table, is_token_rows
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import is_embedding, outside_modules
 from finetune_local.spec.tuners import PREFIX, Array, tuner_of
-from finetune_local.spec.whole import TOKEN_ROWS, WEIGHT, is_table, is_token_rows
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.messages import Message, msg
 

@@ -12,7 +12,7 @@ from finetune_local.export.targets import receiver_names, targets
 if TYPE_CHECKING:
     from finetune_local.export.pipeline import Exported
     from finetune_local.export.verification.compare import ReceiverCheck
-    from finetune_local.export.verification.verify import Gate
+    from finetune_local.export.verification.verify import Verification
 
 ORDER = 7
 
@@ -27,7 +27,9 @@ _QUANTS = "; ".join(f"{target.key}: {', '.join(target.quant_keys)}" for target i
 @click.option("--out", metavar="PATH", required=True, help="The folder or the file to write.")
 @model_option
 @backend_option
-@click.option("--gate/--no-gate", default=True, help="Verify that the export answers as base + adapter do.")
+@click.option(
+    "--gate/--no-gate", "verification", default=True, help="Verify that the export answers as base + adapter do."
+)
 @click.option(
     "--skip-receiver", "skip", metavar="NAME", multiple=True,
     help=f"Leave this program out of the verification ({', '.join(receiver_names())}); the result says so. Can be repeated.",
@@ -42,7 +44,7 @@ def command(
     out: str,
     model: str | None,
     backend: str,
-    gate: bool,
+    verification: bool,
     skip: tuple[str, ...],
     overwrite: bool,
     home: str | None,
@@ -52,7 +54,7 @@ def command(
 
     `base` instead of an adapter exports the model given by --model.
     """
-    done = run(adapter, target, quant, out, model, backend, gate, skip, overwrite, home)
+    done = run(adapter, target, quant, out, model, backend, verification, skip, overwrite, home)
     show(done, as_json)
 
 
@@ -63,7 +65,7 @@ def run(
     out: str,
     model: str | None,
     backend: str,
-    gate: bool,
+    verification: bool,
     skip: tuple[str, ...],
     overwrite: bool,
     home: str | None,
@@ -82,7 +84,7 @@ def run(
 
         return export_named(
             home_folder(home), adapter, target, quant, Path(out),
-            model=model, backend=backend, gate=gate, skip=skip, overwrite=overwrite, progress=progress,
+            model=model, backend=backend, verification=verification, skip=skip, overwrite=overwrite, progress=progress,
         )  # fmt: skip
 
 
@@ -93,20 +95,22 @@ def show(done: Exported, as_json: bool) -> None:
     if as_json:
         emit(done.as_json())
         return
-    gate = done.gate
+    verification = done.verification
     click.echo(f"{done.out}  ({len(done.files)} files, {megabytes(done.as_json()['bytes'])})")
-    if gate.passed is None:
-        click.echo(f"gate: {gate.reason}")
+    if verification.passed is None:
+        click.echo(f"gate: {verification.reason}")
         return
-    if gate.tensors:
-        click.echo(f"gate: passed: {gate.tensors} tensors read back equal")
+    if verification.tensors:
+        click.echo(f"gate: passed: {verification.tensors} tensors read back equal")
         return
-    click.echo(f"gate: passed against base + adapter on {gate.backend} ({gate.precision}), {gate.prompts} prompts")
-    for check in gate.receivers:
-        _show_receiver(check, gate)
+    click.echo(
+        f"gate: passed against base + adapter on {verification.backend} ({verification.precision}), {verification.prompts} prompts"
+    )
+    for check in verification.receivers:
+        _show_receiver(check, verification)
 
 
-def _show_receiver(check: ReceiverCheck, gate: Gate) -> None:
+def _show_receiver(check: ReceiverCheck, verification: Verification) -> None:
     """Print what one receiving program did with the export."""
     if check.passed is None:
         click.echo(f"  {check.name}: {check.reason}")
@@ -114,15 +118,15 @@ def _show_receiver(check: ReceiverCheck, gate: Gate) -> None:
     version = f" {check.version}" if check.version else ""
     click.echo(f"  {check.name}{version}: " + ("passed" if check.passed else f"opens it, but {check.reason}"))
     click.echo(f"    {check.chats} chats read as the same tokens, stops at all of {check.stops} end tokens")
-    if gate.tie_tolerance is None:
+    if verification.tie_tolerance is None:
         click.echo("    greedy answers not compared: a quantised file may word things otherwise")
     else:
         click.echo(f"    greedy answers equal: {check.equal_texts} of {check.prompts}")
     for tie in check.near_ties:
-        click.echo(f"    near-tie (within {gate.tie_tolerance:g}): {tie}")
+        click.echo(f"    near-tie (within {verification.tie_tolerance:g}): {tie}")
     click.echo(
         f"    KL {check.kl_mean:.2g} nats per token, at most {check.kl_max:.2g}, over {check.tokens} tokens "
-        f"({gate.kl_limit:g} allowed; over {gate.kl_over}), {check.seconds:g} s"
+        f"({verification.kl_limit:g} allowed; over {verification.kl_over}), {check.seconds:g} s"
     )
     for note in check.notes:
         click.echo(f"    note: {note}")

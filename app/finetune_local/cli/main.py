@@ -127,7 +127,7 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except FinetuneError as error:
         if as_json and not isinstance(error, Stopped):  # a stopped run's last line is its summary
-            _print_error(type(error).__name__, message_of(error))
+            _print_error(error.code, message_of(error))
         click.echo(f"finetune-local: {error}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -149,7 +149,7 @@ def _run(arguments: list[str]) -> int:
         elif isinstance(told, DiskFull):
             message = f"{error.filename or 'a file'}: {error.strerror}. Make room and run the same command again."
         if as_json:
-            _print_error("UserError" if given else type(told).__name__, message)
+            _print_error("UserError" if given else told.code, message)
         click.echo(f"finetune-local: {message}", err=True)
         return 2 if given else 1
 

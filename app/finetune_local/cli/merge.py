@@ -22,7 +22,9 @@ ORDER = 8
 )
 @model_option
 @backend_option
-@click.option("--gate/--no-gate", default=True, help="Verify that the merged model answers as base + adapter do.")
+@click.option(
+    "--gate/--no-gate", "verification", default=True, help="Verify that the merged model answers as base + adapter do."
+)
 @click.option(
     "--skip-receiver", "skip", metavar="NAME", multiple=True,
     help=f"Leave this program out of the verification ({', '.join(one.name for one in TARGET.receivers)}); the result says so. Can be repeated.",
@@ -36,7 +38,7 @@ def command(
     dtype: str,
     model: str | None,
     backend: str,
-    gate: bool,
+    verification: bool,
     skip: tuple[str, ...],
     overwrite: bool,
     home: str | None,
@@ -45,4 +47,4 @@ def command(
     """Merge ADAPTER (a folder, a run's name or a library name) into its base: a folder that needs no adapter."""
     from finetune_local.cli.export import run, show
 
-    show(run(adapter, TARGET.key, dtype, out, model, backend, gate, skip, overwrite, home), as_json)
+    show(run(adapter, TARGET.key, dtype, out, model, backend, verification, skip, overwrite, home), as_json)

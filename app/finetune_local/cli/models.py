@@ -17,7 +17,7 @@ from finetune_local.system import paths
 
 if TYPE_CHECKING:
     from finetune_local.models.catalog import Entry
-    from finetune_local.models.local import Found
+    from finetune_local.models.local import LocalModel
 
 ORDER = 12
 
@@ -238,11 +238,11 @@ def _license(entry: Entry) -> str:
     return entry.license + (" (accept it first)" if entry.gated else "")
 
 
-def _row(found: Found) -> dict[str, Any]:
+def _row(found: LocalModel) -> dict[str, Any]:
     return {**asdict(found), "path": str(found.path)}
 
 
-def _cells(found: Found, last: str) -> list[str]:
+def _cells(found: LocalModel, last: str) -> list[str]:
     return [found.use, found.family or "–", _count(found.parameters), megabytes(found.bytes), last]
 
 

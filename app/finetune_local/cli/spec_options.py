@@ -16,7 +16,7 @@ from finetune_local.spec.config_file import read_config, section_name, sections
 from finetune_local.spec.presets import preset_named, presets
 from finetune_local.spec.run import DEFAULT_METHOD, DEFAULT_OBJECTIVE, RunSpec, parse_spec
 from finetune_local.spec.walk import spec_fields
-from finetune_local.system.errors import SpecError, told_of
+from finetune_local.system.errors import SpecError, errors_at
 from finetune_local.system.fields import Settings, extra_of, flag_of, parse
 from finetune_local.system.messages import msg
 
@@ -126,7 +126,7 @@ def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
     result = []
     for number, part in enumerate(parts, 1):
         place = f"{config}, {section_name(number, part.get('name'))}"
-        with told_of(place):
+        with errors_at(place):
             result.append(spec_from(values, None, part, place))
     return result
 

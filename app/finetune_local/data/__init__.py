@@ -1,1 +1,1 @@
-"""From files to batches: read, encode, split, pack."""
+"""From files to batches: read, encode, split, batch."""

@@ -14,7 +14,7 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row came from: the file as the user named it, and its line (JSON arrays: the item's number), from 1."""
+    """Where a row came from: the file as the user named it, and its line (in JSON arrays: the item's number), from 1."""
 
     file: str
     line: int
@@ -22,7 +22,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `train` is False for an assistant turn the data says not to learn from (a weight of 0)."""
+    """One turn. `train` is False for an assistant turn the data excludes from training (a weight of 0)."""
 
     role: Role
     content: str
@@ -31,10 +31,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order, or a plain `text` of which every token is learned (then `messages` is empty).
+    """Turns in order, or a plain `text` in which every token is supervised (`messages` is then empty).
 
-    `ends` is False where a plain text continues in the next row, so that no end-of-text token is learned after it.
-    `rejected` makes it a preference pair: the worse answer in the place of the last turn, which is the chosen one.
+    `ends` is False if a plain text continues in the next row, so no end-of-text token is supervised after it. `rejected` makes it a
+    preference pair: the rejected answer, in place of the last turn, which is the chosen one.
     """
 
     messages: tuple[Message, ...]
@@ -45,12 +45,12 @@ class Conversation:
 
     @property
     def kind(self) -> ExampleKind:
-        """The kind of example it is."""
+        """The kind of example."""
         return "text" if self.text is not None else "conversation" if self.rejected is None else "pair"
 
     @property
     def chats(self) -> tuple[tuple[Message, ...], ...]:
-        """The chats that a template renders for it: none for a text, two for a pair."""
+        """The chats a template renders for it: none for a text, two for a pair."""
         if self.text is not None:
             return ()
         other = () if self.rejected is None else ((*self.messages[:-1], self.rejected),)
@@ -66,4 +66,4 @@ class Rejected:
 
 
 class RowRejected(DataError):
-    """One row cannot be used; the message is the reason, without the place. Whoever reads on makes a Rejected of it."""
+    """A row cannot be used; the message is the reason, without the place. Callers turn it into a Rejected."""

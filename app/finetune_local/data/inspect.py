@@ -1,6 +1,6 @@
-"""Read and encode files only to look at them; nothing is written. What `data inspect` prints and what the window shows.
+"""Read and encode files for inspection, writing nothing: what `data inspect` prints and the window shows.
 
-Works without a tokenizer too: then rows are read and counted, but there are no tokens and no mask.
+Works without a tokenizer too: rows are then read and counted, without tokens and masks.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from finetune_local.system.errors import DataError
 from finetune_local.system.messages import Message, join_messages, message_of
 
 STEP_ROWS = 50
-"""Rows between two places where a look can be left."""
+"""Rows between two points where an inspection can stop."""
 
 _SAMPLE_CELL = 80
 
 
 class Inspection:
-    """One look at the files of some settings. Iterate over steps() to its end, or to where it is enough; then ask what was found.
+    """One inspection of the files of some settings. Iterate over steps() until it ends, or as far as needed, then read the results.
 
-    `first` and `count` say which rows are kept for a table, `masked` which for their tokens; rows are counted from 0 over all
-    that can be read, in the order of the files.
+    `first` and `count` select the rows kept for a table, `masked` those kept with tokens; rows are counted from 0 over all readable ones,
+    in the order of the files.
     """
 
     def __init__(
@@ -53,8 +53,9 @@ class Inspection:
         only_these: bool = False,
         objective: str = DEFAULT_OBJECTIVE,
     ) -> None:
-        """`only_these`: no other rows are encoded, and reading ends behind them; then there is no report. Rows that the
-        objective does not learn from are rejected."""
+        """`only_these`: no other rows are encoded, and reading stops after them; there is no report then. Rows the objective
+        does not learn from are rejected.
+        """
         self._objective = objective_named(objective)
         self._settings, self._tokenizer, self._max_length = settings, tokenizer, max_length
         self._window, self._masked, self._only_these = range(first, first + count), masked, only_these
@@ -63,7 +64,7 @@ class Inspection:
         self.masks: dict[int, Encoded] = {}
         self.texts: dict[int, Conversation] = {}
         self.problems: list[tuple[str, Message]] = []
-        """Files that cannot be used, each with the sentence that says why."""
+        """Unusable files, each with a sentence that says why."""
         self.readable = 0
         """Rows that could be read, whether or not they can be used."""
         self.complete = False
@@ -78,11 +79,11 @@ class Inspection:
 
     @property
     def rows_read(self) -> int:
-        """Rows so far, of all files."""
+        """Rows read so far, over all files."""
         return self._tally.rows + self._other.rows
 
     def steps(self) -> Iterator[float]:
-        """Read the files; yields the share of their bytes that is done, every few rows."""
+        """Read the files; yields the share of bytes done, every few rows."""
         total = sum(file.kind.size for file in (*self.files, *self.validation)) or 1
         done = 0
         for tally, files in ((self._tally, self.files), (self._other, self.validation)):
@@ -104,7 +105,7 @@ class Inspection:
         yield 1.0
 
     def whole(self) -> Report:
-        """Read all of it. Raises DataError where a file cannot be used or no row can."""
+        """Read everything. Raises DataError if a file cannot be used or no row can."""
         for _ in self.steps():
             pass
         self.check_files()
@@ -113,12 +114,12 @@ class Inspection:
         return self.report()
 
     def check_files(self) -> None:
-        """Raise DataError where a file cannot be used, as far as is known by now: before steps(), by how it begins."""
+        """Raise DataError if a file is known to be unusable; before steps(), judged by its first bytes."""
         if self.problems:
             raise DataError(join_messages("\n", (text for _, text in self.problems)))
 
     def report(self) -> Report:
-        """On the training files, as far as they are read; its leaks are those of their rows that the validation files hold too."""
+        """The report on the training files read so far; its leaks are rows that the validation files contain too."""
         tally = self._so_far(self._tally)
         train, validation = self._split()
         return tally.report(
@@ -131,7 +132,7 @@ class Inspection:
         )
 
     def shown(self) -> dict[str, Any]:
-        """The rows of the table and those with their tokens, as plain values; `end` where no more rows follow them."""
+        """The table's rows and those with tokens, as plain values; `end` if no more rows follow."""
         return {
             "first": self._window.start,
             "rows": self.rows,
@@ -140,7 +141,7 @@ class Inspection:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """All but the rows, as plain values."""
+        """Everything but the rows, as plain values."""
         report = self.report().as_json()
         unknown = [file for file in self.files if not self._learned(file)]
         named = [name for file in (*self.files, *self.validation) for name in speakers.named(file.speakers)]
@@ -165,14 +166,14 @@ class Inspection:
         return file.format is not None and file.format.kind in self._objective.examples
 
     def _columns(self, unknown: Sequence[DataFile]) -> list[dict[str, str]]:
-        """Columns that the user may have to name, each with a value: of the files that need it, or that it was done for."""
+        """Columns the user may have to assign, each with a sample value, from the files that need it or where it was done."""
         files = unknown or [file for file in self.files if file.roles]
         sample = [row for file in files for row in file.sample]
         names = dict.fromkeys(name for file in files for name in file.names)
         return [{"name": name, "sample": _sample(name, sample)} for name in names]
 
     def pieces(self, number: int) -> list[Piece]:
-        """The tokens of a row that was to be masked."""
+        """The tokens of the row selected by `masked`."""
         return pieces(self.masks[number], self._tokenizer) if self._tokenizer is not None else []
 
     def _opened(self, names: Sequence[str]) -> list[DataFile]:
@@ -217,7 +218,7 @@ class Inspection:
                 self.masks[number] = encoded[0]
 
     def _so_far(self, tally: Tally) -> Tally:
-        """With what the file that is being read has found."""
+        """With the results of the file being read."""
         if self._now is None or self._now[0] is not tally:
             return tally
         both = Tally(tally.seed)
@@ -226,7 +227,7 @@ class Inspection:
         return both
 
     def _split(self) -> tuple[int, int]:
-        """Conversations to learn from and to validate on."""
+        """Conversations for training and for validation."""
         keys = self._tally.keys
         if self._settings.validation_files:
             return len(keys) - int(np.isin(keys, self._other.keys).sum()), self._other.used
@@ -243,7 +244,7 @@ class Inspection:
 
 
 def _sample(name: str, rows: Sequence[columns.Row]) -> str:
-    """A value of a column, short, to recognise it by."""
+    """A short sample value of a column."""
     values = (row.get(name.strip().lower()) for row in rows)
     value = next((value for value in values if value not in (None, "")), "")
     written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""A row of data to look at: short in a table, or in full, token by token, with what of it is learned."""
+"""A row of data for display: short in a table, or in full, token by token, with what is supervised."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from finetune_local.data.encoding.encode import Encoded
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
 SHORT = 240
-"""Characters of a prompt or an answer in the table of rows."""
+"""Characters of a prompt or an answer in the table."""
 
 PIECES = 4000
-"""Tokens of one row that are shown one by one."""
+"""Tokens of a row shown one by one."""
 
 _TEXT_SHOWN = 20_000
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A token's text (or several tokens', where a character takes several), whether it is learned, whether it is special."""
+    """The text of a token (or of several, if a character takes several), whether it is supervised, whether it is special."""
 
     text: str
     learned: bool
@@ -41,7 +41,7 @@ def pieces(row: Encoded, tokenizer: Tokenizer, most: int | None = None) -> list[
 
 
 def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> dict[str, Any]:
-    """A row of the table: the last question and its answer, short; tokens and learned tokens, or the reason why there are none."""
+    """A table row: the last question and its answer, shortened; numbers of tokens and supervised tokens, or why there are none."""
     last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
     question = next((m.content for m in reversed(row.messages[:last]) if m.role == "user"), "")
     answer = row.text if row.text is not None else row.messages[last].content if last < len(row.messages) else ""
@@ -65,7 +65,7 @@ def _short(text: str) -> str:
 
 
 def in_full(row: Conversation, encoded: Encoded | None, found: Sequence[Piece]) -> dict[str, Any]:
-    """A row with its tokens, as plain values; without them, where there is no tokenizer or the row is refused, with its turns."""
+    """A row with its tokens, as plain values; with its turns instead if there is no tokenizer or the row is rejected."""
     told = {"file": row.source.file, "line": row.source.line}
     if encoded is None or not found:
         turns = [(str(m.role), m.content, m.role == "assistant" and m.train) for m in row.messages]

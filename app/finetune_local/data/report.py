@@ -1,4 +1,6 @@
-"""What is in the data: counts, lengths, duplicates, leaks. Tallied while reading, kept in data.json, shown by `data inspect`."""
+"""Statistics of the data: counts, lengths, duplicates, leaks. Tallied while reading, stored in data.json, shown by `data
+inspect`.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,15 @@ from finetune_local.spec.run import DataSettings
 from finetune_local.system.messages import Message, msg
 
 REJECTED_KEPT = 1000
-"""Rejected rows held in memory; all of them are counted, and a run writes all of them to rejected.jsonl."""
+"""Rejected rows kept in memory; all are counted, and a run writes all of them to rejected.jsonl."""
 
 SPEAKERS_KEPT = 50
-"""Speakers that are named in a report, the most talkative first."""
+"""Speakers listed in a report, most talkative first."""
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file: how it was read. `unused` are keys of its first rows that its format does not read."""
+    """How one file was read. `unused` are keys of its first rows that its format does not read."""
 
     name: str
     bytes: int
@@ -40,7 +42,7 @@ class FileReport:
 
 @dataclass(frozen=True)
 class Bar:
-    """Encoded rows with at least `low` and fewer than `high` tokens."""
+    """Number of encoded rows with at least `low` and fewer than `high` tokens."""
 
     low: int
     high: int
@@ -75,11 +77,11 @@ class Report:
     leaks: int = 0
     notes: tuple[str, ...] = field(default=())
     personal: Mapping[str, int] = field(default_factory=dict)
-    """Personal data in the texts of usable rows by kind (scrub.py), whether it was replaced or not."""
+    """Personal data in usable rows by kind (scrub.py), replaced or not."""
     scrubbed: tuple[str, ...] = ()
     """The kinds that were replaced."""
     speakers: Mapping[str, int] = field(default_factory=dict)
-    """Who speaks how often in conversations, where a row has a list of turns."""
+    """Turns per speaker, if rows have lists of turns."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -87,7 +89,7 @@ class Report:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Report:
-        """What as_json() gave."""
+        """The inverse of as_json()."""
         plain = dict(values)
         plain["files"] = tuple(FileReport(**{**f, "unused": tuple(f["unused"])}) for f in plain["files"])
         plain["histogram"] = tuple(Bar(**b) for b in plain["histogram"])
@@ -97,7 +99,7 @@ class Report:
 
 
 class Tally:
-    """Counts while rows go by; memory grows by 12 bytes a row, for keys and lengths. `seed` keys the contents for the split."""
+    """Counts while rows are read; memory grows by 12 bytes per row, for keys and lengths. `seed` keys the contents for the split."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -115,14 +117,14 @@ class Tally:
         return np.array(self._keys, np.uint64)
 
     def reject(self, row: Rejected) -> None:
-        """Count a row that was set aside."""
+        """Count a rejected row."""
         self.rows += 1
         self.rejected_count += 1
         if len(self.rejected) < REJECTED_KEPT:
             self.rejected.append(row)
 
     def use(self, conversation: Conversation, encoded: Sequence[Encoded]) -> int:
-        """Count a row that is used; returns its content key."""
+        """Count a used row; returns its content key."""
         key = content_key(conversation, self.seed)
         self.rows += 1
         self.used += 1
@@ -138,12 +140,12 @@ class Tally:
         return key
 
     def look(self, file: DataFile) -> None:
-        """Take over what reading a file found beside its rows, as far as it has been read."""
+        """Add what reading a file has found besides its rows so far."""
         self.personal += file.personal
         self.speakers += file.speakers
 
     def absorb(self, other: Tally) -> None:
-        """Add another tally's counts, as if its rows had been counted here."""
+        """Add another tally's counts."""
         for name in ("rows", "used", "turns", "supervised", "truncated", "rejected_count"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.rejected = [*self.rejected, *other.rejected][:REJECTED_KEPT]
@@ -186,18 +188,18 @@ class Tally:
 
 
 def as_plain(row: Rejected) -> dict[str, Any]:
-    """A rejected row as JSON has it: file, line, reason."""
+    """A rejected row for JSON: file, line, reason."""
     return {"file": row.source.file, "line": row.source.line, "reason": row.reason}
 
 
 def file_report(file: DataFile, sha256: str = "") -> FileReport:
-    """What reading found out about a file."""
+    """How a file was read, after reading it."""
     kind = file.kind
     return FileReport(file.shown, kind.size, kind.container, kind.encoding, file.name, file.unused, sha256)
 
 
 def histogram(lengths: np.ndarray) -> tuple[Bar, ...]:
-    """Rows by length in bars that double: below 32, below 64, ... up to the longest; empty bars at the ends are left out."""
+    """Rows by length in doubling bins: below 32, below 64, ... up to the longest; empty bins at the ends are omitted."""
     if not len(lengths):
         return ()
     edges = [0, 32]

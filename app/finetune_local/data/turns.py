@@ -1,6 +1,6 @@
 """What chat formats share: roles under their many names, content as text, system texts and tool calls.
 
-Not a format itself; the files in formats/ say where in a row the turns lie.
+Not a format itself; the files in formats/ say where in a row the turns are.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ ROLE_NAMES: Mapping[str, Role] = {
     "tool_response": "tool",
     "function_response": "tool",
 }
-"""What the roles are called in the data sets of the world, and what they are here."""
+"""Names of roles in public data sets, and the role each stands for."""
 
 _SHOWN_ROLES = ("system", "user", "assistant", "tool", "human", "gpt", "function_call", "observation")
 
 
 def text_of(value: object, where: str, *, empty: bool = False) -> str:
-    """A text that a tokenizer takes. Raises RowRejected, naming `where`, for other types, emptiness, broken characters."""
+    """A valid text. Raises RowRejected, naming `where`, for other types, empty texts and broken characters."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise RowRejected(
@@ -66,12 +66,12 @@ def text_of(value: object, where: str, *, empty: bool = False) -> str:
 
 
 def whole(text: str) -> str:
-    """A text of the data that can be written anywhere: halves of characters (lone surrogates) are shown by their number."""
+    """A text that can be encoded anywhere: lone surrogates are replaced by their numbers."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def turns(value: object, key: str) -> list[Message]:
-    """Messages from a list of {"role", "content"} or {"from", "value"}. Raises RowRejected saying which turn and why."""
+    """Messages from a list of {"role", "content"} or {"from", "value"}. Raises RowRejected naming the turn and the reason."""
     if isinstance(value, str):  # a CSV cell holds the list as JSON
         try:
             value = parse_json(value)
@@ -87,7 +87,7 @@ def turns(value: object, key: str) -> list[Message]:
 
 
 def with_system(messages: Sequence[Message], row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The messages after the row's own "system" text and its "tools", where it has them and they are not there yet."""
+    """The messages preceded by the row's "system" text and "tools", if it has them and they are not there yet."""
     result = list(messages)
     system = row.get("system")
     if system and not (result and result[0].role == "system"):
@@ -194,7 +194,7 @@ def _trained(item: Mapping[str, Any], place: str) -> bool:
 
 
 def _calls(item: Mapping[str, Any], place: str) -> str:
-    """Calls as text, one JSON object {"name", "arguments"} a line: the form that function_call turns have."""
+    """Calls as text, one JSON object {"name", "arguments"} per line, as in function_call turns."""
     calls = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
     if not isinstance(calls, list):
         raise RowRejected(
@@ -237,9 +237,9 @@ def _written(value: object, where: str) -> str:
         raise RowRejected(msg("{where} holds NaN or Infinity, which no JSON has.", where=where)) from None
 
 
-def _near_key(wanted: str, item: Mapping[str, Any]) -> str:
+def _near_key(key: str, item: Mapping[str, Any]) -> str:
     names = ", ".join(repr(str(k)) for k in list(item)[:6]) or "nothing"
-    near = nearest(wanted, [str(k) for k in item])
+    near = nearest(key, [str(k) for k in item])
     return msg(" It has {names}.", names=names) + (
-        msg(" Rename '{name}' to '{wanted}'.", name=near, wanted=wanted) if near else ""
+        msg(" Rename '{name}' to '{wanted}'.", name=near, wanted=key) if near else ""
     )

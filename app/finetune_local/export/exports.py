@@ -22,7 +22,15 @@ def folder_of(home: Home) -> Path:
 
 
 def start(
-    home: Home, adapter: str, model: str | None, target: str, quant: str, folder: str, name: str, *, gate: bool = True
+    home: Home,
+    adapter: str,
+    model: str | None,
+    target: str,
+    quant: str,
+    folder: str,
+    name: str,
+    *,
+    verification: bool = True,
 ) -> Job:
     """Export into a folder ("" for the default one) under a free name; returns the running job that does so already, if there is one.
 
@@ -31,7 +39,14 @@ def start(
     place = _writable(expanded(folder) if folder.strip() else folder_of(home))
     jobs.clean_up_killed(home, KIND)
     out = free_place(place, target, name, quant)
-    wanted = {"adapter": adapter, "model": model, "target": target, "format": quant, "out": str(out), "gate": gate}
+    wanted = {
+        "adapter": adapter,
+        "model": model,
+        "target": target,
+        "format": quant,
+        "out": str(out),
+        "gate": verification,
+    }
     return jobs.start_once(home, KIND, wanted)
 
 

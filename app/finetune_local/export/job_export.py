@@ -26,7 +26,7 @@ def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[s
         Path(arguments["out"]),
         model=arguments.get("model"),
         backend=str(arguments.get("backend") or "auto"),
-        gate=bool(arguments.get("gate", True)),
+        verification=bool(arguments.get("gate", True)),
         skip=tuple(str(name) for name in arguments.get("skip") or ()),
         progress=report,
     )

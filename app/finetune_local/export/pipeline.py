@@ -13,11 +13,11 @@ from finetune_local.export.files import check_out, check_writable
 from finetune_local.export.offers import BASE
 from finetune_local.export.targets import Source, Target, receiver_names, targets
 from finetune_local.export.verification import verify
-from finetune_local.export.verification.verify import Gate
+from finetune_local.export.verification.verify import Verification
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.resolve import resolve
 from finetune_local.spec.run import DEFAULT_MODEL
-from finetune_local.system.errors import AdapterError, GateFailed, ModelError
+from finetune_local.system.errors import AdapterError, ModelError, VerificationFailed
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import ASIDE, remove, replace
 from finetune_local.system.messages import msg
@@ -34,12 +34,17 @@ class Exported:
 
     out: Path
     files: list[Path]
-    gate: Gate
+    verification: Verification
 
     def as_json(self) -> dict[str, Any]:
         """What `export --json` prints."""
         size = sum(file.stat().st_size for file in self.files)
-        return {"out": str(self.out), "files": [str(f) for f in self.files], "bytes": size, "gate": self.gate.as_json()}
+        return {
+            "out": str(self.out),
+            "files": [str(f) for f in self.files],
+            "bytes": size,
+            "gate": self.verification.as_json(),
+        }
 
 
 def export(
@@ -50,14 +55,14 @@ def export(
     quant: str | None = None,
     *,
     backend: str = "auto",
-    gate: bool = True,
+    verification: bool = True,
     skip: Collection[str] = (),
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Exported:
     """Export base + adapter (or one of the two alone) as the target `key`.
 
-    Raises ModelError (a family, format or place that cannot be), AdapterError, DiskFull, and GateFailed, which leaves the
+    Raises ModelError (a family, format or place that cannot be), AdapterError, DiskFull, and VerificationFailed, which leaves the
     export under a name that ends in ".failed"; what stood at `out` is then still there.
     """
     target = target_of(key)
@@ -68,19 +73,19 @@ def export(
     check_writable(out)
     unchecked, failed = (out.with_name(out.name + ending) for ending in (UNCHECKED, FAILED))
     try:
-        if gate and target.needs_base:  # find out what cannot run here before anything is written
+        if verification and target.needs_base:  # find out what cannot run here before anything is written
             target.check_values(source, unchecked, chosen)
             if target.can_be_opened():
                 source = source.with_answers(verify.prepare(source.model, adapter, backend, progress))
         target.write(source, unchecked, chosen, progress)
-        verdict = Gate(None, msg("not checked: you turned the check off"))
-        if gate:
+        verdict = Verification(None, msg("not checked: you turned the check off"))
+        if verification:
             verdict = target.check(source, unchecked, chosen, backend, progress, skip)
             gc.collect()  # release the loaded export and its memory maps: Windows does not rename mapped files
-    except GateFailed as error:
+    except VerificationFailed as error:
         remove(failed)
         replace(unchecked, failed)
-        raise GateFailed(
+        raise VerificationFailed(
             msg(
                 "the export does not answer as base + adapter do. {error} It was kept as {path}.",
                 error=error,
@@ -126,7 +131,7 @@ def export_named(
     *,
     model: str | None = None,
     backend: str = "auto",
-    gate: bool = True,
+    verification: bool = True,
     skip: Collection[str] = (),
     overwrite: bool = False,
     progress: Progress = silent,
@@ -143,7 +148,16 @@ def export_named(
             )
         base = resolve(chosen, home, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
     done = export(
-        key, base, folder, out, quant, backend=backend, gate=gate, skip=skip, overwrite=overwrite, progress=progress
+        key,
+        base,
+        folder,
+        out,
+        quant,
+        backend=backend,
+        verification=verification,
+        skip=skip,
+        overwrite=overwrite,
+        progress=progress,
     )
     share(done.out, home.root)
     return done

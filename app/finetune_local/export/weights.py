@@ -13,10 +13,10 @@ from finetune_local.adapters.companions import beside, prompt_setup
 from finetune_local.adapters.identity import check_same_base, check_shapes, read_identity
 from finetune_local.adapters.token_tables import check_rows, read_on
 from finetune_local.models.folder import ModelFolder
+from finetune_local.spec.low_rank.full_copies import is_table, shape_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX, Array, tuner_of
 from finetune_local.spec.value_head import folded
-from finetune_local.spec.whole import is_table, shape_of
 from finetune_local.system.errors import AdapterError, ModelError
 from finetune_local.system.messages import msg
 
@@ -55,11 +55,11 @@ class MergedWeights:
         apart = {name for both in (HEAD, EMBEDDING) for name in (both, both.removesuffix(WEIGHT))} & trained
         copies = [self._tensors.get(PREFIX + name) for name in (HEAD, EMBEDDING)]
         together = copies[0] is not None and copies[0] is copies[1]
-        self.tied = model.tied and (not apart or self._plan_is_full or together)
+        self.tied = model.tied and (not apart or self._trains_base or together)
         """Whether the head is the embedding; an adapter beside one of them unties them, for it leaves the other as it is."""
 
     @property
-    def _plan_is_full(self) -> bool:
+    def _trains_base(self) -> bool:
         return self._plan is not None and tuner_of(self._plan).trains_base
 
     @property

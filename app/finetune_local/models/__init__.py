@@ -1,1 +1,1 @@
-"""Base models: what is on disk, where it comes from, what it needs."""
+"""Base models: which are on disk, where they come from, how much memory they need."""

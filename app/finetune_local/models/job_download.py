@@ -1,4 +1,4 @@
-"""Job kind: download, convert or copy a base model, as `models get` does. A paused download keeps what has arrived."""
+"""The job "download": download, convert or copy a base model, as `models get` does. Stopped, it keeps partial files and resumes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SLICE = 0.2
 
 
 def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[str, Any]:
-    """`arguments`: what (a name, ORG/NAME, a file or a folder), name and revision where they are given.
+    """`arguments`: what (a name, ORG/NAME, a file or a folder), and optionally name and revision.
 
-    The token is never among them, as they are stored on disk: it comes from the environment or the keyring. The facts reported
-    are those of a Transfer.
+    They are stored on disk, so the token is never among them; it comes from the environment or the keyring. Progress facts are those
+    of a Transfer.
     """
     newest: dict[str, Any] = {}
     phase_before, reported_at = "", 0.0

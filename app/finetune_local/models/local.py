@@ -1,4 +1,4 @@
-"""What is already on this machine: our home, the folders the user named, the Hugging Face cache, LM Studio, Ollama.
+"""Models already on this machine: the home folder, the user's model folders, the Hugging Face cache, LM Studio, Ollama.
 
 Nothing is copied or changed.
 """
@@ -27,9 +27,10 @@ _LARGEST_MANIFEST = 4 * 2**20
 
 
 @dataclass(frozen=True)
-class Found:
-    """A base model on disk. `use` is what to write after --model, `place` whose it is: "home", another program's name, or one of
-    the user's folders. `problem` says why it cannot be used; `license` is the licence's short name where it is known."""
+class LocalModel:
+    """A base model on disk. `use` is the argument of --model; `place` is "home", another program's name, or one of the user's folders;
+    `problem` says why it cannot be used; `license` is the license's short name, if known.
+    """
 
     use: str
     path: Path
@@ -43,8 +44,8 @@ class Found:
     license: str = ""
 
 
-def installed_models(home: Home) -> list[Found]:
-    """The models in home.models, damaged ones too."""
+def installed_models(home: Home) -> list[LocalModel]:
+    """The models in home.models, damaged ones included."""
     found = []
     for name in installed(home.models):
         path = home.models / name
@@ -52,19 +53,20 @@ def installed_models(home: Home) -> list[Found]:
         try:
             found.append(_folder(ModelFolder.open(path, name), name, "home", source))
         except ModelError as error:
-            found.append(Found(name, path, "home", "folder", "", 0, _size(path), source, message_of(error)))
+            found.append(LocalModel(name, path, "home", "folder", "", 0, _size(path), source, message_of(error)))
     return found
 
 
-def elsewhere() -> list[Found]:
-    """Models in the user's folders, and those other programs downloaded, that can be used where they lie; folders first, then
-    GGUF files. In the user's own folders damaged ones are told too."""
+def elsewhere() -> list[LocalModel]:
+    """Usable models in the user's model folders and in other programs' caches; folders first, then GGUF files. Damaged ones are listed
+    for the user's own folders only.
+    """
     named = model_folders()
-    folders: list[Found | None] = [*(f for place in named for f in _named_folders(place)), *_hub_folders()]
+    folders: list[LocalModel | None] = [*(f for place in named for f in _named_folders(place)), *_hub_folders()]
     folders += [_opened(f, "LM Studio") for p in _lm_studio() for f in _config_folders(p)]
-    files: list[Found | None] = [f for place in named for f in _named_files(place)]
+    files: list[LocalModel | None] = [f for place in named for f in _named_files(place)]
     files += [*(_gguf(f, "LM Studio") for p in _lm_studio() for f in sorted(p.glob("*/*/*.gguf"))), *_ollama()]
-    unique: dict[Path, Found] = {}
+    unique: dict[Path, LocalModel] = {}
     for found in (*folders, *files):
         if found is not None:
             unique.setdefault(found.path, found)
@@ -72,12 +74,12 @@ def elsewhere() -> list[Found]:
 
 
 def model_folders() -> list[Path]:
-    """The folders that the user named to look for models in, also those that are not there now (a drive that is not plugged in)."""
+    """The user's model folders, including ones that are not available now, such as an unplugged drive."""
     return [located(place) for place in preferences.load().model_folders]
 
 
-def add_folder(place: Path) -> list[Found]:
-    """Look for models in a folder from now on; what it holds. Raises ModelError where it holds none, SpecError, DiskFull."""
+def add_folder(place: Path) -> list[LocalModel]:
+    """Register a model folder; returns the models in it. Raises ModelError if it holds none, SpecError, DiskFull."""
     place = located(place).absolute()
     if not place.is_dir():
         raise ModelError(msg("{place}: there is no such folder. Check the path, or plug the drive in.", place=place))
@@ -101,7 +103,7 @@ def add_folder(place: Path) -> list[Found]:
 
 
 def forget_folder(place: Path) -> None:
-    """No longer look for models there; nothing in it is touched. Raises ModelError where it is none of the user's."""
+    """Unregister a model folder without touching its content. Raises ModelError if it is not registered."""
     place = located(place).absolute()
     kept = model_folders()
     if place not in kept:
@@ -116,7 +118,7 @@ def forget_folder(place: Path) -> None:
 
 
 def hub_cache() -> Path:
-    """The Hugging Face cache, by the variables its own library reads."""
+    """The Hugging Face cache, from the environment variables that its own library reads."""
     if place := os.environ.get("HF_HUB_CACHE"):
         return located(place)
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
@@ -124,7 +126,7 @@ def hub_cache() -> Path:
 
 
 def hub_snapshot(repository: str) -> Path | None:
-    """The snapshot of ORG/NAME in the Hugging Face cache that `main` points at, else the newest, else None."""
+    """The snapshot of ORG/NAME in the Hugging Face cache: the one `main` points at, else the newest, else None."""
     folder = hub_cache() / f"models--{repository.replace('/', '--')}"
     main = folder / "refs" / "main"
     try:
@@ -138,7 +140,7 @@ def hub_snapshot(repository: str) -> Path | None:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins as a GGUF does; Ollama's have no suffix."""
+    """Whether a file starts like a GGUF; Ollama's files have no suffix."""
     try:
         if not path.is_file():  # a pipe would wait for a writer
             return False
@@ -149,7 +151,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def architecture(path: Path) -> str:
-    """A GGUF's architecture from its first bytes, where every writer puts it; "" where it stands elsewhere."""
+    """A GGUF's architecture, from its first bytes, where every writer puts it; "" otherwise."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -166,7 +168,7 @@ def _string(data: bytes, place: int) -> tuple[bytes, int]:
     return data[place + 8 : end], end
 
 
-def _hub_folders() -> Iterator[Found | None]:
+def _hub_folders() -> Iterator[LocalModel | None]:
     for folder in sorted(hub_cache().glob("models--*")):
         repository = folder.name.removeprefix("models--").replace("--", "/", 1)
         if "/" in repository and (snapshot := hub_snapshot(repository)) is not None:
@@ -183,8 +185,8 @@ def _config_folders(place: Path) -> list[Path]:
     return sorted(file.parent for file in place.glob("*/*/config.json"))
 
 
-def _ollama() -> Iterator[Found | None]:
-    """Ollama keeps a manifest per model that names its GGUF by hash."""
+def _ollama() -> Iterator[LocalModel | None]:
+    """Ollama's models: a manifest per model names its GGUF by hash."""
     models = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
     for manifest in sorted((models / "manifests").glob("*/*/*/*")):
         try:
@@ -199,18 +201,18 @@ def _ollama() -> Iterator[Found | None]:
             yield _gguf(blob, f"Ollama ({manifest.parent.name}:{manifest.name})")
 
 
-def _named_folders(place: Path) -> Iterator[Found]:
-    """Models in a folder the user named: itself, the folders in it, and those in these (ORG/NAME)."""
+def _named_folders(place: Path) -> Iterator[LocalModel]:
+    """Models in a folder of the user: the folder itself, its subfolders, and theirs (ORG/NAME)."""
     for pattern in (CONFIG, f"*/{CONFIG}", f"*/*/{CONFIG}"):
         for path in (file.parent for file in _glob(place, pattern)):
             try:
                 found = _folder(ModelFolder.open(path), str(path), str(place), source_of(path).get("from", ""))
             except ModelError as error:
-                found = Found(str(path), path, str(place), "folder", "", 0, _size(path), problem=message_of(error))
+                found = LocalModel(str(path), path, str(place), "folder", "", 0, _size(path), problem=message_of(error))
             yield found
 
 
-def _named_files(place: Path) -> Iterator[Found]:
+def _named_files(place: Path) -> Iterator[LocalModel]:
     for pattern in ("*.gguf", "*/*.gguf", "*/*/*.gguf"):
         for file in _glob(place, pattern):
             if (found := _gguf(file, str(place))) is not None:
@@ -218,7 +220,7 @@ def _named_files(place: Path) -> Iterator[Found]:
 
 
 def _glob(place: Path, pattern: str) -> list[Path]:
-    """In order; a folder that cannot be read, or a drive that is gone, has nothing."""
+    """Sorted matches; none for an unreadable folder or a missing drive."""
     try:
         return sorted(
             f for f in place.glob(pattern) if not any(part.startswith(".") for part in f.relative_to(place).parts)
@@ -235,28 +237,28 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _opened(path: Path, place: str) -> Found | None:
+def _opened(path: Path, place: str) -> LocalModel | None:
     try:
         return _folder(ModelFolder.open(path), str(path), place, "")
     except ModelError:  # half downloaded, quantised, or not a language model: not offered
         return None
 
 
-def _folder(model: ModelFolder, use: str, place: str, source: str) -> Found:
+def _folder(model: ModelFolder, use: str, place: str, source: str) -> LocalModel:
     told = source_of(model.path).get("license", "") or _license(source or use)
     size = model.bytes_on_disk
-    return Found(use, model.path, place, "folder", model.family, model.parameters, size, source, license=told)
+    return LocalModel(use, model.path, place, "folder", model.family, model.parameters, size, source, license=told)
 
 
 def _license(name: str) -> str:
-    """What the catalogue knows."""
+    """The license, from the catalogue."""
     known = entry(name)
     return known.license if known is not None else ""
 
 
-def _gguf(path: Path, place: str) -> Found | None:
+def _gguf(path: Path, place: str) -> LocalModel | None:
     from finetune_local.models.gguf.convert import ARCHITECTURES
 
     if not is_gguf(path) or (family := architecture(path)) not in ARCHITECTURES:
         return None
-    return Found(str(path), path, place, "GGUF", family, 0, path.stat().st_size)
+    return LocalModel(str(path), path, place, "GGUF", family, 0, path.stat().st_size)

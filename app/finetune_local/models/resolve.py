@@ -1,4 +1,4 @@
-"""From what the user wrote after --model to a folder: a path, an installed name, the default, or a copy in the hub's cache."""
+"""From the value of --model to a folder: a path, an installed name, the default model, or a snapshot in the hub's cache."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Progress = Callable[[str, float | None], None]
 
 
 def resolve(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A002 - the spec's word
-    """The model that `id` names, to be computed with. Raises ModelError, DownloadFailed, DiskFull.
+    """The model `id` names, ready to be loaded. Raises ModelError, DownloadFailed, DiskFull.
 
-    Only two things are ever made from here: the default model while it is not installed, and the copy of a GGUF file.
+    Only the default model, if it is not installed, and the copy of a GGUF file are ever created here.
     """
     model = _resolved(id, home, progress)
     model.check_tokens()
@@ -41,7 +41,7 @@ def _resolved(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: 
 
 
 def resolve_for(settings: ModelSettings, home: Home, progress: Progress) -> ModelFolder:
-    """The model that a spec names, with the context it asks for. Raises ModelError, SpecError."""
+    """The model a spec names, with the context it asks for. Raises ModelError, SpecError."""
     model = resolve(settings.id, home, progress)
     if settings.context is None:
         return model.stretched(settings.rope_factor)
@@ -61,10 +61,9 @@ def resolve_for(settings: ModelSettings, home: Home, progress: Progress) -> Mode
 
 
 def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word
-    """The model on this machine that `id` names; nothing is fetched or made. Raises ModelError.
+    """The local model `id` names; nothing is downloaded or created. Raises ModelError.
 
-    A bare word is an installed model first and a folder in the current directory second; anything with a separator is a
-    path first.
+    A bare word is first an installed model, then a folder in the current directory; anything with a separator is first a path.
     """
     path = located(id)
     if _is_path(id) and path.is_dir():
@@ -83,7 +82,7 @@ def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word
 
 
 def import_file(path: Path, home: Home, progress: Progress, name: str | None = None) -> ModelFolder:
-    """A GGUF as an installed model. It is converted once: the copy is known by the file's hash. Raises ModelError, DiskFull."""
+    """A GGUF file as an installed model. It is converted once; the copy is found by the file's hash. Raises ModelError, DiskFull."""
     from finetune_local.models.gguf.convert import install_gguf
 
     if not is_gguf(path):
@@ -109,11 +108,11 @@ _QUANTIZED = re.compile(
     r"(?:[-_.](?:int[48]|[2-8]bits?|g\d+|awq|gptq))*$",
     re.IGNORECASE,
 )
-"""How the names of quantized copies end: ...-bnb-4bit, -GPTQ-Int4, -AWQ, -4bit."""
+"""Suffixes of quantized copies' names: ...-bnb-4bit, -GPTQ-Int4, -AWQ, -4bit."""
 
 
 def unquantized(name: str) -> str | None:
-    """What the model that a copy was quantized from is called, judging by the copy's name; None for other names."""
+    """The name of the model that a quantized copy was made from, judging by its own name; None for other names."""
     return _QUANTIZED.sub("", name) if _QUANTIZED.search(name) else None
 
 

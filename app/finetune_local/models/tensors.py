@@ -1,6 +1,6 @@
-"""Safetensors files without loading them: read a header, read one tensor, write a file one tensor at a time.
+"""Safetensors files too big for memory: read a header, read one tensor, write a file one tensor at a time.
 
-For models too big for memory. Adapters, which are small, are read and written whole by layout.py.
+Adapters are small; adapter_format.py reads and writes them whole.
 Format: https://github.com/huggingface/safetensors#format (8 bytes little-endian header length, JSON header, data).
 """
 
@@ -33,7 +33,7 @@ _SAMPLE, _SAMPLES = 1 << 12, 128
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a file. Raises ModelError where the file is cut short, damaged or no safetensors file."""
+    """The tensors of a file. Raises ModelError if it is truncated, damaged or no safetensors file."""
     try:
         return tensors_of(path)
     except LfsPointer as error:
@@ -45,7 +45,7 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 def read_tensor(stored: Stored, name: str) -> Floats:
-    """One tensor as fp32, of its stored shape; only its own bytes are read. Raises ModelError."""
+    """One tensor as fp32 in its stored shape; only its own bytes are read. Raises ModelError."""
     try:
         with stored.file.open("rb") as file:
             file.seek(stored.begin)
@@ -60,9 +60,9 @@ def read_tensor(stored: Stored, name: str) -> Floats:
 
 
 def largest(stored: Stored, name: str) -> float:
-    """The largest absolute value of a tensor, read in pieces as it is stored; infinity counts, NaN may not. Raises ModelError.
+    """Largest absolute value of a tensor, read in chunks; infinity counts, NaN is refused. Raises ModelError.
 
-    Of half-width numbers the bits alone are compared, which is as fast as the disk.
+    For 16-bit types only the bits are compared, which is as fast as the disk.
     """
     kind = {"BF16": "<u2", "F16": "<u2", "F32": "<f4"}.get(stored.dtype)
     if kind is None:
@@ -88,7 +88,7 @@ def largest(stored: Stored, name: str) -> float:
 
 
 def same_numbers(one: Stored, other: Stored, everything: bool) -> bool:
-    """Whether two tensors hold the same numbers; by some hundred places of both where not `everything` is to be read."""
+    """Whether two tensors hold the same numbers; compared at a few hundred places unless `everything`."""
     if one.shape != other.shape:
         return False
     if one.dtype != other.dtype:
@@ -111,7 +111,7 @@ def same_numbers(one: Stored, other: Stored, everything: bool) -> bool:
 
 @dataclass(frozen=True)
 class Pending:
-    """A tensor to be written: `make` gives it as fp32 when its turn comes. `dtype` is BF16, F16 or F32."""
+    """A tensor to be written: `make` returns it as fp32 when its turn comes. `dtype` is BF16, F16 or F32."""
 
     name: str
     shape: tuple[int, ...]
@@ -120,7 +120,7 @@ class Pending:
 
 
 def write_tensors(path: Path, tensors: Sequence[Pending], progress: Callable[[float], None] | None = None) -> None:
-    """Write a safetensors file, holding one tensor in memory at a time. Raises DiskFailed."""
+    """Write a safetensors file with one tensor in memory at a time. Raises DiskFailed."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     place = 0
     for tensor in tensors:

@@ -1,6 +1,6 @@
-"""The tokens of a model's tokenizer held against the rows of its embedding, by the files alone.
+"""Check a tokenizer's tokens against the rows of the embedding, from the files alone.
 
-A token without a row ends torch with an IndexError, and MLX reads whatever lies behind the last row.
+A token without a row crashes torch with an IndexError, and makes MLX read past the last row.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _SHOWN = 3
 def check_tokens(
     folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], template: str | None, rows: int
 ) -> None:
-    """Raise ModelError naming the tokens that have no row among `rows`, but for special ones that nothing asks for, such as the
-    placeholder of images that the text models of Gemma 3 keep: a row of data that contains one is rejected (data/tokenizers/tokenizer.py).
+    """Raise ModelError naming tokens beyond the last of `rows`.
 
-    `tokenizer` is tokenizer.json, `settings` tokenizer_config.json, empty where there is none.
+    Special tokens that nothing asks for are allowed, such as the image placeholder in Gemma 3's text models; a data row
+    with one is rejected (data/tokenizers/tokenizer.py). `tokenizer` is tokenizer.json, `settings` tokenizer_config.json or empty.
     """
     known: dict[str, int] = dict(_vocabulary(tokenizer))
     aside = set(_special(tokenizer))
@@ -57,7 +57,7 @@ def check_tokens(
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every token and its number in a tokenizer.json; what is of another kind there is for the library to refuse."""
+    """Token -> id of a tokenizer.json; other types are left for the library to refuse."""
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
@@ -71,7 +71,7 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _special(tokenizer: Mapping[str, Any]) -> Iterator[str]:
-    """The added tokens of a tokenizer.json that are no part of any text."""
+    """Added tokens of a tokenizer.json that do not occur in text."""
     added = tokenizer.get("added_tokens")
     for token in added if isinstance(added, list) else ():
         if isinstance(token, dict) and token.get("special") is True:

@@ -14,8 +14,7 @@ from types import UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from finetune_local.runtime.status import Status
-from finetune_local.system import errors
-from finetune_local.system.errors import FinetuneError
+from finetune_local.system.errors import FinetuneError, error_class
 from finetune_local.system.messages import Message, as_message, message_of, msg
 
 
@@ -86,7 +85,7 @@ class Failed(Event):
     @classmethod
     def of(cls, error: FinetuneError) -> Failed:
         """The event that reports an error of the app."""
-        return cls(error=type(error).__name__, message=message_of(error), exit_code=error.exit_code)
+        return cls(error=error.code, message=message_of(error), exit_code=error.exit_code)
 
     def exception(self) -> Exception:
         """The error again; a defect becomes a RuntimeError with the traceback."""
@@ -94,9 +93,8 @@ class Failed(Event):
 
 
 def exception_of(name: str, message: str, traceback: str = "") -> Exception:
-    """The error of a class name in system/errors.py; anything else becomes a RuntimeError with the traceback."""
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, FinetuneError):
+    """The error with this code (system/errors.py); anything else becomes a RuntimeError with the traceback."""
+    if (kind := error_class(name)) is not None:
         return kind(as_message(message))
     return RuntimeError(traceback or message or "unknown")
 

@@ -88,7 +88,7 @@ def _answer(handlers: Mapping[str, Handler], request: RpcRequest) -> Message:
     try:
         return {"event": "result", "value": handlers[request.values["procedure"]](request)}
     except FinetuneError as error:
-        return {"event": "error", "error": type(error).__name__, "message": message_of(error)}
+        return {"event": "error", "error": error.code, "message": message_of(error)}
     except Exception as error:  # noqa: BLE001 - the child lives on; the caller gets the traceback of the defect
         trace = "".join(traceback.format_exception(error))
         return {"event": "error", "error": "", "message": message_of(error), "traceback": trace}

@@ -1,1 +1,1 @@
-"""The spec: what a run is, declared once. Knows no backend, reads no data; numpy and pydantic only."""
+"""The spec: what a run is, declared once. No backend, no data; numpy and pydantic only."""

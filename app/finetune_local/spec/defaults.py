@@ -1,4 +1,4 @@
-"""Automatic values: what None means in a spec, once data and machine are known. Each choice comes with its reason."""
+"""Automatic values: what None resolves to once data and machine are known. Each choice carries its reason."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from finetune_local.spec.tuners import tuners
 from finetune_local.system.messages import Message, msg
 
 COMFORTABLE = 0.8
-"""Share of a device's memory that automatic values may plan with."""
+"""Share of the device's memory that automatic values plan with."""
 
 
 LENGTHS: Mapping[Goal, float] = {"quick": 1 / 3, "balanced": 1.0, "thorough": 2.0}
-"""Passes over the data by goal, against the usual number."""
+"""Epochs by goal, as a multiple of the usual number."""
 
 PATIENCE = 4
-"""Validations without a better loss after which a thorough run ends."""
+"""Validations without a better loss before a thorough run stops."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What automatic values are computed from. Lengths are those of the encoded training rows, in tokens.
+    """Inputs of the automatic values. Lengths are in tokens, of the encoded training rows.
 
-    `fixed_bytes` is the memory that weights and optimizer are expected to need, `activation_bytes` that of the
-    activations of 1024 tokens without gradient checkpointing (models/memory/estimate.py).
+    `fixed_bytes` is the estimated memory of weights and optimizer; `activation_bytes` that of the activations of 1024 tokens
+    without gradient checkpointing (models/memory/estimate.py).
     """
 
     device: str
@@ -52,7 +52,7 @@ class Choice:
 
 
 def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, Message]:
-    """The base's precision where the spec leaves it open."""
+    """The base's precision if the spec leaves it open."""
     if spec.model.precision is not None:
         return spec.model.precision, msg("you asked for it")
     if tuners()[preset_named(spec.method.key).tuner].trains_base and device == "cpu":
@@ -63,7 +63,7 @@ def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, M
 
 
 def max_length(spec: RunSpec, context: int) -> tuple[int, Message]:
-    """The longest row where the spec leaves it open."""
+    """The maximum row length if the spec leaves it open."""
     if spec.data.max_length is not None:
         return spec.data.max_length, msg("you asked for it")
     limit = min(context, 2048)
@@ -73,7 +73,7 @@ def max_length(spec: RunSpec, context: int) -> tuple[int, Message]:
 
 
 def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
-    """The spec with every automatic value filled in, and what was chosen."""
+    """The spec with every automatic value filled in, and the list of choices made."""
     training = spec.training
     chosen: list[Choice] = []
 
@@ -99,18 +99,8 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
             "epochs", usual * LENGTHS[spec.goal], msg("{per_epoch} steps each{aimed}", per_epoch=per_epoch, aimed=aimed)
         )
     steps = training.max_steps or max(1, math.ceil((epochs or 1) * per_epoch))
-    chosen_method = preset_named(spec.method.key)
     small = getattr(spec.method.settings, "train_weights", "all") in ("norms", "biases")
-    tuner = tuners()[chosen_method.tuner]
-    heavy = tuner.trains_base and not small
-    # Low-rank updates want about ten times the rate of full fine-tuning, and small models more than large ones:
-    # the fit over models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
-    # Other methods stand in a fixed proportion to LoRA.
-    objective = spec.objective.objective
-    factor = tuner.lr_factor(spec.method.settings) * objective.lr_factor
-    rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * factor
-    rate = float(f"{rate:.1e}")
-    titles = chosen_method.title if objective.lr_factor == 1 else f"{chosen_method.title}, {objective.title}"
+    heavy = tuners()[preset_named(spec.method.key).tuner].trains_base and not small
     resolved = {
         "epochs": epochs,
         "max_steps": choose(
@@ -119,9 +109,7 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         if epochs
         else steps,
         "batch_size": batch_size,
-        "learning_rate": choose(
-            "learning_rate", rate, msg("{method}, {width} wide", method=titles, width=facts.hidden_size)
-        ),
+        "learning_rate": choose("learning_rate", *_learning_rate(spec, facts)),
         "micro_batch_tokens": choose("micro_batch_tokens", *_micro_batch_tokens(facts)),
         "gradient_checkpointing": choose("gradient_checkpointing", *_checkpointing(facts)),
         "attention_group": choose(
@@ -142,6 +130,19 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         ),
     }
     return spec.model_copy(update={"training": training.model_copy(update=resolved)}), chosen
+
+
+def _learning_rate(spec: RunSpec, facts: Facts) -> tuple[float, Message]:
+    """The peak learning rate: LoRA's for this width, times the tuner's and the objective's factors.
+
+    Low-rank updates need about ten times the rate of full fine-tuning, and small models more than large ones: the fit over
+    models of 1 to 70 B of Schulman et al. 2025 ("LoRA Without Regret"), 5e-5·10·(2000/hidden)^0.78.
+    """
+    preset, objective = preset_named(spec.method.key), spec.objective.objective
+    factor = tuners()[preset.tuner].lr_factor(spec.method.settings) * objective.lr_factor
+    rate = min(5e-4 * (2000 / max(1, facts.hidden_size)) ** 0.78, 2e-3) * factor
+    titles = preset.title if objective.lr_factor == 1 else f"{preset.title}, {objective.title}"
+    return float(f"{rate:.1e}"), msg("{method}, {width} wide", method=titles, width=facts.hidden_size)
 
 
 def _validations(spec: RunSpec, steps: int) -> tuple[int, Message]:

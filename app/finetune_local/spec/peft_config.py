@@ -1,7 +1,7 @@
-"""adapter_config.json as it is read: one record with bounds, whoever wrote it (PEFT, this app, a text editor, a stranger).
+"""adapter_config.json as a record with bounds, whichever program wrote it.
 
-What a field may be is said here and nowhere else; the families read this record. Fields of PEFT that no family reads are only
-known by name (`unread`), so that those which would make an adapter compute something else can be refused.
+Bounds are declared here only; tuners read this record. PEFT's other fields are known by name (`unread`), so that those that
+change the computation can be refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class PeftConfig(BaseModel):
-    """See the module. A field that is missing, or null, has its default."""
+    """See the module. A missing or null field has its default."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
 
@@ -79,10 +79,10 @@ class PeftConfig(BaseModel):
     targets: Annotated[tuple[tuple[Name, int, int], ...], Field(max_length=_MOST_MODULES)] | None = None
 
     unread: frozenset[str] = frozenset()
-    """Names of PEFT's other fields that are set to something."""
+    """Names of PEFT's other fields that are set to a truthy value."""
 
     def rank_and_alpha(self, name: Literal["r", "init_r"]) -> tuple[int, float]:
-        """The rank, by its name, and alpha. Raises AdapterError where one is missing."""
+        """The rank, stored under `name`, and alpha. Raises AdapterError if one is missing."""
         rank, alpha = getattr(self, name), self.lora_alpha
         if rank is None or alpha is None:
             lacking = name if rank is None else "lora_alpha"
@@ -90,7 +90,7 @@ class PeftConfig(BaseModel):
         return rank, alpha
 
     def ranks(self) -> dict[str, int]:
-        """rank_pattern of a LoRA. Raises AdapterError where it is AdaLoRA's."""
+        """LoRA's `rank_pattern`. Raises AdapterError if it is AdaLoRA's."""
         found = {name: number for name, number in (self.rank_pattern or {}).items() if isinstance(number, int)}
         if len(found) < len(self.rank_pattern or {}):
             raise AdapterError(
@@ -115,7 +115,7 @@ _KNOWN = frozenset(PeftConfig.model_fields) - {"unread"}
 
 
 def peft_config(values: Mapping[str, Any], file: str) -> PeftConfig:
-    """The record of what was read from `file`. Raises AdapterError, naming the first field that cannot be used."""
+    """Validate the contents of `file`. Raises AdapterError naming the first invalid field."""
     given = {name: value for name, value in values.items() if name in _KNOWN and value is not None}
     others = frozenset(name for name, value in values.items() if name not in _KNOWN and value)
     try:
@@ -136,7 +136,7 @@ def peft_config(values: Mapping[str, Any], file: str) -> PeftConfig:
 
 
 def _shown(value: Any) -> str:
-    """A value in a sentence, short."""
+    """A value, shortened for a message."""
     if isinstance(value, (dict, list)):
         return kind_of(value)
     text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)

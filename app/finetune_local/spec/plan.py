@@ -1,6 +1,6 @@
-"""What a backend is told to attach: a tuner, its settings, and the modules it lands on.
+"""What a backend attaches: a tuner, its settings and its target modules.
 
-Targets are resolved from the base's weight names before anything is loaded, so that both backends get the same list.
+Targets are selected from the base's weight names before anything is loaded, so both backends get the same list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from finetune_local.system.fields import Settings
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """One tensor of a base model as its file header tells it: shape, and dtype in safetensors' words ("BF16")."""
+    """A base tensor's shape and dtype ("BF16") from its safetensors header."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -21,8 +21,10 @@ class WeightInfo:
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What a tuner may know of a base before it is loaded: its weights by name, the longest text it reads, its family of
-    models as config.json names it, its number of key heads and their width (0 where the config does not say)."""
+    """What a tuner may know about a base before it is loaded.
+
+    `context` is in tokens; `model_type` is config.json's; `kv_heads` and `head_dim` are 0 if the config does not say.
+    """
 
     weights: Mapping[str, WeightInfo]
     context: int = 1 << 20
@@ -33,9 +35,9 @@ class BaseInfo:
 
 @dataclass(frozen=True)
 class Target:
-    """One module an adapter lands on; `module` is its dotted name, without ".weight".
+    """A module an adapter attaches to; `module` is its dotted name without ".weight".
 
-    What the features are of other modules than linear ones, the tuner says.
+    For modules other than linear layers, the tuner defines what the two sizes mean.
     """
 
     module: str
@@ -45,9 +47,9 @@ class Target:
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """A tuner (the name of a file in spec/tuners and in each backend's tuners/), its settings and its targets.
+    """A tuner (its key names a file in spec/tuners and in each backend's tuners/), its settings and its targets.
 
-    `method` is the preset's key, kept for showing; the tuner and settings alone decide what is computed.
+    `method` is the preset's key, for display; only the tuner and its settings decide what is computed.
     """
 
     method: str

@@ -1,6 +1,6 @@
-"""Presets: a method's name stands for a tuner and defaults of other settings. Each is declared at the foot of its tuner's file.
+"""Presets: a method's name stands for a tuner and default settings. Each is declared at the end of its tuner's file.
 
-A user may set anything a preset sets; the preset only moves defaults. Users know presets as methods.
+A user may override anything a preset sets. Users call presets methods.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from finetune_local.system.messages import msg
 
 @cache
 def presets() -> Mapping[str, Preset]:
-    """Every preset by its key, in alphabetical order."""
+    """All presets by key, in alphabetical order."""
     found: dict[str, Preset] = {}
     for tuner in tuners():
         for preset in presets_of(tuner):
@@ -34,7 +34,7 @@ def recommended() -> tuple[Preset, ...]:
 
 
 def preset_named(key: str) -> Preset:
-    """The preset called `key`. Raises SpecError naming the known ones."""
+    """The preset called `key`. Raises SpecError listing the known ones."""
     known = presets()
     if key not in known:
         raise SpecError(

@@ -1,6 +1,6 @@
-"""How many numbers the way back needs of each token because of an adapter, beside what it needs of the base alone.
+"""Numbers per token saved for backward because of an adapter, beyond what the base alone saves.
 
-Counted on the torch backend, whose kernels keep no more than these (its saved tensors are what a test compares with).
+Counted for the torch backend; a test compares them with its saved tensors.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from finetune_local.spec.targets import is_norm
 _SHARED = (("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj", "fc1"))
 """Layers of a block that read the same vector."""
 _THERE = ("o_proj", "out_proj")
-"""Layers that read what attention gives, which attention itself keeps."""
+"""Layers that read attention's output, which attention saves itself."""
 
 
 def inputs(targets: Iterable[Target]) -> int:
-    """Numbers per token that layers whose A or W is trained are given: each distinct vector once, and none that is kept anyway."""
+    """Numbers per token of the inputs saved for trained layers: each distinct vector once, none that is saved anyway."""
     widths: dict[str, int] = {}
     for target in targets:
         stem, _, last = target.module.removesuffix(".weight").rpartition(".")
@@ -29,10 +29,10 @@ def inputs(targets: Iterable[Target]) -> int:
 
 
 def outputs(targets: Iterable[Target]) -> int:
-    """Numbers per token that these layers give."""
+    """Numbers per token of these layers' outputs."""
     return sum(target.out_features for target in targets)
 
 
 def normed(targets: Iterable[Target]) -> int:
-    """Numbers per token that norms whose weight is trained keep: their input divided by its size."""
+    """Numbers per token saved by trained norms: their normalised input."""
     return sum(t.out_features for t in targets if not t.in_features and is_norm(t.module.removesuffix(".weight")))

@@ -1,4 +1,4 @@
-"""The JSON schema of a run file, for editors that complete and check TOML and JSON; made from the same fields as all else."""
+"""The JSON schema of a run file, generated from the settings, for editors that complete and check TOML and JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def run_schema() -> dict[str, Any]:
-    """Schema of run.toml and run.json. A method or an objective is a name, or a table with its own settings and no others."""
+    """Schema of run.toml and run.json. A method or an objective is a name, or a table with exactly its own settings."""
     schema = RunSpec.model_json_schema()
     for name in ("MethodSettings", "ObjectiveSettings", "Settings"):
         schema["$defs"].pop(name, None)
@@ -32,7 +32,7 @@ def run_schema() -> dict[str, Any]:
 def _named_or_table(
     keys: list[str], groups: Iterable[tuple[type[Settings], list[str]]], default: str
 ) -> dict[str, Any]:
-    """A key, or a table with one of the keys that share a group of settings and values for these."""
+    """A key, or a table with one of the keys that share a group of settings."""
     options: list[dict[str, Any]] = [{"enum": keys}]
     for kind, names in groups:
         table = kind.model_json_schema()

@@ -1,4 +1,4 @@
-"""Choose layers by name among a base model's weights, and the settings that say which."""
+"""Selection of target modules by name, and the settings for it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,6})\.")
 
 
 class InBlocks(Settings):
-    """Of a family that works in the transformer blocks."""
+    """Settings of tuners that work inside the transformer blocks."""
 
     layers: str = setting("all", help="Which blocks: all, last:8, or a list such as 0-3,7.", group="method")
 
 
 class AtLinear(InBlocks):
-    """Of a family that works at linear layers."""
+    """Settings of tuners that work at linear layers."""
 
     targets: tuple[str, ...] = setting(
         ("all-linear",),
@@ -39,13 +39,13 @@ class AtLinear(InBlocks):
 
 @lru_cache(maxsize=1 << 15)
 def block_of(name: str) -> int | None:
-    """The number of the transformer block a weight belongs to, or None outside the blocks."""
+    """Number of the transformer block a weight belongs to; None outside the blocks."""
     found = _BLOCK.search(name)
     return int(found.group(1)) if found else None
 
 
 def linear_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:
-    """Every 2-D `.weight` inside the blocks: what an adapter can land on, in the order of the names."""
+    """Every 2-D `.weight` inside the blocks, in natural order of the names."""
     result = {}
     for name in sorted(weights, key=_natural):
         shape = weights[name].shape
@@ -56,12 +56,12 @@ def linear_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:
 
 
 def is_embedding(module: str) -> bool:
-    """Whether a module outside the blocks turns tokens into vectors."""
+    """Whether a module outside the blocks is the token embedding."""
     return module.rsplit(".", 1)[-1] in EMBEDDINGS and block_of(module + ".") is None
 
 
 def is_head(module: str) -> bool:
-    """Whether a module outside the blocks turns vectors into logits."""
+    """Whether a module outside the blocks computes logits."""
     return module.rsplit(".", 1)[-1] in HEADS and block_of(module + ".") is None
 
 
@@ -71,7 +71,7 @@ def is_norm(module: str) -> bool:
 
 
 def check_inside(modules: Iterable[str], what: str) -> None:
-    """Raise AdapterError where an adapter's file has `what` outside the blocks, where it is not computed here."""
+    """Raise AdapterError if an adapter's file has `what` outside the blocks, where it is not implemented."""
     for module in modules:
         if block_of(module + ".") is None:
             raise AdapterError(
@@ -85,7 +85,7 @@ def check_inside(modules: Iterable[str], what: str) -> None:
 
 
 def outside_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:
-    """The embedding and the head, by module; a head that is the embedding has no weight of its own and its shape."""
+    """The embedding and the head by module; a tied head has no weight and gets the embedding's shape."""
     result = {}
     for name, info in weights.items():
         module = name.removesuffix(".weight")
@@ -99,10 +99,10 @@ def outside_modules(weights: Mapping[str, WeightInfo]) -> dict[str, Target]:
 
 
 def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], layers: str) -> tuple[Target, ...]:
-    """The targets that `names` and `layers` stand for. Raises SpecError naming what exists where nothing matches."""
+    """The targets selected by `names` and `layers`. Raises SpecError listing what exists if nothing matches."""
     linear = linear_modules(weights)
     last = {module.rsplit(".", 1)[-1] for module in linear}
-    wanted: set[str] = set()
+    selected: set[str] = set()
     for name in names:
         if name == "all-linear":
             chosen = set(linear)
@@ -121,9 +121,9 @@ def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], lay
                     names=", ".join(sorted(last)) or "none",
                 )
             )
-        wanted |= chosen
+        selected |= chosen
     blocks = parse_layers(layers, 1 + max((block_of(m) or 0 for m in linear), default=-1))
-    found = tuple(t for m, t in linear.items() if m in wanted and block_of(m) in blocks)
+    found = tuple(t for m, t in linear.items() if m in selected and block_of(m) in blocks)
     if not found:
         raise SpecError(
             msg(
@@ -136,7 +136,7 @@ def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], lay
 
 
 def parse_layers(text: str, count: int) -> set[int]:
-    """ "all", "last:N" or "0-3,7" as block numbers. Raises SpecError where it is malformed or names a missing block."""
+    """Block numbers of "all", "first:N", "last:N" or "0-3,7". Raises SpecError if malformed or out of range."""
     if text == "all":
         return set(range(count))
     if match := re.fullmatch(r"(first|last):([0-9]{1,9})", text):
@@ -169,6 +169,6 @@ def parse_layers(text: str, count: int) -> set[int]:
 
 @lru_cache(maxsize=1 << 15)
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
-    """A key to sort names by their numbers; a number is its length and its digits, as a file may have one of any length."""
+    """Sort key that orders numbers by value; a number of any length is (digits, text)."""
     parts = re.split(r"0*([0-9]+)", name)
     return tuple((len(part) if i % 2 else 1, part) for i, part in enumerate(parts))

@@ -1,1 +1,1 @@
-"""What everything else stands on: reading text that others made, and what the machine offers. Imports only the errors and files."""
+"""The ground floor: errors, paths, files, the machine, preferences, trash, and reading of untrusted text."""

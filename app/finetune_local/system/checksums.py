@@ -1,7 +1,7 @@
-"""SHA-256 of every file of a folder, beside them in `SHA256SUMS`, so that a byte that a disk changed is noticed.
+"""SHA-256 of every file in a folder, in `SHA256SUMS`, so that corruption on disk is detected.
 
-The file is what `sha256sum` writes: `cd FOLDER && sha256sum -c SHA256SUMS` checks it without this app. Files that are not
-listed (a note that the user added) are nobody's business. A folder of an older version has no such file and is read as it is.
+The format is `sha256sum`'s: `cd FOLDER && sha256sum -c SHA256SUMS` checks it without this app. Unlisted files, such as a user's
+note, are ignored. Folders of older versions have no such file and are read without checks.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from finetune_local.system.untrusted.text import ForeignTextError, read_bounded
 SUMS = "SHA256SUMS"
 
 Known = Mapping[str, Collection[str]]
-"""The digests that each file may have: one, but for a moment two of a file that is being replaced."""
+"""The digests each file may have: one, or briefly two while a file is being replaced."""
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-_ODD = re.compile(r"[\\\n\r]")  # sha256sum writes such names in a way of its own
+_ODD = re.compile(r"[\\\n\r]")  # sha256sum escapes such names
 _MOST_BYTES = 2**20
 _THREADS = min(4, os.cpu_count() or 1)
 
 
 def write(folder: Path, given: Mapping[str, str] | None = None, leave_out: Collection[str] = ()) -> None:
-    """Sum up all files of a folder, sub-folders included, but those that the user changes. `given` are digests of files that will
-    come to lie there.
+    """Write SHA256SUMS for all files of a folder and its subfolders, except those the user edits. `given` are digests of files that
+    will be added.
 
-    The last thing to be done before a folder takes its name.
+    Call it last, before the folder gets its final name.
     """
     names = [name for name in _files(folder) if name not in leave_out]
     found = {**digests(folder, names), **(given or {})}
@@ -40,7 +40,7 @@ def write(folder: Path, given: Mapping[str, str] | None = None, leave_out: Colle
 
 
 def read(folder: Path) -> Known | None:
-    """What SHA256SUMS says; None where there is none. Raises ForeignTextError where it is damaged."""
+    """The digests in SHA256SUMS; None if there is no such file. Raises ForeignTextError if it is damaged."""
     try:
         text = read_bounded(folder / SUMS, _MOST_BYTES).decode("utf-8")
     except FileNotFoundError:
@@ -59,9 +59,9 @@ def read(folder: Path) -> Known | None:
 
 
 def problem(folder: Path, needed: Iterable[str] = ()) -> Message | None:
-    """What is wrong with a folder's files by their checksums, as the end of a sentence; None where nothing is, or there are none.
+    """What is wrong with a folder's files, as the end of a sentence; None if nothing is or there are no checksums.
 
-    `needed` are files without which a list of checksums has lost its end.
+    `needed` are files whose absence from the list means it was truncated.
     """
     try:
         known = read(folder)
@@ -78,7 +78,7 @@ def problem(folder: Path, needed: Iterable[str] = ()) -> Message | None:
 
 
 def changed(folder: Path, known: Known) -> Message | None:
-    """The first of the files that are there and are not as `known` says, as the end of a sentence."""
+    """The first existing file that differs from `known`, as the end of a sentence."""
     try:
         found = digests(folder, [name for name in known if (folder / name).is_file()])
     except OSError as error:
@@ -88,7 +88,7 @@ def changed(folder: Path, known: Known) -> Message | None:
 
 
 def rewrite(folder: Path, name: str, text: str) -> None:
-    """Replace one text file, and its checksum where the folder has them; cut off at any moment, the two fit each other."""
+    """Replace a text file and its checksum, if the folder has them; interrupted at any moment, the two still match."""
     digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
     try:
         known = read(folder)
@@ -103,7 +103,7 @@ def rewrite(folder: Path, name: str, text: str) -> None:
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The SHA-256 of files, several at once: a large one takes about a second for each gigabyte. Raises OSError."""
+    """SHA-256 of several files in parallel; about a second per gigabyte. Raises OSError."""
     listed = list(names)
     if len(listed) < 2 or _total(folder, listed) < 2**22:  # threads cost more than small files do
         return {name: _digest(folder / name) for name in listed}

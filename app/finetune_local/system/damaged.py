@@ -1,4 +1,4 @@
-"""What cannot be read of the app's own things: shown with its reason beside the sound ones, so that it hides none of them."""
+"""Things of the app that cannot be read. Lists show them with a reason, beside the intact ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Damaged:
-    """One thing by its name and place; `problem` is a sentence."""
+    """One thing by its name and path; `problem` is a sentence."""
 
     name: str
     place: Path

@@ -1,24 +1,24 @@
 """The error tree. Every message is a sentence: what was wrong, where, and what to do next.
 
     FinetuneError
-    ├── UserError                 exit code 2: something the user gave
+    ├── UserError                 exit code 2: the user's input
     │   ├── SpecError             a setting: its name, its value, what is allowed
     │   ├── DataError             a data file: its path, its line
     │   ├── ModelError            a base model: its folder or its name
-    │   ├── AdapterError          an adapter that does not fit, or does nothing
-    │   ├── DamagedRun            what a run keeps is damaged, or a newer version wrote it
+    │   ├── AdapterError          an adapter that does not fit its base, or has no effect
+    │   ├── DamagedRun            a run's files are damaged, or were written by a newer version
     │   └── Unsupported           the chosen backend cannot do this (a line of its gaps.py)
-    ├── RunError                  exit code 1: the work itself failed
+    ├── RunError                  exit code 1: the work failed
     │   ├── TrainingDiverged      the loss became NaN or exploded
-    │   ├── OutOfMemory           the device or the machine has no room for a batch
-    │   ├── DiskFailed            the disk, its rights or a limit of the system let nothing be written or read
-    │   │   └── DiskFull          the disk has no room
-    │   ├── DownloadFailed        a download broke off or did not match its checksum
-    │   ├── GateFailed            an export does not answer as the adapter does
-    │   └── WorkerDied            the training process ended without saying why
-    └── Stopped                   exit code 130: the user stopped it; nothing is lost
+    │   ├── OutOfMemory           the device or the machine is out of memory
+    │   ├── DiskFailed            the disk, its permissions or a system limit prevents reading or writing
+    │   │   └── DiskFull          the disk is full
+    │   ├── DownloadFailed        a download was interrupted or did not match its checksum
+    │   ├── VerificationFailed    an export does not answer as the adapter does
+    │   └── WorkerDied            the worker process ended without an event
+    └── Stopped                   exit code 130: stopped by the user; nothing is lost
 
-Known errors are shown without a traceback; anything else is a defect and shows its own.
+These errors are shown without a traceback; any other exception is a bug and is shown with its traceback.
 Only `cli/main.py` turns an error into an exit code.
 """
 
@@ -27,22 +27,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from finetune_local.system.messages import NOTHING, Message, as_message, carrying, message_of, msg
 
 
 def typed(name: str) -> str:
-    """A name as it is typed in a command that a message tells to give: in quotes where a shell would take it apart."""
+    """A name as the user would type it in a command: quoted if a shell would split it."""
     if re.fullmatch(r"[\w./:=@%+-]+", name):
         return name
     return '"' + name + '"' if not re.search(r'["$`\\!]', name) else "'" + name.replace("'", "'\\''") + "'"
 
 
 @contextmanager
-def told_of(place: str) -> Iterator[None]:
-    """Name the place in every error of what the user gave there; one that names it already, and one of the base model,
-    which is no single place's, go on as they are."""
+def errors_at(place: str) -> Iterator[None]:
+    """Prefix errors about the user's input with the place. Not those that name it already, nor errors about the base model, which
+    belongs to no single place.
+    """
     try:
         yield
     except UserError as error:
@@ -56,6 +57,11 @@ class FinetuneError(Exception):
     """Base of all errors that are shown to the user as a sentence."""
 
     exit_code = 1
+    code: ClassVar[str] = "FinetuneError"
+    """The error's name in events.jsonl and --json. It stays when a class is renamed."""
+
+    def __init_subclass__(cls) -> None:
+        cls.code = vars(cls).get("code", cls.__name__)
 
     def __init__(self, message: Message | FinetuneError = NOTHING) -> None:
         self.message: Message = message_of(message) if isinstance(message, BaseException) else as_message(message)
@@ -63,17 +69,17 @@ class FinetuneError(Exception):
 
     def as_json(self) -> dict[str, Any]:
         """{"error", "message"} and, under "said", what the sentence was made from."""
-        return carrying({"error": type(self).__name__, "message": self.message})
+        return carrying({"error": self.code, "message": self.message})
 
 
 class UserError(FinetuneError):
-    """Something the user gave cannot be used."""
+    """The user's input cannot be used."""
 
     exit_code = 2
 
 
 class SpecError(UserError):
-    """A setting is unknown, has a value out of bounds, or does not go with another."""
+    """A setting is unknown, out of bounds, or contradicts another."""
 
 
 class DataError(UserError):
@@ -81,15 +87,15 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """A base model is missing, incomplete or of a kind that is not supported."""
+    """A base model is missing, incomplete or of an unsupported architecture."""
 
 
 class AdapterError(UserError):
-    """An adapter does not fit its base, is incomplete, or changes nothing."""
+    """An adapter does not fit its base, is incomplete, or has no effect."""
 
 
 class DamagedRun(UserError):
-    """What a run keeps (a checkpoint, its data, its settings) is damaged, was changed, or is of a newer version."""
+    """A run's files (a checkpoint, its data, its settings) are damaged, were edited, or are of a newer version."""
 
 
 class Unsupported(UserError):
@@ -105,30 +111,42 @@ class TrainingDiverged(RunError):
 
 
 class OutOfMemory(RunError):
-    """A batch did not fit into the device's memory; the session's weights are as before the step."""
+    """A batch did not fit into memory; the session's weights are unchanged."""
 
 
 class DiskFailed(RunError):
-    """A file could not be written or read: the disk failed, or is gone, or its rights or a limit of the system forbid it."""
+    """A file could not be written or read: the disk failed or is gone, or permissions or a system limit forbid it."""
 
 
 class DiskFull(DiskFailed):
-    """A file of the run could not be written for lack of space; the last checkpoint is intact."""
+    """No space left; the last checkpoint is intact."""
 
 
 class DownloadFailed(RunError):
-    """A download broke off or did not match its checksum."""
+    """A download was interrupted or did not match its checksum."""
 
 
-class GateFailed(RunError):
+class VerificationFailed(RunError):
     """An exported model does not answer as base + adapter do."""
+
+    code = "GateFailed"
 
 
 class WorkerDied(RunError):
-    """The training process ended without an event that says why."""
+    """The worker process ended without an event that says why."""
 
 
 class Stopped(FinetuneError):
-    """The user stopped the work; what was done is saved."""
+    """The user stopped the work; completed steps are saved."""
 
     exit_code = 130
+
+
+def error_class(code: str) -> type[FinetuneError] | None:
+    """The class with this `code`; None for a name this version does not know."""
+    waiting = [FinetuneError]
+    for known in waiting:
+        if known.code == code:
+            return known
+        waiting += known.__subclasses__()
+    return None

@@ -1,6 +1,6 @@
-"""`setting()`: a setting's default, bounds, help and group, declared once.
+"""`setting()`: declare a setting once, with its default, bounds, help and group.
 
-CLI options, the JSON schema, the docs tables and the forms of the window are all made from these fields.
+CLI options, the JSON schema, the docs and the window's forms are generated from these fields.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: frozen, and unknown names, infinity and NaN are refused."""
+    """Base of all groups of settings: immutable; unknown names, infinity and NaN are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -38,10 +38,9 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
 ) -> Any:
-    """Declare one setting. A default of None means "chosen automatically" (see defaults.py).
+    """Declare a setting. A default of None means "automatic" (see defaults.py).
 
-    `group` is the heading it stands under; `flag` the CLI option where it is not simply the field's name; `common` says that people
-    change it first.
+    `group` is its heading; `flag` the CLI option if it is not derived from the field's name.
     """
     extra: dict[str, Any] = {"group": group}
     if flag is not None:
@@ -54,17 +53,17 @@ def setting(
 
 
 def extra_of(field: FieldInfo) -> Mapping[str, Any]:
-    """What `setting()` stored beside pydantic's own attributes: group, flag, metavar, common."""
+    """What `setting()` stored beyond pydantic's attributes: group, flag, metavar."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 def flag_of(name: str, field: FieldInfo) -> str:
-    """The CLI option of a field: `learning_rate` is `--learning-rate` unless the field says otherwise."""
+    """A field's CLI option: `--learning-rate` for `learning_rate`, unless it declares another."""
     return str(extra_of(field).get("flag") or "--" + name.replace("_", "-"))
 
 
 def did_you_mean(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:
-    """ " Did you mean 'rank'?" for a near miss, else the empty string; to be put after a sentence."""
+    """ " Did you mean 'rank'?" for a near miss, else the empty string; appended to a sentence."""
     near = nearest(word, known)
     return msg(" Did you mean '{name}'?", name=near) if near else ""
 
@@ -75,9 +74,9 @@ def nearest(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> st
 
 
 def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Make settings of `kind` from plain values.
+    """Validate plain values as settings of `kind`.
 
-    Raises SpecError with one sentence per problem, all of them at once; `where` names the place ("[training]").
+    Raises SpecError with one sentence per problem, all at once; `where` names the place ("[training]").
     """
     try:
         return kind.model_validate(values)
@@ -98,12 +97,12 @@ def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list
         elif isinstance(problem.get("ctx", {}).get("error"), Exception):
             result.append(message_of(problem["ctx"]["error"]))
         else:
-            text = _said(problem)
+            text = _pydantic_message(problem)
             result.append(msg("'{path}' is {value}, but {text}.", path=path, value=repr(problem["input"]), text=text))
     return [msg("{place}: {error}", place=where, error=told) for told in result]
 
 
-def _said(problem: ErrorDetails) -> Message:
+def _pydantic_message(problem: ErrorDetails) -> Message:
     """What pydantic says of a value, by its template ("should be greater than {gt}")."""
     values = {name: str(value) for name, value in problem.get("ctx", {}).items()}
     choices, either, last = values.get("expected", "").rpartition(" or ")
@@ -112,12 +111,12 @@ def _said(problem: ErrorDetails) -> Message:
     try:
         template = PydanticKnownError(problem["type"], problem.get("ctx")).message_template  # type: ignore[arg-type]
         return Message(template.removeprefix("Input "), values)
-    except (KeyError, TypeError):  # an error of our own, or a value that is no text
+    except (KeyError, TypeError):  # our error, or a value that is no text
         return quoted(problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, to be put into a sentence."""
+    """An error's message on one line, for use inside a sentence."""
     return " ".join(str(error).split())
 
 

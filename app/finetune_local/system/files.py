@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written aside, fsynced, renamed. And a sentence for what a disk refuses."""
+"""Atomic files and folders: written beside the target, fsynced, renamed. And sentences for disk errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune_local.system.errors import DiskFailed, DiskFull
 from finetune_local.system.messages import Message, msg
 
 ASIDE = ".writing-"
-"""Prefix of what is not finished; one found later is rubbish from a killed process."""
+"""Prefix of unfinished files; one found later was left by a killed process."""
 
 _OLD = ASIDE + "old-"
 _ABANDONED_SECONDS = 3600
@@ -70,21 +70,20 @@ _REASONS = {
     "ENOLINK": _GONE,
     "ETIMEDOUT": _GONE,
 }
-"""What the system says, by the names of its errors (not every system has each), in words, and what to do. What is not here is a
-defect."""
+"""System errors by name (not every system has each), in words, with advice. An error that is not listed is a bug."""
 
 REASONS = {getattr(errno, name): words for name, words in _REASONS.items() if hasattr(errno, name)}
 
 
 def is_no_space(error: BaseException) -> bool:
-    """Whether an error says that the disk, a quota or a size limit is reached."""
+    """Whether an error says that a disk, a quota or a size limit is exhausted."""
     # numpy's tofile() reports a short write without a number.
     short_write = isinstance(error, OSError) and error.errno is None and bool(_SHORT_WRITE.search(str(error)))
     return short_write or number_of(error) in _NO_SPACE
 
 
 def number_of(error: BaseException) -> int | None:
-    """The system's number of an error, also where a library wrapped it in one of its own."""
+    """An error's errno, also if a library wrapped it."""
     if isinstance(error, OSError):
         return error.errno
     if type(error).__name__ == "SafetensorError" and (said := _RUST.search(str(error))):
@@ -94,7 +93,7 @@ def number_of(error: BaseException) -> int | None:
 
 
 def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None:
-    """The sentence for what the system said of a file at `place` (or of the one it names); None where it is no word of a disk."""
+    """The error for a disk failure at `place`, or at the file it names; None if it is not a disk failure."""
     if is_no_space(error):
         return DiskFull(
             msg(
@@ -123,8 +122,7 @@ def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None
 
 @contextmanager
 def disk_full(place: Path, advice: str) -> Iterator[None]:
-    """Turn "no space left" into DiskFull, and what else a disk or the system refuses into DiskFailed: they say where and
-    why, and what to do: of a full disk that is `advice`."""
+    """Turn "no space left" into DiskFull and other disk failures into DiskFailed, with place, reason and `advice`."""
     try:
         yield
     except BaseException as error:
@@ -136,9 +134,9 @@ def disk_full(place: Path, advice: str) -> Iterator[None]:
 
 @contextmanager
 def written_aside(target: Path, advice: str) -> Iterator[Path]:
-    """A name beside `target` to write a file or a folder at; it takes the target's place at the end.
+    """A temporary path beside `target` that replaces it when the block ends.
 
-    On any failure what stood at `target` stays and what was written is removed. Raises DiskFull with `advice`.
+    On failure the old `target` stays and the new file is removed. Raises DiskFull with `advice`.
     """
     aside = target.with_name(ASIDE + target.name)
     try:
@@ -148,21 +146,21 @@ def written_aside(target: Path, advice: str) -> Iterator[Path]:
             yield aside
             put(aside, target)
     except BaseException:
-        with suppress(OSError):  # what cannot be removed now is swept later; the reason is what has to be told
+        with suppress(OSError):  # swept later; the reason matters more
             remove(aside)
         raise
 
 
 def write_text(target: Path, text: str, advice: str = msg("Make room on it.")) -> None:
-    """Replace a text file in one step. Raises DiskFull, leaving the old text."""
+    """Replace a text file atomically. Raises DiskFull, leaving the old text."""
     with written_aside(target, advice) as aside:
         aside.write_text(text, "utf-8")
 
 
 def put(source: Path, target: Path) -> None:
-    """Give a finished file or folder its name, over whatever has it: what it holds is on the disk before, the name after.
+    """Move a finished file or folder to its final name, replacing what is there; contents are synced before, the name after.
 
-    Raises OSError, with the old one still there.
+    Raises OSError, leaving the old one.
     """
     sync_tree(source)
     replace(source, target)
@@ -170,10 +168,10 @@ def put(source: Path, target: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename over whatever stands at `target`, so that one of the two always exists.
+    """Rename over whatever is at `target`; at any moment one of the two exists.
 
-    Two folders change places in one step where the system can do that. Else the old one is moved away first; should the power
-    fail between, sweep() puts it back.
+    Folders are exchanged atomically if the system can. Otherwise the old one is moved away first, and sweep() restores it after a
+    power failure in between.
     """
     if target.is_symlink() or not (target.is_dir() or (source.is_dir() and target.exists())):
         source.replace(target)
@@ -189,7 +187,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Change the places of two files or folders; False where this system or disk cannot. Raises OSError."""
+    """Exchange two files or folders atomically; False if the system or disk cannot. Raises OSError."""
     call, here, flag = _call()
     if call is None:
         return False
@@ -203,7 +201,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 @cache
 def _call() -> tuple[Any, int, int]:
-    """The system's call, its word for the current folder, and its flag; no call where there is none."""
+    """The system's exchange call, its constant for the current folder, and its flag; None if there is no such call."""
     name, here, flag = {
         "linux": ("renameat2", -100, 2),
         "darwin": ("renameatx_np", -2, 2),
@@ -217,7 +215,7 @@ def _call() -> tuple[Any, int, int]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder that may not be there."""
+    """Delete a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -225,7 +223,7 @@ def remove(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a folder so that it is gone at once, and never half there: what a kill leaves is swept later."""
+    """Delete a folder so that it disappears at once and is never half there; sweep() removes what a kill leaves."""
     gone = path.with_name(ASIDE + "gone-" + path.name)
     remove(gone)
     path.rename(gone)
@@ -234,9 +232,9 @@ def discard(path: Path) -> None:
 
 
 def stamp(folder: Path, *names: str) -> tuple[tuple[int, int] | None, ...]:
-    """When files of a folder were changed and how long they are; None for one that is not there. Another stamp: read them again.
+    """Modification times and sizes of a folder's files, None for a missing one. If the stamp changes, read them again.
 
-    Asked of thousands of files, so no Path is made for each.
+    Called for thousands of files, so it creates no Path per file.
     """
     found: list[tuple[int, int] | None] = []
     for name in names:
@@ -250,7 +248,7 @@ def stamp(folder: Path, *names: str) -> tuple[tuple[int, int] | None, ...]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written; put back a folder whose replacement never came."""
+    """Remove unfinished files of killed processes; restore a folder whose replacement never came."""
     for rubbish in folder.glob(ASIDE + "*"):
         kept = folder / rubbish.name.removeprefix(_OLD)
         if rubbish.name.startswith(_OLD) and not kept.exists():
@@ -260,7 +258,7 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_abandoned(folder: Path) -> None:
-    """Remove what killed processes left half made or half deleted in a folder that living ones work in too: only what is old."""
+    """Remove old unfinished files in a folder that running processes use too."""
     for rubbish in folder.glob(ASIDE + "*"):
         with suppress(OSError):  # another process may be giving it its name, or removing it
             if time.time() - rubbish.stat().st_mtime > _ABANDONED_SECONDS:
@@ -268,7 +266,7 @@ def sweep_abandoned(folder: Path) -> None:
 
 
 def free_bytes(place: Path) -> int:
-    """Room on the disk of a file or folder that need not exist yet. Raises OSError where there is no such disk."""
+    """Free space on the disk of a path that need not exist yet. Raises OSError if there is no such disk."""
     place = place.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -283,7 +281,7 @@ def _free(place: Path) -> Message:
 
 
 def sync_tree(path: Path) -> None:
-    """sync() of a file or a folder with all that lies in it."""
+    """sync() a file, or a folder with everything in it."""
     for inner in sorted(path.rglob("*")) if path.is_dir() else ():
         if not inner.is_symlink():
             sync(inner)
@@ -291,7 +289,7 @@ def sync_tree(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return once a file's content, or a folder's list of names, is on the disk. Raises OSError."""
+    """Return once a file's content, or a folder's entries, are on disk. Raises OSError."""
     if os.name == "nt" and path.is_dir():
         return  # Windows has no fsync of folders; renames there are journalled
     folder = path.is_dir()
@@ -306,7 +304,7 @@ def sync(path: Path) -> None:
 
 
 def _flush(descriptor: int) -> None:
-    """To the disk itself: on a Mac fsync alone leaves it in the drive's own memory, which a power cut empties. Raises OSError."""
+    """Flush to the medium: on macOS fsync leaves data in the drive's cache, which a power failure loses. Raises OSError."""
     if sys.platform == "darwin":
         import fcntl
 

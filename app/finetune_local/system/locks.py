@@ -1,10 +1,10 @@
-"""Locks on files: who holds one works, and the system frees it however the process ends. No clock and no process id is asked.
+"""File locks: a process works while it holds its lock, and the system releases it however the process ends. No clocks or ids.
 
-A holder has the lock for itself (exclusive). Whoever only looks takes a shared one for a moment, so that lookers never see each
-other; and a process that is about to begin and meets a looker's lock tells it from a holder's by trying a shared one itself, and
-tries again. So a run that is looked at a thousand times a second can still be started.
+The holder's lock is exclusive. An observer takes a shared one for a moment, so observers do not block each other. A starting
+process that meets an observer's lock recognises it by trying a shared lock itself, and retries; so a run can be started however often
+it is observed.
 
-Some network drives know no locks. There the answer is None, and the caller must go by something else (process.py).
+Some network drives have no locks. The result is None then, and the caller falls back to process.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _LOOKERS_SECONDS = 10.0
-"""How long one that begins waits for lookers to be gone; each looks for some microseconds."""
+"""How long a starting process waits for observers, which hold the lock for microseconds."""
 
 
 def acquire(descriptor: int) -> bool | None:
-    """Lock an open file for this process until it is closed; False where another process holds it, None where the drive knows no
-    locks. Waits for lookers, never for a holder."""
+    """Lock an open file for this process until it is closed; False if another process holds it, None if the drive has no locks. Waits
+    for observers, never for a holder.
+    """
     until = time.monotonic() + _LOOKERS_SECONDS
     while (mine := _try(descriptor, shared=False)) is False:
         # A shared lock beside a looker's can be had, beside a holder's not.
@@ -35,7 +36,7 @@ def acquire(descriptor: int) -> bool | None:
 
 
 def held(path: Path) -> bool | None:
-    """Whether a process holds the lock of a file, which need not exist; None where that cannot be told."""
+    """Whether a process holds the lock of a file, which need not exist; None if that cannot be determined."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (FileNotFoundError, NotADirectoryError):

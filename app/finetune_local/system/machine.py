@@ -1,6 +1,6 @@
-"""The machine: processors, memory, disk, system, NVIDIA cards. Standard library and psutil; no framework is imported.
+"""The machine: processors, memory, disks, NVIDIA cards. Standard library and psutil; imports no framework.
 
-In a container the container's limits count, not the host's size.
+In a container, the container's limits are reported, not the host's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Card:
-    """An NVIDIA card as its driver tells it."""
+    """An NVIDIA card, as its driver reports it."""
 
     name: str
     memory_bytes: int
@@ -27,7 +27,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this process may use. `memory_free_bytes` is what is available now without swapping."""
+    """What this process may use. `memory_free_bytes` is available without swapping."""
 
     system: str
     architecture: str
@@ -39,12 +39,12 @@ class Machine:
 
     @property
     def apple_silicon(self) -> bool:
-        """Whether Metal is there."""
+        """Whether Metal is available."""
         return self.system.startswith("macOS") and self.architecture == "arm64"
 
 
 def machine() -> Machine:
-    """Look at the machine; 0.1 s, more where a driver is slow to answer."""
+    """Inspect the machine; takes 0.1 s, more if a driver is slow."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -62,20 +62,20 @@ def machine() -> Machine:
 
 @dataclass(frozen=True)
 class Drive:
-    """A disk or partition as the system mounts it."""
+    """A mounted disk or partition."""
 
     path: str
     total_bytes: int
     free_bytes: int
 
     def holds(self, place: Path) -> bool:
-        """Whether a folder, which need not exist yet, lies on it and on no drive within it."""
+        """Whether a folder, which need not exist yet, is on this drive and not on one mounted inside it."""
         found = [drive for drive in drives() if place.is_relative_to(drive.path)]
         return max(found, key=lambda drive: len(drive.path), default=None) == self
 
 
 def drives() -> list[Drive]:
-    """The drives that can be written to, the system's first; one that does not answer is left out."""
+    """Writable drives, the system's first; drives that do not respond are left out."""
     import psutil
 
     found: dict[tuple[int, int], Drive] = {}
@@ -109,7 +109,7 @@ def memory_limit(cgroup: Path) -> int:
 
 
 def nvidia_cards() -> tuple[Card, ...]:
-    """NVIDIA cards by nvidia-smi, which comes with the driver; none where it is missing, broken or silent."""
+    """NVIDIA cards from nvidia-smi, which the driver installs; empty if it is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
@@ -127,7 +127,7 @@ def nvidia_cards() -> tuple[Card, ...]:
 
 
 def library_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions by package name, without importing; those not installed are left out."""
+    """Installed versions by package name, without importing; missing packages are left out."""
     import importlib.metadata
 
     found = {}

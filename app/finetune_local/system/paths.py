@@ -1,4 +1,4 @@
-"""Where things lie: the home folder with its parts, and the files shipped with the app."""
+"""Paths: the home folder and its subfolders, and the files shipped with the app."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ENVIRONMENT_VARIABLE = "FINETUNE_LOCAL_HOME"
 CONFIG_VARIABLE = "FINETUNE_LOCAL_CONFIG"
 
 PARTS = ("runs", "models", "adapters", "chats", "evaluations", "jobs", "data", "window", "trash", "cache", "exports")
-"""What lies in a home."""
+"""Subfolders of a home."""
 
 
 @dataclass(frozen=True)
 class Home:
-    """The folder that holds everything the app writes. Its parts are made when first asked for; other users may not enter it."""
+    """The folder that holds everything the app writes. Subfolders are created on first use; other users have no access."""
 
     root: Path
 
@@ -38,7 +38,7 @@ class Home:
 
     @property
     def adapters(self) -> Path:
-        """Adapters imported by hand (those of a run stay in the run)."""
+        """Imported adapters (a run's adapter stays in the run)."""
         return self._part("adapters")
 
     @property
@@ -48,36 +48,36 @@ class Home:
 
     @property
     def evaluations(self) -> Path:
-        """What evaluations found, one folder each."""
+        """Results of evaluations, one folder each."""
         return self._part("evaluations")
 
     @property
     def jobs(self) -> Path:
-        """Long work beside training (downloads, evaluations, exports), one folder each; can be thrown away when it is done."""
+        """Jobs (downloads, evaluations, exports, extractions), one folder each; may be deleted once finished."""
         return self._part("jobs")
 
     @property
     def data(self) -> Path:
-        """Data files that were dropped into the window."""
+        """Data files dropped into the window."""
         return self._part("data")
 
     @property
     def window(self) -> Path:
-        """What the window remembers: drafts, size and place, which process serves it."""
+        """The window's state: drafts, size and position, the serving process."""
         return self._part("window")
 
     @property
     def trash(self) -> Path:
-        """Runs and adapters that were removed and can be taken back."""
+        """Removed runs, adapters and conversations that can be restored."""
         return self._part("trash")
 
     @property
     def cache(self) -> Path:
-        """Files that can be made again: partial downloads, compiled helpers."""
+        """Files that can be recreated: partial downloads, compiled helpers."""
         return self._part("cache")
 
     def open_to_others(self) -> list[Path]:
-        """Its folders that other users of the machine may enter."""
+        """Subfolders that other users of the machine can enter."""
         return open_to_others(self.root, PARTS)
 
     def _part(self, name: str) -> Path:
@@ -97,8 +97,7 @@ class Home:
 
 
 def home(chosen: str | os.PathLike[str] | None = None) -> Home:
-    """The home folder: `chosen` (--home), else $FINETUNE_LOCAL_HOME, else the preferred one, else the system's place for user
-    data."""
+    """The home folder: `chosen` (--home), else $FINETUNE_LOCAL_HOME, else the preference, else the system's folder for user data."""
     place = chosen or os.environ.get(ENVIRONMENT_VARIABLE) or preferred().get("home")
     if place:
         return Home(expanded(place).resolve())
@@ -108,7 +107,7 @@ def home(chosen: str | os.PathLike[str] | None = None) -> Home:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path as the user gives it, ~ standing for the home of a user of the machine. Raises SpecError where there is no such user."""
+    """A path with ~ expanded. Raises SpecError if it names an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -116,7 +115,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def located(path: str | os.PathLike[str]) -> Path:
-    """The same for what is only looked at: a user who is not known leaves a path as it is, and nothing lies there."""
+    """As expanded(), for lookups only: an unknown user leaves the path unchanged, and nothing exists there."""
     try:
         return expanded(path)
     except SpecError:
@@ -124,7 +123,7 @@ def located(path: str | os.PathLike[str]) -> Path:
 
 
 def preferences_file() -> Path:
-    """Where the user's preferences lie: in $FINETUNE_LOCAL_CONFIG, else in the system's place for settings."""
+    """The preferences file: $FINETUNE_LOCAL_CONFIG, else in the system's folder for settings."""
     if given := os.environ.get(CONFIG_VARIABLE):
         return expanded(given) / "preferences.json"
     from platformdirs import user_config_path
@@ -133,7 +132,7 @@ def preferences_file() -> Path:
 
 
 def preferred() -> dict[str, Any]:
-    """The preferences as they are stored (preferences.py says what they are); empty where there are none, or damaged ones."""
+    """The stored preferences (see preferences.py); empty if there are none or they are damaged."""
     try:
         return read_json_object(preferences_file())
     except (OSError, ValueError):
@@ -149,26 +148,26 @@ def assets() -> Path:
 
 
 def strings() -> Path:
-    """The folder of the table of the window's words, English and Chinese side by side."""
+    """The folder of the window's texts, English and Chinese."""
     return assets() / "strings"
 
 
 def method_page(key: str) -> Path:
-    """The text about a method, Markdown: inside the wheel, else in the checkout's docs."""
+    """A method's documentation as Markdown: inside the wheel, else from the checkout's docs."""
     packaged = Path(__file__).parents[1] / "_methods"
     place = packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "docs" / "methods"
     return place / f"{key}.md"
 
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters, and those that turn the direction of what follows: a name must be what it looks like."""
+"""Control characters and those that change text direction: a name must be what it looks like."""
 
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³]|conin\$|conout\$)( *\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for devices."""
+"""Device names reserved by Windows."""
 
 
 def bad_name(name: str) -> str | None:
-    """Why a name cannot be a folder's on every system, as the end of a sentence; None where it can."""
+    """Why a name cannot be a folder's on every system, as the end of a sentence; None if it can."""
     if not name.strip() or name.startswith((".", "-", " ")) or name.endswith((".", " ")) or _DEVICES.fullmatch(name):
         return msg("cannot be a folder's name on every system")
     if not is_text(name):

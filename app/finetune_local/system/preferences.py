@@ -1,7 +1,7 @@
-"""What the user prefers wherever the home folder is: language, theme, folders, whether the network may be asked.
+"""Preferences that apply to every home folder: language, theme, folders, offline mode.
 
-Kept in the system's place for settings, as the home folder itself is one of them. Declared as settings of runs are, so the
-window's page of settings is made from these fields.
+Stored in the system's folder for settings, since the home folder is one of them. Declared like a run's settings, so the
+settings page is generated from these fields.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Theme = Literal["system", "light", "dark"]
 
 
 class Preferences(Settings):
-    """All of them."""
+    """All preferences."""
 
     language: Language = setting("auto", help="Language of the window; auto: that of the system.", group="window")
     theme: Theme = setting("system", help="Light, dark, or as the system is.", group="window")
@@ -40,7 +40,7 @@ class Preferences(Settings):
 
 
 def load() -> Preferences:
-    """The preferences as they are. A value that was damaged, or is no longer known, counts as not given."""
+    """The current preferences; damaged and unknown values count as unset."""
     kept: dict[str, Any] = {}
     for name, value in preferred().items():
         try:
@@ -52,7 +52,7 @@ def load() -> Preferences:
 
 
 def save(**changed: Any) -> Preferences:
-    """Change some and keep them. Raises SpecError for a value that cannot be, DiskFull."""
+    """Change some preferences and store them. Raises SpecError for an invalid value, DiskFull."""
     wanted = parse(Preferences, {**load().model_dump(), **changed}, "preferences")
     if wanted.home and not located(wanted.home).is_absolute():
         raise SpecError(

@@ -1,9 +1,8 @@
-"""What is the user's alone: the home folder 0700, and 0600 every file that is written into it.
+"""Privacy on disk: the home folder has mode 0700, and every file written into it 0600.
 
-Conversations, prepared rows and adapters are nobody else's business, and the usual umask (022) lets every user of a machine read them.
-So the app's processes write with umask 077, a home is closed when it is made, and one that an older version left open is closed when it
-is next used. What the user asked to be written elsewhere follows the umask that the user has set. Windows keeps a user's folders from
-other users by itself: there is nothing to do.
+Conversations, data and adapters are private, and the usual umask (022) lets every user of a machine read them. So the app's
+processes write with umask 077, a new home is created closed, and one left open by an older version is closed on next use. Output
+the user requests elsewhere follows the user's umask. On Windows user folders are private already.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from pathlib import Path
 from finetune_local.system.messages import msg
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
-"""The bits of a mode that let others in."""
+"""Permission bits of group and others."""
 
 USER_UMASK = "FINETUNE_LOCAL_USER_UMASK"
-"""Environment variable by which child processes know the umask that the user has set; octal."""
+"""Environment variable that carries the user's umask to child processes, in octal."""
 
 _FOREIGN_BUT_HARMLESS = frozenset({"lost+found", ".DS_Store", "preferences.json"})
-"""What may lie in a home without being the app's."""
+"""Entries of a home that do not belong to the app."""
 
 say: list[Callable[[str], None]] = []
-"""Where a sentence for the user goes; the command line sets it."""
+"""Where sentences for the user go; set by the command line."""
 
 _looked_at: set[Path] = set()
-"""Homes that this process has tried to close: it tries once."""
+"""Homes this process has already tried to close; it tries once."""
 
 
 def write_privately() -> None:
-    """From now on this process and its children write for the user alone."""
+    """From now on this process and its children write with umask 077."""
     if os.name != "nt":
         before = os.umask(OTHERS)
         os.environ.setdefault(USER_UMASK, f"{before:o}")
@@ -41,7 +40,7 @@ def write_privately() -> None:
 
 @contextmanager
 def writing_privately() -> Iterator[None]:
-    """The same for a while: what calls the command line as a function goes on with its own umask."""
+    """The same within a block, for callers that run the command line as a function."""
     if os.name == "nt":
         yield
         return
@@ -57,7 +56,7 @@ def writing_privately() -> Iterator[None]:
 
 
 def user_umask() -> int:
-    """The user's own umask, as subprocess.Popen(umask=...) takes it: -1 where this process has no other one."""
+    """The user's umask as subprocess.Popen(umask=...) takes it: -1 if this process has no other."""
     try:
         return int(os.environ.get(USER_UMASK, "-1"), 8) & 0o777 if os.environ.get(USER_UMASK) else -1
     except ValueError:
@@ -65,7 +64,7 @@ def user_umask() -> int:
 
 
 def share(path: Path, home: Path | None = None) -> None:
-    """Give what the user asked to be written at `path` the rights that the user's umask gives; not where it lies in the home."""
+    """Give output at `path` the permissions of the user's umask, unless it is inside the home."""
     umask = user_umask()
     if umask < 0 or (home is not None and path.resolve().is_relative_to(home.resolve())):
         return
@@ -77,7 +76,7 @@ def share(path: Path, home: Path | None = None) -> None:
 
 
 def make_private(root: Path, part: Path, parts: Iterable[str]) -> None:
-    """Make a home and a part of it, and close them. `parts` are the names of all parts. Raises OSError where they cannot be made."""
+    """Create a home and a subfolder, and close them. `parts` are all subfolder names. Raises OSError."""
     if not part.is_dir():
         root.parent.mkdir(parents=True, exist_ok=True)
         root.mkdir(0o700, exist_ok=True)
@@ -86,7 +85,7 @@ def make_private(root: Path, part: Path, parts: Iterable[str]) -> None:
 
 
 def open_to_others(root: Path, parts: Iterable[str]) -> list[Path]:
-    """The folders of a home that another user may enter though they should be closed; none where the home itself is closed."""
+    """A home's subfolders that other users can enter; none if the home itself is closed."""
     if root.is_dir():
         _close_once(root, parts)
     if os.name == "nt" or not _is_open(root):
@@ -102,7 +101,7 @@ def _close_once(root: Path, parts: Iterable[str]) -> None:
 
 
 def _close(root: Path, parts: frozenset[str]) -> None:
-    """A home from before, or in a folder of the user's: everything where it holds nothing else, otherwise the parts alone."""
+    """Close an existing home: all of it if nothing else is inside, otherwise only the subfolders."""
     names = {entry.name for entry in root.iterdir()}
     whole = names <= parts | _FOREIGN_BUT_HARMLESS and _may_be_closed(root)
     had = any((root / name).is_dir() for name in parts & names)
@@ -112,9 +111,9 @@ def _close(root: Path, parts: frozenset[str]) -> None:
                 for name in (*folders, *files):
                     _close_one(Path(folder, name))
     if had and whole and not _is_open(root):
-        _tell(msg("{root} could be read by other users of this machine. From now on only you can.", root=root))
+        _show(msg("{root} could be read by other users of this machine. From now on only you can.", root=root))
     elif had and not whole and not open_to_others(root, parts):
-        _tell(
+        _show(
             msg(
                 "{root} has the app's folders beside others: those of the app can be read by you alone from now on.",
                 root=root,
@@ -123,13 +122,13 @@ def _close(root: Path, parts: frozenset[str]) -> None:
 
 
 def _may_be_closed(root: Path) -> bool:
-    """Not a folder that many use (/tmp), nor another user's, nor where a user's whole things are."""
+    """False for shared folders (/tmp), other users' folders, and a user's whole home directory."""
     known = root.stat()
     return not known.st_mode & stat.S_ISVTX and known.st_uid == os.geteuid() and root != Path.home()
 
 
 def _close_one(place: Path) -> bool:
-    """Take the others' rights away; False where that does nothing. What a link leads to is left alone."""
+    """Remove others' permissions; False if that has no effect. Link targets are left alone."""
     with suppress(OSError):
         known = place.lstat()
         if not stat.S_ISLNK(known.st_mode) and known.st_mode & OTHERS:
@@ -145,6 +144,6 @@ def _is_open(place: Path) -> bool:
         return False
 
 
-def _tell(text: str) -> None:
+def _show(text: str) -> None:
     for hear in say:
         hear(text)

@@ -1,8 +1,7 @@
-"""A process told from a later one that has got the same id: by what the system wrote down when it began, which no clock moves.
+"""Identify a process beyond its id, which the system reuses, by its start as the kernel recorded it, independent of clocks.
 
-Whether something works is told by the lock it holds (locks.py). This is for what a lock does not say: which process to end, and
-who lives on a drive that knows no locks. psutil's create_time() would not do: on Linux it is the boot time by the wall clock plus
-ticks, so setting the clock changes it.
+Whether something runs is decided by its lock (locks.py). This is for what a lock does not say: which process to end, and who runs
+on a drive without locks. psutil's create_time() is not used: on Linux it depends on the wall clock.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _OUR_WORDS = ("finetune_local", "finetune-local")
 
 @dataclass(frozen=True)
 class Process:
-    """A process as it is written to a file. `mark` is None in files of earlier versions, which have the start time alone."""
+    """A process as stored in a file. `mark` is None in files of earlier versions, which have the start time only."""
 
     pid: int
     started: float
@@ -27,7 +26,7 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """One that lives. Raises ProcessLookupError."""
+        """The running process with this id. Raises ProcessLookupError."""
         import psutil
 
         try:
@@ -42,7 +41,7 @@ class Process:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Process:
-        """From what as_json() gave, or an earlier version wrote. Raises ValueError for anything else."""
+        """From as_json() or an earlier version's file. Raises ValueError for anything else."""
         pid, started, mark = values.get("pid"), values.get("started"), values.get("mark")
         if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 2**31:
             raise ValueError("pid is no process id")
@@ -51,11 +50,11 @@ class Process:
         return cls(pid, float(started), mark if isinstance(mark, str) else None)
 
     def as_json(self) -> dict[str, Any]:
-        """For a file. `started` is what earlier versions look at."""
+        """For storage; earlier versions read `started`."""
         return {"pid": self.pid, "started": self.started, **({"mark": self.mark} if self.mark else {})}
 
     def alive(self) -> bool:
-        """Whether that very process is still there."""
+        """Whether that very process still runs."""
         import psutil
 
         try:
@@ -70,7 +69,7 @@ class Process:
 
 
 def started_at(pid: int) -> float | None:
-    """When a process began, in seconds since the epoch as the clock stands now; None for one that has ended."""
+    """When a process started, in seconds since the epoch by the current clock; None if it has ended."""
     try:
         return Process.of(pid).started
     except ProcessLookupError:
@@ -78,7 +77,7 @@ def started_at(pid: int) -> float | None:
 
 
 def _mark(pid: int) -> str | None:
-    """What a process has and a later one of the same id has not; equal however the clock is set. Raises psutil.Error."""
+    """A value that differs for a later process of the same id and does not depend on the clock. Raises psutil.Error."""
     import psutil
 
     if sys.platform == "linux":

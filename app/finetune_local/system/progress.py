@@ -9,4 +9,4 @@ Progress = Callable[[str, float | None], None]
 
 
 def silent(what: str, done: float | None) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""

@@ -1,6 +1,6 @@
-"""What was removed and can be taken back: a folder each in the home's trash, with what it was and where it lay.
+"""The trash: removed things that can be restored, each in a folder with a record of what and where it was.
 
-Nothing leaves the trash by itself. It lies on the home's disk, so removing and taking back are renames, whatever the size.
+Nothing is deleted automatically. The trash is on the home's disk, so removing and restoring are renames, whatever the size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ FACTS = "trash.json"
 
 @dataclass(frozen=True)
 class Removed:
-    """One thing in the trash. `kind` is "adapter", "run" or "chat" (a file); `source` is where it lay; `when` is seconds since the epoch."""
+    """One thing in the trash. `kind` is "adapter", "run" or "chat" (a file); `source` is its original path; `when` is seconds since the
+    epoch.
+    """
 
     place: Path
     kind: str
@@ -40,12 +42,12 @@ class Removed:
 
     @property
     def key(self) -> str:
-        """What it is called in the trash: its folder's name."""
+        """The name of its folder in the trash."""
         return self.place.name
 
     @property
     def content(self) -> Path:
-        """What was removed, as it was."""
+        """The path of the removed file or folder."""
         return self.place / self.kind
 
     @property
@@ -58,7 +60,7 @@ class Removed:
 
 
 def throw(home: Home, kind: str, name: str, folder: Path) -> Removed:
-    """Move a folder or file to the trash. Raises RunError where the system does not let it go, DiskFull."""
+    """Move a folder or file to the trash. Raises RunError if the system refuses, DiskFull."""
     when = time.time()
     stem = datetime.datetime.fromtimestamp(when, datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     place, number = home.trash / stem, 1
@@ -81,19 +83,19 @@ def throw(home: Home, kind: str, name: str, folder: Path) -> Removed:
 
 
 def every(home: Home, kind: str | None = None) -> list[Removed]:
-    """What lies in the trash (of a kind), the newest first. Of damaged entries damaged() tells; empty() removes them too."""
+    """The trash's entries (of a kind), newest first. damaged() returns the unreadable ones; empty() removes those too."""
     found = [_read(home, place) for place in sorted(home.trash.iterdir(), reverse=True)]
     return [one for one in found if isinstance(one, Removed) and kind in (None, one.kind)]
 
 
 def damaged(home: Home) -> list[Damaged]:
-    """Entries of which it cannot be told what they were, the newest first."""
+    """Entries without a readable record, newest first."""
     found = [_read(home, place) for place in sorted(home.trash.iterdir(), reverse=True)]
     return [one for one in found if isinstance(one, Damaged)]
 
 
 def find(home: Home, key: str) -> Removed:
-    """One by what it is called in the trash. Raises RunError where it is not there any more."""
+    """The entry with this key. Raises RunError if it no longer exists."""
     found = next((one for one in every(home) if one.key == key), None)
     if found is None:
         raise RunError(msg("it is not in the trash any more: it was taken back, or the trash was emptied."))
@@ -101,7 +103,7 @@ def find(home: Home, key: str) -> Removed:
 
 
 def put_back(removed: Removed, target: Path) -> Path:
-    """Move what was removed to `target`, which must not exist; returns it. Raises RunError where the system refuses."""
+    """Move the content back to `target`, which must not exist; returns it. Raises RunError if the system refuses."""
     target.parent.mkdir(parents=True, exist_ok=True)
     moved(removed.content, target)
     remove_files(removed.place)
@@ -109,7 +111,7 @@ def put_back(removed: Removed, target: Path) -> Path:
 
 
 def empty(home: Home, only: Iterable[Removed] | None = None) -> int:
-    """Delete for good all that is in the trash, or only some of it; returns how many things went. Raises RunError."""
+    """Delete all entries, or some, for good; returns how many. Raises RunError."""
     places = list(home.trash.iterdir()) if only is None else [one.place for one in only]
     for place in places:
         try:
@@ -126,7 +128,7 @@ def empty(home: Home, only: Iterable[Removed] | None = None) -> int:
 
 
 def follow(home: Home, old: Path, new: Path) -> list[Removed]:
-    """A folder was renamed: what was removed from inside it goes back to the new one, under its name. Returns those."""
+    """A folder was renamed: entries removed from inside it will be restored into the new one. Returns those entries."""
     found = []
     for one in every(home):
         if one.source.is_relative_to(old):
@@ -137,7 +139,7 @@ def follow(home: Home, old: Path, new: Path) -> list[Removed]:
 
 
 def moved(folder: Path, target: Path) -> None:
-    """Rename a folder. Raises RunError with the reason where the system does not let it."""
+    """Rename a folder. Raises RunError with the reason if the system refuses."""
     try:
         folder.rename(target)
     except OSError as error:
@@ -168,7 +170,7 @@ def _write_facts(home: Home, removed: Removed) -> None:
 
 
 class _Facts(BaseModel):
-    """What trash.json holds."""
+    """The contents of trash.json."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 

@@ -13,7 +13,7 @@ from finetune_local.spec.numerics.shifted import check_shifted, one_group
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, plan_method, preset_of
 from finetune_local.spec.tuners import Tuner, tuners
-from finetune_local.system.errors import SpecError, Unsupported, told_of
+from finetune_local.system.errors import SpecError, Unsupported, errors_at
 from finetune_local.system.fields import flag_of
 from finetune_local.system.machine import nvidia_cards
 from finetune_local.system.messages import msg
@@ -109,7 +109,7 @@ def check_together(
     device_for(port.choose(specs[0].backend)[0], specs[0].device)  # shared, so no section is told of it
     checked = []
     for number, spec in enumerate(specs, 1):
-        with told_of(section_name(number, spec.name)):
+        with errors_at(section_name(number, spec.name)):
             checked.append(check_before_loading(spec, home, progress))
     first = checked[0][0]
     names = [spec.name for spec, _ in checked if spec.name]

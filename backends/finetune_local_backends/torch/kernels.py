@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from finetune_local.spec.low_rank_settings import SMALLEST_NORM
+from finetune_local.spec.low_rank.settings import SMALLEST_NORM
 
 # Numbers in one chunk of logits (64 MiB in fp32), whatever the vocabulary.
 CHUNK_NUMBERS = 1 << 24

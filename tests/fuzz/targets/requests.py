@@ -77,9 +77,9 @@ class Prepared:
         self.server = serving.Server(home, context)
         context.quit = lambda: None
         threading.Thread(target=self.server.run, daemon=True).start()
-        gate = self.server.gate
-        self.base = gate.path
-        self.cookie = gate.set_cookie().partition(b";")[0].decode()
+        access = self.server.access
+        self.base = access.path
+        self.cookie = access.set_cookie().partition(b";")[0].decode()
         until = time.monotonic() + 60
         while b'"ready": true' not in (said := _ask(self.server.port, _request(self, "GET", "/ftl/alive", []))):
             if time.monotonic() > until or self.server.front.problem:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune_local.adapters.identity import FILE as IDENTITY
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import checksums

@@ -15,7 +15,7 @@ from finetune_local.export.pipeline import clean, export
 from finetune_local.export.targets import adapter as target
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.tuners import tuners
-from finetune_local.system.errors import AdapterError, GateFailed, ModelError
+from finetune_local.system.errors import AdapterError, ModelError, VerificationFailed
 from finetune_local.system.paths import Home
 from made import made_adapter
 
@@ -33,7 +33,7 @@ def test_a_folder_is_the_adapter_without_the_users_note(adapter: Path, tmp_path:
     assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "finetune_local.json"]
     for name in names[1:]:
         assert (tmp_path / "out 出" / name).read_bytes() == (adapter / name).read_bytes()
-    assert done.gate.passed and done.gate.tensors == len(read_adapter(adapter)[1])
+    assert done.verification.passed and done.verification.tensors == len(read_adapter(adapter)[1])
     assert "PeftModel" in (tmp_path / "out 出" / "README.md").read_text("utf-8")
     export("adapter", None, adapter, tmp_path / "out 出", overwrite=True)
 
@@ -41,7 +41,7 @@ def test_a_folder_is_the_adapter_without_the_users_note(adapter: Path, tmp_path:
 def test_a_zip_can_be_imported_again(adapter: Path, tmp_path: Path, home: Home) -> None:
     (tmp_path / "exports").mkdir()
     done = export("adapter", None, adapter, tmp_path / "exports", "zip")
-    assert done.files == [tmp_path / "exports" / "我的 run-adapter.zip"] and done.gate.passed
+    assert done.files == [tmp_path / "exports" / "我的 run-adapter.zip"] and done.verification.passed
     assert all(name.startswith("我的 run/") for name in zipfile.ZipFile(done.out).namelist())
     assert list((tmp_path / "exports").iterdir()) == done.files  # nothing beside it
     back = manage.bring_in(done.out, home, "back")
@@ -56,8 +56,8 @@ def test_what_cannot_be_merged_can_still_go_alone(tiny: Path, tmp_path: Path) ->
     write_adapter(tmp_path / "a", plan, tensors, model.name)
     write_identity(tmp_path / "a", model.identity(), None, {"method": "adapter"})
     with pytest.raises(AdapterError, match="cannot be merged"):
-        export("merged", model, tmp_path / "a", tmp_path / "m", gate=False)
-    assert export("adapter", None, tmp_path / "a", tmp_path / "out").gate.passed
+        export("merged", model, tmp_path / "a", tmp_path / "m", verification=False)
+    assert export("adapter", None, tmp_path / "a", tmp_path / "out").verification.passed
     assert "PEFT has no such method" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
@@ -70,19 +70,21 @@ def test_a_checkpoint_is_published(tiny: Path, tmp_path: Path) -> None:
     write_adapter(tmp_path / "step-000010", plan, tensors, model.name)
     folded_plan, folded = family.fold(plan, tensors)
     assert folded.keys() != tensors.keys() or folded_plan != plan
-    assert export("adapter", None, tmp_path / "step-000010", tmp_path / "out").gate.passed
+    assert export("adapter", None, tmp_path / "step-000010", tmp_path / "out").verification.passed
     _, found = read_adapter(tmp_path / "out")
     np.testing.assert_equal(found, folded)
 
 
-def test_another_reading_fails_the_gate(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_reading_fails_verification(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(folder: Path) -> tuple[object, object]:
         plan, tensors = read_adapter(folder)
         name = next(iter(tensors))
         return plan, tensors if folder == adapter else {**tensors, name: tensors[name] + 1}
 
     monkeypatch.setattr(target, "read_adapter", damaged)
-    with pytest.raises(GateFailed, match=r"does not read back as it was written\. It was kept as .*out\.failed"):
+    with pytest.raises(
+        VerificationFailed, match=r"does not read back as it was written\. It was kept as .*out\.failed"
+    ):
         export("adapter", None, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists() and (tmp_path / "out.failed").is_dir()
 

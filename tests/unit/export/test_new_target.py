@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MODULE = '''
 """A target that only writes a name."""
 from finetune_local.export.targets import Command, Quant, Target
-from finetune_local.export.verification.verify import Gate
+from finetune_local.export.verification.verify import Verification
 
 class Scroll(Target):
     key, title, summary = "scroll", "Scroll", "For readers of parchment."
@@ -51,7 +51,7 @@ class Scroll(Target):
         return [out]
 
     def check(self, source, out, quant, backend, progress, skip=()):
-        return Gate(True, tensors=1)
+        return Verification(True, tensors=1)
 
     def commands(self, out, files):
         return [Command("unroll", "Read it aloud", f"unroll {out}")]
@@ -86,7 +86,7 @@ def test_it_is_offered_and_exported(home: Home, tmp_path: Path) -> None:
     assert [(quant.key, quant.bytes) for quant in offer.quants] == [("vellum", 7), ("reed", 7)]
     assert offer.recommended == "vellum"
     done = export_named(home, "base", "scroll", "reed", tmp_path / "out.reed", model="base")
-    assert done.out.read_text("utf-8") == "base" and done.gate.passed
+    assert done.out.read_text("utf-8") == "base" and done.verification.passed
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -255,14 +255,14 @@ def test_the_folder_has_what_ollama_needs(tmp_path: Path) -> None:
     kept = adapter.parent / "data" / "validation.jsonl"
     kept.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     out = tmp_path / "我的 ollama"
-    done = export("ollama", ModelFolder.open(base, "org/Base-1.5"), adapter, out, "q8_0", gate=False)
+    done = export("ollama", ModelFolder.open(base, "org/Base-1.5"), adapter, out, "q8_0", verification=False)
     assert [file.name for file in done.files] == ["Modelfile", "README.md", "org-base-1.5-run.v2-Q8_0.gguf"]
     text = (out / "Modelfile").read_text("utf-8")
     assert text.startswith('FROM ./org-base-1.5-run.v2-Q8_0.gguf\nTEMPLATE """{{ range')
     assert 'SYSTEM """请简短。\n"引号""""\n' in text and 'PARAMETER stop "<|im_end|>"' in text
     assert "ollama create org-base-1.5-run.v2 -f Modelfile" in (out / "README.md").read_text("utf-8")
     assert done.files[2].read_bytes()[:4] == b"GGUF"
-    export("ollama", ModelFolder.open(base), adapter, out, "q8_0", gate=False, overwrite=True)
+    export("ollama", ModelFolder.open(base), adapter, out, "q8_0", verification=False, overwrite=True)
     rows[0]["messages"][0]["content"] = "another"  # type: ignore[index]
     kept.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     assert constant_system(adapter) is None
@@ -284,7 +284,7 @@ def test_a_full_disk_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pyt
     for key, quant in (("ollama", "q8_0"), ("adapter", "folder"), ("adapter", "zip")):
         adapter = made_adapter(tiny, tmp_path / "a")
         with pytest.raises(DiskFull, match="Nothing half-written was left"):
-            export(key, ModelFolder.open(tiny), adapter, tmp_path / "exports" / "out", quant, gate=False)
+            export(key, ModelFolder.open(tiny), adapter, tmp_path / "exports" / "out", quant, verification=False)
         assert list((tmp_path / "exports").iterdir()) == []
 
 

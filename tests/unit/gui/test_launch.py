@@ -56,7 +56,7 @@ def test_a_port_that_is_taken_is_a_sentence(home: Home) -> None:
 
 def test_another_start_is_shown_the_window_or_gets_a_link(home: Home, apps: list[App]) -> None:
     app = app_of(home, apps, LaunchRequest("nothing"), [])
-    assert json.loads(app._control("show"))["link"].startswith(f"{app.server.gate.page}open?t=")
+    assert json.loads(app._control("show"))["link"].startswith(f"{app.server.access.page}open?t=")
     shown: list[str] = []
     app.current = SimpleNamespace(show=lambda link: not shown.append(link))  # type: ignore[assignment,func-returns-value]
     assert json.loads(app._control("show")) == {"shown": True} and len(shown) == 1
@@ -98,7 +98,7 @@ def test_without_a_screen_it_prints_a_link(home: Home, apps: list[App], monkeypa
     app = app_of(home, apps, LaunchRequest("window"), said)
     app._display()
     assert app.displays == []
-    assert len(said) == 1 and f"{app.server.gate.page}open?t=" in said[0]
+    assert len(said) == 1 and f"{app.server.access.page}open?t=" in said[0]
 
 
 def test_a_window_that_is_not_there_is_followed_by_the_next(home: Home, apps: list[App]) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from finetune_local.gui.http import guard, peer
-from finetune_local.gui.http.guard import Gate, Guard
+from finetune_local.gui.http.guard import Access, Guard
 from finetune_local.gui.http.peer import Connection, Peer, whose
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc/net/tcp is Linux's")
@@ -124,7 +124,7 @@ def test_tables_that_cannot_be_read_say_nothing(tmp_path: Path, monkeypatch: pyt
     assert whose(("127.0.0.1", 1), ("127.0.0.1", 2)) is Peer.OWN
 
 
-def asked(gate: Gate, path: str, connection: Connection, **more: Any) -> tuple[int, str]:
+def asked(access: Access, path: str, connection: Connection, **more: Any) -> tuple[int, str]:
     told: list[dict[str, Any]] = []
 
     async def page(_scope: Any, _receive: Any, send: Any) -> None:
@@ -136,32 +136,32 @@ def asked(gate: Gate, path: str, connection: Connection, **more: Any) -> tuple[i
 
     scope = {"type": "http", "path": path, "method": "GET", "query_string": b"", "headers": [(b"host", b"127.0.0.1:4711")],
              "client": ("127.0.0.1", 5000), "server": ("127.0.0.1", 4711), "state": {"connection": connection}, **more}  # fmt: skip
-    asyncio.run(Guard(page, gate)(scope, page, send))
+    asyncio.run(Guard(page, access)(scope, page, send))
     return told[0]["status"], told[1]["body"].decode()
 
 
 def test_every_request_of_another_user_s_is_refused_and_a_link_stays_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(4711)
-    token = gate.link().partition("t=")[2]
-    cookie = gate.set_cookie().partition(b";")[0]
+    access = Access(4711)
+    token = access.link().partition("t=")[2]
+    cookie = access.set_cookie().partition(b";")[0]
     link = {"query_string": f"t={token}".encode()}
     known = {"headers": [(b"host", b"127.0.0.1:4711"), (b"cookie", cookie)]}
     for found, word in ((Peer.ANOTHER, "another user"), (Peer.UNKNOWN, peer.TRUST)):
         monkeypatch.setattr(guard, "whose", lambda *_, found=found: found)
-        for path, more in (("/", {}), ("/control", {"method": "POST"}), (f"{gate.path}/config", known)):
-            status, text = asked(gate, path, Connection(), **more)
+        for path, more in (("/", {}), ("/control", {"method": "POST"}), (f"{access.path}/config", known)):
+            status, text = asked(access, path, Connection(), **more)
             assert status == 403 and word in text
-        assert asked(gate, f"{gate.path}/open", Connection(), **link)[0] == 403
+        assert asked(access, f"{access.path}/open", Connection(), **link)[0] == 403
     monkeypatch.setattr(guard, "whose", lambda *_: Peer.OWN)
-    assert asked(gate, f"{gate.path}/config", Connection(), **known)[0] == 200
-    assert asked(gate, f"{gate.path}/open", Connection(), **link)[0] == 303
+    assert asked(access, f"{access.path}/config", Connection(), **known)[0] == 200
+    assert asked(access, f"{access.path}/open", Connection(), **link)[0] == 303
 
 
 def test_it_is_asked_once_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[Any] = []
     monkeypatch.setattr(guard, "whose", lambda *given: times.append(given) or Peer.OWN)
-    gate, one = Gate(4711), Connection()
+    access, one = Access(4711), Connection()
     for _ in range(3):
-        asked(gate, "/", one)
-    asked(gate, "/", Connection())
+        asked(access, "/", one)
+    asked(access, "/", Connection())
     assert times == [(("127.0.0.1", 5000), ("127.0.0.1", 4711))] * 2

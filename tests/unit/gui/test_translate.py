@@ -12,7 +12,7 @@ from finetune_local.data.readers.read import read
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.spec.run import parse_spec
-from finetune_local.system.errors import SpecError, told_of
+from finetune_local.system.errors import SpecError, errors_at
 from finetune_local.system.messages import Message, as_message, carried, carrying, join_messages, message_of, msg
 
 CHINESE, ENGLISH = Strings("zh"), Strings("en")
@@ -64,7 +64,7 @@ def test_what_the_core_really_says(tmp_path: Path) -> None:
 
 
 def test_an_error_within_an_error() -> None:
-    with pytest.raises(SpecError) as caught, told_of(msg("[[adapters]] number {number}", number=2)):
+    with pytest.raises(SpecError) as caught, errors_at(msg("[[adapters]] number {number}", number=2)):
         parse_spec({"method": "lorra"}, "run.toml")
     assert sentence(CHINESE, message_of(caught.value)).startswith("第 2 个 [[adapters]]：")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from peft.utils.other import get_pattern_key
 
-from finetune_local.spec import patterns
+from finetune_local.spec.low_rank import patterns
 
 NAMES = ["model.layers.1.self_attn.q_proj", "model.layers.11.self_attn.q_proj", "model.layers.1.mlp.up_proj", "lm_head"]
 PATTERNS = ["q_proj", "proj", "layers.1.mlp.up_proj", r"layers.1\d.self_attn.\w+", "model", "head|lm_head", "1.self_attn.q_proj"]  # fmt: skip

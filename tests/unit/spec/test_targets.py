@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import BaseInfo, WeightInfo
 from finetune_local.spec.targets import parse_layers, select_linear
 from finetune_local.spec.tuners import trainable_parameters, tuners

@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 
-from finetune_local.system.errors import ModelError, SpecError, told_of
+from finetune_local.system.errors import ModelError, SpecError, errors_at
 from finetune_local.system.messages import (
     NOTHING,
     Message,
@@ -71,7 +71,7 @@ def test_an_error_keeps_what_it_was_raised_with() -> None:
 
 
 def test_a_place_is_named_before_an_error() -> None:
-    with pytest.raises(SpecError) as caught, told_of("[[adapters]] number 2"):
+    with pytest.raises(SpecError) as caught, errors_at("[[adapters]] number 2"):
         raise SpecError(HINT)
     assert caught.value.message.template == "{place}: {error}"
     assert caught.value.message.values["error"] is HINT

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetune_local.data.dataset.store import Row, Writer
-from finetune_local.spec.given import as_toml, given_tables
+from finetune_local.spec.explicit import as_toml, explicit_tables
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import as_tables, parse_spec
 from finetune_local.system.errors import SpecError
@@ -33,9 +33,9 @@ TABLES = {
 
 
 @pytest.mark.parametrize("key", list(presets()))
-def test_given_tables_give_the_spec_back(key: str) -> None:
+def test_explicit_tables_give_the_spec_back(key: str) -> None:
     spec = parse_spec({**TABLES, "method": {"key": key}}, "test")
-    given = given_tables(spec)
+    given = explicit_tables(spec)
     assert parse_spec(given, "test") == spec
     assert given["training"] == TABLES["training"] and given["method"] == {"key": key}
     assert "objective" not in given and "model" not in given

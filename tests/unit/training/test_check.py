@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter, write_adapter
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.cli.main import cli
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import checksums

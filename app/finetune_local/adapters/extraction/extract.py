@@ -21,8 +21,8 @@ from finetune_local.adapters.extraction.tuned import Tuned
 from finetune_local.adapters.identity import write_identity
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.base.tokenizer_files import copy_brought
-from finetune_local.spec.low_rank_peft import A, B, known_plan
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.peft import A, B, known_plan
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.numerics.factors import decompose
 from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import block_of, linear_modules, select_linear

@@ -38,7 +38,7 @@ from finetune_local.system.untrusted.text import ForeignTextError, parse_json_ob
 
 DATA, REJECTED, CONVERSATIONS = "data.json", "rejected.jsonl", "validation.jsonl"
 CONVERSATIONS_KEPT = 512
-_PASSED = "passed"  # the store of the first pass, before it is known which rows are held out
+_PASSED = "passed"  # the store of the first pass, before the split is known
 _KEEP_CHARACTERS = 1 << 16
 _PROGRESS_EVERY = 200
 
@@ -77,7 +77,7 @@ class _Pass:
         for file in files:
             self.files.append(file_report(file, _sha256(file.path)))
             try:
-                # With a limit no row is read that may be one too many: what was found in it would be told.
+                # With a limit no row is read beyond it: its statistics would be reported.
                 for row in file if limit is not None else rendered_ahead(file, self.tokenizer, self.settings.template):
                     if limit is not None and self.tally.used >= limit:
                         return
@@ -139,7 +139,9 @@ def prepare(
             (folder / name).unlink(missing_ok=True)
     try:
         with disk_full(folder, ADVICE), (folder / REJECTED).open("w", encoding="utf-8") as rejected:
-            opened([*settings.files, *settings.validation_files], settings)  # a mistake is told before the long work
+            opened(
+                [*settings.files, *settings.validation_files], settings
+            )  # mistakes are reported before the long work
             train = _Pass(settings, objective_named(objective), tokenizer, max_length, rejected, Tally(seed))
             with Writer(folder, _PASSED) as writer:
                 train.run(settings.files, writer, settings.limit, lambda share: progress(msg("reading data"), share))
@@ -228,7 +230,7 @@ def conversations(folder: Path, split: str = "validation", limit: int = CONVERSA
 
 
 def _validation_files(train: _Pass, folder: Path, progress: Progress) -> _Pass:
-    """Read validation files of their own straight into their store."""
+    """Read separate validation files straight into their store."""
     files = train.settings.validation_files
     given = _Pass(
         train.settings, train.objective, train.tokenizer, train.max_length, train.rejected, Tally(train.tally.seed)

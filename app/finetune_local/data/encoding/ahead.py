@@ -1,7 +1,7 @@
-"""Rows on their way to the tokenizer, their chats rendered some dozens ahead.
+"""Render chats in batches ahead of tokenization.
 
-A chat template runs in a process of its own (guarded_template.py). Asked row by row, both processes wait for each other; asked ahead,
-it renders the next rows while those before are tokenised.
+A chat template runs in a child process (guarded_template.py). Row by row, both processes would wait for each other; in advance, it
+renders the next rows while earlier ones are tokenized.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROWS = 32
 
 
 def rendered_ahead(rows: Iterable[Row], tokenizer: Tokenizer | None, template: str) -> Iterator[Row]:
-    """The same rows in the same order; an error of `rows` comes where it would have come. Up to 64 rows are read ahead."""
+    """The same rows in the same order; an error of `rows` is raised at its place. Reads up to 64 rows ahead."""
     if tokenizer is None or template != "chat":
         yield from rows
         return
@@ -41,7 +41,7 @@ def rendered_ahead(rows: Iterable[Row], tokenizer: Tokenizer | None, template: s
 
 
 class _Chunks:
-    """Rows some at a time. An error of the source ends them, and is kept."""
+    """Rows in chunks. An error of the source ends them and is stored."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows = iter(rows)

@@ -1,6 +1,6 @@
-"""A model's chat template: messages to text, and where in that text the assistant's answers lie.
+"""A model's chat template: messages to text, and the spans of the assistant's answers in it.
 
-Works on text alone, with any renderer; needs no `{% generation %}` in the template. Token ids are tokenizer.py's business.
+Works on text alone with any renderer; needs no `{% generation %}` in the template. tokenizer.py turns the text into ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.system.messages import msg
 
 Renderer = Callable[[Sequence[Message], bool], str]
-"""(messages, generation prompt) -> text. Raises RowRejected with the template's own words where it refuses."""
+"""(messages, generation prompt) -> text. Raises RowRejected with the template's own message if it refuses."""
 
 _PROBE = {role: f"probe-{role}-5d1c" for role in ("system", "user", "assistant", "tool")}
 
@@ -20,7 +20,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""For a tokenizer without a template whose vocabulary has ChatML's two tokens."""
+"""Used for a tokenizer without a template whose vocabulary has ChatML's two tokens."""
 
 PLAIN = (
     "{% for message in messages %}"
@@ -30,14 +30,14 @@ PLAIN = (
     "{% else %}{{ '### User:\\n' + message['content'] + '\\n\\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
-"""For any other tokenizer without a template: headings in plain text, answers ended by the end-of-text token."""
+"""Used for any other tokenizer without a template: plain-text headings, and answers that end with the end-of-text token."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Characters [start, end) of an assistant turn: what the model has to say, through its end-of-turn token.
+    """Characters [start, end) of an assistant turn, through its end-of-turn token.
 
-    `closed` is False where the template puts no such token after the answer.
+    `closed` is False if the template puts no such token after the answer.
     """
 
     message: int
@@ -47,32 +47,32 @@ class Span:
 
 
 class ChatTemplate:
-    """A renderer with its gaps bridged: a system text goes into the first user turn and a tool's result becomes a user
-    turn where the template knows no such role."""
+    """A renderer with missing roles bridged: a system text becomes part of the first user turn, and a tool's result a user turn, if
+    the template has no such role.
+    """
 
     def __init__(self, render: Renderer) -> None:
         self._render = render
         self.stops: Collection[str] = ()
-        """Texts of the tokens that end a turn."""
+        """Texts of the end-of-turn tokens."""
         system, user, assistant, tool = (Message(role, text) for role, text in _PROBE.items())  # type: ignore[arg-type]
         self.knows_system = self._shows("system", [system, user, assistant]) and self._shows("system", [system, user])
         self.knows_tool = self._shows("tool", [user, assistant, tool, assistant])
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
-        """The whole text. Raises RowRejected where the template refuses the messages."""
+        """The rendered chat. Raises RowRejected if the template refuses the messages."""
         return self._render(self._bridged(messages), generation_prompt)
 
     def after_answer(self) -> str:
-        """The text that the template puts behind an answer."""
+        """The text the template puts after an answer."""
         rendered = self._render([Message("user", _PROBE["user"]), Message("assistant", _PROBE["assistant"])], False)
         return rendered.rpartition(_PROBE["assistant"])[2]
 
     def spans(self, messages: Sequence[Message], generation_prompt: bool = False) -> tuple[str, list[Span]]:
-        """The text and the span of every assistant turn in it, in order. Raises RowRejected where one cannot be found.
+        """The rendered chat and the span of every assistant turn, in order. Raises RowRejected if one cannot be found.
 
-        An answer begins where the prompt for it ends: the text of the messages before it with the generation prompt. A
-        template that shows earlier turns differently later on (Qwen3 drops their <think> blocks) breaks that; then the
-        answer is searched for, after the turns before it.
+        An answer starts where its prompt ends: the preceding messages rendered with the generation prompt. Templates that render earlier
+        turns differently later on (Qwen3 drops their <think> blocks) break this; there the answer is searched for after the earlier turns.
         """
         bridged = self._bridged(messages)
         text = self._render(bridged, generation_prompt)
@@ -100,7 +100,7 @@ class ChatTemplate:
         return Span(index + shift, start, found[1], closed=False)
 
     def _prompt_end(self, text: str, messages: Sequence[Message], cursor: int) -> int | None:
-        """Where the prompt for the next answer ends, if the text begins with that prompt."""
+        """Where the next answer's prompt ends, if the text starts with that prompt."""
         if not messages:
             return None
         try:
@@ -110,7 +110,7 @@ class ChatTemplate:
         return len(prompt) if len(prompt) >= cursor and text.startswith(prompt) else None
 
     def _turn_end(self, text: str, messages: Sequence[Message], index: int) -> int:
-        """Where this turn's text ends, as far as can be told; the whole text's end otherwise."""
+        """Where this turn's text ends, if it can be determined; else the end of the text."""
         if index + 1 == len(messages):
             return len(text)
         try:
@@ -132,7 +132,7 @@ class ChatTemplate:
         return head + len(opening) if head >= 0 else found[0]
 
     def _opening(self, messages: Sequence[Message]) -> str:
-        """The generation prompt alone, such as "<|im_start|>assistant\\n"; "" where it cannot be told."""
+        r"""The generation prompt alone, such as "<|im_start|>assistant\n"; "" if it cannot be determined."""
         if not messages:
             return ""
         try:
@@ -162,7 +162,7 @@ class ChatTemplate:
 
 
 def _find(text: str, content: str, start: int, end: int) -> tuple[int, int] | None:
-    """Where a message's content stands, as it is, trimmed, or without its <think> block; templates do all three."""
+    """The position of a message's content: verbatim, stripped, or without its <think> block; templates do all three."""
     for form in dict.fromkeys((content, content.strip(), content.rpartition("</think>")[2].strip())):
         if form and (at := text.find(form, start, end)) >= 0:
             return at, at + len(form)

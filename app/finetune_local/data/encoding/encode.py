@@ -1,4 +1,4 @@
-"""An example to rows of token ids with a supervision mask, by the model's own chat template or raw. Numpy and plain Python."""
+"""Encode an example to rows of token ids with a supervision mask, by the model's chat template or raw."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 class Encoded:
     """One row for training: ids (length,) int32 and mask (length,) bool, true where a token is supervised (never the first).
 
-    `cut` is the number of messages dropped from the front so that it fits. Rows of one source with the same number in
-    `example` are one example; `weight` is what the objective makes of the row (Batch.weight).
+    `cut` is the number of messages dropped from the front to fit. Rows of one source with the same `example` are one example; `weight` is
+    assigned by the objective (Batch.weight).
     """
 
     ids: npt.NDArray[np.int32]
@@ -44,8 +44,8 @@ def check_kind(objective: Objective, conversation: Conversation) -> None:
 def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template, max_length: int) -> list[Encoded]:
     """The rows of a conversation: one, for a pair two, for a plain text as many as its length needs.
 
-    Every answer that may be learned is supervised, with its end-of-turn token. What follows the last of them is dropped.
-    Raises RowRejected: nothing supervised, refused by the template, or too long although only the last question is left.
+    Every trainable answer is supervised, with its end-of-turn token; what follows the last one is dropped. Raises RowRejected if nothing
+    is supervised, the template refuses, or it is too long with only the last question left.
     """
     if conversation.text is not None:
         return _plain(conversation, conversation.text, tokenizer, max_length)
@@ -72,7 +72,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template,
 
 
 def learned_chats(row: Conversation | Rejected) -> list[Sequence[Message]]:
-    """The chats of a row that encode() renders first; none where it has nothing for a template."""
+    """The chats of a row that encode() renders first; none if it needs no template."""
     if isinstance(row, Rejected):
         return []
     try:
@@ -82,7 +82,7 @@ def learned_chats(row: Conversation | Rejected) -> list[Sequence[Message]]:
 
 
 def segments(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[Segment]:
-    """A whole conversation in pieces of ids with their supervised flags; raw ends it with the end-of-text token."""
+    """A whole conversation as pieces of ids with supervision flags; raw ends it with the end-of-text token."""
     if template == "chat":
         return tokenizer.segments(messages)
     pieces = tokenizer.raw_segments([(m.content, m.role == "assistant" and m.train) for m in messages])
@@ -90,7 +90,7 @@ def segments(messages: Sequence[Message], tokenizer: Tokenizer, template: Templa
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[int]:
-    """The ids that the answer continues, as training with this template saw them."""
+    """The ids that precede the answer, as seen in training with this template."""
     if template == "chat":
         return tokenizer.prompt_ids(messages)
     pieces = tokenizer.raw_segments([(m.content, False) for m in messages])
@@ -98,7 +98,7 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer, template: Temp
 
 
 def kept(messages: Sequence[Message], cut: int) -> tuple[Message, ...]:
-    """The messages that were left when `cut` of them were dropped from the front; a leading system text stays."""
+    """The messages that remain after `cut` of them were dropped from the front; a leading system text stays."""
     system = 1 if messages and messages[0].role == "system" else 0
     return (*messages[:system], *messages[system + cut :])
 
@@ -129,7 +129,7 @@ def _through_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def _exchanges(messages: Sequence[Message]) -> list[int]:
-    """Where the conversation may begin after a cut: at the start, or at a user turn that an answer to learn follows."""
+    """Where the conversation may start after a cut: at the beginning, or at a user turn followed by a trainable answer."""
     system = 1 if messages[0].role == "system" else 0
     later = [i for i, m in enumerate(messages) if m.role == "user" and i > system and messages[i - 1].role != "user"]
     return [system, *later]
@@ -143,9 +143,9 @@ def _from(messages: Sequence[Message], start: int) -> tuple[Message, ...]:
 def _fitting(
     messages: Sequence[Message], tokenizer: Tokenizer, template: Template, max_length: int
 ) -> tuple[int, Arrays]:
-    """The first start from which the rest fits, with its arrays; the last start where none does.
+    """The first start from which the rest fits, with its arrays; the last start if none does.
 
-    By bisection, as a later start is shorter; most conversations fit whole and are encoded once.
+    Uses bisection, since later starts are shorter. Most conversations fit whole and are encoded once.
     """
     starts = _exchanges(messages)
 

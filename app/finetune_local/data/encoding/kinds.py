@@ -25,7 +25,7 @@ def other_kind(kind: ExampleKind, objective: Objective) -> Message:
         "it is {names}, but --objective {key} learns from {wanted}.{instead}",
         names=NAMES[kind],
         key=objective.key,
-        wanted=_wanted(objective),
+        wanted=_learned_kinds(objective),
         instead=_instead(kind),
     )
 
@@ -39,7 +39,7 @@ def pair_refused() -> Message:
     )
 
 
-def _wanted(objective: Objective) -> Message:
+def _learned_kinds(objective: Objective) -> Message:
     return join_messages(" and ", [SEVERAL[kind] for kind in sorted(objective.examples)])
 
 

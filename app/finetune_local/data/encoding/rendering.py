@@ -1,14 +1,14 @@
-"""What the guarded child does with a chat template (system/untrusted/guarded.py): compile it, render chats, find the answers in them.
+"""The guarded child for chat templates (system/untrusted/guarded.py): compile a template, render chats, find the answers.
 
-A setup is JSON: the template's text and the variables that it sees. A request says in "do" what is wanted:
+A setup is JSON: the template's text and its variables. A request's "do" is one of
 
-    facts    ->  knows_system, knows_tool, after_answer (None where the template refuses an answer after a question)
+    facts    ->  knows_system, knows_tool, after_answer (None if the template refuses an answer after a question)
     text     messages, generation_prompt                         ->  text
     spans    messages, generation_prompt, stops                  ->  text, spans
-    many     chats, stops                                        ->  found: for each chat what "spans" gives for it
-    chat     chat, generation_prompt, tools, day                 ->  text of a chat as transformers takes it; `day` stands for today
+    many     chats, stops                                        ->  found: for each chat the result of "spans"
+    chat     chat, generation_prompt, tools, day                 ->  text of a chat as transformers renders it; `day` replaces today
 
-An answer is an object with these keys, or with "refused": the reason, a sentence without its full stop.
+A reply has these keys, or "refused": the reason, a sentence without its full stop.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def chat(self) -> ChatTemplate:
-        """The template with its gaps bridged; made when it is first wanted, as it asks the template what it knows."""
+        """The template with missing roles bridged; created on first use, since it runs the template to see what it supports."""
         if self._chat is None:
             self._chat = ChatTemplate(self._messages)
         return self._chat
@@ -61,7 +61,7 @@ class Prepared:
         more: Mapping[str, Any],
         tools: Sequence[Any] | None = None,
     ) -> str:
-        """The text. Raises RowRejected for whatever the template does but render, and MemoryError."""
+        """The rendered text. Raises RowRejected if the template does anything but render, and MemoryError."""
         if self._template is None:
             raise RowRejected(self.wrong)
         try:

@@ -1,4 +1,4 @@
-"""Token ids to text as they come: whole characters only, also where one Chinese character takes several tokens."""
+"""Streaming detokenization: whole characters only, also if one Chinese character takes several tokens."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ _BROKEN = "\ufffd"
 
 
 class Streamer:
-    """Push ids one by one; what comes back, joined, is the text of all of them.
+    """Push ids one at a time; the returned pieces joined are the text of all ids.
 
-    A text that ends in a broken character is held back until it is whole. Each decoding starts at the last piece that was
-    given out, so that the cost does not grow with the text and a leading space is neither lost nor added.
+    A piece that ends in an incomplete character is withheld until it is complete. Decoding starts at the last returned piece, so the cost
+    does not grow with the text and a leading space is neither lost nor added.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._ids: list[int] = []
         self._shown = 0
-        """Ids whose text has been given out; those before stay only as the next ids' context."""
+        """Ids whose text has been returned; kept only as context for the next ids."""
 
     def push(self, token: int) -> str:
-        """The text that became whole with this token, often "" or one word."""
+        """The text completed by this token, often "" or one word."""
         self._ids.append(token)
         return self._new(hold=True)
 
     def finish(self) -> str:
-        """What was held back; a character the model never finished comes out as U+FFFD."""
+        """The withheld text; a character the model never finished becomes U+FFFD."""
         return self._new(hold=False)
 
     def _new(self, *, hold: bool) -> str:
@@ -40,9 +40,9 @@ class Streamer:
 def streamed(
     decode: Callable[[Sequence[int]], str], ids: Sequence[int], ends: Collection[int] = ()
 ) -> list[tuple[str, list[int]]]:
-    """Text by text, each with the ids it stands for, several where a character takes several; joined they are the text of all.
+    """Pieces of text with the ids they stand for, several if a character takes several; joined they are the text of all ids.
 
-    No piece reaches over an index in `ends`.
+    No piece crosses an index in `ends`.
     """
     streamer = Streamer(decode)
     found: list[tuple[str, list[int]]] = []

@@ -1,7 +1,7 @@
-"""Jinja as transformers sets it up for chat templates: the same text for the same messages, without importing transformers.
+"""Jinja configured as transformers does for chat templates: the same text for the same messages, without importing transformers.
 
-tests/unit/data/test_template_engine.py compares the two. A template is a foreign program: it is only ever run in the guarded child
-that data/encoding/rendering.py is.
+tests/unit/data/test_template_engine.py compares the two. Templates are untrusted programs; they run only in the guarded child
+(data/encoding/rendering.py).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Chat = Sequence[Mapping[str, Any]]
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names that a message's thoughts come under; templates read the first, those of gpt-oss the second."""
+"""Message keys for reasoning text; templates read the first, gpt-oss's the second."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %} … {% endgeneration %}: marks answers for other programs, and shows what is inside."""
+    """{% generation %} … {% endgeneration %}: marks answers for other programs; renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's way
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """One such block."""
+        """Parse one such block."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_shown"), [], [], body).set_lineno(line)
@@ -42,7 +42,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Dict:
-    """`dict` within a template: makes one, and has none of the type's other attributes."""
+    """`dict` for templates: a constructor without the type's other attributes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -52,7 +52,7 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """`namespace` within a template, without names that begin with an underscore."""
+    """`namespace` for templates, without names that start with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, rest = args[0], args[1:]
@@ -106,13 +106,13 @@ def render(
     tools: Sequence[Any] | None = None,
     documents: Sequence[Any] | None = None,
 ) -> str:
-    """The text of a chat: what `apply_chat_template(tokenize=False)` gives. Raises whatever the template does."""
+    """The text of a chat, as `apply_chat_template(tokenize=False)` returns it. Raises whatever the template does."""
     given = {"messages": [_shown(m) for m in chat], "tools": tools, "documents": documents}
     return template.render({**variables, **given, "add_generation_prompt": generation_prompt})
 
 
 def _shown(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates see it: without keys that are None, its thoughts under the names that templates know."""
+    """A message as templates see it: without keys that are None, its reasoning under the names that templates know."""
     values = {key: value for key, value in message.items() if value is not None}
     thoughts = next((values[key] for key in _REASONING if key in values), None)
     return values if thoughts is None else {"thinking": thoughts, **values, "reasoning_content": thoughts}

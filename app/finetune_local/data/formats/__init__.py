@@ -1,7 +1,7 @@
-"""One input format each, found by listing this folder, most particular first.
+"""Data formats, one per file, found by listing this folder; the most specific is tried first.
 
-A format file has
-    FORMAT: Format        what it is called, which rows are its own, and how one becomes a conversation
+A format's file has
+    FORMAT: Format        its name, which rows it recognises, and how it reads one as a conversation
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Row = Mapping[str, Any]
 
 
 class Format(Protocol):
-    """What a file in this folder offers."""
+    """The contract of a file in this folder."""
 
     key: str
     kind: ExampleKind
-    """The kind of example that its rows are."""
+    """The kind of example its rows are."""
     title: str
     example: str
     order: int
-    """Formats with a lower number are asked first; the most particular has the lowest."""
+    """Formats with lower numbers are tried first; the most specific has the lowest."""
     keys: frozenset[str]
-    """Keys of a row that it reads; others are reported as not used."""
+    """Keys of a row that it reads; others are reported as unused."""
 
     def recognises(self, row: Row) -> bool:
-        """Whether a row has this format's keys; their values may still be wrong."""
+        """Whether a row has this format's keys; their values may still be invalid."""
         ...
 
     def read(self, row: Row, source: Source) -> Conversation:
@@ -47,7 +47,7 @@ class Format(Protocol):
 
 @cache
 def formats() -> Mapping[str, Format]:
-    """Every format by key, in the order they are asked."""
+    """All formats by key, in the order they are tried."""
     found: list[Format] = []
     for module in pkgutil.iter_modules(__path__):
         one: Format = importlib.import_module(f"{__name__}.{module.name}").FORMAT
@@ -58,7 +58,7 @@ def formats() -> Mapping[str, Format]:
 
 
 def format_named(name: str) -> Format:
-    """A format by key. Raises DataError with a suggestion."""
+    """The format with this key. Raises DataError with a suggestion."""
     key = name.lower().replace("-", "_")
     if key not in formats():
         raise DataError(
@@ -73,18 +73,18 @@ def format_named(name: str) -> Format:
 
 
 def recognise(row: Row, roles: Collection[str] = ()) -> Format | None:
-    """The first format whose keys a row has. Where the user said which column is what, it must read all those `roles`."""
+    """The first format whose keys a row has. If the user assigned columns, it must read all those `roles`."""
     return next((f for f in formats().values() if f.keys.issuperset(roles) and f.recognises(row)), None)
 
 
 def choose(sample: Sequence[Row], roles: Collection[str] = ()) -> Format | None:
-    """The format of most rows of a sample; None where no row has one."""
+    """The format of most rows of a sample; None if no row has one."""
     found = Counter(f.key for row in sample if (f := recognise(row, roles)) is not None)
     return formats()[found.most_common(1)[0][0]] if found else None
 
 
 def unknown_row(row: Row) -> Message:
-    """A sentence on a row that no format recognises."""
+    """A sentence about a row that no format recognises."""
     names = [str(k) for k in row]
     known = ["messages", "conversations", "instruction", "output", "prompt", "completion", "text"]
     hint = next((h for n in names if (h := did_you_mean(n.strip().lower(), known))), "")
@@ -103,10 +103,10 @@ def unknown_row(row: Row) -> Message:
 def read_row(
     row: Row, source: Source, chosen: Format | None, forced: bool, roles: Collection[str] = ()
 ) -> Conversation:
-    """A row by the file's format, else by any that recognises it and reads all `roles`. Raises RowRejected.
+    """Read a row by the file's format, else by any that recognises it and reads all `roles`. Raises RowRejected.
 
-    A forced format reads every row. Otherwise the rows of a format that is asked before the chosen one go to it: that
-    keeps preference data, which looks like chat with two more keys, out of plain chat.
+    A forced format reads every row. Otherwise formats tried before the chosen one take their rows first: this keeps preference data, which
+    looks like chat with two more keys, out of plain chat.
     """
     if chosen is not None and forced:
         return chosen.read(row, source)

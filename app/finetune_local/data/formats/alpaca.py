@@ -10,7 +10,7 @@ from finetune_local.system.messages import msg
 
 
 class Alpaca:
-    """The question is the instruction and, after a blank line, the input; history is a list of [question, answer]."""
+    """The prompt is the instruction and, after a blank line, the input; history is a list of [question, answer]."""
 
     key = "alpaca"
     kind: ExampleKind = "conversation"

@@ -1,4 +1,4 @@
-"""Chat logs: a row, or a line of an exported text, for each message. Reading (data/readers/chat_log.py) has made conversations of them."""
+"""Chat logs: one row, or one line of an exported text, per message; data/readers/chat_log.py groups them into conversations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 6
 
 
 class ChatLog:
-    """What is learned is what one speaker says; where the speakers are named user and assistant, that one is known."""
+    """Supervises one speaker's turns; with speakers named user and assistant, the assistant's."""
 
     key = "chat_log"
     kind: ExampleKind = "conversation"
@@ -26,7 +26,7 @@ class ChatLog:
     keys = frozenset({*SPEAKERS, *TEXTS, *TIMES, *THREADS, "chat_log", "several"})
 
     def recognises(self, row: Row) -> bool:
-        """Rows that reading has made of several messages."""
+        """Rows that the reader has grouped from several messages."""
         return isinstance(row.get("chat_log"), list)
 
     def read(self, row: Row, source: Source) -> Conversation:
@@ -35,7 +35,7 @@ class ChatLog:
             raise RowRejected(
                 msg("it is no message of a chat: it needs who speaks and what is said ('speaker' and 'text').")
             )
-        said = [turn for turn in row["chat_log"] if isinstance(turn, Mapping)]  # turns() tells of what is none
+        said = [turn for turn in row["chat_log"] if isinstance(turn, Mapping)]  # turns() reports the others
         names = list(dict.fromkeys(str(turn.get("from", turn.get("role", ""))) for turn in said))
         unknown = [name for name in names if name.lower() not in ROLE_NAMES]
         if unknown:

@@ -10,7 +10,7 @@ from finetune_local.system.messages import msg
 
 
 class OpenAI:
-    """Content is a text or a list of text parts; a weight (or loss_weight) of 0 keeps an answer from being learned."""
+    """Content is a text or a list of text parts; a weight (or loss_weight) of 0 excludes an answer from training."""
 
     key = "openai"
     kind: ExampleKind = "conversation"

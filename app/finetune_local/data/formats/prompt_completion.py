@@ -15,7 +15,7 @@ COMPLETIONS = ("completion", "response", "answer", "output")
 
 
 class PromptCompletion:
-    """One question, one answer; either may be a list of messages. Spaces at the borders are kept as they are."""
+    """One prompt, one completion; either may be a list of messages. Whitespace at the boundaries is kept."""
 
     key = "prompt_completion"
     kind: ExampleKind = "conversation"
@@ -38,7 +38,7 @@ class PromptCompletion:
 
 
 def _one(row: Row, names: tuple[str, ...]) -> str:
-    """The column that is meant: the first name if it is there, else the only one."""
+    """The column to use: the first name if present, else the only one."""
     present = [name for name in names if name in row]
     if not present:
         raise RowRejected(msg("it has none of the keys {keys}.", keys=", ".join(names)))

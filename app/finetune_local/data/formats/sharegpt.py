@@ -10,7 +10,7 @@ from finetune_local.system.messages import msg
 
 
 class ShareGPT:
-    """Also with function_call turns (learned, as answers) and observation turns (not learned), "system" and "tools"."""
+    """Also with function_call turns (supervised like answers) and observation turns (not supervised), "system" and "tools"."""
 
     key = "sharegpt"
     kind: ExampleKind = "conversation"

@@ -1,4 +1,4 @@
-"""Plain documents: {"text": "..."}, and .txt files. Every token is learned; there are no turns."""
+"""Plain documents: {"text": "..."}, and .txt files. Every token is supervised; there are no turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune_local.system.messages import msg
 
 
 class Text:
-    """A true "continues" says that the text goes on in the next row, as the parts of a long .txt file do."""
+    """A true "continues" says that the text continues in the next row, like the parts of a long .txt file."""
 
     key = "text"
     kind: ExampleKind = "text"

@@ -1,1 +1,1 @@
-"""Files to rows: formats of files, encodings, columns, chat logs."""
+"""Files to rows: containers, encodings, columns, chat logs."""

@@ -1,6 +1,6 @@
-"""Files with a row for each message of a chat, {"speaker", "text"}: which keys those are, and where one conversation ends.
+"""Files with one row per chat message, {"speaker", "text"}: which keys those are, and where a conversation ends.
 
-A conversation ends at a long silence, where a column says that another begins, or when it has become long.
+A conversation ends at a long silence, at a change in a conversation column, or when it is long.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from finetune_local.data.readers.rows import Raw
 from finetune_local.data.turns import ROLE_NAMES
 
 SILENCE_SECONDS = 6 * 3600
-"""A silence after which a chat's next message begins a new conversation."""
+"""A silence after which the next message starts a new conversation."""
 
 MOST_TURNS = 40
-"""Changes of the speaker after which a conversation ends; a model's context could not hold a chat of years."""
+"""Speaker changes after which a conversation is split; a context cannot hold years of chat."""
 
 MOST_CHARACTERS = 40_000
 THREADS_OPEN = 256
-"""Conversations that may lie side by side in a file, their messages mixed."""
+"""Conversations whose messages may be interleaved in a file."""
 
 SPEAKERS = ("speaker", "sender", "from", "role", "author", "name", "nickname", "username", "发送者", "发言人", "昵称")
 TEXTS = ("text", "message", "content", "value", "body", "utterance", "msg", "内容", "消息")
@@ -41,7 +41,7 @@ _MOST_NAMES = 20
 
 @dataclass(frozen=True)
 class LogKeys:
-    """Which key is what. `several`: more than two speak, so that names are needed to tell them apart."""
+    """Which key is what. `several`: more than two people speak, so their names are needed in the text."""
 
     speaker: str
     text: str
@@ -51,12 +51,12 @@ class LogKeys:
 
     @property
     def used(self) -> frozenset[str]:
-        """Keys that are read."""
+        """The keys that are read."""
         return frozenset(key for key in (self.speaker, self.text, self.time, self.thread) if key)
 
 
 def keys_of(sample: Sequence[Mapping[str, Any]]) -> LogKeys | None:
-    """The keys of rows that are messages of a chat; None where they lack a speaker or a text."""
+    """The keys of rows that are chat messages; None if they lack a speaker or a text."""
     speaker, text = _most(SPEAKERS, sample), _most(TEXTS, sample)
     if speaker is None or text is None:
         return None
@@ -66,7 +66,7 @@ def keys_of(sample: Sequence[Mapping[str, Any]]) -> LogKeys | None:
 
 
 def looks_like_a_chat(sample: Sequence[Mapping[str, Any]], keys: LogKeys) -> bool:
-    """Whether such rows are a chat rather than documents with their authors: few speakers, who speak more than once."""
+    """Whether such rows are a chat rather than documents with authors: few speakers, each with several messages."""
     names = _names(sample, keys.speaker)
     few = 2 <= len(names) <= min(_MOST_NAMES, max(2, len(sample) // 2))
     return few and (keys.speaker not in _BYLINES or keys.time is not None or keys.thread is not None)
@@ -74,7 +74,7 @@ def looks_like_a_chat(sample: Sequence[Mapping[str, Any]], keys: LogKeys) -> boo
 
 @dataclass
 class _Open:
-    """A conversation that may go on."""
+    """A conversation that may continue."""
 
     line: int
     turns: list[dict[str, str]] = field(default_factory=list)
@@ -84,23 +84,23 @@ class _Open:
 
 
 def conversations(rows: Iterable[Raw], keys: LogKeys, assistant: str | None) -> Iterator[Raw]:
-    """Rows of messages as rows {"chat_log": turns}, each with the line it begins on; what cannot be read goes through.
+    """Message rows grouped as rows {"chat_log": turns}, each with its first line's number; problems pass through.
 
-    A long conversation is cut after something that the assistant says, so that no answer loses its question.
+    A long conversation is split after an assistant turn, so that no answer loses its question.
     """
     threads: OrderedDict[str, _Open] = OrderedDict()
-    wanted = (assistant or "").strip().casefold()
+    assistant = (assistant or "").strip().casefold()
     for line, value in rows:
         if not isinstance(value, Mapping):
             yield line, value
             continue
-        said = _said(value, keys)
+        said = _message_of(value, keys)
         if said is None:
             continue
         name, text, time = said
         thread = str(value.get(keys.thread)) if keys.thread else ""
         current = threads.get(thread)
-        if current is not None and _ends(current, name, time, wanted):
+        if current is not None and _ends(current, name, time, assistant):
             yield _row(threads.pop(thread), keys)
             current = None
         if current is None:
@@ -116,8 +116,7 @@ def conversations(rows: Iterable[Raw], keys: LogKeys, assistant: str | None) -> 
 
 
 def when(value: object) -> float | None:
-    """Seconds since the epoch of a time as data has it: a number, or a text by ISO 8601 or as exports
-    write it; None where it is none of them."""
+    """Seconds since the epoch of a number, an ISO 8601 text or a time as exports write it; None for anything else."""
     if isinstance(value, str):
         text = value.strip().replace("/", "-")
         if not _NUMBER.fullmatch(text):
@@ -138,8 +137,8 @@ def when(value: object) -> float | None:
     return seconds / 1000 if seconds > 1e11 else seconds
 
 
-def _said(row: Mapping[str, Any], keys: LogKeys) -> tuple[str, str, float | None] | None:
-    """Who says what and when; None for a row that is no message, such as "Bob has left" or a picture."""
+def _message_of(row: Mapping[str, Any], keys: LogKeys) -> tuple[str, str, float | None] | None:
+    """Speaker, text and time; None for a row that is no message, such as "Bob has left" or a picture."""
     name, text = row.get(keys.speaker), row.get(keys.text)
     if isinstance(text, list):  # Telegram: plain pieces and formatted ones
         text = "".join(
@@ -154,8 +153,8 @@ def _said(row: Mapping[str, Any], keys: LogKeys) -> tuple[str, str, float | None
     return name.strip(), text.strip(), when(row.get(keys.time)) if keys.time else None
 
 
-def _ends(current: _Open, name: str, time: float | None, wanted: str) -> bool:
-    """Whether a conversation is over before this message."""
+def _ends(current: _Open, name: str, time: float | None, assistant: str) -> bool:
+    """Whether a conversation ends before this message."""
     if time is not None and current.time is not None and abs(time - current.time) > SILENCE_SECONDS:
         return True
     if current.changes < MOST_TURNS and current.characters < MOST_CHARACTERS:
@@ -163,7 +162,7 @@ def _ends(current: _Open, name: str, time: float | None, wanted: str) -> bool:
     last = current.turns[-1]["from"]
     if name == last:
         return current.characters > 2 * MOST_CHARACTERS
-    return not wanted or last.casefold() == wanted or current.changes >= 2 * MOST_TURNS
+    return not assistant or last.casefold() == assistant or current.changes >= 2 * MOST_TURNS
 
 
 def _row(one: _Open, keys: LogKeys) -> tuple[int, dict[str, Any]]:

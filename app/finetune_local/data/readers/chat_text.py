@@ -1,7 +1,7 @@
-"""Chats that were exported as plain text: a time, a name, what was said. Lines without a time go on with the message before.
+"""Chats exported as plain text: time, name, message. Lines without a time continue the message before.
 
-Known are WhatsApp's forms ("[12/31/23, 10:15] Alice: hi", "31.12.23, 10:15 - Alice: hi"), those of QQ and IRC, and "Alice: hi"
-without times, which only --format chat_log takes for a chat: a text may have lines like that for other reasons.
+Supported are WhatsApp's formats ("[12/31/23, 10:15] Alice: hi", "31.12.23, 10:15 - Alice: hi"), QQ's and IRC's, and, only with
+--format chat_log, "Alice: hi" without times, which other texts contain too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LONGEST_MESSAGE = 100_000
 
 @dataclass(frozen=True)
 class ChatText:
-    """How a text file is a chat: the form of its lines, the order in its dates, and without times the speakers' names."""
+    """How a text file is a chat: its line format, the order of its dates, and without times the speakers' names."""
 
     form: re.Pattern[str]
     order: Order = "dmy"
@@ -55,13 +55,13 @@ class ChatText:
 
 
 def begins(text: str) -> bool:
-    """Whether a text begins as an export does; some begin with a bracket, as JSON does."""
+    """Whether a text starts like an export; some start with a bracket, like JSON."""
     first = next((line for line in text.split("\n", 8) if line.strip()), "")
     return _FORMS[0].match(_clean(first)) is not None
 
 
 def recognised(head: str, *, forced: bool = False) -> ChatText | None:
-    """How the beginning of a file is a chat between two or more; None where it is none."""
+    """The chat format of a file's first lines between two or more speakers; None if it is no chat."""
     found = [_clean(line) for line in head.split("\n")[:_LOOKED_AT] if line.strip()]
     fewest = 1 if forced else min(_FEWEST, max(2, len(found)))
     for form in _FORMS:
@@ -81,7 +81,7 @@ def recognised(head: str, *, forced: bool = False) -> ChatText | None:
 
 
 def messages(stream: BinaryIO, kind: ChatText) -> Iterator[rows.Raw]:
-    """The messages as rows {"speaker", "text", "time"}, each with the line it begins on; time is in seconds or None."""
+    """Messages as rows {"speaker", "text", "time"}, each with its first line's number; time is in seconds or None."""
     start, current, parts, size = 0, None, list[str](), 0
     for number, raw in rows.lines(stream):
         if isinstance(raw, rows.Problem):
@@ -134,7 +134,7 @@ def _row(match: re.Match[str], parts: list[str], size: int, kind: ChatText) -> d
 
 
 def _is_inserted(line: str, text: str) -> bool:
-    """Whether WhatsApp's own mark stands just before the text."""
+    """Whether WhatsApp's own mark precedes the text."""
     at = line.rfind(text) if text else -1
     return at > 0 and line[at - 1] == _INSERTED
 
@@ -144,7 +144,7 @@ def _clean(line: str) -> str:
 
 
 def _order(dates: list[str], *, halves: bool) -> Order:
-    """Days first, unless a date says otherwise or the clock is American."""
+    """Day first, unless a date rules it out or the clock is American."""
     parts = [[int(part) for part in re.split(r"[./-]", date)] for date in dates]
     if all(part[0] > 31 for part in parts):
         return "ymd"

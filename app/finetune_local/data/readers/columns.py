@@ -1,4 +1,4 @@
-"""Which column is what, in files whose names no format knows: --column prompt=frage. And a guess where nobody has said so."""
+"""Roles of columns in files whose names no format knows: --column prompt=frage. And a guess if the user assigned none."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _WORDS: Mapping[str, frozenset[str]] = {
     ),
     "system": _words("system persona 系统 系统提示 人设"),
 }
-"""What such columns are called; a name of several words has one of these among them."""
+"""Words that names of such columns contain."""
 
 _LONG_ENOUGH = 3  # characters a column has on average to be a text
 _ROLE_KEYS = {"role", "from", "speaker", "sender"}
 
 
 def roles(columns: Sequence[str]) -> dict[str, str]:
-    """The role of each named column, its name without regard to case: {"frage": "prompt"}."""
+    """Column name in lower case -> role: {"frage": "prompt"}."""
     pairs = (column.partition("=") for column in columns)
     return {name.strip().lower(): role.strip() for role, _, name in pairs}
 
 
 def renamed(row: Row, role_of: Mapping[str, str]) -> Row:
-    """The row with columns called by their roles. A column that already has a role's name gives way to the one that was named."""
+    """The row with columns renamed to their roles. An assigned column replaces one that already has the role's name."""
     found = {role_of[key]: value for key, value in row.items() if key in role_of}
     if not found:
         return row
@@ -52,7 +52,7 @@ def renamed(row: Row, role_of: Mapping[str, str]) -> Row:
 
 
 def missing(column: str, role: str, shown: str, names: Sequence[str]) -> DataError:
-    """The error for a column that no file has."""
+    """The error for an assigned column that no file has."""
     listed = ", ".join(f"'{name}'" for name in names[:20]) or "none"
     written = {name.strip().lower(): name for name in names}
     hint = did_you_mean(column.strip().lower(), list(written))
@@ -71,9 +71,9 @@ def missing(column: str, role: str, shown: str, names: Sequence[str]) -> DataErr
 
 
 def guess(rows: Sequence[Row]) -> dict[str, str]:
-    """A likely {role: column} of rows that no format recognises; empty where nothing speaks for any.
+    """A likely {role: column} for rows that no format recognises; empty without evidence.
 
-    By names in several languages first, by the texts themselves second.
+    By names in several languages first, then by the texts.
     """
     names = list(dict.fromkeys(key for row in rows for key in row if key))
     if "chosen" in names and "rejected" in names:  # of two answers the good one; some hold the question as well
@@ -95,14 +95,14 @@ def guess(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def options(found: Mapping[str, str]) -> str:
-    """A mapping as it is typed: --column prompt=frage --column completion=antwort."""
+    """A mapping as command-line options: --column prompt=frage --column completion=antwort."""
     return " ".join(
         f'--column "{role}={name}"' if " " in name else f"--column {role}={name}" for role, name in found.items()
     )
 
 
 def _named(role: str, names: Sequence[str]) -> str | None:
-    """The column whose name says that it is this, a short name rather than a long one."""
+    """The column whose name suggests this role; short names are preferred."""
     words = _WORDS[role]
     for name in names:
         if name in words:
@@ -116,7 +116,7 @@ def _named(role: str, names: Sequence[str]) -> str | None:
 
 
 def _turns(value: object) -> list[Mapping[str, Any]]:
-    """The turns of a value that is a list of them, also as JSON in a cell; empty for any other."""
+    """The turns of a value that is a list of them, or of one as JSON in a cell; else empty."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = parse_json(value)
@@ -132,6 +132,6 @@ def _asks(value: object) -> bool:
 
 
 def _text_length(rows: Sequence[Row], name: str) -> float:
-    """Characters of a column on average; 0 where it holds numbers, dates or nothing."""
+    """Mean number of characters in a column; 0 for numbers, dates and empty cells."""
     texts = [value for row in rows if isinstance(value := row.get(name), str) and any(map(str.isalpha, value))]
     return sum(map(len, texts)) / len(texts) if len(texts) * 2 > len(rows) else 0.0

@@ -1,6 +1,6 @@
-"""What a file is, from its content: JSON Lines, a JSON array, CSV or text; and its encoding. Reads the head, not the whole.
+"""Detect a file's container (JSON Lines, JSON array, CSV, text) and encoding from its head.
 
-Refuses with a sentence what cannot be training data: missing, empty, a folder, a binary, zero bytes.
+Raises a sentence for files that cannot be training data: missing, empty, a folder, binary, zero bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Container = Literal["jsonl", "json", "csv", "text"]
 HEAD_BYTES = 1 << 20
 ENCODING_BYTES = 1 << 24  # how far a byte that is not UTF-8 is looked for
 WRAPPERS = ("data", "rows", "train", "examples", "items", "records", "samples", "entries", "instances", "dataset")
-"""Keys under which a JSON object may hold the array of rows."""
+"""Keys of a JSON object that may contain the array of rows."""
 
 _TELEGRAM = re.compile(
     r'\s*\{[^\[\]{}]{0,2000}"messages"\s*:\s*\[\s*\{\s*"id"\s*:\s*-?\d+\s*,\s*"type"\s*:\s*"(message|service)"\s*,\s*"date"'
 )
-"""A chat that Telegram exported as JSON: one object, its messages in one array."""
+"""A chat exported by Telegram as JSON: one object with its messages in one array."""
 
 _CONVERT = msg("Save it as JSON Lines or CSV first")
 _MAGIC = {
@@ -56,7 +56,7 @@ _IN_PLACE_OF_DATA = {
     b"<html": msg("a web page, not the file it leads to. Download the file itself (on a hub: its download button)"),
     b"version https://git-lfs.": msg("a Git LFS pointer; the data it stands for was not fetched. Run: git lfs pull"),
 }
-"""How texts begin that are often saved under a data file's name. In a text file, or one named .html, they are text."""
+"""First words of texts often saved under a data file's name. In a text or .html file they are text."""
 _BOMS = (  # UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -68,9 +68,9 @@ _BOMS = (  # UTF-32's little-endian mark begins with UTF-16's
 
 @dataclass(frozen=True)
 class FileKind:
-    """A file's container, Python's name of its encoding, its size in bytes, and for JSON where the rows lie.
+    """A file's container, its encoding as Python names it, its size in bytes, and for JSON where the rows are.
 
-    `array` is the key of the array that holds them, "" where the file is that array; None: they stand one after the other.
+    `array` is the key of the array of rows, "" if the file is that array, None if the values follow one another.
     """
 
     container: Container
@@ -80,7 +80,7 @@ class FileKind:
 
 
 def examine(path: Path, shown: str) -> FileKind:
-    """Look at the head of a file. Raises DataError; `shown` is the file as the user named it."""
+    """Inspect a file's head. Raises DataError; `shown` is the file as the user named it."""
     try:
         if path.is_dir():
             raise DataError(msg("{shown}: this is a folder. Name the file, or several of them.", shown=shown))
@@ -138,7 +138,7 @@ def _encoding(head: bytes, file: BinaryIO, shown: str) -> str:
 
 
 def _wide(head: bytes) -> str | None:
-    """UTF-16 without a mark: nearly every other byte of Latin text or JSON syntax is zero."""
+    """UTF-16 without a byte-order mark: nearly every other byte of Latin text or JSON syntax is zero."""
     sample = head[: 1 << 16]
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     half = max(1, len(sample) // 2)
@@ -150,9 +150,9 @@ def _wide(head: bytes) -> str | None:
 
 
 def _legacy(sample: bytes, shown: str) -> str:
-    """GB18030 or Windows-1252 by what the bytes would say; others are refused rather than guessed.
+    """GB18030 or Windows-1252, whichever the bytes suggest; others are refused, not guessed.
 
-    A byte that is merely broken leaves the rest valid UTF-8: then the file is UTF-8 and the bad rows are set aside.
+    A merely corrupted byte leaves the rest valid UTF-8: the file is UTF-8 then, and the bad rows are rejected.
     """
     repaired = sample.decode("utf-8", "replace")
     broken = repaired.count("\ufffd")

@@ -1,7 +1,7 @@
-"""Rows of a JSON file that is no JSON Lines: items of an array, at the top or under a key, or values one after the other.
+"""Rows of JSON files other than JSON Lines: items of an array, at the top level or under a key, or consecutive values.
 
-Streaming and linear in the size of the file; memory holds one row. A row that cannot be used costs itself alone wherever its end
-can be found: by its brackets, or by the next place that begins as the file's first row does.
+Streaming, linear in the file's size, with one row in memory. A malformed row is skipped alone if its end can be found: by its brackets,
+or by the next place that starts like the file's first row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from finetune_local.system.messages import Message, message_of, msg, quoted, wit
 from finetune_local.system.untrusted.text import ForeignTextError, check_parts, is_text, parse_json_at
 
 CHUNK = 1 << 16
-"""Bytes that are read at once, at least. Python counts the lines before each error from the beginning of the text."""
+"""Minimum bytes per read. Python counts the lines before each error from the start of the text."""
 
 _WINDOW = 64
 _NEAR_THE_END = 12  # no word or escape whose first part alone is an error is longer: -Infinity, \ud83d\ude00
@@ -35,7 +35,7 @@ _IN_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+("?)', re.DOTALL)
 
 @dataclass(frozen=True)
 class _Among:
-    """What rows stand among: where one ends that is no object, list or text, and which characters may follow a row, if not any."""
+    """The surroundings of rows: where one ends that is no object, list or text, and which characters may follow a row."""
 
     end: re.Pattern[str]
     next: str = ""
@@ -50,9 +50,9 @@ class _Broken(Exception):
 
 
 def json_rows(stream: BinaryIO, array: str | None) -> Iterator[Raw]:
-    """Rows of a stream of UTF-8, numbered from 1: items of the array under a key or (array "") of the one at the top.
+    """Rows of a UTF-8 stream, numbered from 1: items of the array under a key, or (array "") of the top-level array.
 
-    With array None, the values that stand one after the other.
+    With array None, consecutive values.
     """
     reader = _Reader(stream)
     try:
@@ -73,7 +73,7 @@ def json_rows(stream: BinaryIO, array: str | None) -> Iterator[Raw]:
 
 
 def array_of_objects(stream: BinaryIO, names: Collection[str]) -> str | None:
-    """The first key of the object in a stream that is one of those names (in small letters) and holds an array of objects."""
+    """The first key of the stream's object that is one of these names (lower case) and contains an array of objects."""
     reader = _Reader(stream)
     try:
         for key in reader.names():
@@ -90,7 +90,7 @@ def array_of_objects(stream: BinaryIO, names: Collection[str]) -> str | None:
 
 
 class _Text:
-    """A part of a stream as text. Bytes that are no UTF-8 stand in it as surrogates, so that they cost their row alone."""
+    """A window of a stream as text. Invalid UTF-8 appears as surrogates, so that only its row is rejected."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.text, self.at, self.ended = "", 0, False
@@ -101,7 +101,7 @@ class _Text:
         self._counted, self._line, self._line_begins = 0, 1, 0  # up to where lines are counted, and the line there
 
     def more(self) -> None:
-        """Read on: as much as there is, so that reading a long row again and again stays linear. What lies before `at` goes."""
+        """Read as much again as is buffered, so that extending a long row stays linear. Text before `at` is dropped."""
         size = max(CHUNK, len(self.text) - self.at)
         if self._ahead:
             count = -(-size // CHUNK)
@@ -117,7 +117,7 @@ class _Text:
         self.text, self.at = self.text[self.at :] + added, 0
 
     def settle(self) -> None:
-        """Put aside what was read beyond a long row, so that short ones after it find a short text again."""
+        """Return what was read beyond a long row, so that the next rows find a short buffer."""
         if len(self.text) <= 4 * CHUNK:
             return
         self._count(self.at)
@@ -127,7 +127,7 @@ class _Text:
         self.text, self.at, self.ended = "", 0, False
 
     def peek(self) -> str:
-        """The next character that is no space, at which `at` then is; nothing at the end."""
+        """The next non-space character, to which `at` moves; empty at the end."""
         while True:
             match = _SPACE.match(self.text, self.at)
             self.at = self.at if match is None else match.end()
@@ -138,23 +138,23 @@ class _Text:
             self.more()
 
     def take(self) -> None:
-        """Go past the character that peek() has found."""
+        """Move past the character peek() found."""
         self.at += 1
 
-    def place(self, said: str, at: int | None = None) -> Message:
-        """What there is to say, with the line and the column of a place at or behind the last one that was asked for."""
+    def place(self, reason: str, at: int | None = None) -> Message:
+        """The message with the line and column of a position, which must not precede the last one requested."""
         at = self.at if at is None else at
         self._count(at)
         return msg(
-            "line {line}, column {column}: {said}", line=self._line, column=at - self._line_begins + 1, said=said
+            "line {line}, column {column}: {said}", line=self._line, column=at - self._line_begins + 1, said=reason
         )
 
     def damaged(self, end: int) -> bool:
-        """Whether there are bytes that are no UTF-8 between `at` and an end."""
+        """Whether there is invalid UTF-8 between `at` and an end."""
         return self._damaged and _BAD_BYTES.search(self.text, self.at, end) is not None
 
     def _count(self, at: int) -> None:
-        """Count lines up to a place, from where they are counted: so all places together cost one look at the text."""
+        """Count lines up to a position, continuing from the last count, so all positions together cost one pass."""
         if at > self._counted and (breaks := self.text.count("\n", self._counted, at)):
             self._line += breaks
             self._line_begins = self.text.rfind("\n", self._counted, at) + 1
@@ -162,7 +162,7 @@ class _Text:
 
 
 class _Reader(_Text):
-    """Goes through the values of a stream. `number` is that of the row that was yielded last."""
+    """Walks the values of a stream. `number` is that of the last row yielded."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__(stream)
@@ -170,7 +170,7 @@ class _Reader(_Text):
         self._head: str | None = None  # how the first row begins: { "key"
 
     def values(self) -> Iterator[Raw]:
-        """Values that stand one after the other."""
+        """Consecutive values."""
         while self.peek():
             row = self._row(_VALUES)
             self.settle()
@@ -178,7 +178,7 @@ class _Reader(_Text):
             yield self.number, row
 
     def items(self) -> Iterator[Raw]:
-        """Rows of the array that begins here, to its end."""
+        """Rows of the array that starts here, to its end."""
         self.take()
         row: Any = None
         comma = True
@@ -204,7 +204,7 @@ class _Reader(_Text):
         self.take()
 
     def _plain_rows(self) -> Iterator[Raw]:
-        """Rows of an array that are in memory with a comma and what follows it, and have no fault: nearly all, so this is quick."""
+        """The rows of an array that are buffered with their comma and valid: nearly all of them, so this is fast."""
         head, damaged, longest = self._beginning(), self._damaged, rows.MAX_ROW_BYTES // 4
         text, at = self.text, self.at
         while not damaged:
@@ -219,16 +219,16 @@ class _Reader(_Text):
             self.number += 1
             yield self.number, value
 
-    def members(self, wanted: Collection[str]) -> Iterator[Raw]:
-        """Rows of the arrays under those keys of the object that begins here, to its end."""
+    def members(self, keys: Collection[str]) -> Iterator[Raw]:
+        """Rows of the arrays under those keys of the object that starts here, to its end."""
         for key in self.names():
-            if key in wanted and self.peek() == "[":
+            if key in keys and self.peek() == "[":
                 yield from self.items()
             else:
                 self.skip()
 
     def names(self) -> Iterator[str]:
-        """Keys of the object that begins here, to its end; whoever asks for the next one has gone past the value."""
+        """Keys of the object that starts here, to its end; the caller moves past each value before it takes the next key."""
         if self.peek() != "{":
             raise _Broken(self.place(msg("an object is expected")))
         self.take()
@@ -241,7 +241,7 @@ class _Reader(_Text):
             try:
                 key = self._parsed()
             except (JSONDecodeError, ForeignTextError, RowRejected) as error:
-                raise _Broken(self.place(_said(error))) from None
+                raise _Broken(self.place(_reason(error))) from None
             if self.peek() != ":":
                 raise _Broken(self.place(msg("a colon is expected")))
             self.take()
@@ -249,7 +249,7 @@ class _Reader(_Text):
         self.take()
 
     def skip(self, depth: int = 0) -> None:
-        """Go past the value that begins here, or to the end of what has been open `depth` times."""
+        """Move past the value that starts here, or to the end of what has been open `depth` times."""
         self.peek()
         finder = _End(depth, _ITEMS.end)
         finder.at = self.at
@@ -262,19 +262,19 @@ class _Reader(_Text):
         self.at = finder.at
 
     def _row(self, among: _Among) -> Any | Problem:
-        """The row that begins here, or why there is none; afterwards `at` is behind it."""
+        """The row that starts here, or why there is none; moves past it."""
         try:
             return self._parsed(is_row=True)
         except JSONDecodeError as error:
-            place = self.place(_said(error), error.pos)
+            place = self.place(_reason(error), error.pos)
             self._leave(error.pos, among, place)
             return Problem(msg("it is not JSON ({place}).", place=place))
         except (ForeignTextError, RowRejected) as error:
-            self._leave(None, among, self.place(_said(error)))
+            self._leave(None, among, self.place(_reason(error)))
             return rows.problem(error)
 
     def _parsed(self, *, is_row: bool = False) -> Any:
-        """The value that begins here; goes past it. Raises JSONDecodeError, ForeignTextError, RowRejected, and then stays."""
+        """The value that starts here; moves past it. Raises JSONDecodeError, ForeignTextError, RowRejected, without moving."""
         while True:
             try:
                 value, end = parse_json_at(self.text, self.at)
@@ -294,7 +294,7 @@ class _Reader(_Text):
             self.more()
 
     def _beginning(self) -> str:
-        """How the first row begins, where it is an object: with its first key. Asked where a row begins."""
+        """How the first row starts, if it is an object: with its first key. Called at the start of a row."""
         if self._head is None and (match := _HEAD.match(self.text, self.at)):
             self._head = match[0]
         return self._head or ""
@@ -308,10 +308,10 @@ class _Reader(_Text):
         if self.damaged(end):
             raise RowRejected(rows.NOT_UTF8)
 
-    def _leave(self, wrong: int | None, among: _Among, said: str) -> None:
-        """Go to the end of the row that begins here and cannot be used. Raises _Broken with what is said where there is none.
+    def _leave(self, wrong: int | None, among: _Among, reason: str) -> None:
+        """Move to the end of the malformed row that starts here. Raises _Broken with the message if there is none.
 
-        Where its syntax is wrong at a place, its brackets may mislead: then a beginning like the first row's comes before them.
+        After a syntax error its brackets may mislead; a start like the first row's then takes precedence.
         """
         end, head, window = _End(0, among.end), self._beginning(), _WINDOW
         end.at, sought, lost = self.at, max(self.at + 1, wrong or 0), False
@@ -330,10 +330,10 @@ class _Reader(_Text):
                     return
                 end.at, sought, lost = self.at, self.at, True
             if lost and not head:
-                raise _Broken(said)
+                raise _Broken(reason)
             if stop == len(self.text) and not found:
                 if self.ended:
-                    raise _Broken(said)
+                    raise _Broken(reason)
                 sought = max(sought, stop - len(head))  # a beginning may lie across the end
                 self.at = sought if lost else min(sought, end.at)
                 end.at, sought = end.at - self.at, sought - self.at
@@ -342,14 +342,14 @@ class _Reader(_Text):
 
 
 class _End:
-    """Looks for the end of a value by its brackets and quotes alone, whatever stands between them; window by window."""
+    """Finds the end of a value by brackets and quotes alone, whatever is between them, window by window."""
 
     def __init__(self, depth: int, end_of_plain: re.Pattern[str]) -> None:
         self.at, self._depth, self._plain = 0, depth, end_of_plain
         self._quoted = self._begun = False
 
     def found(self, text: str, stop: int) -> bool:
-        """Whether the end, at which `at` then is, comes before a place; else looking goes on from `at`."""
+        """Whether the end, to which `at` moves, comes before a position; otherwise the search continues from `at`."""
         while self.at < stop:
             if self._quoted:
                 quoted = _IN_STRING.match(text, self.at, stop)
@@ -386,9 +386,9 @@ class _End:
 
 
 def _goes_on(error: JSONDecodeError, length: int) -> bool:
-    """Whether an error may only say that the text ends within the value."""
+    """Whether an error may only mean that the text ends inside the value."""
     return error.msg.startswith("Unterminated") or error.pos >= length - _NEAR_THE_END
 
 
-def _said(error: JSONDecodeError | ForeignTextError | RowRejected) -> str:
+def _reason(error: JSONDecodeError | ForeignTextError | RowRejected) -> str:
     return quoted(error.msg) if isinstance(error, JSONDecodeError) else without_full_stop(message_of(error))

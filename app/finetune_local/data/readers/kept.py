@@ -1,4 +1,4 @@
-"""Files that were dropped into the window: they come to lie in the home folder under their own names, and none takes another's place."""
+"""Files dropped into the window: stored in the home folder under their own names without replacing each other."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from finetune_local.system.paths import bad_name
 
 ADVICE = msg("Free some, or name the file by its path: then it stays where it is.")
 LONGEST = 80
-"""Characters of a name, its ending included."""
+"""Characters of a file name, suffix included."""
 
 MOST_READ = 1000
-"""Characters of a given name that are looked at; its ending is among the last ones."""
+"""Characters of a given name that are used; its suffix is among the last ones."""
 
 _OUTSIDE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP)
 
 
 def keep(source: Path, folder: Path, name: str) -> Path:
-    """Move a file into a folder under a name made harmless; where the same file is there already, that one is it.
+    """Move a file into a folder under a sanitised name; an identical file already there is used instead.
 
-    Another file of the name stays, and this one gets a number. Raises DiskFull.
+    A different file of that name stays, and this one gets a number. Raises DiskFull.
     """
     target, there = _place(source, folder, name)
     if there:
@@ -45,7 +45,7 @@ def keep(source: Path, folder: Path, name: str) -> Path:
 
 
 def keep_copy(source: Path, folder: Path, name: str) -> Path:
-    """As keep(), but the source stays. Raises DiskFull."""
+    """As keep(), leaving the source in place. Raises DiskFull."""
     target, there = _place(source, folder, name)
     if not there:
         _copy(source, target)
@@ -53,7 +53,7 @@ def keep_copy(source: Path, folder: Path, name: str) -> Path:
 
 
 def harmless(name: str) -> str:
-    """A file's name that is one on every system: without folders, control characters, or marks that turn the reading round."""
+    """A file name that is valid on every system: no folders, control characters, or bidirectional marks."""
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", name[-MOST_READ:]))[-1]
     shown = "".join(
         "_" if c in '<>:"|?*' else c for c in last if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
@@ -70,7 +70,7 @@ def harmless(name: str) -> str:
 
 
 def _place(source: Path, folder: Path, name: str) -> tuple[Path, bool]:
-    """A free place, reserved by an empty file, or the place where the same content lies already."""
+    """A free path, reserved by an empty file, or the path of an identical file."""
     clean = Path(harmless(name))
     number = 1
     while True:

@@ -1,7 +1,7 @@
 """Files to conversations and rejected rows, streaming: memory does not grow with the file.
 
-What a file is comes from detect.py, its raw rows from rows.py, what a row means from formats/. On the way columns get the names
-that the user gave them, the messages of a chat log become conversations, named speakers roles, and personal data placeholders.
+detect.py detects the container, rows.py yields raw rows, formats/ interprets them. In between, columns get the roles the user assigned,
+chat-log messages become conversations, named speakers become roles, and personal data becomes placeholders.
 """
 
 from __future__ import annotations
@@ -26,23 +26,22 @@ from finetune_local.system.untrusted.text import kind_of
 
 SAMPLE_ROWS = 32
 _SAMPLE_MORE = 1000
-"""Rows in which a column that the user named is looked for, where the first few have none."""
+"""Rows searched for an assigned column that the first few do not have."""
 
 LONGEST_REASON = 2000
-"""Characters of a sentence that says why a row is rejected."""
+"""Characters of a rejection's reason."""
 
 LOG = "chat_log"
 READING = ("format", "columns", "assistant", "scrub")
-"""Settings of [data] that say how rows are read."""
+"""The settings of [data] that affect how rows are read."""
 
 _AS_IS = DataSettings()
 
 
 class DataFile:
-    """One file being read. After construction its container, encoding and format are known; iterate once to read it.
+    """A file being read. Its container, encoding and format are known after construction; iterate once to read it.
 
-    Of the settings those count that say how rows are read: format, columns, assistant, scrub. Raises DataError where the file
-    itself cannot be used.
+    Uses the settings that affect reading: format, columns, assistant, scrub. Raises DataError if the file itself cannot be used.
     """
 
     def __init__(self, file: Path | str, settings: DataSettings = _AS_IS) -> None:
@@ -54,13 +53,13 @@ class DataFile:
         self.format: Format | None = format_named(settings.format) if self.forced else None
         self.unused: tuple[str, ...] = ()
         self.names: tuple[str, ...] = ()
-        """Keys of its first rows, as they are written there."""
+        """Keys of its first rows, as written."""
         self.sample: tuple[Row, ...] = ()
-        """Its first rows, their keys in small letters, before any column is renamed."""
+        """Its first rows with lower-case keys, before columns are renamed."""
         self.personal: Counter[str] = Counter()
-        """What scrub.py found so far, by kind."""
+        """Personal data found so far, by kind."""
         self.speakers: Counter[str] = Counter()
-        """Who speaks how often, so far."""
+        """Turns per speaker so far."""
         self._role_of = columns.roles(settings.columns)
         self._scrub = scrub.kinds_of(settings.scrub)
         self._chat: chat_text.ChatText | None = None
@@ -70,7 +69,7 @@ class DataFile:
 
     @property
     def name(self) -> str:
-        """The format's key, or "unknown" where no row of the sample has one."""
+        """The format's key, or "unknown" if no sampled row has one."""
         return self.format.key if self.format else "unknown"
 
     @property
@@ -80,11 +79,11 @@ class DataFile:
 
     @property
     def roles(self) -> frozenset[str]:
-        """The roles of the named columns that this file has."""
+        """The roles of assigned columns that this file has."""
         return frozenset(role for column, role in self._role_of.items() if any(column in row for row in self.sample))
 
     def __iter__(self) -> Iterator[Conversation | Rejected]:
-        """Read the file from its beginning."""
+        """Read the file from its start."""
         self.personal.clear()
         self.speakers.clear()
         found: Iterable[rows.Raw] = self._named()
@@ -109,7 +108,7 @@ class DataFile:
         return scrub.scrubbed(read, self._scrub, self.personal)
 
     def _named(self) -> Generator[rows.Raw, None, None]:
-        """Raw rows, with small letters in their keys and columns called by their roles."""
+        """Raw rows with lower-case keys and columns renamed to their roles."""
         for line, value in self._raw():
             yield line, columns.renamed(_lowered(value), self._role_of) if isinstance(value, Mapping) else value
 
@@ -170,7 +169,7 @@ class DataFile:
             self.unused = tuple(dict.fromkeys(whole(str(key)) for row in named for key in row if key not in known))
 
     def _log_keys(self, sample: Sequence[Row]) -> chat_log.LogKeys | None:
-        """The keys of a chat log, if the rows are one: the user says so, or they look like it and like nothing else."""
+        """The keys of a chat log, if the user says it is one, or it looks like one and like nothing else."""
         keys = chat_log.keys_of(sample)
         if keys is None or self.forced or self._chat is not None or "speaker" in self._role_of.values():
             return keys
@@ -181,32 +180,32 @@ class DataFile:
 
 
 def read(files: Sequence[Path | str], settings: DataSettings = _AS_IS) -> Iterator[Conversation | Rejected]:
-    """Every row of the files in order, as a conversation or a rejected row. Raises DataError for a file of no use."""
+    """Every row of the files in order, as a conversation or a rejected row. Raises DataError for an unusable file."""
     for file in files:
         yield from DataFile(file, settings)
 
 
 def reading(data: Mapping[str, Any]) -> DataSettings:
-    """Of the [data] table of a run those settings that say how rows are read: what else is read as they were is read with it."""
+    """The settings of a run's [data] table that affect reading, to read other files the same way."""
     return DataSettings(**{name: data[name] for name in READING if data.get(name) is not None})
 
 
 def opened(files: Sequence[Path | str], settings: DataSettings) -> list[DataFile]:
-    """Files that are to be read with the same settings. Raises DataError also for a named column that none of them has."""
+    """Files to be read with the same settings. Raises DataError also for an assigned column that none of them has."""
     found = [DataFile(file, settings) for file in files]
     check_columns(found, settings)
     return found
 
 
 def check_columns(files: Sequence[DataFile], settings: DataSettings) -> None:
-    """Raise DataError for a column that the user named and no file has."""
+    """Raise DataError for an assigned column that no file has."""
     for column, role in columns.roles(settings.columns).items():
         if files and not any(role in file.roles for file in files):
             raise columns.missing(column, role, files[0].shown, files[0].names)
 
 
 def nothing_usable(files: Sequence[Path | str], first: Sequence[Rejected]) -> DataError:
-    """The error for files without one usable row: it quotes the first three reasons."""
+    """The error for files without a usable row; it quotes the first three reasons."""
     where = ", ".join(str(f) for f in files)
     if not first:
         return DataError(msg("{where}: no rows were found. Put one training example on each line.", where=where))
@@ -225,7 +224,7 @@ def quoted(rejected: Rejected) -> Message:
 
 
 def _short(reason: str) -> str:
-    """A reason without the middle of what it quotes: values of the data may be of any length."""
+    """A reason with long quotations shortened in the middle."""
     half = LONGEST_REASON // 2
     return reason if len(reason) <= LONGEST_REASON else f"{reason[:half]} … {reason[-half:]}"
 
@@ -239,6 +238,6 @@ def _row(value: Any) -> Row:
 
 
 def _lowered(row: Mapping[str, Any]) -> Row:
-    """Keys without regard to case and spaces at their ends, as spreadsheets write them; NaN is how pandas writes an empty cell."""
+    """Keys stripped and in lower case, as spreadsheets vary them; NaN is how pandas writes an empty cell."""
     found = {str(key).strip().lower(): value for key, value in row.items()}
     return {key: value for key, value in found.items() if value == value or key not in rows.OPTIONAL}

@@ -1,6 +1,6 @@
-"""Files as raw rows, one at a time: JSON Lines, CSV, text (json_rows.py has other JSON). Knows no chat format.
+"""Files as raw rows, one at a time: JSON Lines, CSV, text (json_rows.py reads other JSON). Knows no chat format.
 
-Each reader takes a stream of UTF-8 bytes and yields (line, value) or (line, Problem); memory holds one row.
+Each reader takes a UTF-8 byte stream and yields (line, value) or (line, Problem), with one row in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from finetune_local.system.untrusted.text import MOST_PARTS, ForeignTextError, c
 
 MAX_ROW_BYTES = 64 << 20
 PART_CHARACTERS = 8_000
-"""Length at which a long text without documents of its own is cut, so that parts of it can be held out."""
+"""Length of the parts that a long text without documents is split into, so that some can be used for validation."""
 
 NOT_UTF8 = msg("it is not valid UTF-8. Save the file as UTF-8.")
 
@@ -33,7 +33,7 @@ _SKIP = 1 << 20
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a row could not even be read."""
+    """Why a row could not be read."""
 
     reason: Message
 
@@ -42,7 +42,7 @@ Raw = tuple[int, Any | Problem]
 
 
 def _as_bad_byte(error: UnicodeError) -> tuple[str, int]:
-    """What cannot be decoded becomes a byte that is no UTF-8, so that it costs its row and not the file."""
+    """Replace what cannot be decoded by an invalid UTF-8 byte, so that only its row is rejected."""
     if isinstance(error, UnicodeDecodeError):
         return _BAD, error.end
     raise error
@@ -53,7 +53,7 @@ codecs.register_error("finetune_local.bad_byte", _as_bad_byte)
 
 
 class Transcoder(io.RawIOBase):
-    """A stream in any encoding as UTF-8 bytes, without a byte order mark; what cannot be decoded is no UTF-8 either."""
+    """A stream in any encoding as UTF-8 bytes without a byte-order mark; undecodable input stays invalid."""
 
     def __init__(self, source: BinaryIO, encoding: str) -> None:
         self._source = source
@@ -61,11 +61,11 @@ class Transcoder(io.RawIOBase):
         self._pending = b""
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a part of the buffer; 0 at the end."""
+        """Fill part of the buffer; returns 0 at the end."""
         while not self._pending:
             raw = self._source.read(1 << 16)
             text = self._decoder.decode(raw, final=not raw).lstrip("\ufeff")
@@ -79,7 +79,7 @@ class Transcoder(io.RawIOBase):
 
 
 def utf8(source: BinaryIO, encoding: str) -> BinaryIO:
-    """The stream as UTF-8 bytes; a bad byte is left bad, so that it costs its row and not the file."""
+    """The stream as UTF-8 bytes; invalid bytes stay invalid, so that only their rows are rejected."""
     if encoding == "utf-8-sig":
         source.seek(len(codecs.BOM_UTF8))
     if encoding in ("utf-8", "utf-8-sig"):
@@ -88,7 +88,7 @@ def utf8(source: BinaryIO, encoding: str) -> BinaryIO:
 
 
 def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | Problem]]:
-    """Lines with their numbers. One over MAX_ROW_BYTES is skipped without being held."""
+    """Numbered lines. A line over MAX_ROW_BYTES is skipped without being buffered."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -101,7 +101,7 @@ def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | Problem]]:
 
 
 def jsonl(stream: BinaryIO) -> Iterator[Raw]:
-    """One JSON value per line; blank lines are passed over."""
+    """One JSON value per line; blank lines are skipped."""
     for number, line in lines(stream):
         if isinstance(line, Problem):
             yield number, line
@@ -113,19 +113,19 @@ def jsonl(stream: BinaryIO) -> Iterator[Raw]:
 
 
 def too_long() -> Message:
-    """Why a row over the limit is none."""
+    """The reason for a row over the limit."""
     return msg("it is longer than {size} MB; split it.", size=MAX_ROW_BYTES >> 20)
 
 
 def problem(error: ForeignTextError | RowRejected) -> Problem:
-    """What an error says of a row."""
+    """An error's message about a row."""
     return Problem(
         msg("it cannot be used: {error}.", error=error) if isinstance(error, ForeignTextError) else error.message
     )
 
 
 def _value(line: bytes, *, whole: bool) -> Any | Problem:
-    """The JSON value of a line; `whole` says that the line has an end."""
+    """A line's JSON value; `whole` says that the line is complete."""
     try:
         text = line.decode("utf-8")
         check_parts(text)
@@ -144,7 +144,7 @@ def _value(line: bytes, *, whole: bool) -> Any | Problem:
 
 
 def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
-    """Rows of a CSV file with a header line. The number is that of the line a row begins on."""
+    """Rows of a CSV file with a header; the number is that of a row's first line."""
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
     try:
@@ -173,7 +173,7 @@ def csv_rows(stream: BinaryIO, shown: str) -> Iterator[Raw]:
 
 
 class _CsvLines:
-    """Lines for a csv.reader, which knows no limit of its own: raises RowRejected behind the line that makes a row too large."""
+    """Lines for csv.reader, which has no size limit: raises RowRejected after the line that makes a row too large."""
 
     def __init__(self, text: io.TextIOWrapper, delimiter: str, number: int) -> None:
         """`number` lines were read before, the header last."""
@@ -182,7 +182,7 @@ class _CsvLines:
         self._size = self._cells = 0
 
     def row(self) -> int:
-        """A row begins: the number of its first line."""
+        """Start a row; returns the number of its first line."""
         self._size = self._cells = 0
         return self._number + 1
 
@@ -206,7 +206,7 @@ class _CsvLines:
 
 
 def text_parts(stream: BinaryIO, *, by_line: bool) -> Iterator[Raw]:
-    """Documents of a text file as {"text"} rows: a line each, or parts of one long text cut at its paragraphs."""
+    """Documents of a text file as {"text"} rows: one per line, or parts of a long text split at paragraphs."""
     start, size, part, started = 1, 0, list[str](), False
     for number, line in lines(stream):
         try:
@@ -235,7 +235,7 @@ def text_parts(stream: BinaryIO, *, by_line: bool) -> Iterator[Raw]:
 
 
 def one_document_per_line(sample: str) -> bool:
-    """Whether the lines of a text file are documents: long, and with no blank lines between paragraphs."""
+    """Whether each line is a document: long lines, no blank lines between paragraphs."""
     found = sample.split("\n")[:-1] if sample.count("\n") > 1 else sample.split("\n")
     found = found[:-1] if len(found) > 1 and not found[-1].strip() else found
     lengths = sorted(len(line) for line in found)
@@ -279,7 +279,7 @@ def _header(line: str, shown: str) -> list[str]:
 
 
 def _delimiter(header: str) -> str:
-    """The delimiter that stands most often outside quotes in the header line; the comma in doubt."""
+    """The most frequent unquoted delimiter of the header line; a comma if in doubt."""
     bare = "".join(part for i, part in enumerate(header.split('"')) if i % 2 == 0)
     return max(",;\t|", key=lambda d: (bare.count(d), d == ","))
 
@@ -301,12 +301,12 @@ def _csv_row(names: list[str], cells: list[str]) -> dict[str, str] | Problem:
 
 
 OPTIONAL = ("system", "history", "tools", "input", "label")
-"""Columns whose empty cell means that the row has none."""
+"""Columns in which an empty cell means that the row has none."""
 
 
-def _csv_reason(said: str) -> Message:
-    if "unexpected end" in said:
+def _csv_reason(error: str) -> Message:
+    if "unexpected end" in error:
         return msg("a double quote is opened and never closed, so the rest of the file could not be read.")
-    if "field limit" in said or "field larger" in said:
+    if "field limit" in error or "field larger" in error:
         return msg("a cell is longer than {size} MB; is a double quote never closed?", size=MAX_ROW_BYTES >> 20)
-    return msg("it is not CSV: {error}.", error=said)
+    return msg("it is not CSV: {error}.", error=error)

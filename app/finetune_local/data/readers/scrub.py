@@ -1,7 +1,7 @@
-"""Personal data in texts: found by its form, counted, and where it is wanted replaced by a placeholder such as [email].
+"""Personal data in texts: detected by its form, counted, and on request replaced by a placeholder such as [email].
 
-Only what has a form can be found: addresses, numbers, keys. Names of people, street addresses and birthdays cannot, and stay.
-Numbers with a checksum (cards, IBANs, Chinese identity numbers) are checked by it, so that other long numbers are left alone.
+Only data with a recognisable form is found: addresses, numbers, keys. Names, street addresses and birthdays are not. Numbers with a
+checksum (cards, IBANs, Chinese identity numbers) are verified, so that other long numbers are left alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from finetune_local.data.conversation import Conversation
 from finetune_local.spec.run import Personal
 
 KINDS: tuple[str, ...] = tuple(kind for kind in get_args(Personal) if kind != "all")
-"""Every kind, in the order of the setting's choices."""
+"""All kinds, in the order of the setting's choices."""
 
 Span = tuple[int, int]
 
@@ -71,13 +71,13 @@ _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w
 
 
 def kinds_of(chosen: Iterable[str]) -> frozenset[str]:
-    """The kinds that a setting names; "all" is every one."""
+    """The kinds a setting selects; "all" is every one."""
     wanted = frozenset(chosen)
     return frozenset(KINDS) if "all" in wanted else wanted
 
 
 def scrubbed(conversation: Conversation, kinds: Collection[str], found: Counter[str]) -> Conversation:
-    """The conversation with those kinds replaced; what of every kind there was is added to `found`, wanted or not."""
+    """The conversation with those kinds replaced; counts of every kind, replaced or not, are added to `found`."""
     messages = tuple(
         message if (text := scrub(message.content, kinds, found)) == message.content else replace(message, content=text)
         for message in conversation.messages
@@ -90,7 +90,7 @@ def scrubbed(conversation: Conversation, kinds: Collection[str], found: Counter[
 
 
 def scrub(text: str, kinds: Collection[str], found: Counter[str]) -> str:
-    """A text with what is of those kinds replaced by its placeholder; see scrubbed()."""
+    """A text with data of those kinds replaced by placeholders; see scrubbed()."""
     result, at = list[str](), 0
     for start, end, kind in _spans(text):
         found[kind] += 1
@@ -101,7 +101,7 @@ def scrub(text: str, kinds: Collection[str], found: Counter[str]) -> str:
 
 
 def _spans(text: str) -> list[tuple[int, int, str]]:
-    """What is there, in order and without overlaps: what is asked first has it."""
+    """Spans in order without overlaps; kinds tried first take precedence."""
     digits = sum(map(text.count, "0123456789"))
     taken: list[tuple[int, int, str]] = []
     for kind, finder, least, marks in _FINDERS:
@@ -119,7 +119,7 @@ def _has(text: str, marks: Sequence[str]) -> bool:
 
 
 def _merged(taken: Sequence[tuple[int, int, str]], found: Iterable[Span], kind: str) -> list[tuple[int, int, str]]:
-    """What is taken, and of what else was found, in order too, all that is free. Linear in both."""
+    """The accepted spans and those of `found` that do not overlap them, in order. Linear in both."""
     result, at = list[tuple[int, int, str]](), 0
     for start, end in found:
         while at < len(taken) and taken[at][1] <= start:
@@ -190,7 +190,7 @@ def _phones(text: str) -> Iterator[Span]:
 
 
 def _ipv4(text: str) -> Iterator[Span]:
-    """IP addresses, but not those every machine has for itself."""
+    """IP addresses, except loopback and unspecified ones."""
     for match in _IPV4.finditer(text) if text.count(".") > 2 else ():
         parts = [int(part) for part in match[0].split(".")]
         if max(parts) <= 255 and parts[0] not in (0, 127, 255):
@@ -218,8 +218,7 @@ _FINDERS: Sequence[tuple[str, Callable[[str], Iterable[Span]], int, Sequence[str
     ("ip", _ipv4, 3, (".",)),
     ("ip", _ipv6, 3, (":",)),
 )
-"""Kinds in the order they are asked, as the first has what others would see a part of: how each is found, the fewest digits that a
-text with one has, and marks of which it has one."""
+"""Kinds in order of precedence: how each is found, the fewest digits of a text with one, and characters it always contains."""
 
 
 def _luhn(digits: str) -> bool:

@@ -1,6 +1,6 @@
-"""Conversations between people with names of their own: whose turns are learned is for the user to say (--assistant Alice).
+"""Conversations between named people: the user selects whose turns are supervised (--assistant Alice).
 
-That speaker's turns become the assistant's, all others the user's; several of one side in a row become one.
+That speaker's turns become the assistant's, all others the user's; consecutive turns of one side are joined.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from finetune_local.system.untrusted.text import ForeignTextError, parse_json
 Row = Mapping[str, Any]
 
 LISTS = ("messages", "conversations", "conversation", "chat_log", "prompt", "completion")
-"""Keys of a row under which a list of turns may lie."""
+"""Keys of a row that may contain a list of turns."""
 
 NAME_KEYS = ("role", "from", "speaker", "sender", "author", "name")
-"""Keys of a turn that may say who speaks."""
+"""Keys of a turn that may name the speaker."""
 
 MOST_SPEAKERS = 1000
-"""Different names that are counted."""
+"""Number of distinct names counted."""
 
 LONGEST_NAME = 200
 """Characters of a name that is counted."""
@@ -35,7 +35,7 @@ _WORTH_ASKING = 0.1  # share of the turns
 
 
 def count(row: Row, into: Counter[str]) -> None:
-    """Add who speaks how often in a row; what is said by the system or by tools is nobody's."""
+    """Count a row's turns per speaker; turns of the system and of tools are not counted."""
     for _, turns in _lists(row):
         for turn in turns:
             name = name_of(turn)
@@ -45,7 +45,7 @@ def count(row: Row, into: Counter[str]) -> None:
 
 
 def named(speakers: Mapping[str, int]) -> list[str]:
-    """Those speakers whose names are no role's, the most talkative first; none where they say so little that it is a mistake."""
+    """Speakers whose names are not roles, most talkative first; none if they have too few turns."""
     own = [name for name in speakers if _role(name) is None]
     if sum(speakers[name] for name in own) < _WORTH_ASKING * sum(speakers.values()):
         return []
@@ -53,18 +53,18 @@ def named(speakers: Mapping[str, int]) -> list[str]:
 
 
 def cast(row: Row, assistant: str) -> Row:
-    """The row with its turns' speakers as roles. Raises RowRejected where the assistant does not speak in it.
+    """The row with speakers replaced by roles. Raises RowRejected if the assistant does not speak in it.
 
-    Where several others speak, their names stand before what they say, so that they can be told apart.
+    With several other speakers, their names precede their texts.
     """
     changed = {key: _cast(turns, assistant, several=bool(row.get("several"))) for key, turns in _lists(row)}
     return {**row, **changed} if changed else row
 
 
 def merged(conversation: Conversation) -> Conversation:
-    """Consecutive turns of one side as one, and without what the assistant says before anybody has spoken to it.
+    """Consecutive turns of one side joined, without assistant turns before the first user turn.
 
-    Raises RowRejected where nobody else speaks.
+    Raises RowRejected if no one else speaks.
     """
     result: list[Message] = []
     for message in conversation.messages:
@@ -82,7 +82,7 @@ def merged(conversation: Conversation) -> Conversation:
 
 
 def name_of(turn: Mapping[str, Any]) -> str:
-    """Who speaks: a name beside a role of "user" or "assistant" counts for more than the role."""
+    """The speaker: a name beside a role of "user" or "assistant" takes precedence over the role."""
     given = [value for key in NAME_KEYS if isinstance(value := turn.get(key), str) and value.strip()]
     own = next((value for value in given if _role(value) is None), None)
     first = given[0] if given else ""
@@ -90,22 +90,22 @@ def name_of(turn: Mapping[str, Any]) -> str:
 
 
 def _cast(turns: Sequence[Row], assistant: str, *, several: bool) -> list[dict[str, Any]]:
-    wanted = assistant.strip().casefold()
+    folded = assistant.strip().casefold()
     names = [name_of(turn) for turn in turns]
-    if wanted not in (name.casefold() for name in names):
+    if folded not in (name.casefold() for name in names):
         found = list(dict.fromkeys(name for name in names if name))
         shown = ", ".join(found[:_SHOWN]) + (" …" if len(found) > _SHOWN else "")
         raise RowRejected(
             msg("'{name}' says nothing in it; its speakers are: {names}.", name=assistant, names=shown or "nobody")
         )
-    others = {name.casefold() for name in names if name and _role(name) not in ("system", "tool")} - {wanted}
+    others = {name.casefold() for name in names if name and _role(name) not in ("system", "tool")} - {folded}
     several = several or len(others) > 1
-    return [_turn(turn, name, wanted, several=several) for turn, name in zip(turns, names, strict=True)]
+    return [_turn(turn, name, folded, several=several) for turn, name in zip(turns, names, strict=True)]
 
 
-def _turn(turn: Row, name: str, wanted: str, *, several: bool) -> dict[str, Any]:
+def _turn(turn: Row, name: str, assistant: str, *, several: bool) -> dict[str, Any]:
     role: Role
-    if name.casefold() == wanted or name.lower() in ("function_call", "tool_call"):
+    if name.casefold() == assistant or name.lower() in ("function_call", "tool_call"):
         role = "assistant"
     else:
         role = known if (known := _role(name)) == "system" or known == "tool" else "user"
@@ -120,7 +120,7 @@ def _turn(turn: Row, name: str, wanted: str, *, several: bool) -> dict[str, Any]
 
 
 def _lists(row: Row) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """The row's lists of turns; a cell of a CSV file may hold one as JSON."""
+    """The row's lists of turns; a CSV cell may contain one as JSON."""
     for key in LISTS:
         value = row.get(key)
         if isinstance(value, str) and value.lstrip().startswith("[{"):

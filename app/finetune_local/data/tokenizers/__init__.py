@@ -1,1 +1,1 @@
-"""A folder's tokenizer, with the ids transformers would give."""
+"""A folder's tokenizer, with the same ids as transformers."""

@@ -1,7 +1,7 @@
-"""A folder's tokenizer by the `tokenizers` library alone, as transformers 5 would build it; None where only transformers can tell.
+"""Build a folder's tokenizer with the `tokenizers` library alone, as transformers 5 would; None if only transformers can.
 
-What transformers does between the files and the ids is in its tokenization_utils_tokenizers.py and tokenization_utils_base.py; the order
-in which tokens are added decides their ids. tests/unit/data/test_tokenizer_equal.py compares the two.
+What transformers does between files and ids is in its tokenization_utils_tokenizers.py and tokenization_utils_base.py; the order in
+which tokens are added decides their ids. tests/unit/data/test_tokenizer_equal.py compares the two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COPY = msg("Copy it again from where the model came from.")
 
 @dataclass(frozen=True)
 class Files:
-    """A folder's files as read: what tokenizer.json holds, what is said beside it, and the class that reads them."""
+    """A folder's parsed files: tokenizer.json, the settings beside it, and the class that reads them."""
 
     folder: Path
     values: dict[str, Any]
@@ -38,13 +38,13 @@ class Files:
 
     @property
     def known(self) -> bool:
-        """Whether the cost of every part is known, so that it may be used in this process."""
+        """Whether the cost of every part is bounded, so that it may be used in this process."""
         return is_known(self.values, self.class_name in REBUILT)
 
 
 @dataclass(frozen=True)
 class Built:
-    """The library's tokenizer, and the texts of its special tokens: those with a name, and others."""
+    """The library's tokenizer, and the texts of its special tokens, named and unnamed."""
 
     core: Tokenizer
     named: Mapping[str, str]
@@ -52,7 +52,7 @@ class Built:
 
 
 def read_files(folder: Path) -> Files | None:
-    """None where transformers has to read them. Raises ModelError for damaged ones."""
+    """The files, or None if only transformers can read them. Raises ModelError for damaged ones."""
     path = folder / TOKENIZER
     try:
         text = read_bounded(path)
@@ -67,12 +67,12 @@ def read_files(folder: Path) -> Files | None:
     _check_vocabulary(path, values)
     name = class_of(settings, _config(folder), b'"ByteLevel"' in text, folder)
     kind = values["model"].get("type")
-    # The classes build BPE anew; of another kind they make it by rules of their own.
+    # The classes build BPE anew; for another kind they have other rules.
     return None if name is None or (name in REBUILT and kind != "BPE") else Files(folder, values, settings, name)
 
 
 def build(files: Files) -> Built:
-    """Build it. Raises ModelError where the library refuses."""
+    """Build the tokenizer. Raises ModelError if the library refuses."""
     try:
         return _built(files.values, files.settings, files.class_name)
     except BaseException as error:  # the library raises bare Exception, and panics that are none
@@ -82,7 +82,7 @@ def build(files: Files) -> Built:
 
 
 def written(built: Built) -> dict[str, Any]:
-    """A tokenizer as plain values, from which from_written() makes it again."""
+    """A tokenizer as plain values, the input of from_written()."""
     return {
         "tokenizer": built.core.to_str(),
         "named": dict(built.named),
@@ -142,7 +142,7 @@ def _built(values: Mapping[str, Any], settings: Settings, class_name: str) -> Bu
 
 
 def _to_add(core: Tokenizer, named: Mapping[str, Token | None], settings: Settings) -> Iterator[AddedToken]:
-    """Tokens that are added, in transformers' order: those with an id in the files, then special ones that are missing."""
+    """Tokens to add in transformers' order: those with an id in the files, then missing special ones."""
     tokens: list[Token] = [token for _, token in sorted(settings.added.items())]
     there = {token.content for token in core.get_added_tokens_decoder().values()} | {str(token) for token in tokens}
     for token in (*named.values(), *settings.extra):
@@ -163,7 +163,7 @@ def _merges(merges: list[Any]) -> list[tuple[str, ...]]:
 
 
 def _check_vocabulary(path: Path, values: Mapping[str, Any]) -> None:
-    """The ids are numbers that a model can have. Raises ModelError."""
+    """Raise ModelError if the ids are not valid for a model."""
     model = values.get("model")
     if not isinstance(model, dict):
         raise ModelError(
@@ -200,7 +200,7 @@ def _check_vocabulary(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _check_merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str, Any]) -> None:
-    """Each makes a token that there is: where it does not, the library panics. Raises ModelError."""
+    """Raise ModelError if a merge does not produce a token, on which the library panics."""
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise ModelError(
@@ -228,7 +228,7 @@ def _check_merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str,
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """config.json as far as it can be read: it only says which family the model is of."""
+    """config.json as far as it can be read; only its architecture is used."""
     try:
         return parse_json_object(read_bounded(folder / "config.json", MOST_CONFIG_BYTES))
     except (OSError, ForeignTextError):

@@ -1,6 +1,6 @@
-"""The guarded child of tokenizer_core.py: builds a tokenizer whose cost is not known, and uses it.
+"""The guarded child of core.py: builds a tokenizer of unbounded cost and uses it.
 
-A setup is JSON: {"folder"}, or a tokenizer as tokenizer_build.written() has it.
+A setup is JSON: {"folder"}, or a tokenizer as build.written() returns it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from finetune_local.system.untrusted.text import parse_json_object
 
 
 def prepare(setup: str) -> Built | str:
-    """The tokenizer, or the sentence that says why there is none."""
+    """The tokenizer, or a sentence that says why there is none."""
     values = parse_json_object(setup)
     try:
         if "folder" not in values:
@@ -38,7 +38,7 @@ def prepare(setup: str) -> Built | str:
 
 
 def answer(prepared: Built | str, request: dict[str, Any]) -> Any:
-    """facts, write, encode, decode, streamed, token, id, names."""
+    """Requests: facts, write, encode, decode, streamed, token, id, names."""
     if isinstance(prepared, str):
         return {"wrong": prepared}
     core, do = prepared.core, request["do"]

@@ -1,6 +1,6 @@
-"""A tokenizer that only transformers can read, such as one in SentencePiece's own file: read once, in a guarded child, and written down.
+"""A tokenizer that only transformers can read, such as a SentencePiece file: converted once, in a guarded child.
 
-The only file of the app that imports transformers, and only in that child: it takes seconds and half a gigabyte.
+The only file of the app that imports transformers, and only in that child: the import takes seconds and half a gigabyte.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from finetune_local.system.untrusted.guarded import Guarded, GuardedError, Limit
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_bounded
 
 SECONDS = 120.0
-"""Processor time to import transformers and to convert; twenty seconds are usual."""
+"""CPU seconds to import transformers and convert; twenty are usual."""
 
 _FORMS = ("tokenizer.json", "*.model", "*vocab*", "*.tiktoken", "tekken.json", "merges.txt")
-"""Names of files that a tokenizer is kept in."""
+"""Names of files that contain a tokenizer."""
 
 _TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _KEPT = 2
 _read: dict[str, dict[str, Any]] = {}
-"""What was read last, by what it was read from: an export opens the same tokenizer three times."""
+"""The last conversion, keyed by its input: an export opens the same tokenizer three times."""
 
 _LIMITS = Limits(SECONDS, 6 * 10**9, by_address=False)
 
 
 def converted(folder: Path) -> dict[str, Any]:
-    """What tokenizer_build.from_written() takes, and whether the cost of its parts is "known". Raises ModelError."""
+    """The input of build.from_written(), and whether its cost is bounded ("known"). Raises ModelError."""
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError as error:
@@ -43,12 +43,12 @@ def converted(folder: Path) -> dict[str, Any]:
         return _read[key]
     child = Guarded("finetune_local.data.tokenizers.conversion", _LIMITS)
     try:
-        told: dict[str, Any] = child.ask(str(folder), Setup(""))
+        reply: dict[str, Any] = child.ask(str(folder), Setup(""))
     except GuardedError as error:
         raise _missing(folder, message_of(error)) from None
     finally:
         child.close()
-    if not told["fast"]:
+    if not reply["fast"]:
         raise ModelError(
             msg(
                 "{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder.",
@@ -57,12 +57,12 @@ def converted(folder: Path) -> dict[str, Any]:
         )
     while len(_read) >= _KEPT:
         _read.pop(next(iter(_read)))
-    _read[key] = told
-    return told
+    _read[key] = reply
+    return reply
 
 
 def _digest(folder: Path, names: list[str]) -> str:
-    """Of all that a tokenizer can be read from: everything but weights."""
+    """Digest of every file a tokenizer can be read from: everything but weights."""
     digest = hashlib.sha256()
     for name in sorted(names):
         if name.endswith(_TEXTS):
@@ -91,7 +91,7 @@ def prepare(setup: str) -> str:
 
 
 def answer(prepared: str, request: str) -> dict[str, Any]:
-    """In the child: the tokenizer of a folder as transformers has it, by files alone; no code of the folder is run."""
+    """In the child: a folder's tokenizer as transformers reads it, from files only; no code in the folder is run."""
     from transformers import AutoTokenizer
 
     from finetune_local.data.tokenizers.shape import is_known

@@ -1,7 +1,7 @@
-"""Text to ids and back by the `tokenizers` library: in this process where the cost of every part is known, else in a guarded child.
+"""Text to ids and back with the `tokenizers` library: in this process if the cost of every part is bounded, else in a guarded child.
 
-The library is in Rust. What it is given decides what it does: a pattern may backtrack for hours, replacements may double a text forty
-times, and an allocation that fails ends the process. tokenizer_shape.py says which tokenizer.json can do none of this.
+The library is written in Rust, and its input decides what it does: a pattern may backtrack for hours, replacements may double a text
+forty times, and a failed allocation aborts the process. shape.py decides which tokenizer.json can do none of this.
 """
 
 from __future__ import annotations
@@ -20,66 +20,66 @@ from finetune_local.system.messages import as_message, message_of, msg
 from finetune_local.system.untrusted.guarded import Guarded, GuardedError, Limits, Raised, Setup
 
 SECONDS, SECONDS_PER_CHARACTER = 5.0, 1 / 100_000
-"""Processor time that the guarded child has for a text; the slowest real tokenizers take a tenth of it."""
+"""CPU seconds per character in the guarded child; the slowest real tokenizers take a tenth."""
 
 LOAD_SECONDS = 30.0
-"""And to build a tokenizer: a vocabulary of 262,000 tokens takes two."""
+"""CPU seconds to build a tokenizer; a vocabulary of 262,000 tokens takes two."""
 
 _CHARACTERS = 10
-"""That a token stands for, to say how long decoding may take."""
+"""Characters assumed per token, to bound decoding time."""
 
 _PATIENCE = 2
-"""After so many texts that it did not end with, no further one is tried: a file may have a million."""
+"""After this many texts that timed out, no more are tried: a file may have a million."""
 
 _child = Guarded("finetune_local.data.tokenizers.child", Limits(SECONDS, 2 * 10**9))
 T = TypeVar("T")
 
 
 class Core(Protocol):
-    """What both kinds do. `encode` and `decode` raise RowRejected where the tokenizer fails with a text."""
+    """The common interface. `encode` and `decode` raise RowRejected if the tokenizer fails on a text."""
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        """The ids of each text; `special` adds what the tokenizer puts around one by itself."""
+        """The ids of each text; `special` adds what the tokenizer puts around a text."""
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         """The text of ids."""
 
     def streamed(self, ids: Sequence[int], ends: Collection[int]) -> list[tuple[str, list[int]]]:
-        """The text of ids piece by piece, special tokens included: see streamer.streamed."""
+        """The text of ids in pieces, special tokens included; see streamer.streamed."""
 
     def token(self, index: int) -> str | None:
-        """A token as the vocabulary writes it."""
+        """A token as the vocabulary spells it."""
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token."""
+        """A token's id."""
 
     def names(self) -> dict[int, str]:
-        """Every token by its id."""
+        """Every token by id."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a tokenizer beside its core."""
+    """Properties of a tokenizer."""
 
     named: Mapping[str, str]
-    """Its special tokens by name: "eos_token": "</s>"."""
+    """Named special tokens: "eos_token": "</s>"."""
     extra: tuple[str, ...]
-    """Special tokens without a name."""
+    """Unnamed special tokens."""
     added: Mapping[str, int]
-    """Tokens beside the text's own vocabulary, by their text, in the order of their ids."""
+    """Tokens added to the base vocabulary, by text, in order of id."""
     left_out: frozenset[int]
-    """Those of them that do not show in an answer's text."""
+    """Added tokens that are omitted from an answer's text."""
     strips_right: frozenset[int]
-    """Those of them that take the white space behind them."""
+    """Added tokens that absorb the whitespace after them."""
     size: int
-    """How many tokens there are."""
+    """Number of tokens."""
     largest_id: int
     bytes_fall_back: bool
-    """Whether unknown characters become the tokens of their bytes, <0x0A>."""
+    """Whether unknown characters become byte tokens, <0x0A>."""
 
 
 def load_core(folder: Path) -> tuple[Core, Facts]:
-    """The tokenizer of a folder, with the ids that transformers gives. Raises ModelError."""
+    """A folder's tokenizer, with the same ids as transformers. Raises ModelError."""
     from finetune_local.data.tokenizers.build import build, from_written, read_files
 
     files = read_files(folder)
@@ -95,7 +95,7 @@ def load_core(folder: Path) -> tuple[Core, Facts]:
 
 
 def facts_of(built: Any) -> Facts:
-    """Of what tokenizer_build made."""
+    """The properties of a built tokenizer."""
     core = built.core
     tokens = sorted(core.get_added_tokens_decoder().items())
     vocabulary = core.get_vocab(with_added_tokens=True)
@@ -112,7 +112,7 @@ def facts_of(built: Any) -> Facts:
 
 
 class InProcess:
-    """The library's tokenizer itself."""
+    """The library's tokenizer in this process."""
 
     def __init__(self, core: Any) -> None:
         core.no_truncation()
@@ -120,11 +120,13 @@ class InProcess:
         self._core = core
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        """Without offsets, which takes a fifth less time."""
-        return _told(lambda: [one.ids for one in self._core.encode_batch_fast(list(texts), add_special_tokens=special)])
+        """Without offsets, which is a fifth faster."""
+        return _guarded_call(
+            lambda: [one.ids for one in self._core.encode_batch_fast(list(texts), add_special_tokens=special)]
+        )
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
-        return _told(lambda: str(self._core.decode(list(ids), skip_special_tokens=skip_special)))
+        return _guarded_call(lambda: str(self._core.decode(list(ids), skip_special_tokens=skip_special)))
 
     def streamed(self, ids: Sequence[int], ends: Collection[int]) -> list[tuple[str, list[int]]]:
         return streamed(lambda part: self.decode(part, False), ids, ends)
@@ -149,29 +151,29 @@ class InChild:
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         size = sum(map(len, texts))
-        found: list[list[int]] = self._asked({"do": "encode", "texts": list(texts), "special": special}, size)
+        found: list[list[int]] = self._request({"do": "encode", "texts": list(texts), "special": special}, size)
         return found
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         asked = {"do": "decode", "ids": list(map(int, ids)), "skip_special": skip_special}
-        return str(self._asked(asked, _CHARACTERS * len(ids)))
+        return str(self._request(asked, _CHARACTERS * len(ids)))
 
     def streamed(self, ids: Sequence[int], ends: Collection[int]) -> list[tuple[str, list[int]]]:
         asked = {"do": "streamed", "ids": list(map(int, ids)), "ends": sorted(map(int, ends))}
-        return [(text, part) for text, part in self._asked(asked, _CHARACTERS * len(ids))]
+        return [(text, part) for text, part in self._request(asked, _CHARACTERS * len(ids))]
 
     def token(self, index: int) -> str | None:
-        found: str | None = self._asked({"do": "token", "id": int(index)}, 0)
+        found: str | None = self._request({"do": "token", "id": int(index)}, 0)
         return found
 
     def id_of(self, token: str) -> int | None:
-        found: int | None = self._asked({"do": "id", "token": token}, 0)
+        found: int | None = self._request({"do": "id", "token": token}, 0)
         return found
 
     def names(self) -> dict[int, str]:
-        return dict(self._asked({"do": "names"}, 0))
+        return dict(self._request({"do": "names"}, 0))
 
-    def _asked(self, request: dict[str, Any], characters: int) -> Any:
+    def _request(self, request: dict[str, Any], characters: int) -> Any:
         if self._failed < _PATIENCE:
             try:
                 return _child.ask(request, self._setup, LOAD_SECONDS, SECONDS + characters * SECONDS_PER_CHARACTER)
@@ -183,21 +185,25 @@ class InChild:
 
 
 def _written(folder: Path) -> dict[str, Any]:
-    """A tokenizer built in the child, as text: the folder may be gone when the child is started again."""
-    told: dict[str, Any] = _of_child(folder, {"do": "write"}, Setup(json.dumps({"folder": str(folder)})))
-    return {**told, "known": False}
+    """The tokenizer as text: the folder may be gone when the child is restarted."""
+    reply: dict[str, Any] = _of_child(folder, {"do": "write"}, Setup(json.dumps({"folder": str(folder)})))
+    return {**reply, "known": False}
 
 
 def _facts(folder: Path, setup: Setup) -> Facts:
-    told = _of_child(folder, {"do": "facts"}, setup)
+    reply = _of_child(folder, {"do": "facts"}, setup)
     return Facts(
-        **{**told, "extra": tuple(told["extra"]), **{key: frozenset(told[key]) for key in ("left_out", "strips_right")}}
+        **{
+            **reply,
+            "extra": tuple(reply["extra"]),
+            **{key: frozenset(reply[key]) for key in ("left_out", "strips_right")},
+        }
     )
 
 
 def _of_child(folder: Path, request: dict[str, Any], setup: Setup) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = _child.ask(request, setup, LOAD_SECONDS)
+        reply: dict[str, Any] = _child.ask(request, setup, LOAD_SECONDS)
     except GuardedError as error:
         raise ModelError(
             msg(
@@ -206,13 +212,13 @@ def _of_child(folder: Path, request: dict[str, Any], setup: Setup) -> dict[str, 
                 error=error,
             )
         ) from None
-    if "wrong" in told:
-        raise ModelError(as_message(told["wrong"]))
-    return told
+    if "wrong" in reply:
+        raise ModelError(as_message(reply["wrong"]))
+    return reply
 
 
-def _told(work: Callable[[], T]) -> T:
-    """The result; the library's bare exceptions and panics as RowRejected."""
+def _guarded_call(work: Callable[[], T]) -> T:
+    """The result; the library's exceptions and panics become RowRejected."""
     try:
         return work()
     except BaseException as error:

@@ -1,7 +1,7 @@
-"""What tokenizer_config.json and the older files beside it say of a tokenizer, as one record, read as transformers 5 reads them.
+"""tokenizer_config.json and the older files beside it as one record, read as transformers 5 reads them.
 
-special_tokens_map.json and added_tokens.json hold only where tokenizer_config.json has no "added_tokens_decoder"; then the added tokens
-of tokenizer.json hold too. Chat templates are tokenizer_files.py's business.
+special_tokens_map.json and added_tokens.json apply only if tokenizer_config.json has no "added_tokens_decoder"; tokenizer.json's added
+tokens apply too then. Chat templates are read by spec/base/tokenizer_files.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from finetune_local.system.untrusted.text import is_text, kind_of
 Token = str | AddedToken
 
 MOST_ID = 2**24
-"""Larger than any vocabulary; ids are 32-bit numbers in the training data."""
+"""Larger than any vocabulary; ids are 32-bit in the training data."""
 
 MOST_TOKENS = 2**20
 MOST_CHARACTERS = 4096
@@ -32,11 +32,11 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class Settings:
-    """`named` has NAMED's tokens that are given, None where a file says null; `specific` those under other names, such as image_token."""
+    """`named` has the given tokens of NAMED, None if a file says null; `specific` those under other names, such as image_token."""
 
     class_name: str | None
     from_code: bool
-    """Whether the folder wants a class of its own code to read it."""
+    """Whether the folder needs its own code to read the tokenizer."""
     named: Mapping[str, Token | None]
     specific: Mapping[str, Token]
     extra: tuple[Token, ...]
@@ -51,7 +51,7 @@ class Settings:
 
 
 def read_settings(folder: Path, in_tokenizer: Any) -> Settings:
-    """From a folder's files; `in_tokenizer` are the "added_tokens" of its tokenizer.json. Raises ModelError."""
+    """Read a folder's files; `in_tokenizer` are the "added_tokens" of its tokenizer.json. Raises ModelError."""
     path = folder / CONFIG
     values = read_optional_config(path) or {}
     if _OLD_EXTRA in values and not values.get(_EXTRA):
@@ -102,7 +102,7 @@ def read_settings(folder: Path, in_tokenizer: Any) -> Settings:
 
 
 def _older(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Put special_tokens_map.json's tokens over those of tokenizer_config.json; what it names for this model alone comes back."""
+    """Override tokenizer_config.json's tokens by special_tokens_map.json's; returns model-specific names."""
     specific: dict[str, Any] = {}
     for key, value in (read_optional_config(path) or {}).items():
         if key == _EXTRA and isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Whether a tokenizer.json is made of parts whose cost is known: time and memory in proportion to the text.
+"""Whether a tokenizer.json consists of parts with bounded cost: time and memory proportional to the text.
 
-Such a one is used in this process. A tokenizer.json may hold programs too: a pattern that backtracks for hours, forty replacements that
-double a text each. Whatever is not known here is used in a guarded child (tokenizer_core.py), which is slower and gives the same ids.
+Such a tokenizer is used in this process. tokenizer.json can also contain programs: a pattern that backtracks for hours, replacements that
+double a text forty times. Anything unknown runs in a guarded child (core.py), which is slower and returns the same ids.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 MOST_STEPS = 16
 MOST_GROWTH = 64
-"""How many times as long a text may become by replacements."""
+"""How much longer a text may become by replacements."""
 
 _MOST_ADDED_CHARACTERS = 2**20
 _ENDINGS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -28,7 +28,7 @@ BRANCHES = frozenset(
         r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+", r"\s", r"[\r\n]", r" {2,}",
     }
 )  # fmt: skip
-"""Alternatives of the patterns by which byte-level tokenizers cut a text; none repeats what repeats."""
+"""Alternatives of the split patterns in byte-level tokenizers; none has nested repetition."""
 
 _PLAIN_NORMALIZERS = {
     "NFC",
@@ -46,13 +46,15 @@ _PLAIN_CUTS = {"ByteLevel", "Whitespace", "WhitespaceSplit", "Digits", "Punctuat
 _PLAIN_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece", "BPEDecoder"}
 _PLAIN_ENDS = {"ByteLevel", "BertProcessing", "RobertaProcessing"}
 _MARKS_OF_WORDS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
-"""Of the models; with a prefix the library takes tokens apart without looking how long they are."""
+"""Word markers of the models; with a prefix, the library splits tokens without a length limit."""
 
 _MODELS = {"BPE", "WordLevel", "Unigram"}
 
 
 def is_known(values: Mapping[str, Any], rebuilt: bool) -> bool:
-    """Whether all parts are known. `rebuilt`: a class sets its own parts, so that only vocabulary and ends are the file's."""
+    """Whether all parts are known. `rebuilt`: a class sets its own parts, so only the vocabulary and post-processor are the
+    file's.
+    """
     model = values.get("model")
     known = isinstance(model, dict) and _kind(model) in _MODELS and not any(model.get(key) for key in _MARKS_OF_WORDS)
     added = values.get("added_tokens")
@@ -91,7 +93,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def _all(part: Any, inside: str, known: Callable[[Mapping[str, Any]], bool]) -> bool:
-    """Whether a part, or each step of a sequence of few, is known."""
+    """Whether a part, or each step of a short sequence, is known."""
     steps = _steps(part, inside)
     return steps is not None and len(steps) <= MOST_STEPS and all(known(step) for step in steps)
 

@@ -1,6 +1,6 @@
 """A model's tokenizer: text to ids and back, and chats to ids with the answers marked.
 
-Ids are the same on every backend because they come from here, and the same as transformers' (tokenizer_build.py).
+Every backend gets its ids from here, so they are equal, and equal to transformers' (build.py).
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _ANCHOR = "\n"
 
 
 class Tokenizer:
-    """Made by `load`. `template` is the model's own chat template or None; `chat_template` is the one in use."""
+    """Created by `load`. `template` is the model's own chat template or None; `chat_template` is the one in use."""
 
     def __init__(self, core: Core, facts: Facts, template: str | None, stop_ids: Collection[int]) -> None:
         self._core = core
         self.vocabulary_size: int = facts.size
         self.largest_id: int = facts.largest_id
-        """The largest id that a text can get; above vocabulary_size - 1 where ids are left out."""
+        """The largest id a text can get; above vocabulary_size - 1 if ids are skipped."""
         ids = {name: core.id_of(token) for name, token in facts.named.items()}
         self.rows: int | None = None
-        """How many tokens the model has rows for, where that is less than the tokenizer has."""
+        """Rows of the model's embedding, if fewer than the tokenizer's tokens."""
         self.bos_id: int | None = ids.get("bos_token")
         eos, pad = ids.get("eos_token"), ids.get("pad_token")
         self.eos_id: int = eos if eos is not None else min(stop_ids)
@@ -47,7 +47,7 @@ class Tokenizer:
         extra = (core.id_of(token) for token in facts.extra)
         self._special = frozenset(i for i in (*facts.added.values(), *ids.values(), *extra) if i is not None)
         self.beginning: tuple[int, ...] = self._beginning()
-        """Ids that the tokenizer itself puts before a text: BOS for some families, nothing for others."""
+        """Ids the tokenizer puts before a text: BOS for some models, else none."""
         self.chat_template: str = self.template or self._stand_in()
         self._prefixes_space = True  # assumed only to ask what a text is in the middle of another
         self._prefixes_space = self._pieces_ids(["", "x"])[1] != self.ids("x")
@@ -55,7 +55,7 @@ class Tokenizer:
         self._chat = GuardedTemplate(self.chat_template, facts.named)
         stops = {*stop_ids, self.eos_id}
         self.turn_end_id: int | None = self._end_of_turn()
-        """The token that the template in use puts after an answer; None where it puts none."""
+        """The token the template in use puts after an answer, or None."""
         if self.turn_end_id is not None:
             stops.add(self.turn_end_id)
         self.stop_ids: frozenset[int] = frozenset(stops)
@@ -63,9 +63,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, beside: Path | None = None) -> Tokenizer:
-        """Load from a model folder, with what an adapter's folder `beside` brings of its own (see tokenizer_files).
+        """Load from a model folder, with what an adapter's folder `beside` overrides (see tokenizer_files).
 
-        Local files only, no code of a folder is run. Raises ModelError.
+        Local files only; no code in a folder is run. Raises ModelError.
         """
         if not folder.is_dir():
             raise ModelError(msg("{folder}: there is no such folder, so no tokenizer in it.", folder=folder))
@@ -76,7 +76,7 @@ class Tokenizer:
 
     @classmethod
     def _load(cls, place: Path, folder: Path, base: Path | None) -> Tokenizer:
-        """From the files at `place`, which are those of `folder`, an adapter's where it has a `base`."""
+        """From the files at `place`, which are those of `folder`, an adapter's if it has a `base`."""
         try:
             core, facts = load_core(place)
         except ModelError as error:  # an adapter's files were put together at another place
@@ -110,12 +110,13 @@ class Tokenizer:
         return tokenizer
 
     def ids(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a text. Special tokens written in the text become their ids; `special` adds BOS and the like
-        where the tokenizer does so by itself."""
+        """Token ids of a text. Special tokens written in the text become their ids; `special` adds BOS and the like if the tokenizer does
+        so itself.
+        """
         return self._core.encode([text], special)[0]
 
     def text(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of ids, without special tokens unless asked for; broken characters come out as U+FFFD."""
+        """The text of ids, without special tokens unless requested; broken characters become U+FFFD."""
         if not self._byte_fallback:
             return self._decoded(ids, special)
         # tokenizers gives up a whole run of byte tokens for one bad byte; by streaming only the bad ones are lost.
@@ -123,46 +124,46 @@ class Tokenizer:
         return "".join(text for text, _ in self._core.streamed(shown, ()))
 
     def streamer(self) -> Streamer:
-        """For a growing answer: push(id) and finish() give its text in whole characters."""
+        """For a growing answer: push(id) and finish() return its text in whole characters."""
         return Streamer(lambda part: self._decoded(part, False))
 
     def pieces(self, ids: Sequence[int], ends: Collection[int] = ()) -> list[tuple[str, list[int]]]:
-        """Text by text, special tokens included: each with the ids it stands for, several where a character takes several.
+        """Pieces of text, special tokens included, each with the ids it stands for, several if a character takes several.
 
-        Joined they are the text of all. No piece reaches over an index in `ends`.
+        Joined they are the text of all. No piece crosses an index in `ends`.
         """
         return self._core.streamed(ids, ends)
 
     def is_special(self, id: int) -> bool:  # noqa: A002 - the standard word
-        """Whether a token is one beside the text, such as <|im_end|>."""
+        """Whether a token is not text, such as <|im_end|>."""
         return id in self._special
 
     def names(self) -> dict[int, str]:
-        """Every token's name by its id, added ones included."""
+        """Every token's name by id, added ones included."""
         return self._core.names()
 
     def is_left_out(self, id: int) -> bool:  # noqa: A002 - the standard word
-        """Whether a token is marked as special, so that it does not show in an answer's text."""
+        """Whether a token is marked special, so that an answer's text omits it."""
         return id in self._left_out
 
     def token(self, id: int) -> str:  # noqa: A002 - the standard word
-        """The name of one token as the vocabulary writes it."""
+        """A token's name as the vocabulary spells it."""
         return str(self._core.token(id))
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
-        """The chat as text. Raises RowRejected where the template refuses the messages."""
+        """The chat as text. Raises RowRejected if the template refuses the messages."""
         return self._chat.render(messages, generation_prompt)
 
     def render_turns(
         self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), day: date | None = None
     ) -> str:
-        """What the template itself makes of turns with any keys (`tool_calls`, `reasoning_content`), with the beginning of the next
-        answer; `day` stands for today, always written like 2021-03-04. Nothing is bridged. Raises RowRejected where the template
-        refuses."""
+        """What the template itself makes of turns with any keys (`tool_calls`, `reasoning_content`), with the start of the next answer; nothing
+        is bridged. `day` replaces today, like 2021-03-04. Raises RowRejected if the template refuses.
+        """
         return self._chat.render_chat(turns, True, [dict(tool) for tool in tools] or None, day)
 
     def render_ahead(self, chats: Iterable[Sequence[Message]]) -> None:
-        """Render chats that segments() will soon be asked for, in one request to the template's process."""
+        """Render chats that segments() will need soon, in one request to the template's process."""
         self._chat.ahead([messages for messages in chats if messages])
 
     def render_as_is(
@@ -173,15 +174,17 @@ class Tokenizer:
         template: str | None = None,
         **variables: bool,
     ) -> str:
-        """As render_turns(), with or without a next answer, by the template in use or the one given, and with variables of its own."""
+        """As render_turns(), with or without a next answer, by the template in use or the one given, and with extra variables."""
         chat = self._chat
         if template is not None and template != self.chat_template:
             chat = GuardedTemplate(template, self._named)
         return chat.render_chat(turns, generation_prompt, [dict(tool) for tool in tools or ()] or None, None, variables)
 
     def segments(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[Segment]:
-        """The chat as ids in pieces, each tokenised apart, so that what is learned continues exactly the ids that
-        prompt_ids() gives. Raises RowRejected where the template refuses or an answer is not found in its text."""
+        """The chat as ids in pieces, tokenized separately, so that supervised ids continue exactly the ids of prompt_ids().
+
+        Raises RowRejected if the template refuses or an answer is not found in its text.
+        """
         text, spans = self._chat.spans(messages, generation_prompt)
         pieces: list[Segment] = []
         cuts = list(_cuts(len(text), spans))
@@ -194,18 +197,18 @@ class Tokenizer:
         return pieces
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The ids that the next answer to these messages continues."""
+        """The ids that precede the next answer to these messages."""
         return [i for ids, _ in self.segments(messages, generation_prompt=True) for i in ids]
 
     def raw_segments(self, texts: Sequence[tuple[str, bool]]) -> list[Segment]:
-        """Texts as they are, one after the other, each with its supervised flag; BOS first where the tokenizer adds it."""
+        """Consecutive texts, each with its supervision flag; BOS first if the tokenizer adds it."""
         tokenised = self._pieces_ids([text for text, _ in texts])
         pieces = [(ids, supervised) for ids, (_, supervised) in zip(tokenised, texts, strict=True)]
         self._check_rows(pieces)
         return [(list(self.beginning), False), *pieces] if self.beginning else pieces
 
     def _check_rows(self, pieces: Sequence[Segment]) -> None:
-        """Raise RowRejected where a token has no row: torch would end with an IndexError, MLX read what lies behind the last."""
+        """Raise RowRejected if a token has no row: torch would raise an IndexError, MLX read past the last row."""
         if self.rows is None:
             return
         for number in (i for ids, _ in pieces for i in ids if i >= self.rows):
@@ -217,10 +220,10 @@ class Tokenizer:
             )
 
     def _pieces_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that follow one another, each as it would be within the whole.
+        """Ids of consecutive texts, each as it would be within the whole.
 
-        Tokenizers of SentencePiece's kind put a space before every text, and behind a special token once more; other special tokens
-        take the white space that follows. So a text is tokenised behind the special token before it, or behind a line's end.
+        SentencePiece tokenizers put a space before every text, and after a special token another; other special tokens absorb the whitespace
+        after them. So each text is tokenized after the special token before it, or after a line end.
         """
         found = self._core.encode(texts, False)
         places, behind = [], []
@@ -252,7 +255,7 @@ class Tokenizer:
         return ("{{ bos_token }}" if self.beginning and self.bos_id in self.beginning else "") + PLAIN
 
     def _end_of_turn(self) -> int | None:
-        """The added token that the template puts after an answer."""
+        """The added token the template puts after an answer."""
         after = (self._chat.after_answer() or "").lstrip()
         longest = max((t for t in self._added if t and after.startswith(t)), key=len, default=None)
         return None if longest is None else self._added[longest]
@@ -271,19 +274,19 @@ def _cuts(length: int, spans: Sequence[Span]) -> Iterator[tuple[int, int, Span |
 
 
 def _configured_stops(folder: Path) -> Iterator[int]:
-    """Every eos_token_id of config.json and generation_config.json. Raises ModelError for a file that is not JSON."""
+    """Every eos_token_id of config.json and generation_config.json. Raises ModelError for invalid JSON."""
     for part in (*_configs(folder / "config.json"), *_configs(folder / "generation_config.json")):
         yield from ends_in(part)
 
 
 def _configured_rows(folder: Path) -> int | None:
-    """How many tokens the model has rows for, by config.json, with which the weights agree (spec/base/weights.py)."""
+    """Rows of the model's embedding by config.json, which is checked against the weights (spec/base/weights.py)."""
     sizes = [part.get("vocab_size") for part in reversed(_configs(folder / "config.json"))]
     return next((size for size in sizes if type(size) is int and size > 0), None)
 
 
 def _configs(path: Path) -> list[Mapping[str, Any]]:
-    """A config and its part of the language model, where there are such. Raises ModelError for a file that is not JSON."""
+    """A config and its language-model part, if present. Raises ModelError for invalid JSON."""
     if (config := read_optional_config(path)) is None:
         return []
     inner = config.get("text_config")

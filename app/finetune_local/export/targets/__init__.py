@@ -22,7 +22,7 @@ from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress
 
 if TYPE_CHECKING:
-    from finetune_local.export.verification.verify import Gate, Prepared, Receiver
+    from finetune_local.export.verification.verify import Prepared, Receiver, Verification
     from finetune_local.export.weights import MergedWeights
     from finetune_local.models.folder import ModelFolder
 
@@ -163,8 +163,8 @@ class Target(ABC):
     @abstractmethod
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
-    ) -> Gate:
-        """Verify what was written at `out`; `skip` names programs to leave out. Raises GateFailed; says where it cannot be checked here."""
+    ) -> Verification:
+        """Verify what was written at `out`; `skip` names programs to leave out. Raises VerificationFailed; says where it cannot be checked here."""
 
     def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
         """How to use the export at `out` elsewhere."""

@@ -23,13 +23,13 @@ from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import read_identity
 from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.targets import Command, Quant, Source, Target
-from finetune_local.export.verification.verify import Gate
+from finetune_local.export.verification.verify import Verification
 from finetune_local.models.folder import sha256_of
 from finetune_local.spec.base.tokenizer_files import TOKENIZER, TRAVEL, copy_brought
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import OWN_TYPE, Array, tuner_of
 from finetune_local.spec.value_head import folded
-from finetune_local.system.errors import GateFailed, typed
+from finetune_local.system.errors import VerificationFailed, typed
 from finetune_local.system.files import ASIDE, disk_full, remove, written_aside
 from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress
@@ -98,7 +98,7 @@ class Adapter(Target):
 
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
-    ) -> Gate:
+    ) -> Verification:
         """See Target."""
         started = time.monotonic()
         progress(msg("checking the export"), 0.0)
@@ -111,14 +111,16 @@ class Adapter(Target):
                 (folder,) = made.iterdir()
                 found = _read(folder)
         if found.beside != wanted.beside:
-            raise GateFailed(msg("adapter: its tokenizer and chat template were not written as they are."))
+            raise VerificationFailed(msg("adapter: its tokenizer and chat template were not written as they are."))
         if found.config != wanted.config or found.tensors.keys() != wanted.tensors.keys():
-            raise GateFailed(msg("adapter: what was written reads back as another adapter."))
+            raise VerificationFailed(msg("adapter: what was written reads back as another adapter."))
         for name, tensor in wanted.tensors.items():
             if not np.array_equal(found.tensors[name], tensor, equal_nan=True):
-                raise GateFailed(msg("adapter: the tensor {name} does not read back as it was written.", name=name))
+                raise VerificationFailed(
+                    msg("adapter: the tensor {name} does not read back as it was written.", name=name)
+                )
         progress(msg("checking the export"), 1.0)
-        return Gate(True, tensors=len(wanted.tensors), seconds=round(time.monotonic() - started, 1))
+        return Verification(True, tensors=len(wanted.tensors), seconds=round(time.monotonic() - started, 1))
 
     def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
         """See Target."""

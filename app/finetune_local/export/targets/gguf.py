@@ -25,7 +25,7 @@ from finetune_local.export.gguf.vocabulary import add_vocabulary, read_vocabular
 from finetune_local.export.targets import Command, Source, Target
 from finetune_local.export.verification import verify
 from finetune_local.export.verification.gguf import LLAMA_CPP
-from finetune_local.export.verification.verify import Gate
+from finetune_local.export.verification.verify import Verification
 from finetune_local.export.weights import EMBEDDING, MergedWeights, check_float16, check_float16_base
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.base.tokenizer_files import TOKENIZER, in_force
@@ -119,7 +119,7 @@ class Gguf(Target):
 
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
-    ) -> Gate:
+    ) -> Verification:
         """See Target."""
         limits = BY_KEY[quant].limits
         return verify.verify(

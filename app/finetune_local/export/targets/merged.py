@@ -20,7 +20,7 @@ from finetune_local.export.targets import Command, Quant, Source, Target
 from finetune_local.export.verification import verify
 from finetune_local.export.verification.compare import BF16, F16, F32
 from finetune_local.export.verification.folder import FOLDER_RECEIVERS
-from finetune_local.export.verification.verify import Gate
+from finetune_local.export.verification.verify import Verification
 from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16, check_float16_base
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder
 from finetune_local.models.tensors import BYTES, Pending, write_tensors
@@ -160,7 +160,7 @@ class Merged(Target):
 
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
-    ) -> Gate:
+    ) -> Verification:
         """See Target."""
         limits = _LIMITS[_SHORT[chosen_dtype(source.model, quant)]]
         return verify.verify(

@@ -1,6 +1,6 @@
 """A folder for Ollama: the GGUF, a Modelfile that tells it how to ask, and the command to type.
 
-The GGUF is the one of gguf.py and goes through the same gate. What Ollama needs besides is a template in its own language
+The GGUF is the one of gguf.py and is verified in the same way. What Ollama needs besides is a template in its own language
 (ollama_template.py), the texts to stop at, and the system text that the adapter was trained with.
 """
 
@@ -20,7 +20,7 @@ from finetune_local.export.ollama.template import NotRecognised, Turns, turns_of
 from finetune_local.export.targets import Command, Source, Target
 from finetune_local.export.targets.gguf import LM_STUDIO
 from finetune_local.export.targets.gguf import TARGET as GGUF
-from finetune_local.export.verification.verify import Gate
+from finetune_local.export.verification.verify import Verification
 from finetune_local.export.weights import EMBEDDING
 from finetune_local.system.errors import DataError, typed
 from finetune_local.system.files import written_aside
@@ -94,8 +94,8 @@ class Ollama(Target):
 
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
-    ) -> Gate:
-        """The GGUF's gate; the Modelfile's template was compared with the model's own when it was made."""
+    ) -> Verification:
+        """The GGUF's verification; the Modelfile's template was compared with the model's own when it was made."""
         (file,) = out.glob("*.gguf")
         return GGUF.check(source, file, quant, backend, progress, skip)
 

@@ -11,7 +11,7 @@ from finetune_local.export.engines.chats import Chat
 from finetune_local.export.engines.process import Rendering
 from finetune_local.export.verification.candidates import Candidate, Reference
 from finetune_local.export.verification.expected import Expected
-from finetune_local.system.errors import GateFailed
+from finetune_local.system.errors import VerificationFailed
 from finetune_local.system.messages import Message, msg
 
 _AROUND = 24  # characters shown where two texts differ
@@ -61,10 +61,10 @@ class ReceiverCheck:
 
 
 def compare_reading(check: ReceiverCheck, candidate: Candidate, expected: Expected, chats: Sequence[Chat]) -> None:
-    """Texts and chats as ids. Raises GateFailed."""
+    """Texts and chats as ids. Raises VerificationFailed."""
     for (text, special), ids in zip(expected.texts, candidate.text_ids(expected.texts), strict=True):
         if ids != (wanted := expected.text_ids(text, special)):
-            raise GateFailed(
+            raise VerificationFailed(
                 msg(
                     "token ids: {receiver}: the text {text}: {difference}",
                     receiver=check.name,
@@ -74,7 +74,7 @@ def compare_reading(check: ReceiverCheck, candidate: Candidate, expected: Expect
             )
     for chat, found in zip(chats, candidate.renderings(chats), strict=True):
         if difference := differing(expected, chat, found):
-            raise GateFailed(
+            raise VerificationFailed(
                 msg(
                     "chat template: {receiver}: a chat with {title}: {difference}",
                     receiver=check.name,
@@ -86,10 +86,10 @@ def compare_reading(check: ReceiverCheck, candidate: Candidate, expected: Expect
 
 
 def compare_stops(check: ReceiverCheck, candidate: Candidate, expected: Expected) -> None:
-    """Each end of the app's is forced on it, and one token that ends nothing. Raises GateFailed."""
+    """Each end of the app's is forced on it, and one token that ends nothing. Raises VerificationFailed."""
     tokenizer, probe = expected.tokenizer, expected.probes[0]
     if missing := candidate.goes_on_at(probe, expected.stop_ids):
-        raise GateFailed(
+        raise VerificationFailed(
             msg(
                 "stop tokens: {receiver} does not stop at {token} (id {id}), where the app does.",
                 receiver=check.name,
@@ -101,7 +101,7 @@ def compare_stops(check: ReceiverCheck, candidate: Candidate, expected: Expected
     if candidate.ends_at(probe, expected.plain_token):
         more = [expected.plain_token]
     if more:
-        raise GateFailed(
+        raise VerificationFailed(
             msg(
                 "stop tokens: {receiver} stops at {token} (id {id}), where the app goes on.",
                 receiver=check.name,
@@ -119,13 +119,13 @@ def compare_answers(
     references: Sequence[Reference],
     limits: Limits,
 ) -> None:
-    """Greedy answers and the next token's distribution along them. Raises GateFailed."""
+    """Greedy answers and the next token's distribution along them. Raises VerificationFailed."""
     divergences = []
     check.prompts = len(references)
     for number, reference in enumerate(references, 1):
         where = msg("prompt {number} ({title})", number=number, title=quoted(reference.probe.title))
         if difference := candidate.prompt(reference.probe):
-            raise GateFailed(msg("prompt ids: {where}: {difference}", where=where, difference=difference))
+            raise VerificationFailed(msg("prompt ids: {where}: {difference}", where=where, difference=difference))
         divergence, given = candidate.follow(reference)
         divergences.append(divergence)
         if limits.tie is not None:
@@ -134,7 +134,7 @@ def compare_answers(
     check.tokens, check.kl_mean, check.kl_max = len(joined), float(joined.mean()), float(joined.max())
     if not check.kl_mean <= limits.kl:
         worst = int(np.argmax([d.mean() for d in divergences]))
-        raise GateFailed(
+        raise VerificationFailed(
             msg(
                 "probabilities: {receiver}: the mean KL divergence from base + adapter is {kl} nats per token over "
                 "{tokens} tokens, and {limit} is allowed; the worst is prompt {prompt} ({title}), token "
@@ -170,7 +170,7 @@ def compare_text(
     here, there = (quoted(tokenizer.text([token], special=True)) for token in (ours, theirs))
     words = msg("token {part}: {here} here, {there} in the export", part=part + 1, here=here, there=there)
     if margin > tolerance:
-        raise GateFailed(
+        raise VerificationFailed(
             msg(
                 "greedy text: {name}: {where}, {words}; the reference's logits are {margin} apart, and {tolerance} "
                 "would pass as a tie.",

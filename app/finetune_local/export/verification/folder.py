@@ -20,7 +20,7 @@ from finetune_local.export.verification.compare import (
 from finetune_local.export.verification.expected import Expected
 from finetune_local.export.verification.verify import Ground, Receiver
 from finetune_local.models.folder import CONFIG, read_json
-from finetune_local.system.errors import GateFailed
+from finetune_local.system.errors import VerificationFailed
 from finetune_local.system.messages import msg
 
 
@@ -51,7 +51,9 @@ def _open(program: Program, out: Path, ground: Ground, check: ReceiverCheck) -> 
         check.reason = msg("not checked: {reason}", reason=heard.absent)
         return
     if heard.failed:
-        raise GateFailed(msg("{receiver} cannot open the export: {error}", receiver=program.name, error=heard.failed))
+        raise VerificationFailed(
+            msg("{receiver} cannot open the export: {error}", receiver=program.name, error=heard.failed)
+        )
     check.version = heard.version
     if note := program.note(config):
         check.notes.append(note)

@@ -17,7 +17,7 @@ from finetune_local.export.verification.compare import (
 )
 from finetune_local.export.verification.expected import Expected
 from finetune_local.export.verification.verify import Ground, Receiver
-from finetune_local.system.errors import GateFailed
+from finetune_local.system.errors import VerificationFailed
 from finetune_local.system.messages import msg
 
 _ACCENTS = msg(
@@ -56,7 +56,7 @@ def _open(out: Path, ground: Ground, check: ReceiverCheck) -> None:
             if wanted.composes:
                 check.notes.append(_ACCENTS)
     except LlamaFailed as error:
-        raise GateFailed(msg("llama.cpp cannot run the export: {error}", error=error)) from error
+        raise VerificationFailed(msg("llama.cpp cannot run the export: {error}", error=error)) from error
     check.passed = True
 
 
@@ -70,11 +70,11 @@ def _check_stored_template(out: Path, wanted: Expected) -> None:
         whose = (
             msg("the app has one and the export none") if stored is None else msg("the export has one and the app none")
         )
-        raise GateFailed(msg("chat template: {whose}.", whose=whose))
+        raise VerificationFailed(msg("chat template: {whose}.", whose=whose))
     theirs = replace(wanted, template=stored)
     for chat in wanted.chats:
         if difference := differing(wanted, chat, theirs.rendering(chat)):
-            raise GateFailed(
+            raise VerificationFailed(
                 msg(
                     "chat template: the file's own: a chat with {title}: {difference}",
                     title=quoted(chat.title),

@@ -35,8 +35,8 @@ TOKENS = 32
 
 
 @dataclass
-class Gate:
-    """The verdict: passed, failed (raised as GateFailed instead) or None, not checked, with the reason.
+class Verification:
+    """The verdict: passed, failed (raised as VerificationFailed instead) or None, not checked, with the reason.
 
     `receivers` tells of each program that the export is for; the figures are those of the first that opened it.
     """
@@ -77,7 +77,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Receiver:
-    """A program that opens exports. `check` asks it about the export at a path and fills in what it did; raises GateFailed."""
+    """A program that opens exports. `check` asks it about the export at a path and fills in what it did; raises VerificationFailed."""
 
     name: str
     check: Callable[[Path, Ground, ReceiverCheck], None]
@@ -133,21 +133,21 @@ def verify(
     progress: Progress = silent,
     skip: Collection[str] = (),
     prepared: Prepared | None = None,
-) -> Gate:
+) -> Verification:
     """Have every receiver open the export at `out` and compare it with base + adapter, within the limits of its quantization type.
 
-    `skip` names receivers to leave out; `prepared` is the result of prepare(), where it ran before. Raises GateFailed saying
+    `skip` names receivers to leave out; `prepared` is the result of prepare(), where it ran before. Raises VerificationFailed saying
     which receiver, which check, which prompt, at which token. The result is not passed (None) where no receiver could be
     asked here: not installed, or too little memory.
     """
     started = time.monotonic()
     missing = [ReceiverCheck(receiver.name, reason=reason) for receiver in receivers if (reason := receiver.missing())]
     if len(missing) == len(receivers):
-        return Gate(None, missing[0].reason, receivers=missing)
+        return Verification(None, missing[0].reason, receivers=missing)
     known = prepared or prepare(model, adapter, backend, progress)
     if known.precision != "fp32":
         limits = max(limits, BF16, key=lambda limit: limit.kl)
-    gate = Gate(
+    verification = Verification(
         None,
         backend=known.backend,
         precision=known.precision,
@@ -157,16 +157,16 @@ def verify(
         kl_over=receivers[0].kl_over,
     )
     if known.lack:
-        gate.reason = known.lack
-        return gate
+        verification.reason = known.lack
+        return verification
     dtype = "float32" if known.precision == "fp32" else "bfloat16"
     ground = Ground(known.expected, known.references, limits, dtype, known.device)
     for number, receiver in enumerate(receivers):
-        gate.receivers.append(_timed(receiver, out, ground, skip, progress, number / len(receivers)))
+        verification.receivers.append(_timed(receiver, out, ground, skip, progress, number / len(receivers)))
     progress(msg("checking the export"), 1.0)
-    _conclude(gate)
-    gate.seconds = round(time.monotonic() - started, 1)
-    return gate
+    _conclude(verification)
+    verification.seconds = round(time.monotonic() - started, 1)
+    return verification
 
 
 def _timed(
@@ -185,15 +185,19 @@ def _timed(
     return check
 
 
-def _conclude(gate: Gate) -> None:
+def _conclude(verification: Verification) -> None:
     """The verdict of all together, and the figures of the first that opened the export."""
-    seen = next((check for check in gate.receivers if check.passed), None)
+    seen = next((check for check in verification.receivers if check.passed), None)
     if seen is None:
-        gate.reason = gate.receivers[0].reason
+        verification.reason = verification.receivers[0].reason
         return
-    gate.passed = True
-    gate.tokens, gate.equal_texts, gate.near_ties = seen.tokens, seen.equal_texts, seen.near_ties
-    gate.kl_mean, gate.kl_max = seen.kl_mean, seen.kl_max
+    verification.passed = True
+    verification.tokens, verification.equal_texts, verification.near_ties = (
+        seen.tokens,
+        seen.equal_texts,
+        seen.near_ties,
+    )
+    verification.kl_mean, verification.kl_max = seen.kl_mean, seen.kl_max
 
 
 def _references(

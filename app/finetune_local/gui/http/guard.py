@@ -83,7 +83,7 @@ _PEERS = {
 }
 
 
-class Gate:
+class Access:
     """The secrets of one launch: single-use links, and the path and cookie that a link grants."""
 
     def __init__(self, port: int) -> None:
@@ -137,8 +137,8 @@ class Gate:
 class Guard:
     """ASGI middleware around everything."""
 
-    def __init__(self, app: App, gate: Gate) -> None:
-        self.app, self.gate = app, gate
+    def __init__(self, app: App, access: Access) -> None:
+        self.app, self.access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it with the reason."""
@@ -160,8 +160,8 @@ class Guard:
         if scope["path"] == CONTROL:
             await self._control(scope, headers, send)
             return
-        path = self.gate.inner(scope["path"])
-        admitted = self.gate.admits("; ".join(value for name, value in headers if name == "cookie"))
+        path = self.access.inner(scope["path"])
+        admitted = self.access.admits("; ".join(value for name, value in headers if name == "cookie"))
         if path == OPEN:
             await self._open(scope, headers, send, admitted)
         elif path is None or not admitted:
@@ -174,24 +174,24 @@ class Guard:
             connection.admitted = True
             kept = [(name, value) for name, value in scope["headers"] if name.lower() in _FOR_GRADIO]
             nonce = policy.new_nonce() if path == "/" else None
-            known = {"path": path, "raw_path": path.encode("utf-8"), "root_path": self.gate.path, policy.NONCE: nonce}
+            known = {"path": path, "raw_path": path.encode("utf-8"), "root_path": self.access.path, policy.NONCE: nonce}
             await self.app({**scope, **known, "headers": kept}, receive, _with_headers(send, nonce))
 
     async def _control(self, scope: Scope, headers: list[tuple[str, str]], send: Send) -> None:
-        if scope["method"] == "POST" and same(_of(headers, CONTROL_HEADER), self.gate.control_key):
-            await answer(send, 200, self.gate.on_control(_asked(scope, "do")))
+        if scope["method"] == "POST" and same(_of(headers, CONTROL_HEADER), self.access.control_key):
+            await answer(send, 200, self.access.on_control(_asked(scope, "do")))
         else:
             await answer(send, 401, "This is not for you.")
 
     async def _open(self, scope: Scope, headers: list[tuple[str, str]], send: Send, admitted: bool) -> None:
         """A launch link. Where a page of the app's own on disk led here, the browser keeps the new cookie but does not send it
         along a redirect: then a page leads on."""
-        new = scope["method"] == "GET" and self.gate.redeem(_asked(scope, "t"))
+        new = scope["method"] == "GET" and self.access.redeem(_asked(scope, "t"))
         if not new and not admitted:
             await answer(send, 401, _SPENT)
             return
-        more = [(b"cache-control", b"no-store"), *([(b"set-cookie", self.gate.set_cookie())] if new else [])]
-        place = f"{self.gate.path}/"
+        more = [(b"cache-control", b"no-store"), *([(b"set-cookie", self.access.set_cookie())] if new else [])]
+        place = f"{self.access.path}/"
         if _of(headers, "sec-fetch-site") == "cross-site":
             page = f'<!doctype html><meta http-equiv="refresh" content="0;url={place}"><title>Finetune Local</title>'
             await answer(send, 200, page, more, b"text/html; charset=utf-8")
@@ -204,9 +204,9 @@ class Guard:
             return 400, "This request is not written as a browser writes it."
         if scope["method"] not in METHODS:
             return 405, "Only GET, HEAD and POST are answered."
-        if _of(headers, "host") not in self.gate.hosts:
+        if _of(headers, "host") not in self.access.hosts:
             return 421, "This address is not the app's."
-        if "origin" in names and _of(headers, "origin") not in self.gate.origins:
+        if "origin" in names and _of(headers, "origin") not in self.access.origins:
             return 403, "Requests from other pages are refused."
         site = _of(headers, "sec-fetch-site") if "sec-fetch-site" in names else None
         opens = site == "cross-site" and _of(headers, "sec-fetch-mode") == "navigate" and scope["method"] == "GET"

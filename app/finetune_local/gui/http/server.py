@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.gui.http.guard import OWN, App, Gate, Guard, Receive, Scope, Send
+from finetune_local.gui.http.guard import OWN, Access, App, Guard, Receive, Scope, Send
 from finetune_local.gui.http.head import with_head
 from finetune_local.gui.http.policy import with_nonce
 from finetune_local.gui.http.requests import NOTHING, Requests, Shape, shape_of
@@ -74,7 +74,7 @@ class Server:
             self.socket.close()
             raise
         self.port: int = self.socket.getsockname()[1]
-        self.gate = Gate(self.port)
+        self.access = Access(self.port)
         self.front = Front(context)
         self._uvicorn: Any = None
         self._stopped = False
@@ -99,7 +99,7 @@ class Server:
         uploads = self.home.cache / "uploads"
         uploading = Uploads(self.front, self.context, uploads, LARGEST_UPLOAD)
         config = uvicorn.Config(
-            Guard(Requests(uploading, lambda: self.front.shape, uploads), self.gate),
+            Guard(Requests(uploading, lambda: self.front.shape, uploads), self.access),
             log_level="warning",
             access_log=False,
             lifespan="off",

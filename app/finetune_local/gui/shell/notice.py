@@ -14,7 +14,7 @@ from finetune_local.system.errors import FinetuneError
 
 def problem(t: Strings, error: FinetuneError, *buttons: Html) -> Html:
     """An error of the app, with a button to the page where it can be solved, unless other buttons are given."""
-    title = t.get(f"errors.{type(error).__name__}") or t("errors.UserError")
+    title = t.get(f"errors.{error.code}") or t("errors.UserError")
     if not buttons and (page := page_solving(error)) is not None:
         buttons = (button(t("errors.go_to", page=t(page.title)), "go", page.key, kind="small"),)
     return told(t, "bad", title, error.message, *buttons)

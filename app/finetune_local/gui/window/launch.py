@@ -64,7 +64,7 @@ def launch(home: Home, wanted: LaunchRequest, say: Say) -> None:
         return
     try:
         app = App(home, wanted, say)
-        instance.tell(app.server.port, app.server.gate.control_key)
+        instance.tell(app.server.port, app.server.access.control_key)
         app.run()
     finally:
         instance.release()
@@ -96,8 +96,8 @@ class App:
             raise
         if window is not None:
             window.told = self._told()
-            window.opened = lambda: self.server.gate.opened
-        self.server.gate.on_control = self._control
+            window.opened = lambda: self.server.access.opened
+        self.server.access.on_control = self._control
         self.context.quit = self.server.stop
         self.notifier = Notifier(self.context)
 
@@ -127,7 +127,7 @@ class App:
         for display in self.displays:
             while not self._ending.is_set():
                 self.current = display
-                outcome = display.present(self.server.gate.link())
+                outcome = display.present(self.server.access.link())
                 if self._ending.is_set():
                     return
                 if outcome.closed:
@@ -142,9 +142,9 @@ class App:
         self.current = None
         if self._ending.is_set():
             return
-        if self._wanted.show != "nothing" and browse(self.server.gate.link(), self.context.home.window):
+        if self._wanted.show != "nothing" and browse(self.server.access.link(), self.context.home.window):
             self._say(f"Finetune Local is open in your browser. {LEAVE}")
-        self._say(f"Open it by this link, which works once:\n{self.server.gate.link()}")
+        self._say(f"Open it by this link, which works once:\n{self.server.access.link()}")
 
     def _closed(self) -> None:
         if (still := _still_running(self.context)) is not None and self.context.preferences.notify:
@@ -156,9 +156,9 @@ class App:
         if do == "quit":
             self.server.stop()
             return json.dumps({"ending": True})
-        if do == "show" and self.current is not None and self.current.show(self.server.gate.link()):
+        if do == "show" and self.current is not None and self.current.show(self.server.access.link()):
             return json.dumps({"shown": True})
-        return json.dumps({"link": self.server.gate.link()}) if do in ("show", "link") else ""
+        return json.dumps({"link": self.server.access.link()}) if do in ("show", "link") else ""
 
     def _told(self) -> dict[str, Any]:
         """All that window.py needs besides the link."""
@@ -168,7 +168,7 @@ class App:
         words["version"] = t("desktop.version", version=__version__)
         return {
             "origin": f"http://127.0.0.1:{self.server.port}",
-            "page": self.server.gate.page,
+            "page": self.server.access.page,
             "words": words,
             "icon": str(paths.assets() / "ui" / "icon.png"),
             "place": str(home.window / "place.json"),

@@ -1,7 +1,7 @@
-"""A GGUF as a base model: its weights dequantised into a Hugging Face folder, in numpy.
+"""Convert a GGUF to a Hugging Face folder: its weights dequantised, in numpy.
 
-Training, merging and exporting then work as on any folder. Llama (with Mistral and SmolLM), Qwen2 and Qwen3; other
-architectures are refused. Names and layouts follow llama.cpp's convert_hf_to_gguf.py, undone.
+Llama (with Mistral and SmolLM), Qwen2 and Qwen3; other architectures are refused. Names and layouts are the inverse of
+llama.cpp's convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def install_gguf(file: Path, models: Path, name: str, progress: Progress) -> Mod
 
 
 def convert(file: Path, folder: Path, progress: Progress) -> None:
-    """Write the files of a Hugging Face folder into an existing one.
+    """Write the files of a Hugging Face folder into an existing folder.
 
-    Weights become BF16, except that a file of F16 or F32 keeps its type. Raises ModelError, DiskFull.
+    Weights become BF16, except that F16 and F32 files keep their dtype. Raises ModelError, DiskFull.
     """
     progress(msg("reading {name}", name=file.name), None)
     if re.search(r"-[0-9]+-of-[0-9]+\.gguf$", file.name):
@@ -163,7 +163,7 @@ def _config(gguf: Gguf, values: Metadata, family: str) -> dict[str, Any]:
 
 
 def _scaling(gguf: Gguf, values: Metadata, family: str, theta: float, head_dim: int) -> dict[str, Any]:
-    """How RoPE is stretched: by YaRN or linearly (metadata), or as Llama 3.1 does (a tensor of factors)."""
+    """RoPE scaling: YaRN or linear (metadata), or Llama 3.1's (a tensor of factors)."""
     file, scaling = gguf.file, f"{family}.rope.scaling"
     kind = values.text(f"{scaling}.type", "none")
     if kind in ("yarn", "linear"):
@@ -192,7 +192,7 @@ def _scaling(gguf: Gguf, values: Metadata, family: str, theta: float, head_dim: 
 
 
 def _llama3_factors(theta: float, head_dim: int, factor: float) -> Floats:
-    """The factors of Llama 3.1's RoPE by frequency, (head_dim / 2,): 1 for short waves, `factor` for long ones."""
+    """Llama 3.1's RoPE factors by frequency, (head_dim / 2,): 1 for short wavelengths, `factor` for long ones."""
     low, high, old = (float(_LLAMA3[key]) for key in _LLAMA3)
     waves = 2 * math.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     smooth = np.clip((old / waves - low) / (high - low), 0, 1)
@@ -242,7 +242,7 @@ def _tensors(gguf: Gguf, config: Mapping[str, Any]) -> list[Pending]:
 
 
 def _name(file: Path, name: str) -> str:
-    """A tensor's name in Hugging Face's words."""
+    """A tensor's Hugging Face name."""
     stem, _, kind = name.rpartition(".")
     if kind in ("weight", "bias"):
         if stem in _TOP:
@@ -260,7 +260,7 @@ def _name(file: Path, name: str) -> str:
 
 
 def _unpermute(array: Floats, heads: int) -> Floats:
-    """llama.cpp keeps the two halves of a rotated pair side by side; Hugging Face keeps all first halves, then all second."""
+    """Undo llama.cpp's interleaved rotary layout: Hugging Face has all first halves, then all second halves."""
     return array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
@@ -272,7 +272,7 @@ def _ends(values: Metadata, rows: int) -> Any:
 
 
 def _shortest(value: float) -> float:
-    """The shortest decimal that is the same fp32 number: 1e-05, not 9.999999747378752e-06."""
+    """The shortest decimal of the same fp32 number: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 

@@ -1,8 +1,8 @@
-"""A GGUF file looked at within limits: its metadata, and where each of its tensors lies. Nothing is loaded.
+"""A GGUF file's metadata and tensor locations, read within limits. Nothing is loaded.
 
-The gguf package's own reader takes every count in a file at its word, and its tensors wherever the file says they are.
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Its rules are kept as llama.cpp keeps them: names once, up to four
-dimensions, tensors one behind the other.
+The gguf package's reader trusts every count and offset in the file.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, as strictly as llama.cpp reads it: unique names, up to four
+dimensions, tensors back to back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AGAIN = msg("Copy or download it again.")
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: its shape in Hugging Face's order, how its numbers are kept, and where."""
+    """A tensor: its shape in Hugging Face's order, its quantization type, its location."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,14 +46,14 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class Gguf:
-    """The header of a file."""
+    """A GGUF file's header."""
 
     file: Path
     values: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
 
     def read(self, name: str) -> Floats:
-        """A tensor as fp32. Raises ModelError where its type cannot be read, or where it holds NaN or infinity."""
+        """A tensor as fp32. Raises ModelError if its type is not supported, or it holds NaN or infinity."""
         from gguf import dequantize
 
         tensor = self.tensors[name]
@@ -91,7 +91,7 @@ class Gguf:
 
 
 def open_gguf(file: Path) -> Gguf:
-    """Read the header. Raises ModelError saying what is damaged."""
+    """Read the header. Raises ModelError naming what is damaged."""
     try:
         if not file.is_file():
             raise ModelError(msg("{file}: there is no such file.", file=file))
@@ -189,7 +189,7 @@ class _Reader:
         return [one for (one,) in struct.iter_unpack(code, self.bytes_of(count * struct.calcsize(code), f"'{key}'"))]
 
     def tensor(self) -> GgufTensor:
-        """As the header has it: `begin` counts from the beginning of the data."""
+        """A tensor as stored in the header: `begin` is relative to the data section."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         name = self.text(_LONGEST_NAME, msg("the name of a tensor"))
@@ -227,7 +227,7 @@ class _Reader:
         return found
 
     def placed(self, infos: list[GgufTensor], alignment: int) -> dict[str, GgufTensor]:
-        """Each tensor where it lies in the file: one behind the other, each at a multiple of the alignment."""
+        """Absolute locations: tensors are back to back, each aligned."""
         start = -(-self.at // alignment) * alignment
         found: dict[str, GgufTensor] = {}
         expected = 0
@@ -260,13 +260,13 @@ class _Reader:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The values of a file, each asked for as what it has to be. Every question raises ModelError where it is something else."""
+    """A file's metadata with typed access. Every getter raises ModelError if the value has another type."""
 
     file: Path
     values: Mapping[str, Any]
 
     def whole(self, key: str, most: int, default: int | None = None, least: int = 1) -> int:
-        """A whole number from `least` to `most`; without a default, one that has to be there."""
+        """An integer from `least` to `most`; required unless there is a default."""
         value = self._value(key, default)
         if type(value) is not int or not least <= value <= most:
             raise self._wrong(key, value, msg("a whole number from {low} to {high}", low=least, high=most))
@@ -280,28 +280,28 @@ class Metadata:
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A text."""
+        """A string."""
         value = self._value(key, default)
         if not isinstance(value, str):
             raise self._wrong(key, value, msg("a text"))
         return value
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts."""
+        """A list of strings."""
         value = self._value(key, None)
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise self._wrong(key, value, msg("a list of texts"))
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """A boolean."""
         value = self._value(key, default)
         if not isinstance(value, bool):
             raise self._wrong(key, value, msg("true or false"))
         return value
 
     def token(self, key: str, tokens: int) -> int | None:
-        """The number of one of so many tokens; None where the file names none, also by -1 or the largest number of 32 bits."""
+        """A token id below the given count; None if absent, -1 or 2³²−1."""
         value = self.values.get(key)
         if value is None or (type(value) is int and value in (-1, 2**32 - 1)):
             return None

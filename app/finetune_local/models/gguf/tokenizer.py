@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF as tokenizer.json, tokenizer_config.json and chat_template.jinja.
 
-Byte-level BPE ("gpt2" in GGUF's words) only. How text is cut before BPE is known in a GGUF by a name; the cuts here are
-those of the models' own tokenizer.json files.
+Byte-level BPE ("gpt2" in GGUF's terms) only. GGUF names the pre-tokenizer; the patterns here are those of the models' own
+tokenizer.json files.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ _PRE: Mapping[str, tuple[dict[str, Any], bool, bool, bool]] = {
 
 
 def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str, str]:
-    """File name -> text, from a GGUF's metadata. Raises ModelError for tokenizers that cannot be carried over exactly, and for
-    those with more tokens than the embedding has `rows`."""
+    """File name -> text, from a GGUF's metadata. Raises ModelError if the tokenizer cannot be converted exactly, or has more tokens
+    than the embedding has `rows`.
+    """
     values = Metadata(file, given)
     instead = msg("Get the original model as safetensors instead: finetune-local models get ORG/NAME")
     kind, pre = values.text("tokenizer.ggml.model"), values.text("tokenizer.ggml.pre", "default")
@@ -54,7 +55,19 @@ def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str
                 instead=instead,
             )
         )
-    cut, nfc, whole_words, bos_default = _PRE[pre]
+    tokens, types = _tokens(file, values, given, rows)
+    bos = values.token("tokenizer.ggml.bos_token_id", len(tokens))
+    add_bos = values.flag("tokenizer.ggml.add_bos_token", _PRE[pre][3]) and bos is not None
+    ends = _with_bos(tokens[bos], bos) if add_bos and bos is not None else None
+    tokenizer = _tokenizer(pre, tokens, types, values.texts("tokenizer.ggml.merges"), ends)
+    files = {"tokenizer.json": _checked(file, tokenizer), "tokenizer_config.json": _config(values, tokens, add_bos)}
+    if template := values.text("tokenizer.chat_template", ""):
+        files["chat_template.jinja"] = template
+    return files
+
+
+def _tokens(file: Path, values: Metadata, given: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
+    """The tokens and the type of each. Raises ModelError if they do not fit the embedding or each other."""
     tokens = values.texts("tokenizer.ggml.tokens")
     if len(tokens) > rows:
         raise ModelError(
@@ -77,21 +90,27 @@ def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str
             )
         )
     _no_token_twice(file, tokens, types)
-    bos = values.token("tokenizer.ggml.bos_token_id", len(tokens))
-    add_bos = values.flag("tokenizer.ggml.add_bos_token", bos_default) and bos is not None
+    return tokens, types
+
+
+def _tokenizer(
+    pre: str, tokens: list[str], types: list[int], merges: list[str], ends: dict[str, Any] | None
+) -> dict[str, Any]:
+    """tokenizer.json; `ends` is its post-processor."""
+    cut, nfc, whole_words, _ = _PRE[pre]
     added = [
         {**_added(i, text), "special": types[i] != _USER_DEFINED}
         for i, text in enumerate(tokens)
         if types[i] in (_USER_DEFINED, _CONTROL, _UNKNOWN)
     ]
-    tokenizer = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if nfc else None,
         "pre_tokenizer": cut,
-        "post_processor": _with_bos(tokens[bos], bos) if add_bos and bos is not None else None,
+        "post_processor": ends,
         "decoder": {**_BYTES, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -103,17 +122,13 @@ def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str
             "byte_fallback": False,
             "ignore_merges": whole_words,
             "vocab": {text: i for i, text in enumerate(tokens) if types[i] != _UNUSED},
-            "merges": [merge.split(" ", 1) for merge in values.texts("tokenizer.ggml.merges")],
+            "merges": [merge.split(" ", 1) for merge in merges],
         },
     }
-    files = {"tokenizer.json": _checked(file, tokenizer), "tokenizer_config.json": _config(values, tokens, add_bos)}
-    if template := values.text("tokenizer.chat_template", ""):
-        files["chat_template.jinja"] = template
-    return files
 
 
 def _no_token_twice(file: Path, tokens: list[str], types: list[int]) -> None:
-    """A tokenizer.json has each text once, so the second number of one would be lost."""
+    """Raise ModelError for a duplicate token: tokenizer.json has each text once, so the second id would be lost."""
     seen: dict[str, int] = {}
     for i, text in enumerate(tokens):
         if types[i] != _UNUSED and seen.setdefault(text, i) != i:
@@ -142,7 +157,7 @@ def _with_bos(text: str, i: int) -> dict[str, Any]:
 
 
 def _checked(file: Path, tokenizer: Mapping[str, Any]) -> str:
-    """The JSON text, once the tokenizers library accepts it."""
+    """The JSON text, after the tokenizers library has accepted it."""
     from tokenizers import Tokenizer
 
     text = json.dumps(tokenizer, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What a hub answers, as far as it is read: whoever runs the server, its answers are of bounded size and of known kinds.
+"""A hub's responses, bounded in size and checked in type, whichever server sent them.
 
 API: https://huggingface.co/docs/hub/api (GET /api/models, /api/models/{id}/revision/{revision}).
 """
@@ -23,7 +23,7 @@ _LONGEST_WORD = 200
 
 @dataclass(frozen=True)
 class Repository:
-    """One revision of a repository: its commit, the licence's short name, and the files at its top."""
+    """One revision of a repository: its commit, the license's short name, and its top-level files."""
 
     commit: str
     license: str | None
@@ -32,7 +32,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Listed:
-    """One model of a list of them. What is not told, or not of its kind, is empty."""
+    """A model in a search result. Missing or mistyped fields are empty."""
 
     name: str
     config: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Listed:
 
 
 def read_answer(chunks: Iterable[bytes]) -> Any:
-    """The JSON of a response's body as it comes. Raises ForeignTextError."""
+    """A response body as JSON. Raises ForeignTextError."""
     content = bytearray()
     for chunk in chunks:
         content += chunk
@@ -57,7 +57,7 @@ def read_answer(chunks: Iterable[bytes]) -> Any:
 
 
 def repository_in(answer: Any) -> Repository:
-    """What is told of one repository. Raises ForeignTextError."""
+    """One repository's description. Raises ForeignTextError."""
     told = answer if isinstance(answer, dict) else {}
     commit, siblings, card = told.get("sha"), told.get("siblings"), told.get("cardData")
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-zA-Z]{1,64}", commit):
@@ -79,7 +79,7 @@ def repository_in(answer: Any) -> Repository:
 
 
 def models_in(answer: Any) -> Iterator[Listed]:
-    """The models of a list; an entry without a name like ORG/NAME is left out. Raises ForeignTextError where it is no list."""
+    """The models of a list; entries without an ORG/NAME are skipped. Raises ForeignTextError if it is no list."""
     if not isinstance(answer, list):
         raise ForeignTextError(msg("no list of models"))
     for entry in answer[:_MOST_HITS]:
@@ -101,7 +101,7 @@ def models_in(answer: Any) -> Iterator[Listed]:
 
 
 def hash_in(given: object, digits: int) -> str | None:
-    """A hash in hex, or None for anything else: partial files are named after it, so it must not be a path."""
+    """A hex hash, or None for anything else. Partial files are named after it, so it must never be a path."""
     return given if isinstance(given, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", given) else None
 
 
@@ -120,7 +120,7 @@ def _count(value: object) -> int | None:
 
 
 def _word(value: object) -> str:
-    """A short text on one line, else ""."""
+    """A short string on one line, else ""."""
     return (
         value
         if isinstance(value, str) and is_text(value) and len(value) <= _LONGEST_WORD and value.isprintable()

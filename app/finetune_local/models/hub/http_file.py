@@ -1,4 +1,4 @@
-"""One file from a web server: resumed where it broke off, retried, and checked against its hash before it is used."""
+"""Download one file: resumed, retried, and checked against its hash before it is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import httpx
 
 ATTEMPTS = 6
-"""Tries in a row without a single new byte before giving up."""
+"""Consecutive attempts without a new byte before giving up."""
 _CHUNK = 1 << 20
 _LONGEST_PAUSE = 60.0
 _TELL_SECONDS = 0.1
@@ -29,7 +29,7 @@ _TELL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository: name, bytes, and its hash: SHA-256 of the content, or git's SHA-1 of it as a blob."""
+    """A file of a repository: name, bytes, and its hash: SHA-256 of the content, or git's blob SHA-1."""
 
     name: str
     size: int
@@ -38,13 +38,13 @@ class RemoteFile:
 
     @property
     def key(self) -> str:
-        """The hash it is checked by, which also names its partial file: another version never continues an old one."""
+        """The hash, which also names the partial file, so a new version never continues an old one."""
         return self.sha256 or self.git_sha1 or ""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """How far a download is: bytes that are here and bytes in all, bytes a second and seconds left (None at first)."""
+    """A download's progress: bytes here, total bytes, bytes per second and seconds left (None at first)."""
 
     here: int
     total: int
@@ -53,7 +53,7 @@ class Transfer:
 
     @property
     def text(self) -> Message:
-        """As "1.2 of 3.4 GB, 12.0 MB/s, 3 min left"."""
+        """Such as "1.2 of 3.4 GB, 12.0 MB/s, 3 min left"."""
         unit, name = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
         line = msg(
             "{path} of {path2} {name}", path=f"{self.here / unit:.1f}", path2=f"{self.total / unit:.1f}", name=name
@@ -74,14 +74,14 @@ class Transfer:
 
 
 class Speed:
-    """Measures a transfer that begins with `start` of `total` bytes here; the speed is that of the last ten seconds."""
+    """Measures a transfer that starts with `start` of `total` bytes; the speed is over the last ten seconds."""
 
     def __init__(self, start: int, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self._clock = total, clock
         self._seen = [(clock(), start)]
 
     def at(self, done: int) -> Transfer:
-        """How far it is with `done` bytes here."""
+        """Progress with `done` bytes here."""
         now = self._clock()
         self._seen.append((now, done))
         while len(self._seen) > 2 and self._seen[1][0] < now - 10:
@@ -94,7 +94,7 @@ class Speed:
 
 
 class Client:
-    """An HTTP client that sends the token to the endpoint's own host only and turns failures into sentences."""
+    """An HTTP client that sends the token to the endpoint's host only and turns failures into sentences."""
 
     def __init__(self, endpoint: str, token: str | None, pause: Callable[[float], None] = time.sleep) -> None:
         import httpx
@@ -119,16 +119,18 @@ class Client:
         """Close its connections."""
         self._http.close()
 
-    def pause(self, attempt: int, asked: str | None = None) -> None:
-        """Wait before another try: what the server asked for, else 1, 2, 4 ... seconds with some chance in it."""
+    def pause(self, attempt: int, retry_after: str | None = None) -> None:
+        """Wait before a retry: as long as the server asked, else 1, 2, 4, ... seconds with jitter."""
         seconds = (
-            float(asked) if asked and re.fullmatch(r"[0-9]{1,6}", asked) else 2.0**attempt * random.uniform(0.8, 1.2)
+            float(retry_after)
+            if retry_after and re.fullmatch(r"[0-9]{1,6}", retry_after)
+            else 2.0**attempt * random.uniform(0.8, 1.2)
         )
         self._pause(min(seconds, _LONGEST_PAUSE))
 
     @contextmanager
     def get(self, url: str, start: int = 0) -> Iterator[httpx.Response]:
-        """A response with its body unread, redirects followed by hand. Raises httpx.TransportError."""
+        """A response with an unread body, redirects followed here. Raises httpx.TransportError."""
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
         for _ in range(10):
             parts = urlsplit(url)
@@ -154,7 +156,7 @@ class Client:
         return url
 
     def unreachable(self, error: Exception) -> DownloadFailed:
-        """What to say when there is no answer at all."""
+        """The error for a host that does not answer."""
         return DownloadFailed(
             msg(
                 "{host} cannot be reached ({error}). Check the network and run the same command again: it goes on "
@@ -174,10 +176,9 @@ def fetch(
     progress: Callable[[int], None],
     refuse: Callable[..., None],
 ) -> None:
-    """Make `partial` the whole, checked file. `progress` gets the bytes that are there; `refuse` turns a 4xx into a ModelError.
+    """Complete and check the file `partial`. `progress` gets the number of bytes here; `refuse` turns a 4xx into a ModelError.
 
-    Raises DownloadFailed, ModelError, DiskFailed. Whatever happens, the bytes that came stay for the next try, except those
-    that proved wrong.
+    Raises DownloadFailed, ModelError, DiskFailed. Downloaded bytes are kept for the next attempt unless they proved wrong.
     """
     import httpx
 
@@ -201,24 +202,11 @@ def fetch(
                     )
                 )
             continue
-        asked: str | None = None
+        retry_after: str | None = None
         problem: Exception | str
         try:
             with client.get(url, have) as response:
-                if response.status_code in (200, 206):
-                    _store(response, partial, have, file.size, progress)
-                    problem = msg("the connection broke off")
-                elif response.status_code == 416:
-                    partial.unlink(missing_ok=True)
-                    problem = msg("it refuses to go on with a part")
-                elif response.status_code == 429 or response.status_code >= 500:
-                    asked, problem = (
-                        response.headers.get("retry-after"),
-                        msg("it answers {status}", status=response.status_code),
-                    )
-                else:
-                    refuse(response, file.name)
-                    problem = msg("it answers {status}", status=response.status_code)
+                problem, retry_after = _received(response, file, partial, have, progress, refuse)
         except httpx.HTTPError as error:
             problem = error
         if (partial.stat().st_size if partial.exists() else 0) > have:
@@ -228,13 +216,35 @@ def fetch(
         attempt += 1
         if attempt == ATTEMPTS:
             raise client.unreachable(Exception(f"{file.name}: {problem}"))
-        client.pause(attempt - 1, asked)
+        client.pause(attempt - 1, retry_after)
+
+
+def _received(
+    response: httpx.Response,
+    file: RemoteFile,
+    partial: Path,
+    have: int,
+    progress: Callable[[int], None],
+    refuse: Callable[..., None],
+) -> tuple[str, str | None]:
+    """Store what a response sends; returns why another request is needed if it was not all, and its Retry-After header."""
+    status = response.status_code
+    if status in (200, 206):
+        _store(response, partial, have, file.size, progress)
+        return msg("the connection broke off"), None
+    if status == 416:
+        partial.unlink(missing_ok=True)
+        return msg("it refuses to go on with a part"), None
+    if status == 429 or status >= 500:
+        return msg("it answers {status}", status=status), response.headers.get("retry-after")
+    refuse(response, file.name)
+    return msg("it answers {status}", status=status), None
 
 
 def _store(response: httpx.Response, partial: Path, have: int, size: int, progress: Callable[[int], None]) -> None:
-    """Append a 206, or begin again where the server sent everything or another part than asked for.
+    """Append a 206 response, or start over if the server sent everything or another range.
 
-    What it sends beyond the file's size is not kept: a disk is full at some time, and the file is wrong already.
+    Bytes beyond the expected size are dropped: the file is wrong already, and disks fill up.
     """
     goes_on = response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {have}-")
     if response.status_code == 206 and not goes_on:

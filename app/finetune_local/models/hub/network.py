@@ -1,4 +1,4 @@
-"""Whether the network may be asked at all: the user's wish to be offline stands before every look-up and download."""
+"""Offline mode: checked before every lookup and download."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from finetune_local.system.messages import msg
 
 
 def refuse_offline(what: str) -> None:
-    """Raise ModelError where the user prefers to be offline; `what` begins the sentence: "downloading Qwen/Qwen3-0.6B"."""
+    """Raise ModelError if the user prefers to be offline; `what` begins the sentence: "downloading Qwen/Qwen3-0.6B"."""
     if preferences.load().offline:
         raise ModelError(
             msg(

@@ -1,7 +1,7 @@
-"""`models get ORG/NAME`: a model from the Hugging Face hub or a mirror of it, by plain HTTP.
+"""`models get ORG/NAME`: download a model from the Hugging Face hub or a mirror, by plain HTTP.
 
-With search.py and starter.py the only code that touches the network, and only when asked to. Safetensors, config, tokenizer, template
-and licence are fetched; pickles and Python files never are.
+With search.py and starter.py the only code that uses the network, and only on request. Safetensors, config, tokenizer, template
+and license are downloaded; pickles and Python files never are.
 API: https://huggingface.co/docs/hub/api (models/{id}/revision/{revision}?blobs=true; {id}/resolve/{commit}/{file}).
 """
 
@@ -77,7 +77,7 @@ def get(
     transfer: Callable[[Transfer], None] | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> ModelFolder:
-    """Download a model into home.models, going on where an earlier try stopped. `transfer` is told how far it is.
+    """Download a model into home.models, resuming an earlier attempt. `transfer` receives the progress.
 
     Raises ModelError (no such model, no access, not usable, offline), DownloadFailed, DiskFull, Stopped.
     """
@@ -134,7 +134,7 @@ def _get(
 
 
 def discard(repository: str, home: Home) -> None:
-    """Delete what came of a download that is not to go on."""
+    """Delete the partial files of a download."""
     note = _note(repository, home)
     try:
         keys = foreign_text.read_json(note)
@@ -147,13 +147,13 @@ def discard(repository: str, home: Home) -> None:
 
 
 def _note(repository: str, home: Home) -> Path:
-    """The file that lists the parts of a download by their hashes."""
+    """The file that records a download's partial files by hash."""
     return home.cache / "downloads" / f"{repository.replace('/', '--')}.json"
 
 
 @contextmanager
 def _alone(repository: str, home: Home) -> Iterator[None]:
-    """Two processes must not write to the same part of a file. Raises DownloadFailed for the second."""
+    """Hold the lock of a download. Raises DownloadFailed if another process has it."""
     place = home.cache / "locks"
     place.mkdir(exist_ok=True)
     with (place / f"{repository.replace('/', '--')}.lock").open("ab") as file:
@@ -168,7 +168,7 @@ def _alone(repository: str, home: Home) -> Iterator[None]:
 
 
 def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
-    """The files to fetch, small ones first. Raises ModelError where the repository holds no usable base model."""
+    """The files to download, small ones first. Raises ModelError if the repository holds no usable base model."""
     chosen = [f for f in files if any(fnmatchcase(f.name, pattern) for pattern in WANTED)]
     names = {f.name for f in chosen}
     if INDEX in names or any(n.startswith("model") and n.endswith(".safetensors") for n in names):
@@ -239,22 +239,22 @@ def _list(client: Client, repository: str, revision: str) -> Repository:
 
 
 def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None]) -> Any:
-    """The JSON that an address of the API answers, tried again where that may help. `refuse` turns a 4xx into an error.
+    """JSON from an API address, with retries. `refuse` turns a 4xx into an error.
 
-    Raises what `refuse` raises, DownloadFailed.
+    Raises what `refuse` returns, DownloadFailed.
     """
     import httpx
 
     problem: Exception | str = ""
     for attempt in range(ATTEMPTS):
-        asked: str | None = None
+        retry_after: str | None = None
         try:
             with client.get(url) as response:
                 if response.status_code == 200:
                     return read_answer(response.iter_bytes())
                 if response.status_code != 429 and response.status_code < 500:
                     refuse(response, "")
-                asked, problem = (
+                retry_after, problem = (
                     response.headers.get("retry-after"),
                     msg("it answers {status}", status=response.status_code),
                 )
@@ -263,12 +263,12 @@ def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None])
         if isinstance(problem, httpx.ConnectError) and attempt == 2:
             break  # no network at all: the user need not wait for a minute to hear it
         if attempt < ATTEMPTS - 1:
-            client.pause(attempt, asked)
+            client.pause(attempt, retry_after)
     raise client.unreachable(Exception(str(problem)))
 
 
 def refusal(client: Client, repository: str, revision: str) -> Callable[[httpx.Response, str], None]:
-    """What turns a 4xx of the hub into a ModelError that says what to do."""
+    """Maps the hub's 4xx responses to a ModelError that says what to do."""
 
     def refuse(response: httpx.Response, file: str) -> None:
         code, page = response.headers.get("x-error-code", ""), f"{client.endpoint}/{repository}"
@@ -336,7 +336,7 @@ def _download(
     progress: Progress,
     transfer: Callable[[Transfer], None] | None,
 ) -> dict[str, Path]:
-    """Fetch files into home.cache; file name -> path of the checked file there."""
+    """Download files into home.cache; file name -> path of the checked file."""
     cache = home.cache / "downloads"
     cache.mkdir(exist_ok=True)
     write_text(_note(repository, home), json.dumps([f.key for f in files]))

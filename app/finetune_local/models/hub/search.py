@@ -1,6 +1,6 @@
-"""Looking for base models on the hub, or on a mirror of it: those that can be trained here, the most downloaded first.
+"""Search the hub, or a mirror, for base models that can be trained here, most downloaded first.
 
-API: https://huggingface.co/docs/hub/api (GET /api/models). The list is asked for once, with what is told of each model.
+API: https://huggingface.co/docs/hub/api (GET /api/models), one request for the list with each model's details.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _QUANTISED = {"4-bit", "8-bit", "awq", "gptq", "fp8", "bitsandbytes", "compresse
 
 @dataclass(frozen=True)
 class Hit:
-    """A model of the hub: ORG/NAME, its family (model_type), what it is licensed under, whether its licence must be accepted
-    first, its number of parameters (None: not told), the day it was last changed (ISO 8601), downloads in the last month."""
+    """A model on the hub: ORG/NAME, architecture (model_type), license, whether it must be accepted first, number of parameters
+    (None if unknown), date of the last change (ISO 8601), downloads in the last month.
+    """
 
     name: str
     family: str
@@ -47,7 +48,7 @@ class Hit:
 def search(
     words: str, *, limit: int = MOST, token: str | None = None, pause: Callable[[float], None] = time.sleep
 ) -> list[Hit]:
-    """Models whose name has these words: safetensors, not quantised, of a family that transformers has itself.
+    """Models whose name contains these words: safetensors, not quantized, of an architecture that transformers implements.
 
     Raises ModelError (no words, offline), DownloadFailed.
     """
@@ -88,7 +89,7 @@ def _hits(found: Iterable[Listed]) -> Iterator[Hit]:
 
 
 def _can_be_trained(name: str, config: Mapping[str, Any], tags: Set[str], library: str) -> bool:
-    """Whether `models get` would take it, as far as the list tells; a config that is not told is looked at then."""
+    """Whether `models get` would accept it, as far as the list says; a missing config is checked later."""
     if tags & _QUANTISED or library in ("peft", "adapter-transformers") or _is_adapter(tags):
         return False
     if not config:

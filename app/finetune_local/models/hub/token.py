@@ -1,4 +1,4 @@
-"""The hub's access token: given on the command line, in HF_TOKEN, or kept in the system's keyring. Never written to a file."""
+"""The hub's access token: from the command line, HF_TOKEN, or the system's keyring. Never written to a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SERVICE = "finetune-local"
 
 
 def find_token(given: str | None, endpoint: str) -> str | None:
-    """The token to use for an endpoint, if there is one. A machine without a keyring simply has none."""
+    """The token for an endpoint, or None. A machine without a keyring has none stored."""
     from keyring.errors import KeyringError
 
     if token := given or os.environ.get("HF_TOKEN"):
@@ -26,14 +26,14 @@ def find_token(given: str | None, endpoint: str) -> str | None:
 
 
 def token_place(endpoint: str) -> str:
-    """Where the token for an endpoint comes from: "environment", "keyring" or "none"."""
+    """Where an endpoint's token comes from: "environment", "keyring" or "none"."""
     if os.environ.get("HF_TOKEN"):
         return "environment"
     return "keyring" if find_token(None, endpoint) else "none"
 
 
 def store_token(token: str, endpoint: str) -> None:
-    """Keep a token in the system's keyring. Raises ModelError where there is no keyring."""
+    """Store a token in the system's keyring. Raises ModelError if there is no keyring."""
     import keyring
     from keyring.errors import KeyringError
 
@@ -44,7 +44,7 @@ def store_token(token: str, endpoint: str) -> None:
 
 
 def forget_token(endpoint: str) -> bool:
-    """Delete the kept token; whether there was one. Raises ModelError where there is no keyring."""
+    """Delete the stored token; returns whether there was one. Raises ModelError if there is no keyring."""
     import keyring
     from keyring.errors import KeyringError, PasswordDeleteError
 

@@ -1,23 +1,24 @@
-"""How much memory training will need, before anything is loaded.
+"""Estimate the memory of a training run before anything is loaded.
 
-An estimate, not a promise: allocators, kernels and other programs take what they take; the measured peak stands in the
-run's events. For SmolLM2-135M on a Linux CPU, 1024 tokens at once, `benchmarks/memory.py --steps 2` printed predicted / measured:
-torch bf16 lora 1.03, dora 1.03, vera 1.02, adapter 1.03, prefix 1.04, adalora 1.02, prompt-ensemble 0.91; torch fp32 lora 0.99,
-full 1.14; MLX fp32 lora 1.04. GPUs have not been measured.
+Allocators, kernels and other programs add their own; the measured peak is in the run's events. Predicted / measured for SmolLM2-135M
+on a Linux CPU with 1024 tokens per micro-batch, from `benchmarks/memory.py --steps 2`: torch bf16 lora 1.03, dora 1.03, vera 1.02,
+adapter 1.03, prefix 1.04, adalora 1.02, prompt-ensemble 0.91; torch fp32 lora 0.99, full 1.14; MLX fp32 lora 1.04. GPUs have not been
+measured.
 
-    weights      4, 2 bytes each in fp32, bf16; in 8-bit and 4-bit the linear layers of the blocks take 1 and 0.5625 bytes (0.5 and
-                 the scales of groups of 64; NF4 0.516, its scales are quantised too), all else 2 (4 on a CPU, which computes in fp32)
-    trainable    4 bytes for each number of the adapter, 4 for the gradient of each trained one; training the base's own weights in
-                 bf16, 2 for the copy that is computed with
-    optimizer    AdamW's two states of each trained number: 8 bytes, with 8-bit states 2; a tracker (AdaLoRA) 16
-    activations  what the backward pass needs of one micro-batch of N tokens (below), plus the head at supervised positions
+    weights      4 or 2 bytes per parameter in fp32 or bf16. In 8-bit and 4-bit the blocks' linear layers take 1 and 0.5625 bytes (0.5
+                 plus the scales of groups of 64; NF4 0.516, with quantised scales), the rest 2 (4 on a CPU, which computes in fp32)
+    trainable    4 bytes per parameter of the adapter, 4 for the gradient of each trained one; for the base's own weights in bf16
+                 another 2 for the copy used in the forward pass
+    optimizer    AdamW's two states per trained parameter: 8 bytes, in 8-bit 2; AdaLoRA's tracker 16
+    activations  saved for backward by one micro-batch of N tokens (below), plus the head at supervised positions
     runtime      the process and its libraries
 
-One block keeps, per token: what goes into its norms in fp32, attention's queries, keys, values and output, the MLP's three inner
-vectors: 8h + a·(2q + 2k + 3f) bytes, with h the width, q and k those of queries and keys, f that of the MLP, a the bytes of an
-activation. To it comes what the adapter needs (Tuner.saved_activations). Blocks below the lowest trained one keep nothing. With
-gradient checkpointing only each block's input is kept (a·h), and one block at a time is computed again. Fused attention keeps no
-matrix of scores. A quarter is added for gradients of the block at work and freed memory that the allocator keeps. A prompt's or prefix's positions are added to every row; prompts side by side (an ensemble) take all of it each.
+Per token, a block saves the inputs of its norms in fp32, attention's queries, keys, values and output, and the MLP's three hidden
+vectors: 8h + a·(2q + 2k + 3f) bytes, with h the hidden size, q and k the sizes of queries and keys, f the MLP's, a the bytes of an
+activation. The adapter adds its own (Tuner.saved_activations). Blocks below the lowest trained one save nothing. With gradient
+checkpointing only each block's input is saved (a·h), and one block at a time is recomputed. Fused attention saves no score matrix.
+A quarter is added for the current block's gradients and memory the allocator has not returned. Virtual tokens lengthen every
+row; an ensemble multiplies everything by its size.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _SUPERVISED = 0.25  # usual share of supervised tokens
 _HEAD_NUMBERS = 1 << 24  # logits that exist at once, at most; the backends cut larger batches
 _RUNTIME = 500_000_000
 _TIGHT = 0.8
-_FREED = 1.25  # gradients of the block at work, and freed memory that the allocator keeps; by measurement on CPUs
-_ROW = 128  # usual tokens of a row, to which positions of a method's own are added
+_FREED = 1.25  # gradients of the current block, and memory the allocator has not returned; measured on CPUs
+_ROW = 128  # usual tokens of a row, to which virtual tokens are added
 _TRACKED = 16  # a tracker's importance and its uncertainty, and the step's values and gradients in numpy
 _BLOCK_BYTES = {"fp32": 4.0, "bf16": 2.0, "8-bit": 1.0, "4-bit": 0.5625}
 _NF4_BYTES = 0.516
@@ -49,7 +50,7 @@ _STATE_BYTES = {"adamw": 8, "paged-adamw": 8, "adamw-8bit": 2, "paged-adamw-8bit
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, by what they are for."""
+    """Bytes by purpose."""
 
     weights: int
     trainable: int
@@ -59,14 +60,14 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all."""
         return self.weights + self.trainable + self.optimizer + self.activations + self.runtime
 
 
 def estimate(model: Measured, spec: RunSpec, plan: AdapterPlan, device: str = "cpu") -> Estimate:
-    """Memory for training `plan` on `model`, a folder or a Shape. `device` is the kind: "cpu", "cuda" or "metal".
+    """Memory for training `plan` on `model`, a ModelFolder or a Shape. `device` is the kind: "cpu", "cuda" or "metal".
 
-    What the spec leaves open is taken as its usual value; give the resolved spec of a run for its own.
+    Open settings count with their usual values; pass a resolved spec for exact ones.
     """
     precision = spec.model.precision or ("fp32" if device == "cpu" else "bf16")
     wide = precision == "fp32" or (device == "cpu" and precision != "bf16")
@@ -87,7 +88,7 @@ def estimate(model: Measured, spec: RunSpec, plan: AdapterPlan, device: str = "c
 
 
 def verdict(estimate: Estimate, device_bytes: int) -> Literal["fits", "tight", "too big"]:
-    """ "fits" up to four fifths of the memory, "tight" up to all of it, else "too big"."""
+    """ "fits" up to 80 % of the memory, "tight" up to 100 %, else "too big"."""
     share = estimate.total / max(1, device_bytes)
     return "fits" if share <= _TIGHT else "tight" if share <= 1 else "too big"
 
@@ -116,7 +117,7 @@ def _activations(model: Measured, spec: RunSpec, plan: AdapterPlan, activation: 
 
 
 def _lowest(plan: AdapterPlan, blocks: int) -> int:
-    """The first block that gradients come to: below the lowest trained place nothing is kept."""
+    """The lowest block that gradients reach; blocks below the lowest trained parameter save nothing."""
     places = []
     for target in plan.targets:
         block = block_of(target.module + ".")

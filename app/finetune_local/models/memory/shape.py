@@ -1,7 +1,7 @@
-"""The shape of a model that is not on this machine: enough of it to plan a method and to estimate memory, without any file.
+"""The shape of a model that is not on this machine: enough to plan an adapter and to estimate memory.
 
-A Shape tells of its weights what ModelFolder reads from headers, so both go through the same formulas (models/memory/estimate.py). The
-families are those whose layout is Llama's: Llama, Mistral, Qwen2 and 3, Gemma 1 to 3 (text).
+A Shape has the properties that ModelFolder reads from headers, so both use the same formulas (models/memory/estimate.py).
+Architectures with Llama's layout: Llama, Mistral, Qwen2 and 3, Gemma 1 to 3 (text).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from finetune_local.spec.plan import BaseInfo, WeightInfo
 
 
 class Measured(Protocol):
-    """What can be known of a base without loading it: of a folder by its headers, of a Shape by its numbers."""
+    """What is known of a base without loading it: from a folder's headers or a Shape's numbers."""
 
     @property
     def family(self) -> str:
-        """The model_type."""
+        """model_type."""
         ...
 
     @property
     def text_config(self) -> Mapping[str, Any]:
-        """Numbers of the language model, in config.json's words."""
+        """The language model's sizes, as config.json names them."""
         ...
 
     @property
@@ -45,7 +45,7 @@ class Measured(Protocol):
 
     @property
     def parameters(self) -> int:
-        """Number of weights; a tied output matrix counts once."""
+        """Number of parameters; a tied output matrix counts once."""
         ...
 
     def weights(self) -> Mapping[str, WeightInfo]:
@@ -53,14 +53,15 @@ class Measured(Protocol):
         ...
 
     def info(self) -> BaseInfo:
-        """What the methods look at."""
+        """What tuners may know."""
         ...
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model. `qkv_bias`: queries, keys and values have biases (Qwen2); `qk_norm`: they have norms (Qwen3, Gemma 3);
-    `four_norms`: a block has norms after attention and MLP too (Gemma 2 and 3)."""
+    """Sizes of a model. `qkv_bias`: biases on queries, keys and values (Qwen2); `qk_norm`: norms on queries and keys (Qwen3,
+    Gemma 3); `four_norms`: norms also after attention and MLP (Gemma 2 and 3).
+    """
 
     family: str
     hidden_size: int
@@ -108,7 +109,7 @@ class Shape:
         return _count(self._around()) + self.layers * _count(self._block())
 
     def weights(self) -> Mapping[str, WeightInfo]:
-        """See Measured; under the names that Llama's family gives them."""
+        """See Measured; with Llama's names."""
         return self._weights
 
     @cached_property
@@ -122,7 +123,7 @@ class Shape:
         return BaseInfo(self.weights(), self.context_length, self.family, self.kv_heads, self.head_dim)
 
     def scaled(self, parameters: int) -> Shape:
-        """A shape of about so many parameters with the same proportions: width and depth grow by the same factor.
+        """A shape of about this many parameters with the same proportions: width and depth are scaled by the same factor.
 
         For models of which only the number of parameters is known.
         """
@@ -144,7 +145,7 @@ class Shape:
         )
 
     def _around(self) -> dict[str, tuple[int, ...]]:
-        """What stands outside the blocks: the embedding, the last norm, a head of its own."""
+        """Parameters outside the blocks: embedding, final norm, untied head."""
         table = (self.vocab, self.hidden_size)
         head = {} if self.tied else {"lm_head.weight": table}
         return {"model.embed_tokens.weight": table, "model.norm.weight": (self.hidden_size,), **head}

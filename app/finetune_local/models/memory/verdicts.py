@@ -1,7 +1,7 @@
-"""Whether a model can be trained in a memory: each way of holding the base, with each usual method, a verdict and its reason.
+"""Whether a model can be trained in a given memory: a verdict with reasons for each precision and usual method.
 
-What the user leaves open is taken as a run takes it: a micro-batch of 1024 tokens, and gradient checkpointing where memory is
-short without it (spec/defaults.py).
+Open settings resolve as in a run: micro-batches of 1024 tokens, and gradient checkpointing if memory is short without it
+(spec/defaults.py).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ WAYS: tuple[tuple[str, Precision], ...] = (
     ("full", "fp32"),
     ("full", "bf16"),
 )
-"""Method and precision of the base. A quantised base cannot be trained whole."""
+"""Pairs of method and precision. Full fine-tuning does not exist on a quantised base."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One way to train a model, and whether it fits into `memory_bytes`. `checkpointing`: only with activations computed again."""
+    """One way to train a model, judged against `memory_bytes`. `checkpointing`: only with gradient checkpointing."""
 
     method: str
     precision: Precision
@@ -48,7 +48,7 @@ class Fit:
 
     @property
     def reason(self) -> str:
-        """The numbers behind it, as a sentence."""
+        """The numbers behind the verdict, as a sentence."""
         parts = self.needs
         return (
             f"{self.method} with a base in {self.precision} needs {_size(parts.total)}: weights {_size(parts.weights)}, "
@@ -59,8 +59,9 @@ class Fit:
 
 
 def fits(model: Measured, kind: str, memory_bytes: int) -> tuple[Fit, ...]:
-    """Every way that can be planned, in the order of WAYS; a model can be too narrow for the usual rank, or have no layer of the
-    kind. `kind` is the device's: "cpu", "cuda" or "metal"."""
+    """Every way that can be planned, in the order of WAYS; a model may be too narrow for the default rank, or lack the layers.
+    `kind` is the device's: "cpu", "cuda" or "metal".
+    """
     info = model.info()
     plans: dict[str, AdapterPlan] = {}
     for key in dict.fromkeys(key for key, _ in WAYS):
@@ -71,13 +72,13 @@ def fits(model: Measured, kind: str, memory_bytes: int) -> tuple[Fit, ...]:
 
 @lru_cache(maxsize=512)
 def fits_shape(shape: Shape, kind: str, memory_bytes: int) -> tuple[Fit, ...]:
-    """fits() of a shape, remembered: a list of models is drawn again and again."""
+    """fits() of a shape, cached: lists of models are redrawn often."""
     return fits(shape, kind, memory_bytes)
 
 
 @lru_cache(maxsize=512)
 def shape_like(parameters: int, family: str = "") -> Shape:
-    """A shape of about so many parameters: that of the nearest model of the catalogue (of this family, if there are any), scaled."""
+    """A shape of about this many parameters, scaled from the nearest catalogue model (of this architecture, if there is one)."""
     known = [entry for entry in catalog() if entry.family == family] or list(catalog())
     nearest = min(known, key=lambda entry: max(entry.parameters, parameters) / min(entry.parameters, parameters))
     return nearest.shape.scaled(parameters)

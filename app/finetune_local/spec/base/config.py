@@ -1,8 +1,7 @@
-"""A base model's config.json and generation_config.json as far as they are read here: one record each, with bounds.
+"""A base model's config.json and generation_config.json: one record each, with bounds on the fields that are used.
 
-Families spell sizes in their own ways and most keys are no concern of ours, so every field may be missing and unknown ones are left
-alone; but what is there has to be of its kind and within reason, before anything is computed or looped over with it. The backends'
-libraries look at the rest. Values that no file should have, such as NaN, are refused wherever they stand.
+Architectures name sizes differently, so every field may be missing and unknown ones are ignored; a field that is present must
+have the right type and a sane value before it is used. NaN is refused anywhere in the file.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from finetune_local.system.untrusted.text import ForeignTextError, is_text, kind
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _DEPTH = 4
-"""Configs within configs (text_config) that are looked at."""
+"""Levels of nested configs (text_config) that are searched."""
 
 
 Check = Callable[[Any], Any]
 
 
 def _sizes(most: int) -> Check:
-    """A size, or one for each block as a few families have it."""
+    """A size, or one per block."""
 
     def checked(value: Any) -> Any:
         for one in value if isinstance(value, list) else [value]:
@@ -39,7 +38,7 @@ def _sizes(most: int) -> Check:
 
 
 def _whole(low: int, high: int) -> Check:
-    """A number, or one for each block."""
+    """An integer, or one per block."""
 
     def checked(value: Any) -> Any:
         for one in value if isinstance(value, list) else [value]:
@@ -51,7 +50,7 @@ def _whole(low: int, high: int) -> Check:
 
 
 def _number(low: float, high: float, words: str) -> Check:
-    """A number within bounds; `words` say which."""
+    """A number within bounds; `words` describe them."""
 
     def checked(value: Any) -> Any:
         if value is not None and not (type(value) in (int, float) and low <= value <= high):
@@ -80,7 +79,7 @@ def _list_of(right: Callable[[Any], bool], words: str) -> Check:
 
 
 def _ids(value: Any) -> Any:
-    """One id or several; -1 is how older configs say "none"."""
+    """One id or several; older configs use -1 for none."""
     found = value if isinstance(value, list) else [value]
     if len(found) > 1000 or not all(one is None or (type(one) is int and -1 <= one < 2**31) for one in found):
         raise ValueError(msg("the number of a token, or a list of them"))
@@ -114,7 +113,7 @@ class _Record(BaseModel):
 
 
 class RopeTable(_Record):
-    """How positions are rotated: `rope_parameters`, or `rope_scaling` as it was before transformers 5."""
+    """Rotary embedding: `rope_parameters`, or `rope_scaling` before transformers 5."""
 
     rope_theta: Positive = None
     rope_type: Text = None
@@ -132,7 +131,7 @@ class RopeTable(_Record):
 
 
 class BaseConfig(_Record):
-    """config.json, or its part of the language model."""
+    """config.json, or its language-model part."""
 
     model_type: Text = None
     architectures: Texts = None
@@ -215,14 +214,14 @@ class GenerationConfig(_Record):
 
 
 def read_base_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder, checked; the values are those of the file. Raises ModelError."""
+    """A model folder's config.json, checked, with the file's values. Raises ModelError."""
     values = read_config_file(folder / CONFIG, msg("It is the description of the model and comes with its weights."))
     check_base_config(values, folder / CONFIG)
     return values
 
 
 def read_config_file(path: Path, why: str = "") -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError; `why` says what a missing file is for."""
+    """A JSON object from a file. Raises ModelError; `why` explains what a missing file is for."""
     found = read_optional_config(path)
     if found is None:
         missing = msg(
@@ -233,7 +232,7 @@ def read_config_file(path: Path, why: str = "") -> dict[str, Any]:
 
 
 def read_optional_config(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file, None where there is no such file. Raises ModelError."""
+    """A JSON object from a file, or None if it does not exist. Raises ModelError."""
     try:
         if not path.is_file():  # a pipe would never end, and a link may lead to nothing
             if path.is_symlink() or path.exists():
@@ -252,7 +251,7 @@ def read_optional_config(path: Path) -> dict[str, Any] | None:
 
 
 def check_base_config(config: Mapping[str, Any], where: Path | str) -> None:
-    """Raise ModelError where a value of a config.json is not of its kind, or out of bounds; `where` names the file."""
+    """Raise ModelError if a value in config.json has the wrong type or is out of bounds; `where` names the file."""
     _check(BaseConfig, config, where, "")
     for key in ("rope_parameters", "rope_scaling"):
         table = config.get(key) or {}
@@ -260,7 +259,7 @@ def check_base_config(config: Mapping[str, Any], where: Path | str) -> None:
         for name, one in table.items() if nested else (("", table),):
             _check(RopeTable, one, where, f"{key}.{name}." if name else f"{key}.")
     if (place := _nan_in(config)) is not None:
-        raise ModelError(_said(where, place, math.nan, msg("a number")))
+        raise ModelError(_refusal(where, place, math.nan, msg("a number")))
     _check_heads(config, where)
     inner, depth = config.get("text_config"), 0
     while isinstance(inner, dict) and depth < _DEPTH:
@@ -269,7 +268,7 @@ def check_base_config(config: Mapping[str, Any], where: Path | str) -> None:
 
 
 def size_of(config: Mapping[str, Any], *keys: str) -> int:
-    """The first of these sizes that a config has, 0 without any; where there is one for each block, the largest."""
+    """The first of these sizes the config has, else 0; the largest if it is given per block."""
     for key in keys:
         value = config.get(key)
         found = [n for n in (value if isinstance(value, list) else [value]) if type(n) is int and n > 0]
@@ -279,7 +278,7 @@ def size_of(config: Mapping[str, Any], *keys: str) -> int:
 
 
 def check_generation_config(config: Mapping[str, Any], where: Path | str) -> None:
-    """Raise ModelError where a value of a generation_config.json is not of its kind."""
+    """Raise ModelError if a value in generation_config.json has the wrong type."""
     _check(GenerationConfig, config, where, "")
 
 
@@ -290,7 +289,7 @@ def _check(kind: type[_Record], values: Mapping[str, Any], where: Path | str, pr
         problem = error.errors(include_url=False)[0]
         place = prefix + ".".join(str(part) for part in problem["loc"])
         words = str(problem.get("ctx", {}).get("error") or problem["msg"])
-        raise ModelError(_said(where, place, problem["input"], words)) from None
+        raise ModelError(_refusal(where, place, problem["input"], words)) from None
 
 
 def _check_heads(config: Mapping[str, Any], where: Path | str) -> None:
@@ -321,7 +320,7 @@ def _check_heads(config: Mapping[str, Any], where: Path | str) -> None:
         )
 
 
-def _said(where: Path | str, place: str, value: Any, words: str) -> Message:
+def _refusal(where: Path | str, place: str, value: Any, words: str) -> Message:
     return msg(
         "{where}: '{field}' is {value}, but it has to be {words}. Copy the file again from where the model comes from.",
         where=where,
@@ -339,7 +338,7 @@ def _shown(value: Any) -> str:
 
 
 def _nan_in(config: Mapping[str, Any]) -> str | None:
-    """Where NaN stands in a config, if it does."""
+    """The path of a NaN in a config, or None."""
     waiting: list[tuple[str, Any]] = list(config.items())
     while waiting:
         place, value = waiting.pop()

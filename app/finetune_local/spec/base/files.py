@@ -1,6 +1,6 @@
-"""Which files of a model folder hold its weights: model.safetensors, or the shards that an index names, as transformers takes them.
+"""The files that hold a model's weights: model.safetensors, or the shards of an index, as transformers selects them.
 
-Links are followed, because the Hugging Face cache is made of them; one that leads nowhere is told.
+Links are followed, because the Hugging Face cache is made of them; a broken link is an error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXPONENTS: Mapping[str, tuple[Any, Any]] = {
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights, all there. Raises ModelError naming what is missing or cannot be used."""
+    """The weight files, all present. Raises ModelError naming what is missing or unusable."""
     if (folder / INDEX).is_file() or (folder / INDEX).is_symlink():
         return [folder / name for name in sorted(set(weight_map(folder).values()))]
     single = folder / WEIGHTS
@@ -70,7 +70,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weight_map(folder: Path) -> Mapping[str, str]:
-    """Tensor -> file, as the index has it; every file is there. Raises ModelError."""
+    """Tensor name -> file, from the index; every file exists. Raises ModelError."""
     where = read_config_file(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
         raise ModelError(msg("{path}: 'weight_map' is missing. Copy the file again.", path=folder / INDEX))
@@ -107,9 +107,9 @@ def weight_map(folder: Path) -> Mapping[str, str]:
 
 
 def check_finite(files: Iterable[Path]) -> None:
-    """Read every tensor of floats once, in pieces. Raises ModelError for the first that holds NaN or infinity.
+    """Scan every float tensor once, in chunks. Raises ModelError for the first one with NaN or infinity.
 
-    For weights that are quantised while they are loaded; others are looked at in memory by the backends.
+    For weights that are quantised during loading; backends check others in memory.
     """
     for file in files:
         try:
@@ -122,7 +122,7 @@ def check_finite(files: Iterable[Path]) -> None:
 
 
 def _not_finite(content: BinaryIO, tensor: Stored) -> int:
-    """How many numbers have an exponent of only ones: NaN or infinity."""
+    """How many numbers have an all-ones exponent: NaN or infinity."""
     kind, ones = _EXPONENTS[tensor.dtype]
     content.seek(tensor.begin)
     count = 0
@@ -146,7 +146,7 @@ def _no_weights(folder: Path) -> None:
 
 
 def _numbered_there(folder: Path, names: Iterable[str]) -> None:
-    """Files of a series that say themselves how many there are."""
+    """Shards present of a series whose names give the total."""
     for name in names:
         part = re.fullmatch(r"(.*)-([0-9]{1,9})-of-([0-9]+)\.safetensors", name)
         if part is None:

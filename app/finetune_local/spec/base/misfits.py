@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from finetune_local.spec.base.weights import AGAIN, OTHER_PARTS, TIE, ends_with, is_buffer, short
+from finetune_local.spec.base.sizes import AGAIN
+from finetune_local.spec.base.weights import OTHER_PARTS, TIE, ends_with, is_buffer, short
 from finetune_local.spec.targets import HEADS
 from finetune_local.system.messages import Message, msg
 

@@ -1,10 +1,11 @@
-"""The files by which a folder says how its model is asked: tokenizer, chat template, generation settings.
+"""The files that define how a model is prompted: tokenizer, chat template, generation settings.
 
-A base has them; an adapter's folder may bring its own (TRL, Axolotl and LLaMA-Factory save them there), which are then in force:
-    a tokenizer.json of the adapter goes with the adapter's other tokenizer files, none of the base's is mixed in but
-        tokenizer_config.json where the adapter has none;
-    without one, the base's tokenizer.json is read with the adapter's tokenizer_config.json, special_tokens_map.json and added_tokens.json;
-    a chat template and generation settings each take the place of the base's.
+A base has them; an adapter's folder may bring its own (TRL, Axolotl and LLaMA-Factory save them), which then take precedence:
+    an adapter's tokenizer.json is used with the adapter's other tokenizer files; only a missing tokenizer_config.json
+        comes from the base;
+    without a tokenizer.json, the base's is read with the adapter's tokenizer_config.json, special_tokens_map.json and
+        added_tokens.json;
+    a chat template and generation settings each replace the base's.
 """
 
 from __future__ import annotations
@@ -27,33 +28,33 @@ SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
 TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
 OF_TOKENIZER = (TOKENIZER, CONFIG, SPECIAL, ADDED)
 OTHER_FORMS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
-"""The same tokens for older programs. They are not read here, and go where the tokenizer.json beside them goes."""
+"""The same tokens for older programs: not read here, but copied along with the tokenizer.json beside them."""
 
 TRAVEL = (*OF_TOKENIZER, TEMPLATE, GENERATION, *OTHER_FORMS)
-"""All that may lie beside an adapter's weights and belongs to it."""
+"""Every file that may belong to an adapter beside its weights."""
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Special tokens that every tokenizer may have, in transformers' order."""
+"""The named special tokens, in transformers' order."""
 
 MOST_TEMPLATE_BYTES = 2**20
-"""The largest template known is of 30 kB."""
+"""Upper bound on a template; the largest known has 30 kB."""
 
 
 def brought(folder: Path) -> tuple[str, ...]:
-    """Which of the files that are read an adapter's folder has."""
+    """The files of an adapter's folder that are read."""
     read = (*OF_TOKENIZER, TEMPLATE, GENERATION)
     return tuple(name for name, known in zip(read, stamp(folder, *read), strict=True) if known is not None)
 
 
 def copy_brought(folder: Path, target: Path) -> None:
-    """Copy what lies beside an adapter's weights and belongs to it, where there is any."""
+    """Copy the files that belong to an adapter beside its weights, if any."""
     for name in TRAVEL:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
 
 
 def in_force(base: Path, adapter: Path | None = None) -> dict[str, Path]:
-    """The files that hold, by name, without the chat template; other forms of the tokenizer included."""
+    """The tokenizer files in effect, by name, without the chat template; other forms of the tokenizer included."""
     own = _there(adapter) if adapter is not None else {}
     found = _there(base)
     if TOKENIZER in own:
@@ -63,13 +64,13 @@ def in_force(base: Path, adapter: Path | None = None) -> dict[str, Path]:
 
 
 def template_in_force(base: Path, adapter: Path | None = None) -> str | None:
-    """The chat template that holds: the adapter's, else the base's, else None. Raises ModelError."""
+    """The chat template in effect: the adapter's, else the base's, else None. Raises ModelError."""
     own = None if adapter is None else template_of(adapter)
     return own if own is not None else template_of(base)
 
 
 def template_of(folder: Path) -> str | None:
-    """The chat template of one folder. Of several named ones, the one called "default". Raises ModelError."""
+    """A folder's chat template; of several named ones, "default". Raises ModelError."""
     file = folder / TEMPLATE
     try:
         if file.is_file():
@@ -92,19 +93,19 @@ def template_of(folder: Path) -> str | None:
 
 
 def generation_settings(folder: Path) -> Mapping[str, Any]:
-    """generation_config.json of a folder; empty where there is none. Raises ModelError."""
+    """A folder's generation_config.json; empty if there is none. Raises ModelError."""
     return read_optional_config(folder / GENERATION) or {}
 
 
 def ends_in(values: Mapping[str, Any]) -> list[int]:
-    """The tokens that end an answer by "eos_token_id", which is one or a list."""
+    """The ids of `eos_token_id`, which is one id or a list."""
     found = values.get("eos_token_id")
     listed = found if isinstance(found, list) else [found]
     return [i for i in listed if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
 
 
 def added_by_config(files: Mapping[str, Path]) -> dict[int, Mapping[str, Any]]:
-    """Tokens by id that tokenizer_config.json or added_tokens.json of these files name: "content" and "special". Raises ModelError."""
+    """Tokens by id that tokenizer_config.json or added_tokens.json add, with "content" and "special". Raises ModelError."""
     found: dict[int, Mapping[str, Any]] = {}
     for name in (CONFIG, ADDED):
         values = read_optional_config(files[name]) if name in files else None
@@ -123,7 +124,7 @@ def added_by_config(files: Mapping[str, Path]) -> dict[int, Mapping[str, Any]]:
 
 @contextmanager
 def joined(base: Path, adapter: Path | None) -> Iterator[Path]:
-    """A folder that has the files in force together, as if a model were saved so: the base's own where nothing is brought.
+    """A folder with the files in effect together, as if a model had been saved with them; the base's own if nothing is brought.
 
     Raises ModelError.
     """

@@ -1,7 +1,7 @@
-"""What the names, types and shapes of a base model's stored tensors say, held against its config.json.
+"""Checks of a base model's stored tensors (names, dtypes, shapes) against its config.json.
 
-The tensors are the truth and the config's numbers are claims: where they do not agree, a library would leave blocks out, fill weights
-with random numbers or read packed integers as weights, all without a word.
+The tensors are the truth and the config only claims. Where they disagree, a library would silently skip blocks, fill weights
+with random numbers or read packed integers as weights.
 """
 
 from __future__ import annotations
@@ -9,29 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from finetune_local.spec.base.config import size_of
-from finetune_local.spec.numerics.rope import rope
+from finetune_local.spec.base.sizes import AGAIN, Weight, check_attention
 from finetune_local.spec.targets import EMBEDDINGS, HEADS, block_of
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 
 FLOATS = ("BF16", "F16", "F32", "F64")
-
-
-class Weight(Protocol):
-    """A stored tensor as its header tells it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of its dimensions."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Type of its numbers in safetensors' words."""
-        ...
 
 
 _PACKED = (
@@ -66,7 +52,7 @@ _BUFFERS = re.compile(
     r"(rotary_emb\.\w*inv_freq|position_ids|masked_bias|causal_mask|(cos|sin)_cached|num_batches_tracked|embed_positions\.weights|"
     r"(^|\.)version)$|\.(attn|attention)\.bias$"
 )
-"""What older checkpoints keep beside the weights and every library makes anew."""
+"""Tensors that older checkpoints store and every library recomputes."""
 
 OTHER_PARTS = re.compile(
     r"(^|\.|_)(vision|visual|audio|image|video|speech|mtp|talker|code2wav|token2wav|multi_modal|embed_vision)"
@@ -96,30 +82,18 @@ PLAIN = frozenset(
     ["cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "mixtral", "olmo2",
      "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"]
 )  # fmt: skip
-"""Families whose attention has q_proj, k_proj, v_proj of heads times head_dim rows."""
+"""Architectures whose q_proj, k_proj, v_proj have heads·head_dim rows."""
 
-_PARTLY_ROTATED = frozenset(["glm4", "phi", "stablelm"])
-_HEAD_DIMS = {
-    "qwen3": 128,
-    "glm4": 128,
-    "gemma": 256,
-    "gemma2": 256,
-    "gemma3_text": 256,
-    "seed_oss": 128,
-}
-"""What transformers takes where the config is silent; elsewhere hidden_size divided among the heads."""
-
-AGAIN = msg("Copy config.json and the weights again, both from the same place.")
 TIE = msg('If the head is the embedding, write "tie_word_embeddings": true.')
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is no weight, but kept by older checkpoints and made anew by every library."""
+    """Whether a tensor is a stored buffer that every library recomputes."""
     return _BUFFERS.search(name) is not None
 
 
 def check_base_weights(config: Mapping[str, Any], weights: Mapping[str, Weight], where: Path | str) -> None:
-    """Raise ModelError where tensors are packed or named by a wrapper, or the config claims what they are not; `where` is named."""
+    """Raise ModelError if tensors are packed or named by a wrapper, or contradict the config; `where` names the model."""
     names = "\n" + "\n".join(weights)
     if _has(names, _SIGNS_OF_WRAPPERS):
         _check_names(weights, where)
@@ -141,7 +115,7 @@ def check_base_weights(config: Mapping[str, Any], weights: Mapping[str, Weight],
     family = str(text.get("model_type") or config.get("model_type"))
     _check_vocabulary(config, text, weights, where, family)
     if text is config and family in PLAIN:
-        _check_attention(config, family, weights, where)
+        check_attention(config, family, weights, where)
 
 
 def _check_names(weights: Iterable[str], where: Path | str) -> None:
@@ -199,7 +173,7 @@ def _check_types(weights: Mapping[str, Weight], where: Path | str, suspicious: b
 
 
 def _is_number(name: str, weight: Weight) -> bool:
-    """Whether a tensor is one that is computed with, and no mask or list of positions that an older checkpoint keeps."""
+    """Whether a tensor takes part in the computation, unlike masks and position ids of older checkpoints."""
     return (
         name.endswith("weight") or weight.dtype.startswith("F") or (name.endswith(".bias") and len(weight.shape) == 1)
     )
@@ -277,89 +251,12 @@ def _check_vocabulary(
         )
 
 
-def _check_attention(config: Mapping[str, Any], family: str, weights: Mapping[str, Weight], where: Path | str) -> None:
-    """Every matrix of attention and MLP has the rows that the config's numbers give."""
-    found = rope(config)
-    partial = found.values.get("partial_rotary_factor") or 1
-    if found.kind != "default" and partial != 1 and family not in _PARTLY_ROTATED:
-        raise ModelError(
-            msg(
-                "{where}: config.json rotates a part of each head only (partial_rotary_factor {share}), which a "
-                "{family} model cannot. Copy the file again from where the model comes from.",
-                where=where,
-                share=partial,
-                family=family,
-            )
-        )
-    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if not isinstance(hidden, int) or not isinstance(heads, int):
-        return
-    if family in _HEAD_DIMS and "head_dim" in config and config["head_dim"] is None:
-        return
-    head_dim = config.get("head_dim") or _HEAD_DIMS.get(family)
-    if head_dim is None:
-        if hidden % heads:
-            raise ModelError(
-                msg(
-                    "{where}: config.json divides a width of {hidden} (hidden_size) among {heads} attention heads "
-                    "(num_attention_heads), which leaves a rest. {again}",
-                    where=where,
-                    hidden=hidden,
-                    heads=heads,
-                    again=AGAIN,
-                )
-            )
-        head_dim = hidden // heads
-    groups = config.get("num_key_value_heads") or heads
-    if not isinstance(head_dim, int) or not isinstance(groups, int):
-        return
-    expected = {
-        "self_attn.q_proj.weight": (
-            msg("{heads} heads of {size}", heads=heads, size=head_dim),
-            heads * head_dim,
-            hidden,
-        ),
-        "self_attn.o_proj.weight": (
-            msg("{heads} heads of {size}", heads=heads, size=head_dim),
-            hidden,
-            heads * head_dim,
-        ),
-    }
-    if "num_key_value_heads" in config:  # where it is silent, each family has a number of its own
-        shape = (msg("{heads} heads of {size}", heads=groups, size=head_dim), groups * head_dim, hidden)
-        expected |= {"self_attn.k_proj.weight": shape, "self_attn.v_proj.weight": shape}
-    inner = config.get("intermediate_size")
-    if isinstance(inner, int) and not family.endswith("_moe"):
-        expected["mlp.up_proj.weight"] = (msg("{inner} inner numbers (intermediate_size)", inner=inner), inner, hidden)
-        expected["mlp.down_proj.weight"] = (
-            msg("{inner} inner numbers (intermediate_size)", inner=inner),
-            hidden,
-            inner,
-        )
-    tails = tuple(f".{tail}" for tail in expected)
-    for name, weight in weights.items():
-        if name.endswith(tails) and weight.shape != expected[tail := ".".join(name.rsplit(".", 3)[1:])][1:]:
-            raise ModelError(
-                msg(
-                    "{where}: {name} has the shape {shape}, but by config.json ({what}, hidden_size {hidden}) it has "
-                    "{expected}. {again}",
-                    where=where,
-                    name=name,
-                    shape=list(weight.shape),
-                    what=expected[tail][0],
-                    hidden=hidden,
-                    expected=list(expected[tail][1:]),
-                    again=AGAIN,
-                )
-            )
-
-
-def _misfit(where: Path | str, key: str, said: int, name: str, weight: Weight) -> ModelError:
+def _misfit(where: Path | str, key: str, claimed: int, name: str, weight: Weight) -> ModelError:
     return ModelError(
         msg(
             "{where}: config.json says {said} ({key}), but {name} has the shape {shape}. {again}",
             where=where,
-            said=said,
+            said=claimed,
             key=key,
             name=name,
             shape=list(weight.shape),

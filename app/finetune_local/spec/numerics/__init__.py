@@ -1,1 +1,1 @@
-"""Arithmetic that both backends must agree on, in numpy: number formats, positions, noise, low-rank factors."""
+"""Arithmetic that both backends must agree on, in numpy: number formats, rotary positions, noise, low-rank factors."""

@@ -1,7 +1,7 @@
-"""AdaLoRA's budget: which triplets (a column of B, a value of E, a row of A) stay, in numpy, one for every backend.
+"""AdaLoRA's rank budget: which triplets (column of B, value of E, row of A) are kept. Numpy, shared by both backends.
 
-Zhang et al. 2023, arXiv:2303.10512, sections 3.2 (importance) and 3.3 (schedule), in the order of PEFT: the optimizer's step
-first, then the importance from the new weights and the gradients of that step, then the mask.
+Zhang et al. 2023, arXiv:2303.10512, sections 3.2 (importance) and 3.3 (schedule), in PEFT's order: the optimizer step,
+the importance from the new weights and that step's gradients, then the mask.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ STEP, IMPORTANCE, UNCERTAINTY, KEPT = "step", "importance:", "uncertainty:", "ke
 
 @dataclass(frozen=True)
 class Schedule:
-    """The number of triplets over the steps: `first` for `tinit` steps, then falling by a cubic to `last`, which holds for the
-    final `tfinal` of `steps`. Masks are made anew at every `every`-th step in between."""
+    """The number of triplets over the steps: `first` for `tinit` steps, then a cubic down to `last` for the final `tfinal` of
+    `steps`. In between the mask is recomputed every `every` steps.
+    """
 
     first: int
     last: int
@@ -34,11 +35,11 @@ class Schedule:
 
     @property
     def end(self) -> int:
-        """The step at which the choice becomes final."""
+        """The step after which the mask is final."""
         return self.steps - self.tfinal
 
     def at(self, step: int) -> int | None:
-        """The budget that is enforced after the `step`-th step (from 1); None where no mask is made."""
+        """The budget applied after step `step` (from 1); None if the mask does not change."""
         if step == self.end:
             return self.last
         if step <= self.tinit or step > self.end or step % self.every:
@@ -59,7 +60,7 @@ class Budget:
         self._kept: dict[str, Array] = {}
 
     def update(self, tensors: Mapping[str, Array], gradients: Mapping[str, Array]) -> dict[str, Array]:
-        """See Tracker: E with what is over the budget set to 0."""
+        """E with the triplets beyond the budget set to 0."""
         self._step += 1
         if self._step > self._schedule.end:  # the values that were cut stay so, whatever the optimizer's momentum says
             return self._masked(tensors)
@@ -86,7 +87,7 @@ class Budget:
         }
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """See Tracker. Raises AdapterError where it is not that of this adapter."""
+        """See Tracker. Raises AdapterError if the state is another adapter's."""
         if STEP not in state:
             raise AdapterError(
                 msg("the saved state has no record of AdaLoRA's budget. It was saved with another method.")
@@ -105,7 +106,7 @@ class Budget:
         self._kept = kept
 
     def _measure(self, tensors: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
-        """Sensitivity |w·g| of every number, smoothed, and how much it varies (equations 8 to 10)."""
+        """Sensitivity |w·g| of every number, smoothed, and its uncertainty (equations 8 to 10)."""
         for names in self._triplets.values():
             for name in names:
                 weight = tensors[name]
@@ -117,9 +118,9 @@ class Budget:
                 self._uncertainty[name] = self._beta2 * spread + (1 - self._beta2) * np.abs(now - mean)
 
     def _choose(self, budget: int) -> None:
-        """Keep the triplets of the highest scores: E's own, plus the mean over A's row, plus that over B's column (eq. 7).
+        """Keep the triplets with the highest scores: E's, plus the mean over A's row, plus the mean over B's column (equation 7).
 
-        As in PEFT all that score no more than the best one over the budget go, so equal scores may leave fewer.
+        As in PEFT, every score up to the best one beyond the budget is dropped, so ties may leave fewer.
         """
 
         def score(name: str) -> Array:

@@ -1,8 +1,8 @@
-"""The dynamic 8-bit type in numpy, block by block, number for number as bitsandbytes (0.50) computes it on a CPU.
+"""The dynamic 8-bit type in numpy, blockwise, bit for bit as bitsandbytes 0.50 computes it on a CPU.
 
-A block's values are divided by its largest magnitude and become indices of the nearest of 256 levels, which lie the denser the
-nearer they are to 0, over seven powers of ten (Dettmers 2016, arXiv:1511.04561; in blocks and without a sign: Dettmers et al.
-2021, arXiv:2110.02861, section 2). QLoRA's scales and the states of 8-bit AdamW are held so.
+A block's values are divided by its absolute maximum and stored as indices of the nearest of 256 levels, which are denser
+near 0 and span seven decades (Dettmers 2016, arXiv:1511.04561; blockwise and unsigned: Dettmers et al. 2021,
+arXiv:2110.02861, section 2). QLoRA's scales and the states of 8-bit AdamW use it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 BLOCK = 256
-"""How many values share a range."""
+"""Values per block."""
 
 STEPS = 1 << 16
-"""Even steps from −1 to 1 into which bitsandbytes rounds a value before it looks for the nearest level."""
+"""Even grid on [−1, 1] to which bitsandbytes rounds a value before it picks the nearest level."""
 
 
 @cache
 def levels(signed: bool = True) -> Floats:
-    """The 256 values of the type, ascending, (256,).
+    """The 256 levels in ascending order, (256,).
 
-    0, 1 and, for seven powers of ten, the middles of equal parts of [0.1, 1]: signed 1, 2, 4 … 64 parts, of both signs;
-    unsigned twice as many. As there is no −1, a block's most negative value may be off by 0.7 % of the block's range.
+    0, 1 and, for each of seven decades, the centres of equal parts of [0.1, 1]: signed 1, 2, 4 … 64 parts of each sign, unsigned
+    twice as many. −1 is not among them, so a block's most negative value may be off by 0.7 % of the range.
     """
     values = [0.0, 1.0]
     for exponent in range(7):
@@ -41,9 +41,9 @@ def levels(signed: bool = True) -> Floats:
 
 @cache
 def step_indices(signed: bool = True) -> Bytes:
-    """The index of the level nearest to each of the STEPS, (65536,).
+    """Index of the level nearest to each of the STEPS, (65536,).
 
-    The steps are coarser than the levels are near 0. To have bitsandbytes' indices is to round to them first, as it does.
+    Near 0 the grid is coarser than the levels; bitsandbytes' indices are reproduced by rounding to it first.
     """
     table = levels(signed)
     steps = np.float32(-1) + (2 * np.arange(STEPS)).astype(np.float32) / np.float32(STEPS - 1)
@@ -51,7 +51,7 @@ def step_indices(signed: bool = True) -> Bytes:
 
 
 def quantise(values: Floats, signed: bool = True) -> tuple[Bytes, Floats]:
-    """Values (n,) to indices into levels() (n,) and the largest magnitude of each block, (⌈n/256⌉,)."""
+    """Values (n,) to level indices (n,) and the absolute maximum of each block, (⌈n/256⌉,)."""
     padded = np.zeros(-(-values.size // BLOCK) * BLOCK, np.float32)
     padded[: values.size] = values
     blocks = padded.reshape(-1, BLOCK)
@@ -64,12 +64,12 @@ def quantise(values: Floats, signed: bool = True) -> tuple[Bytes, Floats]:
 
 
 def dequantise(indices: Bytes, ranges: Floats, signed: bool = True) -> Floats:
-    """The values (n,) of indices (n,) and ranges (⌈n/256⌉,), in fp32."""
+    """Values (n,) in fp32 from indices (n,) and block maxima (⌈n/256⌉,)."""
     return levels(signed)[indices] * np.repeat(ranges, BLOCK)[: indices.size]
 
 
 def _linspace(count: int) -> Floats:
-    """`count` numbers from 0.1 to 1, the second half counted back from 1, each rounded to fp32 once, as torch does."""
+    """`count` numbers from 0.1 to 1, the second half computed back from 1, each rounded to fp32 once, as torch does."""
     low, high = np.float32(0.1), np.float32(1)
     step = float((high - low) / np.float32(count - 1))
     places = np.arange(count)

@@ -1,4 +1,4 @@
-"""Low-rank factors of a matrix W (out, in) in numpy: B (out, rank) and A (rank, in), for starts and for extraction."""
+"""Low-rank factors B (out, rank) and A (rank, in) of a matrix W (out, in), for initialisation and extraction."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 EXACT_UP_TO = 1024
-"""Above this smaller side the principal part is found by a randomised search: a whole SVD would take minutes a matrix."""
+"""Above this smaller side a randomised search finds the principal part; a full SVD would take minutes per matrix."""
 _OVERSAMPLE, _ITERATIONS = 16, 16
 
 
 def decompose(delta: Doubles, rank: int) -> tuple[Floats, Floats]:
-    """B (out, rank) and A (rank, in), fp32, with B·A the nearest to `delta` (out, in) of that rank.
+    """B (out, rank) and A (rank, in), fp32, with B·A the best rank-`rank` approximation of `delta` (out, in).
 
-    Through the eigenvectors of the smaller of ΔW·ΔWᵀ and ΔWᵀ·ΔW, in fp64: many times faster than a whole SVD, and as exact
-    where the numbers were fp32 to begin with.
+    Computed from the eigenvectors of the smaller of ΔW·ΔWᵀ and ΔWᵀ·ΔW in fp64: many times faster than a full SVD and as exact
+    for fp32 inputs.
     """
     tall = delta.shape[0] > delta.shape[1]
     wide = delta.T if tall else delta
@@ -29,10 +29,10 @@ def decompose(delta: Doubles, rank: int) -> tuple[Floats, Floats]:
 
 
 def principal(weight: npt.NDArray[np.floating], rank: int, name: str) -> tuple[Floats, Floats]:
-    """As decompose(), for matrices of any size: B·A is the principal part of W, U·√S and √S·Vᵀ.
+    """As decompose(), for matrices of any size: B·A is the principal part of W, split as U·√S and √S·Vᵀ.
 
-    For big ones by subspace iteration from random numbers that depend on `name` (Halko et al. 2011, arXiv:0909.4061,
-    algorithm 4.4), with so many rounds that only singular values which lie close together are mixed.
+    Large matrices use subspace iteration from random numbers determined by `name` (Halko et al. 2011, arXiv:0909.4061,
+    algorithm 4.4), with enough rounds that only nearly equal singular values mix.
     """
     whole = weight.astype(np.float64)
     if min(whole.shape) <= max(EXACT_UP_TO, rank + _OVERSAMPLE):
@@ -49,7 +49,7 @@ def principal(weight: npt.NDArray[np.floating], rank: int, name: str) -> tuple[F
 def orthonormal(weight: npt.NDArray[np.floating], rank: int) -> tuple[Floats, Floats]:
     """B = Q[:, :rank] and A = R[:rank] of W = Q·R.
 
-    They depend on W's first `rank` columns alone but for A = Bᵀ·W, so only these are decomposed.
+    Q's first columns depend on W's first `rank` columns only, and A = Bᵀ·W, so only those columns are decomposed.
     """
     whole = weight.astype(np.float64)
     q, _ = np.linalg.qr(whole[:, :rank])
@@ -57,7 +57,7 @@ def orthonormal(weight: npt.NDArray[np.floating], rank: int) -> tuple[Floats, Fl
 
 
 def _balanced(first: Doubles, second: Doubles, tall: bool) -> tuple[Floats, Floats]:
-    """U and S·Vᵀ (of Wᵀ where it is tall) as B = U·√S and A = √S·Vᵀ."""
+    """B = U·√S and A = √S·Vᵀ from U and S·Vᵀ (of Wᵀ if W is tall)."""
     root = np.sqrt(np.linalg.norm(second, axis=1))
     first, second = first * root, second / np.where(root > 0, root, 1.0)[:, None]
     b, a = (second.T, first.T) if tall else (first, second)

@@ -1,8 +1,8 @@
-"""NF4 with double quantisation in numpy, number for number as bitsandbytes (0.50) computes it on a CPU.
+"""NF4 with double quantisation in numpy, bit for bit as bitsandbytes 0.50 computes it on a CPU.
 
-Blocks of 64 weights are divided by their largest magnitude and become 4-bit indices into the NormalFloat table (Dettmers et al.
-2023, arXiv:2305.14314, section 3 and appendix E). The magnitudes, less their mean, are held in 8 bits again, as dynamic8.py does it.
-So an adapter can be trained over the same base on every backend.
+Blocks of 64 weights are divided by their absolute maximum and stored as 4-bit indices into the NormalFloat table (Dettmers et
+al. 2023, arXiv:2305.14314, section 3 and appendix E). The maxima, minus their mean, are stored in 8 bits (dynamic8.py).
+An adapter can thus be trained on the same base on every backend.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 BLOCK = 64
-"""How many weights share a scale."""
+"""Weights per scale."""
 
 TABLE: Floats = np.array(
     [
@@ -42,10 +42,10 @@ _LEVELS = 4  # of its sums of sums
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantised tensor. With n weights in b = ⌈n/64⌉ blocks:
+    """A quantised tensor of n weights in b = ⌈n/64⌉ blocks.
 
-    codes (⌈n/2⌉,) uint8, two indices into TABLE a byte, the first in the high half; scales (b,) uint8, indices into
-    dynamic8.levels(); ranges (⌈b/256⌉,) fp32, the scales' own scales; offset fp32, the scales' mean.
+    codes (⌈n/2⌉,) uint8, two indices into TABLE per byte, the first in the high half; scales (b,) uint8, indices into
+    dynamic8.levels(); ranges (⌈b/256⌉,) fp32, the scales' block maxima; offset fp32, the scales' mean.
     """
 
     shape: tuple[int, ...]
@@ -56,12 +56,12 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is stored: 4.13 bits a weight in a big tensor."""
+        """Bytes stored: 4.13 bits per weight in a large tensor."""
         return self.codes.nbytes + self.scales.nbytes + self.ranges.nbytes + self.offset.nbytes
 
 
 def quantise(weight: npt.NDArray[Any]) -> Packed:
-    """A tensor of any shape in flat blocks: one may go over the end of a row, and the last may be shorter."""
+    """Quantise a tensor of any shape in flat blocks; a block may span rows, and the last may be shorter."""
     flat = np.ascontiguousarray(weight).reshape(-1)
     codes = np.empty(-(-flat.size // 2), np.uint8)
     scales = np.empty(-(-flat.size // BLOCK), np.float32)
@@ -84,15 +84,15 @@ def dequantise(packed: Packed) -> Floats:
 
 @cache
 def pair_table() -> Floats:
-    """What a byte of codes stands for, (256, 2): one look-up gives two weights."""
+    """The two weights each byte of codes stands for, (256, 2)."""
     return np.stack([np.repeat(TABLE, 16), np.tile(TABLE, 16)], axis=1)
 
 
 def mean(values: Floats) -> np.float32:
-    """The mean in fp32, added up in the order in which torch does it on one thread of a CPU with 256-bit vectors.
+    """The mean in fp32, summed in torch's order on one CPU thread with 256-bit vectors.
 
-    The order decides the last bits of the sum, and those now and then decide an index. torch adds four vectors side by
-    side, each in runs that are added up apart, then the four to one another, then the numbers of the last one.
+    The order decides the last bits of the sum, and these sometimes decide an index. torch adds four vectors side by side, each
+    in separate runs, then the four, then the lanes.
     """
     lanes = _LANES if values.size >= _LANES else 1
     whole = values.size // lanes
@@ -105,7 +105,7 @@ def mean(values: Floats) -> np.float32:
 
 
 def _sum_of_runs(rows: Floats) -> Floats:
-    """The sum over rows (n, width): in runs of 2^p rows, runs of 2^p runs and so on, four levels in all."""
+    """Sum over the rows of (n, width), in nested runs of 2^p rows, four levels deep."""
     power = max(4, max(0, len(rows) - 1).bit_length() // _LEVELS)
     step = 1 << power
     sums = np.zeros((_LEVELS, rows.shape[1]), np.float32)
@@ -123,12 +123,12 @@ def _sum_of_runs(rows: Floats) -> Floats:
 
 
 def _in_order(parts: list[Any]) -> Any:
-    """The sum of equally long vectors, from the first to the last; numpy's own sum takes another order."""
+    """Sum of equally long vectors in order; numpy's sum uses another order."""
     return np.add.accumulate(np.stack(parts), axis=0)[-1]
 
 
 def _quantise_blocks(flat: Floats) -> tuple[Bytes, Floats]:
-    """Packed codes and the blocks' largest magnitudes, of a run of whole blocks with a shorter one at the end."""
+    """Packed codes and absolute maxima of consecutive full blocks, with a shorter last one."""
     full = flat.size // BLOCK * BLOCK
     blocks, rest = flat[:full].reshape(-1, BLOCK), flat[full:]
     tiny = np.float32(1e-38)

@@ -1,9 +1,9 @@
-"""NEFTune (Jain et al. 2023, arXiv:2310.05914): noise on the embeddings in training, in numpy, the same on every backend.
+"""NEFTune (Jain et al. 2023, arXiv:2310.05914): noise on the embeddings during training, in numpy, equal on every backend.
 
-    x ← x + u,    u ~ U(−1, 1)·alpha/√(L·d)        L the row's real length, d the embedding's width (section 2, algorithm 1)
+    x ← x + u,    u ~ U(−1, 1)·alpha/√(L·d)        L the row's length without padding, d the width (section 2, algorithm 1)
 
-A row's noise follows from the step's seed and the row's own tokens, so that neither the other rows of a micro-batch nor the
-padding changes it, and a resumed run draws the same.
+A row's noise is determined by the step's seed and the row's tokens, so neither other rows of the micro-batch nor padding
+change it, and a resumed run draws the same noise.
 """
 
 from __future__ import annotations

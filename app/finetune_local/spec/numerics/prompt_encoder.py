@@ -1,10 +1,9 @@
-"""P-tuning's prompt encoder: the network whose output is the prompt. Written once, for numpy and both backends' arrays.
+"""P-tuning's prompt encoder, the network that generates the prompt. Written once, for numpy and both backends' arrays.
 
-Liu et al. 2021, arXiv:2103.10385, section 2.2, in the two forms that PEFT has. Rows e (length, width) of a trained embedding
-go through
+Liu et al. 2021, arXiv:2103.10385, section 2.2, in PEFT's two forms. Rows e (length, width) of a trained embedding pass through
     mlp     W₂·relu(W₁·relu(W₀·e + b₀) + b₁) + b₂
-    lstm    two layers of an LSTM read in both directions, then W₁·relu(W₀·h + b₀) + b₁
-and give the prompt, (length, width). Names and shapes are those of PEFT's module, which are torch's.
+    lstm    a two-layer bidirectional LSTM, then W₁·relu(W₀·h + b₀) + b₁
+to the prompt, (length, width). Names and shapes are those of PEFT's module, which are torch's.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ DIRECTIONS = ("", "_reverse")
 
 
 class Functions(Protocol):
-    """What arrays of a framework do not offer by themselves; `@`, `+`, `*`, `.T` and slices they all have."""
+    """The array functions the encoder needs beyond `@`, `+`, `*`, `.T` and slices."""
 
     def sigmoid(self, x: Any) -> Any:
-        """1/(1 + e⁻ˣ) of each number."""
+        """1/(1 + e⁻ˣ), elementwise."""
         ...
 
     def tanh(self, x: Any) -> Any:
-        """Of each number."""
+        """Elementwise tanh."""
         ...
 
     def relu(self, x: Any) -> Any:
-        """max(x, 0) of each number."""
+        """max(x, 0), elementwise."""
         ...
 
     def join(self, parts: list[Any], axis: int) -> Any:
-        """Arrays one after the other along an axis."""
+        """Concatenate along an axis."""
         ...
 
 
@@ -49,7 +48,7 @@ class NumpyFunctions:
     """See Functions."""
 
     def sigmoid(self, x: Any) -> Any:
-        """See Functions; by tanh, which does not overflow."""
+        """See Functions; computed by tanh, which does not overflow."""
         return 0.5 * (1 + np.tanh(0.5 * x))
 
     def tanh(self, x: Any) -> Any:
@@ -66,9 +65,9 @@ class NumpyFunctions:
 
 
 def encoder_shapes(kind: Kind, length: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor by its name. With d the width and h the hidden one, beside length·d numbers of the embedding
+    """Every tensor by name. With d the width and h the hidden width, beside length·d parameters of the embedding:
 
-    mlp has h·(d + 1) + h·(h + 1) + d·(h + 1); lstm 2·4h·(d + h + 2) + 2·4h·(2h + h + 2) + 2h·(2h + 1) + d·(2h + 1).
+    mlp h·(d + 1) + h·(h + 1) + d·(h + 1); lstm 2·4h·(d + h + 2) + 2·4h·(2h + h + 2) + 2h·(2h + 1) + d·(2h + 1).
     """
     result: dict[str, tuple[int, ...]] = {EMBEDDING: (length, width)}
     if kind == "lstm":
@@ -86,7 +85,7 @@ def encoder_shapes(kind: Kind, length: int, width: int, hidden: int) -> dict[str
 
 
 def encoder_initial(kind: Kind, length: int, width: int, hidden: int, seed: int) -> dict[str, np.ndarray]:
-    """The start that torch gives these modules: N(0, 1) for the embedding, else uniform within ±1/√inputs (LSTM: ±1/√h)."""
+    """torch's initialisation of these modules: N(0, 1) for the embedding, else U(±1/√inputs) (LSTM: ±1/√h)."""
     shapes = encoder_shapes(kind, length, width, hidden)
     result: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
@@ -99,7 +98,7 @@ def encoder_initial(kind: Kind, length: int, width: int, hidden: int, seed: int)
 
 
 def encode(functions: Functions, tensors: Mapping[str, Any]) -> Any:
-    """The prompt (length, width) that the encoder's tensors give."""
+    """The prompt (length, width) the encoder generates."""
     x = tensors[EMBEDDING]
     for layer in range(LAYERS if any("lstm_head" in name for name in tensors) else 0):
         x = functions.join([_lstm(functions, tensors, x, layer, end) for end in DIRECTIONS], 1)
@@ -111,7 +110,7 @@ def encode(functions: Functions, tensors: Mapping[str, Any]) -> Any:
 
 
 def _lstm(functions: Functions, tensors: Mapping[str, Any], x: Any, layer: int, end: str) -> Any:
-    """One direction of one layer, (length, inputs) to (length, h): torch's gates i, f, g, o, from states of zero."""
+    """One direction of one layer, (length, inputs) to (length, h): torch's gates i, f, g, o, from zero states."""
     name = f"{PREFIX}lstm_head.{{}}_l{layer}{end}"
     recurrent = tensors[name.format("weight_hh")].T
     bias = tensors[name.format("bias_ih")] + tensors[name.format("bias_hh")]

@@ -1,7 +1,7 @@
-"""Rotary positions in a config.json: transformers 5 writes `rope_parameters`, all before it and mlx-lm read `rope_theta`.
+"""Rotary embeddings in config.json: transformers 5 writes `rope_parameters`; older versions and mlx-lm read `rope_theta`.
 
-Also longer contexts by linear position interpolation (Chen et al. 2023, arXiv:2306.15595, section 2.3, as LongLoRA uses it):
-position m is rotated as m/factor, so that `factor` times the context falls into the positions the model knows.
+Also longer contexts by linear position interpolation (Chen et al. 2023, arXiv:2306.15595, section 2.3, as used by LongLoRA):
+position m is rotated as m/factor, so `factor` times the context maps onto the positions the model knows.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from finetune_local.system.messages import msg
 _DEFAULT_THETA = 10_000.0
 _WRITTEN = ("rope_parameters", "rope_theta", "rope_scaling")
 _OLD_BESIDE_TABLES = ("gemma3", "gemma3_text", "olmo3")
-"""Families whose classes take `rope_scaling` beside a table per kind of layer; the others would read it in the tables' place."""
+"""Architectures whose classes read `rope_scaling` in addition to per-layer tables; the others would read it instead of them."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
-"""Under which names configs keep the longest text."""
+"""Names of the context length in config.json."""
 
 CONTEXT_UNKNOWN = 2048
-"""A length every model of the last years can do, for configs that are silent."""
+"""Context length in tokens assumed for configs that do not say."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    """theta, the kind of scaling ("default" is none) and the scaling's own values."""
+    """theta, the scaling kind ("default" for none) and the scaling's parameters."""
 
     theta: float
     kind: str
@@ -35,7 +35,7 @@ class Rope:
 
 
 def rope(config: Mapping[str, Any]) -> Rope:
-    """What a config says, in either spelling. A table per kind of layer gives that of full attention."""
+    """What a config declares, in either spelling; of per-layer tables, that of full attention."""
     new = config.get("rope_parameters") or {}
     if tables := by_layer(new):
         new = tables.get("full_attention") or next(iter(tables.values()))
@@ -47,7 +47,7 @@ def rope(config: Mapping[str, Any]) -> Rope:
 
 
 def with_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with `rope_parameters` and with `rope_theta`, `rope_scaling` and `partial_rotary_factor`, saying the same."""
+    """The config with `rope_parameters` and the equivalent `rope_theta`, `rope_scaling` and `partial_rotary_factor`."""
     result = dict(config)
     tables = by_layer(config.get("rope_parameters") or {})
     if not any(key in config for key in _WRITTEN) or (tables and config.get("model_type") not in _OLD_BESIDE_TABLES):
@@ -67,7 +67,7 @@ def with_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def context_length(text: Mapping[str, Any]) -> int:
-    """Longest text in tokens that a config (its text part) says the model was made for."""
+    """Context length in tokens that a config (its text part) declares."""
     for key in CONTEXT_KEYS:
         value = text.get(key)
         if isinstance(value, int) and value > 0:
@@ -76,9 +76,9 @@ def context_length(text: Mapping[str, Any]) -> int:
 
 
 def stretched(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The config of the same model with positions interpolated and a context `factor` times as long; 1 changes nothing.
+    """The config with interpolated positions and `factor` times the context; 1 changes nothing.
 
-    A model whose positions are interpolated already is stretched further. Raises SpecError where its positions cannot be.
+    Factors multiply for a model that is already interpolated. Raises SpecError if its positions cannot be interpolated.
     """
     result = dict(config)
     if factor == 1:
@@ -129,5 +129,5 @@ def stretched(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 def by_layer(tables: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """The tables of `rope_parameters` by kind of layer, where it has such; what stands beside them is read by nobody."""
+    """The per-layer-type tables of `rope_parameters`, if it has them."""
     return {kind: table for kind, table in tables.items() if isinstance(table, Mapping)}

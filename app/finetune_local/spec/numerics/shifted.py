@@ -1,13 +1,13 @@
-"""Shifted sparse attention of LongLoRA (Chen et al. 2023, arXiv:2309.12307, section 3.2), for training on long rows.
+"""LongLoRA's shifted sparse attention (Chen et al. 2023, arXiv:2309.12307, section 3.2), for training on long rows.
 
-A row is cut into groups of G positions and each position looks back within its own group only. For the second half of the
-heads the cuts lie G/2 further on, so that what one half of the heads separates the other half joins:
+A row is split into groups of G positions, and a position attends within its group only. For the second half of the heads the
+groups are shifted by G/2, so that information flows across the boundaries:
 
     group of position i:  ⌊i / G⌋  or, for shifted heads,  ⌊(i + ⌈G/2⌉) / G⌋
 
-The paper shifts by rolling the row, which puts its end and its beginning into one group; here these stay two groups, as in
-the paper's published code for FlashAttention, so that no position sees a later one. Scores: L·G instead of L². Only training
-computes so; answers and validation see everything.
+The paper rolls the row, which joins its end and its beginning in one group; here they stay separate, as in the paper's
+FlashAttention code, so attention remains causal. L·G scores instead of L². Used in training only; inference and validation
+use full attention.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from finetune_local.system.errors import Unsupported
 from finetune_local.system.messages import msg
 
 DEFAULT_GROUP = 2048
-"""The paper's group for rows of 8192 tokens: for whoever trains without having looked at the rows."""
+"""The paper's group for rows of 8192 tokens, used if the rows' lengths are unknown."""
 
 
 def automatic_group(longest: int) -> int:
-    """A quarter of the longest row (section 3.2), an even number."""
+    """A quarter of the longest row (section 3.2), rounded to an even number."""
     return max(2, 2 * math.ceil(longest / 8))
 
 
 def runs(length: int, group: int, shifted: bool) -> list[tuple[int, int]]:
-    """The stretches (start, end) of a row that are cut into groups of `group` from their own start on; the last may be shorter.
+    """The stretches (start, end) of a row that are split into groups of `group` from their own start; the last may be shorter.
 
-    For shifted heads the first G/2 positions are a group of their own.
+    For shifted heads the first G/2 positions form a stretch.
     """
     half = group // 2
     if not shifted or length <= half:
@@ -42,17 +42,17 @@ def runs(length: int, group: int, shifted: bool) -> list[tuple[int, int]]:
 
 
 def plain_heads(heads: int) -> int:
-    """How many heads, the first ones, have unshifted groups."""
+    """Number of heads, the first ones, with unshifted groups."""
     return heads // 2
 
 
 def group_of(training: TrainingSettings) -> int:
-    """Positions in a group, 0 for full attention."""
+    """Positions per group; 0 for full attention."""
     return (training.attention_group or DEFAULT_GROUP) if training.attention == "shifted" else 0
 
 
 def check_shifted(plan: AdapterPlan, training: TrainingSettings, windows: Sequence[int | None]) -> None:
-    """Raise Unsupported where an adapter or a base (`windows` of its layers) cannot be trained so."""
+    """Raise Unsupported if an adapter or a base (`windows` of its layers) cannot be trained this way."""
     group = group_of(training)
     if group and tuner_of(plan).virtual_tokens(plan):
         raise Unsupported(
@@ -75,7 +75,7 @@ def check_shifted(plan: AdapterPlan, training: TrainingSettings, windows: Sequen
 
 
 def one_group(trainings: Sequence[TrainingSettings]) -> int:
-    """The group of adapters that share a pass. Raises Unsupported where they want different ones."""
+    """The common group of adapters that share a forward pass. Raises Unsupported if they differ."""
     groups = {group_of(training) for training in trainings}
     if len(groups) > 1:
         raise Unsupported(

@@ -1,12 +1,13 @@
-"""Where the trained parameters live: one file per family, found by listing this folder.
+"""Tuners: where the trained parameters live. One file per tuner, found by listing this folder.
 
-A family file has
-    TUNER: Tuner        its settings class, how it selects targets, counts, names, begins, folds and merges its tensors
-and each backend has a file of the same name in its `methods/` that does the arithmetic.
+A tuner's file declares
+    TUNER: Tuner        settings, target selection, tensor shapes, initial values, file format, folding, merging; numpy only
+    PRESETS             the methods users choose: a name, a paper, default settings
+and each backend has a file of the same name in its `tuners/` with the forward and backward pass.
 
-An adapter has two forms. While it trains it has every tensor of `shapes(plan)`, frozen ones included; that is what a
-checkpoint holds. `fold` turns it into what is used from then on: a prompt encoder into the prompt it gives, a shared update
-into one per layer, an update with a part subtracted at the start into a plain LoRA. For most families both are the same.
+An adapter has two forms. The training form has every tensor of `shapes(plan)`, frozen ones included; checkpoints store it.
+`fold` turns it into the inference form: a prompt encoder becomes its prompt, a shared update one update per layer, a PiSSA
+update a plain LoRA. For most tuners the two forms are the same.
 """
 
 from __future__ import annotations
@@ -30,26 +31,30 @@ from finetune_local.system.messages import Message, msg
 Array = np.ndarray
 
 PREFIX = "base_model.model."
-"""What PEFT puts before a module's name in an adapter file."""
+"""PEFT's prefix of a module's name in an adapter file."""
 
 OWN_TYPE = "FINETUNE_LOCAL"
-"""`peft_type` of what PEFT has no name for: families of our own, and training forms."""
+"""`peft_type` of plans that PEFT cannot express: tuners it does not have, and training forms."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What initial values may be made from: the base's weights by name, fp32, as they are computed with (dequantised where
-    the base is held quantised), the tokenizer where there is one (`ids` of a text), and the weights as they are on disk."""
+    """What initial values may be computed from.
+
+    `weight(name)` is a base weight in fp32 as the session computes with it, dequantised if the base is quantised; `stored(name)`
+    is the same weight as it is on disk; `ids(text)` tokenizes; `embedding_scale` is the factor that some models (Gemma)
+    apply to embeddings before the first block.
+    """
 
     weight: Callable[[str], Array]
     ids: Callable[[str], list[int]] | None = None
-    embedding_scale: float = 1.0  # what Gemma's kin multiply their embeddings with, before the first block reads them
+    embedding_scale: float = 1.0  # Gemma multiplies its embeddings before the first block
     stored: Callable[[str], Array] | None = None
 
 
 @dataclass(frozen=True)
 class VirtualIds:
-    """Trained positions put before every text: `count` of them in each of `ensemble_size` prompts that answer side by side."""
+    """Trained ids in front of every text: `count` per prompt, and `ensemble_size` prompts that answer in parallel."""
 
     count: int = 0
     ensemble_size: int = 1
@@ -57,140 +62,142 @@ class VirtualIds:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A short training before the real one, to choose settings by: `steps` steps on a `share` of the rows."""
+    """A short training run that settings are derived from: `steps` optimizer steps on a random `share` of the rows."""
 
     share: float
     steps: int
 
 
 class Tracker(Protocol):
-    """What a family does to its tensors between optimizer steps (AdaLoRA's budget), in numpy, one for both backends."""
+    """State of a tuner that changes its tensors between optimizer steps (AdaLoRA's rank budget). Numpy, shared by both backends."""
 
     def update(self, tensors: Mapping[str, Array], gradients: Mapping[str, Array]) -> dict[str, Array]:
-        """After each optimizer step, with the gradients that it used (clipped); returns the tensors to replace."""
+        """Called after each optimizer step with the tensors and the clipped gradients it used; returns the tensors to replace."""
         ...
 
     def state(self) -> dict[str, Array]:
-        """Everything it remembers, the number of steps included, as named arrays."""
+        """The tracker's state, step count included, as named arrays; saved in checkpoints."""
         ...
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Put back what state() gave."""
+        """Restore what `state` returned."""
         ...
 
 
 class Tuner:
-    """What the app needs to know of a family; numpy only. A subclass overrides what is different for it."""
+    """Everything the app needs to know about a tuner. Numpy only; subclasses override what differs.
+
+    Names of tensors are those in the adapter file; shapes are as torch stores them, (out, in) for a matrix.
+    """
 
     key: ClassVar[str]
     settings: ClassVar[type[Settings]]
     peft_types: ClassVar[tuple[str, ...]] = ()
-    """Values of `peft_type` that `read` understands."""
+    """The values of `peft_type` that `read` accepts."""
 
     trains_base: ClassVar[bool] = False
-    """Whether it trains weights of the base itself, so that the adapter holds whole weights and nothing beside them."""
+    """Whether it trains the base's own weights, so that the adapter is those weights and nothing else."""
 
     def refusal(self, settings: Settings, precision: str) -> Message | None:
-        """Why these settings cannot work on a base held at `precision`, with what to do instead; None where they can."""
+        """Why these settings cannot train on a base loaded at `precision`, and what to do instead; None if they can."""
         return None
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Choose the targets among the base's weights. Raises SpecError where none match or a rank is too big."""
+        """Select the target modules. Raises SpecError if none match or a rank exceeds a matrix."""
         raise NotImplementedError
 
     def lr_factor(self, settings: Settings) -> float:
-        """The automatic learning rate by that of LoRA; of the settings, so that it fits whatever name they were chosen by."""
+        """The automatic learning rate, as a multiple of LoRA's."""
         return 1.0
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the adapter, frozen ones included: its name in the adapter file and its shape."""
+        """Name and shape of every tensor in the training form, frozen ones included."""
         raise NotImplementedError
 
     def lr_multipliers(self, plan: AdapterPlan) -> Mapping[str, float]:
-        """Factors of the learning rate for the tensors that have one other than 1; 0 freezes a tensor."""
+        """Learning-rate multipliers by tensor name; a tensor that is not listed has 1, and 0 freezes it."""
         return {}
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """The fp32 tensors an adapter begins with; random ones depend on the seed and the tensor's name alone."""
+        """Initial fp32 tensors. Random values depend on the seed and the tensor's name only, so they are equal on every backend."""
         raise NotImplementedError
 
     def neutral(self, plan: AdapterPlan) -> bool:
-        """Whether a new adapter leaves the base's answers as they are, up to rounding."""
+        """Whether a new adapter leaves the base's outputs unchanged, up to rounding."""
         return True
 
     def sharing_refusal(self, plan: AdapterPlan) -> Message | None:
-        """Why the adapter cannot share a pass of the base with others that are trained at once; None where it can."""
+        """Why the adapter cannot share a forward pass with other adapters in multi-adapter training; None if it can."""
         if self.virtual_tokens(plan):
             return msg("it puts positions of its own before every text. Train it alone.")
         return None
 
     def calibration(self, plan: AdapterPlan) -> Calibration | None:
-        """The trial that a new training begins with, if settings are open that only it can tell; `chosen` closes them."""
+        """The calibration run needed before training, if settings are open that only it can decide; `calibrated` fills them in."""
         return None
 
     def calibrated(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, Message]:
-        """The settings that follow from a trial's mean squared update at each module, and a sentence for the user."""
+        """Settings derived from a calibration run, and a sentence about them; `sizes` maps modules to their mean squared update."""
         raise NotImplementedError
 
     def tracker(self, plan: AdapterPlan, steps: int) -> Tracker | None:
-        """What is to be done between the `steps` optimizer steps of a training, if anything."""
+        """The tracker for a training of `steps` optimizer steps, or None."""
         return None
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """Numbers of each token that the way back needs because of the adapter, in all blocks together (see saved_activations.py).
+        """Numbers per token saved for backward because of the adapter, summed over all blocks (see saved_activations.py).
 
-        In the type that the base computes in; what positions of its own need, the app counts itself.
+        Virtual tokens are counted elsewhere (models/memory/estimate.py).
         """
         return 0.0
 
     def virtual_ids(self, plan: AdapterPlan) -> VirtualIds:
-        """Ids that the adapter puts before every text."""
+        """The trained ids in front of every text."""
         return VirtualIds()
 
     def virtual_tokens(self, plan: AdapterPlan) -> int:
-        """How many positions of the model's context the adapter takes for itself, as ids or otherwise."""
+        """Positions of the model's context that the adapter uses, whether as ids (prompt) or as keys and values (prefix)."""
         return self.virtual_ids(plan).count
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
-        """The form for use of a training form; computes the same."""
+        """The inference form of a training form; it computes the same function."""
         return plan, dict(tensors)
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """adapter_config.json: in PEFT's words where PEFT can read this plan's tensors, else own_config(plan)."""
+        """Contents of adapter_config.json: PEFT's config if PEFT can read the tensors, else own_config(plan)."""
         return own_config(plan)
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-        """The plan of an adapter on disk, from PEFT's config and its tensors' shapes. Raises AdapterError."""
+        """The plan of an adapter on disk, from its config and its tensors' shapes. Raises AdapterError."""
         raise AdapterError(msg("adapters of type {kind} cannot be read.", kind=config.peft_type))
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
-        """Whether a base whose weight has this shape there has the target; a file may not tell all of a target's sizes."""
+        """Whether a base weight of this shape matches the target. Files of some methods record only one of a target's sizes."""
         return shape == ((target.out_features, target.in_features) if target.in_features else (target.out_features,))
 
     def facts(self, plan: AdapterPlan) -> dict[str, object]:
-        """What `adapters info` tells of an adapter of this family beside its settings."""
+        """Extra lines for `adapters info`, by label."""
         return {}
 
     def merge_refusal(self, plan: AdapterPlan) -> Message | None:
-        """Why the adapter cannot become part of the base's weights, with what to do instead; None where it can."""
+        """Why the adapter cannot be merged into the base's weights, and what to do instead; None if it can."""
         return None
 
     def sum_refusal(self, plan: AdapterPlan) -> Message | None:
-        """Why the adapter cannot be part of a weighted sum of active adapters; None where it can, since its updates add up."""
+        """Why the adapter cannot be part of a weighted sum of active adapters; None if its updates are additive."""
         return msg("its effect is no sum of updates to the base's weights. Activate it alone.")
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
-        """A base weight (fp32) with the folded adapter in it; the same array where the adapter does not touch it."""
+        """A base weight (fp32) with the folded adapter merged in; returns `weight` itself if the adapter does not touch it."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A method as users know it: what it is called and the settings its name stands for.
+    """A method as users see it: a name for a tuner with default settings.
 
-    `defaults` maps dotted settings ("model.precision", "method.use_dora") to the values the name implies; `recommended` is its place
-    among the methods offered first (the first one is the default), None for all others; `tuner` is the key of the file that declares
-    it, filled in where presets are listed.
+    `defaults` maps dotted settings ("model.precision", "method.use_dora") to values; `tuner` is the key of the declaring file,
+    filled in by presets_of().
     """
 
     key: str
@@ -204,7 +211,7 @@ class Preset:
 
 @cache
 def tuners() -> Mapping[str, Tuner]:
-    """Every family, by key."""
+    """All tuners by key."""
     found: dict[str, Tuner] = {}
     for module in pkgutil.iter_modules(__path__):
         tuner: Tuner = importlib.import_module(f"{__name__}.{module.name}").TUNER
@@ -221,19 +228,19 @@ def presets_of(tuner: str) -> list[Preset]:
 
 
 def tuner_of(plan: AdapterPlan) -> Tuner:
-    """The family of a plan."""
+    """The tuner of a plan."""
     return tuners()[plan.tuner]
 
 
 def trainable_parameters(plan: AdapterPlan) -> int:
-    """Number of trained numbers, by the family's formula; frozen tensors are not counted."""
+    """Number of trainable parameters, computed from the shapes; frozen tensors are not counted."""
     tuner = tuner_of(plan)
     lr_multipliers = tuner.lr_multipliers(plan)
     return sum(math.prod(shape) for name, shape in tuner.shapes(plan).items() if lr_multipliers.get(name, 1.0))
 
 
 def check_rank(rank: int, target: Target, flag: str = "--rank") -> None:
-    """Raise SpecError where a rank, given by `flag`, is above what the matrix can use."""
+    """Raise SpecError if a rank, given by `flag`, exceeds the smaller side of the target's matrix."""
     limit = min(target.in_features, target.out_features)
     if rank > limit:
         raise SpecError(
@@ -251,7 +258,7 @@ def check_rank(rank: int, target: Target, flag: str = "--rank") -> None:
 
 
 def own_config(plan: AdapterPlan) -> dict[str, object]:
-    """adapter_config.json of a plan that PEFT has no words for: the plan itself."""
+    """adapter_config.json of a plan that PEFT cannot express: the plan itself."""
     return {
         "peft_type": OWN_TYPE,
         "task_type": "CAUSAL_LM",
@@ -264,13 +271,13 @@ def own_config(plan: AdapterPlan) -> dict[str, object]:
 
 
 def holds_base_weights(config: PeftConfig) -> bool:
-    """Whether an adapter with this config holds whole weights of the base in place of an update."""
+    """Whether an adapter with this config is trained weights of the base instead of an update."""
     tuner = tuners().get(config.family or "")
     return config.peft_type == OWN_TYPE and tuner is not None and tuner.trains_base
 
 
 def from_own_config(config: PeftConfig) -> AdapterPlan:
-    """What own_config() wrote. Raises AdapterError where it is damaged or of a family this version does not know."""
+    """The plan that own_config() wrote. Raises AdapterError if it is damaged or its tuner is unknown to this version."""
     tuner = tuners().get(config.family)
     if tuner is None:
         raise AdapterError(

@@ -1,8 +1,8 @@
-"""AdaLoRA: the update s·B·diag(E)·A in the form of an SVD, whose total rank is spent where it matters most.
+"""AdaLoRA: the update s·B·diag(E)·A in SVD form, with a rank budget that moves to the matrices that matter most.
 
-Zhang et al. 2023, arXiv:2303.10512; names, scale and arithmetic are those of PEFT's ADALORA.
-Shapes: A (rank, in), B (out, rank), E (rank, 1); in training the rank is `init_rank` everywhere and pruned values of E are 0,
-folded each matrix has the rank that is left to it. The scale keeps the first rank: s = alpha/(init_rank + 1e-5).
+Zhang et al. 2023, arXiv:2303.10512; names, scale and arithmetic as in PEFT's ADALORA.
+Shapes: A (rank, in), B (out, rank), E (rank, 1). In training every matrix has rank `init_rank` and pruned values of E are 0;
+folded, each matrix has its remaining rank. The scale stays that of the initial rank: s = alpha/(init_rank + 1e-5).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import model_validator
 
 from finetune_local.spec.initial import normal
-from finetune_local.spec.low_rank_settings import UpdateSettings
+from finetune_local.spec.low_rank.settings import UpdateSettings
 from finetune_local.spec.numerics.budget import Budget, Schedule
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
@@ -30,7 +30,7 @@ from finetune_local.system.messages import Message, msg
 A, B, E = ".lora_A", ".lora_B", ".lora_E"
 _SPREAD = 0.02
 _NOMINAL = 1000
-"""Steps that the shares of the schedule are of in adapter_config.json, where PEFT wants steps."""
+"""PEFT's config counts the schedule in steps; ours in shares. This is the nominal number of steps written there."""
 
 
 class AdaLoraSettings(UpdateSettings):
@@ -82,23 +82,23 @@ class AdaLoraSettings(UpdateSettings):
 
     @property
     def rank(self) -> int:
-        """The rank that memory is needed for."""
+        """The rank that memory is estimated for."""
         return self.init_rank
 
     @property
     def effective_alpha(self) -> float:
-        """alpha, or twice the first rank where it is automatic."""
+        """alpha; automatic: twice the initial rank."""
         return 2.0 * self.init_rank if self.alpha is None else self.alpha
 
     @property
     def scale(self) -> float:
-        """The factor s; PEFT divides so."""
+        """The factor s, divided as in PEFT."""
         return self.effective_alpha / (self.init_rank + 1e-5)
 
 
 @dataclass(frozen=True)
 class PrunedPlan(AdapterPlan):
-    """A folded adapter: the rank that is left to each of `targets`."""
+    """A folded adapter: `ranks` is the remaining rank of each target."""
 
     ranks: tuple[int, ...] = ()
 
@@ -118,7 +118,7 @@ class AdaLora(Tuner):
     peft_types = ("ADALORA",)
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Tuner."""
+        """Select the linear layers. Raises SpecError if the initial rank exceeds one."""
         chosen = cast(AdaLoraSettings, settings)
         targets = select_linear(base.weights, chosen.targets, chosen.layers)
         for target in targets:
@@ -126,11 +126,11 @@ class AdaLora(Tuner):
         return AdapterPlan(method, self.key, chosen, targets)
 
     def lr_factor(self, settings: Settings) -> float:
-        """E begins at 0 and its gradient passes through small A and B, so it begins slowly."""
+        """E starts at 0 and its gradient passes through small A and B, so the first steps are slow."""
         return 2.0
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """rank·(in + out + 1) numbers per target."""
+        """rank·(in + out + 1) parameters per target."""
         result: dict[str, tuple[int, ...]] = {}
         for target, rank in zip(plan.targets, ranks_of(plan), strict=True):
             result[PREFIX + target.module + A] = (rank, target.in_features)
@@ -139,18 +139,18 @@ class AdaLora(Tuner):
         return result
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """The first rank per target, and what the layers are given."""
+        """The initial rank per target, and the layers' inputs."""
         return sum(ranks_of(plan)) + inputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """A and B normal with a spread of 0.02, E zero, so that nothing changes."""
+        """A and B from N(0, 0.02²), E zero, so the output is unchanged."""
         return {
             name: np.zeros(shape, np.float32) if name.endswith(E) else normal(seed, name, shape, _SPREAD)
             for name, shape in self.shapes(plan).items()
         }
 
     def tracker(self, plan: AdapterPlan, steps: int) -> Tracker | None:
-        """The budget. One step alone leaves nothing to choose by, so nothing is pruned then."""
+        """The rank budget; None for a single step, after which nothing could be compared."""
         settings = cast(AdaLoraSettings, plan.settings)
         if steps < 2:
             return None
@@ -167,7 +167,7 @@ class AdaLora(Tuner):
         return Budget(names, schedule, settings.importance_beta1, settings.importance_beta2)
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
-        """Without the triplets whose E is 0, as PEFT saves it."""
+        """Drops the triplets whose E is 0, as PEFT saves it."""
         result: dict[str, Array] = {}
         ranks = []
         for target in plan.targets:
@@ -179,9 +179,9 @@ class AdaLora(Tuner):
         return PrunedPlan(plan.method, plan.tuner, plan.settings, plan.targets, tuple(ranks)), result
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """PEFT's AdaLoraConfig as JSON; `rank_pattern` says how many triplets are left, as PEFT saves it.
+        """PEFT's AdaLoraConfig as JSON; `rank_pattern` holds the remaining triplets.
 
-        (PEFT warns of the keys of this field when it reads an adapter, its own too, and then uses them.)
+        PEFT warns about this field's keys whenever it loads an AdaLoRA, also its own, and then uses them.
         """
         s = cast(AdaLoraSettings, plan.settings)
         pattern = None
@@ -212,7 +212,7 @@ class AdaLora(Tuner):
         }
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-        """From PEFT's config; modules and ranks are taken from the tensors, which cannot lie about them."""
+        """From PEFT's config; modules and ranks come from the tensors' shapes. Raises AdapterError."""
         given = {"modules_to_save": config.modules_to_save, "alpha_pattern": config.alpha_pattern}
         for field in ("modules_to_save", "layer_replication", "alpha_pattern"):
             if given.get(field) or field in config.unread:
@@ -257,7 +257,7 @@ class AdaLora(Tuner):
         return PrunedPlan("adalora", self.key, settings, tuple(targets), tuple(ranks))
 
     def facts(self, plan: AdapterPlan) -> dict[str, object]:
-        """How many matrices have which rank."""
+        """The distribution of ranks."""
         ranks = ranks_of(plan)
         spread = ", ".join(f"{rank} ({count}×)" for rank, count in sorted(Counter(ranks).items()))
         return {msg("mean rank"): round(sum(ranks) / len(ranks), 2), "ranks": spread} if ranks else {}

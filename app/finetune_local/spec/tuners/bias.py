@@ -1,8 +1,7 @@
-"""Biases: a trained vector added to what each linear layer gives.
+"""BitFit: a trained bias for each linear layer.
 
-BitFit (Ben Zaken et al. 2022, arXiv:2106.10199, section 3) trains a model's biases. Models of today have few or none; a layer
-without one gets one here, which starts at zero. Where there is one the vector is its change. Shape: (out,). PEFT has no such
-type.
+Ben Zaken et al. 2022, arXiv:2106.10199, section 3. Recent models have few biases or none; a layer without one gets one that
+starts at zero. Where the base has one, the vector is its change. Shape: (out,). PEFT has no such type.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ _BIAS = ".bias"
 
 
 class BiasSettings(AtLinear):
-    """Settings of trained biases."""
+    """Settings of BitFit."""
 
 
 class Bias(Tuner):
-    """See Tuner. A target is a bias of the base by its whole name, with in_features 0; or a linear layer that has none."""
+    """BitFit. A target is a bias of the base, by its full name with in_features 0, or a linear layer that has none."""
 
     key = "bias"
     settings = BiasSettings
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Tuner."""
+        """Select the linear layers."""
         chosen = cast(BiasSettings, settings)
         targets = (
             Target(target.module + _BIAS, 0, target.out_features) if target.module + _BIAS in base.weights else target
@@ -42,19 +41,19 @@ class Bias(Tuner):
         return AdapterPlan(method, self.key, chosen, tuple(targets))
 
     def lr_factor(self, settings: Settings) -> float:
-        """Each vector moves by at most the rate in a step."""
+        """A step moves each number by at most the learning rate."""
         return 5.0
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """As many numbers per target as it gives."""
+        """out parameters per target."""
         return {PREFIX + layer_of(target) + CHANGE: (target.out_features,) for target in plan.targets}
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """Zeros, so that nothing changes."""
+        """Zeros, so the output is unchanged."""
         return {name: np.zeros(shape, np.float32) for name, shape in self.shapes(plan).items()}
 
     def merge_refusal(self, plan: AdapterPlan) -> Message | None:
-        """Where a layer has no bias in the base: its architecture has no place for one."""
+        """Refused if a layer has no bias in the base, because its architecture has no place for one."""
         without = sorted({t.module.rpartition(".")[2] for t in plan.targets if t.in_features})
         if not without:
             return None
@@ -66,17 +65,17 @@ class Bias(Tuner):
         )
 
     def sum_refusal(self, plan: AdapterPlan) -> Message | None:
-        """See the base class."""
+        """Additive."""
         return None
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
-        """The base's bias and its change."""
+        """The base's bias plus its change."""
         change = tensors.get(PREFIX + name.removesuffix(_BIAS) + CHANGE) if name.endswith(_BIAS) else None
         return weight if change is None else cast(Array, (weight + change).astype(np.float32))
 
 
 def layer_of(target: Target) -> str:
-    """The linear layer that a target belongs to."""
+    """The linear layer a target belongs to."""
     return target.module if target.in_features else target.module.removesuffix(_BIAS)
 
 

@@ -1,10 +1,10 @@
-"""Bottleneck adapters: two small matrices with a non-linearity between them, after or beside attention and MLP.
+"""Bottleneck adapters: down-projection, non-linearity, up-projection, after or beside attention and MLP.
 
-In series (Houlsby et al. 2019, arXiv:1902.00751, section 2.1; Pfeiffer et al. 2020, arXiv:2005.00247, after the MLP only):
-    h ← h + s·(f(h·Dᵀ + d)·Uᵀ + u)        h what the sublayer gives, before it is added to the residual stream
-In parallel (He et al. 2022, arXiv:2110.04366, section 4.2):
-    h ← h + s·(f(x·Dᵀ + d)·Uᵀ + u)        x what the sublayer is given
-Shapes, as torch stores them: D (width, hidden), d (width,), U (hidden, width), u (hidden,). PEFT has no such type.
+Series (Houlsby et al. 2019, arXiv:1902.00751, section 2.1; Pfeiffer et al. 2020, arXiv:2005.00247, after the MLP only):
+    h ← h + s·(f(h·Dᵀ + d)·Uᵀ + u)        h is the sublayer's output before the residual connection
+Parallel (He et al. 2022, arXiv:2110.04366, section 4.2):
+    h ← h + s·(f(x·Dᵀ + d)·Uᵀ + u)        x is the sublayer's input
+Shapes: D (width, hidden), d (width,), U (hidden, width), u (hidden,). PEFT has no such type.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UP, UP_BIAS = ".adapter_up.weight", ".adapter_up.bias"
 
 ATTENTION = ("self_attn", "attention", "attn", "self_attention")
 MLP = ("mlp", "feed_forward", "block_sparse_moe")
-"""What families of models call these parts of a block."""
+"""Names of these sublayers in known architectures."""
 
 
 class BottleneckSettings(InBlocks):
@@ -50,13 +50,13 @@ class BottleneckSettings(InBlocks):
 
 
 class Bottleneck(Tuner):
-    """See Tuner. A target is a whole sublayer; both its sizes are the width of the residual stream."""
+    """Bottleneck adapters. A target is a sublayer; both its sizes are the width of the residual stream."""
 
     key = "bottleneck"
     settings = BottleneckSettings
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """One target for each sublayer in the chosen blocks; see Tuner."""
+        """One target per sublayer of the selected blocks."""
         chosen = cast(BottleneckSettings, settings)
         parts = _parts(base.weights)
         blocks = parse_layers(chosen.layers, 1 + max((block for block, _ in parts.values()), default=-1))
@@ -93,11 +93,11 @@ class Bottleneck(Tuner):
         return AdapterPlan(method, self.key, chosen, tuple(Target(module, hidden, hidden) for module in found))
 
     def lr_factor(self, settings: Settings) -> float:
-        """Parallel ones are scaled up, which speeds them up already."""
+        """Parallel adapters are scaled up, which already speeds them up."""
         return 2.0 if cast(BottleneckSettings, settings).adapter_placing == "series" else 1.0
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """2·hidden·width + hidden + width numbers per target."""
+        """2·hidden·width + hidden + width parameters per target."""
         width = cast(BottleneckSettings, plan.settings).adapter_width
         result: dict[str, tuple[int, ...]] = {}
         for target in plan.targets:
@@ -107,12 +107,12 @@ class Bottleneck(Tuner):
         return result
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """What a bottleneck reads, and its inner vector before and after the non-linearity."""
+        """The bottleneck's input, and its hidden vector before and after the non-linearity."""
         width = cast(BottleneckSettings, plan.settings).adapter_width
         return sum(target.in_features + 2 * width for target in plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """D normal with the spread 1/√hidden, all else zero: the base's answers exactly, and gradients from the first step."""
+        """D from N(0, 1/hidden), everything else zero: the output is exactly unchanged, and U has gradients from the first step."""
         return {
             name: normal(seed, name, shape, 1 / math.sqrt(shape[-1]))
             if name.endswith(DOWN)
@@ -121,7 +121,7 @@ class Bottleneck(Tuner):
         }
 
     def merge_refusal(self, plan: AdapterPlan) -> Message | None:
-        """Never."""
+        """Never mergeable: the base has no place for a non-linearity."""
         return msg(
             "a bottleneck adapter has a non-linearity between its matrices, and no weights of the base compute "
             "one there, so it cannot be merged. Keep it as an adapter, or train with --method lora to be able to "
@@ -130,7 +130,7 @@ class Bottleneck(Tuner):
 
 
 def _parts(weights: Mapping[str, WeightInfo]) -> dict[str, tuple[int, str]]:
-    """The modules right below each block: their dotted names, with the number of the block and the last word."""
+    """The direct submodules of each block: dotted name -> (block number, last part of the name)."""
     found: dict[str, tuple[int, str]] = {}
     for name in weights:
         block = block_of(name)
@@ -143,7 +143,7 @@ def _parts(weights: Mapping[str, WeightInfo]) -> dict[str, tuple[int, str]]:
 
 
 def _hidden(weights: Mapping[str, WeightInfo]) -> int | None:
-    """The width of the residual stream: that of a block's own norms, else of the embedding."""
+    """Width of the residual stream: the size of a block's norm, else of the embedding."""
     for name, weight in weights.items():
         block = block_of(name)
         rest = "" if block is None else name.partition(f".{block}.")[2]

@@ -1,6 +1,6 @@
-"""The base's own weights are trained, all or some: the "adapter" is the trained weights, under their own names.
+"""Full fine-tuning: all or some of the base's own weights are trained; the adapter is those weights under their own names.
 
-PEFT has no such type; on disk it is the same pair of files with a type of our own (docs/methods.md).
+PEFT has no such type; on disk it is the same pair of files with OWN_TYPE (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class FullSettings(InBlocks):
 
 
 class Full(Tuner):
-    """See Tuner. A target here is one weight, its module the whole name; 1-D weights (norms) have in_features 0."""
+    """Full fine-tuning. A target is one weight, named by its full name; 1-D weights (norms, biases) have in_features 0."""
 
     key = "full"
     trains_base = True
     settings = FullSettings
 
     def refusal(self, settings: Settings, precision: str) -> Message | None:
-        """See Tuner. What is never quantised can be trained beside what is."""
+        """Quantised weights cannot be trained; norms and embeddings are never quantised."""
         chosen = cast(FullSettings, settings).train_weights
         if precision not in ("8-bit", "4-bit") or chosen in ("norms", "embeddings"):
             return None
@@ -52,7 +52,7 @@ class Full(Tuner):
         )
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """The chosen weights of the base; see Tuner. Raises SpecError where it has none of the kind."""
+        """The selected weights. Raises SpecError if the base has none of the kind."""
         chosen = cast(FullSettings, settings)
         names = [name for name in sorted(base.weights) if not name.endswith(_CONSTANT)]
         found = [name for name in names if _is(name, chosen.train_weights)]
@@ -82,36 +82,36 @@ class Full(Tuner):
         return AdapterPlan(method, self.key, settings, targets)
 
     def lr_factor(self, settings: Settings) -> float:
-        """A tenth for weights; norms and biases are few and move by at most the rate in a step."""
+        """1/10 for matrices. Norms and biases are few, and a step moves each by at most the learning rate."""
         return 5.0 if cast(FullSettings, settings).train_weights in ("norms", "biases") else 0.1
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """The base's own shapes."""
+        """The shapes of the base's weights."""
         return {
             PREFIX + t.module: (t.out_features, t.in_features) if t.in_features else (t.out_features,)
             for t in plan.targets
         }
 
     def sharing_refusal(self, plan: AdapterPlan) -> Message | None:
-        """See Tuner."""
+        """Other adapters would train on weights that change."""
         return msg("it changes the weights that the others stand on. Train it alone.")
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """What trained layers are given; biases and embeddings need nothing."""
+        """Inputs of trained layers; biases and embeddings need none."""
         inside = [t for t in plan.targets if t.in_features and block_of(t.module) is not None]
         return inputs(inside) + normed(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """The base's own values, each read when it is asked for: all at once would be another copy of the model."""
+        """The base's own values, loaded one at a time: all at once would be a second copy of the model in memory."""
         return _Own([PREFIX + target.module for target in plan.targets], source)
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
-        """The trained weight stands in for the base's."""
+        """The trained weight replaces the base's."""
         return tensors[PREFIX + name].astype(np.float32) if PREFIX + name in tensors else weight
 
 
 class _Own(Mapping[str, Array]):
-    """The base's weights under their names in an adapter."""
+    """The base's weights under their names in an adapter file."""
 
     def __init__(self, names: list[str], source: Source) -> None:
         self._names, self._source = names, source
@@ -127,7 +127,7 @@ class _Own(Mapping[str, Array]):
 
 
 def _is(name: str, kind: str) -> bool:
-    """Whether a weight is of a kind that `train_weights` names."""
+    """Whether a weight is of a kind that `train_weights` selects."""
     module, _, last = name.rpartition(".")
     if kind == "layers":
         return block_of(name) is not None

@@ -1,7 +1,7 @@
-"""IA³: learned vectors that scale keys, values and the inner vector of the MLP.
+"""IA³: trained vectors that scale keys, values and the hidden vector of the MLP.
 
-Liu et al. 2022, arXiv:2205.05638, section 3.3: l_k ∘ K, l_v ∘ V, and W₂·(l_ff ∘ γ(W₁·x)). As in PEFT, a vector scales what a
-layer gives (bias included), or for the layers of `ia3_inputs` what it is given. Shapes: output (out, 1), input (1, in).
+Liu et al. 2022, arXiv:2205.05638, section 3.3: l_k ∘ K, l_v ∘ V, W₂·(l_ff ∘ γ(W₁·x)). As in PEFT, a vector scales a layer's
+output (bias included), or the input for the layers of `ia3_inputs`. Shapes: output (out, 1), input (1, in).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Ia3Settings(AtLinear):
 
 
 class Ia3(Tuner):
-    """See Tuner. Of a target's two sizes only that of the scaled side is told, the other is 0: PEFT's files have no more."""
+    """IA³. Only the scaled side of a target has a size, the other is 0, because PEFT's files record no more."""
 
     key = "ia3"
     settings = Ia3Settings
     peft_types = ("IA3",)
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Tuner. Raises SpecError where an input to be scaled is none of theirs."""
+        """Select the linear layers. Raises SpecError if a name of `ia3_inputs` matches none of them."""
         chosen = cast(Ia3Settings, settings)
         found = select_linear(base.weights, chosen.targets, chosen.layers)
         usual = Ia3Settings.model_fields["ia3_inputs"].default  # what some families of models have, others not
@@ -67,30 +67,30 @@ class Ia3(Tuner):
         return AdapterPlan(method, self.key, chosen, tuple(targets))
 
     def lr_factor(self, settings: Settings) -> float:
-        """A factor moves by at most the rate in a step, and a change of a thousandth is no change."""
+        """A step moves a factor by at most the learning rate, and a change of a thousandth has no effect."""
         return 10.0
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """As many numbers per target as the scaled side is wide."""
+        """As many parameters per target as the scaled side is wide."""
         return {
             PREFIX + t.module + VECTOR: (1, t.in_features) if t.in_features else (t.out_features, 1)
             for t in plan.targets
         }
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """What is scaled; of each target only that side has a size."""
+        """The scaled vectors."""
         return sum(target.in_features + target.out_features for target in plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """Ones, so that nothing changes."""
+        """Ones, so the output is unchanged."""
         return {name: np.ones(shape, np.float32) for name, shape in self.shapes(plan).items()}
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
-        """See Tuner: the side that is told."""
+        """Only the recorded side is compared."""
         return len(shape) == 2 and target.out_features in (0, shape[0]) and target.in_features in (0, shape[1])
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """PEFT's IA3Config as JSON, with the modules' full names."""
+        """PEFT's IA3Config as JSON, with full module names."""
         return {
             "peft_type": "IA3",
             "task_type": "CAUSAL_LM",
@@ -101,7 +101,7 @@ class Ia3(Tuner):
         }
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-        """From the tensors alone: which side a vector scales shows in its shape."""
+        """From the tensors alone: a vector's shape says which side it scales."""
         if config.modules_to_save:
             raise AdapterError(msg("adapter_config.json uses 'modules_to_save', which this version cannot read."))
         targets = []
@@ -122,7 +122,7 @@ class Ia3(Tuner):
         return AdapterPlan("ia3", self.key, Ia3Settings(targets=names, ia3_inputs=inputs), tuple(targets))
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
-        """Rows of W and the bias, or columns of W, times the vector."""
+        """Scales rows of W and the bias, or columns of W."""
         module, _, kind = name.rpartition(".")
         vector = tensors.get(PREFIX + module + VECTOR)
         if vector is None or kind not in ("weight", "bias"):

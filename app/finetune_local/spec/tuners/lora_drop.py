@@ -1,8 +1,8 @@
-"""LoRA-drop: layers whose update does much keep a LoRA of their own, the others share one for each kind of matrix.
+"""LoRA-drop: layers with large updates keep their own LoRA, the others share one per kind of matrix.
 
-Zhou et al. 2024, arXiv:2402.07721, section 3: train LoRA everywhere for a few steps on a sample, take the mean squared size of
-B·A·x as a layer's importance, keep the most important until they have a given share of it all, and begin anew.
-Shapes: A (rank, in), B (out, rank); those of a shared one are named "shared" and the kind of matrix. Folded it is a plain LoRA.
+Zhou et al. 2024, arXiv:2402.07721, section 3: train LoRA everywhere for a few steps on a sample of the rows, take the mean
+squared size of B·A·x as a layer's importance, keep the most important layers up to a share of the total, and start over.
+Shapes: A (rank, in), B (out, rank); shared ones are named "shared." and the kind of matrix. Folded it is a plain LoRA.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, cast
 import numpy as np
 
 from finetune_local.spec.initial import kaiming_uniform
-from finetune_local.spec.low_rank_peft import A, B
-from finetune_local.spec.low_rank_settings import LowRankSettings, UpdateSettings
+from finetune_local.spec.low_rank.peft import A, B
+from finetune_local.spec.low_rank.settings import LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
 from finetune_local.spec.saved_activations import inputs
 from finetune_local.spec.targets import block_of, select_linear
@@ -53,16 +53,16 @@ class LoraDropSettings(UpdateSettings):
 
     @property
     def plain(self) -> LowRankSettings:
-        """The same as LoRA's settings."""
+        """The settings of the equivalent plain LoRA."""
         return LowRankSettings(
             rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets, layers=self.layers
         )
 
 
 def stems(plan: AdapterPlan) -> dict[str, str]:
-    """Under which name the tensors of each target's module are: its own, or one that it shares.
+    """Name prefix of each target's tensors: its own module, or the one it shares.
 
-    Before anything was chosen each has its own. Matrices of one kind but of other shapes cannot share.
+    Before calibration every target has its own. Matrices of one kind but different shapes do not share.
     """
     kept = set(cast(LoraDropSettings, plan.settings).kept)
     shapes: dict[str, set[tuple[int, int]]] = {}
@@ -83,7 +83,7 @@ class LoraDrop(Tuner):
     settings = LoraDropSettings
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Tuner."""
+        """Select the linear layers. Raises SpecError if a layer to keep is none of them."""
         chosen = cast(LoraDropSettings, settings)
         targets = select_linear(base.weights, chosen.targets, chosen.layers)
         for target in targets:
@@ -101,12 +101,12 @@ class LoraDrop(Tuner):
         return AdapterPlan(method, self.key, chosen, targets)
 
     def calibration(self, plan: AdapterPlan) -> Calibration | None:
-        """See Tuner: none where layers have been chosen."""
+        """None once layers are selected."""
         settings = cast(LoraDropSettings, plan.settings)
         return None if settings.kept else Calibration(settings.trial_share, settings.trial_steps)
 
     def calibrated(self, plan: AdapterPlan, sizes: Mapping[str, float]) -> tuple[Settings, Message]:
-        """The most important layers, until they have `keep_importance` of the sum. Raises TrainingDiverged."""
+        """Keep the most important layers up to `keep_importance` of the total. Raises TrainingDiverged."""
         settings = cast(LoraDropSettings, plan.settings)
         total = sum(sizes.values())
         if not math.isfinite(total) or total <= 0:
@@ -140,7 +140,7 @@ class LoraDrop(Tuner):
         return settings.model_copy(update={"kept": names}), text
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """rank·(in + out) numbers for each kept layer and for each kind of shared one."""
+        """rank·(in + out) parameters for each kept layer and each kind of shared layer."""
         rank = cast(LoraDropSettings, plan.settings).rank
         result: dict[str, tuple[int, ...]] = {}
         stem = stems(plan)
@@ -150,11 +150,11 @@ class LoraDrop(Tuner):
         return result
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """As LoRA's: shared or not, every layer has its own vector of the rank."""
+        """As for LoRA: shared or not, each layer saves its own x·Aᵀ."""
         return cast(LoraDropSettings, plan.settings).rank * len(plan.targets) + inputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """As LoRA's: A uniform, B zero."""
+        """As for LoRA: A uniform, B zero."""
         return {
             name: kaiming_uniform(seed, name, shape) if name.endswith(A) else np.zeros(shape, np.float32)
             for name, shape in self.shapes(plan).items()
@@ -171,16 +171,16 @@ class LoraDrop(Tuner):
         return AdapterPlan(plan.method, LowRank.key, plain, plan.targets), result
 
     def sum_refusal(self, plan: AdapterPlan) -> Message | None:
-        """See the base class."""
+        """Additive."""
         return None
 
     def facts(self, plan: AdapterPlan) -> dict[str, object]:
-        """Which layers have a LoRA of their own."""
+        """Which layers keep their own LoRA."""
         return {"kept": _in_words(cast(LoraDropSettings, plan.settings).kept)}
 
 
 def _kind(module: str) -> str:
-    """The last part of a module's name: q_proj, up_proj."""
+    """Last part of a module's name: q_proj, up_proj."""
     return module.rsplit(".", 1)[-1]
 
 

@@ -1,28 +1,36 @@
-"""The low-rank update W + s·B·A with all that LoRA's kin add to it: starts, rates, patterns, embeddings, biases, DoRA.
+"""Low-rank updates W + s·B·A and their variants: initialisations, scalings, rank patterns, embeddings, biases, DoRA.
 
 LoRA: Hu et al. 2021, arXiv:2106.09685, section 4.1. rsLoRA's scaling alpha/√r: Kalajdzievski 2023, arXiv:2312.03732.
-DoRA: Liu et al. 2024, arXiv:2402.09353, section 4.1 (norm over the input axis, not differentiated through).
+DoRA: Liu et al. 2024, arXiv:2402.09353, section 4.1; the norm over the input axis is detached from the gradient.
 LoRA+: Hayou et al. 2024, arXiv:2402.12354, section 4. LoRA-FA: Zhang et al. 2023, arXiv:2308.03303v1, section 3.
 PiSSA: Meng et al. 2024, arXiv:2404.02948, section 3. OLoRA: Büyükakyüz 2024, arXiv:2406.01775, section 3.
 LoftQ: Li et al. 2023, arXiv:2310.08659, algorithm 1 with T = 1.
 
-Shapes: A (rank, in), B (out, rank), magnitude (out,); at an embedding (vocabulary, width) A (rank, vocabulary) and
-B (width, rank). PiSSA and OLoRA start from parts of W. They leave W alone here and have frozen copies A0, B0 of the start
-instead: W + s·(B·A − B0·A0), which fold() writes as the plain LoRA [B − B0, B0]·[A; A − A0] of twice the rank.
+Shapes: A (rank, in), B (out, rank), magnitude (out,); at an embedding (vocabulary, width): A (rank, vocabulary), B (width, rank).
+PiSSA and OLoRA initialise A and B from W. W itself is not changed; the training form subtracts frozen copies A0, B0 instead:
+W + s·(B·A − B0·A0). fold() writes this as the plain LoRA [B − B0, B0]·[A; A − A0] of twice the rank.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
 import numpy as np
 
-from finetune_local.spec import patterns
-from finetune_local.spec.initial import kaiming_uniform, normal
-from finetune_local.spec.low_rank_peft import (
+from finetune_local.spec.initial import normal
+from finetune_local.spec.low_rank import patterns
+from finetune_local.spec.low_rank.full_copies import (
+    full_copy_targets,
+    is_full_copy,
+    is_table,
+    is_token_rows,
+    kind_of,
+    shape_of,
+)
+from finetune_local.spec.low_rank.init import initial_factors
+from finetune_local.spec.low_rank.peft import (
     A0,
     B0,
     BIAS,
@@ -36,35 +44,28 @@ from finetune_local.spec.low_rank_peft import (
     peft_config,
     read_peft,
 )
-from finetune_local.spec.low_rank_settings import SMALLEST_NORM, LowRankSettings
-from finetune_local.spec.numerics.factors import orthonormal, principal
+from finetune_local.spec.low_rank.settings import SMALLEST_NORM, LowRankSettings
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.spec.saved_activations import inputs, normed, outputs
 from finetune_local.spec.targets import HEADS, block_of, is_embedding, outside_modules, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner, check_rank, own_config
-from finetune_local.spec.whole import (
-    is_table,
-    is_token_rows,
-    is_whole,
-    kind_of,
-    shape_of,
-    whole_targets,
-)
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings
 from finetune_local.system.messages import Message, msg
 
 
 class LowRank(Tuner):
-    """See Tuner. A target with in_features 0 is a trained bias, its module the whole name; whole copies see spec/whole.py."""
+    """LoRA and its variants. A target with in_features 0 is a trained bias, named by its full name; for full copies see
+    full_copies.py.
+    """
 
     key = "low_rank"
     settings = LowRankSettings
     peft_types = ("LORA",)
 
     def refusal(self, settings: Settings, precision: str) -> Message | None:
-        """See Tuner."""
+        """LoftQ compensates a quantisation error, so it needs a quantised base."""
         if cast(LowRankSettings, settings).start != "loftq" or precision in ("8-bit", "4-bit"):
             return None
         return msg(
@@ -74,7 +75,7 @@ class LowRank(Tuner):
         )
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select linear layers, embeddings, the head and biases; see Tuner."""
+        """Select linear layers, embeddings, the head, biases and full copies."""
         chosen = cast(LowRankSettings, settings)
         outside = outside_modules(base.weights)
         named = [name for name in chosen.targets if any(m == name or m.endswith("." + name) for m in outside)]
@@ -93,22 +94,22 @@ class LowRank(Tuner):
             rank = chosen.rank_of(target.module)
             check_rank(rank, target, "--rank" if rank == chosen.rank else "--rank-pattern")
         _check(chosen, targets)
-        whole = whole_targets(chosen.also_train, base, {target.module for target in targets})
+        whole = full_copy_targets(chosen.also_train, base, {target.module for target in targets})
         biases = tuple(target for target in _biases(chosen, targets, base) if target not in whole)
         return AdapterPlan(method, self.key, chosen, targets + biases + whole)
 
     def lr_factor(self, settings: Settings) -> float:
-        """A quarter at LoRA+'s ratio of 16, at which B would else run away (docs/results.md), and nearer to 1 as the ratio is."""
+        """1/4 at LoRA+'s ratio of 16, where B would otherwise diverge (docs/results.md); approaches 1 as the ratio does."""
         return float(max(1.0, cast(LowRankSettings, settings).b_rate_ratio) ** -0.5)
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """rank·(in + out) numbers per target, and out more with DoRA or a trained bias."""
+        """rank·(in + out) parameters per target, plus out for DoRA's magnitude or a trained bias."""
         settings = cast(LowRankSettings, plan.settings)
         modules = {target.module for target in plan.targets}
         result: dict[str, tuple[int, ...]] = {}
         for target in plan.targets:
             name, rank = PREFIX + target.module, settings.rank_of(target.module)
-            if is_whole(target) or is_token_rows(target):
+            if is_full_copy(target) or is_token_rows(target):
                 result[name] = shape_of(target)
             elif target.in_features == 0:
                 result[bias_name(target.module, modules)] = (target.out_features,)
@@ -125,11 +126,11 @@ class LowRank(Tuner):
         return result
 
     def lr_multipliers(self, plan: AdapterPlan) -> Mapping[str, float]:
-        """LoRA+'s ratios as PEFT's optimizer has them, and 0 for what is frozen."""
+        """LoRA+'s ratios, as in PEFT's optimizer, and 0 for frozen tensors."""
         settings = cast(LowRankSettings, plan.settings)
         result: dict[str, float] = {}
         copied = (
-            t.module for t in plan.targets if is_whole(t) or (settings.also_train and kind_of(t.module) == "norms")
+            t.module for t in plan.targets if is_full_copy(t) or (settings.also_train and kind_of(t.module) == "norms")
         )
         whole = {PREFIX + name for name in copied}
         for name in self.shapes(plan):
@@ -144,25 +145,27 @@ class LowRank(Tuner):
         return {name: rate for name, rate in result.items() if rate != 1.0}
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """rank per target; what layers are given unless A is frozen, with dropout for each of its own; DoRA's products."""
+        """x·Aᵀ per target; the layers' inputs unless A is frozen (one copy per target with dropout); DoRA's outputs."""
         settings = cast(LowRankSettings, plan.settings)
-        adapted = [t for t in plan.targets if t.in_features and not is_whole(t)]
+        adapted = [t for t in plan.targets if t.in_features and not is_full_copy(t)]
         linear = [t for t in adapted if not is_embedding(t.module)]
         kept = (2 if settings.from_weights else 1) * sum(settings.rank_of(t.module) for t in adapted)
         if settings.dropout:
             kept += 2 * sum(target.in_features for target in linear)  # what is left of it, and what was drawn
         elif not settings.freeze_a:
             kept += inputs(linear)
-        return kept + (outputs(linear) if settings.use_dora else 0) + normed(t for t in plan.targets if is_whole(t))
+        return kept + (outputs(linear) if settings.use_dora else 0) + normed(t for t in plan.targets if is_full_copy(t))
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """A random, B zero (at an embedding the other way round), or both from W; magnitudes are row norms of what is
-        computed then, so that nothing changes. Raises SpecError where loftq has no unquantised weights."""
+        """A random and B zero (reversed at an embedding), or both from W; magnitudes are W's row norms, so the output is unchanged.
+
+        Raises SpecError if LoftQ has no unquantised weights.
+        """
         settings = cast(LowRankSettings, plan.settings)
         result: dict[str, Array] = {}
         for target in plan.targets:
             name = PREFIX + target.module
-            if is_whole(target):
+            if is_full_copy(target):
                 result[name] = source.weight(target.module)
             elif target.in_features == 0:
                 own = bias_name(target.module, {t.module for t in plan.targets})
@@ -172,7 +175,7 @@ class LowRank(Tuner):
                 result[name + EMBEDDING_A] = np.zeros((rank, target.out_features), np.float32)
                 result[name + EMBEDDING_B] = normal(seed, name + EMBEDDING_B, (target.in_features, rank), 1.0)
             else:
-                result[name + A], result[name + B] = a, b = _start(settings, target, seed, source)
+                result[name + A], result[name + B] = a, b = initial_factors(settings, target, seed, source)
                 if settings.use_dora:
                     weight = source.weight(target.module + ".weight")
                     if settings.start == "loftq":
@@ -183,11 +186,11 @@ class LowRank(Tuner):
         return result
 
     def neutral(self, plan: AdapterPlan) -> bool:
-        """LoftQ starts nearer to the unquantised model."""
+        """False for LoftQ only: it starts closer to the unquantised model."""
         return cast(LowRankSettings, plan.settings).start != "loftq"
 
     def sharing_refusal(self, plan: AdapterPlan) -> Message | None:
-        """See Tuner: the head computes log-probabilities of chosen positions, whichever row they are of."""
+        """The head computes log-probabilities for selected positions of all rows at once, so it cannot be split by row."""
         heads = [t.module for t in plan.targets if t.module.removesuffix(BIAS).rsplit(".", 1)[-1] in HEADS]
         return (
             msg("it adapts the head ({module}). Train it alone, or without that target.", module=heads[0])
@@ -196,7 +199,7 @@ class LowRank(Tuner):
         )
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
-        """PiSSA's and OLoRA's difference as a LoRA of twice the rank and the same scale; others are what they are."""
+        """PiSSA and OLoRA become a plain LoRA of twice the rank at the same scale; everything else is unchanged."""
         settings = cast(LowRankSettings, plan.settings)
         if not settings.from_weights:
             return plan, dict(tensors)
@@ -215,7 +218,7 @@ class LowRank(Tuner):
         return replace(plan, settings=settings.doubled()), result
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """PEFT's LoraConfig; of PiSSA's training form our own."""
+        """PEFT's LoraConfig; own_config() for the training form of PiSSA and OLoRA."""
         return own_config(plan) if cast(LowRankSettings, plan.settings).from_weights else peft_config(plan)
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
@@ -223,18 +226,18 @@ class LowRank(Tuner):
         return read_peft(config, shapes)
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
-        """A table of tokens may have other rows than the base's."""
+        """Copies of token tables may have more or fewer rows than the base's."""
         if is_table(target):
             return len(shape) == 2 and shape[1] == target.in_features
         return super().fits(target, shape)
 
     def sum_refusal(self, plan: AdapterPlan) -> Message | None:
-        """See the base class: DoRA scales the base's weights too, and a whole copy of a weight is no update."""
+        """DoRA rescales the base's weights and a full copy replaces one, so neither is additive."""
         settings = cast(LowRankSettings, plan.settings)
-        return super().sum_refusal(plan) if settings.use_dora or any(map(is_whole, plan.targets)) else None
+        return super().sum_refusal(plan) if settings.use_dora or any(map(is_full_copy, plan.targets)) else None
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
-        """W + s·B·A, or m·(W + s·B·A)/‖W + s·B·A‖ with DoRA; a trained bias stands in for the base's."""
+        """W + s·B·A, with DoRA m·(W + s·B·A)/‖W + s·B·A‖; a trained bias or a full copy replaces the base's tensor."""
         if PREFIX + name in tensors:  # a whole copy, or a bias
             return tensors[PREFIX + name].astype(np.float32)
         if name.endswith(BIAS):
@@ -256,7 +259,7 @@ class LowRank(Tuner):
 
 
 def _check(settings: LowRankSettings, targets: tuple[Target, ...]) -> None:
-    """Raise SpecError where settings and targets do not go together."""
+    """Raise SpecError if settings and targets contradict each other."""
     modules = [target.module for target in targets]
     for flag, given in (("--rank-pattern", settings.rank_pattern), ("--alpha-pattern", settings.alpha_pattern)):
         if (name := patterns.unmatched(given, modules)) is not None:
@@ -288,7 +291,7 @@ def _check(settings: LowRankSettings, targets: tuple[Target, ...]) -> None:
 
 
 def _biases(settings: LowRankSettings, targets: tuple[Target, ...], base: BaseInfo) -> tuple[Target, ...]:
-    """The biases to be trained. Raises SpecError where there are none."""
+    """The biases to train. Raises SpecError if there are none."""
     if settings.train_bias == "none":
         return ()
     modules = {target.module for target in targets}
@@ -304,31 +307,6 @@ def _biases(settings: LowRankSettings, targets: tuple[Target, ...], base: BaseIn
             msg("--train-bias {value}: this model has no such biases. Leave it out.", value=settings.train_bias)
         )
     return found
-
-
-def _start(settings: LowRankSettings, target: Target, seed: int, source: Source) -> tuple[Array, Array]:
-    """A and B of a linear layer before training."""
-    module, name = target.module, PREFIX + target.module
-    rank, scale = settings.rank_of(module), settings.scale_of(module)
-    a_shape, b_shape = (rank, target.in_features), (target.out_features, rank)
-    if settings.start == "pissa":
-        b, a = principal(source.weight(module + ".weight"), rank, name)
-        return a / np.float32(math.sqrt(scale)), b / np.float32(math.sqrt(scale))
-    if settings.start == "olora":  # not divided by the scale, in PEFT neither
-        b, a = orthonormal(source.weight(module + ".weight"), rank)
-        return a, b
-    if settings.start == "loftq" and block_of(module + ".") is not None:  # what lies outside is not quantised
-        if source.stored is None:
-            raise SpecError(
-                msg("--init loftq needs the base's unquantised weights, which were not given. Leave --init out.")
-            )
-        error = source.stored(module + ".weight") - source.weight(module + ".weight")
-        if error.any():  # else both would be zero, and no gradient would ever come
-            b, a = principal(error, rank, name)
-            return a / np.float32(math.sqrt(scale)), b / np.float32(math.sqrt(scale))
-    if settings.start == "gaussian":
-        return normal(seed, name + A, a_shape, 1.0 / rank), np.zeros(b_shape, np.float32)
-    return kaiming_uniform(seed, name + A, a_shape), np.zeros(b_shape, np.float32)
 
 
 TUNER = LowRank()

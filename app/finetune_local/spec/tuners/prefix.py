@@ -1,15 +1,14 @@
-"""Prefix tuning: trained keys and values that stand before every text, in every layer. The base's weights stay as they are.
+"""Prefix tuning: trained keys and values in front of every text, in every layer. The base's weights are not changed.
 
-Li & Liang 2021, arXiv:2101.00190, sections 4.2 (the prefix) and 4.3 (it is made by an MLP while it trains). With n positions, L layers,
-keys (and values) of h heads of d numbers, and k = h·d, the prefix is a matrix (n, L·2·k): for each layer its keys, then its
-values, the heads one after another. That is PEFT's `prompt_embeddings`. The text's own tokens get the positions n, n + 1, …;
-keys of the prefix are trained as they are used, after any rotation. A layer that sees a window of w positions sees of the
-prefix what is inside it.
+Li & Liang 2021, arXiv:2101.00190, section 4.2; the MLP reparameterisation: section 4.3. With n virtual tokens, L layers and
+k = h·d for h key heads of d numbers, the prefix is a matrix (n, L·2·k): per layer its keys, then its values, heads in order. This is
+PEFT's `prompt_embeddings`. The text's tokens get positions n, n + 1, …; the prefix's keys are trained after rotation. A
+sliding window of w positions sees the part of the prefix inside it.
 
-While it trains with the projection on, row i is W₂·tanh(W₁·eᵢ + b₁) + b₂ of a trained eᵢ (k,), W₁ (width, k), W₂ (L·2·k, width);
-W₂ and b₂ are held layer by layer. fold() computes the rows and drops the MLP.
+With the projection, row i is W₂·tanh(W₁·eᵢ + b₁) + b₂ of a trained eᵢ (k,), with W₁ (width, k) and W₂ (L·2·k, width);
+W₂ and b₂ are stored per layer. fold() computes the rows and drops the MLP.
 
-A target is the attention of a block; its in_features are the key heads h, its out_features the numbers d of each.
+A target is a block's attention; its in_features is the number of key heads h, its out_features the head size d.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Prefix(Tuner):
     peft_types = ("PREFIX_TUNING",)
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Every block's attention. Raises SpecError where a block has none of a known form, or they differ in size."""
+        """Every block's attention. Raises SpecError if a block has none of a known form, or their key widths differ."""
         blocks: dict[int, tuple[str, int]] = {}
         for name, weight in base.weights.items():
             block = block_of(name)
@@ -98,7 +97,7 @@ class Prefix(Tuner):
         return AdapterPlan(method, self.key, settings, targets)
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """n·L·2·k numbers; with the projection, of width r: n·k + r·(k + 1) + L·2·k·(r + 1)."""
+        """n·L·2·k parameters; with a projection of width r: n·k + r·(k + 1) + L·2·k·(r + 1)."""
         settings = cast(PrefixSettings, plan.settings)
         n, r, k = settings.prefix_length, settings.prefix_width, key_width(plan)
         if not settings.prefix_projection:
@@ -110,10 +109,10 @@ class Prefix(Tuner):
         return result
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """With the MLP as PEFT, that is as torch begins an embedding and linear layers: N(0, 1); U(−1/√in, 1/√in), biases too.
+        """With the MLP as torch initialises an embedding and linear layers, as PEFT does: N(0, 1) and U(−1/√in, 1/√in), biases too.
 
-        Without it N(0, 0.1²), not PEFT's N(0, 1): on SmolLM2 that raised the loss from 1.7 to 8.7 at once, and this to 2.5. All
-        zeros would do no better, and leave all rows the same for ever.
+        Without it N(0, 0.1²). PEFT's N(0, 1) raised the initial loss of SmolLM2 from 1.7 to 8.7, this one to 2.5; zeros would keep all
+        rows equal forever.
         """
         fan_in = {INNER_BIAS: key_width(plan)}
         width = cast(PrefixSettings, plan.settings).prefix_width
@@ -129,15 +128,15 @@ class Prefix(Tuner):
         return result
 
     def neutral(self, plan: AdapterPlan) -> bool:
-        """No: even keys of zeros take a share of the attention."""
+        """False: even zero keys take a share of the attention."""
         return False
 
     def virtual_tokens(self, plan: AdapterPlan) -> int:
-        """The prefix's."""
+        """`prefix_length` positions."""
         return cast(PrefixSettings, plan.settings).prefix_length
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
-        """The rows that the MLP gives, without it."""
+        """The MLP's output, without the MLP."""
         settings = cast(PrefixSettings, plan.settings)
         if not settings.prefix_projection:
             return plan, dict(tensors)
@@ -148,7 +147,7 @@ class Prefix(Tuner):
         return AdapterPlan(plan.method, plan.tuner, folded, plan.targets), {ROWS: whole}
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """PEFT's PrefixTuningConfig of a folded prefix as JSON; PEFT has no file for the MLP, so that form is our own."""
+        """PEFT's PrefixTuningConfig as JSON. PEFT cannot save the MLP, so the training form uses own_config()."""
         settings = cast(PrefixSettings, plan.settings)
         if settings.prefix_projection:
             return super().config(plan)
@@ -166,7 +165,7 @@ class Prefix(Tuner):
         }
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-        """From PEFT's config. The file does not name the modules, so these are the names that most models have."""
+        """From PEFT's config. The file does not name modules; the targets get the usual names."""
         n, heads, layers, width = (
             config.num_virtual_tokens, config.num_attention_heads, config.num_layers, config.token_dim
         )  # fmt: skip
@@ -198,7 +197,7 @@ class Prefix(Tuner):
         return AdapterPlan("prefix", self.key, settings, targets)
 
     def merge_refusal(self, plan: AdapterPlan) -> Message | None:
-        """Always."""
+        """Never mergeable: no weight of the base can hold keys and values."""
         return msg(
             "a prefix is keys and values beside those of the text, and no weight of the base can hold them. Use "
             "the adapter beside the base, here or in PEFT, or train a LoRA for a merged model."
@@ -206,12 +205,12 @@ class Prefix(Tuner):
 
 
 def key_width(plan: AdapterPlan) -> int:
-    """Numbers of one position's key in one layer."""
+    """Size of one position's key in one layer, k = h·d."""
     return plan.targets[0].in_features * plan.targets[0].out_features
 
 
 def _heads(base: BaseInfo, module: str, width: int) -> int | None:
-    """Of the keys: by the size of their norm where each head has one of its own, else as the config says."""
+    """Number of key heads: from the size of a per-head norm if there is one, else from config.json; None if unknown."""
     norm = base.weights.get(module + ".k_norm.weight")
     if norm is not None and len(norm.shape) == 1 and norm.shape[0] < width and width % norm.shape[0] == 0:
         return width // norm.shape[0]

@@ -1,11 +1,12 @@
-"""Prompts of trained vectors that stand before every text; the base's weights stay as they are.
+"""Prompt tuning and P-tuning: trained vectors in front of every text. The base's weights are not changed.
 
-Prompt tuning: Lester et al. 2021, arXiv:2104.08691, section 2; prompt ensembling: section 6, there with a majority vote.
-P-tuning: Liu et al. 2021, arXiv:2103.10385: while it trains, a network makes the prompt (spec/numerics/prompt_encoder.py).
+Prompt tuning: Lester et al. 2021, arXiv:2104.08691, section 2; ensembles: section 6, with a majority vote.
+P-tuning: Liu et al. 2021, arXiv:2103.10385; an encoder network generates the prompt during training
+(spec/numerics/prompt_encoder.py).
 
-A prompt is `prompt_embeddings` (length, width), in the units in which the first block reads vectors, as in PEFT; an ensemble's
-is (members, length, width). The target is the embedding: its in_features the width, its out_features the vocabulary. PEFT's
-file does not name it, so a plan read from there has a target without a name, and the backends find the embedding themselves.
+`prompt_embeddings` is (length, width), for an ensemble (ensemble_size, length, width), in the units the first block reads, as in
+PEFT. The target is the embedding: in_features is the width, out_features the vocabulary size. PEFT's file does not name the
+module, so a plan read from disk has an unnamed target and the backends find the embedding themselves.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from finetune_local.system.messages import Message, msg
 
 ROWS = "prompt_embeddings"
 COMMON = 5000
-"""From how many of the first tokens a start is drawn: the number of the paper (section 3.2), whose most common tokens are
-the first ones in vocabularies made by merging. Rows at the end may belong to no token at all."""
+"""Initial vectors are drawn from this many of the first tokens, as in the paper (section 3.2): in BPE vocabularies these are the
+most frequent ones. Rows at the end may belong to no token.
+"""
 
 _EMBEDDINGS = (
     "embed_tokens.weight",
@@ -41,7 +43,7 @@ _EMBEDDINGS = (
 
 
 class PromptSettings(Settings):
-    """Settings of prompts."""
+    """Settings of prompt tuning and P-tuning."""
 
     prompt_length: int = setting(
         20,
@@ -70,7 +72,7 @@ class PromptSettings(Settings):
 
     @model_validator(mode="after")
     def _sensible(self) -> PromptSettings:
-        """Refuse what cannot be meant."""
+        """Refuse contradictory settings."""
         if self.prompt_encoder != "none":
             if self.prompt_members > 1:
                 raise ValueError(
@@ -108,7 +110,7 @@ class PromptSettings(Settings):
 
     @property
     def begins(self) -> str:
-        """prompt_init, or what it stands for where it is automatic."""
+        """`prompt_init`, resolved if it is automatic."""
         return self.prompt_init or ("text" if self.prompt_text else "vocabulary")
 
 
@@ -120,7 +122,7 @@ class Prompt(Tuner):
     peft_types = ("PROMPT_TUNING", "P_TUNING")
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """The embedding. Raises SpecError where none of a known name is there."""
+        """The embedding. Raises SpecError if the base has none of a known name."""
         found = [
             name for name in sorted(base.weights) if name.endswith(_EMBEDDINGS) and len(base.weights[name].shape) == 2
         ]
@@ -137,11 +139,11 @@ class Prompt(Tuner):
         return AdapterPlan(method, self.key, settings, (Target(found[0].removesuffix(".weight"), width, vocabulary),))
 
     def lr_factor(self, settings: Settings) -> float:
-        """Vectors must travel between embeddings; what a network makes of its weights moves far faster."""
+        """High for the vectors, which must move across the embedding space; low for an encoder network, which moves them faster."""
         return 0.25 if _kind(cast(PromptSettings, settings)) else 20.0
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """length·width numbers, as often as there are members; with an encoder, those of encoder_shapes()."""
+        """ensemble_size·length·width parameters; with an encoder see encoder_shapes()."""
         settings, width = cast(PromptSettings, plan.settings), plan.targets[0].in_features
         if kind := _kind(settings):
             return encoder_shapes(kind, settings.prompt_length, width, settings.prompt_encoder_width or width)
@@ -150,7 +152,7 @@ class Prompt(Tuner):
         return {ROWS: (settings.prompt_length, width)}
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """Embeddings of drawn tokens or of a text, or random ones as widely spread; an encoder as torch begins one."""
+        """Embeddings of sampled tokens or of a text, or random vectors of the same spread; an encoder as torch initialises it."""
         settings, target = cast(PromptSettings, plan.settings), plan.targets[0]
         length = settings.prompt_length
         if kind := _kind(settings):
@@ -172,16 +174,16 @@ class Prompt(Tuner):
         return {ROWS: np.stack(members) if len(members) > 1 else members[0]}
 
     def neutral(self, plan: AdapterPlan) -> bool:
-        """No: any vectors before a text are seen by it."""
+        """False: any vector in front of a text changes the outputs."""
         return False
 
     def virtual_ids(self, plan: AdapterPlan) -> VirtualIds:
-        """The prompt's."""
+        """`prompt_length` ids per prompt."""
         settings = cast(PromptSettings, plan.settings)
         return VirtualIds(settings.prompt_length, settings.prompt_members)
 
     def fold(self, plan: AdapterPlan, tensors: Mapping[str, Array]) -> tuple[AdapterPlan, dict[str, Array]]:
-        """The prompt that the encoder gives, without it."""
+        """The encoder's output, without the encoder."""
         settings = cast(PromptSettings, plan.settings)
         if not _kind(settings):
             return plan, dict(tensors)
@@ -190,7 +192,7 @@ class Prompt(Tuner):
         return AdapterPlan("p-tuning", self.key, folded, plan.targets), {ROWS: rows}
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """PEFT's PromptTuningConfig or PromptEncoderConfig as JSON; ensembles and encoders are of our own type."""
+        """PEFT's PromptTuningConfig or PromptEncoderConfig as JSON; own_config() for ensembles and encoders."""
         settings = cast(PromptSettings, plan.settings)
         if _kind(settings) or settings.prompt_members > 1:
             return super().config(plan)
@@ -206,7 +208,7 @@ class Prompt(Tuner):
         }
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-        """From PEFT's config and the shape of its one tensor."""
+        """From PEFT's config and the shape of the prompt."""
         if config.num_transformer_submodules not in (None, 1):
             raise AdapterError(
                 msg("this prompt is for an encoder and a decoder, and only models that continue a text are known.")
@@ -227,7 +229,7 @@ class Prompt(Tuner):
         return AdapterPlan(method, self.key, PromptSettings(prompt_length=shape[0]), (Target("", shape[1], 0),))
 
     def merge_refusal(self, plan: AdapterPlan) -> Message | None:
-        """Always."""
+        """Never mergeable: no weight of the base can hold vectors in front of the text."""
         return msg(
             "a prompt is vectors before the text, and no weight of the base can hold them. Keep the adapter "
             "beside the base and use it there, here or in PEFT, or train a LoRA for a merged model."
@@ -239,7 +241,7 @@ def _kind(settings: PromptSettings) -> Kind | None:
 
 
 def _tokens_of(text: str, length: int, source: Source) -> list[int]:
-    """The text's tokens, repeated and cut to a length. Raises SpecError where there are none."""
+    """The text's token ids, repeated or cut to `length`. Raises SpecError if there are none."""
     ids = source.ids(text) if source.ids else []
     if not ids:
         raise SpecError(

@@ -1,7 +1,7 @@
-"""VeRA: one pair of frozen random matrices for all layers, and two small trained vectors in each.
+"""VeRA: one pair of frozen random matrices shared by all layers, and two trained vectors per layer.
 
-Kopiczko et al. 2024, arXiv:2310.11454, section 3: y = x·Wᵀ + b ∘ (d ∘ (x·Aᵀ))·Bᵀ. Shapes as in PEFT: A (rank, in), B (out,
-rank) with the largest sizes of all targets, cut to each layer's own; b (out,), d (rank,).
+Kopiczko et al. 2024, arXiv:2310.11454, section 3: y = x·Wᵀ + b ∘ (d ∘ (x·Aᵀ))·Bᵀ. Shapes as in PEFT: A (rank, max in),
+B (max out, rank), sliced to each layer's sizes; b (out,), d (rank,).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class VeraSettings(AtLinear):
 
 
 class Vera(Tuner):
-    """See Tuner. A target's in_features are the columns of the shared A: PEFT's files do not tell the layer's own.
+    """VeRA. A target's in_features is the width of the shared A, because PEFT's files do not record each layer's own.
 
-    A rank above a layer's sizes is allowed, as in the paper (table 8): each rank is two random vectors and one trained number.
+    The rank may exceed a layer's sizes, as in the paper (table 8): each rank is two random vectors and one trained number.
     """
 
     key = "vera"
@@ -44,7 +44,7 @@ class Vera(Tuner):
     peft_types = ("VERA",)
 
     def plan(self, method: str, settings: Settings, base: BaseInfo) -> AdapterPlan:
-        """Select the linear layers; see Tuner."""
+        """Select the linear layers."""
         chosen = cast(VeraSettings, settings)
         found = select_linear(base.weights, chosen.targets, chosen.layers)
         widest = max(target.in_features for target in found)
@@ -56,7 +56,7 @@ class Vera(Tuner):
         return 10.0
 
     def shapes(self, plan: AdapterPlan) -> dict[str, tuple[int, ...]]:
-        """A and B, which are not trained; rank + out trained numbers per target."""
+        """Frozen A and B; rank + out trained parameters per target."""
         rank = cast(VeraSettings, plan.settings).rank
         result: dict[str, tuple[int, ...]] = {
             A: (rank, max(target.in_features for target in plan.targets)),
@@ -68,15 +68,15 @@ class Vera(Tuner):
         return result
 
     def lr_multipliers(self, plan: AdapterPlan) -> Mapping[str, float]:
-        """A and B stay as they are."""
+        """A and B are frozen."""
         return {A: 0.0, B: 0.0}
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """What each of the two vectors is multiplied with."""
+        """The inputs of the two elementwise products."""
         return cast(VeraSettings, plan.settings).rank * len(plan.targets) + outputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
-        """A and B by Kaiming's uniform distribution U(−√(6/in), √(6/in)), d constant, b zero: nothing changes."""
+        """A and B Kaiming uniform, U(−√(6/in), √(6/in)); d constant, b zero, so the output is unchanged."""
         start = np.float32(cast(VeraSettings, plan.settings).vera_start)
         result: dict[str, Array] = {}
         for name, shape in self.shapes(plan).items():
@@ -87,11 +87,11 @@ class Vera(Tuner):
         return result
 
     def fits(self, target: Target, shape: tuple[int, ...]) -> bool:
-        """See Tuner: A may have more columns than the layer has inputs."""
+        """A may be wider than the layer's input."""
         return len(shape) == 2 and target.out_features == shape[0] and target.in_features >= shape[1]
 
     def config(self, plan: AdapterPlan) -> dict[str, object]:
-        """PEFT's VeraConfig as JSON. A and B are in the file, so PEFT's key for making them again is not used."""
+        """PEFT's VeraConfig as JSON. The file includes A and B, so PEFT's `projection_prng_key` is not used."""
         settings = cast(VeraSettings, plan.settings)
         return {
             "peft_type": "VERA",
@@ -108,7 +108,7 @@ class Vera(Tuner):
         }
 
     def read(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-        """From PEFT's config and the tensors; an adapter without A and B is refused."""
+        """From PEFT's config and the tensors. Raises AdapterError if A and B are missing."""
         if A not in shapes or B not in shapes:
             raise AdapterError(
                 msg(
@@ -133,7 +133,7 @@ class Vera(Tuner):
         return AdapterPlan("vera", self.key, settings, tuple(targets))
 
     def sum_refusal(self, plan: AdapterPlan) -> Message | None:
-        """See the base class."""
+        """Additive."""
         return None
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:

@@ -1,1 +1,1 @@
-"""Reading what others wrote: text within limits, parsers in a guarded child process, headers of tensor files."""
+"""Reading what others wrote: bounded JSON and TOML, parsers in a guarded child process, tensor headers."""

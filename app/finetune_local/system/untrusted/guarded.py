@@ -1,20 +1,20 @@
-"""A child process for what may hang, eat the memory or die: a chat template, a parser in C or Rust that is given foreign bytes.
+"""A guarded child process for code that may hang, exhaust memory or crash: a chat template, a native parser on foreign bytes.
 
-Nothing inside one process is a complete guard: a template's `'a' * 10**9`, a filter that pads to 10**10, or a pattern that
-backtracks for hours is one call of C code, which no signal handler of Python and no count of steps interrupts. The system ends a
-process whatever it does, so the work is done in one, and its end becomes an exception here:
+No guard inside a process is complete: `'a' * 10**9` in a template, a filter that pads to 10**10, a regular expression that
+backtracks for hours are single calls into C, which no Python signal handler interrupts. The system can end a process in any state, so
+the work runs in one, and its end becomes an exception:
 
     guarded = Guarded("finetune_local.data.encoding.rendering", Limits(seconds=4, most_bytes=2**30))
-    setup = Setup("what the child has to prepare for all requests that go with it")
-    guarded.ask(request, setup)     -> what that module's answer(prepared, request) returns; prepared = prepare(setup.value)
+    setup = Setup("what the child prepares once for many requests")
+    guarded.ask(request, setup)     -> that module's answer(prepared, request), with prepared = prepare(setup.value)
 
-- Time: on POSIX the child asks the kernel for SIGPROF after `seconds` of its own processor time, whose default action is death;
-  so a child whose parent was killed ends as well, and a loaded machine makes nobody late. Everywhere the parent kills it after
-  `PATIENCE` times as long by the clock.
-- Memory: RLIMIT_AS on Linux; elsewhere, where that limit does not hold, the parent looks at the child's size several times a second.
-- What comes back is JSON within `most_reply` bytes, never a pickle: the child is believed no more than what it reads.
+- Time: on POSIX the child asks the kernel for SIGPROF after `seconds` of its own CPU time, whose default action ends it; so an
+  orphaned child ends too, and a loaded machine causes no false alarms. On every system the parent kills it after `PATIENCE` times
+  as much wall time.
+- Memory: RLIMIT_AS on Linux; elsewhere the parent polls the child's size several times a second.
+- Replies are JSON of at most `most_reply` bytes, never a pickle: the child is trusted no more than its input.
 
-The child is started by the first request and lives on; after a death the next request starts another. Any thread may ask.
+The child starts with the first request and serves later ones; after a crash the next request starts another. Thread-safe.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from finetune_local.system.untrusted.guarded_child import HEAD, MOST_DEPTH, RESU
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 
 PATIENCE = 4
-"""The clock may run so many times as long as the processor, twice: to prepare and to answer. Other programs take their turns."""
+"""Wall time allowed per CPU time, for preparing and for answering; other programs need the processor too."""
 
 _LOOK_SECONDS = 0.2
 _IDLE_LOOK_SECONDS = 1.0
@@ -50,19 +50,19 @@ class GuardedError(Exception):
 
 
 class TookTooLong(GuardedError):
-    """Its processor time was up."""
+    """It exceeded its CPU time."""
 
 
 class TookTooMuch(GuardedError):
-    """It wanted more memory than it may have, or gave back more than is read."""
+    """It exceeded its memory, or the size of a reply."""
 
 
 class Died(GuardedError):
-    """The child ended otherwise: a crash of a library."""
+    """The child crashed."""
 
 
 class Raised(GuardedError):
-    """Python code in the child raised something that it did not handle; `kind` is the exception's name."""
+    """Python code in the child raised an exception; `kind` is its name."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}" if message else kind)
@@ -71,17 +71,17 @@ class Raised(GuardedError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may cost. `most_bytes` is the size of the whole child, Python included (about 50 MB)."""
+    """Limits of one request. `most_bytes` is the size of the whole child, Python included (about 50 MB)."""
 
     seconds: float
     most_bytes: int
     most_reply: int = 256 * 2**20
     by_address: bool = True
-    """Whether Linux may limit the child's addresses; False for what reserves many times what it uses, as torch does."""
+    """Whether Linux may limit the address space; False for libraries that reserve far more than they use, such as torch."""
 
 
 class Setup:
-    """What a child prepares once, such as a template or the path of a file; sent with the first request that needs it."""
+    """What a child prepares once, such as a template or a path; sent with the first request that needs it."""
 
     _numbers = itertools.count()
 
@@ -90,7 +90,7 @@ class Setup:
 
 
 class Guarded:
-    """The parent's side: a child that runs `prepare(setup)` and `answer(prepared, request)` of a module."""
+    """The parent's side: a child that runs a module's `prepare(setup)` and `answer(prepared, request)`."""
 
     def __init__(self, module: str, limits: Limits) -> None:
         self._module, self.limits = module, limits
@@ -105,11 +105,9 @@ class Guarded:
         self._watcher: threading.Thread | None = None
 
     def ask(self, request: Any, setup: Setup, preparing: float | None = None, answering: float | None = None) -> Any:
-        """The answer to one request, both JSON values. A setup that the child has not is prepared before.
+        """The reply to a request; both are JSON values. A setup the child does not have is prepared first.
 
-        `preparing` and `answering` are seconds for the two where they are others than the limits'.
-
-        Raises TookTooLong, TookTooMuch, Died or Raised.
+        `preparing` and `answering` override the limits' seconds. Raises TookTooLong, TookTooMuch, Died or Raised.
         """
         with self._lock:
             try:
@@ -131,7 +129,7 @@ class Guarded:
             self._deadline = time.monotonic() + 2 * self._allowed * PATIENCE
             try:
                 reply = self._exchanged(process, encoded(message))
-            except BaseException:  # also Ctrl-C: an answer that nobody waits for must not be taken for the next one's
+            except BaseException:  # also Ctrl-C: a late reply must not be taken for the next request's
                 self._end()
                 raise
             finally:
@@ -215,7 +213,7 @@ class Guarded:
         return self._process
 
     def _watch(self) -> None:
-        """Kill the child where it is late, or grows where no limit of the system holds it."""
+        """Kill the child if it is late, or too large where the system sets no limit."""
         while (process := self._process) is not None and process.poll() is None:
             time.sleep(_IDLE_LOOK_SECONDS if self._deadline is None else _LOOK_SECONDS)
             deadline = self._deadline

@@ -1,7 +1,7 @@
 """The child of guarded.py: `python -m finetune_local.system.untrusted.guarded_child MODULE MOST_BYTES MOST_REPLY`.
 
-Reads requests from its input and writes answers to its output, each a JSON object behind its length (4 bytes). It ends with its
-input, by the kernel's timer, or at the limit of its memory.
+Reads requests from stdin and writes replies to stdout, each a JSON object after its length (4 bytes). It ends with its input, by
+the kernel's timer, or at its memory limit.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ HEAD = 4
 """Bytes of a message's length."""
 
 MOST_DEPTH = 200
-"""Of a message's JSON: what is in it is foreign and was read with a limit of its own."""
+"""Nesting allowed in a message; the foreign text inside has its own limit."""
 
 RESULT_TOO_LARGE = "ResultTooLarge"
 _MESSAGE = 500
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Serve requests until the input ends."""
     module_name, most_bytes, most_reply = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print must not come between the answers
@@ -55,7 +55,7 @@ def _answered(module: Any, prepared: dict[str, Any], message: dict[str, Any], mo
         value = module.answer(prepared[key], message["request"])
         refused = isinstance(value, dict) and any(isinstance(one, Message) for one in value.values())
         content = encoded(carrying({"value": value}) if refused else {"value": value})
-    except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception; the parent is told of all alike
+    except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception; all are reported to the parent
         kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
         content = encoded({"kind": kind, "message": line_of(error), "lost": lost})
     if len(content) > most_reply:
@@ -71,7 +71,7 @@ def _answered(module: Any, prepared: dict[str, Any], message: dict[str, Any], mo
 
 
 def line_of(error: BaseException) -> str:
-    """What an exception says, short and on one line; saying it may fail as well."""
+    """An exception's message, short and on one line; formatting it may fail too."""
     try:
         return " ".join(str(error)[: 4 * _MESSAGE].encode("utf-8", "replace").decode("utf-8").split())[:_MESSAGE]
     except Exception:  # noqa: BLE001 - a foreign object's __str__
@@ -79,7 +79,7 @@ def line_of(error: BaseException) -> str:
 
 
 def encoded(message: Any) -> bytes:
-    """A message as JSON; half a character, as \\ud800 makes one, stays what it is."""
+    r"""A message as JSON; lone surrogates, as in \ud800, are preserved."""
     try:
         return json.dumps(message, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -102,7 +102,7 @@ def _write(out: Any, content: bytes) -> None:
 
 
 def _limit(most_bytes: int) -> None:
-    """No more memory than that, and no core file of a crash. Where it is 0 the parent looks after the memory."""
+    """Limit memory, and write no core file. With 0 the parent watches the memory."""
     if sys.platform.startswith("linux"):
         import resource
 
@@ -114,7 +114,7 @@ def _limit(most_bytes: int) -> None:
 
 
 def _timer(seconds: float) -> None:
-    """Death after so much processor time of this process; 0 stops the clock. Python is not asked: the kernel does it."""
+    """End this process after this much CPU time, enforced by the kernel; 0 stops the timer."""
     if sys.platform != "win32":
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, seconds)

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, read within limits: which tensors it holds, and where each lies.
+"""The header of a safetensors file, read within limits: which tensors it holds, and where.
 
-The format's own rules are kept, which not every reader keeps: names once, offsets in order without holes or overlaps, to the last
-byte (https://github.com/huggingface/safetensors#format: 8 bytes little-endian length, a JSON header, the data).
+Enforces the format's rules, which not every reader does: unique names, contiguous offsets without overlaps, up to the last byte
+(https://github.com/huggingface/safetensors#format: 8 bytes little-endian length, a JSON header, the data).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BYTES = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
 _HALVES = {"F4": 8, "F6_E2M3": 12, "F6_E3M2": 12}
-"""Types of less than a byte: sixteenths of a byte a number."""
+"""Sub-byte dtypes, in sixteenths of a byte per number."""
 
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _MOST_TENSORS = 500_000  # the largest known model has some 200,000, over all its files
@@ -33,12 +33,12 @@ _LARGEST = 2**62  # bytes
 
 
 class LfsPointer(ForeignTextError):
-    """Not the file itself, but a note of Git LFS about where it lies."""
+    """A Git LFS pointer instead of the file."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies: its file, its place in it in bytes, its shape and its dtype in safetensors' words."""
+    """A tensor's location: its file, its byte range, its shape, and its dtype as safetensors spells it."""
 
     file: Path
     begin: int
@@ -48,7 +48,7 @@ class Stored:
 
 
 def tensors_of(path: Path) -> dict[str, Stored]:
-    """The tensors of a file by name. Raises ForeignTextError where it is cut short, damaged or no safetensors file, and OSError."""
+    """A file's tensors by name. Raises ForeignTextError if it is truncated, damaged or no safetensors file, and OSError."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ForeignTextError(msg("it is no regular file"))
     with path.open("rb") as file:
@@ -145,7 +145,7 @@ def _unknown(name: str, dtype: str) -> ForeignTextError:
 
 
 def _in_order(stored: dict[str, Stored], begin: int, size: int) -> None:
-    """Every byte of the data belongs to one tensor."""
+    """Raise unless every byte of the data belongs to exactly one tensor."""
     at, before = begin, ""
     for start, end, name in sorted([(tensor.begin, tensor.end, name) for name, tensor in stored.items()]):
         if start < at:
@@ -180,6 +180,6 @@ def _no_doubles(text: bytes) -> None:
 
 
 def _named(name: str) -> str:
-    """A name as it can be shown: short, on one line."""
+    """A name for a message: short, on one line."""
     shown = re.sub(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\uffff]", "?", name)
     return shown if len(shown) <= 120 else shown[:120] + "…"

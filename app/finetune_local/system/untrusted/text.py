@@ -1,8 +1,8 @@
-"""JSON and TOML that the app did not write itself, or that a disk may have damaged: read within limits.
+"""JSON and TOML that the app did not write, or that a disk may have damaged, read within limits.
 
 Python's readers raise four kinds of error for bad text (JSONDecodeError, UnicodeDecodeError, ValueError for a number of more
-than 4,300 digits, RecursionError for deep nesting), and accept what breaks later code: text nested 900 deep, integers that no
-float holds. Here all of it is one error, ForeignTextError, whose message is the end of a sentence: "{path}: {error}. Copy it again."
+than 4,300 digits, RecursionError), and accept text that breaks later code: 900 levels of nesting, integers that no float holds. Here
+all of these are one error, ForeignTextError, whose message is the end of a sentence: "{path}: {error}. Copy it again."
 tests/repo/test_foreign_text.py forbids json.load(s) and tomllib.load(s) anywhere else.
 """
 
@@ -20,26 +20,26 @@ from typing import Any, BinaryIO
 from finetune_local.system.messages import message_of, msg
 
 MOST_BYTES = 64 * 2**20
-"""Largest file of settings that is read whole. The largest known good one is a tokenizer.json of 35 MB."""
+"""Largest settings file that is read. The largest known good one is a tokenizer.json of 35 MB."""
 
 MOST_DEPTH = 64
-"""Deepest nesting that is accepted; known files stay under 20."""
+"""Deepest nesting accepted; known files stay under 20."""
 
 MOST_DIGITS = 300
-"""Longest integer that is accepted: a float holds 10^308."""
+"""Longest integer accepted: a float holds 10^308."""
 
 MOST_PARTS = 5_000_000
-"""Most brackets and commas outside strings: each may cost a hundred bytes of memory. A tokenizer.json of 35 MB has 2 million."""
+"""Most brackets and commas outside strings; each may cost 100 bytes of memory. A 35 MB tokenizer.json has 2 million."""
 
 
 class ForeignTextError(ValueError):
-    """The text cannot be used. The message says what is wrong and where, as the end of a sentence without a full stop."""
+    """The text cannot be used. The message is the end of a sentence without a full stop: what is wrong, and where."""
 
 
 def parse_json(text: str | bytes, depth: int = MOST_DEPTH) -> Any:
     """The value of a JSON text; bytes are UTF-8, with or without a byte-order mark. Raises ForeignTextError.
 
-    NaN and Infinity are accepted as Python accepts them: whoever needs finite numbers must look.
+    NaN and Infinity are accepted, as in Python; callers that need finite numbers must check.
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -51,7 +51,7 @@ def parse_json(text: str | bytes, depth: int = MOST_DEPTH) -> Any:
                 "it is not JSON (line {line}, column {column}: {what})",
                 line=error.lineno,
                 column=error.colno,
-                what=_said(error.msg),
+                what=_one_line(error.msg),
             )
         ) from None
     except UnicodeDecodeError as error:
@@ -63,10 +63,10 @@ def parse_json(text: str | bytes, depth: int = MOST_DEPTH) -> Any:
 
 
 def parse_json_at(text: str, start: int, depth: int = MOST_DEPTH) -> tuple[Any, int]:
-    """The JSON value that begins at a place of a text, and where it ends: for values that stand one after the other.
+    """The JSON value that starts at an offset, and where it ends, for consecutive values.
 
-    Raises json.JSONDecodeError where the value is broken or goes on behind the text, whose length check_parts() should have
-    seen, and ForeignTextError where it is whole but cannot be used.
+    Raises json.JSONDecodeError if the value is malformed or continues beyond the text, whose length check_parts() should have checked,
+    and ForeignTextError if it is complete but cannot be used.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
@@ -77,7 +77,7 @@ def parse_json_at(text: str, start: int, depth: int = MOST_DEPTH) -> tuple[Any, 
 
 
 def check_parts(text: str, start: int = 0) -> None:
-    """Raise ForeignTextError where a JSON text has more parts than memory should be given to."""
+    """Raise ForeignTextError if a JSON text has too many parts for memory."""
     if len(text) - start <= MOST_PARTS or sum(text.count(mark, start) for mark in "[{,") <= MOST_PARTS:
         return  # marks inside strings count here, so many of them settle nothing
     parts = 0
@@ -89,7 +89,7 @@ def check_parts(text: str, start: int = 0) -> None:
 
 
 def parse_json_object(text: str | bytes, depth: int = MOST_DEPTH) -> dict[str, Any]:
-    """The same, where it has to be an object ({...}). Raises ForeignTextError."""
+    """As parse_json(), for an object ({...}). Raises ForeignTextError."""
     value = parse_json(text, depth)
     if not isinstance(value, dict):
         raise ForeignTextError(msg("a JSON object is expected, not {what}", what=kind_of(value)))
@@ -97,12 +97,12 @@ def parse_json_object(text: str | bytes, depth: int = MOST_DEPTH) -> dict[str, A
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
-    """The value in a file. Raises ForeignTextError, and OSError where the file cannot be read."""
+    """The value in a file. Raises ForeignTextError, and OSError if the file cannot be read."""
     return parse_json(read_bounded(path, most_bytes))
 
 
 def read_json_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """The object in a file. Raises ForeignTextError, and OSError where the file cannot be read."""
+    """The object in a file. Raises ForeignTextError, and OSError if the file cannot be read."""
     return parse_json_object(read_bounded(path, most_bytes))
 
 
@@ -115,16 +115,16 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
     except RecursionError:
         raise ForeignTextError(msg("it is nested more than {depth} deep", depth=MOST_DEPTH)) from None
     except ValueError as error:  # TOMLDecodeError is one; so is a number of too many digits
-        raise ForeignTextError(msg("it is not TOML ({what})", what=_said(message_of(error)))) from None
+        raise ForeignTextError(msg("it is not TOML ({what})", what=_one_line(message_of(error)))) from None
     if deeper_than(values, MOST_DEPTH):
         raise ForeignTextError(msg("it is nested more than {depth} deep", depth=MOST_DEPTH))
     return values
 
 
 def read_bounded(path: Path, most_bytes: int = MOST_BYTES, *, pipes: bool = False) -> bytes:
-    """The bytes of a file that may not be larger. Raises ForeignTextError where it is, or is no file at all, and OSError.
+    """The bytes of a file of limited size. Raises ForeignTextError if it is larger or no regular file, and OSError.
 
-    `pipes`: what the user names on the command line may be one, such as <(a command).
+    `pipes` allows a pipe, for paths from the command line such as <(a command).
     """
     with path.open("rb") if pipes else open_file(path) as file:
         content = file.read(most_bytes + 1)
@@ -136,8 +136,10 @@ def read_bounded(path: Path, most_bytes: int = MOST_BYTES, *, pipes: bool = Fals
 
 
 def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
-    """A file to read. A pipe, a socket or a device in its place would be waited for without end, so these are refused, as is a
-    link where `follow` is False. Raises ForeignTextError, and OSError."""
+    """Open a regular file. Pipes, sockets and devices could block forever and are refused, as are links unless `follow`.
+
+    Raises ForeignTextError, and OSError.
+    """
     flags = os.O_RDONLY | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
     for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
         flags |= getattr(os, name, 0)
@@ -161,7 +163,7 @@ def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
 
 
 def deeper_than(value: Any, depth: int) -> bool:
-    """Whether lists and objects in a value are nested more than `depth` deep; itself without recursion."""
+    """Whether a value nests lists and objects more than `depth` deep; not recursive."""
     layer = [value]
     for _ in range(depth):
         layer = [inner for outer in layer for inner in _inside(outer) if isinstance(inner, (dict, list))]
@@ -171,7 +173,7 @@ def deeper_than(value: Any, depth: int) -> bool:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is a string that can be written as UTF-8. JSON's \\ud800 makes one that cannot."""
+    r"""Whether a value is a string that UTF-8 can encode; JSON's \ud800 makes one that it cannot."""
     if not isinstance(value, str):
         return False
     try:
@@ -181,7 +183,7 @@ def is_text(value: object) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
+    """A JSON value's type, in words."""
     if value is None:
         return "null"
     return _KINDS.get(type(value), type(value).__name__)
@@ -216,8 +218,8 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _said(message: str) -> str:
-    """What a library said, short and on one line."""
+def _one_line(message: str) -> str:
+    """A library's message, short and on one line."""
     return " ".join(message.split())[:200]
 
 

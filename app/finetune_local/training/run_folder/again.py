@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_local.spec.given import flattened, given_tables
+from finetune_local.spec.explicit import explicit_tables, flattened
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg
@@ -46,7 +46,7 @@ def settings_of(run: Run) -> Settings:
 def _asked(run: Run) -> tuple[RunSpec, dict[str, Any]]:
     if not run.asked_file.exists():
         spec = run.spec
-        return spec, _without_automatic(given_tables(spec), as_tables(spec), _noted(run))
+        return spec, _without_automatic(explicit_tables(spec), as_tables(spec), _noted(run))
     try:
         tables = read_json_object(run.asked_file)
     except (OSError, ForeignTextError) as error:

@@ -44,7 +44,7 @@ def unchecked(spec: RunSpec, home: Home, made_from: str | None = None) -> Run:
 
 def forget_untrained(run: Run, last: Event) -> bool:
     """Remove a run that ended before its training by the user's mistake: its name is free again once that is mended."""
-    mistaken = isinstance(last, Failed) and last.exit_code == UserError.exit_code and last.error != DamagedRun.__name__
+    mistaken = isinstance(last, Failed) and last.exit_code == UserError.exit_code and last.error != DamagedRun.code
     if mistaken and not any(run.checkpoints.glob("*")) and run.folder.exists():
         run.wait_for_exit()
         runs.delete(run)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_local.spec.given import flattened
+from finetune_local.spec.explicit import flattened
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object

@@ -30,7 +30,7 @@ from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.runtime.events import EventFormat
 from finetune_local.runtime.kinds import JobKind
 from finetune_local.runtime.process_folder import ProcessFolder
-from finetune_local.spec.given import given_tables
+from finetune_local.spec.explicit import explicit_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.system import trash
 from finetune_local.system.errors import DamagedRun, SpecError, typed
@@ -148,7 +148,7 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
     stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
     with disk_full(home.runs, msg("Make room and begin it again.")), _aside(home) as made:
         made.checkpoints.mkdir()
-        write_text(made.asked_file, json.dumps(given_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
+        write_text(made.asked_file, json.dumps(explicit_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
         if made_from is not None:
             write_text(made.folder / MADE_FROM, made_from + "\n")
         for number in itertools.count(1):

@@ -1,4 +1,4 @@
-"""Whole copies of embeddings, heads and norms on MLX; which ones, see spec/whole.py."""
+"""Whole copies of embeddings, heads and norms on MLX; which ones, see spec/low_rank/full_copies.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from finetune_local.spec.low_rank.full_copies import BIAS, WEIGHT, is_full_copy, is_table, kind_of, module_of, shape_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
-from finetune_local.spec.whole import BIAS, WEIGHT, is_table, is_whole, kind_of, module_of, shape_of
 from finetune_local.system.errors import ModelError, Unsupported
 from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.base.model import Model, Place
@@ -75,7 +75,7 @@ def whole_layers(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, Adap
     names: dict[str, dict[str, str]] = {}
     places: dict[str, Place] = {}
     for target in plan.targets:
-        if not is_whole(target):
+        if not is_full_copy(target):
             continue
         tied = model.embedding_of(target.module)
         place = model.weights.get(tied or target.module)

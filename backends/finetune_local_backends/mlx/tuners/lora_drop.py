@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from finetune_local.spec.batch import Floats
-from finetune_local.spec.low_rank_peft import A, B
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.peft import A, B
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.lora_drop import LoraDropSettings, stems

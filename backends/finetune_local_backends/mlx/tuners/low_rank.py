@@ -9,12 +9,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from finetune_local.spec.batch import Floats
-from finetune_local.spec.low_rank_peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
-from finetune_local.spec.low_rank_settings import SMALLEST_NORM, LowRankSettings
+from finetune_local.spec.low_rank.full_copies import is_full_copy
+from finetune_local.spec.low_rank.peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
+from finetune_local.spec.low_rank.settings import SMALLEST_NORM, LowRankSettings
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.targets import is_embedding
 from finetune_local.spec.tuners import PREFIX
-from finetune_local.spec.whole import is_whole
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 from finetune_local_backends.mlx import kernels
@@ -170,7 +170,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
     at_embedding: dict[str, list[str | None]] = {}
     layers: list[tuple[Place, AdapterLayer]] = []
     for target in plan.targets:
-        if target.in_features == 0 or is_whole(target):
+        if target.in_features == 0 or is_full_copy(target):
             continue
         if is_embedding(target.module):
             at_embedding.setdefault(target.module, [None, None])[0] = target.module
@@ -202,7 +202,7 @@ def _beyond(a: mx.array, b: mx.array, a0: mx.array, b0: mx.array) -> tuple[mx.ar
 def _biases(plan: AdapterPlan) -> dict[str, str]:
     """The names on disk of the trained biases by the modules they belong to."""
     modules = {target.module for target in plan.targets}
-    found = (target.module for target in plan.targets if target.in_features == 0 and not is_whole(target))
+    found = (target.module for target in plan.targets if target.in_features == 0 and not is_full_copy(target))
     return {bias.removesuffix(BIAS): bias_name(bias, modules) for bias in found}
 
 

@@ -1,4 +1,4 @@
-"""Whole copies of embeddings, heads and norms on torch; which ones, see spec/whole.py."""
+"""Whole copies of embeddings, heads and norms on torch; which ones, see spec/low_rank/full_copies.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from finetune_local.spec.low_rank.full_copies import BIAS, is_full_copy, is_table, kind_of, module_of, shape_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
-from finetune_local.spec.whole import BIAS, is_table, is_whole, kind_of, module_of, shape_of
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 from finetune_local_backends.torch.base.load import Base
@@ -54,7 +54,7 @@ def whole_layers(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter
     """The layers by the modules they go to. Raises ModelError where the base has no such weight."""
     own: dict[str, dict[str, nn.Parameter]] = {}
     for target in plan.targets:
-        if is_whole(target):
+        if is_full_copy(target):
             module = module_of(target)
             weight = getattr(bare(module_at(base, module)), "weight", None)
             first = 1 if is_table(target) else 0  # a table may have other rows

@@ -8,7 +8,7 @@ from typing import cast
 from torch import nn
 
 from finetune_local.spec.batch import Floats
-from finetune_local.spec.low_rank_peft import A, B
+from finetune_local.spec.low_rank.peft import A, B
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import PREFIX
 from finetune_local.spec.tuners.lora_drop import LoraDropSettings, stems

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from finetune_local.spec.batch import Floats
-from finetune_local.spec.low_rank_peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank.full_copies import is_full_copy
+from finetune_local.spec.low_rank.peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import is_embedding
 from finetune_local.spec.tuners import PREFIX
-from finetune_local.spec.whole import is_whole
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import msg
 from finetune_local_backends.torch import kernels
@@ -200,7 +200,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
     layers: dict[str, AdapterLayer] = {}
     for target in plan.targets:
         name, scale = PREFIX + target.module, settings.scale_of(target.module)
-        if target.in_features == 0 or is_whole(target):
+        if target.in_features == 0 or is_full_copy(target):
             continue
         if is_embedding(target.module):
             _check_embedding(base, target)
@@ -225,7 +225,7 @@ def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) ->
     modules = {target.module for target in plan.targets}
     result: dict[str, Shift] = {}
     for target in plan.targets:
-        if target.in_features == 0 and not is_whole(target):
+        if target.in_features == 0 and not is_full_copy(target):
             module = target.module.removesuffix(BIAS)
             own = getattr(bare(module_at(base, module)), "bias", None)
             if not isinstance(own, torch.Tensor) or own.shape != (target.out_features,):

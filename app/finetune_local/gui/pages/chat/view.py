@@ -170,7 +170,7 @@ class ChatView:
         t = self.t
         again = parts.button(t("chat.try_again"), "again", kind="small primary")
         if isinstance(error, FinetuneError):
-            title = t.get(f"errors.{type(error).__name__}") or t("errors.UserError")
+            title = t.get(f"errors.{error.code}") or t("errors.UserError")
             lines = [h("p", line) for line in sentence(t, error).splitlines()]
             inside = h("div", h("strong", title), *lines, class_="grow")
             return h("div", inside, again, class_="hint bad failed row", role="alert")

@@ -63,7 +63,7 @@ def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> J
         chosen.key,
         form.folder,
         offers.name,
-        gate=form.gate,
+        verification=form.gate,
     )
 
 

@@ -82,10 +82,10 @@ def _body(t: Strings, f: Formats, found: Job, *more: Child) -> Html:
 
 def _badge(t: Strings, state: JobState) -> Html:
     if state.result is not None:
-        gate = state.result["gate"]
+        verification = state.result["gate"]
         return parts.badge(
-            t("export.verified" if gate.get("passed") else "export.not_verified"),
-            "good" if gate.get("passed") else "warn",
+            t("export.verified" if verification.get("passed") else "export.not_verified"),
+            "good" if verification.get("passed") else "warn",
         )
     if state.error is not None and state.error.error in _NOT_VERIFIED:
         return parts.badge(t("export.verification_failed"), "bad")
@@ -93,22 +93,27 @@ def _badge(t: Strings, state: JobState) -> Html:
     return parts.badge(t("export.stopped" if stopped else "export.failed"), "warn" if stopped else "bad")
 
 
-def _checks(t: Strings, f: Formats, gate: Mapping[str, Any]) -> Html:
-    """The gate's result in words."""
-    if gate.get("passed") is None:
-        return h("p", sentence(t, gate.get("reason") or ""), class_="hint warn text")
-    if gate.get("tensors"):
-        told = [t("export.check_adapter", n=f.number(gate["tensors"]))]
+def _checks(t: Strings, f: Formats, verification: Mapping[str, Any]) -> Html:
+    """The verification's result in words."""
+    if verification.get("passed") is None:
+        return h("p", sentence(t, verification.get("reason") or ""), class_="hint warn text")
+    if verification.get("tensors"):
+        told = [t("export.check_adapter", n=f.number(verification["tensors"]))]
         return h("div", h("h3", t("export.verification_passed")), _list(told))
     against = t(
-        "export.check_against", backend=gate["backend"], precision=gate["precision"], span=f.span(gate["seconds"])
+        "export.check_against",
+        backend=verification["backend"],
+        precision=verification["precision"],
+        span=f.span(verification["seconds"]),
     )
-    receivers = gate.get("receivers") or [{**gate, "name": ""}]  # exports of before they were told apart
-    told = [_receiver(t, f, gate, receiver) for receiver in receivers]
+    receivers = verification.get("receivers") or [
+        {**verification, "name": ""}
+    ]  # exports of before they were told apart
+    told = [_receiver(t, f, verification, receiver) for receiver in receivers]
     return h("div", h("h3", t("export.verification_passed")), told, h("p", against, class_="soft"))
 
 
-def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping[str, Any]) -> Html:
+def _receiver(t: Strings, f: Formats, verification: Mapping[str, Any], receiver: Mapping[str, Any]) -> Html:
     """One program that opened the export, or why it did not."""
     passed = receiver["passed"]
     word = "passed" if passed else "not_verified" if passed is None else "other"
@@ -119,18 +124,18 @@ def _receiver(t: Strings, f: Formats, gate: Mapping[str, Any], receiver: Mapping
     why = h("p", sentence(t, reason), class_="hint warn text") if reason else None
     if passed is None:
         return h("div", head, why, data_receiver=name)
-    prompts, chats, costs = f.number(receiver.get("prompts") or gate["prompts"]), receiver.get("chats"), None
+    prompts, chats, costs = f.number(receiver.get("prompts") or verification["prompts"]), receiver.get("chats"), None
     told = [t("export.check_ids", n=prompts), t("export.check_stops")]
     if chats:
         told.insert(1, t("export.check_chats", n=f.number(chats)))
     ties = receiver.get("near_ties") or []
-    if gate.get("tie_tolerance") is None:
+    if verification.get("tie_tolerance") is None:
         costs = h("li", t("export.check_wording"), class_="cost")
     else:
         told.append(t("export.check_text", equal=f.number(receiver["equal_texts"]), n=prompts))
         if ties:
             told.append(t("export.check_ties", n=f.number(len(ties))))
-    told.append(t("export.check_kl", kl=f"{receiver['kl_mean']:.2g}", limit=f"{gate['kl_limit']:g}"))
+    told.append(t("export.check_kl", kl=f"{receiver['kl_mean']:.2g}", limit=f"{verification['kl_limit']:g}"))
     notes = [h("p", sentence(t, note), class_="hint text") for note in receiver.get("notes") or []]
     near = (
         h(

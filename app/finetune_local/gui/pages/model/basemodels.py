@@ -16,7 +16,7 @@ import psutil
 from finetune_local.backend import Device
 from finetune_local.models.catalog import Entry, catalog
 from finetune_local.models.folder import ModelFolder
-from finetune_local.models.local import Found, elsewhere, installed_models, model_folders
+from finetune_local.models.local import LocalModel, elsewhere, installed_models, model_folders
 from finetune_local.models.memory.verdicts import Fit, fits, fits_shape
 from finetune_local.system.errors import ModelError
 from finetune_local.system.paths import Home
@@ -29,18 +29,18 @@ UNKNOWN = Device("cpu", "cpu", "", 0)
 class Look:
     """What a lookup found. `missing` are the user's folders that do not exist, `fits` verdicts by path and by catalogue name."""
 
-    installed: tuple[Found, ...] = ()
-    elsewhere: tuple[Found, ...] = ()
+    installed: tuple[LocalModel, ...] = ()
+    elsewhere: tuple[LocalModel, ...] = ()
     missing: tuple[Path, ...] = ()
     fits: dict[str, tuple[Fit, ...]] = field(default_factory=dict)
 
-    def find(self, use: str) -> Found | None:
+    def find(self, use: str) -> LocalModel | None:
         """The model that `use` names, if it was found."""
         everything = (*self.installed, *self.elsewhere)
         named = next((f for f in everything if use in (f.use, str(f.path))), None)
         return named or next((f for f in everything if use == f.source), None)
 
-    def copy_of(self, entry: Entry) -> Found | None:
+    def copy_of(self, entry: Entry) -> LocalModel | None:
         """What is installed of a model of the catalogue."""
         words = {entry.name, entry.hub} - {""}
         return next((f for f in self.installed if {f.use, f.source} & words), None)
@@ -117,7 +117,7 @@ class BaseModels:
         self.now = look
         self.version += 1
 
-    def _fits(self, models: Iterable[Found], device: Device) -> Iterator[tuple[str, tuple[Fit, ...]]]:
+    def _fits(self, models: Iterable[LocalModel], device: Device) -> Iterator[tuple[str, tuple[Fit, ...]]]:
         """Verdicts by path and by catalogue name, installed models first, each as soon as it is known."""
         for model in models:
             if model.problem or model.kind != "folder":

@@ -15,7 +15,7 @@ from finetune_local.gui.pages.model.offers import Offers, use_button
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.models.catalog import entry
-from finetune_local.models.local import Found
+from finetune_local.models.local import LocalModel
 
 
 class HereViews:
@@ -125,7 +125,7 @@ class HereViews:
         question = h("p", h("strong", t("model.remove_sure", name=name)))
         return h("div", question, needed, h("div", yes, no, class_="row"), class_="hint warn sure", role="alert")
 
-    def _row(self, found: Found, in_use: bool, open_: bool, below: list[Html]) -> Html:
+    def _row(self, found: LocalModel, in_use: bool, open_: bool, below: list[Html]) -> Html:
         t, name = self.t, _name(found)
         buttons: list[Child] = []
         if in_use:
@@ -159,7 +159,7 @@ class HereViews:
         label = self.t(key)
         return parts.button(label, do, use, kind=kind, title=self.t("model.named", label=label, name=name))
 
-    def _facts(self, found: Found) -> str:
+    def _facts(self, found: LocalModel) -> str:
         """Size, architecture, licence and location, in a line."""
         t, f = self.t, self.f
         place = t.get(f"model.place_{found.place.replace(' ', '_').lower()}") or found.place
@@ -178,7 +178,7 @@ class HereViews:
         return fit.badges(self.t, self.f, fits, self.models.device(), keep) if fits else None
 
 
-def _name(found: Found) -> str:
+def _name(found: LocalModel) -> str:
     """A model's name in lists: its short name, ORG/NAME, or the last part of its path."""
     return found.use if found.use != str(found.path) else found.path.name
 

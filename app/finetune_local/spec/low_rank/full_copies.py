@@ -1,8 +1,10 @@
-"""Whole copies of the base's embedding, head and norms beside a low-rank update: LongLoRA's (arXiv:2309.12307, section 3.3), and
-those that other trainers save, whose tables may have more rows than the base's, or fewer: a vocabulary that grew.
+"""Full copies of the base's embedding, head and norms beside a low-rank update.
 
-A copy is a target of its own whose module is the weight's whole name, such as model.norm.weight. On disk it has that name, as
-PEFT's `modules_to_save` have. A copied embedding serves tokens that are read; a head tied to it stays the base's, as in PEFT.
+LongLoRA trains them (arXiv:2309.12307, section 3.3). Other trainers save them in adapters too, also with more or fewer rows
+than the base's table if the vocabulary changed.
+
+A copy is a target whose module is the weight's full name, such as model.norm.weight; on disk it has the name that PEFT's
+`modules_to_save` uses. A copied embedding is used for input tokens; a tied head keeps the base's weight, as in PEFT.
 """
 
 from __future__ import annotations
@@ -18,32 +20,32 @@ from finetune_local.system.messages import msg
 
 WEIGHT, BIAS = ".weight", ".bias"
 KINDS = ("embeddings", "norms")
-"""What can be trained so here. Copies of the head are read too, where others have trained them."""
+"""The kinds that can be trained. Copies of the head are read but not trained."""
 
 TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
-"""End of PEFT's name of single rows of an embedding or head that were trained; adapters/token_tables.py puts them into its table."""
+"""Suffix of PEFT's name for individually trained rows of a token table; adapters/fitted.py inserts them."""
 
 NOT_TRAINED = (".base_layer.weight", ".original_module.weight", ".modules_to_save.weight")
-"""Ends of the names of what PEFT saves beside an adapter: the base's own tables, and a second copy of a trained one."""
+"""Suffixes of tensors PEFT saves without having trained them: the base's own tables and duplicates."""
 
 
-def is_whole(target: Target) -> bool:
-    """Whether a target is a whole copy."""
+def is_full_copy(target: Target) -> bool:
+    """Whether a target is a full copy."""
     return target.module.endswith(WEIGHT)
 
 
 def is_table(target: Target) -> bool:
-    """Whether a target is a whole copy of an embedding or a head: a row for each token."""
-    return is_whole(target) and kind_of(target.module) in ("embeddings", "heads")
+    """Whether a target is a full copy of an embedding or a head, with one row per token."""
+    return is_full_copy(target) and kind_of(target.module) in ("embeddings", "heads")
 
 
 def is_token_rows(target: Target) -> bool:
-    """Whether a target is some rows of a table."""
+    """Whether a target is individual rows of a token table."""
     return target.module.endswith(TOKEN_ROWS)
 
 
 def read_token_rows(named: bool, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
-    """The rows of tables among an adapter's tensors; `named` is whether its config says that there are some. Raises AdapterError."""
+    """Individually trained table rows in an adapter; `named` says whether its config declares any. Raises AdapterError."""
     names = [name for name in sorted(shapes) if name.endswith(TOKEN_ROWS) and len(shapes[name]) == 2]
     if named and not names:
         raise AdapterError(
@@ -61,12 +63,12 @@ def module_of(target: Target) -> str:
 
 
 def shape_of(target: Target) -> tuple[int, ...]:
-    """(rows, width) of an embedding, (width,) of a norm."""
+    """(rows, width) for a table, (width,) for a norm."""
     return (target.out_features, target.in_features) if target.in_features else (target.out_features,)
 
 
-def whole_targets(kinds: Collection[str], base: BaseInfo, adapted: Collection[str]) -> tuple[Target, ...]:
-    """What is copied, biases of norms too; `adapted` are modules that have an update. Raises SpecError."""
+def full_copy_targets(kinds: Collection[str], base: BaseInfo, adapted: Collection[str]) -> tuple[Target, ...]:
+    """The weights to copy, biases of norms included; `adapted` are modules with an update. Raises SpecError."""
     found: list[Target] = []
     for kind in dict.fromkeys(kinds):
         names = [name for name in sorted(base.weights) if kind_of(name) == kind]
@@ -90,7 +92,7 @@ def whole_targets(kinds: Collection[str], base: BaseInfo, adapted: Collection[st
 
 
 def kind_of(name: str) -> str | None:
-    """Of which of KINDS a weight of the base is, or "heads", if of any. A norm's bias goes with its weight."""
+    """The kind of a base weight: one of KINDS, "heads", or None. A norm's bias belongs to its weight."""
     module = name.removesuffix(WEIGHT).removesuffix(BIAS)
     if is_embedding(module) and name.endswith(WEIGHT):
         return "embeddings"
@@ -99,8 +101,8 @@ def kind_of(name: str) -> str | None:
     return "norms" if module != name and is_norm(module) else None
 
 
-def read_whole(saved: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
-    """The copies among an adapter's tensors. Raises AdapterError where PEFT's `modules_to_save` name others."""
+def read_full_copies(saved: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
+    """The full copies in an adapter. Raises AdapterError if `modules_to_save` names other modules."""
     names = [name.removeprefix(PREFIX) for name in sorted(shapes) if ".lora_" not in name and name.endswith(WEIGHT)]
     for name in [*names, *(f"{module}{WEIGHT}" for module in saved)]:
         if kind_of(name) is None:
@@ -121,6 +123,6 @@ def read_whole(saved: Collection[str], shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def kinds_in(targets: Collection[Target]) -> tuple[Any, ...]:
-    """Which of KINDS there are copies of."""
-    there = {kind_of(target.module) for target in targets if is_whole(target)}
+    """The kinds that are copied."""
+    there = {kind_of(target.module) for target in targets if is_full_copy(target)}
     return tuple(kind for kind in KINDS if kind in there)

@@ -1,4 +1,4 @@
-"""The settings of low-rank updates, and what they come to at each module."""
+"""Settings of low-rank updates, and the rank, alpha and scale they resolve to for each module."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from finetune_local.spec import patterns
+from finetune_local.spec.low_rank import patterns
 from finetune_local.spec.targets import AtLinear
 from finetune_local.system.fields import setting
 from finetune_local.system.messages import msg
 
 SMALLEST_NORM = 1e-15
-"""What DoRA takes a shorter row's norm for: rows of zeros, which pruned models have, would be 0/0, and so stay zeros."""
+"""Lower bound on a row norm in DoRA: rows of zeros, found in pruned models, would be 0/0 and so stay zero."""
 
 
 class UpdateSettings(AtLinear):
-    """What every update beside linear layers has."""
+    """Settings common to all updates of linear layers."""
 
     alpha: float | None = setting(
         None,
@@ -31,7 +31,7 @@ class UpdateSettings(AtLinear):
 
 
 class LowRankSettings(UpdateSettings):
-    """Settings of LoRA and its kin."""
+    """Settings of LoRA and its variants."""
 
     rank: int = setting(16, help="Width of the low-rank update.", group="method", ge=1, le=65536)
     rank_pattern: tuple[str, ...] = setting(
@@ -99,41 +99,41 @@ class LowRankSettings(UpdateSettings):
 
     @property
     def from_weights(self) -> bool:
-        """Whether A and B start as a part of W, which is subtracted again."""
+        """Whether A and B are initialised from W, with their initial product subtracted."""
         return self.start in ("pissa", "olora")
 
     @property
     def effective_alpha(self) -> float:
-        """alpha where no pattern says another; twice the rank where it is automatic."""
+        """alpha without patterns; automatic: twice the rank."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
     @property
     def scale(self) -> float:
-        """The factor s of s·B·A where no pattern says another."""
+        """The factor s of s·B·A without patterns."""
         return self.effective_alpha / (math.sqrt(self.rank) if self.scaling == "rslora" else self.rank)
 
     def rank_of(self, module: str) -> int:
-        """The rank at a module."""
+        """The module's rank."""
         found = patterns.number_of(self.rank_pattern, module)
         return self.rank if found is None else int(found)
 
     def alpha_of(self, module: str) -> float:
-        """alpha at a module; twice its rank where it is automatic."""
+        """The module's alpha; automatic: twice its rank."""
         found = patterns.number_of(self.alpha_pattern, module)
         if found is not None:
             return found
         return 2.0 * self.rank_of(module) if self.alpha is None else self.alpha
 
     def scale_of(self, module: str) -> float:
-        """The factor s of s·B·A at a module."""
+        """The module's factor s of s·B·A."""
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.scaling == "rslora" else rank)
 
     def doubled(self) -> Self:
-        """Twice the rank everywhere, every scale as it is, and a plain start: of what was folded."""
+        """The settings of a folded PiSSA or OLoRA: twice the rank, the same scales, the default initialisation."""
         factor = math.sqrt(2.0) if self.scaling == "rslora" else 2.0
         alphas = patterns.as_mapping(self.alpha_pattern)
-        if self.alpha is None:  # automatic ones of the layers that have a rank of their own
+        if self.alpha is None:  # automatic alphas of layers with another rank
             ranks = patterns.as_mapping(self.rank_pattern)
             alphas |= {name: 2.0 * rank for name, rank in ranks.items() if name not in alphas}
         return self.model_copy(

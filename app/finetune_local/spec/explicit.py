@@ -1,4 +1,4 @@
-"""Which settings of a spec were set, as somebody would write them into a file; and tables as TOML."""
+"""The explicit settings of a spec, as a user would write them in a file; tables as TOML."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from finetune_local.spec.run import DEFAULT_OBJECTIVE, RunSpec, as_tables, parse
 from finetune_local.spec.walk import keyed
 
 
-def given_tables(spec: RunSpec) -> dict[str, Any]:
-    """What was set of a spec, as plain tables: neither open nor what it would be without a word.
-
-    parse_spec() of it gives the spec.
-    """
+def explicit_tables(spec: RunSpec) -> dict[str, Any]:
+    """The settings that differ from their defaults, as plain tables; parse_spec() of them returns the spec."""
     keys = {"method": {"key": spec.method.key}, "objective": {"key": spec.objective.key}}
     usual, found = as_tables(parse_spec(keys, "defaults")), dict[str, Any]()
     for name, value in as_tables(spec).items():
@@ -30,7 +27,7 @@ def given_tables(spec: RunSpec) -> dict[str, Any]:
 
 
 def flattened(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables by dotted path: {"training": {"seed": 1}} is {"training.seed": 1}."""
+    """Nested tables by dotted path: {"training": {"seed": 1}} becomes {"training.seed": 1}."""
     found: dict[str, Any] = {}
     for name, value in keyed(tables).items():
         if isinstance(value, Mapping):
@@ -41,7 +38,7 @@ def flattened(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_toml(tables: Mapping[str, Any]) -> str:
-    """Tables of a run as a run.toml for --config; what is None is left out, as TOML has no word for it."""
+    """Tables of a run as run.toml for --config; None is left out, since TOML has no null."""
     lines = [
         f"{name} = {_value(value)}" for name, value in tables.items() if not _is_table(value) and value is not None
     ]

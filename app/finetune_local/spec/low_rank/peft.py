@@ -1,17 +1,23 @@
-"""LoRA adapters in PEFT's format: tensor names, adapter_config.json, and the plan an adapter on disk stands for."""
+"""LoRA adapters in PEFT's format: tensor names, adapter_config.json, and reading both back into a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
-from finetune_local.spec import patterns
-from finetune_local.spec.low_rank_settings import LowRankSettings
+from finetune_local.spec.low_rank import patterns
+from finetune_local.spec.low_rank.full_copies import (
+    is_full_copy,
+    kinds_in,
+    module_of,
+    read_full_copies,
+    read_token_rows,
+)
+from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import check_inside
 from finetune_local.spec.tuners import PREFIX
-from finetune_local.spec.whole import is_whole, kinds_in, module_of, read_token_rows, read_whole
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import one_line
 from finetune_local.system.messages import msg
@@ -20,21 +26,21 @@ A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 A0, B0 = ".lora_A0.weight", ".lora_B0.weight"
 EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 BIAS, INNER_BIAS = ".bias", ".base_layer.bias"
-"""A bias under its own name, and at a layer that PEFT has wrapped."""
+"""Suffix of a bias, and of a bias in a layer that PEFT has wrapped."""
 _NOT_READ = (
     *("layer_replication", "target_parameters", "ensure_weight_tying"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     *("lora_bias", "use_bdlora", "use_qalora"),
 )
-"""Fields of PEFT's LoraConfig that make a LoRA compute something else, or elsewhere, than is computed here."""
+"""Fields of PEFT's LoraConfig that change the computation in ways not implemented here."""
 _NAMES_IN_PEFT = {"none": "none", "all": "all", "lora-only": "lora_only"}
 
 
 def peft_config(plan: AdapterPlan) -> dict[str, object]:
-    """PEFT's LoraConfig as JSON, with the modules' full names."""
+    """PEFT's LoraConfig as JSON, with full module names."""
     settings = cast(LowRankSettings, plan.settings)
-    modules = [target.module for target in plan.targets if target.in_features and not is_whole(target)]
-    saved = [module_of(target) for target in plan.targets if is_whole(target)]
+    modules = [target.module for target in plan.targets if target.in_features and not is_full_copy(target)]
+    saved = [module_of(target) for target in plan.targets if is_full_copy(target)]
     # Patterns by whole names: PEFT sorts them when it saves, and where two of them match it takes the first.
     ranks = {module: settings.rank_of(module) for module in modules}
     alphas = {module: settings.alpha_of(module) for module in modules}
@@ -57,9 +63,9 @@ def peft_config(plan: AdapterPlan) -> dict[str, object]:
 
 
 def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
-    """The plan of a LoRA that PEFT wrote. Module names are taken from the tensors, which cannot be wrong about them.
+    """The plan of a LoRA written by PEFT, for the tuner of this key. Module names come from the tensors, not from the config.
 
-    Raises AdapterError where the config asks for something this version does not compute, or does not match the tensors.
+    Raises AdapterError if the config asks for something this version does not compute, or contradicts the tensors.
     """
     for field in _NOT_READ:
         if field in config.unread:
@@ -81,7 +87,7 @@ def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adap
                 start=start,
             )
         )
-    whole = read_whole(config.modules_to_save, shapes)
+    whole = read_full_copies(config.modules_to_save, shapes)
     rows = read_token_rows(bool(config.trainable_token_indices), shapes)
     targets = _targets(shapes)
     if config.use_dora:
@@ -121,13 +127,13 @@ def known_plan(settings: LowRankSettings, targets: tuple[Target, ...]) -> Adapte
 
 
 def bias_name(bias: str, modules: Collection[str]) -> str:
-    """A trained bias's name on disk: PEFT moves those of adapted layers inside."""
+    """A trained bias's name on disk; PEFT moves biases of adapted layers inside its wrapper."""
     module = bias.removesuffix(BIAS)
     return PREFIX + (module + INNER_BIAS if module in modules else bias)
 
 
 def _targets(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Target, ...]:
-    """The targets that an adapter's tensors tell of. Raises AdapterError where a B is missing."""
+    """The targets found in an adapter's tensors. Raises AdapterError if a B is missing."""
     targets = []
     for name in sorted(shapes):
         path = name.removeprefix(PREFIX)

@@ -1,4 +1,4 @@
-"""Numbers that some layers have instead of the common one: "q_proj=8" on the command line, PEFT's rank_pattern on disk."""
+"""Per-layer overrides of a number: "q_proj=8" on the command line, `rank_pattern` and `alpha_pattern` in PEFT's config."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from finetune_local.system.messages import msg
 
 _PLAIN = re.compile(r"[\w.-]*")
 _LONGEST = 1.0
-"""Seconds that one regular expression may take on one name. A good one takes microseconds."""
+"""Seconds allowed for matching one regular expression against one name; a good one takes microseconds."""
 
 _LONGEST_IN_ALL = 5.0
 
 
 def number_of(patterns: Iterable[str], module: str) -> float | None:
-    """The number of the first pattern that stands for a module; None where none does.
+    """The number of the first pattern that matches the module; None if none does.
 
-    As in PEFT a name is a regular expression that the whole name, or its end after a dot, matches.
+    As in PEFT, a pattern is a regular expression matched against the full name or its end after a dot.
     """
     for pattern in patterns:
         name, number = _parts(pattern)
@@ -31,7 +31,7 @@ def number_of(patterns: Iterable[str], module: str) -> float | None:
 
 @lru_cache(maxsize=1 << 16)
 def matches(name: str, module: str) -> bool:
-    """Whether a pattern's name stands for a module. Raises SpecError for a regular expression that takes too long, or is none."""
+    """Whether a pattern matches a module. Raises SpecError if it is no regular expression or takes too long."""
     whole = rf"(.*\.)?({name})$"
     try:
         if _PLAIN.fullmatch(name):
@@ -61,7 +61,7 @@ def matches(name: str, module: str) -> bool:
 
 
 def check(patterns: Iterable[str], flag: str, whole: bool) -> None:
-    """Raise ValueError where one is not NAME=NUMBER with a number above 0 (a whole one where asked for)."""
+    """Raise ValueError if an entry is not NAME=NUMBER with a number above 0, an integer if required."""
     for pattern in patterns:
         kind = msg("a whole number above 0") if whole else msg("a number above 0")
         try:
@@ -88,20 +88,22 @@ def check(patterns: Iterable[str], flag: str, whole: bool) -> None:
 
 
 def unmatched(patterns: Iterable[str], modules: Iterable[str]) -> str | None:
-    """The first name that stands for none of the modules."""
+    """The first pattern that matches none of the modules, or None."""
     known = list(modules)
     names = (_parts(pattern)[0] for pattern in patterns)
     return next((name for name in names if not any(matches(name, module) for module in known)), None)
 
 
 def times(patterns: Iterable[str], factor: float) -> tuple[str, ...]:
-    """The same patterns with their numbers multiplied."""
+    """The patterns with their numbers multiplied."""
     return from_mapping({name: number * factor for name, number in map(_parts, patterns)})
 
 
 def resolved(values: Mapping[str, float], modules: Iterable[str], common: float) -> tuple[str, ...]:
-    """The patterns of somebody's file by the whole names of the modules that they stand for, where the number is not the common
-    one; of several that match, the first counts. Raises SpecError where that takes too long."""
+    """A file's patterns resolved to full module names, listing only numbers that differ from the common one; the first match counts.
+
+    Raises SpecError if matching takes too long.
+    """
     until = time.monotonic() + _LONGEST_IN_ALL
     plain = {name: at for at, name in enumerate(values) if _PLAIN.fullmatch(name)}
     others = {at: name for at, name in enumerate(values) if name not in plain}
@@ -123,7 +125,7 @@ def resolved(values: Mapping[str, float], modules: Iterable[str], common: float)
 
 
 def as_mapping(patterns: Iterable[str]) -> dict[str, float]:
-    """As PEFT writes them, whole numbers as such; of a name given twice the first counts."""
+    """Patterns as PEFT writes them, integers as int; the first entry of a name counts."""
     result: dict[str, float] = {}
     for name, number in map(_parts, patterns):
         result.setdefault(name, int(number) if number == int(number) else number)
@@ -131,10 +133,10 @@ def as_mapping(patterns: Iterable[str]) -> dict[str, float]:
 
 
 def from_mapping(values: Mapping[str, float]) -> tuple[str, ...]:
-    """What as_mapping() gave."""
+    """The inverse of as_mapping()."""
     return tuple(f"{name}={int(number) if number == int(number) else number!r}" for name, number in values.items())
 
 
 def _parts(pattern: str) -> tuple[str, float]:
-    name, _, number = pattern.rpartition("=")  # a regular expression may have a = of its own
+    name, _, number = pattern.rpartition("=")  # a regular expression may contain a =
     return name, float(number)
