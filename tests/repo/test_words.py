@@ -79,7 +79,7 @@ LIMITS: dict[str, int] = {
     "app/finetune_local/workspace": 5,
     "backends/finetune_local_backends/mlx": 12,
     "backends/finetune_local_backends/torch": 12,
-    "docs": 104,
+    "docs": 106,
 }
 
 
