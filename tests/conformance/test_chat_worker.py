@@ -143,7 +143,7 @@ def test_a_stopped_answer_is_kept_as_far_as_it_came(home: paths.Home, backend: B
     for event in asking:
         pieces += event.get("piece", "")
         if len(pieces) > 3:
-            asking.stop()
+            asking.cancel()
             break
     (turn,) = asking.result()["turns"]
     assert turn["stop"] == "interrupted" and turn["tokens"] < 400 and turn["text"].startswith(pieces)

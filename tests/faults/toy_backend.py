@@ -38,6 +38,7 @@ class ToyTraining(ToySession):
         tensors: Mapping[str, Floats] | None = None,
         ids: Callable[[str], list[int]] | None = None,
         stored: Callable[[str], Floats] | None = None,
+        value_head: bool = False,
     ) -> int:
         shapes = tuner_of(plan).shapes(plan)
         if tensors is None:

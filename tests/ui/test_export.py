@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.identity import write_identity
 from finetune_local.export.engines import llama
+from finetune_local.export.job_export import KIND as EXPORT
 from finetune_local.models.folder import ModelFolder
 from finetune_local.runtime import jobs
 from finetune_local.spec.tuners import tuners
@@ -83,7 +84,7 @@ def test_a_gguf_is_checked_and_survives_the_server(stocked: Home, start_app: Cal
     expect(done).to_contain_text("prompts are read as the same tokens")
     expect(done).to_contain_text("Answers may be worded differently")
     expect(done).to_contain_text("llama-cli -m")
-    assert len(jobs.every(stocked, "export")) == 1  # the second window's press found the first one's job
+    assert len(jobs.every(stocked, EXPORT)) == 1  # the second window's press found the first one's job
     assert (stocked.root / "exports" / f"tiny-{RUN}-Q8_0.gguf").is_file()
 
 
