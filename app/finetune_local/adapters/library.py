@@ -68,7 +68,7 @@ class Entry:
         """A value that changes whenever the result of describe() may have changed."""
         return stamp(self.folder, CONFIG, WEIGHTS, IDENTITY, NOTE, "../run.json", "../" + MADE_FROM, *TRAVEL)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """A JSON object for lists, made without reading the weights. Raises AdapterError.
 
         name, origin, folder, base, method, rank, parameters, whole (it holds the base's own weights), run, made_from,
@@ -100,7 +100,7 @@ class Entry:
             "beside": list(brought(self.folder)),
         }
 
-    def listed(self) -> dict[str, Any]:
+    def listed(self) -> dict[str, object]:
         """describe() with "problem": the reason a damaged adapter cannot be read; empty for sound ones."""
         try:
             return {**self.describe(), "problem": None}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -238,7 +238,7 @@ def _license(entry: Entry) -> str:
     return entry.license + (" (accept it first)" if entry.gated else "")
 
 
-def _row(found: LocalModel) -> dict[str, Any]:
+def _row(found: LocalModel) -> dict[str, object]:
     return {**asdict(found), "path": str(found.path)}
 
 

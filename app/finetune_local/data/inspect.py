@@ -131,7 +131,7 @@ class Inspection:
             leaks=int(np.isin(tally.keys, self._other.keys).sum()),
         )
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self) -> dict[str, object]:
         """The table's rows and those with tokens, as plain values; `end` if no more rows follow."""
         return {
             "first": self._window.start,
@@ -237,7 +237,7 @@ class Inspection:
     def _reports(self, files: Sequence[DataFile]) -> list[FileReport]:
         return [file_report(file) for file in files]
 
-    def _shown(self, number: int) -> dict[str, Any]:
+    def _shown(self, number: int) -> dict[str, object]:
         encoded = self.masks.get(number)
         found = pieces(encoded, self._tokenizer, PIECES) if encoded is not None and self._tokenizer is not None else []
         return in_full(self.texts[number], encoded, found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from finetune_local.data.conversation import Conversation
 from finetune_local.data.encoding.encode import Encoded
@@ -40,7 +39,7 @@ def pieces(row: Encoded, tokenizer: Tokenizer, most: int | None = None) -> list[
     return result
 
 
-def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> dict[str, Any]:
+def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> dict[str, object]:
     """A table row: the last question and its answer, shortened; numbers of tokens and supervised tokens, or why there are none."""
     last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
     question = next((m.content for m in reversed(row.messages[:last]) if m.role == "user"), "")
@@ -64,7 +63,7 @@ def _short(text: str) -> str:
     return flat if len(flat) <= SHORT and len(text) <= 4 * SHORT else flat[: SHORT - 1] + "…"
 
 
-def in_full(row: Conversation, encoded: Encoded | None, found: Sequence[Piece]) -> dict[str, Any]:
+def in_full(row: Conversation, encoded: Encoded | None, found: Sequence[Piece]) -> dict[str, object]:
     """A row with its tokens, as plain values; with its turns instead if there is no tokenizer or the row is rejected."""
     told = {"file": row.source.file, "line": row.source.line}
     if encoded is None or not found:

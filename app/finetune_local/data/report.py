@@ -187,7 +187,7 @@ class Tally:
         )
 
 
-def as_plain(row: Rejected) -> dict[str, Any]:
+def as_plain(row: Rejected) -> dict[str, object]:
     """A rejected row for JSON: file, line, reason."""
     return {"file": row.source.file, "line": row.source.line, "reason": row.reason}
 

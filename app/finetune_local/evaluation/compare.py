@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +55,7 @@ class Condition:
         order = [loss_metric(), *text_metrics().values()]
         return {one.key: interval(self.values(one), self.weights(one), seed) for one in order}
 
-    def row_json(self, index: int) -> dict[str, Any]:
+    def row_json(self, index: int) -> dict[str, object]:
         """The answer to one row with its metrics, for the file of answers."""
         order = [loss_metric(), *text_metrics().values()]
         return {
@@ -81,7 +80,7 @@ class Comparison:
         """The conditions that were run, in order."""
         return [c for c in (self.base, self.few_shot, self.tuned) if c is not None]
 
-    def row_json(self, index: int) -> dict[str, Any]:
+    def row_json(self, index: int) -> dict[str, object]:
         """One row with every answer, for the file of answers."""
         row = self.rows[index]
         return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +62,7 @@ class MergedWeights:
         return self._plan is not None and tuner_of(self._plan).trains_base
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """The base's config.json with the vocabulary size of the merged tables."""
         rows = next((t.out_features for t in self._plan.targets if is_table(t)), None) if self._plan else None
         if rows is None:

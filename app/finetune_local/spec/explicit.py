@@ -26,7 +26,7 @@ def explicit_tables(spec: RunSpec) -> dict[str, Any]:
     return found
 
 
-def flattened(tables: Mapping[str, Any]) -> dict[str, Any]:
+def flattened(tables: Mapping[str, Any]) -> dict[str, object]:
     """Nested tables by dotted path: {"training": {"seed": 1}} becomes {"training.seed": 1}."""
     found: dict[str, Any] = {}
     for name, value in keyed(tables).items():

@@ -14,7 +14,7 @@ from finetune_local.system.fields import Settings
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def run_schema() -> dict[str, Any]:
+def run_schema() -> dict[str, object]:
     """Schema of run.toml and run.json. A method or an objective is a name, or a table with exactly its own settings."""
     schema = RunSpec.model_json_schema()
     for name in ("MethodSettings", "ObjectiveSettings", "Settings"):
@@ -31,7 +31,7 @@ def run_schema() -> dict[str, Any]:
 
 def _named_or_table(
     keys: list[str], groups: Iterable[tuple[type[Settings], list[str]]], default: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A key, or a table with one of the keys that share a group of settings."""
     options: list[dict[str, Any]] = [{"enum": keys}]
     for kind, names in groups:

@@ -148,7 +148,7 @@ def from_json(value: Any) -> Message:
     return _read(value, _DEEPEST)
 
 
-def carrying(record: Mapping[str, Any]) -> dict[str, Any]:
+def carrying(record: Mapping[str, Any]) -> dict[str, object]:
     """A JSON object with the templates and values of all Messages in it beside its own keys, under "said"."""
     said = {str(found): found.as_json() for found in _messages(record)}
     return {**record, SAID: list(said.values())} if said else dict(record)

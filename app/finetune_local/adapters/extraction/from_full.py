@@ -80,7 +80,7 @@ def extract(wanted: ExtractionRequest, home: Home, progress: Progress) -> tuple[
     return (called if wanted.out is None else str(done.folder)), done
 
 
-def size(rank: str, energy: str) -> dict[str, Any]:
+def size(rank: str, energy: str) -> dict[str, object]:
     """Rank and energy as typed text, parsed for ExtractionRequest; an empty text means automatic. Raises SpecError."""
     found: dict[str, Any] = {}
     for name, text, kind in (("rank", rank, int), ("energy", energy, float)):

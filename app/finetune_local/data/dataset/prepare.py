@@ -274,7 +274,7 @@ def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report)
     write_text(folder / DATA, text, ADVICE)
 
 
-def _as_plain(conversation: Conversation) -> dict[str, Any]:
+def _as_plain(conversation: Conversation) -> dict[str, object]:
     plain = asdict(conversation)
     if conversation.rejected is None:  # as earlier versions wrote it
         del plain["rejected"]

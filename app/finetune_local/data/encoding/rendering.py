@@ -85,7 +85,7 @@ def prepare(setup: str) -> Prepared:
     return Prepared(values["template"], values["variables"])
 
 
-def answer(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+def answer(prepared: Prepared, request: dict[str, Any]) -> dict[str, object]:
     """See the table above."""
     try:
         return _ANSWERS[request["do"]](prepared, request)
@@ -102,22 +102,22 @@ def _facts(prepared: Prepared, _: dict[str, Any]) -> dict[str, Any]:
     return {"knows_system": chat.knows_system, "knows_tool": chat.knows_tool, "after_answer": after}
 
 
-def _text(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+def _text(prepared: Prepared, request: dict[str, Any]) -> dict[str, object]:
     return {"text": prepared.chat.render(_given(request["messages"]), request["generation_prompt"])}
 
 
-def _spans(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+def _spans(prepared: Prepared, request: dict[str, Any]) -> dict[str, object]:
     prepared.chat.stops = request["stops"]
     text, spans = prepared.chat.spans(_given(request["messages"]), request["generation_prompt"])
     return {"text": text, "spans": [[s.message, s.start, s.end, s.closed] for s in spans]}
 
 
-def _many(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+def _many(prepared: Prepared, request: dict[str, Any]) -> dict[str, object]:
     rest = {"do": "spans", "stops": request["stops"], "generation_prompt": False}
     return {"found": [answer(prepared, {**rest, "messages": messages}) for messages in request["chats"]]}
 
 
-def _chat(prepared: Prepared, request: dict[str, Any]) -> dict[str, Any]:
+def _chat(prepared: Prepared, request: dict[str, Any]) -> dict[str, object]:
     day = request["day"]
     more = dict(request.get("variables") or {})
     if day is not None:

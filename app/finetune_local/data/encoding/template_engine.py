@@ -111,7 +111,7 @@ def render(
     return template.render({**variables, **given, "add_generation_prompt": generation_prompt})
 
 
-def _shown(message: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(message: Mapping[str, Any]) -> dict[str, object]:
     """A message as templates see it: without keys that are None, its reasoning under the names that templates know."""
     values = {key: value for key, value in message.items() if value is not None}
     thoughts = next((values[key] for key in _REASONING if key in values), None)

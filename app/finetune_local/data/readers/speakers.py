@@ -103,7 +103,7 @@ def _cast(turns: Sequence[Row], assistant: str, *, several: bool) -> list[dict[s
     return [_turn(turn, name, folded, several=several) for turn, name in zip(turns, names, strict=True)]
 
 
-def _turn(turn: Row, name: str, assistant: str, *, several: bool) -> dict[str, Any]:
+def _turn(turn: Row, name: str, assistant: str, *, several: bool) -> dict[str, object]:
     role: Role
     if name.casefold() == assistant or name.lower() in ("function_call", "tool_call"):
         role = "assistant"

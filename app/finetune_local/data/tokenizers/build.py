@@ -81,7 +81,7 @@ def build(files: Files) -> Built:
         raise _refused(files.folder / TOKENIZER, error) from None
 
 
-def written(built: Built) -> dict[str, Any]:
+def written(built: Built) -> dict[str, object]:
     """A tokenizer as plain values, the input of from_written()."""
     return {
         "tokenizer": built.core.to_str(),

@@ -30,7 +30,7 @@ _read: dict[str, dict[str, Any]] = {}
 _LIMITS = Limits(SECONDS, 6 * 10**9, by_address=False)
 
 
-def converted(folder: Path) -> dict[str, Any]:
+def converted(folder: Path) -> dict[str, object]:
     """The input of build.from_written(), and whether its cost is bounded ("known"). Raises ModelError."""
     try:
         names = [path.name for path in folder.iterdir()]
@@ -90,7 +90,7 @@ def prepare(setup: str) -> str:
     return setup
 
 
-def answer(prepared: str, request: str) -> dict[str, Any]:
+def answer(prepared: str, request: str) -> dict[str, object]:
     """In the child: a folder's tokenizer as transformers reads it, from files only; no code in the folder is run."""
     from transformers import AutoTokenizer
 

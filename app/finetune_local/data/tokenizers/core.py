@@ -184,7 +184,7 @@ class InChild:
         raise RowRejected(msg("the model's tokenizer fails with it: {error}.", error=self._why))
 
 
-def _written(folder: Path) -> dict[str, Any]:
+def _written(folder: Path) -> dict[str, object]:
     """The tokenizer as text: the folder may be gone when the child is restarted."""
     reply: dict[str, Any] = _of_child(folder, {"do": "write"}, Setup(json.dumps({"folder": str(folder)})))
     return {**reply, "known": False}

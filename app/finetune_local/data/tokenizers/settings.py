@@ -101,7 +101,7 @@ def read_settings(folder: Path, in_tokenizer: Any) -> Settings:
     )
 
 
-def _older(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+def _older(path: Path, values: dict[str, Any]) -> dict[str, object]:
     """Override tokenizer_config.json's tokens by special_tokens_map.json's; returns model-specific names."""
     specific: dict[str, Any] = {}
     for key, value in (read_optional_config(path) or {}).items():

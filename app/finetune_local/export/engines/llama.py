@@ -156,7 +156,7 @@ class LlamaCpp:
         return msg(" It printed: ") + " | ".join(lines[-_STDERR_LINES:]) if lines else ""
 
 
-def _as_openai(message: Mapping[str, Any]) -> dict[str, Any]:
+def _as_openai(message: Mapping[str, Any]) -> dict[str, object]:
     """Messages with the arguments of tool calls as text, as programs send them to llama.cpp."""
     result = dict(message)
     if calls := result.get("tool_calls"):

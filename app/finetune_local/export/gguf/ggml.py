@@ -92,7 +92,7 @@ class Ggml:
             raise self._died()
         return np.frombuffer(data, np.uint8).reshape(rows.shape[0], width)
 
-    def _reply(self) -> dict[str, Any]:
+    def _reply(self) -> dict[str, object]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

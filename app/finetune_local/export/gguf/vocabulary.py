@@ -122,7 +122,7 @@ def special_ids(model: ModelFolder, vocabulary: Vocabulary, adapter: Path | None
     for name in ("bos", "eos", "unk", "pad"):
         text = settings.get(f"{name}_token")
         text = text.get("content") if isinstance(text, dict) else text
-        token = by_text.get(text) if text else model.text_config.get(f"{name}_token_id")
+        token = by_text.get(text) if isinstance(text, str) and text else model.text_config.get(f"{name}_token_id")
         if isinstance(token, list):
             token = token[0] if token else None
         if isinstance(token, int) and 0 <= token < len(vocabulary.tokens):

@@ -35,7 +35,7 @@ class Probe:
     tools: Sequence[Mapping[str, Any]] = ()
 
 
-def _turn(role: str, content: str, **more: Any) -> dict[str, Any]:
+def _turn(role: str, content: str, **more: Any) -> dict[str, object]:
     return {"role": role, "content": content, **more}
 
 

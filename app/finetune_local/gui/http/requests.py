@@ -176,7 +176,7 @@ class Requests:
             return [self._file(one) for one in value] if isinstance(value, list) else self._file(value)
         return self._plain(value)
 
-    def _file(self, value: Any) -> dict[str, Any]:
+    def _file(self, value: Any) -> dict[str, object]:
         """A dropped file, as Gradio's FileData: where it lies and what it was called, nothing else."""
         if not isinstance(value, dict) or not isinstance(value.get("path"), str):
             raise Refused("a dropped file is expected")

@@ -138,7 +138,7 @@ def first_lines(context: Context) -> str:
     )
 
 
-def mount_options() -> dict[str, Any]:
+def mount_options() -> dict[str, object]:
     """Options of gr.mount_gradio_app besides the address. Our style sheets come after Gradio's own."""
     styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
     head = "".join(f'<link rel="stylesheet" href="ftl/{name}">' for name in styles)

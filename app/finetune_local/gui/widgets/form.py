@@ -154,7 +154,7 @@ class Form:
 
 def tables(
     form: Mapping[str, Any], *, model: str, data: Mapping[str, Any], key: str, goal: str, name: str = ""
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The tables of a run, as parse_spec() takes them. What only other methods have is left out."""
     own = walk.own_fields(key, objective_of(form))
     found: dict[str, Any] = {

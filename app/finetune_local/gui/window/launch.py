@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from finetune_local import __version__
 from finetune_local.gui.window import launchpage
@@ -160,7 +160,7 @@ class App:
             return json.dumps({"shown": True})
         return json.dumps({"link": self.server.access.link()}) if do in ("show", "link") else ""
 
-    def _told(self) -> dict[str, Any]:
+    def _told(self) -> dict[str, object]:
         """All that window.py needs besides the link."""
         t, home = self.context.t, self.context.home
         words = {name: t(f"desktop.{name}") for name in WORDS}

@@ -162,7 +162,7 @@ def _config(gguf: Gguf, values: Metadata, family: str) -> dict[str, Any]:
     return {k: v for k, v in config.items() if v is not None or k == "sliding_window"}
 
 
-def _scaling(gguf: Gguf, values: Metadata, family: str, theta: float, head_dim: int) -> dict[str, Any]:
+def _scaling(gguf: Gguf, values: Metadata, family: str, theta: float, head_dim: int) -> dict[str, object]:
     """RoPE scaling: YaRN or linear (metadata), or Llama 3.1's (a tensor of factors)."""
     file, scaling = gguf.file, f"{family}.rope.scaling"
     kind = values.text(f"{scaling}.type", "none")

@@ -20,7 +20,7 @@ _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _cut(digits: str) -> dict[str, Any]:
+def _cut(digits: str) -> dict[str, object]:
     split = {"type": "Split", "pattern": {"Regex": _WORDS.replace("DIGITS", digits)}, "behavior": "Isolated"}
     steps = [{**split, "invert": False}, {**_BYTES, "use_regex": False}]
     return {"type": "Sequence", "pretokenizers": steps}
@@ -95,7 +95,7 @@ def _tokens(file: Path, values: Metadata, given: Mapping[str, Any], rows: int) -
 
 def _tokenizer(
     pre: str, tokens: list[str], types: list[int], merges: list[str], ends: dict[str, Any] | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """tokenizer.json; `ends` is its post-processor."""
     cut, nfc, whole_words, _ = _PRE[pre]
     added = [
@@ -143,11 +143,11 @@ def _no_token_twice(file: Path, tokens: list[str], types: list[int]) -> None:
             )
 
 
-def _added(i: int, text: str) -> dict[str, Any]:
+def _added(i: int, text: str) -> dict[str, object]:
     return {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
-def _with_bos(text: str, i: int) -> dict[str, Any]:
+def _with_bos(text: str, i: int) -> dict[str, object]:
     bos = {"SpecialToken": {"id": text, "type_id": 0}}
     first, second = ({"Sequence": {"id": x, "type_id": n}} for n, x in enumerate("AB"))
     again = {"SpecialToken": {"id": text, "type_id": 1}}

@@ -213,14 +213,14 @@ class GenerationConfig(_Record):
     pad_token_id: Ids = None
 
 
-def read_base_config(folder: Path) -> dict[str, Any]:
+def read_base_config(folder: Path) -> dict[str, object]:
     """A model folder's config.json, checked, with the file's values. Raises ModelError."""
     values = read_config_file(folder / CONFIG, msg("It is the description of the model and comes with its weights."))
     check_base_config(values, folder / CONFIG)
     return values
 
 
-def read_config_file(path: Path, why: str = "") -> dict[str, Any]:
+def read_config_file(path: Path, why: str = "") -> dict[str, object]:
     """A JSON object from a file. Raises ModelError; `why` explains what a missing file is for."""
     found = read_optional_config(path)
     if found is None:

@@ -46,7 +46,7 @@ def rope(config: Mapping[str, Any]) -> Rope:
     return Rope(float(theta), str(kind), {key: value for key, value in both.items() if value is not None})
 
 
-def with_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_both_spellings(config: Mapping[str, Any]) -> dict[str, object]:
     """The config with `rope_parameters` and the equivalent `rope_theta`, `rope_scaling` and `partial_rotary_factor`."""
     result = dict(config)
     tables = by_layer(config.get("rope_parameters") or {})
@@ -75,7 +75,7 @@ def context_length(text: Mapping[str, Any]) -> int:
     return CONTEXT_UNKNOWN
 
 
-def stretched(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
+def stretched(config: Mapping[str, Any], factor: float) -> dict[str, object]:
     """The config with interpolated positions and `factor` times the context; 1 changes nothing.
 
     Factors multiply for a model that is already interpolated. Raises SpecError if its positions cannot be interpolated.

@@ -168,7 +168,7 @@ def _in_order(stored: dict[str, Stored], begin: int, size: int) -> None:
 def _no_doubles(text: bytes) -> None:
     import json
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
             names = [name for name, _ in pairs]

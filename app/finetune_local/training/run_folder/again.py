@@ -74,7 +74,7 @@ def _noted(run: Run) -> dict[str, object]:
 
 def _without_automatic(
     given: Mapping[str, Any], resolved: Mapping[str, Any], noted: Mapping[str, object]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`given` without the values that a note announced, unless they were changed since (a run that was trained further)."""
     flat = flattened(resolved)
     automatic = {path for path, value in noted.items() if flat.get(path) == value}

@@ -29,7 +29,7 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
     return [row for row in found if any(value != row.values[0] for value in row.values)]
 
 
-def tables_of(run: Run) -> dict[str, Any]:
+def tables_of(run: Run) -> dict[str, object]:
     """run.json as it stands, of whatever version; raises SpecError where it is damaged."""
     file = run.folder / "run.json"
     try:

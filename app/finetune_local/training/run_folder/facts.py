@@ -69,7 +69,7 @@ _NUMBERS = frozenset((
 _TEXTS = frozenset(("backend", "device", "method", "model", "precision"))
 
 
-def _sound(told: Mapping[str, Any]) -> dict[str, Any]:
+def _sound(told: Mapping[str, Any]) -> dict[str, object]:
     """What an event tells, without values that are not of their kind: a damaged line must not take the list with it."""
     own = frozenset(("status", "killed", "folder", "changed", "changed_time", "files"))
     return {
@@ -162,7 +162,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     return facts
 
 
-def facts_as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+def facts_as_json(facts: Mapping[str, Any]) -> dict[str, object]:
     """A run's facts as `--json` prints them; see Status for the words that differ."""
     killed, status = bool(facts.get("killed")), facts["status"]
     word = status if status == DAMAGED else ProcessState(Status(status), killed).as_json()
@@ -174,7 +174,7 @@ def all_facts(home: Home) -> list[dict[str, Any]]:
     return Listing(home).all()
 
 
-def _newest(recent: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _newest(recent: Iterable[Mapping[str, Any]]) -> dict[str, object]:
     """Step and losses of a run that has said no summary, as far as its newest events tell."""
     found: dict[str, Any] = {}
     for line in recent:

@@ -46,7 +46,9 @@ def answer(request: RpcRequest, home: Home) -> Mapping[str, Any]:
     return _all(request, settings, tokenizer, length, told)
 
 
-def _rows(settings: DataSettings, tokenizer: Tokenizer | None, length: int, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _rows(
+    settings: DataSettings, tokenizer: Tokenizer | None, length: int, asked: Mapping[str, Any]
+) -> dict[str, object]:
     first, count, row = int(asked["first"]), int(asked["count"]), int(asked["row"])
     objective = _objective(asked)
     look = Inspection(
@@ -60,7 +62,7 @@ def _rows(settings: DataSettings, tokenizer: Tokenizer | None, length: int, aske
 
 def _all(
     request: RpcRequest, settings: DataSettings, tokenizer: Tokenizer | None, length: int, beside: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     key = json.dumps(
         [
             settings.model_dump(),

@@ -191,7 +191,7 @@ def sampling(window: Window) -> Sampling:
     return parse(Sampling, window.state(ChatState).sampling, "sampling")
 
 
-def request(window: Window, chat: Room) -> dict[str, Any]:
+def request(window: Window, chat: Room) -> dict[str, object]:
     """The parts of a request to the chat's process that all requests have."""
     state = window.state(ChatState)
     return {

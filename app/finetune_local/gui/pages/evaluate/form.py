@@ -68,7 +68,7 @@ def chosen_adapter(window: Window, adapters: Rows) -> Row | None:
     return found or max(usable, key=lambda row: row["created_time"] or 0, default=None)
 
 
-def arguments(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
+def arguments(context: Context, window: Window, adapters: Rows) -> dict[str, object]:
     """The arguments of the job that the form describes. Raises SpecError, DataError where it is not possible."""
     form, adapter = window.state(EvaluateState).form, chosen_adapter(window, adapters)
     file = form.file if _own_file(form, adapter) else None

@@ -37,7 +37,7 @@ def goal_of(window: Window) -> str:
     return window.shared.goal if window.shared.goal in GOALS else usual
 
 
-def tables_of(context: Context, window: Window, key: str | None = None, goal: str | None = None) -> dict[str, Any]:
+def tables_of(context: Context, window: Window, key: str | None = None, goal: str | None = None) -> dict[str, object]:
     """The tables of the run that this window is set up for, optionally with another method or goal."""
     return forms.tables(
         window.shared.form,
