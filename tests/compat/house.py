@@ -135,9 +135,22 @@ def evaluations(home: Path) -> list[Json]:
         sides = [name for name in ("base", "few_shot") if {name, "tuned"} <= set(one.conditions())]
         tallies = {name: asdict(Ballot(one, name).tally()) for name in sides}  # type: ignore[arg-type]
         found.append(
-            {"name": one.name, "problem": one.problem, "result": one.result, "rows": one.rows, "votes": tallies}
+            {
+                "name": one.name,
+                "problem": one.problem,
+                "result": one.result,
+                "rows": [_row(row) for row in one.rows],
+                "votes": tallies,
+            }
         )
     return found
+
+
+def _row(row: Any) -> Json:
+    """A row of an evaluation as it stands in rows.jsonl."""
+    answers = {name: {"answer": answer.text, **answer.values} for name, answer in row.answers.items()}
+    prompt = [{"role": role, "content": text} for role, text in row.prompt]
+    return {"file": row.file, "line": row.line, "prompt": prompt, "reference": row.reference, **answers}
 
 
 def kill_after_checkpoint(home: Path, folder: Path) -> None:
