@@ -38,8 +38,9 @@ def examine(wanted: str, home: Home) -> dict[str, Any]:
     found = machine()
     looked = {name: _look(backend) for name, backend in backends().items()}
     try:
-        chosen, why = choose(wanted)
+        chosen, reason = choose(wanted)
         name: str | None = chosen.name
+        why = msg("{backend}: {reason}", backend=chosen.name, reason=reason)
     except (SpecError, ImportError, OSError, RuntimeError) as error:  # none installed, or one that does not load
         name, why = None, message_of(error)
     versions = {"finetune-local": __version__, "python": found.python, **library_versions(LIBRARIES)}

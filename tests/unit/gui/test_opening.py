@@ -43,9 +43,9 @@ def test_nothing_else_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "documents").mkdir()
     (results / "link").symlink_to(tmp_path / "documents")
     for path in (tmp_path / "documents", results / ".." / "documents", results / "link", tmp_path):
-        with pytest.raises(SpecError, match="no folder of results"):
+        with pytest.raises(SpecError, match="not a folder of results"):
             open_folder(T, path, [results])
-    with pytest.raises(SpecError, match="not there any more"):
+    with pytest.raises(SpecError, match="no longer exists"):
         open_folder(T, results / "gone" / "m.gguf", [results])
     monkeypatch.setattr(opening, "_program", lambda: "no-such-program-anywhere")
     with pytest.raises(SpecError, match="no program that opens folders"):

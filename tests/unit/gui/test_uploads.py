@@ -84,10 +84,10 @@ def test_what_is_too_large_or_has_no_room_is_read_and_refused(
     home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = Sent(made(home, folder, fine, largest=5000), 6000)
-    assert large.status == 413 and "At most" in large.text and large.read == 3
+    assert large.status == 413 and "of up to" in large.text and large.read == 3
     monkeypatch.setattr(uploads, "free_bytes", lambda _place: uploads.SPARE + 500)
     full = Sent(made(home, folder, fine), 1000)
-    assert full.status == 507 and "no room" in full.text
+    assert full.status == 507 and "not enough disk space" in full.text
     assert Sent(made(home, folder, fine), 1000, "/gradio_api/queue/join").status == 200
 
 
