@@ -48,5 +48,5 @@ def test_nothing_else_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SpecError, match="no longer exists"):
         open_folder(T, results / "gone" / "m.gguf", [results])
     monkeypatch.setattr(opening, "_program", lambda: "no-such-program-anywhere")
-    with pytest.raises(SpecError, match="no program that opens folders"):
+    with pytest.raises(SpecError, match="no file manager"):
         open_folder(T, results, [results])
