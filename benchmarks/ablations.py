@@ -44,7 +44,7 @@ from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
 from finetune_local.system import paths
 from finetune_local.training.checkpoint import OPTIMIZER, latest
 from finetune_local.training.events import Step, Validation
-from finetune_local.training.run_folder import follow, runs
+from finetune_local.training.run_folder import runs
 from finetune_local.training.setup import check_before_loading
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -105,7 +105,7 @@ class Bench:
         try:
             found = train(run, self.home)
         except KeyboardInterrupt:
-            follow.kill(run)
+            run.kill()
             raise SystemExit("\nstopped; what was written stays") from None
         happened = list(run.history())
         newest = latest(run.checkpoints)

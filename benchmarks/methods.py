@@ -106,7 +106,7 @@ def measure(
             return train(run, home) | _sizes(run, model, backend) | _evaluate(run, model, home)
         except KeyboardInterrupt:
             if run is not None:
-                follow.kill(run)
+                run.kill()
             raise SystemExit("\nstopped; the same command goes on with what is not measured yet") from None
         except (FinetuneError, RuntimeError) as error:  # RuntimeError: a defect in the worker, with its traceback
             message = str(error).strip()[-2000:]
@@ -122,7 +122,7 @@ def measure(
 
 def tables(key: str, backend: Backend, setup: Setup, model: ModelFolder, data: Path) -> dict[str, Any]:
     """The tables of a run of this method."""
-    held = {} if "model.precision" in presets()[key].presets else {"precision": setup.precision}
+    held = {} if "model.precision" in presets()[key].defaults else {"precision": setup.precision}
     return {
         "backend": backend.name,
         "model": {"id": str(model.path), **held},
