@@ -141,7 +141,7 @@ class ChatSession:
         on_text: Callable[[str | None, str], None] = lambda _name, _text: None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> list[Turn]:
-        """Ask the base and every loaded adapter the same; the conversation goes on with the active one's answer."""
+        """Ask the base and every loaded adapter the same; the conversation continues with the active one's answer."""
         leading = self.opened.active
         self.record.ask(text)
         return self.answer_by((None, *self.opened.adapters), leading, on_text, interrupted)
@@ -159,7 +159,7 @@ class ChatSession:
     ) -> list[Turn]:
         """Answer the question that is open, by adapters in memory (None: the base), one after the other.
 
-        The conversation goes on with the answer of `leading`, which is active afterwards; the others are kept as asides. With
+        The conversation continues with the answer of `leading`, which is active afterwards; the others are kept as asides. With
         a seed all draw the same random numbers. `on_begin` gets the milliseconds of the swap. After an interruption the
         rest is left out. Raises SpecError where no question is open, or where it alone fills the context: it is then
         taken back.

@@ -1,4 +1,4 @@
-"""`app`: the desktop app in a window of its own, or in the browser."""
+"""`app`: the desktop app in its own window, or in the browser."""
 
 from __future__ import annotations
 

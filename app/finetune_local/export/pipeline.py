@@ -1,4 +1,4 @@
-"""One export from start to verdict: write, check by the gate, and only then take the name that was asked for."""
+"""One export from start to verdict: write, verify, and only then take the requested name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNCHECKED, FAILED = ".unchecked", ".failed"
 
 @dataclass(frozen=True)
 class Exported:
-    """The files of an export and the gate's verdict."""
+    """The files of an export and the verification's verdict."""
 
     out: Path
     files: list[Path]
@@ -190,7 +190,7 @@ def free_place(folder: Path, key: str, name: str, quant: str) -> Path:
 
 
 def clean(out: Path) -> None:
-    """Remove what an export to `out` that was killed left half-written. One that is at work must not be cleaned."""
+    """Remove what an export to `out` that was killed left half-written. A running one must not be cleaned."""
     unchecked = out.with_name(out.name + UNCHECKED)
     for rubbish in (unchecked, *(unchecked.with_name(ASIDE + kind + unchecked.name) for kind in ("", "files-"))):
         remove(rubbish)

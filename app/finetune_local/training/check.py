@@ -98,7 +98,7 @@ def facts_for(
 def check_together(
     specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None]
 ) -> list[tuple[RunSpec, list[Note]]]:
-    """check_before_loading() of each, and that they can be trained at once: one base held in one way, rows of their own.
+    """check_before_loading() of each, and that they can be trained at once: one base, loaded in one way, and separate rows.
 
     Raises SpecError where they cannot.
     """

@@ -1,6 +1,6 @@
 """A model's head apart from its body: hidden states in, logits or log-probabilities of chosen tokens out.
 
-So the full logits of a batch are never made. Families bend their logits in ways of their own; that the bend is known here is
+So the full logits of a batch are never made. Families bend their logits in their own ways; that the bend is known here is
 checked on a few tokens against the model itself before anything is trained.
 """
 

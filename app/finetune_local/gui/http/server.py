@@ -1,7 +1,7 @@
 """The window's server: an address on 127.0.0.1 at once, with a splash; Gradio's page as soon as it is made.
 
 Importing Gradio takes seconds, so it happens in a thread while the splash is shown. Frameworks are never imported here:
-training, jobs, chat and previews have processes of their own. The page is made anew in another language on demand.
+training, jobs, chat and previews have their own processes. The page is made anew in another language on demand.
 """
 
 from __future__ import annotations

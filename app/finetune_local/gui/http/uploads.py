@@ -90,7 +90,7 @@ class Uploads:
         await send({"type": "http.response.body", "body": text.encode()})
 
     def _sweep(self) -> None:
-        """Remove what broken uploads left; a whole one is in a folder of its own."""
+        """Remove what broken uploads left; a whole one is in its own folder."""
         for file in self._folder.glob(_UNFINISHED) if not self._under_way else ():
             if file.is_file():
                 file.unlink(missing_ok=True)

@@ -69,7 +69,7 @@ _FIXED = {
     "block_label_background_fill": "transparent",
     "block_label_background_fill_dark": "transparent",
     "block_title_text_weight": "550",
-    # A field has a border of its own; there is no box around label and field.
+    # A field has its own border; there is no box around label and field.
     "block_border_width": "0px",
     "block_padding": "0px",
     "block_background_fill": "transparent",
@@ -93,7 +93,7 @@ _FIXED = {
     "slider_color": LIGHT["accent"],
     "slider_color_dark": DARK["accent"],
 }
-"""Gradio's variables with values of their own."""
+"""Gradio's variables with their own values."""
 
 
 def theme() -> Any:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
 
 ELSEWHERE = ("model.id", "data.", "method.key", "goal", "name")
-"""Paths (or beginnings of them) that have a place of their own outside this form: the pages of model and data, the cards."""
+"""Paths (or beginnings of them) that have their own place outside this form: the pages of model and data, the cards."""
 
 COMMON, GENERAL = "main", "run"
 """Groups of the form: settings that people change first, whatever table they are in, and those that are in no table."""

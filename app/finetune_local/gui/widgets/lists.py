@@ -191,7 +191,7 @@ def field(
 ) -> Html:
     """A labelled text field of a form(); `box` is the id of the whole of it, for data-into.
 
-    No field may be called "path": Gradio takes what has a path for a file of its own, and refuses any other.
+    No field may be called "path": Gradio takes what has a path for its own file, and refuses any other.
     """
     inner = (
         h("input", type="text", name_=name, value=value, spellcheck="false", **more)

@@ -25,7 +25,7 @@ def browse(link: str, folder: Path) -> bool:
 
 
 def open_address(address: str) -> bool:
-    """Open an address that is no secret. In a process of its own: a browser that is started here has the user's umask."""
+    """Open an address that is no secret. In a separate process: a browser that is started here has the user's umask."""
     command = [sys.executable, "-P", "-c", _OPEN, address]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, umask=user_umask(), creationflags=_NO_CONSOLE)
     return done.returncode == 0

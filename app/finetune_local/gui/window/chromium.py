@@ -1,6 +1,6 @@
 """Chromium, Chrome or Edge as the window: `--app=` shows a page without a browser's bars. Where the system has no WebView.
 
-It has a profile of its own and reaches no address but this machine's: all others it asks of a proxy that is not there.
+It has its own profile and reaches no address but this machine's: all others it asks of a proxy that is not there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ways to show the page, each a process of its own, so that nothing of theirs can take the server with it: the system's WebView,
+"""The ways to show the page, each a separate process, so that nothing of theirs can take the server with it: the system's WebView,
 Chromium without its bars, the user's browser.
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DEBIAN = Path("/usr/lib/python3/dist-packages")
-"""Where Debian and Ubuntu put packages of their own Python, python3-gi among them."""
+"""Where Debian and Ubuntu install Python packages such as python3-gi."""
 
 _NVIDIA = Path("/proc/driver/nvidia/version")
 

@@ -1,5 +1,5 @@
 """Start the app: one server in this process, and a window that is another. Closing the window ends the server; runs and jobs have
-processes of their own and go on.
+their own processes and go on.
 """
 
 from __future__ import annotations

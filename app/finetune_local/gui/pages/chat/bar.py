@@ -150,7 +150,7 @@ def memory(context: Context, room: Room) -> Html | None:
 
 
 def _training(context: Context) -> Html | None:
-    """While a run is at work memory may be short."""
+    """Whether a run is training: memory may then be short."""
     opened = context.chat.opened
     if opened is None or not runs.running(context.home):
         return None

@@ -204,5 +204,5 @@ def _columns(items: Sequence[Html | None]) -> Html:
 
 
 def _colour(adapter: str | None) -> str:
-    """A colour of its own for each who answers, the same wherever it answers."""
+    """A colour for each model that answers, the same everywhere."""
     return "c6" if adapter is None else f"c{sum(adapter.encode()) % (_COLOURS - 1) + 1}"

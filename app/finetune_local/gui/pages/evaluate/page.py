@@ -130,7 +130,7 @@ class EvaluatePage:
         )
 
     def _work(self, window: Window) -> list[Html]:
-        """Evaluations at work in any window, and those of this window that failed."""
+        """Evaluations running in any window, and those of this window that failed."""
         t, cards = self.t, []
         mine = [name for name in window.state(EvaluateState).jobs if (self.home.jobs / name / "job.json").is_file()]
         names = {found.name for found in jobs.running(self.home, KIND)} | set(mine)
@@ -207,7 +207,7 @@ class EvaluatePage:
             if state is not None and state.status is Status.FINISHED and state.result:
                 self._look_at(window, str(state.result["evaluation"]))
             elif state is not None and state.status is not Status.STOPPED:
-                continue  # at work, or failed and still to be told
+                continue  # running, or failed and not shown yet
             page_state.jobs = tuple(other for other in page_state.jobs if other != name)
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:

@@ -96,7 +96,7 @@ class BaseModels:
                 self._wanted.clear()
             try:
                 self._look()
-            except Exception as error:  # noqa: BLE001 - a thread of its own: whoever started the app reads it on stderr
+            except Exception as error:  # noqa: BLE001 - a separate thread: the error goes to stderr
                 traceback.print_exception(error)
             self.version += 1
 
