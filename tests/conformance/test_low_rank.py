@@ -262,8 +262,8 @@ def test_patterns_count_as_peft_counts_them(tiny: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"start": "pissa", "dropout": 0.1}, "drop a part of the base's own weights"),
     ({"targets": ("embed_tokens",), "freeze_a": True}, "nothing would be learned"),
-    ({"targets": ("embed_tokens",), "use_dora": True}, "DoRA is for the layers inside the blocks"),
-    ({"targets": ("q_proj", "lm_head"), "use_dora": True}, "DoRA is for the layers inside the blocks"),
+    ({"targets": ("embed_tokens",), "use_dora": True}, "DoRA is for layers inside the blocks"),
+    ({"targets": ("q_proj", "lm_head"), "use_dora": True}, "DoRA is for layers inside the blocks"),
     ({"embedding_rate_ratio": 2.0}, "no embedding is adapted"),
     ({"train_bias": "all"}, "this model has no such biases"),
     ({"rank_pattern": ("x_proj=2",)}, "x_proj: no adapted layer has that name"),
