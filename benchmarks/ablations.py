@@ -42,7 +42,7 @@ from finetune_local.models.resolve import resolve
 from finetune_local.spec import defaults
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
 from finetune_local.system import paths
-from finetune_local.training.checkpoint import OPTIMIZER, latest
+from finetune_local.training.checkpoints.checkpoint import OPTIMIZER, latest
 from finetune_local.training.events import Step, Validation
 from finetune_local.training.run_folder import runs
 from finetune_local.training.setup import check_before_loading

@@ -21,7 +21,8 @@ from finetune_local.backend import Backend, StepRequest, StepResult
 from finetune_local.spec.presets import presets
 from finetune_local.system.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged
 from finetune_local.system.paths import Home
-from finetune_local.training import check, checkpoint
+from finetune_local.training import check
+from finetune_local.training.checkpoints import checkpoint
 from finetune_local.training.events import Finished, Note, Sample, StoppedByUser, Validation
 from finetune_local.training.setup import Ready
 from tiny import tiny_model

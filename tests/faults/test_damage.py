@@ -21,7 +21,8 @@ from finetune_local.spec.run import parse_spec
 from finetune_local.system.checksums import SUMS
 from finetune_local.system.errors import AdapterError, DamagedRun, DataError
 from finetune_local.system.paths import Home
-from finetune_local.training import base_weights, checkpoint, multi_adapter
+from finetune_local.training import multi_adapter
+from finetune_local.training.checkpoints import base_weights, checkpoint
 from finetune_local.training.events import Event, Note
 from finetune_local.training.loop import Loop
 from finetune_local.training.run_folder import runs

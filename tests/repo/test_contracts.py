@@ -160,3 +160,25 @@ def test_every_package_can_be_imported_whole() -> None:
         [sys.executable, "-c", WHOLE], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
     )
     assert done.returncode == 0, done.stderr
+
+
+FOLDERS = sorted(
+    {path.parent for path in (ROOT / "app").rglob("*.py")} | {path.parent for path in (ROOT / "backends").rglob("*.py")}
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_no_folder_to_get_lost_in(folder: Path) -> None:
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= 15 or folder.name == "cli", f"{len(modules)} modules: group them in folders"
+
+
+def test_no_function_to_get_lost_in() -> None:
+    long = []
+    for path in (path for top in ("app", "backends") for path in (ROOT / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > 60:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {lines} lines")
+    assert long == [], "give their parts names"

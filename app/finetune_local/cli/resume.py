@@ -66,7 +66,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
 def _lengthen(run: Run, max_steps: int) -> None:
     """Let a run train to `max_steps` in all. Raises SpecError if it is running or has done that many already."""
     from finetune_local.system.errors import SpecError, typed
-    from finetune_local.training import checkpoint
+    from finetune_local.training.checkpoints import checkpoint
 
     if run.alive():
         raise SpecError(

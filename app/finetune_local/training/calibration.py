@@ -16,7 +16,7 @@ from finetune_local.spec.tuners import Calibration
 from finetune_local.system.errors import OutOfMemory, TrainingDiverged
 from finetune_local.system.messages import msg
 from finetune_local.training.batch_source import ListSource
-from finetune_local.training.checkpoint import LoopState
+from finetune_local.training.checkpoints.checkpoint import LoopState
 from finetune_local.training.events import Event, Phase
 from finetune_local.training.steps import PendingStep, Stepper, Taken, take_alone
 

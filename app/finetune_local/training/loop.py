@@ -19,19 +19,11 @@ from finetune_local.spec.objectives import LOSS
 from finetune_local.spec.tuners import trainable_parameters, tuner_of
 from finetune_local.system.errors import DamagedRun
 from finetune_local.system.messages import Message, msg
-from finetune_local.training import checkpoint, notes, validation
+from finetune_local.training import notes, validation
 from finetune_local.training.batch_source import EpochSource
-from finetune_local.training.events import (
-    Checkpoint,
-    Event,
-    Finished,
-    Note,
-    Started,
-    Step,
-    StoppedByUser,
-    Validation,
-)
-from finetune_local.training.publish import publish, publish_checkpoint
+from finetune_local.training.checkpoints import checkpoint
+from finetune_local.training.checkpoints.publish import publish, publish_checkpoint
+from finetune_local.training.events import Checkpoint, Event, Finished, Note, Started, Step, StoppedByUser, Validation
 from finetune_local.training.setup import Ready
 from finetune_local.training.steps import Pending, Stepper
 

@@ -20,7 +20,7 @@ from finetune_local.system import checksums
 from finetune_local.system.errors import OutOfMemory
 from finetune_local.system.files import written_aside
 from finetune_local.system.messages import msg
-from finetune_local.training.checkpoint import RESUME
+from finetune_local.training.checkpoints.checkpoint import RESUME
 from finetune_local.training.events import Event, Phase
 from finetune_local.training.run_folder.runs import Run
 

@@ -22,9 +22,10 @@ from finetune_local.system.errors import AdapterError, DamagedRun, SpecError
 from finetune_local.system.files import written_aside
 from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
-from finetune_local.training import base_weights, calibration, checkpoint, reference, restore
+from finetune_local.training import calibration, reference
 from finetune_local.training.check import check_before_loading, device_for, facts_for, method_family, plan_for
-from finetune_local.training.checkpoint import Loaded, LoopState
+from finetune_local.training.checkpoints import base_weights, checkpoint, restore
+from finetune_local.training.checkpoints.checkpoint import Loaded, LoopState
 from finetune_local.training.events import Event, Note, Phase
 from finetune_local.training.run_folder.runs import Run
 

@@ -16,7 +16,7 @@ from finetune_local.spec.run import TrainingSettings
 from finetune_local.system.errors import OutOfMemory
 from finetune_local.training import notes
 from finetune_local.training.batch_source import BatchSource
-from finetune_local.training.checkpoint import LoopState
+from finetune_local.training.checkpoints.checkpoint import LoopState
 from finetune_local.training.events import Event, Note
 from finetune_local.training.schedule import learning_rate
 

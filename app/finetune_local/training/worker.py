@@ -17,7 +17,7 @@ from finetune_local.system.files import disk_full, failure
 from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.private import write_privately
-from finetune_local.training.checkpoint import RESUME
+from finetune_local.training.checkpoints.checkpoint import RESUME
 from finetune_local.training.events import Event, Failed
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.training.run_folder.tidy import write_report

@@ -19,9 +19,9 @@ from finetune_local.system import checksums
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.files import write_text
 from finetune_local.system.paths import Home
-from finetune_local.training import checkpoint
+from finetune_local.training.checkpoints import checkpoint
+from finetune_local.training.checkpoints.publish import publish_checkpoint
 from finetune_local.training.events import Finished, Note, Step, Validation
-from finetune_local.training.publish import publish_checkpoint
 from finetune_local.training.run_folder import check, facts, runs
 from finetune_local.training.run_folder.watch import Watch
 from fuzz.mutate import mutate_bytes, mutate_json_text

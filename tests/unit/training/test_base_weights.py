@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.training import base_weights
-from finetune_local.training.base_weights import weights_of
+from finetune_local.training.checkpoints import base_weights
+from finetune_local.training.checkpoints.base_weights import weights_of
 
 
 def changed(file: Path, at: int) -> Path:

@@ -24,9 +24,9 @@ from finetune_local.system import checksums
 from finetune_local.system.errors import DiskFailed
 from finetune_local.system.files import write_text
 from finetune_local.system.paths import Home
-from finetune_local.training import checkpoint
+from finetune_local.training.checkpoints import checkpoint
+from finetune_local.training.checkpoints.publish import publish_checkpoint
 from finetune_local.training.events import Finished, Note, Validation
-from finetune_local.training.publish import publish_checkpoint
 from finetune_local.training.run_folder import check, runs, tidy
 from finetune_local.workspace import adapters
 

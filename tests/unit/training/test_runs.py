@@ -20,7 +20,8 @@ from finetune_local.runtime import start
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.errors import DiskFull, SpecError, Stopped, WorkerDied
 from finetune_local.system.paths import Home
-from finetune_local.training import checkpoint, worker
+from finetune_local.training import worker
+from finetune_local.training.checkpoints import checkpoint
 from finetune_local.training.events import EVENTS, Failed, Finished, Note, Phase, Step, StoppedByUser
 from finetune_local.training.run_folder import follow, runs
 from working import mark_running, release

@@ -265,7 +265,12 @@ def _check(settings: LowRankSettings, targets: tuple[Target, ...]) -> None:
         if (name := patterns.unmatched(given, modules)) is not None:
             last = sorted({module.rsplit(".", 1)[-1] for module in modules})
             raise SpecError(
-                msg("{flag} {name}: no adapted layer has that name. Adapted layers: {names}.", flag=flag, name=name, names=", ".join(last))
+                msg(
+                    "{flag} {name}: no adapted layer has that name. Adapted layers: {names}.",
+                    flag=flag,
+                    name=name,
+                    names=", ".join(last),
+                )
             )
     embeddings = [module for module in modules if is_embedding(module)]
     outer = [module for module in modules if block_of(module + ".") is None]

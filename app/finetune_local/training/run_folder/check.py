@@ -19,9 +19,9 @@ from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, SpecError, UserError
 from finetune_local.system.messages import Message, message_of, msg, without_full_stop
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
-from finetune_local.training import checkpoint
+from finetune_local.training.checkpoints import checkpoint
+from finetune_local.training.checkpoints.publish import publish_checkpoint
 from finetune_local.training.events import Finished, StoppedByUser
-from finetune_local.training.publish import publish_checkpoint
 from finetune_local.training.run_folder import tidy
 from finetune_local.training.run_folder.runs import Run
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from finetune_local.system.errors import RunError
 from finetune_local.system.files import ASIDE, disk_full, write_text
-from finetune_local.training.checkpoint import RESUME
+from finetune_local.training.checkpoints.checkpoint import RESUME
 from finetune_local.training.events import ENDS, Event, Finished, StoppedByUser
 from finetune_local.training.run_folder.runs import Run
 

@@ -19,8 +19,8 @@ from finetune_local.system.errors import AdapterError, DamagedRun, typed
 from finetune_local.system.files import disk_full, write_text
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
-from finetune_local.training import checkpoint
-from finetune_local.training.checkpoint import RESUME
+from finetune_local.training.checkpoints import checkpoint
+from finetune_local.training.checkpoints.checkpoint import RESUME
 from finetune_local.training.events import Event, Note, Phase
 from finetune_local.training.run_folder.runs import Run
 

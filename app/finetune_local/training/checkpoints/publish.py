@@ -14,7 +14,7 @@ from finetune_local.spec.tuners import Array
 from finetune_local.spec.value_head import folded
 from finetune_local.system import checksums
 from finetune_local.system.files import written_aside
-from finetune_local.training.checkpoint import RESUME
+from finetune_local.training.checkpoints.checkpoint import RESUME
 from finetune_local.training.run_folder.runs import Run
 
 

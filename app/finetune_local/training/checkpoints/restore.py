@@ -11,8 +11,8 @@ from finetune_local.system.errors import DamagedRun, DataError, typed
 from finetune_local.system.files import ASIDE, put, remove
 from finetune_local.system.messages import Message, join_messages, message_of, msg
 from finetune_local.system.untrusted.text import ForeignTextError
-from finetune_local.training import checkpoint
-from finetune_local.training.checkpoint import Loaded
+from finetune_local.training.checkpoints import checkpoint
+from finetune_local.training.checkpoints.checkpoint import Loaded
 from finetune_local.training.events import Checkpoint, Event, Note, Phase, Validation
 from finetune_local.training.run_folder.runs import Run
 
