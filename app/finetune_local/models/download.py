@@ -19,8 +19,7 @@ from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import disk_full
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, located
-
-Progress = Callable[[str, float | None], None]
+from finetune_local.system.progress import Progress
 
 
 def get(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from finetune_local.models.folder import CONFIG, ModelFolder, sha256_of
@@ -15,8 +14,7 @@ from finetune_local.system.errors import ModelError, SpecError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.messages import Message, msg
 from finetune_local.system.paths import Home, located
-
-Progress = Callable[[str, float | None], None]
+from finetune_local.system.progress import Progress
 
 
 def resolve(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A002 - the spec's word

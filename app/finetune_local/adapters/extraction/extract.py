@@ -8,7 +8,7 @@ reported with their size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from finetune_local.system.errors import AdapterError, ModelError, SpecError
 from finetune_local.system.fields import parse
 from finetune_local.system.files import written_aside
 from finetune_local.system.messages import Message, msg
+from finetune_local.system.progress import Progress
 
 DEFAULT_RANK = 16
 ADVICE = msg("Make room on it, or give another place with --out.")
@@ -39,7 +40,6 @@ WEIGHT = ".weight"
 _ROUNDING = 1e-12  # fraction of the squared change below fp64's resolution
 
 Doubles = npt.NDArray[np.float64]
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from typing import Any
 from finetune_local.adapters import library, manage
 from finetune_local.adapters.extraction import extract as work
 from finetune_local.adapters.extraction import tuned as sources
-from finetune_local.adapters.extraction.extract import Extraction, Progress
+from finetune_local.adapters.extraction.extract import Extraction
 from finetune_local.models.resolve import resolve
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, expanded
 from finetune_local.system.private import share
+from finetune_local.system.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from finetune_local.system import checksums
 from finetune_local.system.errors import DataError
 from finetune_local.system.files import disk_full, sync_tree, write_text
 from finetune_local.system.messages import carried, carrying, message_of, msg
+from finetune_local.system.progress import Progress
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_json_object
 
 DATA, REJECTED, CONVERSATIONS = "data.json", "rejected.jsonl", "validation.jsonl"
@@ -41,8 +42,6 @@ CONVERSATIONS_KEPT = 512
 _PASSED = "passed"  # the store of the first pass, before the split is known
 _KEEP_CHARACTERS = 1 << 16
 _PROGRESS_EVERY = 200
-
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)

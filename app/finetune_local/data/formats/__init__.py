@@ -6,8 +6,6 @@ A format's file has
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -19,6 +17,7 @@ from finetune_local.spec.objectives import ExampleKind
 from finetune_local.system.errors import DataError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.messages import Message, msg
+from finetune_local.system.registry import declared, in_order
 
 Row = Mapping[str, Any]
 
@@ -48,13 +47,7 @@ class Format(Protocol):
 @cache
 def formats() -> Mapping[str, Format]:
     """All formats by key, in the order they are tried."""
-    found: list[Format] = []
-    for module in pkgutil.iter_modules(__path__):
-        one: Format = importlib.import_module(f"{__name__}.{module.name}").FORMAT
-        if one.key != module.name:
-            raise RuntimeError(f"data/formats/{module.name}.py declares key {one.key!r}")
-        found.append(one)
-    return {f.key: f for f in sorted(found, key=lambda f: (f.order, f.key))}
+    return in_order(declared(__name__, "FORMAT"))
 
 
 def format_named(name: str) -> Format:

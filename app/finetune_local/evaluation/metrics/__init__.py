@@ -8,11 +8,11 @@ assets/strings/metrics.toml; a metric without any appears by its English ones.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+
+from finetune_local.system.registry import declared, in_order
 
 DEFAULT = "exact"
 """What the verdict rests on where nothing else is chosen."""
@@ -42,13 +42,7 @@ class Metric:
 @cache
 def metrics() -> Mapping[str, Metric]:
     """Every metric by its key, in the order they are shown."""
-    found: list[Metric] = []
-    for module in pkgutil.iter_modules(__path__):
-        one: Metric = importlib.import_module(f"{__name__}.{module.name}").METRIC
-        if one.key != module.name:
-            raise RuntimeError(f"evaluation/metrics/{module.name}.py declares key {one.key!r}")
-        found.append(one)
-    return {one.key: one for one in sorted(found, key=lambda one: (one.order, one.key))}
+    return in_order(declared(__name__, "METRIC"))
 
 
 def text_metrics() -> Mapping[str, Metric]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from finetune_local.export.engines.process import Rendering
+from finetune_local.export.engines.script import Script
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import parse_json_object
 
@@ -37,22 +34,14 @@ def available() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
-class LlamaCpp:
-    """A loaded GGUF. Use as a context manager; one request at a time."""
+class LlamaCpp(Script):
+    """A loaded GGUF; one request at a time."""
 
     def __init__(self, file: Path, context: int, plain_token: int) -> None:
         """`plain_token` is any token that stands for a letter. Raises LlamaFailed if llama.cpp does not load the file."""
         self._plain_token = plain_token
         self._folder = tempfile.TemporaryDirectory(prefix="ftl-")
-        self._errors: IO[bytes] = (Path(self._folder.name) / "stderr").open("w+b")
-        # -P: the script's own folder holds a gguf.py that must not stand in for the package.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-X", "utf8", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            encoding="utf-8",
-        )
+        super().__init__(_WORKER, "utf-8")
         threads = max(1, min(8, (os.cpu_count() or 2) // 2))
         try:
             self._ask({"model": str(file), "context": context, "threads": threads, "folder": self._folder.name})
@@ -60,22 +49,9 @@ class LlamaCpp:
             self.close()
             raise
 
-    def __enter__(self) -> LlamaCpp:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                with suppress(BrokenPipeError):  # input the dead process had not read
-                    stream.close()
+        """End the process and remove its folder."""
+        super().close()
         self._folder.cleanup()
 
     def rendering(self, chat: Mapping[str, Any]) -> Rendering:
@@ -151,9 +127,8 @@ class LlamaCpp:
 
     def _said(self) -> str:
         """The last lines of llama.cpp's output."""
-        self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return msg(" It printed: ") + " | ".join(lines[-_STDERR_LINES:]) if lines else ""
+        lines = self.last_words(_STDERR_LINES)
+        return msg(" It printed: ") + " | ".join(lines) if lines else ""
 
 
 def _as_openai(message: Mapping[str, Any]) -> dict[str, object]:

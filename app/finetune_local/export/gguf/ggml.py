@@ -7,19 +7,15 @@ library does not export the symbol, K-quants cannot be written, and `missing()` 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune_local.export.engines.llama import INSTALL, available
+from finetune_local.export.engines.script import Script
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.untrusted.text import parse_json_object
@@ -28,18 +24,12 @@ _WORKER = Path(__file__).with_name("ggml_worker.py")
 _PIECE = 64 * 2**20  # bytes of fp32 per request
 
 
-class Ggml:
-    """The child process. Use as a context manager."""
+class Ggml(Script):
+    """The child process."""
 
     def __init__(self) -> None:
         """Raises ModelError if xllamacpp is missing or lacks the function."""
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-X", "utf8", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-        )
+        super().__init__(_WORKER)
         try:
             if reason := self._reply().get("missing"):
                 raise ModelError(
@@ -48,23 +38,6 @@ class Ggml:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Ggml:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                with suppress(BrokenPipeError):  # input the dead process had not read
-                    stream.close()
 
     def quantise(self, weight: npt.NDArray[np.float32], kind: Any) -> npt.NDArray[np.uint8]:
         """Quantize a matrix (rows, columns) to a packed format (a gguf.GGMLQuantizationType); returns bytes per row."""
@@ -100,9 +73,8 @@ class Ggml:
         return parse_json_object(line)
 
     def _died(self) -> ModelError:
-        self._errors.seek(0)
-        said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        words = msg(" It printed: {said}", said=said[-1]) if said else ""
+        lines = self.last_words(1)
+        words = msg(" It printed: {said}", said=lines[0]) if lines else ""
         return ModelError(
             msg(
                 "ggml, which quantises, ended with exit code {code}.{words} Choose q8_0 instead.",

@@ -8,8 +8,6 @@ assets/strings/targets.toml; a target without any appears by its English ones.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING
 from finetune_local.system.errors import AdapterError, ModelError
 from finetune_local.system.messages import msg
 from finetune_local.system.progress import Progress
+from finetune_local.system.registry import declared, in_order
 
 if TYPE_CHECKING:
     from finetune_local.export.verification.verify import Prepared, Receiver, Verification
@@ -174,13 +173,7 @@ class Target(ABC):
 @cache
 def targets() -> Mapping[str, Target]:
     """Every target by its key, in the order they are shown."""
-    found: list[Target] = []
-    for module in pkgutil.iter_modules(__path__):
-        one: Target = importlib.import_module(f"{__name__}.{module.name}").TARGET
-        if one.key != module.name:
-            raise RuntimeError(f"export/targets/{module.name}.py declares key {one.key!r}")
-        found.append(one)
-    return {one.key: one for one in sorted(found, key=lambda one: (one.order, one.key))}
+    return in_order(declared(__name__, "TARGET"))
 
 
 def receiver_names() -> tuple[str, ...]:

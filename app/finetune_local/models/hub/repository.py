@@ -30,13 +30,12 @@ from finetune_local.system.files import write_text
 from finetune_local.system.locks import acquire
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home
+from finetune_local.system.progress import Progress
 from finetune_local.system.untrusted import text as foreign_text
 from finetune_local.system.untrusted.text import ForeignTextError
 
 if TYPE_CHECKING:
     import httpx
-
-Progress = Callable[[str, float | None], None]
 
 ENDPOINT = "https://huggingface.co"
 WANTED = (

@@ -6,8 +6,6 @@ An objective file has
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +18,7 @@ from finetune_local.spec.ops import NUMPY, Ops
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, did_you_mean, setting
 from finetune_local.system.messages import msg
+from finetune_local.system.registry import declared
 
 Need = Literal["reference"] | ValueKind
 """What an objective needs beside log-probabilities: Batch.reference, or Readout.values of one of two kinds."""
@@ -116,11 +115,7 @@ class Objective:
 @cache
 def objectives() -> Mapping[str, Objective]:
     """Every objective by its key, with default settings."""
-    found: dict[str, Objective] = {}
-    for module in pkgutil.iter_modules(__path__):
-        objective: Objective = importlib.import_module(f"{__name__}.{module.name}").OBJECTIVE
-        found[objective.key] = objective
-    return found
+    return declared(__name__, "OBJECTIVE")
 
 
 def objective_named(key: str) -> Objective:

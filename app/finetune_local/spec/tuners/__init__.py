@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -27,6 +26,7 @@ from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.system.errors import AdapterError, SpecError
 from finetune_local.system.fields import Settings, parse
 from finetune_local.system.messages import Message, msg
+from finetune_local.system.registry import declared
 
 Array = np.ndarray
 
@@ -212,19 +212,13 @@ class Preset:
 @cache
 def tuners() -> Mapping[str, Tuner]:
     """All tuners by key."""
-    found: dict[str, Tuner] = {}
-    for module in pkgutil.iter_modules(__path__):
-        tuner: Tuner = importlib.import_module(f"{__name__}.{module.name}").TUNER
-        if tuner.key != module.name:
-            raise RuntimeError(f"spec/tuners/{module.name}.py declares key {tuner.key!r}")
-        found[tuner.key] = tuner
-    return found
+    return declared(__name__, "TUNER")
 
 
 def presets_of(tuner: str) -> list[Preset]:
     """The presets declared in a tuner's file."""
-    declared: tuple[Preset, ...] = importlib.import_module(f"{__name__}.{tuner}").PRESETS
-    return [replace(preset, tuner=tuner) for preset in declared]
+    presets: tuple[Preset, ...] = importlib.import_module(f"{__name__}.{tuner}").PRESETS
+    return [replace(preset, tuner=tuner) for preset in presets]
 
 
 def tuner_of(plan: AdapterPlan) -> Tuner:
