@@ -187,11 +187,11 @@ class Session(Protocol):
         """
         ...
 
-    def score(self, batch: Batch, reference: bool = False) -> Floats:
+    def score(self, batch: Batch, reference: bool = False, group: int = 0) -> Floats:
         """Log-probabilities of the supervised tokens in row-major order, (n,); nothing is trained, dropout is off.
 
         With `reference` they are those of the base with every adapter off, the reference model of preference and
-        reinforcement learning; what is active stays active.
+        reinforcement learning; what is active stays active. `group`: positions in a group of shifted attention, 0 for full attention.
         """
         ...
 

@@ -154,8 +154,10 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
         """The request with the reference's log-probabilities in every micro-batch, where its objective needs them."""
         if "reference" not in request.objective.needs:
             return request
+        # Under the step's own attention: else the margins would measure LongLoRA's groups, not what was learned.
+        group = group_of(self._ready(request.name).settings)
         batches = [
-            batch if batch.reference is not None else replace(batch, reference=self.score(batch, reference=True))
+            batch if batch.reference is not None else replace(batch, reference=self.score(batch, True, group))
             for batch in request.batches
         ]
         return replace(request, batches=batches)
@@ -179,14 +181,14 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
 
     # Reading
 
-    def score(self, batch: Batch, reference: bool = False) -> Floats:
+    def score(self, batch: Batch, reference: bool = False, group: int = 0) -> Floats:
         """See Session."""
         if reference and self._active:
             with self.using(None):
-                return self.score(batch)
+                return self.score(batch, group=group)
         if not batch.supervised:
             return np.zeros(0, np.float32)
-        with self._guard(msg("score {tokens} tokens at once", tokens=batch.ids.size)):
+        with self._guard(msg("score {tokens} tokens at once", tokens=batch.ids.size)), self._attending(group):
             return mean_over_ensemble(self._logprobs(self._with_virtual(batch)), self.ensemble_size)
 
     def values(self, batch: Batch, kind: ValueKind) -> Floats:
@@ -263,6 +265,10 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
         self, work: Sequence[Training[Optimizes]], requests: Sequence[StepRequest], losses: Sequence[float]
     ) -> list[StepResult]:
         """Clip and apply each adapter's gradients, unless its loss or norm is not finite; all of them or none."""
+
+    @abstractmethod
+    def _attending(self, group: int) -> AbstractContextManager[None]:
+        """Within it attention is in shifted groups of `group` positions; 0: full attention."""
 
     @abstractmethod
     def _logprobs(self, batch: Batch) -> Floats:

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from conforming import small
 from finetune_local.backend import Backend, backends
+from finetune_local.spec.presets import presets
 from finetune_local.spec.run import as_tables, parse_spec
+from finetune_local.spec.tuners import tuner_of
 from finetune_local.system.errors import DataError
 from finetune_local.system.paths import Home
 from finetune_local.training import check
@@ -43,13 +46,21 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def make(home: Home, tiny: Path, files: dict[str, Path]) -> Callable[..., runs.Run]:
-    def made(name: str, backend: str, key: str, data: str = "", steps: int = STEPS, **objective: Any) -> runs.Run:
+    def made(
+        name: str,
+        backend: str,
+        key: str,
+        data: str = "",
+        steps: int = STEPS,
+        method: dict[str, Any] | None = None,
+        **objective: Any,
+    ) -> runs.Run:
         tables = {
             "name": name,
             "backend": backend,
             "model": {"id": str(tiny), "precision": "fp32"},
             "data": {"files": [str(files[data or key])], "validation": 0.2, "max_length": 64},
-            "method": {"key": "lora", "rank": 4},
+            "method": method or {"key": "lora", "rank": 4},
             "objective": {**OBJECTIVES[key], **objective},
             "training": {"max_steps": steps, "batch_size": 4, "learning_rate": 5e-3, "validate_every": 10,
                          "checkpoint_every": 4, "sample_rows": 1, "sample_tokens": 4, "micro_batch_tokens": 128},
@@ -139,3 +150,31 @@ def test_data_of_another_kind_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(DataError, match=words):
         ready_of(make("wrong", backend.name, key, data), home)
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("method", list(presets()))
+def test_every_method_trains_with_every_objective(
+    make: Callable[..., runs.Run], home: Home, method: str, objective: str
+) -> None:
+    """Three steps on each backend: finite, alike, and from log 2 on where the reference is the new adapter's own base."""
+    curves = {}
+    for name in backends():
+        run = make(f"{method} {name}", name, objective, steps=3, method={"key": method, **small(method)})
+        curves[name] = losses(train(run, home))
+        assert len(curves[name]) == 3 and all(math.isfinite(loss) for loss in curves[name].values())
+        spec = run.spec
+        ready = ready_of(run, home)
+        if objective == "dpo" and tuner_of(ready.plan).neutral(ready.plan) and not spec.training.neftune_alpha:
+            assert curves[name][1] == pytest.approx(math.log(2), abs=1e-4)
+    if {"torch", "mlx"} <= curves.keys():
+        assert list(curves["torch"].values()) == pytest.approx(list(curves["mlx"].values()), abs=1e-3)
+
+
+def test_a_kept_reference_has_the_attention_of_training(
+    make: Callable[..., runs.Run], home: Home, backend: Backend
+) -> None:
+    method = {"key": "longlora", "rank": 4}
+    kept = make("kept", backend.name, "dpo", steps=3, method=method, cache_reference=True)
+    computed = make("computed", backend.name, "dpo", steps=3, method=method)
+    assert losses(train(kept, home)) == pytest.approx(losses(train(computed, home)), abs=1e-5)

@@ -31,9 +31,12 @@ FOLDER, SUFFIX = "reference", ".logprobs"
 
 
 def keep(
-    run: Run, session: Session, objective: Objective, data: Prepared, max_tokens: int
+    run: Run, session: Session, objective: Objective, data: Prepared, max_tokens: int, group: int
 ) -> Generator[Event, None, None]:
-    """Give the data the reference's log-probabilities, where the objective keeps them. Raises OutOfMemory, DiskFull."""
+    """Give the data the reference's log-probabilities, where the objective keeps them. Raises OutOfMemory, DiskFull.
+
+    `group`: of shifted attention in training, 0 for full attention; validation uses full attention.
+    """
     if not objective.keeps_reference:
         return
     folder, sides = run.data / FOLDER, (data.train, data.validation)
@@ -41,7 +44,7 @@ def keep(
         with written_aside(folder, RESUME) as place:
             place.mkdir()
             for side in sides:
-                found = yield from _computed(session, side, max_tokens)
+                found = yield from _computed(session, side, max_tokens, group if side is data.train else 0)
                 (place / f"{side.name}{SUFFIX}").write_bytes(found.tobytes())
             checksums.write(place)
     for side in sides:
@@ -52,7 +55,7 @@ def _read(path: Path) -> Floats:
     return np.fromfile(path, np.float32)
 
 
-def _computed(session: Session, data: Dataset, max_tokens: int) -> Generator[Event, None, Floats]:
+def _computed(session: Session, data: Dataset, max_tokens: int, group: int) -> Generator[Event, None, Floats]:
     """Log-probabilities of the supervised tokens of all rows in order, by the base with every adapter off."""
     starts = data.supervised_before
     found = np.zeros(int(starts[-1]), np.float32)
@@ -61,7 +64,8 @@ def _computed(session: Session, data: Dataset, max_tokens: int) -> Generator[Eve
         try:
             for examples, batch in batches_for_scoring(data, order[done:], max_tokens):
                 yield Phase(name=msg("computing the reference"), done=done / len(order))
-                scores, rows = session.score(batch, reference=True), [n for e in examples for n in data.rows_of(int(e))]
+                scores = session.score(batch, reference=True, group=group)
+                rows = [n for e in examples for n in data.rows_of(int(e))]
                 ends = np.cumsum([starts[row + 1] - starts[row] for row in rows])[:-1]
                 for row, part in zip(rows, np.split(scores, ends), strict=True):
                     found[starts[row] : starts[row + 1]] = part

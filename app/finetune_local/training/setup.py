@@ -14,6 +14,7 @@ from finetune_local.adapters.identity import check_same_base
 from finetune_local.adapters.prompt_files import write_beside_adapter
 from finetune_local.models.memory.estimate import estimate, verdict
 from finetune_local.spec import defaults
+from finetune_local.spec.numerics.shifted import group_of
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec
 from finetune_local.spec.tuners import tuner_of, tuners
@@ -89,7 +90,8 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     adapter = ADAPTER if beside is None else f"{ADAPTER} {run.name}"
     ready = Ready(run, spec, model, tokenizer, data, samples, session, plan, state, backend.name, adapter)
     yield from _attach(ready)
-    yield from reference.keep(ready.run, session, ready.spec.objective.objective, data, state.micro_batch_tokens)
+    objective, group = ready.spec.objective.objective, group_of(ready.spec.training)
+    yield from reference.keep(ready.run, session, objective, data, state.micro_batch_tokens, group)
     _keep_tokenizer(ready)
     yield ready
 

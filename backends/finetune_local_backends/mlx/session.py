@@ -120,6 +120,9 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
         size = sum(p.nbytes for p in trained)
         self._meter.expect((4 if self.precision == "fp32" else 2) * kept / share, 2 * size + 5 * _LOGITS_BYTES)
 
+    def _attending(self, group: int) -> contextlib.AbstractContextManager[None]:
+        return shifted(self.model, group)
+
     @contextlib.contextmanager
     def _computing(self, work: Sequence[Training[AdamW]], requests: Sequence[StepRequest]) -> Iterator[None]:
         keys = mx.random.split(mx.random.key(self._seed), max(len(request.batches) for request in requests))

@@ -126,6 +126,9 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
     ) -> Optimizer:
         return Optimizer(trained, training, self._base.place, multipliers)
 
+    def _attending(self, group: int) -> AbstractContextManager[None]:
+        return shifted(self._base, group)
+
     @contextmanager
     def _computing(self, work: Sequence[Training[Optimizer]], requests: Sequence[StepRequest]) -> Iterator[None]:
         adapters = [(self._adapters[training.name], training) for training in work]
