@@ -69,8 +69,9 @@ def did_you_mean(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) 
 
 
 def nearest(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str | None:
-    """The known word that is spelled most like this one; None where none is near."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
+    """The known word that is spelled most like this one; None where none is near, or this is one."""
+    words = list(known)
+    return None if word in words else next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.6)), None)
 
 
 def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_local.data.conversation import Conversation, Message, RowRejected, Source
-from finetune_local.data.formats import choose, format_named, formats, read_row, recognise
+from finetune_local.data.formats import choose, format_named, formats, read_row, recognise, unknown_row
 from finetune_local.system.errors import DataError
 
 SOURCE = Source("f", 1)
@@ -244,3 +244,8 @@ def test_answers_before_the_last_are_context() -> None:
         formats()["pairs"].read(
             {"chosen": [ASK, GOOD_TURN], "rejected": [{**ASK, "content": "other"}, BAD_TURN]}, SOURCE
         )
+
+
+def test_a_key_that_is_right_is_not_suggested() -> None:
+    assert "Did you mean" not in unknown_row({"prompt": "a", "chosen": "b"})
+    assert "Did you mean 'rejected'?" in unknown_row({"prompt": "a", "chosen": "b", "rejectd": "c"})

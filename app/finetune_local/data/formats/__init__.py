@@ -79,7 +79,7 @@ def choose(sample: Sequence[Row], roles: Collection[str] = ()) -> Format | None:
 def unknown_row(row: Row) -> Message:
     """A sentence about a row that no format recognises."""
     names = [str(k) for k in row]
-    known = ["messages", "conversations", "instruction", "output", "prompt", "completion", "text"]
+    known = ["messages", "conversations", "instruction", "output", "prompt", "completion", "text", "chosen", "rejected"]
     hint = next((h for n in names if (h := did_you_mean(n.strip().lower(), known))), "")
     shown = ", ".join(repr(n) for n in names[:8]) or "none"
     likely = {} if hint else guess([{str(key): value for key, value in row.items()}])
