@@ -235,7 +235,12 @@ def main() -> int:
     parser.add_argument(
         "--anew", action="store_true", help="record again what is recorded; without it only what is new is"
     )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="train this run to its end and print its curve")
     chosen = parser.parse_args()
+    if chosen.resume is not None:
+        told = house.train(chosen.resume.parents[1], [chosen.resume])[0]
+        print(json.dumps(curve(told, chosen.resume)))
+        return 0
     known: dict[str, Any] = json.loads(RECORDED.read_text("utf-8")) if RECORDED.exists() else {}
     wrong = 0
     for backend in [chosen.backend] if chosen.backend else house.usable_backends():

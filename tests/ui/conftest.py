@@ -30,9 +30,13 @@ PATIENCE = 60_000
 """Milliseconds a test waits for something to appear on a busy machine."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium; its absence is a failure where the environment expects it."""
+    """The system's Chromium; its absence is a failure where the environment expects it.
+
+    One for each file of tests and not for the session: while Playwright is there its event loop counts as running in
+    this thread, so that `asyncio.run` of a later test, or a second Playwright, would be refused.
+    """
     if CHROMIUM is None:
         if os.environ.get(EXPECTED):
             pytest.fail(f"{EXPECTED} is set, but no Chromium is installed")
