@@ -19,6 +19,7 @@ from finetune_local.gui.i18n.strings import LANGUAGES, Strings, table
 from finetune_local.gui.widgets.controls import kind_of
 from finetune_local.inference.sampling import Sampling
 from finetune_local.models.catalog import catalog
+from finetune_local.spec.objectives import objectives
 from finetune_local.spec.presets import presets
 from finetune_local.spec.run import COLUMN_ROLES
 from finetune_local.spec.walk import spec_fields
@@ -52,7 +53,8 @@ BY_LISTING = {
     "choices.": CHOICES,
     "catalog.": {entry.name for entry in catalog()},
     "methods.": {f"{key}.{part}" for key in presets() for part in ("title", "summary")},
-    "metrics.": {f"{key}.{part}" for key in metrics() for part in ("title", "short")},
+    "metrics.": {f"{key}.{part}" for key in metrics() for part in ("title", "short")}
+    | {f"{key}.{metric.key}" for key, objective in objectives().items() for metric in objective.reports},
     "quants.": {
         f"{quant.key}.{part}"
         for quant in QUANTS

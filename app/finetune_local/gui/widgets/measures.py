@@ -1,8 +1,12 @@
-"""What an evaluation measured, in words: names of metrics and of conditions, and values as people read them."""
+"""Metrics of evaluations and of objectives: their names and values in the user's language."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from finetune_local.spec.objectives import Objective, ObjectiveMetric
 
 if TYPE_CHECKING:
     from finetune_local.evaluation.metrics import Metric
@@ -23,3 +27,44 @@ def metric_short(t: Strings, metric: Metric) -> str:
 def value_text(f: Formats, metric: Metric, value: float, digits: int = 3) -> str:
     """A loss in nats with so many digits after the point, any other metric in percent."""
     return f.number(value, digits) if metric.is_loss else f.percent(value)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric that an objective declares, as one window shows it."""
+
+    metric: ObjectiveMetric
+    title: str
+
+    @property
+    def key(self) -> str:
+        """The metric's name in events."""
+        return self.metric.key
+
+    def text(self, f: Formats, value: float | None) -> str:
+        """A value: a share as a percentage, any other with four decimals."""
+        return f.percent(value) if self.metric.share else f.loss(value)
+
+
+def measures(t: Strings, objectives: Iterable[Objective | None]) -> list[Measure]:
+    """The metrics that objectives declare, each once. Those of the same key and title are the same."""
+    found = (
+        Measure(metric, t.get(f"metrics.{objective.key}.{metric.key}") or metric.title)
+        for objective in objectives
+        if objective is not None
+        for metric in objective.reports
+    )
+    return list(dict.fromkeys(found))
+
+
+def charted(shown: Iterable[Measure]) -> Iterator[list[Measure]]:
+    """Measures by the chart they are drawn in."""
+    charts: dict[str, list[Measure]] = {}
+    for measure in shown:
+        charts.setdefault(measure.metric.chart or f"{measure.key} alone", []).append(measure)
+    yield from charts.values()
+
+
+def objective_title(t: Strings, objective: Objective) -> str:
+    """What an objective is called."""
+    return t.get(f"choices.objective.key.{objective.key}") or objective.title

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from finetune_local.gui.i18n.strings import Strings
@@ -10,6 +11,7 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.chart import Line, chart
 from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.gui.widgets.measures import charted, measures
 from finetune_local.runtime.status import ProcessState, Status
 from finetune_local.training import events
 from finetune_local.training.run_folder.facts import DAMAGED
@@ -65,6 +67,7 @@ def figures(context: Context, run: Watch, status: Status) -> Html:
             t("train.smoothed", loss=f.loss(smooth[-1][1])) if smooth else None,
         ),
         parts.figure(t("train.validation_loss"), f.loss(newest), change),
+        *metric_figures(context, run),
         parts.figure(t("train.learning_rate"), f.rate(step.learning_rate if step else None)),
         parts.figure(
             t("train.speed"), f.number(step.tokens_per_second if step else None), t("train.tokens_per_second")
@@ -108,6 +111,40 @@ def loss_chart(context: Context, run: Watch) -> Html:
         x_end=run.steps or None,
         digits=3,
         waiting=t("train.waiting"),
+    )
+
+
+def metric_figures(context: Context, run: Watch) -> list[Html]:
+    """The newest values of what the run's objective reports, with the base model's."""
+    t, f, shown = context.t, context.f, list[Html]()
+    for measure in measures(t, [run.objective]):
+        if points := run.metric(measure.key):
+            (step, first), (_, newest) = points[0], points[-1]
+            base = t("train.from_base", loss=measure.text(f, first)) if step == 0 and len(points) > 1 else None
+            shown.append(parts.figure(measure.title, measure.text(f, newest), base))
+    return shown
+
+
+def metric_charts(context: Context, run: Watch) -> Html:
+    """What the run's objective reports, by step; nothing where it reports the loss alone."""
+    t, f, drawn = context.t, context.f, list[Html]()
+    for together in charted(measures(t, [run.objective])):
+        lines: list[Line] = []
+        for colour, measure in enumerate(together, 2):
+            points = run.metric(measure.key)
+            lines += [
+                Line(measure.title, points, colour, in_legend=len(together) > 1),
+                Line(measure.title, points, colour, "dots", in_legend=False),
+            ]
+        title = " · ".join(measure.title for measure in together)
+        written = partial(together[0].text, f)
+        plot = chart(
+            lines, f, label=title, x_name=t("train.step"), x_end=run.steps or None, small=True, y_text=written,
+            waiting=t("train.waiting_validation"),
+        )  # fmt: skip
+        drawn.append(h("div", h("h3", title), plot))
+    return (
+        parts.card(h("div", drawn, class_="columns thirds"), title=t("train.validation_metrics")) if drawn else Html("")
     )
 
 
@@ -226,4 +263,5 @@ def ending(context: Context, run: Watch, state: ProcessState) -> Html:
 
 def curves(context: Context, run: Watch) -> Html:
     """All charts."""
-    return join([parts.card(loss_chart(context, run), title=context.t("train.loss")), small_charts(context, run)])
+    loss = parts.card(loss_chart(context, run), title=context.t("train.loss"))
+    return join([loss, metric_charts(context, run), small_charts(context, run)])

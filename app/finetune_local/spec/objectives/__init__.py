@@ -63,6 +63,20 @@ class Mean:
         return self.total / self.count
 
 
+@dataclass(frozen=True)
+class ObjectiveMetric:
+    """A metric that validation reports beside the loss."""
+
+    key: str
+    """Its name in events and on the command line."""
+    title: str
+    """Its English name; the Chinese is in assets/strings/metrics.toml."""
+    share: bool = False
+    """Whether it is a share from 0 to 1, shown as a percentage."""
+    chart: str = ""
+    """Metrics with the same name here are drawn in one chart; empty: in a chart alone."""
+
+
 class Objective:
     """A loss over what a model says of a batch. A subclass overrides what is different for it."""
 
@@ -74,6 +88,8 @@ class Objective:
     examples: ClassVar[frozenset[ExampleKind]] = frozenset({"conversation", "text"})
     """The kinds of example it learns from; rows of another kind are rejected with a sentence."""
     needs: ClassVar[frozenset[Need]] = frozenset()
+    reports: ClassVar[tuple[ObjectiveMetric, ...]] = ()
+    """What `metrics` returns beside LOSS, in the order in which it is shown."""
     lr_factor: ClassVar[float] = 1.0
     """The automatic learning rate, as a multiple of that of supervised fine-tuning."""
 
@@ -107,7 +123,7 @@ class Objective:
         raise NotImplementedError
 
     def metrics(self, readout: Readout, batch: Batch) -> Mapping[str, Mean]:
-        """What validation reports of a batch; numpy arrays in `readout`. LOSS, the lower the better, is always among them."""
+        """LOSS, the lower the better, and what `reports` declares; numpy arrays in `readout`."""
         exact = Readout(np.asarray(readout.logprobs, np.float64), readout.values)
         return {LOSS: Mean(float(self.loss(NUMPY, exact, batch, 1.0)), self.count(batch))}
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from finetune_local.spec.batch import Batch, Readout
-from finetune_local.spec.objectives import LOSS, ExampleKind, Mean
+from finetune_local.spec.objectives import LOSS, ExampleKind, Mean, ObjectiveMetric
 from finetune_local.spec.objectives.sft import Sft
 
 
@@ -21,6 +21,7 @@ class Cpt(Sft):
     title = "Continued pretraining"
     summary = "Learns every token of plain texts: a language, a field, a style."
     examples = frozenset[ExampleKind]({"text"})
+    reports = (ObjectiveMetric("bits_per_token", "Bits per token"),)
 
     def metrics(self, readout: Readout, batch: Batch) -> Mapping[str, Mean]:
         """The loss in nats, and the same in bits."""

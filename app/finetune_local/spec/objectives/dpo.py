@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from finetune_local.spec.batch import Batch, Readout
-from finetune_local.spec.objectives import LOSS, ExampleKind, Mean, Need, Objective, ReferenceSettings
+from finetune_local.spec.objectives import LOSS, ExampleKind, Mean, Need, Objective, ObjectiveMetric, ReferenceSettings
 from finetune_local.spec.ops import NUMPY, Ops
 from finetune_local.system.fields import setting
 
@@ -41,6 +41,12 @@ class Dpo(Objective):
     settings = DpoSettings
     examples = frozenset[ExampleKind]({"pair"})
     needs = frozenset[Need]({"reference"})
+    reports = (
+        ObjectiveMetric("accuracy", "Pairs ranked correctly", share=True),
+        ObjectiveMetric("margin", "Margin", chart="rewards"),
+        ObjectiveMetric("chosen_reward", "Reward of chosen answers", chart="rewards"),
+        ObjectiveMetric("rejected_reward", "Reward of rejected answers", chart="rewards"),
+    )
     lr_factor = 0.1
     """The loss only sees differences of whole answers' log-probabilities, so at the rate of supervised fine-tuning both answers
     soon become unlikely. Tunstall et al. 2023 (Zephyr, arXiv:2310.16944) train with 2e-5 and then 5e-7; adapters, whose base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal
 
@@ -30,12 +30,21 @@ def training_loss(run: Watch, axis: Axis = "step", smoothing: Smoothing = "none"
 
 def validation_loss(run: Watch, axis: Axis = "step") -> Points:
     """(place, loss) of every validation; the one before the first step is at 0."""
+    return _placed(run, axis, [(step, loss) for step, loss, _ in run.validation])
+
+
+def metric(run: Watch, key: str, axis: Axis = "step") -> Points:
+    """(place, value) of one of the objective's metrics, as of validation_loss()."""
+    return _placed(run, axis, run.metric(key))
+
+
+def _placed(run: Watch, axis: Axis, values: Iterable[tuple[int, float]]) -> Points:
     steps, places = [span.step for span in run.loss.spans], _places(run, axis)
     found: Points = []
-    for step, loss, _ in run.validation:
+    for step, value in values:
         at = bisect.bisect_left(steps, step)
         place = 0.0 if step == 0 or not places else places[min(at, len(places) - 1)]
-        found.append((float(step) if axis == "step" else place, loss))
+        found.append((float(step) if axis == "step" else place, value))
     return found
 
 

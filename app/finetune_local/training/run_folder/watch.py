@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from finetune_local.runtime.status import ProcessState
+from finetune_local.spec.objectives import Objective, objectives
+from finetune_local.spec.run import DEFAULT_OBJECTIVE
+from finetune_local.spec.walk import OBJECTIVE, keyed
+from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 from finetune_local.training import events
 from finetune_local.training.events import Event
 from finetune_local.training.run_folder.runs import Run
@@ -97,6 +102,8 @@ class Watch:
         self.tokens, self.seconds = Curve(), Curve()
         """Per step, not cumulative; thinned with the loss, span by span."""
         self.validation: list[tuple[int, float, bool]] = []
+        self.metrics: list[tuple[int, Mapping[str, float]]] = []
+        """(step, the objective's metrics) of every validation; the step is that of `validation`."""
         self.answers: dict[str, Answers] = {}
         self.notes: list[str] = []
         self.phase: tuple[str, float | None] = ("", None)
@@ -139,6 +146,8 @@ class Watch:
             self.notes.append(event.text)
         elif isinstance(event, events.Validation):
             self.validation = [v for v in self.validation if v[0] < event.step] + [(event.step, event.loss, event.best)]
+            values = {name: float(value) for name, value in event.metrics.items() if type(value) in (int, float)}
+            self.metrics = [m for m in self.metrics if m[0] < event.step] + [(event.step, values)]
         elif isinstance(event, events.Sample):
             answers = self.answers.setdefault(event.prompt, Answers(event.prompt, event.reference))
             answers.given = [given for given in answers.given if given[0] < event.step] + [(event.step, event.answer)]
@@ -155,6 +164,20 @@ class Watch:
         self.gradient.add(event.step, event.gradient_norm)
         self.tokens.add(event.step, event.tokens)
         self.seconds.add(event.step, event.tokens / event.tokens_per_second if event.tokens_per_second else 0.0)
+
+    @cached_property
+    def objective(self) -> Objective | None:
+        """The run's objective; None where this version does not know it, or run.json cannot be read."""
+        try:
+            table = keyed(read_json_object(self.run.folder / "run.json")).get(OBJECTIVE, {})
+        except (OSError, ForeignTextError):
+            return None
+        key = table.get("key", DEFAULT_OBJECTIVE) if isinstance(table, Mapping) else None
+        return objectives().get(key) if isinstance(key, str) else None
+
+    def metric(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of one of the objective's metrics, of the validations that reported it."""
+        return [(step, values[key]) for step, values in self.metrics if key in values]
 
     @property
     def summary(self) -> dict[str, Any]:

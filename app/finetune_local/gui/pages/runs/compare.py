@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from finetune_local.gui.i18n.translate import sentence
@@ -12,6 +13,7 @@ from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.chart import Line, chart
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Row
+from finetune_local.gui.widgets.measures import measures
 from finetune_local.gui.widgets.runlist import number, steps_done
 from finetune_local.gui.widgets.runview import status_badge
 from finetune_local.system.errors import SpecError
@@ -22,6 +24,7 @@ from finetune_local.training.run_folder.runs import Run
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
+    from finetune_local.training.run_folder.watch import Watch
 
 SHOWN = get_args(Shown)
 
@@ -39,15 +42,21 @@ def drawn(context: Context, found: Sequence[tuple[Run, Row]], look: Look) -> Htm
     back = parts.button(join(["‹ ", t("runs.back")]), "runs.back", kind="quiet small back")
     title = h("h1", t("runs.comparison"), tabindex="-1", data_top="compare")
     head = h("header", h("div", title, h("p", t("runs.comparison_text"))), class_="page-header")
-    cards = (_curves(context, found, look), _figures(context, found), _differences(context, found))
+    watched = [context.watch(run.folder).refresh() for run, _ in found]
+    cards = (
+        _curves(context, watched, look),
+        _metric_charts(context, watched, look),
+        _figures(context, found, watched),
+        _differences(context, found),
+    )
     return h("div", back, head, *cards, class_="stack")
 
 
-def _curves(context: Context, found: Sequence[tuple[Run, Row]], look: Look) -> Html:
+def _curves(context: Context, found: Sequence[Watch], look: Look) -> Html:
     t, f = context.t, context.f
     lines: list[Line] = []
-    for number_, (run, _) in enumerate(found, 1):
-        watched = context.watch(run.folder).refresh()
+    for number_, watched in enumerate(found, 1):
+        run = watched.run
         if look.shown != "validation":
             lines.append(Line(run.name, curves.training_loss(watched, look.axis, look.smoothing), number_))
         if look.shown != "training" and (points := curves.validation_loss(watched, look.axis)):
@@ -71,12 +80,32 @@ def _curves(context: Context, found: Sequence[tuple[Run, Row]], look: Look) -> H
     return parts.card(h("div", choices, class_="row tools"), plot, hint)
 
 
-def _figures(context: Context, found: Sequence[tuple[Run, Row]]) -> Html:
+def _metric_charts(context: Context, found: Sequence[Watch], look: Look) -> Html:
+    """A chart for each metric that an objective of the runs declares; nothing where they report the loss alone."""
+    t, f, drawn = context.t, context.f, list[Html]()
+    for measure in measures(t, [watched.objective for watched in found]):
+        lines: list[Line] = []
+        for colour, watched in enumerate(found, 1):
+            if points := curves.metric(watched, measure.key, look.axis):
+                name = watched.run.name
+                lines += [Line(name, points, colour), Line(name, points, colour, "dots", in_legend=False)]
+        if lines:
+            axis, written = t(f"runs.axis_{look.axis}"), partial(measure.text, f)
+            plot = chart(lines, f, label=measure.title, x_name=axis, small=True, y_text=written)
+            drawn.append(h("div", h("h3", measure.title), plot))
+    return (
+        parts.card(h("div", drawn, class_="columns thirds"), title=t("train.validation_metrics")) if drawn else Html("")
+    )
+
+
+def _figures(context: Context, found: Sequence[tuple[Run, Row]], watches: Sequence[Watch]) -> Html:
     t, f = context.t, context.f
+    reported = measures(t, [watched.objective for watched in watches])
     numbers = (
         t("runs.loss"),
         t("runs.validation_loss"),
         t("runs.best_validation"),
+        *(measure.title for measure in reported),
         t("runs.steps"),
         t("runs.tokens"),
         t("runs.duration"),
@@ -90,14 +119,20 @@ def _figures(context: Context, found: Sequence[tuple[Run, Row]]) -> Html:
             (f.loss(number(row, "last_loss")), "number"),
             (f.loss(number(row, "validation_loss")), "number"),
             (f.loss(number(row, "best_validation_loss")), "number"),
+            *((measure.text(f, _newest(watched, measure.key)), "number") for measure in reported),
             (f.number(steps_done(row)), "number"),
             (f.number(number(row, "trained_tokens")), "number"),
             (f.span(number(row, "seconds")), "number"),
             (f.size(number(row, "peak_memory_bytes")), "number"),
         ]
-        for colour, (run, row) in enumerate(found, 1)
+        for colour, ((run, row), watched) in enumerate(zip(found, watches, strict=True), 1)
     ]
     return parts.card(parts.table(headings, rows, caption=t("runs.figures")), title=t("runs.figures"))
+
+
+def _newest(watched: Watch, key: str) -> float | None:
+    points = watched.metric(key)
+    return points[-1][1] if points else None
 
 
 def _differences(context: Context, found: Sequence[tuple[Run, Row]]) -> Html:

@@ -9,6 +9,7 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import controls, lists, parts, runview
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Row
+from finetune_local.gui.widgets.measures import objective_title
 from finetune_local.gui.widgets.runlist import file_names, method_name, number, steps_done
 from finetune_local.runtime.status import Status
 from finetune_local.spec.explicit import as_toml, flattened
@@ -22,6 +23,7 @@ from finetune_local.training.run_folder.runs import Run
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
     from finetune_local.gui.shell.context import Context
+    from finetune_local.training.run_folder.watch import Watch
 
 
 def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
@@ -34,8 +36,15 @@ def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
         return h("div", back, _head(context, run, row), name, problem, class_="stack")
     watched = context.watch(run.folder).refresh()
     chart = parts.card(runview.loss_chart(context, watched), title=t("train.loss"))
-    below = h("div", _facts(context, run, row), _settings(context, run), class_="columns")
-    parts_ = (name, _problem(t, row) or None, _figures(context, row), chart, below)
+    below = h("div", _facts(context, watched, row), _settings(context, run), class_="columns")
+    parts_ = (
+        name,
+        _problem(t, row) or None,
+        _figures(context, row, watched),
+        chart,
+        runview.metric_charts(context, watched),
+        below,
+    )
     return h("div", back, _head(context, run, row), *parts_, class_="stack")
 
 
@@ -83,7 +92,7 @@ def _problem(t: Strings, row: Row) -> Html:
     return h("div", sentence(t, text), class_="hint bad", role="alert")
 
 
-def _figures(context: Context, row: Row) -> Html:
+def _figures(context: Context, row: Row, watched: Watch) -> Html:
     t, f = context.t, context.f
     first, best = number(row, "first_loss"), number(row, "best_validation_loss")
     return parts.figures(
@@ -97,6 +106,7 @@ def _figures(context: Context, row: Row) -> Html:
             f.loss(number(row, "validation_loss")),
             t("runs.best", loss=f.loss(best)) if best is not None else None,
         ),
+        *runview.metric_figures(context, watched),
         parts.figure(t("runs.steps"), f.number(steps_done(row))),
         parts.figure(t("runs.tokens"), f.number(number(row, "trained_tokens"))),
         parts.figure(t("runs.duration"), f.span(number(row, "seconds"))),
@@ -104,13 +114,14 @@ def _figures(context: Context, row: Row) -> Html:
     )
 
 
-def _facts(context: Context, run: Run, row: Row) -> Html:
-    t, f = context.t, context.f
+def _facts(context: Context, watched: Watch, row: Row) -> Html:
+    t, f, run, objective = context.t, context.f, watched.run, watched.objective
     origin = run.made_from
     where = [str(row[key]) for key in ("backend", "device", "precision") if row.get(key)]
     pairs: list[tuple[Child, Child]] = [
         (t("runs.base"), row.get("model")),
         (t("runs.method"), method_name(t, row.get("method"))),
+        (t("settings.objective.key"), objective_title(t, objective) if objective is not None else None),
         (t("runs.parameters"), f.parameters(int(count)) if (count := number(row, "trainable_parameters")) else None),
         (t("runs.data"), [h("div", name) for name in row.get("files", ())]),
         (t("runs.computed_on"), " · ".join(where)),
