@@ -21,12 +21,11 @@ from finetune_local.export.gguf import tensors as gguf_tensors
 from finetune_local.export.pipeline import export
 from finetune_local.export.targets import gguf
 from finetune_local.export.targets.merged import write_merged
-from finetune_local.export.verification import candidates, compare, folder
-from finetune_local.export.verification import gguf as gguf_receiver
+from finetune_local.export.verification import candidates, compare, receivers
 from finetune_local.export.verification import verify as verification
 from finetune_local.export.verification.compare import F32
-from finetune_local.export.verification.folder import FOLDER_RECEIVERS
-from finetune_local.export.verification.probes import probes
+from finetune_local.export.verification.expected import probes
+from finetune_local.export.verification.receivers import FOLDER_RECEIVERS
 from finetune_local.export.verification.verify import verify
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.low_rank.settings import LowRankSettings
@@ -46,7 +45,7 @@ FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 @pytest.fixture(autouse=True)
 def quick_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers and mlx-lm answer in this process; see tests/receiving.py."""
-    monkeypatch.setattr(folder, "ask", answered_here)
+    monkeypatch.setattr(receivers, "ask", answered_here)
 
 
 @pytest.fixture
@@ -324,7 +323,7 @@ def test_kl_over_the_likeliest_tokens_is_a_lower_bound_and_exact_over_all() -> N
 def test_without_llama_cpp_the_export_is_written_and_said_not_to_be_checked(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_receiver, "available", lambda: False)
+    monkeypatch.setattr(receivers, "available", lambda: False)
     done = export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
     assert done.verification.passed is None and "pip install xllamacpp" in done.verification.reason
     assert (tmp_path / "m.gguf").exists()

@@ -23,7 +23,7 @@ from finetune_local.adapters.companions import companions, tokenizer_of
 from finetune_local.adapters.library import details
 from finetune_local.backend import Backend
 from finetune_local.export.pipeline import export
-from finetune_local.export.verification import folder
+from finetune_local.export.verification import receivers
 from finetune_local.export.verification.candidates import log_softmax
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.batch import Batch
@@ -152,7 +152,7 @@ def test_merged_it_is_peft_s_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(folder, "ask", answered_here)
+    monkeypatch.setattr(receivers, "ask", answered_here)
     form = FORMS[name]
     base, adapter, wanted = made(form)
     checked = name == "resized, tied"  # the check of exports is the same for all

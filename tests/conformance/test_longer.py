@@ -12,7 +12,7 @@ import pytest
 from finetune_local.adapters.library import rope_factor_of
 from finetune_local.backend import Backend, backends
 from finetune_local.export.pipeline import export
-from finetune_local.export.verification import folder
+from finetune_local.export.verification import receivers
 from finetune_local.inference.engine import open_chat
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.resolve import resolve_for
@@ -89,7 +89,7 @@ def test_the_settings(tiny: Path, home: Home) -> None:
 def test_a_run_its_chat_and_its_exports(
     home: Home, tiny: Path, data: Path, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "ask", answered_here)
+    monkeypatch.setattr(receivers, "ask", answered_here)
     with pytest.raises(SpecError, match="reads at most 512"):
         list(setup.make_ready(begin(home, tiny, data, backend, "short", {}), home))
     run = begin(home, tiny, data, backend, "long 长", {"context": 1024})

@@ -66,7 +66,7 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ("read.py", "chat_log"): LISTS, ("speakers.py", "chat_log"): LISTS,
     ("search.py", "gguf"): "a word in the names of the hub's repositories", ("doctor.py", "gguf"): "the library of that name",
     ("chat.py", "model"): JSON, ("chat.py", "adapters"): JSON, ("room.py", "model"): JSON, ("room.py", "adapters"): JSON,
-    ("facts.py", "lora"): MEMORY, ("facts.py", "qlora"): MEMORY, ("verdicts.py", "lora"): MEMORY, ("verdicts.py", "qlora"): MEMORY,
+    ("estimate.py", "lora"): MEMORY, ("estimate.py", "qlora"): MEMORY,
     ("run.py", "sft"): "the objective of a run that names none",
 }  # fmt: skip
 """Name of a file, and a key: why it stands there."""

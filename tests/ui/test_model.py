@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from finetune_local.models import downloads
+from finetune_local.models import job_download
 from finetune_local.runtime import jobs
 from finetune_local.system import paths, preferences
 from finetune_local.system.paths import Home
@@ -150,8 +150,8 @@ def test_offline_says_so_and_a_paused_download_is_found_again_in_chinese(
     monkeypatch.setenv(paths.CONFIG_VARIABLE, str(tmp_path / "config"))
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
     hub.pause = 0.3
-    begun = downloads.start("some/tiny", home)
-    downloads.pause(begun.name, home)
+    begun = job_download.start("some/tiny", home)
+    job_download.pause(begun.name, home)
     preferences.save(offline=True, language="zh")
     page = open_model().open("model", locale="zh-CN")
     expect(page.locator("#model-downloads .badge")).to_have_text("已暂停")

@@ -13,6 +13,7 @@ from typing import Any
 from finetune_local.adapter_format import CONFIG, WEIGHTS, plan_of, read_peft
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import AdapterIdentity, read_identity
+from finetune_local.models.install import source_of
 from finetune_local.models.tensors import read_header
 from finetune_local.spec.base.tokenizer_files import TRAVEL, brought
 from finetune_local.spec.low_rank.full_copies import NOT_TRAINED
@@ -291,3 +292,17 @@ def _size(folder: Path) -> int:
         return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     except OSError:
         return 0
+
+
+def made_on(name: str, home: Home) -> list[str]:
+    """Names of the adapters trained on an installed model, matched by the names their base is known under."""
+    folder = home.models / name
+    words = {name, str(folder), str(source_of(folder).get("from") or name)}
+    return [entry.name for entry in entries(home) if _base(entry.folder) in words]
+
+
+def _base(adapter: Path) -> str | None:
+    try:
+        return base_of(adapter)
+    except AdapterError:  # damaged: its base is unknown
+        return None

@@ -52,7 +52,7 @@ def list_adapters(context: click.Context, home: str | None, as_json: bool) -> No
 @click.pass_context
 def info(context: click.Context, name: str, home: str | None, as_json: bool) -> None:
     """Show one adapter: base, method, size, settings."""
-    from finetune_local.adapters.companion_notes import brings
+    from finetune_local.adapters.attach import brings
     from finetune_local.adapters.library import details, find
 
     place = _place(context, home)
@@ -191,7 +191,7 @@ def restore(context: click.Context, name: str | None, home: str | None, as_json:
 
 
 def _list(home: paths.Home, as_json: bool) -> None:
-    from finetune_local.adapters.companion_notes import brings
+    from finetune_local.adapters.attach import brings
     from finetune_local.adapters.library import listing
 
     found = [{**f, "brings": [] if f["problem"] else _told(brings, f["folder"], home)} for f in listing(home)]

@@ -63,7 +63,7 @@ def get(
 ) -> None:
     """Download a model from the hub or the small default one, convert a GGUF file, or copy a model folder."""
     from finetune_local.models import download as getting
-    from finetune_local.models.facts import facts_of
+    from finetune_local.models.memory.estimate import facts_of
 
     place = paths.home(home) if home else outer
     with progress_bar() as progress:
@@ -82,7 +82,7 @@ def get(
 @click.pass_obj
 def info(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     """Show one model: size, context length, memory needed to train it."""
-    from finetune_local.models.facts import facts_of
+    from finetune_local.models.memory.estimate import facts_of
     from finetune_local.models.resolve import find
 
     place = paths.home(home) if home else outer
@@ -103,7 +103,7 @@ def info(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
 @click.pass_obj
 def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: bool) -> None:
     """Delete an installed model. Models of other programs are never touched."""
-    from finetune_local.adapters.dependents import made_on
+    from finetune_local.adapters.library import made_on
     from finetune_local.models import install
 
     place = paths.home(home) if home else outer
@@ -175,8 +175,8 @@ def forget(folder: Path, as_json: bool) -> None:
 @json_option
 def login(token: str, as_json: bool) -> None:
     """Store an access token for gated models in the system's keyring."""
+    from finetune_local.models.hub.access import store_token
     from finetune_local.models.hub.repository import endpoint
-    from finetune_local.models.hub.token import store_token
 
     store_token(token, endpoint())
     if as_json:
@@ -189,8 +189,8 @@ def login(token: str, as_json: bool) -> None:
 @json_option
 def logout(as_json: bool) -> None:
     """Delete the stored access token."""
+    from finetune_local.models.hub.access import forget_token
     from finetune_local.models.hub.repository import endpoint
-    from finetune_local.models.hub.token import forget_token
 
     deleted = forget_token(endpoint())
     if as_json:

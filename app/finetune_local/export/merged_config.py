@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune_local.adapters.prompt_files import eos
+from finetune_local.adapters.companions import eos
 from finetune_local.spec.numerics.rope import rope, with_both_spellings
 
 Config = dict[str, Any]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from finetune_local.models.folder import ModelFolder, sha256_of
 from finetune_local.models.gguf.convert import convert
+from finetune_local.models.hub.access import refuse_offline
 from finetune_local.models.hub.http_file import Speed, Transfer
-from finetune_local.models.hub.network import refuse_offline
 from finetune_local.models.install import aside, installed, publish
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import DiskFull, DownloadFailed

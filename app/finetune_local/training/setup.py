@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_local import backend as port
-from finetune_local.adapters.companions import prompt_setup_in_training
+from finetune_local.adapters.companions import prompt_setup_in_training, write_beside_adapter
 from finetune_local.adapters.identity import check_same_base
-from finetune_local.adapters.prompt_files import write_beside_adapter
 from finetune_local.models.memory.estimate import estimate, verdict
 from finetune_local.spec import defaults
 from finetune_local.spec.numerics.shifted import group_of

@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from finetune_local.models.facts import facts_of
 from finetune_local.models.folder import ModelFolder
+from finetune_local.models.memory.estimate import facts_of
 from fuzz.model_folders import prepare as prepare_folders
 from fuzz.model_folders import wrong_folder
 

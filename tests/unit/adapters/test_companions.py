@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_local.adapters import manage
-from finetune_local.adapters.attach import attach
-from finetune_local.adapters.companion_notes import brings
+from finetune_local.adapters.attach import attach, brings
 from finetune_local.adapters.companions import companions, prompt_setup, tokenizer_of
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.models.folder import ModelFolder

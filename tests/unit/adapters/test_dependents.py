@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune_local.adapters.dependents import made_on
+from finetune_local.adapters.library import made_on
 from finetune_local.system.paths import Home
 from tiny import tiny_model
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from finetune_local.export import exports
+from finetune_local.export import job_export
 from finetune_local.runtime import jobs
 from finetune_local.runtime.job import Job, Progress
 from finetune_local.runtime.kinds import JobKind
@@ -43,7 +43,7 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def begin(home: Home, quant: str = "q8_0", folder: str = "") -> Job:
-    return exports.start(home, "mine", None, "gguf", quant, folder, "base-mine")
+    return job_export.start(home, "mine", None, "gguf", quant, folder, "base-mine")
 
 
 def test_two_windows_at_once_begin_one(home: Home) -> None:
@@ -66,7 +66,7 @@ def test_names_count_up_and_the_preferred_folder_is_taken(home: Home, tmp_path: 
     (tmp_path / "我的 exports" / "base-mine-Q8_0.gguf").write_bytes(b"GGUF")
     second = Path(begin(home).arguments["out"])
     assert second == tmp_path / "我的 exports" / "base-mine-Q8_0-2.gguf"
-    assert exports.places(home) == [second.parent, first.parent]
+    assert job_export.places(home) == [second.parent, first.parent]
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(home: Home, tmp_path: Path) -> None:
@@ -83,12 +83,12 @@ def test_what_a_killed_one_left_goes_with_the_next_or_with_its_entry(home: Home)
     half = out.with_name(out.name + ".unchecked")
     half.write_bytes(b"half")
     with pytest.raises(SpecError, match="still at work"):
-        exports.remove(home, first.name)
+        job_export.remove(home, first.name)
     assert half.exists()
     release(first)
     first.append(Progress(text="writing", done=0.5))
     begin(home, "f16")
     assert not half.exists()
     half.write_bytes(b"half")
-    exports.remove(home, first.name)
+    job_export.remove(home, first.name)
     assert not half.exists() and not first.folder.exists()

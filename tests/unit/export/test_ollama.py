@@ -13,9 +13,8 @@ import pytest
 
 from finetune_local.data.conversation import Message
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
-from finetune_local.export.ollama.chats import PROBES
 from finetune_local.export.ollama.render import UnknownGo, render
-from finetune_local.export.ollama.template import NotRecognised, turns_of
+from finetune_local.export.ollama.template import PROBES, NotRecognised, turns_of
 from finetune_local.export.pipeline import export
 from finetune_local.export.targets import Source
 from finetune_local.export.targets.ollama import constant_system, model_name, modelfile, modelfile_setup

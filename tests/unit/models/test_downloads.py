@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.models import downloads
+from finetune_local.models import job_download
 from finetune_local.models.install import installed
 from finetune_local.runtime import jobs
 from finetune_local.runtime.event_log import Tail
@@ -50,7 +50,7 @@ def ended(found: Job) -> JobState:
 def test_one_download_for_all_who_ask_paused_and_gone_on_with(hub: Hub, home: Home) -> None:
     hub.pause = 0.2
     begun: list[Job] = []
-    asking = [threading.Thread(target=lambda: begun.append(downloads.start("some/tiny", home))) for _ in range(3)]
+    asking = [threading.Thread(target=lambda: begun.append(job_download.start("some/tiny", home))) for _ in range(3)]
     for thread in asking:
         thread.start()
     for thread in asking:
@@ -62,74 +62,74 @@ def test_one_download_for_all_who_ask_paused_and_gone_on_with(hub: Hub, home: Ho
     assert facts["total"] == sum(f.stat().st_size for f in hub.folder.iterdir())
     assert found.state().text.startswith("model-0")
     began = time.monotonic()
-    downloads.pause(found.name, home)
-    assert time.monotonic() - began < downloads._PATIENCE
+    job_download.pause(found.name, home)
+    assert time.monotonic() - began < job_download._PATIENCE
     assert found.status() == "paused"
-    assert [f.name for f in downloads.unfinished(home)] == [found.name]
+    assert [f.name for f in job_download.unfinished(home)] == [found.name]
     parts = sum(f.stat().st_size for f in (home.cache / "downloads").glob("*.part"))
     assert 20_000 < parts < facts["total"]
 
     hub.log.clear()
     hub.pause = 0.0
-    assert downloads.resume(found.name, home).name == found.name
+    assert job_download.resume(found.name, home).name == found.name
     assert ended(found).status == "finished"
     assert any("range" in headers for headers in hub.asked("/blob/", "cdn"))
-    assert downloads.result_of(found.name, home) == "tiny"
-    assert downloads.unfinished(home) == []
+    assert job_download.result_of(found.name, home) == "tiny"
+    assert job_download.unfinished(home) == []
     kept = "".join(f.read_text("utf-8") for f in found.folder.iterdir() if f.is_file())
     assert "hf_secret" not in kept
 
 
 def test_a_killed_one_is_interrupted_and_goes_on(hub: Hub, home: Home) -> None:
     hub.pause = 0.2
-    found = downloads.start("some/tiny", home)
+    found = job_download.start("some/tiny", home)
     until(lambda: found.state().facts.get("here", 0) > 20_000)
     found.kill()
     assert ended(found).killed
     hub.pause = 0.0
-    assert downloads.start("some/tiny", home).name == found.name
+    assert job_download.start("some/tiny", home).name == found.name
     assert ended(found).status == "finished"
     assert installed(home.models) == ["tiny"]
 
 
 def test_giving_up_leaves_nothing(hub: Hub, home: Home) -> None:
     hub.pause = 0.2
-    found = downloads.start("some/tiny", home)
+    found = job_download.start("some/tiny", home)
     until(lambda: found.state().facts.get("here", 0) > 20_000)
-    downloads.cancel(found.name, home)
+    job_download.cancel(found.name, home)
     assert not list((home.cache / "downloads").iterdir())
     assert jobs.every(home) == []
-    assert downloads.result_of(found.name, home) is None
+    assert job_download.result_of(found.name, home) is None
     with pytest.raises(SpecError, match="there is no job"):
-        downloads.cancel(found.name, home)
+        job_download.cancel(found.name, home)
 
 
 def test_what_fails_says_why_and_can_be_tried_again(hub: Hub, home: Home) -> None:
     hub.gated, hub.token_has_access = True, False
-    found = downloads.start("some/tiny", home)
+    found = job_download.start("some/tiny", home)
     state = ended(found)
     assert state.error is not None
     assert state.error.error == "ModelError"
     assert "your token has no access" in state.error.message
     hub.token_has_access = True
-    assert downloads.start("some/tiny", home).name == found.name
+    assert job_download.start("some/tiny", home).name == found.name
     assert ended(found).status == "finished"
     assert found.state().error is None
 
 
 def test_a_folder_is_copied_by_a_job_and_mistakes_are_told_at_once(hub: Hub, home: Home, tmp_path: Path) -> None:
     stick = tiny_model(tmp_path / "my 模型")
-    found = downloads.add(f' "{stick}" ', home, copy=True)
+    found = job_download.add(f' "{stick}" ', home, copy=True)
     assert isinstance(found, Job)
     assert ended(found).status == "finished"
-    assert downloads.result_of(found.name, home) == "my 模型"
+    assert job_download.result_of(found.name, home) == "my 模型"
     with pytest.raises(ModelError, match="is not in the list"):
-        downloads.start("nothing", home)
+        job_download.start("nothing", home)
     with pytest.raises(ModelError, match="there is no such file"):
-        downloads.start(str(tmp_path / "gone"), home)
+        job_download.start(str(tmp_path / "gone"), home)
     preferences.save(offline=True)
     with pytest.raises(ModelError, match="stay offline"):
-        downloads.start("some/tiny", home)
+        job_download.start("some/tiny", home)
     assert [f.name for f in jobs.every(home)] == [found.name]
 
 
@@ -137,7 +137,7 @@ def test_a_folder_is_used_where_it_lies_and_what_is_no_model_is_told_at_once(
     hub: Hub, home: Home, tmp_path: Path
 ) -> None:
     stick = tiny_model(tmp_path / "my 模型")
-    found = downloads.add(str(stick), home, copy=False)
+    found = job_download.add(str(stick), home, copy=False)
     assert isinstance(found, list)
     assert [f.use for f in found] == [str(stick)]
     (tmp_path / "text.txt").write_text("x", "utf-8")
@@ -145,9 +145,9 @@ def test_a_folder_is_used_where_it_lies_and_what_is_no_model_is_told_at_once(
     for path, says in (("text.txt", "no GGUF"), ("gone", "there is no such folder"), ("empty", "config.json")):
         for copy in (False, True):
             with pytest.raises(ModelError, match=says):
-                downloads.add(str(tmp_path / path), home, copy=copy)
+                job_download.add(str(tmp_path / path), home, copy=copy)
     with pytest.raises(ModelError, match="give the path"):
-        downloads.add("  ", home, copy=False)
+        job_download.add("  ", home, copy=False)
     assert jobs.every(home) == []
 
 

@@ -9,9 +9,9 @@ import pytest
 import hubserver
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.hub import repository as hub_module
+from finetune_local.models.hub.access import forget_token, store_token
 from finetune_local.models.hub.http_file import Transfer
 from finetune_local.models.hub.repository import Speed, get
-from finetune_local.models.hub.token import forget_token, store_token
 from finetune_local.models.install import installed, source_of
 from finetune_local.models.resolve import find
 from finetune_local.system.errors import DiskFull, DownloadFailed, ModelError, Stopped

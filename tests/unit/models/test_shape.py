@@ -6,9 +6,8 @@ import pytest
 
 from finetune_local.models.catalog import Entry, catalog
 from finetune_local.models.folder import ModelFolder
-from finetune_local.models.memory.estimate import estimate
+from finetune_local.models.memory.estimate import WAYS, estimate, fits, fits_shape, shape_like
 from finetune_local.models.memory.shape import Shape
-from finetune_local.models.memory.verdicts import WAYS, fits, fits_shape, shape_like
 from finetune_local.spec.run import parse_spec, plan_method
 from tiny import FAMILIES, HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, MORE_FAMILIES, tiny_model
 

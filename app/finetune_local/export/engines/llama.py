@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_local.export.engines.process import Rendering
-from finetune_local.export.engines.script import Script
+from finetune_local.export.engines.process import Rendering, Script
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import parse_json_object
 

@@ -1,4 +1,4 @@
-"""A receiver in a separate process: a script of assets/receivers, run by its path, with the request in a file."""
+"""Programs in a separate process: a script of assets/receivers that answers one request in a file, or one that stays and answers many."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -151,3 +153,39 @@ def read_reply(folder: Path, code: int, said: str) -> Heard:
 
 def _rendering(chat: Mapping[str, Any]) -> Rendering:
     return Rendering() if "refused" in chat else Rendering(str(chat["text"]), tuple(chat["ids"]))
+
+
+class Script:
+    """The process. Use as a context manager; a subclass says how requests are written and replies are read."""
+
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
+        """`encoding`: of standard input and output; None for bytes."""
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        # -P: the script's own folder holds modules named like packages (gguf.py), which must not stand in for them.
+        command = [sys.executable, "-P", "-X", "utf8", str(path)]
+        pipe = subprocess.PIPE
+        self._process: subprocess.Popen[Any] = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self._errors, encoding=encoding
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with suppress(BrokenPipeError):  # input the dead process had not read
+                    stream.close()
+
+    def last_words(self, most: int) -> list[str]:
+        """The last lines, at most `most`, of what the process printed on standard error."""
+        self._errors.seek(0)
+        return self._errors.read().decode("utf-8", "replace").strip().splitlines()[-most:]

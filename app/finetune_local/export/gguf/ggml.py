@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.export.engines.llama import INSTALL, available
-from finetune_local.export.engines.script import Script
+from finetune_local.export.engines.process import Script
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.untrusted.text import parse_json_object

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.adapters.companions import prompt_setup
-from finetune_local.adapters.prompt_files import stops_of
+from finetune_local.adapters.companions import prompt_setup, stops_of
 from finetune_local.export.weights import EMBEDDING
 from finetune_local.models.folder import TOKENIZER, ModelFolder, read_json
 from finetune_local.spec.base.tokenizer_files import CONFIG, added_by_config, in_force

@@ -1,7 +1,7 @@
 """A chat template for Ollama, which uses Go templates instead of Jinja: derived from how the model's own template renders.
 
 The text before and after each kind of turn is read off a few renderings. The derived template is used only if it is proven:
-Ollama's rendering of it (render.py) must equal the model's own template on every conversation of chats.py, on two different days.
+Ollama's rendering of it (render.py) must equal the model's own template on every conversation of PROBES, on two different days.
 ChatML and similar templates pass. Ollama's templates have no trimming, no text search and no tool schemas in the model's format; a
 model that needs those gets no TEMPLATE, with the reason, and Ollama then renders the model's own template from the GGUF.
 """
@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.export.ollama import render as ollama_render
-from finetune_local.export.ollama.chats import DAYS, PROBES, Chat, Probe
 from finetune_local.system.messages import msg
 
 Render = Callable[[Sequence[Message], bool], str]
@@ -169,3 +168,81 @@ def _common(one: str, other: str) -> str:
     """The common prefix of both."""
     length = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
     return one[:length] if length is not None else min(one, other, key=len)
+
+
+Chat = Sequence[Mapping[str, Any]]
+
+DAYS = (date(2021, 3, 4), date(2033, 11, 25))
+"""Two days on which a conversation must be rendered equally, since a TEMPLATE has no access to the date."""
+
+TOOLS: Sequence[Mapping[str, Any]] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "Look a word up.",
+            "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+        },
+    },
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A conversation. `shows`: what the model's template does if the two renderings differ, as the end of a sentence."""
+
+    shows: str
+    chat: Chat
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+def _turn(role: str, content: str, **more: Any) -> dict[str, object]:
+    return {"role": role, "content": content, **more}
+
+
+def _ordinary() -> list[Probe]:
+    said = [
+        _turn("user", "What is {{ this }}?\n\nTwo lines, please."),
+        _turn("assistant", 'A "quoted" word, 和中文。'),
+        _turn("user", "再问一次：1 + 1 = ?"),
+        _turn("assistant", "2"),
+        _turn("user", "Thanks <b>!</b> {% raw %} {{ .System }}"),
+    ]
+    rules = _turn("system", "You are terse.\nAnswer in one line.")
+    shows = msg("it writes some turns otherwise than others")
+    return [
+        probe
+        for n in (1, 3, 5)
+        for probe in (Probe(shows, said[:n]), Probe(msg("it puts the system text elsewhere"), [rules, *said[:n]]))
+    ]
+
+
+_USER_TURN, _ANSWER_TURN, _LATER_TURN = _turn("user", "a"), _turn("assistant", "b"), _turn("user", "c")
+_CALL = [{"type": "function", "id": "call12345", "function": {"name": "look_up", "arguments": {"word": "数"}}}]
+
+PROBES: Sequence[Probe] = (
+    *_ordinary(),
+    Probe(msg("it cuts white space off the ends of a text"), [_turn("user", " at both ends \n")]),
+    Probe(msg("it cuts white space off the ends of a text"), [_USER_TURN, _turn("assistant", "\n b \n"), _LATER_TURN]),
+    Probe(msg("it cuts white space off the ends of a text"), [_turn("system", " S\n"), _USER_TURN]),
+    Probe(msg("it treats an empty text otherwise than others"), [_turn("system", ""), _USER_TURN]),
+    Probe(msg("it treats an empty text otherwise than others"), [_turn("user", "")]),
+    Probe(msg("it treats a later system text otherwise than the first"), [_USER_TURN, _ANSWER_TURN, _turn("system", "later"), _LATER_TURN]),
+    Probe(
+        msg("it leaves the thoughts of earlier answers out"),
+        [_USER_TURN, _turn("assistant", "<think>\nhm\n</think>\n\nb"), _LATER_TURN],
+    ),
+    Probe(
+        msg("it writes the thoughts of earlier answers"),
+        [_USER_TURN, _turn("assistant", "b", reasoning_content="hm", thinking="hm"), _LATER_TURN],
+    ),
+    Probe(msg("it ends or opens an answer that was begun otherwise"), [_USER_TURN, _ANSWER_TURN]),
+    Probe(msg("it writes the tools that can be called"), [_USER_TURN], TOOLS),
+    Probe(msg("it writes the tools that can be called"), [_turn("system", "S"), _USER_TURN], TOOLS),
+    Probe(msg("it writes calls of tools"), [_USER_TURN, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42", name="look_up")], TOOLS),
+    Probe(
+        msg("it writes calls of tools"),
+        [_USER_TURN, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42"), _turn("assistant", "b"), _LATER_TURN],
+    ),
+    Probe(msg("it writes results of tools in a way of its own"), [_USER_TURN, _ANSWER_TURN, _turn("tool", "42"), _turn("tool", "43")]),
+)  # fmt: skip

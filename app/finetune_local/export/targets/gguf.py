@@ -24,7 +24,7 @@ from finetune_local.export.gguf.tensors import GgufTensor, gguf_tensors
 from finetune_local.export.gguf.vocabulary import add_vocabulary, read_vocabulary
 from finetune_local.export.targets import Command, Source, Target
 from finetune_local.export.verification import verify
-from finetune_local.export.verification.gguf import LLAMA_CPP
+from finetune_local.export.verification.receivers import LLAMA_CPP
 from finetune_local.export.verification.verify import Verification
 from finetune_local.export.weights import EMBEDDING, MergedWeights, check_float16, check_float16_base
 from finetune_local.models.folder import ModelFolder

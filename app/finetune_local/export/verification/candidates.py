@@ -12,7 +12,7 @@ import numpy.typing as npt
 from finetune_local.export.engines.chats import Chat
 from finetune_local.export.engines.llama import LlamaCpp
 from finetune_local.export.engines.process import Heard, Rendering
-from finetune_local.export.verification.probes import Probe
+from finetune_local.export.verification.expected import Probe
 from finetune_local.system.messages import Message, msg
 
 Floats = npt.NDArray[np.float32]

@@ -1,4 +1,7 @@
-"""What an export is compared with: how the app reads texts and chats, where it stops, and the prompts."""
+"""What an export is compared with: how the app reads texts and chats, where it stops, and the prompts.
+
+The prompts come from the validation rows of the adapter's run, if that is on this machine; else they are built in.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,97 @@ from finetune_local.adapters.companions import prompt_setup
 from finetune_local.data.conversation import RowRejected
 from finetune_local.export.engines.chats import CHATS, TEXTS, Chat
 from finetune_local.export.engines.process import Rendering
-from finetune_local.export.verification.probes import Probe, probes
 from finetune_local.models.folder import ModelFolder
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
+
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from finetune_local.data.conversation import Conversation, Message
+from finetune_local.system.errors import ModelError
+from finetune_local.system.messages import msg
+
+if TYPE_CHECKING:
+    from finetune_local.data.tokenizers.tokenizer import Tokenizer
+
+
+LONGEST = 512  # tokens of a prompt
+_QUESTIONS = (
+    "What is the capital of France?",
+    "用一句话介绍一下你自己。",
+    "Write a short poem about the sea.\n\nUse simple words.",
+    "计算：12 + 30 = ？ Answer in English, please. 🙂",
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One prompt: messages for the chat template or a plain text, with its token ids in the app."""
+
+    messages: tuple[Message, ...]
+    text: str | None
+    ids: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        """The end of the prompt, shortened for messages."""
+        text = self.text if self.text is not None else self.messages[-1].content
+        return text.strip().replace("\n", " ")[-60:]
+
+    def asked(self) -> str | list[dict[str, str]]:
+        """In the form llama.cpp takes."""
+        if self.text is not None:
+            return self.text
+        return [{"role": message.role, "content": message.content} for message in self.messages]
+
+
+def probes(tokenizer: Tokenizer, adapter: Path | None, context: int, raw: bool, count: int = 4) -> list[Probe]:
+    """At most `count` prompts that fit the context; plain texts if `raw`, else rendered by the chat template."""
+    from finetune_local.data.encoding.encode import prompt_ids
+
+    found: list[Probe] = []
+    for messages, plain in (*_of_run(adapter, 4 * count), *_built_in()):
+        text = plain if plain is not None else "".join(m.content for m in messages) if raw else None
+        try:
+            if text is not None:
+                ids = prompt_ids([Message("user", text)], tokenizer, "raw")
+            else:
+                ids = prompt_ids(messages, tokenizer, "chat")
+        except RowRejected:  # a template that wants, say, a system message
+            continue
+        if ids and len(ids) <= min(LONGEST, context // 2) and len(found) < count:
+            found.append(Probe(() if text is not None else tuple(messages), text, tuple(ids)))
+    if not found:
+        raise ModelError(msg("the chat template refuses every probe of the gate. Export with --no-gate to skip it."))
+    return found
+
+
+def _built_in() -> Iterator[tuple[Sequence[Message], None]]:
+    for question in _QUESTIONS:
+        yield [Message("user", question)], None
+
+
+def _of_run(adapter: Path | None, limit: int) -> Iterator[tuple[Sequence[Message], str | None]]:
+    """The messages before the first answer of each validation row of the adapter's run."""
+    if adapter is None or not (adapter.parent / "data" / "data.json").is_file():
+        return
+    from finetune_local.data.dataset.prepare import conversations
+
+    for row in conversations(adapter.parent / "data", split="validation", limit=limit):
+        messages = _prompt(row)
+        if row.text is not None:
+            yield [], row.text[:200]
+        elif messages:
+            yield messages, None
+
+
+def _prompt(row: Conversation) -> list[Message]:
+    """The messages before the first answer; the last one is a question."""
+    first = next((i for i, message in enumerate(row.messages) if message.role == "assistant"), len(row.messages))
+    return list(row.messages[:first])
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from finetune_local.adapters.companions import tokenizer_of
 from finetune_local.backend import Backend, Device, choose
 from finetune_local.export.verification.candidates import Reference, log_softmax
 from finetune_local.export.verification.compare import BF16, Limits, ReceiverCheck
-from finetune_local.export.verification.expected import Expected, expected
-from finetune_local.export.verification.probes import Probe
+from finetune_local.export.verification.expected import Expected, Probe, expected
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.run import Precision
 from finetune_local.system.errors import OutOfMemory

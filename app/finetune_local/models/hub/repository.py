@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from finetune_local.models.folder import CONFIG, INDEX, TOKENIZER, ModelFolder, check_config, read_json
+from finetune_local.models.hub.access import find_token, refuse_offline
 from finetune_local.models.hub.answers import Repository, hash_in, read_answer, repository_in
 from finetune_local.models.hub.http_file import ATTEMPTS, Client, RemoteFile, Speed, Transfer, fetch
-from finetune_local.models.hub.network import refuse_offline
-from finetune_local.models.hub.token import find_token
 from finetune_local.models.install import aside, check_name, installed, publish, source_of
 from finetune_local.system.errors import DiskFull, DownloadFailed, ModelError, Stopped
 from finetune_local.system.files import write_text

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from finetune_local.models.folder import check_config, is_plain
+from finetune_local.models.hub.access import find_token, refuse_offline
 from finetune_local.models.hub.answers import Listed, models_in
 from finetune_local.models.hub.http_file import Client
-from finetune_local.models.hub.network import refuse_offline
 from finetune_local.models.hub.repository import ask, endpoint
-from finetune_local.models.hub.token import find_token
 from finetune_local.system.errors import DownloadFailed, ModelError
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError

@@ -1,10 +1,10 @@
-"""What an adapter brings beside its weights: see adapters/companion_notes.py. Values: folder."""
+"""What an adapter brings beside its weights: see adapters/attach.py. Values: folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from finetune_local.adapters.companion_notes import brings
+from finetune_local.adapters.attach import brings
 from finetune_local.runtime.rpc_server import RpcRequest
 from finetune_local.system.paths import Home
 

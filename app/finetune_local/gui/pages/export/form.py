@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.export import exports
+from finetune_local.export import job_export
 from finetune_local.export.offers import BASE, Offers, QuantOffer, TargetOffer
 from finetune_local.export.pipeline import free_place
 from finetune_local.export.targets import Quant, Target, targets
@@ -55,7 +55,7 @@ def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> J
     chosen = _chosen(form, target, offer)
     if chosen is None:
         raise SpecError(as_message(offer.reason or context.t("export.no_quant")))
-    return exports.start(
+    return job_export.start(
         context.home,
         question["adapter"],
         question["model"],
@@ -102,7 +102,7 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
     if offer.reason:
         return [*body, _refusal(context, offer, offers)]
     body += [h("p", sentence(t, note), class_="hint text") for note in offer.notes]
-    place = located(form.folder) if form.folder.strip() else exports.folder_of(context.home)
+    place = located(form.folder) if form.folder.strip() else job_export.folder_of(context.home)
     free = _free(place)
     chosen = _chosen(form, target, offer)
     body += [h("h3", words.quants_title(t, target)), _quants(context, target, offer, chosen, free)]
@@ -117,7 +117,7 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
             "div",
             fields.path(
                 t, t("export.folder"), "set", "folder", form.folder, id="export-folder", pick="folder",
-                placeholder=str(exports.folder_of(context.home)), help=_room(context, free),
+                placeholder=str(job_export.folder_of(context.home)), help=_room(context, free),
             ),
             fields.check(t("export.verify"), "set", "gate", form.gate, id="export-gate", help=t("export.verify_help")),
             class_="field-grid wide",

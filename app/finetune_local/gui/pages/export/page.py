@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import Library
-from finetune_local.export import exports
+from finetune_local.export import job_export
 from finetune_local.export.job_export import KIND as EXPORT
 from finetune_local.export.offers import Offers
 from finetune_local.gui.i18n.translate import sentence
@@ -137,14 +137,14 @@ class ExportPage:
                 self._start(window)
             case "open":
                 found = jobs.find(self.home, value)
-                open_folder(self.t, Path(found.arguments["out"]), exports.places(self.home))
+                open_folder(self.t, Path(found.arguments["out"]), job_export.places(self.home))
             case "job.stop":
                 jobs.find(self.home, value).ask_to_stop()
             case "job.again":
                 jobs.restart(jobs.find(self.home, value), self.home)
                 state.shown = value
             case "job.forget":
-                exports.remove(self.home, value)
+                job_export.remove(self.home, value)
             case "job.close":
                 state.shown = ""
         return self._draw(window)

@@ -17,7 +17,7 @@ from finetune_local.backend import Device
 from finetune_local.models.catalog import Entry, catalog
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.local import LocalModel, elsewhere, installed_models, model_folders
-from finetune_local.models.memory.verdicts import Fit, fits, fits_shape
+from finetune_local.models.memory.estimate import Fit, fits, fits_shape
 from finetune_local.system.errors import ModelError
 from finetune_local.system.paths import Home
 

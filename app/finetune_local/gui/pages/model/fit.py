@@ -10,7 +10,7 @@ from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.controls import method_title
 from finetune_local.gui.widgets.html import Html, h
-from finetune_local.models.memory.verdicts import Fit
+from finetune_local.models.memory.estimate import Fit
 
 KINDS = {"fits": "good", "tight": "warn", "too big": "bad"}
 

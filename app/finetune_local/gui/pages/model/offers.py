@@ -13,7 +13,7 @@ from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.models.catalog import Entry, catalog
 from finetune_local.models.hub.repository import endpoint
 from finetune_local.models.hub.search import Hit
-from finetune_local.models.memory.verdicts import Fit, fits_shape, shape_like
+from finetune_local.models.memory.estimate import Fit, fits_shape, shape_like
 
 
 class Offers:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.adapters.dependents import made_on
+from finetune_local.adapters.library import made_on
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.model import downloads as modeldownloads
 from finetune_local.gui.pages.model.basemodels import BaseModels
@@ -16,12 +16,12 @@ from finetune_local.gui.pages.model.views import HereViews
 from finetune_local.gui.shell import notice
 from finetune_local.gui.widgets import damage, parts
 from finetune_local.gui.widgets.html import Html, h, join
-from finetune_local.models import downloads
-from finetune_local.models.facts import facts_of
+from finetune_local.models import job_download
 from finetune_local.models.hub.search import Hit, search
 from finetune_local.models.install import installed, remove
 from finetune_local.models.job_download import KIND as DOWNLOAD
 from finetune_local.models.local import forget_folder
+from finetune_local.models.memory.estimate import facts_of
 from finetune_local.models.resolve import find
 from finetune_local.runtime.job import Job
 from finetune_local.spec.run import DEFAULT_MODEL
@@ -142,7 +142,7 @@ class ModelPage:
 
     def _draw(self, window: Window) -> dict[Any, Any]:
         """What has changed of the views."""
-        unfinished = downloads.unfinished(self.home)
+        unfinished = job_download.unfinished(self.home)
         if self._were - (now := {found.name for found in unfinished}):
             self.models.refresh()
         self._were = now
@@ -205,7 +205,7 @@ class ModelPage:
         words, hits = self._hits.get(window.name, ("", []))
         if not words or words != window.state(ModelState).search:
             return Html("")
-        busy = modeldownloads.busy(downloads.unfinished(self.home))
+        busy = modeldownloads.busy(job_download.unfinished(self.home))
         return self.offers.hits(words, hits, busy, self.context.preferences.offline)
 
     # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
@@ -228,13 +228,13 @@ class ModelPage:
             case "refresh":
                 self.models.look()
             case "download":
-                self._begun(window, downloads.start(value, self.home))
+                self._begun(window, job_download.start(value, self.home))
             case "resume":
-                self._begun(window, downloads.resume(value, self.home))
+                self._begun(window, job_download.resume(value, self.home))
             case "pause":
-                downloads.pause(value, self.home)
+                job_download.pause(value, self.home)
             case "cancel":
-                downloads.cancel(value, self.home)
+                job_download.cancel(value, self.home)
             case "remove" | "remove_no":
                 state.removing = value if do == "remove" else ""
             case "remove_yes":
@@ -252,7 +252,7 @@ class ModelPage:
         """Choose the model of a download that this window started, once it is finished."""
         state = window.state(ModelState)
         for name in state.waiting:
-            made = downloads.result_of(name, self.home)
+            made = job_download.result_of(name, self.home)
             if made is not None:
                 window.shared.model = made
             if made is not None or not (self.home.jobs / name).exists():
@@ -272,7 +272,7 @@ class ModelPage:
         self.models.look()
 
     def _bring(self, window: Window, path: str, copy: bool) -> dict[Any, Any]:
-        brought = downloads.add(path, self.home, copy=copy)
+        brought = job_download.add(path, self.home, copy=copy)
         told: dict[Any, Any] = {}
         if isinstance(brought, Job):
             self._begun(window, brought)

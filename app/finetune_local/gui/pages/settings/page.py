@@ -10,8 +10,8 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.shell import notice
 from finetune_local.gui.widgets import controls, parts
 from finetune_local.gui.widgets.html import Html, h
+from finetune_local.models.hub.access import forget_token, store_token, token_place
 from finetune_local.models.hub.repository import endpoint
-from finetune_local.models.hub.token import forget_token, store_token, token_place
 from finetune_local.system import paths
 from finetune_local.system.errors import DiskFull, SpecError
 from finetune_local.system.machine import drives

@@ -1,10 +1,11 @@
-"""The hub's access token: from the command line, HF_TOKEN, or the system's keyring. Never written to a file."""
+"""Offline mode, and the hub's access token: from the command line, HF_TOKEN, or the system's keyring; never written to a file."""
 
 from __future__ import annotations
 
 import os
 from urllib.parse import urlsplit
 
+from finetune_local.system import preferences
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import Message, msg
 
@@ -68,3 +69,15 @@ def _no_keyring(error: Exception) -> Message:
         "variable HF_TOKEN, or give --token with each download.",
         error=first,
     )
+
+
+def refuse_offline(what: str) -> None:
+    """Raise ModelError if the user prefers to be offline; `what` begins the sentence: "downloading Qwen/Qwen3-0.6B"."""
+    if preferences.load().offline:
+        raise ModelError(
+            msg(
+                "{what} needs the network, and this app is set to stay offline. Turn “offline” off in Settings, or "
+                "bring the model from another machine: finetune-local models get FOLDER",
+                what=what,
+            )
+        )

@@ -1,0 +1,185 @@
+"""The receivers: plain transformers and plain mlx-lm for a merged folder, llama.cpp for a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune_local.export.engines.folders import PROGRAMS, Program
+from finetune_local.export.engines.llama import INSTALL, LlamaCpp, LlamaFailed, available
+from finetune_local.export.engines.process import Heard, Question, Request, ask
+from finetune_local.export.verification.candidates import TOP, GgufCandidate, HeardCandidate
+from finetune_local.export.verification.compare import (
+    ReceiverCheck,
+    compare_answers,
+    compare_reading,
+    compare_stops,
+    differing,
+    quoted,
+)
+from finetune_local.export.verification.expected import Expected
+from finetune_local.export.verification.verify import Ground, Receiver
+from finetune_local.models.folder import CONFIG, read_json
+from finetune_local.system.errors import VerificationFailed
+from finetune_local.system.messages import msg
+
+
+def _open_folder(program: Program, out: Path, ground: Ground, check: ReceiverCheck) -> None:
+    """Have one program open a merged folder. Raises the verification's error."""
+    config = read_json(out / CONFIG, "")
+    if limit := program.limit(config):
+        check.reason = msg("not checked: {reason}", reason=limit)
+        return
+    wanted = ground.expected
+    shortest = sorted(ground.references, key=lambda r: len(r.probe.ids) + len(r.answer))[: program.most_prompts]
+    references = [reference for reference in ground.references if any(reference is one for one in shortest)]
+    heard = ask(
+        program.worker,
+        program.needs,
+        Request(
+            out,
+            ground.dtype,
+            ground.device,
+            [chat.as_json() for chat in wanted.chats],
+            wanted.texts,
+            [Question(r.probe.ids, r.answer[:-1]) for r in references],
+            wanted.stop_ids,
+            wanted.plain_token,
+        ),
+    )
+    if heard.absent:
+        check.reason = msg("not checked: {reason}", reason=heard.absent)
+        return
+    if heard.failed:
+        raise VerificationFailed(
+            msg("{receiver} cannot open the export: {error}", receiver=program.name, error=heard.failed)
+        )
+    check.version = heard.version
+    if note := program.note(config):
+        check.notes.append(note)
+    if len(references) < len(ground.references):
+        check.notes.append(
+            msg(
+                "{program} was asked the shortest {count} of {all} prompts: it computes slowly here",
+                program=program.name,
+                count=len(references),
+                all=len(ground.references),
+            )
+        )
+    candidate = HeardCandidate(heard, wanted.chats, wanted.texts, [reference.probe for reference in references])
+    chats = [chat for chat in wanted.chats if not _own_way(check, heard, wanted, candidate, chat)]
+    compare_reading(check, candidate, wanted, chats)
+    compare_stops(check, candidate, wanted)
+    compare_answers(check, candidate, wanted, references, ground.limits)
+    check.passed = not check.reason
+
+
+def _own_way(check: ReceiverCheck, heard: Heard, wanted: Expected, candidate: HeardCandidate, chat: Any) -> bool:
+    """Whether mlx-lm renders a chat differently because it passes enable_thinking to the template, which no file can turn off; noted
+    once."""
+    if heard.thinks is None:
+        return False
+    (found,) = candidate.renderings([chat])
+    if not differing(wanted, chat, found) or differing(wanted, chat, found, enable_thinking=heard.thinks):
+        return False
+    check.reason = check.reason or (
+        msg(
+            "{receiver} asks this template with enable_thinking={value}, which makes another prompt than the "
+            "adapter was trained with",
+            receiver=check.name,
+            value=heard.thinks,
+        )
+    )
+    return True
+
+
+def receivers_of(programs: Sequence[Program]) -> tuple[Receiver, ...]:
+    """Programs as receivers of merged folders."""
+    return tuple(
+        Receiver(program.name, partial(_open_folder, program), msg("the whole vocabulary")) for program in programs
+    )
+
+
+FOLDER_RECEIVERS = receivers_of(PROGRAMS)
+
+
+_ACCENTS = msg(
+    "llama.cpp does not put letters and accents together (NFC) as this tokenizer does: texts that write "
+    "them apart are read as other tokens"
+)
+
+
+def _open_gguf(out: Path, ground: Ground, check: ReceiverCheck) -> None:
+    """Open a GGUF in llama.cpp. Raises the verification's error."""
+    wanted = ground.expected
+    context = max(len(r.probe.ids) + len(r.answer) for r in ground.references) + 64
+    try:
+        with LlamaCpp(out, context, wanted.plain_token) as llama:
+            candidate = GgufCandidate(llama)
+            _check_stored_template(out, wanted)
+            # llama.cpp continues an answer at the end of a chat instead of closing it.
+            chats = [chat for chat in wanted.chats if chat.generation_prompt and wanted.template is not None]
+            compare_reading(check, candidate, wanted, [chat for chat in chats if chat.plain])
+            for chat in chats:
+                if chat.plain:
+                    continue
+                (found,) = candidate.renderings([chat])
+                if difference := differing(wanted, chat, found):
+                    check.notes.append(
+                        msg(
+                            "llama.cpp renders a chat with {title} otherwise: {difference}",
+                            title=quoted(chat.title),
+                            difference=difference,
+                        )
+                    )
+                else:
+                    check.chats += 1
+            compare_stops(check, candidate, wanted)
+            compare_answers(check, candidate, wanted, ground.references, ground.limits)
+            if wanted.composes:
+                check.notes.append(_ACCENTS)
+    except LlamaFailed as error:
+        raise VerificationFailed(msg("llama.cpp cannot run the export: {error}", error=error)) from error
+    check.passed = True
+
+
+def _check_stored_template(out: Path, wanted: Expected) -> None:
+    """Check that the template stored in a GGUF renders every chat as the app's does. Raises the verification's error."""
+    from gguf import GGUFReader
+
+    entry = GGUFReader(out).get_field("tokenizer.chat_template")
+    stored = str(entry.contents()) if entry is not None else None
+    if (stored is None) != (wanted.template is None):
+        whose = (
+            msg("the app has one and the export none") if stored is None else msg("the export has one and the app none")
+        )
+        raise VerificationFailed(msg("chat template: {whose}.", whose=whose))
+    theirs = replace(wanted, template=stored)
+    for chat in wanted.chats:
+        if difference := differing(wanted, chat, theirs.rendering(chat)):
+            raise VerificationFailed(
+                msg(
+                    "chat template: the file's own: a chat with {title}: {difference}",
+                    title=quoted(chat.title),
+                    difference=difference,
+                )
+            )
+
+
+def _missing() -> str:
+    return (
+        ""
+        if available()
+        else msg("not checked: llama.cpp is needed to run a GGUF and is not installed. {install}", install=INSTALL)
+    )
+
+
+LLAMA_CPP = Receiver(
+    "llama.cpp",
+    _open_gguf,
+    kl_over=msg("the {number} likeliest tokens and all others as one", number=TOP),
+    missing=_missing,
+)
