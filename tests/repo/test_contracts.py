@@ -85,6 +85,56 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for typing and imports inside functions count as well."""
+    assert _cycles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+    assert _cycles(_import_graph()) == []
+
+
+def _import_graph() -> dict[str, set[str]]:
+    """Each module of the app and the backends with the modules that it imports, whether for typing, in a function, or at its top."""
+    paths = {}
+    for top in (ROOT / "app", ROOT / "backends"):
+        for path in top.rglob("*.py"):
+            parts = path.relative_to(top).with_suffix("").parts
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {}
+    for module, path in paths.items():
+        names = list(_imports(path))
+        # "from package import module" is an import of the module; of the package too only if something else is taken from it.
+        packages = {name.rpartition(".")[0] for name in names if name in paths}
+        taken = {name.rpartition(".")[0] for name in names if name.rpartition(".")[0] in paths and name not in paths}
+        graph[module] = {name for name in names if name in paths and (name not in packages or name in taken)} - {module}
+    return graph
+
+
+def _cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules of which each imports, directly or through others, every other one of its group (Tarjan, 1972)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for other in sorted(graph[module]):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                lowest[module] = min(lowest[module], lowest[other])
+        if lowest[module] == order[module]:
+            group = stack[stack.index(module) :]
+            del stack[-len(group) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in sorted(graph):
+        if module not in order:
+            visit(module)
+    return found
+
+
 def test_text_is_opened_as_utf8() -> None:
     """Windows would otherwise read and write in its own code page."""
     wrong = [

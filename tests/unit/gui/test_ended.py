@@ -128,9 +128,13 @@ def test_every_kind_of_job_and_every_run_has_a_page() -> None:
         assert kind in pages()[page_showing(kind)].shows, kind
 
 
-def test_an_error_leads_to_the_page_where_it_is_solved() -> None:
-    from finetune_local.gui.shell.notice import problem
+def test_an_error_leads_to_the_page_where_it_is_solved(home: Home) -> None:
+    pytest.importorskip("gradio")
+    from finetune_local.gui.shell.context import Context
+    from finetune_local.gui.shell.main import create_app
     from finetune_local.system.errors import DataError, SpecError
 
-    assert 'data-value="data"' in problem(Strings("en"), DataError("x: no rows."))
-    assert 'data-do="go"' not in problem(Strings("en"), SpecError("x"))
+    context = Context(home)
+    create_app(context)
+    assert 'data-value="data"' in context.problem(DataError("x: no rows."))
+    assert 'data-do="go"' not in context.problem(SpecError("x"))

@@ -12,17 +12,17 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune_local.chat.client import ChatClient
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Language, Strings
 from finetune_local.gui.shell.ended import Endings
 from finetune_local.gui.shell.machine import MachineFacts
-from finetune_local.gui.shell.pages import RUN, page_showing
+from finetune_local.gui.shell.notice import defect, problem
 from finetune_local.gui.shell.windows import FIRST, Window, Windows
+from finetune_local.gui.widgets.html import Html
 from finetune_local.gui.widgets.parts import pressed
-from finetune_local.runtime.kinds import JobKind
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system import preferences
 from finetune_local.system.errors import FinetuneError
@@ -30,9 +30,6 @@ from finetune_local.system.files import failure
 from finetune_local.system.paths import Home
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.training.run_folder.watch import Watch
-
-if TYPE_CHECKING:
-    pass
 
 Handler = Callable[..., Any]
 CHAT, LOOKUPS = "finetune_local.chat.worker", "finetune_local.gui.lookups.worker"
@@ -56,6 +53,8 @@ class Context:
         self.machine = MachineFacts(home, RpcClient(LOOKUPS, (str(home.root),), home.window / "machine.log"))
         self.endings = Endings(home)
         self.quit: Callable[[], None] = lambda: None
+        self.solution: Callable[[Strings, FinetuneError], Html | None] = lambda _t, _error: None
+        """A button to the page where an error can be solved. The pages need this class, so the frame that has them sets it."""
         self.speak()
         self.nav: Any = None
         self.notice: Any = None
@@ -174,8 +173,6 @@ class Context:
         """A handler for Gradio: the window comes first, the notice last, and errors become sentences. See on()."""
         import gradio as gr
 
-        from finetune_local.gui.shell.notice import defect, problem
-
         wants_event = "event" in inspect.signature(fn).parameters
         unchanged = {self.notice: gr.skip()}  # Gradio takes an empty dict as a value
 
@@ -186,7 +183,7 @@ class Context:
             # A path that was typed may be too long, forbidden or gone: that is no defect.
             known = error if isinstance(error, FinetuneError) else failure(error, self.home.root, "Make room on it.")
             if known is not None:
-                return {self.notice: problem(self.t, known)}
+                return {self.notice: self.problem(known)}
             traceback.print_exception(error)
             return {self.notice: defect(self.t, "".join(traceback.format_exception(error)))}
 
@@ -207,22 +204,17 @@ class Context:
         made.__annotations__ = {"request": gr.Request, "event": gr.EventData}  # tells Gradio what to pass
         return made
 
+    def problem(self, error: FinetuneError) -> Html:
+        """A notice of an error of the app, with a button to the page where it can be solved, if there is one."""
+        button = self.solution(self.t, error)
+        return problem(self.t, error, *([button] if button else []))
+
     def go(self, window: Window, page: str) -> Any:
         """An update for `nav` that shows another page."""
         import gradio as gr
 
         window.shared.page = page
         return gr.Tabs(selected=page)
-
-    def go_to_work(self, window: Window, kind: JobKind, name: str) -> Any:
-        """An update for `nav` that shows a run or a job on its page."""
-        if kind.key == RUN:
-            window.shared.run = name
-        return self.go(window, page_showing(kind.key))
-
-    def shows_work(self, window: Window, kind: JobKind, name: str) -> bool:
-        """Whether the page of a run or a job is in view, with this run where it is one."""
-        return window.shared.page == page_showing(kind.key) and (kind.key != RUN or window.shared.run == name)
 
     def close(self) -> None:
         """End the processes that belong to the server; runs and jobs continue."""

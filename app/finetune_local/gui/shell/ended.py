@@ -12,12 +12,8 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.shell.notice import told
-from finetune_local.gui.widgets import parts
-from finetune_local.gui.widgets.html import Html
 from finetune_local.runtime.events import Failed
 from finetune_local.runtime.job import Job
 from finetune_local.runtime.kinds import JobKind
@@ -29,10 +25,6 @@ from finetune_local.system.paths import Home
 from finetune_local.system.untrusted.text import read_json
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.workspace import work
-
-if TYPE_CHECKING:
-    from finetune_local.gui.shell.context import Context
-    from finetune_local.gui.shell.windows import Window
 
 _AT_MOST_EVERY = 0.8
 _KEPT = 50
@@ -140,61 +132,3 @@ def _ended(number: int, folder: ProcessFolder) -> Ended | None:
     if state.status not in (Status.FINISHED, Status.FAILED):
         return None
     return Ended(number, folder, kind, state, message)
-
-
-def build() -> Any:
-    """The place for the notices, above the pages."""
-    return parts.view(id="ended")
-
-
-def wire(context: Context, view: Any) -> None:
-    """Show what ends, one at a time, and do what its buttons say."""
-    import gradio as gr
-
-    told_up_to: dict[str, int] = {}
-    waiting: dict[str, list[Ended]] = {}
-
-    def tick(window: Window) -> Any:
-        context.endings.look()
-        if not window.name:  # it has not said yet which it is
-            return gr.skip()
-        # What ended before any window was open is shown by the first one; a later window starts with what is new.
-        since = told_up_to.setdefault(window.name, max(told_up_to.values(), default=0))
-        for ended in context.endings.since(since):
-            told_up_to[window.name] = ended.number
-            if not context.shows_work(window, ended.kind, ended.name):
-                waiting.setdefault(window.name, []).append(ended)
-        return shown(window)
-
-    def shown(window: Window) -> Any:
-        found = waiting.get(window.name)
-        html = _notice(context.t, found[-1]) if found else Html("")
-        return html if window.changed("ended", html) else gr.skip()
-
-    def press(window: Window, event: Any) -> Any:
-        do, _, _ = parts.pressed(event)
-        found = waiting.get(window.name)
-        if not found:
-            return shown(window), gr.skip()
-        ended = found.pop()
-        if do == "retry":
-            work.restart(ended.folder, context.home)
-        if do == "chat":
-            window.shared.adapters = (ended.name,)
-            return shown(window), context.go(window, "chat")
-        if do in ("see", "retry"):
-            return shown(window), context.go_to_work(window, ended.kind, ended.name)
-        return shown(window), gr.skip()
-
-    context.on_tick(None, tick, view)
-    context.on(view.click, press, None, [view, context.nav])
-
-
-def _notice(t: Strings, ended: Ended) -> Html:
-    buttons = [parts.button(t("ended.show"), "see", kind="small")]
-    if ended.finished and ended.kind.makes_adapter:
-        buttons.insert(0, parts.button(t("ended.chat"), "chat", kind="small primary"))
-    if not ended.finished:
-        retry = t.get(f"ended.{ended.kind.key}_retry") or t("ended.retry")
-        buttons.append(parts.button(retry, "retry", kind="small"))
-    return told(t, "good" if ended.finished else "bad", ended.title(t), ended.text(t), *buttons)

@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.gui.shell import ended, rail
-from finetune_local.gui.shell.pages import pages
+from finetune_local.gui.shell import frame
+from finetune_local.gui.shell.pages import pages, solution
 from finetune_local.gui.shell.theme import theme
 from finetune_local.gui.widgets import parts
 from finetune_local.system import paths
@@ -30,20 +30,21 @@ def create_app(context: Context) -> gr.Blocks:
     from finetune_local.gui.shell.windows import FIRST
 
     context.begin()
+    context.solution = solution
     t = context.t
     blocks = gr.Blocks(title=NAME, fill_width=True, analytics_enabled=False)
     with blocks:
         which = gr.Textbox(visible="hidden", elem_id="which-window")
-        foot = rail.build(context)
+        foot = frame.build(context)
         context.notice = parts.view(id="notice")
-        endings = ended.build()
+        endings = frame.build_endings()
         with gr.Tabs(elem_id="nav", selected=FIRST, overflow_behavior="wrap") as context.nav:
             tabs = {}
             for key, page in pages().items():
                 with gr.Tab(t(page.title), id=key, elem_id=f"page-{key}") as tabs[key]:
                     page.build(context)
-        rail.wire(context, foot)
-        ended.wire(context, endings)
+        frame.wire(context, foot)
+        frame.wire_endings(context, endings)
         for key, tab in tabs.items():
             _wire_page(context, key, tab, which)
         offered, outputs = context.offers()

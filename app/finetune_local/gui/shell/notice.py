@@ -6,21 +6,17 @@ import re
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.shell.pages import page_solving
 from finetune_local.gui.widgets.html import Html, h
-from finetune_local.gui.widgets.parts import button
 from finetune_local.system.errors import FinetuneError
 
 
 def problem(t: Strings, error: FinetuneError, *buttons: Html) -> Html:
-    """An error of the app, with a button to the page where it can be solved, unless other buttons are given."""
+    """An error of the app."""
     title = t.get(f"errors.{error.code}") or t("errors.UserError")
-    if not buttons and (page := page_solving(error)) is not None:
-        buttons = (button(t("errors.go_to", page=t(page.title)), "go", page.key, kind="small"),)
-    return told(t, "bad", title, error.message, *buttons)
+    return notice(t, "bad", title, error.message, *buttons)
 
 
-def told(t: Strings, kind: str, title: str, text: str, *buttons: Html) -> Html:
+def notice(t: Strings, kind: str, title: str, text: str, *buttons: Html) -> Html:
     """A notice of a kind: "good", "bad", "note"."""
     lines = [line for line in sentence(t, text).splitlines() if line.strip()]
     body = h("p", lines[0]) if len(lines) == 1 else h("ul", [h("li", line) for line in lines]) if lines else None
@@ -35,7 +31,7 @@ def told(t: Strings, kind: str, title: str, text: str, *buttons: Html) -> Html:
 
 def good(t: Strings, title: str, text: str = "", *buttons: Html) -> Html:
     """Something is done."""
-    return told(t, "good", title, text, *buttons)
+    return notice(t, "good", title, text, *buttons)
 
 
 def defect(t: Strings, trace: str) -> Html:

@@ -17,14 +17,16 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.shell.context import Context
+from finetune_local.gui.shell.windows import Window
+from finetune_local.gui.widgets.html import Html
+from finetune_local.gui.widgets.parts import button
+from finetune_local.runtime.kinds import JobKind
 from finetune_local.system.errors import FinetuneError
 from finetune_local.training import job_run
-
-if TYPE_CHECKING:
-    from finetune_local.gui.shell.context import Context
-    from finetune_local.gui.shell.windows import Window
 
 RUN = job_run.KIND.key
 """The kind of work that a run is."""
@@ -62,6 +64,19 @@ def page_showing(kind: str) -> str:
     return next((page.key for page in pages().values() if kind in page.shows), next(iter(pages())))
 
 
-def page_solving(error: FinetuneError) -> Page | None:
-    """The page where the user can solve an error."""
-    return next((page for page in pages().values() if type(error) in page.solves), None)
+def solution(t: Strings, error: FinetuneError) -> Html | None:
+    """A button to the page where the user can solve an error; None if there is no such page. See Context.solution."""
+    page = next((page for page in pages().values() if type(error) in page.solves), None)
+    return button(t("errors.go_to", page=t(page.title)), "go", page.key, kind="small") if page else None
+
+
+def go_to_work(context: Context, window: Window, kind: JobKind, name: str) -> Any:
+    """An update for `context.nav` that shows a run or a job on its page."""
+    if kind.key == RUN:
+        window.shared.run = name
+    return context.go(window, page_showing(kind.key))
+
+
+def shows_work(window: Window, kind: JobKind, name: str) -> bool:
+    """Whether the page of a run or a job is in view; for a run, whether it also shows this run."""
+    return window.shared.page == page_showing(kind.key) and (kind.key != RUN or window.shared.run == name)

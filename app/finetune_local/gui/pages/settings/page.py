@@ -136,7 +136,7 @@ class SettingsPage:
         self.context.prefer(**{name: wanted})
         told: dict[Any, Any] = {self.drives: self._drives()}
         if name == "home":
-            told[self.context.notice] = notice.told(
+            told[self.context.notice] = notice.notice(
                 self.t, "note", self.t("settings_page.home_changed"), self.t("settings_page.home_changed_text")
             )
         return told

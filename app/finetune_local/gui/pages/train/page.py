@@ -199,7 +199,7 @@ class TrainPage:
                 # The mistake showed before training began: back to the settings, where it can be corrected.
                 window.shared.run, window.shared.setting_up = "", True
                 shown = {view: html for view, html in self._show(window).items() if view in self.ticked}
-                return {**shown, self.context.notice: notice.problem(self.t, _error_of(watched.end))}
+                return {**shown, self.context.notice: self.context.problem(_error_of(watched.end))}
             return {**self._sides(run), **self._live(window, run)}
 
     # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
@@ -245,7 +245,7 @@ class TrainPage:
         if others and not force:
             anyway = parts.button(t("train.anyway"), "train.anyway", kind="small")
             title, text = t("train.other_title"), t("train.other_text", run=others[0].name)
-            return {context.notice: notice.told(t, "note", title, text, anyway)}
+            return {context.notice: notice.notice(t, "note", title, text, anyway)}
         spec = parse_spec(setup.tables_of(context, window), t("train.form"))
         run = begin.unchecked(spec, context.home, window.shared.made_from or None)
         follow.start(run, context.home)
