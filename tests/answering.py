@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from finetune_local.runtime.rpc_server import RpcRequest, serve
+from finetune_local.runtime.rpc import RpcRequest, serve
 from finetune_local.system.errors import DataError, SpecError
 from finetune_local.system.messages import msg
 

@@ -34,10 +34,10 @@ def make_runs(home: Path, specs: Sequence[Mapping[str, Any]]) -> list[Path]:
     """New run folders from tables as a run.toml has them, checked together as `train` checks them."""
     from finetune_local.spec.run import parse_spec
     from finetune_local.system.paths import Home
-    from finetune_local.training.run_folder import begin
+    from finetune_local.training.run_folder import follow
 
     parsed = [parse_spec(tables, "tests/compat") for tables in specs]
-    return [run.folder for run, _ in begin.checked(parsed, Home(home), lambda *_: None)]
+    return [run.folder for run, _ in follow.create_checked(parsed, Home(home), lambda *_: None)]
 
 
 def train(home: Path, folders: Sequence[Path], stop_after: int | None = None) -> list[list[Json]]:

@@ -12,7 +12,7 @@ from finetune_local.spec.run import RunSpec, parse_spec
 from finetune_local.system.errors import SpecError
 from finetune_local.system.paths import Home
 from finetune_local.training.events import Event, Failed, Finished, Note, Phase, Started, Step, StoppedByUser
-from finetune_local.training.run_folder import begin, follow, runs
+from finetune_local.training.run_folder import follow, runs
 
 
 def spec_of(backend: Backend, tiny: Path, data: Path, **tables: Any) -> RunSpec:
@@ -30,7 +30,7 @@ def trained(run: runs.Run, home: Home) -> list[Event]:
 
 
 def test_the_worker_settles_what_nobody_checked(backend: Backend, tiny: Path, data: Path, home: Home) -> None:
-    run = begin.unchecked(spec_of(backend, tiny, data), home)
+    run = follow.create_unchecked(spec_of(backend, tiny, data), home)
     assert run.spec.model.precision is None
     events = trained(run, home)
     assert isinstance(events[0], Phase) and isinstance(events[-1], Finished)
@@ -43,7 +43,7 @@ def test_what_a_preset_asks_for_and_a_backend_lacks_is_bridged_there_too(
     backend: Backend, tiny: Path, data: Path, home: Home
 ) -> None:
     precise = spec_of(backend, tiny, data, method="qlora", model={"id": str(tiny), "precision": "fp32"})
-    run = begin.unchecked(precise, home)
+    run = follow.create_unchecked(precise, home)
     events = trained(run, home)
     assert isinstance(events[-1], Finished)
     assert any("instead of paged-adamw" in event.text for event in events if isinstance(event, Note))
@@ -52,23 +52,23 @@ def test_what_a_preset_asks_for_and_a_backend_lacks_is_bridged_there_too(
 def test_a_mistake_that_only_the_worker_sees_is_told_and_leaves_no_run(
     backend: Backend, tiny: Path, data: Path, home: Home
 ) -> None:
-    run = begin.unchecked(spec_of(backend, tiny, data, device="cuda:7"), home)
+    run = follow.create_unchecked(spec_of(backend, tiny, data, device="cuda:7"), home)
     last = trained(run, home)[-1]
     assert isinstance(last, Failed) and last.exit_code == 2 and "cuda:7" in last.message
-    assert begin.forget_untrained(run, last)
+    assert follow.forget_untrained(run, last)
     assert not run.folder.exists()
 
 
 def test_what_can_be_seen_at_once_is_told_at_once(backend: Backend, tiny: Path, data: Path, home: Home) -> None:
     with pytest.raises(SpecError, match="there is no such file"):
-        begin.unchecked(spec_of(backend, tiny, data.with_name("none.jsonl")), home)
+        follow.create_unchecked(spec_of(backend, tiny, data.with_name("none.jsonl")), home)
     assert runs.every(home) == []
 
 
 def test_a_run_killed_while_it_was_checked_is_checked_again(
     backend: Backend, tiny: Path, data: Path, home: Home
 ) -> None:
-    run = begin.unchecked(spec_of(backend, tiny, data), home)
+    run = follow.create_unchecked(spec_of(backend, tiny, data), home)
     run.append(Phase(name="checking the settings"))
     assert isinstance(trained(run, home)[-1], Finished)
     assert run.spec.model.precision is not None

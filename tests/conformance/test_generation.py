@@ -16,8 +16,7 @@ from finetune_local.backend import Backend, Session, backends
 from finetune_local.chat.session import ChatSession
 from finetune_local.data.conversation import Message
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
-from finetune_local.inference.cached_text import RunningText
-from finetune_local.inference.engine import Opened
+from finetune_local.inference.engine import Opened, RunningText
 from finetune_local.inference.generate import answer, generate, greedy_batch
 from finetune_local.inference.sampling import GREEDY, Sampling
 from finetune_local.models.folder import ModelFolder

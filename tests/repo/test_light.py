@@ -52,7 +52,7 @@ import sys
 from pathlib import Path
 from finetune_local.gui.lookups.calls.inspect import answer
 from finetune_local.system.paths import Home
-from finetune_local.runtime.rpc_server import RpcRequest
+from finetune_local.runtime.rpc import RpcRequest
 asked = {{"id": 1, "settings": {{"files": [{str(rows)!r}]}}, "model": {str(tiny)!r}, "what": "all"}}
 told = answer(RpcRequest(asked, print), Home(Path({str(tmp_path)!r})))
 assert told["model_problem"] == "" and told["report"]

@@ -25,7 +25,7 @@ from finetune_local.adapters.library import base_of, find, rope_factor_of
 from finetune_local.chat.conversations import open_one
 from finetune_local.inference.sampling import Sampling
 from finetune_local.models.resolve import resolve
-from finetune_local.runtime.rpc_server import Handler, RpcRequest, serve
+from finetune_local.runtime.rpc import Handler, RpcRequest, serve
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.fields import parse
 from finetune_local.system.files import stamp

@@ -27,8 +27,7 @@ from finetune_local.system import paths
 from finetune_local.system.messages import msg
 
 if TYPE_CHECKING:
-    from finetune_local.evaluation.bootstrap import Interval
-    from finetune_local.evaluation.compare import Comparison
+    from finetune_local.evaluation.compare import Comparison, Interval
     from finetune_local.evaluation.report import Evaluation
 
 ORDER = 6

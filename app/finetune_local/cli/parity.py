@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ import click
 from finetune_local.cli.options import home_option, json_option
 from finetune_local.cli.show import emit, note, table
 from finetune_local.cli.spec_options import SpecCommand, spec_from, spec_options
+from finetune_local.spec.run import parse_spec
 from finetune_local.system import paths
 from finetune_local.system.messages import msg
+from finetune_local.system.paths import Home
+from finetune_local.training.check import check_before_loading
+from finetune_local.training.events import Step
+from finetune_local.training.run_folder import follow, runs
 
 TOLERANCE = 1e-3
 STEPS = 20
@@ -33,7 +39,6 @@ def command(config: Path | None, steps: int | None, home: str | None, as_json: b
     """
     from finetune_local.spec.run import as_tables
     from finetune_local.system.errors import RunError, SpecError
-    from finetune_local.training.parity import curve_of
 
     if settings.get("backend") not in (None, "auto") or settings.get("device") is not None:
         note("--backend and --device count for nothing here: parity trains on every backend, each on its first device")
@@ -82,3 +87,22 @@ def command(config: Path | None, steps: int | None, home: str | None, as_json: b
                 tolerance=f"{TOLERANCE:g}",
             )
         )
+
+
+def curve_of(tables: Mapping[str, Any], home: Home, scratch: Path) -> list[float]:
+    """The losses of all steps, trained in a separate worker; models come from `home`, the run goes to `scratch`."""
+    spec, _ = check_before_loading(parse_spec(tables, "parity"), home, lambda _text, _done: None)
+    run = runs.create(Home(scratch), spec)
+    position = follow.start(run, home)
+    losses: dict[int, float] = {}
+    event = None
+    try:
+        for event in follow.follow(run, position):
+            if isinstance(event, Step):
+                losses[event.step] = event.loss
+    except KeyboardInterrupt:
+        run.kill()
+        raise
+    assert event is not None
+    follow.raise_for(event, run)
+    return [losses[step] for step in sorted(losses)]

@@ -39,7 +39,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
     A config with several [[adapters]] trains them at once on one base (docs/methods.md).
     """
     from finetune_local.spec.run import DEFAULT_MODEL
-    from finetune_local.training.run_folder import begin, runs
+    from finetune_local.training.run_folder import follow, runs
 
     place = paths.home(home)
     specs = specs_from(settings, config)
@@ -56,7 +56,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
 
     begun: list[Run] = []
     made_from = runs.of_config(config, place) if config is not None else None
-    for run, notes in begin.checked(specs, place, progress, made_from):
+    for run, notes in follow.create_checked(specs, place, progress, made_from):
         begun.append(run)
         if not as_json:
             note(f"run: {run.name} ({run.folder})")
@@ -71,7 +71,7 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
 def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
     """Start the run's worker, or attach to a running one, and show its events to the end. Raises the error that ended it."""
     from finetune_local.cli.progress import as_json_lines, shown
-    from finetune_local.training.run_folder import begin, follow
+    from finetune_local.training.run_folder import follow
 
     if run.alive():
         note(f"run '{run.name}' is being trained already; showing it.")
@@ -89,7 +89,7 @@ def follow_to_the_end(run: Run, home: paths.Home, as_json: bool) -> None:
                 raise
             raise _ended_at_once([run]) from None
     assert last is not None
-    begin.forget_untrained(run, last)
+    follow.forget_untrained(run, last)
     summary = getattr(last, "summary", None)
     if as_json and summary is not None:
         emit(summary)
@@ -102,7 +102,7 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
     """Start one worker for several runs and show their events to the end. Raises the first error once all have ended."""
     from finetune_local.cli.progress import lines_of, worth_a_line
     from finetune_local.training.events import ENDS
-    from finetune_local.training.run_folder import begin, follow
+    from finetune_local.training.run_folder import follow
 
     positions = follow.start_all(begun, home)
     last: dict[str, Event] = {}
@@ -127,7 +127,7 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
             _show_summary(summary)
     for run in begun:
         if isinstance(end := last.get(run.name), ENDS):
-            begin.forget_untrained(run, end)
+            follow.forget_untrained(run, end)
             try:
                 follow.raise_for(end, run)
             except FinetuneError as error:

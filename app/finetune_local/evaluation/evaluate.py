@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from finetune_local.adapters.library import run_folder, run_tables
+from finetune_local.data.dataset.prepare import conversations
+from finetune_local.data.readers.read import read, reading
 from finetune_local.evaluation import store
-from finetune_local.evaluation.report import Choices, Evaluation, evaluate
+from finetune_local.evaluation.report import RUN_ROWS, Choices, Evaluation, evaluate
+from finetune_local.evaluation.rows import collect
 from finetune_local.inference.engine import open_chat
 from finetune_local.system.paths import Home
 
@@ -48,3 +53,44 @@ def run(
     loading = time.monotonic() - started
     evaluation = evaluate(opened, choices, progress, note)
     return Done(evaluation, store.save(opened, choices, evaluation, loading))
+
+
+MOST_COUNTED = 1000
+"""Rows of a file that are counted at most."""
+
+
+def rows_of(adapter: Path | None, files: Sequence[Path], limit: int | None) -> tuple[int | None, bool]:
+    """How many rows would be evaluated, and whether a file has more than that. Raises DataError, AdapterError."""
+    run = run_folder(adapter) if adapter is not None else None
+    if files:
+        settings = reading(run_tables(adapter).get("data", {}) if adapter is not None else {})
+        most = min(limit or MOST_COUNTED, MOST_COUNTED)
+        count = len(collect(read(files, settings), most)[0])
+        return count, limit is None and count == MOST_COUNTED
+    if run is None:
+        return None, False
+    return len(collect(conversations(run / "data"), limit or RUN_ROWS)[0]), False
+
+
+def seconds_of(home: Home, model: str, rows: int | None, few_shot: int, *, tuned: bool) -> float | None:
+    """Seconds that an evaluation of a model (by its name) will take; None where it was never evaluated.
+
+    The newest evaluation gives the seconds per row under each condition; those of the few-shot base are scaled by the number of
+    examples.
+    """
+    if rows is None:
+        return None
+    for saved in store.every(home):
+        result = saved.result
+        spent: dict[str, float] = result.get("seconds") or {}
+        before = int(result.get("rows") or 0)
+        if result.get("model") != model or not before or not spent.get("base"):
+            continue
+        base = spent["base"] / before
+        shown = int(result.get("examples") or 0)
+        asked = base * (1 + few_shot)  # a guess, where no evaluation had examples
+        if spent.get("few_shot") and shown:
+            asked = spent["few_shot"] / before * (1 + few_shot) / (1 + shown)
+        each = base + (asked if few_shot else 0.0) + ((spent.get("tuned") or spent["base"]) / before if tuned else 0.0)
+        return spent.get("loading", 0.0) + rows * each
+    return None

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from finetune_local.evaluation.bootstrap import Interval
+from finetune_local.evaluation.compare import Interval
 from finetune_local.evaluation.metrics import Metric, loss_metric, metrics, text_metrics
 from finetune_local.evaluation.report import Choices, Evaluation
 from finetune_local.inference.engine import Opened
@@ -304,3 +304,32 @@ def _new_folder(home: Home, name: str) -> Path:
 def _stem(name: str) -> str:
     """A name as a folder's on every system."""
     return re.sub(r'[\x00-\x1f/\\:*?"<>|]+', "-", name).strip(" .")[:_LONGEST] or "model"
+
+
+Which = Literal["better", "worse", "all"]
+WHICH: tuple[Which, ...] = ("better", "worse", "all")
+
+
+def gains(saved: Saved, metric: Metric) -> list[float]:
+    """How much better the tuned answer to each row is than the base's: for the loss, how much lower; 0 without an adapter."""
+    sign, key = -1.0 if metric.is_loss else 1.0, metric.key
+    found = []
+    for row in saved.rows:
+        tuned, base = row.answers.get("tuned"), row.answers["base"]
+        found.append(sign * (tuned.values[key] - base.values[key]) if tuned is not None else 0.0)
+    return found
+
+
+def chosen(saved: Saved, metric: Metric, which: Which) -> list[int]:
+    """Indices of the rows to show: those that got better or worse, the largest change first; for "all" in their order."""
+    found = gains(saved, metric)
+    if which == "all":
+        return list(range(len(found)))
+    kept = [i for i, gain in enumerate(found) if (gain > 0 if which == "better" else gain < 0)]
+    return sorted(kept, key=lambda i: -abs(found[i]))
+
+
+def counts(saved: Saved, metric: Metric) -> dict[Which, int]:
+    """The number of rows of each choice."""
+    found = gains(saved, metric)
+    return {"better": sum(g > 0 for g in found), "worse": sum(g < 0 for g in found), "all": len(found)}

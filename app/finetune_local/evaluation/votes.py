@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from finetune_local.evaluation.metrics import normalise
 from finetune_local.evaluation.store import Saved
-from finetune_local.evaluation.texts import normalise
 from finetune_local.system.errors import SpecError
 from finetune_local.system.files import disk_full
 from finetune_local.system.messages import Message, msg

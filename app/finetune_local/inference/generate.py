@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from finetune_local.backend import Session
-from finetune_local.inference.cached_text import RunningText
+from finetune_local.inference.engine import RunningText
 from finetune_local.inference.sampling import Sampling, choose
 from finetune_local.spec.batch import Floats
 from finetune_local.system.errors import OutOfMemory, SpecError

@@ -15,10 +15,9 @@ from finetune_local.spec.run import RunSpec
 from finetune_local.spec.tuners import Calibration
 from finetune_local.system.errors import OutOfMemory, TrainingDiverged
 from finetune_local.system.messages import msg
-from finetune_local.training.batch_source import ListSource
 from finetune_local.training.checkpoints.checkpoint import LoopState
 from finetune_local.training.events import Event, Phase
-from finetune_local.training.steps import PendingStep, Stepper, Taken, take_alone
+from finetune_local.training.steps import ListSource, PendingStep, Stepper, Taken, take_alone
 
 ADAPTER = "trial"
 _STREAM = 0x7269616C

@@ -20,12 +20,11 @@ from finetune_local.spec.tuners import trainable_parameters, tuner_of
 from finetune_local.system.errors import DamagedRun
 from finetune_local.system.messages import Message, msg
 from finetune_local.training import notes, validation
-from finetune_local.training.batch_source import EpochSource
 from finetune_local.training.checkpoints import checkpoint
-from finetune_local.training.checkpoints.publish import publish, publish_checkpoint
+from finetune_local.training.checkpoints.checkpoint import publish, publish_checkpoint
 from finetune_local.training.events import Checkpoint, Event, Finished, Note, Started, Step, StoppedByUser, Validation
 from finetune_local.training.setup import Ready
-from finetune_local.training.steps import Pending, Stepper
+from finetune_local.training.steps import EpochSource, Pending, Stepper
 
 EXPLODED = 3.0
 """Nats above the first loss that no recovery follows from: twenty times the perplexity."""

@@ -5,20 +5,76 @@ A step is asked for and its result waited for, so that several loops can be serv
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from finetune_local.backend import Session, StepRequest, StepResult
+from finetune_local.data.dataset.batching import Examples, Indices, epoch_batches, micro_batches, steps_per_epoch
 from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.system.errors import OutOfMemory
 from finetune_local.training import notes
-from finetune_local.training.batch_source import BatchSource
 from finetune_local.training.checkpoints.checkpoint import LoopState
 from finetune_local.training.events import Event, Note
-from finetune_local.training.schedule import learning_rate
+
+
+class BatchSource(Protocol):
+    """What a step learns from."""
+
+    def batches(self, done: int, max_tokens: int) -> list[Batch]:
+        """The micro-batches of the step after `done` steps, of at most `max_tokens` tokens each where no example is larger.
+
+        They hold the same examples whatever `max_tokens` is.
+        """
+        ...
+
+
+class EpochSource:
+    """Examples epoch by epoch: each once, in an order that follows from the seed and the epoch alone."""
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
+        self._examples, self._batch_size, self._seed = examples, batch_size, seed
+        self.steps_per_epoch = steps_per_epoch(len(examples.lengths), batch_size)
+        self._epoch: tuple[int, list[Indices]] = (-1, [])
+
+    def batches(self, done: int, max_tokens: int) -> list[Batch]:
+        """See BatchSource."""
+        epoch, position = divmod(done, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, epoch_batches(self._examples.lengths, self._batch_size, self._seed, epoch))
+        return micro_batches(self._examples, self._epoch[1][position], max_tokens)
+
+
+class ListSource:
+    """Examples in a given order, `batch_size` a step."""
+
+    def __init__(self, examples: Examples, order: Indices, batch_size: int) -> None:
+        self._examples, self._order, self._batch_size = examples, order, batch_size
+
+    def batches(self, done: int, max_tokens: int) -> list[Batch]:
+        """See BatchSource."""
+        start = done * self._batch_size
+        return micro_batches(self._examples, self._order[start : start + self._batch_size], max_tokens)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:
+    """The rate of `step` (1 … steps): a linear rise over `warmup`·steps, then constant, linear or cosine fall to zero.
+
+    The rise ends at the peak on its last step; the fall would reach zero one step after the last.
+    """
+    rise = math.ceil(warmup * steps)
+    if step <= rise:
+        return peak * step / rise
+    if schedule == "constant":
+        return peak
+    progress = (step - rise - 1) / max(1, steps - rise)
+    if schedule == "linear":
+        return peak * (1.0 - progress)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from finetune_local.system.errors import FinetuneError
 from finetune_local.system.files import write_text
 from finetune_local.system.paths import Home
 from finetune_local.training.checkpoints import checkpoint
-from finetune_local.training.checkpoints.publish import publish_checkpoint
+from finetune_local.training.checkpoints.checkpoint import publish_checkpoint
 from finetune_local.training.events import Finished, Note, Step, Validation
 from finetune_local.training.run_folder import check, facts, runs
 from finetune_local.training.run_folder.watch import Watch

@@ -20,7 +20,7 @@ from finetune_local.system import trash
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.paths import Home
 from finetune_local.training.events import Checkpoint, Failed, Finished, Note, Started, Step, Validation
-from finetune_local.training.run_folder import again, differences, facts, runs
+from finetune_local.training.run_folder import facts, runs, settings
 from finetune_local.workspace.adapters import Shelf
 from fuzz.mutate import mutate_bytes, mutate_json_text
 
@@ -128,7 +128,7 @@ def attempt(prepared: Good, draw: random.Random, folder: Path) -> None:
     assert "20260103-000000-export" in shown and "good-1" in shown and any(one["id"] == "good" for one in told["chats"])
     assert len(told["trash"]) == 2 and any(getattr(one, "name", one) for one in told["trash"])
     run = runs.Run(home.runs / "bad")
-    for look in (lambda: run.spec, lambda: again.settings_of(run), lambda: differences.differences([run, runs.Run(home.runs / "good")]),
+    for look in (lambda: run.spec, lambda: settings.settings_of(run), lambda: settings.differences([run, runs.Run(home.runs / "good")]),
                  lambda: list(run.history()), run.last_event, run.status, run.worker_pid):  # fmt: skip
         try:
             look()

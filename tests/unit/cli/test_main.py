@@ -208,7 +208,7 @@ def test_mistakes_of_a_config_are_sentences(text: str, tmp_path: Path, capsys: p
 def test_parity_takes_its_steps_from_either_option(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: object
 ) -> None:
-    from finetune_local.training import parity
+    from finetune_local.cli import parity
 
     asked: list[tuple[int, Path]] = []
 
@@ -229,7 +229,7 @@ def test_parity_takes_its_steps_from_either_option(
 def test_parity_is_in_fp32_or_over_one_nf4_base(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: object
 ) -> None:
-    from finetune_local.training import parity
+    from finetune_local.cli import parity
 
     held: list[tuple[str, str]] = []
 

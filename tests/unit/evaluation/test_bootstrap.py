@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune_local.evaluation.bootstrap import Interval, difference, interval
+from finetune_local.evaluation.compare import Interval, difference, interval
 
 
 def test_the_interval_of_a_mean_is_the_textbook_one() -> None:

@@ -10,9 +10,8 @@ from finetune_local.data.conversation import Message, Source
 from finetune_local.data.dataset.prepare import prepare
 from finetune_local.evaluation import compare
 from finetune_local.evaluation.metrics import metrics
-from finetune_local.evaluation.report import Choices, evaluate
+from finetune_local.evaluation.report import Choices, evaluate, judge
 from finetune_local.evaluation.rows import Row
-from finetune_local.evaluation.verdict import judge
 from finetune_local.inference.engine import Opened
 from finetune_local.spec.batch import Batch, Floats
 from finetune_local.spec.run import DataSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from finetune_local.evaluation.examples import Example, examples
+from finetune_local.evaluation.rows import Example, examples
 from finetune_local.system import paths
 
 

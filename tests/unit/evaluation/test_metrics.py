@@ -2,11 +2,10 @@
 
 import pytest
 
-from finetune_local.evaluation.metrics import compare_texts
+from finetune_local.evaluation.metrics import compare_texts, tokens
 from finetune_local.evaluation.metrics.contains import contains
 from finetune_local.evaluation.metrics.exact import exact
 from finetune_local.evaluation.metrics.f1 import f1
-from finetune_local.evaluation.texts import tokens
 
 
 @pytest.mark.parametrize(

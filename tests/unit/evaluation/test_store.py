@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from finetune_local.evaluation import expect, store
-from finetune_local.evaluation.bootstrap import Interval
+from finetune_local.evaluation import evaluate as expect
+from finetune_local.evaluation import store
+from finetune_local.evaluation.compare import Interval
 from finetune_local.evaluation.report import Choices, evaluate
 from finetune_local.evaluation.store import Saved
 from finetune_local.inference.engine import Opened

@@ -13,7 +13,7 @@ from finetune_local.adapters.identity import write_identity
 from finetune_local.export.offers import Offers, offers
 from finetune_local.gui.lookups.calls.offers import answer
 from finetune_local.models.folder import ModelFolder
-from finetune_local.runtime.rpc_server import RpcRequest
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.paths import Home

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.inference import generate as module
-from finetune_local.inference.cached_text import RunningText
+from finetune_local.inference.engine import RunningText
 from finetune_local.inference.generate import answer, generate, greedy_batch
 from finetune_local.inference.sampling import GREEDY, Sampling
 from finetune_local.spec.batch import Floats

@@ -12,9 +12,9 @@ import pytest
 from finetune_local.models import job_download
 from finetune_local.models.install import installed
 from finetune_local.runtime import jobs
-from finetune_local.runtime.event_log import Tail
 from finetune_local.runtime.events import Event
 from finetune_local.runtime.job import Began, Job, JobState, Progress, StoppedByUser
+from finetune_local.runtime.process_folder import Tail
 from finetune_local.system import paths, preferences
 from finetune_local.system.errors import ModelError, SpecError
 from finetune_local.system.paths import Home

@@ -17,9 +17,9 @@ from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
 from finetune_local.system.paths import Home
 from finetune_local.training.events import Note, Phase
-from finetune_local.training.run_folder import begin, runs
-from finetune_local.training.run_folder.again import settings_of
+from finetune_local.training.run_folder import follow, runs
 from finetune_local.training.run_folder.forecast import DataFacts, facts_of_prepared
+from finetune_local.training.run_folder.settings import settings_of
 from training import data as data
 
 TABLES = {
@@ -103,13 +103,13 @@ def test_the_command_line_keeps_what_was_asked(
 ) -> None:
     monkeypatch.chdir(data.parent)
     tables = {"name": "a", "model": {"id": str(tiny)}, "data": {"files": [data.name]}, "training": {"seed": 3}}
-    ((run, _),) = begin.checked([parse_spec(tables, "test")], home, lambda *_: None)
+    ((run, _),) = follow.create_checked([parse_spec(tables, "test")], home, lambda *_: None)
     assert run.spec.backend != "auto"
     asked = json.loads(run.asked_file.read_text("utf-8"))
     assert asked["training"] == {"seed": 3} and "backend" not in asked and "device" not in asked
     assert asked["data"]["files"] == [str(data)]
     assert runs.of_config(run.asked_file, home) == "a" and runs.of_config(data, home) is None
-    again = begin.unchecked(parse_spec({**asked, "name": "b"}, "test"), home, made_from="a")
+    again = follow.create_unchecked(parse_spec({**asked, "name": "b"}, "test"), home, made_from="a")
     assert again.made_from == "a"
 
 

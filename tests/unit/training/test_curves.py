@@ -8,8 +8,9 @@ from finetune_local.spec.run import parse_spec
 from finetune_local.system.errors import SpecError
 from finetune_local.system.paths import Home
 from finetune_local.training.events import Started, Step, Validation
-from finetune_local.training.run_folder import curves, runs
-from finetune_local.training.run_folder.differences import differences
+from finetune_local.training.run_folder import runs
+from finetune_local.training.run_folder import watch as curves
+from finetune_local.training.run_folder.settings import differences
 from finetune_local.training.run_folder.watch import SPANS, Watch
 
 

@@ -8,8 +8,7 @@ import pytest
 from finetune_local.backend import Device
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.presets import presets
-from finetune_local.training.run_folder.forecast import DataFacts, Forecast, forecast
-from finetune_local.training.run_folder.pace import Pace, Work
+from finetune_local.training.run_folder.forecast import DataFacts, Forecast, Pace, Work, forecast
 
 CPU = Device("cpu", "cpu", "a processor", 8_000_000_000)
 DATA = DataFacts(rows=200, tokens=20_000, longest=150, held_out=0)

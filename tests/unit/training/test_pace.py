@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_local.training.run_folder.pace import BF16_GAIN, REACHED, Work, pace, work_of_run
+from finetune_local.training.run_folder.forecast import BF16_GAIN, REACHED, Work, pace, work_of_run
 
 SMALL = Work("small", 100_000_000, "torch", "fp32", whole=False)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_local.training.schedule import learning_rate
+from finetune_local.training.steps import learning_rate
 
 
 def rates(schedule: str, steps: int = 10, warmup: float = 0.2) -> list[float]:

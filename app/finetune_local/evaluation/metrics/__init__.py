@@ -8,6 +8,9 @@ assets/strings/metrics.toml; a metric without any appears by its English ones.
 
 from __future__ import annotations
 
+import re
+import string
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -58,3 +61,24 @@ def loss_metric() -> Metric:
 def compare_texts(answer: str, reference: str) -> dict[str, float]:
     """Every text metric of one answer, by its key."""
     return {key: one.compare(answer, reference) for key, one in metrics().items() if one.compare is not None}
+
+
+# Scripts written without spaces: Han, kana, bopomofo, and those of Southeast Asia. Each character is a token.
+_UNSPACED = (
+    "\u3005-\u3007\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+)
+_TOKEN = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+_ARTICLES = frozenset({"a", "an", "the"})
+
+
+def normalise(text: str) -> str:
+    """NFC without surrounding space: what counts as the same text."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def tokens(text: str) -> list[str]:
+    """Words in lower case without punctuation and English articles; single characters in scripts without spaces between words."""
+    lowered = normalise(text).lower()
+    kept = "".join(c for c in lowered if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    return [token for token in _TOKEN.findall(kept) if token not in _ARTICLES]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_local.evaluation.metrics import Metric
-from finetune_local.evaluation.texts import normalise
+from finetune_local.evaluation.metrics import Metric, normalise
 from finetune_local.system.messages import msg
 
 

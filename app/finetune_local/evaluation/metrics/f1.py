@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from finetune_local.evaluation.metrics import Metric
-from finetune_local.evaluation.texts import normalise, tokens
+from finetune_local.evaluation.metrics import Metric, normalise, tokens
 from finetune_local.system.messages import msg
 
 

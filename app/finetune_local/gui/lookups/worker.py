@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune_local.gui.lookups import calls
-from finetune_local.runtime.rpc_server import Handler, RpcRequest, serve
+from finetune_local.runtime.rpc import Handler, RpcRequest, serve
 from finetune_local.system.paths import Home
 
 IDLE_SECONDS = 600.0

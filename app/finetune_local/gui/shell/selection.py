@@ -9,8 +9,8 @@ from finetune_local.models.install import installed
 from finetune_local.spec.run import DEFAULT_MODEL, DataSettings
 from finetune_local.system.fields import parse
 from finetune_local.training.run_folder import runs
-from finetune_local.training.run_folder.again import settings_of
 from finetune_local.training.run_folder.forecast import facts_of_prepared
+from finetune_local.training.run_folder.settings import settings_of
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context

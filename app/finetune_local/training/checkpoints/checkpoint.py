@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,15 +20,19 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter, write_adapter
+from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter, read_config, write_adapter
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import AdapterIdentity, read_identity
+from finetune_local.spec.base.tokenizer_files import copy_brought
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.tuners import Array
+from finetune_local.spec.value_head import folded
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, DamagedRun
 from finetune_local.system.files import discard, written_aside
 from finetune_local.system.messages import Message, msg, parts, without_full_stop
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
+from finetune_local.training.run_folder.runs import Run
 
 RESUME = msg("What was saved before is intact. Make room, then resume.")
 
@@ -228,3 +233,27 @@ def _states() -> TypeAdapter[LoopState]:
 def _without_advice(error: AdapterError) -> Message:
     """Advice about adapters from elsewhere does not hold for a checkpoint of one's own."""
     return without_full_stop(parts(error.message)[0])
+
+
+def publish(
+    run: Run, plan: AdapterPlan, tensors: Mapping[str, Array], base: str, identify: Callable[[Path], None]
+) -> None:
+    """Write an adapter as others get it, in place of the one that is there; `identify` adds the base's identity. Raises DiskFailed."""
+    with written_aside(run.adapter, RESUME) as place:
+        new_plan, made = folded(plan, tensors)
+        write_adapter(place, new_plan, made, base)
+        copy_brought(run.tokenizer, place)
+        identify(place)
+        checksums.write(place)
+
+
+def publish_checkpoint(run: Run, source: Path, plan: AdapterPlan | None = None, *, summed: bool = False) -> None:
+    """The same of a checkpoint, without a model in memory. `summed`: what is read of it has been checked. Raises AdapterError where that cannot be used, DiskFailed."""
+    read, tensors = read_adapter(source, summed=summed)
+    base = str(read_config(source).get("base_model_name_or_path") or "")
+    publish(run, plan or read, tensors, base, lambda place: _copy_identity(source, place))
+
+
+def _copy_identity(source: Path, place: Path) -> None:
+    if (source / IDENTITY).is_file():
+        shutil.copyfile(source / IDENTITY, place / IDENTITY)

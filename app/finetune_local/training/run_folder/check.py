@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,13 @@ from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.runtime.status import ProcessState
 from finetune_local.system import checksums
-from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, SpecError, UserError
+from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, RunError, SpecError, UserError
+from finetune_local.system.files import ASIDE, disk_full, write_text
 from finetune_local.system.messages import Message, message_of, msg, without_full_stop
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 from finetune_local.training.checkpoints import checkpoint
-from finetune_local.training.checkpoints.publish import publish_checkpoint
-from finetune_local.training.events import Finished, StoppedByUser
-from finetune_local.training.run_folder import tidy
+from finetune_local.training.checkpoints.checkpoint import RESUME, publish_checkpoint
+from finetune_local.training.events import ENDS, Event, Finished, StoppedByUser
 from finetune_local.training.run_folder.runs import Run
 
 Kind = Literal["damaged", "newer", "untidy"]
@@ -88,7 +89,7 @@ def check(run: Run, *, repair: bool = False) -> Checked:
     if mine:
         found.findings += [
             Finding(name, "untidy", msg("it was left undone by a kill"), "done", repaired=True)
-            for name in tidy.complete(run)
+            for name in complete(run)
         ]
     return found
 
@@ -102,7 +103,7 @@ def _findings(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
     )  # before the checkpoints: one with another file damaged still has its weights
     yield from _checkpoints(run, found, repair=repair)
     if not repair:
-        for name in tidy.untidy(run):
+        for name in untidy(run):
             yield Finding(name, "untidy", msg("it was left undone by a kill"), msg("--repair does it"))
 
 
@@ -247,3 +248,72 @@ def _readable(line: bytes) -> bool:
     except ForeignTextError:
         return False
     return True
+
+
+REPORT = "report.md"
+
+
+def write_report(run: Run, last: Event) -> None:
+    """report.md: the run in a few lines for people; written when the run ends. Raises DiskFailed."""
+    if isinstance(last, (Finished, StoppedByUser)):
+        write_text(run.folder / REPORT, _report(run, last), RESUME)
+
+
+def untidy(run: Run) -> list[str]:
+    """What a worker that was killed after its last word left undone: files to be written, and to be removed."""
+    last = run.last_event()
+    if not isinstance(last, ENDS):
+        return []
+    found = [file.name for file in (run.worker_file, run.reserve_file) if file.exists()]
+    found += sorted(place.name for folder in (run.folder, run.checkpoints) for place in folder.glob(ASIDE + "*"))
+    if isinstance(last, (Finished, StoppedByUser)) and _lacks_report(run, last):
+        found.append(REPORT)
+    return found
+
+
+def _lacks_report(run: Run, last: Finished | StoppedByUser) -> bool:
+    """Whether report.md is not there, or is of an earlier end. Once a worker has gone in order it is the user's to change."""
+    if not (run.folder / REPORT).exists():
+        return True
+    return run.worker_file.exists() and _written(run) != _report(run, last)
+
+
+def complete(run: Run) -> list[str]:
+    """Do what untidy() names; returns it. Nothing is done while a worker has the run. Raises DiskFailed."""
+    if run.alive() or not untidy(run):
+        return []
+    with run.locked() as mine:
+        if not mine:
+            return []
+        done, last = untidy(run), run.last_event()
+        with disk_full(run.folder, RESUME):
+            if last is not None and REPORT in done:
+                write_report(run, last)
+            run.sweep()
+        run.release()
+        return done
+
+
+def complete_all(runs: Iterable[Run]) -> None:
+    """complete() of each, as far as that can be done now: for those who only want to look at them."""
+    for run in runs:
+        with suppress(OSError, RunError):
+            complete(run)
+
+
+def _report(run: Run, last: Finished | StoppedByUser) -> str:
+    lines = [
+        f"# {run.name}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in last.summary.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _written(run: Run) -> str:
+    try:
+        return (run.folder / REPORT).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from finetune_local import backend as port
 from finetune_local.backend import Device
@@ -27,7 +27,71 @@ from finetune_local.system.errors import DataError, FinetuneError, SpecError, Us
 from finetune_local.system.messages import Message, parts
 from finetune_local.training.check import facts_for, plan_for, settle
 from finetune_local.training.events import Note
-from finetune_local.training.run_folder.pace import Pace, Work
+
+REACHED = 0.6
+"""Share of a processor's matrix speed that training reaches; measured on CPUs from 0.5 to 0.7."""
+
+BF16_GAIN = 1.8
+"""How much faster than fp32 a CPU that is fast at bf16 trains; measured from 1.5 to 2.1."""
+
+Basis = Literal["same", "similar", "rough", "unknown"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What makes two trainings comparable."""
+
+    model: str
+    parameters: int
+    backend: str
+    precision: str
+    whole: bool
+    """Whether the base's own weights are trained."""
+    checkpointing: bool = False
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of a token."""
+        return self.parameters * ((6 if self.whole else 4) + (2 if self.checkpointing else 0))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Tokens per second, and what that rests on: a run of the same kind, one of another model, or arithmetic."""
+
+    tokens_per_second: float
+    basis: Basis
+    run: str = ""
+
+
+def pace(work: Work, before: Iterable[tuple[Work, float, str]], flops: float | None, fast_bf16: bool) -> Pace:
+    """The pace to expect. `before` are earlier runs here, newest first: (work, tokens per second, name); `flops` what the
+    processor's fp32 matrix products reach per second, where that was measured."""
+    nearest: tuple[float, Pace] | None = None
+    for other, speed, name in before:
+        if other.backend != work.backend or other.precision != work.precision or speed <= 0:
+            continue
+        scaled = speed * other.operations / max(1.0, work.operations)
+        same = other.model == work.model and other.whole == work.whole
+        distance = abs(other.operations / max(1.0, work.operations) - 1) + (0 if same else 1)
+        if nearest is None or distance < nearest[0]:
+            nearest = distance, Pace(scaled, "same" if same else "similar", name)
+    if nearest is not None:
+        return nearest[1]
+    if not flops:
+        return Pace(0.0, "unknown")
+    gain = BF16_GAIN if fast_bf16 and work.precision == "bf16" else 1.0
+    return Pace(REACHED * gain * flops / max(1.0, work.operations), "rough")
+
+
+def work_of_run(facts: Mapping[str, Any], parameters: Mapping[str, int]) -> tuple[Work, float, str] | None:
+    """A finished run's work and pace from its facts (training/run_folder/facts.py); None where it has too little to tell."""
+    seconds, tokens, model = facts.get("seconds"), facts.get("trained_tokens"), str(facts.get("model"))
+    if not seconds or not tokens or (facts.get("steps") or 0) < 3 or model not in parameters:
+        return None
+    whole = (facts.get("trainable_parameters") or 0) > parameters[model] // 2
+    work = Work(model, parameters[model], str(facts.get("backend")), str(facts.get("precision") or ""), whole)
+    return work, tokens / seconds, str(facts["run"])
 
 
 @dataclass(frozen=True)

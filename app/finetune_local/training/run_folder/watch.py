@@ -6,12 +6,14 @@ as long at the end as at the beginning.
 
 from __future__ import annotations
 
+import bisect
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from itertools import accumulate
+from typing import Any, Literal
 
 from finetune_local.runtime.status import ProcessState
 from finetune_local.spec.objectives import Objective, objectives
@@ -195,3 +197,53 @@ def _joined(spans: Iterable[Span]) -> Span:
     count = sum(span.count for span in found)
     mean = sum(span.mean * span.count for span in found) / count
     return Span(found[-1].step, mean, min(s.low for s in found), max(s.high for s in found), count)
+
+
+Axis = Literal["step", "tokens", "seconds"]
+AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
+
+Smoothing = Literal["none", "light", "strong"]
+SMOOTHINGS: Mapping[Smoothing, float | None] = {"none": None, "light": 40.0, "strong": 12.0}
+"""How many times a curve forgets within its run; see Curve.smoothed()."""
+
+Points = list[tuple[float, float]]
+
+
+def training_loss(run: Watch, axis: Axis = "step", smoothing: Smoothing = "none") -> Points:
+    """(place, loss) over a run; places are steps, trained tokens or seconds of training since its beginning."""
+    forgets = SMOOTHINGS[smoothing]
+    values = [span.mean for span in run.loss.spans]
+    if forgets is not None:
+        values = [value for _, value in run.loss.smoothed(run.steps, forgets)]
+    return list(zip(_places(run, axis), values, strict=False))  # a step may be added meanwhile
+
+
+def validation_loss(run: Watch, axis: Axis = "step") -> Points:
+    """(place, loss) of every validation; the one before the first step is at 0."""
+    return _placed(run, axis, [(step, loss) for step, loss, _ in run.validation])
+
+
+def metric(run: Watch, key: str, axis: Axis = "step") -> Points:
+    """(place, value) of one of the objective's metrics, as of validation_loss()."""
+    return _placed(run, axis, run.metric(key))
+
+
+def _placed(run: Watch, axis: Axis, values: Iterable[tuple[int, float]]) -> Points:
+    steps, places = [span.step for span in run.loss.spans], _places(run, axis)
+    found: Points = []
+    for step, value in values:
+        at = bisect.bisect_left(steps, step)
+        place = 0.0 if step == 0 or not places else places[min(at, len(places) - 1)]
+        found.append((float(step) if axis == "step" else place, value))
+    return found
+
+
+def _places(run: Watch, axis: Axis) -> Sequence[float]:
+    """Where each span of the loss ends."""
+    if axis == "step":
+        return [float(span.step) for span in run.loss.spans]
+    return list(accumulate(_sums(run.tokens if axis == "tokens" else run.seconds)))
+
+
+def _sums(curve: Curve) -> list[float]:
+    return [span.mean * span.count for span in curve.spans]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_local.adapters.attach import brings
-from finetune_local.runtime.rpc_server import RpcRequest
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.system.paths import Home
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from finetune_local.data.inspect import Inspection
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.models.resolve import find
-from finetune_local.runtime.rpc_server import RpcRequest
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.spec import defaults
 from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings, RunSpec
 from finetune_local.system.errors import ModelError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.runtime.rpc_server import RpcRequest
+from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.system.machine import machine
 from finetune_local.system.paths import Home
 from finetune_local.workspace.doctor import examine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.chat import conversations
 from finetune_local.chat.choices import MOST_ANSWERERS
 from finetune_local.chat.client import ChatCall
-from finetune_local.evaluation.examples import Example, examples
+from finetune_local.evaluation.rows import Example, examples
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.chat.room import BASE
 from finetune_local.gui.pages.chat.state import ChatState

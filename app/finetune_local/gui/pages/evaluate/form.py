@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import run_folder
 from finetune_local.data.dataset.prepare import CONVERSATIONS
-from finetune_local.evaluation import expect
+from finetune_local.evaluation import evaluate
 from finetune_local.evaluation.metrics import DEFAULT, metrics
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.evaluate.state import EvaluateForm, EvaluateState
@@ -190,14 +190,14 @@ def _expected(context: Context, window: Window, adapter: Row | None) -> str:
     if more:
         return t("evaluate.expected_more", n=f.number(rows), answers=f.number(answers))
     model = str(adapter["base"]) if adapter else chosen_model(context, window)
-    seconds = expect.seconds_of(context.home, model, rows, form.few_shot, tuned=adapter is not None)
+    seconds = evaluate.seconds_of(context.home, model, rows, form.few_shot, tuned=adapter is not None)
     time = t("evaluate.expected_time", span=f.about(seconds)) if seconds else t("evaluate.expected_unknown")
     return f"{t('evaluate.expected_rows', n=f.number(rows), answers=f.number(answers))} · {time}"
 
 
 @lru_cache(maxsize=64)
 def _count(adapter: Path | None, file: Path | None, limit: int | None, _stamp: object) -> tuple[int | None, bool]:
-    return expect.rows_of(adapter, [file] if file else [], limit)
+    return evaluate.rows_of(adapter, [file] if file else [], limit)
 
 
 def _stamp(adapter: Path | None, file: Path | None) -> object:

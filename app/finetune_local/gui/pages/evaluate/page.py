@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.adapters.library import Library
 from finetune_local.data.readers import kept
 from finetune_local.evaluation import store
-from finetune_local.evaluation.differences import WHICH
 from finetune_local.evaluation.job_evaluate import KIND
-from finetune_local.evaluation.store import Saved
+from finetune_local.evaluation.store import WHICH, Saved
 from finetune_local.evaluation.votes import SIDES, Ballot
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.evaluate import form as evaluateform

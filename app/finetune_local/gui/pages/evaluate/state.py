@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_local.evaluation.differences import Which
 from finetune_local.evaluation.metrics import DEFAULT
+from finetune_local.evaluation.store import Which
 from finetune_local.evaluation.votes import Other
 from finetune_local.gui.shell.state import State, kept
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune_local.evaluation.bootstrap import Interval
-from finetune_local.evaluation.differences import WHICH, Which, chosen, counts
+from finetune_local.evaluation.compare import Interval
 from finetune_local.evaluation.metrics import DEFAULT, Metric, metrics
-from finetune_local.evaluation.store import Saved, SavedAnswer
+from finetune_local.evaluation.store import WHICH, Saved, SavedAnswer, Which, chosen, counts
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence

@@ -18,9 +18,9 @@ from finetune_local.gui.widgets.runlist import number, steps_done
 from finetune_local.gui.widgets.runview import status_badge
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import message_of
-from finetune_local.training.run_folder import curves
-from finetune_local.training.run_folder.differences import differences
+from finetune_local.training.run_folder import watch
 from finetune_local.training.run_folder.runs import Run
+from finetune_local.training.run_folder.settings import differences
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
@@ -32,7 +32,7 @@ SHOWN = get_args(Shown)
 def changed(look: Look, name: str, value: str) -> Look:
     """A look with another choice; the same where it is none that there is."""
     chosen: dict[str, Any] = {**asdict(look), name: value}
-    valid = chosen["shown"] in SHOWN and chosen["axis"] in curves.AXES and chosen["smoothing"] in curves.SMOOTHINGS
+    valid = chosen["shown"] in SHOWN and chosen["axis"] in watch.AXES and chosen["smoothing"] in watch.SMOOTHINGS
     return Look(**chosen) if valid else look
 
 
@@ -58,17 +58,17 @@ def _curves(context: Context, found: Sequence[Watch], look: Look) -> Html:
     for number_, watched in enumerate(found, 1):
         run = watched.run
         if look.shown != "validation":
-            lines.append(Line(run.name, curves.training_loss(watched, look.axis, look.smoothing), number_))
-        if look.shown != "training" and (points := curves.validation_loss(watched, look.axis)):
+            lines.append(Line(run.name, watch.training_loss(watched, look.axis, look.smoothing), number_))
+        if look.shown != "training" and (points := watch.validation_loss(watched, look.axis)):
             if look.shown == "validation":
                 lines.append(Line(run.name, points, number_))
             lines.append(Line(run.name, points, number_, "dots", in_legend=False))
     choices = [
         lists.segmented("runs.shown", [(key, t(f"runs.shown_{key}")) for key in SHOWN], look.shown, t("runs.shown")),
-        lists.segmented("runs.axis", [(key, t(f"runs.axis_{key}")) for key in curves.AXES], look.axis, t("runs.axis")),
+        lists.segmented("runs.axis", [(key, t(f"runs.axis_{key}")) for key in watch.AXES], look.axis, t("runs.axis")),
         lists.segmented(
             "runs.smoothing",
-            [(key, t(f"runs.smoothing_{key}")) for key in curves.SMOOTHINGS],
+            [(key, t(f"runs.smoothing_{key}")) for key in watch.SMOOTHINGS],
             look.smoothing,
             t("runs.smoothing"),
         ),
@@ -86,7 +86,7 @@ def _metric_charts(context: Context, found: Sequence[Watch], look: Look) -> Html
     for measure in measures(t, [watched.objective for watched in found]):
         lines: list[Line] = []
         for colour, watched in enumerate(found, 1):
-            if points := curves.metric(watched, measure.key, look.axis):
+            if points := watch.metric(watched, measure.key, look.axis):
                 name = watched.run.name
                 lines += [Line(name, points, colour), Line(name, points, colour, "dots", in_legend=False)]
         if lines:

@@ -15,10 +15,9 @@ from finetune_local.runtime.status import Status
 from finetune_local.spec.explicit import as_toml, flattened
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.messages import message_of
-from finetune_local.training.run_folder.again import settings_of
-from finetune_local.training.run_folder.differences import tables_of
 from finetune_local.training.run_folder.facts import DAMAGED
 from finetune_local.training.run_folder.runs import Run
+from finetune_local.training.run_folder.settings import settings_of, tables_of
 
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings

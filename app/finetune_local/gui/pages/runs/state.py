@@ -7,7 +7,7 @@ from typing import Literal
 
 from finetune_local.gui.shell.state import State
 from finetune_local.gui.widgets.lists import Place
-from finetune_local.training.run_folder import curves
+from finetune_local.training.run_folder import watch
 
 Shown = Literal["both", "training", "validation"]
 
@@ -17,8 +17,8 @@ class Look:
     """How the curves of a comparison are drawn."""
 
     shown: Shown = "both"
-    axis: curves.Axis = "step"
-    smoothing: curves.Smoothing = "light"
+    axis: watch.Axis = "step"
+    smoothing: watch.Smoothing = "light"
 
 
 @dataclass(eq=False)

@@ -16,8 +16,7 @@ from finetune_local.spec.run import DEFAULT_MODEL, RunSpec
 from finetune_local.system.errors import ModelError
 from finetune_local.system.paths import located
 from finetune_local.training.run_folder import facts, runs
-from finetune_local.training.run_folder.forecast import DataFacts, Forecast, forecast
-from finetune_local.training.run_folder.pace import Pace, Work, pace, work_of_run
+from finetune_local.training.run_folder.forecast import DataFacts, Forecast, Pace, Work, forecast, pace, work_of_run
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context

@@ -19,7 +19,7 @@ from finetune_local.spec.run import parse_spec
 from finetune_local.system.errors import FinetuneError, SpecError
 from finetune_local.system.messages import as_message
 from finetune_local.training.events import Failed
-from finetune_local.training.run_folder import begin, follow, runs
+from finetune_local.training.run_folder import follow, runs
 from finetune_local.training.run_folder.runs import Run
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class TrainPage:
             if run is None:
                 return {**self._sides(None), self.head: self._setup_head()}
             watched = self.context.watch(run.folder).refresh()
-            if isinstance(watched.end, Failed) and begin.forget_untrained(run, watched.end):
+            if isinstance(watched.end, Failed) and follow.forget_untrained(run, watched.end):
                 # The mistake showed before training began: back to the settings, where it can be corrected.
                 window.shared.run, window.shared.setting_up = "", True
                 shown = {view: html for view, html in self._show(window).items() if view in self.ticked}
@@ -247,7 +247,7 @@ class TrainPage:
             title, text = t("train.other_title"), t("train.other_text", run=others[0].name)
             return {context.notice: notice.notice(t, "note", title, text, anyway)}
         spec = parse_spec(setup.tables_of(context, window), t("train.form"))
-        run = begin.unchecked(spec, context.home, window.shared.made_from or None)
+        run = follow.create_unchecked(spec, context.home, window.shared.made_from or None)
         follow.start(run, context.home)
         with window.drawing:
             window.shared.run = run.name
