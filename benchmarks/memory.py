@@ -25,8 +25,8 @@ from finetune_local.models.memory.estimate import estimate
 from finetune_local.models.resolve import resolve
 from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import objectives
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
+from finetune_local.spec.tuners import presets
 from finetune_local.system import paths
 from finetune_local.training.setup import plan_for
 

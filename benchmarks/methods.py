@@ -32,8 +32,8 @@ from finetune_local.backend import Backend, backends
 from finetune_local.models.folder import ModelFolder, sha256_of
 from finetune_local.models.memory.estimate import estimate
 from finetune_local.models.resolve import resolve
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import DEFAULT_MODEL, parse_spec
+from finetune_local.spec.tuners import presets
 from finetune_local.system import paths
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.machine import machine, processors

@@ -15,7 +15,7 @@ from scatter import Axis, Mark, draw
 
 from finetune_local.backend import backends
 from finetune_local.cli.show import megabytes
-from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import presets
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HEAD = ("Method", "Backend", "Trained", "Adapter", "Memory foreseen", "Peak", "Seconds", "CPU seconds", "Rate",

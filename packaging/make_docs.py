@@ -22,8 +22,8 @@ from pydantic.fields import FieldInfo
 
 from finetune_local.backend import backends
 from finetune_local.export.targets import Target, targets
-from finetune_local.spec.presets import presets
-from finetune_local.spec.schema import run_schema
+from finetune_local.spec.config_file import run_schema
+from finetune_local.spec.tuners import presets
 from finetune_local.spec.walk import spec_fields
 from finetune_local.system.fields import extra_of, flag_of
 

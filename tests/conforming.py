@@ -16,9 +16,8 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.batch import Batch
 from finetune_local.spec.objectives import Objective, objectives
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import Precision, RunSpec, parse_spec, plan_method
-from finetune_local.spec.tuners import tuners
+from finetune_local.spec.tuners import preset_named, tuners
 
 SFT = objectives()["sft"]
 ROWS = ([1, 40, 41, 42, 43, 44, 45, 2], [1, 60, 61, 62, 63, 2], [1, 300, 301, 302, 303, 304, 305, 306, 307, 2])

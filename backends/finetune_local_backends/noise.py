@@ -1,4 +1,4 @@
-"""NEFTune's noise for a whole micro-batch, to be added to the embedding's output; see spec/numerics/noise.py."""
+"""NEFTune's noise for a whole micro-batch, to be added to the embedding's output; see row_noise() in spec/initial.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune_local.spec.batch import Batch, Floats
-from finetune_local.spec.numerics.noise import row_noise
+from finetune_local.spec.initial import row_noise
 from finetune_local.spec.tuners import VirtualIds
 
 

@@ -25,7 +25,7 @@ def usable_backends() -> list[str]:
 
 def method_keys() -> list[str]:
     """Every method of the app."""
-    from finetune_local.spec.presets import presets
+    from finetune_local.spec.tuners import presets
 
     return list(presets())
 

@@ -9,7 +9,7 @@ import pytest
 
 from conforming import ROWS, Case, make_case
 from finetune_local.backend import Backend, backends
-from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import presets
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model
 
 

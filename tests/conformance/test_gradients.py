@@ -13,8 +13,7 @@ import pytest
 
 from conforming import Case, batch, gradients_of, make_case
 from finetune_local.backend import Backend
-from finetune_local.spec.presets import presets
-from finetune_local.spec.tuners import tuner_of
+from finetune_local.spec.tuners import presets, tuner_of
 
 MOVE = 2e-2
 CONSTANT_NORM = {"dora": ("lora_A", "lora_B"), "qdora": ("lora_A", "lora_B")}

@@ -10,8 +10,7 @@ import pytest
 from conforming import ROWS, make_case
 from finetune_local.adapter_format import read_adapter, write_adapter
 from finetune_local.backend import backends
-from finetune_local.spec.presets import presets
-from finetune_local.spec.tuners import tuner_of
+from finetune_local.spec.tuners import presets, tuner_of
 
 TORCH, MLX = backends()["torch"], backends()["mlx"]
 if lacking := [b.name for b in (TORCH, MLX) if b.missing()]:

@@ -16,8 +16,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.batch import Batch, Readout
 from finetune_local.spec.objectives import Objective
 from finetune_local.spec.ops import Ops
-from finetune_local.spec.presets import presets
-from finetune_local.spec.tuners import trainable_parameters, tuner_of
+from finetune_local.spec.tuners import presets, trainable_parameters, tuner_of
 
 TEXT = list(ROWS[0])
 # By hand, for the tiny Llama and rank 4: every block has q, o 64→64, k, v 64→32, gate, up 64→128, down 128→64.

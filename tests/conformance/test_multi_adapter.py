@@ -10,9 +10,8 @@ import pytest
 
 from conforming import PROMPT, ROWS, SFT, batch, make_plan, make_spec
 from finetune_local.backend import Backend, Session, StepRequest
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import RunSpec, parse_spec
-from finetune_local.spec.tuners import tuner_of
+from finetune_local.spec.tuners import presets, tuner_of
 from finetune_local.system.errors import Unsupported
 from tasks import batch_of
 from tiny import tiny_model

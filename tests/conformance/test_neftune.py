@@ -11,7 +11,7 @@ import pytest
 
 from conforming import MORE_STEPS, RATES, SFT, batch, make_plan, make_spec
 from finetune_local.backend import Backend, Session, StepRequest, backends
-from finetune_local.spec.numerics.noise import row_noise
+from finetune_local.spec.initial import row_noise
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.spec.tuners import VirtualIds
 from finetune_local.system.paths import Home
@@ -126,7 +126,7 @@ def test_off_is_off_and_splits_and_checkpointing_change_nothing(backend: Backend
 
 @pytest.mark.parametrize("method", ["full", "prefix", "prompt", "prompt-ensemble"])
 def test_other_methods_take_it_too(backend: Backend, tiny: Path, method: str) -> None:
-    from finetune_local.spec.presets import presets
+    from finetune_local.spec.tuners import presets
 
     if method not in presets():
         pytest.skip(f"{method} is not written yet")

@@ -12,9 +12,8 @@ import pytest
 
 from conforming import small
 from finetune_local.backend import Backend, backends
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import as_tables, parse_spec
-from finetune_local.spec.tuners import tuner_of
+from finetune_local.spec.tuners import presets, tuner_of
 from finetune_local.system.errors import DataError
 from finetune_local.system.paths import Home
 from finetune_local.training import check

@@ -18,7 +18,7 @@ from conforming import small
 from finetune_local.adapter_format import read_adapter
 from finetune_local.adapters.identity import read_identity
 from finetune_local.backend import Backend, StepRequest, StepResult
-from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import presets
 from finetune_local.system.errors import AdapterError, DiskFull, OutOfMemory, SpecError, TrainingDiverged
 from finetune_local.system.paths import Home
 from finetune_local.training import check

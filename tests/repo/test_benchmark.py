@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from finetune_local.backend import backends
-from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import presets
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, no package

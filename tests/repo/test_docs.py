@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import presets
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")

@@ -17,8 +17,7 @@ from finetune_local.data.formats import formats
 from finetune_local.export.targets import targets
 from finetune_local.runtime import kinds as job_kinds
 from finetune_local.spec.objectives import objectives
-from finetune_local.spec.presets import presets
-from finetune_local.spec.tuners import tuners
+from finetune_local.spec.tuners import presets, tuners
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "app" / "finetune_local"

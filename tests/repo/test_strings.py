@@ -20,8 +20,8 @@ from finetune_local.gui.widgets.controls import kind_of
 from finetune_local.inference.sampling import Sampling
 from finetune_local.models.catalog import catalog
 from finetune_local.spec.objectives import objectives
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import COLUMN_ROLES
+from finetune_local.spec.tuners import presets
 from finetune_local.spec.walk import spec_fields
 from finetune_local.system.preferences import Preferences
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from finetune_local.chat.history import Conversation, History, every
 from finetune_local.chat.record import Record
 from finetune_local.system import trash
-from finetune_local.system.damaged import Damaged
-from finetune_local.system.errors import SpecError
+from finetune_local.system.errors import Damaged, SpecError
 from finetune_local.system.files import stamp
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home

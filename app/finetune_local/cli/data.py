@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from finetune_local.data.encoding.encode import Encoded
-    from finetune_local.data.preview import Piece
+    from finetune_local.data.inspect import Piece
     from finetune_local.data.report import Report
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(method: str | None, as_json: bool) -> None:
     """List the fine-tuning methods and the backends that support them; with METHOD, show its page and its settings."""
     from finetune_local.backend import backends
-    from finetune_local.spec.presets import preset_named, presets
+    from finetune_local.spec.tuners import preset_named, presets
 
     known = backends()
     if method is not None:

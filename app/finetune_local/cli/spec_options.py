@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 
 from finetune_local.spec import walk
 from finetune_local.spec.config_file import read_config, section_name, sections
-from finetune_local.spec.presets import preset_named, presets
 from finetune_local.spec.run import DEFAULT_METHOD, DEFAULT_OBJECTIVE, RunSpec, parse_spec
+from finetune_local.spec.tuners import preset_named, presets
 from finetune_local.spec.walk import spec_fields
 from finetune_local.system.errors import SpecError, errors_at
 from finetune_local.system.fields import Settings, extra_of, flag_of, parse

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from finetune_local.data.conversation import Conversation, Rejected, RowRejected
-from finetune_local.data.dataset.split import held_out
-from finetune_local.data.encoding.ahead import rendered_ahead
-from finetune_local.data.encoding.encode import Encoded, check_kind, encode
+from finetune_local.data.conversation import Conversation, Rejected, RowRejected, held_out
+from finetune_local.data.encoding.encode import Encoded, check_kind, encode, rendered_ahead
 from finetune_local.data.formats import recognise
-from finetune_local.data.preview import PIECES, Piece, in_full, pieces, row_of
 from finetune_local.data.readers import columns, speakers
 from finetune_local.data.readers.read import DataFile, check_columns, nothing_usable
 from finetune_local.data.report import FileReport, Report, Tally, file_report
@@ -32,6 +29,14 @@ STEP_ROWS = 50
 """Rows between two points where an inspection can stop."""
 
 _SAMPLE_CELL = 80
+
+SHORT = 240
+"""Characters of a prompt or an answer in the table."""
+
+PIECES = 4000
+"""Tokens of a row shown one by one."""
+
+_TEXT_SHOWN = 20_000
 
 
 class Inspection:
@@ -254,3 +259,64 @@ def _sample(name: str, rows: Sequence[columns.Row]) -> str:
 
 def _likely(rows: Sequence[columns.Row]) -> dict[str, str]:
     return {role: whole(name) for role, name in columns.guess(rows).items()}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of a token (or of several, if a character takes several), whether it is supervised, whether it is special."""
+
+    text: str
+    learned: bool
+    special: bool
+    tokens: int = 1
+
+
+def pieces(row: Encoded, tokenizer: Tokenizer, most: int | None = None) -> list[Piece]:
+    """An encoded row token by token, or its first `most` tokens."""
+    mask = row.mask[:most].tolist()
+    turning = {i for i in range(1, len(mask)) if mask[i] != mask[i - 1]}
+    result, at = [], 0
+    for text, ids in tokenizer.pieces(row.ids[:most].tolist(), turning):
+        result.append(Piece(text, mask[at], any(map(tokenizer.is_special, ids)), len(ids)))
+        at += len(ids)
+    return result
+
+
+def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> dict[str, object]:
+    """A table row: the last question and its answer, shortened; numbers of tokens and supervised tokens, or why there are none."""
+    last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
+    question = next((m.content for m in reversed(row.messages[:last]) if m.role == "user"), "")
+    answer = row.text if row.text is not None else row.messages[last].content if last < len(row.messages) else ""
+    return {
+        "number": number,
+        "file": row.source.file,
+        "line": row.source.line,
+        "turns": len(row.messages),
+        "prompt": _short(question),
+        "answer": _short(answer or ""),
+        "tokens": sum(len(one.ids) for one in encoded) if encoded else None,
+        "learned": sum(int(one.mask.sum()) for one in encoded) if encoded else None,
+        "cut": encoded[0].cut if encoded else 0,
+        "reason": reason,
+    }
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text[: 4 * SHORT].split())
+    return flat if len(flat) <= SHORT and len(text) <= 4 * SHORT else flat[: SHORT - 1] + "…"
+
+
+def in_full(row: Conversation, encoded: Encoded | None, found: Sequence[Piece]) -> dict[str, object]:
+    """A row with its tokens, as plain values; with its turns instead if there is no tokenizer or the row is rejected."""
+    told = {"file": row.source.file, "line": row.source.line}
+    if encoded is None or not found:
+        turns = [(str(m.role), m.content, m.role == "assistant" and m.train) for m in row.messages]
+        texts = turns or [("text", row.text or "", True)]
+        return {**told, "turns": [(role, text[:_TEXT_SHOWN], learned) for role, text, learned in texts]}
+    return {
+        **told,
+        "pieces": [(piece.text, piece.learned, piece.special) for piece in found],
+        "tokens": len(encoded.ids),
+        "more": len(encoded.ids) - sum(piece.tokens for piece in found),
+        "cut": encoded.cut,
+    }

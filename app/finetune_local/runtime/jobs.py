@@ -13,8 +13,7 @@ from typing import Any
 from finetune_local.runtime.job import Began, Job, forget_account
 from finetune_local.runtime.kinds import JobKind, kinds
 from finetune_local.runtime.status import Status
-from finetune_local.system.damaged import Damaged
-from finetune_local.system.errors import SpecError
+from finetune_local.system.errors import Damaged, SpecError
 from finetune_local.system.files import ASIDE, sweep_abandoned, write_text
 from finetune_local.system.files import remove as remove_files
 from finetune_local.system.messages import message_of, msg

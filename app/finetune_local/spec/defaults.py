@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_local.spec.numerics.shifted import automatic_group
-from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import Goal, Precision, RunSpec
-from finetune_local.spec.tuners import tuners
+from finetune_local.spec.tuners import preset_named, tuners
 from finetune_local.system.messages import Message, msg
 
 COMFORTABLE = 0.8

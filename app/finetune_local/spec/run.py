@@ -9,8 +9,7 @@ from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from finetune_local.spec.objectives import Objective, objective_named, objectives
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
-from finetune_local.spec.presets import preset_named, presets, recommended
-from finetune_local.spec.tuners import tuners
+from finetune_local.spec.tuners import preset_named, presets, recommended, tuners
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, did_you_mean, parse, setting
 from finetune_local.system.messages import msg

@@ -1,4 +1,4 @@
-"""Selection of target modules by name, and the settings for it."""
+"""Selection of target modules by name, the settings for it, and what backward saves for them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 HEADS = ("lm_head", "embed_out")
 _NORM = re.compile(r"norm|^ln_")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,6})\.")
+
+_SHARED = (("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj", "fc1"))
+"""Layers of a block that read the same vector."""
+
+_THERE = ("o_proj", "out_proj")
+"""Layers that read attention's output, which attention saves itself."""
 
 
 class InBlocks(Settings):
@@ -172,3 +178,28 @@ def _natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key that orders numbers by value; a number of any length is (digits, text)."""
     parts = re.split(r"0*([0-9]+)", name)
     return tuple((len(part) if i % 2 else 1, part) for i, part in enumerate(parts))
+
+
+def saved_inputs(targets: Iterable[Target]) -> int:
+    """Numbers per token that backward needs of the inputs of trained layers: each distinct vector once, none that the base saves anyway.
+
+    This count and the two below are for the torch backend; a test compares them with the tensors it saves.
+    """
+    widths: dict[str, int] = {}
+    for target in targets:
+        stem, _, last = target.module.removesuffix(".weight").rpartition(".")
+        if last in _THERE:
+            continue
+        group = next((names[0] for names in _SHARED if last in names), last)
+        widths[f"{stem}.{group}"] = target.in_features
+    return sum(widths.values())
+
+
+def saved_outputs(targets: Iterable[Target]) -> int:
+    """Numbers per token that backward needs of these layers' outputs."""
+    return sum(target.out_features for target in targets)
+
+
+def saved_by_norms(targets: Iterable[Target]) -> int:
+    """Numbers per token saved by trained norms: their normalised input."""
+    return sum(t.out_features for t in targets if not t.in_features and is_norm(t.module.removesuffix(".weight")))

@@ -9,9 +9,8 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 
 from finetune_local.spec.objectives import objective_named, objectives
-from finetune_local.spec.presets import preset_named, presets
 from finetune_local.spec.run import DEFAULT_OBJECTIVE, RunSpec
-from finetune_local.spec.tuners import tuners
+from finetune_local.spec.tuners import preset_named, presets, tuners
 from finetune_local.system.fields import Settings, setting
 
 METHOD, OBJECTIVE = "method", "objective"

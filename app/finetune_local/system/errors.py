@@ -27,6 +27,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from finetune_local.system.messages import NOTHING, Message, as_message, carrying, message_of, msg
@@ -150,3 +152,12 @@ def error_class(code: str) -> type[FinetuneError] | None:
             return known
         waiting += known.__subclasses__()
     return None
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """One thing by its name and path; `problem` is a sentence."""
+
+    name: str
+    place: Path
+    problem: str

@@ -1,11 +1,13 @@
-"""`setting()`: declare a setting once, with its default, bounds, help and group.
+"""What is declared once: a setting (`setting()`), and a module that defines one method, format or target (`declared()`).
 
-CLI options, the JSON schema, the docs and the window's forms are generated from these fields.
+CLI options, the JSON schema, the docs and the window's forms are generated from the settings' fields.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -128,3 +130,22 @@ def _names_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> Iterator[st
             return
         kind = annotation
     yield from kind.model_fields
+
+
+def declared(package: str, attribute: str) -> dict[str, Any]:
+    """What each module of `package` declares as `attribute`, by its key, in the order of the modules' names.
+
+    Raises RuntimeError where a module's key is not its file's name.
+    """
+    found: dict[str, Any] = {}
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        one = getattr(importlib.import_module(f"{package}.{module.name}"), attribute)
+        if one.key != module.name:
+            raise RuntimeError(f"{package}.{module.name} declares key {one.key!r}")
+        found[one.key] = one
+    return found
+
+
+def in_order(found: dict[str, Any]) -> dict[str, Any]:
+    """The same by their `order`, lowest first, and by key where that is equal."""
+    return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 PLACE = re.compile(r"\{([A-Za-z]\w*)\}")
@@ -211,3 +211,11 @@ def _with(value: Any, found: Mapping[str, Message]) -> Any:
     if isinstance(value, Mapping):
         return {key: _with(one, found) for key, one in value.items()}
     return [_with(one, found) for one in value] if isinstance(value, list) else value
+
+
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done, and the share that is done from 0 to 1 (None: unknown)."""
+
+
+def silent(what: str, done: float | None) -> None:
+    """Progress that is not shown."""

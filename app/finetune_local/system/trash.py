@@ -17,8 +17,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from finetune_local.system.damaged import Damaged
-from finetune_local.system.errors import RunError
+from finetune_local.system.errors import Damaged, RunError
 from finetune_local.system.files import disk_full, write_text
 from finetune_local.system.files import remove as remove_files
 from finetune_local.system.messages import message_of, msg, system_reason

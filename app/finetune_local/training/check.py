@@ -180,7 +180,7 @@ def _length_flag(tuner: Tuner) -> str:
 
 def method_family(spec: RunSpec) -> str:
     """The family the spec's method belongs to."""
-    from finetune_local.spec.presets import preset_named
+    from finetune_local.spec.tuners import preset_named
 
     return preset_named(spec.method.key).tuner
 

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from finetune_local.spec import explicit
+from finetune_local.spec import config_file
 from finetune_local.spec.config_file import read_config, sections
 from finetune_local.spec.run import as_tables, parse_spec
 from fuzz.mutate import mutate_bytes, mutate_json, mutate_json_text
@@ -26,7 +26,7 @@ def prepare(folder: Path) -> bytes:
     """The same settings as TOML."""
     for tables in sections(TABLES, "test"):
         parse_spec(tables, "test")
-    return explicit.as_toml({key: value for key, value in TABLES.items() if key != "adapters"}).encode()
+    return config_file.as_toml({key: value for key, value in TABLES.items() if key != "adapters"}).encode()
 
 
 def attempt(prepared: bytes, draw: random.Random, folder: Path) -> None:

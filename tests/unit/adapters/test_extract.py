@@ -17,7 +17,7 @@ from finetune_local.adapters.extraction.tuned import from_adapter, from_folder
 from finetune_local.adapters.identity import read_identity, write_identity
 from finetune_local.cli.main import main
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.numerics.factors import decompose
+from finetune_local.spec.low_rank.init import decompose
 from finetune_local.spec.tuners import tuner_of, tuners
 from finetune_local.spec.tuners.full import FullSettings
 from finetune_local.system import paths

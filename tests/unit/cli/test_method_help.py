@@ -7,8 +7,7 @@ import json
 import pytest
 
 from finetune_local.cli.main import main
-from finetune_local.spec.presets import presets
-from finetune_local.spec.tuners import tuners
+from finetune_local.spec.tuners import presets, tuners
 from finetune_local.spec.walk import owners, spec_fields
 from finetune_local.system.fields import flag_of
 from finetune_local.system.paths import method_page

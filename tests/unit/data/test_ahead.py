@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_local.data.conversation import Conversation, Message, Rejected, Source
-from finetune_local.data.encoding.ahead import Row, rendered_ahead
+from finetune_local.data.encoding.encode import Row, rendered_ahead
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.system.errors import DataError
 

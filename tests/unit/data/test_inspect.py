@@ -10,8 +10,7 @@ from click.testing import CliRunner, Result
 from finetune_local.cli.data import LEARNED_STYLE, _coloured, command
 from finetune_local.data.conversation import Conversation, Message, Source
 from finetune_local.data.encoding.encode import encode
-from finetune_local.data.inspect import STEP_ROWS, Inspection
-from finetune_local.data.preview import pieces
+from finetune_local.data.inspect import STEP_ROWS, Inspection, pieces
 from finetune_local.data.report import histogram
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.spec.run import DataSettings

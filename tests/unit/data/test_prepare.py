@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_local.data.conversation import Conversation, Message, Source
+from finetune_local.data.conversation import Conversation, Message, Source, content_key, held_out
 from finetune_local.data.dataset import store
 from finetune_local.data.dataset.prepare import Prepared, conversations, open_prepared, prepare
-from finetune_local.data.dataset.split import content_key, held_out
 from finetune_local.data.dataset.store import Dataset, Row, Writer
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.spec.run import DataSettings

@@ -12,8 +12,8 @@ from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.widgets import controls, form
 from finetune_local.gui.widgets.form import ELSEWHERE, Form, default_of, tables
 from finetune_local.spec.objectives import objectives
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import parse_spec
+from finetune_local.spec.tuners import presets
 from finetune_local.spec.walk import own_fields, spec_fields
 from finetune_local.system.fields import setting
 

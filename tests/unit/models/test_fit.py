@@ -7,9 +7,8 @@ import pytest
 
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.memory.estimate import Estimate, estimate, verdict
-from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import parse_spec
-from finetune_local.spec.tuners import trainable_parameters, tuners
+from finetune_local.spec.tuners import preset_named, trainable_parameters, tuners
 from tiny import tiny_model
 
 

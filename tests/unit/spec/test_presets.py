@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from finetune_local.spec.presets import presets, recommended
 from finetune_local.spec.run import parse_spec
+from finetune_local.spec.tuners import presets, recommended
 
 
 def test_the_recommended_methods_have_places_of_their_own_and_the_first_is_the_default() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from finetune_local.spec.config_file import read_config
 from finetune_local.spec.low_rank.settings import LowRankSettings
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import as_tables, parse_spec, preset_of
+from finetune_local.spec.tuners import presets
 from finetune_local.system.errors import SpecError
 
 

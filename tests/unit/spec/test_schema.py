@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from finetune_local.spec.config_file import run_schema
 from finetune_local.spec.objectives import objectives
-from finetune_local.spec.presets import presets
-from finetune_local.spec.schema import run_schema
+from finetune_local.spec.tuners import presets
 from finetune_local.spec.walk import spec_fields
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from finetune_local.data.dataset.store import Row, Writer
-from finetune_local.spec.explicit import as_toml, explicit_tables
-from finetune_local.spec.presets import presets
+from finetune_local.spec.config_file import as_toml, explicit_tables
 from finetune_local.spec.run import as_tables, parse_spec
+from finetune_local.spec.tuners import presets
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
 from finetune_local.system.paths import Home

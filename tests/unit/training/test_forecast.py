@@ -7,7 +7,7 @@ import pytest
 
 from finetune_local.backend import Device
 from finetune_local.models.folder import ModelFolder
-from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import presets
 from finetune_local.training.run_folder.forecast import DataFacts, Forecast, Pace, Work, forecast
 
 CPU = Device("cpu", "cpu", "a processor", 8_000_000_000)

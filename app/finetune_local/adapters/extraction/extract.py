@@ -21,9 +21,9 @@ from finetune_local.adapters.extraction.tuned import Tuned
 from finetune_local.adapters.identity import write_identity
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.base.tokenizer_files import copy_brought
+from finetune_local.spec.low_rank.init import decompose
 from finetune_local.spec.low_rank.peft import A, B, known_plan
 from finetune_local.spec.low_rank.settings import LowRankSettings
-from finetune_local.spec.numerics.factors import decompose
 from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import block_of, linear_modules, select_linear
 from finetune_local.spec.tuners import PREFIX, check_rank
@@ -31,8 +31,7 @@ from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, ModelError, SpecError
 from finetune_local.system.fields import parse
 from finetune_local.system.files import written_aside
-from finetune_local.system.messages import Message, msg
-from finetune_local.system.progress import Progress
+from finetune_local.system.messages import Message, Progress, msg
 
 DEFAULT_RANK = 16
 ADVICE = msg("Make room on it, or give another place with --out.")

@@ -12,10 +12,9 @@ from finetune_local.adapters.extraction import tuned as sources
 from finetune_local.adapters.extraction.extract import Extraction
 from finetune_local.models.resolve import resolve
 from finetune_local.system.errors import SpecError
-from finetune_local.system.messages import msg
+from finetune_local.system.messages import Progress, msg
 from finetune_local.system.paths import Home, expanded
 from finetune_local.system.private import share
-from finetune_local.system.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,17 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
-from finetune_local.data.dataset.split import Keys, held_out
+from finetune_local.data.conversation import (
+    Conversation,
+    Keys,
+    Message,
+    Rejected,
+    RowRejected,
+    Source,
+    held_out,
+)
 from finetune_local.data.dataset.store import ADVICE, EXAMPLES, SUFFIXES, WEIGHTS, Dataset, Row, Writer, remove
-from finetune_local.data.encoding.ahead import rendered_ahead
-from finetune_local.data.encoding.encode import check_kind, encode, kept
+from finetune_local.data.encoding.encode import check_kind, encode, kept, rendered_ahead
 from finetune_local.data.readers.read import DataFile, nothing_usable, opened
 from finetune_local.data.report import FileReport, Report, Tally, as_plain, file_report
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -33,8 +39,7 @@ from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
 from finetune_local.system import checksums
 from finetune_local.system.errors import DataError
 from finetune_local.system.files import disk_full, sync_tree, write_text
-from finetune_local.system.messages import carried, carrying, message_of, msg
-from finetune_local.system.progress import Progress
+from finetune_local.system.messages import Progress, carried, carrying, message_of, msg
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_json_object
 
 DATA, REJECTED, CONVERSATIONS = "data.json", "rejected.jsonl", "validation.jsonl"

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
-from finetune_local.data.encoding.kinds import other_kind
+from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source, other_kind
 from finetune_local.data.tokenizers.tokenizer import Segment, Tokenizer
 from finetune_local.spec.objectives import Objective
+from finetune_local.system.errors import FinetuneError
 from finetune_local.system.messages import msg
 
 Template = Literal["chat", "raw"]
 Arrays = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+
+Row = Conversation | Rejected
+
+_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -176,3 +182,49 @@ def _joined(pieces: Sequence[Segment]) -> Arrays:
     mask = np.repeat([supervised for _, supervised in used], [len(part) for part, _ in used]).astype(np.bool_)
     mask[0] = False
     return ids, mask
+
+
+def rendered_ahead(rows: Iterable[Row], tokenizer: Tokenizer | None, template: str) -> Iterator[Row]:
+    """The same rows in the same order; an error of `rows` is raised at its place. Reads up to 64 rows ahead."""
+    if tokenizer is None or template != "chat":
+        yield from rows
+        return
+    chunks = _Chunks(rows)
+    waiting: deque[tuple[list[Row], Future[None]]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        while chunk := chunks.next():
+            waiting.append(
+                (chunk, pool.submit(tokenizer.render_ahead, [chat for row in chunk for chat in learned_chats(row)]))
+            )
+            if len(waiting) > 1:
+                yield from _finished(waiting)
+        while waiting:
+            yield from _finished(waiting)
+    if chunks.error is not None:
+        raise chunks.error
+
+
+class _Chunks:
+    """Rows in chunks. An error of the source ends them and is stored."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = iter(rows)
+        self.error: FinetuneError | None = None
+
+    def next(self) -> list[Row]:
+        found: list[Row] = []
+        if self.error is None:
+            try:
+                for row in self._rows:
+                    found.append(row)
+                    if len(found) == _ROWS:
+                        break
+            except FinetuneError as error:
+                self.error = error
+        return found
+
+
+def _finished(waiting: deque[tuple[list[Row], Future[None]]]) -> list[Row]:
+    rows, rendered = waiting.popleft()
+    rendered.result()
+    return rows

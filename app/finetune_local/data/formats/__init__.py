@@ -15,9 +15,8 @@ from finetune_local.data.conversation import Conversation, RowRejected, Source
 from finetune_local.data.readers.columns import guess, options
 from finetune_local.spec.objectives import ExampleKind
 from finetune_local.system.errors import DataError
-from finetune_local.system.fields import did_you_mean
+from finetune_local.system.fields import declared, did_you_mean, in_order
 from finetune_local.system.messages import Message, msg
-from finetune_local.system.registry import declared, in_order
 
 Row = Mapping[str, Any]
 

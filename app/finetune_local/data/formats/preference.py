@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_local.data.conversation import Conversation, RowRejected, Source
-from finetune_local.data.encoding.kinds import pair_refused
+from finetune_local.data.conversation import Conversation, RowRejected, Source, pair_refused
 from finetune_local.data.formats import Row
 from finetune_local.spec.objectives import ExampleKind
 from finetune_local.system.messages import msg

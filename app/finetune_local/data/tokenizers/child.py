@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune_local.data.encoding.streamer import streamed
 from finetune_local.data.tokenizers.build import Built, build, from_written, read_files, written
-from finetune_local.data.tokenizers.core import facts_of
+from finetune_local.data.tokenizers.core import facts_of, streamed
 from finetune_local.system.errors import ModelError
 from finetune_local.system.messages import message_of, msg
 from finetune_local.system.untrusted.text import parse_json_object

@@ -13,8 +13,7 @@ from typing import Any
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.data.encoding.chat_template import CHATML, PLAIN, Span
 from finetune_local.data.encoding.guarded_template import GuardedTemplate
-from finetune_local.data.encoding.streamer import Streamer
-from finetune_local.data.tokenizers.core import Core, Facts, load_core
+from finetune_local.data.tokenizers.core import Core, Facts, Streamer, load_core
 from finetune_local.spec.base.config import read_optional_config
 from finetune_local.spec.base.tokenizer_files import brought, ends_in, generation_settings, joined, template_of
 from finetune_local.system.errors import ModelError

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from finetune_local.system.registry import declared, in_order
+from finetune_local.system.fields import declared, in_order
 
 DEFAULT = "exact"
 """What the verdict rests on where nothing else is chosen."""

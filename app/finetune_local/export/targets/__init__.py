@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_local.system.errors import AdapterError, ModelError
-from finetune_local.system.messages import msg
-from finetune_local.system.progress import Progress
-from finetune_local.system.registry import declared, in_order
+from finetune_local.system.fields import declared, in_order
+from finetune_local.system.messages import Progress, msg
 
 if TYPE_CHECKING:
     from finetune_local.export.verification.verify import Prepared, Receiver, Verification

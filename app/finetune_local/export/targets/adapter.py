@@ -31,8 +31,7 @@ from finetune_local.spec.tuners import OWN_TYPE, Array, tuner_of
 from finetune_local.spec.value_head import folded
 from finetune_local.system.errors import VerificationFailed, typed
 from finetune_local.system.files import ASIDE, disk_full, remove, written_aside
-from finetune_local.system.messages import msg
-from finetune_local.system.progress import Progress
+from finetune_local.system.messages import Progress, msg
 from finetune_local.system.untrusted.text import parse_json_object
 
 FOLDER, ZIP = (

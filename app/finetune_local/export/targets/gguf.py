@@ -31,8 +31,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.base.tokenizer_files import TOKENIZER, in_force
 from finetune_local.system.errors import ModelError, typed
 from finetune_local.system.files import written_aside
-from finetune_local.system.messages import msg
-from finetune_local.system.progress import Progress, silent
+from finetune_local.system.messages import Progress, msg, silent
 
 _COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 _GRID, _GRID_ROWS = 2e-3, 64

@@ -26,8 +26,7 @@ from finetune_local.models.tensors import BYTES, Pending, write_tensors
 from finetune_local.spec.base.tokenizer_files import GENERATION, OF_TOKENIZER, OTHER_FORMS, in_force
 from finetune_local.system.errors import ModelError, typed
 from finetune_local.system.files import written_aside
-from finetune_local.system.messages import msg
-from finetune_local.system.progress import Progress, silent
+from finetune_local.system.messages import Progress, msg, silent
 
 SHARD_BYTES = 5_000_000_000
 LOSSLESS_BELOW = 1_000_000_000

@@ -24,8 +24,7 @@ from finetune_local.export.verification.verify import Verification
 from finetune_local.export.weights import EMBEDDING
 from finetune_local.system.errors import DataError, typed
 from finetune_local.system.files import written_aside
-from finetune_local.system.messages import msg
-from finetune_local.system.progress import Progress
+from finetune_local.system.messages import Progress, msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer

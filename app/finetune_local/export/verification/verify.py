@@ -27,8 +27,7 @@ from finetune_local.export.verification.expected import Expected, Probe, expecte
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.run import Precision
 from finetune_local.system.errors import OutOfMemory
-from finetune_local.system.messages import msg
-from finetune_local.system.progress import Progress, silent
+from finetune_local.system.messages import Progress, msg, silent
 
 TOKENS = 32
 

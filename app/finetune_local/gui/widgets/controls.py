@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from finetune_local.spec.presets import preset_named
+from finetune_local.spec.tuners import preset_named
 
 if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings

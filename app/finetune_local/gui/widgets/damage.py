@@ -11,7 +11,7 @@ from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.runtime import jobs
 from finetune_local.runtime.kinds import JobKind
-from finetune_local.system.damaged import Damaged
+from finetune_local.system.errors import Damaged
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context

@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from finetune_local.gui.widgets import controls
 from finetune_local.gui.widgets.html import h
 from finetune_local.spec import walk
-from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import DEFAULT_OBJECTIVE
+from finetune_local.spec.tuners import preset_named
 from finetune_local.system.fields import extra_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Column, Place, Row
 from finetune_local.gui.widgets.runview import status_badge
 from finetune_local.runtime.status import Status
-from finetune_local.spec.presets import presets
+from finetune_local.spec.tuners import presets
 from finetune_local.training.run_folder.facts import DAMAGED
 
 if TYPE_CHECKING:

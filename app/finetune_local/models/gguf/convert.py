@@ -24,8 +24,7 @@ from finetune_local.models.tensors import BYTES, Floats, Pending, write_tensors
 from finetune_local.spec.base.config import check_base_config
 from finetune_local.spec.base.weights import check_base_weights
 from finetune_local.system.errors import DiskFull, ModelError
-from finetune_local.system.messages import msg
-from finetune_local.system.progress import Progress
+from finetune_local.system.messages import Progress, msg
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

@@ -27,9 +27,8 @@ from finetune_local.models.install import aside, check_name, installed, publish,
 from finetune_local.system.errors import DiskFull, DownloadFailed, ModelError, Stopped
 from finetune_local.system.files import write_text
 from finetune_local.system.locks import acquire
-from finetune_local.system.messages import msg
+from finetune_local.system.messages import Progress, msg
 from finetune_local.system.paths import Home
-from finetune_local.system.progress import Progress
 from finetune_local.system.untrusted import text as foreign_text
 from finetune_local.system.untrusted.text import ForeignTextError
 

@@ -16,9 +16,8 @@ import numpy as np
 from finetune_local.spec.batch import Batch, Readout, ValueKind
 from finetune_local.spec.ops import NUMPY, Ops
 from finetune_local.system.errors import SpecError
-from finetune_local.system.fields import Settings, did_you_mean, setting
+from finetune_local.system.fields import Settings, declared, did_you_mean, setting
 from finetune_local.system.messages import msg
-from finetune_local.system.registry import declared
 
 Need = Literal["reference"] | ValueKind
 """What an objective needs beside log-probabilities: Batch.reference, or Readout.values of one of two kinds."""

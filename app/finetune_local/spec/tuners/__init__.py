@@ -2,7 +2,7 @@
 
 A tuner's file declares
     TUNER: Tuner        settings, target selection, tensor shapes, initial values, file format, folding, merging; numpy only
-    PRESETS             the methods users choose: a name, a paper, default settings
+    PRESETS             what users call methods: a name, a paper, default settings that a user may override
 and each backend has a file of the same name in its `tuners/` with the forward and backward pass.
 
 An adapter has two forms. The training form has every tensor of `shapes(plan)`, frozen ones included; checkpoints store it.
@@ -24,9 +24,8 @@ import numpy as np
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.system.errors import AdapterError, SpecError
-from finetune_local.system.fields import Settings, parse
+from finetune_local.system.fields import Settings, declared, did_you_mean, parse
 from finetune_local.system.messages import Message, msg
-from finetune_local.system.registry import declared
 
 Array = np.ndarray
 
@@ -145,7 +144,7 @@ class Tuner:
         return None
 
     def saved_activations(self, plan: AdapterPlan) -> float:
-        """Numbers per token saved for backward because of the adapter, summed over all blocks (see saved_activations.py).
+        """Numbers per token saved for backward because of the adapter, summed over all blocks (see saved_inputs() in targets.py).
 
         Virtual tokens are counted elsewhere (models/memory/estimate.py).
         """
@@ -292,3 +291,37 @@ def from_own_config(config: PeftConfig) -> AdapterPlan:
             msg("adapter_config.json is damaged ({error}). Copy the adapter again.", error=error)
         ) from None
     return AdapterPlan(config.method, config.family, settings, tuple(Target(*target) for target in config.targets))
+
+
+@cache
+def presets() -> Mapping[str, Preset]:
+    """All presets by key, in alphabetical order."""
+    found: dict[str, Preset] = {}
+    for tuner in tuners():
+        for preset in presets_of(tuner):
+            if preset.key in found:
+                raise RuntimeError(f"two presets are called {preset.key!r}")
+            found[preset.key] = preset
+    return dict(sorted(found.items(), key=lambda item: item[0].replace("-", "_")))
+
+
+@cache
+def recommended() -> tuple[Preset, ...]:
+    """The presets to offer first; the first of them is the default."""
+    places = {preset.recommended: preset for preset in presets().values() if preset.recommended is not None}
+    return tuple(places[place] for place in sorted(places))
+
+
+def preset_named(key: str) -> Preset:
+    """The preset called `key`. Raises SpecError listing the known ones."""
+    known = presets()
+    if key not in known:
+        raise SpecError(
+            msg(
+                "there is no method '{name}'.{did_you_mean} Known methods: {names}.",
+                name=key,
+                did_you_mean=did_you_mean(key, list(known)),
+                names=", ".join(known),
+            )
+        )
+    return known[key]

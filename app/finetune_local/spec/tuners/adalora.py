@@ -20,8 +20,7 @@ from finetune_local.spec.low_rank.settings import UpdateSettings
 from finetune_local.spec.numerics.budget import Budget, Schedule
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.saved_activations import inputs
-from finetune_local.spec.targets import check_inside, select_linear
+from finetune_local.spec.targets import check_inside, saved_inputs, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tracker, Tuner, check_rank
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.fields import Settings, setting
@@ -140,7 +139,7 @@ class AdaLora(Tuner):
 
     def saved_activations(self, plan: AdapterPlan) -> float:
         """The initial rank per target, and the layers' inputs."""
-        return sum(ranks_of(plan)) + inputs(plan.targets)
+        return sum(ranks_of(plan)) + saved_inputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """A and B from N(0, 0.02²), E zero, so the output is unchanged."""

@@ -12,8 +12,15 @@ from typing import Literal, cast
 import numpy as np
 
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.saved_activations import inputs, normed
-from finetune_local.spec.targets import EMBEDDINGS, HEADS, InBlocks, block_of, parse_layers
+from finetune_local.spec.targets import (
+    EMBEDDINGS,
+    HEADS,
+    InBlocks,
+    block_of,
+    parse_layers,
+    saved_by_norms,
+    saved_inputs,
+)
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings, setting
@@ -99,7 +106,7 @@ class Full(Tuner):
     def saved_activations(self, plan: AdapterPlan) -> float:
         """Inputs of trained layers; biases and embeddings need none."""
         inside = [t for t in plan.targets if t.in_features and block_of(t.module) is not None]
-        return inputs(inside) + normed(plan.targets)
+        return saved_inputs(inside) + saved_by_norms(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """The base's own values, loaded one at a time: all at once would be a second copy of the model in memory."""

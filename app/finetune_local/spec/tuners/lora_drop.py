@@ -17,8 +17,7 @@ from finetune_local.spec.initial import kaiming_uniform
 from finetune_local.spec.low_rank.peft import A, B
 from finetune_local.spec.low_rank.settings import LowRankSettings, UpdateSettings
 from finetune_local.spec.plan import AdapterPlan, BaseInfo
-from finetune_local.spec.saved_activations import inputs
-from finetune_local.spec.targets import block_of, select_linear
+from finetune_local.spec.targets import block_of, saved_inputs, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Calibration, Preset, Source, Tuner, check_rank
 from finetune_local.spec.tuners.low_rank import LowRank
 from finetune_local.system.errors import SpecError, TrainingDiverged
@@ -151,7 +150,7 @@ class LoraDrop(Tuner):
 
     def saved_activations(self, plan: AdapterPlan) -> float:
         """As for LoRA: shared or not, each layer saves its own x·Aᵀ."""
-        return cast(LoraDropSettings, plan.settings).rank * len(plan.targets) + inputs(plan.targets)
+        return cast(LoraDropSettings, plan.settings).rank * len(plan.targets) + saved_inputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """As for LoRA: A uniform, B zero."""

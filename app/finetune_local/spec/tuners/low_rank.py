@@ -47,8 +47,16 @@ from finetune_local.spec.low_rank.peft import (
 from finetune_local.spec.low_rank.settings import SMALLEST_NORM, LowRankSettings
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.saved_activations import inputs, normed, outputs
-from finetune_local.spec.targets import HEADS, block_of, is_embedding, outside_modules, select_linear
+from finetune_local.spec.targets import (
+    HEADS,
+    block_of,
+    is_embedding,
+    outside_modules,
+    saved_by_norms,
+    saved_inputs,
+    saved_outputs,
+    select_linear,
+)
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner, check_rank, own_config
 from finetune_local.system.errors import SpecError
 from finetune_local.system.fields import Settings
@@ -153,8 +161,12 @@ class LowRank(Tuner):
         if settings.dropout:
             kept += 2 * sum(target.in_features for target in linear)  # what is left of it, and what was drawn
         elif not settings.freeze_a:
-            kept += inputs(linear)
-        return kept + (outputs(linear) if settings.use_dora else 0) + normed(t for t in plan.targets if is_full_copy(t))
+            kept += saved_inputs(linear)
+        return (
+            kept
+            + (saved_outputs(linear) if settings.use_dora else 0)
+            + saved_by_norms(t for t in plan.targets if is_full_copy(t))
+        )
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """A random and B zero (reversed at an embedding), or both from W; magnitudes are W's row norms, so the output is unchanged.

@@ -15,8 +15,7 @@ import numpy as np
 from finetune_local.spec.initial import kaiming_uniform
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.spec.saved_activations import outputs
-from finetune_local.spec.targets import AtLinear, check_inside, select_linear
+from finetune_local.spec.targets import AtLinear, check_inside, saved_outputs, select_linear
 from finetune_local.spec.tuners import PREFIX, Array, Preset, Source, Tuner
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.fields import Settings, setting
@@ -73,7 +72,7 @@ class Vera(Tuner):
 
     def saved_activations(self, plan: AdapterPlan) -> float:
         """The inputs of the two elementwise products."""
-        return cast(VeraSettings, plan.settings).rank * len(plan.targets) + outputs(plan.targets)
+        return cast(VeraSettings, plan.settings).rank * len(plan.targets) + saved_outputs(plan.targets)
 
     def initial(self, plan: AdapterPlan, seed: int, source: Source) -> Mapping[str, Array]:
         """A and B Kaiming uniform, U(−√(6/in), √(6/in)); d constant, b zero, so the output is unchanged."""

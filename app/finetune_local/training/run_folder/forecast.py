@@ -20,9 +20,8 @@ from finetune_local.models.memory.estimate import Estimate, estimate, verdict
 from finetune_local.spec import defaults
 from finetune_local.spec.defaults import Choice
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.presets import preset_named
 from finetune_local.spec.run import RunSpec, parse_spec
-from finetune_local.spec.tuners import trainable_parameters, tuners
+from finetune_local.spec.tuners import preset_named, trainable_parameters, tuners
 from finetune_local.system.errors import DataError, FinetuneError, SpecError, UserError
 from finetune_local.system.messages import Message, parts
 from finetune_local.training.check import facts_for, plan_for, settle

@@ -30,7 +30,7 @@ from finetune_local.adapters.library import MADE_FROM, made_from
 from finetune_local.runtime.events import EventFormat
 from finetune_local.runtime.kinds import JobKind
 from finetune_local.runtime.process_folder import ProcessFolder
-from finetune_local.spec.explicit import explicit_tables
+from finetune_local.spec.config_file import explicit_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.system import trash
 from finetune_local.system.errors import DamagedRun, SpecError, typed

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_local.spec.explicit import explicit_tables, flattened
+from finetune_local.spec.config_file import explicit_tables, flattened
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg

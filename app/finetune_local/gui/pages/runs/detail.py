@@ -12,7 +12,7 @@ from finetune_local.gui.widgets.lists import Row
 from finetune_local.gui.widgets.measures import objective_title
 from finetune_local.gui.widgets.runlist import file_names, method_name, number, steps_done
 from finetune_local.runtime.status import Status
-from finetune_local.spec.explicit import as_toml, flattened
+from finetune_local.spec.config_file import as_toml, flattened
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.messages import message_of
 from finetune_local.training.run_folder.facts import DAMAGED

@@ -14,8 +14,8 @@ from finetune_local.gui.widgets import parts, runview
 from finetune_local.gui.widgets.form import Form
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.runtime.status import Status
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import parse_spec
+from finetune_local.spec.tuners import presets
 from finetune_local.system.errors import FinetuneError, SpecError
 from finetune_local.system.messages import as_message
 from finetune_local.training.events import Failed

@@ -14,8 +14,8 @@ from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.controls import element_id
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.models.install import installed
-from finetune_local.spec.presets import presets, recommended
 from finetune_local.spec.run import DEFAULT_MODEL, Goal, RunSpec
+from finetune_local.spec.tuners import presets, recommended
 from finetune_local.system.paths import located
 from finetune_local.training.run_folder.forecast import Forecast, backends_without
 
