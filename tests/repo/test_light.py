@@ -50,7 +50,7 @@ def test_the_lookup_process_looks_at_data_without_a_framework(tiny: Path, tmp_pa
     code = f"""
 import sys
 from pathlib import Path
-from finetune_local.gui.lookups.calls.inspect import answer
+from finetune_local.gui.lookups.inspect import answer
 from finetune_local.system.paths import Home
 from finetune_local.runtime.rpc import RpcRequest
 asked = {{"id": 1, "settings": {{"files": [{str(rows)!r}]}}, "model": {str(tiny)!r}, "what": "all"}}

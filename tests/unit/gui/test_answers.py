@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any, cast
 
-from finetune_local.gui.shell.answers import Answer, Answers
+from finetune_local.gui.shell.lookups import Answer, Answers
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system.errors import AdapterError
 

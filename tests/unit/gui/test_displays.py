@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.gui.window import browser, chromium, displays, gtk, launchpage
+from finetune_local.gui.window import chromium, displays, gtk, opening
 from finetune_local.gui.window.displays import Chromium, Outcome, WebView
 from finetune_local.system.paths import Home
 from finetune_local.system.private import USER_UMASK
@@ -141,30 +141,30 @@ def test_without_a_screen_no_browser_is_tried(monkeypatch: pytest.MonkeyPatch, t
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     assert gtk.no_screen() is not None
-    assert not browser.browse(LINK, tmp_path) and not opened.exists()
+    assert not opening.browse(LINK, tmp_path) and not opened.exists()
     monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
     monkeypatch.setenv(USER_UMASK, "026")  # what a browser that is started here writes is the user's business
-    assert browser.browse(LINK, tmp_path)
+    assert opening.browse(LINK, tmp_path)
     page, umask = opened.read_text("utf-8").split()
     assert page.startswith("file://") and umask == "0026"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the rights are Unix's")
 def test_a_link_for_a_browser_lies_in_a_page_that_only_the_user_reads(tmp_path: Path) -> None:
-    page = launchpage.write(LINK + '&x="', tmp_path)
+    page = opening.write_launch_page(LINK + '&x="', tmp_path)
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     assert f'content="0;url={LINK}&amp;x=&quot;"' in page.read_text("utf-8")
-    other = launchpage.write(LINK, tmp_path)
+    other = opening.write_launch_page(LINK, tmp_path)
     assert page.exists() and other != page  # two may be opened at the same time
     os.utime(page, (0, 0))
-    launchpage.write(LINK, tmp_path)
+    opening.write_launch_page(LINK, tmp_path)
     assert not page.exists() and other.exists()
-    launchpage.clean(tmp_path)
+    opening.remove_launch_pages(tmp_path)
     assert list(tmp_path.iterdir()) == []
     hidden = Path("/home/x/.local/share/finetune-local/window")
-    assert launchpage.readable(hidden, snaps=tmp_path) == Path.home()  # a snap reads no hidden folder
-    assert launchpage.readable(hidden, snaps=tmp_path / "none") == hidden
-    assert launchpage.readable(Path("/data/home/window"), snaps=tmp_path) == Path("/data/home/window")
+    assert opening.launch_page_folder(hidden, snaps=tmp_path) == Path.home()  # a snap reads no hidden folder
+    assert opening.launch_page_folder(hidden, snaps=tmp_path / "none") == hidden
+    assert opening.launch_page_folder(Path("/data/home/window"), snaps=tmp_path) == Path("/data/home/window")
 
 
 def test_the_system_s_libraries_are_taken_only_for_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from finetune_local.gui.http.head import with_head
+from finetune_local.gui.http.server import with_head
 
 PAGE = "<!doctype html><html><head><title>题</title></head><body><head></body></html>"
 

@@ -14,7 +14,7 @@ import pytest
 
 from finetune_local.gui.i18n.strings import LANGUAGES, Strings
 from finetune_local.gui.window import launch as launching
-from finetune_local.gui.window import menu
+from finetune_local.gui.window import window
 from finetune_local.gui.window.displays import Outcome
 from finetune_local.gui.window.launch import App, LaunchRequest, launch
 from finetune_local.spec.run import parse_spec
@@ -131,7 +131,7 @@ def test_what_goes_on_is_told_when_it_is_closed(home: Home, apps: list[App], mon
 
 def test_the_window_is_told_every_word_it_uses(home: Home, apps: list[App]) -> None:
     words = app_of(home, apps, LaunchRequest("nothing"), [])._told()["words"]
-    used = set(re.findall(r'words\["(\w+)"\]', Path(menu.__file__).read_text("utf-8")))
+    used = set(re.findall(r'words\["(\w+)"\]', Path(window.__file__).read_text("utf-8")))
     script = (paths.assets() / "ui" / "window.js").read_text("ascii")  # GTK counts characters as bytes
     used |= set(re.findall(r"\bwords\.(\w+)", script))
     assert used <= set(words) and len(used) > 15
@@ -147,6 +147,6 @@ def test_diagnostics_hold_what_helps_and_no_user_s_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "张三")
     file = tmp_path / "machine.json"
     file.write_text(json.dumps({"home": str(tmp_path / "张三" / "data"), "backend": "torch"}), "utf-8")
-    text = menu.diagnostics(file)
+    text = window.diagnostics(file)
     assert "张三" not in text and json.loads(text)["home"] == "~/data" and json.loads(text)["backend"] == "torch"
-    assert "finetune-local" in json.loads(menu.diagnostics(tmp_path / "none.json"))
+    assert "finetune-local" in json.loads(window.diagnostics(tmp_path / "none.json"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_local.gui.lookups.calls import inspect
+from finetune_local.gui.lookups import inspect
 from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.system.errors import SpecError
 from finetune_local.system.paths import Home

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.shell import opening
-from finetune_local.gui.shell.opening import open_folder
+from finetune_local.gui.window import opening
+from finetune_local.gui.window.opening import open_folder
 from finetune_local.system.errors import SpecError
 
 T = Strings("en")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_local.gui.http import requests
-from finetune_local.gui.http.gradio_limits import restrain
+from finetune_local.gui.http.gradio_patches import restrain
 from finetune_local.gui.http.requests import Requests, Shape
 
 JOIN, DATA, FILE = "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/file="

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.shell import notice
+from finetune_local.gui.widgets import notice
 from finetune_local.runtime.job import Job
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.spec.run import parse_spec

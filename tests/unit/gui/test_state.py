@@ -11,8 +11,7 @@ import pytest
 
 from finetune_local.gui.pages.data.state import DataState
 from finetune_local.gui.pages.model.state import ModelState
-from finetune_local.gui.shell.shared import Shared
-from finetune_local.gui.shell.state import State, kept
+from finetune_local.gui.shell.state import Shared, State, kept
 from finetune_local.gui.shell.windows import Window, Windows
 from finetune_local.spec.run import DataSettings
 from finetune_local.system.paths import Home

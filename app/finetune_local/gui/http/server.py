@@ -17,18 +17,20 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_local.gui.http.gradio_patches import make_no_stubs
 from finetune_local.gui.http.guard import OWN, Access, App, Guard, Receive, Scope, Send
-from finetune_local.gui.http.head import with_head
 from finetune_local.gui.http.policy import with_nonce
 from finetune_local.gui.http.requests import NOTHING, Requests, Shape, shape_of
 from finetune_local.gui.http.uploads import Uploads
-from finetune_local.gui.http.without_stubs import make_no_stubs
 from finetune_local.system import paths
 from finetune_local.system.paths import Home
 from finetune_local.system.private import write_privately
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
+
+
+from finetune_local.gui.http.guard import Message
 
 QUEUE_SECONDS = 0.02
 LARGEST_UPLOAD = 8 << 30
@@ -143,7 +145,7 @@ class Server:
         import fastapi
         import gradio as gr
 
-        from finetune_local.gui.http.gradio_limits import restrain
+        from finetune_local.gui.http.gradio_patches import restrain
         from finetune_local.gui.shell.main import create_app, mount_options
 
         restrain()
@@ -242,3 +244,34 @@ async def _send(send: Send, status: int, kind: str, body: bytes) -> None:
     headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-cache")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+_HEAD = b"<head>"
+
+
+def with_head(app: App, lines: str) -> App:
+    """ASGI: the app, whose page at / has these lines first in its head."""
+    added = lines.encode("utf-8")
+
+    async def answer_page(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
+            await app(scope, receive, send)
+            return
+        start: dict[str, Any] = {}
+        body = bytearray()
+
+        async def take(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                start.update(message)
+            elif message["type"] == "http.response.body":
+                body.extend(message.get("body", b""))
+
+        uncompressed = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
+        await app({**scope, "headers": uncompressed}, receive, take)
+        whole = with_nonce(bytes(body).replace(_HEAD, _HEAD + added, 1), scope)
+        kept = [(name, value) for name, value in start.get("headers", ()) if name.lower() != b"content-length"]
+        length = (b"content-length", str(len(whole)).encode("ascii"))
+        await send({**start, "headers": [*kept, length]})
+        await send({"type": "http.response.body", "body": whole})
+
+    return answer_page

@@ -18,10 +18,10 @@ from finetune_local.chat.client import ChatClient
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Language, Strings
 from finetune_local.gui.shell.ended import Endings
-from finetune_local.gui.shell.machine import MachineFacts
-from finetune_local.gui.shell.notice import defect, problem
+from finetune_local.gui.shell.lookups import MachineFacts
 from finetune_local.gui.shell.windows import FIRST, Window, Windows
 from finetune_local.gui.widgets.html import Html
+from finetune_local.gui.widgets.notice import defect, problem
 from finetune_local.gui.widgets.parts import pressed
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system import preferences

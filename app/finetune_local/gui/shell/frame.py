@@ -8,11 +8,11 @@ from typing import Any
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.shell.context import Context
 from finetune_local.gui.shell.ended import Ended
-from finetune_local.gui.shell.notice import notice
 from finetune_local.gui.shell.pages import go_to_work, shows_work
 from finetune_local.gui.shell.windows import Window
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.gui.widgets.notice import notice
 from finetune_local.runtime import start
 from finetune_local.runtime.job import Job
 from finetune_local.runtime.kinds import kind_of

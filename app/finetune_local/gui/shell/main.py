@@ -122,7 +122,7 @@ def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> No
 
 
 def first_lines(context: Context) -> str:
-    """The first lines of the page's head: see head.py."""
+    """The first lines of the page's head; see with_head() in gui/http/server.py."""
     from finetune_local.gui.shell.windows import FIRST
 
     t = context.t

@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune_local.gui.shell.shared import Shared
-from finetune_local.gui.shell.state import State
+from finetune_local.gui.shell.state import Shared, State
 from finetune_local.system.errors import DiskFailed
 from finetune_local.system.files import write_text
 from finetune_local.system.paths import Home

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune_local.gui.window import chromium, launchpage
+from finetune_local.gui.window import chromium, opening
 from finetune_local.runtime.start import command_of
 from finetune_local.system.errors import DiskFailed
 from finetune_local.system.files import write_text
@@ -187,7 +187,7 @@ class Chromium:
         except OSError as error:
             return Outcome(False, f"{self._browser} cannot be started ({error.strerror}).")
         code = self._process.wait()
-        launchpage.clean(self._pages())
+        opening.remove_launch_pages(self._pages())
         self._process = None
         soon = time.monotonic() - began < _YOUNG
         if code == 0 and soon and sys.platform == "win32":
@@ -220,7 +220,7 @@ class Chromium:
 
     def _start(self, browser: Path, link: str) -> subprocess.Popen[bytes]:
         profile = chromium.profile_for(browser, self._profile)
-        page = launchpage.write(link, self._pages())
+        page = opening.write_launch_page(link, self._pages())
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 chromium.command(browser, page.as_uri(), profile, self._size),

@@ -14,12 +14,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from finetune_local import __version__
-from finetune_local.gui.window import launchpage
-from finetune_local.gui.window.browser import browse
+from finetune_local.gui.window import opening
 from finetune_local.gui.window.displays import Chromium, Display, WebView
 from finetune_local.gui.window.gtk import no_screen
 from finetune_local.gui.window.instance import Instance
 from finetune_local.gui.window.notify import Notifier, tell
+from finetune_local.gui.window.opening import browse
 from finetune_local.system import paths
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg
@@ -118,7 +118,7 @@ class App:
             self.notifier.stop()
             if self.current is not None:
                 self.current.close()
-            launchpage.clean(launchpage.readable(self.context.home.window))
+            opening.remove_launch_pages(opening.launch_page_folder(self.context.home.window))
         if (still := _still_running(self.context)) is not None:
             self._say(f"Closed. {still[0]}")
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+from finetune_local.system.errors import DiskFailed
 from finetune_local.system.files import write_text
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
@@ -17,6 +21,9 @@ _GRIP = 80
 """So many pixels of the window's top must be on a screen, or nobody could take hold of it."""
 
 _ZOOMS = (0.5, 3.0)
+
+_SETTLED = 0.4
+"""Seconds without a change after which size and place are saved."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +87,49 @@ def _reachable(place: Place, screen: Screen) -> bool:
         return False
     across = min(place.x + place.width, screen.x + screen.width) - max(place.x, screen.x)
     return across >= _GRIP and screen.y <= place.y <= screen.y + screen.height - _GRIP
+
+
+class PlaceRecorder:
+    """Saves the size and place of a window once they have not changed for a moment.
+
+    Reading them waits for the window's own event loop, so it happens in a daemon thread, which may wait forever once the window is gone.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.place = load(file)
+        self._changed = threading.Event()
+        self._window: Any = None
+
+    def watch(self, window: Any) -> None:
+        """Record a window from now on."""
+        self._window = window
+        events = window.events
+        events.resized += self._moved
+        events.moved += self._moved
+        events.maximized += lambda: self.change(maximized=True)
+        events.restored += lambda: self.change(maximized=False)
+        threading.Thread(target=self._record, daemon=True).start()
+
+    def change(self, **values: Any) -> None:
+        """Set values of the place, which is then saved."""
+        self.place = replace(self.place, **values)
+        self._changed.set()
+
+    def _moved(self, *_: Any) -> None:
+        self._changed.set()
+
+    def _record(self) -> None:
+        while self._changed.wait():
+            self._changed.clear()
+            if self._changed.wait(_SETTLED):
+                continue
+            if not self.place.maximized:
+                window = self._window
+                self.place = replace(self.place, x=window.x, y=window.y, width=window.width, height=window.height)
+            self.save()
+
+    def save(self) -> None:
+        """Save it. On a full disk only the place is lost."""
+        with suppress(DiskFailed, OSError):
+            save(self._file, self.place)

@@ -9,35 +9,31 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from finetune_local import __version__
 from finetune_local.gui.window import gtk, place
-from finetune_local.gui.window.browser import open_address
-from finetune_local.gui.window.menu import localization, menu_of
-from finetune_local.gui.window.place import Screen
+from finetune_local.gui.window.opening import open_address
+from finetune_local.gui.window.place import PlaceRecorder, Screen
 from finetune_local.system import paths
-from finetune_local.system.errors import DiskFailed
 from finetune_local.system.messages import message_of
-from finetune_local.system.untrusted.text import parse_json_object
+from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_json_object
 
 NO_WINDOW = 3
 """Exit code: there is no WebView here, or no screen."""
-
-_SETTLED = 0.4
-"""Seconds without a change after which size and place are kept."""
 
 
 class Api:
     """What the page may ask of its window (window.pywebview.api). Only public methods can be called."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, recorder: PlaceRecorder) -> None:
+        self._recorder = recorder
         self._window: Any = None
         self._folder = ""
 
@@ -63,7 +59,7 @@ class Api:
 
     def zoomed(self, zoom: float) -> None:
         """Keep how much the page is enlarged."""
-        self._keeper.change(zoom=float(zoom))
+        self._recorder.change(zoom=float(zoom))
 
     def full_screen(self) -> None:
         """To the full screen and back."""
@@ -72,50 +68,6 @@ class Api:
     def quit(self) -> None:
         """Close the window."""
         self._window.destroy()
-
-
-class Keeper:
-    """Writes size and place down once they have settled. Asking for them waits for the window's own loop, so it is done in a
-    thread that may be left waiting when the window is gone."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self.place = place.load(file)
-        self._changed = threading.Event()
-        self._window: Any = None
-
-    def watch(self, window: Any) -> None:
-        """Follow a window."""
-        self._window = window
-        events = window.events
-        events.resized += self._moved
-        events.moved += self._moved
-        events.maximized += lambda: self.change(maximized=True)
-        events.restored += lambda: self.change(maximized=False)
-        threading.Thread(target=self._keep, daemon=True).start()
-
-    def change(self, **values: Any) -> None:
-        """Something is otherwise."""
-        self.place = replace(self.place, **values)
-        self._changed.set()
-
-    def _moved(self, *_: Any) -> None:
-        self._changed.set()
-
-    def _keep(self) -> None:
-        while self._changed.wait():
-            self._changed.clear()
-            if self._changed.wait(_SETTLED):
-                continue
-            if not self.place.maximized:
-                window = self._window
-                self.place = replace(self.place, x=window.x, y=window.y, width=window.width, height=window.height)
-            self.save()
-
-    def save(self) -> None:
-        """Keep it; a full disk costs the window its place, nothing else."""
-        with suppress(DiskFailed, OSError):
-            place.save(self._file, self.place)
 
 
 def main() -> int:
@@ -151,12 +103,12 @@ def _show(told: Mapping[str, Any]) -> bool:
     """Open the window and wait until it is closed; False where it never came up."""
     import webview
 
-    keeper = Keeper(Path(told["place"]))
-    api = Api(keeper)
+    recorder = PlaceRecorder(Path(told["place"]))
+    api = Api(recorder)
     words: Mapping[str, str] = told["words"]
     webview.settings["ALLOW_DOWNLOADS"] = True
     webview.settings["ALLOW_FILE_URLS"] = False
-    before = keeper.place
+    before = recorder.place
     window = webview.create_window(
         words["app"],
         told["link"],
@@ -176,11 +128,11 @@ def _show(told: Mapping[str, Any]) -> bool:
     script = (paths.assets() / "ui" / "window.js").read_text("ascii")
 
     def put_in() -> None:
-        options = json.dumps({"words": dict(words), "zoom": keeper.place.zoom})
+        options = json.dumps({"words": dict(words), "zoom": recorder.place.zoom})
         window.run_js(f"window.ftlWindowOptions = {options};\n{script}")
 
     def settle() -> bool | None:
-        return _settle(window, keeper)
+        return _settle(window, recorder)
 
     def before_show() -> None:
         if webview.renderer == "gtkwebkit2":
@@ -189,15 +141,15 @@ def _show(told: Mapping[str, Any]) -> bool:
     window.events.initialized += settle
     window.events.before_show += before_show
     window.events.loaded += put_in
-    keeper.watch(window)
+    recorder.watch(window)
     threading.Thread(target=_obey, args=(window,), daemon=True).start()
     menu = menu_of(window, words, Path(told["diagnostics"]))
     webview.start(menu=menu, icon=told["icon"], localization=localization(words))
-    keeper.save()
+    recorder.save()
     return bool(window.events.shown.is_set())
 
 
-def _settle(window: Any, keeper: Keeper) -> bool | None:
+def _settle(window: Any, recorder: PlaceRecorder) -> bool | None:
     """Before the window is made: put it where there is a screen. False where there is none."""
     import webview
 
@@ -205,12 +157,12 @@ def _settle(window: Any, keeper: Keeper) -> bool | None:
         screens = [Screen(int(s.x), int(s.y), int(s.width), int(s.height)) for s in webview.screens]
     except (AttributeError, TypeError):  # GTK without a display
         return False
-    found = place.corrected(keeper.place, screens)
+    found = place.corrected(recorder.place, screens)
     origin = screens[0] if screens and webview.renderer == "gtkwebkit2" else Screen(0, 0, 0, 0)
     window.initial_width, window.initial_height = found.width, found.height
     window.initial_x = None if found.x is None else found.x - origin.x  # GTK counts from the first screen's corner
     window.initial_y = None if found.y is None else found.y - origin.y
-    keeper.place = found
+    recorder.place = found
     return None
 
 
@@ -239,3 +191,83 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of the library may wait for a loop that is gone, and would keep the process
+
+
+def menu_of(window: Any, words: Mapping[str, str], machine: Path) -> list[Any]:
+    """The menu, for webview.start(). `machine`: the file with what this machine has."""
+    from webview.menu import Menu, MenuAction, MenuSeparator
+
+    def drive(script: str) -> Callable[[], None]:
+        return lambda: _drive(window, script)
+
+    def about(copy: bool) -> Callable[[], None]:
+        def open_it() -> None:
+            facts = json.dumps([words["version"], diagnostics(machine, window)])
+            _drive(window, f"ftlWindow.about(...{facts}, {json.dumps(copy)})")
+
+        return open_it
+
+    return [
+        Menu(
+            words["menu_file"],
+            [
+                MenuAction(words["open_data"], drive("ftlWindow.openData()")),
+                MenuSeparator(),
+                MenuAction(words["quit"], window.destroy),
+            ],
+        ),
+        Menu(
+            words["menu_view"],
+            [
+                MenuAction(words["reload"], drive("ftlWindow.reload()")),
+                MenuSeparator(),
+                MenuAction(words["zoom_in"], drive("ftlWindow.zoom(1)")),
+                MenuAction(words["zoom_out"], drive("ftlWindow.zoom(-1)")),
+                MenuAction(words["zoom_reset"], drive("ftlWindow.zoom(0)")),
+                MenuSeparator(),
+                MenuAction(words["full_screen"], window.toggle_fullscreen),
+            ],
+        ),
+        Menu(
+            words["menu_help"],
+            [MenuAction(words["diagnostics"], about(True)), MenuAction(words["about"], about(False))],
+        ),
+    ]
+
+
+def diagnostics(machine: Path, window: Any = None) -> str:
+    """What helps whoever mends a defect: versions and what this machine has, without the user's name."""
+    try:
+        facts = read_json_object(machine)
+    except (OSError, ForeignTextError):
+        facts = {}
+    facts = {"finetune-local": __version__, "python": platform.python_version(), "system": platform.platform(), **facts}
+    if window is not None:
+        import webview
+
+        facts["window"] = str(webview.renderer)
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    return text.replace(json.dumps(str(Path.home()), ensure_ascii=False)[1:-1], "~")
+
+
+def localization(words: Mapping[str, str]) -> dict[str, str]:
+    """pywebview's own words, in the window's language."""
+    return {
+        "linux.openFile": words["open_file"],
+        "linux.openFiles": words["open_files"],
+        "linux.openFolder": words["open_folder"],
+        "global.saveFile": words["save_file"],
+        "global.quit": words["quit"],
+        "cocoa.menu.about": words["about"],
+        "cocoa.menu.quit": words["quit"],
+        "cocoa.menu.view": words["menu_view"],
+        "cocoa.menu.fullscreen": words["full_screen"],
+    }
+
+
+def _drive(window: Any, script: str) -> None:
+    """Run a script in the page; there may be none yet, or none any more."""
+    from webview.errors import JavascriptException, WebViewException
+
+    with suppress(WebViewException, JavascriptException):
+        window.evaluate_js(script + "; null")

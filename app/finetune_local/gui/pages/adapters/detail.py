@@ -12,7 +12,7 @@ from finetune_local.evaluation.metrics import Metric, metrics
 from finetune_local.evaluation.store import CONDITIONS
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.adapters.lineage import tree
-from finetune_local.gui.shell.answers import Answer
+from finetune_local.gui.shell.lookups import Answer
 from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Row

@@ -15,9 +15,8 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.adapters import detail
 from finetune_local.gui.pages.adapters import list as adapterlist
 from finetune_local.gui.pages.adapters.state import AdaptersState
-from finetune_local.gui.shell import notice
-from finetune_local.gui.shell.answers import Answer, Answers
-from finetune_local.gui.widgets import damage, lists, parts, trashbox
+from finetune_local.gui.shell.lookups import Answer, Answers
+from finetune_local.gui.widgets import leftovers, lists, notice, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.gui.widgets.lists import Place
 from finetune_local.runtime import jobs
@@ -117,7 +116,9 @@ class AdaptersPage:
             self.head: parts.header(t("adapters.title"), t("adapters.lead")) if listed else Html(""),
             self.adding: self._import_form() if listed and editing == "import" else Html(""),
             self.main: main,
-            self.trash: join([damage.of_jobs(self.context, EXTRACT), trashbox.box(self.context, manage.KIND)])
+            self.trash: join(
+                [leftovers.damaged_jobs(self.context, EXTRACT), leftovers.trash_box(self.context, manage.KIND)]
+            )
             if listed
             else Html(""),
         }
@@ -161,7 +162,7 @@ class AdaptersPage:
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, data = parts.pressed(event)
-        if damage.pressed(self.context, do, value):
+        if leftovers.remove_damaged_job(self.context, do, value):
             return self._draw(window)
         place, context, shared = self._place(window), self.context, window.shared
         state = window.state(AdaptersState)
@@ -192,9 +193,9 @@ class AdaptersPage:
             case "adapters.edit_end":
                 state.editing = ""
             case "trash.back":
-                trashbox.put_back(context, value)
+                leftovers.put_back(context, value)
             case "trash.empty":
-                trashbox.empty(context, manage.KIND)
+                leftovers.empty_trash(context, manage.KIND)
             case _:
                 return self._change(window, do, value, {key: text.strip() for key, text in data.items()})
         return self._draw(window)
@@ -260,10 +261,10 @@ class AdaptersPage:
         shared.adapters = tuple(name for name in shared.adapters if name not in names)
         shared.adapter = None if shared.adapter in names else shared.adapter
         shown = self._to(window, replace(self._place(window), picked=()))
-        return {**shown, self.context.notice: trashbox.removed_notice(self.context, removed, UNDO)}
+        return {**shown, self.context.notice: leftovers.removed_notice(self.context, removed, UNDO)}
 
     def _undo(self, window: Window, value: str) -> dict[Any, Any]:
-        trashbox.put_back(self.context, value)
+        leftovers.put_back(self.context, value)
         return self._draw(window)
 
     def _extract(self, name: str, data: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from finetune_local.evaluation.rows import Example, examples
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.chat.room import BASE
 from finetune_local.gui.pages.chat.state import ChatState
-from finetune_local.gui.widgets import damage, parts, trashbox
+from finetune_local.gui.widgets import leftovers, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.models.install import installed
 from finetune_local.training.run_folder import runs
@@ -68,8 +68,8 @@ def saved(context: Context, window: Window, current: str) -> Html:
     none = h("p", t("chat.none_found") if state.search else t("chat.none_yet"), class_="soft")
     entries = h("ul", items, class_="saved", aria_label=t("chat.saved")) if items else none
     more = h("p", t("chat.older", n=f.number(older)), class_="soft") if older > 0 else None
-    bad = damage.box(t, conversations.damaged(context.home), "remove")
-    return join([undo, entries, more, bad, trashbox.box(context, conversations.KIND)])
+    bad = leftovers.damaged_box(t, conversations.damaged(context.home), "remove")
+    return join([undo, entries, more, bad, leftovers.trash_box(context, conversations.KIND)])
 
 
 def _renaming(context: Context, id: str, name: str) -> Html:  # noqa: A002 - the conversation's

@@ -15,7 +15,7 @@ from finetune_local.gui.pages.chat.panel import ChatPanel
 from finetune_local.gui.pages.chat.room import Room
 from finetune_local.gui.pages.chat.state import ChatState, Removed
 from finetune_local.gui.pages.chat.view import ChatView
-from finetune_local.gui.widgets import parts, trashbox
+from finetune_local.gui.widgets import leftovers, parts
 from finetune_local.gui.widgets.html import Html
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import SpecError
@@ -292,7 +292,7 @@ class ChatPage:
                 chatroom.show(home, window, conversations.restore(home, value))
                 more = self.panel.shown(window)
             case "trash.empty":
-                trashbox.empty(context, conversations.KIND)
+                leftovers.empty_trash(context, conversations.KIND)
                 state.removed = None
             case "model":
                 state.model = value

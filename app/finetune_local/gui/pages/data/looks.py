@@ -37,7 +37,7 @@ class Question:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What gui/lookups/calls/inspect.py takes."""
+        """What gui/lookups/inspect.py takes."""
         return {"settings": parse_json(self.settings), "model": self.model, "objective": self.objective}
 
     @property
@@ -62,7 +62,7 @@ def question(
 
 
 class Look:
-    """One window's. `rows` and `found` are what gui/lookups/calls/inspect.py answers, or None; `share` is how far the long look is."""
+    """One window's. `rows` and `found` are what gui/lookups/inspect.py answers, or None; `share` is how far the long look is."""
 
     def __init__(self, client: RpcClient) -> None:
         self._client = client

@@ -11,7 +11,7 @@ from finetune_local.gui.pages.data import changes, forms, looks
 from finetune_local.gui.pages.data import rows as datarows
 from finetune_local.gui.pages.data import view as dataview
 from finetune_local.gui.pages.data.state import DataState
-from finetune_local.gui.shell.selection import chosen_model, has_trained
+from finetune_local.gui.shell.pages import chosen_model, has_trained
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.form import objective_of
 from finetune_local.gui.widgets.html import Html, h

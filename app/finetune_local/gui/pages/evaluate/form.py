@@ -14,7 +14,7 @@ from finetune_local.evaluation import evaluate
 from finetune_local.evaluation.metrics import DEFAULT, metrics
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.evaluate.state import EvaluateForm, EvaluateState
-from finetune_local.gui.shell.selection import chosen_model
+from finetune_local.gui.shell.pages import chosen_model
 from finetune_local.gui.widgets import fields, parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.gui.widgets.measures import metric_title

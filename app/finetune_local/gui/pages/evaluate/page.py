@@ -17,7 +17,7 @@ from finetune_local.gui.pages.evaluate import form as evaluateform
 from finetune_local.gui.pages.evaluate import view as evaluateview
 from finetune_local.gui.pages.evaluate import voting
 from finetune_local.gui.pages.evaluate.state import EvaluateState, VoteLook
-from finetune_local.gui.widgets import damage, jobview, parts, trashbox
+from finetune_local.gui.widgets import jobview, leftovers, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.runtime import jobs
 from finetune_local.runtime.job import Job
@@ -106,9 +106,9 @@ class EvaluatePage:
                 self.earlier: h(
                     "div",
                     evaluateview.earlier(t, self.f, everything, shown.name if shown else "") if everything else None,
-                    damage.box(t, store.damaged(self.home), "earlier.remove"),
-                    damage.of_jobs(self.context, KIND),
-                    trashbox.box(self.context, store.KIND),
+                    leftovers.damaged_box(t, store.damaged(self.home), "earlier.remove"),
+                    leftovers.damaged_jobs(self.context, KIND),
+                    leftovers.trash_box(self.context, store.KIND),
                 ),
             }
         changed = {view: html for view, html in drawn.items() if window.changed(f"evaluate {view.elem_id}", html)}
@@ -214,7 +214,7 @@ class EvaluatePage:
         place, _, what = do.partition(".")
         if do == "go":
             return {self.context.nav: self.context.go(window, value)}
-        if damage.pressed(self.context, do, value):
+        if leftovers.remove_damaged_job(self.context, do, value):
             return self._draw(window)
         if do == "start":
             self._start(window)
@@ -234,7 +234,7 @@ class EvaluatePage:
         elif do == "trash.back":
             store.put_back(trash.find(self.home, value), self.home)
         elif do == "trash.empty":
-            trashbox.empty(self.context, store.KIND)
+            leftovers.empty_trash(self.context, store.KIND)
         elif place == "job":
             self._job(window, what, value)
         return self._draw(window)
@@ -287,11 +287,11 @@ class EvaluatePage:
         removed = store.throw_away(self.home, name)
         if window.shared.evaluation == name:
             window.shared.evaluation = ""
-        told = trashbox.removed_notice(self.context, [removed], UNDO)
+        told = leftovers.removed_notice(self.context, [removed], UNDO)
         return {**self._draw(window), self.context.notice: told}
 
     def _undo(self, window: Window, value: str) -> dict[Any, Any]:
-        for key in trashbox.keys(value):
+        for key in leftovers.trash_keys(value):
             store.put_back(trash.find(self.home, key), self.home)
         return self._draw(window)
 

@@ -13,8 +13,8 @@ from finetune_local.export.targets import Quant, Target, targets
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.export import words
 from finetune_local.gui.pages.export.state import ExportForm, ExportState
-from finetune_local.gui.shell.answers import Answer
-from finetune_local.gui.shell.selection import chosen_model
+from finetune_local.gui.shell.lookups import Answer
+from finetune_local.gui.shell.pages import chosen_model
 from finetune_local.gui.widgets import fields, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.gui.widgets.runlist import method_name
@@ -42,7 +42,7 @@ def chosen_adapter(window: Window, adapters: Rows) -> str:
 
 
 def asked(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
-    """The request to the lookup process: see gui/lookups/calls/offers.py."""
+    """The request to the lookup process: see offers() in gui/lookups/worker.py."""
     adapter = chosen_adapter(window, adapters)
     return {"adapter": adapter, "model": chosen_model(context, window) if adapter == BASE else None}
 

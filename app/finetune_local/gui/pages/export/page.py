@@ -14,10 +14,10 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.export import form as exportform
 from finetune_local.gui.pages.export import view as exportview
 from finetune_local.gui.pages.export.state import ExportState
-from finetune_local.gui.shell.answers import Answers
-from finetune_local.gui.shell.opening import open_folder
-from finetune_local.gui.widgets import damage, jobview, parts
+from finetune_local.gui.shell.lookups import Answers
+from finetune_local.gui.widgets import jobview, leftovers, parts
 from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.gui.window.opening import open_folder
 from finetune_local.models.install import installed
 from finetune_local.runtime import jobs
 from finetune_local.runtime.job import Job
@@ -93,7 +93,7 @@ class ExportPage:
                 [top, *map(self._working, working), *(exportview.ended(t, self.f, found) for found in own)]
             ),
             self.history: join(
-                [exportview.history(t, self.f, others) if others else "", damage.of_jobs(self.context, EXPORT)]
+                [exportview.history(t, self.f, others) if others else "", leftovers.damaged_jobs(self.context, EXPORT)]
             ),
         }
         return {view: html for view, html in drawn.items() if window.changed(f"export {view.elem_id}", html)}
@@ -115,7 +115,7 @@ class ExportPage:
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, data = parts.pressed(event)
-        if damage.pressed(self.context, do, value):
+        if leftovers.remove_damaged_job(self.context, do, value):
             return self._draw(window)
         state = window.state(ExportState)
         match do:

@@ -13,8 +13,7 @@ from finetune_local.gui.pages.model.basemodels import BaseModels
 from finetune_local.gui.pages.model.offers import Offers
 from finetune_local.gui.pages.model.state import ModelState
 from finetune_local.gui.pages.model.views import HereViews
-from finetune_local.gui.shell import notice
-from finetune_local.gui.widgets import damage, parts
+from finetune_local.gui.widgets import leftovers, notice, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.models import job_download
 from finetune_local.models.hub.search import Hit, search
@@ -154,7 +153,7 @@ class ModelPage:
         drawn = {
             self.head: self._kept("head", (keys, chosen), lambda: self.views.head(chosen, busy, offline)),
             self.downloads: join(
-                [modeldownloads.view(self.t, self.f, unfinished), damage.of_jobs(self.context, DOWNLOAD)]
+                [modeldownloads.view(self.t, self.f, unfinished), leftovers.damaged_jobs(self.context, DOWNLOAD)]
             ),
             self.here: self._kept(
                 "here",
@@ -213,7 +212,7 @@ class ModelPage:
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, _ = parts.pressed(event)
         state = window.state(ModelState)
-        if damage.pressed(self.context, do, value):
+        if leftovers.remove_damaged_job(self.context, do, value):
             return self._draw(window)
         match do:
             case "continue":

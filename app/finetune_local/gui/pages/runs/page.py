@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.pages.runs import compare, detail
 from finetune_local.gui.pages.runs.state import RunsState
-from finetune_local.gui.shell.selection import set_up_like
-from finetune_local.gui.widgets import lists, parts, runlist, trashbox
+from finetune_local.gui.shell.pages import set_up_like
+from finetune_local.gui.widgets import leftovers, lists, parts, runlist
 from finetune_local.gui.widgets.html import Html
 from finetune_local.gui.widgets.lists import Place, Row
 from finetune_local.system.errors import SpecError
@@ -120,7 +120,7 @@ class RunsPage:
         drawn: dict[Any, Html] = {
             self.head: parts.header(t("runs.title"), t("runs.lead")) if listed else Html(""),
             self.main: main,
-            self.trash: trashbox.box(self.context, runs.KIND) if listed else Html(""),
+            self.trash: leftovers.trash_box(self.context, runs.KIND) if listed else Html(""),
         }
         changed: dict[Any, Any] = {
             view: html for view, html in drawn.items() if window.changed(f"runs{view._id}", html)
@@ -192,9 +192,9 @@ class RunsPage:
             case "runs.remove" | "runs.remove_picked":
                 return self._remove(window, [value] if do == "runs.remove" else list(place.picked))
             case "trash.back":
-                trashbox.put_back(context, value)
+                leftovers.put_back(context, value)
             case "trash.empty":
-                trashbox.empty(context, runs.KIND)
+                leftovers.empty_trash(context, runs.KIND)
             case _:
                 return self._go(window, do, runs.find(context.home, value))
         return self._draw(window)
@@ -232,8 +232,8 @@ class RunsPage:
         window.shared.runs_view = "list"
         window.shared.run = "" if window.shared.run in names else window.shared.run
         shown = self._to(window, replace(self._place(window), picked=()))
-        return {**shown, self.context.notice: trashbox.removed_notice(self.context, removed, UNDO)}
+        return {**shown, self.context.notice: leftovers.removed_notice(self.context, removed, UNDO)}
 
     def _undo(self, window: Window, value: str) -> dict[Any, Any]:
-        trashbox.put_back(self.context, value)
+        leftovers.put_back(self.context, value)
         return self._draw(window)

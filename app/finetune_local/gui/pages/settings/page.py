@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local import __version__
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.shell import notice
-from finetune_local.gui.widgets import controls, parts
+from finetune_local.gui.widgets import controls, notice, parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.models.hub.access import forget_token, store_token, token_place
 from finetune_local.models.hub.repository import endpoint

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.pages.train import setup
 from finetune_local.gui.pages.train.outlook import Outlook
-from finetune_local.gui.shell import notice
-from finetune_local.gui.shell.pages import RUN
-from finetune_local.gui.shell.selection import has_trained, set_up_like
-from finetune_local.gui.widgets import parts, runview
+from finetune_local.gui.shell.pages import RUN, has_trained, set_up_like
+from finetune_local.gui.widgets import notice, parts, runview
 from finetune_local.gui.widgets.form import Form
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.runtime.status import Status

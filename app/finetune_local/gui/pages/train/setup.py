@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.train import outlook
-from finetune_local.gui.shell.selection import chosen_model
+from finetune_local.gui.shell.pages import chosen_model
 from finetune_local.gui.widgets import form as forms
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.controls import element_id

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.shell import notice
-from finetune_local.gui.widgets import parts
+from finetune_local.gui.widgets import notice, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.system import trash
 from finetune_local.system.trash import Removed
@@ -19,7 +18,18 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
 
 
-def box(context: Context, kind: str) -> Html:
+from typing import TYPE_CHECKING
+
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.runtime import jobs
+from finetune_local.runtime.kinds import JobKind
+from finetune_local.system.errors import Damaged
+
+if TYPE_CHECKING:
+    from finetune_local.gui.shell.context import Context
+
+
+def trash_box(context: Context, kind: str) -> Html:
     """The trash of one kind; empty where there is none."""
     t, f = context.t, context.f
     found = trash.every(context.home, kind)
@@ -49,7 +59,7 @@ def box(context: Context, kind: str) -> Html:
         h("ul", rows, class_="trash-list"),
         empty,
         bad,
-        class_="trash-box",
+        class_="trash-trash_box",
         data_keep=f"trash-{kind}",
     )
 
@@ -64,12 +74,12 @@ def removed_notice(context: Context, removed: Sequence[Removed], undo: str) -> H
 
 
 def put_back(context: Context, value: str) -> list[str]:
-    """Restore what a button of removed_notice() or of the box names; returns the names."""
-    return adapters.put_back(keys(value), context.home)
+    """Restore what a button of removed_notice() or of the trash_box names; returns the names."""
+    return adapters.put_back(trash_keys(value), context.home)
 
 
-def keys(value: str) -> list[str]:
-    """What a button of removed_notice() or of the box names: keys of the trash."""
+def trash_keys(value: str) -> list[str]:
+    """What a button of removed_notice() or of the trash_box names: keys of the trash."""
     try:
         found = parse_json(value) if value.startswith("[") else [value]
     except ForeignTextError:
@@ -77,6 +87,37 @@ def keys(value: str) -> list[str]:
     return [str(key) for key in found]
 
 
-def empty(context: Context, kind: str) -> None:
+def empty_trash(context: Context, kind: str) -> None:
     """Permanently delete the trash of one kind."""
     trash.empty(context.home, trash.every(context.home, kind))
+
+
+_FORGET = "damaged.job"
+
+
+def damaged_box(t: Strings, found: Sequence[Damaged], do: str) -> Html:
+    """Empty where nothing is damaged. `do` is the action that removes an item."""
+    if not found:
+        return Html("")
+    items = [
+        h(
+            "li",
+            h("div", h("strong", one.name), h("p", sentence(t, one.problem), class_="text"), class_="grow"),
+            parts.button(t("common.delete"), do, one.name, kind="small danger"),
+        )
+        for one in found
+    ]
+    return h("div", h("h3", t("lists.damaged")), h("ul", items, class_="trash-list"), class_="hint bad", role="alert")
+
+
+def damaged_jobs(context: Context, kind: JobKind) -> Html:
+    """The damaged jobs of a kind; remove_damaged_job() removes them."""
+    return damaged_box(context.t, jobs.damaged(context.home, kind), _FORGET)
+
+
+def remove_damaged_job(context: Context, do: str, value: str) -> bool:
+    """Handle a button of jobs(); False where it was another one."""
+    if do != _FORGET:
+        return False
+    jobs.remove(jobs.find(context.home, value))
+    return True
