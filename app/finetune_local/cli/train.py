@@ -142,7 +142,9 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
 def _ended_at_once(begun: Sequence[Run]) -> Stopped:
     from finetune_local.training.run_folder import follow
 
-    return Stopped(msg("ended at once; what the last checkpoint holds is saved: {go_on}", go_on=follow.go_on(begun)))
+    return Stopped(
+        msg("ended at once; what the last checkpoint holds is saved: {go_on}", go_on=follow.resume_commands(begun))
+    )
 
 
 def _show_summary(summary: Any) -> None:

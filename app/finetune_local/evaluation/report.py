@@ -259,14 +259,14 @@ def _rows(
     for item in rejected[:3]:
         note(
             msg(
-                "set aside: {file}, line {line}: {reason}",
+                "rejected: {file}, line {line}: {reason}",
                 file=item.source.file,
                 line=item.source.line,
                 reason=item.reason,
             )
         )
     if len(rejected) > 3:
-        note(msg("… and {number} more rows were set aside", number=len(rejected) - 3))
+        note(msg("… and {number} more rows were rejected", number=len(rejected) - 3))
     if not rows:
         raise DataError(msg("{where}: no row has a question and an answer to compare with.", where=where))
     return rows, len(rejected)

@@ -1,4 +1,4 @@
-"""A calibration run: a few steps on a few examples before the real training, by which a tuner chooses settings (LoRA-drop its layers)."""
+"""Calibration runs: a few training steps on a sample of the data, from which a tuner chooses settings (LoRA-drop: which layers)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from finetune_local.training.checkpoints.checkpoint import LoopState
 from finetune_local.training.events import Event, Phase
 from finetune_local.training.steps import ListSource, PendingStep, Stepper, Taken, take_alone
 
-ADAPTER = "trial"
+ADAPTER = "calibration"
 _STREAM = 0x7269616C
-"""Keeps the random numbers of the calibration run apart from those of the training with the same seed."""
+"""Second part of the seed: calibration draws other random numbers than the training with the same seed."""
 
 
 def update_sizes(
     session: Session, plan: AdapterPlan, calibration: Calibration, spec: RunSpec, data: Dataset
 ) -> Generator[Event, None, dict[str, float]]:
-    """Train `plan` on a sample; the mean squared size of its update at each module then, per token of the sample.
+    """Train `plan` on a sample of `data`; returns the mean squared size of the update at each module, per token of the sample.
 
-    The same for the same seed. The session is left as it was. Raises TrainingDiverged, OutOfMemory.
+    Deterministic given the seed. The adapter is detached afterwards. Raises TrainingDiverged, OutOfMemory.
     """
     training = spec.training.model_copy(update={"max_steps": calibration.steps})
     size = spec.training.batch_size or 1
@@ -49,7 +49,7 @@ def update_sizes(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingDiverged(
                     msg(
-                        "step {step} of the trial by which layers are chosen: the loss is {loss} and the gradient's norm "
+                        "step {step} of the calibration run that chooses layers: the loss is {loss} and the gradient's norm "
                         "{norm}. Try again with a lower --learning-rate than {rate}.",
                         step=step + 1,
                         loss=loss,
@@ -69,7 +69,7 @@ def update_sizes(
 
 
 def _taken(session: Session, stepper: Stepper, done: int, seed: int) -> Taken:
-    """One step, its notes left out."""
+    """Take one step and drop its events."""
     pending = stepper.step(done, seed)
     try:
         item = next(pending)

@@ -1,4 +1,4 @@
-"""What can be wrong with a run before its model is loaded: files, backend, gaps, targets, ranks."""
+"""Checks of a spec that need no model in memory: data files, backend and device, gaps of the backend, targets, ranks."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 SHORTEST = 8
-"""Tokens that must stay free for a text beside a method's own positions."""
+"""Tokens of the context that must remain for text beside a method's virtual tokens."""
 
 
 def check_before_loading(
     spec: RunSpec, home: Home, progress: Callable[[str, float | None], None]
 ) -> tuple[RunSpec, list[Note]]:
-    """Everything that can be wrong without loading a model: files, backend, gaps, targets, ranks.
+    """Check everything that needs no model in memory: data files, backend, device, gaps of the backend, targets, ranks.
 
-    Returns the spec with backend and device settled and gaps of presets replaced, and notes for the user.
-    Raises UserErrors; fetches the small default model if it is the one wanted and not there yet.
+    Returns the spec with backend and device settled and unsupported values of presets replaced, and notes for the user. Downloads
+    the small default model if the spec names it and it is missing. Raises UserErrors.
     """
     from finetune_local.models.resolve import resolve_for
 
@@ -54,7 +54,7 @@ def check_before_loading(
     model = resolve_for(spec.model, home, progress)
     plan_for(spec, model)
     if located(spec.model.id).exists():
-        # A folder or file named from where the user stood must be found from anywhere later.
+        # A path relative to the current folder must be found from any folder later.
         installed = model.path.parent == home.models
         lasting = model.path.name if installed else str(model.path.resolve())
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"id": lasting})})
@@ -62,8 +62,11 @@ def check_before_loading(
 
 
 def settle(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[Note]]:
-    """The spec with what follows from backend and device alone, and a note for each: the base's precision, the kind of 4 bits,
-    what stands in for a preset that the backend lacks. Raises Unsupported. Nothing is loaded."""
+    """Settle what depends only on backend and device, with a note for each value. Nothing is loaded.
+
+    These are the base's precision, its 4-bit quantization, and replacements for values of a preset that the backend lacks.
+    Raises Unsupported.
+    """
     notes = []
     if spec.model.precision is None:
         precision, reason = defaults.precision(spec, device.kind, device.fast_bf16)
@@ -80,7 +83,7 @@ def settle(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[R
 def facts_for(
     spec: RunSpec, model: ModelFolder, plan: AdapterPlan, device: port.Device, rows: int, longest: int, held_out: int
 ) -> defaults.Facts:
-    """What automatic values are computed from."""
+    """The inputs of automatic values; `rows`, `longest` (tokens) and `held_out` describe the encoded data."""
     open_spec = spec.training.model_copy(update={"micro_batch_tokens": 1024, "gradient_checkpointing": False})
     needs = estimate(model, spec.model_copy(update={"training": open_spec}), plan, device.kind)
     return defaults.Facts(
@@ -98,15 +101,15 @@ def facts_for(
 def check_together(
     specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None]
 ) -> list[tuple[RunSpec, list[Note]]]:
-    """check_before_loading() of each, and that they can be trained at once: one base, loaded in one way, and separate rows.
+    """Check each spec as check_before_loading() does, and that all can be trained at once on one base.
 
-    Raises SpecError where they cannot.
+    Raises SpecError if two names are the same, model settings differ, or a method cannot share a pass.
     """
     from finetune_local.models.resolve import resolve_for
 
     if len(specs) == 1:
         return [check_before_loading(specs[0], home, progress)]
-    device_for(port.choose(specs[0].backend)[0], specs[0].device)  # shared, so no section is told of it
+    device_for(port.choose(specs[0].backend)[0], specs[0].device)  # shared, so its error names no section
     checked = []
     for number, spec in enumerate(specs, 1):
         with errors_at(section_name(number, spec.name)):
@@ -131,7 +134,7 @@ def check_together(
                 )
             )
         plan = plan_for(spec, resolve_for(spec.model, home, progress))
-        if reason := tuners()[method_family(spec)].sharing_refusal(plan):
+        if reason := tuners()[tuner_key(spec)].sharing_refusal(plan):
             raise SpecError(
                 msg(
                     "method '{method}' (number {number}) cannot be trained beside others: {reason}",
@@ -151,8 +154,8 @@ def check_together(
 
 
 def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
-    """What the method attaches to this model. Raises SpecError where nothing matches or a rank is too high."""
-    tuner = tuners()[method_family(spec)]
+    """What the method attaches to this model. Raises SpecError if nothing matches or a rank is too high."""
+    tuner = tuners()[tuner_key(spec)]
     if reason := tuner.refusal(spec.method.settings, spec.model.precision or "fp32"):
         raise SpecError(msg("method '{method}' does not work here: {reason}", method=spec.method.key, reason=reason))
     plan = plan_method(spec.method, model.info())
@@ -173,20 +176,20 @@ def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
 
 
 def _length_flag(tuner: Tuner) -> str:
-    """The setting that says how many positions a family takes."""
+    """The flag of the setting that determines a tuner's number of virtual tokens."""
     fields = tuner.settings.model_fields
     return next((flag_of(name, field) for name, field in fields.items() if name.endswith("length")), msg("its length"))
 
 
-def method_family(spec: RunSpec) -> str:
-    """The family the spec's method belongs to."""
+def tuner_key(spec: RunSpec) -> str:
+    """The key of the tuner that the spec's method is a preset of."""
     from finetune_local.spec.tuners import preset_named
 
     return preset_named(spec.method.key).tuner
 
 
 def check_files(spec: RunSpec) -> None:
-    """Raise SpecError where a data file is missing, or none was given."""
+    """Raise SpecError if no data file was given, or one is missing or a folder."""
     if not spec.data.files:
         raise SpecError(msg("no training data was given. Name a file: finetune-local --data my.jsonl"))
     for flag, names in (("--data", spec.data.files), ("--validation-data", spec.data.validation_files)):
@@ -211,18 +214,18 @@ def check_files(spec: RunSpec) -> None:
                 )
 
 
-def device_for(backend: port.Backend, wanted: str | None) -> port.Device:
-    """The device of the spec, or the backend's first. Raises SpecError where it is not there."""
+def device_for(backend: port.Backend, requested: str | None) -> port.Device:
+    """The requested device, by id or kind; the backend's first if none is requested. Raises SpecError if it does not exist."""
     devices = backend.devices()
-    if wanted is None:
+    if requested is None:
         return devices[0]
     for device in devices:
-        if wanted in (device.id, device.kind):
+        if requested in (device.id, device.kind):
             return device
     raise SpecError(
         msg(
             "--device {wanted}: {name} has {devices} here.",
-            wanted=wanted,
+            wanted=requested,
             name=backend.name,
             devices=", ".join(d.id for d in devices),
         )
@@ -230,7 +233,7 @@ def device_for(backend: port.Backend, wanted: str | None) -> port.Device:
 
 
 def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> tuple[RunSpec, list[Note]]:
-    """Replace what the backend lacks where only a preset asked for it; refuse where the user did."""
+    """Replace values that the backend lacks if they come from a preset. Raises Unsupported if the user set them."""
     notes = []
     for gap in backend.gaps():
         table, name = gap.setting.split(".")
@@ -254,7 +257,7 @@ def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> t
         group = group.model_copy(update={name: gap.instead})
         spec = spec.model_copy(update={table: group})
         notes.append(Note.chosen(gap.setting, gap.instead, gap.reason, replaced=gap.value))
-    if method_family(spec) not in backend.tuners():
+    if tuner_key(spec) not in backend.tuners():
         raise Unsupported(
             msg(
                 "method '{method}' has not been written for {backend} yet. Try another --backend.",

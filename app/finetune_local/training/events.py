@@ -1,4 +1,4 @@
-"""The events of a run. Readers of a run see nothing else of its training."""
+"""The events of a run: all that readers of a run see of its training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Event):
-    """Preparation: what is being done and the share done from 0 to 1 ("reading data", 0.4); None where unknown."""
+    """A stage of the preparation ("reading data") and the share of it that is done, 0 to 1; None if unknown."""
 
     kind = "phase"
     name: str
@@ -26,7 +26,7 @@ class Phase(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """The loop begins at `step` (0 for a new run) of `steps`."""
+    """The loop starts at `step` (0 for a new run) of `steps`."""
 
     kind = "started"
     step: int
@@ -42,7 +42,7 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """One optimizer step is done. Loss is the mean over its supervised tokens, in nats, before the update."""
+    """An optimizer step. `loss` is the mean over its supervised tokens, in nats, before the update."""
 
     kind = "step"
     step: int
@@ -59,9 +59,9 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Validation(Event):
-    """Mean loss over the validation examples after `step`; `best` is whether none was lower before.
+    """Mean loss over the validation examples after `step`; `best` if it is the lowest so far.
 
-    `metrics` are the objective's others by name (an accuracy, a margin), none for most.
+    `metrics` are the objective's other metrics by name (an accuracy, a margin); most objectives have none.
     """
 
     kind = "validation"
@@ -90,7 +90,7 @@ class Sample(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Event):
-    """A checkpoint is safely on disk."""
+    """A checkpoint is complete on disk."""
 
     kind = "checkpoint"
     durable = True
@@ -111,7 +111,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StoppedByUser(Event):
-    """The last event of a run that was stopped; everything up to `step` is saved."""
+    """The last event of a run that the user stopped; everything up to `step` is saved."""
 
     kind = "stopped"
     durable = True
@@ -124,4 +124,4 @@ EVENTS = EventFormat(Phase, Note, Started, Step, Validation, Sample, Checkpoint,
 """The events of a run."""
 
 ENDS = EVENTS.ends
-"""The last event of a run is one of these."""
+"""The events of which one is a run's last."""

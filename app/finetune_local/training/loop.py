@@ -1,6 +1,6 @@
-"""THE loop: a generator of events, for every method, objective and backend.
+"""The training loop: a generator of events, the same for every method, objective and backend.
 
-It decides what is computed next and what is saved; the session computes. Nothing here knows a console, a process or a framework.
+The loop decides what is computed next and what is saved; the session computes. It depends on no console, process or framework.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from finetune_local.training.setup import Ready
 from finetune_local.training.steps import EpochSource, Pending, Stepper
 
 EXPLODED = 3.0
-"""Nats above the first loss that no recovery follows from: twenty times the perplexity."""
+"""A mean loss this many nats above the first (20 times its perplexity) counts as divergence."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `train --json` prints last: the names are its keys."""
+    """The last object that `train --json` prints; field names are its keys."""
 
     run: str
     adapter: str
@@ -55,10 +55,10 @@ class Summary:
 
 
 class Loop:
-    """One training from where its state stands to its end; multi_adapter.py runs it, alone or beside others."""
+    """One run, from its current state to its end. multi_adapter.py drives it, alone or beside others."""
 
     def __init__(self, ready: Ready, stop: Callable[[], bool], finish: Callable[[], bool] = lambda: False) -> None:
-        """After every step `stop()` says whether to stop, to resume later, and `finish()` whether this was the last step."""
+        """`stop` and `finish` are called after every step: `stop()` pauses the run, `finish()` ends it for good."""
         self.ready, self.stop, self.finish = ready, stop, finish
         self.training = ready.spec.training
         self.state = ready.state
@@ -72,7 +72,7 @@ class Loop:
         self._clock, self._cpu = time.perf_counter(), time.process_time()
 
     def work(self) -> Pending:
-        """Train; the last event is Finished or StoppedByUser. Raises TrainingDiverged, OutOfMemory, DiskFull."""
+        """Train. The last event is Finished or StoppedByUser. Raises TrainingDiverged, OutOfMemory, DiskFull."""
         ready, state = self.ready, self.state
         yield Started(
             step=state.step,
@@ -85,10 +85,10 @@ class Loop:
             rows=len(ready.data.train),
             validation_rows=len(ready.data.validation),
         )
-        self._prune()  # one that was killed may have left it undone
-        reason, stopped = self._end(), self.stop()  # who stopped during the preparation need not wait for a step
+        self._prune()  # a killed worker may have skipped it
+        reason, stopped = self._end(), self.stop()  # the user may have stopped the run during preparation
         if state.step == 0 and not stopped:
-            # A run that is killed before its first checkpoint begins anew; the base's loss is the mark to beat.
+            # The loss of the base, for comparison. A run killed before its first checkpoint starts over and measures it again.
             yield from self._validate()
         if stopped and not reason:
             if state.step:
@@ -102,7 +102,7 @@ class Loop:
                 best = yield from self._validate()
             reason = self._end()
             stopped = not reason and self.stop()
-            # The best is saved so that it can be kept. A step is saved after all was told of it: killed between, it is done again.
+            # The best step is saved so that it can be kept. A step is saved after its events: a run killed in between repeats it.
             due = state.step % (self.training.checkpoint_every or self.steps) == 0
             if self._saved != state.step and (best or reason or stopped or due):
                 yield self._save()
@@ -113,8 +113,7 @@ class Loop:
         yield from self._finish(reason)
 
     def _end(self) -> str:
-        """Why the run is at its end, or the empty string. But for the user's wish it follows from the state alone, so a resumed
-        run knows it too."""
+        """Why the run ends here, or "". Apart from finish() it depends only on the saved state, so a resumed run agrees."""
         if self.state.step >= self.steps:
             return msg("all steps done")
         if self.training.early_stopping and self.state.worse_validations >= self.training.early_stopping:
@@ -149,7 +148,7 @@ class Loop:
         )
 
     def _guard(self, loss: float, norm: float) -> None:
-        """Stop on a loss that is no number, or ten losses far above the first. Raises TrainingDiverged."""
+        """Raise TrainingDiverged on a non-finite loss or gradient norm, or if the last ten losses are far above the first."""
         state = self.state
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise notes.not_finite(state.step + 1, loss, norm, self._advice())
@@ -166,9 +165,9 @@ class Loop:
         return notes.gentler(checkpoint.latest(self.ready.run.checkpoints), self.training.learning_rate or 0.0)
 
     def _validate(self) -> Generator[Event, None, bool]:
-        """Measure the held-out examples and answer some of them; returns whether the loss was never lower after a step."""
+        """Measure the validation metrics and sample answers; returns whether this is the lowest validation loss so far."""
         ready, state = self.ready, self.state
-        ready.session.activate(ready.adapter)  # beside others it need not be the one that computed last
+        ready.session.activate(ready.adapter)  # in multi-adapter training another one may be active
         best = False
         if len(ready.data.validation):
             examples, most = ready.data.validation, self.training.validation_rows
@@ -190,7 +189,7 @@ class Loop:
     def _save(self) -> Checkpoint:
         ready, state = self.ready, self.state
         self._count()
-        ready.run.sync()  # what led to the checkpoint is on the disk before it
+        ready.run.sync()  # events reach the disk before the checkpoint they led to
         target = checkpoint.save(
             ready.run.checkpoints,
             ready.plan,
@@ -208,7 +207,7 @@ class Loop:
         checkpoint.prune(self.ready.run.checkpoints, self.training.keep_checkpoints, self.state.best_step)
 
     def _publish(self) -> None:
-        """Write `adapter/`: the weights as they are now."""
+        """Write the current weights to `adapter/`."""
         it = self.ready
         publish(it.run, it.plan, it.session.tensors(it.adapter), it.model.name, self._identify)
 
@@ -234,7 +233,7 @@ class Loop:
         yield Finished(reason=reason, summary=asdict(self.summary()))
 
     def summary(self) -> Summary:
-        """Where the run stands."""
+        """The run's results so far."""
         ready, state = self.ready, self.state
         return Summary(
             run=ready.run.name,
@@ -272,7 +271,7 @@ class Loop:
         )
 
     def _count(self) -> None:
-        """Add the time since the last count to the state, so that it survives interruptions."""
+        """Add the time since the last call to the state, so that totals survive interruptions."""
         clock, cpu = time.perf_counter(), time.process_time()
         self.state.seconds += clock - self._clock
         self.state.cpu_seconds += cpu - self._cpu

@@ -1,7 +1,7 @@
-"""Run loops: one alone, or several at once on one base, one pass of it for all.
+"""Drive training loops: one alone, or several adapters on one base, whose forward and backward pass they share.
 
-Each loop keeps its own data, steps, learning rate, validation and folder; what they share is the session. A loop that ends or
-fails leaves the others going on.
+Each loop has its own data, steps, learning rate, validation and run folder; only the session is shared. A loop that ends or fails
+does not stop the others.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ Answer = StepResult | OutOfMemory | None
 
 
 def events(loop: Loop) -> Iterator[Event]:
-    """Train one run to its end; the last event is Finished or StoppedByUser. Raises what Loop.work does."""
+    """Train one run to its end. The last event is Finished or StoppedByUser. Raises what Loop.work() raises."""
     work, answer = loop.work(), None
-    while (wanted := (yield from _until_wanted(work, answer))) is not None:
-        answer = take_alone(loop.ready.session, wanted)
+    while (pending := (yield from _until_pending(work, answer))) is not None:
+        answer = take_alone(loop.ready.session, pending)
 
 
 def events_of_all(loops: Sequence[Loop]) -> Iterator[tuple[Loop, Event]]:
-    """Train several runs on one session; the last event of each is Finished, StoppedByUser or Failed."""
+    """Train several runs on one session. The last event of each is Finished, StoppedByUser or Failed."""
     works = {number: loop.work() for number, loop in enumerate(loops)}
     answers: dict[int, Answer] = dict.fromkeys(works)
-    too_many: float = math.inf  # tokens at once that there was no memory for: not to be tried again at every step
+    too_many: float = math.inf  # tokens at once that did not fit, so that they are not tried again at every step
     while works:
-        wanted: dict[int, PendingStep] = {}
+        pending: dict[int, PendingStep] = {}
         for number in list(works):
             try:
-                wish = yield from _named(loops[number], _until_wanted(works[number], answers[number]))
+                step = yield from _labelled(loops[number], _until_pending(works[number], answers[number]))
             except FinetuneError as error:
                 yield loops[number], Failed.of(error)
-                wish = None
-            if wish is None:
+                step = None
+            if step is None:
                 del works[number]
             else:
-                wanted[number] = wish
-        if wanted:
-            session, wishes = loops[0].ready.session, list(wanted.values())
-            taken = _take(session, wishes) if len(wishes) > 1 and _tokens(wishes) < too_many else None
+                pending[number] = step
+        if pending:
+            session, steps = loops[0].ready.session, list(pending.values())
+            taken = _take(session, steps) if len(steps) > 1 and _tokens(steps) < too_many else None
             if taken is None:
-                too_many = min(too_many, _tokens(wishes)) if len(wishes) > 1 else too_many
-                taken = [take_alone(session, wish) for wish in wishes]
-            answers = dict(zip(wanted, taken, strict=True))
+                too_many = min(too_many, _tokens(steps)) if len(steps) > 1 else too_many
+                taken = [take_alone(session, step) for step in steps]
+            answers = dict(zip(pending, taken, strict=True))
 
 
-def _until_wanted(work: Pending, answer: Answer) -> Generator[Event, None, PendingStep | None]:
-    """Give a loop the answer it waits for and pass on its events up to the next step it wants; None where it has ended."""
+def _until_pending(work: Pending, answer: Answer) -> Generator[Event, None, PendingStep | None]:
+    """Resume a loop with the result of its pending step and yield its events; returns its next pending step, None at its end."""
     try:
         item = work.throw(answer) if isinstance(answer, OutOfMemory) else work.send(answer)
         while not isinstance(item, PendingStep):
@@ -63,28 +63,28 @@ def _until_wanted(work: Pending, answer: Answer) -> Generator[Event, None, Pendi
     return item
 
 
-def _named(
-    loop: Loop, told: Generator[Event, None, PendingStep | None]
+def _labelled(
+    loop: Loop, stream: Generator[Event, None, PendingStep | None]
 ) -> Generator[tuple[Loop, Event], None, PendingStep | None]:
-    """The same events, each with its loop."""
+    """The events of `stream`, each paired with its loop."""
     while True:
         try:
-            event = next(told)
+            event = next(stream)
         except StopIteration as end:
-            wish: PendingStep | None = end.value
-            return wish
+            step: PendingStep | None = end.value
+            return step
         yield loop, event
 
 
-def _take(session: Session, wanted: Sequence[PendingStep]) -> Sequence[StepResult | OutOfMemory] | None:
-    """One step of each, in one pass; None where there is not memory enough for all at once."""
-    session.seed(wanted[0].seed)
+def _take(session: Session, steps: Sequence[PendingStep]) -> Sequence[StepResult | OutOfMemory] | None:
+    """Take one step of each loop in a shared pass; None if they do not fit into memory together."""
+    session.seed(steps[0].seed)
     try:
-        return session.step_many([wish.request for wish in wanted])
+        return session.step_many([step.request for step in steps])
     except OutOfMemory:
         return None
 
 
-def _tokens(wanted: Sequence[PendingStep]) -> int:
-    """Tokens, with padding, of the largest micro-batches, which are computed at once."""
-    return sum(max((batch.ids.size for batch in wish.request.batches), default=0) for wish in wanted)
+def _tokens(steps: Sequence[PendingStep]) -> int:
+    """Tokens, padding included, of each step's largest micro-batch: these are computed at once."""
+    return sum(max((batch.ids.size for batch in step.request.batches), default=0) for step in steps)

@@ -1,4 +1,4 @@
-"""What the loop says while it trains: sentences about diverging, memory and the best validation loss."""
+"""Notes and errors of the training loop: divergence, memory, the best validation loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RECENT = 10
 
 
 def no_row_fits(tokens: int, error: OutOfMemory) -> OutOfMemory:
-    """A micro-batch of one row was too much."""
+    """A micro-batch of one row does not fit into memory."""
     return OutOfMemory(
         msg(
             "not even one row of {tokens} tokens fits ({error}) Try --max-length with a smaller number, "
@@ -24,7 +24,7 @@ def no_row_fits(tokens: int, error: OutOfMemory) -> OutOfMemory:
 
 
 def smaller_batches(tokens: int, rows: int) -> Message:
-    """A step was computed again in smaller pieces."""
+    """A step was computed again in smaller micro-batches."""
     return msg(
         "out of memory: computing at most {tokens} tokens at once from here on; a step still learns from {rows} rows",
         tokens=tokens,
@@ -33,7 +33,7 @@ def smaller_batches(tokens: int, rows: int) -> Message:
 
 
 def gentler(saved: Path | None, rate: float) -> Message:
-    """What to do about a run that diverged; `saved` is its last checkpoint."""
+    """Advice for a run that diverged; `saved` is its last checkpoint."""
     where = msg("The last good state is {checkpoint}", checkpoint=saved.name) if saved else msg("Nothing was saved yet")
     return msg(
         "{where}. Try again with a lower --learning-rate (a third of {rate}), a longer --warmup, or --precision fp32.",
@@ -86,12 +86,12 @@ def best_is_damaged(best: Path, error: DamagedRun) -> Message:
 
 
 def best_published(step: int) -> Message:
-    """The adapter is not the last step's."""
+    """The published adapter is that of an earlier step."""
     return msg("the adapter is that of step {step}, which had the best validation loss", step=step)
 
 
 def best_kept(step: int, best: Path) -> Message:
-    """The adapter is the last step's, and an earlier one validated better."""
+    """The published adapter is that of the last step, although an earlier one had a lower validation loss."""
     return msg(
         "the validation loss was best at step {step}; that adapter is kept in {path}",
         step=step,
@@ -100,7 +100,7 @@ def best_kept(step: int, best: Path) -> Message:
 
 
 def no_better_than_base(loss: float) -> Message:
-    """Training made the validation loss no lower."""
+    """No step had a lower validation loss than the base."""
     return msg(
         "the validation loss never fell below that of the base model ({loss}): this adapter does not help on held-out "
         "data. Try a lower --learning-rate, fewer --epochs, or more data.",

@@ -1,6 +1,6 @@
-"""The reference's log-probabilities of a run's data, computed once and kept beside it where the run asks for that.
+"""The reference model's log-probabilities of a run's data, computed once and cached on disk.
 
-Files in the run's folder data/reference: <name>.logprobs, float32, of the supervised tokens of all rows, end to end.
+Files are data/reference/<train|validation>.logprobs in the run folder: float32, one value per supervised token, rows concatenated.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ FOLDER, SUFFIX = "reference", ".logprobs"
 def keep(
     run: Run, session: Session, objective: Objective, data: Prepared, max_tokens: int, group: int
 ) -> Generator[Event, None, None]:
-    """Give the data the reference's log-probabilities, where the objective keeps them. Raises OutOfMemory, DiskFull.
+    """Set the reference's log-probabilities on the data, if the objective caches them. Raises OutOfMemory, DiskFull.
 
-    `group`: of shifted attention in training, 0 for full attention; validation uses full attention.
+    `group` is the group size of shifted attention in training, 0 for full attention; validation uses full attention.
     """
     if not objective.keeps_reference:
         return
@@ -56,7 +56,7 @@ def _read(path: Path) -> Floats:
 
 
 def _computed(session: Session, data: Dataset, max_tokens: int, group: int) -> Generator[Event, None, Floats]:
-    """Log-probabilities of the supervised tokens of all rows in order, by the base with every adapter off."""
+    """Log-probabilities (supervised tokens of all rows,) under the base with every adapter off."""
     starts = data.supervised_before
     found = np.zeros(int(starts[-1]), np.float32)
     done, order = 0, np.arange(len(data), dtype=np.int64)

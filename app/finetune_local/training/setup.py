@@ -1,4 +1,4 @@
-"""From a run folder to everything the loop needs: data prepared, automatic values settled, model loaded, adapter attached."""
+"""Prepare a run for the loop: encode the data, settle automatic values, load the model, attach the adapter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from finetune_local.system.files import written_aside
 from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.training import calibration, reference
-from finetune_local.training.check import check_before_loading, device_for, facts_for, method_family, plan_for
+from finetune_local.training.check import check_before_loading, device_for, facts_for, plan_for, tuner_key
 from finetune_local.training.checkpoints import base_weights, checkpoint, restore
 from finetune_local.training.checkpoints.checkpoint import Loaded, LoopState
 from finetune_local.training.events import Event, Note, Phase
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 
 ADAPTER = "training"
-"""Name of the adapter being trained, inside the session."""
+"""Name of the trained adapter in the session."""
 
 
 @dataclass
 class Ready:
-    """All that the loop works with."""
+    """What the loop needs to train one run."""
 
     run: Run
     spec: RunSpec
@@ -58,9 +58,9 @@ class Ready:
 
 
 def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Event | Ready]:
-    """Prepare a run, with events about what is done; the last item yielded is the Ready. Resumes from the newest checkpoint.
+    """Prepare a run, from its newest checkpoint if it has one. Yields events, and last the Ready.
 
-    `beside` is another run that is ready on the same base: its session is shared.
+    `beside` is a prepared run on the same base, whose session is shared. Raises FinetuneError subclasses.
     """
     from finetune_local.data.dataset.prepare import conversations
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
@@ -96,20 +96,20 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
 
 
 def _checked(run: Run, home: Home) -> Generator[Event, None, RunSpec]:
-    """The run's spec, checked here where it was made unchecked: looking at devices loads a framework, which no window does."""
+    """The run's spec, checked here if it has not been: the window cannot check devices without loading a framework."""
     spec = run.spec
     if all(isinstance(event, Phase) for event in run.history()):
         yield Phase(name=msg("checking the settings"))
-        spec, told = check_before_loading(spec, home, _teller(run))
+        spec, notes = check_before_loading(spec, home, _progress_to(run))
         run.write_spec(spec)
-        yield from told
+        yield from notes
     return spec
 
 
 def _automatic(
     run: Run, spec: RunSpec, model: ModelFolder, backend: port.Backend, data: Prepared
 ) -> Generator[Event, None, RunSpec]:
-    """The spec with every automatic value, and the memory it is expected to take. Raises SpecError."""
+    """The spec with every automatic value settled; notes report the values and the memory estimate. Raises SpecError."""
     if spec.training.early_stopping and not len(data.validation):
         raise SpecError(
             msg(
@@ -148,7 +148,7 @@ def _loaded(spec: RunSpec, model: ModelFolder, backend: port.Backend) -> Generat
 
 
 def _attach(ready: Ready) -> Generator[Event, None, None]:
-    """Attach the run's adapter: from its newest intact checkpoint, else a new one, calibrated where its tuner wants that."""
+    """Attach the run's adapter: from its newest intact checkpoint, or a new one, calibrated first if its tuner requires that."""
     session, model = ready.session, ready.model
 
     def resume(loaded: Loaded) -> None:
@@ -159,7 +159,7 @@ def _attach(ready: Ready) -> Generator[Event, None, None]:
             session.prepare(ready.adapter, ready.spec.training)
             session.restore_optimizer(loaded.optimizer, ready.adapter)
         except AdapterError as error:
-            if loaded.summed:  # as it was written: what does not fit is the base, or settings that were changed since
+            if loaded.summed:  # the checkpoint is intact, so the base or the settings have changed since
                 raise
             if ready.adapter in session.adapters():
                 session.detach(ready.adapter)
@@ -170,8 +170,8 @@ def _attach(ready: Ready) -> Generator[Event, None, None]:
         ready.state = loaded.state
         return
     tuner = tuner_of(ready.plan)
-    if (wanted := tuner.calibration(ready.plan)) is not None:
-        sizes = yield from calibration.update_sizes(session, ready.plan, wanted, ready.spec, ready.data.train)
+    if (request := tuner.calibration(ready.plan)) is not None:
+        sizes = yield from calibration.update_sizes(session, ready.plan, request, ready.spec, ready.data.train)
         settings, text = tuner.calibrated(ready.plan, sizes)
         method = ready.spec.method.model_copy(update={"settings": settings})
         ready.spec = ready.spec.model_copy(update={"method": method})
@@ -190,21 +190,21 @@ def _attach(ready: Ready) -> Generator[Event, None, None]:
 
 
 def _keep_tokenizer(ready: Ready) -> None:
-    """Keep the tokenizer's files in the run's folder, to be published beside the adapter."""
+    """Copy the tokenizer's files into the run folder, from which they are published with the adapter."""
     run, model = ready.run, ready.model
     if run.tokenizer.is_dir() and not checksums.problem(run.tokenizer):
         return
     with written_aside(run.tokenizer, checkpoint.RESUME) as place:
         place.mkdir()
-        asked = prompt_setup_in_training(ready.tokenizer, model.path, ready.spec.data.template == "raw")
-        write_beside_adapter(asked, {**model.config, **model.text_config}, place)
+        prompt_setup = prompt_setup_in_training(ready.tokenizer, model.path, ready.spec.data.template == "raw")
+        write_beside_adapter(prompt_setup, {**model.config, **model.text_config}, place)
         checksums.write(place)
 
 
 def _row_length(run: Run, spec: RunSpec, model: ModelFolder) -> Generator[Event, None, RunSpec]:
-    """The spec with the row length settled."""
+    """The spec with data.max_length settled. Raises SpecError if it exceeds the model's context."""
     context = model.context_length
-    taken = tuners()[method_family(spec)].virtual_tokens(plan_for(spec, model))
+    taken = tuners()[tuner_key(spec)].virtual_tokens(plan_for(spec, model))
     length, reason = defaults.max_length(spec, context - taken)
     if length + taken > context:
         beside = msg(", {taken} of them the method's own", taken=taken) if taken else ""
@@ -225,12 +225,12 @@ def _row_length(run: Run, spec: RunSpec, model: ModelFolder) -> Generator[Event,
 
 
 def _prepare_data(run: Run, spec: RunSpec, tokenizer: Tokenizer, folder: Path) -> Generator[Event, None, Prepared]:
-    """Encode the files into a folder."""
+    """Encode the data files into `folder`."""
     from finetune_local.data.dataset.prepare import prepare
 
     assert spec.data.max_length is not None
     data = prepare(
-        spec.data, tokenizer, spec.training.seed, folder, spec.data.max_length, _teller(run), spec.objective.key
+        spec.data, tokenizer, spec.training.seed, folder, spec.data.max_length, _progress_to(run), spec.objective.key
     )
     report = data.report
     yield Note(
@@ -244,7 +244,7 @@ def _prepare_data(run: Run, spec: RunSpec, tokenizer: Tokenizer, folder: Path) -
         )
         + (
             msg(
-                "; {rejected_count} set aside, see {path}",
+                "; {rejected_count} rejected, see {path}",
                 rejected_count=report.rejected_count,
                 path=run.data / "rejected.jsonl",
             )
@@ -255,13 +255,13 @@ def _prepare_data(run: Run, spec: RunSpec, tokenizer: Tokenizer, folder: Path) -
     return data
 
 
-def _teller(run: Run) -> Callable[[str, float | None], None]:
-    """A progress callback that appends to the run's events, at most twice a second: reading big data takes a while."""
+def _progress_to(run: Run) -> Callable[[str, float | None], None]:
+    """A progress callback that appends to the run's events, at most twice per second."""
     last = [0.0]
 
-    def tell(text: str, done: float | None) -> None:
+    def report(text: str, done: float | None) -> None:
         if time.monotonic() - last[0] > 0.5:
             last[0] = time.monotonic()
             run.append(Phase(name=text, done=done))
 
-    return tell
+    return report

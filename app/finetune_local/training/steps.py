@@ -1,6 +1,7 @@
-"""Optimizer steps over the batches of a source. The loop and the calibration run both train by these.
+"""Optimizer steps and the sources of their batches, for the loop and for calibration runs.
 
-A step is asked for and its result waited for, so that several loops can be served by one pass of the base (multi_adapter.py).
+A stepper yields a pending step and resumes with its result, so that one pass of the base can serve several loops (multi_adapter.py).
+A source returns the same batches for the same step, so that a resumed run repeats them.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from finetune_local.training.events import Event, Note
 
 
 class BatchSource(Protocol):
-    """What a step learns from."""
+    """Supplies the micro-batches of each optimizer step."""
 
     def batches(self, done: int, max_tokens: int) -> list[Batch]:
-        """The micro-batches of the step after `done` steps, of at most `max_tokens` tokens each where no example is larger.
+        """The micro-batches of step `done` + 1, each of at most `max_tokens` tokens; a larger example is a batch by itself.
 
-        They hold the same examples whatever `max_tokens` is.
+        `max_tokens` changes how the examples are split, not which examples the step contains.
         """
         ...
 
 
 class EpochSource:
-    """Examples epoch by epoch: each once, in an order that follows from the seed and the epoch alone."""
+    """All examples once per epoch, in an order that depends only on the seed and the epoch."""
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
         self._examples, self._batch_size, self._seed = examples, batch_size, seed
@@ -50,7 +51,7 @@ class EpochSource:
 
 
 class ListSource:
-    """Examples in a given order, `batch_size` a step."""
+    """Examples in a given order, `batch_size` per step."""
 
     def __init__(self, examples: Examples, order: Indices, batch_size: int) -> None:
         self._examples, self._order, self._batch_size = examples, order, batch_size
@@ -62,9 +63,9 @@ class ListSource:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:
-    """The rate of `step` (1 … steps): a linear rise over `warmup`·steps, then constant, linear or cosine fall to zero.
+    """The learning rate at `step` (1 … steps): linear warm-up over `warmup`·steps, then constant, or linear or cosine decay.
 
-    The rise ends at the peak on its last step; the fall would reach zero one step after the last.
+    The last warm-up step is at the peak; decay would reach zero one step after the last.
     """
     rise = math.ceil(warmup * steps)
     if step <= rise:
@@ -79,19 +80,19 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: s
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that is asked for, and the seed of its random numbers."""
+    """A requested step and the seed of its random numbers."""
 
     request: StepRequest
     seed: int
 
 
 Pending = Generator[Event | PendingStep, StepResult | None, None]
-"""Training in progress: yields events, and pending steps, for each of which a StepResult is sent or OutOfMemory thrown."""
+"""Training in progress: yields events and pending steps. Each pending step receives a StepResult by send() or OutOfMemory by throw()."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A step that was taken: its result, learning rate, tokens (all and supervised) and duration."""
+    """A completed step: its result, learning rate, number of tokens (all and supervised) and seconds."""
 
     result: StepResult
     learning_rate: float
@@ -101,7 +102,7 @@ class Taken:
 
 
 class Stepper:
-    """Takes the steps of one adapter."""
+    """Takes the optimizer steps of one adapter."""
 
     def __init__(
         self,
@@ -112,18 +113,18 @@ class Stepper:
         state: LoopState,
         ensemble_size: int = 1,
     ) -> None:
-        """`state.micro_batch_tokens` is halved where memory is short. Every row is computed `ensemble_size` times."""
+        """`state.micro_batch_tokens` is halved when memory runs out. Every row is computed `ensemble_size` times."""
         self._adapter, self._source, self._objective = adapter, source, objective
         self._training, self._state, self._ensemble_size = training, state, ensemble_size
         self.steps = training.max_steps or 1
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of rows that may be computed at once."""
+        """The most tokens of a micro-batch, before rows are repeated for the ensemble."""
         return max(1, self._state.micro_batch_tokens // self._ensemble_size)
 
     def step(self, done: int, seed: int) -> Generator[Event | PendingStep, StepResult | None, Taken]:
-        """The step after `done` steps. Raises OutOfMemory where not even one example fits."""
+        """Take step `done` + 1. Raises OutOfMemory if not even one example fits."""
         training = self._training
         rate = learning_rate(done + 1, self.steps, training.learning_rate or 0.0, training.warmup, training.schedule)
         began = time.perf_counter()
@@ -135,7 +136,7 @@ class Stepper:
                 assert result is not None, "a pending step is sent its result"
                 break
             except OutOfMemory as error:
-                # The session has undone the step. Smaller pieces give the same sum, so the result does not change.
+                # The session has undone the step. Smaller micro-batches sum to the same gradient.
                 if max(batch.examples for batch in batches) == 1:
                     raise notes.no_row_fits(max(int(b.lengths.max()) for b in batches), error) from error
                 yield self.halve(batches)
@@ -143,14 +144,14 @@ class Stepper:
         return Taken(result, rate, tokens, supervised, time.perf_counter() - began)
 
     def halve(self, batches: Sequence[Batch]) -> Note:
-        """Less at once than the largest of these: half of a budget that no batch reached would change nothing."""
+        """Lower the micro-batch size below the largest of `batches`: half of a budget that no batch reached would change nothing."""
         largest = max(batch.ids.size for batch in batches) * self._ensemble_size
         self._state.micro_batch_tokens = max(1, min(self._state.micro_batch_tokens, largest) // 2)
         return Note(text=notes.smaller_batches(self._state.micro_batch_tokens, self._training.batch_size or 1))
 
 
 def take_alone(session: Session, pending: PendingStep) -> StepResult | OutOfMemory:
-    """One pending step, in a pass by itself."""
+    """Take one pending step in its own forward and backward pass."""
     session.seed(pending.seed)
     try:
         return session.step_many([pending.request])[0]

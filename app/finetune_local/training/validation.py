@@ -1,4 +1,4 @@
-"""Validation: the objective's metrics on held-out examples, and answers to some held-out prompts."""
+"""Validation: the objective's metrics on held-out examples, and sampled answers to held-out prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def validation_examples(count: int, most: int, seed: int) -> Indices:
-    """The indices of at most `most` of `count` examples: the same every time, but from all over, as a file may be sorted."""
+    """Indices of at most `most` of `count` examples: a seeded random subset, because a file may be sorted."""
     shuffled = np.random.default_rng(seed).permutation(count)
     return np.sort(shuffled[:most])
 
@@ -33,7 +33,7 @@ def validation_examples(count: int, most: int, seed: int) -> Indices:
 def metrics(
     session: Session, objective: Objective, examples: Examples, indices: Indices, stepper: Stepper
 ) -> Generator[Event, None, dict[str, float]]:
-    """The objective's metrics over examples, by the active adapter. Raises OutOfMemory where not even one fits."""
+    """The objective's metrics over the examples under the active adapter. Raises OutOfMemory if not even one example fits."""
     while True:
         sums: dict[str, Mean] = {}
         batch: Batch | None = None
@@ -60,18 +60,18 @@ def _add(sums: dict[str, Mean], found: Mapping[str, Mean]) -> None:
 
 
 def samples(ready: Ready, step: int) -> Iterator[Event]:
-    """Answers to held-out prompts. A prompt that cannot be asked alone is skipped: it is no reason to end a training."""
+    """Greedy answers to held-out prompts. A prompt that cannot be rendered alone is skipped rather than ending the run."""
     from finetune_local.inference.generate import greedy_batch
 
-    asked, prompts = [], []
+    conversations, prompts = [], []
     length = ready.model.context_length
     for conversation in ready.samples:
         if len(conversation.messages) < 2 or conversation.messages[-1].role != "assistant":
             continue
-        with suppress(RowRejected):  # some templates refuse a beginning that they accept within the whole
+        with suppress(RowRejected):  # some templates refuse a conversation without its last answer
             ids = prompt_ids(conversation.messages[:-1], ready.tokenizer, ready.spec.data.template)
             if 0 < len(ids) < length - ready.session.virtual_tokens:
-                asked.append(conversation)
+                conversations.append(conversation)
                 prompts.append(ids)
     if not prompts:
         return
@@ -81,7 +81,7 @@ def samples(ready: Ready, step: int) -> Iterator[Event]:
     except OutOfMemory as error:
         yield Note(text=msg("no sampled answers this time: {error}", error=error))
         return
-    for conversation, answer in zip(asked, answers, strict=True):
+    for conversation, answer in zip(conversations, answers, strict=True):
         yield Sample(
             step=step,
             prompt=conversation.messages[-2].content,

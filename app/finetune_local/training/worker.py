@@ -1,5 +1,7 @@
-"""The training process: `python -m finetune_local.training.worker RUN... HOME`, several runs on one base at once. Events go to
-the run's events.jsonl, nothing to a pipe. Neither Ctrl-C nor a closed window ends it; a file called `stop` does.
+"""The training process: `python -m finetune_local.training.worker RUN... HOME`; several runs train at once on one base.
+
+Events go to each run's events.jsonl, nothing to a pipe. A file named `stop` in the run folder ends the
+run; Ctrl-C in a terminal and a closed window do not reach this process.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from finetune_local.training.run_folder.runs import Run
 
 
 def work(runs: Sequence[Run], home: Home, release: Callable[[Run], None]) -> int:
-    """Train runs from their last checkpoints; returns the highest exit code. Every way to end appends a last event.
+    """Train runs from their last checkpoints; returns the highest exit code. However a run ends, its last event is appended.
 
-    `release` is called for each run as it ends, while the others continue.
+    `release` is called for each run when it ends, while the others continue.
     """
     from finetune_local.training.loop import Loop
     from finetune_local.training.multi_adapter import events, events_of_all
@@ -58,28 +60,31 @@ def work(runs: Sequence[Run], home: Home, release: Callable[[Run], None]) -> int
                 run.append(event)
                 if event.end is not None:
                     codes[run.name] = event.as_json().get("exit_code", 130 if event.kind == "stopped" else 0)
-                    _say_after(lambda: write_report(run, event))  # noqa: B023 - called at once
+                    _attempt(lambda: write_report(run, event))  # noqa: B023 - called at once
                     release(run)
         return max(codes.values())
     except BaseException as error:  # noqa: BLE001 - the process's last act is to report why it ends, whatever the reason
         event = failure_event(error, (preparing or runs[0]).folder, RESUME)
         if isinstance(error, FinetuneError) and preparing is not None and len(runs) > 1:
-            # None of them starts, and the user has to know which one to correct.
+            # No run starts, and the user has to know which one to correct.
             event = replace(event, message=msg("run '{run}': {error}", run=preparing.name, error=event.message))
         return _fail([run for run in runs if run.name not in codes], event)
 
 
 def _fail(runs: Sequence[Run], event: Failed) -> int:
-    """Append the last event of every run that has not ended, on a full disk in the reserved room; then the log, which may fail."""
+    """Append the last event of every run that has not ended, then write to the log.
+
+    The reserved space is freed first: on a full disk the event still fits.
+    """
     for run in runs:
         run.free_reserve()
-        _say_after(lambda: run.append(event))  # noqa: B023 - called at once
+        _attempt(lambda: run.append(event))  # noqa: B023 - called at once
     log_line(event.traceback or event.message)
     return event.exit_code
 
 
-def _say_after(act: Callable[[], None]) -> None:
-    """Do something whose failure must not keep the worker from ending; the failure goes to the log."""
+def _attempt(act: Callable[[], None]) -> None:
+    """Call `act`, whose failure must not keep the worker from ending; the failure goes to the log."""
     try:
         act()
     except (FinetuneError, OSError) as error:
@@ -87,7 +92,7 @@ def _say_after(act: Callable[[], None]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Claim the runs, train, and release them. A second worker of one of them touches nothing and ends."""
+    """Claim the runs, train, and release them. A second worker of one of them exits without touching it."""
     write_privately()
     *folders, home = arguments
     runs = [Run(Path(folder)) for folder in folders]
@@ -102,7 +107,7 @@ def main(arguments: list[str]) -> int:
             try:
                 if not stack.enter_context(holds[run.folder]).enter_context(run.locked()):
                     return FinetuneError.exit_code
-            except (OSError, FinetuneError) as error:  # the run is not locked, so nothing may be written in it
+            except (OSError, FinetuneError) as error:  # not locked: nothing may be written in the run folder
                 log_line(str(failure(error, run.folder, RESUME) or error))
                 return FinetuneError.exit_code
         try:

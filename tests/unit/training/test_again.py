@@ -67,7 +67,7 @@ def test_without_that_the_notes_tell_what_was_automatic(home: Home) -> None:
     values = {**TABLES, "backend": "torch", "model": {"id": "m", "precision": "bf16"}}
     values["training"] = {"learning_rate": 2e-4, "max_steps": 30, "batch_size": 8, "seed": 7}
     run = runs.create(home, parse_spec(values, "test"))
-    run.asked_file.unlink()
+    run.user_settings_file.unlink()
     for setting, value in (
         ("backend", "torch"),
         ("model.precision", "bf16"),
@@ -83,7 +83,7 @@ def test_without_that_the_notes_tell_what_was_automatic(home: Home) -> None:
 
 def test_what_was_asked_for_is_not_automatic(home: Home) -> None:
     run = runs.create(home, parse_spec({**TABLES, "backend": "torch"}, "test"))
-    run.asked_file.unlink()
+    run.user_settings_file.unlink()
     run.append(Phase(name="checking"))
     run.append(Note(text="backend = torch (you asked for it)"))
     rest = settings_of(run).rest
@@ -93,7 +93,7 @@ def test_what_was_asked_for_is_not_automatic(home: Home) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"training": {"nothing like it": 1}}'])
 def test_damage_is_a_sentence(home: Home, text: str) -> None:
     run = runs.create(home, parse_spec(TABLES, "test"))
-    run.asked_file.write_text(text, "utf-8")
+    run.user_settings_file.write_text(text, "utf-8")
     with pytest.raises(SpecError, match=r"asked\.json"):
         settings_of(run)
 
@@ -105,10 +105,10 @@ def test_the_command_line_keeps_what_was_asked(
     tables = {"name": "a", "model": {"id": str(tiny)}, "data": {"files": [data.name]}, "training": {"seed": 3}}
     ((run, _),) = follow.create_checked([parse_spec(tables, "test")], home, lambda *_: None)
     assert run.spec.backend != "auto"
-    asked = json.loads(run.asked_file.read_text("utf-8"))
+    asked = json.loads(run.user_settings_file.read_text("utf-8"))
     assert asked["training"] == {"seed": 3} and "backend" not in asked and "device" not in asked
     assert asked["data"]["files"] == [str(data)]
-    assert runs.of_config(run.asked_file, home) == "a" and runs.of_config(data, home) is None
+    assert runs.of_config(run.user_settings_file, home) == "a" and runs.of_config(data, home) is None
     again = follow.create_unchecked(parse_spec({**asked, "name": "b"}, "test"), home, made_from="a")
     assert again.made_from == "a"
 
@@ -128,9 +128,9 @@ def test_the_rows_of_a_run_are_known_without_reading_its_data_again(home: Home) 
 
 def test_an_objective_with_its_settings_comes_back(home: Home) -> None:
     spec = parse_spec({**TABLES, "objective": {"key": "dpo", "beta": 0.3}}, "test")
-    run = runs.create(home, spec, asked=spec)
+    run = runs.create(home, spec, as_set=spec)
     assert run.spec.objective == spec.objective
     rest = settings_of(run).rest
     assert (rest["objective.key"], rest["objective.beta"]) == ("dpo", 0.3) and "objective.cache_reference" not in rest
-    run.asked_file.unlink()
+    run.user_settings_file.unlink()
     assert settings_of(run).rest == rest

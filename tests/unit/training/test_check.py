@@ -114,7 +114,7 @@ def test_settings_of_a_newer_version_are_called_that(run: runs.Run) -> None:
     file = run.folder / "run.json"
     file.write_text(file.read_text("utf-8").replace('"seed"', '"seed_two": 1, "seed"'), "utf-8")
     (finding,) = check.check(run).findings
-    assert (finding.place, finding.kind) == ("run.json", "newer") and "update to go on" in finding.problem
+    assert (finding.place, finding.kind) == ("run.json", "newer") and "update to resume" in finding.problem
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}\0", '{"model": 3}', "\udcff"])

@@ -81,7 +81,7 @@ def test_a_damaged_run_can_be_renamed_and_removed_and_taken_back(home: Home) -> 
     runs.remove(renamed, home)
     assert runs.every(home) == []
     assert runs.restore("worse", home).folder == home.runs / "worse"
-    assert json.loads(renamed.asked_file.read_text("utf-8"))["name"] == "bad"
+    assert json.loads(renamed.user_settings_file.read_text("utf-8"))["name"] == "bad"
     with pytest.raises(SpecError, match="in the trash"):
         runs.restore("worse", home)
 

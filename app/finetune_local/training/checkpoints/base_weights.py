@@ -1,7 +1,7 @@
-"""The base's weights that a run was begun with: `base.json` in its folder. On others it does not go on, for no step would be the same.
+"""Digests of the base's weights, in the run folder's `base.json`. A run resumes only on the weights it was started with.
 
-Up to 4 GiB every byte counts, which takes a few seconds; of a larger base the headers and a sample of places in each file, so that
-another model, another save of it or a file cut off are found, and a single changed byte most likely is not.
+Bases of up to 4 GiB are hashed completely, which takes a few seconds. Of a larger base only the header and 64 samples of each file
+are hashed: this finds another model, another save of the same model or a truncated file, but hardly a single changed byte.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 FILE = "base.json"
 WHOLE = 4 * 2**30
-"""Bytes of weights that are summed up whole."""
+"""The most bytes of weights that are hashed completely."""
 
 _PLACES, _PLACE_BYTES = 64, 2**16
 _SLOW = 2**29
-"""Bytes from which on reading takes a second, so that the user sees a phase."""
+"""Hashing this many bytes takes about a second, so the user sees a phase."""
 
 
 class Weights(BaseModel):
-    """What base.json holds: the length and the digest of each file. `whole`: of every byte of it."""
+    """The content of base.json: length and SHA-256 of each file. `whole`: the digests cover every byte."""
 
     model_config = ConfigDict(strict=True)
 
@@ -46,9 +46,9 @@ class Weights(BaseModel):
 
 
 def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> Iterator[Event]:
-    """Note the base's weights for a run that begins; for one that goes on raise DamagedRun where they are others now.
+    """Record the weights of the base for a new run; for a resumed one raise DamagedRun if they have changed.
 
-    `beside` is another run on the same base, of which this was just done: its note is taken.
+    `beside` is a run on the same base whose weights were just hashed: its base.json is reused.
     """
     files, path = model.weight_files, run.folder / FILE
     with disk_full(model.path, RESUME):
@@ -66,7 +66,7 @@ def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> It
     except (OSError, ForeignTextError, ValidationError):
         yield Note(
             text=msg(
-                "{file} is damaged, so it cannot be told whether the base's weights are those that the run was begun "
+                "{file} is damaged, so it cannot be checked whether the base's weights are those that the run was begun "
                 "with",
                 file=path,
             )
@@ -75,7 +75,7 @@ def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> It
         return
     if begun.whole == now.whole and begun.files == now.files:
         return
-    _say_what_differs(run, model)
+    _check_identity(run, model)
     names = sorted({*begun.files, *now.files})
     changed = next((name for name in names if begun.files.get(name) != now.files.get(name)), names[0])
     raise DamagedRun(
@@ -97,8 +97,8 @@ def _read(path: Path) -> Weights:
     return Weights.model_validate_json(json.dumps(read_json_object(path)))
 
 
-def _say_what_differs(run: Run, model: ModelFolder) -> None:
-    """Raise AdapterError where not the weights alone are others: config or tokenizer tell more."""
+def _check_identity(run: Run, model: ModelFolder) -> None:
+    """Raise AdapterError if config or tokenizer differ as well: its message is more specific."""
     newest = checkpoint.latest(run.checkpoints)
     try:
         identity = None if newest is None else read_identity(newest)
@@ -109,7 +109,7 @@ def _say_what_differs(run: Run, model: ModelFolder) -> None:
 
 
 def weights_of(files: Sequence[Path]) -> Weights:
-    """The lengths and digests of files by their names. Raises OSError."""
+    """Lengths and digests of the files, by file name. Raises OSError."""
     whole = _size(files) <= WHOLE
     return Weights(whole=whole, files={path.name: (path.stat().st_size, _digest(path, whole=whole)) for path in files})
 
@@ -123,7 +123,7 @@ def _digest(path: Path, *, whole: bool) -> str:
         if whole:
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest, size = hashlib.sha256(), path.stat().st_size
-        for number in range(_PLACES + 1):  # the first one holds the header, the last one the end
+        for number in range(_PLACES + 1):  # from the header to the end of the file
             file.seek(max(0, (size - _PLACE_BYTES) * number // _PLACES))
             digest.update(file.read(_PLACE_BYTES))
         return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Checkpoints: an adapter folder with the optimizer's state and the loop's counters beside it, and checksums of all files.
+"""Checkpoints: an adapter folder plus the optimizer's state, the loop's counters and checksums of all files.
 
-A checkpoint is a complete adapter folder, so that one can be chatted with. Restoring it puts the run back exactly:
-the order of the data and the random numbers follow from the seed and the step, so no generator state is kept.
-A damaged checkpoint is never used: the run resumes from the one before.
+A checkpoint is a complete adapter folder and can be used as one. A resumed run continues exactly: data order and random numbers
+follow from the seed and the step, so no generator state is saved. A damaged checkpoint is never used: the run resumes from the one
+before. A run's result, `adapter/`, is written here too: from the weights in training or from a checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESUME = msg("What was saved before is intact. Make room, then resume.")
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 FILES = (CONFIG, WEIGHTS, IDENTITY, OPTIMIZER, STATE)
-"""What every checkpoint holds, beside its checksums."""
+"""The files of every checkpoint, beside its checksums."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Loss = float | None
@@ -47,7 +47,7 @@ Loss = float | None
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"))
 @dataclass
 class LoopState:
-    """The loop's counters. Sums go on across interruptions; `micro_batch_tokens` may have been halved."""
+    """The loop's counters. Totals continue across interruptions; `micro_batch_tokens` may have been halved."""
 
     step: Count = 0
     micro_batch_tokens: Count = 0
@@ -66,12 +66,12 @@ class LoopState:
 
 
 class NewerCheckpoint(DamagedRun):
-    """It is whole, and a later version of the app can use it."""
+    """A checkpoint that is intact but was written by a later version of the app."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What save() wrote. `summed`: it has checksums, and they hold."""
+    """A loaded checkpoint. `summed`: it has checksums, and the files match them."""
 
     folder: Path
     plan: AdapterPlan
@@ -91,7 +91,7 @@ def save(
     base: str,
     identify: Callable[[Path], None],
 ) -> Path:
-    """Write `folder/step-NNNNNN`; `identify` adds the base's identity. Raises DiskFailed, with nothing half-written."""
+    """Write `folder/step-NNNNNN`, completely or not at all; `identify` adds the base's identity. Raises DiskFailed."""
     from safetensors.numpy import save_file
 
     target = folder / f"step-{state.step:06d}"
@@ -106,7 +106,7 @@ def save(
 
 
 def load(folder: Path) -> Loaded:
-    """What save() wrote. Raises DamagedRun, whose message is the end of a sentence, where it is not as it was written."""
+    """Read a checkpoint. Raises DamagedRun, whose message completes a sentence, if it is not as save() wrote it."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -124,9 +124,9 @@ def load(folder: Path) -> Loaded:
 
 
 def examine(folder: Path) -> LoopState:
-    """The counters of a checkpoint whose files are all as they were written, by their checksums where there are any.
+    """The counters of an intact checkpoint; its files are compared with their checksums, if it has any, but not loaded.
 
-    The weights are not loaded. Raises DamagedRun, whose message is the end of a sentence.
+    Raises DamagedRun, whose message completes a sentence.
     """
     if not folder.is_dir():
         raise DamagedRun(msg("it is no folder"))
@@ -141,19 +141,19 @@ def examine(folder: Path) -> LoopState:
 
 
 def every(folder: Path) -> list[Path]:
-    """All that is called a checkpoint, the oldest first; by number, as a name with a seventh digit sorts before one with six."""
+    """All paths named like a checkpoint, oldest first. Sorted by number: as text, a seven-digit step sorts before a six-digit one."""
     found = [place for place in folder.glob("step-*") if _number(place) is not None]
     return sorted(found, key=lambda place: _number(place) or 0)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint, or None; whether it is intact is not looked at."""
+    """The newest checkpoint, intact or not; None if there is none."""
     found = [place for place in every(folder) if place.is_dir()]
     return found[-1] if found else None
 
 
 def counters(folder: Path) -> LoopState:
-    """The counters of the newest checkpoint that has readable ones, without its weights; those of a beginning where none has."""
+    """The counters of the newest checkpoint whose counters can be read; those of a new run if none can."""
     for place in reversed(every(folder)):
         try:
             return _state(place)
@@ -163,17 +163,17 @@ def counters(folder: Path) -> LoopState:
 
 
 def prune(folder: Path, keep: int, best_step: int) -> None:
-    """Remove all but the newest `keep` and the best one."""
+    """Remove all checkpoints but the newest `keep` and the best one."""
     found = [place for place in every(folder) if place.is_dir()]
     for old in found[: max(0, len(found) - keep)]:
         if _number(old) != best_step:
             discard(old)
 
 
-def set_aside(place: Path, run_folder: Path) -> Path:
-    """Move what cannot be used out of the checkpoints, into the run's folder `damaged`; returns where it is.
+def move_to_damaged(place: Path, run_folder: Path) -> Path:
+    """Move an unusable checkpoint to the folder `damaged` in the run folder; returns its new path.
 
-    Not into the trash, from which it would have to come back by itself where it is of a newer version.
+    It is not moved to the trash, because a newer version of the app may still be able to use it.
     """
     folder, number = run_folder / "damaged", 1
     folder.mkdir(exist_ok=True)
@@ -231,14 +231,14 @@ def _states() -> TypeAdapter[LoopState]:
 
 
 def _without_advice(error: AdapterError) -> Message:
-    """Advice about adapters from elsewhere does not hold for a checkpoint of one's own."""
+    """An adapter error's reason alone: its advice is for adapters from other sources, not for checkpoints."""
     return without_full_stop(parts(error.message)[0])
 
 
 def publish(
     run: Run, plan: AdapterPlan, tensors: Mapping[str, Array], base: str, identify: Callable[[Path], None]
 ) -> None:
-    """Write an adapter as others get it, in place of the one that is there; `identify` adds the base's identity. Raises DiskFailed."""
+    """Replace the run's `adapter/`: tensors folded for inference, the tokenizer's files and the base's identity. Raises DiskFailed."""
     with written_aside(run.adapter, RESUME) as place:
         new_plan, made = folded(plan, tensors)
         write_adapter(place, new_plan, made, base)
@@ -248,7 +248,10 @@ def publish(
 
 
 def publish_checkpoint(run: Run, source: Path, plan: AdapterPlan | None = None, *, summed: bool = False) -> None:
-    """The same of a checkpoint, without a model in memory. `summed`: what is read of it has been checked. Raises AdapterError where that cannot be used, DiskFailed."""
+    """Publish a checkpoint's adapter without a model in memory. `summed`: its files have been checked against their checksums.
+
+    Raises AdapterError if the checkpoint cannot be used, DiskFailed.
+    """
     read, tensors = read_adapter(source, summed=summed)
     base = str(read_config(source).get("base_model_name_or_path") or "")
     publish(run, plan or read, tensors, base, lambda place: _copy_identity(source, place))

@@ -1,4 +1,4 @@
-"""What a run goes on from: its newest intact checkpoint and its prepared data. What is damaged is passed over, and told."""
+"""Restore what a run resumes from: its newest intact checkpoint and its prepared data. Damage is skipped and reported."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from finetune_local.data.dataset.prepare import Prepared
 
 Unusable = Sequence[tuple[Path, str]]
-"""Checkpoints that cannot be used, the newest first, each with the reason."""
+"""Unusable checkpoints, newest first, each with the reason."""
 
 
 def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, None, Loaded | None]:
-    """Load the newest checkpoint that is as it was written and that `use` takes; None where the run has none.
+    """Load the newest intact checkpoint that `use` accepts; None if the run has no checkpoints.
 
-    `use` raises DamagedRun for one whose content cannot be. Newer ones are moved aside, so that what is saved from now on is not
-    taken for older than they. Raises DamagedRun where there are checkpoints and none is intact: nothing is moved then.
+    `use` raises DamagedRun to reject a checkpoint. Rejected ones are moved to `damaged`, because checkpoints saved from now on have
+    lower numbers. Raises DamagedRun if there are checkpoints but none is intact; nothing is moved then.
     """
     unusable: list[tuple[Path, str]] = []
     for place in reversed(checkpoint.every(run.checkpoints)):
@@ -39,7 +39,7 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
             unusable.append((place, message_of(error)))
             continue
         for bad, reason in unusable:
-            moved = checkpoint.set_aside(bad, run.folder)
+            moved = checkpoint.move_to_damaged(bad, run.folder)
             yield Note(
                 text=msg(
                     "the checkpoint {name} cannot be used ({why}). The run goes on from {name2}, the newest that is "
@@ -50,7 +50,7 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
                     place=moved,
                 )
             )
-        yield from _untold(run, loaded)
+        yield from _missing_events(run, loaded)
         return loaded
     if unusable:
         raise DamagedRun(none_is_intact(run, unusable))
@@ -64,7 +64,7 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
 
 
 def none_is_intact(run: Run, unusable: Unusable) -> Message:
-    """What to say and to do where no checkpoint can be used."""
+    """The error message for a run none of whose checkpoints can be used, with what to do next."""
     found = join_messages(
         "; ", (msg("{place}: {reason}", place=place.name, reason=reason) for place, reason in unusable)
     )
@@ -83,10 +83,9 @@ def none_is_intact(run: Run, unusable: Unusable) -> Message:
 def open_data(
     run: Run, vocabulary: int, make: Callable[[Path], Generator[Event, None, Prepared]]
 ) -> Generator[Event, None, Prepared]:
-    """The run's prepared data; what is damaged is made again by `make` where that gives the very same rows.
+    """Open the run's prepared data. Damaged data is prepared again by `make`, provided that the rows come out identical.
 
-    Raises DamagedRun where it does not, and the run has learned from the others; DataError for the data of an older version
-    that is damaged.
+    Raises DamagedRun if they differ and the run has checkpoints; DataError if data without checksums does not fit the model.
     """
     from finetune_local.data.dataset.prepare import DATA, open_prepared, same_rows
 
@@ -120,7 +119,7 @@ def open_data(
         ) from None
     again = checksums.read(aside)
     assert again is not None
-    # Where the checksums are what is damaged, rows that are made again are still those that lie there.
+    # If only the checksums are damaged, the new rows still equal those on disk.
     if not (known and same_rows(known, again)) and not same_rows(_digests(run.data), again):
         remove(aside)
         raise DamagedRun(
@@ -141,7 +140,7 @@ def open_data(
 
 
 def _sums(folder: Path) -> tuple[checksums.Known | None, str | None]:
-    """The checksums of prepared data and what is wrong with it by them."""
+    """The checksums of the prepared data, and what is wrong with the data according to them."""
     from finetune_local.data.dataset import prepare
 
     try:
@@ -155,11 +154,11 @@ def _digests(folder: Path) -> checksums.Known:
     return {name: {digest} for name, digest in checksums.digests(folder, names).items()}
 
 
-def _untold(run: Run, loaded: Loaded) -> Generator[Event, None, None]:
-    """What a checkpoint knows and the events do not: the run was killed after it was saved and before that was told."""
+def _missing_events(run: Run, loaded: Loaded) -> Generator[Event, None, None]:
+    """Events that belong to a checkpoint but are not in events.jsonl: the run was killed between saving and appending them."""
     step, state = loaded.state.step, loaded.state
-    told = {(type(event), getattr(event, "step", None)) for event in run.history()}
-    if state.validation_loss is not None and state.best_step == step and (Validation, step) not in told:
+    known = {(type(event), getattr(event, "step", None)) for event in run.history()}
+    if state.validation_loss is not None and state.best_step == step and (Validation, step) not in known:
         yield Validation(step=step, loss=state.validation_loss, best=True)
-    if (Checkpoint, step) not in told:
+    if (Checkpoint, step) not in known:
         yield Checkpoint(step=step, folder=str(loaded.folder))

@@ -1,1 +1,1 @@
-"""The run folder: made, listed, watched, checked, and described for lists and forecasts."""
+"""The run folder: create, list, follow, watch, compare, check and repair runs, and forecast new ones."""

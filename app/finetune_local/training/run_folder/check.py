@@ -1,7 +1,7 @@
-"""`runs check`: whether all that a run keeps is as it was written, and what of it can be mended here.
+"""`runs check`: find damaged files of a run and repair what can be repaired. Also finishes what a killed worker left unfinished.
 
-Nothing is deleted: a damaged checkpoint is moved into the run's folder `damaged`, an adapter is made again from its checkpoint, what
-a kill left undone is done. Rows that are damaged are made again when the run goes on, which takes its tokenizer.
+Nothing is deleted: a damaged checkpoint is moved to the folder `damaged`, and an adapter is rewritten from its checkpoint. Damaged
+rows are prepared again when the run is resumed, which needs its tokenizer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Kind = Literal["damaged", "newer", "untidy"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be. `place` is below the run's folder; `remedy` says what was done about it, or can be."""
+    """A problem of a run. `place` is relative to the run folder; `remedy` says what was done about it or can be done."""
 
     place: str
     kind: Kind
@@ -42,18 +42,18 @@ class Finding:
 
 @dataclass
 class Checked:
-    """What was found of one run. `checkpoints` are the names of those that are intact, `summed` of how many that is proven."""
+    """The result for one run. `checkpoints` names the intact ones; `summed` is how many of them were compared with checksums."""
 
     run: str
     state: ProcessState | None
-    """None for a run that cannot be read at all."""
+    """None for a run that cannot be read."""
     findings: list[Finding] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
     summed: int = 0
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong, or is any more."""
+        """Whether nothing is wrong, or everything was repaired."""
         return all(finding.repaired for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Checked:
 
 
 def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
-    """Look at several runs; one whose disk fails, or that cannot be read at all, is told and keeps the others from nothing."""
+    """Check several runs. One that cannot be read is reported as a finding and does not stop the others."""
     found = []
     for run in runs:
         try:
@@ -76,7 +76,7 @@ def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
 
 
 def check(run: Run, *, repair: bool = False) -> Checked:
-    """Look at everything; with `repair` mend what can be. A run that is being trained is only named. Raises DiskFailed."""
+    """Check a run and, with `repair`, repair what can be repaired. A run in training is not checked. Raises DiskFailed."""
     found = Checked(run.name, run.process_state())
     if run.alive():
         return found
@@ -98,9 +98,8 @@ def _findings(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
     yield from _settings(run)
     yield from _events(run, repair=repair)
     yield from _rows(run)
-    yield from _adapter(
-        run, repair=repair
-    )  # before the checkpoints: one with another file damaged still has its weights
+    # Before the checkpoints, which may be moved: the weights of a damaged one may still be intact.
+    yield from _adapter(run, repair=repair)
     yield from _checkpoints(run, found, repair=repair)
     if not repair:
         for name in untidy(run):
@@ -155,14 +154,14 @@ def _checkpoints(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]
         if not found.checkpoints:
             remedy, done = msg("no other is intact, so it is left where it is"), False
         elif repair:
-            remedy, done = msg("moved to {place}", place=checkpoint.set_aside(place, run.folder)), True
+            remedy, done = msg("moved to {place}", place=checkpoint.move_to_damaged(place, run.folder)), True
         else:
             remedy, done = msg("--repair moves it away; the run goes on from {name}", name=found.checkpoints[-1]), False
         yield Finding(f"checkpoints/{place.name}", kind, str(why), remedy, done)
 
 
 def _whole(place: Path) -> None:
-    """Raise DamagedRun for a checkpoint that cannot be used; one without checksums has to be read for that."""
+    """Raise DamagedRun for a checkpoint that cannot be used. One without checksums has to be loaded to find out."""
     checkpoint.examine(place)
     if not (place / checksums.SUMS).exists():
         checkpoint.load(place)
@@ -204,7 +203,7 @@ def _adapter(run: Run, *, repair: bool) -> Iterator[Finding]:
 
 
 def _source(run: Run) -> Path | None:
-    """The checkpoint that the adapter was made from, that of the run's last step or its best, where its weights are intact."""
+    """The checkpoint that the adapter was made from, the last or the best; None if its weights are not intact."""
     last = run.last_event()
     if not isinstance(last, (Finished, StoppedByUser)):
         return None
@@ -221,7 +220,7 @@ def _source(run: Run) -> Path | None:
 
 
 def _has_weights(place: Path) -> bool:
-    """Whether the adapter in a checkpoint is as it was written, whatever is with the rest."""
+    """Whether a checkpoint's adapter is intact, even if its other files are not."""
     needed = (CONFIG, WEIGHTS, IDENTITY)
     try:
         known = checksums.read(place)
@@ -254,13 +253,13 @@ REPORT = "report.md"
 
 
 def write_report(run: Run, last: Event) -> None:
-    """report.md: the run in a few lines for people; written when the run ends. Raises DiskFailed."""
+    """Write report.md, the run's summary as a table, if the run finished or was stopped. Raises DiskFailed."""
     if isinstance(last, (Finished, StoppedByUser)):
         write_text(run.folder / REPORT, _report(run, last), RESUME)
 
 
 def untidy(run: Run) -> list[str]:
-    """What a worker that was killed after its last word left undone: files to be written, and to be removed."""
+    """What a worker that was killed after its last event left unfinished: names of files to be written or removed."""
     last = run.last_event()
     if not isinstance(last, ENDS):
         return []
@@ -272,14 +271,14 @@ def untidy(run: Run) -> list[str]:
 
 
 def _lacks_report(run: Run, last: Finished | StoppedByUser) -> bool:
-    """Whether report.md is not there, or is of an earlier end. Once a worker has gone in order it is the user's to change."""
+    """Whether report.md is missing or of an earlier end. After a regular end it is not compared: the user may have edited it."""
     if not (run.folder / REPORT).exists():
         return True
     return run.worker_file.exists() and _written(run) != _report(run, last)
 
 
 def complete(run: Run) -> list[str]:
-    """Do what untidy() names; returns it. Nothing is done while a worker has the run. Raises DiskFailed."""
+    """Finish what untidy() lists; returns that list. Does nothing while the run has a worker. Raises DiskFailed."""
     if run.alive() or not untidy(run):
         return []
     with run.locked() as mine:
@@ -295,7 +294,7 @@ def complete(run: Run) -> list[str]:
 
 
 def complete_all(runs: Iterable[Run]) -> None:
-    """complete() of each, as far as that can be done now: for those who only want to look at them."""
+    """complete() for each run; failures are ignored, because callers only want to read the runs."""
     for run in runs:
         with suppress(OSError, RunError):
             complete(run)

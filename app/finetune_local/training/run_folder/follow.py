@@ -1,4 +1,7 @@
-"""Start a run's worker and follow its events from the run folder alone, so that a reader can go away and come back."""
+"""Create runs, start their workers, and follow their events.
+
+Events are read from the run folder alone, so a reader can leave and return.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,19 @@ from finetune_local.training.run_folder.runs import Run
 def create_checked(
     specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None], made_from: str | None = None
 ) -> list[tuple[Run, list[Note]]]:
-    """Check specs that are to be trained at once, and make a run of each: with the notes for the user, which are its first
-    events. `made_from` is the run whose settings they are. Raises UserErrors; all of them are made or none is."""
+    """Check specs that are to be trained at once and create a run of each; returns the runs with notes for the user.
+
+    The notes are also each run's first events. `made_from` names the run that the settings were taken from. Raises UserErrors, and
+    then creates none.
+    """
     begun: list[tuple[Run, list[Note]]] = []
     try:
-        for asked, (spec, notes) in zip(specs, check.check_together(specs, home, progress), strict=True):
-            found = asked.model_copy(update={"model": asked.model.model_copy(update={"id": spec.model.id})})
-            run = runs.create(home, with_absolute_files(spec), asked=with_absolute_files(found), made_from=made_from)
+        for original, (spec, notes) in zip(specs, check.check_together(specs, home, progress), strict=True):
+            as_set = original.model_copy(update={"model": original.model.model_copy(update={"id": spec.model.id})})
+            run = runs.create(home, with_absolute_files(spec), as_set=with_absolute_files(as_set), made_from=made_from)
             begun.append((run, notes))
-            for told in notes:
-                run.append(told)
+            for note in notes:
+                run.append(note)
     except FinetuneError:
         for run, _ in begun:
             runs.delete(run)
@@ -37,16 +43,16 @@ def create_checked(
 
 
 def create_unchecked(spec: RunSpec, home: Home, made_from: str | None = None) -> Run:
-    """A run whose worker checks the spec before all else. Raises SpecError for a file that is not there, or a taken name.
+    """Create a run whose worker will check the spec. Raises SpecError if a data file is missing or the name is taken.
 
-    `made_from` is the run whose settings it was begun from, where it is one.
+    `made_from` names the run that the settings were taken from.
     """
     check.check_files(spec)
     return runs.create(home, with_absolute_files(spec), made_from=made_from)
 
 
 def forget_untrained(run: Run, last: Event) -> bool:
-    """Remove a run that ended before its training by the user's mistake: its name is free again once that is mended."""
+    """Delete a run that failed before training because of a user's mistake, so that its name is free; returns whether it did."""
     mistaken = isinstance(last, Failed) and last.exit_code == UserError.exit_code and last.error != DamagedRun.code
     if mistaken and not any(run.checkpoints.glob("*")) and run.folder.exists():
         run.wait_for_exit()
@@ -56,7 +62,7 @@ def forget_untrained(run: Run, last: Event) -> bool:
 
 
 def with_absolute_files(spec: RunSpec) -> RunSpec:
-    """Paths in run.json hold wherever they are read from."""
+    """The spec with absolute data paths, so that run.json can be used from any folder."""
     absolute = {
         field: tuple(str(located(name).resolve()) for name in getattr(spec.data, field))
         for field in ("files", "validation_files")
@@ -68,15 +74,16 @@ POLL_SECONDS = 0.1
 
 
 def start(run: Run, home: Home) -> int:
-    """Start the worker process of a run that has none; returns where its events will begin. Raises SpecError.
+    """Start a run's worker process; returns the byte position in events.jsonl at which its events begin.
 
-    Of two that are started at once the second ends by itself; following the run shows the first.
+    Raises SpecError if the run has a worker. Of two workers started at the same time the second exits; following the run then shows
+    the first.
     """
     return start_all([run], home)[0]
 
 
 def start_all(runs: Sequence[Run], home: Home) -> list[int]:
-    """Start one worker process for several runs on one base; returns where the events of each will begin."""
+    """Start one worker process for several runs on one base; returns the byte position of each run's events."""
     for run in runs:
         if run.alive():
             raise SpecError(msg("run '{name}' is being trained already.", name=run.name))
@@ -86,13 +93,13 @@ def start_all(runs: Sequence[Run], home: Home) -> list[int]:
 
 
 def follow(run: Run, position: int = 0) -> Iterator[Event]:
-    """Events from a position in events.jsonl (bytes) to the last one. Raises WorkerDied where the worker ends without one."""
+    """Yield events from a byte position in events.jsonl up to the run's last one. Raises WorkerDied if the worker ends without it."""
     for _, event in follow_all([(run, position)]):
         yield event
 
 
 def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]:
-    """The same for several runs at once. Raises WorkerDied after the events of the other runs."""
+    """As follow(), for several runs at once. Raises WorkerDied after the events of the other runs."""
     tails = [(run, run.tail(position)) for run, position in places]
     died: list[Run] = []
     while tails:
@@ -116,13 +123,13 @@ def follow_all(places: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, Event]]
         raise _silent(died)
 
 
-def go_on(runs: Sequence[Run]) -> str:
-    """The commands that resume runs, each by itself."""
-    return "go on with: " + ", ".join(f"finetune-local resume {typed(run.name)}" for run in runs)
+def resume_commands(runs: Sequence[Run]) -> str:
+    """A sentence with the command that resumes each run."""
+    return "resume with: " + ", ".join(f"finetune-local resume {typed(run.name)}" for run in runs)
 
 
 def _up_to_the_end(events: Sequence[Event]) -> list[Event]:
-    """Events up to a run's last one: what a later worker of the same run appends belongs to its own readers."""
+    """Events up to and including a run's last one; later events were appended by another worker of the run."""
     result: list[Event] = []
     for event in events:
         result.append(event)
@@ -132,11 +139,11 @@ def _up_to_the_end(events: Sequence[Event]) -> list[Event]:
 
 
 def raise_for(event: Event, run: Run) -> None:
-    """Raise the error that a run's last event stands for; return where the run has finished."""
+    """Raise the error that a run's last event reports; return if the run finished."""
     if isinstance(event, StoppedByUser):
         raise Stopped(
             msg(
-                "stopped after step {step}; everything is saved. Go on with: finetune-local resume {name}",
+                "stopped after step {step}; everything is saved. Resume it with: finetune-local resume {name}",
                 step=event.step,
                 name=typed(run.name),
             )
@@ -150,12 +157,12 @@ def raise_for(event: Event, run: Run) -> None:
 
 def _silent(died: Sequence[Run]) -> WorkerDied:
     """The error for runs whose process ended without a last event."""
-    words = died[0].log_tail()
-    said = msg(". Its last words: ") + " | ".join(words) if words else msg(" (killed, or out of memory)")
+    lines = died[0].log_tail()
+    tail = msg(". Its last words: ") + " | ".join(lines) if lines else msg(" (killed, or out of memory)")
     return WorkerDied(
         msg(
             "the training process ended without a word{said}. What was saved is intact; {how}",
-            said=said,
-            how=go_on(died),
+            said=tail,
+            how=resume_commands(died),
         )
     )

@@ -1,7 +1,12 @@
-"""What would come of a spec, before it is run: what the automatic values are, how much memory and time it takes, what is wrong.
+"""Forecast a run from its spec: automatic values, memory, duration, mistakes.
 
-Nothing is loaded and no framework is asked: the device is one that was looked up before. What the worker finds out later may
-differ (it reads the data to its end); it decides, and this is called an estimate wherever it is shown.
+Nothing is loaded and no framework is imported; the device was looked up before. The forecast is an estimate: the worker, which reads
+all of the data, may settle on other values.
+
+Duration. A token costs about 4 floating-point operations per weight of the blocks if the base is frozen (2 forward, 2 backward to the
+activations), 6 if its weights are trained (2 more for their gradients), and 2 more with gradient checkpointing (Kaplan et al. 2020,
+arXiv:2001.08361, section 2.1, count the 6). Machines reach different shares of their peak, so the measured pace of an earlier run on
+this machine is preferred to arithmetic.
 """
 
 from __future__ import annotations
@@ -28,17 +33,17 @@ from finetune_local.training.check import facts_for, plan_for, settle
 from finetune_local.training.events import Note
 
 REACHED = 0.6
-"""Share of a processor's matrix speed that training reaches; measured on CPUs from 0.5 to 0.7."""
+"""Share of a CPU's matrix speed that training reaches; 0.5 to 0.7 were measured."""
 
 BF16_GAIN = 1.8
-"""How much faster than fp32 a CPU that is fast at bf16 trains; measured from 1.5 to 2.1."""
+"""Speed of bf16 over fp32 training on a CPU with fast bf16; 1.5 to 2.1 were measured."""
 
 Basis = Literal["same", "similar", "rough", "unknown"]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What makes two trainings comparable."""
+    """The properties of a training that determine its pace."""
 
     model: str
     parameters: int
@@ -50,13 +55,13 @@ class Work:
 
     @property
     def operations(self) -> float:
-        """Floating-point operations of a token."""
+        """Floating-point operations per token."""
         return self.parameters * ((6 if self.whole else 4) + (2 if self.checkpointing else 0))
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Tokens per second, and what that rests on: a run of the same kind, one of another model, or arithmetic."""
+    """Tokens per second and their basis: a run of the same model ("same"), of another one ("similar"), or arithmetic ("rough")."""
 
     tokens_per_second: float
     basis: Basis
@@ -64,8 +69,11 @@ class Pace:
 
 
 def pace(work: Work, before: Iterable[tuple[Work, float, str]], flops: float | None, fast_bf16: bool) -> Pace:
-    """The pace to expect. `before` are earlier runs here, newest first: (work, tokens per second, name); `flops` what the
-    processor's fp32 matrix products reach per second, where that was measured."""
+    """The expected pace.
+
+    `before` are earlier runs on this machine, newest first: (work, tokens per second, name). `flops` is the measured speed of the
+    processor's fp32 matrix products, in operations per second; None if it was not measured.
+    """
     nearest: tuple[float, Pace] | None = None
     for other, speed, name in before:
         if other.backend != work.backend or other.precision != work.precision or speed <= 0:
@@ -95,7 +103,7 @@ def work_of_run(facts: Mapping[str, Any], parameters: Mapping[str, int]) -> tupl
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of the data: usable rows in all, tokens of a row (mean and longest), rows held out."""
+    """Properties of the data: usable rows, their tokens in total, tokens of the longest row, rows held out."""
 
     rows: int
     tokens: int
@@ -104,12 +112,12 @@ class DataFacts:
 
     @property
     def mean(self) -> float:
-        """Tokens of a row."""
+        """Mean tokens per row."""
         return self.tokens / max(1, self.rows)
 
 
 def facts_of_prepared(folder: Path) -> DataFacts | None:
-    """Of the rows that a run prepared in its folder of data; None where they are not there, or damaged."""
+    """The properties of a run's prepared data; None if it is missing or damaged."""
     try:
         train, held_out = Dataset(folder, "train"), Dataset(folder, "validation")
     except DataError:
@@ -120,7 +128,7 @@ def facts_of_prepared(folder: Path) -> DataFacts | None:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is known of a run before it begins. Everything but `problems` may be missing where something is not known yet."""
+    """What is known of a run before it starts. All fields but `problems` may be missing, if what they depend on is not known yet."""
 
     problems: tuple[str, ...] = ()
     spec: RunSpec | None = None
@@ -134,7 +142,7 @@ class Forecast:
     pace: Pace | None = None
     trainable: int | None = None
     automatic: Mapping[str, object] = field(default_factory=dict)
-    """What automatic values came to, by dotted path."""
+    """Automatic values by dotted path."""
 
 
 PaceOf = Callable[[Work, bool], Pace]
@@ -148,10 +156,10 @@ def forecast(
     pace_of: PaceOf,
     usual_backend: str | None = None,
 ) -> Forecast:
-    """Everything that can be known before the run. Mistakes of the user come back as `problems`, one sentence each.
+    """Forecast the run of a spec's tables. The user's mistakes are returned as `problems`, one sentence each, not raised.
 
-    `find_model` returns the base where it is on disk (None: not yet); it may raise UserErrors. `usual_backend` is the one that
-    "auto" means here.
+    `find_model` returns the base if it is on disk, else None; it may raise UserErrors. `usual_backend` is what "auto" resolves to on
+    this machine.
     """
     try:
         spec = parse_spec(tables, "form")
@@ -191,7 +199,7 @@ def forecast(
 def _resolved(
     spec: RunSpec, model: ModelFolder, plan: AdapterPlan, device: Device, data: DataFacts | None
 ) -> tuple[RunSpec, list[Choice]]:
-    """The spec with the automatic values that follow from the data, where it is known."""
+    """The spec with the automatic values that depend on the data; unchanged if the data is not known."""
     if data is None:
         return spec, []
     held_out = data.held_out or (round(data.rows * spec.data.validation) if not spec.data.validation_files else 0)
@@ -203,7 +211,7 @@ def _resolved(
 def _duration(
     spec: RunSpec, model: ModelFolder, backend: str, device: Device, data: DataFacts | None, pace_of: PaceOf
 ) -> tuple[Pace | None, float | None]:
-    """The pace to expect and the seconds of the whole run; None where the data or the number of steps is not known."""
+    """The expected pace and the duration in seconds; None if the data or the number of steps is not known."""
     steps = spec.training.max_steps
     if not steps or data is None:
         return None, None
@@ -221,7 +229,7 @@ def _duration(
 
 
 def backends_without(key: str) -> list[str]:
-    """The backends that have not learned a method."""
+    """The backends that do not implement a method."""
     tuner = preset_named(key).tuner
     return [name for name, backend in port.backends().items() if tuner not in backend.tuners()]
 

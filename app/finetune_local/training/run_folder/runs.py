@@ -1,13 +1,13 @@
-"""The run folder: made, listed, opened, and the only way to know of a run.
+"""Run folders: create, list, find, rename, remove and restore them. A run folder is all that is known of a run.
 
-run.json          the spec, resolved          events.jsonl   what happened, append-only
-asked.json        what the user set of it     made_from      the run whose settings it was begun from
-data/             encoded rows, data.json     checkpoints/   step-NNNNNN/
-adapter/          the result                  report.md      the same for people
-tokenizer/        how the model is asked      adapter/ has a copy
-base.json         digests of the base       damaged/       checkpoints that cannot be used
-worker.json       which process trains        worker.log     what libraries printed
-stop              asks the worker to stop     worker.lock    held by the process that trains
+run.json      the resolved spec                  events.jsonl   what happened, append-only
+asked.json    what the user set of it            made_from      name of the run its settings were taken from
+data/         encoded rows, data.json            checkpoints/   step-NNNNNN/
+adapter/      the result                         report.md      the summary as a table
+tokenizer/    tokenizer and template; copied to adapter/
+base.json     digests of the base                damaged/       unusable checkpoints
+worker.json   the training process               worker.log     output of libraries
+stop          requests the worker to stop        worker.lock    locked by the training process
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from finetune_local.system.untrusted.text import ForeignTextError, read_json_obj
 from finetune_local.training import events, job_run
 
 KIND = job_run.KIND.key
-"""The kind of a run in the trash."""
+"""The kind of runs in the trash."""
 
 _NEW = ASIDE + "new-"
-"""Beginning of the name of a run that is being made."""
+"""Prefix of the folder of a run that is being created."""
 
 FINISH = "finish"
 """Content of the stop file that ends a run for good."""
 
 
 class Run(ProcessFolder):
-    """A run by its folder."""
+    """A run, by its folder."""
 
     on_full_disk = msg("What was saved is intact. Make room, then resume.")
     format: ClassVar[EventFormat] = events.EVENTS
@@ -66,7 +66,7 @@ class Run(ProcessFolder):
 
     @property
     def adapter(self) -> Path:
-        """Where the trained adapter lies once the run has finished or was stopped."""
+        """Folder of the trained adapter; written when the run finishes or is stopped."""
         return self.folder / "adapter"
 
     @property
@@ -81,37 +81,36 @@ class Run(ProcessFolder):
 
     @property
     def tokenizer(self) -> Path:
-        """Folder of the tokenizer, template and generation settings; runs of earlier versions have none."""
+        """Folder of the tokenizer, template and generation settings; runs of earlier versions do not have it."""
         return self.folder / OF_RUN
 
     @property
-    def asked_file(self) -> Path:
-        """What the user set, as tables for --config; runs of earlier versions have none."""
+    def user_settings_file(self) -> Path:
+        """What the user set, as tables for --config; runs of earlier versions do not have it."""
         return self.folder / "asked.json"
 
     @property
     def spec(self) -> RunSpec:
-        """The spec in run.json. Raises SpecError where it was damaged, DamagedRun where it seems to be of a newer version."""
+        """The spec in run.json. Raises SpecError if it is damaged, DamagedRun if a newer version seems to have written it."""
         path = self.folder / "run.json"
         try:
-            # A kill while it was renamed may have left the old name in the file.
+            # A kill during a rename may have left the old name in the file.
             return parse_spec({**read_json_object(path), "name": self.name}, str(path))
         except (OSError, ForeignTextError) as error:
             raise SpecError(
                 msg("{path}: cannot be read ({error}). The run cannot be resumed.", path=path, error=error)
             ) from error
         except SpecError as error:
-            if any(
-                template.startswith("there is no ") for template in templates_in(error.message)
-            ):  # setting, method or objective of this name: not in this version
+            # "there is no setting, method or objective of this name": a newer version may have it.
+            if any(template.startswith("there is no ") for template in templates_in(error.message)):
                 raise DamagedRun(
-                    msg("{error}\nIf a newer version wrote this run, update to go on with it.", error=error)
+                    msg("{error}\nIf a newer version wrote this run, update to resume it.", error=error)
                 ) from error
             raise
 
     @property
     def made_from(self) -> str | None:
-        """The run whose settings it was begun from, where that is known."""
+        """Name of the run that its settings were taken from; None if unknown."""
         return made_from(self.folder)
 
     def write_spec(self, spec: RunSpec) -> None:
@@ -119,36 +118,38 @@ class Run(ProcessFolder):
         write_text(self.folder / "run.json", json.dumps(as_tables(spec), indent=2, ensure_ascii=False) + "\n")
 
     def repair(self) -> None:
-        """After a kill: cut a half-written line off events.jsonl and remove half-written folders. For the holder only."""
+        """After a kill, cut a half-written line off events.jsonl and remove half-written folders. Needs the run's lock."""
         if self.events_file.exists():
             os.truncate(self.events_file, self.events_end())
         self.sweep()
         self.stop_file.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove half-written folders, and put back what was to be replaced and was not. For the holder only."""
+        """Remove half-written folders and restore those whose replacement was not completed. Needs the run's lock."""
         sweep(self.folder)
         sweep(self.checkpoints)
 
     def to_finish(self) -> bool:
-        """Whether the worker was asked to end the run for good, with the adapter as it is, rather than to pause."""
+        """Whether the stop file requests to end the run for good, with the adapter as it is, rather than to pause it."""
         try:
             return self.stop_file.read_text("ascii") == FINISH
         except (OSError, UnicodeDecodeError):
             return False
 
 
-def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from: str | None = None) -> Run:
-    """A new run folder with its spec. Raises SpecError where the name is taken or cannot be a folder's name.
+def create(home: Home, spec: RunSpec, *, as_set: RunSpec | None = None, made_from: str | None = None) -> Run:
+    """Create a run folder with its spec. Raises SpecError if the name is taken or cannot be a folder's name.
 
-    `asked` is the spec before automatic values were settled, where `spec` is not that; `made_from` the run it was begun from.
+    `as_set` is the spec as the user set it, if automatic values of `spec` are settled; `made_from` names the run that the settings
+    were taken from.
     """
     if spec.name is not None and (problem := bad_name(spec.name)):
         raise SpecError(msg("--run {name} {problem}.", name=repr(spec.name), problem=problem))
     stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
     with disk_full(home.runs, msg("Make room and begin it again.")), _aside(home) as made:
         made.checkpoints.mkdir()
-        write_text(made.asked_file, json.dumps(explicit_tables(asked or spec), indent=2, ensure_ascii=False) + "\n")
+        user_set = explicit_tables(as_set or spec)
+        write_text(made.user_settings_file, json.dumps(user_set, indent=2, ensure_ascii=False) + "\n")
         if made_from is not None:
             write_text(made.folder / MADE_FROM, made_from + "\n")
         for number in itertools.count(1):
@@ -160,7 +161,7 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
                 break
     raise SpecError(
         msg(
-            "--run {name}: there is a run of that name already. Choose another name, or go on with it: "
+            "--run {name}: there is a run of that name already. Choose another name, or resume it: "
             "finetune-local resume {name2}",
             name=name,
             name2=typed(name),
@@ -170,7 +171,7 @@ def create(home: Home, spec: RunSpec, *, asked: RunSpec | None = None, made_from
 
 @contextmanager
 def _aside(home: Home) -> Iterator[Run]:
-    """A folder to make a run in; one that is still called so when this is left goes. Killed, it takes nobody's name."""
+    """A temporary folder to create a run in; removed on exit unless it was renamed. After a kill it occupies no run's name."""
     sweep_abandoned(home.runs)
     folder = Path(tempfile.mkdtemp(prefix=_NEW, dir=home.runs))
     try:
@@ -180,7 +181,7 @@ def _aside(home: Home) -> Iterator[Run]:
 
 
 def _named(folder: Path, target: Path) -> bool:
-    """Give a finished folder its name; False where something is called so already. Raises OSError."""
+    """Rename a finished folder to `target`; False if `target` exists. Raises OSError."""
     if target.exists():
         return False
     try:
@@ -188,18 +189,18 @@ def _named(folder: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
-        return False  # of two that are begun at once
+        return False  # another process created it meanwhile
     sync(target.parent)
     return True
 
 
 def find(home: Home, name: str) -> Run:
-    """A run by name or folder. Raises SpecError naming near ones."""
+    """A run by its name or folder. Raises SpecError, which suggests similar names."""
     named = home.runs / name
     if Path(name).name == name and (named / "run.json").exists():
         return Run(named.resolve())
     for folder in (named, located(name)):
-        # Elsewhere a run.json alone may be a config of the user's, in a folder with other things that `remove` would take.
+        # A folder elsewhere with just a run.json may be the user's, with other files that `remove` would take along.
         if (folder / "run.json").exists() and (folder / "checkpoints").is_dir():
             return Run(folder.resolve())
     known = [run.name for run in every(home)]
@@ -215,15 +216,15 @@ def find(home: Home, name: str) -> Run:
 
 
 def of_config(config: Path, home: Home) -> str | None:
-    """The run that a file of settings lies in, by name; None for any other file."""
+    """The name of the run whose folder contains a settings file; None for any other file."""
     folder = located(config).resolve().parent
     return folder.name if folder.parent == home.runs.resolve() and (folder / "checkpoints").is_dir() else None
 
 
 def every(home: Home) -> list[Run]:
-    """All runs, the newest first. What is no run, or no folder of ours to read, is passed over."""
+    """All runs, newest first. Folders that are not runs or cannot be read are skipped."""
     place, found = home.runs, []
-    for name in os.listdir(place):  # noqa: PTH208 - no Path is made for what is no run
+    for name in os.listdir(place):  # noqa: PTH208 - creates no Path for names that are not runs
         (known,) = stamp(place, f"{name}/run.json")
         if known is not None and not name.startswith(ASIDE):
             found.append((known[0], name))
@@ -231,21 +232,21 @@ def every(home: Home) -> list[Run]:
 
 
 def running(home: Home) -> list[Run]:
-    """Runs whose worker lives; asked every second, so nothing is read of the others."""
+    """Runs whose worker is alive. Called every second, so no files of the others are read."""
     waiting = [Run(folder) for folder in home.runs.iterdir() if (folder / "worker.json").exists()]
     return [run for run in waiting if run.alive()]
 
 
 def rename(run: Run, name: str, home: Home) -> Run:
-    """Call a run otherwise; its adapter goes with it, and what was made from it says the new name.
+    """Rename a run and its adapter, and update what refers to it by name.
 
-    Raises SpecError while it is running or where the name cannot be, RunError where the system does not let it.
+    Raises SpecError if it is running or the name is taken or invalid, RunError if the system refuses.
     """
     if problem := bad_name(name):
         raise SpecError(msg("the name {name} {problem}.", name=repr(name), problem=problem))
     target = home.runs / name
     with _kept_idle(run):
-        if target.exists() and not target.samefile(run.folder):  # some disks do not tell capitals from small letters
+        if target.exists() and not target.samefile(run.folder):  # on case-insensitive disks it is the same folder
             raise SpecError(msg("there is a run '{name}' already. Choose another name.", name=name))
         trash.moved(run.folder, target)
         renamed = Run(target)
@@ -261,26 +262,26 @@ def rename(run: Run, name: str, home: Home) -> Run:
 
 
 def _write_name(run: Run, name: str) -> None:
-    """The new name into run.json, which stays as old as it was: lists go by it. A damaged one is left as it is."""
+    """Write the new name to run.json, keeping its modification time, by which lists are sorted. A damaged file stays as it is."""
     file = run.folder / "run.json"
     try:
         times, values = file.stat(), read_json_object(file)
     except (OSError, ValueError):
         return
     write_text(file, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False) + "\n")
-    with suppress(OSError):  # else it only stands elsewhere in the list
+    with suppress(OSError):  # only its place in lists depends on it
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def check_idle(run: Run) -> None:
-    """Raise SpecError while a run's worker lives."""
+    """Raise SpecError if the run's worker is alive."""
     if run.alive():
         raise _running(run)
 
 
 @contextmanager
 def _kept_idle(run: Run) -> Iterator[None]:
-    """Hold a run's lock while its folder is moved, so that no worker begins in it meanwhile. Raises SpecError where one has."""
+    """Lock a run while its folder is moved, so that no worker starts in it. Raises SpecError if one is running."""
     with run.locked(moving=True) as idle:
         if not idle:
             raise (
@@ -302,16 +303,16 @@ def _running(run: Run) -> SpecError:
 
 
 def remove(run: Run, home: Home) -> Removed:
-    """Move a run with its checkpoints and its adapter to the trash, from which restore() takes it back.
+    """Move a run with its checkpoints and adapter to the trash; restore() reverses it.
 
-    Raises SpecError while it is running, RunError where the system does not let it go.
+    Raises SpecError if it is running, RunError if the system refuses.
     """
     with _kept_idle(run):
         return trash.throw(home, KIND, run.name, run.folder)
 
 
 def restore(name: str | None, home: Home) -> Run:
-    """Take back the run `name` that was removed last, or the last of all. Raises SpecError where there is none."""
+    """Restore the last removed run, or the last removed run called `name`. Raises SpecError if there is none."""
     for removed in trash.every(home, KIND):
         if name in (None, removed.name):
             return put_back(removed)
@@ -320,7 +321,7 @@ def restore(name: str | None, home: Home) -> Run:
 
 
 def put_back(removed: Removed) -> Run:
-    """Take back one from the trash. Raises SpecError where another one is called so now."""
+    """Restore a run from the trash. Raises SpecError if its name is taken."""
     if removed.source.exists():
         raise SpecError(
             msg(
@@ -333,17 +334,17 @@ def put_back(removed: Removed) -> Run:
 
 
 def delete(run: Run) -> None:
-    """Delete a run folder for good. Raises SpecError while it is running."""
+    """Delete a run folder for good. Raises SpecError if it is running."""
     doomed = run.folder.with_name(ASIDE + run.name)
     with _kept_idle(run):
         remove_files(doomed)
-        trash.moved(run.folder, doomed)  # in one step: a worker that begins later finds no half of it
+        trash.moved(run.folder, doomed)  # atomic: a worker that starts later finds no partly deleted folder
         remove_files(doomed)
 
 
 def ask_to_stop(run: Run, patience: float = 0.0, *, finish: bool = False) -> bool:
-    """Ask the worker to finish its step and save, and wait up to `patience` seconds for that. True once it has ended.
+    """Request the worker to save after its current step and exit; wait up to `patience` seconds. Returns whether it has ended.
 
-    With `finish` the run ends there for good; without, `resume` continues it.
+    With `finish` the run ends for good; otherwise `resume` continues it.
     """
     return run.ask_to_stop(FINISH if finish else "", patience)

@@ -1,7 +1,7 @@
-"""A run's settings as somebody begins another run from them: what the user set, without what was chosen by itself.
+"""What the user set of a run, to start another run from or to compare runs.
 
-Automatic values depend on the data and the machine, so they are left to be chosen anew. asked.json says what the user set; in a
-run that has none, the notes before its first step name the values that were automatic.
+Automatic values are left out, because they depend on the data and the machine. asked.json has what the user set; in runs of versions
+that did not write it, the notes before the first step name the automatic values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from finetune_local.training.run_folder.runs import Run
 
 @dataclass(frozen=True)
 class Settings:
-    """`rest` is {dotted path: value} of all that was set beside the base, the data, the method, the goal and the name."""
+    """What the user set. `rest` maps dotted paths to values of everything but model, data, method, goal and name."""
 
     model: str
     data: dict[str, Any]
@@ -31,8 +31,8 @@ class Settings:
 
 
 def settings_of(run: Run) -> Settings:
-    """What the user set of a run. Raises SpecError where its files are damaged."""
-    spec, tables = _asked(run)
+    """What the user set of a run. Raises SpecError if its files are damaged."""
+    spec, tables = _user_set(run)
     flat = flattened(tables)
     rest = {
         path: value
@@ -43,25 +43,25 @@ def settings_of(run: Run) -> Settings:
     return Settings(spec.model.id, data, spec.method.key, spec.goal, rest)
 
 
-def _asked(run: Run) -> tuple[RunSpec, dict[str, Any]]:
-    if not run.asked_file.exists():
+def _user_set(run: Run) -> tuple[RunSpec, dict[str, Any]]:
+    if not run.user_settings_file.exists():
         spec = run.spec
         return spec, _without_automatic(explicit_tables(spec), as_tables(spec), _noted(run))
     try:
-        tables = read_json_object(run.asked_file)
+        tables = read_json_object(run.user_settings_file)
     except (OSError, ForeignTextError) as error:
         raise SpecError(
             msg(
-                "{asked_file}: cannot be read ({error}). Delete it: what the user set is then told from run.json.",
-                asked_file=run.asked_file,
+                "{asked_file}: cannot be read ({error}). Delete it: what the user set is then read from run.json.",
+                asked_file=run.user_settings_file,
                 error=error,
             )
         ) from None
-    return parse_spec(tables, str(run.asked_file)), tables
+    return parse_spec(tables, str(run.user_settings_file)), tables
 
 
 def _noted(run: Run) -> dict[str, object]:
-    """Automatic values by dotted path, as the notes before the first step have them."""
+    """Automatic values by dotted path, from the notes before the first step."""
     found: dict[str, object] = {}
     for line in run.lines():
         event = EVENTS.read(line)
@@ -73,15 +73,15 @@ def _noted(run: Run) -> dict[str, object]:
 
 
 def _without_automatic(
-    given: Mapping[str, Any], resolved: Mapping[str, Any], noted: Mapping[str, object]
+    tables: Mapping[str, Any], resolved: Mapping[str, Any], noted: Mapping[str, object]
 ) -> dict[str, object]:
-    """`given` without the values that a note announced, unless they were changed since (a run that was trained further)."""
+    """`tables` without the automatic values in `noted`, unless `resolved` has another value now (the user changed it later)."""
     flat = flattened(resolved)
     automatic = {path for path, value in noted.items() if flat.get(path) == value}
     if "backend" in automatic:
-        automatic.add("device")  # the first one of an automatic backend
+        automatic.add("device")  # an automatic backend uses its first device
     found: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in tables.items():
         if not isinstance(value, Mapping):
             if name not in automatic:
                 found[name] = value
@@ -92,14 +92,14 @@ def _without_automatic(
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting by its dotted path, and its value in each run; None where it is open or the run's method has no such setting."""
+    """A setting, by dotted path, and its value in each run; None where it is not set or the run's method has no such setting."""
 
     path: str
     values: tuple[Any, ...]
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:
-    """The settings in which runs differ, in the order of run.json; a run's name is none. Raises SpecError for a damaged one."""
+    """The settings, except the name, in which runs differ, in the order of run.json. Raises SpecError if a run.json is damaged."""
     flat = [flattened(tables_of(run)) for run in runs]
     paths = dict.fromkeys(path for settings in flat for path in settings if path != "name")
     found = [Difference(path, tuple(settings.get(path) for settings in flat)) for path in paths]
@@ -107,7 +107,7 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
 
 
 def tables_of(run: Run) -> dict[str, object]:
-    """run.json as it stands, of whatever version; raises SpecError where it is damaged."""
+    """The content of run.json, whichever version wrote it. Raises SpecError if it is damaged."""
     file = run.folder / "run.json"
     try:
         return read_json_object(file)

@@ -1,7 +1,7 @@
-"""A run while it is watched: its events are read once as they are appended, in bounded memory.
+"""Watch a run: each event is read once, as it is appended, and kept in bounded memory; curves for charts.
 
-A curve of any length is at most two thousand spans, each with mean, lowest and highest value: a drawing shows every spike, and takes
-as long at the end as at the beginning.
+A curve has at most 2,000 spans, each with mean, lowest and highest value, so a chart shows every spike and its cost does not grow
+with the run.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from finetune_local.training.events import Event
 from finetune_local.training.run_folder.runs import Run
 
 SPANS = 1000
-"""A curve with twice as many spans is thinned to this number."""
+"""A curve is thinned to this number of spans when it reaches twice as many."""
 
 SMOOTHING = 40.0
-"""The smoothed curve is an exponential mean over about this part of the run: one fortieth."""
+"""The window of a smoothed curve is 1/SMOOTHING of the run."""
 
 
 @dataclass
 class Span:
-    """Consecutive steps: the number of the last, and mean, lowest and highest of their values."""
+    """Consecutive steps: the last step's number, and mean, lowest and highest value."""
 
     step: int
     mean: float
@@ -43,15 +43,15 @@ class Span:
 
 
 class Curve:
-    """Values by step, thinned."""
+    """Values by step, thinned to spans."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        # Steps of a span: doubled whenever there are too many, so that a step costs the same in a long run.
+        # Steps per span: doubled when there are too many spans, so that the cost per step stays constant.
         self._width = 1
 
     def add(self, step: int, value: float) -> None:
-        """Append; a step that is there already (the run was resumed from before it) replaces it and what followed."""
+        """Append a value. A step that is not after the last one (the run was resumed) replaces it and all later ones."""
         if self.spans and step <= self.spans[-1].step:
             while self.spans and self.spans[-1].step >= step:
                 self.spans.pop()
@@ -70,7 +70,7 @@ class Curve:
         return self.spans[-1].mean if self.spans else None
 
     def smoothed(self, steps: int, smoothing: float = SMOOTHING) -> list[tuple[int, float]]:
-        """(step, value) of the exponential mean over the spans, with bias correction; its window is `steps / smoothing` steps."""
+        """(step, value) of the bias-corrected exponential mean over a window of `steps / smoothing` steps."""
         result, weighted, weight = list[tuple[int, float]](), 0.0, 0.0
         for span in self.spans:
             keep = (1 - 1 / max(2.0, steps / smoothing)) ** span.count
@@ -82,7 +82,7 @@ class Curve:
 
 @dataclass
 class Answers:
-    """The answers to one validation prompt over time: (step, answer), the newest last."""
+    """The sampled answers to one validation prompt: (step, answer), newest last."""
 
     prompt: str
     reference: str
@@ -90,7 +90,7 @@ class Answers:
 
 
 class Watch:
-    """One run. refresh() reads the new events; the fields hold what was read."""
+    """The state of one run as read from its events. refresh() reads new ones."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -105,7 +105,7 @@ class Watch:
         """Per step, not cumulative; thinned with the loss, span by span."""
         self.validation: list[tuple[int, float, bool]] = []
         self.metrics: list[tuple[int, Mapping[str, float]]] = []
-        """(step, the objective's metrics) of every validation; the step is that of `validation`."""
+        """(step, the objective's metrics) of every validation."""
         self.answers: dict[str, Answers] = {}
         self.notes: list[str] = []
         self.phase: tuple[str, float | None] = ("", None)
@@ -132,7 +132,7 @@ class Watch:
         return self
 
     def state(self) -> ProcessState:
-        """What the run is doing."""
+        """The run's status, and whether its worker was killed."""
         return self.run.process_state()
 
     def _take(self, event: Event) -> None:
@@ -169,7 +169,7 @@ class Watch:
 
     @cached_property
     def objective(self) -> Objective | None:
-        """The run's objective; None where this version does not know it, or run.json cannot be read."""
+        """The run's objective; None if this version does not know it or run.json cannot be read."""
         try:
             table = keyed(read_json_object(self.run.folder / "run.json")).get(OBJECTIVE, {})
         except (OSError, ForeignTextError):
@@ -178,13 +178,13 @@ class Watch:
         return objectives().get(key) if isinstance(key, str) else None
 
     def metric(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of one of the objective's metrics, of the validations that reported it."""
+        """(step, value) of one of the objective's metrics, from the validations that have it."""
         return [(step, values[key]) for step, values in self.metrics if key in values]
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Mapping[str, Any]:
         """The summary of a run that has ended; empty before."""
-        return dict(getattr(self.end, "summary", None) or {})
+        return self.end.summary if isinstance(self.end, (events.Finished, events.StoppedByUser)) else {}
 
 
 def _pairs(spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
@@ -204,13 +204,13 @@ AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
 
 Smoothing = Literal["none", "light", "strong"]
 SMOOTHINGS: Mapping[Smoothing, float | None] = {"none": None, "light": 40.0, "strong": 12.0}
-"""How many times a curve forgets within its run; see Curve.smoothed()."""
+"""The `smoothing` of Curve.smoothed() for each choice."""
 
 Points = list[tuple[float, float]]
 
 
 def training_loss(run: Watch, axis: Axis = "step", smoothing: Smoothing = "none") -> Points:
-    """(place, loss) over a run; places are steps, trained tokens or seconds of training since its beginning."""
+    """(x, loss) of every span; x is in steps, trained tokens or seconds of training, by `axis`."""
     forgets = SMOOTHINGS[smoothing]
     values = [span.mean for span in run.loss.spans]
     if forgets is not None:
@@ -219,12 +219,12 @@ def training_loss(run: Watch, axis: Axis = "step", smoothing: Smoothing = "none"
 
 
 def validation_loss(run: Watch, axis: Axis = "step") -> Points:
-    """(place, loss) of every validation; the one before the first step is at 0."""
+    """(x, loss) of every validation; the one before the first step is at 0."""
     return _placed(run, axis, [(step, loss) for step, loss, _ in run.validation])
 
 
 def metric(run: Watch, key: str, axis: Axis = "step") -> Points:
-    """(place, value) of one of the objective's metrics, as of validation_loss()."""
+    """(x, value) of one of the objective's metrics, as validation_loss() has the loss."""
     return _placed(run, axis, run.metric(key))
 
 
@@ -239,7 +239,7 @@ def _placed(run: Watch, axis: Axis, values: Iterable[tuple[int, float]]) -> Poin
 
 
 def _places(run: Watch, axis: Axis) -> Sequence[float]:
-    """Where each span of the loss ends."""
+    """The x value at which each span of the loss ends."""
     if axis == "step":
         return [float(span.step) for span in run.loss.spans]
     return list(accumulate(_sums(run.tokens if axis == "tokens" else run.seconds)))
