@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune_local.adapters.library import run_folder
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
+from finetune_local.data.dataset.prepare import CONVERSATIONS, conversations
+from finetune_local.system.errors import DataError
+from finetune_local.system.files import stamp
 from finetune_local.system.messages import message_of, msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
-
-from functools import lru_cache
-from pathlib import Path
-
-from finetune_local.adapters.library import run_folder
-from finetune_local.data.dataset.prepare import CONVERSATIONS, conversations
-from finetune_local.system.errors import DataError
-from finetune_local.system.files import stamp
 
 MOST = 60
 

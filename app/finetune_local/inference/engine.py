@@ -13,10 +13,11 @@ from finetune_local.adapter_format import WEIGHTS
 from finetune_local.adapters.attach import attach
 from finetune_local.adapters.companions import tokenizer_of
 from finetune_local.adapters.library import base_of, entries, find, rope_factor_of, run_tables
-from finetune_local.backend import Session
+from finetune_local.backend import Decoder, Session
 from finetune_local.data.conversation import Message
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.base.tokenizer_files import TRAVEL
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.defaults import precision as default_precision
 from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings, Precision, Quantisation, RunSpec
 from finetune_local.system.errors import SpecError
@@ -27,9 +28,6 @@ from finetune_local.system.paths import Home
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
 
-
-from finetune_local.backend import Decoder
-from finetune_local.spec.batch import Floats
 
 KEPT = 4
 """Caches that are kept at a time: as many as can answer side by side."""

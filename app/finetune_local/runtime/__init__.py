@@ -1,1 +1,1 @@
-"""Processes that outlive whoever looks at them: folders a process works in, jobs, workers, and calls to a worker."""
+"""Processes that outlive the programs that watch them: process folders, jobs, workers, and RPC to child processes."""

@@ -1,6 +1,6 @@
-"""Events: what happened in a process folder, one frozen record each, one JSON object per line of events.jsonl.
+"""Events of a process folder: frozen records, one JSON object per line of events.jsonl.
 
-Runs (training/events.py) and jobs (runtime/job.py) each have an EventFormat: the events that their files may hold.
+Runs (training/events.py) and jobs (runtime/job.py) each have an EventFormat: the events that may be in their files.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from finetune_local.system.messages import Message, as_message, message_of, msg
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Base of all events; `time` is in seconds since the epoch."""
+    """Base class of events; `time` is in seconds since the epoch."""
 
     kind: ClassVar[str]
     durable: ClassVar[bool] = False
-    """Whether the event, and all events before it, are on the disk once it has been appended."""
+    """Whether appending the event flushes it, and all events before it, to the disk."""
     end: ClassVar[Status | None] = None
     """For an event that ends the work: the status after it."""
 
     time: float = field(default_factory=time.time)
 
     def as_json(self) -> dict[str, Any]:
-        """A plain object with the event's kind under "event"."""
+        """The line of events.jsonl: the fields, and the kind under "event"."""
         return {"event": self.kind, **dataclasses.asdict(self)}
 
 
@@ -52,7 +52,7 @@ class Note(Event):
 
     @classmethod
     def chosen(cls, setting: str, value: Any, reason: Message, replaced: Any = None) -> Note:
-        """A setting that was chosen automatically, with the reason; `replaced` is what a preset asked for."""
+        """A note about an automatic value and its reason; `replaced` is the value that a preset had set."""
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         text = msg("{setting} = {value} ({reason})", setting=setting, value=shown, reason=reason)
         if replaced is not None:
@@ -66,13 +66,13 @@ class Note(Event):
         return cls(text=text, setting=setting, value=value, replaced=replaced, reason=reason)
 
     def as_json(self) -> dict[str, Any]:
-        """See Event; the fields of an automatic value only where it is one."""
+        """See Event. The fields of an automatic value are omitted if the note is about something else."""
         return {key: value for key, value in super().as_json().items() if key not in _CHOSEN or self.setting}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Event):
-    """The last event of work that failed. `error` is the class in system/errors.py, or "" for a defect with its traceback."""
+    """The last event of failed work. `error` is the code of a class in system/errors.py, or "" for a defect, with its traceback."""
 
     kind = "failed"
     durable = True
@@ -88,36 +88,33 @@ class Failed(Event):
         return cls(error=error.code, message=message_of(error), exit_code=error.exit_code)
 
     def exception(self) -> Exception:
-        """The error again; a defect becomes a RuntimeError with the traceback."""
+        """The error as an exception; a defect becomes a RuntimeError with the traceback."""
         return exception_of(self.error, self.message, self.traceback)
 
 
 def exception_of(name: str, message: str, traceback: str = "") -> Exception:
-    """The error with this code (system/errors.py); anything else becomes a RuntimeError with the traceback."""
+    """An exception of the class with this code (system/errors.py); for any other code a RuntimeError with the traceback."""
     if (kind := error_class(name)) is not None:
         return kind(as_message(message))
     return RuntimeError(traceback or message or "unknown")
 
 
 class EventFormat:
-    """The events that a file may hold, and how a line is read as one of them."""
+    """The events that may be in a file, and how its lines are read."""
 
     def __init__(self, *classes: type[Event], aliases: Mapping[str, type[Event]] | None = None) -> None:
-        """`aliases` are kinds that earlier versions wrote under another word."""
+        """`aliases` maps kinds that earlier versions wrote to their classes."""
         self.classes: Mapping[str, type[Event]] = {**{one.kind: one for one in classes}, **(aliases or {})}
         self.ends = tuple(one for one in classes if one.end is not None)
-        """The events of which one is the last of a run or a job."""
+        """The events that end a run or a job."""
 
     def class_of(self, line: Mapping[str, Any] | None) -> type[Event] | None:
-        """The class that a line names; None for no line, or one of another program or a later version."""
+        """The class of a line's event; None for no line or an unknown kind."""
         kind = line.get("event") if line is not None else None
         return self.classes.get(kind) if isinstance(kind, str) else None
 
     def read(self, line: Mapping[str, Any]) -> Event | None:
-        """The event of a line, as Event.as_json() wrote it.
-
-        None for a line that is none: damaged, of another program, or of a later version of this one.
-        """
+        """The event of a line that Event.as_json() wrote; None if the line is damaged or of an unknown kind."""
         found = self.class_of(line)
         if found is None:
             return None
@@ -127,7 +124,7 @@ class EventFormat:
             return None
         try:
             return found(**values)
-        except TypeError:  # a field without a default is missing
+        except TypeError:  # a required field is missing
             return None
 
 
@@ -137,7 +134,7 @@ def _fits(value: object, types: tuple[type, ...]) -> bool:
 
 @cache
 def _types_of_fields(event: type[Event]) -> Mapping[str, tuple[type, ...]]:
-    """The types that JSON values of each field may have."""
+    """The types that a JSON value of each field may have."""
     hints = get_type_hints(event)
     return {one.name: _types(hints[one.name]) for one in dataclasses.fields(event)}
 

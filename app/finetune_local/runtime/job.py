@@ -1,4 +1,4 @@
-"""A job's folder: what was requested (job.json), what happened (events.jsonl), and how it ended."""
+"""Jobs: the request (job.json), the events of a job, and its state read from them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from finetune_local.system.untrusted.text import ForeignTextError, read_json_obj
 
 @dataclass(frozen=True, kw_only=True)
 class Began(Event):
-    """The job was started, or started again."""
+    """The job was started or restarted."""
 
     kind = "began"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """What is being done, the share done from 0 to 1 (None: unknown), and numbers of this moment."""
+    """What is being done, the share that is done, 0 to 1 (None: unknown), and current numbers."""
 
     kind = "progress"
     text: str
@@ -40,7 +40,7 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """The job reached its end; `result` is plain JSON."""
+    """The job is complete; `result` is plain JSON."""
 
     kind = "finished"
     durable = True
@@ -58,7 +58,7 @@ class StoppedByUser(Event):
 
 
 EVENTS = EventFormat(Began, Progress, Note, Finished, StoppedByUser, Failed, aliases={"done": Finished})
-"""The events of a job. Versions before the rebuild wrote "done" for "finished"."""
+"""The events of a job. Earlier versions wrote "done" for "finished"."""
 
 
 class JobSpec(BaseModel):
@@ -80,9 +80,9 @@ class JobSpec(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class JobState(ProcessState):
-    """A job at one moment: the newest progress, the notes so far, and the result or the error once it has ended.
+    """A job's state: latest progress, notes so far, and the result or error after its end.
 
-    `began` is in seconds since the epoch; `seconds_left` is an estimate while it runs.
+    `began` is in seconds since the epoch; `seconds_left` is an estimate, only while the job runs.
     """
 
     text: str = ""
@@ -96,7 +96,7 @@ class JobState(ProcessState):
 
 
 class _Account:
-    """What the events say so far, read as they are appended: a download has thousands, and windows ask every second."""
+    """A job's events so far. Each is read once: a download has thousands of them, and windows refresh every second."""
 
     def __init__(self, job: Job) -> None:
         self._tail = job.tail()
@@ -108,7 +108,7 @@ class _Account:
         self.error: Failed | None = None
 
     def read(self) -> None:
-        """Take in the new events."""
+        """Read the new events."""
         for event in self._tail.read():
             match event:
                 case Began():
@@ -128,37 +128,37 @@ _lock = threading.Lock()
 
 
 class Job(ProcessFolder):
-    """A job by its folder."""
+    """A job, by its folder."""
 
     format: ClassVar[EventFormat] = EVENTS
 
     @cached_property
     def spec(self) -> JobSpec:
-        """job.json. Raises SpecError where it is damaged."""
+        """The content of job.json. Raises SpecError if it is damaged."""
         file = self.folder / "job.json"
         try:
             return JobSpec.model_validate(read_json_object(file))
         except ValidationError as error:
-            said = msg(
+            reason = msg(
                 "'{name}' is missing, or not what it should be",
                 name=".".join(map(str, error.errors()[0]["loc"])) or "arguments",
             )
         except (OSError, ForeignTextError) as error:
-            said = message_of(error)
-        raise SpecError(msg("{file}: cannot be read ({error}). Remove it and begin again.", file=file, error=said))
+            reason = message_of(error)
+        raise SpecError(msg("{file}: cannot be read ({error}). Remove it and begin again.", file=file, error=reason))
 
     @property
     def kind(self) -> JobKind:
-        """What kind of work it does. Raises SpecError where job.json is damaged."""
+        """The kind of work. Raises SpecError if job.json is damaged."""
         return kind_of(self.spec.kind)
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """The arguments of the work, plain JSON. Raises SpecError where job.json is damaged."""
+        """The arguments of the work, as plain JSON. Raises SpecError if job.json is damaged."""
         return self.spec.arguments
 
     def state(self) -> JobState:
-        """All there is to show."""
+        """The job's state, from its events and its lock."""
         now = self.process_state()
         with _lock:
             account = _accounts.setdefault(self.folder, _Account(self))
@@ -179,12 +179,12 @@ class Job(ProcessFolder):
         )  # fmt: skip
 
     def raise_for_error(self) -> None:
-        """Raise the error that ended it, if one did."""
+        """Raise the error that ended the job, if there was one."""
         if (error := self.state().error) is not None:
             raise error.exception()
 
 
 def forget_account(folder: Path) -> None:
-    """Drop what was read of a job's events."""
+    """Forget the events that were read of a job."""
     with _lock:
         _accounts.pop(folder, None)

@@ -1,4 +1,4 @@
-"""The jobs of a home: started, restarted, listed, found, removed."""
+"""Start, restart, list, find and remove the jobs of a home."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from finetune_local.system.paths import Home
 from finetune_local.system.trash import moved
 
 _KEPT = 200
-"""Jobs that are kept; older ones that have ended are removed."""
+"""Number of jobs that are kept; older ones are removed when they have ended."""
 
 _starting = threading.Lock()
 
 
 def start(home: Home, kind: JobKind, arguments: Mapping[str, Any]) -> Job:
-    """Start a job, and return once its worker has claimed the folder. Raises SpecError where there is no such kind."""
+    """Start a job; returns when its worker has claimed the folder. Raises SpecError if the kind cannot be started."""
     if kind.run is None:
         raise SpecError(msg("there is no job '{name}'. Known: {names}.", name=kind.key, names=", ".join(kinds())))
     stem = time.strftime("%Y%m%d-%H%M%S") + f"-{kind.key}"
@@ -50,26 +50,26 @@ def start(home: Home, kind: JobKind, arguments: Mapping[str, Any]) -> Job:
 def start_once(home: Home, kind: JobKind, arguments: Mapping[str, Any]) -> Job:
     """Start a job, or return the running one that does the same work (see JobKind.identity). Raises SpecError."""
     with _starting:  # start() returns once the job is running, so the next caller sees it
-        wanted = kind.identity(arguments)
+        requested = kind.identity(arguments)
         for job in running(home, kind):
-            if kind.identity(job.arguments) == wanted:
+            if kind.identity(job.arguments) == requested:
                 return job
         return start(home, kind, arguments)
 
 
 def restart(job: Job, home: Home) -> None:
-    """Start the worker of a job that has none. Work of a resumable kind continues where it was."""
+    """Start a worker for a job that has none. Work of a resumable kind continues where it was."""
     if job.status() is not Status.RUNNING:
-        job.wait_for_exit()  # the worker of one that has ended may still be exiting
+        job.wait_for_exit()  # the worker of an ended job may still be exiting
     with job.locked() as idle:
-        if idle:  # otherwise another window has restarted it meanwhile
+        if idle:  # otherwise another window has just restarted it
             job.stop_file.unlink(missing_ok=True)
             job.append(Began())
     job.start(str(home.root))
 
 
 def every(home: Home, kind: JobKind | None = None) -> list[Job]:
-    """All jobs (of a kind), the newest first, without those whose job.json is damaged."""
+    """All jobs (of a kind), newest first, except those whose job.json is damaged."""
     found = []
     for job in _all(home, kind):
         if (job.folder / "job.json").is_file():
@@ -80,7 +80,7 @@ def every(home: Home, kind: JobKind | None = None) -> list[Job]:
 
 
 def damaged(home: Home, kind: JobKind | None = None) -> list[Damaged]:
-    """Jobs (of a kind, by their folders' names) whose job.json cannot be read; remove() removes them."""
+    """Jobs (of a kind, by folder name) whose job.json cannot be read; remove() deletes them."""
     found = []
     for job in _all(home, kind):
         if (job.folder / "job.json").exists():
@@ -92,13 +92,13 @@ def damaged(home: Home, kind: JobKind | None = None) -> list[Damaged]:
 
 
 def _all(home: Home, kind: JobKind | None = None) -> Iterator[Job]:
-    """All jobs, damaged ones too, or those whose folder is named for a kind; nothing of them is read."""
+    """All jobs, damaged ones included, or those whose folder is named after a kind. No files are read."""
     named = f"-{kind.key}" if kind else ""
     return (Job(folder) for folder in home.jobs.iterdir() if named in folder.name and not folder.name.startswith(ASIDE))
 
 
 def find(home: Home, name: str) -> Job:
-    """A job by its name. Raises SpecError."""
+    """A job by its name. Raises SpecError if there is none."""
     folder = home.jobs / name
     if Path(name).name != name or not (folder / "job.json").exists():
         raise SpecError(msg("there is no job '{name}' any more.", name=name))
@@ -106,7 +106,7 @@ def find(home: Home, name: str) -> Job:
 
 
 def running(home: Home, kind: JobKind | None = None) -> list[Job]:
-    """The running jobs (of a kind), without damaged ones. Windows ask every second, so nothing is read of the others."""
+    """The running jobs (of a kind), except damaged ones. Windows call this every second, so files of the others are not read."""
     found = [job for job in _all(home) if job.worker_file.exists()]
     return [job for job in found if job.alive() and _is(job, kind)]
 
@@ -119,30 +119,30 @@ def _is(job: Job, kind: JobKind | None) -> bool:
 
 
 def clean_up_killed(home: Home, kind: JobKind) -> None:
-    """Remove what killed jobs of a kind left half-written."""
+    """Remove half-written files of killed jobs of a kind."""
     for job in every(home, kind):
         if job.process_state().killed:
             kind.clean_up(job.arguments)
 
 
 def remove(job: Job) -> None:
-    """Delete a job's folder, and what a killed worker left half-written. Raises SpecError while it runs."""
-    with suppress(SpecError):  # its job.json is damaged: nothing is known of its files
+    """Delete a job's folder and the half-written files of a killed worker. Raises SpecError if it is running."""
+    with suppress(SpecError):  # damaged job.json: its files are not known
         if job.process_state().killed:
             job.kind.clean_up(job.arguments)
     if not _delete(job):
-        raise SpecError(msg("this job is still at work. Stop it first."))
+        raise SpecError(msg("this job is still running. Stop it first."))
 
 
 def prune(home: Home) -> None:
-    """Remove the oldest jobs that have ended, so that the folder does not grow without end."""
+    """Remove the oldest ended jobs, so that the folder does not grow without limit."""
     sweep_abandoned(home.jobs)
     for job in every(home)[_KEPT:]:
         _delete(job)
 
 
 def _delete(job: Job) -> bool:
-    """Delete a job's folder, in one step for other readers; False where it is running."""
+    """Delete a job's folder, atomically for other readers; False if it is running."""
     with job.locked(moving=True) as idle:
         if idle:
             doomed = job.folder.with_name(ASIDE + job.name)

@@ -1,7 +1,7 @@
-"""Kinds of work that runs in a process folder, each declared as `KIND = JobKind(...)` in a module `job_<key>.py` of its feature.
+"""Kinds of long work. Each is declared as `KIND = JobKind(...)` in a module `job_<key>.py` in its feature's folder.
 
-They are found by the modules' names, so a new kind is one new file. The kind of a training run is declared in
-training/job_run.py; it has no `run`, as it has a worker and a folder format to itself.
+Kinds are found by module name, so adding one takes one new file. Training runs are declared in training/job_run.py without `run`,
+because they have their own worker and folder format.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from finetune_local.system.paths import Home
 
 
 class Reporter(Protocol):
-    """How a job reports what it is doing."""
+    """How a job reports its progress."""
 
     def __call__(self, text: str, done: float | None = None, **facts: Any) -> None:
-        """Report progress: what is being done, and the share done from 0 to 1 (None: unknown). Raises Stopped if the user asked.
+        """Report what is being done and the share that is done, 0 to 1 (None: unknown). Raises Stopped if the user stopped the job.
 
-        `facts` are numbers of this moment (bytes, speed); "seconds_left" replaces the estimate that is made from `done`.
+        `facts` are current numbers (bytes, speed); "seconds_left" replaces the estimate made from `done`.
         """
         ...
 
     def check(self) -> None:
-        """Raise Stopped if the user asked the job to stop; report nothing."""
+        """Raise Stopped if the user stopped the job; reports nothing."""
         ...
 
     def note(self, text: str) -> None:
@@ -37,7 +37,7 @@ class Reporter(Protocol):
 
 
 Run = Callable[[Mapping[str, Any], Home, Reporter], Mapping[str, Any]]
-"""Does the work with the arguments of job.json and returns the result as plain JSON. Raises Stopped, FinetuneError."""
+"""Does the work for the arguments of job.json; returns its result as plain JSON. Raises Stopped, FinetuneError."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,24 @@ class JobKind:
     """A kind of work."""
 
     key: str
-    """As in the module's name, in job.json, and in the names of job folders. Its words in assets/strings are `jobs.<key>`,
+    """The key in the module's name, in job.json and in names of job folders. Its strings in assets/strings are `jobs.<key>`,
     `ended.<key>_finished` and `ended.<key>_failed`."""
     run: Run | None = None
     """None for work that is not started as a job."""
     worker: str = "finetune_local.runtime.worker"
     """The module that runs as the worker process: `python -m <worker> FOLDER HOME`."""
     resumable: bool = False
-    """Whether work that was stopped or killed continues where it was; it is then paused, not stopped."""
+    """Whether work that was stopped or killed can continue where it was. Its status is then paused, not stopped."""
     logs_restart: bool = True
-    """Whether a restart appends an event, so that an earlier last event is never taken for the present state."""
+    """Whether a restart appends an event, so that an earlier last event is not taken for the current state."""
     text_arguments: tuple[str, ...] = ()
-    """Arguments that must be texts; a job.json without them is damaged."""
+    """Arguments that must be strings; a job.json without them is damaged."""
     identity: Callable[[Mapping[str, Any]], object] = dict
-    """What is equal for two requests of the same work, given their arguments."""
+    """Maps arguments to a value that is equal for two requests of the same work."""
     makes_adapter: bool = False
-    """Whether finished work is an adapter with the folder's name."""
+    """Whether the result is an adapter named like the folder."""
     clean_up: Callable[[Mapping[str, Any]], None] = lambda _: None
-    """Removes what a killed worker left half-written, given the job's arguments."""
+    """Removes the half-written files of a killed worker, given the job's arguments."""
 
 
 PACKAGE = "finetune_local"
@@ -70,12 +70,12 @@ PREFIX = "job_"
 
 
 def kinds() -> list[str]:
-    """The keys of all kinds that are started as jobs."""
+    """The keys of the kinds that can be started as jobs."""
     return [key for key in _modules() if kind_of(key).run is not None]
 
 
 def kind_of(key: str) -> JobKind:
-    """The kind of a key; one without `run` where there is none of that key, as for a job of a later version."""
+    """The kind with this key; a kind without `run` if the key is unknown, as in a job of a later version."""
     module = _modules().get(key)
     if module is None:
         return JobKind(key)
@@ -85,7 +85,7 @@ def kind_of(key: str) -> JobKind:
 
 @cache
 def _modules() -> Mapping[str, str]:
-    """The module of each kind. Packages are listed by their folders, so nothing is imported to find them."""
+    """The module of each kind, by key. Folders are listed, so no package is imported to find them."""
     found: dict[str, str] = {}
     package = importlib.import_module(PACKAGE)
     pending = [

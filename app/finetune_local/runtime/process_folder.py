@@ -1,7 +1,7 @@
-"""A folder in which a worker process works: its events, its state, and how it is stopped.
+"""Process folders: a folder with a worker process, its events (events.jsonl), its state, and how it is started and stopped.
 
-Training runs (training/run_folder/runs.py) and jobs (runtime/job.py) are process folders. The files are those of
-runtime/event_log.py (events.jsonl) and runtime/worker_files.py (lock, process id, log, stop).
+Training runs (training/run_folder/runs.py) and jobs (runtime/job.py) are process folders. The worker's files (lock, process id, log,
+stop) are those of runtime/worker_files.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from finetune_local.system.messages import carried, carrying, msg
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object
 
 _FAR_BACK = 2**25
-"""Bytes at the end of the file that are searched for the last event: a damaged disk may have joined all lines into one."""
+"""The most bytes searched for the last event: on a damaged disk all lines may have become one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EventLog:
 
     format: ClassVar[EventFormat]
     on_full_disk: ClassVar[str] = msg("Make room, then start it again.")
-    """What the user is told to do where there is no room for a line."""
+    """Advice in the error for a full disk."""
 
     @property
     def events_file(self) -> Path:
@@ -44,23 +44,23 @@ class EventLog:
         return self.folder / "events.jsonl"
 
     def append(self, event: Event) -> None:
-        """Append one event. A line is either whole or the file's last. Raises DiskFailed."""
+        """Append one event. Only the file's last line can ever be incomplete. Raises DiskFailed."""
         with disk_full(self.events_file, self.on_full_disk), self.events_file.open("ab+") as file:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                file.write(b"\n")  # half a line, for which there was no room: it gets a line to itself
+                file.write(b"\n")  # ends a half-written line, for which there was no space
             file.write((json.dumps(carrying(event.as_json()), ensure_ascii=False) + "\n").encode("utf-8"))
         if event.durable:
             self.sync()
 
     def sync(self) -> None:
-        """Return once all events so far are on the disk. Raises DiskFailed."""
+        """Flush all events so far to the disk. Raises DiskFailed."""
         with disk_full(self.events_file, self.on_full_disk):
             if self.events_file.exists():
                 sync(self.events_file)
                 sync(self.folder)
 
     def lines(self) -> Iterator[Mapping[str, Any]]:
-        """All lines so far as plain objects, without a half-written last line and lines that a damaged disk has spoilt."""
+        """All lines so far, parsed. A half-written last line and damaged lines are skipped."""
         try:
             file = open_file(self.events_file)
         except (FileNotFoundError, ForeignTextError):
@@ -71,11 +71,11 @@ class EventLog:
                     yield values
 
     def history(self) -> Iterator[Event]:
-        """All events so far; lines that are no event of this format are skipped."""
+        """All events so far; lines that are not events of this format are skipped."""
         return (event for line in self.lines() if (event := self.format.read(line)) is not None)
 
     def newest(self) -> Iterator[Mapping[str, Any]]:
-        """The lines as plain objects from the last one backwards, lazily, so that a list of a thousand runs is quick."""
+        """The lines, parsed, from the last one backwards. Lazy, so that listing a thousand runs is quick."""
         try:
             file = open_file(self.events_file)
         except (OSError, ForeignTextError):
@@ -95,16 +95,16 @@ class EventLog:
                 reach *= 8
 
     def last_line(self) -> Mapping[str, Any] | None:
-        """The last line as a plain object."""
+        """The last line, parsed; None if there is none."""
         return next(self.newest(), None)
 
     def last_event(self) -> Event | None:
-        """The last event; None where there is none, or where the last line is none of this format."""
+        """The last event; None if there are no lines or the last one is not an event of this format."""
         line = self.last_line()
         return self.format.read(line) if line else None
 
     def events_end(self) -> int:
-        """Size of the file in bytes without a half-written last line: where a reader can start to follow."""
+        """The position in bytes after the last complete line, from which a reader can follow."""
         if not self.events_file.exists():
             return 0
         with self.events_file.open("rb") as file:
@@ -118,7 +118,7 @@ class EventLog:
         return 0
 
     def tail(self, position: int = 0) -> Tail:
-        """A reader of what is appended after `position` (bytes)."""
+        """A reader of the events after `position` (bytes)."""
         return Tail(self.events_file, self.format, position)
 
 
@@ -129,12 +129,12 @@ class Tail:
         self.path, self.position, self._format, self._rest = path, position, format, b""
 
     def read(self) -> list[Event]:
-        """The events since the last call. A line is read once it is whole."""
+        """The events since the last call; an incomplete last line waits for the next call."""
         try:
             with open_file(self.path) as file:
                 file.seek(self.position)
                 chunk = file.read()
-        except (OSError, ForeignTextError):  # not there yet, or unreadable for the moment
+        except (OSError, ForeignTextError):  # does not exist yet, or cannot be read at the moment
             return []
         self.position += len(chunk)
         *lines, self._rest = (self._rest + chunk).split(b"\n")
@@ -143,7 +143,7 @@ class Tail:
 
 
 def _parsed(line: bytes) -> Mapping[str, Any] | None:
-    """A line as a JSON object; None where it is none."""
+    """A line as a JSON object; None if it is not one."""
     try:
         return carried(parse_json_object(line))
     except ForeignTextError:
@@ -152,7 +152,7 @@ def _parsed(line: bytes) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class ProcessFolder(EventLog, WorkerFiles):
-    """One process folder."""
+    """A folder with a worker process."""
 
     @property
     def name(self) -> str:
@@ -161,11 +161,11 @@ class ProcessFolder(EventLog, WorkerFiles):
 
     @property
     def kind(self) -> JobKind:
-        """What kind of work it is. Raises SpecError where that cannot be read."""
+        """The kind of work. Raises SpecError if it cannot be read."""
         raise NotImplementedError
 
     def process_state(self) -> ProcessState:
-        """What the work is doing, from its last event and its lock: quick enough for a list of a thousand."""
+        """The state, from the last event and the lock. Quick enough for a list of a thousand folders."""
         return self.state_after(self.last_line(), alive=self.alive(), claimed=self.worker_file.exists())
 
     def status(self) -> Status:
@@ -173,7 +173,7 @@ class ProcessFolder(EventLog, WorkerFiles):
         return self.process_state().status
 
     def state_after(self, last: Mapping[str, Any] | None, *, alive: bool, claimed: bool) -> ProcessState:
-        """The state by the last line of events.jsonl, whether the worker is alive, and whether one has left its worker.json."""
+        """The state, given the last line of events.jsonl, whether the worker is alive, and whether a worker.json exists."""
         event = self.format.class_of(last)
         end = None if event is None else event.end
         if end is not None and (end is Status.FINISHED or not alive or self.kind.logs_restart):
@@ -185,13 +185,13 @@ class ProcessFolder(EventLog, WorkerFiles):
         return ProcessState(Status.FAILED, killed=True)
 
     def start(self, *arguments: str) -> None:
-        """Start the worker, and return once it has claimed the folder. Raises RunError where the folder is gone."""
+        """Start the worker; returns when it has claimed the folder. Raises RunError if the folder no longer exists."""
         start.start([self], self.kind.worker, [str(self.folder), *arguments])
 
     def ask_to_stop(self, content: str = "", patience: float = 0.0) -> bool:
-        """Ask the worker to save and end, and wait up to `patience` seconds for that. True once it has ended.
+        """Request the worker to save and exit; wait up to `patience` seconds. Returns whether it has ended.
 
-        `content` of the stop file is for the worker to read.
+        `content` is written to the stop file, for the worker to read.
         """
         self.stop_file.write_text(content, "ascii")
         until = time.monotonic() + patience
@@ -200,7 +200,7 @@ class ProcessFolder(EventLog, WorkerFiles):
         return not self.alive()
 
     def kill(self) -> None:
-        """End the worker at once; what it has saved stays."""
+        """Kill the worker. What it has saved is not lost."""
         import psutil
 
         if (pid := self.worker_pid()) is not None:
@@ -208,12 +208,12 @@ class ProcessFolder(EventLog, WorkerFiles):
                 psutil.Process(pid).kill()
 
     def wait_for_exit(self, seconds: float = 30.0) -> None:
-        """Wait for a worker that has written its last event to exit, and reap it where it is a child of this process."""
+        """Wait for a worker that has written its last event to exit; reap it if it is a child of this process."""
         start.reap(self.folder)
         until = time.monotonic() + seconds
         while self.alive() and time.monotonic() < until:
             time.sleep(0.02)
 
     def log_tail(self, most: int = 3) -> list[str]:
-        """The last lines of the log that are not empty."""
+        """The last non-empty lines of the log."""
         return log_tail(self.log, most)

@@ -1,11 +1,11 @@
-"""Remote procedure calls to a child process that holds a model or a tokenizer in memory, so that the window's server does not.
+"""RPC to a child process that keeps a model or tokenizer in memory, outside the window's server.
 
-Both sides write JSON lines: {"id", "procedure", ...} to the child, {"id", "event", ...} back; {"cancel": id} cancels a request,
-whose result still comes, with what there is by then. The last message of a request is an "event" of "result" or "error". The
-child ends when its input does, so it never outlives the caller, and by itself after a while without requests, which frees its
-memory; a request that arrives at that moment goes to a new child.
+Messages are JSON lines: {"id", "procedure", ...} to the child, {"id", "event", ...} back. {"cancel": id} cancels a request, whose
+partial result is still sent. The last message of a request has the event "result" or "error". The child exits when its input ends,
+so it never outlives the caller, and after a time without requests, which frees its memory; a request that arrives at that moment is
+sent to a new child.
 
-This is for what is watched while it happens (answers, previews). Work that must survive a closed window is a job.
+RPC is for work that the user watches (answers, previews). Work that must survive a closed window is a job.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from finetune_local.system.untrusted.text import ForeignTextError, parse_json_ob
 Message = dict[str, Any]
 
 MOST_NESTED = 400
-"""Depth of the messages: rows of data are sent as they are."""
+"""The deepest nesting of a message; rows of the user's data are sent unchanged."""
 
 _ENDED = "ended"
-"""Event of the message that stands for the end of the child, with its exit code."""
+"""Event of the local message that reports the child's end and exit code."""
 
 
 class RpcClient:
-    """The caller's side. Any thread may call; the child answers one request after the other."""
+    """The caller's side. Thread-safe; the child processes one request at a time."""
 
     def __init__(self, module: str, arguments: tuple[str, ...], log: Path) -> None:
-        """Starts nothing: the child starts with the first request, and again after it has ended."""
+        """The child is started by the first request, and restarted if it has ended."""
         self._module, self._arguments, self.log = module, arguments, log
         self._process: subprocess.Popen[str] | None = None
         self._queues: dict[int, queue.Queue[Message]] = {}
-        """Of the present child; the next one gets a new dictionary."""
+        """By request id, of the current child; the next child has a new dictionary."""
         self._number = 0
         self._lock = threading.Lock()
 
@@ -63,15 +63,15 @@ class RpcClient:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def call(self, procedure: str, **values: Any) -> Any:
-        """The result of a request, without the messages before it. Raises what the child raised, WorkerDied."""
+        """Send a request and return its result, ignoring earlier messages. Raises the child's error, WorkerDied."""
         return self.stream(procedure, **values).result()
 
     def stream(self, procedure: str, **values: Any) -> RpcCall:
-        """Start a request and return it as an iterator over its messages; see RpcCall."""
+        """Send a request; returns an iterator over its messages (RpcCall)."""
         return RpcCall(self, procedure, values)
 
     def close(self) -> None:
-        """End the child: its input ends, and after a moment it is killed."""
+        """Close the child's input; kill it if it does not exit within two seconds."""
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
@@ -85,7 +85,7 @@ class RpcClient:
                 process.wait()
 
     def send(self, procedure: str, values: Mapping[str, Any]) -> tuple[int, queue.Queue[Message]]:
-        """Send a request to the child, which is started where there is none; returns its id and the queue of its messages."""
+        """Send a request, starting the child if necessary; returns the request's id and the queue of its messages."""
         with self._lock:
             for retry in (True, False):
                 process = self._started()
@@ -98,7 +98,7 @@ class RpcClient:
                     process.stdin.write(json.dumps(carrying(request), ensure_ascii=False) + "\n")
                     process.stdin.flush()
                     return number, messages
-                except (OSError, ValueError):  # it was idle and has just ended
+                except (OSError, ValueError):  # the idle child has just exited
                     self._queues.pop(number, None)
                     process.wait()
                     if not retry:
@@ -106,7 +106,7 @@ class RpcClient:
         raise AssertionError("not reached")
 
     def cancel(self, number: int) -> None:
-        """Ask the child to cancel a request."""
+        """Request the child to cancel a request."""
         process = self._process
         if process is not None and process.stdin is not None:
             with self._lock, suppress(OSError, ValueError):
@@ -118,11 +118,11 @@ class RpcClient:
         self._queues.pop(number, None)
 
     def died(self) -> WorkerDied:
-        """The error for a child that ended in the middle of a request."""
+        """The error for a child that ended during a request."""
         lines = log_tail(self.log)
-        said = msg(". Its last words: ") + " | ".join(lines) if lines else msg(" (killed, or out of memory)")
+        tail = msg(". Its last words: ") + " | ".join(lines) if lines else msg(" (killed, or out of memory)")
         return WorkerDied(
-            msg("the process that held the model ended without a word{said}. Try again: it is started anew.", said=said)
+            msg("the process that held the model ended without a word{said}. Try again: it is started anew.", said=tail)
         )
 
     def _started(self) -> subprocess.Popen[str]:
@@ -138,7 +138,7 @@ class RpcClient:
                 env=environment(),
                 text=True,
                 encoding="utf-8",
-                start_new_session=os.name != "nt",  # Ctrl-C in the server's terminal is for the server alone
+                start_new_session=os.name != "nt",  # Ctrl-C in the server's terminal must not reach the child
             )
         self._process, self._queues = process, {}
         assert process.stdout is not None
@@ -147,11 +147,11 @@ class RpcClient:
 
 
 def _read(lines: TextIO, process: subprocess.Popen[str], queues: Mapping[int, queue.Queue[Message]]) -> None:
-    """Put a child's messages into the queues of their requests; at its end, its exit code into those that still wait."""
+    """Distribute a child's messages to the queues of their requests; when it ends, its exit code to the unfinished ones."""
     for line in lines:
         try:
             message = carried(parse_json_object(line, MOST_NESTED))
-        except ForeignTextError:  # not a message of ours: the requests end as if it had died
+        except ForeignTextError:  # not a message: the requests end as if the child had died
             process.kill()
             break
         if (waiting := queues.get(message["id"])) is not None:
@@ -182,7 +182,7 @@ class RpcCall:
             raise StopIteration
         message = self._messages.get()
         if message["event"] == _ENDED and message["code"] == 0 and not self._answered:
-            # It was idle, and had stopped reading when the request came.
+            # The idle child was exiting when the request was sent.
             self._answered = True
             self._number, self._messages = self._client.send(self._procedure, self._values)
             message = self._messages.get()
@@ -199,7 +199,7 @@ class RpcCall:
         return message
 
     def result(self) -> Any:
-        """Wait for the result and return it, whatever is sent before it."""
+        """Wait for the result and return it, ignoring earlier messages."""
         while True:
             try:
                 next(self)
@@ -207,12 +207,12 @@ class RpcCall:
                 return end.value
 
     def cancel(self) -> None:
-        """Ask the child to cancel; the result still comes, with what there is by then."""
+        """Request the child to cancel; the partial result is still sent."""
         if not self._done:
             self._client.cancel(self._number)
 
     def close(self) -> None:
-        """Cancel, and drop what still comes."""
+        """Cancel, and drop further messages."""
         self.cancel()
         self._end()
 
@@ -222,7 +222,7 @@ class RpcCall:
 
 
 class RpcRequest:
-    """One request: its values, a way to send messages before the result, and whether the caller has cancelled it."""
+    """A request as the child sees it: its values, how to send messages before the result, whether it was cancelled."""
 
     def __init__(self, values: Mapping[str, Any], write: Callable[[Message], None]) -> None:
         self.values, self._write = dict(values), write
@@ -233,23 +233,23 @@ class RpcRequest:
         self._write({"id": self.values["id"], "event": event, **facts})
 
     def cancelled(self) -> bool:
-        """Whether the caller no longer wants the rest."""
+        """Whether the caller has cancelled the request."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """For the reader of the input."""
+        """Mark the request as cancelled; called by the thread that reads the input."""
         self._cancelled.set()
 
 
 Handler = Callable[[RpcRequest], Any]
-"""Answers a request; the result is plain JSON."""
+"""Processes a request; returns its result as plain JSON."""
 
 
 def serve(handlers: Mapping[str, Handler], idle_seconds: float) -> None:
-    """The child's main loop: one request at a time, until the input ends or there was no request for `idle_seconds`."""
+    """The child's main loop: process one request at a time until the input ends or no request arrives for `idle_seconds`."""
     write_privately()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not come between the messages
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with the messages
     waiting: queue.Queue[RpcRequest | None] = queue.Queue()
     requests: dict[int, RpcRequest] = {}
     lock = threading.Lock()

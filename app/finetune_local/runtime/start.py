@@ -1,4 +1,4 @@
-"""Start worker processes, and know those that this process started."""
+"""Start worker processes and reap those that this process started."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from finetune_local.runtime.worker_files import WorkerFiles
 from finetune_local.system.errors import RunError
 from finetune_local.system.messages import msg
 
-# On Windows a worker in the same console would end when its window is closed.
+# On Windows a worker in the same console would end with the console's window.
 _OWN_CONSOLE = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
 
 _children: dict[Path, subprocess.Popen[bytes]] = {}
-"""Workers that this process started, to be reaped when they end; whether one is alive is read from its folder."""
+"""Workers that this process started, to be reaped when they end. Whether a worker is alive is read from its folder, not from here."""
 
 _starting = threading.Lock()
-"""Keeps two threads of this process from starting workers at once; the folder's lock does so for other processes."""
+"""Serializes the threads of this process; between processes the folder's lock does."""
 
 
 def start(folders: Sequence[WorkerFiles], module: str, arguments: Sequence[str]) -> None:
     """Start one worker, `python -m module ARGUMENTS`, for one or several folders.
 
-    Returns once that worker, or another one, has claimed the folders. The worker has a session to itself, so neither Ctrl-C nor a
-    closed window ends it. Raises RunError where a folder is gone.
+    Returns when that worker, or another one, has claimed the folders. The worker runs in a new session, so neither Ctrl-C nor a
+    closed window ends it. Raises RunError if a folder no longer exists.
     """
     with _starting:
-        for folder in folders:  # one that has written its last event may still be exiting
+        for folder in folders:  # a worker that has written its last event may still be exiting
             if not folder.alive() and (old := _children.pop(folder.folder, None)) is not None:
                 with suppress(subprocess.TimeoutExpired):
                     old.wait(30)
@@ -58,13 +58,13 @@ def _start(folders: Sequence[WorkerFiles], module: str, arguments: Sequence[str]
         )
     _children.update(dict.fromkeys((folder.folder for folder in folders), process))
     try:
-        # A killed worker may have left its worker.json: wait for another text, or for the end of the process.
+        # A killed worker may have left its worker.json: wait until the text changes or the process ends.
         while process.poll() is None and any(
             folder.worker_text() in (b"", old) for folder, old in zip(folders, before, strict=True)
         ):
             time.sleep(0.02)
     except KeyboardInterrupt:
-        process.kill()  # nobody would know of it
+        process.kill()  # the caller would not learn of it
         raise
     if process.poll() is not None:
         for folder in folders:
@@ -77,7 +77,7 @@ def _gone(place: WorkerFiles) -> RunError:
 
 
 def reap(folder: Path | None = None) -> None:
-    """Reap children that have ended; with `folder` wait for the end of its worker, where this process started it."""
+    """Reap children that have ended. With `folder`, wait for its worker to end, if this process started it."""
     if folder is not None:
         if (child := _children.pop(folder, None)) is not None:
             child.wait()
@@ -88,18 +88,18 @@ def reap(folder: Path | None = None) -> None:
 
 
 def log_line(text: str) -> None:
-    """Write to a worker's stderr, which is worker.log, on a disk that may be full."""
+    """Write to a worker's stderr, which is worker.log; a full disk is ignored."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def command_of(module: str, arguments: Sequence[str]) -> list[str]:
-    """The command line of a worker. -P: a file in the user's folder must not be imported instead of a library of its name."""
+    """The command line of a worker. -P keeps files in the user's folder from being imported in place of libraries of the same name."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:
-    """A worker's environment: libraries must not use the network."""
+    """A worker's environment, in which libraries do not use the network."""
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -108,6 +108,6 @@ def environment() -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUTF8": "1",
-        # The screen's watchdog ends long GPU commands on a Mac otherwise.
+        # Otherwise macOS' display watchdog ends long GPU commands.
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
     }

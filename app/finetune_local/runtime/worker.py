@@ -1,4 +1,4 @@
-"""The worker process of a job: `python -m finetune_local.runtime.worker FOLDER HOME`. Every way to end appends a last event."""
+"""The worker process of a job: `python -m finetune_local.runtime.worker FOLDER HOME`. However it ends, it appends a last event."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECONDS_BETWEEN = 0.2
 
 
 class EventReporter:
-    """Appends progress to the job's events, a few times a second, and raises Stopped where the user has asked for it."""
+    """Appends progress to the job's events, at most five times per second; raises Stopped if the user stopped the job."""
 
     def __init__(self, job: Job, stop_requested: Callable[[], bool]) -> None:
         self._job, self._stop_requested = job, stop_requested
@@ -49,7 +49,7 @@ class EventReporter:
 
 
 def stop_on_signals() -> Callable[[], bool]:
-    """Catch SIGTERM and SIGINT; the function returned says whether one has come."""
+    """Catch SIGTERM and SIGINT; the returned function says whether one has arrived."""
     received: list[int] = []
     for name in ("SIGTERM", "SIGINT"):
         signal.signal(getattr(signal, name), lambda number, _frame: received.append(number))
@@ -57,7 +57,7 @@ def stop_on_signals() -> Callable[[], bool]:
 
 
 def failure_event(error: BaseException, folder: Path, on_full_disk: str) -> Failed:
-    """The last event for an error; what the disk refused is reported in a sentence wherever it happened."""
+    """The last event for an error. Errors of the disk become a sentence, wherever they were raised."""
     known = error if isinstance(error, FinetuneError) else failure(error, folder, on_full_disk)
     if known is not None:
         return Failed.of(known)
@@ -66,7 +66,7 @@ def failure_event(error: BaseException, folder: Path, on_full_disk: str) -> Fail
 
 
 def main(arguments: list[str]) -> int:
-    """Claim the job, work, and release it. A second worker of the same job touches nothing."""
+    """Claim the job, do the work, and release it. A second worker of the same job exits without touching it."""
     write_privately()
     job, home = Job(Path(arguments[0])), Home(Path(arguments[1]))
     signalled = stop_on_signals()
@@ -109,7 +109,7 @@ def _failed(job: Job, error: BaseException) -> int:
 
 
 def _append_last(job: Job, event: Event) -> None:
-    """Append the last event before anything else that can fail, on a full disk in the room that was reserved for it."""
+    """Append the last event. The reserved space is freed first, so that it fits on a full disk."""
     job.free_reserve()
     try:
         job.append(event)

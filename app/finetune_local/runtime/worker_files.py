@@ -1,13 +1,13 @@
-"""The files by which a worker is known from outside: which process it is, whether it is alive, how it is asked to stop.
+"""The files of a worker process: its identity, whether it is alive, how it is stopped.
 
-worker.lock   locked by the worker as long as it lives; a lock that is held is what "alive" means
+worker.lock   locked by the worker while it lives: "alive" means that this file is locked
 worker.json   its process id; a killed worker leaves it behind
-worker.log    what the worker and its libraries printed
-stop          asks the worker to save and end
-.reserve      room for the last event on a disk that becomes full
+worker.log    output of the worker and its libraries
+stop          requests the worker to save and exit
+.reserve      space for the last event, in case the disk becomes full
 
-Nothing depends on the process that looks: it can end, be killed and come back. On a network drive without locks worker.json
-decides who is alive (system/process.py); two workers that start there at the same moment are not kept apart.
+Nothing depends on the observing process, which may end and return. On a network drive without locks worker.json decides whether a
+worker is alive (system/process.py); there, two workers that start at the same moment do not exclude each other.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from finetune_local.system.untrusted.text import read_json_object
 
 _RESERVE_BYTES = 65536
 _MOST_BYTES = 65536
-"""Size of a worker.json that is read."""
+"""The largest worker.json that is read."""
 
 
 @dataclass(frozen=True)
 class WorkerFiles:
-    """Those of one folder."""
+    """The worker files of one folder."""
 
     folder: Path
 
     on_full_disk: ClassVar[str] = msg("Make room, then start it again.")
-    """What the user is told to do on a full disk."""
+    """Advice in the error for a full disk."""
 
     @property
     def log(self) -> Path:
-        """What the worker and its libraries printed."""
+        """Output of the worker and its libraries."""
         return self.folder / "worker.log"
 
     @property
     def stop_file(self) -> Path:
-        """Its existence asks the worker to save and end."""
+        """Its existence requests the worker to save and exit."""
         return self.folder / "stop"
 
     @property
     def worker_file(self) -> Path:
-        """Which process the worker is."""
+        """The identity of the worker process."""
         return self.folder / "worker.json"
 
     @property
@@ -63,16 +63,16 @@ class WorkerFiles:
 
     @property
     def reserve_file(self) -> Path:
-        """Keeps room for the worker's last event."""
+        """Reserves space for the worker's last event."""
         return self.folder / ".reserve"
 
     @contextmanager
     def locked(self, *, moving: bool = False) -> Iterator[bool]:
-        """Lock the folder for this process; False where another process has it locked, or where the folder is gone.
+        """Lock the folder for this process. False if another process has locked it or the folder does not exist.
 
         The system releases the lock however the process ends. `moving`: the folder is about to be renamed, which Windows refuses
-        while a file in it is open. There the lock is released at once; a worker that starts all the same has files open in the
-        folder, and the system refuses to move it.
+        while a file in it is open. There the lock is released at once; if a worker starts meanwhile, its open files make the rename
+        fail. Raises RunError if the lock file cannot be opened.
         """
         descriptor = self._lock()
         if descriptor is not None and moving and os.name == "nt":
@@ -110,24 +110,24 @@ class WorkerFiles:
                 return None
 
     def _is_lock_file(self, descriptor: int) -> bool:
-        """Whether an open lock file is still this folder's: the folder may have been moved between opening and locking."""
+        """Whether the opened file is still this folder's lock file: the folder may have been moved between opening and locking."""
         try:
             return os.path.samestat(os.fstat(descriptor), self.lock_file.stat())
         except OSError:
             return False
 
     def alive(self) -> bool:
-        """Whether a worker holds the lock. No clock and no process id decides this, but on a drive without locks."""
-        held = locks.held(self.lock_file)
-        if held is None:
+        """Whether a worker has locked the folder. Only on a drive without locks do process id and start time decide."""
+        locked = locks.held(self.lock_file)
+        if locked is None:
             known = self._recorded()
             return known is not None and known.alive()
-        return held
+        return locked
 
     def worker_pid(self) -> int | None:
-        """The living worker's process id, where it is known and of this machine. alive() says whether there is a worker.
+        """The process id of a live worker on this machine; None if unknown, even if alive() is true.
 
-        A worker.json that a killed worker left is not taken for that of the next one, which may not have written its own yet.
+        A worker.json left by a killed worker is not taken for that of the next one, which may not have written its own yet.
         """
         if not self.alive() or (known := self._recorded()) is None:
             return None
@@ -140,38 +140,38 @@ class WorkerFiles:
             return None
 
     def worker_text(self) -> bytes:
-        """worker.json as it stands; empty where there is none."""
+        """The bytes of worker.json; empty if it does not exist."""
         try:
             return self.worker_file.read_bytes()
         except OSError:
             return b""
 
-    # ── for the worker itself ──────────────────────────────────────────────────────────────────────────────
+    # ── called by the worker ───────────────────────────────────────────────────────────────────────────────
 
     def write_worker_file(self) -> None:
         """Record this process as the worker. Raises DiskFull."""
         write_text(self.worker_file, json.dumps(Process.here().as_json()) + "\n")
 
     def claim(self) -> None:
-        """What a worker does first, with the lock held: record itself and reserve room for its last event. Raises DiskFailed."""
+        """Record this process as the worker and reserve space for its last event. Needs the lock. Raises DiskFailed."""
         with disk_full(self.folder, self.on_full_disk):
             self.write_worker_file()
             self.reserve_file.write_bytes(b"\0" * _RESERVE_BYTES)
 
     def free_reserve(self) -> None:
-        """Free the reserved room, so that the last event fits."""
+        """Free the reserved space, so that the last event fits."""
         with suppress(OSError):
             self.reserve_file.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """What a worker does last: remove its files, as far as that is possible."""
+        """Remove the worker's files, as far as possible; the last thing a worker does."""
         for file in (self.worker_file, self.reserve_file, self.stop_file):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
 
 
 def log_tail(log: Path, most: int = 3) -> list[str]:
-    """The last lines of a worker's log that are not empty."""
+    """The last non-empty lines of a worker's log."""
     try:
         text = log.read_text("utf-8", "replace")
     except OSError:

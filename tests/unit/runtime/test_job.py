@@ -85,7 +85,7 @@ def test_a_mistake_of_the_user_is_a_sentence_and_a_defect_has_its_trace(home: Ho
 def test_it_stops_where_it_is_asked_and_can_be_started_again(home: Home, kind: JobKind) -> None:
     one = jobs.start(home, kind, {"do": "count", "count": 200, "pause": 0.05})
     assert [found.name for found in jobs.running(home, kind)] == [one.name]
-    with pytest.raises(SpecError, match="still at work"):
+    with pytest.raises(SpecError, match="still running"):
         jobs.remove(one)
     one.ask_to_stop()
     assert ended(one).status() == "stopped"
