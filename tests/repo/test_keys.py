@@ -55,19 +55,9 @@ NAMES: Mapping[str, frozenset[str]] = {
 }
 """What variables, fields and functions are called that hold, or take, a key of each kind."""
 
-JSON = "keys of one object of the app's JSON, which happen to be called as pages are"
-MEMORY = "the rows of the table of memory that `models info --json` prints"
-MLX_LM = "what mlx-lm calls its own kinds of adapters"
-LISTS = "names of fields in the user's files"
-
 ALLOWED: Mapping[tuple[str, str], str] = {
-    ("mlx_lm.py", "lora"): MLX_LM, ("mlx_lm.py", "dora"): MLX_LM,
-    ("read.py", "chat_log"): LISTS, ("speakers.py", "chat_log"): LISTS,
-    ("search.py", "gguf"): "a word in the names of the hub's repositories", ("doctor.py", "gguf"): "the library of that name",
-    ("chat.py", "model"): JSON, ("chat.py", "adapters"): JSON, ("room.py", "model"): JSON, ("room.py", "adapters"): JSON,
-    ("estimate.py", "lora"): MEMORY, ("estimate.py", "qlora"): MEMORY,
-    ("run.py", "sft"): "the objective of a run that names none",
-}  # fmt: skip
+    ("doctor.py", "gguf"): "the Python library of that name, whose version it reports"
+}
 """Name of a file, and a key: why it stands there."""
 
 

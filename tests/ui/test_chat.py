@@ -57,7 +57,7 @@ def draft(home: Home, **values: Any) -> None:
 
 
 def spoken(home: Home, question: str, *answers: tuple[str | None, str]) -> history.History:
-    record = Record(history.new(home, {"model": str(home.models / "tiny 小"), "adapters": []}))
+    record = Record(history.new(home, str(home.models / "tiny 小")))
     record.ask(question, "the wanted <i>answer</i>")
     for adapter, text in answers[:-1]:
         record.add({"aside": adapter, "content": text, "tokens": 3, "seconds": 1.0})

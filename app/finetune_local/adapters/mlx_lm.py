@@ -18,6 +18,8 @@ from finetune_local.spec.low_rank.peft import MAGNITUDE, A, B, known_plan
 from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.peft_config import Name, Positive, Text
 from finetune_local.spec.plan import Target
+from finetune_local.spec.presets import presets
+from finetune_local.spec.run import DEFAULT_METHOD
 from finetune_local.spec.targets import is_embedding
 from finetune_local.spec.tuners import PREFIX, Array
 from finetune_local.system.errors import AdapterError
@@ -37,7 +39,7 @@ class _Parameters(BaseModel):
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    fine_tune_type: Name = "lora"
+    fine_tune_type: Name = DEFAULT_METHOD  # mlx-lm's own default is called so too
     lora_parameters: _Parameters | None = None
     model: Text = ""
 
@@ -50,7 +52,8 @@ def is_mlx_lm(folder: Path) -> bool:
 def convert(folder: Path) -> None:
     """Replace mlx-lm's files by PEFT's two. Raises AdapterError if PEFT's form cannot represent the adapter."""
     config = _read(folder)
-    if config.fine_tune_type not in ("lora", "dora") or config.lora_parameters is None:
+    kind = {preset.key: preset for preset in presets().values() if preset.in_mlx_lm}.get(config.fine_tune_type)
+    if kind is None or config.lora_parameters is None:
         raise AdapterError(
             msg(
                 "{folder}: an adapter of mlx-lm of the kind '{kind}', of which only lora and dora are read. Fuse it "
@@ -59,7 +62,7 @@ def convert(folder: Path) -> None:
                 kind=config.fine_tune_type,
             )
         )
-    dora = config.fine_tune_type == "dora"
+    dora = kind.defaults.get("method.use_dora") is True
     tensors: dict[str, Array] = {}
     targets, ranks = [], {}
     for module, parts in _factors(folder).items():

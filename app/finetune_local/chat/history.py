@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,10 +155,10 @@ def drop_exchange(exchanges: list[Exchange]) -> bool:
 class History:
     """One conversation's file. It is created with the first line, so an empty chat leaves no file."""
 
-    def __init__(self, path: Path, begun: Mapping[str, Any] | None = None) -> None:
-        """`begun` is what the first line says of model and adapter; None for a file that exists."""
+    def __init__(self, path: Path, begun: tuple[str | None, Sequence[str]] | None = None) -> None:
+        """`begun` is the model and the adapters of a new conversation; None for a file that exists."""
         self.path = path
-        self._begun = dict(begun) if begun is not None else None
+        self._begun = begun
 
     @property
     def id(self) -> str:
@@ -169,7 +169,8 @@ class History:
         """Append lines; they are on the disk when this returns. Raises DiskFailed."""
         lines = [dict(line) for line in added]
         if self._begun is not None and not self.path.exists():
-            lines.insert(0, {"chat": self.id, "created": _now(), **self._begun})
+            model, adapters = self._begun
+            lines.insert(0, {"chat": self.id, "created": _now(), "model": model, "adapters": list(adapters)})
         text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in lines)
         try:
             with self.path.open("ab") as file:
@@ -250,13 +251,13 @@ def _line(raw: bytes) -> Mapping[str, Any] | None:
     return line if isinstance(line.get("content"), str) or not _WITH_TEXT & line.keys() else None
 
 
-def new(home: Home, begun: Mapping[str, Any]) -> History:
-    """A conversation named after the time."""
+def new(home: Home, model: str | None = None, adapters: Sequence[str] = ()) -> History:
+    """A conversation named after the time, with the model's folder and the adapters' folders it is started with."""
     stem = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name, number = stem, 2
     while (home.chats / f"{name}.jsonl").exists():
         name, number = f"{stem}-{number}", number + 1
-    return History(home.chats / f"{name}.jsonl", begun)
+    return History(home.chats / f"{name}.jsonl", (model, adapters))
 
 
 def every(home: Home) -> list[History]:

@@ -83,8 +83,7 @@ def command(
     if compare and not opened.adapters:
         raise SpecError(msg("--compare shows the base beside an adapter: name one with --adapter."))
     if before is None:
-        begun = {"model": str(opened.model.path), "adapters": [str(path) for path in opened.adapters.values()]}
-        before = history.new(place, begun)
+        before = history.new(place, str(opened.model.path), [str(path) for path in opened.adapters.values()])
     chat = ChatSession(opened, sampling, system, before)
     if last is not None:
         _answer_as_before(chat, last.answered_by)

@@ -29,8 +29,7 @@ COLUMN_ROLES = (
 """What a column of a data file can be: keys that formats read."""
 
 DEFAULT_MODEL = "smollm2-135m"
-DEFAULT_OBJECTIVE = "sft"
-
+(DEFAULT_OBJECTIVE,) = (key for key, objective in objectives().items() if objective.is_default)
 DEFAULT_METHOD = recommended()[0].key
 
 

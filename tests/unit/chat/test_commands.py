@@ -15,7 +15,7 @@ from finetune_local.system.errors import AdapterError, SpecError
 
 @pytest.fixture
 def chat(opened: Opened) -> ChatSession:
-    return ChatSession(opened, Sampling(seed=1, max_tokens=4), history=history.new(opened.home, {}))
+    return ChatSession(opened, Sampling(seed=1, max_tokens=4), history=history.new(opened.home))
 
 
 def test_adapter_loads_swaps_and_tells_the_milliseconds(chat: ChatSession) -> None:

@@ -13,7 +13,7 @@ from finetune_local.system.errors import SpecError
 
 
 def spoken(home: paths.Home, *texts: str) -> history.History:
-    record = Record(history.new(home, {"model": "m"}))
+    record = Record(history.new(home, "m"))
     for text in texts:
         record.ask(text)
         record.add({"aside": "诗人", "content": f"poem on {text}"}, {"role": "assistant", "content": f"re: {text}"})

@@ -12,7 +12,7 @@ from finetune_local.system.errors import SpecError
 
 
 def spoken(home: paths.Home, *lines: dict[str, object]) -> history.History:
-    one = history.new(home, {"model": "m", "adapters": []})
+    one = history.new(home, "m")
     for line in lines:
         one.append(line)
     return one
@@ -53,7 +53,7 @@ def test_a_line_half_written_by_a_crash_costs_only_itself(home: paths.Home) -> N
 
 
 def test_a_chat_nobody_spoke_in_leaves_no_file(home: paths.Home) -> None:
-    history.new(home, {"model": "m"})
+    history.new(home, "m")
     assert history.every(home) == []
     with pytest.raises(SpecError, match="no conversations yet"):
         history.find(home, "latest")

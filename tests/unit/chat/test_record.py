@@ -13,7 +13,7 @@ from finetune_local.system.errors import SpecError
 
 @pytest.fixture
 def record(home: paths.Home) -> Record:
-    return Record(history.new(home, {"model": "m", "adapters": []}))
+    return Record(history.new(home, "m"))
 
 
 def answer(record: Record, text: str, adapter: str | None = None, *, aside: bool = False) -> None:

@@ -21,7 +21,7 @@ SHORT = Sampling(temperature=0.8, seed=1, max_tokens=8)
 
 @pytest.fixture
 def chat(opened: Opened) -> ChatSession:
-    return ChatSession(opened, SHORT, "Be brief.", history.new(opened.home, {}))
+    return ChatSession(opened, SHORT, "Be brief.", history.new(opened.home))
 
 
 def test_turns_alternate_and_are_on_disk_as_they_happen(chat: ChatSession) -> None:

@@ -80,8 +80,8 @@ def test_adapters_that_do_not_fit_do_not_answer(stocked: paths.Home, window: Win
 
 
 def test_a_kept_conversation_comes_with_what_answered_in_it_last(stocked: paths.Home, window: Window) -> None:
-    begun = {"model": str(stocked.models / "tiny 小"), "adapters": [str(stocked.adapters / "a")]}
-    record = Record(history.new(stocked, begun))
+    begun = str(stocked.models / "tiny 小"), [str(stocked.adapters / "a")]
+    record = Record(history.new(stocked, *begun))
     record.set_system("be brief")
     record.ask("one?")
     record.add({"aside": "b", "content": "x"}, {"role": "assistant", "content": "y", "adapter": None})
@@ -92,7 +92,7 @@ def test_a_kept_conversation_comes_with_what_answered_in_it_last(stocked: paths.
     chat = room(stocked, window)
     assert (chat.answerers, chat.leading, chat.model) == ((None, "b"), None, "tiny 小")
     assert window.state(ChatState).system == "be brief"
-    fresh = Record(history.new(stocked, begun))
+    fresh = Record(history.new(stocked, *begun))
     fresh.ask("two?")
     assert fresh.history is not None
     chatroom.show(stocked, window, fresh.history.id)

@@ -18,6 +18,9 @@ from finetune_local.data.readers.chat_text import time_of
 from finetune_local.data.readers.rows import Raw
 from finetune_local.data.turns import ROLE_NAMES
 
+LOG = "chat_log"
+"""The key of the list of turns in a grouped row, and of the format that reads it."""
+
 SILENCE_SECONDS = 6 * 3600
 """A silence after which the next message starts a new conversation."""
 

@@ -31,7 +31,6 @@ _SAMPLE_MORE = 1000
 LONGEST_REASON = 2000
 """Characters of a rejection's reason."""
 
-LOG = "chat_log"
 READING = ("format", "columns", "assistant", "scrub")
 """The settings of [data] that affect how rows are read."""
 
@@ -145,7 +144,7 @@ class DataFile:
             return file.read(HEAD_BYTES).decode(self.kind.encoding, "replace")
 
     def _look_at_sample(self) -> None:
-        log = not self.forced or self.name == LOG
+        log = not self.forced or self.name == chat_log.LOG
         if self.kind.container == "text" and log:
             self._chat = chat_text.recognised(self._head(), forced=self.forced)
         with closing(self._raw()) as raw:
@@ -161,7 +160,7 @@ class DataFile:
         named = [columns.renamed(row, self._role_of) for row in found]
         self._log = self._log_keys(named) if log else None
         if self._log is not None:
-            self.format = formats()[LOG]
+            self.format = formats()[chat_log.LOG]
         elif self.format is None:
             self.format = choose(named, self.roles)
         if self.format is not None:

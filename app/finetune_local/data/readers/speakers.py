@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_local.data.conversation import Conversation, Message, Role, RowRejected
+from finetune_local.data.readers.chat_log import LOG
 from finetune_local.data.turns import ROLE_NAMES, whole
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json
 
 Row = Mapping[str, Any]
 
-LISTS = ("messages", "conversations", "conversation", "chat_log", "prompt", "completion")
+LISTS = ("messages", "conversations", "conversation", LOG, "prompt", "completion")
 """Keys of a row that may contain a list of turns."""
 
 NAME_KEYS = ("role", "from", "speaker", "sender", "author", "name")

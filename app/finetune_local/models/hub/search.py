@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from finetune_local.models.folder import check_config, is_plain
+from finetune_local.models.gguf.header import HUB_TAG
 from finetune_local.models.hub.access import find_token, refuse_offline
 from finetune_local.models.hub.answers import Listed, models_in
 from finetune_local.models.hub.http_file import Client
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 MOST = 20
 _ASKED = 60  # many are quantised copies, which are left out
 _TOLD = ("config", "downloads", "gated", "lastModified", "library_name", "safetensors", "tags")
-_QUANTISED = {"4-bit", "8-bit", "awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors", "gguf", "exl2"}
+_QUANTISED = {"4-bit", "8-bit", "awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors", HUB_TAG, "exl2"}
 
 
 @dataclass(frozen=True)

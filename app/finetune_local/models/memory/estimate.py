@@ -27,7 +27,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from finetune_local.models.catalog import catalog
 from finetune_local.models.folder import ModelFolder
@@ -35,6 +35,7 @@ from finetune_local.models.install import source_of
 from finetune_local.models.memory.shape import Measured, Shape
 from finetune_local.spec.base.config import size_of
 from finetune_local.spec.plan import AdapterPlan
+from finetune_local.spec.presets import recommended
 from finetune_local.spec.run import Precision, RunSpec, parse_spec, plan_method
 from finetune_local.spec.targets import block_of, is_embedding, linear_modules
 from finetune_local.spec.tuners import trainable_parameters, tuner_of
@@ -136,15 +137,8 @@ def _lowest(plan: AdapterPlan, blocks: int) -> int:
 
 Word = Literal["fits", "tight", "too big"]
 
-WAYS: tuple[tuple[str, Precision], ...] = (
-    ("lora", "fp32"),
-    ("lora", "bf16"),
-    ("lora", "8-bit"),
-    ("qlora", "4-bit"),
-    ("full", "fp32"),
-    ("full", "bf16"),
-)
-"""Pairs of method and precision. Full fine-tuning does not exist on a quantised base."""
+WAYS = tuple((preset.key, cast("Precision", precision)) for preset in recommended() for precision in preset.estimated)
+"""Pairs of method and precision, the recommended methods first (Preset.estimated)."""
 
 
 @dataclass(frozen=True)
@@ -217,14 +211,6 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-_WAYS = (
-    ("lora, fp32 on a CPU", "lora", "fp32", "cpu"),
-    ("lora, bf16", "lora", "bf16", "cuda"),
-    ("qlora, 4-bit", "qlora", "4-bit", "cuda"),
-    ("full, bf16", "full", "bf16", "cuda"),
-)
-
-
 def facts_of(model: ModelFolder) -> dict[str, Any]:
     """A JSON object; sizes in bytes, the context in tokens, training memory by method and precision."""
     source = source_of(model.path)
@@ -244,9 +230,11 @@ def facts_of(model: ModelFolder) -> dict[str, Any]:
 
 
 def training_memory(model: ModelFolder) -> dict[str, int]:
-    """Estimated training memory in bytes: LoRA on a CPU, the other methods on a CUDA card."""
+    """Estimated training memory in bytes by method and precision (WAYS): in fp32 on a CPU, in others on a CUDA card."""
     result = {}
-    for label, key, precision, device in _WAYS:
+    for key, precision in WAYS:
         spec = parse_spec({"method": {"key": key}, "model": {"precision": precision}}, "models info")
-        result[label] = estimate(model, spec, plan_method(spec.method, model.info()), device).total
+        device, place = ("cpu", " on a CPU") if precision == "fp32" else ("cuda", "")
+        needed = estimate(model, spec, plan_method(spec.method, model.info()), device)
+        result[f"{key}, {precision}{place}"] = needed.total
     return result

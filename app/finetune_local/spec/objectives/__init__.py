@@ -89,6 +89,8 @@ class Objective:
     needs: ClassVar[frozenset[Need]] = frozenset()
     reports: ClassVar[tuple[ObjectiveMetric, ...]] = ()
     """What `metrics` returns beside LOSS, in the order in which it is shown."""
+    is_default: ClassVar[bool] = False
+    """Whether a run that names no objective has this one."""
     lr_factor: ClassVar[float] = 1.0
     """The automatic learning rate, as a multiple of that of supervised fine-tuning."""
 

@@ -22,6 +22,7 @@ class Cpt(Sft):
     summary = "Learns every token of plain texts: a language, a field, a style."
     examples = frozenset[ExampleKind]({"text"})
     reports = (ObjectiveMetric("bits_per_token", "Bits per token"),)
+    is_default = False
 
     def metrics(self, readout: Readout, batch: Batch) -> Mapping[str, Mean]:
         """The loss in nats, and the same in bits."""

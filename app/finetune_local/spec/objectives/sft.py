@@ -18,6 +18,7 @@ class Sft(Objective):
     key = "sft"
     title = "Supervised fine-tuning"
     summary = "Learns the answers of conversations, token by token; of plain texts every token."
+    is_default = True
 
     def loss(self, ops: Ops, readout: Readout, batch: Batch, total: float) -> Any:
         """−Σ log p / total: weighted by tokens, so accumulation over micro-batches equals one big batch."""

@@ -205,6 +205,10 @@ class Preset:
     paper: str
     defaults: Mapping[str, object] = field(default_factory=dict)
     recommended: int | None = None
+    estimated: tuple[str, ...] = ()
+    """Precisions of the base whose memory lists of models show for this method."""
+    in_mlx_lm: bool = False
+    """Whether mlx-lm trains the same kind of adapter, under this key."""
     tuner: str = ""
 
 

@@ -160,6 +160,7 @@ PRESETS = (
         summary="Trains every weight; needs about 16 bytes of memory per parameter.",
         paper="",
         recommended=4,
+        estimated=("fp32", "bf16"),
     ),
     Preset(
         key="last-layers",

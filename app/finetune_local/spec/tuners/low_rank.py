@@ -336,6 +336,7 @@ PRESETS = (
         paper="arXiv:2402.09353",
         defaults={"method.use_dora": True},
         recommended=3,
+        in_mlx_lm=True,
     ),
     Preset(
         key="longlora",
@@ -354,6 +355,8 @@ PRESETS = (
         summary="Trains a small low-rank update beside each linear layer; the base stays as it is.",
         paper="arXiv:2106.09685",
         recommended=1,
+        estimated=("fp32", "bf16", "8-bit"),
+        in_mlx_lm=True,
     ),
     Preset(
         key="lora-fa",
@@ -390,5 +393,6 @@ PRESETS = (
         paper="arXiv:2305.14314",
         defaults={"model.precision": "4-bit", "training.optimizer": "paged-adamw"},
         recommended=2,
+        estimated=("4-bit",),
     ),
 )

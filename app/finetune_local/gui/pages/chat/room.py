@@ -220,7 +220,7 @@ def begun(home: Home, window: Window, chat: Room) -> Record:
     if history is None:
         folders = {offer.name: str(offer.folder.resolve()) for offer in chat.offers}
         model = str(chat.folder.path) if chat.folder is not None else chat.model
-        history = histories.new(home, {"model": model, "adapters": [folders[name] for name in chat.adapters]})
+        history = histories.new(home, model, [folders[name] for name in chat.adapters])
     record = Record(history)
     record.set_system(window.state(ChatState).system.strip())
     return record
