@@ -18,10 +18,9 @@ from finetune_local.spec.low_rank.peft import MAGNITUDE, A, B, known_plan
 from finetune_local.spec.low_rank.settings import LowRankSettings
 from finetune_local.spec.peft_config import Name, Positive, Text
 from finetune_local.spec.plan import Target
-from finetune_local.spec.presets import presets
 from finetune_local.spec.run import DEFAULT_METHOD
 from finetune_local.spec.targets import is_embedding
-from finetune_local.spec.tuners import PREFIX, Array
+from finetune_local.spec.tuners import PREFIX, Array, presets
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.messages import msg
 

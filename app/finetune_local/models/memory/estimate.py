@@ -35,10 +35,9 @@ from finetune_local.models.install import source_of
 from finetune_local.models.memory.shape import Measured, Shape
 from finetune_local.spec.base.config import size_of
 from finetune_local.spec.plan import AdapterPlan
-from finetune_local.spec.presets import recommended
 from finetune_local.spec.run import Precision, RunSpec, parse_spec, plan_method
 from finetune_local.spec.targets import block_of, is_embedding, linear_modules
-from finetune_local.spec.tuners import trainable_parameters, tuner_of
+from finetune_local.spec.tuners import recommended, trainable_parameters, tuner_of
 from finetune_local.system.errors import SpecError
 
 _STEPS = 1000  # of a spec that leaves them open
