@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 
 from finetune_local.gui.http import connections
-from finetune_local.gui.http.connections import BACKLOG, FewWords, Limits
+from finetune_local.gui.http.connections import BACKLOG, Limits, RateLimit
 from finetune_local.gui.http.peer import Connection
 
 MOST = 8
@@ -148,7 +148,7 @@ def test_where_all_are_at_work_the_newest_is_not_taken(server: Serving) -> None:
 def test_as_many_are_held_as_there_are_files() -> None:
     script = (
         "import resource, sys; soft, hard = map(int, sys.argv[1:]); resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard));"
-        "from finetune_local.gui.http.connections import room_for_files; print(room_for_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+        "from finetune_local.gui.http.connections import most_connections; print(most_connections(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
 
     def room(soft: int, hard: int) -> list[int]:
@@ -163,7 +163,7 @@ def test_as_many_are_held_as_there_are_files() -> None:
 def test_a_log_says_little(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(connections.time, "monotonic", lambda: now[0])
-    limit = FewWords(most=3, seconds=60)
+    limit = RateLimit(most=3, seconds=60)
 
     def passed(times: int) -> list[str]:
         records = [logging.LogRecord("x", 30, "", 0, "no %s", ("file",), None) for _ in range(times)]

@@ -17,7 +17,7 @@ import pytest
 
 from finetune_local.gui.http import guard, peer
 from finetune_local.gui.http.guard import Access, Guard
-from finetune_local.gui.http.peer import Connection, Peer, whose
+from finetune_local.gui.http.peer import Connection, Peer, owner_of
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc/net/tcp is Linux's")
 NOBODY = 65534
@@ -68,7 +68,7 @@ def test_a_real_connection_of_one_s_own_and_of_another_s(source: str, target: st
     if ":" in target and not Path("/proc/net/tcp6").exists():
         pytest.skip("no IPv6 here")
     for _, client, server in connected(source, target, user):
-        assert whose(client, server) is (Peer.ANOTHER if user else Peer.OWN)
+        assert owner_of(client, server) is (Peer.ANOTHER if user else Peer.OWN)
         # macOS and Windows look for the process instead, and cannot look into another user's.
         asked = [(ip_address(ip), port) for ip, port in (client, server)]
         plain = [(getattr(ip, "ipv4_mapped", None) or ip, port) for ip, port in asked]
@@ -84,9 +84,9 @@ def test_a_connection_whose_other_end_is_gone_is_nobody_s() -> None:
         client = socket.create_connection(server.getsockname())
         accepted, address = server.accept()
         with accepted:
-            assert whose(address, accepted.getsockname()) is Peer.OWN
+            assert owner_of(address, accepted.getsockname()) is Peer.OWN
             client.close()
-            assert whose(address, accepted.getsockname()) is Peer.UNKNOWN
+            assert owner_of(address, accepted.getsockname()) is Peer.UNKNOWN
 
 
 def test_a_process_that_was_found_and_has_ended_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_a_process_that_was_found_and_has_ended_is_passed_over(monkeypatch: pyte
     ],
 )
 def test_what_is_not_found_or_makes_no_sense_is_not_one_s_own(client: Any, server: Any) -> None:
-    assert whose(client, server) is Peer.UNKNOWN
+    assert owner_of(client, server) is Peer.UNKNOWN
 
 
 def test_tables_that_cannot_be_read_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,9 +119,9 @@ def test_tables_that_cannot_be_read_say_nothing(tmp_path: Path, monkeypatch: pyt
         peer.by_tables(here, there, (tmp_path / "none",))
     monkeypatch.setattr(peer, "LINUX", True)
     monkeypatch.setattr(peer, "by_tables", lambda *_: (_ for _ in ()).throw(PermissionError()))
-    assert whose(("127.0.0.1", 1), ("127.0.0.1", 2)) is Peer.UNKNOWN
+    assert owner_of(("127.0.0.1", 1), ("127.0.0.1", 2)) is Peer.UNKNOWN
     monkeypatch.setenv(peer.TRUST, "1")  # the user says that nobody else is here
-    assert whose(("127.0.0.1", 1), ("127.0.0.1", 2)) is Peer.OWN
+    assert owner_of(("127.0.0.1", 1), ("127.0.0.1", 2)) is Peer.OWN
 
 
 def asked(access: Access, path: str, connection: Connection, **more: Any) -> tuple[int, str]:
@@ -147,19 +147,19 @@ def test_every_request_of_another_user_s_is_refused_and_a_link_stays_good(monkey
     link = {"query_string": f"t={token}".encode()}
     known = {"headers": [(b"host", b"127.0.0.1:4711"), (b"cookie", cookie)]}
     for found, word in ((Peer.ANOTHER, "another user"), (Peer.UNKNOWN, peer.TRUST)):
-        monkeypatch.setattr(guard, "whose", lambda *_, found=found: found)
+        monkeypatch.setattr(guard, "owner_of", lambda *_, found=found: found)
         for path, more in (("/", {}), ("/control", {"method": "POST"}), (f"{access.path}/config", known)):
             status, text = asked(access, path, Connection(), **more)
             assert status == 403 and word in text
         assert asked(access, f"{access.path}/open", Connection(), **link)[0] == 403
-    monkeypatch.setattr(guard, "whose", lambda *_: Peer.OWN)
+    monkeypatch.setattr(guard, "owner_of", lambda *_: Peer.OWN)
     assert asked(access, f"{access.path}/config", Connection(), **known)[0] == 200
     assert asked(access, f"{access.path}/open", Connection(), **link)[0] == 303
 
 
 def test_it_is_asked_once_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[Any] = []
-    monkeypatch.setattr(guard, "whose", lambda *given: times.append(given) or Peer.OWN)
+    monkeypatch.setattr(guard, "owner_of", lambda *given: times.append(given) or Peer.OWN)
     access, one = Access(4711), Connection()
     for _ in range(3):
         asked(access, "/", one)

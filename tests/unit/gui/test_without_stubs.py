@@ -16,8 +16,8 @@ def test_gradio_is_imported_without_making_stubs(tmp_path: Path) -> None:
     )
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from finetune_local.gui.http.gradio_patches import make_no_stubs\n"
-        "before = list(sys.meta_path); make_no_stubs(); make_no_stubs()\n"
+        "from finetune_local.gui.http.gradio_patches import skip_stubs\n"
+        "before = list(sys.meta_path); skip_stubs(); skip_stubs()\n"
         "import gradio; assert sys.meta_path == before; print(gradio.component_meta.__spec__.name)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)

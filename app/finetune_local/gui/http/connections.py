@@ -1,8 +1,8 @@
-"""Limits on the number and age of connections, so that nobody can block the server by opening many and sending nothing.
+"""Limits on the number and age of connections, so that no program can block the server by opening many and sending nothing.
 
-uvicorn by itself waits for ever for a request's first line, takes as many connections as come, and when the system has no file left
-for another writes a traceback for each. Here a connection has seconds to say what it wants; where there are too many, the
-oldest of those that were never let in goes first.
+By itself, uvicorn waits indefinitely for a request's first line, accepts any number of connections, and writes a traceback for each
+one once the process has no file descriptors left. Here a connection has a few seconds to send its request. Beyond the maximum, the
+oldest connection that never presented the cookie is closed first.
 """
 
 from __future__ import annotations
@@ -18,119 +18,118 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from finetune_local.gui.http.peer import Connection
 
 HEAD_SECONDS = 10.0
-"""Seconds for a request's head, counted from the connection or its last response."""
+"""Time for a request's head, counted from the start of the connection or from its last response."""
 
 BODY_SECONDS = 30.0
-"""Seconds without a byte of a body that was announced."""
+"""Longest pause within a request's body."""
 
 BACKLOG = 64
-"""Connections that may wait to be taken; so many are taken before the limit is looked at."""
+"""Connections that may wait to be accepted. This many can be accepted before the limit is checked."""
 
 MOST = 256
-_OWN_FILES = 96
-"""Files that the app itself has open at most."""
+_RESERVED_FILES = 96
+"""File descriptors reserved for the app itself."""
 
-_WANTED_FILES = 4096
+_REQUESTED_FILES = 4096
 
 
-def room_for_files() -> int:
-    """The most connections to hold, after asking for as many files as the system lets a program have."""
+def most_connections() -> int:
+    """The maximum number of connections. Raises the process's soft limit on open files first, as far as the system allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return MOST
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, _WANTED_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    return MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft - BACKLOG - _OWN_FILES))
+    target = _REQUESTED_FILES if hard == resource.RLIM_INFINITY else min(hard, _REQUESTED_FILES)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        soft = target
+    return MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft - BACKLOG - _RESERVED_FILES))
 
 
 class Limits:
-    """All connections of one server, at most `most`."""
+    """The open connections of one server, at most `most`."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._held: dict[Limited, None] = {}
-        """In the order they came."""
+        self._open: dict[Limited, None] = {}
+        """An ordered set, the oldest first."""
         self._sweeping = False
 
     def protocol(self) -> type[H11Protocol]:
-        """The protocol for each connection."""
+        """The class that uvicorn instantiates for each connection."""
         limits = self
 
         class OfThisServer(Limited):
-            def __init__(self, *given: Any, **named: Any) -> None:
-                super().__init__(*given, **named)
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
                 self.limits = limits
 
         return OfThisServer
 
-    def add(self, made: Limited) -> None:
-        """Add a connection; where there are too many, another one is closed."""
-        self._held[made] = None
-        if len(self._held) > self.most:
-            idle = [one for one in self._held if one.idle_since is not None]
+    def add(self, new: Limited) -> None:
+        """Add a connection. If there are too many, close one that waits for a request, preferably one that was never admitted."""
+        self._open[new] = None
+        if len(self._open) > self.most:
+            idle = [one for one in self._open if one.idle_since is not None]
             strangers = [one for one in idle if not one.known.admitted]
-            self._end(next(iter(strangers or idle), made))
+            self._close(next(iter(strangers or idle), new))
         if not self._sweeping:
             self._sweeping = True
-            made.loop.call_later(1.0, self._sweep, made.loop)
+            new.loop.call_later(1.0, self._sweep, new.loop)
 
-    def gone(self, one: Limited) -> None:
+    def remove(self, connection: Limited) -> None:
         """Remove a connection."""
-        self._held.pop(one, None)
+        self._open.pop(connection, None)
 
-    def _end(self, one: Limited) -> None:
-        self.gone(one)
-        one.transport.abort()
+    def _close(self, connection: Limited) -> None:
+        self.remove(connection)
+        connection.transport.abort()
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        for one in list(self._held):
+        for one in list(self._open):
             if one.late(now):
-                self._end(one)
-        self._sweeping = bool(self._held)
-        if self._held:
+                self._close(one)
+        self._sweeping = bool(self._open)
+        if self._open:
             loop.call_later(1.0, self._sweep, loop)
 
 
 class Limited(H11Protocol):
-    """uvicorn's HTTP protocol with timeouts."""
+    """uvicorn's HTTP protocol with timeouts for requests."""
 
     limits: Limits
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.known = Connection()
         self.app_state = {**self.app_state, "connection": self.known}
-        self._since = self._heard = 0.0
+        self._idle_since = self._received = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timeout."""
+        """Start the timeout of the first request."""
         super().connection_made(transport)
-        self._since = self._heard = self.loop.time()
+        self._idle_since = self._received = self.loop.time()
         self.limits.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has ended."""
-        self.limits.gone(self)
+        """Forget the connection."""
+        self.limits.remove(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Data has arrived."""
-        self._heard = self.loop.time()
+        """Restart the timeout of the body."""
+        self._received = self.loop.time()
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        """Start the timeout again."""
-        self._since = self.loop.time()
+        """Start the timeout of the next request."""
+        self._idle_since = self.loop.time()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Nothing can be said of a body that turns out wrong where the answer was given already, or has no body (HEAD); and what
-        the app still says to it goes nowhere."""
+        """Answer an invalid request, unless its response has begun or may have no body (HEAD). What the app still sends is discarded."""
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -141,19 +140,19 @@ class Limited(H11Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it has nothing to answer; None while it has."""
-        return self._since if self.cycle is None or self.cycle.response_complete else None
+        """When the connection began to wait for a request; None while a response is pending."""
+        return self._idle_since if self.cycle is None or self.cycle.response_complete else None
 
     def late(self, now: float) -> bool:
-        """Whether its request has taken too long."""
+        """Whether the client has taken too long to send a request."""
         if (since := self.idle_since) is not None:
             return now - since > HEAD_SECONDS
-        return self.cycle.more_body and not self.flow.read_paused and now - self._heard > BODY_SECONDS
+        return self.cycle.more_body and not self.flow.read_paused and now - self._received > BODY_SECONDS
 
 
-class FewWords(logging.Filter):
-    """Lets `most` lines of a log through in a minute, and then says how many it kept back: anybody on the machine can make the
-    server complain."""
+class RateLimit(logging.Filter):
+    """Passes at most `most` log lines per `seconds`, and appends to the next one how many were dropped. Without it, any program on the
+    machine could fill the log."""
 
     def __init__(self, most: int = 20, seconds: float = 60.0) -> None:
         super().__init__()
@@ -164,17 +163,17 @@ class FewWords(logging.Filter):
         """See logging.Filter."""
         now = time.monotonic()
         if now - self._since > self._seconds:
-            kept_back = max(0, self._count - self._most)
+            dropped = max(0, self._count - self._most)
             self._since, self._count = now, 0
-            if kept_back:
-                record.msg, record.args = f"{record.getMessage()} (and {kept_back} lines like this before)", ()
+            if dropped:
+                record.msg, record.args = f"{record.getMessage()} (and {dropped} lines like this before)", ()
         self._count += 1
         return self._count <= self._most
 
 
-def say_little() -> None:
-    """Limit what uvicorn and asyncio write of connections."""
+def limit_logs() -> None:
+    """Rate-limit the lines that uvicorn and asyncio log about connections."""
     for name in ("uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)
-        if not any(isinstance(one, FewWords) for one in logger.filters):
-            logger.addFilter(FewWords())
+        if not any(isinstance(one, RateLimit) for one in logger.filters):
+            logger.addFilter(RateLimit())

@@ -1,7 +1,10 @@
-"""What Gradio must not do in this app, whatever it is asked: look up a name, fetch an address, hold a form field of any size in memory,
-or write a traceback for each event that it cannot read.
+"""Patches of Gradio: restrictions for security, and a faster import.
 
-requests.py keeps such requests from it; this is the second wall.
+restrain() is a second line of defence behind requests.py. Gradio can no longer resolve a name, fetch an address, read a form field of
+any size into memory, or log a traceback for each event that it cannot parse.
+
+skip_stubs() must run before the first import of Gradio. By itself, Gradio writes typing stubs of its components into its installed
+folder at each import. That takes half of its import time (2.5 s on two cores), and the folder may be read-only.
 """
 
 from __future__ import annotations
@@ -21,13 +24,13 @@ logger = logging.getLogger("uvicorn.error")
 
 
 def restrain() -> None:
-    """After Gradio's import, before its page is made. Doing it twice does nothing more."""
+    """Apply the restrictions. Call it after Gradio is imported and before a page is built; a second call changes nothing."""
     from starlette.formparsers import MultiPartException
 
     fetching: Any = importlib.import_module("safehttpx")
     fetching.get = fetching.async_validate_url = _fetch_nothing
     queueing: Any = importlib.import_module("gradio.queueing")
-    queueing.traceback = _FewTraces()
+    queueing.traceback = _ShortTracebacks()
     parser: Any = importlib.import_module("gradio.route_utils").GradioMultiPartParser
     if (before := parser.on_headers_finished).__name__ != "only_files":
 
@@ -39,13 +42,12 @@ def restrain() -> None:
         parser.on_headers_finished = only_files
 
 
-async def _fetch_nothing(*_given: object, **_named: object) -> NoReturn:
+async def _fetch_nothing(*_args: object, **_kwargs: object) -> NoReturn:
     raise ValueError("nothing is fetched from an address")
 
 
-class _FewTraces:
-    """In place of the module traceback in Gradio's queue: a defect of ours is written whole, what Gradio itself could not read in a
-    line."""
+class _ShortTracebacks:
+    """Replaces the module `traceback` in Gradio's queue. Errors in the app's code keep their traceback; errors in Gradio's become one line."""
 
     def print_exc(self) -> None:
         """See traceback.print_exc."""
@@ -59,11 +61,11 @@ class _FewTraces:
             logger.warning("An event of the page could not be read: %s: %.200s", type(error).__name__, error)
 
 
-_MAKES_STUBS = "gradio.component_meta"
+_STUB_WRITER = "gradio.component_meta"
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads the module as ever, then takes the function out that makes stubs."""
+    """Loads the module, then replaces its function that writes stubs."""
 
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
@@ -77,12 +79,12 @@ class _Loader(importlib.abc.Loader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds that one module, once."""
+    """Finds the module that writes stubs, once, and then removes itself."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != _MAKES_STUBS:
+        if name != _STUB_WRITER:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -91,11 +93,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def make_no_stubs() -> None:
-    """Before the first import of Gradio; later it does nothing."""
+def skip_stubs() -> None:
+    """Prevent Gradio from writing stubs. Has no effect once Gradio is imported."""
     if "gradio" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 def _nothing(*_: object) -> None:
-    """In place of gradio.component_meta.create_or_modify_pyi."""
+    """Replaces gradio.component_meta.create_or_modify_pyi."""

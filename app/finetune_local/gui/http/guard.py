@@ -1,14 +1,14 @@
-"""Access to the window's server: one browser of the app's own user, from its own page. Everything else is refused before it reaches
-Gradio.
+"""Access control of the window's server. It admits one browser, run by the app's user and showing the app's page, and refuses every
+other request before it reaches Gradio.
 
-Gradio by itself answers any Host (DNS rebinding), runs JSON posts and takes uploads from foreign pages, and asks for no token. Here a
-connection must be the user's own (peer.py), and a request must come to this very address, from a page of it, below a path that nobody
-can guess, with the cookie that a launch link turned into. Of Gradio's routes those that the page uses are open; those for developers,
-the API's description and its monitoring are not.
+By itself, Gradio answers any Host (DNS rebinding), accepts JSON posts and uploads from other sites, and requires no token. Here a
+connection must come from a program of the app's user (peer.py), and a request must name this address, originate from a page of it, lie
+below a secret path, and carry the cookie that a launch link was exchanged for. Of Gradio's routes, only those that the page uses are
+open. Those for developers, the description of the API and its monitoring are closed.
 
-Why the path: browsers send a cookie to every port of a host, so a page on another port of 127.0.0.1 would be given the window's. A
-cookie is only sent below its Path, though, and this one's is made anew at each start. So no other port is ever sent it, in any browser,
-and whoever had it from somewhere would lack the path.
+The path is secret because browsers send a cookie to every port of a host, so that a page on another port of 127.0.0.1 would receive
+the window's. A cookie is only sent below its Path, and this Path changes at each start. So no browser sends the cookie to another port,
+and a program that obtained it in another way would still lack the path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from finetune_local.gui.http import policy
-from finetune_local.gui.http.peer import Connection, Peer, whose
+from finetune_local.gui.http.peer import Connection, Peer, owner_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,16 +29,16 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = "/open"
-"""A launch link's path below the window's: /PATH/open?t=TOKEN."""
+"""The path of a launch link, below the secret one: /PATH/open?t=TOKEN."""
 
 CONTROL = "/control"
-"""Where a second start of the app speaks to the first: POST /control?do=show, with the key of its instance file in a header that
-no page can send."""
+"""The path at which a second start of the app sends requests to the first: POST /control?do=show. The key of the instance file is in a
+header that no page can send."""
 
 CONTROL_HEADER = "x-finetune-local-key"
 
 OWN = "/ftl/"
-"""Paths the server answers itself: style, script, pictures, whether it lives."""
+"""Paths that the server answers without Gradio: style sheets, scripts, images, and its status."""
 
 ALLOWED = (
     "/",
@@ -64,27 +64,27 @@ ALLOWED = (
 METHODS = ("GET", "HEAD", "POST")
 
 _SINGLE = ("host", "origin", "sec-fetch-site", CONTROL_HEADER, "content-length", "content-type")
-"""Headers that may come once: of two, another program might take the other."""
+"""Headers that may occur only once. If there were two, another layer might read the other one."""
 
 _FOR_GRADIO = (
     b"host", b"accept", b"accept-encoding", b"accept-language", b"user-agent", b"content-type", b"content-length",
     b"transfer-encoding", b"if-none-match", b"if-modified-since",
 )  # fmt: skip
-"""All others are kept from Gradio, such as those by which a proxy would say where the page is, and ranges of files."""
+"""Request headers that are passed on to Gradio. Dropped are, among others, those of proxies and requests for ranges of files."""
 
 _SPENT = "This link was used already. Open the app again to get another."
 _STRANGER = "Open Finetune Local from its window, or by the link that it printed."
 _PEERS = {
     Peer.ANOTHER: "This window is for another user of this machine.",
     Peer.UNKNOWN: (
-        "It could not be found out whose program this is, so it gets no answer. Where nobody else uses this machine, start "
+        "It could not be found out whose program this is, so it gets no answer. If you are the only user of this machine, start "
         "Finetune Local with the environment variable FINETUNE_LOCAL_TRUST_THIS_MACHINE=1."
     ),
 }
 
 
 class Access:
-    """The secrets of one launch: single-use links, and the path and cookie that a link grants."""
+    """The secrets of one launch: single-use links, and the path and cookie that a link gives access with."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -93,7 +93,7 @@ class Access:
         self._cookie = secrets.token_urlsafe(32)
         self._links: set[str] = set()
         self.opened = False
-        """Whether a link was ever used: somebody has the page."""
+        """Whether a link has been used, so that a browser has the page."""
         self.control_key = secrets.token_urlsafe(32)
         self.on_control: Callable[[str], str] = lambda _do: ""
         self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
@@ -101,17 +101,17 @@ class Access:
 
     @property
     def page(self) -> str:
-        """The page's path, for a browser that has the cookie."""
+        """The page's address, for a browser that has the cookie."""
         return f"http://127.0.0.1:{self.port}{self.path}/"
 
     def link(self) -> str:
-        """A new link that opens the window once."""
+        """A new link, which opens the window once."""
         token = secrets.token_urlsafe(32)
         self._links.add(token)
         return f"http://127.0.0.1:{self.port}{self.path}{OPEN}?t={token}"
 
     def redeem(self, token: str) -> bool:
-        """Use a link; False where it is invalid or was used before."""
+        """Use a link. Returns False if it is invalid or was used before."""
         found = next((known for known in self._links if same(known, token)), None)
         if found is None:
             return False
@@ -120,36 +120,36 @@ class Access:
         return True
 
     def set_cookie(self) -> bytes:
-        """The header that hands the cookie over."""
+        """The value of the Set-Cookie header."""
         return f"{self.cookie_name}={self._cookie}; HttpOnly; SameSite=Strict; Path={self.path}/".encode()
 
     def admits(self, cookie_header: str) -> bool:
-        """Whether a Cookie header has the launch's own. Another port may have set one of the same name beside it."""
-        given = (part.strip().partition("=") for part in cookie_header.split(";"))
-        return any(name == self.cookie_name and same(value.strip('"'), self._cookie) for name, _, value in given)
+        """Whether a Cookie header contains the launch's cookie. Another port may have set a second one of the same name."""
+        cookies = (part.strip().partition("=") for part in cookie_header.split(";"))
+        return any(name == self.cookie_name and same(value.strip('"'), self._cookie) for name, _, value in cookies)
 
     def inner(self, path: str) -> str | None:
-        """A request's path below the window's, or None where it is not."""
+        """The part of a request's path below the secret path; None if it is not below it."""
         first, _, rest = path.removeprefix("/").partition("/")
         return f"/{rest}" if same(f"/{first}", self.path) and path.startswith(f"/{first}/") else None
 
 
 class Guard:
-    """ASGI middleware around everything."""
+    """ASGI middleware around the whole server."""
 
     def __init__(self, app: App, access: Access) -> None:
         self.app, self.access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it with the reason."""
+        """Pass on an admitted request; answer others with the reason why they are refused."""
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # not used here
+            await send({"type": "websocket.close", "code": 1008})  # the page uses none
             return
         if scope["type"] != "http":
             return
         connection: Connection = scope.get("state", {}).get("connection") or Connection()
         if connection.peer is None:
-            connection.peer = whose(scope.get("client"), scope.get("server"))
+            connection.peer = owner_of(scope.get("client"), scope.get("server"))
         if (text := _PEERS.get(connection.peer)) is not None:
             await answer(send, 403, text)
             return
@@ -179,14 +179,14 @@ class Guard:
 
     async def _control(self, scope: Scope, headers: list[tuple[str, str]], send: Send) -> None:
         if scope["method"] == "POST" and same(_of(headers, CONTROL_HEADER), self.access.control_key):
-            await answer(send, 200, self.access.on_control(_asked(scope, "do")))
+            await answer(send, 200, self.access.on_control(_query(scope, "do")))
         else:
             await answer(send, 401, "This is not for you.")
 
     async def _open(self, scope: Scope, headers: list[tuple[str, str]], send: Send, admitted: bool) -> None:
-        """A launch link. Where a page of the app's own on disk led here, the browser keeps the new cookie but does not send it
-        along a redirect: then a page leads on."""
-        new = scope["method"] == "GET" and self.access.redeem(_asked(scope, "t"))
+        """Exchange a launch link for the cookie. A browser that comes from a page on disk stores the cookie but does not send it along a
+        redirect, so it receives a page that leads on instead."""
+        new = scope["method"] == "GET" and self.access.redeem(_query(scope, "t"))
         if not new and not admitted:
             await answer(send, 401, _SPENT)
             return
@@ -209,8 +209,8 @@ class Guard:
         if "origin" in names and _of(headers, "origin") not in self.access.origins:
             return 403, "Requests from other pages are refused."
         site = _of(headers, "sec-fetch-site") if "sec-fetch-site" in names else None
-        opens = site == "cross-site" and _of(headers, "sec-fetch-mode") == "navigate" and scope["method"] == "GET"
-        if site not in (None, "same-origin", "none") and not opens:
+        from_disk = site == "cross-site" and _of(headers, "sec-fetch-mode") == "navigate" and scope["method"] == "GET"
+        if site not in (None, "same-origin", "none") and not from_disk:
             return 403, "Requests from other pages are refused."
         if scope["method"] == "POST" and site == "none":
             return 403, "Requests from outside the page are refused."
@@ -218,7 +218,7 @@ class Guard:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two secrets are equal, compared in constant time; any text may be given."""
+    """Whether two secrets are equal, compared in constant time. Any text is accepted."""
     return hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
 
 
@@ -226,7 +226,7 @@ def _of(headers: list[tuple[str, str]], name: str) -> str:
     return next((value for known, value in headers if known == name), "")
 
 
-def _asked(scope: Scope, name: str) -> str:
+def _query(scope: Scope, name: str) -> str:
     query: bytes = scope.get("query_string", b"")
     return parse_qs(query.decode("latin1")).get(name, [""])[0]
 
@@ -256,7 +256,7 @@ async def answer(
     more: list[tuple[bytes, bytes]] | None = None,
     kind: bytes = b"text/plain; charset=utf-8",
 ) -> None:
-    """Answer without the app. A refusal closes the connection."""
+    """Send a response without calling the app. A status of 400 or above closes the connection."""
     end = [(b"connection", b"close")] if status >= 400 else []
     headers = [
         (b"content-type", kind),

@@ -1,14 +1,14 @@
-"""Which user owns the other end of a connection from this machine. Checked once for each connection, before anything is answered.
+"""Which user owns the other end of a local connection. Checked once per connection, before any request is answered.
 
-The server listens on a loopback address, which every user of the machine can reach, by any of its names (127.0.0.1, 127.0.0.2, an IPv6
-socket that maps them). The connection's other socket is on this machine too, and the system says whose it is:
+The server listens on a loopback address, which every user of the machine can reach under several names (127.0.0.1, 127.0.0.2, a
+mapped IPv6 address). The client's socket is on this machine too, and the operating system reports its owner:
 
-- Linux: /proc/net/tcp and tcp6 name the user of each socket. The app's own user is let in, and root, who can read everything anyway
-  and whose relays (WSL's, a container's) speak for the user.
-- macOS, Windows: the process that holds the other socket is looked for; it must be one of the user's own.
+- Linux: /proc/net/tcp and tcp6 list the user of each socket. The app's user is admitted, and root, who can read everything anyway and
+  whose relays (WSL's, a container's) act for the user.
+- macOS, Windows: one of the user's processes must own the client's socket.
 
-What is not found, or cannot be asked, is refused. On a system that hides its sockets (Android does) the user has to say, by an
-environment variable, that nobody else is on the machine.
+A connection whose owner cannot be found is refused. On a system that hides its sockets, such as Android, an environment variable
+declares that the machine has no other users.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 TRUST = "FINETUNE_LOCAL_TRUST_THIS_MACHINE"
-"""Environment variable: 1 where nobody else uses this machine, and whose a connection is cannot be found out."""
+"""Environment variable: "1" admits every local connection, for a machine with one user whose system hides its sockets."""
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 LINUX = sys.platform == "linux"
@@ -43,26 +43,26 @@ class Peer(Enum):
 
 @dataclass
 class Connection:
-    """What is known of a connection, for all of its requests: scope["state"]["connection"]."""
+    """What is known about a connection, shared by all of its requests as scope["state"]["connection"]."""
 
     peer: Peer | None = None
     admitted: bool = False
-    """Whether one of its requests had the cookie."""
+    """Whether one of its requests carried the cookie."""
 
 
-def whose(client: Address | None, server: Address | None) -> Peer:
-    """Whose program has connected: `client` is its address, `server` ours, both as the accepted socket has them."""
+def owner_of(client: Address | None, server: Address | None) -> Peer:
+    """Whose program has connected. `client` and `server` are the two addresses of the accepted socket."""
     if os.environ.get(TRUST) == "1":
         return Peer.OWN
     if client is None or server is None:
         return Peer.UNKNOWN
     try:
-        here, there = _plain(client[0]), _plain(server[0])
-        if not (here.is_loopback and there.is_loopback):
+        client_ip, server_ip = _plain(client[0]), _plain(server[0])
+        if not (client_ip.is_loopback and server_ip.is_loopback):
             return Peer.UNKNOWN
         if LINUX:
-            return by_tables((here, client[1]), (there, server[1]))
-        return by_processes((here, client[1]), (there, server[1]))
+            return by_tables((client_ip, client[1]), (server_ip, server[1]))
+        return by_processes((client_ip, client[1]), (server_ip, server[1]))
     except (OSError, ValueError):
         return Peer.UNKNOWN
 
@@ -71,22 +71,22 @@ _Found = tuple[IPv4Address | IPv6Address, int]
 
 
 def by_tables(client: _Found, server: _Found, tables: tuple[Path, ...] = TABLES) -> Peer:
-    """Linux: the user of the socket whose own address is `client`. Raises OSError, ValueError where the tables cannot be read."""
-    wanted = {(mine, theirs) for mine, theirs in zip(_written(client), _written(server), strict=True)}
+    """Linux: the owner of the socket with local address `client`. Raises OSError, ValueError if the tables cannot be read."""
+    pairs = {(mine, theirs) for mine, theirs in zip(_written(client), _written(server), strict=True)}
     for table in tables:
         if table is not tables[0] and not table.exists():
             continue  # a system without IPv6
         for line in table.read_text("ascii").splitlines()[1:]:
             columns = line.split()
-            # A socket that nobody holds any more (inode 0) is shown as root's.
-            if len(columns) > 9 and (columns[1], columns[2]) in wanted and columns[9] != "0":
+            # A socket that no process has open any more (inode 0) is listed as root's.
+            if len(columns) > 9 and (columns[1], columns[2]) in pairs and columns[9] != "0":
                 return Peer.OWN if int(columns[7]) in (os.geteuid(), _ROOT) else Peer.ANOTHER
     return Peer.UNKNOWN
 
 
 def by_processes(client: _Found, server: _Found) -> Peer:
-    """macOS and Windows: whether a process of the user's own holds the other socket. Others' processes cannot be looked into, so
-    theirs is not found."""
+    """macOS and Windows: whether one of the user's processes has the client's socket open. The sockets of other users' processes cannot
+    be listed, so the result is OWN or UNKNOWN."""
     import psutil
 
     user = psutil.Process().username()
@@ -104,7 +104,7 @@ def by_processes(client: _Found, server: _Found) -> Peer:
 
 
 _last: list[int] = []
-"""The process that was found last: a browser's connections come from one."""
+"""The process that was found last. All connections of a browser come from one process, so it is checked first."""
 
 
 def _likely_first(processes: Iterator[Any], psutil: Any) -> Iterator[Any]:
@@ -125,7 +125,7 @@ def _address(found: Any) -> _Found:
 
 
 def _written(address: _Found) -> list[str]:
-    """As the tables write an address: words in the machine's byte order; an IPv4 address also as an IPv6 socket has it."""
+    """An address as the tables write it: 32-bit words in the machine's byte order; an IPv4 address also in its mapped IPv6 form."""
     ip, port = address
     forms = [ip.packed]
     if isinstance(ip, IPv4Address):

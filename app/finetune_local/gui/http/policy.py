@@ -1,8 +1,8 @@
-"""Security headers of each response: where its parts may come from, who may frame it, what it may use of the machine.
+"""Security headers of each response: which sources it may load, who may frame it, and which devices it may use.
 
-The page's own inline scripts are allowed by a nonce, made anew for each load, so no text that gets into the page can become a script.
-Two words stay because Gradio needs them: 'unsafe-eval' (it makes functions of the small scripts that its events bring along) and, for
-styles, 'unsafe-inline' (it styles elements in place). An eval needs a script that is let in first; a style can load nothing from elsewhere.
+The page's inline scripts carry a nonce, which is new for each load, so text that gets into the page cannot become a script. Gradio
+requires two exceptions: 'unsafe-eval', as it compiles the scripts of its events, and 'unsafe-inline' for styles. An eval needs an
+admitted script to call it, and a style can load nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 NONCE = "finetune_local.nonce"
-"""Where a request's scope has the nonce of the page that it will be answered with."""
+"""Key of a request's scope: the nonce of the page that will be the response."""
 
 _SCRIPT = re.compile(rb"<script(?=[\s>])")
 _MANIFEST = re.compile(rb'<link rel="manifest"[^>]*>')
@@ -24,7 +24,7 @@ _PAGE = (
     "frame-src 'none'; frame-ancestors 'none'; base-uri 'self'; form-action 'none'"
 )
 _PART = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; sandbox"
-"""For what is not the page. A dropped file that is opened by itself is a document without scripts and without this origin."""
+"""For responses other than the page. A dropped file that is opened in a tab has no scripts and no access to this origin."""
 
 _UNUSED = (
     "accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "hid", "idle-detection", "local-fonts", "magnetometer",
@@ -47,12 +47,12 @@ def new_nonce() -> str:
 
 
 def headers(nonce: str | None = None) -> list[tuple[bytes, bytes]]:
-    """Of an answer: of the page where there is a nonce, else of anything else."""
+    """The headers of the page, if a nonce is given, or of any other response."""
     policy = _PART if nonce is None else _PAGE.format(nonce=nonce)
     return [(b"content-security-policy", policy.encode()), *_ALWAYS]
 
 
 def with_nonce(page: bytes, scope: MutableMapping[str, Any]) -> bytes:
-    """A page whose scripts have the nonce of the request. What Gradio writes into them has no "<" (it is escaped)."""
+    """The page with the request's nonce on each script. Gradio escapes "<" in the data it writes, so no text is taken for a script."""
     nonce = str(scope.get(NONCE, "")).encode("ascii")
     return _SCRIPT.sub(b'<script nonce="%s"' % nonce, _MANIFEST.sub(b"", page))

@@ -1,8 +1,8 @@
-"""What the page asks of Gradio, checked before Gradio sees it: an event has the shape that the page gives it, a file is one that was
-dropped into the page, and nothing names an address.
+"""Validation of the page's requests, before Gradio receives them. An event must have the fields of its components, a file must be one
+that was dropped into the page, and no value may name an address.
 
-Gradio looks up and fetches whatever address stands where a file is expected, and answers a wrong event number, a form field in a
-file's place or a number of 5,000 digits with a traceback. What is not as the page writes it is answered with 400 and a sentence.
+By itself, Gradio resolves and fetches any address given as a file, and answers a wrong event number, a form field instead of a file or
+a number of 5,000 digits with a traceback. Here, a request that the page would not make is answered with 400 and a sentence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finetune_local.system.untrusted.text import ForeignTextError, parse_json_ob
 logger = logging.getLogger("uvicorn.error")
 
 MOST_BYTES = 64 << 20
-"""Of an event: what stands in the page's fields."""
+"""Largest body of an event; it contains the values of the page's fields."""
 
 MOST_PATH = 1024
 _FILE = "/gradio_api/file="
@@ -39,7 +39,7 @@ Token = Annotated[str, StringConstraints(pattern=rf"^{_TOKEN.pattern}$")]
 
 
 class Refused(ValueError):
-    """The request is none that the page makes; the message says why, as the end of a sentence."""
+    """The page does not make such a request. The message is the end of a sentence that says why."""
 
 
 class _Body(BaseModel):
@@ -76,13 +76,13 @@ _BODIES: Mapping[str, type[_Body]] = {
     "/gradio_api/reset": Reset,
 }
 _TOKENS = {"/gradio_api/queue/data": "session_hash", "/gradio_api/upload_progress": "upload_id"}
-"""Of GET requests: the part of the query that has to be a token."""
+"""GET requests with a query parameter that must be a token."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a page may ask for: of each event the kinds of the fields whose content it sends (the names of Gradio's components); and
-    the numbers of all components, of which one has set an event off."""
+    """The requests that a page can make: for each event, the Gradio component types of the fields it sends; and the ids of all components,
+    of which one triggered the event."""
 
     events: Mapping[int, tuple[str, ...]]
     components: frozenset[int]
@@ -92,35 +92,35 @@ NOTHING = Shape({}, frozenset())
 
 
 def shape_of(blocks: Any) -> Shape:
-    """A page's shape, as Gradio's Blocks know it."""
+    """The shape of a gr.Blocks."""
     events = {number: tuple(type(field).__name__ for field in known.inputs) for number, known in blocks.fns.items()}
     return Shape(events, frozenset(blocks.blocks) | {0})
 
 
 class Requests:
-    """ASGI middleware. `shape` is that of the page that is shown, `uploads` is the folder in which dropped files lie."""
+    """ASGI middleware. `shape` returns the shape of the current page; `uploads` is the folder that dropped files are stored in."""
 
     def __init__(self, app: App, shape: Callable[[], Shape], uploads: Path) -> None:
         self._app, self._shape, self._uploads = app, shape, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let through what the page makes."""
+        """Pass on valid requests and refuse others."""
         path: str = scope["path"]
         try:
-            self._look(scope, path)
+            self._check_path(scope, path)
             body = await self._body(scope, receive, _BODIES[path]) if path in _BODIES else None
         except Refused as refused:
             logger.warning("A request was refused: %.60s: %.300s", path, refused)
             await answer(send, 400, f"This is no request of the page: {refused}.")
             return
-        if path.startswith(_FILE) and self._dropped(path.removeprefix(_FILE)) is None:
+        if path.startswith(_FILE) and self._dropped_file(path.removeprefix(_FILE)) is None:
             await answer(send, 403, "Only files that were dropped into the page are shown.")
         elif body is None:
             await self._app(scope, receive, send)
         else:
-            await self._app(_with_body(scope, body), _said(body, receive), send)
+            await self._app(_with_body(scope, body), _replaying(body, receive), send)
 
-    def _look(self, scope: Scope, path: str) -> None:
+    def _check_path(self, scope: Scope, path: str) -> None:
         if any(ord(letter) < 32 or ord(letter) == 127 for letter in path):
             raise Refused("its path has control characters")
         if len(path) > MOST_PATH or any(len(part.encode("utf-8", "replace")) > _SEGMENT for part in path.split("/")):
@@ -143,10 +143,10 @@ class Requests:
             first = error.errors()[0]
             raise Refused(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         if isinstance(values, Join):
-            self._check(values)
+            self._check_event(values)
         return json.dumps(values.model_dump(), ensure_ascii=True).encode("ascii")
 
-    def _check(self, join: Join) -> None:
+    def _check_event(self, join: Join) -> None:
         shape = self._shape()
         fields = shape.events.get(join.fn_index)
         if fields is None:
@@ -159,7 +159,7 @@ class Requests:
         join.event_data = self._plain(join.event_data)
 
     def _field(self, kind: str, value: Any) -> Any:
-        """The content of a field, in the shape that its component sends."""
+        """The value of a field, checked against the type of its component."""
         simple = (str, bool, int, float)
         fits: bool = {
             "Textbox": isinstance(value, str),
@@ -177,28 +177,28 @@ class Requests:
         return self._plain(value)
 
     def _file(self, value: Any) -> dict[str, object]:
-        """A dropped file, as Gradio's FileData: where it lies and what it was called, nothing else."""
+        """A dropped file as Gradio's FileData, with its path and original name only."""
         if not isinstance(value, dict) or not isinstance(value.get("path"), str):
             raise Refused("a dropped file is expected")
-        place = self._dropped(value["path"])
+        place = self._dropped_file(value["path"])
         if place is None:
             raise Refused("a file is named that was not dropped into the page")
         name = value.get("orig_name")
-        called = str(self._plain(name)) if isinstance(name, str) else place.name
-        return {"path": str(place), "orig_name": called, "meta": {"_type": "gradio.FileData"}}
+        original = str(self._plain(name)) if isinstance(name, str) else place.name
+        return {"path": str(place), "orig_name": original, "meta": {"_type": "gradio.FileData"}}
 
-    def _dropped(self, path: str) -> Path | None:
-        """The file at `path`, where it is one that was dropped."""
+    def _dropped_file(self, path: str) -> Path | None:
+        """The resolved path of a dropped file; None if the path is not one."""
         try:
             place = Path(path)
-            whole = place.resolve()
-            found = place.is_absolute() and whole.is_file() and whole.is_relative_to(self._uploads.resolve())
+            resolved = place.resolve()
+            found = place.is_absolute() and resolved.is_file() and resolved.is_relative_to(self._uploads.resolve())
         except (OSError, ValueError):
             return None
-        return whole if found else None
+        return resolved if found else None
 
     def _plain(self, value: Any) -> Any:
-        """A copy that any later code can use: whole texts, numbers that fit, no file but a dropped one."""
+        """A copy of a JSON value without lone surrogates, non-finite or oversized numbers, or files that were not dropped."""
         if isinstance(value, dict):
             if "path" in value:
                 return self._file(value)
@@ -235,11 +235,11 @@ def _with_body(scope: Scope, body: bytes) -> Scope:
     return {**scope, "headers": [*kept, *own]}
 
 
-def _said(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives the body, then whatever comes."""
-    left = [body]
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """A receive that returns the body as one message, then later messages."""
+    pending = [body]
 
     async def receiving() -> Message:
-        return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
+        return {"type": "http.request", "body": pending.pop(), "more_body": False} if pending else await receive()
 
     return receiving

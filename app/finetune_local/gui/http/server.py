@@ -1,7 +1,7 @@
-"""The window's server: an address on 127.0.0.1 at once, with a splash; Gradio's page as soon as it is made.
+"""The window's server, on 127.0.0.1. It answers at once with a splash, and with Gradio's page as soon as that is built.
 
-Importing Gradio takes seconds, so it happens in a thread while the splash is shown. Frameworks are never imported here:
-training, jobs, chat and previews have their own processes. The page is made anew in another language on demand.
+Importing Gradio takes seconds, so it happens in a thread while the splash is shown. Frameworks are never imported in this process:
+training, jobs, chat and previews have their own. A change of language rebuilds the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.gui.http.gradio_patches import make_no_stubs
+from finetune_local.gui.http.gradio_patches import skip_stubs
 from finetune_local.gui.http.guard import OWN, Access, App, Guard, Receive, Scope, Send
 from finetune_local.gui.http.policy import with_nonce
 from finetune_local.gui.http.requests import NOTHING, Requests, Shape, shape_of
@@ -43,7 +43,7 @@ _TYPES = {
 
 
 def quiet_libraries(home: Home) -> None:
-    """Before Gradio is imported: it and what it stands on ask no server for anything, and keep uploads in our own folder."""
+    """Set up the environment before Gradio is imported: no telemetry, no requests to servers, uploads in the app's cache."""
     uploads = home.cache / "uploads"
     os.environ.update(
         {
@@ -57,11 +57,11 @@ def quiet_libraries(home: Home) -> None:
         }
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    make_no_stubs()
+    skip_stubs()
 
 
 class Server:
-    """One server of one home."""
+    """The server of one home, bound to its port from the start."""
 
     def __init__(self, home: Home, context: Context, port: int = 0) -> None:
         self.home, self.context = home, context
@@ -83,10 +83,10 @@ class Server:
         self._ready = threading.Event()
 
     def run(self) -> None:
-        """Serve until stop() or Ctrl-C; to be called in the main thread."""
+        """Serve until stop() or Ctrl-C. Must be called in the main thread."""
         import uvicorn
 
-        from finetune_local.gui.http.connections import BACKLOG, Limits, room_for_files, say_little
+        from finetune_local.gui.http.connections import BACKLOG, Limits, limit_logs, most_connections
 
         write_privately()
         front = self.front
@@ -97,7 +97,7 @@ class Server:
                 await front.close()
 
         quiet_libraries(self.home)
-        say_little()
+        limit_logs()
         uploads = self.home.cache / "uploads"
         uploading = Uploads(self.front, self.context, uploads, LARGEST_UPLOAD)
         config = uvicorn.Config(
@@ -106,11 +106,11 @@ class Server:
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=1,
-            http=Limits(room_for_files()).protocol(),
+            http=Limits(most_connections()).protocol(),
             ws="none",
             loop="asyncio",
             backlog=BACKLOG,
-            proxy_headers=False,  # they would say that a connection is another's than it is
+            proxy_headers=False,  # they could fake the client's address
             server_header=False,
             date_header=False,
         )
@@ -123,18 +123,18 @@ class Server:
             self.context.close()
 
     def stop(self) -> None:
-        """Leave run(), also one that has not started yet."""
+        """Make run() return, even if it has not been called yet."""
         self._stopped = True
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
 
     def wait_until_ready(self, seconds: float) -> bool:
-        """Wait for Gradio's page; False where it is not ready in time or cannot be built."""
+        """Wait for Gradio's page. Returns False if it is not ready in time or cannot be built."""
         return self._ready.wait(seconds) and self.front.problem is None
 
     def _build(self) -> None:
         try:
-            build = self.context.rebuild = lambda: self.front.take(*self._page())
+            build = self.context.rebuild = lambda: self.front.install(*self._page())
             build()
             self.context.machine.look()
         except BaseException:  # noqa: BLE001 - whatever it is, the splash must show it
@@ -151,7 +151,7 @@ class Server:
         restrain()
         outer = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         blocks = create_app(self.context)
-        # Gradio looks for events a thousand times a second, which takes 6 % of a processor while nothing happens.
+        # By default Gradio polls for events a thousand times per second, which takes 6 % of a processor while idle.
         blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = QUEUE_SECONDS
         shape = shape_of(blocks)
         page = gr.mount_gradio_app(
@@ -167,7 +167,7 @@ class Server:
 
 
 class Front:
-    """ASGI application: its own paths, and behind them the splash or the page."""
+    """The ASGI application: the app's own files and status, and for all other paths the page, or the splash until it is built."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -176,15 +176,15 @@ class Front:
         self.shape = NOTHING
         self._page: App | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lives = AsyncExitStack()
+        self._lifespans = AsyncExitStack()
         self._first = asyncio.Event()
 
-    def take(self, page: Any, shape: Shape) -> None:
-        """Install a page, from another thread; the one before it is closed."""
+    def install(self, page: Any, shape: Shape) -> None:
+        """Replace the page. Called from another thread; blocks until the new page is started."""
         from finetune_local.gui.shell.main import first_lines
 
         async def enter() -> None:
-            await self._lives.enter_async_context(page.router.lifespan_context(page))
+            await self._lifespans.enter_async_context(page.router.lifespan_context(page))
             self._page = with_head(page, first_lines(self.context))
             self.shape = shape
             self.built += 1
@@ -194,11 +194,11 @@ class Front:
         asyncio.run_coroutine_threadsafe(enter(), self._loop).result()
 
     async def close(self) -> None:
-        """End the pages."""
-        await self._lives.aclose()
+        """Shut down every page that was installed."""
+        await self._lifespans.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Answer one request."""
         if scope["type"] != "http":
             return
         self._loop = asyncio.get_running_loop()
@@ -234,7 +234,7 @@ class Front:
 
 
 def shipped(name: str) -> Path | None:
-    """A file of assets/ui by its name below /ftl/, or None."""
+    """A file of assets/ui by its name below /ftl/; None if there is no such file, or its type is not served."""
     folder = (paths.assets() / "ui").resolve()
     file = (folder / name).resolve()
     return file if file.is_file() and file.is_relative_to(folder) and file.suffix in _TYPES else None
@@ -250,28 +250,32 @@ _HEAD = b"<head>"
 
 
 def with_head(app: App, lines: str) -> App:
-    """ASGI: the app, whose page at / has these lines first in its head."""
+    """ASGI middleware: puts lines first in the head of the page at /.
+
+    Gradio adds its own `head` option when its scripts run, long after the page is visible. That is too late for the theme, for the
+    cover over its loading screen, and for a window that looks for the app's script.
+    """
     added = lines.encode("utf-8")
 
-    async def answer_page(scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
             await app(scope, receive, send)
             return
         start: dict[str, Any] = {}
         body = bytearray()
 
-        async def take(message: Message) -> None:
+        async def collect(message: Message) -> None:
             if message["type"] == "http.response.start":
                 start.update(message)
             elif message["type"] == "http.response.body":
                 body.extend(message.get("body", b""))
 
         uncompressed = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
-        await app({**scope, "headers": uncompressed}, receive, take)
-        whole = with_nonce(bytes(body).replace(_HEAD, _HEAD + added, 1), scope)
+        await app({**scope, "headers": uncompressed}, receive, collect)
+        page = with_nonce(bytes(body).replace(_HEAD, _HEAD + added, 1), scope)
         kept = [(name, value) for name, value in start.get("headers", ()) if name.lower() != b"content-length"]
-        length = (b"content-length", str(len(whole)).encode("ascii"))
+        length = (b"content-length", str(len(page)).encode("ascii"))
         await send({**start, "headers": [*kept, length]})
-        await send({"type": "http.response.body", "body": whole})
+        await send({"type": "http.response.body", "body": page})
 
-    return answer_page
+    return answer

@@ -1,7 +1,7 @@
-"""Files that are sent to the server: one that has no room is refused before it is written, and one for which room ran out is told as such.
+"""Uploads: a file that does not fit on the disk is refused before it is written, and running out of room is reported as such.
 
-Gradio writes what is dropped into a folder of the cache; a page moves it from there. It answers a full disk with "Internal Server
-Error" and leaves what it had written.
+Gradio writes dropped files into a folder of the cache, and a page moves them from there. By itself, it answers a full disk with
+"Internal Server Error" and leaves the partial file.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("uvicorn.error")
 PATH = "/gradio_api/upload"
 SPARE = 64 << 20
-"""Room that is left on the disk beside an upload: the app itself needs some."""
+"""Bytes that an upload must leave free for the app itself."""
 
 _UNFINISHED = "tmp*"
 
 
 class Uploads:
-    """ASGI middleware. `folder` is where Gradio writes, `largest` the most bytes of a request."""
+    """ASGI middleware. `folder` is where Gradio writes; `largest` is the maximum number of bytes of a request."""
 
     def __init__(self, app: App, context: Context, folder: Path, largest: int) -> None:
         self._app, self._context, self._folder, self._largest = app, context, folder, largest
-        self._under_way = 0
+        self._in_progress = 0
         self._sweep()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let everything through; of uploads see that there is room."""
+        """Check uploads for room on the disk; pass on all other requests."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self._app(scope, receive, send)
             return
@@ -43,38 +43,38 @@ class Uploads:
             return
         if size > self._largest or size + SPARE > free_bytes(self._folder):
             while (await receive()).get("more_body"):
-                pass  # a browser reads an answer only when it has sent everything
+                pass  # a browser reads the response only after it has sent everything
             await self._refuse(send, too_large=size > self._largest)
             return
-        held: list[Message] = []
-        full = unread = False
+        failure: list[Message] = []
+        full = unreadable = False
 
         async def sending(message: Message) -> None:
-            if held or message.get("status", 0) >= 500:
-                held.append(message)
+            if failure or message.get("status", 0) >= 500:
+                failure.append(message)
             else:
                 await send(message)
 
-        self._under_way += 1
+        self._in_progress += 1
         try:
             await self._app(scope, receive, sending)
         except OSError as error:
             if not is_no_space(error):
                 raise
             full = True
-            held.clear()
+            failure.clear()
         except Exception as error:  # noqa: BLE001 - Gradio's form reader raises whatever it meets in a form that no browser wrote
             logger.warning("A form could not be read: %s: %.200s", type(error).__name__, error)
-            held.clear()
-            unread = True
+            failure.clear()
+            unreadable = True
         finally:
-            self._under_way -= 1
-            for message in held:
+            self._in_progress -= 1
+            for message in failure:
                 await send(message)
         if full:
             self._sweep()
             await self._refuse(send)
-        elif unread:
+        elif unreadable:
             self._sweep()
             await answer(send, 400, "This is no request of the page: its form cannot be read.")
 
@@ -90,8 +90,8 @@ class Uploads:
         await send({"type": "http.response.body", "body": text.encode()})
 
     def _sweep(self) -> None:
-        """Remove what broken uploads left; a whole one is in its own folder."""
-        for file in self._folder.glob(_UNFINISHED) if not self._under_way else ():
+        """Remove partial files of failed uploads. Complete files are in folders, which stay."""
+        for file in self._folder.glob(_UNFINISHED) if not self._in_progress else ():
             if file.is_file():
                 file.unlink(missing_ok=True)
 
