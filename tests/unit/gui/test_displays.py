@@ -9,33 +9,37 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from finetune_local.gui.window import chromium, displays, gtk, opening
 from finetune_local.gui.window.displays import Chromium, Outcome, WebView
+from finetune_local.gui.window.window import WindowOptions
 from finetune_local.system.paths import Home
 from finetune_local.system.private import USER_UMASK
 from finetune_local.system.process import Process
 
 LINK = "http://127.0.0.1:1/open?t=secret"
+OPTIONS = WindowOptions("http://127.0.0.1:1", "page", {"app": "窗口"}, "icon.png", "place.json", "machine.json", "#fff")
 
 
 def window(monkeypatch: pytest.MonkeyPatch, home: Home, script: str) -> WebView:
     """A WebView whose process runs a script instead."""
     monkeypatch.setattr(displays, "command_of", lambda *_: [sys.executable, "-c", script])
-    return WebView(home)
+    shown = WebView(home)
+    shown.options = OPTIONS
+    return shown
 
 
 def test_a_closed_window_is_the_user_s_wish(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
-    told = home.root / "told.json"
+    received = home.root / "received.json"
     shown = window(
-        monkeypatch, home, f"import pathlib; pathlib.Path({str(told)!r}).write_text(input(), encoding='utf-8')"
+        monkeypatch, home, f"import pathlib; pathlib.Path({str(received)!r}).write_text(input(), encoding='utf-8')"
     )
-    shown.told = {"words": {"app": "窗口"}}
     assert shown.present(LINK) == Outcome(True)
-    assert json.loads(told.read_text("utf-8")) == {"words": {"app": "窗口"}, "link": LINK}
+    assert WindowOptions.read(received.read_text("utf-8")) == replace(OPTIONS, link=LINK)
     assert not (home.window / "window.json").exists()
 
 
@@ -50,13 +54,13 @@ def test_a_crash_is_no_wish(monkeypatch: pytest.MonkeyPatch, home: Home) -> None
     crashing = window(monkeypatch, home, "import os; os.abort()")
     outcome = crashing.present(LINK)
     assert not outcome.closed and not outcome.again and "unexpectedly" in outcome.reason
-    monkeypatch.setattr(displays, "_YOUNG", -1.0)
-    again = [crashing.present(LINK).again for _ in range(displays._MOST_AGAIN)]
-    assert again == [True] * (displays._MOST_AGAIN - 1) + [False]
+    monkeypatch.setattr(displays, "_EARLY_SECONDS", -1.0)
+    again = [crashing.present(LINK).again for _ in range(displays._MAX_RETRIES)]
+    assert again == [True] * (displays._MAX_RETRIES - 1) + [False]
 
 
 def test_a_window_that_hangs_makes_way_for_the_next(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
-    monkeypatch.setattr(displays, "_SILENT", 0.5)
+    monkeypatch.setattr(displays, "_HANG_SECONDS", 0.5)
     hanging = window(monkeypatch, home, "import time; time.sleep(60)")
     hanging.opened = lambda: False
     outcome = hanging.present(LINK)
@@ -70,6 +74,7 @@ def test_it_is_told_to_show_itself_and_to_end(monkeypatch: pytest.MonkeyPatch, h
     script = "import sys\ninput()\nfor line in sys.stdin:\n    open(sys.argv[1], 'a').write(line)\n    if line == 'quit\\n': sys.exit(1)"
     monkeypatch.setattr(displays, "command_of", lambda *_: [sys.executable, "-c", script, str(home.root / "heard")])
     shown = WebView(home)
+    shown.options = OPTIONS
     assert not shown.show(LINK)
     ended: list[Outcome] = []
     thread = threading.Thread(target=lambda: ended.append(shown.present(LINK)))

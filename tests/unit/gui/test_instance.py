@@ -77,7 +77,7 @@ def write(home: Home, pid: int, port: int, key: str = KEY, mark: str | None = No
 def test_the_first_takes_it_and_tells_its_user_only(home: Home) -> None:
     instance = Instance(home)
     assert instance.take()
-    instance.tell(1234, "secret")
+    instance.publish(1234, "secret")
     file = home.window / "instance.json"
     assert json.loads(file.read_text("utf-8"))["port"] == 1234
     if os.name != "nt":
@@ -92,7 +92,7 @@ def test_the_second_is_answered_by_the_first(home: Home, server: Start, other: s
     write(home, other.pid, server())
     second = Instance(home)
     assert not second.take()
-    assert second.ask("show") == "asked: show"
+    assert second.request("show") == "asked: show"
 
 
 def test_a_killed_one_makes_room(home: Home, other: subprocess.Popen[str]) -> None:
@@ -107,20 +107,20 @@ def test_a_killed_one_makes_room(home: Home, other: subprocess.Popen[str]) -> No
 def test_one_that_does_not_answer_is_named(home: Home, server: Start, other: subprocess.Popen[str]) -> None:
     write(home, other.pid, server(), key="another key")
     with pytest.raises(RunError, match=rf"process {other.pid}\), but it does not answer.*try again"):
-        Instance(home).ask("show", patience=0.3)
+        Instance(home).request("show", patience=0.3)
 
 
 def test_one_that_is_only_starting_is_waited_for(home: Home, server: Start, other: subprocess.Popen[str]) -> None:
     port = server()
     threading.Timer(0.5, write, (home, other.pid, port)).start()
-    assert Instance(home).ask("link", patience=10) == "asked: link"
+    assert Instance(home).request("link", patience=10) == "asked: link"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "\x00"])
 def test_a_damaged_file_counts_as_none(home: Home, text: str, other: subprocess.Popen[str]) -> None:
     (home.window / "instance.json").write_text(text, "utf-8")
     with pytest.raises(RunError, match="does not answer"):
-        Instance(home).ask("show", patience=0)
+        Instance(home).request("show", patience=0)
 
 
 def test_quit_waits_for_the_end(home: Home, server: Start, other: subprocess.Popen[str]) -> None:

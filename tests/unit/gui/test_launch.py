@@ -87,7 +87,7 @@ def test_what_the_second_start_says(
     said: list[str] = []
     monkeypatch.setattr(launching, "browse", lambda *_: browser)
     questions: list[str] = []
-    instance: Any = SimpleNamespace(ask=lambda do: [questions.append(do), json.dumps(answer)][1])
+    instance: Any = SimpleNamespace(request=lambda do: [questions.append(do), json.dumps(answer)][1])
     launching._show_other(home, instance, LaunchRequest(show), said.append)
     assert words in said[0] and questions == [asked]
 
@@ -114,7 +114,7 @@ def test_a_window_that_is_not_there_is_followed_by_the_next(home: Home, apps: li
 
 def test_what_goes_on_is_told_when_it_is_closed(home: Home, apps: list[App], monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, str]] = []
-    monkeypatch.setattr(launching, "tell", lambda *words: told.append(words))
+    monkeypatch.setattr(launching, "notify", lambda *words: told.append(words))
     app = app_of(home, apps, LaunchRequest("nothing", language="zh"), [])
     app._closed()
     assert told == []
@@ -126,11 +126,11 @@ def test_what_goes_on_is_told_when_it_is_closed(home: Home, apps: list[App], mon
     app._closed()
     assert len(told) == 1
     found = launching._still_running(app.context)
-    assert found is not None and found[0] == "Still at work: run '夜间'. Open the app again to see it."
+    assert found is not None and found[0] == "Still running: run '夜间'. Open the app again to see it."
 
 
 def test_the_window_is_told_every_word_it_uses(home: Home, apps: list[App]) -> None:
-    words = app_of(home, apps, LaunchRequest("nothing"), [])._told()["words"]
+    words = app_of(home, apps, LaunchRequest("nothing"), [])._window_options().words
     used = set(re.findall(r'words\["(\w+)"\]', Path(window.__file__).read_text("utf-8")))
     script = (paths.assets() / "ui" / "window.js").read_text("ascii")  # GTK counts characters as bytes
     used |= set(re.findall(r"\bwords\.(\w+)", script))

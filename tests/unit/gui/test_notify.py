@@ -51,12 +51,12 @@ def test_the_program_gets_them_as_they_are(tmp_path: Path, monkeypatch: pytest.M
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/told\n', "utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert notify.tell("“run 1” 训练完成", "x" * 1000)
+    assert notify.notify("“run 1” 训练完成", "x" * 1000)
     told = (tmp_path / "told").read_text("utf-8").splitlines()
     assert told[-2] == "“run 1” 训练完成" and len(told[-1]) == 300 and told[-1].endswith("…")
     assert Path(next(line for line in told if line.startswith("--icon=")).removeprefix("--icon=")).is_file()
     program.write_text("#!/bin/sh\nexit 1\n", "utf-8")
-    assert not notify.tell("x")
+    assert not notify.notify("x")
 
 
 def test_it_tells_what_ends_while_it_runs_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""Chromium, Chrome or Edge as the window: `--app=` shows a page without a browser's bars. Where the system has no WebView.
+"""Chromium, Chrome or Edge as the window, for systems without a WebView: `--app=` shows a page without toolbars.
 
-It has its own profile and reaches no address but this machine's: all others it asks of a proxy that is not there.
+It has a separate profile and can reach this machine only: requests to any other address go to a proxy that does not exist.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WINDOWS = (
 )
 SNAP = Path("/snap/bin/chromium")
 
-# The last line of defence comes last: whatever the others leave, no name is looked up and no other address is asked.
+# The proxy is the last line of defence: whatever the other switches miss, no name is resolved and no other address is contacted.
 QUIET = (
     "--no-first-run",
     "--no-default-browser-check",
@@ -59,28 +59,35 @@ QUIET = (
 
 
 def find(environment: Mapping[str, str] = os.environ, system: str = sys.platform) -> Path | None:
-    """The first browser of this kind that is installed."""
+    """The first installed browser of the Chromium family; None if there is none."""
     return next(_installed(environment, system), None)
 
 
 def command(browser: Path, link: str, profile: Path, size: tuple[int, int]) -> list[str]:
-    """How it is started as a window."""
-    made = [str(browser), f"--app={link}", f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", *QUIET]
+    """The command that starts it as a window. `link` may be any address; `size` is in pixels."""
+    arguments = [
+        str(browser),
+        f"--app={link}",
+        f"--user-data-dir={profile}",
+        f"--window-size={size[0]},{size[1]}",
+        *QUIET,
+    ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        # It refuses to start as root otherwise, and says so in a bar; it is shown nothing but our own page.
-        made += ["--no-sandbox", "--test-type"]
-    return made
+        # As root it starts only without its sandbox, and --test-type hides the warning. It shows no page but the app's.
+        arguments += ["--no-sandbox", "--test-type"]
+    return arguments
 
 
 def profile_for(browser: Path, folder: Path, snap: Path = SNAP) -> Path:
-    """Its profile: `folder`, but Ubuntu's snap may not write into hidden folders, where that usually lies."""
+    """The folder of its profile: `folder`, except for Ubuntu's snap, which cannot write into hidden folders."""
     if snap.exists() and browser.name.startswith("chromium"):
         return Path.home() / "snap" / "chromium" / "common" / "finetune-local"
     return folder
 
 
 def end_orphan(profile: Path) -> None:
-    """End the one that has the profile: its server was killed, and a new one would be shown by it without a word to us."""
+    """End a browser that still runs with this profile after its server was killed. It would show a new window itself, and the started
+    process would end at once."""
     import psutil
 
     try:

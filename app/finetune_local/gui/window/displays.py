@@ -1,5 +1,5 @@
-"""The ways to show the page, each a separate process, so that nothing of theirs can take the server with it: the system's WebView,
-Chromium without its bars, the user's browser.
+"""The windows that can show the page: the system's WebView, or Chromium without its toolbars. Each is a separate process, so that its
+crash does not end the server.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_local.gui.window import chromium, opening
+from finetune_local.gui.window.window import WindowOptions
 from finetune_local.runtime.start import command_of
 from finetune_local.system.errors import DiskFailed
 from finetune_local.system.files import write_text
@@ -26,21 +27,21 @@ from finetune_local.system.untrusted.text import read_json_object
 
 _NO_CONSOLE = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _NO_WINDOW = 3
-_YOUNG = 10.0
-"""Seconds: a window that breaks sooner would break again."""
+_EARLY_SECONDS = 10.0
+"""A window that crashes within so many seconds is not tried again."""
 
-_MOST_AGAIN = 3
-_SILENT = 45.0
-"""Seconds after which a window that has not asked for its page hangs: its libraries wait for something of the desktop's."""
+_MAX_RETRIES = 3
+_HANG_SECONDS = 45.0
+"""A window that has not requested its page by then hangs: its libraries wait for the desktop."""
 
-_GENTLE = 4.0
-"""Seconds that a window has to close by itself."""
+_CLOSE_SECONDS = 4.0
+"""Time for a window to close by itself, and again after SIGTERM."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it was with a window: closed by the user; or not there for a reason, `again` where another try makes sense; or
-    `shown` by a process that will not tell when it is closed."""
+    """Why present() returned: the user closed the window; or there is no window, for `reason`, where `again` says whether to retry; or
+    another process shows it, whose end cannot be observed (`shown`)."""
 
     closed: bool
     reason: str = ""
@@ -49,34 +50,34 @@ class Outcome:
 
 
 class Display(Protocol):
-    """A way to show the page."""
+    """A window that shows the page."""
 
     def present(self, link: str) -> Outcome:
-        """Show it, and wait until it is gone."""
+        """Open the window and wait until it has closed."""
         ...
 
     def show(self, link: str) -> bool:
-        """Bring it to the front (or show another, by the link); False where there is none."""
+        """Bring the window to the front, or open a second one by the link. Returns False if no window is open."""
         ...
 
     def close(self) -> None:
-        """End it."""
+        """Close the window."""
         ...
 
 
 class WebView:
-    """The window of window.py. `told` is all it is told besides the link; `opened` says whether it has asked for its page."""
+    """The window of window.py, as a child process. Set `options` before present(); `opened` returns whether the window has used its link."""
 
     def __init__(self, home: Home) -> None:
         self._log = home.window / "window.log"
         self._file = home.window / "window.json"
         self._process: subprocess.Popen[str] | None = None
-        self._broken = 0
-        self.told: Mapping[str, Any] = {}
+        self._crashes = 0
+        self.options: WindowOptions | None = None
         self.opened: Callable[[], bool] = lambda: True
 
     def begin(self) -> None:
-        """Start its process, which loads its libraries while the server does too. present() says what to show."""
+        """Start the process, which loads its libraries while the server loads its own. present() then sends it the options."""
         self._end_orphan()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -95,46 +96,46 @@ class WebView:
         if self._process is None:
             self.begin()
         process = self._process
-        assert process is not None and process.stdin is not None
+        assert process is not None and process.stdin is not None and self.options is not None
         began = time.monotonic()
-        self._say(json.dumps({**self.told, "link": link}))
-        self._note(process)
+        self._send(replace(self.options, link=link).as_json())
+        self._record(process)
         try:
-            code, silent = process.wait(_SILENT), False
+            code, hung = process.wait(_HANG_SECONDS), False
         except subprocess.TimeoutExpired:
-            if silent := not self.opened():
+            if hung := not self.opened():
                 process.kill()
             code = process.wait()
         self._process = None
         with suppress(OSError):
             process.stdin.close()
         self._file.unlink(missing_ok=True)
-        if silent:
+        if hung:
             return Outcome(
-                False, f"The window's process was ended: it showed nothing for {_SILENT:.0f} s ({self._log})."
+                False, f"The window's process was ended: it showed nothing for {_HANG_SECONDS:.0f} s ({self._log})."
             )
         if code == 0:
             return Outcome(True)
-        said = self._last_words()
+        words = self._last_line()
         if code == _NO_WINDOW:
-            return Outcome(False, f"There is no window of its own here: {said or 'the reason is not known'}.")
-        self._broken += 1
-        again = time.monotonic() - began > _YOUNG and self._broken <= _MOST_AGAIN
+            return Outcome(False, f"There is no window of its own here: {words or 'the reason is not known'}.")
+        self._crashes += 1
+        again = time.monotonic() - began > _EARLY_SECONDS and self._crashes <= _MAX_RETRIES
         return Outcome(False, f"The window's process ended unexpectedly (exit code {code}; {self._log}).", again)
 
     def show(self, link: str) -> bool:
         """See Display."""
-        return self._say("show")
+        return self._send("show")
 
     def close(self) -> None:
         """See Display."""
         process = self._process
         if process is not None and process.poll() is None:
-            self._say("quit")
+            self._send("quit")
             _end(process)
 
     def _end_orphan(self) -> None:
-        """A window whose server was killed shows only that; the one to come takes its place."""
+        """End the window of a server that was killed, which shows only that the app ended."""
         try:
             known = Process.read(read_json_object(self._file, 65536))
         except (OSError, ValueError):
@@ -143,11 +144,11 @@ class WebView:
             with suppress(OSError):
                 os.kill(known.pid, signal.SIGTERM)
 
-    def _note(self, process: subprocess.Popen[str]) -> None:
+    def _record(self, process: subprocess.Popen[str]) -> None:
         with suppress(DiskFailed, OSError):
             write_text(self._file, json.dumps(Process.of(process.pid).as_json()))
 
-    def _say(self, line: str) -> bool:
+    def _send(self, line: str) -> bool:
         process = self._process
         if process is None or process.poll() is not None or process.stdin is None:
             return False
@@ -158,7 +159,7 @@ class WebView:
             return False
         return True
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         try:
             lines = [line for line in self._log.read_text("utf-8", "replace").splitlines() if line.strip()]
         except OSError:
@@ -167,7 +168,7 @@ class WebView:
 
 
 class Chromium:
-    """See chromium.py. `size` is that of a first window; it remembers its own."""
+    """A window of Chromium; see chromium.py. `size` applies to the first window; later ones keep the user's size."""
 
     def __init__(self, home: Home, size: tuple[int, int] = (1280, 860)) -> None:
         self._browser = chromium.find()
@@ -189,16 +190,16 @@ class Chromium:
         code = self._process.wait()
         opening.remove_launch_pages(self._pages())
         self._process = None
-        soon = time.monotonic() - began < _YOUNG
-        if code == 0 and soon and sys.platform == "win32":
-            # It may be that one of an earlier start is still open and has shown it; elsewhere that one was ended before.
+        early = time.monotonic() - began < _EARLY_SECONDS
+        if code == 0 and early and sys.platform == "win32":
+            # A browser of an earlier start may have taken over. On other systems end_orphan() has ended it.
             return Outcome(False, shown=True)
-        if code == 0 or not soon:
+        if code == 0 or not early:
             return Outcome(True)
         return Outcome(False, f"{self._browser.name} ended at once (exit code {code}; {self._log}).")
 
     def show(self, link: str) -> bool:
-        """See Display. A second window of the same process."""
+        """See Display. Opens a second window of the same process."""
         if self._browser is None or self._process is None or self._process.poll() is not None:
             return False
         with suppress(OSError):
@@ -214,7 +215,7 @@ class Chromium:
             _end(process)
 
     def _pages(self) -> Path:
-        """Where the pages lie that hold the links: where Chromium may read."""
+        """The folder for pages with launch links, which Chromium must be able to read."""
         profile = chromium.profile_for(self._browser, self._profile) if self._browser is not None else self._profile
         return profile.parent if profile == self._profile else profile
 
@@ -232,10 +233,10 @@ class Chromium:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """Wait for it, then ask it, then make it."""
-    for harder in (process.terminate, process.kill, None):
+    """Wait for a process to end; after a while terminate it, then kill it."""
+    for stop in (process.terminate, process.kill, None):
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_GENTLE)
+            process.wait(_CLOSE_SECONDS)
             return
-        if harder is not None:
-            harder()
+        if stop is not None:
+            stop()

@@ -1,6 +1,7 @@
-"""What pywebview leaves open on GTK: where the libraries lie, links that would lead the window away, a page's process that died.
+"""What pywebview does not handle on GTK: finding the system's libraries, links that would navigate away, and a crash of the page's
+process.
 
-Only in the window's own process. `gi` comes from the system, not from PyPI, so there is nothing to check its types against.
+Most of it runs in the window's process. `gi` comes from the system, not from PyPI, so its types cannot be checked.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 def find_libraries(place: Path = DEBIAN) -> bool:
-    """Let `gi` be imported where the system has it for this very Python; whether it can be.
+    """Make `gi` importable if the system has it for this version of Python. Returns whether it is.
 
-    Its folder goes to the end of the path, so that nothing else of the system's takes the place of what is installed here.
+    Its folder is appended to sys.path, so that no other system package replaces an installed one.
     """
     if importlib.util.find_spec("gi") is not None:
         return True
@@ -35,21 +36,21 @@ def find_libraries(place: Path = DEBIAN) -> bool:
 
 
 def no_screen() -> str | None:
-    """Why no window can be opened on this Linux, or None."""
+    """The reason why no window can be opened on this Linux system; None if one can."""
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return "there is no screen here: neither $DISPLAY nor $WAYLAND_DISPLAY is set"
     return None
 
 
 def before_start() -> None:
-    """NVIDIA's driver and WebKit's newest way to draw do not go together: the window would stay white."""
+    """Disable WebKit's DMA-BUF renderer with NVIDIA's driver, with which the window stays white."""
     if _NVIDIA.exists():
         os.environ.setdefault("WEBKIT_DISABLE_DMABUF_RENDERER", "1")
 
 
-def mend(native: Any, origin: str, page: str) -> None:
-    """Before the window is shown: pages of another origin are not loaded into it, a page whose process ended comes back, and what
-    is loaded is seen, drawn by the processor."""
+def harden(native: Any, origin: str, page: str) -> None:
+    """Configure a window before it is shown: it loads no page of another origin, reloads `page` after a crash of the page's process,
+    is visible from the start, and is drawn without the graphics card."""
     webkit = importlib.import_module("gi.repository.WebKit2")
     view = _web_view(native, webkit.WebView)
     if view is None:
@@ -64,20 +65,20 @@ def mend(native: Any, origin: str, page: str) -> None:
         decision.ignore()
         return True
 
-    def again(dead: Any, _reason: Any) -> None:
+    def reload(dead: Any, _reason: Any) -> None:
         dead.load_uri(page)
 
-    # pywebview hides the view until a page loads, and shows it from the main loop's idle time. The view has the window's own
-    # background from the start, so there is nothing to hide.
+    # pywebview hides the view until a page loads and the main loop is idle. The view already has the window's background, so
+    # there is nothing to hide.
     view.set_opacity(1.0)
-    # The graphics card is for the training, not for buttons; and without one, drawing as if there were costs most of a core.
+    # The graphics card is for training; and emulating one costs most of a core.
     view.get_settings().set_hardware_acceleration_policy(webkit.HardwareAccelerationPolicy.NEVER)
     view.connect("decide-policy", decide)
-    view.connect("web-process-terminated", again)
+    view.connect("web-process-terminated", reload)
 
 
 def bring_to_front(native: Any) -> None:
-    """Raise the window. With the time of now: window managers ignore those who have no recent one."""
+    """Raise the window. Window managers require a recent time stamp."""
     glib = importlib.import_module("gi.repository.GLib")
 
     def present() -> bool:

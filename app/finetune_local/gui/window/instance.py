@@ -1,9 +1,9 @@
-"""One running app for a home: which process it is, how a second start speaks to it, and how a dead one is replaced.
+"""One app per home: which process it is, and how a second start sends it requests.
 
-home/window/instance.lock   held while the app runs; the system frees it however the process ends
-home/window/instance.json   which process, port and control key; only its user may read it
+home/window/instance.lock   locked while the app runs; the system releases the lock however the process ends
+home/window/instance.json   process, port and control key; readable by its user only
 
-A second start asks the first by POST /control with that key (gui/http/guard.py); nobody else knows it.
+A second start sends POST /control to the first (gui/http/guard.py). Only programs of the user can read the key that this requires.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from finetune_local.system.process import Process
 from finetune_local.system.untrusted.text import read_json_object
 
 PATIENCE = 15.0
-"""Seconds that another app may take to answer: it may only just be starting."""
+"""Seconds to wait for another app, which may still be starting."""
 
 _ANSWER_SECONDS = 5.0
 _OWNER_ONLY = 0o600
@@ -35,14 +35,14 @@ _OWNER_ONLY = 0o600
 
 @dataclass(frozen=True)
 class Running:
-    """The app that runs: what instance.json holds."""
+    """The running app, as instance.json describes it."""
 
     process: Process
     port: int
     key: str
 
-    def ask(self, do: str) -> str:
-        """Its answer to a control request. Raises OSError where it does not answer as the app does."""
+    def request(self, do: str) -> str:
+        """Its answer to a control request. Raises OSError if there is no answer, or one that the app does not give."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_ANSWER_SECONDS)
         try:
             connection.request("POST", f"{CONTROL}?do={do}", headers={CONTROL_HEADER: self.key})
@@ -58,29 +58,29 @@ class Running:
 
 
 class Instance:
-    """This process's claim to be the app of a home."""
+    """The claim of this process to be the app of a home."""
 
     def __init__(self, home: Home) -> None:
         self._home = home.root
         self._file = home.window / "instance.json"
         self._lock = home.window / "instance.lock"
-        self._held: int | None = None
+        self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Become the app of this home; False where another process is."""
+        """Become the app of this home. Returns False if another process is."""
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, _OWNER_ONLY)
         mine = acquire(descriptor)
-        if mine is None:  # where a drive knows no locks, the file tells
+        if mine is None:  # on a drive without locks, the file decides
             mine = (other := self._read()) is None or not _answers(other)
         if not mine:
             os.close(descriptor)
             return False
-        self._held = descriptor
-        self._file.unlink(missing_ok=True)  # of one that was killed
+        self._descriptor = descriptor
+        self._file.unlink(missing_ok=True)  # left by an app that was killed
         return True
 
-    def tell(self, port: int, key: str) -> None:
-        """Write down how this process is spoken to. Raises DiskFull."""
+    def publish(self, port: int, key: str) -> None:
+        """Write instance.json. Raises DiskFull."""
         known = {**Process.here().as_json(), "port": port, "key": key}
         with written_aside(self._file, "Make room on it, then start the app again.") as aside:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
@@ -88,35 +88,35 @@ class Instance:
                 json.dump(known, file)
 
     def release(self) -> None:
-        """Make room for the next one."""
-        if self._held is not None:
+        """Give up the claim."""
+        if self._descriptor is not None:
             self._file.unlink(missing_ok=True)
-            os.close(self._held)
-            self._held = None
+            os.close(self._descriptor)
+            self._descriptor = None
 
-    def ask(self, do: str, patience: float = PATIENCE) -> str:
-        """What the running app answers; waits where it is only starting. Raises RunError where it does not answer."""
+    def request(self, do: str, patience: float = PATIENCE) -> str:
+        """The running app's answer to a control request. Waits for an app that is starting. Raises RunError if there is no answer."""
         until = time.monotonic() + patience
         while True:
             other = self._read()
             if other is not None and self._taken(other):
                 with contextlib.suppress(OSError):
-                    return other.ask(do)
+                    return other.request(do)
             if time.monotonic() > until:
                 raise RunError(_no_answer(self._home, other))
             time.sleep(0.1)
 
     def quit(self, patience: float = PATIENCE) -> bool:
-        """End the running app; False where none runs. Raises RunError where it does not end."""
+        """End the running app. Returns False if none runs. Raises RunError if it does not end."""
         if not self._taken(self._read()):
             return False
-        self.ask("quit", patience)
-        if not _comes(lambda: not self._taken(self._read()), patience):
+        self.request("quit", patience)
+        if not _within(patience, lambda: not self._taken(self._read())):
             raise RunError(_no_answer(self._home, self._read()))
         return True
 
     def _taken(self, other: Running | None) -> bool:
-        """Whether an app runs for this home; looking takes nothing from one that is starting."""
+        """Whether an app runs for this home. Testing the lock does not interfere with an app that is starting."""
         taken = held(self._lock)
         return taken if taken is not None else other is not None and other.process.alive()
 
@@ -127,7 +127,7 @@ class Instance:
             if isinstance(port, int) and 0 < port < 65536 and isinstance(key, str):
                 return Running(Process.read(known), port, key)
         except (OSError, ValueError):
-            pass  # damaged, or not there: nobody can be asked by it
+            pass  # damaged or missing: no app can be reached by it
         return None
 
 
@@ -135,13 +135,14 @@ def _answers(other: Running) -> bool:
     if not other.process.alive() or other.process.pid == os.getpid():
         return False
     try:
-        other.ask("")
+        other.request("")
     except OSError:
         return False
     return True
 
 
-def _comes(condition: Callable[[], bool], seconds: float) -> bool:
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Wait until a condition is true. Returns False if it is not true in time."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

@@ -1,5 +1,6 @@
-"""A word on the desktop when a run or a job has ended, by what the system has for it. Texts are passed as arguments or in the
-environment, never as part of a script: a run may be called anything.
+"""Desktop notifications when a run or a job has ended, by a program of the system.
+
+Texts are passed as arguments or in the environment, never as part of a script, as a run may have any name.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "Finetune Local"
 SECONDS = 2.0
-"""Between two looks."""
+"""Time between two checks."""
 
 _PATIENCE = 15.0
 _LONGEST = 300
@@ -44,20 +45,20 @@ Which = Callable[[str], str | None]
 def command(
     title: str, text: str, system: str = sys.platform, which: Which = shutil.which
 ) -> tuple[list[str], Mapping[str, str]] | None:
-    """The program that tells it, and what it needs in its environment; None where the system has none."""
+    """The command that shows a notification, and its environment variables; None if the system has no program for it."""
     if system == "darwin":
         script = [part for line in _MAC for part in ("-e", line)]
         return ["osascript", *script, title, text], {}
     if system == "win32":
         encoded = base64.b64encode(_WINDOWS.encode("utf-16-le")).decode("ascii")
-        told = {"FTL_TITLE": title, "FTL_TEXT": text}
-        return ["powershell", "-NoProfile", "-NonInteractive", "-EncodedCommand", encoded], told
+        variables = {"FTL_TITLE": title, "FTL_TEXT": text}
+        return ["powershell", "-NoProfile", "-NonInteractive", "-EncodedCommand", encoded], variables
     icon, body = str(paths.assets() / "ui" / "icon.png"), html.escape(text, quote=False)  # a body may hold markup
     if (found := which("notify-send")) is not None:
         return [found, f"--app-name={NAME}", f"--icon={icon}", "--", title, body], {}
     if (found := which("gdbus")) is not None:
         place = "org.freedesktop.Notifications"
-        words = [json.dumps(word, ensure_ascii=False) for word in (title, body)]  # GVariant's strings are written alike
+        words = [json.dumps(word, ensure_ascii=False) for word in (title, body)]  # GVariant writes strings as JSON does
         return [
             found, "call", "--session", f"--dest={place}", f"--object-path=/{place.replace('.', '/')}",
             f"--method={place}.Notify", "--", json.dumps(NAME), "0", json.dumps(icon), *words, "[]", "{}", "-1",
@@ -65,8 +66,8 @@ def command(
     return None
 
 
-def tell(title: str, text: str = "") -> bool:
-    """Show it; whether the system took it."""
+def notify(title: str, text: str = "") -> bool:
+    """Show a notification. Returns whether the system accepted it."""
     short = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     found = command(title, short)
     if found is None:
@@ -89,28 +90,28 @@ def tell(title: str, text: str = "") -> bool:
 
 
 class Notifier:
-    """Watches for what ends, as long as the app runs, and tells of it where the user wants that."""
+    """Shows a notification for each run or job that ends while the app runs, if the user's preferences say so."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._ending = threading.Event()
 
     def start(self) -> None:
-        """Begin. What ended before is told in the page only."""
+        """Start watching. Work that ended earlier is shown in the page only."""
         endings = self._context.endings
         endings.look()
         before = max((ended.number for ended in endings.since(0)), default=0)
         threading.Thread(target=self._watch, args=(before,), name="notify", daemon=True).start()
 
     def stop(self) -> None:
-        """Leave off."""
+        """Stop watching."""
         self._ending.set()
 
-    def _watch(self, told: int) -> None:
+    def _watch(self, last: int) -> None:
         context = self._context
         while not self._ending.wait(SECONDS):
             context.endings.look()
-            for ended in context.endings.since(told):
-                told = ended.number
+            for ended in context.endings.since(last):
+                last = ended.number
                 if context.preferences.notify:
-                    tell(ended.title(context.t), sentence(context.t, ended.text(context.t)))
+                    notify(ended.title(context.t), sentence(context.t, ended.text(context.t)))

@@ -1,5 +1,7 @@
-"""The user's own browser, which is another program: what it is given on its command line every user of the machine can read, and what it
-writes is no business of ours.
+"""Opening things in the user's own programs: the page in the browser, a folder in the file manager.
+
+Every user of the machine can read the command line of a program. So a launch link is never on one: it is written to a page on disk that
+only the user can read, and the browser opens that page.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ _OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.argv[1]))"
 
 
 def browse(link: str, folder: Path) -> bool:
-    """Show the page by a launch link, which lies in a page in `folder`; False where there is no browser, or no screen. When it is
-    closed, nobody tells."""
+    """Show the page in the user's browser by a launch link, written to a page in `folder`. Returns False if there is no browser or no
+    screen. When the browser closes it cannot be observed."""
     if sys.platform == "linux" and no_screen() is not None:
         return False  # a browser in the terminal would take the terminal
     return open_address(write_launch_page(link, launch_page_folder(folder)).as_uri())
 
 
 def open_address(address: str) -> bool:
-    """Open an address that is no secret. In a separate process: a browser that is started here has the user's umask."""
+    """Open an address, which must not be secret. It runs in a process with the user's umask, which the browser inherits."""
     command = [sys.executable, "-P", "-c", _OPEN, address]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, umask=user_umask(), creationflags=_NO_CONSOLE)
     return done.returncode == 0
@@ -47,13 +49,13 @@ _SNAPS = Path("/snap")
 
 
 def launch_page_folder(folder: Path, snaps: Path = _SNAPS) -> Path:
-    """Where such pages go: `folder`, or where a snap can read too."""
+    """The folder for pages with launch links: `folder`, or the user's home where browsers may be snaps, which cannot read hidden folders."""
     hidden = any(part.startswith(".") for part in folder.parts)
     return Path.home() if hidden and snaps.is_dir() else folder
 
 
 def write_launch_page(link: str, folder: Path) -> Path:
-    """A page that leads on to `link`. Those of before are removed after a while."""
+    """Write a page that leads on to `link`, readable by the user only. Removes older pages."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_launch_pages(folder, _PAGE_SECONDS)
     descriptor, name = tempfile.mkstemp(_PAGE_SUFFIX, _PAGE_PREFIX, folder)  # 0600
@@ -67,7 +69,7 @@ def write_launch_page(link: str, folder: Path) -> Path:
 
 
 def remove_launch_pages(folder: Path, older_than: float = 0.0) -> None:
-    """Remove such pages. The links in them work once, so what is left of them is only litter."""
+    """Remove pages with launch links. Their links have been used, so they serve no purpose any more."""
     for file in folder.glob(f"{_PAGE_PREFIX}????????{_PAGE_SUFFIX}"):
         with suppress(OSError):
             if time.time() - file.stat().st_mtime >= older_than:
@@ -75,9 +77,9 @@ def remove_launch_pages(folder: Path, older_than: float = 0.0) -> None:
 
 
 def open_folder(t: Strings, path: Path, known: Iterable[Path]) -> None:
-    """Open a folder, or the folder a file lies in. `known` are the folders of results: nothing outside them is opened.
+    """Open a folder, or the folder that contains a file, in the system's file manager, without a shell.
 
-    Raises SpecError where it is outside of them, is gone, or the system has no file manager.
+    `known` are the folders of results. Raises SpecError if the folder is in none of them, does not exist, or there is no file manager.
     """
     folder = path if path.is_dir() else path.parent
     if not any(folder.resolve().is_relative_to(place.resolve()) for place in known):
@@ -93,7 +95,7 @@ def open_folder(t: Strings, path: Path, known: Iterable[Path]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=sys.platform != "win32",
-        umask=user_umask(),  # files made in the file manager get the user's usual permissions
+        umask=user_umask(),  # files created in the file manager get the user's usual permissions
     )
     threading.Thread(target=process.wait, daemon=True).start()  # so that the process is reaped
 

@@ -1,4 +1,4 @@
-"""Where the window was and how large, kept in home/window/place.json; a place that is on no screen any more is given up."""
+"""The window's size, position and zoom, saved in home/window/place.json. A position that is on no screen any more is dropped."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from finetune_local.system.files import write_text
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 SMALLEST = (720, 520)
-"""Pixels below which the page is no use."""
+"""The window's minimum width and height in pixels."""
 
 _GRIP = 80
-"""So many pixels of the window's top must be on a screen, or nobody could take hold of it."""
+"""So many pixels of the window's title bar must be on a screen, or it could not be moved."""
 
 _ZOOMS = (0.5, 3.0)
 
@@ -28,7 +28,7 @@ _SETTLED = 0.4
 
 @dataclass(frozen=True)
 class Screen:
-    """A screen's rectangle among all, in pixels."""
+    """A screen's rectangle within the desktop, in pixels."""
 
     x: int
     y: int
@@ -38,7 +38,7 @@ class Screen:
 
 @dataclass(frozen=True)
 class Place:
-    """The window's outside, in pixels (x, y None: in the middle of the screen), and how much its page is enlarged."""
+    """The window's frame in pixels (x and y None: centred on the screen) and the zoom factor of its page."""
 
     x: int | None = None
     y: int | None = None
@@ -49,16 +49,16 @@ class Place:
 
 
 def load(file: Path) -> Place:
-    """The place as it was; values that are missing or damaged count as not kept."""
+    """The saved place. Missing and damaged values are replaced by defaults."""
     try:
-        kept = read_json_object(file)
+        saved = read_json_object(file)
     except (OSError, ForeignTextError):
         return Place()
     default, found = Place(), dict[str, int | float | bool]()
     for field in fields(Place):
-        value = kept.get(field.name)
-        wanted = getattr(default, field.name)
-        kind = int if wanted is None else type(wanted)
+        value = saved.get(field.name)
+        usual = getattr(default, field.name)
+        kind = int if usual is None else type(usual)
         if type(value) is kind or (kind is float and type(value) is int):
             found[field.name] = value
     place = Place(**found)  # type: ignore[arg-type]
@@ -66,12 +66,12 @@ def load(file: Path) -> Place:
 
 
 def save(file: Path, place: Place) -> None:
-    """Keep it. Raises DiskFailed, OSError."""
+    """Write the file. Raises DiskFailed, OSError."""
     write_text(file, json.dumps(asdict(place)) + "\n")
 
 
 def corrected(place: Place, screens: Sequence[Screen]) -> Place:
-    """The place on the screens that are there now: no larger than its screen, and its top within reach."""
+    """The place on the current screens: no larger than its screen, with its title bar within reach."""
     if not screens:
         return place
     width, height = max(place.width, SMALLEST[0]), max(place.height, SMALLEST[1])

@@ -1,8 +1,8 @@
-"""The window's own process: `python -m finetune_local.gui.window.window`. The system's WebView showing the page, by pywebview.
+"""The process of the window: it shows the page in the system's WebView, by pywebview. Run `python -m finetune_local.gui.window.window`.
 
-What to show comes as one line of JSON on its input (see webview.py), so that the launch link is in no list of processes; then a line
-"show" or "quit". It ends with 0 when the user closed the window, with 3 where no window can be opened here: the last line on
-stderr says why. Whatever happens to it, the server and the work go on.
+It reads WindowOptions as one line of JSON from standard input, so that the launch link is in no list of processes, and then the lines
+"show" and "quit". The exit code is 0 when the user closed the window, and 3 if no window can be opened here; then the last line on
+standard error says why. The server and all runs and jobs are separate processes, so a crash of this one does not affect them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from finetune_local import __version__
 from finetune_local.gui.window import gtk, place
@@ -26,11 +27,42 @@ from finetune_local.system.messages import message_of
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object, read_json_object
 
 NO_WINDOW = 3
-"""Exit code: there is no WebView here, or no screen."""
+"""Exit code: there is no WebView, or no screen."""
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """Everything the window's process needs to know."""
+
+    origin: str
+    """The server's origin, which the window may not leave."""
+    page: str
+    """The page's address, which works once the link has set the cookie."""
+    words: Mapping[str, str]
+    """The window's texts in the user's language, by their keys in assets/strings/desktop.toml."""
+    icon: str
+    """Path of the icon."""
+    place: str
+    """Path of the file that keeps the window's size and place."""
+    diagnostics: str
+    """Path of the file with what this machine has."""
+    background: str
+    """CSS colour of the window before the page is drawn."""
+    link: str = ""
+    """A launch link."""
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, line: str) -> Self:
+        """The options in a line of JSON, which comes from as_json()."""
+        return cls(**parse_json_object(line))
 
 
 class Api:
-    """What the page may ask of its window (window.pywebview.api). Only public methods can be called."""
+    """The functions of the window that the page can call, as window.pywebview.api. Only public methods are exposed."""
 
     def __init__(self, recorder: PlaceRecorder) -> None:
         self._recorder = recorder
@@ -38,7 +70,7 @@ class Api:
         self._folder = ""
 
     def pick(self, kind: str) -> str | None:
-        """The system's own dialog for a "file", several "files" (one a line), a "folder" or a file to "save"; None if left."""
+        """Show the system's dialog to pick a "file", "files", a "folder", or a file to "save". Returns the paths, one per line; None if cancelled."""
         import webview
 
         dialogs = {"folder": webview.FileDialog.FOLDER, "save": webview.FileDialog.SAVE}
@@ -53,16 +85,16 @@ class Api:
         return "\n".join(chosen)
 
     def open_link(self, address: str) -> None:
-        """Show a page of the web in the user's browser."""
+        """Show a web page in the user's browser."""
         if address.startswith(("http://", "https://")):
             open_address(address)
 
     def zoomed(self, zoom: float) -> None:
-        """Keep how much the page is enlarged."""
+        """Save the zoom factor of the page."""
         self._recorder.change(zoom=float(zoom))
 
     def full_screen(self) -> None:
-        """To the full screen and back."""
+        """Enter or leave full screen."""
         self._window.toggle_fullscreen()
 
     def quit(self) -> None:
@@ -71,47 +103,47 @@ class Api:
 
 
 def main() -> int:
-    """Show a window until it is closed; the exit code."""
+    """Show the window until it is closed. Returns the exit code."""
     os.environ.setdefault("PYWEBVIEW_LOG", "CRITICAL")
     if sys.platform == "linux":
         if (reason := gtk.no_screen()) is not None:
-            return _none(reason)
+            return _no_window(reason)
         gtk.find_libraries()
         gtk.before_start()
-    sys.argv = ["finetune-local"]  # by this name desktops group windows and find their icon
+    sys.argv = ["finetune-local"]  # desktops group windows and find their icon by this name
     try:
         import webview
         from webview.errors import WebViewException
     except ImportError as error:
-        return _none(f"pywebview is not installed ({error})")
+        return _no_window(f"pywebview is not installed ({error})")
     line = sys.stdin.readline()
-    if not line:  # whoever started it is gone
+    if not line:  # the server's process has ended
         return 0
     try:
-        shown = _show(parse_json_object(line))
+        shown = _show(WindowOptions.read(line))
     except WebViewException as error:
-        return _none(
+        return _no_window(
             f"{error} Linux has it as python3-gi and gir1.2-webkit2-4.1."
             if sys.platform == "linux"
             else message_of(error)
         )
     assert webview.windows is not None
-    return 0 if shown else _none("no window could be opened on this screen")
+    return 0 if shown else _no_window("no window could be opened on this screen")
 
 
-def _show(told: Mapping[str, Any]) -> bool:
-    """Open the window and wait until it is closed; False where it never came up."""
+def _show(options: WindowOptions) -> bool:
+    """Open the window and wait until it is closed. Returns False if it never appeared."""
     import webview
 
-    recorder = PlaceRecorder(Path(told["place"]))
+    recorder = PlaceRecorder(Path(options.place))
     api = Api(recorder)
-    words: Mapping[str, str] = told["words"]
+    words = options.words
     webview.settings["ALLOW_DOWNLOADS"] = True
     webview.settings["ALLOW_FILE_URLS"] = False
     before = recorder.place
     window = webview.create_window(
         words["app"],
-        told["link"],
+        options.link,
         js_api=api,
         width=before.width,
         height=before.height,
@@ -119,7 +151,7 @@ def _show(told: Mapping[str, Any]) -> bool:
         y=before.y,
         min_size=place.SMALLEST,
         maximized=before.maximized,
-        background_color=told["background"],
+        background_color=options.background,
         text_select=True,
         zoomable=True,
     )
@@ -127,30 +159,30 @@ def _show(told: Mapping[str, Any]) -> bool:
     api._window = window
     script = (paths.assets() / "ui" / "window.js").read_text("ascii")
 
-    def put_in() -> None:
-        options = json.dumps({"words": dict(words), "zoom": recorder.place.zoom})
-        window.run_js(f"window.ftlWindowOptions = {options};\n{script}")
+    def add_script() -> None:
+        values = json.dumps({"words": dict(words), "zoom": recorder.place.zoom})
+        window.run_js(f"window.ftlWindowOptions = {values};\n{script}")
 
     def settle() -> bool | None:
         return _settle(window, recorder)
 
     def before_show() -> None:
         if webview.renderer == "gtkwebkit2":
-            gtk.mend(window.native, told["origin"], told["page"])
+            gtk.harden(window.native, options.origin, options.page)
 
     window.events.initialized += settle
     window.events.before_show += before_show
-    window.events.loaded += put_in
+    window.events.loaded += add_script
     recorder.watch(window)
-    threading.Thread(target=_obey, args=(window,), daemon=True).start()
-    menu = menu_of(window, words, Path(told["diagnostics"]))
-    webview.start(menu=menu, icon=told["icon"], localization=localization(words))
+    threading.Thread(target=_read_commands, args=(window,), daemon=True).start()
+    menu = menu_of(window, words, Path(options.diagnostics))
+    webview.start(menu=menu, icon=options.icon, localization=localization(words))
     recorder.save()
     return bool(window.events.shown.is_set())
 
 
 def _settle(window: Any, recorder: PlaceRecorder) -> bool | None:
-    """Before the window is made: put it where there is a screen. False where there is none."""
+    """Before the window is created, move it onto a screen. Returns False if there is no screen."""
     import webview
 
     try:
@@ -160,14 +192,14 @@ def _settle(window: Any, recorder: PlaceRecorder) -> bool | None:
     found = place.corrected(recorder.place, screens)
     origin = screens[0] if screens and webview.renderer == "gtkwebkit2" else Screen(0, 0, 0, 0)
     window.initial_width, window.initial_height = found.width, found.height
-    window.initial_x = None if found.x is None else found.x - origin.x  # GTK counts from the first screen's corner
+    window.initial_x = None if found.x is None else found.x - origin.x  # GTK's origin is the first screen's corner
     window.initial_y = None if found.y is None else found.y - origin.y
     recorder.place = found
     return None
 
 
-def _obey(window: Any) -> None:
-    """What the server's process says. When that ends without a word the window stays, and its page says that the app is gone."""
+def _read_commands(window: Any) -> None:
+    """Carry out the lines of standard input. If the server's process is killed the window stays, and its page says that the app ended."""
     import webview
 
     for line in sys.stdin:
@@ -181,20 +213,13 @@ def _obey(window: Any) -> None:
                 window.show()
 
 
-def _none(reason: str) -> int:
-    print(reason, file=sys.stderr, flush=True)  # noqa: T201 - the parent reads it
+def _no_window(reason: str) -> int:
+    print(reason, file=sys.stderr, flush=True)  # noqa: T201 - the server's process reads it
     return NO_WINDOW
 
 
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # threads of the library may wait for a loop that is gone, and would keep the process
-
-
 def menu_of(window: Any, words: Mapping[str, str], machine: Path) -> list[Any]:
-    """The menu, for webview.start(). `machine`: the file with what this machine has."""
+    """The menu, for webview.start(). What it does in the page is done by assets/ui/window.js. `machine`: see diagnostics()."""
     from webview.menu import Menu, MenuAction, MenuSeparator
 
     def drive(script: str) -> Callable[[], None]:
@@ -236,7 +261,7 @@ def menu_of(window: Any, words: Mapping[str, str], machine: Path) -> list[Any]:
 
 
 def diagnostics(machine: Path, window: Any = None) -> str:
-    """What helps whoever mends a defect: versions and what this machine has, without the user's name."""
+    """Versions and what this machine has, for a report of a defect, without the user's name. `machine` is the file machine.json."""
     try:
         facts = read_json_object(machine)
     except (OSError, ForeignTextError):
@@ -251,7 +276,7 @@ def diagnostics(machine: Path, window: Any = None) -> str:
 
 
 def localization(words: Mapping[str, str]) -> dict[str, str]:
-    """pywebview's own words, in the window's language."""
+    """pywebview's own texts, in the window's language."""
     return {
         "linux.openFile": words["open_file"],
         "linux.openFiles": words["open_files"],
@@ -266,8 +291,15 @@ def localization(words: Mapping[str, str]) -> dict[str, str]:
 
 
 def _drive(window: Any, script: str) -> None:
-    """Run a script in the page; there may be none yet, or none any more."""
+    """Run a script in the page, if there is one."""
     from webview.errors import JavascriptException, WebViewException
 
     with suppress(WebViewException, JavascriptException):
         window.evaluate_js(script + "; null")
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of the library may wait for an event loop that has ended, and would keep the process alive
