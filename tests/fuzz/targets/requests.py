@@ -73,7 +73,7 @@ class Prepared:
         self.written = sys.stderr = _Written()  # uvicorn's log goes there too
         home = Home(folder / "home")
         context = Context(home)
-        context.machine.look = lambda: None  # type: ignore[method-assign]
+        context.machine.refresh = lambda: None  # type: ignore[method-assign]
         self.server = serving.Server(home, context)
         context.quit = lambda: None
         threading.Thread(target=self.server.run, daemon=True).start()

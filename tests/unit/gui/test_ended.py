@@ -21,7 +21,7 @@ from working import mark_running, release
 
 @pytest.fixture(autouse=True)
 def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ended, "_AT_MOST_EVERY", -1.0)
+    monkeypatch.setattr(ended, "_MIN_SECONDS", -1.0)
 
 
 def new_run(home: Home, name: str) -> Run:
@@ -41,7 +41,7 @@ def new_job(home: Home, kind: str) -> Job:
 
 
 def told(endings: Endings, since: int = 0) -> list[tuple[str, str, str]]:
-    endings.look()
+    endings.update()
     return [(e.kind.key, e.name, "killed" if e.state.killed else e.state.status) for e in endings.since(since)]
 
 

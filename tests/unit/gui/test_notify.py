@@ -61,7 +61,7 @@ def test_the_program_gets_them_as_they_are(tmp_path: Path, monkeypatch: pytest.M
 
 def test_it_tells_what_ends_while_it_runs_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, str]] = []
-    monkeypatch.setattr(notify, "tell", lambda *words: told.append(words))
+    monkeypatch.setattr(notify, "notify", lambda *words: told.append(words))
     monkeypatch.setattr(notify, "SECONDS", 0.01)
     ended = [ended_run(1, "before", Status.FINISHED)]
     endings = SimpleNamespace(look=lambda: None, since=lambda number: [e for e in ended if e.number > number])

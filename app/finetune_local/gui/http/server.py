@@ -136,7 +136,7 @@ class Server:
         try:
             build = self.context.rebuild = lambda: self.front.install(*self._page())
             build()
-            self.context.machine.look()
+            self.context.machine.refresh()
         except BaseException:  # noqa: BLE001 - whatever it is, the splash must show it
             self.front.problem = traceback.format_exc()
         self._ready.set()

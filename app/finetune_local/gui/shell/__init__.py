@@ -1,1 +1,1 @@
-"""The frame around all pages: navigation, what a window remembers, notices, what every page is given."""
+"""What all pages share: the context, the frame around them, the state of each window, the registry of pages."""

@@ -1,7 +1,7 @@
-"""What every page shares: the home, the strings, the worker processes, and one way to wire an event.
+"""What every page shares: the home, the strings, the worker processes, and `on()`, which connects an event with a handler.
 
-That way is `on()`. A handler is called with the window it came from. An error of the app is shown as a sentence in the notice at the
-top of the page, with a button where something can be done; any other exception is shown as a defect, with its traceback.
+A handler is called with the window that the event came from. An error of the app appears as a sentence in the notice at the top of the
+page, with a button to the page where it can be solved. Any other exception appears as a defect, with its traceback.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHAT, LOOKUPS = "finetune_local.chat.worker", "finetune_local.gui.lookups.worker
 
 
 class Context:
-    """The context of one server. Created before Gradio is imported."""
+    """The context of one server. It is created before Gradio is imported."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
@@ -45,16 +45,16 @@ class Context:
         self.browser_locale = ""
         self.rebuild: Callable[[], None] = lambda: None
         self.chat_rpc = RpcClient(CHAT, (str(home.root),), home.window / "chat.log")
-        """Keeps a model in memory and answers."""
+        """The process that loads a model and answers."""
         self.chat = ChatClient(self.chat_rpc)
-        """Answers in progress. They continue when the page that asked is closed."""
+        """Answers in progress. They continue when the page that requested them is closed."""
         self.lookups = RpcClient(LOOKUPS, (str(home.root),), home.window / "lookups.log")
-        """Keeps tokenizers in memory, for previews of data."""
+        """The process that previews data; it keeps tokenizers in memory."""
         self.machine = MachineFacts(home, RpcClient(LOOKUPS, (str(home.root),), home.window / "machine.log"))
         self.endings = Endings(home)
         self.quit: Callable[[], None] = lambda: None
         self.solution: Callable[[Strings, FinetuneError], Html | None] = lambda _t, _error: None
-        """A button to the page where an error can be solved. The pages need this class, so the frame that has them sets it."""
+        """A button to the page where an error can be solved. The modules of pages need this class, so main.py sets it."""
         self.speak()
         self.nav: Any = None
         self.notice: Any = None
@@ -66,12 +66,12 @@ class Context:
     # ── words ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def speak(self) -> None:
-        """Apply the preferred language and the browser's locale."""
+        """Update `t` and `f` to the preferred language and the browser's locale."""
         self.t = Strings(chosen_language(self.preferences.language))
         self.f = Formats(self.browser_locale or ("zh-CN" if self.t.language == "zh" else "en"), self.t)
 
     def prefer(self, **changed: Any) -> None:
-        """Change preferences; a change of language rebuilds the page. Raises SpecError, DiskFull."""
+        """Save preferences. A change of language rebuilds the page. Raises SpecError, DiskFull."""
         before = self.t.language
         self.preferences = preferences.save(**changed)
         self.speak()
@@ -79,7 +79,7 @@ class Context:
             self.rebuild()
 
     def watch(self, folder: Path) -> Watch:
-        """A run's events, shared by all windows so that they are read once."""
+        """The events of a run. All windows share it, so that they are read once."""
         if folder not in self._watched:
             self._watched[folder] = Watch(Run(folder))
         return self._watched[folder]
@@ -87,7 +87,7 @@ class Context:
     # ── wiring ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self) -> None:
-        """Drop the wiring before the page is rebuilt."""
+        """Forget all handlers, before the page is rebuilt."""
         self._ticks, self._shows, self._offers = [], {}, {}
 
     def on(
@@ -102,11 +102,11 @@ class Context:
         drop: bool = False,
         cancels: Any = None,
     ) -> Any:
-        """Call `fn(window, *inputs)` on an event; a generator function updates its outputs as it goes.
+        """Call `fn(window, *inputs)` on an event. A generator function may update its outputs several times.
 
-        A parameter of `fn` called `event` gets Gradio's EventData. `fn` returns one value per output, a dict of some of them, or
-        None for no change. Of events that arrive while it runs, `latest` keeps the last one only (typing) and `drop` none (ticks,
-        which would pile up on a busy machine).
+        A parameter of `fn` called `event` receives Gradio's EventData. `fn` returns one value per output, a dict with some of them, or
+        None for no change. Of the events that arrive while it runs, `latest` keeps the last (for typing), and `drop` keeps none (for
+        ticks, which would pile up on a busy machine).
         """
         targets = _listed(outputs)
         return trigger(
@@ -130,27 +130,27 @@ class Context:
         self._ticks.append((page, fn, _listed(outputs)))
 
     def on_notice(self, do: str, fn: Handler, outputs: Any) -> None:
-        """Call `fn(window, value)` when a button of the notice with this data-do is pressed, and close the notice."""
+        """Call `fn(window, value)` when the notice's button with this data-do is pressed, which also closes the notice."""
         self._offers[do] = (fn, _listed(outputs))
 
     def offers(self) -> tuple[Handler, list[Any]]:
-        """All buttons of the notice, as one handler."""
+        """One handler for all buttons of the notice, and its outputs."""
         wired = dict(self._offers)
 
         def press(window: Window, event: Any) -> dict[Any, Any]:
             do, value, _ = pressed(event)
-            gone = {self.notice: ""}
+            closed = {self.notice: ""}
             if do == "go":
-                return {**gone, self.nav: self.go(window, value)}
+                return {**closed, self.nav: self.go(window, value)}
             if do in wired:
                 fn, outputs = wired[do]
-                return {**gone, **_named(fn(window, value), outputs)}
-            return gone
+                return {**closed, **_named(fn(window, value), outputs)}
+            return closed
 
         return press, _union([[self.nav], *(outputs for _, outputs in wired.values())])
 
     def shows(self, page: str) -> tuple[Handler, list[Any]]:
-        """Everything that happens when a page comes into view, as one handler."""
+        """One handler for all that on_show() connected with a page, and its outputs."""
         wired = self._shows.get(page, [])
 
         def show(window: Window) -> dict[Any, Any]:
@@ -160,7 +160,7 @@ class Context:
         return show, _union([outputs for _, outputs in wired])
 
     def ticks(self) -> tuple[Handler, list[Any]]:
-        """Everything that happens each second, as one handler."""
+        """One handler for all that on_tick() connected, and its outputs."""
         wired = self._ticks
 
         def tick(window: Window) -> dict[Any, Any]:
@@ -170,64 +170,64 @@ class Context:
         return tick, _union([outputs for _, _, outputs in wired])
 
     def guarded(self, fn: Handler, outputs: Sequence[Any]) -> Handler:
-        """A handler for Gradio: the window comes first, the notice last, and errors become sentences. See on()."""
+        """`fn` as a handler for Gradio, which fills in the window and shows errors in the notice. See on()."""
         import gradio as gr
 
         wants_event = "event" in inspect.signature(fn).parameters
-        unchanged = {self.notice: gr.skip()}  # Gradio takes an empty dict as a value
+        unchanged = {self.notice: gr.skip()}  # an empty dict would be taken for a value
 
-        def call(request: Any, event: Any, given: tuple[Any, ...]) -> Any:
-            return fn(self.windows.of(request.session_hash), *given, **({"event": event} if wants_event else {}))
+        def call(request: Any, event: Any, inputs: tuple[Any, ...]) -> Any:
+            return fn(self.windows.of(request.session_hash), *inputs, **({"event": event} if wants_event else {}))
 
         def failed(error: Exception) -> dict[Any, Any]:
-            # A path that was typed may be too long, forbidden or gone: that is no defect.
+            # An OSError for a path that the user typed is no defect.
             known = error if isinstance(error, FinetuneError) else failure(error, self.home.root, "Make room on it.")
             if known is not None:
                 return {self.notice: self.problem(known)}
             traceback.print_exception(error)
             return {self.notice: defect(self.t, "".join(traceback.format_exception(error)))}
 
-        def whole(request: Any, event: Any, *given: Any) -> dict[Any, Any]:
+        def once(request: Any, event: Any, *inputs: Any) -> dict[Any, Any]:
             try:
-                return _named(call(request, event, given), outputs) or unchanged
-            except Exception as error:  # noqa: BLE001 - every way to fail is shown
+                return _named(call(request, event, inputs), outputs) or unchanged
+            except Exception as error:  # noqa: BLE001 - every error is shown
                 return failed(error)
 
-        def piecewise(request: Any, event: Any, *given: Any) -> Iterator[dict[Any, Any]]:
+        def piecewise(request: Any, event: Any, *inputs: Any) -> Iterator[dict[Any, Any]]:
             try:
-                for update in call(request, event, given):
+                for update in call(request, event, inputs):
                     yield _named(update, outputs) or unchanged
-            except Exception as error:  # noqa: BLE001 - every way to fail is shown
+            except Exception as error:  # noqa: BLE001 - every error is shown
                 yield failed(error)
 
-        made: Handler = piecewise if inspect.isgeneratorfunction(fn) else whole
-        made.__annotations__ = {"request": gr.Request, "event": gr.EventData}  # tells Gradio what to pass
-        return made
+        handler: Handler = piecewise if inspect.isgeneratorfunction(fn) else once
+        handler.__annotations__ = {"request": gr.Request, "event": gr.EventData}  # Gradio reads from these what to pass
+        return handler
 
     def problem(self, error: FinetuneError) -> Html:
-        """A notice of an error of the app, with a button to the page where it can be solved, if there is one."""
+        """The notice of an error, with a button to the page where it can be solved."""
         button = self.solution(self.t, error)
         return problem(self.t, error, *([button] if button else []))
 
     def go(self, window: Window, page: str) -> Any:
-        """An update for `nav` that shows another page."""
+        """An update for `nav` that opens a page."""
         import gradio as gr
 
         window.shared.page = page
         return gr.Tabs(selected=page)
 
     def close(self) -> None:
-        """End the processes that belong to the server; runs and jobs continue."""
+        """End the server's child processes. Runs and jobs continue."""
         self.windows.close()
         self.chat_rpc.close()
         self.lookups.close()
         self.machine.close()
 
 
-def chosen_language(wanted: preferences.Language) -> Language:
-    """The interface language: the preferred one, else Chinese on a Chinese system, else English."""
-    if wanted != "auto":
-        return wanted
+def chosen_language(preferred: preferences.Language) -> Language:
+    """The interface language. "auto" is Chinese on a Chinese system, else English."""
+    if preferred != "auto":
+        return preferred
     named = [os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG")]
     named.append(system_locale.getlocale()[0] or "")
     first = next((name for name in named if name and name not in ("C", "C.UTF-8", "POSIX")), "")
@@ -241,7 +241,7 @@ def _listed(outputs: Any) -> list[Any]:
 
 
 def _named(value: Any, outputs: Sequence[Any]) -> dict[Any, Any]:
-    """What a handler returned as {component: update}."""
+    """A handler's result as {component: update}."""
     if value is None:
         return {}
     if isinstance(value, dict) and all(hasattr(key, "_id") for key in value):

@@ -1,8 +1,7 @@
-"""What has just ended: runs and jobs that were running. Each window shows each of them once, on whatever page it is, and a
-notification of the desktop appears too (gui/window/notify.py).
+"""Detects runs and jobs that have ended. Each window shows each of them once (frame.py), and so does the desktop (gui/window/notify.py).
 
-Which are running is kept on disk, so that what ended while the app was closed is shown when it is opened again. What the user
-stopped is not shown: they know.
+The names of running work are stored on disk, so that work which ended while the app was closed is shown at the next start. Work that
+the user stopped is not shown.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from finetune_local.system.untrusted.text import read_json
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.workspace import work
 
-_AT_MOST_EVERY = 0.8
+_MIN_SECONDS = 0.8
 _KEPT = 50
 
 
 @dataclass(frozen=True)
 class Ended:
-    """One run or job that ended; numbers grow. `message` says why it failed, in English; see translate.sentence."""
+    """A run or job that ended. Numbers increase. `message` says why it failed, in English; see translate.sentence."""
 
     number: int
     folder: ProcessFolder
@@ -47,11 +46,11 @@ class Ended:
 
     @property
     def finished(self) -> bool:
-        """Whether it reached its end."""
+        """Whether it finished without an error."""
         return self.state.status is Status.FINISHED
 
     def title(self, t: Strings) -> str:
-        """What ended and how."""
+        """A title that says what ended and how."""
         words = [f"{key}_{how}" for key in (self.kind.key, "job") for how in self._how()]
         return t(f"ended.{next(word for word in words if t.get(f'ended.{word}'))}", name=self.name)
 
@@ -59,42 +58,42 @@ class Ended:
         return ["interrupted", Status.FAILED] if self.state.killed else [self.state.status]
 
     def text(self, t: Strings) -> str:
-        """What more there is to say."""
+        """The reason of a failure, or what the user can do; may be empty."""
         if self.message:
             return self.message
         return (t.get(f"ended.{self.kind.key}_resumable") or "") if self.state.killed else ""
 
 
 class Endings:
-    """What has ended since the server began, and before it while no app was there. Any thread may look."""
+    """Work that ended since the server started, or while the app was closed. Safe to use from any thread."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._file = home.window / "at_work.json"
         self._lock = threading.Lock()
-        self._looked = float("-inf")
+        self._updated = float("-inf")
         self._number = 0
         self._ended: list[Ended] = []
-        self._known = self._read()
-        self.look()
+        self._running = self._read()
+        self.update()
 
-    def look(self) -> None:
-        """See what ended; asked every second by every window, so it looks itself only so often."""
+    def update(self) -> None:
+        """Update the list. Every window calls this each second; the disk is read at most every 0.8 s."""
         with self._lock:
-            if time.monotonic() - self._looked < _AT_MOST_EVERY:
+            if time.monotonic() - self._updated < _MIN_SECONDS:
                 return
-            self._looked = time.monotonic()
+            self._updated = time.monotonic()
             now = {(found.folder.parent.name, found.name) for found in work.running(self._home)}
-            before, self._known = self._known, now
+            before, self._running = self._running, now
             for place, name in sorted(before - now):
                 self._end(place, name)
             del self._ended[:-_KEPT]
             if now != before:
-                with suppress(DiskFailed, OSError):  # costs a word after the next start, nothing else
+                with suppress(DiskFailed, OSError):  # at worst, a notice is missing after the next start
                     write_text(self._file, json.dumps(sorted(now), ensure_ascii=False))
 
     def since(self, number: int) -> list[Ended]:
-        """Those after a number, the oldest first."""
+        """Those with a higher number, the oldest first."""
         with self._lock:
             return [ended for ended in self._ended if ended.number > number]
 
@@ -106,7 +105,7 @@ class Endings:
             self._ended.append(ended)
 
     def _read(self) -> set[tuple[str, str]]:
-        """Pairs of the folder under the home, "runs" or "jobs", and a name; earlier versions wrote "run" and "job"."""
+        """The work that was running: pairs of a folder of the home ("runs" or "jobs"; "run" and "job" in earlier versions) and a name."""
         try:
             found = {(str(place), str(name)) for place, name in read_json(self._file)}
         except (OSError, ValueError, TypeError):
@@ -115,7 +114,7 @@ class Endings:
 
 
 def _ended(number: int, folder: ProcessFolder) -> Ended | None:
-    """How a run or a job ended; None for one that the user stopped or removed, or that is damaged: its page says so."""
+    """How a run or a job ended; None if the user stopped or removed it, or if it is damaged, which its page reports."""
     try:
         if isinstance(folder, Run):
             if not (folder.folder / "run.json").exists():  # removed

@@ -21,7 +21,7 @@ from finetune_local.workspace import work
 
 
 def build(context: Context) -> Any:
-    """The brand above the rail, and the foot below it, which is returned to be wired once the pages are there."""
+    """Add the brand above the rail and the foot below it. Returns the foot, for wire()."""
     t = context.t
     parts.view(
         join(
@@ -36,7 +36,7 @@ def build(context: Context) -> Any:
 
 
 def wire(context: Context, foot: Any) -> None:
-    """Show at the foot what is running, and go to its page when it is pressed."""
+    """Show running work at the foot; a press on it opens its page. Called once the pages are built."""
     import gradio as gr
 
     def tick(window: Window) -> Any:
@@ -52,7 +52,7 @@ def wire(context: Context, foot: Any) -> None:
 
 
 def running(context: Context) -> list[Html]:
-    """A line for every running run and job."""
+    """One line for each running run and job."""
     t, f = context.t, context.f
     start.reap()  # workers that this server started
     found = []
@@ -61,7 +61,7 @@ def running(context: Context) -> list[Html]:
             state = folder.state()
             text, done, left = t(f"jobs.{folder.kind.key}"), state.done, state.seconds_left
         else:
-            # The last step only: reading a long run's whole history would delay every page when the app is opened.
+            # Only the last step: reading the whole history of a long run would delay every page.
             step = next((line for line in folder.newest() if line.get("event") == Step.kind), {})
             text, done = folder.name, step["step"] / step["steps"] if step.get("steps") else None
             left = step.get("seconds_left")
@@ -72,22 +72,22 @@ def running(context: Context) -> list[Html]:
 
 
 def build_endings() -> Any:
-    """The place for the notices, above the pages."""
+    """Add the view above the pages that shows what ended."""
     return parts.view(id="ended")
 
 
 def wire_endings(context: Context, view: Any) -> None:
-    """Show what ends, one at a time, and do what its buttons say."""
+    """Show what ends, one notice at a time, and handle its buttons."""
     import gradio as gr
 
     shown_up_to: dict[str, int] = {}
     waiting: dict[str, list[Ended]] = {}
 
     def tick(window: Window) -> Any:
-        context.endings.look()
-        if not window.name:  # it has not said yet which it is
+        context.endings.update()
+        if not window.name:  # the page has not attached to its window yet
             return gr.skip()
-        # What ended before any window was open is shown by the first one; a later window starts with what is new.
+        # Work that ended before any window was open is shown by the first window only.
         since = shown_up_to.setdefault(window.name, max(shown_up_to.values(), default=0))
         for ended in context.endings.since(since):
             shown_up_to[window.name] = ended.number

@@ -1,4 +1,4 @@
-"""What this machine can do, for pages: found once by the lookup process, kept on disk, and refreshed in the background at each start."""
+"""Results of the lookup process (gui/lookups/worker.py) for pages: requested in a thread, and shown once they have arrived."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _DEVICE = frozenset(field.name for field in fields(Device))
 _NEEDED = _DEVICE - {"fast_bf16"}
 
 
-class _Kept(BaseModel):
-    """What pages read of machine.json; the rest is shown as it is."""
+class _Stored(BaseModel):
+    """The fields of machine.json that pages rely on."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -39,35 +39,35 @@ class _Kept(BaseModel):
 
 
 class MachineFacts:
-    """As `doctor --json` reports them. Empty until the first lookup has returned."""
+    """This machine, as `doctor --json` reports it. Stored on disk, and refreshed at each start; empty until the first lookup has returned."""
 
     def __init__(self, home: Home, client: RpcClient) -> None:
-        """`client` serves this alone and is closed after each look: a look imports every framework, and previews of data must not wait for
-        that."""
+        """`client` is not shared with other lookups: this one imports every framework, which previews of data must not wait for. Its process
+        is ended after each lookup."""
         self._file = home.window / "machine.json"
         self._client = client
         self.facts: Mapping[str, Any] = {}
         self.problem = ""
-        self.looking = False
-        # Everything is looked up again at each start, so a damaged file costs nothing.
+        self.refreshing = False
+        # A damaged file is ignored: the facts are refreshed at each start.
         with suppress(OSError, ForeignTextError, ValidationError):
-            kept = read_json_object(self._file)
-            self.facts = carried({**_Kept.model_validate(kept).model_dump(), SAID: kept.get(SAID)})
+            stored = read_json_object(self._file)
+            self.facts = carried({**_Stored.model_validate(stored).model_dump(), SAID: stored.get(SAID)})
 
-    def look(self) -> None:
-        """Ask the lookup process, in a thread."""
-        if not self.looking:
-            self.looking = True
-            threading.Thread(target=self._look, name="machine", daemon=True).start()
+    def refresh(self) -> None:
+        """Refresh the facts in a thread."""
+        if not self.refreshing:
+            self.refreshing = True
+            threading.Thread(target=self._refresh, name="machine", daemon=True).start()
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         try:
             self.facts, self.problem = self._client.call("machine"), ""
             write_text(self._file, json.dumps(carrying(self.facts), ensure_ascii=False))
         except (FinetuneError, RuntimeError, OSError) as error:
             self.problem = message_of(error)
         self._client.close()
-        self.looking = False
+        self.refreshing = False
 
     def close(self) -> None:
         """End a lookup in progress."""
@@ -75,22 +75,24 @@ class MachineFacts:
 
     @property
     def backend(self) -> str | None:
-        """The backend that would be used; None where there is none or it is not known yet."""
+        """The backend that a run would use; None if there is none, or it is not known yet."""
         name = self.facts.get("backend")
         return str(name) if name else None
 
     def devices(self, backend: str | None = None) -> list[Device]:
-        """The devices of a backend (of the one that would be used), best first."""
-        wanted = backend if backend not in (None, "auto") else self.backend
-        found = [device for device in self.facts.get("devices", ()) if device.get("backend") == wanted]
+        """The devices of a backend, by default the one that a run would use; the best first."""
+        name = backend if backend not in (None, "auto") else self.backend
+        found = [device for device in self.facts.get("devices", ()) if device.get("backend") == name]
         return [
             Device(**{k: v for k, v in device.items() if k in _DEVICE}) for device in found if set(device) >= _NEEDED
         ]
 
-    def device(self, backend: str | None = None, wanted: str | None = None) -> Device | None:
-        """The device that a run would use."""
+    def device(self, backend: str | None = None, requested: str | None = None) -> Device | None:
+        """The device that a run would use; `requested` is an id or a kind of device."""
         devices = self.devices(backend)
-        return next((d for d in devices if wanted in (d.id, d.kind)), devices[0] if devices and not wanted else None)
+        return next(
+            (d for d in devices if requested in (d.id, d.kind)), devices[0] if devices and not requested else None
+        )
 
 
 _KEPT = 32
@@ -98,7 +100,7 @@ _KEPT = 32
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known now: the newest value (None before the first), the error that came instead, and whether a request is under way."""
+    """The newest value (None before the first), the error of the last request, and whether a request is in progress."""
 
     value: Any = None
     problem: Exception | None = None
@@ -106,7 +108,7 @@ class Answer:
 
 
 class Answers:
-    """Answers to one kind of question. Any thread may ask."""
+    """Cached answers of one procedure. Safe to use from any thread."""
 
     def __init__(self, client: RpcClient, procedure: str) -> None:
         self._client, self._procedure = client, procedure
@@ -114,7 +116,7 @@ class Answers:
         self._lock = threading.Lock()
 
     def ask(self, *, again: bool = False, **values: Any) -> Answer:
-        """The known answer. It is requested where there is none, or with `again`; the old answer stays until the new one is there."""
+        """The cached answer. It is requested if there is none, or with `again`; the old value remains until the new one arrives."""
         key = tuple(sorted(values.items()))
         with self._lock:
             known = self._known.get(key)

@@ -1,4 +1,4 @@
-"""The page that the window shows: the rail, the pages, and the options of Gradio's server."""
+"""Builds the app in Gradio: the frame, the pages, and the options for Gradio's server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def create_app(context: Context) -> gr.Blocks:
         offered, outputs = context.offers()
         context.on(context.notice.click, offered, None, outputs)
         missed = _tick(context, which, tabs)
-        _draw_again(context, tabs, _attach(context, blocks, which, tabs).then, missed.change)
+        _redraw(context, tabs, _attach(context, blocks, which, tabs).then, missed.change)
     return blocks
 
 
@@ -63,37 +63,37 @@ def _wire_page(context: Context, key: str, tab: Any, which: Any) -> None:
     context.on(tab.select, shown, which, outputs, js=f"() => ftl.shows({json.dumps(key)})")
 
 
-def _moment(told: str | None) -> float:
-    """A time of the browser's clock in seconds; 0 where the page sent none."""
+def _moment(text: str | None) -> float:
+    """A time of the browser's clock in seconds; 0 if the page sent none."""
     try:
-        moment = float(told or 0)
+        moment = float(text or 0)
     except ValueError:
         return 0.0
     return moment if math.isfinite(moment) else 0.0
 
 
 def _tick(context: Context, which: Any, tabs: Mapping[str, Any]) -> Any:
-    """Wire the tick of each second. The component returned changes when the page in view must be drawn again: see Window.missed."""
+    """Connect the tick of each second. Returns a component that changes when the page in view must be drawn again: see Window.missed."""
     import gradio as gr
 
     missed = gr.Textbox(visible="hidden")
     tick, outputs = context.ticks()
 
-    def ticked(window: Window, told: str | None) -> Any:
-        page, _, since = (told or "").partition(" ")
-        lost = page in tabs and window.missed(page, _moment(since))
-        return {**tick(window), **({missed: str(time.monotonic())} if lost else {})}
+    def ticked(window: Window, report: str | None) -> Any:
+        page, _, since = (report or "").partition(" ")
+        missing = page in tabs and window.missed(page, _moment(since))
+        return {**tick(window), **({missed: str(time.monotonic())} if missing else {})}
 
     context.on(gr.Timer(1.0).tick, ticked, which, [*outputs, missed], js="() => ftl.page()", drop=True)
     return missed
 
 
 def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) -> Any:
-    """When a page has loaded, it reports its window and the browser's locale; the page that was last in view is shown again."""
+    """Connect the load of a page, which reports its window and the browser's locale. The page that was last in view is opened again."""
     import gradio as gr
 
-    def attach(request: gr.Request, told: str | None) -> Any:
-        name, _, locale = (told or "").partition(" ")
+    def attach(request: gr.Request, report: str | None) -> Any:
+        name, _, locale = (report or "").partition(" ")
         window = context.windows.attach(request.session_hash or "", name)
         if locale and locale != context.browser_locale:
             context.browser_locale = locale
@@ -107,22 +107,22 @@ def _attach(context: Context, blocks: Any, which: Any, tabs: Mapping[str, Any]) 
     )
 
 
-def _draw_again(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> None:
-    """On any of the triggers, draw the page in view again if it shows another window's state or nothing."""
+def _redraw(context: Context, tabs: Mapping[str, Any], *triggers: Any) -> None:
+    """On any of the triggers, draw the page in view again if it is empty or shows another window's state."""
     shows = {key: context.shows(key)[0] for key in tabs}
     every = {component._id: component for key in tabs for component in context.shows(key)[1]}
 
-    def draw_again(window: Window) -> Any:
+    def redraw(window: Window) -> Any:
         again, window.again = window.again, False
         show = shows.get(window.shared.page)
         return show(window) if again and show is not None else None
 
     for trigger in triggers:
-        context.on(trigger, draw_again, None, list(every.values()))
+        context.on(trigger, redraw, None, list(every.values()))
 
 
 def first_lines(context: Context) -> str:
-    """The first lines of the page's head; see with_head() in gui/http/server.py."""
+    """The first lines of the head of the page; see with_head() in gui/http/server.py."""
     from finetune_local.gui.shell.windows import FIRST
 
     t = context.t
@@ -140,7 +140,7 @@ def first_lines(context: Context) -> str:
 
 
 def mount_options() -> dict[str, object]:
-    """Options of gr.mount_gradio_app besides the address. Our style sheets come after Gradio's own."""
+    """Options of gr.mount_gradio_app besides the address. The app's style sheets come after Gradio's own."""
     styles = ["app.css", *sorted(f"pages/{file.name}" for file in (paths.assets() / "ui" / "pages").glob("*.css"))]
     head = "".join(f'<link rel="stylesheet" href="ftl/{name}">' for name in styles)
     return {

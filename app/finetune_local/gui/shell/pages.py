@@ -1,13 +1,13 @@
-"""The pages of the window: one folder each in pages/, found by itself, in the order of a first journey.
+"""The registry of pages, navigation between them, and the base model and run that several of them set up.
 
-A page is a module `pages/<key>/page.py` with
-    TITLE: str                                  key of its name in the rail
-    ORDER: int                                  its place there
-    build(context) -> None                      makes its components and wires them with context.on, on_show and on_tick
-and, where it has them,
-    SHOWS: tuple[str, ...]                      kinds of work that it shows: kinds of jobs, or RUN
-    SOLVES: tuple[type[FinetuneError], ...]     errors that the user can solve there
-    completed(context, window) -> bool          whether its step of a first journey is done; pages that have it are those steps
+A page is a folder in gui/pages/ with a module page.py, which defines
+    TITLE: str                                  key of its title in the rail
+    ORDER: int                                  its position there
+    build(context) -> None                      adds its components and connects them with context.on, on_show and on_tick
+and optionally
+    SHOWS: tuple[str, ...]                      the kinds of work that it shows: kinds of jobs, or RUN
+    SOLVES: tuple[type[FinetuneError], ...]     the errors that the user can solve there
+    completed(context, window) -> bool          whether its step of a first run is completed; pages with this function are the steps
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 
 RUN = job_run.KIND.key
-"""The kind of work that a run is."""
+"""The kind of a run, among the kinds of work."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a page's module declares."""
+    """The definitions of a page's module."""
 
     key: str
     title: str
@@ -60,7 +60,7 @@ class Page:
 
 @cache
 def pages() -> Mapping[str, Page]:
-    """Every page by its key, which is its folder's name, in order."""
+    """All pages by key, which is the name of their folder, in the order of the rail."""
     package = importlib.import_module("finetune_local.gui.pages")
     found = [_page(package.__name__, folder.name) for folder in pkgutil.iter_modules(package.__path__)]
     return {page.key: page for page in sorted(found, key=lambda page: page.order)}
@@ -73,7 +73,7 @@ def _page(package: str, key: str) -> Page:
 
 
 def page_showing(kind: str) -> str:
-    """The page that shows a kind of work; of one that no page shows, the first page."""
+    """The key of the page that shows a kind of work; the first page if none does."""
     return next((page.key for page in pages().values() if kind in page.shows), next(iter(pages())))
 
 
@@ -84,7 +84,7 @@ def solution(t: Strings, error: FinetuneError) -> Html | None:
 
 
 def go_to_work(context: Context, window: Window, kind: JobKind, name: str) -> Any:
-    """An update for `context.nav` that shows a run or a job on its page."""
+    """An update for `context.nav` that opens the page of a run or a job."""
     if kind.key == RUN:
         window.shared.run = name
     return context.go(window, page_showing(kind.key))
@@ -96,7 +96,7 @@ def shows_work(window: Window, kind: JobKind, name: str) -> bool:
 
 
 def chosen_model(context: Context, window: Window) -> str:
-    """The base model that the window trains: the chosen one, else the default, else the first that is installed."""
+    """The base model to train: the chosen one, else the default if it is installed or nothing is, else the first installed one."""
     if window.shared.model:
         return window.shared.model
     known = installed(context.home.models)
@@ -104,12 +104,12 @@ def chosen_model(context: Context, window: Window) -> str:
 
 
 def has_trained(home: Home) -> bool:
-    """Whether any run has made an adapter."""
+    """Whether any run has produced an adapter."""
     return any(run.adapter.exists() for run in runs.every(home))
 
 
 def set_up_like(window: Window, run: Run, changed: Mapping[str, Any] | None = None) -> None:
-    """Set up a run with the settings of another, some of them changed. Raises SpecError."""
+    """Set up a run with the settings of another one, overridden by `changed`. Raises SpecError."""
     found, facts = settings_of(run), facts_of_prepared(run.data)
     shared = window.shared
     shared.reset("run", "run_name")

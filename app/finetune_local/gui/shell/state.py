@@ -1,12 +1,12 @@
-"""What a window remembers, typed: each page declares it as one dataclass, kept on disk as plain JSON.
+"""The state of a window. Each page declares its part as a dataclass; Shared is the part that several pages use.
 
     @dataclass(eq=False)
     class DataState(State, prefix="data_"):
         row: int = 0
 
-`window.state(DataState).row = 3` is written to the window's draft a moment later, under the key "data_row". Values are validated when
-a draft is read: a value that does not fit its field (an older version's, or a damaged one) is the field's default.
-Values are immutable: assign a new one instead of changing one in place. No field is called "reset".
+`window.state(DataState).row = 3` is written to the window's draft, a JSON file, a moment later, under the key "data_row". A draft is
+validated when it is read: a value that does not fit its field, from an older version or a damaged file, is replaced by the default.
+Values must be immutable: assign a new value instead of changing one in place. No field may be called "reset".
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from finetune_local.spec.run import DataSettings
 from finetune_local.training.run_folder.forecast import DataFacts
 
 Keep = Callable[[str, Any], None]
-"""Called with a key and its JSON value; None: the field has its default, and nothing is kept."""
+"""Called with a key and its JSON value, or None for the default, which is not stored."""
 
 
 @dataclass(eq=False)
 class State:
-    """Base of what a page remembers. A field is kept under the page's prefix and its name, or under the `key` of kept()."""
+    """Base class. A field is stored under the prefix and its name, or under the `key` of kept()."""
 
     _prefix: ClassVar[str] = ""
 
@@ -35,7 +35,7 @@ class State:
 
     @classmethod
     def read(cls, draft: Mapping[str, Any], keep: Keep) -> Self:
-        """The state in a draft; from then on `keep` is called with every field that changes."""
+        """The state in a draft. From then on, `keep` is called with each field that changes."""
         state = cls()
         for one in fields(cls):
             if (value := draft.get(cls.key(one))) is not None:
@@ -73,7 +73,7 @@ class State:
 
 
 def kept(key: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
-    """A field that is kept under a key without the page's prefix."""
+    """A field that is stored under `key`, without the prefix."""
     return field(default=default, default_factory=factory, metadata={"key": key})
 
 
@@ -81,7 +81,7 @@ _known: dict[type, Mapping[str, TypeAdapter[Any]]] = {}
 
 
 def _adapters(kind: type[State]) -> Mapping[str, TypeAdapter[Any]]:
-    """What validates and writes each field; made once, as it takes a moment."""
+    """A pydantic adapter for each field. They are cached, as they are slow to create."""
     if kind not in _known:
         hints = get_type_hints(kind)
         _known[kind] = {one.name: TypeAdapter(hints[one.name]) for one in fields(kind)}
@@ -97,7 +97,7 @@ RunsView = Literal["list", "run", "compare"]
 
 @dataclass(eq=False)
 class Shared(State):
-    """One window's. Empty texts and None: nothing was chosen."""
+    """What the pages of a window share. Empty texts and None mean that nothing is chosen."""
 
     page: str = ""
     """The page in view."""
@@ -106,26 +106,26 @@ class Shared(State):
     data: DataSettings = field(default_factory=DataSettings)
     """The data to train on; without files nothing is chosen."""
     data_facts: DataFacts | None = None
-    """What is known of this data."""
+    """Facts about this data: number of rows, lengths."""
 
     method: str = ""
     goal: str = ""
     form: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the run being set up, by dotted path, as they were typed."""
+    """Settings of the run being set up, by dotted path, as typed."""
     run_name: str = ""
     made_from: str = ""
-    """The run whose settings were taken over."""
+    """The run whose settings were copied."""
     setting_up: bool = False
-    """Whether a run is being set up though another is training."""
+    """Whether a run is being set up while another one trains."""
     run: str = ""
-    """The run that is watched on the Train page."""
+    """The run that the Train page shows."""
 
     adapter: str | None = None
-    """The adapter to evaluate or export; "" is the base model alone."""
+    """The adapter to evaluate or export; "" is the base model without one."""
     adapters: tuple[str, ...] = ()
     """The adapters that answer in the chat."""
     evaluation: str = ""
-    """The evaluation that is shown."""
+    """The evaluation in view."""
     runs_view: RunsView = "list"
     opened_run: str = kept("runs_shown", "")
     """The run that is open on the Runs page."""
@@ -133,7 +133,7 @@ class Shared(State):
     """The adapter that is open on the Adapters page."""
 
     def rename(self, old: str, new: str) -> None:
-        """A run or an adapter has another name: wherever it is chosen, it stays chosen."""
+        """Replace the name of a run or an adapter wherever it is chosen."""
         self.run = new if self.run == old else self.run
         self.adapter = new if self.adapter == old else self.adapter
         self.opened_run = new if self.opened_run == old else self.opened_run

@@ -1,4 +1,4 @@
-"""The look: Gradio's base theme with the app's colours and the system's fonts. The rest is in assets/ui/app.css."""
+"""The theme: Gradio's base theme with the app's colours and the system's fonts. assets/ui/app.css has all other styles."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ _COLOURS = {
     "button_secondary_border_color": "line",
     "button_secondary_text_color": "ink",
 }
-"""Gradio's variables by the colour they take, in light and dark."""
+"""The colour of each variable of Gradio's theme, for light and dark."""
 
 _FIXED = {
     "block_shadow": "none",
     "block_label_background_fill": "transparent",
     "block_label_background_fill_dark": "transparent",
     "block_title_text_weight": "550",
-    # A field has its own border; there is no box around label and field.
+    # A field has its own border, so there is no box around label and field.
     "block_border_width": "0px",
     "block_padding": "0px",
     "block_background_fill": "transparent",
@@ -93,11 +93,11 @@ _FIXED = {
     "slider_color": LIGHT["accent"],
     "slider_color_dark": DARK["accent"],
 }
-"""Gradio's variables with their own values."""
+"""Other variables of Gradio's theme."""
 
 
 def theme() -> Any:
-    """A gr.themes.Base; no font is fetched from anywhere."""
+    """The theme, a gr.themes.Base. It fetches no fonts."""
     import gradio as gr
 
     base = gr.themes.Base(

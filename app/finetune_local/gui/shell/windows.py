@@ -1,5 +1,6 @@
-"""What each open window remembers, kept on disk: a reload, a crash or a restart of the app finds it again. A new window begins with
-what the last one remembered; two windows do not overwrite each other.
+"""The open windows and their state, which is stored on disk and survives a reload, a crash or a restart of the app.
+
+A new window starts with a copy of the last one's state. Two windows do not overwrite each other.
 """
 
 from __future__ import annotations
@@ -20,44 +21,44 @@ from finetune_local.system.untrusted.text import ForeignTextError, parse_json_ob
 
 LAST = "last"
 FIRST = "home"
-"""The page that is shown first."""
+"""The key of the page that a new window shows."""
 
 _OLD_SECONDS = 7 * 86400
 _DELAY = 0.4
-_MOST_EARLY = 50
+_MAX_EARLY = 50
 _SUM = "sha256"
 
 S = TypeVar("S", bound=State)
 
 
 class Window:
-    """The memory of one window: the states of its pages, and what was sent to the browser. `draft` is its JSON on disk."""
+    """One window: the state of its pages, and what was sent to the browser. `draft` is the JSON of the state."""
 
     def __init__(self, folder: Path | None, name: str, draft: dict[str, Any]) -> None:
-        """`folder` None: a window that has not attached yet; nothing of it is kept."""
+        """With `folder` None, the window has not attached yet and nothing is stored."""
         self._folder, self.name, self.draft = folder, name, draft
         self.shown: dict[str, Any] = {}
-        """What was sent last, by part of a page; what has not changed is not sent again."""
+        """What was sent last, by part of a page, so that unchanged parts are not sent again."""
         self.fields: dict[str, Any] = {}
-        """What the text fields of this page load hold, as far as is known. A field that is right is not sent: the user may be typing in it."""
+        """The content of the text fields, as far as known. A field with the right content is not sent, as the user may be typing in it."""
         self.since = 0.0
         """When the page came into view, by the browser's clock."""
         self.again = False
-        """Whether the page in view was drawn before the window attached and must be drawn again."""
-        self._unheard = ""
+        """Whether the page in view must be drawn again, as it was drawn before the window attached."""
+        self._unreported = ""
         self.drawing = threading.RLock()
-        """Hold it while views are drawn from this memory: of two events, the one that saw the newer state is answered last."""
+        """Acquire it while drawing views from this state, so that of two events the one that saw the newer state is sent last."""
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         self._states: dict[type[State], State] = {}
 
     @property
     def shared(self) -> Shared:
-        """What the pages hand to each other."""
+        """The state that the pages share."""
         return self.state(Shared)
 
     def state(self, kind: type[S]) -> S:
-        """What one page remembers. What is assigned to its fields is kept."""
+        """The state of one page. Values assigned to its fields are stored."""
         with self._lock:
             known = self._states.get(kind)
             if not isinstance(known, kind):
@@ -65,7 +66,7 @@ class Window:
             return known
 
     def _keep(self, key: str, value: Any) -> None:
-        """Keep a value; None removes it. Written to disk a moment later, so that typing does not write at every letter."""
+        """Store a value; None removes it. The file is written a moment later, so that typing does not write it at each letter."""
         if self.draft.get(key) == value:
             return
         with self._lock:
@@ -79,8 +80,8 @@ class Window:
                 self._timer.start()
 
     def show(self, page: str, since: float) -> bool:
-        """A page has come into view. Returns False where a later one has (on a busy machine the two may be reported in the wrong order),
-        and for the first page of a load (since 0) where another page is to be shown again."""
+        """Record that a page came into view. Returns False if a later page did (a busy machine may report them in the wrong order), or if
+        this is the first page of a load (`since` 0) and another page was in view before."""
         if since < self.since or (since == 0 and page != (self.shared.page or FIRST)):
             return False
         self.since = since
@@ -88,17 +89,17 @@ class Window:
         return True
 
     def missed(self, page: str, since: float) -> bool:
-        """Whether the browser has reported twice that it shows a page whose coming into view was not reported: then it is the page in
-        view and must be drawn. A single report may have crossed another one on its way."""
-        unheard = page if page != (self.shared.page or FIRST) and since > self.since else ""
-        missed = unheard != "" and unheard == self._unheard
-        self._unheard = "" if missed else unheard
+        """Whether a page is in view that show() was not called for, which must then be drawn. The browser has to report it twice, as a
+        single report may have been overtaken by another event."""
+        unreported = page if page != (self.shared.page or FIRST) and since > self.since else ""
+        missed = unreported != "" and unreported == self._unreported
+        self._unreported = "" if missed else unreported
         if missed:
             self.again = self.show(page, since)
         return missed
 
     def save(self) -> None:
-        """Write it now. On a full disk the newest changes are lost, nothing else."""
+        """Write the draft now. On a full disk only the newest changes are lost."""
         with self._lock:
             self._timer = None
             plain = parse_json_object(json.dumps(self.draft))
@@ -112,14 +113,14 @@ class Window:
             return
 
     def lacks(self, field: str, value: Any, empty: Any = "") -> bool:
-        """Whether a text field holds another value and must be sent; from now on it counts as sent."""
+        """Whether a text field has another content, which must be replaced. The value then counts as sent."""
         if self.fields.get(field, empty) == value:
             return False
         self.fields[field] = value
         return True
 
     def changed(self, part: str, value: Any) -> bool:
-        """Whether a part of a page differs from what was sent last; from now on it counts as sent."""
+        """Whether a part of a page differs from what was sent last. The value then counts as sent."""
         if self.shown.get(part) == value:
             return False
         self.shown[part] = value
@@ -127,7 +128,7 @@ class Window:
 
 
 class Windows:
-    """All windows of one server, by the session that Gradio gives to each page load."""
+    """All windows of a server. Gradio identifies each load of the page by a session."""
 
     def __init__(self, home: Home) -> None:
         self._folder = home.window / "drafts"
@@ -137,7 +138,7 @@ class Windows:
         self._forget_old()
 
     def attach(self, session: str, name: str) -> Window:
-        """Attach a page load to its window: the same as before a reload, or a new one."""
+        """Attach a load of the page to its window, by the window's name: an existing window after a reload, or a new one."""
         if not re.fullmatch(r"[a-z0-9]{6,40}", name):
             name = f"w{time.time_ns()}"
         window = self._by_name.get(name)
@@ -150,14 +151,14 @@ class Windows:
         self._by_session[session] = window
         early = self._early.pop(session, None)
         if early is not None and early.shared.page not in ("", FIRST):
-            # The user went there before the page attached: it was not drawn from this window's memory.
+            # The user opened this page before it attached, so it was not drawn from this window's state.
             window.again = window.show(early.shared.page, early.since)
         return window
 
     def of(self, session: str | None) -> Window:
-        """The window of a session; before it attaches, one of which nothing is written."""
+        """The window of a session. Before it attaches, a temporary one that is not stored."""
         if not session or (known := self._by_session.get(session)) is None:
-            while len(self._early) > _MOST_EARLY:  # those that never attached
+            while len(self._early) > _MAX_EARLY:  # sessions that never attached
                 self._early.pop(next(iter(self._early)), None)
             return self._early.setdefault(session, Window(None, "", {})) if session else Window(None, "", {})
         return known
@@ -185,5 +186,5 @@ def _read(file: Path) -> Any:
 
 
 def _sum(draft: dict[str, Any]) -> str:
-    """A checksum that tells an intact draft from a damaged one. Older versions wrote none."""
+    """The checksum of a draft. Drafts of older versions have none."""
     return hashlib.sha256(json.dumps(draft, sort_keys=True).encode("ascii")).hexdigest()

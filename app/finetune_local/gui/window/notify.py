@@ -99,7 +99,7 @@ class Notifier:
     def start(self) -> None:
         """Start watching. Work that ended earlier is shown in the page only."""
         endings = self._context.endings
-        endings.look()
+        endings.update()
         before = max((ended.number for ended in endings.since(0)), default=0)
         threading.Thread(target=self._watch, args=(before,), name="notify", daemon=True).start()
 
@@ -110,7 +110,7 @@ class Notifier:
     def _watch(self, last: int) -> None:
         context = self._context
         while not self._ending.wait(SECONDS):
-            context.endings.look()
+            context.endings.update()
             for ended in context.endings.since(last):
                 last = ended.number
                 if context.preferences.notify:

@@ -32,7 +32,7 @@ def build(context: Context) -> None:
     def press(window: Window, event: Any) -> Any:
         do, value, _ = parts.pressed(event)
         if do == "refresh":
-            context.machine.look()
+            context.machine.refresh()
             return _page(context, window), gr.skip()
         if do == "run":
             window.shared.run = value
@@ -107,7 +107,7 @@ def _recent(context: Context) -> Html:
 
 def _machine(context: Context) -> Html:
     t, f, machine = context.t, context.f, context.machine
-    again = parts.button(t("home.refresh"), "refresh", kind="quiet small", disabled=machine.looking)
+    again = parts.button(t("home.refresh"), "refresh", kind="quiet small", disabled=machine.refreshing)
     if not machine.facts:
         text = sentence(t, machine.problem) if machine.problem else t("home.checking")
         return parts.card(h("p", text, class_="soft"), again if machine.problem else None, title=t("home.machine"))

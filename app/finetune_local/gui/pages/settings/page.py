@@ -154,7 +154,7 @@ class SettingsPage:
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, _, _ = parts.pressed(event)
         if do == "refresh":
-            self.context.machine.look()
+            self.context.machine.refresh()
         elif do == "quit":
             self.context.quit()
         return {self.machine: self._machine(window)}
@@ -193,13 +193,13 @@ class SettingsPage:
         )
         notes = [h("p", sentence(t, note), class_="hint") for note in found.get("notes", ())]
         return parts.card(
-            h("p", t("home.checking"), class_="soft") if machine.looking and not found else None,
+            h("p", t("home.checking"), class_="soft") if machine.refreshing and not found else None,
             h("p", sentence(t, machine.problem), class_="hint bad") if machine.problem else None,
             *notes,
             h(
                 "div",
                 h("button", t("settings_page.copy"), type="button", class_="button small", data_copy=text),
-                parts.button(t("home.refresh"), "refresh", kind="small", disabled=machine.looking),
+                parts.button(t("home.refresh"), "refresh", kind="small", disabled=machine.refreshing),
                 class_="row",
             ),
             h("details", h("summary", t("common.details")), h("pre", text, tabindex="0"), data_keep="diagnostics"),
