@@ -39,7 +39,7 @@ def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array],
     from safetensors.numpy import save_file
 
     config = {"base_model_name_or_path": base, **tuner_of(plan).config(plan)}
-    with disk_full(folder, msg("Make room on it.")):
+    with disk_full(folder, msg("Free some space on it.")):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -69,8 +69,8 @@ def read_adapter(folder: Path, *, summed: bool = False) -> tuple[AdapterPlan, di
         if not np.isfinite(tensors[name]).all():
             raise AdapterError(
                 msg(
-                    "{path}: {name} has values that are no numbers (NaN or infinity). Its training diverged, or the file "
-                    "is damaged: use an earlier checkpoint of its run.",
+                    "{path}: {name} contains NaN or infinite values. Its training diverged, or the file is damaged: use "
+                    "an earlier checkpoint of its run.",
                     path=folder / WEIGHTS,
                     name=name,
                 )
@@ -100,14 +100,12 @@ def again(folder: Path) -> Message:
     folder = folder.absolute()
     if folder.parent.name == "checkpoints":
         return msg(
-            "`finetune-local runs check {run}` tells which checkpoints of the run are intact.",
+            "`finetune-local runs check {run}` shows which checkpoints of the run are intact.",
             run=typed(folder.parents[1].name),
         )
     if folder.name == "adapter" and (folder.parent / "checkpoints").is_dir():
         name = typed(folder.parent.name)
-        return msg(
-            "`finetune-local runs check {run} --repair` makes it again from the run's last checkpoint.", run=name
-        )
+        return msg("`finetune-local runs check {run} --repair` rebuilds it from the run's last checkpoint.", run=name)
     return COPY_AGAIN
 
 
@@ -119,7 +117,7 @@ def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ..
         if not 1 <= len(shape) <= _MOST_DIMENSIONS:
             raise AdapterError(
                 msg(
-                    "{path}: {name} has {number} dimensions, which no adapter's tensor has.",
+                    "{path}: {name} has {number} dimensions, too many for an adapter's tensor.",
                     path=folder / WEIGHTS,
                     name=name,
                     number=len(shape),
@@ -168,7 +166,7 @@ def names_in(stored: Collection[str], file: Path, config: PeftConfig) -> dict[st
         if peft in found:
             raise AdapterError(
                 msg(
-                    "{file}: {one} and {other} are one tensor, given twice. Copy the adapter again.",
+                    "{file}: {one} and {other} are the same tensor, stored twice. Copy the adapter again.",
                     file=file,
                     one=found[peft],
                     other=name,
@@ -194,7 +192,7 @@ def use_plain_names(folder: Path) -> bool:
         return False
     text = json.dumps({"__metadata__": about, **{name: header[stored] for name, stored in names.items()}}).encode()
     text += b" " * (-len(text) % 8)
-    with written_aside(file, msg("Make room on it.")) as aside:
+    with written_aside(file, msg("Free some space on it.")) as aside:
         aside.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     return True
 
@@ -209,8 +207,8 @@ def _refuse_others(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: 
     ):
         raise AdapterError(
             msg(
-                "{path}: it holds whole weights ({name}, ...), not an adapter's: this is a model. Add it with "
-                "`finetune-local models add`, or give the adapter's own file.",
+                "{path}: it contains full model weights ({name}, ...), not an adapter. Add it with `finetune-local "
+                "models add`, or choose the adapter's own file.",
                 path=folder / WEIGHTS,
                 name=min(shapes),
             )
@@ -239,8 +237,8 @@ def read_peft(folder: Path) -> PeftConfig:
     if "peft_type" not in values and {"lora_parameters", "fine_tune_type"} & values.keys():
         raise AdapterError(
             msg(
-                "{folder}: this is an adapter of mlx-lm, whose factors are stored otherwise. Import it, which "
-                'converts it: finetune-local adapters import "{folder}"',
+                "{folder}: this is an mlx-lm adapter, which stores its factors differently. Import it to convert it: "
+                'finetune-local adapters import "{folder}"',
                 folder=folder,
             )
         )
@@ -255,8 +253,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         if (folder / "config.json").is_file():
             raise AdapterError(
                 msg(
-                    "{folder}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it "
-                    "with `finetune-local models add`.",
+                    "{folder}: this is a whole model (config.json), not an adapter. Use it with --model, or add it with "
+                    "`finetune-local models add`.",
                     folder=folder,
                 )
             ) from None
@@ -312,5 +310,5 @@ def _raw(path: Path, only: str | None = None) -> dict[str, tuple[bytes, str, tup
         ) from None
     except (MemoryError, OverflowError):
         raise AdapterError(
-            msg("{path}: it says that it holds more than memory does.", path=path) + " " + COPY_AGAIN
+            msg("{path}: its header declares more data than fits in memory.", path=path) + " " + COPY_AGAIN
         ) from None

@@ -302,7 +302,7 @@ def choose(wanted: str = "auto") -> tuple[Backend, Message]:
             )
         if reason := known[wanted].missing():
             raise SpecError(msg("--backend {name} cannot be used here: {reason}", name=wanted, reason=reason))
-        return known[wanted], msg("you asked for it")
+        return known[wanted], msg("as requested")
     usable = {name: backend for name, backend in known.items() if backend.missing() is None}
     if not usable:
         reasons = join_messages(
@@ -323,7 +323,7 @@ def automatic_quantisation(backend: Backend) -> tuple[Quantisation, Message]:
         if (gap.setting, gap.value) == ("model.quantisation", "affine"):
             return "nf4", gap.reason
     return "affine", msg(
-        "it is the faster kind on {backend}; --quantisation nf4 is the kind that every backend has",
+        "it is faster on {backend}; --quantisation nf4 works on every backend",
         backend=backend.name,
     )
 

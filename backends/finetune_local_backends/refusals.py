@@ -10,7 +10,7 @@ from finetune_local.system.messages import msg
 
 def taken(name: str) -> AdapterError:
     """An adapter is attached under a name that another one has."""
-    return AdapterError(msg("an adapter called '{name}' is in memory already. Detach it first.", name=name))
+    return AdapterError(msg("an adapter called '{name}' is already in memory. Detach it first.", name=name))
 
 
 def unknown(name: str, known: Iterable[str]) -> AdapterError:
@@ -30,8 +30,8 @@ def past_window(length: int, window: int) -> Unsupported:
     """MLX's class lacks the model's sliding window, and a text is longer than it."""
     return Unsupported(
         msg(
-            "a text of {tokens} tokens is longer than this model's sliding window of {window}, which MLX's class for it "
-            "does not have. Lower --max-length or use --backend torch.",
+            "a text of {tokens} tokens is longer than this model's sliding window of {window}, which MLX's class "
+            "for it does not implement. Lower --max-length or use --backend torch.",
             tokens=length,
             window=window,
         )

@@ -91,7 +91,7 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
         trained = {key: value for key, value in adapter.parameters.items() if multipliers.get(key, 1.0)}
         check_shifted(plan, training, windows(self._config, self._blocks))
         self._check_trainable(training, shifted=bool(group_of(training)))
-        with self._guard(msg("hold the optimizer's states")):
+        with self._guard(msg("store the optimizer's states")):
             optimizer = self._optimizer(trained, training, multipliers)
         tracker = tuner.tracker(plan, training.max_steps or 1)
         self._trainings.pop(name, None)
@@ -196,7 +196,7 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
         name = next(iter(self._active), "")
         if len(self._active) != 1 or VALUE_HEAD not in self._adapter(name).parameters:
             raise AdapterError(
-                msg("no adapter with a value head is active. Attach one that was trained as a reward model.")
+                msg("no adapter with a value head is active. Attach an adapter that was trained as a reward model.")
             )
         if not (batch.supervised if kind == "token values" else len(batch.ids)):
             return np.zeros(0, np.float32)

@@ -66,8 +66,8 @@ def _lost(error: BaseException) -> RunError:
     said = str(error) or type(error).__name__
     return RunError(
         msg(
-            "a step failed after a part of its weights had been written ({error}), so this process cannot go on. "
-            "Resume the run: it goes on from its last checkpoint, and loses the steps since.",
+            "a step failed after some of its weights had been written ({error}), so this process cannot "
+            "continue. Resume the run: it continues from its last checkpoint and loses only the steps since then.",
             error=said,
         )
     )

@@ -233,7 +233,7 @@ def test_the_penalty_pulls_towards_orthogonal_and_is_not_told(backend: Backend, 
         ({"init_rank": 33}, r"a rank above 32 adds nothing\. Lower --init-rank to 32"),
         ({"target_rank": 7}, "above --init-rank 6: ranks only fall"),
         ({"tinit": 0.5, "tfinal": 0.5}, "leave no steps in which ranks could be pruned"),
-        ({"targets": ("no_proj",)}, "no linear layer of this model has that name"),
+        ({"targets": ("no_proj",)}, "no linear layer with that name"),
     ],
 )
 def test_what_cannot_be_is_said(tiny: Path, settings: dict[str, Any], said: str) -> None:

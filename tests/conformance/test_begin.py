@@ -60,7 +60,7 @@ def test_a_mistake_that_only_the_worker_sees_is_told_and_leaves_no_run(
 
 
 def test_what_can_be_seen_at_once_is_told_at_once(backend: Backend, tiny: Path, data: Path, home: Home) -> None:
-    with pytest.raises(SpecError, match="there is no such file"):
+    with pytest.raises(SpecError, match="file not found"):
         follow.create_unchecked(spec_of(backend, tiny, data.with_name("none.jsonl")), home)
     assert runs.every(home) == []
 
@@ -89,7 +89,7 @@ def test_a_pause_is_gone_on_with_and_an_end_is_an_end(make_run: Any, home: Home)
     assert isinstance(seen[-1], StoppedByUser) and paused.status() == "paused"
     ended, seen = stopped(make_run, home, "ended", finish=True)
     last = seen[-1]
-    assert isinstance(last, Finished) and last.reason == "ended where you asked"
+    assert isinstance(last, Finished) and last.reason == "stopped as requested"
     assert ended.status() == "finished" and (ended.adapter / "adapter_model.safetensors").is_file()
     assert last.summary["steps"] >= 3
     assert not ended.stop_file.exists()

@@ -148,13 +148,13 @@ def test_what_cannot_work_is_refused_with_a_sentence(tiny: Path) -> None:
         plan_of(tiny, layers="7")
     tuner = tuners()["bottleneck"]
     state_space = BaseInfo({"backbone.layers.0.mixer.in_proj.weight": WeightInfo((8, 8), "F32")})
-    with pytest.raises(SpecError, match=r"attention and mlp.* The parts of its blocks: mixer"):
+    with pytest.raises(SpecError, match=r"attention and mlp.* The parts of its blocks are: mixer"):
         tuner.plan("adapter", BottleneckSettings(), state_space)
     only_attention = {
         "h.0.attn.qkv.weight": WeightInfo((24, 8), "F32"),
         "h.0.ln_1.weight": WeightInfo((8,), "F32"),
     }
-    with pytest.raises(SpecError, match=r"each block's mlp.*The parts of its blocks: attn, ln_1"):
+    with pytest.raises(SpecError, match=r"each block's mlp.*The parts of its blocks are: attn, ln_1"):
         tuner.plan("adapter", BottleneckSettings(adapter_width=4), BaseInfo(only_attention))
     fitting = BottleneckSettings(adapter_width=4, adapter_sublayers="attention")
     targets = tuner.plan("adapter", fitting, BaseInfo(only_attention)).targets
@@ -168,5 +168,5 @@ def test_an_adapter_of_another_width_of_model_is_refused(backend: Backend, tiny:
 
     plan = plan_of(tiny)
     plan = replace(plan, targets=tuple(replace(t, in_features=32, out_features=32) for t in plan.targets))
-    with pytest.raises(ModelError, match="made for a model 32 wide, but this one is 64"):
+    with pytest.raises(ModelError, match="trained on a model of width 32, but this one has width 64"):
         backend.load(tiny, "fp32").attach("a", plan, 1, moved(plan))

@@ -109,7 +109,7 @@ def test_another_base_takes_the_place_of_the_first(home: paths.Home, backend: Ba
     first = answered(worker, backend, asked(home), [None], None)
     other = answered(worker, backend, asked(home), [None], None, model="other")
     assert (first["opened"]["model"], other["opened"]["model"]) == ("tiny 小", "other")
-    with pytest.raises(AdapterError, match="made on 'tiny 小'"):
+    with pytest.raises(AdapterError, match="trained on 'tiny 小'"):
         answered(worker, backend, asked(home), ["formal"], "formal", model="other")
 
 

@@ -272,7 +272,7 @@ def test_another_cut_of_the_text_fails_verification(
     from gguf import GGUFWriter
 
     monkeypatch.setattr(GGUFWriter, "add_token_merges", without_merges)
-    with pytest.raises(VerificationFailed, match=r"token ids: llama.cpp: .* they part at token \d+"):
+    with pytest.raises(VerificationFailed, match=r"token ids: llama.cpp: .* they differ from token \d+"):
         export("gguf", ModelFolder.open(tiny), None, tmp_path / "m.gguf")
 
 

@@ -71,8 +71,8 @@ def test_added_tokens_that_llama_cpp_reads_alike_pass(tokens: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("lstrip", "takes the spaces beside it"),
-        ("rstrip", "takes the spaces beside it"),
+        ("lstrip", "absorbs the spaces beside it"),
+        ("rstrip", "absorbs the spaces beside it"),
         ("single_word", "whole words only"),
     ],
 )
@@ -90,7 +90,7 @@ def test_tokens_that_overlap_are_found_by_trying(tmp_path: Path) -> None:
     monkeys = [*rehearsal.CUTS, "x <ab>long y"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rehearsal, "CUTS", tuple(monkeys))
-        with pytest.raises(ModelError, match=r"llama\.cpp would read the text “x <ab>long y” as other tokens"):
+        with pytest.raises(ModelError, match=r"llama\.cpp would tokenize the text “x <ab>long y” differently"):
             rehearse(model, None, 410)
 
 
@@ -106,7 +106,7 @@ def test_a_sentencepiece_tokenizer_is_tried_before_the_model_is_written(tmp_path
 
     model = edited(base, swallowing)
     with pytest.raises(
-        ModelError, match=r"llama\.cpp would read the text “ leading and trailing  ” as other tokens: it makes"
+        ModelError, match=r"llama\.cpp would tokenize the text “ leading and trailing  ” differently: it splits"
     ):
         write_gguf(model, None, tmp_path / "m.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
@@ -133,7 +133,7 @@ def test_values_beyond_float16_are_refused_before_anything_is_written(
     adapter = made_adapter(tmp_path / "base", tmp_path / "a")
     monkeypatch.setattr(gguf, "written_aside", never)
     monkeypatch.setattr(merged, "written_aside", never)
-    told = r"model\.layers\.1\.mlp\.up_proj\.weight has a value of 7\d{4}(\.\d)?, and float16 ends at 65504"
+    told = r"model\.layers\.1\.mlp\.up_proj\.weight has a value of 7\d{4}(\.\d)?, and float16 only reaches 65504"
     with pytest.raises(ModelError, match=told):
         write_gguf(model, adapter, tmp_path / "m.gguf", quant)
     with pytest.raises(ModelError, match=told):

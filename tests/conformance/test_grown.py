@@ -183,5 +183,7 @@ def test_rows_that_were_not_saved_are_named(
 ) -> None:
     form = Form(config={"target_modules": ["q_proj", "embed_tokens"]})
     base, adapter, _ = made(form)
-    with pytest.raises(AdapterError, match="embedding has 386 rows, but of the head only the base's 384 are there"):
+    with pytest.raises(
+        AdapterError, match="embedding has 386 rows, but only the base's 384 rows of the head were saved"
+    ):
         export("merged", ModelFolder.open(base), adapter, tmp_path / "m", verification=False)

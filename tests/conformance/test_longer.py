@@ -80,9 +80,9 @@ def test_the_settings(tiny: Path, home: Home) -> None:
     longer = model(context=1000)
     assert longer.context_length == 1000 and longer.rope_factor == pytest.approx(1000 / 512)
     assert longer.identity() != model().identity()
-    with pytest.raises(SpecError, match="reads 512 tokens as it is"):
+    with pytest.raises(SpecError, match="already reads 512 tokens"):
         model(context=256)
-    with pytest.raises(SpecError, match="give one of them"):
+    with pytest.raises(SpecError, match="only one of them"):
         model(context=1024, rope_factor=2)
 
 

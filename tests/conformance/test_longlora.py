@@ -130,7 +130,7 @@ def test_a_copy_of_a_layer_in_the_blocks_is_refused(tmp_path: Path, tiny: Path) 
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
     save_file(tensors | {"base_model.model.model.layers.0.mlp.gate_proj.weight": np.zeros((128, 64), np.float32)},
               tmp_path / "adapter_model.safetensors")  # fmt: skip
-    with pytest.raises(AdapterError, match=r"whole copy of model\.layers\.0\.mlp\.gate_proj"):
+    with pytest.raises(AdapterError, match=r"full copy of model\.layers\.0\.mlp\.gate_proj"):
         read_adapter(tmp_path)
 
 

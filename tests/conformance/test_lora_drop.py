@@ -182,11 +182,11 @@ def test_a_run_chooses_once_and_goes_on_after_a_stop_as_unbroken(make_run: Calla
     events = list(make_ready(whole, home))
     assert events[-1].session.adapters() == ["training"]  # type: ignore[union-attr]
     told = [event for event in events if isinstance(event, Note)]
-    assert sum("keep a LoRA of their own" in note.text for note in told) == 1
+    assert sum("keep their own LoRA" in note.text for note in told) == 1
     kept = whole.spec.method.settings.kept  # type: ignore[attr-defined]  # in run.json, before the first step
     assert 0 < len(kept) < 14
     again = [event for event in make_ready(whole, home) if isinstance(event, Note)]
-    assert not any("keep a LoRA of their own" in note.text for note in again)
+    assert not any("keep their own LoRA" in note.text for note in again)
     curve = losses(train(whole, home))
     asked: list[int] = []
 
@@ -256,7 +256,7 @@ def _last(work: Generator[Event, None, dict[str, float]]) -> dict[str, float]:
 
 def test_layers_given_by_the_user_need_no_trial(make_run: Callable[..., runs.Run], home: Home) -> None:
     run = make_run("given", {"key": "lora-drop", "kept": [Q0]})
-    phases = [event for event in make_ready(run, home) if "trying out" in str(event)]
+    phases = [event for event in make_ready(run, home) if "calibrating: measuring" in str(event)]
     assert phases == []
     assert TUNER.calibration(ready_of(run, home).plan) is None
 
@@ -281,7 +281,7 @@ def test_matrices_of_one_kind_and_two_shapes_share_apart() -> None:
     ("given", "said"),
     [
         ({"kept": ("model.layers.0.self_attn.p_proj",)}, r"--keep-layer .*p_proj: no layer .* Did you mean"),
-        ({"kept": (Q0,), "targets": ("v_proj",)}, "no layer that is adapted has that name"),
+        ({"kept": (Q0,), "targets": ("v_proj",)}, "no adapted layer has that name"),
         ({"rank": 33}, "a rank above 32 adds nothing"),
         ({"keep_importance": 0.0}, "greater than 0"),
     ],

@@ -59,7 +59,7 @@ def test_it_computes_what_mlx_lm_computes(
     expected = made(tiny, tmp_path / "theirs", kind, keys)
     notes: list[str] = []
     entry = manage.bring_in(tmp_path / "theirs", home, "mine", notes.append)
-    assert notes == ["an adapter of mlx-lm: it is kept in PEFT's form, which computes the same."]
+    assert notes == ["an mlx-lm adapter: it was converted to the equivalent PEFT format."]
     assert not (entry.folder / MLX_WEIGHTS).exists()
     session = backend.load(tiny, "fp32")
     base = session.logits(IDS)
@@ -70,25 +70,25 @@ def test_it_computes_what_mlx_lm_computes(
 def test_given_as_it_is_it_is_called_what_it_is(tiny: Path, tmp_path: Path, backend: Backend) -> None:
     made(tiny, tmp_path / "theirs", "lora", ("self_attn.q_proj",))
     session = backend.load(tiny, "fp32")
-    with pytest.raises(AdapterError, match=r"an adapter of mlx-lm, .* adapters import"):
+    with pytest.raises(AdapterError, match=r"an mlx-lm adapter, .* adapters import"):
         attach(session, ModelFolder.open(tiny), Tokenizer.load(tiny), tmp_path / "theirs", "a")
 
 
 def test_one_on_the_embedding_is_refused(tiny: Path, home: Home, tmp_path: Path) -> None:
     """Where the head is the embedding, mlx-lm applies it there too, and PEFT does not."""
     made(tiny, tmp_path / "theirs", "lora", ("self_attn.q_proj", "model.embed_tokens"))
-    with pytest.raises(AdapterError, match="works on the head too"):
+    with pytest.raises(AdapterError, match="changes the head, because"):
         manage.bring_in(tmp_path / "theirs", home, "mine")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"fine_tune_type": "full"}, "of the kind 'full'"),
+        ({"fine_tune_type": "full"}, "of type 'full'"),
         ({"lora_parameters": {"rank": 4, "alpha": 8}}, "'lora_parameters.scale' cannot be used"),
         ({"lora_parameters": {"rank": 4, "scale": float("nan")}}, "finite"),
-        ({"lora_parameters": None}, "of the kind 'lora'"),
-        ({"fine_tune_type": "dora"}, "missing or too many"),
+        ({"lora_parameters": None}, "of type 'lora'"),
+        ({"fine_tune_type": "dora"}, "missing, or one too many"),
     ],
 )
 def test_others_are_refused(home: Home, tiny: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -105,5 +105,5 @@ def test_experts_are_refused(home: Home, tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "theirs" / MLX_WEIGHTS
     name = "model.layers.1.mlp.switch_mlp.up_proj"
     mx.save_safetensors(str(file), {f"{name}.lora_a": mx.zeros((2, 4, 8)), f"{name}.lora_b": mx.zeros((2, 8, 4))})
-    with pytest.raises(AdapterError, match="an adapter of experts"):
+    with pytest.raises(AdapterError, match="adapters of experts"):
         manage.bring_in(tmp_path / "theirs", home, "mine")

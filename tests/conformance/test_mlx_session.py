@@ -71,7 +71,7 @@ def edit(folder: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_file": "code.py"}, "code of its own"),
+        ({"model_file": "code.py"}, "its own code"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
         ({"num_hidden_layers": 3}, "says 3 blocks"),
     ],
@@ -144,7 +144,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, tiny: Path) -> Non
     ):
         with pytest.raises(AdapterError, match="does not fit"):
             session.attach("b", plan, 0, tensors)
-    with pytest.raises(AdapterError, match="in memory already"):
+    with pytest.raises(AdapterError, match="already in memory"):
         session.attach("a", plan, 0)
     other = tiny_model(tmp_path, layers=3)
     with pytest.raises(ModelError, match=r"no linear layer called model\.layers\.2"):

@@ -118,7 +118,7 @@ def test_one_that_is_stopped_leaves_the_others_going_on_and_goes_on_alone(
 @pytest.mark.parametrize(
     ("adapters", "words"),
     [
-        ([], "should be sections"),
+        ([], "must be sections"),
         ([{"method": "lora", "model": {"id": "x"}}], "outside the sections"),
         ([{"method": "lora"}, {"method": "full"}], "Train it alone"),
         ([{"name": "a", "method": "lora"}, {"name": "a", "method": "dora"}], "called 'a'"),

@@ -238,7 +238,7 @@ def test_what_is_senseless_is_refused(home: Home, tiny: Path, tmp_path: Path) ->
     from finetune_local_backends.mlx.base import load
 
     for precision in ("bf16", "8-bit", None):
-        with pytest.raises(SpecError, match=r"--quantisation nf4 .* not held in 4 bits\. Give --precision 4-bit"):
+        with pytest.raises(SpecError, match=r"--quantisation nf4 .* not loaded in 4 bits\. Add --precision 4-bit"):
             spec_for(tiny, tmp_path, MLX, precision=precision, quantisation="nf4")
     affine = spec_for(tiny, tmp_path, TORCH, quantisation="affine")
     with pytest.raises(Unsupported, match=r"affine .*bitsandbytes.* Use nf4"):

@@ -243,4 +243,4 @@ def test_fused_projections_take_their_sizes_from_the_config() -> None:
 
 def test_it_says_why_it_cannot_be_merged(tiny: Path) -> None:
     plan = plan_of(tiny)
-    assert "no weight of the base can hold them" in (tuner_of(plan).merge_refusal(plan) or "")
+    assert "cannot be merged into the base's weights" in (tuner_of(plan).merge_refusal(plan) or "")

@@ -125,7 +125,7 @@ def test_what_peft_saved_answers_the_same_here(projection: bool, tiny: Path, tmp
     ("change", "said"),
     [
         ({"num_attention_heads": 3}, "of 3 heads, 32 numbers"),
-        ({"num_layers": None}, "does not say what the prefix is made of"),
+        ({"num_layers": None}, "does not describe the prefix"),
         ({"num_transformer_submodules": 2}, "an encoder and a decoder"),
         ({"num_virtual_tokens": 7}, r"prompt_embeddings is \(6, 128\), but"),
     ],

@@ -208,7 +208,7 @@ def test_a_prompt_takes_its_positions_from_the_answer(backend: Backend, tiny: Pa
     context = ModelFolder.open(tiny).context_length
     long = [50] * (context - N - 3)
     assert len(greedy_batch(session, [long], 10, set(), context)[0]) == 3
-    with pytest.raises(SpecError, match=rf"context is {context}, of which this adapter takes {N}"):
+    with pytest.raises(SpecError, match=rf"context is {context}, of which this adapter uses {N}"):
         answer(session, tokenizer, [50] * (context - N), GREEDY, context)
 
 
@@ -300,16 +300,16 @@ def test_prompts_stand_before_other_bases_too(backend: Backend, tiny: Path, prec
     ("method", "settings", "said"),
     [
         ("prompt", {"prompt_length": 0}, "'prompt_length' is 0, but should be greater than or equal to 1"),
-        ("prompt", {"prompt_init": "text"}, "--prompt-init text needs the text: give --prompt-text"),
+        ("prompt", {"prompt_init": "text"}, "--prompt-init text needs a text: add --prompt-text"),
         (
             "prompt",
             {"prompt_init": "random", "prompt_text": "a"},
-            "--prompt-text is not used with --prompt-init random",
+            "--prompt-text cannot be combined with --prompt-init random",
         ),
-        ("prompt", {"prompt_encoder_width": 8}, "give --prompt-encoder mlp or lstm too"),
-        ("prompt-ensemble", {"prompt_text": "a"}, "begin as the same text stay equal"),
-        ("prompt-ensemble", {"prompt_encoder": "mlp"}, "does not go with --prompt-members"),
-        ("p-tuning", {"prompt_text": "a"}, "begins as that network does, at random"),
+        ("prompt", {"prompt_encoder_width": 8}, "add --prompt-encoder mlp or lstm"),
+        ("prompt-ensemble", {"prompt_text": "a"}, "start from the same text stay identical"),
+        ("prompt-ensemble", {"prompt_encoder": "mlp"}, "cannot be combined with --prompt-members"),
+        ("p-tuning", {"prompt_text": "a"}, "starts from random values"),
     ],
 )
 def test_what_makes_no_sense_is_refused(method: str, settings: dict[str, Any], said: str) -> None:
@@ -351,7 +351,7 @@ def test_a_prompt_of_another_width_is_refused(backend: Backend, tiny: Path) -> N
 
 def test_a_model_without_a_known_embedding_is_refused() -> None:
     base = BaseInfo({"model.layers.0.mlp.weight": WeightInfo((4, 4), "F32")})
-    with pytest.raises(SpecError, match=r"none of a known name \(embed_tokens.*Use --method lora"):
+    with pytest.raises(SpecError, match=r"none with a known name \(embed_tokens.*Use --method lora"):
         tuners()["prompt"].plan("prompt", PromptSettings(), base)
 
 

@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_and_its_result_answers(
     chat.use("whole")
     assert (chat.ask("say 1").result.ids, chat.ask("say 2").result.ids) == (first.ids, second.ids)
 
-    with pytest.raises(FinetuneError, match=r"a prompt is vectors before the text.*Keep the adapter beside the base"):
+    with pytest.raises(FinetuneError, match=r"a prompt consists of vectors before the text.*Use it as an adapter"):
         MergedWeights(ModelFolder.open(tiny), whole.adapter)
     assert plan.method == method["key"]
 

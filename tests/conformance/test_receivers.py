@@ -141,13 +141,13 @@ BROKEN: dict[str, tuple[Breaking, str, str]] = {
         "transformers",
         r"transformers does not stop at “<\|im_end\|>” \(id 2\)",
     ),
-    "more ends": (ends_too_early, "transformers", r"transformers stops at .*\(id 7\), where the app goes on"),
-    "more ends in mlx-lm": (ends_too_early, "mlx-lm", r"mlx-lm stops at .*\(id 7\), where the app goes on"),
+    "more ends": (ends_too_early, "transformers", r"transformers stops at .*\(id 7\), where the app continues"),
+    "more ends in mlx-lm": (ends_too_early, "mlx-lm", r"mlx-lm stops at .*\(id 7\), where the app continues"),
     "theta": (other_theta, "transformers", "greedy text: transformers|probabilities: transformers"),
     "theta as mlx-lm reads it": (other_old_theta, "mlx-lm", "greedy text: mlx-lm|probabilities: mlx-lm"),
     "template": (other_history, "transformers", "chat template: transformers: a chat with “an answer at the end”"),
     "template in mlx-lm": (thoughts_dropped, "mlx-lm", "chat template: mlx-lm: a chat with “thoughts in the text”"),
-    "cut": (other_cut, "transformers", r"token ids: transformers: the text “.*they part at token \d"),
+    "cut": (other_cut, "transformers", r"token ids: transformers: the text “.*they differ from token \d"),
 }
 
 
@@ -174,12 +174,12 @@ def test_a_receiver_that_is_left_out_or_not_there_is_never_passed(
 ) -> None:
     done = export("merged", ModelFolder.open(tiny), None, tmp_path / "a", skip=["mlx-lm"])
     assert done.verification.passed and done.verification.receivers[1].passed is None
-    assert done.verification.receivers[1].reason == "not checked: you left it out"
+    assert done.verification.receivers[1].reason == "not verified: skipped as requested"
     monkeypatch.undo()
     absent = [replace(receiver, needs=(f"no_{receiver.name}",)) for receiver in (TRANSFORMERS, MLX_LM)]
     checked = verify(receivers_of(absent), tmp_path / "a", F32, ModelFolder.open(tiny), None)
-    assert checked.passed is None and checked.reason == "not checked: no_transformers is not installed"
-    assert checked.receivers[1].reason == "not checked: no_mlx-lm is not installed"
+    assert checked.passed is None and checked.reason == "not verified: no_transformers is not installed"
+    assert checked.receivers[1].reason == "not verified: no_mlx-lm is not installed"
 
 
 @needs_torch
@@ -190,7 +190,7 @@ def test_what_mlx_lm_cannot_hold_is_told_and_the_folder_stands(tmp_path: Path) -
     done = export("merged", ModelFolder.open(base), None, tmp_path / "m")
     first, second = done.verification.receivers
     assert first.passed and second.passed is None
-    assert second.reason.startswith("not checked: mlx-lm's class for gemma2 has no head of its own")
+    assert second.reason.startswith("not verified: mlx-lm's class for gemma2 has no separate head")
 
 
 @needs_torch
@@ -205,7 +205,7 @@ def test_a_template_that_mlx_lm_asks_in_its_own_way_is_told(tmp_path: Path) -> N
     done = export("merged", ModelFolder.open(base), None, tmp_path / "m")
     first, second = done.verification.receivers
     assert done.verification.passed and first.passed and second.passed is False
-    assert "enable_thinking=False, which makes another prompt" in second.reason
+    assert "enable_thinking=False, so the prompt differs" in second.reason
 
 
 @needs_llama

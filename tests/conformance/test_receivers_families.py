@@ -117,8 +117,8 @@ def test_both_programs_compute_a_merged_folder_as_its_base(family: str, tmp_path
 def test_what_mlx_lm_does_not_hold_is_known_by_its_config() -> None:
     sliding, window = ["sliding_attention"] * 2, {"sliding_window": 64}
     assert "family 'glm'" in mlx_lm_limit({"model_type": "glm"})
-    assert "no head of its own" in mlx_lm_limit({"model_type": "gemma2", "tie_word_embeddings": False})
-    assert "wants a head" in mlx_lm_limit({"model_type": "glm4", "tie_word_embeddings": True})
+    assert "no separate head" in mlx_lm_limit({"model_type": "gemma2", "tie_word_embeddings": False})
+    assert "needs a separate head" in mlx_lm_limit({"model_type": "glm4", "tie_word_embeddings": True})
     assert "pattern of sliding" in mlx_lm_limit({"model_type": "cohere2", "layer_types": sliding, **window})
     assert "all have a sliding window" in mlx_lm_limit({"model_type": "olmo3", "layer_types": sliding, **window})
     assert mlx_lm_limit({"model_type": "llama", "tie_word_embeddings": True}) == ""

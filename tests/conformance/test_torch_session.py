@@ -309,7 +309,7 @@ def test_wrong_things_are_refused_with_a_sentence(tiny: Path, tmp_path: Path) ->
     other = plan_of(tiny_model(tmp_path / "deeper", layers=3))
     with pytest.raises(ModelError, match="no module"):
         ours.attach("b", other, 0)
-    with pytest.raises(AdapterError, match="in memory already"):
+    with pytest.raises(AdapterError, match="already in memory"):
         ours.attach("a", plan_of(tiny), 0)
     with pytest.raises(AdapterError, match="no adapter called"):
         ours.activate("b")

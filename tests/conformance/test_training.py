@@ -99,7 +99,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(make_run: Any, 
         def step(requests: Sequence[StepRequest]) -> list[StepResult]:
             if max(batch.ids.size for batch in requests[0].batches) > 48:
                 refused.append(len(requests[0].batches))
-                raise OutOfMemory("no room")
+                raise OutOfMemory("no space")
             return original(requests)
 
         ready.session.step_many = step  # type: ignore[method-assign]
@@ -121,7 +121,7 @@ def test_a_validation_that_does_not_fit_is_halved_too(make_run: Any, home: Home)
 
         def score(batch: Any) -> Any:
             if batch.ids.size > 48:
-                raise OutOfMemory("no room")
+                raise OutOfMemory("no space")
             return original(batch)
 
         ready.session.score = score  # type: ignore[method-assign]
@@ -142,7 +142,7 @@ def test_a_budget_that_no_batch_reaches_is_not_halved_in_vain(make_run: Any, hom
         def step(requests: Sequence[StepRequest]) -> list[StepResult]:
             tried.append([batch.ids.size for batch in requests[0].batches])
             if len(tried) <= 2:
-                raise OutOfMemory("no room")
+                raise OutOfMemory("no space")
             return original(requests)
 
         ready.session.step_many = step  # type: ignore[method-assign]
@@ -192,7 +192,7 @@ def test_a_run_that_never_beats_its_base_says_so(make_run: Any, home: Home) -> N
 def test_a_single_row_that_does_not_fit_says_what_helps(make_run: Any, home: Home) -> None:
     def none(ready: Ready) -> None:
         def step(_: Sequence[StepRequest]) -> list[StepResult]:
-            raise OutOfMemory("no room")
+            raise OutOfMemory("no space")
 
         ready.session.step_many = step  # type: ignore[method-assign]
 

@@ -96,7 +96,7 @@ def test_a_template_that_the_base_was_given_since_is_told_and_not_asked_with(
         tokenizer = prompt_setup(tiny, folder).tokenizer
         attach(backend.load(tiny, "fp32"), model, tokenizer, folder, "a", notes.append)
         assert tokenizer.prompt_ids(MESSAGES) == before != prompt_setup(tiny).tokenizer.prompt_ids(MESSAGES)
-        assert any("the chat template of" in note and "was changed since" in note for note in notes), notes
+        assert any("the chat template of" in note and "has changed since" in note for note in notes), notes
 
 
 def test_runs_of_earlier_versions_have_no_such_files_and_are_held_against_the_base_as_before(

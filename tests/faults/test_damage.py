@@ -135,7 +135,7 @@ def test_forty_damages_of_the_newest_checkpoint(half: Run, whole: Run, home: Hom
             assert_same(result(half), result(whole))
             assert losses(half.history()) == losses(whole.history()), (name, what)
             assert f"{NEWEST} cannot be used ({name}" in notes(half), (name, what)
-            assert "goes on from step-000003" in notes(half)
+            assert "continues from step-000003" in notes(half)
             assert (half.folder / "damaged" / NEWEST).is_dir()
             tried += 1
     assert tried == 40
@@ -193,7 +193,7 @@ def test_counters_that_cannot_be(half: Run, whole: Run, home: Home, damage: Call
     damage(half.checkpoints / NEWEST)
     finished(half, home)
     assert_same(result(half), result(whole))
-    assert said in notes(half) and "goes on from step-000003" in notes(half)
+    assert said in notes(half) and "continues from step-000003" in notes(half)
     assert "Copy the adapter" not in notes(half)
 
 
@@ -204,7 +204,7 @@ def test_what_only_looks_like_a_newer_checkpoint(half: Run, whole: Run, home: Ho
     finished(half, home)
     assert_same(result(half), result(whole))
     assert "step-000019 cannot be used (it is empty)" in notes(half)
-    assert "step-000999 cannot be used (it is no folder)" in notes(half)
+    assert "step-000999 cannot be used (it is not a folder)" in notes(half)
     assert sorted(os.listdir(half.folder / "damaged")) == ["step-000019", "step-000999"]  # noqa: PTH208
 
 
@@ -215,7 +215,7 @@ def test_where_none_is_intact_nothing_is_moved_and_the_way_out_is_told(half: Run
         train(half, home)
     said = str(refused.value)
     assert "step-000006: optimizer.safetensors is missing; step-000003: optimizer.safetensors is missing" in said
-    assert "put that back and resume" in said and "--config" in said and "half-again" in said
+    assert "restore it and resume" in said and "--config" in said and "half-again" in said
     assert len(checkpoint.every(half.checkpoints)) == 2 and not (half.folder / "damaged").exists()
 
 
@@ -223,7 +223,7 @@ def test_checkpoints_that_are_gone_are_missed(half: Run, whole: Run, home: Home)
     shutil.rmtree(half.checkpoints)
     finished(half, home)
     assert_same(result(half), result(whole))
-    assert "are gone, so it begins anew" in notes(half)
+    assert "are missing, so it starts over" in notes(half)
 
 
 def test_one_of_an_older_version_is_read_without_checksums(half: Run, whole: Run, home: Home) -> None:
@@ -243,7 +243,7 @@ def test_damaged_rows_are_made_again(half: Run, whole: Run, home: Home, name: st
     write(file, DAMAGES[what](file.read_bytes()))
     finished(half, home)
     assert_same(result(half), result(whole))
-    assert ("made again from its files, and is the same" in notes(half)) == ((name, what) != (SUMS, "removed"))
+    assert ("rebuilt from its files and is identical" in notes(half)) == ((name, what) != (SUMS, "removed"))
 
 
 @pytest.mark.parametrize("gone", [True, False])
@@ -253,7 +253,7 @@ def test_damaged_rows_that_cannot_be_made_again(half: Run, home: Home, tmp_path:
         (tmp_path / "rows.jsonl").unlink()
     else:
         (tmp_path / "rows.jsonl").write_text('{"prompt": "other", "completion": "rows"}\n' * 9, "utf-8")
-    with pytest.raises(DamagedRun, match=r"damaged \(train\.ids is not as it was written.*(made again|resume)"):
+    with pytest.raises(DamagedRun, match=r"damaged \(train\.ids has changed since it was written.*(rebuilt|resume)"):
         train(half, home)
     assert (half.data / "train.mask").exists() and len(checkpoint.every(half.checkpoints)) == 2
 
@@ -314,7 +314,7 @@ def test_a_run_does_not_go_on_upon_other_weights(half: Run, whole: Run, home: Ho
     content = weights.read_bytes()
     weights.write_bytes(DAMAGES["a bit in the middle"](content) or b"")
     before = sorted(half.checkpoints.rglob("*"))
-    with pytest.raises(DamagedRun, match=r"model\.safetensors is another.*Put back the model"):
+    with pytest.raises(DamagedRun, match=r"model\.safetensors differs.*Restore the original model"):
         train(half, home)
     assert sorted(half.checkpoints.rglob("*")) == before
     weights.write_bytes(content)
@@ -331,4 +331,4 @@ def test_a_run_that_does_not_know_its_base_goes_on(half: Run, whole: Run, home: 
         file.write_text(text, "utf-8")
     finished(half, home)
     assert_same(result(half), result(whole))
-    assert ("cannot be told" in notes(half)) == (text is not None)
+    assert ("is unknown whether" in notes(half)) == (text is not None)

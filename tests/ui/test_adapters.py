@@ -94,7 +94,7 @@ def test_adapters_are_found_noted_renamed_removed_and_taken_back(app: App, home:
     page.get_by_role("button", name="Rename").click()
     page.fill("input[name=name]", "friend")
     page.keyboard.press("Enter")
-    expect(page.locator("#notice .bad")).to_contain_text("there is an adapter 'friend' already")
+    expect(page.locator("#notice .bad")).to_contain_text("an adapter 'friend' already exists")
     page.fill("input[name=name]", "orders 2")
     page.keyboard.press("Enter")
     expect(page.locator("#adapters-main h1")).to_have_text("orders 2")

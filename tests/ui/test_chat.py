@@ -124,7 +124,7 @@ def test_answers_side_by_side_and_what_can_be_done_with_them(stocked: Home, star
     page.click(".who summary")
     stranger = page.locator(".who-list li.misfit")
     expect(stranger.locator("input")).to_be_disabled()
-    expect(stranger).to_contain_text("made on 'elsewhere'")
+    expect(stranger).to_contain_text("trained on 'elsewhere'")
     page.keyboard.press("Escape")
 
     page.click("#chat-said .try button >> nth=1")

@@ -144,7 +144,7 @@ def test_columns_speakers_and_personal_data_are_for_the_user_to_say(app: App, tm
     expect(page.locator("#data-found")).to_contain_text("Mark at least one")
     page.fill("#data-path-field", str(tmp_path / "none.jsonl"))
     page.press("#data-path-field", "Enter")
-    expect(page.locator("#notice")).to_contain_text("there is no such file")
+    expect(page.locator("#notice")).to_contain_text("file not found")
     preference = write(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "bad"}] * 3)
     add(page, preference)
     page.get_by_role("button", name="Use the chosen answers").click()

@@ -52,10 +52,10 @@ def test_each_window_tells_once_and_leads_there(app: App, begin: Begin) -> None:
     two = app.open()
     expect(two.locator("#foot .at-work")).to_have_count(1, timeout=PATIENCE)  # drawn by the tick that tells, too
     expect(two.locator("#ended .notice")).to_have_count(0)  # that was told in the window of its time
-    finish(failed, events.Failed(error="DiskFull", message="no room is left.", exit_code=1))
+    finish(failed, events.Failed(error="DiskFull", message="no space is left.", exit_code=1))
     for page in (one, two):
         expect(page.locator(TOLD)).to_have_text("Training “other” failed", timeout=PATIENCE)
-        expect(page.locator("#ended .notice p")).to_have_text("no room is left.")
+        expect(page.locator("#ended .notice p")).to_have_text("no space is left.")
     two.reload()
     expect(two.locator(TOLD)).to_have_text("Training “other” failed", timeout=PATIENCE)  # until it is closed
     one.click("#ended .close")

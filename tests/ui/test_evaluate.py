@@ -57,7 +57,7 @@ def test_a_file_that_is_not_there_is_a_sentence(stocked: Home, start_app: Callab
     page.fill("#evaluate-file-field", "/no such/文件.jsonl")
     page.locator("#evaluate-file-field").blur()
     page.click("#evaluate-setup [data-do=start]")
-    expect(page.locator("#notice")).to_contain_text("there is no such file")
+    expect(page.locator("#notice")).to_contain_text("file not found")
     assert not list(stocked.jobs.iterdir())
     page.set_input_files(
         "#evaluate-upload-row input[type=file]",

@@ -81,7 +81,7 @@ def test_a_gguf_is_checked_and_survives_the_server(stocked: Home, start_app: Cal
     expect(done).to_be_visible(timeout=LONG)
     if "export-ended" not in (done.get_attribute("class") or ""):
         done.locator("summary").click()
-    expect(done).to_contain_text("prompts are read as the same tokens")
+    expect(done).to_contain_text("prompts tokenize to the same ids")
     expect(done).to_contain_text("Answers may be worded differently")
     expect(done).to_contain_text("llama-cli -m")
     assert len(jobs.every(stocked, EXPORT)) == 1  # the second window's press found the first one's job
@@ -109,7 +109,7 @@ def test_what_cannot_be_merged_says_why_and_what_is_possible(stocked: Home, star
     page = start_app(stocked).open("export")
     page.select_option("#export-adapter", "前缀")
     form = page.locator("#export-form")
-    expect(form).to_contain_text("no weight of the base can hold them")
+    expect(form).to_contain_text("cannot be merged into the base's weights")
     expect(form).to_contain_text("Possible targets: Adapter alone.")
     expect(form.locator("[data-do=start]")).to_have_count(0)
     page.click("#export-form [data-do=target][data-value=adapter]")
@@ -123,8 +123,8 @@ def test_one_that_was_refused_and_one_that_was_killed(stocked: Home, start_app: 
     refused.with_name("refused.gguf.failed").write_bytes(b"GGUF")
     killed.with_name("killed.gguf.unchecked").write_bytes(b"half")
     message = (
-        "the export does not answer as base + adapter do. chat template: the export's is another than the base's. "
-        f"It was kept as {refused}.failed."
+        "the export's answers differ from those of base + adapter. chat template: the export's is another than the base's. "
+        f"It is kept in {refused}.failed."
     )
     failed = {"event": "failed", "error": "GateFailed", "message": message, "traceback": ""}
     ended_export(stocked, "20261126-000001-export", refused, [failed])
@@ -140,7 +140,7 @@ def test_one_that_was_refused_and_one_that_was_killed(stocked: Home, start_app: 
     expect(first).to_contain_text("refused.gguf.failed for inspection. Do not use them.")
     second = page.locator("[data-job='20261126-000002-export']")
     second.locator("summary").click()
-    expect(second).to_contain_text("ended without a word")
+    expect(second).to_contain_text("ended unexpectedly")
     second.locator("[data-do='job.forget']").click()
     expect(second).to_have_count(0)
     assert sorted(path.name for path in exports.iterdir()) == ["refused.gguf.failed"]

@@ -207,7 +207,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(start_app: Callable[..., 
     page = app.open()
     resource.prlimit(app.process.pid, resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))  # its workers inherit it
     begin(page, app)
-    expect(page.locator("#train-state .hint.bad")).to_contain_text("no room is left", timeout=2 * MINUTES)
+    expect(page.locator("#train-state .hint.bad")).to_contain_text("no space is left", timeout=2 * MINUTES)
     expect(page.locator("#train-state .hint.bad strong")).to_have_text("The disk is full")
     (run,) = runs.every(tiny_home)
     assert run.last_event().kind == "failed" and not any(run.checkpoints.glob("step-*"))  # type: ignore[union-attr]

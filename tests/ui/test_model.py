@@ -122,7 +122,7 @@ def test_failures_are_sentences_models_are_added_and_removed(
 
     page.fill("#model-path input, #model-path textarea", str(tmp_path / "gone"))
     page.click("#model-add")
-    expect(page.locator("#notice")).to_contain_text("there is no such folder")
+    expect(page.locator("#notice")).to_contain_text("folder not found")
     page.fill("#model-path input, #model-path textarea", str(drive))
     page.click("#model-add")
     added = page.locator("#model-here li", has=page.locator("h3", has_text=odd))

@@ -52,7 +52,7 @@ def trained(
     elif end == "stopped":
         events.append(StoppedByUser(step=steps, summary=summary))
     elif end == "failed":
-        events.append(Failed(error="OutOfMemory", message=f"no room for {HOSTILE}.", exit_code=1))
+        events.append(Failed(error="OutOfMemory", message=f"no space for {HOSTILE}.", exit_code=1))
     text = "".join(json.dumps(event.as_json(), ensure_ascii=False) + "\n" for event in events)
     run.events_file.write_text(text, "utf-8")
     return run
@@ -132,7 +132,7 @@ def test_rename_remove_undo_and_the_trash(app: App, home: Home) -> None:
     page.get_by_role("button", name="Rename").click()
     page.fill("#runs-main input[name=name]", "other")
     page.keyboard.press("Enter")
-    expect(page.locator("#notice .notice.bad")).to_contain_text("there is a run 'other' already")
+    expect(page.locator("#notice .notice.bad")).to_contain_text("a run 'other' already exists")
     expect(page.locator("#runs-main h1")).to_have_text("旧 name")
     page.fill("#runs-main input[name=name]", "新 name")
     page.keyboard.press("Enter")

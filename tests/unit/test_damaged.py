@@ -160,11 +160,11 @@ def test_a_file_of_settings(tmp_path: Path, broken: bytes, name: str) -> None:
 
 def test_a_text_that_no_path_can_be() -> None:
     for text in ("a\0b", "\ud800"):
-        with pytest.raises(SpecError, match="no name or path"):
+        with pytest.raises(SpecError, match="is not allowed in names or paths"):
             parse_spec({"data": {"files": [text]}}, "test")
 
 
 def test_the_home_of_nobody_is_a_sentence() -> None:
-    with pytest.raises(SpecError, match="no user of that name"):
+    with pytest.raises(SpecError, match="no user with that name"):
         home("~nosuchuser_here/x")
     assert located("~nosuchuser_here/x") == Path("~nosuchuser_here/x")

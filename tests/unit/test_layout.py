@@ -81,7 +81,7 @@ def test_at_the_head_only_what_is_computed_there(
         tensors |= {"base_model.vera_A": np.ones((2, 4), np.float32), "base_model.vera_B": np.ones((9, 2), np.float32)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / CONFIG).write_text(json.dumps({"peft_type": kind, "r": 2, "lora_alpha": 4, **fields}), "utf-8")
-    with pytest.raises(AdapterError, match=r"at lm_head, and this version .* inside the blocks only\. Merge"):
+    with pytest.raises(AdapterError, match=r"at lm_head, which this version .* only inside the blocks\. Merge"):
         read_adapter(tmp_path)
 
 

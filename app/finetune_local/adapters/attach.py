@@ -64,7 +64,7 @@ def attach(
     if lacking := check_rows(plan, model, prompt_setup(model.path, folder), folder):
         note(msg("{name}: {lacking}", name=folder.name, lacking=lacking))
     if told := companions(model.path, folder).sentences:
-        note(msg("{name}: it is asked with what it brings: {what}", name=folder.name, what=join_messages("; ", told)))
+        note(msg("{name}: used with what it comes with: {what}", name=folder.name, what=join_messages("; ", told)))
     count = session.attach(name, plan, seed=0, tensors=tensors)
     try:
         check_live(session, tokenizer, name, folder)
@@ -85,8 +85,8 @@ def check_live(session: Session, tokenizer: Tokenizer, name: str, folder: Path) 
     if not np.isfinite(tuned).all():
         raise AdapterError(
             msg(
-                "{folder}: with this adapter the model gives no numbers (NaN or infinity). Its training diverged, or "
-                "its file is damaged: use an earlier checkpoint of its run.",
+                "{folder}: with this adapter the model's output is NaN or infinite. Its training diverged, or its "
+                "file is damaged: use an earlier checkpoint of its run.",
                 folder=folder,
             )
         )
@@ -104,10 +104,11 @@ def _unproven(folder: Path) -> Message:
     """A note on the base of an adapter from another program: at most its name is known, which proves nothing."""
     if base := read_peft(folder).base_model_name_or_path:
         return msg(
-            "a plain PEFT adapter made on {name}; no checksum proves that this is the same, but its shapes fit.",
+            "a plain PEFT adapter trained on {name}; its shapes fit, but no checksum confirms that this is the "
+            "same base.",
             name=repr(base[:200]),
         )
-    return msg("a plain PEFT adapter, which does not say which base it was made on; its shapes fit.")
+    return msg("a plain PEFT adapter that does not name its base model; its shapes fit.")
 
 
 def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[str]:
@@ -125,9 +126,13 @@ def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[s
     except UserError:  # removed, or installed under another name
         base = None
     if base is None:
-        return [msg("tokenizer files of its own; its base is not here to compare them with")] if beside(folder) else []
+        return (
+            [msg("its own tokenizer files, which cannot be compared because its base is not installed")]
+            if beside(folder)
+            else []
+        )
     found, rows = list(companions(base.path, folder).sentences), rows_of(plan, base)
     own = base.vocabulary
     if rows.embedding not in (0, own):
-        found.append(msg("rows for {count} tokens, where the base has {other}", count=rows.embedding, other=own))
+        found.append(msg("rows for {count} tokens, but the base has {other}", count=rows.embedding, other=own))
     return found

@@ -185,17 +185,17 @@ def _sentences(found: Companions) -> Sequence[str]:
     if found.remarked:
         told.append(
             msg(
-                "{count} tokens that are special otherwise ({names})",
+                "{count} tokens with a different special flag ({names})",
                 count=len(found.remarked),
                 names=_listed(found.remarked),
             )
         )
     if found.words:
-        told.append(msg("its own way to cut text into tokens"))
+        told.append(msg("its own tokenization"))
     if found.ends:
         told.append(msg("ends answers with {names}", names=_listed(found.ends)))
     if found.settings:
-        told.append(msg("its own generation settings, which go into exports"))
+        told.append(msg("its own generation settings, which exports include"))
     return told
 
 

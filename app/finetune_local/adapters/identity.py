@@ -84,14 +84,14 @@ def write_identity(folder: Path, identity: Identity, run: str | None, extra: Map
         "app_version": __version__,
     }
     text = json.dumps({**values, **extra}, indent=2, ensure_ascii=False) + "\n"
-    with disk_full(folder / FILE, msg("What was saved before is intact. Make room on it and try again.")):
+    with disk_full(folder / FILE, msg("Everything saved earlier is intact. Free some space on it and try again.")):
         (folder / FILE).write_text(text, "utf-8")
 
 
 def read_identity(folder: Path) -> AdapterIdentity | None:
     """The identity of an adapter folder; None for a plain PEFT adapter. Raises AdapterError if the file is damaged."""
     path = folder / FILE
-    again = msg("Copy the adapter again, or delete this file to use it as plain PEFT.")
+    again = msg("Copy the adapter again, or delete this file to use it as a plain PEFT adapter.")
     try:
         values = read_json_object(path, _MOST_BYTES)
         told = _Told.model_validate({key: value for key, value in values.items() if value is not None})
@@ -101,7 +101,7 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise AdapterError(
             msg(
-                "{path}: cannot be read ('{name}' is missing, or not what it should be).",
+                "{path}: cannot be read ('{name}' is missing or invalid).",
                 path=path,
                 name=where,
             )
@@ -139,8 +139,8 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Coll
     if own.rope_factor != made_on.rope_factor:
         raise AdapterError(
             msg(
-                "this adapter was trained with the base's positions stretched by {factor}, and '{model}' is open "
-                "with {other}. An open model has one context: begin with this adapter alone.",
+                "this adapter was trained with positions stretched by {factor}, but '{model}' is loaded with "
+                "{other}. A loaded model has a single context length: start with this adapter alone.",
                 factor=f"{made_on.rope_factor:g}",
                 model=model.name,
                 other=f"{own.rope_factor:g}",
@@ -154,8 +154,8 @@ def check_same_base(identity: AdapterIdentity, model: ModelFolder, brought: Coll
     if different:
         raise AdapterError(
             msg(
-                "this adapter was made on '{base}', and '{model}' differs from that in {what}. Give --model the base "
-                "it was made on.",
+                "this adapter was trained on '{base}', and '{model}' differs from it in {what}. Name the base it was "
+                "trained on with --model.",
                 base=made_on.name,
                 model=model.name,
                 what=join_messages(" and ", different),
@@ -171,8 +171,8 @@ def prompt_change(identity: AdapterIdentity, model: ModelFolder, brought: Collec
     if TOKENIZER in brought or (only_template and TEMPLATE in brought):
         what = msg("chat template") if only_template else msg("tokenizer or chat template")
         return msg(
-            "the {what} of '{model}' was changed since this adapter was trained on it: the adapter is asked with "
-            "the one it was trained with.",
+            "the {what} of '{model}' has changed since this adapter was trained: the adapter is used with the "
+            "one from its training.",
             what=what,
             model=model.name,
         )
@@ -196,7 +196,7 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
             _refuse_other_names(module, model)
             raise AdapterError(
                 msg(
-                    "the adapter lands on {module}, which '{model}' does not have. It was made on another base.",
+                    "the adapter targets {module}, which '{model}' does not have. It was trained on another base.",
                     module=module,
                     model=model.name,
                 )
@@ -205,8 +205,8 @@ def check_shapes(plan: AdapterPlan, model: ModelFolder) -> None:
         if not tuner_of(plan).fits(target, found.shape):
             raise AdapterError(
                 msg(
-                    "the adapter expects {module} to be {shape}, but in '{model}' it is {other}. It was made on another "
-                    "base.",
+                    "the adapter expects {module} to be {shape}, but in '{model}' it is {other}. It was trained on "
+                    "another base.",
                     module=module,
                     shape=times(shape),
                     model=model.name,
@@ -223,9 +223,9 @@ def _refuse_other_names(module: str, model: ModelFolder) -> None:
     if other is not None:
         raise AdapterError(
             msg(
-                "the adapter's layers are called '{one}layers...', and those of '{base}' '{other}layers...': it was "
-                "made inside another class of model, such as one that reads images too. Give --model the folder that "
-                "it was made on.",
+                "the adapter's layers are named '{one}layers...', but those of '{base}' '{other}layers...': it was "
+                "trained in another class of model, such as one that also reads images. Name the folder it was "
+                "trained on with --model.",
                 one=begin,
                 base=model.name,
                 other=other.partition("layers.")[0],

@@ -66,15 +66,18 @@ def copy_folder(source: Path, target: Path, note: Note) -> None:
                 size = os.fstat(file.fileno()).st_size
                 if size > _MOST_BYTES.get(name, size):
                     raise ForeignTextError(
-                        msg("it is larger than {size} MB, which no such file is", size=f"{_MOST_BYTES[name] / 1e6:.0f}")
+                        msg(
+                            "it is larger than {size} MB, too large for such a file",
+                            size=f"{_MOST_BYTES[name] / 1e6:.0f}",
+                        )
                     )
                 _copy(file, target / name, size)
         except ForeignTextError as error:
             if name not in _OPTIONAL:
                 raise AdapterError(
-                    msg("{path}: {error}. Put the file itself there.", path=source / name, error=error)
+                    msg("{path}: {error}. Replace it with the file itself.", path=source / name, error=error)
                 ) from None
-            note(msg("{file} is left out: {why}.", file=name, why=error))
+            note(msg("{file} is skipped: {why}.", file=name, why=error))
         except _Writing as error:
             raise error.args[0] from None
         except OSError as error:
@@ -105,7 +108,7 @@ def copy_zip(source: Path, target: Path, note: Note) -> None:
             if member.is_absolute() or ".." in member.parts or ":" in "".join(member.parts[:1]):
                 raise AdapterError(
                     msg(
-                        "{source}: its member {name} points outside the archive. It is not safe to use.",
+                        "{source}: its entry {name} points outside the archive. It is not safe to use.",
                         source=source,
                         name=repr(str(member)),
                     )
@@ -117,7 +120,7 @@ def copy_zip(source: Path, target: Path, note: Note) -> None:
             how = msg("{count} adapters are", count=len(roots)) if roots else msg("no adapter is")
             raise AdapterError(
                 msg(
-                    "{source}: {how} in this zip ({config}). Give a zip of one adapter's folder.",
+                    "{source}: {how} in this zip ({config}). Choose a zip that contains one adapter's folder.",
                     source=source,
                     how=how,
                     config=CONFIG,
@@ -128,7 +131,7 @@ def copy_zip(source: Path, target: Path, note: Note) -> None:
             if member.parent == roots[0] and member.name in (*KEPT, *_TELLING):
                 if member.name in inside:
                     raise AdapterError(
-                        msg("{source}: {name} is in it twice. Pack it again.", source=source, name=member.name)
+                        msg("{source}: {name} is in it twice. Create the zip again.", source=source, name=member.name)
                     )
                 inside[member.name] = info
         refuse_others(set(inside), source)
@@ -137,13 +140,13 @@ def copy_zip(source: Path, target: Path, note: Note) -> None:
                 if name not in _OPTIONAL:
                     raise AdapterError(
                         msg(
-                            "{source}: its member {name} {why}. It is not safe to use.",
+                            "{source}: its entry {name} {why}. It is not safe to use.",
                             source=source,
                             name=name,
                             why=problem,
                         )
                     )
-                note(msg("{file} is left out: it {why}.", file=name, why=problem))
+                note(msg("{file} is skipped: it {why}.", file=name, why=problem))
             elif name in inside:
                 with archive.open(inside[name]) as packed:
                     _copy(packed, target / name, inside[name].file_size)
@@ -154,8 +157,8 @@ def refuse_others(names: set[str], source: Path) -> None:
     if CONFIG not in names and "config.json" in names:
         raise AdapterError(
             msg(
-                "{source}: a whole model lies here (config.json), not an adapter. Give it with --model, or add it "
-                "with `finetune-local models add`.",
+                "{source}: this is a whole model (config.json), not an adapter. Use it with --model, or add it with "
+                "`finetune-local models add`.",
                 source=source,
             )
         )
@@ -173,12 +176,14 @@ def _unfit(name: str, info: zipfile.ZipInfo) -> Message | None:
     """Why a zip entry is refused, as the end of a sentence; None if it is accepted."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if info.is_dir() or kind not in (0, stat.S_IFREG):
-        return msg("is a link or another thing that is no file")
+        return msg("is a link, or not a regular file")
     if info.file_size > _MOST_BYTES.get(name, info.file_size):
-        return msg("is larger than {most_bytes} MB, which no such file is", most_bytes=f"{_MOST_BYTES[name] / 1e6:.0f}")
+        return msg(
+            "is larger than {most_bytes} MB, too large for such a file", most_bytes=f"{_MOST_BYTES[name] / 1e6:.0f}"
+        )
     if info.file_size > _RATIO_FROM and info.file_size > _MOST_RATIO * max(1, info.compress_size):
         return msg(
-            "unpacks to {times} times its size, which trained numbers do not",
+            "unpacks to {times} times its size, which trained weights never do",
             times=info.file_size // max(1, info.compress_size),
         )
     return None
@@ -192,7 +197,10 @@ def _opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
             end = zipfile._EndRecData(file)  # type: ignore[attr-defined] # before every member gets an object
             if end is not None and end[zipfile._ECD_SIZE] > _MOST_DIRECTORY:  # type: ignore[attr-defined]
                 raise AdapterError(
-                    msg("{source}: too many files are in this zip. Give a zip of one adapter's folder.", source=source)
+                    msg(
+                        "{source}: too many files are in this zip. Choose a zip that contains one adapter's folder.",
+                        source=source,
+                    )
                 )
             with zipfile.ZipFile(file) as archive:
                 yield archive
@@ -205,7 +213,7 @@ def _opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
         said = " ".join(str(error).split()) or type(error).__name__
         raise AdapterError(
             msg(
-                "{source}: the zip cannot be read ({error}). Pack it again, without a password.",
+                "{source}: the zip cannot be read ({error}). Create the zip again, without a password.",
                 source=source,
                 error=said,
             )
@@ -227,7 +235,7 @@ def _copy(source: IO[bytes], target: Path, size: int) -> None:
         while chunk := source.read(min(_CHUNK, left + 1)):
             left -= len(chunk)
             if left < 0:
-                raise AdapterError(msg("{file} grew while it was copied. Try it again.", file=target.name))
+                raise AdapterError(msg("{file} grew while it was copied. Try again.", file=target.name))
             try:
                 file.write(chunk)
             except OSError as error:

@@ -192,8 +192,8 @@ def entry(name: str, home: Home) -> Entry:
         listed = f" Known: {', '.join(known)}." if known and not hint else ""
         raise AdapterError(
             msg(
-                "there is no adapter '{name}'.{hint}{listed} `finetune-local adapters list` shows them; a folder's "
-                "path can be given too.",
+                "there is no adapter '{name}'.{hint}{listed} List adapters with `finetune-local adapters list`, or "
+                "use a folder's path.",
                 name=name,
                 hint=hint,
                 listed=listed,
@@ -210,10 +210,10 @@ def find(name_or_path: str | Path, home: Home) -> Path:
             if (folder / CONFIG).is_file():
                 return folder.resolve()
     if set(str(name_or_path)) & set("/\\"):
-        what = msg("there is no {config} in it", config=CONFIG) if path.is_dir() else msg("there is no such folder")
+        what = msg("it has no {config}", config=CONFIG) if path.is_dir() else msg("folder not found")
         raise AdapterError(
             msg(
-                "--adapter {name_or_path}: {what}. Give an adapter's folder, a run's name or a library name.",
+                "--adapter {name_or_path}: {what}. Use an adapter's folder, a run's name or a library name.",
                 name_or_path=name_or_path,
                 what=what,
             )
@@ -222,7 +222,7 @@ def find(name_or_path: str | Path, home: Home) -> Path:
     if unfinished.is_dir() and not is_adapter(unfinished / "adapter"):
         raise AdapterError(
             msg(
-                "run '{name}' has no adapter yet: it did not finish. `finetune-local resume {name2}` goes on.",
+                "run '{name}' has no adapter yet: it did not finish. Continue it with `finetune-local resume {name2}`.",
                 name=name_or_path,
                 name2=typed(str(name_or_path)),
             )

@@ -36,7 +36,7 @@ def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[
     aside = home.adapters / f".importing-{chosen}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        with disk_full(aside, msg("Make room on it and import again.")):
+        with disk_full(aside, msg("Free some space on it and import again.")):
             aside.mkdir()
             if source.is_dir():
                 copy_folder(source, aside, note)
@@ -46,10 +46,10 @@ def bring_in(source: Path, home: Home, name: str | None = None, note: Callable[[
                 raise _no_adapter(source)
             if is_mlx_lm(aside):
                 convert(aside)
-                note(msg("an adapter of mlx-lm: it is kept in PEFT's form, which computes the same."))
+                note(msg("an mlx-lm adapter: it was converted to the equivalent PEFT format."))
             read_adapter(aside)
             if use_plain_names(aside):
-                note(msg("its tensors' names had a wrapper's words in them: they are kept as PEFT names them."))
+                note(msg("its tensor names contained a wrapper's prefix: they were renamed as in PEFT."))
             checksums.write(aside, leave_out=(NOTE,))
             sync_tree(aside)
             aside.rename(home.adapters / chosen)
@@ -75,7 +75,7 @@ def rename(name: str, new: str, home: Home) -> Entry:
     if found.origin == "run":
         raise AdapterError(
             msg(
-                "'{name}' is the adapter of the run of that name. Make a copy under the new name: finetune-local "
+                "'{name}' is the adapter of the run with that name. Create a copy under the new name: finetune-local "
                 'adapters import "{folder}" --name {name2}',
                 name=name,
                 folder=found.folder,
@@ -134,7 +134,7 @@ def put_back(removed: Removed, home: Home) -> Entry:
     if target.exists():
         raise AdapterError(
             msg(
-                "{path} exists, so '{name}' cannot go back there. Rename or remove that.",
+                "{path} exists, so '{name}' cannot be restored there. Rename or remove that first.",
                 path=target,
                 name=removed.name,
             )
@@ -147,10 +147,10 @@ def check_name(name: str, home: Home) -> None:
     """Raise AdapterError if a new adapter cannot have this name."""
     if problem := bad_name(name):
         raise AdapterError(
-            msg("the name {name} {problem}. Give another with --name.", name=repr(name), problem=problem)
+            msg("the name {name} {problem}. Choose another with --name.", name=repr(name), problem=problem)
         )
     if name == "base" or name in {found.name for found in entries(home)} or (home.adapters / name).exists():
-        raise AdapterError(msg("there is an adapter '{name}' already. Give another name with --name.", name=name))
+        raise AdapterError(msg("an adapter '{name}' already exists. Choose another name with --name.", name=name))
 
 
 def free_name(stem: str, home: Home) -> str:
@@ -167,7 +167,7 @@ def _no_adapter(source: Path) -> AdapterError:
     if not source.exists():
         return AdapterError(
             msg(
-                "{path} does not exist. Give an adapter's folder (with {file}) or a zip of one.",
+                "{path} does not exist. Choose an adapter's folder (with {file}) or a zip of one.",
                 path=source,
                 file=CONFIG,
             )
@@ -176,11 +176,14 @@ def _no_adapter(source: Path) -> AdapterError:
         with source.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 return AdapterError(
-                    msg("{path} breaks off: it begins as a zip and has no end. Download or copy it again.", path=source)
+                    msg(
+                        "{path} is incomplete: it begins like a zip file, but has no end. Download or copy it again.",
+                        path=source,
+                    )
                 )
     return AdapterError(
         msg(
-            "{path} is no folder and no zip file. Give an adapter's folder (with {file}) or a zip of one.",
+            "{path} is neither a folder nor a zip file. Choose an adapter's folder (with {file}) or a zip of one.",
             path=source,
             file=CONFIG,
         )

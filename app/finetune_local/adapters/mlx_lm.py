@@ -55,8 +55,8 @@ def convert(folder: Path) -> None:
     if kind is None or config.lora_parameters is None:
         raise AdapterError(
             msg(
-                "{folder}: an adapter of mlx-lm of the kind '{kind}', of which only lora and dora are read. Fuse it "
-                "with mlx_lm.fuse and use the fused model.",
+                "{folder}: an mlx-lm adapter of type '{kind}'; only lora and dora can be read. Fuse it with "
+                "mlx_lm.fuse and use the fused model.",
                 folder=folder,
                 kind=config.fine_tune_type,
             )
@@ -72,7 +72,7 @@ def convert(folder: Path) -> None:
         targets.append(Target(module, a.shape[0], b.shape[1]))
         ranks[module] = a.shape[1]
     if not targets:
-        raise AdapterError(msg("{path}: there is nothing in it. Copy it again.", path=folder / MLX_WEIGHTS))
+        raise AdapterError(msg("{path}: it is empty. Copy it again.", path=folder / MLX_WEIGHTS))
     settings = _settings(config.lora_parameters, ranks, dora, folder)
     write_adapter(folder, known_plan(settings, tuple(targets)), tensors, config.model)
     (folder / MLX_WEIGHTS).unlink()
@@ -86,7 +86,7 @@ def _factors(folder: Path) -> dict[str, dict[str, Array]]:
         if found is None:
             raise AdapterError(
                 msg(
-                    "{path}: {name} is no factor of a LoRA. It holds whole weights: fuse it with mlx_lm.fuse.",
+                    "{path}: {name} is not a LoRA factor. The file contains full weights: fuse it with mlx_lm.fuse.",
                     path=folder / MLX_WEIGHTS,
                     name=name,
                 )
@@ -101,7 +101,7 @@ def _checked(module: str, parts: Mapping[str, Array], dora: bool, path: Path) ->
     if a is None or b is None or dora != ("m" in parts):
         raise AdapterError(
             msg(
-                "{path}: a part of {module} is missing or too many. Copy it again.",
+                "{path}: {module} has a factor missing, or one too many. Copy it again.",
                 path=path,
                 module=module,
             )
@@ -109,7 +109,7 @@ def _checked(module: str, parts: Mapping[str, Array], dora: bool, path: Path) ->
     if a.ndim != 2 or b.ndim != 2:
         raise AdapterError(
             msg(
-                "{path}: {module} has {number} dimensions: an adapter of experts, which is not read. Fuse it with "
+                "{path}: {module} has {number} dimensions: adapters of experts cannot be read. Fuse it with "
                 "mlx_lm.fuse and use the fused model.",
                 path=path,
                 module=module,
@@ -127,8 +127,8 @@ def _checked(module: str, parts: Mapping[str, Array], dora: bool, path: Path) ->
     if is_embedding(module):
         raise AdapterError(
             msg(
-                "{path}: an adapter of mlx-lm on {module}, which works on the head too where both are one table, and "
-                "PEFT's form has no such thing. Fuse it with mlx_lm.fuse and use the fused model.",
+                "{path}: this mlx-lm adapter on {module} also changes the head, because both share one table, which "
+                "the PEFT format cannot express. Fuse it with mlx_lm.fuse and use the fused model.",
                 path=path,
                 module=module,
             )
@@ -166,7 +166,7 @@ def _read(folder: Path) -> _Config:
         said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         raise AdapterError(
             msg(
-                "{path}: an adapter of mlx-lm, whose '{name}' cannot be used: {error}.",
+                "{path}: an mlx-lm adapter whose '{name}' cannot be used: {error}.",
                 path=folder / CONFIG,
                 name=name,
                 error=said,

@@ -75,8 +75,8 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: PromptSetup, folder
         grown, left = (rows.embedding, rows.head) if which == "embedding" else (rows.head, rows.embedding)
         raise AdapterError(
             msg(
-                "{folder}: it was trained with another number of tokens than '{model}' has: its {which} has {rows} "
-                "rows, but of the {other} only the base's {count} are there. Save it again with PEFT's "
+                "{folder}: it was trained with a different vocabulary size than '{model}' has: its {which} has "
+                "{rows} rows, but only the base's {count} rows of the {other} were saved. Save it again with PEFT's "
                 "save_pretrained(..., save_embedding_layers=True).",
                 folder=folder,
                 model=model.name,
@@ -93,9 +93,9 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: PromptSetup, folder
     if not asked.raw and (needed := [i for i in chat_ids(asked.tokenizer) if i >= rows.embedding]):
         raise AdapterError(
             msg(
-                "{folder}: its chat template writes {token}, a token that was added for it, and its row was not "
-                "saved: '{model}' has {rows} rows, and the adapter's tokenizer {tokens} tokens. Save it again with "
-                "PEFT's save_pretrained(..., save_embedding_layers=True).",
+                "{folder}: its chat template uses the added token {token}, whose row was not saved: '{model}' has "
+                "{rows} rows, and the adapter's tokenizer has {tokens} tokens. Save it again with PEFT's "
+                "save_pretrained(..., save_embedding_layers=True).",
                 folder=folder,
                 token=names.get(needed[0], needed[0]),
                 model=model.name,
@@ -105,7 +105,7 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: PromptSetup, folder
         )
     asked.tokenizer.rows = rows.embedding
     return msg(
-        "its tokenizer has tokens for which there are no rows, so no text may contain them: {tokens}",
+        "its tokenizer has tokens without embedding rows, so no text may contain them: {tokens}",
         tokens=", ".join(beyond[:4]),
     )
 
@@ -176,7 +176,7 @@ class _Tables:
             raise AdapterError(
                 msg(
                     "{folder}: its table {module} is {shape}, which does not fit '{model}' or the adapter's update of "
-                    "it. It was made on another base, or is damaged.",
+                    "it. The adapter was trained on another base, or is damaged.",
                     folder=self._folder,
                     module=module,
                     shape=times(table.shape),
@@ -240,8 +240,8 @@ class _Tables:
         if rows.shape[1] != table.shape[1]:
             raise AdapterError(
                 msg(
-                    "{folder}: the rows of {module} are {width} wide, but in '{model}' {other}. It was made on another "
-                    "base.",
+                    "{folder}: the rows of {module} have a width of {width}, but {other} in '{model}'. It was trained on "
+                    "another base.",
                     folder=self._folder,
                     module=module,
                     width=rows.shape[1],

@@ -58,7 +58,7 @@ def opened(home: Home, model: str) -> ModelFolder:
         if model in installed(home.models) or located(model).is_dir():
             raise  # it is there, and cannot be used
         raise ModelError(
-            msg("the base '{model}' is not on this machine. Choose another one, or get it again.", model=model)
+            msg("the base '{model}' is not on this machine. Choose another one, or download it again.", model=model)
         ) from None
     return _folder(found.path, found.name, stamp(found.path, MODEL_CONFIG, TOKENIZER))
 

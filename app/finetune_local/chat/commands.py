@@ -106,7 +106,7 @@ def _save(chat: ChatSession, name: str) -> Outcome:
             share(place)
     except OSError as error:
         raise DiskFailed(
-            msg("/save {name}: {strerror}. Give another file.", name=name, strerror=system_reason(error))
+            msg("/save {name}: {strerror}. Choose another file.", name=name, strerror=system_reason(error))
         ) from None
     return Outcome(f"{len(chat.turns)} turns appended to {name} as one line")
 

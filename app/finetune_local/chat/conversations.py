@@ -71,7 +71,7 @@ def open_one(home: Home, id: str) -> History:  # noqa: A002 - what `chat --conti
     """The conversation of an id. Raises SpecError where it is gone."""
     history = History(home.chats / f"{id}.jsonl")
     if Path(id).name != id or not history.path.exists():
-        raise SpecError(msg("this conversation is not there any more. Choose another one, or begin a new one."))
+        raise SpecError(msg("this conversation no longer exists. Choose another one, or start a new one."))
     return history
 
 
@@ -98,7 +98,7 @@ def restore(home: Home, key: str) -> str:
                 target = removed.source.with_stem(f"{removed.source.stem}-{number}")
                 number += 1
             return trash.put_back(removed, target).stem
-    raise SpecError(msg("this conversation is not in the trash any more."))
+    raise SpecError(msg("this conversation is no longer in the trash."))
 
 
 class _Known:

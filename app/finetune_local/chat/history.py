@@ -180,7 +180,7 @@ class History:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            told = failure(error, self.path, msg("Make room to go on."))
+            told = failure(error, self.path, msg("Free some space to continue."))
             raise told or DiskFailed(
                 msg("{path} could not be written: {error}.", path=self.path, error=os.strerror(error.errno or 0))
             ) from error
@@ -285,7 +285,7 @@ def find(home: Home, name: str) -> History:
     )
     raise SpecError(
         msg(
-            "--continue {name}: there is no such conversation.{did_you_mean}",
+            "--continue {name}: conversation not found.{did_you_mean}",
             name=name,
             did_you_mean=did_you_mean(name, names) or listed,
         )

@@ -37,9 +37,7 @@ class Record:
     def edit(self, number: int, text: str) -> None:
         """Change the question of exchange `number` (from 0) and remove what followed it. Raises SpecError."""
         if not 0 <= number < len(self.exchanges) or self.exchanges[number].question is None:
-            raise SpecError(
-                msg("there is no question {number} in this conversation. Show it again.", number=number + 1)
-            )
+            raise SpecError(msg("there is no question {number} in this conversation. Refresh it.", number=number + 1))
         undone = sum(exchange.question is not None for exchange in self.exchanges[number:])
         expected = self.exchanges[number].expected if self.exchanges[number].question == text else None
         self.add(*[{"undo": "exchange"}] * undone, *_question(text, expected))
@@ -47,7 +45,7 @@ class Record:
     def again(self) -> None:
         """Remove the answers to the last question, so that it can be answered again. Raises SpecError where nothing was asked."""
         if not self.conversation.turns:
-            raise SpecError(msg("there is nothing to answer again: nothing was said yet."))
+            raise SpecError(msg("there is no answer to regenerate: the conversation is empty."))
         if self.exchanges[-1].answers:
             self.add({"undo": "answer"})
 

@@ -226,11 +226,11 @@ class ChatSession:
             ids, left_out = self.prompt()
             context, taken = self.opened.model.context_length, self.opened.session.virtual_tokens
             if len(ids) >= context - taken:
-                less = msg(", of which the adapter takes {taken}", taken=taken) if taken else ""
+                less = msg(", of which the adapter uses {taken}", taken=taken) if taken else ""
                 raise SpecError(
                     msg(
-                        "this message makes a prompt of {tokens} tokens, but the model's context is {context}{less}. Shorten "
-                        "it, or the system prompt.",
+                        "with this message the prompt has {tokens} tokens, but the model's context is {context}{less}. "
+                        "Shorten it, or the system prompt.",
                         tokens=len(ids),
                         context=context,
                         less=less,

@@ -81,7 +81,7 @@ def command(
         model, adapters = model or last.begun.get("model"), adapters or tuple(last.begun.get("adapters", ()))
     opened = open_chat(place, model, adapters, backend=backend, precision=precision, note=note, progress=_progress)
     if compare and not opened.adapters:
-        raise SpecError(msg("--compare shows the base beside an adapter: name one with --adapter."))
+        raise SpecError(msg("--compare shows the base beside an adapter: choose one with --adapter."))
     if before is None:
         before = history.new(place, str(opened.model.path), [str(path) for path in opened.adapters.values()])
     chat = ChatSession(opened, sampling, system, before)

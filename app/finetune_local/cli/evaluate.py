@@ -102,9 +102,9 @@ def command(
     choices = Choices(metric=metric, **chosen)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # shown before the work starts, not after
         raise SpecError(
-            msg("--out {out}: this is a folder. Name a file.", out=out)
+            msg("--out {out}: this is a folder. Choose a file.", out=out)
             if out.is_dir()
-            else msg("--out {out}: there is no folder {parent}. Name a file.", out=out, parent=out.parent)
+            else msg("--out {out}: folder {parent} not found. Choose another file.", out=out, parent=out.parent)
         )
     with _progress() as progress:
         done = run(

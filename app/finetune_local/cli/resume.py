@@ -40,7 +40,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
         if not open_runs:
             raise SpecError(
                 msg(
-                    "every run in {runs} is finished. Name one to train it further: resume NAME --max-steps N",
+                    "every run in {runs} is finished. Choose one to train it further: resume NAME --max-steps N",
                     runs=place.runs,
                 )
             )
@@ -81,7 +81,7 @@ def _lengthen(run: Run, max_steps: int) -> None:
     if max_steps <= state.step:
         raise SpecError(
             msg(
-                "--max-steps {max_steps}: the run has done {step} steps already. Give a higher number.",
+                "--max-steps {max_steps}: the run has already done {step} steps. Use a higher number.",
                 max_steps=max_steps,
                 step=state.step,
             )

@@ -118,7 +118,9 @@ def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
     parts = sections(tables, str(config))
     if len(parts) > 1 and values.get("name"):
         raise SpecError(
-            msg("--run names one run, and this config has several: write a name into each of its [[adapters]].")
+            msg(
+                "--run names one run, and this config has several: write a name into each of its [[adapters]] sections."
+            )
         )
     if len(parts) == 1:
         return [spec_from(values, None, parts[0], str(config))]

@@ -143,7 +143,10 @@ def _ended_at_once(begun: Sequence[Run]) -> Stopped:
     from finetune_local.training.run_folder import follow
 
     return Stopped(
-        msg("ended at once; what the last checkpoint holds is saved: {go_on}", go_on=follow.resume_commands(begun))
+        msg(
+            "stopped immediately; progress up to the last checkpoint is saved: {resume}",
+            resume=follow.resume_commands(begun),
+        )
     )
 
 

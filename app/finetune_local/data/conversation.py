@@ -93,10 +93,10 @@ class RowRejected(DataError):
 def other_kind(kind: ExampleKind, objective: Objective) -> Sentence:
     """The reason why a row of this kind is rejected, and which objectives learn from it."""
     return msg(
-        "it is {names}, but --objective {key} learns from {wanted}.{instead}",
+        "it is {names}, but --objective {key} learns from {expected}.{instead}",
         names=_NAMES[kind],
         key=objective.key,
-        wanted=_learned_kinds(objective),
+        expected=_learned_kinds(objective),
         instead=_instead(kind),
     )
 

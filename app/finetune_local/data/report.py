@@ -216,7 +216,7 @@ def _notes(files: Sequence[FileReport], personal: Mapping[str, int], replaced: C
         shown = ", ".join(f"{kind} ({count:,})" for kind, count in left.items())
         notes.append(
             msg(
-                "the texts hold personal data: {kinds}. To replace it: {flags}.",
+                "the texts contain personal data: {kinds}. To replace it: {flags}.",
                 kinds=shown,
                 flags=" ".join(f"--scrub {kind}" for kind in left),
             )
@@ -235,7 +235,7 @@ def _notes(files: Sequence[FileReport], personal: Mapping[str, int], replaced: C
         if file.encoding not in ("utf-8", "utf-8-sig"):
             notes.append(
                 msg(
-                    "{name}: read as {encoding}; look at its text with --show-mask.",
+                    "{name}: read as {encoding}; check its text with --show-mask.",
                     name=file.name,
                     encoding=file.encoding,
                 )

@@ -45,7 +45,7 @@ def text_of(value: object, where: str, *, empty: bool = False) -> str:
         if not math.isfinite(value):
             raise RowRejected(
                 msg(
-                    "{where} is {value}, which is no text but a cell without a value; leave the row out.",
+                    "{where} is {value}, an empty cell, not a text; remove the row.",
                     where=where,
                     value=value,
                 )
@@ -60,7 +60,7 @@ def text_of(value: object, where: str, *, empty: bool = False) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise RowRejected(
-                msg("{where} holds half of a character (a lone surrogate); write the text anew as UTF-8.", where=where)
+                msg("{where} contains half a character (a lone surrogate); save the text as UTF-8 again.", where=where)
             ) from None
     return value
 
@@ -76,9 +76,7 @@ def turns(value: object, key: str) -> list[Message]:
         try:
             value = parse_json(value)
         except ForeignTextError as error:
-            raise RowRejected(
-                msg("'{key}' is a text that is not JSON as it should be ({error}).", key=key, error=error)
-            ) from None
+            raise RowRejected(msg("'{key}' should be JSON, but is not ({error}).", key=key, error=error)) from None
     if not isinstance(value, Sequence):
         raise RowRejected(msg("'{key}' is {kind}, expected a list of turns.", key=key, kind=kind_of(value)))
     if not value:
@@ -140,7 +138,7 @@ def _role(name: object, where: str) -> Role:
     if known is None:
         hint = did_you_mean(str(name), list(ROLE_NAMES)) or (
             msg(
-                " Known: {names}. Is it a name? Then say whose turns are to be learned: --assistant NAME",
+                " Known: {names}. If it is a person's name, choose whose turns to learn: --assistant NAME",
                 names=", ".join(_SHOWN_ROLES),
             )
         )
@@ -183,7 +181,7 @@ def _trained(item: Mapping[str, Any], place: str) -> bool:
         if weight not in (0, 1):
             raise RowRejected(
                 msg(
-                    "{place} has {key} {weight}; an answer is learned (1) or not (0), nothing between.",
+                    "{place} has {key} {weight}; an answer is learned (1) or not (0), with nothing in between.",
                     place=place,
                     key=key,
                     weight=repr(weight),
@@ -212,7 +210,7 @@ def _calls(item: Mapping[str, Any], place: str) -> str:
             except ForeignTextError as error:
                 raise RowRejected(
                     msg(
-                        "{place} calls '{function}' with arguments that are not JSON as it should be ({error}).",
+                        "{place} calls '{function}' with arguments that should be JSON, but are not ({error}).",
                         place=place,
                         function=function["name"],
                         error=error,
@@ -234,12 +232,12 @@ def _written(value: object, where: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise RowRejected(msg("{where} holds NaN or Infinity, which no JSON has.", where=where)) from None
+        raise RowRejected(msg("{where} contains NaN or Infinity, which JSON does not allow.", where=where)) from None
 
 
 def _near_key(key: str, item: Mapping[str, Any]) -> str:
     names = ", ".join(repr(str(k)) for k in list(item)[:6]) or "nothing"
     near = nearest(key, [str(k) for k in item])
     return msg(" It has {names}.", names=names) + (
-        msg(" Rename '{name}' to '{wanted}'.", name=near, wanted=key) if near else ""
+        msg(" Rename '{name}' to '{expected}'.", name=near, expected=key) if near else ""
     )

@@ -27,8 +27,8 @@ def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[s
     try:
         choices = choices_of(given)
     except TypeError as error:
-        raise SpecError(msg("an evaluation cannot be asked for so: {reason}.", reason=error)) from None
-    report(msg("opening the model"))
+        raise SpecError(msg("these evaluation settings cannot be used: {reason}.", reason=error)) from None
+    report(msg("loading the model"))
     done = evaluate(
         home,
         named["model"],

@@ -51,13 +51,13 @@ def judge(comparison: Comparison, metric: Metric, seed: int) -> Verdict:
     """Compare tuned with base and few-shot base in one metric, by paired bootstrap over the rows."""
     tuned, rows = comparison.tuned, len(comparison.rows)
     if tuned is None:
-        return Verdict((msg("No adapter was given, so there is nothing to judge."),), None, None)
+        return Verdict((msg("No adapter was evaluated, so there is no verdict."),), None, None)
     over_base = _difference(comparison.base, tuned, metric, seed)
     sentences = [_sentence(over_base, metric, msg("the base"), lead=True)]
     over_few_shot = None
     if comparison.few_shot is not None:
         over_few_shot = _difference(comparison.few_shot, tuned, metric, seed)
-        sentences.append(_sentence(over_few_shot, metric, msg("the base that is shown examples"), lead=False))
+        sentences.append(_sentence(over_few_shot, metric, msg("the base with examples"), lead=False))
         if over_base.low > 0 and over_few_shot.high < 0:
             sentences.append(msg("Showing examples in the prompt does better than this fine-tune."))
     if rows < FEW_ROWS:
@@ -98,9 +98,9 @@ def _sentence(gain: Interval, metric: Metric, other: str, *, lead: bool) -> Mess
             else msg("It does as well as examples in the prompt: {shown}.", shown=shown)
         )
     start = (
-        msg("Whether the fine-tune helped cannot be told")
+        msg("It is not clear whether the fine-tune helped")
         if lead
-        else msg("Against examples in the prompt it cannot be told")
+        else msg("Compared with examples in the prompt, it is not clear")
     )
     return msg("{start}: {shown}, which includes 0.", start=start, shown=shown)
 
@@ -227,12 +227,11 @@ def _rows(
     if choices.data:
         for path in choices.data:
             if not path.is_file():
-                raise DataError(msg("--data {path}: there is no such file.", path=path))
+                raise DataError(msg("--data {path}: file not found.", path=path))
         if run is not None and (same := _trained_on(run, choices.data)):
             note(
                 msg(
-                    "{file} is the file the adapter was trained on: this shows how much it remembers, not how it "
-                    "generalises.",
+                    "{file} is the file the adapter was trained on: this measures memorisation, not generalisation.",
                     file=same,
                 )
             )
@@ -245,13 +244,13 @@ def _rows(
         if most is None and len(kept) > RUN_ROWS:
             note(
                 msg(
-                    "the first {number} of {count} validation rows are evaluated; --limit {count} takes all.",
+                    "the first {number} of {count} validation rows are evaluated; --limit {count} evaluates all.",
                     number=RUN_ROWS,
                     count=len(kept),
                 )
             )
     else:
-        raise SpecError(msg("no rows to evaluate on: give --data FILE."))
+        raise SpecError(msg("no rows to evaluate on: choose a file with --data FILE."))
     room = opened.model.context_length - opened.session.virtual_tokens
     for tokenizer in {id(found): found for found in (opened.tokenizer_of(None), opened.tokenizer)}.values():
         rows, refused = usable(rows, tokenizer, template, room)

@@ -94,7 +94,7 @@ def row_of(conversation: Conversation) -> Row | Rejected:
     last = max((i for i, m in enumerate(conversation.messages) if m.role == "assistant"), default=None)
     if last is None:
         what = msg("a plain text") if conversation.text is not None else msg("a conversation without an answer")
-        return Rejected(conversation.source, msg("{what}: there is no reference to compare with.", what=what))
+        return Rejected(conversation.source, msg("{what}: there is no reference answer to compare with.", what=what))
     if last == 0:
         return Rejected(conversation.source, msg("the answer has no question before it."))
     reference = conversation.messages[last].content

@@ -37,7 +37,7 @@ KIND = "evaluation"
 """Their kind in the trash."""
 
 CONDITIONS = ("base", "few_shot", "tuned")
-ADVICE = msg("The evaluation itself is lost. Make room on it and evaluate again.")
+ADVICE = msg("The evaluation was not saved. Free some space on it and evaluate again.")
 _LONGEST = 80
 
 
@@ -134,7 +134,7 @@ class Saved:
         else:
             return None
         return msg(
-            "{file}: '{name}' is missing, or not what it should be. Remove it and evaluate again.",
+            "{file}: '{name}' is missing or invalid. Remove it and evaluate again.",
             file=self.folder / RESULT,
             name=said,
         )
@@ -226,7 +226,7 @@ def find(home: Home, name: str) -> Saved:
     if Path(name).name == name and (folder / RESULT).exists():
         return Saved(folder)
     near = did_you_mean(name, [saved.name for saved in every(home)])
-    raise SpecError(msg("there is no evaluation '{name}' any more.{near}", name=name, near=near))
+    raise SpecError(msg("evaluation '{name}' no longer exists.{near}", name=name, near=near))
 
 
 def throw_away(home: Home, name: str) -> Removed:

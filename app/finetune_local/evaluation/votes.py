@@ -26,7 +26,7 @@ from finetune_local.system.untrusted.text import ForeignTextError, parse_json_ob
 Side = Literal["a", "b", "tie", "skip"]
 Other = Literal["base", "few_shot"]
 SIDES: tuple[Side, ...] = ("a", "b", "tie", "skip")
-NAMES = {"base": msg("the base"), "few_shot": msg("the base that is shown examples")}
+NAMES = {"base": msg("the base"), "few_shot": msg("the base with examples")}
 _Z = 1.959964  # of the standard normal distribution, for 95 %
 
 
@@ -65,7 +65,7 @@ class Ballot:
             raise SpecError(
                 msg(
                     "'{name}' has no answers of {value}, so there is nothing to vote on. Evaluate an adapter with "
-                    "examples.",
+                    "examples first.",
                     name=saved.name,
                     value=(msg("an adapter") if "tuned" not in ran else NAMES[against]),
                 )
@@ -150,10 +150,10 @@ def _sentence(tuned: int, decided: int, low: float, high: float, other: str) -> 
         range=range_,
     )
     if low > 0.5:
-        return msg("The fine-tune is preferred: {told}.", told=told)
+        return msg("The fine-tune is preferred: {result}.", result=told)
     if high < 0.5:
-        return msg("The fine-tune is not preferred: {told}.", told=told)
-    return msg("Which is preferred cannot be told yet: {told}.", told=told)
+        return msg("The fine-tune is not preferred: {result}.", result=told)
+    return msg("It is not clear yet which is preferred: {result}.", result=told)
 
 
 def _lines(saved: Saved) -> Sequence[dict[str, Any]]:
@@ -175,7 +175,7 @@ def _lines(saved: Saved) -> Sequence[dict[str, Any]]:
 def _append(saved: Saved, facts: dict[str, Any]) -> None:
     line = json.dumps(facts, ensure_ascii=False).encode() + b"\n"
     with (
-        disk_full(saved.votes_file, msg("The vote was not counted. Make room on it.")),
+        disk_full(saved.votes_file, msg("The vote was not counted. Free some space on it.")),
         saved.votes_file.open("ab") as file,
     ):
         if file.tell() and not _ends_whole(saved):

@@ -10,7 +10,7 @@ from finetune_local.system.errors import DiskFull, ModelError
 from finetune_local.system.files import free_bytes
 from finetune_local.system.messages import msg, system_reason
 
-ADVICE = msg("Nothing half-written was left. Make room, or give --out on another disk.")
+ADVICE = msg("No partial files were left. Free some space, or choose an --out on another disk.")
 _SPARE = 32 * 2**20
 
 
@@ -20,8 +20,8 @@ def check_room(out: Path, size: int) -> None:
     if free < size + _SPARE:
         raise DiskFull(
             msg(
-                "the export needs {size} but the disk of {path} has {free} free. Make room, or give --out on another "
-                "disk.",
+                "the export needs {size} but the disk of {path} has {free} free. Free some space, or choose an --out "
+                "on another disk.",
                 size=_megabytes(size),
                 path=out,
                 free=_megabytes(free),
@@ -37,7 +37,7 @@ def check_writable(out: Path) -> None:
     except OSError as error:
         raise ModelError(
             msg(
-                "--out {out}: {folder} cannot be made ({error}). Give another place.",
+                "--out {out}: {folder} cannot be created ({error}). Choose another location.",
                 out=out,
                 folder=folder,
                 error=system_reason(error),
@@ -46,7 +46,7 @@ def check_writable(out: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise ModelError(
             msg(
-                "--out {out}: {folder} cannot be written. Give another place, or change its permissions.",
+                "--out {out}: {folder} cannot be written. Choose another location, or change its permissions.",
                 out=out,
                 folder=folder,
             )
@@ -63,22 +63,22 @@ def check_out(out: Path, target: Target, quant: str, overwrite: bool, sources: l
     for source in sources:
         if out.resolve() == source.resolve() or (folder and out.resolve() in source.resolve().parents):
             raise ModelError(
-                msg("--out {out}: the export would replace what it is made from. Give another place.", out=out)
+                msg("--out {out}: the export would overwrite its own source. Choose another location.", out=out)
             )
     if out.is_dir() and not folder:
-        raise ModelError(msg("--out {out}: this is a folder, but the export is one file. Give a file name.", out=out))
+        raise ModelError(msg("--out {out}: this is a folder, but the export is one file. Choose a file name.", out=out))
     if out.is_file() and folder:
-        raise ModelError(msg("--out {out}: this is a file, but the export is a folder. Give another name.", out=out))
+        raise ModelError(msg("--out {out}: this is a file, but the export is a folder. Choose another name.", out=out))
     if not out.exists() or (folder and not any(out.iterdir())):
         return
     if not overwrite:
         raise ModelError(
-            msg("--out {out}: something is there already. Give another place, or --overwrite to replace it.", out=out)
+            msg("--out {out}: it already exists. Choose another location, or replace it with --overwrite.", out=out)
         )
     if folder and not ((out / target.mark).is_file() and all(p.is_file() for p in out.iterdir())):
         raise ModelError(
             msg(
-                "--out {out}: this is not {what}, so it is not replaced. Give another place.",
+                "--out {out}: this is not {what}, so it is not replaced. Choose another location.",
                 out=out,
                 what=target.folder_title,
             )

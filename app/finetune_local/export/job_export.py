@@ -108,13 +108,13 @@ def places(home: Home) -> list[Path]:
 def _writable(folder: Path) -> Path:
     if not folder.is_absolute():
         raise SpecError(
-            msg("the folder '{folder}' is not a whole path. Give it from the drive or / on.", folder=folder)
+            msg("the folder '{folder}' is not an absolute path. Start it with the drive or /.", folder=folder)
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(
-            msg("{path} cannot be made ({error}). Choose another folder.", path=folder, error=system_reason(error))
+            msg("{path} cannot be created ({error}). Choose another folder.", path=folder, error=system_reason(error))
         ) from None
     if not os.access(folder, os.W_OK):
         raise SpecError(msg("{path} cannot be written. Choose another folder, or change its permissions.", path=folder))

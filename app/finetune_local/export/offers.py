@@ -74,7 +74,7 @@ def offers(home: Home, adapter: str, model: str | None = None) -> Offers:
     base, missing = None, ""
     chosen = model or (base_of(folder) if folder is not None else DEFAULT_MODEL)
     if chosen is None:
-        missing = msg("{folder}: it does not say which base it was made on. Give the base with --model.", folder=folder)
+        missing = msg("{folder}: its base model is unknown. Name it with --model.", folder=folder)
     else:
         try:
             base = resolve.find(chosen, home).stretched(rope_factor_of(folder) if folder is not None else 1.0)

@@ -77,7 +77,7 @@ def export(
             if target.can_be_opened():
                 source = source.with_answers(verify.prepare(source.model, adapter, backend, progress))
         target.write(source, unchecked, chosen, progress)
-        verdict = Verification(None, msg("not checked: you turned the check off"))
+        verdict = Verification(None, msg("not verified: verification was turned off"))
         if verification:
             verdict = target.check(source, unchecked, chosen, backend, progress, skip)
             gc.collect()  # release the loaded export and its memory maps: Windows does not rename mapped files
@@ -86,7 +86,7 @@ def export(
         replace(unchecked, failed)
         raise VerificationFailed(
             msg(
-                "the export does not answer as base + adapter do. {error} It was kept as {path}.",
+                "the export's answers differ from those of base + adapter. {error} It is kept in {path}.",
                 error=error,
                 path=failed,
             )
@@ -103,7 +103,7 @@ def _chosen_quant(target: Target, quant: str | None, skip: Collection[str]) -> s
     if unknown := [name for name in skip if name not in receiver_names()]:
         raise ModelError(
             msg(
-                "--skip-receiver {name}: no program of this name opens exports. Known: {names}.",
+                "--skip-receiver {name}: no program with this name opens exports. Known: {names}.",
                 name=unknown[0],
                 names=", ".join(receiver_names()),
             )
@@ -112,7 +112,7 @@ def _chosen_quant(target: Target, quant: str | None, skip: Collection[str]) -> s
     if chosen not in target.quant_keys:
         raise ModelError(
             msg(
-                "--quant {quant}: --to {target} knows {names}.",
+                "--quant {quant}: --to {target} supports {names}.",
                 quant=chosen,
                 target=target.key,
                 names=", ".join(target.quant_keys),
@@ -142,9 +142,7 @@ def export_named(
     if target.needs_base:
         chosen = model or (base_of(folder) if folder is not None else DEFAULT_MODEL)
         if chosen is None:
-            raise AdapterError(
-                msg("{folder}: it does not say which base it was made on. Give the base with --model.", folder=folder)
-            )
+            raise AdapterError(msg("{folder}: its base model is unknown. Name it with --model.", folder=folder))
         base = resolve(chosen, home, progress).stretched(rope_factor_of(folder) if folder is not None else 1.0)
     done = export(
         key,

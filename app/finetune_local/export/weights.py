@@ -95,8 +95,8 @@ class MergedWeights:
         if not np.isfinite(weight).all():
             raise AdapterError(
                 msg(
-                    "{name} has values that are no numbers (NaN or infinity) after merging. The training diverged or a "
-                    "file is damaged: use an earlier checkpoint of the run.",
+                    "{name} contains NaN or infinite values after merging. The training diverged or a file is damaged: "
+                    "use an earlier checkpoint of the run.",
                     name=name,
                 )
             )
@@ -109,13 +109,13 @@ def check_float16(name: str, weight: Floats, times: float = 1.0) -> None:
     largest = float(np.abs(weight).max(initial=0.0))
     if largest >= FLOAT16_ENDS * times:
         ends = (
-            msg("float16 ends at 65504")
+            msg("float16 only reaches 65504")
             if times == 1
-            else msg("this format's blocks end at {value}", value=f"{65504 * times:.4g}")
+            else msg("this format's blocks only reach {value}", value=f"{65504 * times:.4g}")
         )
         raise ModelError(
             msg(
-                "{name} has a value of {largest}, and {ends}. Export it as bfloat16 or float32 instead.",
+                "{name} has a value of {largest}, but {ends}. Export it as bfloat16 or float32 instead.",
                 name=name,
                 largest=f"{largest:.6g}",
                 ends=ends,

@@ -243,7 +243,7 @@ def prompt_of(tokenizer: Tokenizer, text: str, system: str | None = None, raw: b
     from finetune_local.data.encoding.encode import prompt_ids
 
     if raw and system:
-        raise SpecError(msg("--system has no place in a raw prompt: write it into --prompt, or use --chat."))
+        raise SpecError(msg("--system does not apply to a raw prompt: include it in --prompt, or use --chat."))
     asked = [Message("system", system)] if system else []
     ids = prompt_ids([*asked, Message("user", text)], tokenizer, "raw" if raw else "chat")
     if not ids:

@@ -259,7 +259,7 @@ def _room(session: Session, prompt_tokens: int, context_length: int | None) -> i
         return sys.maxsize
     if context <= prompt_tokens:
         taken = (
-            msg(", of which this adapter takes {virtual_tokens}", virtual_tokens=session.virtual_tokens)
+            msg(", of which this adapter uses {virtual_tokens}", virtual_tokens=session.virtual_tokens)
             if session.virtual_tokens
             else ""
         )

@@ -67,13 +67,13 @@ def repository_of(what: str) -> str:
         return known.hub or known.name
     if is_place(what):
         if not located(what).exists():
-            raise ModelError(msg("{what}: there is no such file or folder. Check the path.", what=what))
+            raise ModelError(msg("{what}: file or folder not found. Check the path.", what=what))
         return what
     if "/" not in what:
         names = [e.name for e in catalog.catalog()]
         raise ModelError(
             msg(
-                "'{name}' is not in the list of `models`.{did_you_mean} Or give a hub name, ORG/NAME.",
+                "'{name}' is not in the list of `finetune-local models`.{did_you_mean} Or use a hub name, ORG/NAME.",
                 name=what,
                 did_you_mean=did_you_mean(what, names),
             )
@@ -105,13 +105,13 @@ def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = N
     name = check_name(name or model.name.rpartition("/")[2])
     if name in installed(home.models):
         raise ModelError(
-            msg("there is a model '{name}' already. Choose another --name, or `models remove {name}` first.", name=name)
+            msg("a model '{name}' already exists. Choose another --name, or `models remove {name}` first.", name=name)
         )
     if (free := shutil.disk_usage(home.models).free) < model.bytes_on_disk:
         raise DiskFull(
             msg(
-                "{models}: {free} GB are free but {name} needs {needed} GB. Make room, or use the model where it "
-                "lies: --model FOLDER.",
+                "{models}: {free} GB are free but {name} needs {needed} GB. Free some space, or use the model in "
+                "place: --model FOLDER.",
                 models=home.models,
                 free=f"{free / 1e9:.1f}",
                 name=path.name,
@@ -121,7 +121,7 @@ def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = N
     files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith(".") and _is_own(f))
     total, done = sum(f.stat().st_size for f in files), 0
     source = {**source_of(path), "copied": str(path)}
-    with aside(home.models) as folder, disk_full(home.models, msg("Make room and try again.")):
+    with aside(home.models) as folder, disk_full(home.models, msg("Free some space and try again.")):
         for file in files:
             with file.open("rb") as given, (folder / file.name).open("wb") as made:
                 while chunk := given.read(1 << 22):

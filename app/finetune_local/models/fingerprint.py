@@ -99,7 +99,7 @@ def tokenizer_sha256(tokenizer: Mapping[str, Any], template: str | None) -> str:
 def _part(table: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
     value = table.get(key)
     if value is not None and not isinstance(value, kind):
-        raise ForeignTextError(msg("'{key}' is {kind}, which it cannot be", key=key, kind=kind_of(value)))
+        raise ForeignTextError(msg("'{key}' is {kind}, which is not allowed", key=key, kind=kind_of(value)))
     return value or default
 
 

@@ -77,9 +77,9 @@ class ModelFolder:
     @classmethod
     def _opened(cls, path: Path, name: str | None) -> ModelFolder:
         if not path.is_dir():
-            raise ModelError(msg("{path}: there is no such folder. Give a Hugging Face model folder.", path=path))
+            raise ModelError(msg("{path}: folder not found. Choose a Hugging Face model folder.", path=path))
         if (path / "adapter_config.json").exists() and not (path / CONFIG).exists():
-            raise ModelError(msg("{path}: this is an adapter, not a base model. Give it with --adapter.", path=path))
+            raise ModelError(msg("{path}: this is an adapter, not a base model. Use it with --adapter.", path=path))
         config = read_base_config(path)
         check_config(path, config)
         if (path / GENERATION).is_file():
@@ -89,7 +89,7 @@ class ModelFolder:
         if not (path / TOKENIZER).is_file():
             raise ModelError(
                 msg(
-                    "{path}: no {file} here. Copy it from where the model comes from; where only an older tokenizer "
+                    "{path}: no {file} here. Copy it from the model's source; where only an older tokenizer "
                     "(tokenizer.model) exists, open it with transformers and save it with save_pretrained().",
                     path=path,
                     file=TOKENIZER,
@@ -251,7 +251,7 @@ def check_config(path: Path | str, config: Mapping[str, Any]) -> None:
     if not isinstance(family, str) or not re.fullmatch(r"[\w.-]{1,100}", family, re.ASCII):
         raise ModelError(
             msg(
-                "{path}: 'model_type' is missing from config.json, so it is not known what kind of model this is.",
+                "{path}: 'model_type' is missing from config.json, so the kind of model is unknown.",
                 path=path,
             )
         )
@@ -303,7 +303,7 @@ def _stored_tensors(path: Path) -> dict[str, Stored]:
             name = min(twice)
             raise ModelError(
                 msg(
-                    "{path}: tensor {name} is in {one} and in {other}, and which one counts cannot be known. Copy the "
+                    "{path}: tensor {name} is in {one} and in {other}, and it is unclear which one is valid. Copy the "
                     "weights again.",
                     path=path,
                     name=name,
@@ -324,7 +324,7 @@ def _stored_tensors(path: Path) -> dict[str, Stored]:
             )
     if not stored:
         raise ModelError(
-            msg("{path}: its files with weights hold no tensors. Copy the model's weights into the folder.", path=path)
+            msg("{path}: its weight files contain no tensors. Copy the model's weights into the folder.", path=path)
         )
     return stored
 

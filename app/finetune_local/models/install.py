@@ -87,11 +87,11 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
             return ModelFolder.open(place, name)
         if place.exists():
             raise ModelError(
-                msg("there is a model '{name}' already. Choose another --name, or remove it first.", name=name)
+                msg("a model '{name}' already exists. Choose another --name, or remove it first.", name=name)
             ) from None
-        told = failure(error, place, msg("Make room and try again."))
+        told = failure(error, place, msg("Free some space and try again."))
         raise told or DiskFailed(
-            msg("{path} could not be made: {error}.", path=place, error=os.strerror(error.errno or 0))
+            msg("{path} could not be created: {error}.", path=place, error=os.strerror(error.errno or 0))
         ) from error
     return ModelFolder.open(place, name)
 
@@ -114,7 +114,7 @@ def remove(name: str, models: Path) -> None:
         except OSError as error:
             raise ModelError(
                 msg(
-                    "'{name}' cannot be removed ({error}). Close what uses it, a chat or a training, and try again.",
+                    "'{name}' cannot be removed ({error}). Close the chat or run that uses it, and try again.",
                     name=name,
                     error=system_reason(error),
                 )

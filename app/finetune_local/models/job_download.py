@@ -150,11 +150,11 @@ def add(path: str, home: Home, *, copy: bool) -> Job | list[LocalModel]:
     """
     place = located(path.strip().strip("\"'"))
     if not path.strip():
-        raise ModelError(msg("give the path of a model's folder or of a GGUF file."))
+        raise ModelError(msg("enter the path of a model's folder or of a GGUF file."))
     if place.is_file():
         if not is_gguf(place):
             raise ModelError(
-                msg("{place}: a file, and no GGUF. Give the folder that holds the model's config.json.", place=place)
+                msg("{place}: this file is not a GGUF. Choose the folder with the model's config.json.", place=place)
             )
         return start(str(place.absolute()), home)
     if copy and place.is_dir():
@@ -168,7 +168,7 @@ def _key(what: str) -> str:
     if is_place(what):
         path = located(what).absolute()
         if not path.exists():
-            raise ModelError(msg("{what}: there is no such file or folder. Check the path.", what=what))
+            raise ModelError(msg("{what}: file or folder not found. Check the path.", what=what))
         return str(path)
     return repository_of(what)
 

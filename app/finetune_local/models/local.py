@@ -82,15 +82,15 @@ def add_folder(place: Path) -> list[LocalModel]:
     """Register a model folder; returns the models in it. Raises ModelError if it holds none, SpecError, DiskFull."""
     place = located(place).absolute()
     if not place.is_dir():
-        raise ModelError(msg("{place}: there is no such folder. Check the path, or plug the drive in.", place=place))
+        raise ModelError(msg("{place}: folder not found. Check the path, or connect the drive.", place=place))
     found = [*_named_folders(place), *_named_files(place)]
     if not any(not f.problem for f in found):
         if found:
             raise ModelError(found[0].problem)
         raise ModelError(
             msg(
-                "{place}: no model in it, nor in the folders in it. A model is a folder with {config}, weights as "
-                "safetensors and {tokenizer}, or a GGUF file.",
+                "{place}: neither the folder nor its subfolders contain a model. A model is a folder with {config}, "
+                "weights as safetensors and {tokenizer}, or a GGUF file.",
                 place=place,
                 config=CONFIG,
                 tokenizer=TOKENIZER,
@@ -109,7 +109,7 @@ def forget_folder(place: Path) -> None:
     if place not in kept:
         raise ModelError(
             msg(
-                "{path} is none of the folders that are looked in: {names}.",
+                "{path} is not one of the folders that are searched: {names}.",
                 path=place,
                 names=", ".join(map(str, kept)) or "none",
             )

@@ -43,12 +43,12 @@ def resolve_for(settings: ModelSettings, home: Home, progress: Progress) -> Mode
     if settings.context is None:
         return model.stretched(settings.rope_factor)
     if settings.rope_factor != 1:
-        raise SpecError(msg("--rope-factor and --context say the same in two ways: give one of them."))
+        raise SpecError(msg("--rope-factor and --context set the same thing: use only one of them."))
     if settings.context < model.context_length:
         raise SpecError(
             msg(
-                "--context {context}: {name} reads {tokens} tokens as it is. Leave it out, and give --max-length to "
-                "keep rows shorter.",
+                "--context {context}: {name} already reads {tokens} tokens. Remove --context, and use --max-length "
+                "to shorten rows.",
                 context=settings.context,
                 name=model.name,
                 tokens=model.context_length,
@@ -84,7 +84,7 @@ def import_file(path: Path, home: Home, progress: Progress, name: str | None = N
 
     if not is_gguf(path):
         raise ModelError(
-            msg("--model {path}: a file, and no GGUF. Give the folder that holds the model's config.json.", path=path)
+            msg("--model {path}: this file is not a GGUF. Choose the folder with the model's config.json.", path=path)
         )
     digest = None
     for known in installed(home.models) if name is None else ():
@@ -117,13 +117,14 @@ def _not_found(text: str, installed_names: list[str]) -> Message:
     known = list(dict.fromkeys([*installed_names, DEFAULT_MODEL]))
     if Path(text).is_absolute() or text.startswith(("~", "./", "../", ".\\", "..\\")):
         return msg(
-            "--model {text}: there is no such folder. Give a Hugging Face model folder, or a name from `models`.",
+            "--model {text}: folder not found. Use a Hugging Face model folder, or a name that `finetune-local "
+            "models` lists.",
             text=text,
         )
     if whole := unquantized(text):
         return msg(
-            "--model {name}: that is a quantized copy, by its name, and it is not here. An adapter made on it "
-            "fits the model it was quantized from, which is held in 4 bits here too: give that one with --model, "
+            "--model {name}: by its name this is a quantised copy, and it is not installed. An adapter trained "
+            "on it also fits the original model, which can be loaded in 4 bits here: use that one with --model, "
             "such as {other}",
             name=text,
             other=whole.removeprefix("mlx-community/"),

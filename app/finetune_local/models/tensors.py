@@ -144,9 +144,9 @@ def write_tensors(path: Path, tensors: Sequence[Pending], progress: Callable[[fl
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        told = failure(error, path, msg("Make room and try again."))
+        told = failure(error, path, msg("Free some space and try again."))
         raise told or DiskFailed(
-            msg("{path} could not be written: {error}. Give another place.", path=path, error=system_reason(error))
+            msg("{path} could not be written: {error}. Choose another location.", path=path, error=system_reason(error))
         ) from error
 
 

@@ -45,8 +45,8 @@ def check_tokens(
     raise ModelError(
         msg(
             "{folder}: {number} tokens of its tokenizer have no row in the embedding, which has {rows}: "
-            "{shown}{more}. A token was added without resizing the model. Take the tokenizer that the model "
-            "comes with, or resize the model with transformers (resize_token_embeddings) and save both.",
+            "{shown}{more}. A token was added without resizing the model. Use the tokenizer that comes with the "
+            "model, or resize the model with transformers (resize_token_embeddings) and save both.",
             folder=folder,
             number=len(beyond),
             rows=rows,

@@ -140,12 +140,12 @@ class Job(ProcessFolder):
             return JobSpec.model_validate(read_json_object(file))
         except ValidationError as error:
             reason = msg(
-                "'{name}' is missing, or not what it should be",
+                "'{name}' is missing or invalid",
                 name=".".join(map(str, error.errors()[0]["loc"])) or "arguments",
             )
         except (OSError, ForeignTextError) as error:
             reason = message_of(error)
-        raise SpecError(msg("{file}: cannot be read ({error}). Remove it and begin again.", file=file, error=reason))
+        raise SpecError(msg("{file}: cannot be read ({error}). Remove it and start again.", file=file, error=reason))
 
     @property
     def kind(self) -> JobKind:
@@ -167,7 +167,7 @@ class Job(ProcessFolder):
             result, error = account.result, account.error
         if now.killed:
             words = " | ".join(self.log_tail()) or msg("killed, or out of memory")
-            died = WorkerDied(msg("its process ended without a word ({how}). Start it again.", how=words))
+            died = WorkerDied(msg("its process ended unexpectedly ({how}). Start it again.", how=words))
             error = Failed.of(died)
         left, done = progress.facts.get("seconds_left"), progress.done
         estimated = now.status is Status.RUNNING and done and not progress.facts

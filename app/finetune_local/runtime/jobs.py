@@ -101,7 +101,7 @@ def find(home: Home, name: str) -> Job:
     """A job by its name. Raises SpecError if there is none."""
     folder = home.jobs / name
     if Path(name).name != name or not (folder / "job.json").exists():
-        raise SpecError(msg("there is no job '{name}' any more.", name=name))
+        raise SpecError(msg("job '{name}' no longer exists.", name=name))
     return Job(folder)
 
 

@@ -35,7 +35,7 @@ class EventLog:
     folder: Path
 
     format: ClassVar[EventFormat]
-    on_full_disk: ClassVar[str] = msg("Make room, then start it again.")
+    on_full_disk: ClassVar[str] = msg("Free some space, then start it again.")
     """Advice in the error for a full disk."""
 
     @property

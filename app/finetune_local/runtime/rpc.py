@@ -120,10 +120,8 @@ class RpcClient:
     def died(self) -> WorkerDied:
         """The error for a child that ended during a request."""
         lines = log_tail(self.log)
-        tail = msg(". Its last words: ") + " | ".join(lines) if lines else msg(" (killed, or out of memory)")
-        return WorkerDied(
-            msg("the process that held the model ended without a word{said}. Try again: it is started anew.", said=tail)
-        )
+        tail = msg(". Its last output: ") + " | ".join(lines) if lines else msg(" (killed, or out of memory)")
+        return WorkerDied(msg("the model's process ended unexpectedly{output}. Try again to restart it.", output=tail))
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:

@@ -73,7 +73,7 @@ def _start(folders: Sequence[WorkerFiles], module: str, arguments: Sequence[str]
 
 
 def _gone(place: WorkerFiles) -> RunError:
-    return RunError(msg("{folder} is not there any more: it was removed or renamed meanwhile.", folder=place.folder))
+    return RunError(msg("{folder} no longer exists: it was removed or renamed.", folder=place.folder))
 
 
 def reap(folder: Path | None = None) -> None:

@@ -41,7 +41,7 @@ class EventReporter:
     def check(self) -> None:
         """See kinds.Reporter."""
         if self._stop_requested():
-            raise Stopped(msg("stopped; what was done so far is kept."))
+            raise Stopped(msg("stopped; the work done so far is kept."))
 
     def note(self, text: str) -> None:
         """See kinds.Reporter."""

@@ -38,7 +38,7 @@ class WorkerFiles:
 
     folder: Path
 
-    on_full_disk: ClassVar[str] = msg("Make room, then start it again.")
+    on_full_disk: ClassVar[str] = msg("Free some space, then start it again.")
     """Advice in the error for a full disk."""
 
     @property
@@ -94,7 +94,7 @@ class WorkerFiles:
             except OSError as error:
                 raise RunError(
                     msg(
-                        "{file} cannot be opened ({error}). Mend its rights, or remove it.",
+                        "{file} cannot be opened ({error}). Fix its permissions, or remove it.",
                         file=self.lock_file,
                         error=system_reason(error),
                     )

@@ -30,14 +30,14 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SpecError(
             msg(
-                "--config {path}: {error}. Give a run.toml, or the run.json of a run.",
+                "--config {path}: {error}. Use a run.toml, or a run's run.json.",
                 path=path,
                 error=system_reason(error),
             )
         ) from None
     except ForeignTextError as error:
         raise SpecError(
-            msg("--config {path}: {error}. Expected are tables such as [model] and [training].", path=path, error=error)
+            msg("--config {path}: {error}. Expected tables such as [model] and [training].", path=path, error=error)
         ) from None
 
 
@@ -52,7 +52,7 @@ def sections(tables: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     listed = tables["adapters"]
     if not isinstance(listed, list) or not listed or not all(isinstance(part, Mapping) for part in listed):
         raise SpecError(
-            msg("{where}: 'adapters' should be sections, one [[adapters]] for each adapter to be trained.", where=where)
+            msg("{where}: 'adapters' must be sections: one [[adapters]] for each adapter to train.", where=where)
         )
     result = []
     for number, part in enumerate(listed, 1):

@@ -53,18 +53,18 @@ class Choice:
 def precision(spec: RunSpec, device: str, fast_bf16: bool) -> tuple[Precision, Message]:
     """The base's precision if the spec leaves it open."""
     if spec.model.precision is not None:
-        return spec.model.precision, msg("you asked for it")
+        return spec.model.precision, msg("as requested")
     if tuners()[preset_named(spec.method.key).tuner].trains_base and device == "cpu":
-        return "fp32", msg("the base's own weights are trained; bf16 would round them in every product")
+        return "fp32", msg("the base's own weights are trained; bf16 would round them in every multiplication")
     if fast_bf16:
-        return "bf16", msg("this device is fastest at it, in half the memory; --precision fp32 is more exact")
+        return "bf16", msg("fastest on this device, with half the memory; --precision fp32 is more exact")
     return "fp32", msg("this device has no fast bf16")
 
 
 def max_length(spec: RunSpec, context: int) -> tuple[int, Message]:
     """The maximum row length if the spec leaves it open."""
     if spec.data.max_length is not None:
-        return spec.data.max_length, msg("you asked for it")
+        return spec.data.max_length, msg("as requested")
     limit = min(context, 2048)
     return limit, (
         msg("the model's context") if limit == context else msg("enough for most chats; raise it for long texts")
@@ -117,7 +117,7 @@ def resolve(spec: RunSpec, facts: Facts) -> tuple[RunSpec, list[Choice]]:
         if training.attention == "shifted"
         else training.attention_group,
         "early_stopping": choose(
-            "early_stopping", PATIENCE, msg("--goal thorough: what comes after its best is not kept")
+            "early_stopping", PATIENCE, msg("--goal thorough: steps after the best checkpoint are not used")
         )
         if spec.goal == "thorough" and facts.validation_rows
         else training.early_stopping,
@@ -151,7 +151,7 @@ def _validations(spec: RunSpec, steps: int) -> tuple[int, Message]:
 
 def _micro_batch_tokens(facts: Facts) -> tuple[int, Message]:
     if facts.device == "cpu":
-        return max(1024, facts.longest), msg("fills a CPU's caches; more only takes memory")
+        return max(1024, facts.longest), msg("fills the CPU's caches; more would only use memory")
     room = int(facts.memory_bytes * COMFORTABLE) - facts.fixed_bytes
     thousands = max(1, min(16, room // max(1, facts.activation_bytes)))
     return max(facts.longest, 1024 * thousands), msg("by the device's memory")

@@ -21,7 +21,7 @@ _MOST_MODULES = 200_000
 
 def _readable(text: str) -> str:
     if not is_text(text):
-        raise ValueError(msg("is no text that can be written"))
+        raise ValueError(msg("is not valid text"))
     return text
 
 
@@ -94,7 +94,7 @@ class PeftConfig(BaseModel):
         found = {name: number for name, number in (self.rank_pattern or {}).items() if isinstance(number, int)}
         if len(found) < len(self.rank_pattern or {}):
             raise AdapterError(
-                msg("adapter_config.json: 'rank_pattern' has lists, as AdaLoRA's. Copy the adapter again.")
+                msg("adapter_config.json: 'rank_pattern' contains lists, as with AdaLoRA. Copy the adapter again.")
             )
         return found
 

@@ -109,7 +109,10 @@ class DataSettings(Settings):
             role, sign, name = (part.strip() for part in column.partition("="))
             if not sign or not name:
                 raise ValueError(
-                    msg("--column {column}: say which column is what, such as --column prompt=frage.", column=column)
+                    msg(
+                        "--column {column}: assign a column to a role, for example --column prompt=frage.",
+                        column=column,
+                    )
                 )
             if role not in COLUMN_ROLES:
                 hint = did_you_mean(role, COLUMN_ROLES) or f" Known: {', '.join(COLUMN_ROLES)}."
@@ -118,7 +121,7 @@ class DataSettings(Settings):
                 )
             roles.append(role)
         if twice := next((role for i, role in enumerate(roles) if role in roles[:i]), None):
-            raise ValueError(msg("--column: two columns are given as '{role}'. Name one.", role=twice))
+            raise ValueError(msg("--column: two columns have the role '{role}'. Choose one.", role=twice))
         return columns
 
 
@@ -163,7 +166,7 @@ def _objective(value: object) -> object:
     kind = objective_named(key).settings
     every = {name: objective.settings for name, objective in objectives().items()}
     if told := _of_others(key, every, given):
-        raise SpecError(msg("objective '{key}': {told}", key=key, told=told))
+        raise SpecError(msg("objective '{key}': {reason}", key=key, reason=told))
     return ObjectiveSettings(key=key, settings=parse(kind, given, f"objective '{key}'"))
 
 
@@ -183,7 +186,7 @@ def _of_others(key: str, every: Mapping[str, type[Settings]], given: Mapping[str
         theirs = [other for other, kind in every.items() if name in kind.model_fields]
         if theirs and name not in own:
             return msg(
-                "there is no setting '{name}' in it; that is one of {methods}. Known settings: {names}.",
+                "it has no setting '{name}', which belongs to {methods}. Known settings: {names}.",
                 name=name,
                 methods=", ".join(theirs),
                 names=", ".join(own) or "none",
@@ -322,8 +325,8 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
     if spec.model.quantisation != "auto" and spec.model.precision != "4-bit":
         raise SpecError(
             msg(
-                "{where}: --quantisation {kind} says how 4 bits are held, but the base is not held in 4 bits. Give "
-                "--precision 4-bit (or --method qlora) with it, or leave it out.",
+                "{where}: --quantisation {kind} applies to 4-bit bases, but this base is not loaded in 4 bits. Add "
+                "--precision 4-bit (or --method qlora), or remove it.",
                 where=where,
                 kind=spec.model.quantisation,
             )
@@ -338,7 +341,7 @@ def _check_texts(value: Any, where: str) -> None:
         if "\0" in value or not is_text(value):
             raise SpecError(
                 msg(
-                    "{where}: {text} has a character that no name or path can have.",
+                    "{where}: {text} has a character that is not allowed in names or paths.",
                     where=where,
                     text=ascii(value)[:80],
                 )

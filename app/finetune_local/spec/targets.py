@@ -82,7 +82,7 @@ def check_inside(modules: Iterable[str], what: str) -> None:
         if block_of(module + ".") is None:
             raise AdapterError(
                 msg(
-                    "the adapter has {what} at {module}, and this version computes it inside the blocks only. Merge the "
+                    "the adapter has {what} at {module}, which this version supports only inside the blocks. Merge the "
                     "adapter into its base with PEFT, or train it again without that layer.",
                     what=what,
                     module=module,
@@ -121,7 +121,7 @@ def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], lay
         if not chosen:
             raise SpecError(
                 msg(
-                    "--target {name}: no linear layer of this model has that name.{did_you_mean} It has: {names}.",
+                    "--target {name}: this model has no linear layer with that name.{did_you_mean} It has: {names}.",
                     name=name,
                     did_you_mean=did_you_mean(name, sorted(last)),
                     names=", ".join(sorted(last)) or "none",
@@ -133,7 +133,7 @@ def select_linear(weights: Mapping[str, WeightInfo], names: tuple[str, ...], lay
     if not found:
         raise SpecError(
             msg(
-                "--target {names} --layers {layers}: none of these layers is in these blocks.",
+                "--target {names} --layers {layers}: none of these layers are in these blocks.",
                 names=", ".join(names),
                 layers=layers,
             )
@@ -150,7 +150,7 @@ def parse_layers(text: str, count: int) -> set[int]:
         if not 1 <= n <= count:
             raise SpecError(
                 msg(
-                    "--layers {text}: this model has {count} blocks. Give a number from 1 to {count}.",
+                    "--layers {text}: this model has {count} blocks. Use a number from 1 to {count}.",
                     text=text,
                     count=count,
                 )
@@ -162,7 +162,7 @@ def parse_layers(text: str, count: int) -> set[int]:
         if not match:
             raise SpecError(
                 msg(
-                    "--layers {text} is not understood. Write all, last:8, first:4 or a list such as 0-3,7.",
+                    "--layers {text} is not valid. Use all, last:8, first:4 or a list such as 0-3,7.",
                     text=repr(text),
                 )
             )

@@ -71,7 +71,7 @@ def problem(folder: Path, needed: Iterable[str] = ()) -> Message | None:
         return None
     for name in [*needed, *known]:
         if name not in known:
-            return msg("{sums} has lost the line of {name}", sums=SUMS, name=name)
+            return msg("{sums} has no line for {name}", sums=SUMS, name=name)
         if not (folder / name).is_file():
             return msg("{name} is missing", name=name)
     return changed(folder, known)
@@ -84,7 +84,11 @@ def changed(folder: Path, known: Known) -> Message | None:
     except OSError as error:
         return msg("{file} cannot be read ({error})", file=error.filename or folder, error=system_reason(error))
     wrong = next((name for name, digest in found.items() if digest not in known[name]), None)
-    return None if wrong is None else msg("{name} is not as it was written: it does not match its checksum", name=wrong)
+    return (
+        None
+        if wrong is None
+        else msg("{name} has changed since it was written: it does not match its checksum", name=wrong)
+    )
 
 
 def rewrite(folder: Path, name: str, text: str) -> None:

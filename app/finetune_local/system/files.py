@@ -36,28 +36,34 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 
 _FAILING = (msg("the disk reports an error and may be failing"), msg("Copy what you need from it to another disk."))
-_GONE = (msg("the disk is gone: it was pulled out, or a network drive does not answer"), msg("Connect it again."))
-_REFUSED = (msg("this user may not do that there"), msg("Change its permissions, or close the program that holds it."))
-_HELD = (msg("another program holds it"), msg("Close that program."))
+_GONE = (
+    msg("the disk is not available: it was unplugged, or a network drive does not respond"),
+    msg("Connect it again."),
+)
+_REFUSED = (
+    msg("the current user has no permission to do that there"),
+    msg("Change its permissions, or close the program that uses it."),
+)
+_HELD = (msg("another program is using it"), msg("Close that program."))
 _FILES = (msg("too many files are open"), msg("Close other programs, or allow more files (ulimit -n)."))
-_MEMORY = (msg("the system has no memory left for it"), msg("Close other programs."))
-_OTHER_KIND = (msg("something of another kind has its name"), msg("Move that away."))
+_MEMORY = (msg("the system is out of memory"), msg("Close other programs."))
+_OTHER_KIND = (msg("a file or folder of another kind has its name"), msg("Move it away."))
 _REASONS = {
     "EIO": _FAILING,
     "EREMOTEIO": _FAILING,
     "EUCLEAN": _FAILING,
-    "EROFS": (msg("the disk is read-only"), msg("Make it writable, or give another place.")),
+    "EROFS": (msg("the disk is read-only"), msg("Make it writable, or choose another location.")),
     "EACCES": _REFUSED,
     "EPERM": _REFUSED,
     "EMFILE": _FILES,
     "ENFILE": _FILES,
-    "ENAMETOOLONG": (msg("its name is too long for this disk"), msg("Give a shorter one.")),
-    "EILSEQ": (msg("this disk cannot hold such a name"), msg("Give another one.")),
+    "ENAMETOOLONG": (msg("its name is too long for this disk"), msg("Choose a shorter one.")),
+    "EILSEQ": (msg("this disk does not allow this name"), msg("Choose another one.")),
     "ENOMEM": _MEMORY,
     "ENOBUFS": _MEMORY,
     "EBUSY": _HELD,
     "ETXTBSY": _HELD,
-    "ELOOP": (msg("its links lead in a circle"), msg("Mend them.")),
+    "ELOOP": (msg("its links form a loop"), msg("Fix the links.")),
     "ENOTDIR": _OTHER_KIND,
     "EISDIR": _OTHER_KIND,
     "ENODEV": _GONE,
@@ -97,7 +103,7 @@ def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None
     if is_no_space(error):
         return DiskFull(
             msg(
-                "no room is left to write {path} ({room} on its disk). {advice}",
+                "no space is left to write {path} ({room} on its disk). {advice}",
                 path=place,
                 room=_free(place),
                 advice=advice,
@@ -112,7 +118,7 @@ def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None
         named = named.parent  # one of ours that could not even be begun: it is the folder whose permissions matter
     return DiskFailed(
         msg(
-            "{file} cannot be written or read: {reason}. {remedy} What was saved before is intact.",
+            "{file} cannot be written or read: {reason}. {remedy} Everything saved earlier is intact.",
             file=named,
             reason=reason,
             remedy=remedy,
@@ -151,7 +157,7 @@ def written_aside(target: Path, advice: str) -> Iterator[Path]:
         raise
 
 
-def write_text(target: Path, text: str, advice: str = msg("Make room on it.")) -> None:
+def write_text(target: Path, text: str, advice: str = msg("Free some space on it.")) -> None:
     """Replace a text file atomically. Raises DiskFull, leaving the old text."""
     with written_aside(target, advice) as aside:
         aside.write_text(text, "utf-8")

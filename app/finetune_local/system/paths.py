@@ -87,7 +87,7 @@ class Home:
         except OSError as error:
             raise SpecError(
                 msg(
-                    "{path} cannot be made ({error}). Give another folder with --home or ${variable}.",
+                    "{path} cannot be created ({error}). Choose another folder with --home or ${variable}.",
                     path=folder,
                     error=system_reason(error),
                     variable=ENVIRONMENT_VARIABLE,
@@ -111,7 +111,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise SpecError(msg("{path}: there is no user of that name here. Write the whole path.", path=path)) from None
+        raise SpecError(msg("{path}: there is no user with that name here. Write the full path.", path=path)) from None
 
 
 def located(path: str | os.PathLike[str]) -> Path:
@@ -169,11 +169,11 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³]|conin\$|con
 def bad_name(name: str) -> str | None:
     """Why a name cannot be a folder's on every system, as the end of a sentence; None if it can."""
     if not name.strip() or name.startswith((".", "-", " ")) or name.endswith((".", " ")) or _DEVICES.fullmatch(name):
-        return msg("cannot be a folder's name on every system")
+        return msg("is not a valid folder name on every system")
     if not is_text(name):
-        return msg("is no text that can be written")
+        return msg("is not valid text")
     if bad := sorted(letter for letter in set(name) if letter in '/\\:*?"<>|' or _UNSEEN.fullmatch(letter)):
         return msg(
-            "has the character {character}, which a folder's name cannot have on every system", character=repr(bad[0])
+            "contains the character {character}, which not every system allows in folder names", character=repr(bad[0])
         )
     return msg("is too long: use at most 100 characters") if len(name.encode()) > 200 or len(name) > 100 else None

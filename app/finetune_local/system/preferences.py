@@ -56,7 +56,7 @@ def save(**changed: Any) -> Preferences:
     wanted = parse(Preferences, {**load().model_dump(), **changed}, "preferences")
     if wanted.home and not located(wanted.home).is_absolute():
         raise SpecError(
-            msg("the home folder '{folder}' is not a whole path. Give it from the drive or / on.", folder=wanted.home)
+            msg("the home folder '{folder}' is not an absolute path. Start it with the drive or /.", folder=wanted.home)
         )
     file = preferences_file()
     try:

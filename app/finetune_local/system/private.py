@@ -111,11 +111,11 @@ def _close(root: Path, parts: frozenset[str]) -> None:
                 for name in (*folders, *files):
                     _close_one(Path(folder, name))
     if had and whole and not _is_open(root):
-        _show(msg("{root} could be read by other users of this machine. From now on only you can.", root=root))
+        _show(msg("{root} was readable by other users of this machine. From now on, only you can read it.", root=root))
     elif had and not whole and not open_to_others(root, parts):
         _show(
             msg(
-                "{root} has the app's folders beside others: those of the app can be read by you alone from now on.",
+                "{root} contains other folders beside the app's. From now on, only you can read the app's folders.",
                 root=root,
             )
         )

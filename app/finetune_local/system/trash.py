@@ -97,7 +97,7 @@ def find(home: Home, key: str) -> Removed:
     """The entry with this key. Raises RunError if it no longer exists."""
     found = next((one for one in every(home) if one.key == key), None)
     if found is None:
-        raise RunError(msg("it is not in the trash any more: it was taken back, or the trash was emptied."))
+        raise RunError(msg("it is no longer in the trash: it was restored, or the trash was emptied."))
     return found
 
 
@@ -118,7 +118,7 @@ def empty(home: Home, only: Iterable[Removed] | None = None) -> int:
         except OSError as error:
             raise RunError(
                 msg(
-                    "{path} cannot be deleted ({error}). Close what uses its files.",
+                    "{path} cannot be deleted ({error}). Close the programs that use its files.",
                     path=place,
                     error=system_reason(error),
                 )
@@ -145,14 +145,14 @@ def moved(folder: Path, target: Path) -> None:
         if error.errno == errno.EXDEV:
             raise RunError(
                 msg(
-                    "{path} lies on another disk than {place}, so it cannot be moved there.",
+                    "{path} is on another disk than {place}, so it cannot be moved there.",
                     path=folder,
                     place=target.parent,
                 )
             ) from None
         raise RunError(
             msg(
-                "{path} cannot be moved to {place} ({error}). Close what uses its files and try again.",
+                "{path} cannot be moved to {place} ({error}). Close the programs that use its files and try again.",
                 path=folder,
                 place=target,
                 error=system_reason(error),
@@ -186,9 +186,9 @@ def _read(home: Home, place: Path) -> Removed | Damaged:
         found = Removed(place, facts.kind, facts.name, home.root / facts.source, facts.when)
         if Path(facts.kind).name == facts.kind and found.content.exists():
             return found
-        said = msg("what it tells of is not there")
+        said = msg("the item it describes is missing")
     except ValidationError as error:
-        said = msg("'{name}' is missing, or not what it should be", name=".".join(map(str, error.errors()[0]["loc"])))
+        said = msg("'{name}' is missing or invalid", name=".".join(map(str, error.errors()[0]["loc"])))
     except (OSError, ValueError) as error:
         said = message_of(error)
     return Damaged(

@@ -43,7 +43,7 @@ def update_sizes(
     try:
         session.prepare(ADAPTER, training)
         for step in range(calibration.steps):
-            yield Phase(name=msg("trying out which layers matter"), done=step / (calibration.steps + 1))
+            yield Phase(name=msg("calibrating: measuring which layers matter"), done=step / (calibration.steps + 1))
             taken = _taken(session, stepper, step, int(rng.integers(2**31)))
             loss, norm = taken.result.loss, taken.result.gradient_norm
             if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -117,13 +117,13 @@ def check_together(
     first = checked[0][0]
     names = [spec.name for spec, _ in checked if spec.name]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise SpecError(msg("two of the [[adapters]] are called '{name}'. Give each a name of its own.", name=twice[0]))
+        raise SpecError(msg("two of the [[adapters]] are called '{name}'. Give each its own name.", name=twice[0]))
     for number, (spec, _) in enumerate(checked, 1):
         if spec.model != first.model:
             differs = next(n for n, v in spec.model.model_dump().items() if v != getattr(first.model, n))
             raise SpecError(
                 msg(
-                    "adapters trained at once share one base, but number {number} ({method}) wants model.{setting} = "
+                    "adapters trained at once share one base, but number {number} ({method}) requires model.{setting} = "
                     "{value} and number 1 ({first}) {other}. Write model.{setting} outside the sections.",
                     number=number,
                     method=spec.method.key,
@@ -137,7 +137,7 @@ def check_together(
         if reason := tuners()[tuner_key(spec)].sharing_refusal(plan):
             raise SpecError(
                 msg(
-                    "method '{method}' (number {number}) cannot be trained beside others: {reason}",
+                    "method '{method}' (number {number}) cannot be trained beside other adapters: {reason}",
                     method=spec.method.key,
                     number=number,
                     reason=reason,
@@ -146,8 +146,8 @@ def check_together(
     if one_group([spec.training for spec, _ in checked]) and first.training.attention_group is None:
         raise SpecError(
             msg(
-                "--attention shifted: the automatic --attention-group goes by the rows, which are not the same for "
-                "all adapters that are trained at once. Give one for all of them."
+                "--attention shifted: the automatic --attention-group depends on the rows, which differ between the "
+                "adapters that are trained at once. Set one value for all of them."
             )
         )
     return checked
@@ -163,8 +163,8 @@ def plan_for(spec: RunSpec, model: ModelFolder) -> AdapterPlan:
     if (taken := tuner.virtual_tokens(plan)) > model.context_length - SHORTEST:
         raise SpecError(
             msg(
-                "method '{method}' takes {taken} positions for itself, and {model} reads at most {context}: no room "
-                "is left for a text. Lower {flag}.",
+                "method '{method}' uses {taken} positions itself, and {model} reads at most {context}: no space is "
+                "left for text. Lower {flag}.",
                 method=spec.method.key,
                 taken=taken,
                 model=model.name,
@@ -191,14 +191,14 @@ def tuner_key(spec: RunSpec) -> str:
 def check_files(spec: RunSpec) -> None:
     """Raise SpecError if no data file was given, or one is missing or a folder."""
     if not spec.data.files:
-        raise SpecError(msg("no training data was given. Name a file: finetune-local --data my.jsonl"))
+        raise SpecError(msg("there is no training data. Choose a file: finetune-local --data my.jsonl"))
     for flag, names in (("--data", spec.data.files), ("--validation-data", spec.data.validation_files)):
         for name in names:
             path = located(name)
             if not path.exists():
                 raise SpecError(
                     msg(
-                        "{flag} {name}: there is no such file in {folder}.",
+                        "{flag} {name}: file not found in {folder}.",
                         flag=flag,
                         name=name,
                         folder=path.parent.resolve(),
@@ -207,7 +207,7 @@ def check_files(spec: RunSpec) -> None:
             if path.is_dir():
                 raise SpecError(
                     msg(
-                        "{flag} {name}: this is a folder. Name the file (or several, each with {flag}).",
+                        "{flag} {name}: this is a folder. Choose the file (for several, repeat {flag}).",
                         flag=flag,
                         name=name,
                     )
@@ -224,8 +224,8 @@ def device_for(backend: port.Backend, requested: str | None) -> port.Device:
             return device
     raise SpecError(
         msg(
-            "--device {wanted}: {name} has {devices} here.",
-            wanted=requested,
+            "--device {requested}: {name} has {devices} here.",
+            requested=requested,
             name=backend.name,
             devices=", ".join(d.id for d in devices),
         )
@@ -246,7 +246,7 @@ def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> t
             hint = msg(" Use {value} instead.", value=gap.instead) if gap.instead is not None else ""
             raise Unsupported(
                 msg(
-                    "{setting} = {value} does not work with {backend} here: {reason}.{hint}",
+                    "{setting} = {value} is not supported by {backend} here: {reason}.{hint}",
                     setting=gap.setting,
                     value=gap.value,
                     backend=backend.name,
@@ -260,7 +260,7 @@ def _bridge_gaps(spec: RunSpec, backend: port.Backend, device: port.Device) -> t
     if tuner_key(spec) not in backend.tuners():
         raise Unsupported(
             msg(
-                "method '{method}' has not been written for {backend} yet. Try another --backend.",
+                "method '{method}' is not implemented for {backend} yet. Try another --backend.",
                 method=spec.method.key,
                 backend=backend.name,
             )

@@ -119,7 +119,7 @@ class Loop:
         if self.training.early_stopping and self.state.worse_validations >= self.training.early_stopping:
             return msg("no better validation loss in {number} validations", number=self.state.worse_validations)
         if self.state.step and self.finish():
-            return msg("ended where you asked")
+            return msg("stopped as requested")
         return ""
 
     def _step(self) -> Pending:

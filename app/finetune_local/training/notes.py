@@ -26,7 +26,7 @@ def no_row_fits(tokens: int, error: OutOfMemory) -> OutOfMemory:
 def smaller_batches(tokens: int, rows: int) -> Message:
     """A step was computed again in smaller micro-batches."""
     return msg(
-        "out of memory: computing at most {tokens} tokens at once from here on; a step still learns from {rows} rows",
+        "out of memory: computing at most {tokens} tokens at once from now on; a step still learns from {rows} rows",
         tokens=tokens,
         rows=rows,
     )
@@ -34,7 +34,11 @@ def smaller_batches(tokens: int, rows: int) -> Message:
 
 def gentler(saved: Path | None, rate: float) -> Message:
     """Advice for a run that diverged; `saved` is its last checkpoint."""
-    where = msg("The last good state is {checkpoint}", checkpoint=saved.name) if saved else msg("Nothing was saved yet")
+    where = (
+        msg("The last usable checkpoint is {checkpoint}", checkpoint=saved.name)
+        if saved
+        else msg("Nothing has been saved yet")
+    )
     return msg(
         "{where}. Try again with a lower --learning-rate (a third of {rate}), a longer --warmup, or --precision fp32.",
         where=where,
@@ -46,7 +50,7 @@ def not_finite(step: int, loss: float, norm: float, advice: Message) -> Training
     """A step's loss or gradient is NaN or infinite."""
     return TrainingDiverged(
         msg(
-            "step {step}: the loss is {loss} and the gradient's norm {norm}; the step was not applied. {advice}",
+            "step {step}: the loss is {loss} and the gradient norm {norm}; the step was not applied. {advice}",
             step=step,
             loss=loss,
             norm=norm,
@@ -79,7 +83,7 @@ def validation_not_finite(step: int, loss: float, advice: Message) -> TrainingDi
 def best_is_damaged(best: Path, error: DamagedRun) -> Message:
     """The checkpoint with the lowest validation loss cannot be read."""
     return msg(
-        "the checkpoint {name}, the best, cannot be used ({why}): the adapter is the last step's",
+        "the best checkpoint, {name}, cannot be used ({why}): the adapter is from the last step",
         name=best.name,
         why=error,
     )
@@ -87,7 +91,7 @@ def best_is_damaged(best: Path, error: DamagedRun) -> Message:
 
 def best_published(step: int) -> Message:
     """The published adapter is that of an earlier step."""
-    return msg("the adapter is that of step {step}, which had the best validation loss", step=step)
+    return msg("the adapter is from step {step}, which had the best validation loss", step=step)
 
 
 def best_kept(step: int, best: Path) -> Message:

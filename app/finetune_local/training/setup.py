@@ -68,7 +68,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
 
     spec = yield from _checked(run, home)
     backend, _ = port.choose(spec.backend)
-    yield Phase(name=msg("opening the model"))
+    yield Phase(name=msg("loading the model"))
     model = resolve_for(spec.model, home, lambda _text, _done: None)
     yield from base_weights.same_as_begun(run, model, beside.run if beside is not None else None)
     tokenizer = Tokenizer.load(model.path)
@@ -113,8 +113,8 @@ def _automatic(
     if spec.training.early_stopping and not len(data.validation):
         raise SpecError(
             msg(
-                "--early-stopping looks at the validation loss, but no rows are held out. Give --validation 0.1 or "
-                "--validation-data FILE, or leave --early-stopping out."
+                "--early-stopping needs a validation loss, but no rows are held out. Add --validation 0.1 or "
+                "--validation-data FILE, or remove --early-stopping."
             )
         )
     plan, device = plan_for(spec, model), device_for(backend, spec.device)
@@ -127,7 +127,7 @@ def _automatic(
     expected = estimate(model, spec, plan, device.kind)
     yield Note(
         text=msg(
-            "memory: about {expected} GB expected, {there} GB there ({verdict})",
+            "memory: about {expected} GB expected, {there} GB available ({verdict})",
             expected=f"{expected.total / 1e9:.1f}",
             there=f"{device.memory_bytes / 1e9:.1f}",
             verdict=verdict(expected, device.memory_bytes),
@@ -207,7 +207,7 @@ def _row_length(run: Run, spec: RunSpec, model: ModelFolder) -> Generator[Event,
     taken = tuners()[tuner_key(spec)].virtual_tokens(plan_for(spec, model))
     length, reason = defaults.max_length(spec, context - taken)
     if length + taken > context:
-        beside = msg(", {taken} of them the method's own", taken=taken) if taken else ""
+        beside = msg(", {taken} of which the method uses", taken=taken) if taken else ""
         raise SpecError(
             msg(
                 "--max-length is {length}, but {name} reads at most {context} tokens{beside}. Lower it.",
@@ -235,7 +235,7 @@ def _prepare_data(run: Run, spec: RunSpec, tokenizer: Tokenizer, folder: Path) -
     report = data.report
     yield Note(
         text=msg(
-            "data: {used} of {rows} rows used ({format}), {train} to train on, {validation} to validate on",
+            "data: {used} of {rows} rows used ({format}), {train} for training, {validation} for validation",
             used=report.used,
             rows=report.rows,
             format=report.format,

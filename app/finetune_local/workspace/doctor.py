@@ -95,14 +95,14 @@ def _notes(
     if free < ENOUGH_DISK:
         said.append(
             msg(
-                "Only {size} are free where models and runs are kept. Make room, or set another --home.",
+                "Only {size} are free on the disk with models and runs. Free some space, or choose another --home.",
                 size=_size(free),
             )
         )
     said += [
         msg(
-            "Other users of this machine can look into {place}: its disk keeps no access rights, or it belongs "
-            "to another user. Set another --home.",
+            "Other users of this machine can read {place}: its disk does not support file permissions, or it "
+            "belongs to another user. Choose another --home.",
             place=place,
         )
         for place in left_open
@@ -110,7 +110,7 @@ def _notes(
     if found.memory_bytes < ENOUGH_MEMORY:
         said.append(msg("With {size} of memory only very small models can be trained.", size=_size(found.memory_bytes)))
     if "xllamacpp" not in versions:
-        said.append(msg("GGUF exports are checked by running them in xllamacpp. Install: pip install xllamacpp"))
+        said.append(msg("GGUF exports are verified by running them in xllamacpp. Install: pip install xllamacpp"))
     return said
 
 

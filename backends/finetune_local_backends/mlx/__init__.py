@@ -57,12 +57,12 @@ class MlxBackend:
         if reason := blas.obstacle():
             notes.append(
                 msg(
-                    "mlx: fp32 matrices are multiplied about 40 times slower than this machine can: {reason}",
+                    "mlx: fp32 matrix products are about 40 times slower than this machine allows: {reason}",
                     reason=reason,
                 )
             )
         if device.devices()[0].kind == "cpu":
-            notes.append(msg("mlx: its CPU build is meant for checking; bf16 and quantised bases are very slow there."))
+            notes.append(msg("mlx: its CPU build is meant for testing; bf16 and quantised bases are very slow there."))
         return notes
 
     def tuners(self) -> frozenset[str]:

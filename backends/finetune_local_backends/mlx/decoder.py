@@ -42,7 +42,7 @@ class MlxDecoder:
             rows = [row_with(row, vocabulary, self._virtual, number % size) for number, row in enumerate(rows)]
         self._length += max(len(row) for row in rows)
         self._model.check_length(self._length)
-        with guard(msg("write a text this long")):
+        with guard(msg("generate a text of this length")):
             if self._cache is None:
                 logits = self._begin(rows)
             else:

@@ -53,7 +53,7 @@ class Meter:
         if need > free:
             raise OutOfMemory(
                 msg(
-                    "there is not enough memory for a batch of {tokens} tokens at once: it takes about {need} GiB, and "
+                    "there is not enough memory for a batch of {tokens} tokens at once: it needs about {need} GiB, and "
                     "{free} GiB are free.",
                     tokens=tokens,
                     need=f"{need / 2**30:.1f}",

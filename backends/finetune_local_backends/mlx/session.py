@@ -101,7 +101,7 @@ class MlxSession(SessionBase[MlxAdapter, AdamW]):
     def _check_trainable(self, training: TrainingSettings, shifted: bool) -> None:
         check_optimizer(GAPS, training.optimizer, self.device.kind)
         if self._logits_width < 1:
-            raise Unsupported(msg("this model has no head that gives logits."))
+            raise Unsupported(msg("this model has no head that computes logits."))
         if shifted:
             check_known(self.model)
 

@@ -46,7 +46,7 @@ class TorchDecoder:
         ids = torch.tensor(
             [[0] * int(n) + list(row) for n, row in zip(padding, rows, strict=True)], device=self._base.place
         )
-        with guard(msg("write a text this long")):
+        with guard(msg("generate a text of this length")):
             hidden = self._base.body(
                 input_ids=ids, past_key_values=self._cache, use_cache=True, **self._places(ids, padding)
             )

@@ -69,7 +69,7 @@ def pick(wanted: str | None) -> Device:
         if wanted in (device.id, device.kind):
             return device
     raise SpecError(
-        msg("--device {wanted}: torch has {devices} here.", wanted=wanted, devices=", ".join(d.id for d in found))
+        msg("--device {requested}: torch has {devices} here.", requested=wanted, devices=", ".join(d.id for d in found))
     )
 
 
@@ -90,7 +90,7 @@ def notes() -> list[Message]:
             said.append(
                 msg(
                     "This machine has an NVIDIA card, but torch does not see it: the driver may be too old for this "
-                    "build. Run nvidia-smi, and update the driver where it shows an older CUDA than torch was built for."
+                    "build. Run nvidia-smi, and update the driver if it shows an older CUDA than torch was built for."
                 )
             )
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -9,7 +9,7 @@ from finetune_local.system.messages import msg
 OPTIMIZER = "training.optimizer"
 _PAGED = msg("paging moves optimizer states between a card and the machine's memory, and here both are the same")
 
-AFFINE = msg("bitsandbytes, which quantises for torch, has no affine groups with 4 bits; those are MLX's own")
+AFFINE = msg("bitsandbytes, which quantises for torch, has no affine 4-bit groups; only MLX has them")
 
 GAPS: tuple[Gap, ...] = (
     Gap("model.quantisation", "affine", "", AFFINE, "nf4"),

@@ -68,8 +68,8 @@ class Head:
         if not gap <= _TOLERANCE[self.linear.weight.dtype]:
             raise Unsupported(
                 msg(
-                    "models of type '{family}' make their logits in a way this version does not know (off by {gap}), so "
-                    "training them would be wrong. Pick a model of another family.",
+                    "models of type '{family}' compute their logits in a way this version does not support (off by "
+                    "{gap}), so training would be wrong. Choose a model of another family.",
                     family=model.config.model_type,
                     gap=f"{gap:.1%}",
                 )

@@ -53,7 +53,7 @@ def _refused(doing: str) -> OutOfMemory:
     return OutOfMemory(
         msg(
             "there is not enough memory to {what}. Close other programs, or lower --micro-batch-tokens or "
-            "--max-length, turn on --gradient-checkpointing, or take a smaller model or --precision 4-bit.",
+            "--max-length, turn on --gradient-checkpointing, or use a smaller model or --precision 4-bit.",
             what=doing,
         )
     )

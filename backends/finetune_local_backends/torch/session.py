@@ -108,7 +108,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         if name not in self._base.weights:
             raise ModelError(
                 msg(
-                    "the loaded base has no weight {name}. This family names its layers otherwise once loaded.",
+                    "the loaded base has no weight {name}. This family names its layers differently once loaded.",
                     name=name,
                 )
             )

@@ -58,7 +58,7 @@ def test_plain_peft_is_taken_with_a_note(model: ModelFolder, tokenizer: Tokenize
     values = json.loads(config.read_text("utf-8"))
     config.write_text(json.dumps({**values, "base_model_name_or_path": "some/base"}), "utf-8")
     attach(ToySession(400), model, tokenizer, folder, "a", notes.append)
-    assert "made on 'some/base'" in notes[1] and "does not say" not in notes[1]
+    assert "trained on 'some/base'" in notes[1] and "does not name" not in notes[1]
     (folder / "adapter_model.safetensors").write_bytes(b"<html>")
     with pytest.raises(AdapterError, match="cannot be read"):
         attach(ToySession(400), model, tokenizer, folder, "a", notes.append)

@@ -167,7 +167,7 @@ def test_generation_settings_of_its_own_are_told(tiny: Path, tmp_path: Path) -> 
     (adapter / "generation_config.json").write_text(json.dumps({**same, "transformers_version": "5.0"}), "utf-8")
     assert not companions(tiny, adapter).differs
     (adapter / "generation_config.json").write_text(json.dumps({**same, "temperature": 0.3}), "utf-8")
-    assert companions(tiny, adapter).sentences == ("its own generation settings, which go into exports",)
+    assert companions(tiny, adapter).sentences == ("its own generation settings, which exports include",)
 
 
 def test_a_token_marked_as_text_shows_in_answers(tiny: Path, tmp_path: Path) -> None:
@@ -194,11 +194,12 @@ def test_a_token_without_a_row_is_told_and_never_read(tmp_path: Path) -> None:
         lambda: tokenizer.prompt_ids([Message("user", "a [PAD]")]),
         lambda: tokenizer.raw_segments([("[PAD]", True)]),
     ):
-        with pytest.raises(RowRejected, match=r"\[PAD\].* no row"):
+        with pytest.raises(RowRejected, match=r"\[PAD\].* no embedding row"):
             ask()
     (adapter / "chat_template.jinja").write_text("{% for m in messages %}[PAD]{{ m.content }}{% endfor %}", "utf-8")
     with pytest.raises(
-        AdapterError, match=r"its chat template writes \[PAD\].* 380 rows, and the adapter's tokenizer 381"
+        AdapterError,
+        match=r"its chat template uses the added token \[PAD\].* 380 rows, and the adapter's tokenizer has 381",
     ):
         attach(ToySession(380), base, tokenizer_of(base.path, adapter), adapter, "a")
 
@@ -207,7 +208,7 @@ def test_the_library_says_what_an_adapter_brings(tiny: Path, tmp_path: Path, hom
     entry = manage.bring_in(saved(tiny, tmp_path / "mine", template=TEMPLATE), home)
     assert set(entry.describe()["beside"]) >= {"tokenizer.json", "chat_template.jinja"}
     assert brings(entry.folder, home, ModelFolder.open(tiny)) == ["its own chat template"]
-    assert "not here" in brings(entry.folder, home)[0], "the folder's name alone does not lead to the base"
+    assert "not installed" in brings(entry.folder, home)[0], "the folder's name alone does not lead to the base"
     renamed_entry = manage.rename("mine", "ours", home)
     assert brings(renamed_entry.folder, home, ModelFolder.open(tiny)) == ["its own chat template"]
     manage.remove("ours", home)

@@ -73,11 +73,11 @@ def test_stopping_leaves_nothing(whole: Home) -> None:
 @pytest.mark.parametrize(
     ("wanted", "error", "said"),
     [
-        (ExtractionRequest(), SpecError, "one of two"),
+        (ExtractionRequest(), SpecError, "either"),
         (ExtractionRequest(adapter="mine", name="a", out=Path("b")), SpecError, "one of them"),
-        (ExtractionRequest(adapter="mine", rank=4, energy=0.9), SpecError, "both given"),
+        (ExtractionRequest(adapter="mine", rank=4, energy=0.9), SpecError, "both set, but"),
         (ExtractionRequest(adapter="nothing"), AdapterError, "no adapter"),
-        (ExtractionRequest(adapter="mine", name="a/b"), AdapterError, "folder's name"),
+        (ExtractionRequest(adapter="mine", name="a/b"), AdapterError, "in folder names"),
     ],
 )
 def test_mistakes_are_sentences(whole: Home, wanted: ExtractionRequest, error: type[Exception], said: str) -> None:

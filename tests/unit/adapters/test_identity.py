@@ -38,7 +38,7 @@ def test_another_config_or_tokenizer_is_refused_by_name(tiny: Path, tmp_path: Pa
     identity = read_identity(tmp_path / "a")
     assert identity is not None
     deeper = ModelFolder.open(tiny_model(tmp_path / "deeper", layers=3))
-    with pytest.raises(AdapterError, match=r"differs from that in its config \(") as refused:
+    with pytest.raises(AdapterError, match=r"differs from it in its config \(") as refused:
         check_same_base(identity, deeper)
     assert "tiny llama 小" in str(refused.value) and "deeper" in str(refused.value)
     folder = tiny_model(tmp_path / "template")
@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, tiny: Path, monkeyp
 
     base = ModelFolder.open(tiny)
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(DiskFull, match="Make room"):
+    with pytest.raises(DiskFull, match="Free some space"):
         write_identity(tmp_path, base.identity(), None, {"method": "lora"})
 
 
@@ -88,6 +88,6 @@ def test_names_of_another_class_are_told(tiny: Path, tmp_path: Path) -> None:
     )
     plan, _ = read_adapter(adapter)
     with pytest.raises(
-        AdapterError, match=r"called 'model.language_model.layers...', and those of .* 'model.layers...'"
+        AdapterError, match=r"named 'model.language_model.layers...', but those of .* 'model.layers...'"
     ):
         check_shapes(plan, ModelFolder.open(tiny))

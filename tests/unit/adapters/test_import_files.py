@@ -54,7 +54,7 @@ def test_no_link_is_followed(source: Path, home: Home, secret: Path) -> None:
     (source / "README.md").symlink_to(secret)
     notes: list[str] = []
     entry = manage.bring_in(source, home, "new", notes.append)
-    assert notes == ["README.md is left out: it is a link to another file."]
+    assert notes == ["README.md is skipped: it is a link to another file."]
     assert secret.read_bytes() not in everything_in(entry.folder)
     manage.remove("new", home)
     for name in (CONFIG, WEIGHTS, "tokenizer.json", "chat_template.jinja"):
@@ -150,7 +150,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(source: Path, home: Home, tmp_p
 def test_a_zip_that_breaks_off_is_called_that(source: Path, home: Home, tmp_path: Path) -> None:
     archive = packed(source, tmp_path / "a.zip")
     archive.write_bytes(archive.read_bytes()[:-200])
-    refused(archive, home, "breaks off")
+    refused(archive, home, "is incomplete")
 
 
 def test_a_long_readme_in_a_zip_is_left_out(source: Path, home: Home, tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def change(source: Path, **fields: Any) -> None:
         ({"rank_pattern": [4]}, "'rank_pattern' is a list"),
         ({"rank_pattern": {"q_proj": [True]}}, "rank_pattern"),
         ({"alpha_pattern": "q_proj"}, "'alpha_pattern' is 'q_proj'"),
-        ({"alpha_pattern": {"(": 2}}, "no regular expression"),
+        ({"alpha_pattern": {"(": 2}}, "not a valid regular expression"),
         ({"peft_type": ["LORA"]}, "'peft_type' is a list"),
-        ({"peft_type": "FINETUNE_LOCAL", "family": "low_rank"}, "lacks 'settings'"),
+        ({"peft_type": "FINETUNE_LOCAL", "family": "low_rank"}, "'settings' is missing"),
         ({"base_model_name_or_path": "\ud800"}, "base_model_name_or_path"),
         ({"modules_to_save": 7}, "'modules_to_save' is 7"),
     ],
@@ -248,7 +248,7 @@ def test_tensors_that_cannot_be_are_named(source: Path, home: Home) -> None:
     name = next(name for name in tensors if "lora_B" in name)
     for value in (np.nan, np.inf):
         save_file({**tensors, name: np.full_like(tensors[name], value)}, source / WEIGHTS)
-        refused(source, home, rf"{name} has values that are no numbers")
+        refused(source, home, rf"{name} contains NaN")
     save_file({**tensors, name: tensors[name].reshape((1,) * 30 + tensors[name].shape)}, source / WEIGHTS)
     refused(source, home, r"has 32 dimensions")
     content = (source / WEIGHTS).read_bytes()
@@ -289,13 +289,13 @@ def test_a_state_dict_of_peft_s_own_model_is_read(source: Path, home: Home) -> N
     save_file(
         {**tensors, first.replace("base_model.model.", "base_model.model._orig_mod."): tensors[first]}, source / WEIGHTS
     )
-    refused(source, home, "given twice")
+    refused(source, home, "stored twice")
 
 
 def test_other_things_are_called_what_they_are(source: Path, home: Home, tiny: Path, tmp_path: Path) -> None:
-    refused(tiny, home, "a whole model lies here")
+    refused(tiny, home, "a whole model")
     shutil.copyfile(tiny / "model.safetensors", source / WEIGHTS)
-    refused(source, home, "it holds whole weights .* this is a model")
+    refused(source, home, "it contains full model weights .*not an adapter")
     (source / WEIGHTS).unlink()
     (source / "adapter_model.bin").write_bytes(b"\x80\x04.")
     refused(source, home, "is a pickle")

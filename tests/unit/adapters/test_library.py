@@ -91,7 +91,7 @@ def test_an_adapter_is_found_by_name_run_or_folder(stocked: paths.Home, monkeypa
     [
         ("frend", "Did you mean 'friend'"),
         ("half", "did not finish.*resume half"),
-        ("./nowhere", "no such folder"),
+        ("./nowhere", "folder not found"),
         ("nothing like it", "Known: 订单 1, friend"),
     ],
 )
@@ -205,7 +205,7 @@ def test_taking_back_does_not_overwrite(stocked: paths.Home) -> None:
     shutil.copytree(stocked.adapters / "friend", copy)
     manage.remove("friend", stocked)
     manage.bring_in(copy, stocked, "friend")
-    with pytest.raises(AdapterError, match="cannot go back"):
+    with pytest.raises(AdapterError, match="cannot be restored"):
         manage.restore("friend", stocked)
     assert [removed.name for removed in manage.trashed(stocked)] == ["friend"]
 
@@ -300,6 +300,6 @@ def test_what_was_damaged_on_the_way_is_not_imported(stocked: paths.Home, tiny: 
     (source / "left behind.txt").unlink()
     manage.bring_in(source, stocked, "good")
     (source / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes()[:-1] + b"\x01")
-    with pytest.raises(AdapterError, match=r"sent: adapter_model\.safetensors is not as it was written"):
+    with pytest.raises(AdapterError, match=r"sent: adapter_model\.safetensors has changed since it was written"):
         manage.bring_in(source, stocked, "bad")
     assert not (stocked.adapters / "bad").exists()

@@ -41,7 +41,7 @@ def test_adapters_that_do_not_fit_are_offered_with_the_reason_and_come_last(home
         ("gone", True),
     ]
     problems = {o.name: o.problem for o in found}
-    assert "made on 'qwen'" in problems["a stranger"] and "no adapter 'gone'" in problems["gone"]
+    assert "trained on 'qwen'" in problems["a stranger"] and "no adapter 'gone'" in problems["gone"]
 
 
 def test_a_replaced_adapter_is_looked_at_again(home: paths.Home) -> None:

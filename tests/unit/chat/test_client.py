@@ -114,7 +114,7 @@ def test_one_conversation_is_answered_once_at_a_time(client: FakeRpcClient, chat
 
 
 def test_a_failure_stays_to_be_shown_until_the_next_try(client: FakeRpcClient, chat: ChatClient) -> None:
-    for error in (WorkerDied("it ended"), OutOfMemory("no room")):
+    for error in (WorkerDied("it ended"), OutOfMemory("no space")):
         client.events.put(error)
         chat.begin("answer", "c1", {})
         assert until_ended(chat, "c1").error is error

@@ -46,11 +46,11 @@ def test_what_was_thrown_away_comes_back_as_it_was(home: paths.Home) -> None:
     before = one.path.read_bytes()
     key = conversations.remove(home, one.id)
     assert conversations.listed(home) == [] and history.every(home) == []
-    with pytest.raises(SpecError, match="not there any more"):
+    with pytest.raises(SpecError, match="no longer exists"):
         conversations.remove(home, one.id)
     assert conversations.restore(home, key) == one.id
     assert one.path.read_bytes() == before
-    with pytest.raises(SpecError, match="not in the trash"):
+    with pytest.raises(SpecError, match="no longer in the trash"):
         conversations.restore(home, key)
 
 
@@ -65,7 +65,7 @@ def test_one_that_comes_back_beside_another_of_its_name_gets_another(home: paths
 def test_ids_are_no_paths(home: paths.Home) -> None:
     (home.chats.parent / "outside.jsonl").write_text('{"role": "user", "content": "x"}\n', "utf-8")
     for id_ in ("../outside", "", "nothing", "."):
-        with pytest.raises(SpecError, match="not there"):
+        with pytest.raises(SpecError, match="no longer exists"):
             conversations.open_one(home, id_)
 
 

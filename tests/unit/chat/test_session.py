@@ -49,7 +49,7 @@ def test_a_conversation_goes_on_where_it_ended(chat: ChatSession) -> None:
 
 
 def test_retry_says_something_else_and_undo_takes_back(chat: ChatSession) -> None:
-    with pytest.raises(SpecError, match="nothing"):
+    with pytest.raises(SpecError, match="no answer to regenerate"):
         chat.retry()
     first = chat.ask("one").result
     second = chat.retry().result
@@ -138,7 +138,7 @@ def test_each_answerer_is_asked_with_its_own_template(chat: ChatSession) -> None
     told: list[str] = []
     opened.load("formal")
     opened.load("诗人", told.append)
-    assert told == ["诗人: it is asked with what it brings: its own chat template"]
+    assert told == ["诗人: used with what it comes with: its own chat template"]
     asked: dict[str | None, str] = {}
     for name in (None, "formal", "诗人"):
         chat.use(name)

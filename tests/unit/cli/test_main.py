@@ -53,7 +53,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_options_without_a_verb_train(capsys: pytest.CaptureFixture[str], home: object) -> None:
     code, _, err = run(["--data", "没有 this.jsonl"], capsys)
     assert code == 2
-    assert "没有 this.jsonl: there is no such file" in err
+    assert "没有 this.jsonl: file not found" in err
     assert "Traceback" not in err
 
 
@@ -61,7 +61,7 @@ def test_a_home_that_cannot_be_made_is_the_user_s_error(capsys: pytest.CaptureFi
     (tmp_path / "file").write_text("x", "utf-8")
     code, _, err = run(["runs", "--home", str(tmp_path / "file")], capsys)
     assert code == 2
-    assert "cannot be made" in err and "--home" in err
+    assert "cannot be created" in err and "--home" in err
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_place_that_cannot_be_written_to_is_a_sentence(
 def test_answers_that_could_not_be_written_are_refused_before_the_work(
     capsys: pytest.CaptureFixture[str], home: object, tmp_path: Path
 ) -> None:
-    for out, said in ((tmp_path / "none" / "a.jsonl", "there is no folder"), (tmp_path, "this is a folder")):
+    for out, said in ((tmp_path / "none" / "a.jsonl", "not found"), (tmp_path, "this is a folder")):
         code, _, err = run(["evaluate", "--out", str(out)], capsys)
         assert code == 2
         assert said in err

@@ -72,4 +72,4 @@ def test_one_method_for_people_and_a_name_that_is_none(capsys: pytest.CaptureFix
 def test_a_setting_of_other_methods_is_refused_by_naming_them(capsys: pytest.CaptureFixture[str], home: object) -> None:
     code, _, err = run(["--data", "x.jsonl", "--method", "prefix", "--rank", "4"], capsys)
     assert code == 2
-    assert "'rank' in it; that is one of dora, longlora, lora" in err and "prefix_length" in err
+    assert "it has no setting 'rank', which belongs to dora, longlora, lora" in err and "prefix_length" in err

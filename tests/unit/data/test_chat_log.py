@@ -85,11 +85,13 @@ def test_a_qq_export(tmp_path: Path) -> None:
 
 def test_without_a_choice_the_reason_says_who_speaks(tmp_path: Path) -> None:
     first, *_ = reasons(write(tmp_path / "a.txt", IPHONE))
-    assert first == "it is a chat of Alice, Bob. Say whose messages are to be learned: --assistant Alice"
+    assert first == "it is a chat between Alice, Bob. Choose whose messages to learn: --assistant Alice"
     file = DataFile(tmp_path / "a.txt")
     list(file)
     assert file.speakers == {"Alice": 3, "Bob": 3}
-    assert "'Zoe' says nothing in it; its speakers are: Alice, Bob." in reasons(tmp_path / "a.txt", assistant="Zoe")[0]
+    assert (
+        "'Zoe' has no messages in it; its speakers are: Alice, Bob." in reasons(tmp_path / "a.txt", assistant="Zoe")[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_turns_of_one_side_become_one() -> None:
     said = [("assistant", "0"), ("user", "1"), ("user", "2"), ("assistant", "3"), ("assistant", "4")]
     conversation = Conversation(tuple(Message(role, text) for role, text in said), Source("f", 1))  # type: ignore[arg-type]
     assert merged(conversation).messages == (Message("user", "1\n2"), Message("assistant", "3\n4"))
-    with pytest.raises(RowRejected, match="nobody speaks"):
+    with pytest.raises(RowRejected, match="it has no message"):
         merged(Conversation((Message("assistant", "alone"),), Source("f", 1)))
 
 
@@ -258,7 +260,7 @@ def test_a_message_that_never_ends_is_told(tmp_path: Path) -> None:
     path.write_text("\n".join(lines), "utf-8")
     found = list(read([path], DataSettings(assistant="Bob")))
     assert [row.reason for row in found if isinstance(row, Rejected)] == [
-        "the message is longer than 100,000 characters. Is the rest no chat?"
+        "the message is longer than 100,000 characters. Is the rest of the file really a chat?"
     ]
     assert len(found) == 2
 

@@ -80,12 +80,12 @@ def test_roles_that_no_format_reads_together_are_no_format(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("column", "words"),
-    [("frage", "say which column is what"), ("promt=x", "Did you mean 'prompt'"), ("prompt=", "say which")],
+    [("frage", "assign a column to a"), ("promt=x", "Did you mean 'prompt'"), ("prompt=", "assign a")],
 )
 def test_a_mistyped_setting_is_told(column: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         parse_spec({"data": {"columns": [column]}}, "test")
-    with pytest.raises(SpecError, match="two columns are given as 'prompt'"):
+    with pytest.raises(SpecError, match="two columns have the role 'prompt'"):
         parse_spec({"data": {"columns": ["prompt=a", "prompt=b"]}}, "test")
 
 

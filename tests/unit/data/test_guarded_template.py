@@ -97,14 +97,14 @@ def test_a_template_that_fails_with_some_chats_is_used_for_the_others_and_given_
     slow, quick = [Message("user", "slow"), CHAT[1]], CHAT
     assert len(template.spans(quick)[1]) == 1
     template.ahead([quick, slow, quick])  # the whole request ends; each is tried again by itself
-    with pytest.raises(RowRejected, match="did not end"):
+    with pytest.raises(RowRejected, match="did not finish"):
         template.spans(slow)
     assert len(template.spans(quick)[1]) == 1
     for _ in range(2):
-        with pytest.raises(RowRejected, match="did not end"):
+        with pytest.raises(RowRejected, match="did not finish"):
             template.spans(slow)
     monkeypatch.setattr(guarded_template, "_child", None)  # asked no more: a million rows are not waited for
-    with pytest.raises(RowRejected, match="did not end"):
+    with pytest.raises(RowRejected, match="did not finish"):
         template.spans(quick)
 
 

@@ -105,7 +105,7 @@ def test_raw_and_max_length_are_followed(tiny: Path, file: str) -> None:
 
 
 def test_bad_input_is_an_error_of_the_users(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="file not found"):
         inspect(tiny, str(tmp_path / "none.jsonl"))
     assert inspect(tiny).exit_code == 2
 

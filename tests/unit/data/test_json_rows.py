@@ -29,7 +29,7 @@ def found(text: str | bytes, array: str | None = "", chunk: int = 0) -> list[tup
     ("text", "reason"),
     [
         (f'[{{"a": 1}}, {{"a": {DIGITS}}}, {{"a": 3}}]', "a number of 4301 digits"),
-        (f'[{{"a": 1}}, {{"a": {DEEP}{"]" * len(DEEP)}}}, {{"a": 3}}]', "nested more than 64 deep"),
+        (f'[{{"a": 1}}, {{"a": {DEEP}{"]" * len(DEEP)}}}, {{"a": 3}}]', "nested more than 64 levels deep"),
         ('[{"a": 1}, {"a": nope}, {"a": 3}]', "it is not JSON (line 1, column 18: Expecting value)"),
         ('[{"a": 1}, {\'a\': 2}, {"a": 3}]', "it is not JSON (line 1, column 13: Expecting property name"),
         ('[{"a": 1},\n{"a": "2},\n{"a": 3}]', "it is not JSON (line 2, column 11: Invalid control character"),
@@ -57,10 +57,10 @@ def test_a_bad_row_of_an_array_costs_itself_alone(text: str | bytes, reason: str
     [
         ('[{"a": 1}, {"a"', 1, "line 1, column 16: Expecting ':' delimiter"),
         ('[{"a": 1},\n{"a": "x', 1, "line 2, column 7: Unterminated string"),
-        ('[{"a": 1},', 1, "line 1, column 11: the array has no end"),
-        ('[{"a": 1}] x', 1, "line 1, column 12: more stands after the end"),
-        (DEEP, 0, "nested more than 64 deep"),
-        ('[{"a": 1}, {"a": 2},]', 2, "a comma stands before the end of the array"),
+        ('[{"a": 1},', 1, "line 1, column 11: the array is not closed"),
+        ('[{"a": 1}] x', 1, "line 1, column 12: there is more text after the end"),
+        (DEEP, 0, "nested more than 64 levels deep"),
+        ('[{"a": 1}, {"a": 2},]', 2, "a trailing comma at the end of the array"),
     ],
 )
 def test_a_file_that_breaks_off_says_where(text: str, rows_read: int, said: str) -> None:

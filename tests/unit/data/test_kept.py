@@ -87,6 +87,6 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatc
     folder = tmp_path / "data"
     folder.mkdir()
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(DiskFull, match="name the file by its path"):
+    with pytest.raises(DiskFull, match="enter the file's path"):
         keep_copy(source, folder, "a.jsonl")
     assert list(folder.iterdir()) == []

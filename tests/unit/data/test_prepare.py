@@ -224,7 +224,7 @@ def test_an_interruption_leaves_nothing_that_looks_prepared(tmp_path: Path, toke
         prepare(settings, tokenizer, 1, folder, 256, stop)
     assert not (folder / "data.json").exists()
     assert not list(folder.glob("passed.*"))
-    with pytest.raises(DataError, match="Start the run anew"):
+    with pytest.raises(DataError, match="Start a new run"):
         open_prepared(folder)
     assert len(prepare(settings, tokenizer, 1, folder, 256, lambda *_: None).train) == 1800
 
@@ -236,7 +236,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, tokenizer: Tokenizer, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store.np, "ascontiguousarray", full)
-    with pytest.raises(DiskFull, match="no room is left"):
+    with pytest.raises(DiskFull, match="no space is left"):
         prepared(tmp_path / "run", tokenizer, file)
     assert not (tmp_path / "run" / "data.json").exists()
 
@@ -256,7 +256,7 @@ def test_a_damaged_store_is_not_opened(tmp_path: Path, tokenizer: Tokenizer, suf
     prepared(tmp_path / "run", tokenizer, write(tmp_path / "a.jsonl", [row(i) for i in range(5)]))
     path = tmp_path / "run" / f"train{suffix}"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(DataError, match="Start the run anew"):
+    with pytest.raises(DataError, match="Start a new run"):
         open_prepared(tmp_path / "run")
 
 

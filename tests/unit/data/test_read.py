@@ -96,7 +96,7 @@ def test_one_bad_row_does_not_take_others_with_it(tmp_path: Path) -> None:
         (3, "it is a list, expected an object with keys."),
         (4, "it is a number, expected an object with keys."),
         (5, "it is not valid UTF-8. Save the file as UTF-8."),
-        (6, "it holds only zero bytes; the file was damaged."),
+        (6, "it contains only zero bytes; the file is damaged."),
         (7, "'messages' has role 'assitant'. Did you mean 'assistant'?"),
     ]
     assert len(found) == 8
@@ -104,7 +104,7 @@ def test_one_bad_row_does_not_take_others_with_it(tmp_path: Path) -> None:
 
 def test_a_last_line_that_breaks_off_is_told_as_such(tmp_path: Path) -> None:
     found = list(read([write(tmp_path, "a.jsonl", f"{LINE}\n{LINE[:20]}")]))
-    assert reasons(found) == [(2, "the last line breaks off: the file was not written to its end.")]
+    assert reasons(found) == [(2, "the last line is incomplete: the file was not written completely.")]
 
 
 def test_a_json_array_that_breaks_off_keeps_what_came_before(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_json_array_that_breaks_off_keeps_what_came_before(tmp_path: Path) -> 
     assert len(found) == 3
     ((line, reason),) = reasons(found)
     assert line == 3
-    assert "breaks off here" in reason
+    assert "is invalid from here" in reason
 
 
 def test_numbers_in_json_arrays_are_plain_ones(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_files_of_no_use_are_refused_with_what_to_do(tmp_path: Path, content: by
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="file not found"):
         list(read([tmp_path / "nothing.jsonl"]))
     with pytest.raises(DataError, match="a folder"):
         list(read([tmp_path]))
@@ -232,7 +232,7 @@ def test_a_forced_format_reads_every_row_or_says_why(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", f'{LINE}\n{{"text": "x"}}\n')
     assert len(reasons(read([path]))) == 0
     assert [line for line, _ in reasons(read([path], DataSettings(format="prompt_completion")))] == [2]
-    with pytest.raises(DataError, match="no such format"):
+    with pytest.raises(DataError, match="unknown format"):
         list(read([path], DataSettings(format="promt")))
 
 
@@ -244,7 +244,7 @@ def test_keys_that_are_not_read_are_named(tmp_path: Path) -> None:
 def test_no_usable_row_quotes_the_first_reasons(tmp_path: Path) -> None:
     found = list(read([write(tmp_path, "a.jsonl", "".join(f'{{"k{i}": 1}}\n' for i in range(5)))]))
     error = nothing_usable(["a.jsonl"], [r for r in found if isinstance(r, Rejected)])
-    assert str(error).count("fit no known format") == 3
+    assert str(error).count("match no known format") == 3
     assert "line 1" in str(error)
 
 
@@ -265,20 +265,20 @@ DIGITS, DEEP = "9" * 4_301, "[" * 2_000 + "]" * 2_000
     ("bad", "reason"),
     [
         (f'{{"prompt": {DIGITS}, "completion": "a"}}', "a number of 4301 digits"),
-        (f'{{"prompt": "q", "completion": {DEEP}}}', "nested more than 64 deep"),
+        (f'{{"prompt": "q", "completion": {DEEP}}}', "nested more than 64 levels deep"),
         (json.dumps({"messages": f'[{{"role": "user", "content": {DIGITS}}}]'}), "a number of 4301 digits"),
-        (json.dumps({"messages": f"[{DEEP}]"}), "nested more than 64 deep"),
+        (json.dumps({"messages": f"[{DEEP}]"}), "nested more than 64 levels deep"),
         (
             json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": DEEP}]}]}),
-            "nested more than 64 deep",
+            "nested more than 64 levels deep",
         ),
         (
             '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": NaN}}]}]}',
-            "holds NaN or Infinity",
+            "contains NaN or Infinity",
         ),
-        ('{"prompt": "q", "completion": NaN}', "is nan, which is no text"),
-        ('{"prompt": 1e999, "completion": "a"}', "is inf, which is no text"),
-        ('{"prompt": "q", "completion": "\\ud800"}', "half of a character"),
+        ('{"prompt": "q", "completion": NaN}', "is nan, an empty cell"),
+        ('{"prompt": 1e999, "completion": "a"}', "is inf, an empty cell"),
+        ('{"prompt": "q", "completion": "\\ud800"}', "half a character"),
         ('{"chat_log": ["hi", 3, null]}', "is a text, expected an object with a role"),
         ('{"messages": [{"role": ["user"], "content": "x"}]}', "has role ['user']"),
     ],
@@ -327,7 +327,7 @@ def test_a_csv_row_over_the_limit_is_passed_over(tmp_path: Path, monkeypatch: py
     used = [row.messages[0].content for row in found if isinstance(row, Conversation)]
     assert used[:4] == ["q1", "q2", "q3", "q\0"]
     assert [line for line, why in reasons(found) if "longer than 0 MB" in why] == [3, 5, 8]
-    with pytest.raises(DataError, match="no header of a CSV file"):
+    with pytest.raises(DataError, match="the header of a CSV file"):
         DataFile(write(tmp_path, "b.csv", "a" * (1 << 20) + ",b\nq,a\n"))
 
 

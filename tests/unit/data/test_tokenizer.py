@@ -228,7 +228,7 @@ def test_long_texts_are_neither_cut_nor_warned_about(tokenizer: Tokenizer, caplo
 
 
 def test_load_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="folder not found"):
         Tokenizer.load(tmp_path / "nowhere")
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path)

@@ -46,31 +46,39 @@ def change(folder: Path, name: str, values: dict[str, Any]) -> None:
     ("name", "values", "said"),
     [
         ("tokenizer.json", {"model": 3}, '"model" is a number'),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "no number from 0 up"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 2**32}, "merges": []}}, "the id 4294967296"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": True}, "merges": []}}, "no number from 0 up"),
+        (
+            "tokenizer.json",
+            {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},
+            "not a whole number from 0 up",
+        ),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 2**32}, "merges": []}}, "the token id 4294967296"),
+        (
+            "tokenizer.json",
+            {"model": {"type": "BPE", "vocab": {"a": True}, "merges": []}},
+            "not a whole number from 0 up",
+        ),
         ("tokenizer.json", {"model": {"type": "BPE", "merges": []}}, '"vocab" is null'),
         (
             "tokenizer.json",
             {"model": {"type": "BPE", "vocab": {"a": 1}, "merges": [["b", "c"]]}},
-            '"merges" makes a token',
+            '"merges" joins',
         ),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 1}, "merges": [["a", 1]]}}, "no pair of tokens"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 1}, "merges": [["a", 1]]}}, "not a pair of tokens"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 1}, "merges": None}}, '"merges" is null'),
-        ("tokenizer.json", {"added_tokens": [7]}, '"added_tokens" holds a number'),
-        ("tokenizer.json", {"added_tokens": [{"id": -5, "content": "x"}]}, "-5 is no id of a token"),
+        ("tokenizer.json", {"added_tokens": [7]}, '"added_tokens" contains a number'),
+        ("tokenizer.json", {"added_tokens": [{"id": -5, "content": "x"}]}, "-5 is not a token id"),
         ("tokenizer.json", {"normalizer": {"type": "Nothing"}}, "cannot be built"),
         ("tokenizer_config.json", {"eos_token": 5}, '"eos_token" is a number'),
-        ("tokenizer_config.json", {"bos_token": "\ud800"}, '"bos_token" is no token'),
+        ("tokenizer_config.json", {"bos_token": "\ud800"}, '"bos_token" is not a token'),
         ("tokenizer_config.json", {"pad_token": {"content": None}}, '"pad_token" is null'),
         ("tokenizer_config.json", {"pad_token": {"content": "x", "lstrip": 2}}, "true or false"),
         ("tokenizer_config.json", {"extra_special_tokens": 3}, "expected a list of texts"),
         ("tokenizer_config.json", {"extra_special_tokens": [3]}, '"extra_special_tokens" is a number'),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}, "no id of a token"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}, "not a token id"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"1": "a"}}, "has no token at '1'"),
         ("tokenizer_config.json", {"added_tokens_decoder": []}, '"added_tokens_decoder" is a list'),
         ("tokenizer_config.json", {"add_prefix_space": "yes"}, '"add_prefix_space" is a text'),
-        ("added_tokens.json", {"<x>": "7"}, "'7' is no id of a token"),
+        ("added_tokens.json", {"<x>": "7"}, "'7' is not a token id"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_place(folder: Path, name: str, values: dict[str, Any], said: str) -> None:
@@ -109,7 +117,7 @@ def test_a_text_that_the_tokenizer_does_not_end_with_is_refused_soon(folder: Pat
     except ModelError:
         return
     for _ in range(6):
-        with pytest.raises(RowRejected, match="the model's tokenizer fails with it"):
+        with pytest.raises(RowRejected, match="the model's tokenizer fails on it"):
             tokenizer.ids("a" * 60 + "b")
     assert time.monotonic() - began < 30
 
@@ -130,7 +138,7 @@ def test_an_unknown_pattern_gives_the_same_ids_in_the_child(folder: Path) -> Non
 
 
 def test_half_a_character_is_refused(folder: Path) -> None:
-    with pytest.raises(RowRejected, match="the model's tokenizer fails with it"):
+    with pytest.raises(RowRejected, match="the model's tokenizer fails on it"):
         Tokenizer.load(folder).ids("\ud800")
 
 

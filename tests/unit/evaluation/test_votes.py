@@ -78,7 +78,7 @@ def test_what_cannot_be_told_is_said(saved: Saved) -> None:
     for i, pair in enumerate(ballot.pairs[:6]):
         right = pair.tuned_is_a == (i % 2 == 0)
         ballot.vote(pair, "a" if right else "b")
-    assert ballot.tally().text.startswith("Which is preferred cannot be told yet: the fine-tuned answer won 3 of 6")
+    assert ballot.tally().text.startswith("It is not clear yet which is preferred: the fine-tuned answer won 3 of 6")
     for pair in ballot.pairs[6:30]:
         ballot.vote(pair, "b" if pair.tuned_is_a else "a")
     assert ballot.tally().text.startswith("The fine-tune is not preferred")
@@ -96,7 +96,7 @@ def test_a_crash_in_the_middle_of_a_vote_costs_that_vote_alone(saved: Saved) -> 
 
 
 def test_there_must_be_two_to_choose_from(saved: Saved) -> None:
-    with pytest.raises(SpecError, match="no answers of the base that is shown examples"):
+    with pytest.raises(SpecError, match="no answers of the base with examples"):
         Ballot(saved, "few_shot")
     bare = saved.result | {"tuned": None}
     (saved.folder / "result.json").write_text(json.dumps(bare), "utf-8")

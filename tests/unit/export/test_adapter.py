@@ -82,17 +82,15 @@ def test_another_reading_fails_verification(adapter: Path, tmp_path: Path, monke
         return plan, tensors if folder == adapter else {**tensors, name: tensors[name] + 1}
 
     monkeypatch.setattr(target, "read_adapter", damaged)
-    with pytest.raises(
-        VerificationFailed, match=r"does not read back as it was written\. It was kept as .*out\.failed"
-    ):
+    with pytest.raises(VerificationFailed, match=r"does not read back as it was written\. It is kept in .*out\.failed"):
         export("adapter", None, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists() and (tmp_path / "out.failed").is_dir()
 
 
 def test_a_bare_base_has_no_adapter_and_other_targets_want_a_base(adapter: Path, tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="a bare base has no adapter"):
+    with pytest.raises(AdapterError, match="the base model alone has no adapter"):
         export("adapter", ModelFolder.open(tiny), None, tmp_path / "out")
-    with pytest.raises(ModelError, match="made from a base model"):
+    with pytest.raises(ModelError, match="needs a base model"):
         export("merged", None, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -71,7 +71,7 @@ def test_names_count_up_and_the_preferred_folder_is_taken(home: Home, tmp_path: 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(home: Home, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", "utf-8")
-    for folder, words in (("relative", "not a whole path"), (str(tmp_path / "file" / "x"), "cannot be made")):
+    for folder, words in (("relative", "not an absolute path"), (str(tmp_path / "file" / "x"), "cannot be created")):
         with pytest.raises(SpecError, match=words):
             begin(home, folder=folder)
     assert started == []
@@ -82,7 +82,7 @@ def test_what_a_killed_one_left_goes_with_the_next_or_with_its_entry(home: Home)
     out = Path(first.arguments["out"])
     half = out.with_name(out.name + ".unchecked")
     half.write_bytes(b"half")
-    with pytest.raises(SpecError, match="still at work"):
+    with pytest.raises(SpecError, match="still running"):
         job_export.remove(home, first.name)
     assert half.exists()
     release(first)

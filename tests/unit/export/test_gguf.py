@@ -153,7 +153,7 @@ def test_rope_scaling_is_written(tmp_path: Path) -> None:
 
 
 def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="SiLU only"):
+    with pytest.raises(ModelError, match="only SiLU"):
         write_gguf(edited(tiny_model(tmp_path / "a"), hidden_act="gelu"), None, tmp_path / "x.gguf")
     qwen = tiny_model(tmp_path / "b", "qwen2")
     with pytest.raises(ModelError, match="sliding-window"):
@@ -180,7 +180,7 @@ def test_an_unknown_way_to_cut_text_is_refused_not_guessed(tmp_path: Path) -> No
         }
 
     model = tokenizer_edited(tiny_model(tmp_path / "a"), other_split)
-    with pytest.raises(ModelError, match=r"how it cuts text into words.*not guessed"):
+    with pytest.raises(ModelError, match=r"how it splits text into words.*not guessed"):
         write_gguf(model, None, tmp_path / "x.gguf")
     lower = tokenizer_edited(tiny_model(tmp_path / "b"), lambda v: v.update(normalizer={"type": "Lowercase"}))
     with pytest.raises(ModelError, match="Lowercase"):
@@ -227,7 +227,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tiny: Path, tmp_path: Path) -> None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(DiskFull, match="Nothing half-written"):
+        with pytest.raises(DiskFull, match="No partial files"):
             write_gguf(ModelFolder.open(tiny), None, tmp_path / "a.gguf", "f32")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -24,7 +24,7 @@ def test_unknown_targets_and_formats_are_refused_with_what_there_is(tiny: Path, 
     model = ModelFolder.open(tiny)
     with pytest.raises(ModelError, match=r"no export 'gguff'.*gguf"):
         export("gguff", model, None, tmp_path / "x", verification=False)
-    with pytest.raises(ModelError, match="--to gguf knows f16, bf16, f32, q8_0, q6_k, q5_k_m, q4_k_m"):
+    with pytest.raises(ModelError, match="--to gguf supports f16, bf16, f32, q8_0, q6_k, q5_k_m, q4_k_m"):
         export("gguf", model, None, tmp_path / "x", "float16", verification=False)
     assert not list(tmp_path.iterdir())
 
@@ -60,9 +60,9 @@ def test_a_folder_that_is_no_model_or_a_source_is_never_replaced(tiny: Path, tmp
     (documents / "thesis.txt").write_text("years", "utf-8")
     with pytest.raises(ModelError, match="not a model folder"):
         export("merged", model, None, documents, verification=False, overwrite=True)
-    with pytest.raises(ModelError, match="replace what it is made from"):
+    with pytest.raises(ModelError, match="overwrite its own source"):
         export("merged", model, None, tiny, verification=False, overwrite=True)
-    with pytest.raises(ModelError, match="replace what it is made from"):
+    with pytest.raises(ModelError, match="overwrite its own source"):
         export("merged", model, None, tiny.parent, verification=False, overwrite=True)
     with pytest.raises(ModelError, match="this is a file"):
         export("merged", model, None, documents / "thesis.txt", verification=False, overwrite=True)
@@ -88,7 +88,7 @@ def test_a_failed_gate_keeps_the_export_under_another_name(
     monkeypatch.setattr(verify, "verify", fails)
     out = tmp_path / "m.gguf"
     out.write_bytes(b"the one before")
-    with pytest.raises(VerificationFailed, match=r"token 3\. It was kept as .*m\.gguf\.failed"):
+    with pytest.raises(VerificationFailed, match=r"token 3\. It is kept in .*m\.gguf\.failed"):
         export("gguf", ModelFolder.open(tiny), None, out, overwrite=True)
     assert out.read_bytes() == b"the one before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.failed"]
@@ -108,7 +108,7 @@ def test_a_stop_in_verification_leaves_nothing(tiny: Path, tmp_path: Path, monke
 @pytest.mark.parametrize("family", ["gemma", "gemma2"])
 def test_other_families_are_refused_with_what_to_do(family: str, tmp_path: Path) -> None:
     model = ModelFolder.open(tiny_model(tmp_path / family, family))
-    with pytest.raises(ModelError, match=rf"'{family}', which cannot be exported to GGUF yet .*--to merged"):
+    with pytest.raises(ModelError, match=rf"'{family}' model, which cannot be exported to GGUF yet .*--to merged"):
         export("gguf", model, None, tmp_path / "x.gguf", verification=False)
 
 

@@ -44,7 +44,7 @@ def test_every_target_with_what_it_takes(stocked: Home) -> None:
 
 def test_a_bare_base(stocked: Home) -> None:
     found = offers(stocked, "base", "base")
-    assert found.name == "base" and "a bare base has no adapter" in found.targets["adapter"].reason
+    assert found.name == "base" and "the base model alone has no adapter" in found.targets["adapter"].reason
     assert not found.targets["gguf"].reason
 
 
@@ -63,8 +63,8 @@ def test_what_cannot_be_merged_says_why(stocked: Home) -> None:
     write_adapter(stocked.adapters / "p", folded_plan, folded, model.name)
     write_identity(stocked.adapters / "p", model.identity(), None, {"method": "prefix"})
     found = offers(stocked, "p", "base")
-    assert "no weight of the base can hold them" in found.targets["merged"].reason
-    assert "no weight of the base can hold them" in found.targets["gguf"].reason
+    assert "cannot be merged into the base's weights" in found.targets["merged"].reason
+    assert "cannot be merged into the base's weights" in found.targets["gguf"].reason
     assert not found.targets["adapter"].reason
 
 
@@ -85,4 +85,4 @@ def test_what_a_folder_cannot_do_elsewhere_is_told_beforehand(home: Home) -> Non
     found = offers(home, "base", "untied").targets
     assert found["merged"].reason == ""
     (note,) = found["merged"].notes
-    assert note.startswith("not for mlx-lm: mlx-lm's class for gemma2 has no head of its own")
+    assert note.startswith("not for mlx-lm: mlx-lm's class for gemma2 has no separate head")

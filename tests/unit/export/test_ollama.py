@@ -133,8 +133,8 @@ OPEN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
             "{% for m in messages %}{{ loop.index }}:{{ m.content }}\n{% endfor %}",
             "some turns|first turn|first or the last",
         ),
-        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "leaves out or repeats"),
-        ("{{ raise_exception('no') }}", "refuses an ordinary conversation"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "omits or repeats"),
+        ("{{ raise_exception('no') }}", "rejects an ordinary conversation"),
         ("{% for m in messages %}{{ '{{' + m.role + '}}' + m.content + '\n' }}{% endfor %}", "braces"),
         (
             "{% if messages[0].role != 'system' %}<|im_start|>system\nToday is {{ strftime_now('%d %b %Y') }}.<|im_end|>\n"
@@ -143,24 +143,24 @@ OPEN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
         ),
         (LOOP.replace("m.content", "m.content | trim") + OPEN, "white space"),
         (LOOP.replace("m.content", "(m.content if m.role == 'user' else m.content.strip())") + OPEN, "white space"),
-        (LOOP.replace("m.content", "m.content.split('</think>')[-1]") + OPEN, "thoughts of earlier answers out"),
+        (LOOP.replace("m.content", "m.content.split('</think>')[-1]") + OPEN, "omits the reasoning of earlier answers"),
         (
             LOOP.replace(
                 "m.content",
                 "('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m.content",
             )
             + OPEN,
-            "writes the thoughts",
+            "includes the reasoning",
         ),
         (
             MISTRAL_V3,
             "the system text",
         ),
-        ("{% if tools %}{{ tools | tojson }}{% endif %}" + LOOP + OPEN, "tools that can be called"),
+        ("{% if tools %}{{ tools | tojson }}{% endif %}" + LOOP + OPEN, "a list of tools"),
         (
             LOOP.replace("{% endfor %}", "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endfor %}")
             + OPEN,
-            "calls of tools",
+            "tool calls",
         ),
         (LOOP.replace("m.role +", "('user' if m.role == 'tool' else m.role) +") + OPEN, None),
         ("{{ '<|im_start|>system\n' + (messages[0].content if messages[0].role == 'system' else '') + '<|im_end|>\n' }}"
@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(files, "sync", full)
     for key, quant in (("ollama", "q8_0"), ("adapter", "folder"), ("adapter", "zip")):
         adapter = made_adapter(tiny, tmp_path / "a")
-        with pytest.raises(DiskFull, match="Nothing half-written was left"):
+        with pytest.raises(DiskFull, match="No partial files were left"):
             export(key, ModelFolder.open(tiny), adapter, tmp_path / "exports" / "out", quant, verification=False)
         assert list((tmp_path / "exports").iterdir()) == []
 

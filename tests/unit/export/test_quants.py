@@ -136,7 +136,7 @@ def test_a_base_of_a_4_bit_file_is_not_written_in_that_format_again(
     monkeypatch.setattr(tiny, "weights", rounded)
     base = tiny.tiny_model(tmp_path / "m")
     adapter = made_adapter(base, tmp_path / "a")
-    with pytest.raises(ModelError, match=r"made from a file in the format Q4_1\..*rounded away"):
+    with pytest.raises(ModelError, match=r"converted from a Q4_1 file\..*rounded away"):
         write_gguf(ModelFolder.open(base), adapter, tmp_path / "m.gguf", "q4_1")
     write_gguf(ModelFolder.open(base), adapter, tmp_path / "m.gguf", "q4_0")
     write_gguf(ModelFolder.open(base), None, tmp_path / "m.gguf", "q4_1")

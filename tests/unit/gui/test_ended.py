@@ -61,8 +61,8 @@ def test_how_it_ended_is_told(home: Home) -> None:
     failed, killed, stopped, gone = (new_run(home, name) for name in ("failed", "killed", "stopped", "gone"))
     job, undone, halted = (new_job(home, kind) for kind in ("export", "download", "evaluate"))
     assert told(endings) == []
-    failed.append(events.Failed(error="DiskFull", message="no room is left.", exit_code=1))
-    killed.append(events.Note(text="at work"))
+    failed.append(events.Failed(error="DiskFull", message="no space is left.", exit_code=1))
+    killed.append(events.Note(text="running"))
     stopped.append(events.StoppedByUser(step=3, summary={}))
     job.append(Finished(result={}))
     undone.append(events.Failed(error="DownloadFailed", message="it broke off."))
@@ -76,7 +76,7 @@ def test_how_it_ended_is_told(home: Home) -> None:
         ("run", "killed", "killed"),
     ]
     found, t = {e.name: e for e in endings.since(0)}, Strings("en")
-    assert found["failed"].text(t) == "no room is left."
+    assert found["failed"].text(t) == "no space is left."
     assert found["killed"].title(t) == "Training “killed” was interrupted"
     assert "can be resumed" in found["killed"].text(t)
     assert found["20260101-download"].title(t) == "The download failed"

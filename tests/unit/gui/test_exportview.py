@@ -36,19 +36,19 @@ PASSED = ReceiverCheck(
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_each_program_has_its_own_result(language: Language) -> None:
     absent = ReceiverCheck(
-        "mlx-lm", reason=msg("not checked: {reason}", reason=msg("{module} is not installed", module="mlx_lm"))
+        "mlx-lm", reason=msg("not verified: {reason}", reason=msg("{module} is not installed", module="mlx_lm"))
     )
     text = shown(verification_of(PASSED, absent), language)
     assert "transformers 5.23.0" in text and "13" in text and "mlx-lm" in text
-    wanted = ("passed", "not checked: mlx_lm is not installed") if language == "en" else ("通过", "没有安装 mlx_lm")
+    wanted = ("passed", "not verified: mlx_lm is not installed") if language == "en" else ("通过", "没有安装 mlx_lm")
     assert all(words in text for words in wanted)
 
 
 def test_a_program_that_asks_otherwise_is_not_called_passed() -> None:
-    other = ReceiverCheck("mlx-lm", False, "mlx-lm asks this template with enable_thinking=False, which makes another prompt than "
-                          "the adapter was trained with", chats=9, stops=2, tokens=9, kl_mean=1e-8, kl_max=1e-7)  # fmt: skip
+    other = ReceiverCheck("mlx-lm", False, "mlx-lm asks this template with enable_thinking=False, so the prompt differs from "
+                          "the one in training", chats=9, stops=2, tokens=9, kl_mean=1e-8, kl_max=1e-7)  # fmt: skip
     text = shown(verification_of(PASSED, other))
-    assert "Opened in mlx-lm not for this program" in text and "another prompt" in text
+    assert "Opened in mlx-lm not for this program" in text and "so the prompt differs" in text
 
 
 def test_what_older_versions_wrote_is_shown_as_before() -> None:

@@ -22,7 +22,7 @@ pytest.importorskip("gradio")
         (SpecError("give another name."), "give another name."),
         (OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "/é"), "too long"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/x"), "/root/x"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no room is left"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space is left"),
     ],
 )
 def test_what_the_user_can_mend_is_a_sentence(

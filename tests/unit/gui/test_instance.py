@@ -106,7 +106,7 @@ def test_a_killed_one_makes_room(home: Home, other: subprocess.Popen[str]) -> No
 
 def test_one_that_does_not_answer_is_named(home: Home, server: Start, other: subprocess.Popen[str]) -> None:
     write(home, other.pid, server(), key="another key")
-    with pytest.raises(RunError, match=rf"process {other.pid}\), but it does not answer.*try again"):
+    with pytest.raises(RunError, match=rf"process {other.pid}\), but does not respond.*try again"):
         Instance(home).request("show", patience=0.3)
 
 
@@ -119,7 +119,7 @@ def test_one_that_is_only_starting_is_waited_for(home: Home, server: Start, othe
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "\x00"])
 def test_a_damaged_file_counts_as_none(home: Home, text: str, other: subprocess.Popen[str]) -> None:
     (home.window / "instance.json").write_text(text, "utf-8")
-    with pytest.raises(RunError, match="does not answer"):
+    with pytest.raises(RunError, match="does not respond"):
         Instance(home).request("show", patience=0)
 
 

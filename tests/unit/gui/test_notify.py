@@ -68,7 +68,7 @@ def test_it_tells_what_ends_while_it_runs_where_that_is_wanted(monkeypatch: pyte
     context: Any = SimpleNamespace(endings=endings, t=Strings("zh"), preferences=SimpleNamespace(notify=True))
     notifier = notify.Notifier(context)
     notifier.start()
-    ended.append(ended_run(2, "夜间", Status.FAILED, "no room is left."))
+    ended.append(ended_run(2, "夜间", Status.FAILED, "no space is left."))
     until = time.monotonic() + 10
     while not told and time.monotonic() < until:
         time.sleep(0.01)
@@ -76,4 +76,4 @@ def test_it_tells_what_ends_while_it_runs_where_that_is_wanted(monkeypatch: pyte
     ended.append(ended_run(3, "x", Status.FINISHED))
     time.sleep(0.1)
     notifier.stop()
-    assert told == [("“夜间”训练失败", "no room is left.")]
+    assert told == [("“夜间”训练失败", "no space is left.")]

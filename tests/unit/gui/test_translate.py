@@ -31,10 +31,10 @@ CHINESE, ENGLISH = Strings("zh"), Strings("en")
             "x：没有权限（错误 13）：'/a/b.json'。",
         ),
         (
-            join_messages(" and ", [msg("it is empty"), "x"]) + "; " + msg("it is no folder"),
+            join_messages(" and ", [msg("it is empty"), "x"]) + "; " + msg("it is not a folder"),
             "它是空的和x；它不是文件夹",
         ),
-        (join_messages("\n", [msg("it is empty"), msg("it is no folder")]), "它是空的\n它不是文件夹"),
+        (join_messages("\n", [msg("it is empty"), msg("it is not a folder")]), "它是空的\n它不是文件夹"),
     ],
 )
 def test_sentences(message: Message, chinese: str) -> None:

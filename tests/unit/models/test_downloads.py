@@ -100,7 +100,7 @@ def test_giving_up_leaves_nothing(hub: Hub, home: Home) -> None:
     assert not list((home.cache / "downloads").iterdir())
     assert jobs.every(home) == []
     assert job_download.result_of(found.name, home) is None
-    with pytest.raises(SpecError, match="there is no job"):
+    with pytest.raises(SpecError, match="no longer exists"):
         job_download.cancel(found.name, home)
 
 
@@ -125,7 +125,7 @@ def test_a_folder_is_copied_by_a_job_and_mistakes_are_told_at_once(hub: Hub, hom
     assert job_download.result_of(found.name, home) == "my 模型"
     with pytest.raises(ModelError, match="is not in the list"):
         job_download.start("nothing", home)
-    with pytest.raises(ModelError, match="there is no such file"):
+    with pytest.raises(ModelError, match="file or folder not found"):
         job_download.start(str(tmp_path / "gone"), home)
     preferences.save(offline=True)
     with pytest.raises(ModelError, match="stay offline"):
@@ -142,11 +142,11 @@ def test_a_folder_is_used_where_it_lies_and_what_is_no_model_is_told_at_once(
     assert [f.use for f in found] == [str(stick)]
     (tmp_path / "text.txt").write_text("x", "utf-8")
     (tmp_path / "empty").mkdir()
-    for path, says in (("text.txt", "no GGUF"), ("gone", "there is no such folder"), ("empty", "config.json")):
+    for path, says in (("text.txt", "not a GGUF"), ("gone", "folder not found"), ("empty", "config.json")):
         for copy in (False, True):
             with pytest.raises(ModelError, match=says):
                 job_download.add(str(tmp_path / path), home, copy=copy)
-    with pytest.raises(ModelError, match="give the path"):
+    with pytest.raises(ModelError, match="enter the path"):
         job_download.add("  ", home, copy=False)
     assert jobs.every(home) == []
 

@@ -88,7 +88,7 @@ def test_missing_files_are_named(folder: Path, name: str, says: str) -> None:
 
 
 def test_a_missing_folder_and_an_adapter_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="folder not found"):
         ModelFolder.open(tmp_path / "nowhere")
     (tmp_path / "adapter_config.json").write_text("{}", "utf-8")
     with pytest.raises(ModelError, match="--adapter"):

@@ -49,7 +49,7 @@ def test_a_folder_that_is_no_model_and_a_full_disk_leave_nothing(
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json here"):
         get(str(tmp_path / "empty"), home, quiet)
-    with pytest.raises(ModelError, match="there is no such file or folder"):
+    with pytest.raises(ModelError, match="file or folder not found"):
         get(str(tmp_path / "gone"), home, quiet)
     stick = tiny_model(tmp_path / "stick")
 
@@ -60,7 +60,7 @@ def test_a_folder_that_is_no_model_and_a_full_disk_leave_nothing(
         get(str(stick), home, stop)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 5, 5))
-    with pytest.raises(DiskFull, match="use the model where it lies"):
+    with pytest.raises(DiskFull, match="use the model in place"):
         get(str(stick), home, quiet)
     assert not list(home.models.iterdir())
 
@@ -119,7 +119,7 @@ def test_what_came_of_a_download_can_be_deleted(hub: Hub, home: Home) -> None:
 def test_two_do_not_write_to_the_same_part(hub: Hub, home: Home) -> None:
     def meanwhile(text: str, done: float | None) -> None:
         if done == 1.0 and not installed(home.models):
-            with pytest.raises(DownloadFailed, match="by another process already"):
+            with pytest.raises(DownloadFailed, match="by another process"):
                 get("some/tiny", home, quiet)
 
     get("some/tiny", home, meanwhile)

@@ -180,7 +180,7 @@ def test_a_path_to_a_gguf_is_a_model_and_is_converted_once(tmp_path: Path, home:
     assert not said
     assert find("my", home).path == got.path
     write_gguf(file, ModelFolder.open(tiny_model(tmp_path / "other", seed=1)), "smollm")
-    with pytest.raises(ModelError, match="there is a model 'my' already"):
+    with pytest.raises(ModelError, match="a model 'my' already exists"):
         resolve(str(file), home, lambda *_: None)
 
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_carried_over_is_refused_and_leaves_nothing(tmp_path: Pat
         "architecture 'gemma'": write_gguf(tmp_path / "a.gguf", model, "smollm", family="gemma"),
         "kind 'llama'": write_gguf(tmp_path / "b.gguf", model, "default", tokenizer="llama"),
         "pre-tokenizer 'tekken'": write_gguf(tmp_path / "c.gguf", model, "tekken"),
-        "tensor blk.0.ssm_a.weight is not known": write_gguf(
+        "tensor blk.0.ssm_a.weight is not supported": write_gguf(
             tmp_path / "d.gguf", model, "smollm", blk__0__ssm_a__weight=np.zeros(4, np.float32)
         ),
     }
@@ -209,7 +209,7 @@ def test_damaged_files_are_told(tmp_path: Path, home: Home) -> None:
         with pytest.raises(ModelError, match=r"cut\.gguf"):
             install_gguf(tmp_path / "cut.gguf", home.models, "x", lambda *_: None)
     (tmp_path / "text.gguf").write_text("not a gguf", "utf-8")
-    with pytest.raises(ModelError, match="no GGUF"):
+    with pytest.raises(ModelError, match="not a GGUF"):
         resolve(str(tmp_path / "text.gguf"), home, lambda *_: None)
     (tmp_path / "x-00001-of-00002.gguf").write_bytes(whole)
     with pytest.raises(ModelError, match="split over several"):

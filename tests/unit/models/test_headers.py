@@ -33,7 +33,7 @@ def entry(begin: int, end: int, kind: Any = "F32", shape: Any = None) -> dict[st
         ({"a": entry(4, 64)}, "4 bytes before tensor a belong to no tensor"),
         ({"a": entry(0, 60)}, "4 bytes at its end belong to no tensor"),
         ({"a": entry(0, 64, "F16", [16])}, r"64 bytes, which is not F16 of shape \[16\]"),
-        ({"a": entry(0, 64, "X")}, "of type X, which is not known"),
+        ({"a": entry(0, 64, "X")}, "of type X, which is not supported"),
         ({"a": entry(0, 64, None)}, "entry for a is damaged"),
         ({"a": entry(0, 64, "F32", [2**32, 2**32])}, "which is not F32 of shape"),
         ({"a": entry(0, 64, "F32", [2**62, 4])}, "entry for a is damaged"),

@@ -165,7 +165,7 @@ def test_a_busy_server_is_asked_again_after_longer_and_longer_pauses(hub: Hub, h
 
 def test_a_server_that_stays_broken_fails_with_a_sentence(hub: Hub, home: Home) -> None:
     hub.statuses = [503] * 50
-    with pytest.raises(DownloadFailed, match=r"503.*goes on where it stopped"):
+    with pytest.raises(DownloadFailed, match=r"503.*continues where it stopped"):
         download(home)
 
 

@@ -79,7 +79,7 @@ def test_a_name_that_is_not_there_says_what_is_and_how_to_get_it(home: Home) -> 
         resolve("my-tyni", home, lambda *_: None)
     with pytest.raises(ModelError, match=r"finetune-local models get Qwen/Qwen3-0\.6B"):
         resolve("Qwen/Qwen3-0.6B", home, lambda *_: None)
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="folder not found"):
         resolve("./nothing", home, lambda *_: None)
 
 
@@ -163,14 +163,14 @@ def test_the_users_own_folders_are_looked_in(home: Home, user: Path, own_config:
 
 def test_a_folder_without_models_is_not_remembered(user: Path, own_config: None) -> None:
     (user / "empty").mkdir()
-    with pytest.raises(ModelError, match="no model in it"):
+    with pytest.raises(ModelError, match="neither the folder"):
         add_folder(user / "empty")
-    with pytest.raises(ModelError, match="plug the drive in"):
+    with pytest.raises(ModelError, match="connect the drive"):
         add_folder(user / "gone")
     (tiny_model(user / "cut") / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"no tokenizer\.json here"):
         add_folder(user / "cut")
-    with pytest.raises(ModelError, match="is none of the folders"):
+    with pytest.raises(ModelError, match="is not one of the folders"):
         forget_folder(user / "empty")
     assert model_folders() == []
 

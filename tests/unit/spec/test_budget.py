@@ -93,7 +93,7 @@ def test_a_state_of_another_adapter_is_refused() -> None:
     for _ in range(3):
         budget.update(now, ones(now))
     other = Budget({"m": ("x.A", "x.B", "x.E")}, Schedule(2, 1, 4, 0, 1, 1), 0.5, 0.5)
-    with pytest.raises(AdapterError, match="that of another adapter"):
+    with pytest.raises(AdapterError, match="belongs to another adapter"):
         other.restore(budget.state())
     with pytest.raises(AdapterError, match="no record of AdaLoRA's budget"):
         other.restore({})

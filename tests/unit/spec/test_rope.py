@@ -42,18 +42,18 @@ def test_the_text_part_of_a_model_of_several_parts() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "gpt2", "n_positions": 1024}, "says nothing of any"),
+        ({"model_type": "gpt2", "n_positions": 1024}, "declares none"),
         (
             NEW | {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 2.0}},
-            "scaled already, by 'yarn'",
+            "already scaled by 'yarn'",
         ),
-        (OLD | {"rope_scaling": {"type": "llama3", "factor": 8.0}}, "scaled already, by 'llama3'"),
+        (OLD | {"rope_scaling": {"type": "llama3", "factor": 8.0}}, "already scaled by 'llama3'"),
         (
             {
                 "model_type": "gemma3_text",
                 "rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}},
             },
-            "several kinds",
+            "different positions",
         ),
     ],
 )

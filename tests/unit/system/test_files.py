@@ -40,7 +40,7 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path: Path, code: int) -> None:
     target = tmp_path / "adapter"
     write_folder(target, a="1")
 
-    with pytest.raises(DiskFull, match=r"no room is left.*resume"), written_aside(target, "Then resume.") as place:
+    with pytest.raises(DiskFull, match=r"no space is left.*resume"), written_aside(target, "Then resume.") as place:
         place.mkdir()
         (place / "a").write_text("half", "utf-8")
         raise OSError(code, "No space left on device")
@@ -73,17 +73,17 @@ def test_an_error_of_a_library_is_not_called_a_full_disk(tmp_path: Path) -> None
     [
         (errno.EIO, "may be failing"),
         (errno.EROFS, "read-only"),
-        (errno.EACCES, "may not do that"),
+        (errno.EACCES, "has no permission to do that"),
         (errno.EMFILE, "too many files"),
         (errno.ENAMETOOLONG, "too long"),
-        (errno.ESTALE, "the disk is gone"),
+        (errno.ESTALE, "the disk is not available"),
     ],
 )
 def test_what_else_a_disk_refuses_is_a_sentence_and_not_called_full(tmp_path: Path, code: int, said: str) -> None:
     target = tmp_path / "x"
     target.write_text("old", "utf-8")
     with (
-        pytest.raises(DiskFailed, match=f"{said}.*What was saved before is intact") as failed,
+        pytest.raises(DiskFailed, match=f"{said}.*Everything saved earlier is intact") as failed,
         written_aside(target, "Then resume."),
     ):
         raise OSError(code, os.strerror(code))
@@ -160,7 +160,7 @@ def test_safetensors_own_error_for_a_full_disk_is_known(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, encoding="utf-8", check=False
     )
-    assert "DiskFull: no room is left" in done.stderr
+    assert "DiskFull: no space is left" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -25,7 +25,7 @@ def test_a_value_that_cannot_be_is_refused_and_nothing_is_lost() -> None:
     preferences.save(theme="dark")
     with pytest.raises(SpecError, match="theme"):
         preferences.save(theme="pink")
-    with pytest.raises(SpecError, match="not a whole path"):
+    with pytest.raises(SpecError, match="not an absolute path"):
         preferences.save(home="somewhere")
     assert preferences.load().theme == "dark"
 

@@ -70,7 +70,7 @@ def test_a_home_of_an_older_version_is_closed_and_that_is_said_once(
     assert Home(root).chats.is_dir()
     assert loose(root) == [] and mode(program) == 0o700
     assert mode(elsewhere) == 0o755  # what a link leads to is shared on purpose
-    assert heard == [f"{root} could be read by other users of this machine. From now on only you can."]
+    assert heard == [f"{root} was readable by other users of this machine. From now on, only you can read it."]
     monkeypatch.setattr(private, "_looked_at", set())  # the next start
     assert Home(root).runs.is_dir() and len(heard) == 1 and Home(root).open_to_others() == []
 
@@ -81,7 +81,7 @@ def test_beside_other_things_only_the_apps_folders_are_closed(tmp_path: Path, mo
     assert Home(root).data.is_dir()
     assert mode(root) == mode(root / "website") == 0o755
     assert [p for part in ("chats", "runs", "data") for p in loose(root / part)] == []
-    assert len(heard) == 1 and "beside others" in heard[0]
+    assert len(heard) == 1 and "other folders beside" in heard[0]
     assert Home(root).open_to_others() == []
 
 
@@ -130,6 +130,6 @@ def test_the_command_line_closes_a_home_and_doctor_shows_it(tmp_path: Path) -> N
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
 
     first, second = run("runs"), run("runs")
-    assert "From now on only you can." in first.stderr and "only you" not in second.stderr
+    assert "From now on, only you can read it." in first.stderr and "only you" not in second.stderr
     assert loose(root) == []
     assert json.loads(run("doctor", "--json").stdout)["home_open_to_others"] == []

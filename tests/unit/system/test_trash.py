@@ -54,7 +54,7 @@ def test_damaged_entries_are_passed_over_and_emptied(home: Home) -> None:
     assert list(home.trash.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "said"), [(errno.EXDEV, "another disk"), (errno.EACCES, "Close what uses")])
+@pytest.mark.parametrize(("number", "said"), [(errno.EXDEV, "another disk"), (errno.EACCES, "Close the programs")])
 def test_what_the_system_refuses_stays_where_it_is(
     home: Home, monkeypatch: pytest.MonkeyPatch, number: int, said: str
 ) -> None:

@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_moved_away_and_kept(run: runs.Run) -> None:
     assert [(one.place, one.kind, one.repaired) for one in found.findings] == [
         ("checkpoints/step-000006", "damaged", False)
     ]
-    assert "goes on from step-000003" in found.findings[0].remedy and not found.intact
+    assert "continues from step-000003" in found.findings[0].remedy and not found.intact
     assert check.check(run, repair=True).intact
     assert (run.folder / "damaged" / "step-000006" / WEIGHTS).exists()
     assert check.check(run).findings == []
@@ -190,7 +190,7 @@ def test_lines_that_are_no_events_are_passed_over(run: runs.Run, line: str) -> N
 def test_rows_are_looked_at(run: runs.Run) -> None:
     (run.data / "train.ids").write_text("rowz", "utf-8")
     (finding,) = check.check(run, repair=True).findings
-    assert finding.place == "data" and "`resume` makes it again" in finding.remedy
+    assert finding.place == "data" and "`resume` rebuilds it" in finding.remedy
 
 
 def test_what_a_kill_after_the_last_word_left_undone_is_done(run: runs.Run) -> None:
@@ -269,7 +269,7 @@ def test_the_verb(run: runs.Run, home: Home) -> None:
     assert (
         done.return_value == 1
         and "NOT INTACT" in done.stdout
-        and "step-000003: state.json is not as it was" in done.stdout
+        and "step-000003: state.json has changed since it was" in done.stdout
     )
     assert CliRunner().invoke(cli, [*asked, "--repair"], standalone_mode=False).return_value == 0
     assert CliRunner().invoke(cli, asked, standalone_mode=False).return_value == 0

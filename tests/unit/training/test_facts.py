@@ -64,8 +64,8 @@ def test_losses_are_told_before_a_run_ends(home: Home) -> None:
     told = facts.facts_of(run)
     assert (told["killed"], told["step"], told["last_loss"], told["validation_loss"]) == (True, 1, 2.0, 1.5)
     assert told["files"] == ["/d/订单.jsonl"]
-    run.append(Failed(error="DiskFull", message="no room", exit_code=1))
-    assert facts.facts_of(run)["problem"] == "no room"
+    run.append(Failed(error="DiskFull", message="no space", exit_code=1))
+    assert facts.facts_of(run)["problem"] == "no space"
 
 
 def test_a_killed_worker_is_noticed_though_no_file_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

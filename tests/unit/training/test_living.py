@@ -61,7 +61,7 @@ def test_one_that_was_moved_between_opening_and_locking_is_not_taken(
     monkeypatch.setattr(locks, "acquire", late)
     with run.locked() as mine:
         assert not mine
-    with pytest.raises(RunError, match="removed or renamed meanwhile"):
+    with pytest.raises(RunError, match="removed or renamed"):
         start.start([run], "no.such.module", [])
 
 
@@ -69,7 +69,7 @@ def test_a_worker_that_has_not_written_its_id_yet_lives(run: runs.Run, home: Hom
     mark_running(run)
     run.worker_file.unlink()
     assert run.alive() and run.worker_pid() is None and run.status() == "running"
-    with pytest.raises(SpecError, match="is being trained already"):
+    with pytest.raises(SpecError, match="is already training"):
         follow.start(run, home)
     with pytest.raises(SpecError, match="is running"):
         runs.remove(run, home)

@@ -218,7 +218,7 @@ def test_ctrl_c_twice_is_stopped_not_failed(home: Home, monkeypatch: pytest.Monk
         signal.raise_signal(signal.SIGINT)
         assert run.stop_file.exists()
         signal.raise_signal(signal.SIGINT)
-        raise WorkerDied("without a word")
+        raise WorkerDied("unexpectedly")
         yield
 
     monkeypatch.setattr(follow, "start", lambda *_: 0)
@@ -244,7 +244,7 @@ def test_resume_with_more_steps(home: Home, monkeypatch: pytest.MonkeyPatch) -> 
     def go_on(steps: int) -> None:
         resume.command.callback("long", steps, str(home.root), False)  # type: ignore[misc]
 
-    with pytest.raises(SpecError, match="has done 8 steps already"):
+    with pytest.raises(SpecError, match="has already done 8 steps"):
         go_on(8)
     assert run.spec.training.max_steps == 10
     go_on(9)
@@ -275,7 +275,7 @@ def test_a_disk_that_is_full_as_the_worker_begins_is_told(home: Home, monkeypatc
         patch.setattr(Path, "write_bytes", full)
         assert worker.main([str(run.folder), str(home.root)]) == DiskFull.exit_code
     last = run.last_event()
-    assert isinstance(last, Failed) and last.error == "DiskFull" and "no room is left" in last.message
+    assert isinstance(last, Failed) and last.error == "DiskFull" and "no space is left" in last.message
     assert run.status() == "failed" and not run.worker_file.exists()
 
 

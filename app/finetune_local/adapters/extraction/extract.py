@@ -34,7 +34,7 @@ from finetune_local.system.files import written_aside
 from finetune_local.system.messages import Message, Progress, msg
 
 DEFAULT_RANK = 16
-ADVICE = msg("Make room on it, or give another place with --out.")
+ADVICE = msg("Free some space on it, or choose another location with --out.")
 WEIGHT = ".weight"
 _ROUNDING = 1e-12  # fraction of the squared change below fp64's resolution
 
@@ -123,11 +123,13 @@ def extract(
     nothing an adapter can represent), ModelError, DiskFull.
     """
     if rank is not None and energy is not None:
-        raise SpecError(msg("--rank and --energy were both given: --energy chooses the rank. Leave one out."))
+        raise SpecError(msg("--rank and --energy are both set, but --energy determines the rank. Use only one."))
     if energy is not None and not 0 < energy <= 1:
-        raise SpecError(msg("--energy is {energy}, but should be a share: above 0, at most 1.", energy=f"{energy:g}"))
+        raise SpecError(msg("--energy is {energy}, but must be a share: above 0, at most 1.", energy=f"{energy:g}"))
     if out.exists():
-        raise AdapterError(msg("{path} exists already. Give another place with --out, or another --name.", path=out))
+        raise AdapterError(
+            msg("{path} already exists. Choose another location with --out, or another --name.", path=out)
+        )
     chosen = select_linear(base.weights(), tuple(targets), layers)
     there = [target for target in chosen if target.module + WEIGHT in tuned.weights]
     if energy is None:
@@ -206,9 +208,9 @@ def _rank_for(energy: float, base: ModelFolder, tuned: Tuned, targets: Sequence[
         reached = min(float(squares[:limit].sum() / squares.sum()) for _, squares in spectra)
         raise SpecError(
             msg(
-                "--energy {energy} needs rank {rank} in {layer}, but one rank holds for all layers and {module} is "
-                "{rows} × {columns}. Rank {rank2} keeps {share} in every layer: give less than that, or leave the "
-                "small layers out with --target.",
+                "--energy {energy} needs rank {rank} in {layer}, but all layers share one rank and {module} is "
+                "{rows} × {columns}. Rank {rank2} keeps {share} in every layer: choose less than that, or exclude "
+                "the small layers with --target.",
                 energy=f"{energy:g}",
                 rank=needed,
                 layer=neediest,
@@ -234,8 +236,8 @@ def _change(base: ModelFolder, tuned: Tuned, name: str) -> tuple[npt.NDArray[np.
     if not np.isfinite(delta).all():
         raise ModelError(
             msg(
-                "{name}: {name2} has values that are no numbers (NaN or infinity). Its training diverged, or a file "
-                "is damaged: use an earlier state of it.",
+                "{name}: {name2} contains NaN or infinite values. Its training diverged, or a file is damaged: use "
+                "an earlier state.",
                 name=tuned.name,
                 name2=name,
             )
@@ -270,14 +272,14 @@ def _kind(name: str) -> str:
 def _nothing(base: ModelFolder, tuned: Tuned, left: Sequence[Left]) -> Message:
     if not left:
         return msg(
-            "{model} is equal to '{base}' in every weight: there is no change to extract. Give the tuned model, "
-            "and with --model the base that it was tuned from.",
+            "every weight of {model} equals '{base}', so there is no change to extract. Pass the fine-tuned "
+            "model, and its base with --model.",
             model=tuned.name,
             base=base.name,
         )
     return msg(
-        "none of the chosen layers of {model} changed. What did: {kinds} ({number} weights, the most "
-        "{name}). A low-rank adapter holds linear layers of the blocks: choose others with --target and "
+        "none of the selected layers of {model} changed. Changed were: {kinds} ({number} weights, most of "
+        "all {name}). A low-rank adapter covers linear layers in the blocks: choose others with --target and "
         "--layers, or keep the full adapter.",
         model=tuned.name,
         kinds=", ".join(sorted({x.kind for x in left})),

@@ -43,17 +43,13 @@ def extract(wanted: ExtractionRequest, home: Home, progress: Progress) -> tuple[
     """
     adapter, tuned = wanted.adapter, wanted.tuned
     if (adapter is None) == (tuned is None):
-        raise SpecError(
-            msg("give one of two: an adapter of the method `full`, or --tuned with a tuned model's folder.")
-        )
+        raise SpecError(msg("pass either an adapter of method `full`, or --tuned with a fine-tuned model's folder."))
     if wanted.out is not None and wanted.name is not None:
-        raise SpecError(msg("--name is what to call it in the library, and --out a folder outside: give one of them."))
+        raise SpecError(msg("--name stores it in the library, --out in a folder outside it: use only one of them."))
     folder = library.find(adapter, home) if adapter is not None else None
     base_name = wanted.model or (library.base_of(folder) if folder is not None else None)
     if base_name is None:
-        raise SpecError(
-            msg("{tuned}: it does not say what it was tuned from. Give the base with --model.", tuned=tuned or folder)
-        )
+        raise SpecError(msg("{tuned}: its base model is unknown. Name it with --model.", tuned=tuned or folder))
     base = resolve(base_name, home, progress).stretched(library.rope_factor_of(folder) if folder else 1.0)
     if folder is not None:
         source = sources.from_adapter(folder, base)

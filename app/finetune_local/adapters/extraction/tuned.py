@@ -42,9 +42,8 @@ def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
         kind = config.method or str(config.peft_type)
         raise AdapterError(
             msg(
-                "{folder}: this adapter is of the kind '{kind}' and does not hold whole weights, so there is nothing "
-                "to extract from. Give an adapter that was trained with --method full, or a tuned model's folder "
-                "with --tuned.",
+                "{folder}: this adapter is of type '{kind}' and has no full weights to extract from. Use an adapter "
+                "that was trained with --method full, or pass a fine-tuned model's folder with --tuned.",
                 folder=folder,
                 kind=kind,
             )
@@ -61,7 +60,7 @@ def from_adapter(folder: Path, base: ModelFolder) -> Tuned:
         if name not in stored or stored[name].shape != shape:
             raise AdapterError(
                 msg(
-                    "{folder}: {name} is missing, or not as {file} says. Copy the adapter again.",
+                    "{folder}: {name} is missing or does not match {file}. Copy the adapter again.",
                     folder=folder,
                     name=name,
                     file=CONFIG,
@@ -84,8 +83,8 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
     if model.family != base.family:
         raise ModelError(
             msg(
-                "--tuned {path}: a model of the family '{family}', but '{base}' is of '{other}'. Give --model the "
-                "base that it was tuned from.",
+                "--tuned {path}: this is a '{family}' model, but '{base}' is a '{other}' model. Name the base that "
+                "it was fine-tuned from with --model.",
                 path=path,
                 family=model.family,
                 base=base.name,
@@ -98,8 +97,8 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
     if mine.config_sha256 != its.config_sha256:
         raise ModelError(
             msg(
-                "--tuned {path}: its config.json computes otherwise than that of '{base}' (another position "
-                "encoding, window or tied head), which an adapter cannot carry. Use the tuned model as it is.",
+                "--tuned {path}: its config.json differs from that of '{base}' (position encoding, window or tied "
+                "head), which an adapter cannot express. Use the tuned model as it is.",
                 path=path,
                 base=base.name,
             )
@@ -107,15 +106,13 @@ def from_folder(path: Path, base: ModelFolder) -> Tuned:
     notes = []
     if mine.tokenizer_sha256 != its.tokenizer_sha256:
         notes.append(
-            msg(
-                "the tuned model's tokenizer or chat template is not the base's: the adapter brings the tuned "
-                "model's own"
-            )
+            msg("the fine-tuned model's tokenizer or chat template differs from the base's: the adapter includes it")
         )
     if coarser := sorted({other[n].dtype for n in names if BYTES[other[n].dtype] < BYTES[own[n].dtype]}):
         notes.append(
             msg(
-                "the tuned weights are stored in {dtype}, coarser than the base's: rounding counts as change",
+                "the fine-tuned weights are stored in {dtype}, coarser than the base's: rounding errors count as "
+                "change",
                 dtype=coarser[0],
             )
         )
@@ -131,7 +128,7 @@ def _same_tensors(path: Path, model: ModelFolder, base: ModelFolder) -> list[str
         if name not in other:
             raise ModelError(
                 msg(
-                    "--tuned {path}: it has no {name}, which '{base}' has. It was tuned from another base.",
+                    "--tuned {path}: it has no {name}, which '{base}' has. It was fine-tuned from another base.",
                     path=path,
                     name=name,
                     base=base.name,
@@ -141,7 +138,7 @@ def _same_tensors(path: Path, model: ModelFolder, base: ModelFolder) -> list[str
             raise ModelError(
                 msg(
                     "--tuned {path}: {name} is {shape}, but in '{base}' it is {other}. An adapter cannot change a shape "
-                    "(such as a vocabulary that grew): use the tuned model as it is.",
+                    "(such as a vocabulary that grew): use the fine-tuned model itself.",
                     path=path,
                     name=name,
                     shape=times(other[name].shape),
@@ -152,8 +149,8 @@ def _same_tensors(path: Path, model: ModelFolder, base: ModelFolder) -> list[str
     if added := sorted(name for name in set(other) - set(own) - skipped if not is_buffer(name)):
         raise ModelError(
             msg(
-                "--tuned {path}: it has {name}, which '{base}' has not, and an adapter cannot add a weight. Give "
-                "--model the base that it was tuned from, or use the tuned model as it is.",
+                "--tuned {path}: it has {name}, which '{base}' does not have, and an adapter cannot add a weight. "
+                "Name the base that it was fine-tuned from with --model, or use the fine-tuned model itself.",
                 path=path,
                 name=added[0],
                 base=base.name,

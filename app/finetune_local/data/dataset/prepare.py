@@ -136,7 +136,7 @@ def prepare(
     occur there too are left out as leaks. Rows that the objective does not learn from are rejected. Raises DataError, DiskFull.
     """
     if not settings.files:
-        raise DataError(msg("no training data was given. Name a file: finetune-local --data my.jsonl"))
+        raise DataError(msg("there is no training data. Choose a file: finetune-local --data my.jsonl"))
     with disk_full(folder, ADVICE):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (DATA, CONVERSATIONS, checksums.SUMS):
@@ -184,7 +184,7 @@ def open_prepared(folder: Path) -> Prepared:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             msg(
-                "{path}: the prepared data cannot be read ({error}). Start the run anew.",
+                "{path}: the prepared data cannot be read ({error}). Start a new run.",
                 path=folder / DATA,
                 error=error,
             )
@@ -224,7 +224,7 @@ def conversations(folder: Path, split: str = "validation", limit: int = CONVERSA
             except (ForeignTextError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
                     msg(
-                        "{file}: line {number} is damaged ({why}). Start the run anew.",
+                        "{file}: line {number} is damaged ({why}). Start a new run.",
                         file=path,
                         number=number,
                         why=error,

@@ -19,7 +19,7 @@ from finetune_local.system.errors import DataError, DiskFull
 from finetune_local.system.files import disk_full
 from finetune_local.system.messages import msg
 
-ADVICE = msg("The prepared data needs room here. Free some, or give --home on another disk.")
+ADVICE = msg("The prepared data is stored here. Free some space, or choose a --home on another disk.")
 
 SUFFIXES = (".ids", ".mask", ".offsets")
 EXAMPLES, WEIGHTS = ".examples", ".weights"
@@ -57,7 +57,7 @@ class Dataset:
         except (OSError, ValueError) as error:
             raise DataError(
                 msg(
-                    "{folder}: the prepared {split} data cannot be read ({error}). Start the run anew.",
+                    "{folder}: the prepared {split} data cannot be read ({error}). Start a new run.",
                     folder=folder,
                     split=name,
                     error=error,
@@ -66,13 +66,13 @@ class Dataset:
         end = int(self._offsets[-1]) if len(self._offsets) else -1
         if not end == len(self._ids) == len(self._mask):
             raise DataError(
-                msg("{folder}: the prepared {split} data is incomplete. Start the run anew.", folder=folder, split=name)
+                msg("{folder}: the prepared {split} data is incomplete. Start a new run.", folder=folder, split=name)
             )
         lengths = np.diff(self._offsets)
         if int(self._offsets[0]) != 0 or (len(lengths) and int(lengths.min()) < 0):
             raise DataError(
                 msg(
-                    "{folder}: the prepared {name} data is damaged ({name}.offsets). Start the run anew.",
+                    "{folder}: the prepared {name} data is damaged ({name}.offsets). Start a new run.",
                     folder=folder,
                     name=name,
                 )
@@ -104,7 +104,7 @@ class Dataset:
         if len(logprobs) != self.supervised_before[-1]:
             raise DataError(
                 msg(
-                    "{folder}: the reference does not fit the {name} data. Start the run anew.",
+                    "{folder}: the reference does not fit the {name} data. Start a new run.",
                     folder=self.folder,
                     name=self.name,
                 )
@@ -138,7 +138,7 @@ class Dataset:
         except (OSError, ValueError) as error:
             raise DataError(
                 msg(
-                    "{folder}: the prepared {split} data cannot be read ({error}). Start the run anew.",
+                    "{folder}: the prepared {split} data cannot be read ({error}). Start a new run.",
                     folder=self.folder,
                     split=self.name,
                     error=error,
@@ -149,7 +149,7 @@ class Dataset:
         if not ordered or len(weights) != rows:
             raise DataError(
                 msg(
-                    "{folder}: the prepared {name} data is damaged ({name}{examples}). Start the run anew.",
+                    "{folder}: the prepared {name} data is damaged ({name}{examples}). Start a new run.",
                     folder=self.folder,
                     name=self.name,
                     examples=EXAMPLES,

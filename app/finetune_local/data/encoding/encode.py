@@ -71,7 +71,9 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, template: Template,
                 )
             )
         if not mask.any():
-            raise RowRejected(msg("nothing in it would be learned: no answer is left after the cut to --max-length."))
+            raise RowRejected(
+                msg("nothing in it would be learned: no answer remains after truncation to --max-length.")
+            )
         cut = len(messages) - len(_from(messages, start))
         rows.append(Encoded(ids, mask, conversation.source, cut, weight=weight))
     return rows

@@ -70,7 +70,7 @@ class Prepared:
             raise
         except jinja2.TemplateError as error:  # raise_exception() of the template itself, most often
             raise RowRejected(
-                msg("the model's chat template refuses it: {line_of}", line_of=line_of(error) or _kind(error))
+                msg("the model's chat template rejects it: {line_of}", line_of=line_of(error) or _kind(error))
             ) from None
         except Exception as error:  # noqa: BLE001 - a foreign program
             raise RowRejected(msg("the model's chat template fails with {error}", error=_kind(error))) from None

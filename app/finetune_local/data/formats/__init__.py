@@ -55,7 +55,7 @@ def format_named(name: str) -> Format:
     if key not in formats():
         raise DataError(
             msg(
-                "--format {name}: there is no such format.{did_you_mean} Known: auto, {names}.",
+                "--format {name}: unknown format.{did_you_mean} Known: auto, {names}.",
                 name=name,
                 did_you_mean=did_you_mean(key, list(formats())),
                 names=", ".join(formats()),
@@ -82,9 +82,9 @@ def unknown_row(row: Row) -> Message:
     hint = next((h for n in names if (h := did_you_mean(n.strip().lower(), known))), "")
     shown = ", ".join(repr(n) for n in names[:8]) or "none"
     likely = {} if hint else guess([{str(key): value for key, value in row.items()}])
-    how = msg(" Say which column is what, such as {examples}.", examples=options(likely)) if likely else ""
+    how = msg(" Assign the columns, for example {examples}.", examples=options(likely)) if likely else ""
     return msg(
-        "its keys ({keys}) fit no known format.{hint}{how} Known: {names}.",
+        "its keys ({keys}) match no known format.{hint}{how} Known: {names}.",
         keys=shown,
         hint=hint,
         how=how,

@@ -32,9 +32,7 @@ class ChatLog:
     def read(self, row: Row, source: Source) -> Conversation:
         """Read one conversation."""
         if not self.recognises(row):
-            raise RowRejected(
-                msg("it is no message of a chat: it needs who speaks and what is said ('speaker' and 'text').")
-            )
+            raise RowRejected(msg("it is not a chat message: it needs a speaker and a text ('speaker' and 'text')."))
         said = [turn for turn in row["chat_log"] if isinstance(turn, Mapping)]  # turns() reports the others
         names = list(dict.fromkeys(str(turn.get("from", turn.get("role", ""))) for turn in said))
         unknown = [name for name in names if name.lower() not in ROLE_NAMES]
@@ -42,7 +40,7 @@ class ChatLog:
             listed = ", ".join(unknown[:_SHOWN]) + (" …" if len(unknown) > _SHOWN else "")
             raise RowRejected(
                 msg(
-                    "it is a chat of {names}. Say whose messages are to be learned: --assistant {name}",
+                    "it is a chat between {names}. Choose whose messages to learn: --assistant {name}",
                     names=listed,
                     name=typed(unknown[0]),
                 )

@@ -13,7 +13,7 @@ class Preference:
 
     key = "preference"
     kind: ExampleKind = "pair"
-    title = msg("Preference data (refused)")
+    title = msg("Preference data (not supported)")
     example = ""
     order = 0
     keys = frozenset(
@@ -33,7 +33,7 @@ class Preference:
         raise RowRejected(
             msg(
                 "it is preference data (a 'label' of true or false), but fine-tuning on answers learns every answer. "
-                "Keep the rows with label true and remove 'label', or give --format openai to learn all of them."
+                "Keep the rows with label true and remove 'label', or use --format openai to learn all of them."
             )
         )
 

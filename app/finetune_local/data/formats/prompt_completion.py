@@ -45,7 +45,7 @@ def _one(row: Row, names: tuple[str, ...]) -> str:
     if len(present) > 1 and present[0] != names[0]:
         raise RowRejected(
             msg(
-                "it has both '{one}' and '{other}'. Rename the one that is meant to '{name}'.",
+                "it has both '{one}' and '{other}'. Rename the one to use to '{name}'.",
                 one=present[0],
                 other=present[1],
                 name=names[0],

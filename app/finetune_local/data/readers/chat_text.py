@@ -122,7 +122,10 @@ def _match(line: str, kind: ChatText) -> re.Match[str] | None:
 def _row(match: re.Match[str], parts: list[str], size: int, kind: ChatText) -> dict[str, object] | rows.Problem | None:
     if size >= _LONGEST_MESSAGE:
         return rows.Problem(
-            msg("the message is longer than {number} characters. Is the rest no chat?", number=f"{_LONGEST_MESSAGE:,}")
+            msg(
+                "the message is longer than {number} characters. Is the rest of the file really a chat?",
+                number=f"{_LONGEST_MESSAGE:,}",
+            )
         )
     text = "\n".join(parts).strip()
     if _PLACEHOLDER.fullmatch(text):

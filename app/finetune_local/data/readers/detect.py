@@ -51,10 +51,12 @@ _MAGIC = {
 }
 _IN_PLACE_OF_DATA = {
     b"<!doctype html": msg(
-        "a web page, not the file it leads to. Download the file itself (on a hub: its download button)"
+        "a web page, not the file it links to. Download the file itself (on a hub: with its download button)"
     ),
-    b"<html": msg("a web page, not the file it leads to. Download the file itself (on a hub: its download button)"),
-    b"version https://git-lfs.": msg("a Git LFS pointer; the data it stands for was not fetched. Run: git lfs pull"),
+    b"<html": msg(
+        "a web page, not the file it links to. Download the file itself (on a hub: with its download button)"
+    ),
+    b"version https://git-lfs.": msg("a Git LFS pointer; the data itself was not downloaded. Run: git lfs pull"),
 }
 """First words of texts often saved under a data file's name. In a text or .html file they are text."""
 _BOMS = (  # UTF-32's little-endian mark begins with UTF-16's
@@ -83,7 +85,7 @@ def examine(path: Path, shown: str) -> FileKind:
     """Inspect a file's head. Raises DataError; `shown` is the file as the user named it."""
     try:
         if path.is_dir():
-            raise DataError(msg("{shown}: this is a folder. Name the file, or several of them.", shown=shown))
+            raise DataError(msg("{shown}: this is a folder. Choose one or more files in it.", shown=shown))
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
@@ -91,9 +93,7 @@ def examine(path: Path, shown: str) -> FileKind:
             _refuse_binary(head, shown)
             encoding = _encoding(head, file, shown)
     except FileNotFoundError:
-        raise DataError(
-            msg("{shown}: there is no such file. Check the spelling and the folder.", shown=shown)
-        ) from None
+        raise DataError(msg("{shown}: file not found. Check the spelling and the folder.", shown=shown)) from None
     except OSError as error:
         raise DataError(msg("{shown}: cannot be read ({error}).", shown=shown, error=system_reason(error))) from None
     # A sample may end within a character, which is no reason to refuse the file.
@@ -111,8 +111,8 @@ def _refuse_binary(head: bytes, shown: str) -> None:
     if head and not head.strip(b"\0"):
         raise DataError(
             msg(
-                "{shown}: the file holds only zero bytes; it was not written to its end (a full disk, a crash). Make "
-                "or copy it again.",
+                "{shown}: the file contains only zero bytes; it was not written completely (full disk or crash). "
+                "Create or copy it again.",
                 shown=shown,
             )
         )

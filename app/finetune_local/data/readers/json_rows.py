@@ -64,11 +64,11 @@ def json_rows(stream: BinaryIO, array: str | None) -> Iterator[Raw]:
         elif reader.peek() == "[":
             yield from reader.items()
         if reader.peek():
-            raise _Broken(reader.place(msg("more stands after the end")))
+            raise _Broken(reader.place(msg("there is more text after the end")))
     except _Broken as error:
         yield (
             reader.number + 1,
-            Problem(msg("the JSON breaks off here ({error}); nothing after it could be read.", error=error)),
+            Problem(msg("the JSON is invalid from here on ({error}); the rest could not be read.", error=error)),
         )
 
 
@@ -187,20 +187,23 @@ class _Reader(_Text):
                 yield from self._plain_rows()
                 mark = self.peek()
             if not mark:
-                raise _Broken(self.place(msg("the array has no end")))
+                raise _Broken(self.place(msg("the array is not closed")))
             if mark == "," and not comma:
                 self.take()
                 comma = True
                 continue
             if not comma and mark in "{[" and not isinstance(row, Problem):
-                yield self.number + 1, Problem(msg("no comma stands between it and the row before; both were read."))
+                yield (
+                    self.number + 1,
+                    Problem(msg("the comma between it and the previous row is missing; both were read.")),
+                )
             row = self._row(_ITEMS)
             self.settle()
             self.number += 1
             yield self.number, row
             comma = False
         if comma and self.number:
-            yield self.number + 1, Problem(msg("a comma stands before the end of the array, but no row follows it."))
+            yield self.number + 1, Problem(msg("there is a trailing comma at the end of the array."))
         self.take()
 
     def _plain_rows(self) -> Iterator[Raw]:
@@ -237,7 +240,7 @@ class _Reader(_Text):
                 self.take()
                 continue
             if mark != '"':
-                raise _Broken(self.place(msg("a key is expected") if mark else msg("the object has no end")))
+                raise _Broken(self.place(msg("a key is expected") if mark else msg("the object is not closed")))
             try:
                 key = self._parsed()
             except (JSONDecodeError, ForeignTextError, RowRejected) as error:
@@ -255,7 +258,7 @@ class _Reader(_Text):
         finder.at = self.at
         while not finder.found(self.text, len(self.text)):
             if self.ended:
-                raise _Broken(self.place(msg("a value has no end")))
+                raise _Broken(self.place(msg("a value is not closed")))
             self.at = finder.at
             self.more()
             finder.at = 0

@@ -14,7 +14,7 @@ from finetune_local.system.files import disk_full, put, written_aside
 from finetune_local.system.messages import msg
 from finetune_local.system.paths import bad_name
 
-ADVICE = msg("Free some, or name the file by its path: then it stays where it is.")
+ADVICE = msg("Free some space, or enter the file's path: it is then read in place.")
 LONGEST = 80
 """Characters of a file name, suffix included."""
 

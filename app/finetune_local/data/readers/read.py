@@ -136,7 +136,7 @@ class DataFile:
                     yield from rows.text_parts(stream, by_line=rows.one_document_per_line(self._head()))
         except OSError as error:
             raise DataError(
-                msg("{shown}: reading broke off ({error}).", shown=self.shown, error=error.strerror or error)
+                msg("{shown}: reading stopped ({error}).", shown=self.shown, error=error.strerror or error)
             ) from None
 
     def _head(self) -> str:

@@ -136,9 +136,9 @@ def _value(line: bytes, *, whole: bool) -> Any | Problem:
         return problem(error)
     except json.JSONDecodeError as error:
         if not line.strip(b"\0"):
-            return Problem(msg("it holds only zero bytes; the file was damaged."))
+            return Problem(msg("it contains only zero bytes; the file is damaged."))
         if not whole:
-            return Problem(msg("the last line breaks off: the file was not written to its end."))
+            return Problem(msg("the last line is incomplete: the file was not written completely."))
         return Problem(msg("it is not JSON: {error} at column {column}.", error=error.msg, column=error.colno))
     return value if end == len(text) else Problem(msg("it is not JSON: Extra data at column {column}.", column=end + 1))
 
@@ -255,7 +255,7 @@ def _header(line: str, shown: str) -> list[str]:
     if len(line) >= _SKIP:
         raise DataError(
             msg(
-                "{shown}: its first line is longer than {size} MB, so it is no header of a CSV file.",
+                "{shown}: its first line is longer than {size} MB, too long for the header of a CSV file.",
                 shown=shown,
                 size=_SKIP >> 20,
             )
@@ -265,7 +265,7 @@ def _header(line: str, shown: str) -> list[str]:
     if len(names) > MOST_KEYS:
         raise DataError(
             msg(
-                "{shown}: the header has {count} columns; more than {most} are no table of texts.",
+                "{shown}: the header has {count} columns; at most {most} are supported.",
                 shown=shown,
                 count=f"{len(names):,}",
                 most=f"{MOST_KEYS:,}",
@@ -289,7 +289,7 @@ def _csv_row(names: list[str], cells: list[str]) -> dict[str, str] | Problem:
         return Problem(
             msg(
                 "its number of columns is {number}, but the header has {columns} ({names}). Put double quotes around "
-                "texts that hold the delimiter.",
+                "texts that contain the delimiter.",
                 number=len(cells),
                 columns=len(names),
                 names=", ".join(names),
@@ -306,7 +306,7 @@ OPTIONAL = ("system", "history", "tools", "input", "label")
 
 def _csv_reason(error: str) -> Message:
     if "unexpected end" in error:
-        return msg("a double quote is opened and never closed, so the rest of the file could not be read.")
+        return msg("a double quote is never closed, so the rest of the file could not be read.")
     if "field limit" in error or "field larger" in error:
         return msg("a cell is longer than {size} MB; is a double quote never closed?", size=MAX_ROW_BYTES >> 20)
     return msg("it is not CSV: {error}.", error=error)

@@ -78,7 +78,7 @@ def merged(conversation: Conversation) -> Conversation:
             continue
         result.append(message)
     if not any(m.role == "user" for m in result):
-        raise RowRejected(msg("nobody speaks to the assistant in it, so there is nothing to answer."))
+        raise RowRejected(msg("it has no message to the assistant, so there is nothing to answer."))
     return replace(conversation, messages=tuple(result))
 
 
@@ -97,7 +97,7 @@ def _cast(turns: Sequence[Row], assistant: str, *, several: bool) -> list[dict[s
         found = list(dict.fromkeys(name for name in names if name))
         shown = ", ".join(found[:_SHOWN]) + (" …" if len(found) > _SHOWN else "")
         raise RowRejected(
-            msg("'{name}' says nothing in it; its speakers are: {names}.", name=assistant, names=shown or "nobody")
+            msg("'{name}' has no messages in it; its speakers are: {names}.", name=assistant, names=shown or "nobody")
         )
     others = {name.casefold() for name in names if name and _role(name) not in ("system", "tool")} - {folded}
     several = several or len(others) > 1

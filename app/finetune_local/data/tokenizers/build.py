@@ -24,7 +24,7 @@ from finetune_local.system.messages import msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, kind_of, parse_json_object, read_bounded
 
 MOST_CONFIG_BYTES = 8 * 2**20
-_COPY = msg("Copy it again from where the model came from.")
+_COPY = msg("Copy it again from the model's source.")
 
 
 @dataclass(frozen=True)
@@ -171,16 +171,18 @@ def _check_vocabulary(path: Path, values: Mapping[str, Any]) -> None:
         )
     vocabulary, kind = model.get("vocab"), model.get("type")
     if kind is not None and kind not in ("BPE", "Unigram", "WordLevel", "WordPiece"):
-        raise ModelError(msg('{path}: "model" is of a type that is not known. {copy}', path=path, copy=_COPY))
+        raise ModelError(msg('{path}: "model" has an unknown type. {copy}', path=path, copy=_COPY))
     if isinstance(vocabulary, dict):
         if set(map(type, vocabulary.values())) - {int} or min(vocabulary.values(), default=0) < 0:
             raise ModelError(
-                msg('{path}: "vocab" gives a token an id that is no number from 0 up. {copy}', path=path, copy=_COPY)
+                msg(
+                    '{path}: "vocab" has a token id that is not a whole number from 0 up. {copy}', path=path, copy=_COPY
+                )
             )
         if (largest := max(vocabulary.values(), default=0)) >= MOST_ID:
             raise ModelError(
                 msg(
-                    '{path}: "vocab" gives a token the id {id}, which no model has. {copy}',
+                    '{path}: "vocab" has the token id {id}, which is too large. {copy}',
                     path=path,
                     id=largest,
                     copy=_COPY,
@@ -191,7 +193,7 @@ def _check_vocabulary(path: Path, values: Mapping[str, Any]) -> None:
     elif not isinstance(vocabulary, list) or kind == "BPE":
         raise ModelError(
             msg(
-                '{path}: "vocab" is {kind}, expected the tokens. {copy}',
+                '{path}: "vocab" is {kind}, expected tokens. {copy}',
                 path=path,
                 kind=kind_of(vocabulary),
                 copy=_COPY,
@@ -214,12 +216,12 @@ def _check_merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str,
         )
     except TypeError:
         raise ModelError(
-            msg('{path}: "merges" holds what is no pair of tokens. {copy}', path=path, copy=_COPY)
+            msg('{path}: "merges" has an entry that is not a pair of tokens. {copy}', path=path, copy=_COPY)
         ) from None
     if lost:
         raise ModelError(
             msg(
-                '{path}: "merges" makes a token of {pair} that "vocab" does not have. {copy}',
+                '{path}: "merges" joins {pair} into a token that "vocab" does not have. {copy}',
                 path=path,
                 pair=f"{lost!r:.60}",
                 copy=_COPY,

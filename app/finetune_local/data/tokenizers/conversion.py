@@ -51,7 +51,7 @@ def converted(folder: Path) -> dict[str, object]:
     if not reply["fast"]:
         raise ModelError(
             msg(
-                "{folder}: this tokenizer has no fast form. Add the model's tokenizer.json to the folder.",
+                "{folder}: this tokenizer has no fast version. Add the model's tokenizer.json to the folder.",
                 folder=folder,
             )
         )
@@ -78,7 +78,7 @@ def _missing(folder: Path, why: str) -> ModelError:
     return ModelError(
         msg(
             "{folder}: the tokenizer cannot be loaded ({error}). The folder needs tokenizer.json (or "
-            "tokenizer.model) and tokenizer_config.json; copy them from where the model came from.",
+            "tokenizer.model) and tokenizer_config.json; copy them from the model's source.",
             folder=folder,
             error=why,
         )

@@ -182,7 +182,7 @@ class InChild:
                 self._why = message_of(error)
             except GuardedError as error:
                 self._failed, self._why = self._failed + 1, message_of(error)
-        raise RowRejected(msg("the model's tokenizer fails with it: {error}.", error=self._why))
+        raise RowRejected(msg("the model's tokenizer fails on it: {error}.", error=self._why))
 
 
 def _written(folder: Path) -> dict[str, object]:
@@ -208,7 +208,7 @@ def _of_child(folder: Path, request: dict[str, Any], setup: Setup) -> dict[str, 
     except GuardedError as error:
         raise ModelError(
             msg(
-                "{folder}: the tokenizer cannot be used: {error}. Copy its files again from where the model came from.",
+                "{folder}: the tokenizer cannot be used: {error}. Copy its files again from the model's source.",
                 folder=folder,
                 error=error,
             )
@@ -226,7 +226,7 @@ def _guarded_call(work: Callable[[], T]) -> T:
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         said = " ".join(str(error).split())[:200]
-        raise RowRejected(msg("the model's tokenizer fails with it: {error}.", error=said)) from None
+        raise RowRejected(msg("the model's tokenizer fails on it: {error}.", error=said)) from None
 
 
 class Streamer:

@@ -171,7 +171,7 @@ def _listed(path: Path, values: Any) -> Iterator[tuple[int, AddedToken]]:
         if not isinstance(token, AddedToken):
             raise ModelError(
                 msg(
-                    '{path}: "added_tokens" holds {kind}, expected tokens. Copy it again.',
+                    '{path}: "added_tokens" contains {kind}, expected tokens. Copy it again.',
                     path=path,
                     kind=kind_of(value),
                 )
@@ -212,13 +212,18 @@ def _checked(path: Path, key: str, value: Any) -> None:
         )
     if not is_text(value) or len(value) > MOST_CHARACTERS:
         raise ModelError(
-            msg('{path}: "{key}" is no token: {value}. Copy it again.', path=path, key=_bare(key), value=_short(value))
+            msg(
+                '{path}: "{key}" is not a token: {value}. Copy it again.',
+                path=path,
+                key=_bare(key),
+                value=_short(value),
+            )
         )
 
 
 def _id(path: Path, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST_ID:
-        raise ModelError(msg("{path}: {value} is no id of a token. Copy it again.", path=path, value=_short(value)))
+        raise ModelError(msg("{path}: {value} is not a token id. Copy it again.", path=path, value=_short(value)))
     return value
 
 

@@ -67,7 +67,7 @@ class Tokenizer:
         Local files only; no code in a folder is run. Raises ModelError.
         """
         if not folder.is_dir():
-            raise ModelError(msg("{folder}: there is no such folder, so no tokenizer in it.", folder=folder))
+            raise ModelError(msg("{folder}: folder not found, so there is no tokenizer.", folder=folder))
         if beside is not None and brought(beside):
             with joined(folder, beside) as place:
                 return cls._load(place, beside, folder)
@@ -99,9 +99,7 @@ class Tokenizer:
             tokenizer = cls(core, facts, template_of(place), stops)
         except RowRejected as error:
             raise ModelError(
-                msg(
-                    "{folder}: {error} Copy its files again from where the model came from.", folder=folder, error=error
-                )
+                msg("{folder}: {error} Copy its files again from the model's source.", folder=folder, error=error)
             ) from None
         if base is None:  # an adapter may have rows of its own: adapters/token_tables.py tells
             rows = _configured_rows(folder)
@@ -213,7 +211,7 @@ class Tokenizer:
         for number in (i for ids, _ in pieces for i in ids if i >= self.rows):
             raise RowRejected(
                 msg(
-                    "it contains {token}, a token of the tokenizer for which the model has no row. Leave it out.",
+                    "it contains {token}, a token for which the model has no embedding row. Remove it.",
                     token=self.token(number),
                 )
             )

@@ -12,5 +12,10 @@ def contains(answer: str, reference: str) -> float:
 
 
 METRIC = Metric(
-    "contains", "Contains the expected answer", "Contains", msg("answers that contain the reference"), 20, contains
+    "contains",
+    "Contains the expected answer",
+    "Contains",
+    msg("answers that contain the reference answer"),
+    20,
+    contains,
 )

@@ -55,16 +55,16 @@ def mlx_lm_limit(config: Mapping[str, Any]) -> str:
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     if family not in MLX_LM_HOLDS:
         return msg(
-            "mlx-lm's class for models of the family '{family}' has not been seen to compute as transformers does",
+            "mlx-lm's class for models of the family '{family}' has not been verified against transformers",
             family=family,
         )
     if tied is False and kind in _HEADLESS:
         return msg(
-            "mlx-lm's class for {family} has no head of its own, and this model's is not the embedding", family=kind
+            "mlx-lm's class for {family} has no separate head, and this model's head is not the embedding", family=kind
         )
     if tied and kind in _OWN_HEAD:
         return msg(
-            "mlx-lm's class for {family} wants a head of its own, and this model's is the embedding", family=kind
+            "mlx-lm's class for {family} needs a separate head, and this model's head is the embedding", family=kind
         )
     types = text.get("layer_types")
     if isinstance(types, list) and "sliding_attention" in types:
@@ -90,7 +90,7 @@ def mlx_lm_note(config: Mapping[str, Any]) -> str:
     if isinstance(types, list) and "sliding_attention" not in types:
         return ""
     return msg(
-        "mlx-lm's class for {family} knows no sliding window: it is right for texts of up to {n} tokens",
+        "mlx-lm's class for {family} has no sliding window: it is exact only for texts of up to {n} tokens",
         family=kind,
         n=window,
     )

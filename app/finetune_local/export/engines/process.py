@@ -116,7 +116,7 @@ def ask(worker: Path, needs: Sequence[str], request: Request) -> Heard:
                     check=False,
                 ).returncode
             except subprocess.TimeoutExpired:
-                return Heard(absent=msg("it gave no answer within {n} minutes", n=_LONGEST // 60))
+                return Heard(absent=msg("it did not answer within {n} minutes", n=_LONGEST // 60))
             printed.seek(0)
             said = printed.read().decode("utf-8", "replace").strip().splitlines()[-_SAID:]
         return read_reply(folder, code, " | ".join(said))

@@ -47,7 +47,7 @@ def main() -> None:
         say({"missing": msg("xllamacpp cannot be imported ({error})", error=error)})
         return
     except (AttributeError, OSError):
-        say({"missing": msg("this build of xllamacpp does not show ggml's quantisation to others")})
+        say({"missing": msg("this build of xllamacpp does not expose ggml's quantisation")})
         return
     say({})
     threads = max(1, (os.cpu_count() or 2) // 2)

@@ -87,7 +87,7 @@ def _add_rope(writer: Any, weights: MergedWeights) -> None:
         expected = 0.1 * math.log(factor) + 1.0
         attention = found.values.get("attention_factor")
         if found.values.get("mscale_all_dim") or (attention and not math.isclose(attention, expected, rel_tol=1e-4)):
-            raise _other_rope(weights, msg("yarn with an attention factor of its own"))
+            raise _other_rope(weights, msg("yarn with its own attention factor"))
         if found.values.get("truncate") is False:
             raise _other_rope(weights, msg("yarn without rounding"))
         writer.add_rope_scaling_type(RopeScalingType.YARN)
@@ -105,8 +105,8 @@ def _check_computation(weights: MergedWeights) -> None:
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(
             msg(
-                "'{model}' uses the activation '{activation}', and llama.cpp's {architecture} has SiLU only: it "
-                "would answer wrongly. Export it with --to merged.",
+                "'{model}' uses the activation '{activation}', but llama.cpp's {architecture} supports only SiLU: "
+                "its answers would be wrong. Export it with --to merged.",
                 model=model.name,
                 activation=config["hidden_act"],
                 architecture=ARCHITECTURES[model.family],
@@ -117,8 +117,8 @@ def _check_computation(weights: MergedWeights) -> None:
     if model.family.startswith("qwen") and config.get("use_sliding_window") and config.get("sliding_window"):
         raise ModelError(
             msg(
-                "'{model}' uses sliding-window attention, which llama.cpp's {architecture} does not: it would answer "
-                "wrongly. Export it with --to merged.",
+                "'{model}' uses sliding-window attention, which llama.cpp's {architecture} does not: its answers "
+                "would be wrong. Export it with --to merged.",
                 model=model.name,
                 architecture=ARCHITECTURES[model.family],
             )

@@ -58,7 +58,7 @@ def rehearse(model: ModelFolder, adapter: Path | None, rows: int) -> None:
         except LlamaFailed as error:
             raise ModelError(
                 msg(
-                    "'{name}': llama.cpp cannot open a file with this model's tokenizer: {error}",
+                    "'{name}': llama.cpp cannot load a file with this model's tokenizer: {error}",
                     name=model.name,
                     error=error,
                 )
@@ -97,7 +97,7 @@ def _named(added: list[str], text: str) -> Message:
 def _refused(model: ModelFolder, what: str, difference: str) -> ModelError:
     return ModelError(
         msg(
-            "'{name}': llama.cpp would read {what} as other tokens: {difference} Export with --to merged, then "
+            "'{name}': llama.cpp would tokenize {what} differently: {difference} Export with --to merged, then "
             "try llama.cpp's convert_hf_to_gguf.py on the folder.",
             name=model.name,
             what=what,

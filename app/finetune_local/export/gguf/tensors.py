@@ -82,9 +82,9 @@ def gguf_tensors(weights: MergedWeights, quant: str) -> list[GgufTensor]:
         if target is None:
             raise ModelError(
                 msg(
-                    "'{name}': llama.cpp's {architecture} has no place for the tensor {name2}, so this model cannot be "
-                    "exported to GGUF here. Export it with --to merged and try llama.cpp's convert_hf_to_gguf.py on the "
-                    "folder.",
+                    "'{name}': llama.cpp's {architecture} has no tensor that corresponds to {name2}, so this model "
+                    "cannot be exported to GGUF here. Export it with --to merged and try llama.cpp's "
+                    "convert_hf_to_gguf.py on the folder.",
                     name=model.name,
                     architecture=wanted,
                     name2=name,

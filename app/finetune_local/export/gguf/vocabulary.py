@@ -62,14 +62,14 @@ def read_vocabulary(model: ModelFolder, adapter: Path | None = None, rows: int |
     except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(
-            msg("{path}: it is damaged ({said}). Copy it again.", path=files[TOKENIZER], said=said)
+            msg("{path}: it is damaged ({error}). Copy it again.", path=files[TOKENIZER], error=said)
         ) from None
 
 
 def _vocabulary(model: ModelFolder, files: Mapping[str, Path], values: dict[str, Any], rows: int) -> Vocabulary:
     bpe = values.get("model") or {}
     if bpe.get("type") != "BPE":
-        raise _unknown(model, msg("its kind, {kind},", kind=bpe.get("type")))
+        raise _unknown(model, msg("its type, {kind},", kind=bpe.get("type")))
     merges = tuple(" ".join(merge) if isinstance(merge, list) else str(merge) for merge in bpe.get("merges") or [])
     if (
         files[TOKENIZER].parent != files.get(CONFIG, files[TOKENIZER]).parent
@@ -159,7 +159,7 @@ def _tokens(
         raise ModelError(
             msg(
                 "'{name}': its tokenizer has {tokens} tokens, but the embedding has {rows} rows. A token was added "
-                "without resizing the model; llama.cpp refuses such a file. Resize the model with transformers "
+                "without resizing the model; llama.cpp rejects such a file. Resize the model with transformers "
                 "(resize_token_embeddings) first.",
                 name=model.name,
                 tokens=largest + 1,
@@ -182,16 +182,16 @@ def _tokens(
 def _check_added(model: ModelFolder, token: Mapping[str, Any]) -> None:
     """Raise ModelError for an added token that strips spaces beside it or matches whole words only: llama.cpp supports neither."""
     if token.get("lstrip") or token.get("rstrip"):
-        what = msg("takes the spaces beside it")
+        what = msg("absorbs the spaces beside it")
     elif token.get("single_word"):
-        what = msg("stands for whole words only")
+        what = msg("matches whole words only")
     else:
         return
     raise ModelError(
         msg(
-            "'{name}': its added token “{token}” {what}, which llama.cpp does not know: it would read texts with "
-            "it as other tokens. Export with --to merged, then try llama.cpp's convert_hf_to_gguf.py on the "
-            "folder.",
+            "'{name}': its added token “{token}” {what}, which llama.cpp does not support: it would tokenize "
+            "texts with it differently. Export with --to merged, then try llama.cpp's convert_hf_to_gguf.py on "
+            "the folder.",
             name=model.name,
             token=token.get("content"),
             what=what,
@@ -206,7 +206,7 @@ def _cut_name(model: ModelFolder, values: Mapping[str, Any], bpe: Mapping[str, A
     steps = tuple(_step(step) for step in _steps(values.get("pre_tokenizer"), "pretokenizers"))
     name = _CUTS.get((steps, bool(bpe.get("ignore_merges"))))
     if name is None:
-        raise _unknown(model, msg("how it cuts text into words"))
+        raise _unknown(model, msg("how it splits text into words"))
     return name
 
 
@@ -233,7 +233,7 @@ def _check_sentencepiece(model: ModelFolder, values: Mapping[str, Any]) -> None:
     cuts = _steps(values.get("pre_tokenizer"), "pretokenizers")
     plain = set(normal) <= {"Prepend", "Replace"} and all(s.get("type") == "Metaspace" for s in cuts)
     if not plain or any(s.get("split", True) for s in cuts):
-        raise _unknown(model, msg("how it cuts text into words"))
+        raise _unknown(model, msg("how it splits text into words"))
 
 
 def _prefix(values: Mapping[str, Any]) -> bool:
@@ -254,8 +254,8 @@ def _scores(tokens: tuple[str, ...], merges: tuple[str, ...]) -> tuple[float, ..
 def _unknown(model: ModelFolder, what: str) -> ModelError:
     return ModelError(
         msg(
-            "'{name}': llama.cpp has no name known here for its tokenizer, {what} in {file}. It is not guessed, "
-            "as another tokenizer would give other answers. Export with --to merged, then try llama.cpp's "
+            "'{name}': no llama.cpp tokenizer is known to match {what} in {file}. It is not guessed, because "
+            "another tokenizer would change the answers. Export with --to merged, then try llama.cpp's "
             "convert_hf_to_gguf.py on the folder.",
             name=model.name,
             what=what,

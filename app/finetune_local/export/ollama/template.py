@@ -77,7 +77,7 @@ def turns_of(render: Render, template: Template, bos: str, bos_is_added: bool) -
     try:
         found = _found(render, template, bos, bos_is_added)
     except RowRejected as error:
-        raise NotRecognised(msg("it refuses an ordinary conversation: {error}", error=error)) from None
+        raise NotRecognised(msg("it rejects an ordinary conversation: {error}", error=error)) from None
     if any("{{" in piece or "}}" in piece for piece in found.pieces()):
         raise NotRecognised(msg("it writes braces, which mean something else to Ollama"))
     for probe in PROBES:
@@ -113,7 +113,7 @@ def _found(render: Render, template: Template, bos: str, bos_is_added: bool) -> 
     opened, joined, closed = _cut(render([Message("system", _SYSTEM), asked], True), _SYSTEM, _ASKED)
     _, asked_end = _cut(render([asked], False), _ASKED)
     if before != first or last != end or closed != end:
-        raise NotRecognised(msg("it writes the first or the last turn otherwise than others"))
+        raise NotRecognised(msg("it writes the first or the last turn differently from others"))
     if not (between.startswith(asked_end) and end.startswith(asked_end)):
         asked_end = _common(between, end)
     start = ""
@@ -123,7 +123,7 @@ def _found(render: Render, template: Template, bos: str, bos_is_added: bool) -> 
     default, head = None, first
     if not after.endswith(first):
         if not (first.startswith(opened) and first.endswith(joined) and len(first) > len(opened) + len(joined)):
-            raise NotRecognised(msg("it writes the first turn otherwise than later ones"))
+            raise NotRecognised(msg("it writes the first turn differently from later ones"))
         default, head = first[len(opened) : len(first) - len(joined)], after.removeprefix(asked_end)
         if not joined.endswith(head):
             head = _common(after[::-1], joined[::-1])[::-1]
@@ -158,7 +158,7 @@ def _cut(text: str, *marks: str) -> list[str]:
     parts = []
     for mark in marks:
         if text.count(mark) != 1:
-            raise NotRecognised(msg("it leaves out or repeats what is said"))
+            raise NotRecognised(msg("it omits or repeats messages"))
         before, _, text = text.partition(mark)
         parts.append(before)
     return [*parts, text]
@@ -209,7 +209,7 @@ def _ordinary() -> list[Probe]:
         _turn("user", "Thanks <b>!</b> {% raw %} {{ .System }}"),
     ]
     rules = _turn("system", "You are terse.\nAnswer in one line.")
-    shows = msg("it writes some turns otherwise than others")
+    shows = msg("it writes some turns differently from others")
     return [
         probe
         for n in (1, 3, 5)
@@ -222,27 +222,27 @@ _CALL = [{"type": "function", "id": "call12345", "function": {"name": "look_up",
 
 PROBES: Sequence[Probe] = (
     *_ordinary(),
-    Probe(msg("it cuts white space off the ends of a text"), [_turn("user", " at both ends \n")]),
-    Probe(msg("it cuts white space off the ends of a text"), [_USER_TURN, _turn("assistant", "\n b \n"), _LATER_TURN]),
-    Probe(msg("it cuts white space off the ends of a text"), [_turn("system", " S\n"), _USER_TURN]),
-    Probe(msg("it treats an empty text otherwise than others"), [_turn("system", ""), _USER_TURN]),
-    Probe(msg("it treats an empty text otherwise than others"), [_turn("user", "")]),
-    Probe(msg("it treats a later system text otherwise than the first"), [_USER_TURN, _ANSWER_TURN, _turn("system", "later"), _LATER_TURN]),
+    Probe(msg("it strips white space from the ends of a text"), [_turn("user", " at both ends \n")]),
+    Probe(msg("it strips white space from the ends of a text"), [_USER_TURN, _turn("assistant", "\n b \n"), _LATER_TURN]),
+    Probe(msg("it strips white space from the ends of a text"), [_turn("system", " S\n"), _USER_TURN]),
+    Probe(msg("it treats an empty text differently from others"), [_turn("system", ""), _USER_TURN]),
+    Probe(msg("it treats an empty text differently from others"), [_turn("user", "")]),
+    Probe(msg("it treats a later system text differently from the first"), [_USER_TURN, _ANSWER_TURN, _turn("system", "later"), _LATER_TURN]),
     Probe(
-        msg("it leaves the thoughts of earlier answers out"),
+        msg("it omits the reasoning of earlier answers"),
         [_USER_TURN, _turn("assistant", "<think>\nhm\n</think>\n\nb"), _LATER_TURN],
     ),
     Probe(
-        msg("it writes the thoughts of earlier answers"),
+        msg("it includes the reasoning of earlier answers"),
         [_USER_TURN, _turn("assistant", "b", reasoning_content="hm", thinking="hm"), _LATER_TURN],
     ),
-    Probe(msg("it ends or opens an answer that was begun otherwise"), [_USER_TURN, _ANSWER_TURN]),
-    Probe(msg("it writes the tools that can be called"), [_USER_TURN], TOOLS),
-    Probe(msg("it writes the tools that can be called"), [_turn("system", "S"), _USER_TURN], TOOLS),
-    Probe(msg("it writes calls of tools"), [_USER_TURN, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42", name="look_up")], TOOLS),
+    Probe(msg("it writes a partial answer differently from a complete one"), [_USER_TURN, _ANSWER_TURN]),
+    Probe(msg("it writes a list of tools"), [_USER_TURN], TOOLS),
+    Probe(msg("it writes a list of tools"), [_turn("system", "S"), _USER_TURN], TOOLS),
+    Probe(msg("it writes tool calls"), [_USER_TURN, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42", name="look_up")], TOOLS),
     Probe(
-        msg("it writes calls of tools"),
+        msg("it writes tool calls"),
         [_USER_TURN, _turn("assistant", "", tool_calls=_CALL), _turn("tool", "42"), _turn("assistant", "b"), _LATER_TURN],
     ),
-    Probe(msg("it writes results of tools in a way of its own"), [_USER_TURN, _ANSWER_TURN, _turn("tool", "42"), _turn("tool", "43")]),
+    Probe(msg("it writes tool results in its own way"), [_USER_TURN, _ANSWER_TURN, _turn("tool", "42"), _turn("tool", "43")]),
 )  # fmt: skip

@@ -65,14 +65,14 @@ class Source:
     def model(self) -> ModelFolder:
         """The base. Raises ModelError where none was given."""
         if self.base is None:
-            raise ModelError(msg("this export is made from a base model, and none was given. Give it with --model."))
+            raise ModelError(msg("this export needs a base model. Choose one with --model."))
         return self.base
 
     @property
     def adapter_folder(self) -> Path:
         """The adapter. Raises AdapterError where a bare base was given."""
         if self.adapter is None:
-            raise AdapterError(msg("a bare base has no adapter to export. Name a run or an adapter."))
+            raise AdapterError(msg("the base model alone has no adapter to export. Choose a run or an adapter."))
         return self.adapter
 
     @property

@@ -100,7 +100,7 @@ class Adapter(Target):
     ) -> Verification:
         """See Target."""
         started = time.monotonic()
-        progress(msg("checking the export"), 0.0)
+        progress(msg("verifying the export"), 0.0)
         wanted = published_of(source.adapter_folder)
         if quant == FOLDER.key:
             found = _read(out)
@@ -110,15 +110,15 @@ class Adapter(Target):
                 (folder,) = made.iterdir()
                 found = _read(folder)
         if found.beside != wanted.beside:
-            raise VerificationFailed(msg("adapter: its tokenizer and chat template were not written as they are."))
+            raise VerificationFailed(msg("adapter: its tokenizer and chat template were not written unchanged."))
         if found.config != wanted.config or found.tensors.keys() != wanted.tensors.keys():
-            raise VerificationFailed(msg("adapter: what was written reads back as another adapter."))
+            raise VerificationFailed(msg("adapter: the written adapter differs when it is read back."))
         for name, tensor in wanted.tensors.items():
             if not np.array_equal(found.tensors[name], tensor, equal_nan=True):
                 raise VerificationFailed(
                     msg("adapter: the tensor {name} does not read back as it was written.", name=name)
                 )
-        progress(msg("checking the export"), 1.0)
+        progress(msg("verifying the export"), 1.0)
         return Verification(True, tensors=len(wanted.tensors), seconds=round(time.monotonic() - started, 1))
 
     def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:

@@ -135,7 +135,9 @@ def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:
     if quant not in BY_KEY:
         raise ModelError(
             msg(
-                "'{quant}' is no GGUF format that can be written. Known: {names}.", quant=quant, names=", ".join(BY_KEY)
+                "'{quant}' is not a GGUF quantisation type that can be written. Known: {names}.",
+                quant=quant,
+                names=", ".join(BY_KEY),
             )
         )
     check_family(weights.model)
@@ -171,8 +173,8 @@ def _check_grid(weights: MergedWeights, quant: str, kinds: set[Any]) -> None:
         if np.median(share) < _GRID:
             raise ModelError(
                 msg(
-                    "'{model}' was made from a file in the format {kind}. Written as {quant} again, nearly all of the "
-                    "training would be rounded away. Choose q8_0 or q4_0 instead.",
+                    "'{model}' was converted from a {kind} file. Exported as {quant} again, nearly all of the training "
+                    "would be rounded away. Choose q8_0 or q4_0 instead.",
                     model=weights.model.name,
                     kind=kind.name,
                     quant=quant,
@@ -185,8 +187,8 @@ def check_family(model: ModelFolder) -> None:
     if model.family not in ARCHITECTURES:
         raise ModelError(
             msg(
-                "'{model}' is of the family '{family}', which cannot be exported to GGUF yet (known: {names}). "
-                "Export it with --to merged, then run llama.cpp's convert_hf_to_gguf.py on the folder.",
+                "'{model}' is a '{family}' model, which cannot be exported to GGUF yet (known: {names}). Export it "
+                "with --to merged, then run llama.cpp's convert_hf_to_gguf.py on the folder.",
                 model=model.name,
                 family=model.family,
                 names=", ".join(ARCHITECTURES),

@@ -179,9 +179,7 @@ def chosen_dtype(model: ModelFolder, wanted: str) -> str:
     keys = [dtype.key for dtype in DTYPES]
     if wanted not in keys:
         raise ModelError(
-            msg(
-                "'{dtype}' is no number format of a merged folder. Known: {names}.", dtype=wanted, names=", ".join(keys)
-            )
+            msg("'{dtype}' is not a data type of merged models. Known: {names}.", dtype=wanted, names=", ".join(keys))
         )
     if wanted != AUTO:
         return wanted

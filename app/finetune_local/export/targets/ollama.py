@@ -123,7 +123,7 @@ def modelfile_setup(source: Source) -> ModelfileSetup:
     stops = tuple(tokenizer.token(i) for i in sorted(asked.stop_ids))
     if asked.raw:
         return ModelfileSetup(
-            "{{ .Prompt }}", None, stops, (msg("It continues texts as they are: there is no chat template."),)
+            "{{ .Prompt }}", None, stops, (msg("It continues raw texts: there is no chat template."),)
         )
     notes = []
     template, system = None, constant_system(source.adapter)
@@ -133,9 +133,9 @@ def modelfile_setup(source: Source) -> ModelfileSetup:
     except NotRecognised as reason:
         notes.append(
             msg(
-                "No TEMPLATE: Ollama's templates cannot say what the model's own chat template says ({reason}). "
-                "Ollama renders the one in the GGUF instead; versions of before July 2026 guess: compare their "
-                "answers with those here.",
+                "No TEMPLATE: Ollama's template language cannot express the model's chat template ({reason}). Ollama "
+                "renders the one in the GGUF instead; versions before July 2026 guess, so compare their answers with "
+                "those here.",
                 reason=reason,
             )
         )
@@ -143,13 +143,13 @@ def modelfile_setup(source: Source) -> ModelfileSetup:
         system = None
         notes.append(
             msg(
-                "No SYSTEM: the system text of the data has characters that a Modelfile cannot hold. Give it in each "
-                "chat."
+                "No SYSTEM: the system text of the data has characters that a Modelfile cannot contain. Enter it in "
+                "each chat."
             )
         )
     if template is not None and not _writable(template):
         template = None
-        notes.append(msg("No TEMPLATE: the model's chat template has characters that a Modelfile cannot hold."))
+        notes.append(msg("No TEMPLATE: the model's chat template has characters that a Modelfile cannot contain."))
     return ModelfileSetup(
         template, system, tuple(stop for stop in stops if _writable(stop) and '"' not in stop), tuple(notes)
     )

@@ -128,7 +128,7 @@ class GgufCandidate:
         if own == common == len(probe.ids):
             return None
         return msg(
-            "llama.cpp makes {own} tokens of it and the app {count}; they part at token {token}.",
+            "llama.cpp splits it into {own} tokens and the app into {count}; they differ from token {token} on.",
             own=own,
             count=len(probe.ids),
             token=common + 1,

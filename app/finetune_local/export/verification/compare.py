@@ -103,7 +103,7 @@ def compare_stops(check: ReceiverCheck, candidate: Candidate, expected: Expected
     if more:
         raise VerificationFailed(
             msg(
-                "stop tokens: {receiver} stops at {token} (id {id}), where the app goes on.",
+                "stop tokens: {receiver} stops at {token} (id {id}), where the app continues.",
                 receiver=check.name,
                 token=quoted(tokenizer.text(more[:1], special=True)),
                 id=more[0],
@@ -201,9 +201,9 @@ def differing(expected: Expected, chat: Chat, found: Rendering, **variables: boo
         if found.ids == wanted.ids:
             return ""
     if found.text is None:
-        return msg("it refuses it, and the app writes {text}.", text=quoted(shortened(wanted.text or "")))
+        return msg("it rejects the chat, and the app writes {text}.", text=quoted(shortened(wanted.text or "")))
     if wanted.text is None:
-        return msg("the app refuses it, and it writes {text}.", text=quoted(shortened(found.text)))
+        return msg("the app rejects the chat, and it writes {text}.", text=quoted(shortened(found.text)))
     if found.text != wanted.text:
         at = next((i for i, pair in enumerate(zip(wanted.text, found.text, strict=False)) if pair[0] != pair[1]), None)
         start = max(0, (min(len(wanted.text), len(found.text)) if at is None else at) - _AROUND)
@@ -227,7 +227,7 @@ def parted(ours: Sequence[int], theirs: Sequence[int]) -> Message:
     part = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
     at = min(len(ours), len(theirs)) if part is None else part
     return msg(
-        "it makes {own} tokens of it and the app {count}; they part at token {token}.",
+        "it splits it into {own} tokens and the app into {count}; they differ from token {token} on.",
         own=len(theirs),
         count=len(ours),
         token=at + 1,

@@ -78,7 +78,9 @@ def probes(tokenizer: Tokenizer, adapter: Path | None, context: int, raw: bool, 
         if ids and len(ids) <= min(LONGEST, context // 2) and len(found) < count:
             found.append(Probe(() if text is not None else tuple(messages), text, tuple(ids)))
     if not found:
-        raise ModelError(msg("the chat template refuses every probe of the gate. Export with --no-gate to skip it."))
+        raise ModelError(
+            msg("the chat template rejects every verification prompt. Export with --no-gate to skip verification.")
+        )
     return found
 
 

@@ -31,7 +31,7 @@ def _open_folder(program: Program, out: Path, ground: Ground, check: ReceiverChe
     """Have one program open a merged folder. Raises the verification's error."""
     config = read_json(out / CONFIG, "")
     if limit := program.limit(config):
-        check.reason = msg("not checked: {reason}", reason=limit)
+        check.reason = msg("not verified: {reason}", reason=limit)
         return
     wanted = ground.expected
     shortest = sorted(ground.references, key=lambda r: len(r.probe.ids) + len(r.answer))[: program.most_prompts]
@@ -51,11 +51,11 @@ def _open_folder(program: Program, out: Path, ground: Ground, check: ReceiverChe
         ),
     )
     if heard.absent:
-        check.reason = msg("not checked: {reason}", reason=heard.absent)
+        check.reason = msg("not verified: {reason}", reason=heard.absent)
         return
     if heard.failed:
         raise VerificationFailed(
-            msg("{receiver} cannot open the export: {error}", receiver=program.name, error=heard.failed)
+            msg("{receiver} cannot load the export: {error}", receiver=program.name, error=heard.failed)
         )
     check.version = heard.version
     if note := program.note(config):
@@ -63,7 +63,7 @@ def _open_folder(program: Program, out: Path, ground: Ground, check: ReceiverChe
     if len(references) < len(ground.references):
         check.notes.append(
             msg(
-                "{program} was asked the shortest {count} of {all} prompts: it computes slowly here",
+                "{program} was tested with only the {count} shortest of {all} prompts, because it is slow here",
                 program=program.name,
                 count=len(references),
                 all=len(ground.references),
@@ -87,8 +87,8 @@ def _own_way(check: ReceiverCheck, heard: Heard, wanted: Expected, candidate: He
         return False
     check.reason = check.reason or (
         msg(
-            "{receiver} asks this template with enable_thinking={value}, which makes another prompt than the "
-            "adapter was trained with",
+            "{receiver} renders this template with enable_thinking={value}, so the prompt differs from the one "
+            "in training",
             receiver=check.name,
             value=heard.thinks,
         )
@@ -107,8 +107,8 @@ FOLDER_RECEIVERS = receivers_of(PROGRAMS)
 
 
 _ACCENTS = msg(
-    "llama.cpp does not put letters and accents together (NFC) as this tokenizer does: texts that write "
-    "them apart are read as other tokens"
+    "llama.cpp does not combine letters and accents (NFC) as this tokenizer does: texts that write them "
+    "separately are tokenized differently"
 )
 
 
@@ -130,7 +130,7 @@ def _open_gguf(out: Path, ground: Ground, check: ReceiverCheck) -> None:
                 if difference := differing(wanted, chat, found):
                     check.notes.append(
                         msg(
-                            "llama.cpp renders a chat with {title} otherwise: {difference}",
+                            "llama.cpp renders a chat with {title} differently: {difference}",
                             title=quoted(chat.title),
                             difference=difference,
                         )
@@ -173,13 +173,13 @@ def _missing() -> str:
     return (
         ""
         if available()
-        else msg("not checked: llama.cpp is needed to run a GGUF and is not installed. {install}", install=INSTALL)
+        else msg("not verified: llama.cpp is needed to run a GGUF and is not installed. {install}", install=INSTALL)
     )
 
 
 LLAMA_CPP = Receiver(
     "llama.cpp",
     _open_gguf,
-    kl_over=msg("the {number} likeliest tokens and all others as one", number=TOP),
+    kl_over=msg("the {number} most likely tokens, with all others as one", number=TOP),
     missing=_missing,
 )

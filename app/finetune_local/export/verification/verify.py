@@ -106,13 +106,13 @@ def prepare(model: ModelFolder, adapter: Path | None, backend: str = "auto", pro
     precision = _precision(model, device)
     known = Prepared(wanted, engine.name, device.id if engine.name == "torch" else "cpu", precision)
     try:
-        progress(msg("answering as base + adapter"), None)
+        progress(msg("computing the answers of base + adapter"), None)
         references = _references(engine, model, adapter, precision, wanted.probes, wanted.stop_ids)
     except OutOfMemory as error:
         return replace(
             known,
             lack=msg(
-                "not checked: there is not enough memory for base + adapter in {precision} ({error})",
+                "not verified: there is not enough memory for base + adapter in {precision} ({error})",
                 precision=precision,
                 error=error,
             ),
@@ -161,7 +161,7 @@ def verify(
     ground = Ground(known.expected, known.references, limits, dtype, known.device)
     for number, receiver in enumerate(receivers):
         verification.receivers.append(_timed(receiver, out, ground, skip, progress, number / len(receivers)))
-    progress(msg("checking the export"), 1.0)
+    progress(msg("verifying the export"), 1.0)
     _conclude(verification)
     verification.seconds = round(time.monotonic() - started, 1)
     return verification
@@ -171,9 +171,9 @@ def _timed(
     receiver: Receiver, out: Path, ground: Ground, skip: Collection[str], progress: Progress, done: float
 ) -> ReceiverCheck:
     check, started = ReceiverCheck(receiver.name), time.monotonic()
-    progress(msg("checking the export"), done)
+    progress(msg("verifying the export"), done)
     if receiver.name in skip:
-        check.reason = msg("not checked: you left it out")
+        check.reason = msg("not verified: skipped as requested")
         return check
     if reason := receiver.missing():
         check.reason = reason

@@ -154,8 +154,8 @@ def _within(seconds: float, condition: Callable[[], bool]) -> bool:
 def _no_answer(home: Path, other: Running | None) -> Message:
     which = msg(" (process {number})", number=other.process.pid) if other is not None else ""
     return msg(
-        "the app runs already for {home}{which}, but it does not answer. Wait a moment and try again; if that does not "
-        "help, end that process. Training is not touched by it.",
+        "the app is already running for {home}{which}, but does not respond. Wait a moment and try again; if "
+        "that does not help, end that process. Training is not affected.",
         home=home,
         which=which,
     )

@@ -211,7 +211,7 @@ def _server(home: Home, context: Context, port: int) -> Server:
             raise
         why = "another program uses it" if error.errno == errno.EADDRINUSE else "this user may not use it"
         raise SpecError(
-            msg("--port {port}: {why}. Choose another, or leave --port out: a free one is found.", port=port, why=why)
+            msg("--port {port}: {why}. Choose another, or remove --port to use a free one.", port=port, why=why)
         ) from None
 
 

@@ -72,8 +72,8 @@ def convert(file: Path, folder: Path, progress: Progress) -> None:
         )
         raise ModelError(
             msg(
-                "{file}: a GGUF of architecture '{what}' cannot be a base model; {known} can. Get the original model "
-                "as safetensors: finetune-local models get ORG/NAME",
+                "{file}: a GGUF of architecture '{what}' cannot be a base model; {known} can. Download the original "
+                "model as safetensors: finetune-local models get ORG/NAME",
                 file=file,
                 what=what,
                 known=", ".join(ARCHITECTURES),
@@ -113,7 +113,7 @@ def _config(gguf: Gguf, values: Metadata, family: str) -> dict[str, Any]:
     file, tensors = gguf.file, gguf.tensors
     table = tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
-        raise ModelError(msg("{file}: it has no embedding, so it is not a whole language model.", file=file))
+        raise ModelError(msg("{file}: it has no embedding, so it is not a complete language model.", file=file))
     rows = table.shape[0]
 
     def size(key: str, most: int, default: int | None = None) -> int:
@@ -172,7 +172,7 @@ def _scaling(gguf: Gguf, values: Metadata, family: str, theta: float, head_dim: 
     if kind != "none":
         raise ModelError(
             msg(
-                "{file}: RoPE scaled by '{kind}' is not known here. Get the original as safetensors.",
+                "{file}: RoPE scaling '{kind}' is not supported. Download the original as safetensors.",
                 file=file,
                 kind=kind[:60],
             )
@@ -184,7 +184,7 @@ def _scaling(gguf: Gguf, values: Metadata, family: str, theta: float, head_dim: 
     known = factors.shape == (head_dim // 2,) and 1 <= factor <= 1e6
     if not known or not np.allclose(factors, _llama3_factors(theta, head_dim, factor), rtol=1e-3):
         raise ModelError(
-            msg("{file}: its rope_freqs are not those of Llama 3. Get the original as safetensors.", file=file)
+            msg("{file}: its rope_freqs are not those of Llama 3. Download the original as safetensors.", file=file)
         )
     return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
 
@@ -207,8 +207,8 @@ def _tensors(gguf: Gguf, config: Mapping[str, Any]) -> list[Pending]:
         if count is not None and tensor.shape[0] != count * config["head_dim"]:
             raise ModelError(
                 msg(
-                    "{file}: tensor {name} has {rows} rows, and {count} heads of {size} have others. Get the file from "
-                    "another place.",
+                    "{file}: tensor {name} has {rows} rows, which does not match {count} heads of {size}. Download the "
+                    "file from another source.",
                     file=gguf.file,
                     name=tensor.name,
                     rows=tensor.shape[0],
@@ -230,7 +230,7 @@ def _tensors(gguf: Gguf, config: Mapping[str, Any]) -> list[Pending]:
             if name in pending:
                 raise ModelError(
                     msg(
-                        "{file}: tensor {name} is in it twice. Get the file from another place.",
+                        "{file}: tensor {name} is in it twice. Download the file from another source.",
                         file=gguf.file,
                         name=name,
                     )
@@ -250,7 +250,7 @@ def _name(file: Path, name: str) -> str:
             return f"model.layers.{int(block.group(1))}.{_BLOCK[block.group(2)]}.{kind}"
     raise ModelError(
         msg(
-            "{file}: tensor {name} is not known here. Get the original model as safetensors.",
+            "{file}: tensor {name} is not supported. Download the original model as safetensors.",
             file=file,
             name=name[:120],
         )

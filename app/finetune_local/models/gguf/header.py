@@ -82,8 +82,7 @@ class Gguf:
         if not np.isfinite(found.sum(dtype=np.float64)) and not np.isfinite(found).all():
             raise ModelError(
                 msg(
-                    "{file}: tensor {name} holds numbers that are NaN or infinite, so nothing could be computed with it. "
-                    "{again}",
+                    "{file}: tensor {name} contains NaN or infinite values, so it cannot be used. {again}",
                     file=self.file,
                     name=name,
                     again=AGAIN,
@@ -96,7 +95,7 @@ def open_gguf(file: Path) -> Gguf:
     """Read the header. Raises ModelError naming what is damaged."""
     try:
         if not file.is_file():
-            raise ModelError(msg("{file}: there is no such file.", file=file))
+            raise ModelError(msg("{file}: file not found.", file=file))
         with file.open("rb") as content:
             return _Reader(file, content).all()
     except OSError as error:
@@ -119,12 +118,12 @@ class _Reader:
                 if version >> 16
                 else msg("its version is {version}", version=version)
             )
-            raise self.damaged(msg("{what}, and versions 2 and 3 can be read", what=what))
+            raise self.damaged(msg("{what}; only versions 2 and 3 can be read", what=what))
         tensors, values = self.number(10), self.number(10)
         if tensors > _MOST_TENSORS or values > _MOST_VALUES:
             raise self.damaged(
                 msg(
-                    "it says that it has {tensors} tensors and {values} values of metadata",
+                    "it claims to have {tensors} tensors and {values} values of metadata",
                     tensors=tensors,
                     values=values,
                 )
@@ -175,7 +174,7 @@ class _Reader:
             return self.text(_LONGEST_TEXT, f"'{key}'")
         if kind != _ARRAY:
             if kind not in _NUMBERS:
-                raise self.damaged(msg("'{key}' is of type {type}, which is not known", key=key, type=kind))
+                raise self.damaged(msg("'{key}' is of the unknown type {type}", key=key, type=kind))
             return self.number(kind)
         inner, count = self.number(4), self.number(10)
         self.items += count
@@ -184,9 +183,7 @@ class _Reader:
         if inner == _STRING:
             return [self.text(_LONGEST_TEXT, msg("an item of '{key}'", key=key)) for _ in range(count)]
         if inner not in _NUMBERS:
-            raise self.damaged(
-                msg("'{key}' is a list of lists, or of a type that is not known ({type})", key=key, type=inner)
-            )
+            raise self.damaged(msg("'{key}' is a list of lists, or of an unknown type ({type})", key=key, type=inner))
         code = _NUMBERS[inner]
         return [one for (one,) in struct.iter_unpack(code, self.bytes_of(count * struct.calcsize(code), f"'{key}'"))]
 
@@ -203,7 +200,7 @@ class _Reader:
         if number not in set(GGMLQuantizationType):
             raise ModelError(
                 msg(
-                    "{file}: tensor {name} is of type {number}, which is not known here. Try a Q8_0 or F16 file.",
+                    "{file}: tensor {name} is of type {number}, which is not supported. Try a Q8_0 or F16 file.",
                     file=self.file,
                     name=name,
                     number=number,
@@ -315,7 +312,7 @@ class Metadata:
         value = self.values.get(key, default)
         if value is None:
             raise ModelError(
-                msg("{file}: its metadata lacks {key}. Get the file from another place.", file=self.file, key=key)
+                msg("{file}: its metadata lacks {key}. Download the file from another source.", file=self.file, key=key)
             )
         return value
 
@@ -323,8 +320,8 @@ class Metadata:
         shown = msg("a list") if isinstance(value, list) else msg("{value}", value=f"{value!r:.60}")
         return ModelError(
             msg(
-                "{file}: its metadata says that {key} is {value}, but it has to be {words}. Get the file from "
-                "another place.",
+                "{file}: its metadata says that {key} is {value}, but it must be {words}. Download the file from "
+                "another source.",
                 file=self.file,
                 key=key,
                 value=shown,

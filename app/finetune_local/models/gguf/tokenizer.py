@@ -43,13 +43,13 @@ def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str
     than the embedding has `rows`.
     """
     values = Metadata(file, given)
-    instead = msg("Get the original model as safetensors instead: finetune-local models get ORG/NAME")
+    instead = msg("Download the original model as safetensors instead: finetune-local models get ORG/NAME")
     kind, pre = values.text("tokenizer.ggml.model"), values.text("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in _PRE:
         what = msg("pre-tokenizer '{name}'", name=pre[:60]) if kind == "gpt2" else msg("kind '{name}'", name=kind[:60])
         raise ModelError(
             msg(
-                "{file}: its tokenizer is of {what}, which cannot be carried over exactly. {instead}",
+                "{file}: its tokenizer is of {what}, which cannot be converted exactly. {instead}",
                 file=file,
                 what=what,
                 instead=instead,
@@ -72,8 +72,8 @@ def _tokens(file: Path, values: Metadata, given: Mapping[str, Any], rows: int) -
     if len(tokens) > rows:
         raise ModelError(
             msg(
-                "{file}: its tokenizer has {count} tokens, but the embedding has {rows} rows, none for {token}. Get "
-                "the file from another place.",
+                "{file}: its tokenizer has {count} tokens, but the embedding has {rows} rows, none for {token}. "
+                "Download the file from another source.",
                 file=file,
                 count=len(tokens),
                 rows=rows,
@@ -84,7 +84,8 @@ def _tokens(file: Path, values: Metadata, given: Mapping[str, Any], rows: int) -
     if not isinstance(types, list) or len(types) != len(tokens) or not all(type(one) is int for one in types):
         raise ModelError(
             msg(
-                "{file}: its metadata has not one type for each of {count} tokens. Get the file from another place.",
+                "{file}: its metadata does not have one type for each of {count} tokens. Download the file from "
+                "another source.",
                 file=file,
                 count=len(tokens),
             )
@@ -134,7 +135,8 @@ def _no_token_twice(file: Path, tokens: list[str], types: list[int]) -> None:
         if types[i] != _UNUSED and seen.setdefault(text, i) != i:
             raise ModelError(
                 msg(
-                    "{file}: its tokens {one} and {other} are the same text {text}. Get the file from another place.",
+                    "{file}: its tokens {one} and {other} are the same text {text}. Download the file from another "
+                    "source.",
                     file=file,
                     one=seen[text],
                     other=i,
@@ -168,7 +170,11 @@ def _checked(file: Path, tokenizer: Mapping[str, Any]) -> str:
             raise
         said = " ".join(str(error).split())[:300]
         raise ModelError(
-            msg("{file}: its tokenizer is damaged ({error}). Get the file from another place.", file=file, error=said)
+            msg(
+                "{file}: its tokenizer is damaged ({error}). Download the file from another source.",
+                file=file,
+                error=said,
+            )
         ) from None
     return text
 

@@ -65,8 +65,8 @@ def _account(endpoint: str) -> str:
 def _no_keyring(error: Exception) -> Message:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     return msg(
-        "this machine has no keyring that could keep the token safely ({error}). Set the environment "
-        "variable HF_TOKEN, or give --token with each download.",
+        "this machine has no keyring in which the token could be stored safely ({error}). Set the "
+        "environment variable HF_TOKEN, or use --token with each download.",
         error=first,
     )
 
@@ -77,7 +77,7 @@ def refuse_offline(what: str) -> None:
         raise ModelError(
             msg(
                 "{what} needs the network, and this app is set to stay offline. Turn “offline” off in Settings, or "
-                "bring the model from another machine: finetune-local models get FOLDER",
+                "add a model copied from another machine: finetune-local models get FOLDER",
                 what=what,
             )
         )

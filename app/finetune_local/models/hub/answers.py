@@ -51,7 +51,7 @@ def read_answer(chunks: Iterable[bytes]) -> Any:
         content += chunk
         if len(content) > MOST_BYTES:
             raise ForeignTextError(
-                msg("it is larger than {size} MB, which no such answer is", size=f"{MOST_BYTES / 1e6:.0f}")
+                msg("it is larger than {size} MB, too large for such a response", size=f"{MOST_BYTES / 1e6:.0f}")
             )
     return parse_json(bytes(content))
 

@@ -103,7 +103,7 @@ class Client:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ModelError(
                 msg(
-                    "HF_ENDPOINT is '{endpoint}', which is no web address such as https://huggingface.co.",
+                    "HF_ENDPOINT is '{endpoint}', which is not a web address such as https://huggingface.co.",
                     endpoint=endpoint,
                 )
             )
@@ -141,7 +141,7 @@ class Client:
                     yield response
                     return
                 url = self._next(response)
-        raise DownloadFailed(msg("{host} redirects in circles. Try again later.", host=self.host))
+        raise DownloadFailed(msg("{host} redirects in a loop. Try again later.", host=self.host))
 
     def _next(self, response: httpx.Response) -> str:
         import httpx
@@ -152,14 +152,14 @@ class Client:
         except (httpx.InvalidURL, ValueError):
             usual, url = False, ""
         if not usual:
-            raise DownloadFailed(msg("{host} redirects to an address that is none. Try again later.", host=self.host))
+            raise DownloadFailed(msg("{host} redirects to an invalid address. Try again later.", host=self.host))
         return url
 
     def unreachable(self, error: Exception) -> DownloadFailed:
         """The error for a host that does not answer."""
         return DownloadFailed(
             msg(
-                "{host} cannot be reached ({error}). Check the network and run the same command again: it goes on "
+                "{host} cannot be reached ({error}). Check the network and run the same command again: it continues "
                 "where it stopped. A mirror can be set in HF_ENDPOINT; a model folder copied from another machine "
                 "works as well: --model FOLDER.",
                 host=self.host,
@@ -196,7 +196,7 @@ def fetch(
             if wrong == 2:
                 raise DownloadFailed(
                     msg(
-                        "{name}: {host} sent other bytes than its own checksum says, twice. Try again later.",
+                        "{name}: the data from {host} did not match its checksum, twice. Try again later.",
                         name=file.name,
                         host=client.host,
                     )
@@ -231,10 +231,10 @@ def _received(
     status = response.status_code
     if status in (200, 206):
         _store(response, partial, have, file.size, progress)
-        return msg("the connection broke off"), None
+        return msg("the connection was lost"), None
     if status == 416:
         partial.unlink(missing_ok=True)
-        return msg("it refuses to go on with a part"), None
+        return msg("it does not support resuming"), None
     if status == 429 or status >= 500:
         return msg("it answers {status}", status=status), response.headers.get("retry-after")
     refuse(response, file.name)
@@ -263,7 +263,7 @@ def _store(response: httpx.Response, partial: Path, have: int, size: int, progre
                     progress(count)
                     told = time.monotonic()
     except OSError as error:
-        refused = failure(error, partial, msg("Make room and run the same command again."))
+        refused = failure(error, partial, msg("Free some space and run the same command again."))
         raise refused or DiskFailed(
             msg(
                 "{path} could not be written: {error}. Run the same command again.",

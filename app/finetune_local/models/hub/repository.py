@@ -81,7 +81,10 @@ def get(
     refuse_offline(f"downloading {repository}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII) or ".." in repository:
         raise ModelError(
-            msg("'{name}' is no hub name. It looks like ORG/NAME, for example Qwen/Qwen3-0.6B.", name=repository)
+            msg(
+                "'{name}' is not a hub name. A hub name looks like ORG/NAME, for example Qwen/Qwen3-0.6B.",
+                name=repository,
+            )
         )
     name = check_name(name or repository.split("/")[1])
     place = endpoint()
@@ -90,7 +93,7 @@ def get(
         with _alone(repository, home):
             return _get(client, repository, revision, name, home, progress, transfer)
     except KeyboardInterrupt:
-        raise Stopped(msg("download stopped. Run the same command again to go on where it stopped.")) from None
+        raise Stopped(msg("download stopped. Run the same command again to continue where it stopped.")) from None
     finally:
         client.close()
 
@@ -104,7 +107,7 @@ def _get(
     progress: Progress,
     transfer: Callable[[Transfer], None] | None,
 ) -> ModelFolder:
-    progress(msg("asking {host} for {repository}", host=client.host, repository=repository), None)
+    progress(msg("looking up {repository} at {host}", host=client.host, repository=repository), None)
     found = _list(client, repository, revision)
     source = {"from": repository, "revision": found.commit}
     if found.license:
@@ -113,7 +116,7 @@ def _get(
         if source_of(home.models / name) == source:
             return ModelFolder.open(home.models / name, name)
         raise ModelError(
-            msg("there is a model '{name}' already. Choose another --name, or `models remove {name}` first.", name=name)
+            msg("a model '{name}' already exists. Choose another --name, or `models remove {name}` first.", name=name)
         )
     chosen = choose(repository, found.files)
     parts = _download(client, repository, found.commit, chosen, home, progress, transfer)
@@ -157,7 +160,7 @@ def _alone(repository: str, home: Home) -> Iterator[None]:
         if acquire(file.fileno()) is False:
             raise DownloadFailed(
                 msg(
-                    "{repository} is being downloaded by another process already. Wait for it to end.",
+                    "{repository} is already being downloaded by another process. Wait for it to finish.",
                     repository=repository,
                 )
             )
@@ -176,21 +179,21 @@ def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
         if "adapter_config.json" in everything:
             raise ModelError(
                 msg(
-                    "{repository} is an adapter, not a base model. Get the model it was made for.",
+                    "{repository} is an adapter, not a base model. Download the base model it belongs to.",
                     repository=repository,
                 )
             )
         if any(n.endswith(".gguf") for n in everything):
             raise ModelError(
                 msg(
-                    "{repository} holds GGUF files. Get the original model it was made from, or download one GGUF "
-                    "yourself and give its path: models get FILE.gguf",
+                    "{repository} contains GGUF files. Use the original model it was converted from, or download one "
+                    "GGUF file yourself and add it by its path: models get FILE.gguf",
                     repository=repository,
                 )
             )
         raise ModelError(
             msg(
-                "{repository} has no {file}, so it is no language model that can be trained here.",
+                "{repository} has no {file}, so it is not a language model that can be trained here.",
                 repository=repository,
                 file=CONFIG,
             )
@@ -204,19 +207,19 @@ def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
         )
     if TOKENIZER not in names:
         raise ModelError(
-            msg("{repository} has no {file}. Choose a newer model of its kind.", repository=repository, file=TOKENIZER)
+            msg("{repository} has no {file}. Choose a newer model of this kind.", repository=repository, file=TOKENIZER)
         )
     if len({n.casefold() for n in names}) < len(names):
         raise ModelError(
             msg(
-                "{repository} has files whose names differ in capitals alone, which many disks take for one file.",
+                "{repository} has files whose names differ only in capitalisation, which many disks treat as one file.",
                 repository=repository,
             )
         )
     if unsure := [f.name for f in chosen if not f.key]:
         raise DownloadFailed(
             msg(
-                "{repository}: the server gives no checksum for {file}, so it could not be checked.",
+                "{repository}: the server has no checksum for {file}, so the file cannot be verified.",
                 repository=repository,
                 file=unsure[0],
             )
@@ -231,7 +234,7 @@ def _list(client: Client, repository: str, revision: str) -> Repository:
         return repository_in(found)
     except ForeignTextError as error:
         raise DownloadFailed(
-            msg("{host} answers in a way that is not understood ({what}).", host=client.host, what=error)
+            msg("{host} sent an unexpected response ({what}).", host=client.host, what=error)
         ) from None
 
 
@@ -282,8 +285,8 @@ def refusal(client: Client, repository: str, revision: str) -> Callable[[httpx.R
         if gated:
             raise ModelError(
                 msg(
-                    "{repository} is gated: accept its licence at {page}, make a token at {endpoint}/settings/tokens, "
-                    "and run `finetune-local models login` once (or give --token, or set HF_TOKEN).",
+                    "{repository} is gated: accept its licence at {page}, create a token at {endpoint}/settings/tokens, "
+                    "and run `finetune-local models login` once (or use --token, or set HF_TOKEN).",
                     repository=repository,
                     page=page,
                     endpoint=client.endpoint,
@@ -292,14 +295,14 @@ def refusal(client: Client, repository: str, revision: str) -> Callable[[httpx.R
         if code == "RevisionNotFound":
             raise ModelError(
                 msg(
-                    "{repository} has no revision '{revision}'. Leave out --revision for the newest.",
+                    "{repository} has no revision '{revision}'. Remove --revision to use the newest.",
                     repository=repository,
                     revision=revision,
                 )
             )
         if response.status_code == 401 and client.token and code != "RepoNotFound":
             raise ModelError(
-                msg("{host} does not accept the token: it is wrong or expired. Make a new one.", host=client.host)
+                msg("{host} does not accept the token: it is wrong or expired. Create a new one.", host=client.host)
             )
         if response.status_code in (401, 404) and not file:
             private = "" if client.token else msg(" If it is private, a token is needed: finetune-local models login")
@@ -344,7 +347,8 @@ def _download(
     if (free := shutil.disk_usage(cache).free) < missing + _SPARE:
         raise DiskFull(
             msg(
-                "{root}: {free} GB are free but {name} needs {needed} GB more. Make room, or give another --home.",
+                "{root}: {free} GB are free but {name} needs {needed} GB more. Free some space, or choose another "
+                "--home.",
                 root=home.root,
                 free=f"{free / 1e9:.1f}",
                 name=repository,

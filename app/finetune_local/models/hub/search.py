@@ -54,7 +54,7 @@ def search(
     """
     refuse_offline(msg("searching the hub"))
     if not (words := " ".join(words.split())):
-        raise ModelError(msg("say what to look for, for example: qwen 0.6b"))
+        raise ModelError(msg("enter words to search for, for example: qwen 0.6b"))
     place = endpoint()
     client = Client(place, find_token(token, place), pause)
     asked = [("search", words), ("filter", "text-generation"), ("filter", "safetensors"), ("sort", "downloads")]
@@ -67,7 +67,7 @@ def search(
         hits = sorted(_hits(models_in(found)), key=lambda hit: -hit.downloads)
     except ForeignTextError as error:
         raise DownloadFailed(
-            msg("{host} answers in a way that is not understood ({what}).", host=client.host, what=error)
+            msg("{host} sent an unexpected response ({what}).", host=client.host, what=error)
         ) from None
     return hits[:limit]
 
@@ -109,7 +109,7 @@ def _refuse(client: Client) -> Callable[[httpx.Response, str], None]:
     def refuse(response: httpx.Response, _file: str) -> None:
         if response.status_code == 401 and client.token:
             raise ModelError(
-                msg("{host} does not accept the token: it is wrong or expired. Make a new one.", host=client.host)
+                msg("{host} does not accept the token: it is wrong or expired. Create a new one.", host=client.host)
             )
         raise DownloadFailed(
             msg("{host} answers {status} to a search. Try again later.", host=client.host, status=response.status_code)

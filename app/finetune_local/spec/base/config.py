@@ -236,15 +236,15 @@ def read_optional_config(path: Path) -> dict[str, Any] | None:
     try:
         if not path.is_file():  # a pipe would never end, and a link may lead to nothing
             if path.is_symlink() or path.exists():
-                what = msg("a link to nothing") if path.is_symlink() else msg("not a file")
+                what = msg("a broken link") if path.is_symlink() else msg("not a file")
                 raise ModelError(
-                    msg("{path}: {what}. Copy the file itself from where the model comes from.", path=path, what=what)
+                    msg("{path}: {what}. Copy the file itself from the model's source.", path=path, what=what)
                 )
             return None
         return read_json_object(path)
     except ForeignTextError as error:
         raise ModelError(
-            msg("{path}: {error}. Copy it again from where the model comes from.", path=path, error=error)
+            msg("{path}: {error}. Copy it again from the model's source.", path=path, error=error)
         ) from None
     except OSError as error:
         raise ModelError(msg("{path}: {strerror}.", path=path, strerror=system_reason(error))) from None
@@ -301,7 +301,7 @@ def _check_heads(config: Mapping[str, Any], where: Path | str) -> None:
         raise ModelError(
             msg(
                 "{where}: {number} experts for each token (num_experts_per_tok) cannot be chosen from {experts}. "
-                "Copy the file again from where the model comes from.",
+                "Copy the file again from the model's source.",
                 where=where,
                 number=chosen,
                 experts=experts,
@@ -312,7 +312,7 @@ def _check_heads(config: Mapping[str, Any], where: Path | str) -> None:
         raise ModelError(
             msg(
                 "{where}: {heads} attention heads (num_attention_heads) cannot share {groups} heads of keys and "
-                "values (num_key_value_heads). Copy the file again from where the model comes from.",
+                "values (num_key_value_heads). Copy the file again from the model's source.",
                 where=where,
                 heads=heads,
                 groups=groups,
@@ -322,7 +322,7 @@ def _check_heads(config: Mapping[str, Any], where: Path | str) -> None:
 
 def _refusal(where: Path | str, place: str, value: Any, words: str) -> Message:
     return msg(
-        "{where}: '{field}' is {value}, but it has to be {words}. Copy the file again from where the model comes from.",
+        "{where}: '{field}' is {value}, but it must be {words}. Copy the file again from the model's source.",
         where=where,
         field=place,
         value=_shown(value),
@@ -333,7 +333,7 @@ def _refusal(where: Path | str, place: str, value: Any, words: str) -> Message:
 def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return kind_of(value)
-    text = repr(value) if is_text(value) or not isinstance(value, str) else msg("a text that cannot be shown")
+    text = repr(value) if is_text(value) or not isinstance(value, str) else msg("a text that cannot be displayed")
     return text if len(text) <= 60 else msg("{text}…", text=text[:60])
 
 

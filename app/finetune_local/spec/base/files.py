@@ -39,9 +39,7 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if single.is_symlink():
-        raise ModelError(
-            msg("{single}: a link to nothing. Copy the file itself from where the model comes from.", single=single)
-        )
+        raise ModelError(msg("{single}: a broken link. Copy the file itself from the model's source.", single=single))
     found = sorted(file.name for file in folder.glob("*.safetensors"))
     if not found:
         _no_weights(folder)
@@ -49,7 +47,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(
         msg(
             "{folder}: the weights are in {found}{value}, and there is neither {single} nor {index}. Copy the "
-            "index from where the model comes from.",
+            "index from the model's source.",
             folder=folder,
             found=found[0],
             value=(msg(" and others") if len(found) > 1 else ""),
@@ -59,7 +57,7 @@ def weight_files(folder: Path) -> list[Path]:
         if len(found) > 1
         else msg(
             "{folder}: the weights are in {found}{value}, and there is neither {single} nor {index}. Copy the "
-            "file under its own name from where the model comes from.",
+            "file under its original name from the model's source.",
             folder=folder,
             found=found[0],
             value=(msg(" and others") if len(found) > 1 else ""),
@@ -78,7 +76,7 @@ def weight_map(folder: Path) -> Mapping[str, str]:
     if len(names) > _MOST_SHARDS:
         raise ModelError(
             msg(
-                "{path}: it names {count} files, which no model has. Copy the file again.",
+                "{path}: it lists {count} files, too many for a model. Copy the file again.",
                 path=folder / INDEX,
                 count=len(names),
             )
@@ -96,8 +94,8 @@ def weight_map(folder: Path) -> Mapping[str, str]:
     if WEIGHTS not in names and (folder / WEIGHTS).exists():
         raise ModelError(
             msg(
-                "{folder}: it holds both {single} and an index of other files ({index}), and which of them is the "
-                "model cannot be known. Remove what is left of another model.",
+                "{folder}: it contains both {single} and an index of other files ({index}), so it is unclear which "
+                "of them is the model. Remove the other model's files.",
                 folder=folder,
                 single=WEIGHTS,
                 index=INDEX,
@@ -136,8 +134,8 @@ def _no_weights(folder: Path) -> None:
     if pickles := [file.name for pattern in _PICKLES for file in folder.glob(pattern)]:
         raise ModelError(
             msg(
-                "{folder}: {file} is a pickle, which can run code when it is opened. Get the model as safetensors, "
-                "or open it with transformers where you trust it and save it with save_pretrained().",
+                "{folder}: {file} is a pickle, which can run code when it is opened. Download the model as "
+                "safetensors, or open it with transformers where you trust it and save it with save_pretrained().",
                 folder=folder,
                 file=pickles[0],
             )
@@ -155,7 +153,7 @@ def _numbered_there(folder: Path, names: Iterable[str]) -> None:
         if len(last) > 9 or int(last) > _MOST_SHARDS:
             raise ModelError(
                 msg(
-                    "{path}: by its name it is one of {count} files, which no model has. Rename it.",
+                    "{path}: by its name it is one of {count} files, too many for a model. Rename it.",
                     path=folder / name,
                     count=last[:20],
                 )
@@ -175,6 +173,6 @@ def _all_there(folder: Path, missing: list[str], count: int) -> None:
                 number=len(missing),
                 count=count,
                 missing=missing[0],
-                value=(msg(" (a link to nothing)") if link else ""),
+                value=(msg(" (a broken link)") if link else ""),
             )
         )

@@ -25,8 +25,8 @@ def explain(
     if lacking and strange and (names := _renamed(lacking, strange)):
         theirs, ours = names
         return msg(
-            "{where}: its tensors are named {theirs}…, and those of a {family} model {ours}…: they are of a "
-            "model with several parts, or were saved by another program. Save the language model itself with "
+            "{where}: its tensors are named {theirs}…, but a {family} model's are named {ours}…: they belong to "
+            "a model with several parts, or were saved by another program. Save the language model itself with "
             "save_pretrained().",
             where=where,
             theirs=theirs,
@@ -35,7 +35,7 @@ def explain(
         )
     if misshapen:
         return msg(
-            "{where}: {number} weights have another shape than config.json gives them, the first is {name}. {again}",
+            "{where}: {number} weights have another shape than config.json declares; the first is {name}. {again}",
             where=where,
             number=len(misshapen),
             name=short(min(misshapen)),
@@ -43,8 +43,8 @@ def explain(
         )
     if lacking and all(ends_with(name, HEADS) for name in lacking):
         return msg(
-            "{where}: the weights hold no head ({name}), and config.json does not say that it is the embedding: "
-            "it would be filled with random numbers. {again} {tie}",
+            "{where}: the weights have no head ({name}), and config.json does not tie it to the embedding: it "
+            "would be filled with random numbers. {again} {tie}",
             where=where,
             name=lacking[0],
             again=AGAIN,
@@ -52,8 +52,8 @@ def explain(
         )
     if lacking:
         return msg(
-            "{where}: {number} weights are missing or misshapen, the first is {name}: they would be filled with "
-            "random numbers. {again}",
+            "{where}: {number} weights are missing or have the wrong shape; the first is {name}: they would be "
+            "filled with random numbers. {again}",
             where=where,
             number=len(lacking),
             name=short(lacking[0]),
@@ -61,8 +61,8 @@ def explain(
         )
     if strange:
         return msg(
-            "{where}: {number} of its tensors are none of a {family} model's and would be left out, the first is "
-            "{name}. {again}",
+            "{where}: {number} of its tensors do not belong to a {family} model and would be ignored; the first "
+            "is {name}. {again}",
             where=where,
             number=len(strange),
             family=family,
@@ -75,9 +75,8 @@ def explain(
 def not_finite(where: Path | str, name: str, count: int) -> Message:
     """The sentence about a weight that holds NaN or infinity."""
     return msg(
-        "{where}: {number} numbers of {name} are NaN or infinite, so nothing could be computed with it. The "
-        "file is damaged, or the training it comes from failed: copy or download it again, or take an "
-        "earlier version.",
+        "{where}: {name} has {number} NaN or infinite values, so it cannot be used. The file is damaged, or "
+        "the training it comes from failed: copy or download it again, or use an earlier version.",
         where=where,
         number=count,
         name=short(name),

@@ -56,7 +56,7 @@ def check_attention(config: Mapping[str, Any], family: str, weights: Mapping[str
         if name.endswith(tails) and weight.shape != expected[tail := ".".join(name.rsplit(".", 3)[1:])][1:]:
             raise ModelError(
                 msg(
-                    "{where}: {name} has the shape {shape}, but by config.json ({what}, hidden_size {hidden}) it has "
+                    "{where}: {name} has the shape {shape}, but config.json ({what}, hidden_size {hidden}) implies "
                     "{expected}. {again}",
                     where=where,
                     name=name,
@@ -76,8 +76,8 @@ def _check_rotation(config: Mapping[str, Any], family: str, where: Path | str) -
     if found.kind != "default" and partial != 1 and family not in _PARTLY_ROTATED:
         raise ModelError(
             msg(
-                "{where}: config.json rotates a part of each head only (partial_rotary_factor {share}), which a "
-                "{family} model cannot. Copy the file again from where the model comes from.",
+                "{where}: config.json rotates only a part of each head (partial_rotary_factor {share}), which a "
+                "{family} model cannot do. Copy the file again from the model's source.",
                 where=where,
                 share=partial,
                 family=family,
@@ -93,8 +93,8 @@ def _head_dim(config: Mapping[str, Any], family: str, hidden: int, heads: int, w
     if hidden % heads:
         raise ModelError(
             msg(
-                "{where}: config.json divides a width of {hidden} (hidden_size) among {heads} attention heads "
-                "(num_attention_heads), which leaves a rest. {again}",
+                "{where}: config.json has a width of {hidden} (hidden_size), which is not divisible by {heads} "
+                "attention heads (num_attention_heads). {again}",
                 where=where,
                 hidden=hidden,
                 heads=heads,
@@ -126,9 +126,13 @@ def _expected_sizes(
         expected |= {"self_attn.k_proj.weight": shape, "self_attn.v_proj.weight": shape}
     inner = config.get("intermediate_size")
     if isinstance(inner, int) and not family.endswith("_moe"):
-        expected["mlp.up_proj.weight"] = (msg("{inner} inner numbers (intermediate_size)", inner=inner), inner, hidden)
+        expected["mlp.up_proj.weight"] = (
+            msg("an inner width of {inner} (intermediate_size)", inner=inner),
+            inner,
+            hidden,
+        )
         expected["mlp.down_proj.weight"] = (
-            msg("{inner} inner numbers (intermediate_size)", inner=inner),
+            msg("an inner width of {inner} (intermediate_size)", inner=inner),
             hidden,
             inner,
         )

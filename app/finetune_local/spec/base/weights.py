@@ -104,8 +104,8 @@ def check_base_weights(config: Mapping[str, Any], weights: Mapping[str, Weight],
     if isinstance(nested, Mapping) and config.get("model_type") in PLAIN:
         raise ModelError(
             msg(
-                "{where}: config.json has a part for a language model (text_config), which a {family} model has not. "
-                "Copy the file again from where the model comes from.",
+                "{where}: config.json has a part for a language model (text_config), which a {family} model does not "
+                "have. Copy the file again from the model's source.",
                 where=where,
                 family=config["model_type"],
             )
@@ -125,7 +125,7 @@ def _check_names(weights: Iterable[str], where: Path | str) -> None:
             raise ModelError(
                 msg(
                     "{where}: its tensors have the names of a wrapper ({name}: {wrapper}), not the model's own, so they "
-                    "would be left out. Where the model was saved, {advice}.",
+                    "would be ignored. Where the model was saved, {advice}.",
                     where=where,
                     name=short(name),
                     wrapper=wrapper,
@@ -136,7 +136,7 @@ def _check_names(weights: Iterable[str], where: Path | str) -> None:
             raise ModelError(
                 msg(
                     "{where}: it was saved with an adapter still in it ({name}). Merge the adapter before saving (PEFT: "
-                    "model.merge_and_unload()), or give the base and the adapter apart.",
+                    "model.merge_and_unload()), or use the base and the adapter separately.",
                     where=where,
                     name=short(name),
                 )
@@ -188,13 +188,13 @@ def _check_blocks(text: Mapping[str, Any], weights: Iterable[str], where: Path |
     if any(int(text[one]) <= stored <= int(text[one]) + ahead for one in keys):
         return
     said = int(text[key])
-    what = msg("the rest would be left out") if said < stored else msg("the rest would be filled with random numbers")
+    what = msg("the rest would be ignored") if said < stored else msg("the rest would be filled with random numbers")
     raise ModelError(
         msg(
-            "{where}: config.json says {said} blocks ({key}), but the weights hold {stored}: {what}. {again} If "
-            'the weights are right, write "{key}": {stored}.',
+            "{where}: config.json declares {declared} blocks ({key}), but the weights have {stored}: {what}. "
+            '{again} If the weights are right, write "{key}": {stored}.',
             where=where,
-            said=said,
+            declared=said,
             key=key,
             stored=stored,
             what=what,
@@ -212,7 +212,7 @@ def _check_vocabulary(
         raise ModelError(
             msg(
                 "{where}: config.json says that the head is not the embedding (tie_word_embeddings: false), but the "
-                "weights hold no head (lm_head.weight): it would be filled with random numbers. {again} {tie}",
+                "weights have no head (lm_head.weight): it would be filled with random numbers. {again} {tie}",
                 where=where,
                 again=AGAIN,
                 tie=TIE,
@@ -220,7 +220,7 @@ def _check_vocabulary(
         )
     if heads and not tables and any(block_of(name) is not None for name in weights) and family in PLAIN:
         raise ModelError(
-            msg("{where}: the weights hold no embedding (model.embed_tokens.weight). {again}", where=where, again=AGAIN)
+            msg("{where}: the weights have no embedding (model.embed_tokens.weight). {again}", where=where, again=AGAIN)
         )
     if len(tables) != 1 or len(weights[tables[0]].shape) != 2:
         return
@@ -228,10 +228,10 @@ def _check_vocabulary(
     if isinstance(said := text.get("vocab_size"), int) and said != rows:
         raise ModelError(
             msg(
-                "{where}: config.json says {said} tokens (vocab_size), but the embedding has {rows} rows. {again} If "
-                'the weights are right, write "vocab_size": {rows}.',
+                "{where}: config.json declares {declared} tokens (vocab_size), but the embedding has {rows} rows. "
+                '{again} If the weights are right, write "vocab_size": {rows}.',
                 where=where,
-                said=said,
+                declared=said,
                 rows=rows,
                 again=AGAIN,
             )
@@ -254,9 +254,9 @@ def _check_vocabulary(
 def _misfit(where: Path | str, key: str, claimed: int, name: str, weight: Weight) -> ModelError:
     return ModelError(
         msg(
-            "{where}: config.json says {said} ({key}), but {name} has the shape {shape}. {again}",
+            "{where}: config.json declares {declared} ({key}), but {name} has the shape {shape}. {again}",
             where=where,
-            said=claimed,
+            declared=claimed,
             key=key,
             name=name,
             shape=list(weight.shape),

@@ -74,13 +74,13 @@ def full_copy_targets(kinds: Collection[str], base: BaseInfo, adapted: Collectio
         names = [name for name in sorted(base.weights) if kind_of(name) == kind]
         if not names:
             raise SpecError(
-                msg("--also-train {kind}: this model has no {kind} of a known name. Leave it out.", kind=kind)
+                msg("--also-train {kind}: this model has no {kind} with a known name. Remove it.", kind=kind)
             )
         if both := [name for name in names if name.removesuffix(WEIGHT) in adapted]:
             raise SpecError(
                 msg(
-                    "--also-train {kind}: {both} is copied and trained whole, so an update beside it adds nothing. Leave "
-                    "out --also-train, or the --target.",
+                    "--also-train {kind}: {both} is copied and trained in full, so an update beside it adds nothing. "
+                    "Remove --also-train or the --target.",
                     kind=kind,
                     both=both[0],
                 )
@@ -108,8 +108,8 @@ def read_full_copies(saved: Collection[str], shapes: Mapping[str, tuple[int, ...
         if kind_of(name) is None:
             raise AdapterError(
                 msg(
-                    "adapter_config.json has a whole copy of {module} ('modules_to_save'), and this version reads those "
-                    "of embeddings, heads and norms only. Merge the adapter with PEFT, or train it again without.",
+                    "adapter_config.json has a full copy of {module} ('modules_to_save'), but this version reads only "
+                    "those of embeddings, heads and norms. Merge the adapter with PEFT, or train it again without it.",
                     module=name.removesuffix(WEIGHT),
                 )
             )

@@ -43,7 +43,7 @@ def initial_factors(settings: LowRankSettings, target: Target, seed: int, source
     if settings.start == "loftq" and block_of(module + ".") is not None:  # what lies outside is not quantised
         if source.stored is None:
             raise SpecError(
-                msg("--init loftq needs the base's unquantised weights, which were not given. Leave --init out.")
+                msg("--init loftq needs the base's unquantised weights, which are not available. Remove --init.")
             )
         error = source.stored(module + ".weight") - source.weight(module + ".weight")
         if error.any():  # else both would be zero, and no gradient would ever come

@@ -43,7 +43,7 @@ def matches(name: str, module: str) -> bool:
     except TimeoutError:
         raise SpecError(
             msg(
-                "the pattern {pattern} takes more than a second to compare with {module}. Write the layer's name "
+                "the pattern {pattern} takes more than a second to match against {module}. Use the layer's name "
                 "instead.",
                 pattern=repr(name[:80]),
                 module=module,
@@ -53,7 +53,7 @@ def matches(name: str, module: str) -> bool:
         said = " ".join(str(error).split())
         raise SpecError(
             msg(
-                "the pattern {pattern} is no regular expression ({error}). Write the layer's name.",
+                "the pattern {pattern} is not a valid regular expression ({error}). Use the layer's name.",
                 pattern=repr(name[:80]),
                 error=said,
             )
@@ -70,7 +70,7 @@ def check(patterns: Iterable[str], flag: str, whole: bool) -> None:
         except (ValueError, re.error, RecursionError, OverflowError):
             raise ValueError(
                 msg(
-                    "{flag} {pattern} is not understood. Write NAME={kind}, such as q_proj=8.",
+                    "{flag} {pattern} is not valid. Write NAME={kind}, such as q_proj=8.",
                     flag=flag,
                     pattern=repr(pattern),
                     kind=kind,
@@ -79,7 +79,7 @@ def check(patterns: Iterable[str], flag: str, whole: bool) -> None:
         if not name or number <= 0 or (whole and number != int(number)):
             raise ValueError(
                 msg(
-                    "{flag} {pattern}: what follows = must be {kind}, such as q_proj=8.",
+                    "{flag} {pattern}: the value after = must be {kind}, such as q_proj=8.",
                     flag=flag,
                     pattern=repr(pattern),
                     kind=kind,
@@ -117,7 +117,7 @@ def resolved(values: Mapping[str, float], modules: Iterable[str], common: float)
                 break
             if time.monotonic() > until:
                 raise SpecError(
-                    msg("its {number} patterns take too long to compare with its layers.", number=len(values))
+                    msg("its {number} patterns take too long to match against its layers.", number=len(values))
                 )
         if matching and numbers[min(matching)] != common:
             found[module] = numbers[min(matching)]

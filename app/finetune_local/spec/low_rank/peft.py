@@ -72,7 +72,7 @@ def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adap
             raise AdapterError(
                 msg(
                     "adapter_config.json uses '{field}', which this version cannot read. Merge the adapter into its base "
-                    "with PEFT, or train it again without.",
+                    "with PEFT, or train it again without it.",
                     field=field,
                 )
             )
@@ -81,8 +81,8 @@ def read_peft(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> Adap
     if start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise AdapterError(
             msg(
-                "this adapter was begun by '{start}', which changed the base's weights too, so it does not fit the "
-                "base as it is. Save it as plain LoRA with PEFT: save_pretrained(..., "
+                "this adapter was initialised with '{start}', which also changed the base's weights, so it does not "
+                "fit the unchanged base. Save it as plain LoRA with PEFT: save_pretrained(..., "
                 "path_initial_model_for_weight_conversion=...).",
                 start=start,
             )

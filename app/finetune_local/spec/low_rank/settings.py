@@ -84,13 +84,13 @@ class LowRankSettings(UpdateSettings):
         patterns.check(self.alpha_pattern, "--alpha-pattern", False)
         if not self.also_train and self.also_train_rate != type(self).model_fields["also_train_rate"].default:
             raise ValueError(
-                msg("--also-train-rate: nothing is trained whole. Add --also-train norms, or leave it out.")
+                msg("--also-train-rate: nothing is trained in full. Add --also-train norms, or remove it.")
             )
         if self.from_weights and self.dropout:
             raise ValueError(
                 msg(
-                    "--dropout {dropout} does not go with --init {start}: it would drop a part of the base's own "
-                    "weights, not of a change to them. Leave one of them out.",
+                    "--dropout {dropout} cannot be combined with --init {start}: it would drop a part of the base's "
+                    "weights, not of their change. Use only one of them.",
                     dropout=f"{self.dropout:g}",
                     start=self.start,
                 )

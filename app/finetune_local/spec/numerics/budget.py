@@ -99,7 +99,7 @@ class Budget:
         kept = part(KEPT, np.bool_)
         if unknown := sorted(set(kept) - {e for _, _, e in self._triplets.values()}):
             raise AdapterError(
-                msg("the saved budget of AdaLoRA is that of another adapter: it has {name}.", name=unknown[0])
+                msg("the saved AdaLoRA budget belongs to another adapter: it has {name}.", name=unknown[0])
             )
         self._step = int(state[STEP])
         self._importance, self._uncertainty = part(IMPORTANCE, np.float32), part(UNCERTAINTY, np.float32)

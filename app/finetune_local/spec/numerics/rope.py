@@ -91,7 +91,7 @@ def stretched(config: Mapping[str, Any], factor: float) -> dict[str, object]:
         raise SpecError(
             msg(
                 "--rope-factor and --context stretch rotary positions, and this model's config.json ('{family}') "
-                "says nothing of any (no rope_theta). Leave them out, or use another model.",
+                "declares none (no rope_theta). Remove them, or use another model.",
                 family=family,
             )
         )
@@ -99,16 +99,16 @@ def stretched(config: Mapping[str, Any], factor: float) -> dict[str, object]:
     if by_layer(config.get("rope_parameters") or {}):
         raise SpecError(
             msg(
-                "--rope-factor and --context: models of type '{family}' have positions of several kinds, by layer, "
-                "and these cannot be stretched as one. Leave them out, or use another model.",
+                "--rope-factor and --context: models of type '{family}' use different positions in different layers, "
+                "which cannot be stretched as one. Remove them, or use another model.",
                 family=family,
             )
         )
     if found.kind not in ("default", "linear"):
         raise SpecError(
             msg(
-                "--rope-factor and --context: this model's positions are scaled already, by '{kind}', which linear "
-                "interpolation cannot be combined with. Leave them out, or use a model without it.",
+                "--rope-factor and --context: this model's positions are already scaled by '{kind}', which cannot be "
+                "combined with linear interpolation. Remove them, or use a model without it.",
                 kind=found.kind,
             )
         )

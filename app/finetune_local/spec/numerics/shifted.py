@@ -57,8 +57,8 @@ def check_shifted(plan: AdapterPlan, training: TrainingSettings, windows: Sequen
     if group and tuner_of(plan).virtual_tokens(plan):
         raise Unsupported(
             msg(
-                "--attention shifted: method '{method}' puts positions of its own before every text, and only the "
-                "first group would see them. Use --attention full, or --method longlora.",
+                "--attention shifted: method '{method}' puts virtual tokens before every text, which only the first "
+                "group would see. Use --attention full, or --method longlora.",
                 method=plan.method,
             )
         )
@@ -66,8 +66,8 @@ def check_shifted(plan: AdapterPlan, training: TrainingSettings, windows: Sequen
     if window < group:  # within a window a group needs no other mask
         raise Unsupported(
             msg(
-                "--attention shifted: layers of this model look back {window} positions only, less than a group of "
-                "{group}. Give --attention-group {window} or less, or use --attention full.",
+                "--attention shifted: layers of this model look back only {window} positions, less than a group of "
+                "{group}. Set --attention-group to {window} or less, or use --attention full.",
                 window=window,
                 group=group,
             )
@@ -80,8 +80,8 @@ def one_group(trainings: Sequence[TrainingSettings]) -> int:
     if len(groups) > 1:
         raise Unsupported(
             msg(
-                "adapters that are trained at once need the same --attention and --attention-group: one pass of the "
-                "base serves all of them. Train them one after another, or with the same settings."
+                "adapters that are trained at once need the same --attention and --attention-group, because they "
+                "share each pass of the base. Train them one after another, or with the same settings."
             )
         )
     return groups.pop()

@@ -128,7 +128,7 @@ class Tuner:
     def sharing_refusal(self, plan: AdapterPlan) -> Message | None:
         """Why the adapter cannot share a forward pass with other adapters in multi-adapter training; None if it can."""
         if self.virtual_tokens(plan):
-            return msg("it puts positions of its own before every text. Train it alone.")
+            return msg("it puts virtual tokens before every text. Train it alone.")
         return None
 
     def calibration(self, plan: AdapterPlan) -> Calibration | None:
@@ -184,7 +184,7 @@ class Tuner:
 
     def sum_refusal(self, plan: AdapterPlan) -> Message | None:
         """Why the adapter cannot be part of a weighted sum of active adapters; None if its updates are additive."""
-        return msg("its effect is no sum of updates to the base's weights. Activate it alone.")
+        return msg("its effect is not a sum of updates to the base's weights. Activate it alone.")
 
     def merge(self, name: str, weight: Array, plan: AdapterPlan, tensors: Mapping[str, Array]) -> Array:
         """A base weight (fp32) with the folded adapter merged in; returns `weight` itself if the adapter does not touch it."""
@@ -279,14 +279,14 @@ def from_own_config(config: PeftConfig) -> AdapterPlan:
     if tuner is None:
         raise AdapterError(
             msg(
-                "the adapter is of the family '{name}', which this version does not know. Update the program.",
+                "the adapter uses the tuner '{name}', which this version does not support. Update the app.",
                 name=config.family,
             )
         )
     lacking = [name for name in ("settings", "targets") if getattr(config, name) is None]
     if lacking or config.settings is None or config.targets is None:
         raise AdapterError(
-            msg("adapter_config.json is damaged (it lacks '{lacking}'). Copy the adapter again.", lacking=lacking[0])
+            msg("adapter_config.json is damaged ('{lacking}' is missing). Copy the adapter again.", lacking=lacking[0])
         )
     try:
         settings = parse(tuner.settings, config.settings, "adapter_config.json")

@@ -73,9 +73,9 @@ class Bottleneck(Tuner):
             there = ", ".join(sorted({part for _, part in parts.values()})) or "none"
             raise SpecError(
                 msg(
-                    "method '{method}' puts a bottleneck at each block's {part}, but this model has no part of a known "
-                    "name for it. The parts of its blocks: {names}. Use --adapter-sublayers for what there is, or "
-                    "--method lora, which lands on any linear layer.",
+                    "method '{method}' adds a bottleneck at each block's {part}, but this model has no part with a known "
+                    "name for it. The parts of its blocks are: {names}. Choose available ones with --adapter-sublayers, "
+                    "or use --method lora, which works on any linear layer.",
                     method=method,
                     part=" and ".join(lacking) or "sublayers",
                     names=there,
@@ -84,8 +84,8 @@ class Bottleneck(Tuner):
         if chosen.adapter_width > hidden:
             raise SpecError(
                 msg(
-                    "--adapter-width is {width}, but this model is {hidden} wide: what is wider than the model is no "
-                    "bottleneck. Lower it to {hidden} or less.",
+                    "--adapter-width is {width}, but this model is {hidden} wide: a bottleneck cannot be wider than the "
+                    "model. Lower it to {hidden} or less.",
                     width=chosen.adapter_width,
                     hidden=hidden,
                 )

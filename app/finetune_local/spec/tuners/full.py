@@ -53,8 +53,8 @@ class Full(Tuner):
         if precision not in ("8-bit", "4-bit") or chosen in ("norms", "embeddings"):
             return None
         return msg(
-            "it trains the base's own weights, which {precision} cannot hold. Use --precision bf16 or fp32, or "
-            "--method qlora.",
+            "it trains the base's own weights, which cannot be stored in {precision}. Use --precision bf16 or "
+            "fp32, or --method qlora.",
             precision=precision,
         )
 
@@ -80,7 +80,7 @@ class Full(Tuner):
         if not found:
             raise SpecError(
                 msg(
-                    "--layers {layers}: the {what} of this model are not in these blocks. Leave it out.",
+                    "--layers {layers}: the {what} of this model are not in these blocks. Remove it.",
                     layers=chosen.layers,
                     what=chosen.train_weights,
                 )
@@ -101,7 +101,7 @@ class Full(Tuner):
 
     def sharing_refusal(self, plan: AdapterPlan) -> Message | None:
         """Other adapters would train on weights that change."""
-        return msg("it changes the weights that the others stand on. Train it alone.")
+        return msg("it changes the weights that the other adapters are based on. Train it alone.")
 
     def saved_activations(self, plan: AdapterPlan) -> float:
         """Inputs of trained layers; biases and embeddings need none."""

@@ -51,8 +51,8 @@ class Ia3(Tuner):
                 last = sorted({target.module.rpartition(".")[2] for target in found})
                 raise SpecError(
                     msg(
-                        "--ia3-input {name}: no layer that is trained has that name.{did_you_mean} There is: {names}. Name "
-                        "it with --target too.",
+                        "--ia3-input {name}: no trained layer has that name.{did_you_mean} Trained layers: {names}. Add it "
+                        "with --target too.",
                         name=name,
                         did_you_mean=did_you_mean(name, last),
                         names=", ".join(last),
@@ -109,7 +109,7 @@ class Ia3(Tuner):
             if not name.endswith(VECTOR) or len(shape) != 2 or 1 not in shape:
                 raise AdapterError(
                     msg(
-                        "{name} {shape} is no vector of IA³ on a linear layer. Copy the adapter again.",
+                        "{name} {shape} is not an IA³ vector of a linear layer. Copy the adapter again.",
                         name=name,
                         shape=shape,
                     )

@@ -91,8 +91,8 @@ class LoraDrop(Tuner):
         if unknown := [name for name in chosen.kept if name not in known]:
             raise SpecError(
                 msg(
-                    "--keep-layer {unknown}: no layer that is adapted has that name.{did_you_mean} Give full names such "
-                    "as model.layers.0.mlp.up_proj, or none, and layers are chosen by a trial.",
+                    "--keep-layer {unknown}: no adapted layer has that name.{did_you_mean} Use full names such as "
+                    "model.layers.0.mlp.up_proj, or remove it to choose layers by a calibration run.",
                     unknown=unknown[0],
                     did_you_mean=did_you_mean(unknown[0], known),
                 )
@@ -111,8 +111,8 @@ class LoraDrop(Tuner):
         if not math.isfinite(total) or total <= 0:
             raise TrainingDiverged(
                 msg(
-                    "the trial by which layers are chosen came to an importance of {total}. Lower --learning-rate, or "
-                    "name the layers with --keep-layer.",
+                    "the calibration run that chooses layers measured a total importance of {total}. Lower "
+                    "--learning-rate, or name the layers with --keep-layer.",
                     total=f"{total:g}",
                 )
             )
@@ -127,8 +127,8 @@ class LoraDrop(Tuner):
         shared = len(plan.targets) - len(names)
         kinds = len({_kind(t.module) for t in plan.targets if t.module not in kept})
         text = msg(
-            "LoRA-drop: {number} of {count} layers keep a LoRA of their own, with {share} of the importance: "
-            "{names}. The other {number2} share {kinds}, one for each kind of matrix",
+            "LoRA-drop: {number} of {count} layers keep their own LoRA, with {share} of the importance: {names}. "
+            "The other {number2} share {kinds}, one for each kind of matrix",
             number=len(names),
             count=len(plan.targets),
             share=f"{sum_kept / total:.1%}",

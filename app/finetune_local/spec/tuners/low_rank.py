@@ -77,8 +77,8 @@ class LowRank(Tuner):
         if cast(LowRankSettings, settings).start != "loftq" or precision in ("8-bit", "4-bit"):
             return None
         return msg(
-            "--init loftq makes up for what quantisation changed, and at --precision {precision} nothing is "
-            "quantised. Use --precision 4-bit, or leave --init out.",
+            "--init loftq compensates for quantisation, but --precision {precision} quantises nothing. Use "
+            "--precision 4-bit, or remove --init.",
             precision=precision,
         )
 
@@ -91,7 +91,7 @@ class LowRank(Tuner):
         if chosen.layers != "all" and not inner:
             raise SpecError(
                 msg(
-                    "--layers {layers}: {named} are in no block. Leave it out, or add a --target that is in one.",
+                    "--layers {layers}: {named} are not in any block. Remove it, or add a --target that is in one.",
                     layers=chosen.layers,
                     named=" and ".join(named),
                 )
@@ -296,14 +296,14 @@ def _check(settings: LowRankSettings, targets: tuple[Target, ...]) -> None:
     if settings.freeze_a and embeddings:
         raise SpecError(
             msg(
-                "--target {embeddings}: at an embedding A is what starts at zero, so with --freeze-a nothing would "
-                "be learned. Leave one of them out.",
+                "--target {embeddings}: in an embedding it is A that starts at zero, so with --freeze-a nothing "
+                "would be learned. Use only one of them.",
                 embeddings=embeddings[0],
             )
         )
     if settings.embedding_rate_ratio != 1 and not embeddings:
         raise SpecError(
-            msg("--embedding-rate-ratio: no embedding is adapted. Add --target embed_tokens, or leave it out.")
+            msg("--embedding-rate-ratio: no embedding is adapted. Add --target embed_tokens, or remove it.")
         )
 
 
@@ -321,7 +321,7 @@ def _biases(settings: LowRankSettings, targets: tuple[Target, ...], base: BaseIn
     )
     if not found:
         raise SpecError(
-            msg("--train-bias {value}: this model has no such biases. Leave it out.", value=settings.train_bias)
+            msg("--train-bias {value}: this model has no such biases. Remove it.", value=settings.train_bias)
         )
     return found
 

@@ -66,7 +66,7 @@ class Prefix(Tuner):
         if not blocks or sorted(blocks) != list(range(count)):
             raise SpecError(
                 msg(
-                    "a prefix is keys and values for every layer, but only {count} of the {count2} blocks of this "
+                    "a prefix needs keys and values in every layer, but only {count} of the {count2} blocks of this "
                     "model{kind} have an attention with a k_proj or qkv_proj. Use --method prompt or lora.",
                     count=len(blocks),
                     count2=count,
@@ -78,7 +78,7 @@ class Prefix(Tuner):
             raise SpecError(
                 msg(
                     "the keys of this model{kind} are of different widths in different layers ({listed}), which the "
-                    "format of prefixes has no room for. Use --method prompt or lora.",
+                    "prefix format does not support. Use --method prompt or lora.",
                     kind=kind,
                     listed=_listed(widths),
                 )
@@ -89,7 +89,7 @@ class Prefix(Tuner):
             raise SpecError(
                 msg(
                     "config.json of this model{kind} does not say how many heads its keys have (num_key_value_heads), so "
-                    "a prefix cannot be made for it. Add it, or use --method prompt or lora.",
+                    "a prefix cannot be created for it. Add it, or use --method prompt or lora.",
                     kind=kind,
                 )
             )
@@ -172,8 +172,8 @@ class Prefix(Tuner):
         if n is None or heads is None or layers is None or width is None or width % heads:
             raise AdapterError(
                 msg(
-                    "adapter_config.json does not say what the prefix is made of ({n} tokens in {layers} layers of "
-                    "{heads} heads, {width} numbers). Copy the adapter again.",
+                    "adapter_config.json does not describe the prefix ({n} tokens in {layers} layers of {heads} heads, "
+                    "{width} numbers). Copy the adapter again.",
                     n=n,
                     layers=layers,
                     heads=heads,
@@ -182,7 +182,7 @@ class Prefix(Tuner):
             )
         if config.num_transformer_submodules not in (None, 1):
             raise AdapterError(
-                msg("this prefix is for an encoder and a decoder, and only models that continue a text are known.")
+                msg("this prefix is for an encoder and a decoder, but only models that continue a text are supported.")
             )
         try:
             settings = PrefixSettings(
@@ -199,8 +199,8 @@ class Prefix(Tuner):
     def merge_refusal(self, plan: AdapterPlan) -> Message | None:
         """Never mergeable: no weight of the base can hold keys and values."""
         return msg(
-            "a prefix is keys and values beside those of the text, and no weight of the base can hold them. Use "
-            "the adapter beside the base, here or in PEFT, or train a LoRA for a merged model."
+            "a prefix consists of keys and values before the text, which cannot be merged into the base's "
+            "weights. Use it as an adapter, here or in PEFT, or train a LoRA to get a merged model."
         )
 
 

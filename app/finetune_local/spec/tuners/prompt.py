@@ -77,33 +77,35 @@ class PromptSettings(Settings):
             if self.prompt_members > 1:
                 raise ValueError(
                     msg(
-                        "--prompt-encoder makes one prompt, so it does not go with --prompt-members. Leave one of them out."
+                        "--prompt-encoder trains a single prompt, so it cannot be combined with --prompt-members. Use only "
+                        "one of them."
                     )
                 )
             if self.prompt_init or self.prompt_text:
                 raise ValueError(
                     msg(
-                        "a prompt that --prompt-encoder makes begins as that network does, at random. Leave --prompt-init "
-                        "and --prompt-text out, or use --method prompt."
+                        "with --prompt-encoder the prompt starts from random values. Remove --prompt-init and --prompt-text, "
+                        "or use --method prompt."
                     )
                 )
         elif self.prompt_encoder_width is not None:
             raise ValueError(
-                msg("--prompt-encoder-width is the width of a network: give --prompt-encoder mlp or lstm too.")
+                msg("--prompt-encoder-width is the width of an encoder: add --prompt-encoder mlp or lstm.")
             )
         if self.prompt_init == "text" and not self.prompt_text:
-            raise ValueError(msg("--prompt-init text needs the text: give --prompt-text 'Answer with the code only.'"))
+            raise ValueError(msg("--prompt-init text needs a text: add --prompt-text 'Answer with the code only.'"))
         if self.prompt_text and self.prompt_init not in (None, "text"):
             raise ValueError(
                 msg(
-                    "--prompt-text is not used with --prompt-init {kind}. Leave one of them out.", kind=self.prompt_init
+                    "--prompt-text cannot be combined with --prompt-init {kind}. Use only one of them.",
+                    kind=self.prompt_init,
                 )
             )
         if self.prompt_text and self.prompt_members > 1:
             raise ValueError(
                 msg(
-                    "prompts that begin as the same text stay equal, and their vote says nothing. Leave --prompt-text "
-                    "out, or give --prompt-members 1."
+                    "prompts that start from the same text stay identical, so their vote is meaningless. Remove "
+                    "--prompt-text, or use --prompt-members 1."
                 )
             )
         return self
@@ -130,7 +132,7 @@ class Prompt(Tuner):
             names = ", ".join(end.removesuffix(".weight") for end in _EMBEDDINGS)
             raise SpecError(
                 msg(
-                    "a prompt stands where this model's embeddings do, and it has none of a known name ({names}). Use "
+                    "a prompt takes the place of embeddings, and this model has none with a known name ({names}). Use "
                     "--method lora.",
                     names=names,
                 )
@@ -211,11 +213,11 @@ class Prompt(Tuner):
         """From PEFT's config and the shape of the prompt."""
         if config.num_transformer_submodules not in (None, 1):
             raise AdapterError(
-                msg("this prompt is for an encoder and a decoder, and only models that continue a text are known.")
+                msg("this prompt is for an encoder and a decoder, but only models that continue a text are supported.")
             )
         shape = shapes.get(ROWS, ())
         if len(shape) != 2 or shape[0] < 1:
-            raise AdapterError(msg("the adapter has no '{name}' of rows and columns. Copy it again.", name=ROWS))
+            raise AdapterError(msg("the adapter has no two-dimensional '{name}'. Copy it again.", name=ROWS))
         if config.num_virtual_tokens != shape[0]:
             raise AdapterError(
                 msg(
@@ -231,8 +233,8 @@ class Prompt(Tuner):
     def merge_refusal(self, plan: AdapterPlan) -> Message | None:
         """Never mergeable: no weight of the base can hold vectors in front of the text."""
         return msg(
-            "a prompt is vectors before the text, and no weight of the base can hold them. Keep the adapter "
-            "beside the base and use it there, here or in PEFT, or train a LoRA for a merged model."
+            "a prompt consists of vectors before the text, which cannot be merged into the base's weights. Use "
+            "it as an adapter, here or in PEFT, or train a LoRA to get a merged model."
         )
 
 
@@ -245,7 +247,7 @@ def _tokens_of(text: str, length: int, source: Source) -> list[int]:
     ids = source.ids(text) if source.ids else []
     if not ids:
         raise SpecError(
-            msg("--prompt-text {text} has no tokens to begin with. Give some words, or leave it out.", text=repr(text))
+            msg("--prompt-text {text} has no tokens to start from. Write some words, or remove it.", text=repr(text))
         )
     return (ids * math.ceil(length / len(ids)))[:length]
 

@@ -111,8 +111,8 @@ class Vera(Tuner):
         if A not in shapes or B not in shapes:
             raise AdapterError(
                 msg(
-                    "this VeRA adapter was saved without its random matrices, which only the PyTorch that made it can "
-                    "make again. Save it with PEFT's save_projection=True."
+                    "this VeRA adapter was saved without its random matrices, which only the PyTorch version that "
+                    "created them can recreate. Save it with PEFT's save_projection=True."
                 )
             )
         if config.modules_to_save or config.bias != "none":

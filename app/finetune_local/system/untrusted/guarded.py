@@ -169,7 +169,7 @@ class Guarded:
         try:
             return carried(parse_json_object(body, MOST_DEPTH))
         except ForeignTextError as error:
-            raise Died(msg("its answer cannot be read: {error}", error=error)) from None
+            raise Died(msg("its result cannot be read: {error}", error=error)) from None
 
     def _how_it_ended(self, process: subprocess.Popen[bytes]) -> GuardedError:
         try:
@@ -180,13 +180,11 @@ class Guarded:
         if self._killed is TookTooMuch:
             return TookTooMuch(self._too_much())
         if self._killed is TookTooLong or (hasattr(signal, "SIGPROF") and code == -signal.SIGPROF):
-            return TookTooLong(msg("it did not end within {number} seconds", number=f"{self._allowed:.0f}"))
+            return TookTooLong(msg("it did not finish within {number} seconds", number=f"{self._allowed:.0f}"))
         if code in (-getattr(signal, "SIGABRT", 6), -getattr(signal, "SIGKILL", 9)):
             # What Rust and C do where memory is refused to them; and the system's own last resort.
-            return TookTooMuch(
-                msg("the process that worked on it was ended, most likely for want of memory ({code})", code=code)
-            )
-        return Died(msg("the process that worked on it died ({code})", code=code))
+            return TookTooMuch(msg("its process was killed, most likely because memory ran out ({code})", code=code))
+        return Died(msg("its process crashed ({code})", code=code))
 
     def _too_much(self) -> Message:
         return msg("it takes more than {size} GB of memory", size=f"{self.limits.most_bytes / 1e9:.1f}")

@@ -50,14 +50,14 @@ class Stored:
 def tensors_of(path: Path) -> dict[str, Stored]:
     """A file's tensors by name. Raises ForeignTextError if it is truncated, damaged or no safetensors file, and OSError."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ForeignTextError(msg("it is no regular file"))
+        raise ForeignTextError(msg("it is not a regular file"))
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if start.startswith(b"version "):
             raise LfsPointer(msg("this is a Git LFS pointer, not the weights"))
         if len(start) < 8:
-            raise ForeignTextError(msg("only {size} bytes long, so it is no safetensors file", size=size))
+            raise ForeignTextError(msg("only {size} bytes long, so it is not a safetensors file", size=size))
         (length,) = struct.unpack("<Q", start)
         if length > min(size - 8, _LARGEST_HEADER):
             raise ForeignTextError(
@@ -75,7 +75,7 @@ def tensors_of(path: Path) -> dict[str, Stored]:
     header.pop("__metadata__", None)
     if len(header) > _MOST_TENSORS:
         raise ForeignTextError(
-            msg("the header names {count} tensors, and at most {most} are read", count=len(header), most=_MOST_TENSORS)
+            msg("the header lists {count} tensors, but at most {most} are read", count=len(header), most=_MOST_TENSORS)
         )
     if b"\\ud" in text.lower() and (broken := next((name for name in header if not is_text(name)), None)) is not None:
         raise _damaged(broken)
@@ -96,7 +96,7 @@ def _entry(path: Path, name: str, value: Any, data: int, size: int) -> Stored:
         raise _damaged(name)
     if len(shape) > _MOST_DIMENSIONS:
         raise ForeignTextError(
-            msg("tensor {name} has {count} dimensions, which no weight has", name=_named(name), count=len(shape))
+            msg("tensor {name} has {count} dimensions, too many for a weight", name=_named(name), count=len(shape))
         )
     count = 1
     for one in shape:
@@ -140,7 +140,7 @@ def _damaged(name: str) -> ForeignTextError:
 
 def _unknown(name: str, dtype: str) -> ForeignTextError:
     return ForeignTextError(
-        msg("tensor {name} is of type {dtype}, which is not known here", name=_named(name), dtype=_named(dtype))
+        msg("tensor {name} is of type {dtype}, which is not supported", name=_named(name), dtype=_named(dtype))
     )
 
 
@@ -151,7 +151,7 @@ def _in_order(stored: dict[str, Stored], begin: int, size: int) -> None:
         if start < at:
             raise ForeignTextError(
                 msg(
-                    "tensors {one} and {other} overlap, so one of them is not what it was",
+                    "tensors {one} and {other} overlap, so at least one of them is damaged",
                     one=_named(before),
                     other=_named(name),
                 )

@@ -57,7 +57,7 @@ def parse_json(text: str | bytes, depth: int = MOST_DEPTH) -> Any:
     except UnicodeDecodeError as error:
         raise ForeignTextError(msg("it is not UTF-8 text (byte {byte})", byte=error.start)) from None
     except RecursionError:
-        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=depth)) from None
+        raise ForeignTextError(msg("it is nested more than {depth} levels deep", depth=depth)) from None
     _check_depth(value, decoded, 0, len(decoded), depth)
     return value
 
@@ -71,7 +71,7 @@ def parse_json_at(text: str, start: int, depth: int = MOST_DEPTH) -> tuple[Any, 
     try:
         value, end = _DECODER.raw_decode(text, start)
     except RecursionError:
-        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=depth)) from None
+        raise ForeignTextError(msg("it is nested more than {depth} levels deep", depth=depth)) from None
     _check_depth(value, text, start, end, depth)
     return value, end
 
@@ -85,7 +85,7 @@ def check_parts(text: str, start: int = 0) -> None:
         if match[0][0] != '"':
             parts += sum(match[0].count(mark) for mark in "[{,")
             if parts > MOST_PARTS:
-                raise ForeignTextError(msg("it has more than {number} parts", number=f"{MOST_PARTS:,}"))
+                raise ForeignTextError(msg("it has more than {number} values", number=f"{MOST_PARTS:,}"))
 
 
 def parse_json_object(text: str | bytes, depth: int = MOST_DEPTH) -> dict[str, Any]:
@@ -113,11 +113,11 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ForeignTextError(msg("it is not UTF-8 text (byte {byte})", byte=error.start)) from None
     except RecursionError:
-        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=MOST_DEPTH)) from None
+        raise ForeignTextError(msg("it is nested more than {depth} levels deep", depth=MOST_DEPTH)) from None
     except ValueError as error:  # TOMLDecodeError is one; so is a number of too many digits
         raise ForeignTextError(msg("it is not TOML ({what})", what=_one_line(message_of(error)))) from None
     if deeper_than(values, MOST_DEPTH):
-        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=MOST_DEPTH))
+        raise ForeignTextError(msg("it is nested more than {depth} levels deep", depth=MOST_DEPTH))
     return values
 
 
@@ -130,7 +130,7 @@ def read_bounded(path: Path, most_bytes: int = MOST_BYTES, *, pipes: bool = Fals
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ForeignTextError(
-            msg("it is larger than {size} MB, which no such file is", size=f"{most_bytes / 1e6:.0f}")
+            msg("it is larger than {size} MB, too large for such a file", size=f"{most_bytes / 1e6:.0f}")
         )
     return content
 
@@ -149,7 +149,7 @@ def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
         descriptor = os.open(path, flags)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket; a device that is not there
-            raise ForeignTextError(msg("it is no file that can be read")) from None
+            raise ForeignTextError(msg("it is not a readable file")) from None
         if error.errno == errno.ELOOP and not follow:
             raise ForeignTextError(msg("it is a link to another file")) from None
         raise
@@ -159,7 +159,7 @@ def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise ForeignTextError(msg("it is no file, but a pipe or a device"))
+    raise ForeignTextError(msg("it is not a file, but a pipe or a device"))
 
 
 def deeper_than(value: Any, depth: int) -> bool:
@@ -203,7 +203,7 @@ _KINDS = {
 def _check_depth(value: Any, text: str, start: int, end: int, depth: int) -> None:
     # Counting brackets is fast and settles nearly every text; brackets inside strings make a closer look needed.
     if text.count("[", start, end) + text.count("{", start, end) > depth and deeper_than(value, depth):
-        raise ForeignTextError(msg("it is nested more than {depth} deep", depth=depth))
+        raise ForeignTextError(msg("it is nested more than {depth} levels deep", depth=depth))
 
 
 def _inside(value: Any) -> Any:

@@ -80,9 +80,9 @@ def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> It
     changed = next((name for name in names if begun.files.get(name) != now.files.get(name)), names[0])
     raise DamagedRun(
         msg(
-            "the weights of {model} in {place} are not those that the run '{run}' was begun with ({file} is "
-            "another). Nothing of the run was changed. Put back the model as it was (download or copy it again) "
-            "and resume, or begin again on the one that is there: finetune-local --config {folder} --run {name}",
+            "the weights of {model} in {place} have changed since run '{run}' started ({file} differs). The run "
+            "was not changed. Restore the original model (download or copy it again) and resume, or start again "
+            "with the current one: finetune-local --config {folder} --run {name}",
             model=model.name,
             place=model.path,
             run=run.name,

@@ -34,7 +34,7 @@ from finetune_local.system.messages import Message, msg, parts, without_full_sto
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 from finetune_local.training.run_folder.runs import Run
 
-RESUME = msg("What was saved before is intact. Make room, then resume.")
+RESUME = msg("Everything saved earlier is intact. Free some space, then resume.")
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 FILES = (CONFIG, WEIGHTS, IDENTITY, OPTIMIZER, STATE)
@@ -129,7 +129,7 @@ def examine(folder: Path) -> LoopState:
     Raises DamagedRun, whose message completes a sentence.
     """
     if not folder.is_dir():
-        raise DamagedRun(msg("it is no folder"))
+        raise DamagedRun(msg("it is not a folder"))
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise DamagedRun(
@@ -207,7 +207,7 @@ def _state(folder: Path) -> LoopState:
         at = ".".join(map(str, first["loc"]))
         raise DamagedRun(
             msg(
-                "{state} cannot be right: the value of {name} is {value}",
+                "{state} is invalid: the value of {name} is {value}",
                 state=STATE,
                 name=at,
                 value=f"{first['input']!r:.60}",

@@ -31,7 +31,7 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
     """
     unusable: list[tuple[Path, str]] = []
     for place in reversed(checkpoint.every(run.checkpoints)):
-        yield Phase(name=msg("going on from {checkpoint}", checkpoint=place.name))
+        yield Phase(name=msg("resuming from {checkpoint}", checkpoint=place.name))
         try:
             loaded = checkpoint.load(place)
             use(loaded)
@@ -42,8 +42,8 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
             moved = checkpoint.move_to_damaged(bad, run.folder)
             yield Note(
                 text=msg(
-                    "the checkpoint {name} cannot be used ({why}). The run goes on from {name2}, the newest that is "
-                    "intact. The other one was moved to {place}.",
+                    "the checkpoint {name} cannot be used ({why}). The run continues from {name2}, the newest intact "
+                    "one. The unusable one was moved to {place}.",
                     name=bad.name,
                     why=reason,
                     name2=place.name,
@@ -55,11 +55,7 @@ def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, N
     if unusable:
         raise DamagedRun(none_is_intact(run, unusable))
     if any(isinstance(event, Checkpoint) for event in run.history()):
-        yield Note(
-            text=msg(
-                "the checkpoints that this run had saved are gone, so it begins anew with the same settings and data."
-            )
-        )
+        yield Note(text=msg("this run's checkpoints are missing, so it starts over with the same settings and data."))
     return None
 
 
@@ -69,9 +65,9 @@ def none_is_intact(run: Run, unusable: Unusable) -> Message:
         "; ", (msg("{place}: {reason}", place=place.name, reason=reason) for place, reason in unusable)
     )
     return msg(
-        "no checkpoint of the run '{run}' can be used ({why}). Nothing was changed. If a copy of {place} "
-        "lies elsewhere, put that back and resume. Else begin again with the same settings: finetune-local "
-        "--config {folder} --run {name}",
+        "run '{run}' has no usable checkpoint ({why}). Nothing was changed. If you have a copy of {place}, "
+        "restore it and resume. Otherwise start again with the same settings: finetune-local --config "
+        "{folder} --run {name}",
         run=run.name,
         why=found,
         place=run.checkpoints,
@@ -96,14 +92,15 @@ def open_data(
         if known is None and not all(side.fits(vocabulary) for side in (data.train, data.validation)):
             raise DataError(
                 msg(
-                    "{data}: the prepared data has ids that the model does not know. Start the run anew.", data=run.data
+                    "{data}: the prepared data has token ids that the model does not have. Start a new run.",
+                    data=run.data,
                 )
             )
         return data
     if not begun or (known is None and problem is None):
         return (yield from make(run.data))
     problem = problem or msg("{name} is missing", name=DATA)
-    yield Phase(name=msg("the prepared data is damaged: making it again"))
+    yield Phase(name=msg("the prepared data is damaged: rebuilding it"))
     aside = run.data.with_name(ASIDE + run.data.name)
     remove(aside)
     try:
@@ -111,7 +108,7 @@ def open_data(
     except DataError as error:
         raise DamagedRun(
             msg(
-                "the prepared data in {place} is damaged ({why}), and cannot be made again: {error}",
+                "the prepared data in {place} is damaged ({why}) and cannot be rebuilt: {error}",
                 place=run.data,
                 why=problem,
                 error=error,
@@ -124,17 +121,15 @@ def open_data(
         remove(aside)
         raise DamagedRun(
             msg(
-                "the prepared data in {place} is damaged ({why}), and the files it was made from are not what they "
-                "were, so it cannot be made again. If a copy of either lies elsewhere, put that back and resume.",
+                "the prepared data in {place} is damaged ({why}), and its source files have changed, so it cannot be "
+                "rebuilt. If you have a copy of either, restore it and resume.",
                 place=run.data,
                 why=problem,
             )
         )
     put(aside, run.data)
     yield Note(
-        text=msg(
-            "the prepared data was damaged ({why}): it was made again from its files, and is the same.", why=problem
-        )
+        text=msg("the prepared data was damaged ({why}): it was rebuilt from its files and is identical.", why=problem)
     )
     return open_prepared(run.data)
 

@@ -70,7 +70,7 @@ def check_each(runs: Iterable[Run], *, repair: bool = False) -> list[Checked]:
         try:
             found.append(check(run, repair=repair))
         except (DiskFailed, UserError) as error:
-            finding = Finding(".", "damaged", without_full_stop(error.message), msg("mend that, and check again"))
+            finding = Finding(".", "damaged", without_full_stop(error.message), msg("fix that and check again"))
             found.append(Checked(run.name, None, [finding]))
     return found
 
@@ -88,7 +88,7 @@ def check(run: Run, *, repair: bool = False) -> Checked:
             found.findings += _findings(run, found, repair=True)
     if mine:
         found.findings += [
-            Finding(name, "untidy", msg("it was left undone by a kill"), "done", repaired=True)
+            Finding(name, "untidy", msg("it was left unfinished when the process was killed"), "done", repaired=True)
             for name in complete(run)
         ]
     return found
@@ -103,7 +103,9 @@ def _findings(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]:
     yield from _checkpoints(run, found, repair=repair)
     if not repair:
         for name in untidy(run):
-            yield Finding(name, "untidy", msg("it was left undone by a kill"), msg("--repair does it"))
+            yield Finding(
+                name, "untidy", msg("it was left unfinished when the process was killed"), msg("--repair does it")
+            )
 
 
 def _settings(run: Run) -> Iterator[Finding]:
@@ -113,7 +115,7 @@ def _settings(run: Run) -> Iterator[Finding]:
         yield Finding("run.json", "newer", message_of(error), "update")
     except (SpecError, UserError) as error:
         yield Finding(
-            "run.json", "damaged", message_of(error), msg("its checkpoints and its adapter can be used all the same")
+            "run.json", "damaged", message_of(error), msg("its checkpoints and its adapter can still be used")
         )
 
 
@@ -126,7 +128,7 @@ def _events(run: Run, *, repair: bool) -> Iterator[Finding]:
             os.truncate(run.events_file, whole)
         remedy = msg("cut off") if repair else msg("--repair cuts it off")
         yield Finding(
-            "events.jsonl", "untidy", msg("its last line is half written ({bytes} bytes)", bytes=half), remedy, repair
+            "events.jsonl", "untidy", msg("its last line is incomplete ({bytes} bytes)", bytes=half), remedy, repair
         )
     with run.events_file.open("rb") as file:
         bad = sum(1 for line in file if line.endswith(b"\n") and not _readable(line))
@@ -135,7 +137,7 @@ def _events(run: Run, *, repair: bool) -> Iterator[Finding]:
             "events.jsonl",
             "damaged",
             msg("{number} of its lines cannot be read", number=bad),
-            msg("they are passed over; training is not affected"),
+            msg("they are skipped; training is not affected"),
         )
 
 
@@ -152,11 +154,14 @@ def _checkpoints(run: Run, found: Checked, *, repair: bool) -> Iterator[Finding]
     for place, why in bad:
         kind: Kind = "newer" if isinstance(why, checkpoint.NewerCheckpoint) else "damaged"
         if not found.checkpoints:
-            remedy, done = msg("no other is intact, so it is left where it is"), False
+            remedy, done = msg("no other checkpoint is intact, so it stays in place"), False
         elif repair:
             remedy, done = msg("moved to {place}", place=checkpoint.move_to_damaged(place, run.folder)), True
         else:
-            remedy, done = msg("--repair moves it away; the run goes on from {name}", name=found.checkpoints[-1]), False
+            remedy, done = (
+                msg("--repair moves it away; the run continues from {name}", name=found.checkpoints[-1]),
+                False,
+            )
         yield Finding(f"checkpoints/{place.name}", kind, str(why), remedy, done)
 
 
@@ -174,7 +179,7 @@ def _rows(run: Run) -> Iterator[Finding]:
                 folder.name,
                 "damaged",
                 problem,
-                msg("`resume` makes it again from its files where they are as they were"),
+                msg("`resume` rebuilds it from its files if they are unchanged"),
             )
 
 
@@ -193,13 +198,13 @@ def _adapter(run: Run, *, repair: bool) -> Iterator[Finding]:
             "adapter",
             "damaged",
             problem,
-            msg("the checkpoint it was made from is not there, so it cannot be made again"),
+            msg("the checkpoint it was made from is missing, so it cannot be rebuilt"),
         )
     elif repair:
         publish_checkpoint(run, source, summed=True)
-        yield Finding("adapter", "damaged", problem, msg("made again from {name}", name=source.name), repaired=True)
+        yield Finding("adapter", "damaged", problem, msg("rebuilt from {name}", name=source.name), repaired=True)
     else:
-        yield Finding("adapter", "damaged", problem, msg("--repair makes it again from {name}", name=source.name))
+        yield Finding("adapter", "damaged", problem, msg("--repair rebuilds it from {name}", name=source.name))
 
 
 def _source(run: Run) -> Path | None:

@@ -136,7 +136,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         facts.update(_Told.read(file).facts())
     except (OSError, ForeignTextError, ValidationError) as error:
         said = (
-            msg("'{name}' is missing, or not what it should be", name=_place(error))
+            msg("'{name}' is missing or invalid", name=_place(error))
             if isinstance(error, ValidationError)
             else message_of(error)
         )

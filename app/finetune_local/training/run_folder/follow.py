@@ -86,7 +86,7 @@ def start_all(runs: Sequence[Run], home: Home) -> list[int]:
     """Start one worker process for several runs on one base; returns the byte position of each run's events."""
     for run in runs:
         if run.alive():
-            raise SpecError(msg("run '{name}' is being trained already.", name=run.name))
+            raise SpecError(msg("run '{name}' is already training.", name=run.name))
     positions = [run.events_end() for run in runs]
     workers.start(runs, job_run.KIND.worker, [*(str(run.folder) for run in runs), str(home.root)])
     return positions
@@ -158,11 +158,11 @@ def raise_for(event: Event, run: Run) -> None:
 def _silent(died: Sequence[Run]) -> WorkerDied:
     """The error for runs whose process ended without a last event."""
     lines = died[0].log_tail()
-    tail = msg(". Its last words: ") + " | ".join(lines) if lines else msg(" (killed, or out of memory)")
+    tail = msg(". Its last output: ") + " | ".join(lines) if lines else msg(" (killed, or out of memory)")
     return WorkerDied(
         msg(
-            "the training process ended without a word{said}. What was saved is intact; {how}",
-            said=tail,
+            "the training process ended unexpectedly{output}. Everything saved so far is intact; {how}",
+            output=tail,
             how=resume_commands(died),
         )
     )

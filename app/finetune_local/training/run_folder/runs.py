@@ -56,7 +56,7 @@ FINISH = "finish"
 class Run(ProcessFolder):
     """A run, by its folder."""
 
-    on_full_disk = msg("What was saved is intact. Make room, then resume.")
+    on_full_disk = msg("Everything saved so far is intact. Free some space, then resume.")
     format: ClassVar[EventFormat] = events.EVENTS
 
     @property
@@ -146,7 +146,7 @@ def create(home: Home, spec: RunSpec, *, as_set: RunSpec | None = None, made_fro
     if spec.name is not None and (problem := bad_name(spec.name)):
         raise SpecError(msg("--run {name} {problem}.", name=repr(spec.name), problem=problem))
     stem = re.sub(r"[^\w.-]+", "-", Path(spec.data.files[0]).stem if spec.data.files else "run").strip("-.")[:40]
-    with disk_full(home.runs, msg("Make room and begin it again.")), _aside(home) as made:
+    with disk_full(home.runs, msg("Free some space and start it again.")), _aside(home) as made:
         made.checkpoints.mkdir()
         user_set = explicit_tables(as_set or spec)
         write_text(made.user_settings_file, json.dumps(user_set, indent=2, ensure_ascii=False) + "\n")
@@ -247,7 +247,7 @@ def rename(run: Run, name: str, home: Home) -> Run:
     target = home.runs / name
     with _kept_idle(run):
         if target.exists() and not target.samefile(run.folder):  # on case-insensitive disks it is the same folder
-            raise SpecError(msg("there is a run '{name}' already. Choose another name.", name=name))
+            raise SpecError(msg("a run '{name}' already exists. Choose another name.", name=name))
         trash.moved(run.folder, target)
         renamed = Run(target)
         _write_name(renamed, name)
@@ -287,7 +287,7 @@ def _kept_idle(run: Run) -> Iterator[None]:
             raise (
                 _running(run)
                 if run.folder.exists()
-                else SpecError(msg("there is no run '{name}' any more.", name=run.name))
+                else SpecError(msg("run '{name}' no longer exists.", name=run.name))
             )
         yield
 
@@ -325,7 +325,7 @@ def put_back(removed: Removed) -> Run:
     if removed.source.exists():
         raise SpecError(
             msg(
-                "{path} exists, so '{name}' cannot go back there. Rename or remove that.",
+                "{path} exists, so '{name}' cannot be restored there. Rename or remove that first.",
                 path=removed.source,
                 name=removed.name,
             )

@@ -61,7 +61,7 @@ def read_config(folder: Path, rope_factor: float = 1.0) -> Config:
             msg("{folder}: no 'model_type', so the kind of model is unknown.", folder=folder / "config.json")
         )
     if raw.get("model_file"):  # (`auto_map`'s code is never needed: the families below are built in)
-        raise ModelError(msg("{folder}: this model needs code of its own to be run, which is refused.", folder=folder))
+        raise ModelError(msg("{folder}: this model requires its own code, which is not run here.", folder=folder))
     if raw.get("quantization") or raw.get("quantization_config"):
         raise ModelError(
             msg(
@@ -72,8 +72,8 @@ def read_config(folder: Path, rope_factor: float = 1.0) -> Config:
     if family not in CHECKED:
         raise Unsupported(
             msg(
-                "{folder}: models of the family '{family}' have not been proven to compute rightly under MLX. Use "
-                "--backend torch, or a model of: {names}.",
+                "{folder}: models of the family '{family}' have not been verified under MLX. Use --backend torch, or "
+                "a model of: {names}.",
                 folder=folder,
                 family=family,
                 names=", ".join(sorted(CHECKED)),
@@ -156,10 +156,10 @@ def _check_activation(config: Any, family: str) -> None:
         if isinstance(usual, str) and isinstance(asked, str) and alike.get(usual, usual) != alike.get(asked, asked):
             raise Unsupported(
                 msg(
-                    "MLX computes {family} models with {usual}; this one asks for {asked}. Use torch.",
+                    "MLX computes {family} models with {usual}; this one needs {needed}. Use torch.",
                     family=family,
                     usual=usual,
-                    asked=asked,
+                    needed=asked,
                 )
             )
 

@@ -84,7 +84,7 @@ def _check_scaled(folder: Path, module: nn.Module, config: Config) -> None:
     if kind == "longrope" or scaling.get("attention_factor") is not None or scaling.get("truncate") is False:
         raise Unsupported(
             msg(
-                "{folder}: its positions are scaled ({kind}) in a way that MLX's classes compute otherwise. Use "
+                "{folder}: its positions are scaled ({kind}) in a way that MLX's classes compute differently. Use "
                 "--backend torch.",
                 folder=folder,
                 kind=kind,
@@ -97,8 +97,8 @@ def _check_scaled(folder: Path, module: nn.Module, config: Config) -> None:
     if len(plain) == len(parts) and not scaled:
         raise Unsupported(
             msg(
-                "{folder}: its positions are scaled ({kind}), and MLX's class for {family} models leaves that out. "
-                "Use --backend torch.",
+                "{folder}: its positions are scaled ({kind}), and MLX's class for {family} models ignores that. Use "
+                "--backend torch.",
                 folder=folder,
                 kind=kind,
                 family=config["model_type"],
@@ -178,8 +178,8 @@ def _check_names(
     if strange and all(name.endswith("lm_head.weight") for name in strange):
         raise Unsupported(
             msg(
-                "{folder}: it has a head of its own ({name}), and MLX's class for {family} models takes the "
-                "embedding instead. Use --backend torch.",
+                "{folder}: it has its own head ({name}), but MLX's class for {family} models uses the embedding "
+                "instead. Use --backend torch.",
                 folder=folder,
                 name=min(strange),
                 family=family,
@@ -274,7 +274,7 @@ def _nf4(path: str, layer: Any) -> nn.Module:
     if not isinstance(layer, nn.Linear):
         raise Unsupported(
             msg(
-                "{module} is a {kind}, for which NF4 is not made under MLX. Use --quantisation affine.",
+                "{module} is a {kind}, for which NF4 is not implemented under MLX. Use --quantisation affine.",
                 module=path,
                 kind=type(layer).__name__,
             )
@@ -291,7 +291,8 @@ def _affine(bits: int, device: Device) -> Callable[[str, Any], nn.Module]:
         if group is None:
             raise Unsupported(
                 msg(
-                    "{module} has {width} inputs; MLX quantises in groups of 64 or 32, which does not divide it. Use --precision bf16 or fp32",
+                    "{module} has {width} inputs; MLX quantises in groups of 64 or 32, neither of which divides it. Use "
+                    "--precision bf16 or fp32",
                     module=path,
                     width=width,
                 )

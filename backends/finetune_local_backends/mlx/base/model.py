@@ -68,8 +68,8 @@ class Model:
                 return self._paths[path]
         raise ModelError(
             msg(
-                "this model has no module called {name} under MLX. The adapter was made for another model, or MLX "
-                "keeps this part in another form: then use --backend torch.",
+                "this model has no module called {name} under MLX. The adapter belongs to another model, or MLX "
+                "stores this part in another form; in that case use --backend torch.",
                 name=name,
             )
         )
@@ -80,8 +80,8 @@ class Model:
         if place is None:
             raise ModelError(
                 msg(
-                    "this model has no weight called {name} under MLX. The adapter was made for another model, or MLX "
-                    "keeps this weight in another form: then use --backend torch.",
+                    "this model has no weight called {name} under MLX. The adapter belongs to another model, or MLX "
+                    "stores this weight in another form; in that case use --backend torch.",
                     name=name,
                 )
             )
@@ -101,7 +101,7 @@ class Model:
             if name.endswith(EMBEDDINGS):
                 return int(place.get().shape[0])
         raise Unsupported(
-            msg("MLX's class for this model has no embedding of a known name, so no prompt can be trained.")
+            msg("MLX's class for this model has no embedding with a known name, so no prompt can be trained.")
         )
 
     @property
@@ -147,7 +147,7 @@ class Model:
             raise Unsupported(
                 msg(
                     "a text of {tokens} tokens is longer than this model's sliding window of {window}, which MLX's class "
-                    "for it does not have. Lower --max-length or use --backend torch.",
+                    "for it does not implement. Lower --max-length or use --backend torch.",
                     tokens=length,
                     window=self.longest,
                 )

@@ -88,7 +88,7 @@ def whole_layers(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, Adap
         ):
             raise ModelError(
                 msg(
-                    "this model has no {module} of the shape {shape} under MLX.",
+                    "this model has no {module} of shape {shape} under MLX.",
                     module=target.module,
                     shape=shape_of(target),
                 )
@@ -96,7 +96,7 @@ def whole_layers(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, Adap
         if not mx.issubdtype(place.get().dtype, mx.floating):
             raise Unsupported(
                 msg(
-                    "{module} is held quantised under MLX, and the adapter has a copy of its own. Use --precision bf16.",
+                    "{module} is quantised under MLX, but the adapter has its own copy. Use --precision bf16.",
                     module=target.module,
                 )
             )

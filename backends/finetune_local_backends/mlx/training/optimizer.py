@@ -89,8 +89,8 @@ class AdamW:
         if wrong := sorted(set(expected) ^ set(state)):
             raise AdapterError(
                 msg(
-                    "the saved optimizer is of another kind or adapter: '{name}' and {number} more names do not match. "
-                    "Resume with the run's own settings, or start a new run from its adapter.",
+                    "the saved optimizer state belongs to another optimizer or adapter: '{name}' and {number} more names "
+                    "do not match. Resume with the run's own settings, or start a new run from its adapter.",
                     name=wrong[0],
                     number=len(wrong) - 1,
                 )

@@ -29,8 +29,8 @@ def check_known(model: Model) -> None:
     if not _files(model):
         raise Unsupported(
             msg(
-                "--attention shifted: MLX's class for this model computes attention in a way of its own, which "
-                "cannot be cut into groups. Use --attention full, or --backend torch."
+                "--attention shifted: MLX's class for this model computes attention in its own way, which cannot be "
+                "split into groups. Use --attention full, or --backend torch."
             )
         )
 
@@ -72,8 +72,8 @@ def _grouping(usual: Callable[..., mx.array], group: int) -> Callable[..., mx.ar
         if sinks is not None or queries.shape[2] != keys.shape[2]:
             raise Unsupported(
                 msg(
-                    "--attention shifted: this model's attention has more to it than queries, keys and values of equal "
-                    "length (such as sinks). Use --attention full."
+                    "--attention shifted: this model's attention uses more than queries, keys and values of equal length "
+                    "(such as sinks). Use --attention full."
                 )
             )
 

@@ -49,7 +49,7 @@ def writing(work: Sequence[tuple[Training[AdamW], MlxAdapter]], free: int) -> Ab
     if need > free:
         raise OutOfMemory(
             msg(
-                "there is not enough memory for the update of the weights: it takes about {need} GiB, and {free} GiB "
+                "there is not enough memory for the update of the weights: it needs about {need} GiB, and {free} GiB "
                 "are free.",
                 need=f"{need / 2**30:.1f}",
                 free=f"{free / 2**30:.1f}",

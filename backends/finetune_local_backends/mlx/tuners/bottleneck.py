@@ -60,7 +60,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
         if width not in (None, target.in_features):
             raise ModelError(
                 msg(
-                    "the adapter was made for a model {width} wide, but this one is {hidden}.",
+                    "the adapter was trained on a model of width {width}, but this one has width {hidden}.",
                     width=target.in_features,
                     hidden=width,
                 )

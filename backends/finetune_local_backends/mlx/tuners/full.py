@@ -59,7 +59,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ful
         if place is None:
             raise Unsupported(
                 msg(
-                    "MLX keeps {name} in another form than the model's files, so it cannot be trained here. Use "
+                    "MLX stores {name} in another form than the model's files, so it cannot be trained here. Use "
                     "--backend torch, or --method lora.",
                     name=name.removeprefix(PREFIX),
                 )
@@ -68,7 +68,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ful
         if not mx.issubdtype(stored.dtype, mx.floating):
             raise Unsupported(
                 msg(
-                    "{name} is held quantised, and such weights cannot be trained. Use --precision bf16, or --method "
+                    "{name} is quantised, and quantised weights cannot be trained. Use --precision bf16, or --method "
                     "qlora.",
                     name=name.removeprefix(PREFIX),
                 )
@@ -76,7 +76,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ful
         if tuple(stored.shape) != tuple(shape):
             raise AdapterError(
                 msg(
-                    "{name} has shape {shape}, but this model's is {other}: another base.",
+                    "{name} has shape {shape}, but this model's is {other}: the adapter belongs to another base.",
                     name=name,
                     shape=shape,
                     other=tuple(stored.shape),

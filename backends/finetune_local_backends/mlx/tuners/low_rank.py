@@ -185,8 +185,8 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
     if both := [module for module in whole if heads.get(module)]:
         raise ModelError(
             msg(
-                "{name} is trained whole and the head tied to it by an update, which cannot be done together under "
-                "MLX. Use --backend torch, or leave out the --target.",
+                "{name} is trained in full and the head tied to it by an update, which MLX cannot combine. Use "
+                "--backend torch, or remove the --target.",
                 name=both[0],
             )
         )

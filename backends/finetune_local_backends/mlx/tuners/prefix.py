@@ -48,8 +48,8 @@ class AttentionLayer(AdapterLayer):
         if not seen.read:
             raise Unsupported(
                 msg(
-                    "MLX's {kind} did not read the prefix, so training it would change nothing. Use --method prompt or "
-                    "lora, or --backend torch.",
+                    "MLX's {kind} ignores the prefix, so training it would change nothing. Use --method prompt or lora, "
+                    "or --backend torch.",
                     kind=type(base).__name__,
                 )
             )
@@ -132,7 +132,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
     if len(plan.targets) != blocks:
         raise AdapterError(
             msg(
-                "the prefix is for {layers} layers, but this model has {count}. Another base.",
+                "the prefix is for {layers} layers, but this model has {count}: it belongs to another base.",
                 layers=len(plan.targets),
                 count=blocks,
             )
@@ -158,9 +158,9 @@ def _check(model: Model, target: Target) -> None:
     if keys is not None and shape_of(keys.owner)[0] != wanted:
         raise ModelError(
             msg(
-                "keys of {module} are {width} wide in the base, but the prefix was made for {wanted}.",
+                "keys of {module} are {width} wide in the base, but the prefix was made for {expected}.",
                 module=target.module,
                 width=shape_of(keys.owner)[0],
-                wanted=wanted,
+                expected=wanted,
             )
         )

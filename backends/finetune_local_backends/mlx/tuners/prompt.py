@@ -76,7 +76,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
     if width != plan.targets[0].in_features:
         raise AdapterError(
             msg(
-                "the prompt's vectors have {width} numbers, but this model's embeddings {hidden}. It was made on "
+                "the prompt's vectors have {width} numbers, but this model's embeddings {hidden}. It was trained on "
                 "another base.",
                 width=plan.targets[0].in_features,
                 hidden=width,

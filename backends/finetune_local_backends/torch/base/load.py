@@ -87,8 +87,8 @@ def load_base(folder: Path, precision: Precision, device: Device, rope_factor: f
     if body is model or model.get_output_embeddings() is None:
         raise Unsupported(
             msg(
-                "{name}: models of type '{family}' have no separate head, so this version cannot train them. Pick a "
-                "model of another family.",
+                "{name}: models of type '{family}' have no separate head, so this version cannot train them. Choose "
+                "a model of another family.",
                 name=folder.name,
                 family=model.config.model_type,
             )
@@ -107,8 +107,8 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
     if isinstance(config.get_text_config(), dict):
         raise ModelError(
             msg(
-                "{folder}: config.json has a part for a language model (text_config), which a {family} model has "
-                "not. Copy the file again from where the model comes from.",
+                "{folder}: config.json has a part for a language model (text_config), which a {family} model does "
+                "not have. Copy the file again from the model's source.",
                 folder=folder,
                 family=config.model_type,
             )
@@ -116,7 +116,7 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
     if getattr(config, "quantization_config", None):
         raise ModelError(
             msg(
-                "{folder}: its weights are already quantised on disk. Take the unquantised model; --precision 4-bit "
+                "{folder}: its weights are already quantised on disk. Use the unquantised model; --precision 4-bit "
                 "quantises it while loading.",
                 folder=folder,
             )
@@ -180,9 +180,9 @@ def _try(model: Any, folder: Path, device: Device) -> None:
 def _said(folder: Path, error: Exception) -> Message:
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if isinstance(error, KeyError):
-        text = msg("it knows no {name}", name=text)
+        text = msg("it does not support {name}", name=text)
     return msg(
-        "{folder}: transformers cannot load it: {error}. Compare config.json with that of where the model comes from.",
+        "{folder}: transformers cannot load it: {error}. Compare config.json with the one at the model's source.",
         folder=folder,
         error=text[:300],
     )

@@ -61,7 +61,7 @@ def whole_layers(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter
             if not isinstance(weight, torch.Tensor) or tuple(weight.shape[first:]) != shape_of(target)[first:]:
                 raise ModelError(
                     msg(
-                        "the base has no {module} of the shape {shape}: another model.",
+                        "the base has no {module} of shape {shape}: the adapter belongs to another model.",
                         module=target.module,
                         shape=shape_of(target),
                     )

@@ -189,8 +189,8 @@ def place_at(base: Base, path: str) -> ModulePlace:
         if not isinstance(found, nn.Module):
             raise ModelError(
                 msg(
-                    "the base has no module {path}. The adapter was made for another model, or this family names its "
-                    "layers otherwise once loaded.",
+                    "the base has no module {path}. The adapter belongs to another model, or this family names its "
+                    "layers differently once loaded.",
                     path=path,
                 )
             )

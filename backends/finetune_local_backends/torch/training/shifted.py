@@ -66,8 +66,8 @@ def check_known(base: Base) -> None:
     if not _now.calls:
         raise Unsupported(
             msg(
-                "--attention shifted: models of type '{family}' compute attention in a way of their own, which "
-                "cannot be cut into groups. Use --attention full.",
+                "--attention shifted: models of type '{family}' compute attention in their own way, which cannot be "
+                "split into groups. Use --attention full.",
                 family=base.model.config.model_type,
             )
         )
@@ -88,8 +88,8 @@ def attention(
     if query.shape[2] != key.shape[2] or any(more.get(name) is not None for name in ("position_bias", "s_aux")):
         raise Unsupported(
             msg(
-                "--attention shifted: this model's attention has more to it than queries, keys and values of equal "
-                "length (such as sinks, or a bias by distance). Use --attention full."
+                "--attention shifted: this model's attention uses more than queries, keys and values of equal length "
+                "(such as sinks, or a distance bias). Use --attention full."
             )
         )
     _now.calls += 1

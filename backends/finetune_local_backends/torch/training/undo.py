@@ -63,7 +63,7 @@ def writing(work: Sequence[Written], device: torch.device) -> AbstractContextMan
     if not affordable(sum(_bytes(holder[key]) for holder, key in places), _free(device)):
         return all_or_nothing(None)
     try:
-        with memory.guard(msg("hold what a step is going to change")):
+        with memory.guard(msg("back up what a step changes")):
             undo = TorchUndo(work, places)
     except OutOfMemory:
         memory.release(device)

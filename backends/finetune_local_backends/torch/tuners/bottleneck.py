@@ -65,7 +65,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
         if hidden != target.in_features:
             raise ModelError(
                 msg(
-                    "the adapter was made for a model {width} wide, but this one is {hidden}.",
+                    "the adapter was trained on a model of width {width}, but this one has width {hidden}.",
                     width=target.in_features,
                     hidden=hidden,
                 )

@@ -89,7 +89,7 @@ def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Full
         if isinstance(base.layers.get(target.module.removesuffix(".weight")), QuantisedLinear):
             raise Unsupported(
                 msg(
-                    "{name} is held in {precision}, and such weights cannot be trained. Use --precision bf16, or "
+                    "{name} is stored in {precision}, and such weights cannot be trained. Use --precision bf16, or "
                     "--method qlora.",
                     name=target.module,
                     precision=base.precision,
@@ -100,7 +100,7 @@ def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Full
             found = msg("is missing") if weight is None else msg("is {shape}", shape=tuple(weight.shape))
             raise ModelError(
                 msg(
-                    "{module} {found} in the loaded base, but the adapter has it as {shape}.",
+                    "{module} {found} in the loaded base, but has shape {shape} in the adapter.",
                     module=target.module,
                     found=found,
                     shape=shape,

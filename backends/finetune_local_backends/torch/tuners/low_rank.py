@@ -231,7 +231,7 @@ def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) ->
             if not isinstance(own, torch.Tensor) or own.shape != (target.out_features,):
                 raise ModelError(
                     msg(
-                        "the base has no {module} of {count} numbers: another model.",
+                        "the base has no {module} of {count} numbers: the adapter belongs to another model.",
                         module=target.module,
                         count=target.out_features,
                     )

@@ -59,7 +59,7 @@ class AttentionLayer(AdapterLayer):
         if not {"attention_mask", "past_key_values"} <= kwargs.keys():
             raise Unsupported(
                 msg(
-                    "a {kind} takes its cache in a way that prefix tuning does not know here. Use --method prompt or "
+                    "a {kind} uses its cache in a way that prefix tuning does not support here. Use --method prompt or "
                     "lora.",
                     kind=type(base).__name__,
                 )
@@ -72,7 +72,7 @@ class AttentionLayer(AdapterLayer):
         if not cache.read:
             raise Unsupported(
                 msg(
-                    "a {kind} did not read the prefix, so training it would change nothing. Use --method prompt or lora.",
+                    "a {kind} ignores the prefix, so training it would change nothing. Use --method prompt or lora.",
                     kind=type(base).__name__,
                 )
             )
@@ -144,7 +144,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
     if len(plan.targets) != blocks:
         raise AdapterError(
             msg(
-                "the prefix is for {layers} layers, but this model has {count}. Another base.",
+                "the prefix is for {layers} layers, but this model has {count}: it belongs to another base.",
                 layers=len(plan.targets),
                 count=blocks,
             )
@@ -153,7 +153,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
     if len(rotary) != 1:
         raise Unsupported(
             msg(
-                "models of type '{family}' do not count positions in a way that prefix tuning knows here. Use "
+                "models of type '{family}' count positions in a way that prefix tuning does not support here. Use "
                 "--method prompt or lora.",
                 family=text.model_type,
             )
@@ -180,10 +180,10 @@ def _check(base: Base, target: Target) -> None:
     if found not in (None, wanted):
         raise ModelError(
             msg(
-                "keys of {module} are {width} wide in the base, but the prefix was made for {wanted}.",
+                "keys of {module} are {width} wide in the base, but the prefix was made for {expected}.",
                 module=target.module,
                 width=found,
-                wanted=wanted,
+                expected=wanted,
             )
         )
 

@@ -68,7 +68,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
     if width != plan.targets[0].in_features:
         raise AdapterError(
             msg(
-                "the prompt's vectors have {width} numbers, but this model's embeddings {hidden}. It was made on "
+                "the prompt's vectors have {width} numbers, but this model's embeddings {hidden}. It was trained on "
                 "another base.",
                 width=plan.targets[0].in_features,
                 hidden=width,

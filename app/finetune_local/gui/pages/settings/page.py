@@ -129,7 +129,7 @@ class SettingsPage:
         given = controls.given(field, value)
         wanted = field.default if given is None else given
         if name == "home" and wanted and not located(str(wanted)).is_dir():
-            raise SpecError(msg("{wanted}: there is no such folder. Make it first, or give another.", wanted=wanted))
+            raise SpecError(msg("{folder}: folder not found. Create it first, or choose another.", folder=wanted))
         if wanted == getattr(self.context.preferences, name):
             return {}
         self.context.prefer(**{name: wanted})
