@@ -32,7 +32,7 @@ class Event:
 
     def as_json(self) -> dict[str, Any]:
         """The line of events.jsonl: the fields, and the kind under "event"."""
-        return {"event": self.kind, **dataclasses.asdict(self)}
+        return {"event": self.kind, **vars(self)}  # the values are plain; asdict() would copy each of them
 
 
 _CHOSEN = ("setting", "value", "replaced", "reason")

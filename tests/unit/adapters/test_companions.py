@@ -62,6 +62,7 @@ def asked(base: Path, adapter: Path | None, chat: Sequence[dict[str, str]]) -> l
     return prompt_setup(base, adapter).tokenizer.prompt_ids([Message(**m) for m in chat])  # type: ignore[arg-type]
 
 
+@pytest.mark.engine  # compared with transformers
 def test_a_template_of_its_own_is_asked_with(tiny: Path, tmp_path: Path) -> None:
     adapter = saved(tiny, tmp_path / "a", template=TEMPLATE)
     for chat in CHATS:
@@ -70,6 +71,7 @@ def test_a_template_of_its_own_is_asked_with(tiny: Path, tmp_path: Path) -> None
     assert companions(tiny, adapter).sentences == ("its own chat template",)
 
 
+@pytest.mark.engine  # compared with transformers
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
 def test_a_template_alone_is_enough(tiny: Path, tmp_path: Path, name: str) -> None:
     adapter = made_adapter(tiny, tmp_path / "a", plain=True)
@@ -93,6 +95,7 @@ def test_copies_of_the_bases_files_change_nothing(tiny: Path, tmp_path: Path) ->
     assert not companions(tiny, adapter).differs and len(companions(tiny, adapter).files) == 4
 
 
+@pytest.mark.engine  # compared with transformers
 def test_files_saved_again_by_another_program_change_nothing(tiny: Path, tmp_path: Path) -> None:
     adapter = saved(tiny, tmp_path / "a")
     (adapter / "chat_template.jinja").write_text(CHATML.replace("{% endfor %}", "{%- endfor %}"), "utf-8")
@@ -100,6 +103,7 @@ def test_files_saved_again_by_another_program_change_nothing(tiny: Path, tmp_pat
     assert companions(tiny, adapter).sentences == () and companions(tiny, adapter).files
 
 
+@pytest.mark.engine  # compared with transformers
 def test_added_tokens_are_one_token_each(tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", "qwen2", vocab=390)  # of its 390 rows the tokenizer uses 380
     names = ["<|user|>", "<|bot|>"]
@@ -131,6 +135,7 @@ def renamed(base: Path, adapter: Path, names: dict[str, str]) -> None:
         (adapter / file).write_text(text, "utf-8")
 
 
+@pytest.mark.engine  # compared with transformers
 def test_renamed_tokens_and_another_end(tiny: Path, tmp_path: Path) -> None:
     adapter = made_adapter(tiny, tmp_path / "a", plain=True)
     renamed(tiny, adapter, {"<|im_start|>": "<|turn|>", "<|im_end|>": "<|over|>"})
@@ -181,6 +186,7 @@ def test_a_token_marked_as_text_shows_in_answers(tiny: Path, tmp_path: Path) -> 
     assert tokenizer_of(tiny, adapter).text([1]) == "<|im_start|>" and tokenizer_of(tiny).text([1]) == ""
 
 
+@pytest.mark.engine  # compared with transformers
 def test_a_token_without_a_row_is_told_and_never_read(tmp_path: Path) -> None:
     """Trainers add a token for padding and leave the model as it is: transformers ends with an IndexError where a text has it."""
     base = ModelFolder.open(tiny_model(tmp_path / "base", vocab=380))
@@ -204,6 +210,7 @@ def test_a_token_without_a_row_is_told_and_never_read(tmp_path: Path) -> None:
         attach(ToySession(380), base, tokenizer_of(base.path, adapter), adapter, "a")
 
 
+@pytest.mark.engine  # compared with transformers
 def test_the_library_says_what_an_adapter_brings(tiny: Path, tmp_path: Path, home: Home) -> None:
     entry = manage.bring_in(saved(tiny, tmp_path / "mine", template=TEMPLATE), home)
     assert set(entry.describe()["beside"]) >= {"tokenizer.json", "chat_template.jinja"}
@@ -216,6 +223,7 @@ def test_the_library_says_what_an_adapter_brings(tiny: Path, tmp_path: Path, hom
     assert brings(made_adapter(tiny, tmp_path / "plain"), home) == []
 
 
+@pytest.mark.engine  # compared with transformers
 def test_files_written_anew_are_read_anew(tiny: Path, tmp_path: Path) -> None:
     adapter = saved(tiny, tmp_path / "a", template=TEMPLATE)
     before = tokenizer_of(tiny, adapter)

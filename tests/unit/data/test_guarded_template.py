@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 
 import pytest
@@ -17,14 +17,18 @@ CHAT = [Message("user", "question"), Message("assistant", "answer")]
 GOOD = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit that a test can wait for."""
+@pytest.fixture(scope="module")
+def child() -> Iterator[Guarded]:
+    """A process for all tests, with a limit that they can wait for."""
     child = Guarded("finetune_local.data.encoding.rendering", Limits(0.5, 400 * 2**20))
+    yield child
+    child.close()
+
+
+@pytest.fixture(autouse=True)
+def _quick(child: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guarded_template, "_child", child)
     monkeypatch.setattr(guarded_template, "SECONDS", 0.5)
-    yield
-    child.close()
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -93,6 +95,14 @@ class Speed:
         return Transfer(done, self.total, rate, (self.total - done) / rate)
 
 
+@cache
+def _certificates() -> ssl.SSLContext:
+    """The certificates that a server is checked against, read once: it takes as long as a request."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
 class Client:
     """An HTTP client that sends the token to the endpoint's host only and turns failures into sentences."""
 
@@ -113,7 +123,8 @@ class Client:
             )
         self.endpoint, self.host, self.token = endpoint.rstrip("/"), parts.netloc, token
         self._pause = pause
-        self._http = httpx.Client(timeout=httpx.Timeout(30.0, connect=15.0), headers={"User-Agent": "finetune-local"})
+        timeout, headers = httpx.Timeout(30.0, connect=15.0), {"User-Agent": "finetune-local"}
+        self._http = httpx.Client(timeout=timeout, headers=headers, verify=_certificates())
 
     def close(self) -> None:
         """Close its connections."""
