@@ -12,10 +12,12 @@ for a target.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from finetune_local.spec.batch import Floats
+from finetune_local.spec.low_rank.full_copies import kind_of
+from finetune_local.spec.tuners import PREFIX
 from finetune_local.system.errors import AdapterError
 from finetune_local.system.messages import msg
 
@@ -155,3 +157,9 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, F
                     expected=shape,
                 )
             )
+
+
+def shared_with(name: str, names: Collection[str], tensors: Mapping[str, Floats]) -> list[str]:
+    """The other names under which an adapter has the same array of a table."""
+    tables = [other for other in names if kind_of(other.removeprefix(PREFIX)) in ("embeddings", "heads")]
+    return [other for other in tables if name in tables and other != name and tensors[other] is tensors[name]]

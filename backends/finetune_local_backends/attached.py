@@ -11,9 +11,8 @@ from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.tuners import Source, VirtualIds, trainable_parameters, tuner_of
 from finetune_local.spec.value_head import VALUE_HEAD, initial_value_head
-from finetune_local.system.errors import Unsupported
+from finetune_local.system.errors import AdapterError, Unsupported
 from finetune_local.system.messages import msg
-from finetune_local_backends import refusals
 from finetune_local_backends.adapter import Adapter, check_tensors
 
 Attached = TypeVar("Attached", bound=Adapter[Any])
@@ -41,7 +40,7 @@ class AttachedAdapters(ABC, Generic[Attached]):
     ) -> int:
         """See Session."""
         if name in self._plans:
-            raise refusals.taken(name)
+            raise AdapterError(msg("an adapter called '{name}' is already in memory. Detach it first.", name=name))
         tuner, head = tuner_of(plan), None
         if tensors is not None:
             if VALUE_HEAD in tensors:
@@ -141,7 +140,10 @@ class AttachedAdapters(ABC, Generic[Attached]):
 
     def _adapter(self, name: str) -> Attached:
         if name not in self._adapters:
-            raise refusals.unknown(name, self._adapters)
+            names = ", ".join(self._adapters) or msg("none")
+            raise AdapterError(
+                msg("no adapter called '{name}' is in memory. In memory: {names}.", name=name, names=names)
+            )
         return self._adapters[name]
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.backend import Decoder, Device, Gap, StepRequest, StepResult
+from finetune_local.spec.base.config import windows
 from finetune_local.spec.batch import Batch, Floats, ValueKind
 from finetune_local.spec.numerics.shifted import check_shifted, group_of
 from finetune_local.spec.objectives import Objective
@@ -26,9 +27,7 @@ from finetune_local.system.messages import msg
 from finetune_local_backends.adapter import LayeredAdapter
 from finetune_local_backends.attached import Attached, AttachedAdapters
 from finetune_local_backends.multi_adapter import Rows, SplitLayer, check_plans, rounds, rows_split
-from finetune_local_backends.noise import batch_noise
-from finetune_local_backends.virtual import batch_with, mean_over_ensemble
-from finetune_local_backends.windows import windows
+from finetune_local_backends.virtual import batch_noise, batch_with, mean_over_ensemble
 
 TRACKER = "tracker:"
 """What stands before a tracker's entries in an optimizer's saved state."""

@@ -1,4 +1,6 @@
-"""Virtual tokens: ids past the vocabulary that stand for the trained rows of a prompt, put before every text.
+"""Virtual tokens and NEFTune's noise, which change what a base reads of a batch.
+
+Virtual tokens are ids past the vocabulary that stand for the trained rows of a prompt, put before every text.
 
 Row i of prompt m is the id vocabulary + count·m + i; a tuner's file in a backend's tuners/ turns these ids into vectors. For a
 prompt ensemble a batch is repeated, one block of rows for each prompt, so that one pass of the base computes all.
@@ -12,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_local.spec.batch import Batch, Floats
+from finetune_local.spec.initial import row_noise
 from finetune_local.spec.tuners import VirtualIds
 
 
@@ -43,3 +46,17 @@ def mean_over_ensemble(values: npt.NDArray[np.float32], ensemble_size: int) -> F
         return values
     mean: Floats = values.reshape(ensemble_size, -1).mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
+
+
+def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, virtual: VirtualIds) -> Floats | None:
+    """(ensemble_size·rows, count + length, width) for a batch without virtual tokens; zero on padding and on virtual tokens.
+
+    `alphas` are those of the rows; None where all are zero. Every prompt of an ensemble sees a row with the same noise.
+    """
+    if not any(alphas):
+        return None
+    noise = np.zeros((len(batch.ids), virtual.count + batch.ids.shape[1], width), np.float32)
+    for row, (length, alpha) in enumerate(zip(batch.lengths, alphas, strict=True)):
+        if alpha:
+            noise[row, virtual.count : virtual.count + length] = row_noise(seed, batch.ids[row, :length], width, alpha)
+    return np.tile(noise, (virtual.ensemble_size, 1, 1))

@@ -18,7 +18,7 @@ from tasks import batch_of, plan_of
 
 import mlx.core as mx  # isort: skip # after mlx_tools, which skips this file where MLX is not installed
 
-from finetune_local_backends.mlx.training import dynamic8 as mlx_dynamic8  # isort: skip
+from finetune_local_backends.mlx import kernels as mlx_dynamic8  # isort: skip
 from finetune_local_backends.mlx.training import moments  # isort: skip
 from finetune_local_backends.mlx.device import start  # isort: skip
 from finetune_local_backends.mlx.training.optimizer import AdamW  # isort: skip
@@ -65,16 +65,16 @@ def test_indices_and_ranges_are_those_of_bitsandbytes(count: int, signed: bool) 
         values = np.abs(values)
     codes, state = functional.quantize_blockwise(torch.from_numpy(values.copy()), table, blocksize=256)
     back = functional.dequantize_blockwise(codes, state).numpy()
-    indices, ranges = mlx_dynamic8.quantise(mx.array(values), signed)
+    indices, ranges = mlx_dynamic8.quantise_8bit(mx.array(values), signed)
     for found, far in ((dynamic8.quantise(values, signed), "numpy"), ((np.array(indices), np.array(ranges)), "mlx")):
         np.testing.assert_array_equal(found[0], codes.numpy(), err_msg=far)
         np.testing.assert_array_equal(found[1], state.absmax.numpy(), err_msg=far)
-    np.testing.assert_array_equal(np.array(mlx_dynamic8.dequantise(indices, ranges, signed)), back)
+    np.testing.assert_array_equal(np.array(mlx_dynamic8.dequantise_8bit(indices, ranges, signed)), back)
 
 
 def test_ranges_too_small_to_divide_by_are_zero() -> None:
-    indices, ranges = mlx_dynamic8.quantise(mx.array(np.full(300, 1e-40, np.float32)))
-    np.testing.assert_array_equal(np.array(mlx_dynamic8.dequantise(indices, ranges)), np.zeros(300))
+    indices, ranges = mlx_dynamic8.quantise_8bit(mx.array(np.full(300, 1e-40, np.float32)))
+    np.testing.assert_array_equal(np.array(mlx_dynamic8.dequantise_8bit(indices, ranges)), np.zeros(300))
 
 
 def test_twenty_updates_are_those_of_bitsandbytes() -> None:

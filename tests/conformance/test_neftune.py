@@ -15,7 +15,7 @@ from finetune_local.spec.initial import row_noise
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.spec.tuners import VirtualIds
 from finetune_local.system.paths import Home
-from finetune_local_backends.noise import batch_noise
+from finetune_local_backends.virtual import batch_noise
 from tasks import batch_of, pieces, plan_of
 from tiny import HIDDEN, tiny_model
 from training import assert_same, losses, ready_of, result, train

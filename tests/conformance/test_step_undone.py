@@ -156,7 +156,7 @@ def test_what_cannot_be_taken_back_is_not_tried_again(
     backend: Backend, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model too large to be held twice: the error is none that the loop answers with smaller pieces."""
-    monkeypatch.setattr(f"finetune_local_backends.{backend.name}.training.undo.affordable", lambda *_: False)
+    monkeypatch.setattr(f"finetune_local_backends.{backend.name}.training.optimizer.affordable", lambda *_: False)
     ours = begun(backend, tiny, "full")
     place, name = writes(backend, "adamw")[1]
     with failing(place, name, 1, MemoryError(MEMORY)), pytest.raises(RunError, match="Resume the run") as caught:

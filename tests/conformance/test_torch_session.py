@@ -24,9 +24,9 @@ from finetune_local.spec.objectives import Objective
 from finetune_local.spec.run import TrainingSettings
 from finetune_local.spec.tuners import tuners
 from finetune_local.system.errors import AdapterError, ModelError, OutOfMemory, Unsupported
-from finetune_local_backends.torch import head as head_module
+from finetune_local_backends.torch import decoder as head_module
 from finetune_local_backends.torch import session
-from finetune_local_backends.torch.gaps import GAPS
+from finetune_local_backends.torch.device import GAPS
 from finetune_local_backends.torch.layers import wrapped
 from tasks import batch_of, pieces, plan_of
 from tiny import FAMILIES, MORE_FAMILIES, tiny_model

@@ -12,7 +12,7 @@ from finetune_local.spec.run import Precision, Quantisation
 from finetune_local.system.machine import library_versions
 from finetune_local.system.messages import Message, msg
 from finetune_local_backends.mlx import blas, device
-from finetune_local_backends.mlx.gaps import GAPS
+from finetune_local_backends.mlx.device import GAPS
 
 INSTALL = msg('Install it with: pip install "finetune-local[mlx]"')
 

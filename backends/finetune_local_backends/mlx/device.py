@@ -1,4 +1,7 @@
-"""The devices MLX computes on, and what must be set before it is imported. Imports MLX only in start()."""
+"""The devices MLX computes on, what must be set before it is imported, and what it cannot do (GAPS).
+
+Imports MLX only in start().
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,17 @@ import platform
 import subprocess
 from collections.abc import Iterator
 
-from finetune_local.backend import Device
+from finetune_local.backend import Device, Gap
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.messages import msg
 from finetune_local_backends.mlx import blas
+
+_PAGED = msg("MLX has no paged optimizer states: CPU and GPU share one memory, so there is nothing to page to")
+
+GAPS: tuple[Gap, ...] = (
+    Gap("training.optimizer", "paged-adamw", "", _PAGED, "adamw"),
+    Gap("training.optimizer", "paged-adamw-8bit", "", _PAGED, "adamw-8bit"),
+)
 
 
 def devices() -> list[Device]:

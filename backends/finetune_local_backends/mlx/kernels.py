@@ -1,14 +1,19 @@
-"""The hot path: the low-rank product, quantised layers on a CPU, the head's log-probabilities, checkpointed blocks."""
+"""The hot path: the low-rank product, log-probabilities of the head, checkpointed blocks, the dynamic 8-bit type."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from finetune_local.spec.numerics.dynamic8 import BLOCK, STEPS, levels, step_indices
+
 Tree = dict[str, mx.array]
+
+_LEAST = 1e-38  # of a range whose inverse is a number; below it a GPU has only 0
 
 
 def low_rank(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:
@@ -102,3 +107,29 @@ def _checkpointed(
         return mx.checkpoint(inner)(current(number), list(arrays.values()))
 
     return type(f"Checkpointed{usual.__name__}", (usual,), {"__call__": call})
+
+
+def quantise_8bit(values: mx.array, signed: bool = True) -> tuple[mx.array, mx.array]:
+    """Values (n,) fp32 to indices into levels() (n,) uint8 and the largest magnitude of each block, (⌈n/256⌉,)."""
+    blocks = mx.pad(values, (0, -values.size % BLOCK)).reshape(-1, BLOCK)
+    largest = mx.abs(blocks).max(axis=1)
+    ranges = mx.where(largest > _LEAST, largest, 0.0)
+    normed = mx.clip(blocks * (1 / mx.maximum(largest, _LEAST))[:, None], -1, 1)
+    normed = mx.where(ranges[:, None] > 0, normed, -1.0)
+    places = ((normed + 1) * 0.5 * float(STEPS - 1) + 0.5).astype(mx.uint16)
+    return _indices_8bit(signed)[places].reshape(-1)[: values.size], ranges
+
+
+def dequantise_8bit(indices: mx.array, ranges: mx.array, signed: bool = True) -> mx.array:
+    """The values (n,) fp32 of indices (n,) and ranges (⌈n/256⌉,)."""
+    return _levels_8bit(signed)[indices] * mx.repeat(ranges, BLOCK)[: indices.size]
+
+
+@cache
+def _levels_8bit(signed: bool) -> mx.array:
+    return mx.array(levels(signed))
+
+
+@cache
+def _indices_8bit(signed: bool) -> mx.array:
+    return mx.array(step_indices(signed))

@@ -20,18 +20,16 @@ from finetune_local.spec.value_head import VALUE_HEAD
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.messages import msg
 from finetune_local_backends.mlx import kernels, memory
-from finetune_local_backends.mlx.base.model import Model
+from finetune_local_backends.mlx.base.model import Model, noisy
 from finetune_local_backends.mlx.decoder import MlxDecoder
-from finetune_local_backends.mlx.gaps import GAPS
-from finetune_local_backends.mlx.layers.split import SplitLayer
-from finetune_local_backends.mlx.measure import update_sizes
+from finetune_local_backends.mlx.device import GAPS
+from finetune_local_backends.mlx.layers.wrapped import SplitLayer
 from finetune_local_backends.mlx.ops import OPS
-from finetune_local_backends.mlx.training.noisy import noisy
-from finetune_local_backends.mlx.training.optimizer import AdamW
+from finetune_local_backends.mlx.training.optimizer import AdamW, writing
 from finetune_local_backends.mlx.training.passes import Pass, norm_of, numbered
 from finetune_local_backends.mlx.training.shifted import check_known, shifted
-from finetune_local_backends.mlx.training.undo import writing
 from finetune_local_backends.mlx.tuners import MlxAdapter
+from finetune_local_backends.mlx.tuners.low_rank import update_sizes
 from finetune_local_backends.multi_adapter import joined
 from finetune_local_backends.readout import Part, Positions, losses, parts_of, positions
 from finetune_local_backends.session_base import SessionBase, Training, check_optimizer

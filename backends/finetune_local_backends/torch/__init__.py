@@ -13,7 +13,7 @@ from finetune_local.system.errors import Unsupported
 from finetune_local.system.machine import library_versions
 from finetune_local.system.messages import Message, msg
 from finetune_local_backends.torch import device as devices
-from finetune_local_backends.torch.gaps import AFFINE, GAPS
+from finetune_local_backends.torch.device import AFFINE, GAPS
 
 # By default OpenMP's threads spin for milliseconds while they wait for each other. Where another program takes one core, every
 # one of the thousands of waits in a step then costs a time slice: 29 tokens/s were measured where 337 are possible. A short

@@ -1,4 +1,8 @@
-"""Which device to compute on, and notes about it. Imports torch only where a card may be in use."""
+"""Which device to compute on, notes about it, and what torch cannot do there (GAPS).
+
+Imports torch only where a card may be in use. Full training on a quantised base is refused by tuners/full.py, since it is a
+combination of two settings and not the value of one.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,24 @@ from pathlib import Path
 
 import psutil
 
-from finetune_local.backend import Device
+from finetune_local.backend import Device, Gap
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import Message, msg
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Instructions with which bf16 products are two to four times as fast as fp32 ones; without them they are emulated."""
+
+OPTIMIZER = "training.optimizer"
+
+_PAGED = msg("paging moves optimizer states between a card and the machine's memory, and here both are the same")
+
+AFFINE = msg("bitsandbytes, which quantises for torch, has no affine 4-bit groups; only MLX has them")
+
+GAPS: tuple[Gap, ...] = (
+    Gap("model.quantisation", "affine", "", AFFINE, "nf4"),
+    Gap(OPTIMIZER, "paged-adamw", "cpu", _PAGED, "adamw"),
+    Gap(OPTIMIZER, "paged-adamw-8bit", "cpu", _PAGED, "adamw-8bit"),
+)
 
 
 @cache

@@ -24,19 +24,16 @@ from finetune_local_backends.multi_adapter import Rows, joined
 from finetune_local_backends.readout import losses, parts_of, positions
 from finetune_local_backends.session_base import SessionBase, Training, check_optimizer
 from finetune_local_backends.torch import memory
-from finetune_local_backends.torch.base.load import Base
+from finetune_local_backends.torch.base.load import Base, noisy
 from finetune_local_backends.torch.base.quantised import QuantisedLinear
-from finetune_local_backends.torch.decoder import TorchDecoder
-from finetune_local_backends.torch.gaps import GAPS
-from finetune_local_backends.torch.head import Head
-from finetune_local_backends.torch.layers.split import SplitLayer
-from finetune_local_backends.torch.measure import update_sizes
+from finetune_local_backends.torch.decoder import Head, TorchDecoder
+from finetune_local_backends.torch.device import GAPS
+from finetune_local_backends.torch.layers.wrapped import SplitLayer
 from finetune_local_backends.torch.ops import TorchOps
-from finetune_local_backends.torch.training.noisy import noisy
-from finetune_local_backends.torch.training.optimizer import Optimizer, finite
+from finetune_local_backends.torch.training.optimizer import Optimizer, Written, finite, writing
 from finetune_local_backends.torch.training.shifted import check_known, shifted
-from finetune_local_backends.torch.training.undo import Written, writing
 from finetune_local_backends.torch.tuners import TorchAdapter, tensor
+from finetune_local_backends.torch.tuners.low_rank import update_sizes
 from finetune_local_backends.virtual import row_with
 
 

@@ -349,3 +349,14 @@ def _nan_in(config: Mapping[str, Any]) -> str | None:
         elif isinstance(value, list):
             waiting += [(place, inner) for inner in value]
     return None
+
+
+def windows(text: Mapping[str, Any], layers: int) -> list[int | None]:
+    """Positions that a query sees in each layer, itself included; None where it sees all. `text` is a config's text part."""
+    window = text.get("sliding_window")
+    if not isinstance(window, int) or window <= 0 or text.get("use_sliding_window") is False:
+        return [None] * layers
+    types = text.get("layer_types")
+    if not types:
+        return [window] * layers
+    return [window if kind == "sliding_attention" else None for kind in types]

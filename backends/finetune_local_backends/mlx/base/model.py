@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import Target
 from finetune_local.spec.targets import HEADS
 from finetune_local.system.errors import ModelError, Unsupported
@@ -235,3 +237,29 @@ def _walk(owner: Any, prefix: str) -> Iterator[tuple[str, Place, Any]]:
             yield path, Place(owner, key), value
         if isinstance(value, nn.Module | dict | list | tuple):
             yield from _walk(value, path)
+
+
+def embedding(model: Model) -> Any:
+    """The module at the embedding's place, wrapped or not."""
+    place = next(place for name, place in model.weights.items() if name.endswith(EMBEDDINGS))
+    return model.modules[id(place.owner)].get()
+
+
+@contextmanager
+def noisy(model: Model, noise: Floats | None) -> Iterator[None]:
+    """Within it `noise` (rows, length or more, d) is added to the embedding's output; None: nothing is."""
+    if noise is None:
+        yield
+        return
+    module, added = embedding(model), mx.array(noise)
+    usual: Any = type(module)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> mx.array:
+        output: mx.array = usual.__call__(self, *args, **kwargs)
+        return output + added[:, : output.shape[1]].astype(output.dtype)
+
+    module.__class__ = type(f"Noisy{usual.__name__}", (usual,), {"__call__": call})
+    try:
+        yield
+    finally:
+        module.__class__ = usual

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from finetune_local.spec.numerics import nf4
-from finetune_local_backends.mlx.training import dynamic8
+from finetune_local_backends.mlx import kernels
 
 
 class CpuQuantizedLinear(nn.QuantizedLinear):
@@ -55,7 +55,7 @@ class Nf4Linear(nn.Module):
 
     def dense(self, dtype: mx.Dtype) -> mx.array:
         """The weight (out, in), computed in fp32 and rounded to `dtype`."""
-        scales = dynamic8.dequantise(self.scales, self.ranges) + self.offset
+        scales = kernels.dequantise_8bit(self.scales, self.ranges) + self.offset
         blocks = _pairs()[self.weight].reshape(-1, nf4.BLOCK) * scales[:, None]
         size = self.out_features * self.in_features
         return blocks.reshape(-1)[:size].reshape(self.out_features, self.in_features).astype(dtype)

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import mlx.core as mx
 
 from finetune_local.spec.numerics.dynamic8 import BLOCK
-from finetune_local_backends.mlx.training.dynamic8 import dequantise, quantise
+from finetune_local_backends.mlx.kernels import dequantise_8bit, quantise_8bit
 
 MEAN, SQUARE = "exp_avg.", "exp_avg_sq."
 MEAN_RANGES, SQUARE_RANGES = "exp_avg_absmax.", "exp_avg_sq_absmax."
@@ -141,6 +141,6 @@ def new_moments(parameter: mx.array, eight_bit: bool) -> Moments:
 def _advance(now: list[mx.array], gradient: mx.array, step: Step) -> list[mx.array]:
     """The parameter, indices and ranges of the mean, those of the square, after the update; all flat."""
     parameter, mean, mean_ranges, square, square_ranges = now
-    means, squares = dequantise(mean, mean_ranges), dequantise(square, square_ranges, signed=False)
+    means, squares = dequantise_8bit(mean, mean_ranges), dequantise_8bit(square, square_ranges, signed=False)
     parameter, means, squares = step.advance(parameter, gradient, means, squares)
-    return [parameter, *quantise(means), *quantise(squares, signed=False)]
+    return [parameter, *quantise_8bit(means), *quantise_8bit(squares, signed=False)]

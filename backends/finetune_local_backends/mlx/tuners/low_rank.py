@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
-from finetune_local.spec.batch import Floats
+from finetune_local.spec.batch import Batch, Floats
 from finetune_local.spec.low_rank.full_copies import is_full_copy
 from finetune_local.spec.low_rank.peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
 from finetune_local.spec.low_rank.settings import SMALLEST_NORM, LowRankSettings
@@ -21,6 +22,7 @@ from finetune_local_backends.mlx import kernels
 from finetune_local_backends.mlx.base.model import Model, Place, dense_weight
 from finetune_local_backends.mlx.layers.whole import whole_layers
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
+from finetune_local_backends.mlx.tuners import MlxAdapter
 
 
 class LowRankLayer(AdapterLayer):
@@ -237,3 +239,33 @@ def _tied_to(model: Model, head: str) -> str | None:
 def _with_bias(y: mx.array, base: Any, bias: mx.array) -> mx.array:
     moved: mx.array = y + (bias - base.bias.astype(mx.float32)).astype(y.dtype)
     return moved
+
+
+class _Measured(AdapterLayer):
+    """A layer that also adds up what it does at the real tokens. `real` (rows, length, 1) bool."""
+
+    def __init__(self, layer: LowRankLayer, real: mx.array) -> None:
+        super().__init__(layer.module, {})
+        self.layer, self.real, self.size = layer, real, mx.array(0.0)
+
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
+        """As the layer. ‖B·i‖² = i·(BᵀB)·i with i = A·x, so that nothing of the output's width is made."""
+        a, b = self.layer.factors()
+        inner = mx.where(self.real, x.astype(mx.float32) @ a.T, 0.0)
+        self.size = self.size + ((inner @ (b.T @ b)) * inner).sum() * self.layer.scale**2
+        return self.layer(base, x)
+
+
+def update_sizes(model: Model, adapter: MlxAdapter, batch: Batch) -> dict[str, float]:
+    """See Session. `adapter` is the active one; layers that are no low-rank updates are left out."""
+    real = mx.array(np.arange(batch.ids.shape[1]) < batch.lengths[:, None])[..., None]
+    wrapped = adapter.wrapped if isinstance(adapter, MlxLayers) else []
+    measured = [(module, _Measured(layer, real)) for module, layer in wrapped if isinstance(layer, LowRankLayer)]
+    try:
+        for module, layer in measured:
+            module.layers.layer = layer
+        mx.eval(model.hidden(mx.array(batch.ids.astype(np.int32))), [layer.size for _, layer in measured])
+    finally:
+        for module, layer in measured:
+            module.layers.layer = layer.layer
+    return {layer.module: float(np.array(layer.size)) for _, layer in measured}

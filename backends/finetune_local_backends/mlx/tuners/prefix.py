@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from finetune_local.spec.base.config import windows
 from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.tuners import tuner_of
@@ -20,7 +21,6 @@ from finetune_local.system.errors import AdapterError, ModelError, Unsupported
 from finetune_local.system.messages import msg
 from finetune_local_backends.mlx.base.model import Model, shape_of
 from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
-from finetune_local_backends.windows import windows
 
 
 class AttentionLayer(AdapterLayer):

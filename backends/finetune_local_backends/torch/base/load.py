@@ -19,6 +19,7 @@ from finetune_local.spec.base.config import read_base_config
 from finetune_local.spec.base.files import check_finite, weight_files
 from finetune_local.spec.base.misfits import explain, not_finite
 from finetune_local.spec.base.weights import PLAIN
+from finetune_local.spec.batch import Floats
 from finetune_local.spec.numerics.rope import stretched
 from finetune_local.spec.run import Precision
 from finetune_local.spec.targets import block_of
@@ -243,3 +244,25 @@ def _quiet() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+@contextmanager
+def noisy(base: Base, noise: Floats | None) -> Iterator[None]:
+    """Within it `noise` (rows, length or more, d) is added to the embedding's output; None: nothing is.
+
+    Some families multiply inside the embedding (Gemma), others after it: the noise is that of the matrix's rows in both.
+    """
+    if noise is None:
+        yield
+        return
+    added = torch.from_numpy(noise).to(base.place)
+
+    def hook(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        factor = getattr(module, "embed_scale", 1.0)
+        return output + (added[:, : output.shape[1]] * factor).to(output.dtype)
+
+    handle = base.model.get_input_embeddings().register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

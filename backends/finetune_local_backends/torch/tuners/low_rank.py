@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from finetune_local.spec.batch import Floats
+from finetune_local.spec.batch import Batch, Floats
 from finetune_local.spec.low_rank.full_copies import is_full_copy
 from finetune_local.spec.low_rank.peft import A0, B0, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, A, B, bias_name
 from finetune_local.spec.low_rank.settings import LowRankSettings
@@ -30,6 +31,7 @@ from finetune_local_backends.torch.layers.wrapped import (
     linear_at,
     module_at,
 )
+from finetune_local_backends.torch.tuners import TorchAdapter
 
 
 @dataclass(frozen=True)
@@ -267,3 +269,35 @@ def _check_embedding(base: Base, target: Target) -> None:
 def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> TorchLayers:
     """See adapter.py."""
     return attach_layers(base, plan, tensors, _place)
+
+
+class _Measured(AdapterLayer):
+    """A layer that also adds up what it does at the real tokens. `real` (rows, length) bool."""
+
+    def __init__(self, layer: LowRankLayer, real: torch.Tensor) -> None:
+        super().__init__()
+        self.layer, self.real, self.size = layer, real, 0.0
+
+    def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """As the layer. ‖B·i‖² = i·(BᵀB)·i with i = A·x, so that nothing of the output's width is made."""
+        a, b = self.layer.factors()
+        inner = x.reshape(-1, x.shape[-1])[self.real.flatten()].to(a.dtype) @ a.t()
+        self.size += float(((inner @ (b.t() @ b)) * inner).sum()) * self.layer.scale**2
+        result: torch.Tensor = self.layer(base, x)
+        return result
+
+
+@torch.no_grad()
+def update_sizes(base: Base, adapter: TorchAdapter, batch: Batch) -> dict[str, float]:
+    """See Session. `adapter` is the active one; layers that are no low-rank updates are left out."""
+    real = torch.from_numpy(np.arange(batch.ids.shape[1]) < batch.lengths[:, None]).to(base.place)
+    wrapped = adapter.wrapped if isinstance(adapter, TorchLayers) else []
+    measured = [(module, _Measured(layer, real)) for module, layer in wrapped if isinstance(layer, LowRankLayer)]
+    try:
+        for module, layer in measured:
+            module.layers.layer = layer
+        base.body(input_ids=torch.from_numpy(batch.ids.astype(np.int64)).to(base.place), use_cache=False)
+    finally:
+        for module, layer in measured:
+            module.layers.layer = layer.layer
+    return {layer.layer.module: layer.size for _, layer in measured}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_local.spec.base.config import windows
 from finetune_local.spec.batch import Floats
 from finetune_local.spec.plan import AdapterPlan, Target
 from finetune_local.spec.targets import block_of
@@ -22,7 +23,6 @@ from finetune_local.system.errors import AdapterError, ModelError, Unsupported
 from finetune_local.system.messages import msg
 from finetune_local_backends.torch.base.load import Base
 from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLayers, attach_layers, bare, module_at
-from finetune_local_backends.windows import windows
 
 
 class _Places:
