@@ -69,7 +69,7 @@ LIMITS: dict[str, int] = {
     "app/finetune_local/data": 2,
     "app/finetune_local/evaluation": 1,
     "app/finetune_local/export": 17,
-    "app/finetune_local/gui": 89,
+    "app/finetune_local/gui": 31,
     "app/finetune_local/inference": 4,
     "app/finetune_local/models": 1,
     "app/finetune_local/runtime": 7,

@@ -90,8 +90,8 @@ def test_open_fields_tell_what_they_come_to(made: Form) -> None:
 
 def test_a_list_is_typed_with_commas_or_lines() -> None:
     field = form.fields()["method.targets"]
-    assert controls.given(field, "q_proj, v_proj\no_proj ,") == ["q_proj", "v_proj", "o_proj"]
-    assert controls.given(field, "  ") is None
+    assert controls.setting_value(field, "q_proj, v_proj\no_proj ,") == ["q_proj", "v_proj", "o_proj"]
+    assert controls.setting_value(field, "  ") is None
 
 
 def test_the_objective_is_one_control_and_brings_its_settings(made: Form) -> None:

@@ -48,7 +48,7 @@ def test_rows_come_with_their_tokens(many: dict[str, Any], home: Home, tiny: Pat
 def test_a_long_look_tells_of_its_first_rows_and_can_be_left(
     many: dict[str, Any], home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(inspect, "PROGRESS_SECONDS", 0.0)
     first = RecordedRequest(leave_after=10, settings=many, model="", what="all")
     left = inspect.answer(first, home)
     assert not left["complete"] and 0 < left["report"]["used"] < 1000

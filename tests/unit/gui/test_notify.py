@@ -64,7 +64,7 @@ def test_it_tells_what_ends_while_it_runs_where_that_is_wanted(monkeypatch: pyte
     monkeypatch.setattr(notify, "notify", lambda *words: told.append(words))
     monkeypatch.setattr(notify, "SECONDS", 0.01)
     ended = [ended_run(1, "before", Status.FINISHED)]
-    endings = SimpleNamespace(look=lambda: None, since=lambda number: [e for e in ended if e.number > number])
+    endings = SimpleNamespace(update=lambda: None, since=lambda number: [e for e in ended if e.number > number])
     context: Any = SimpleNamespace(endings=endings, t=Strings("zh"), preferences=SimpleNamespace(notify=True))
     notifier = notify.Notifier(context)
     notifier.start()

@@ -11,7 +11,7 @@ import pytest
 
 from finetune_local.gui.pages.data.state import DataState
 from finetune_local.gui.pages.model.state import ModelState
-from finetune_local.gui.shell.state import Shared, State, kept
+from finetune_local.gui.shell.state import Shared, State, stored
 from finetune_local.gui.shell.windows import Window, Windows
 from finetune_local.spec.run import DataSettings
 from finetune_local.system.paths import Home
@@ -31,7 +31,7 @@ class Example(State, prefix="example_"):
     names: tuple[str, ...] = ()
     form: Mapping[str, Any] = field(default_factory=dict)
     part: Part = field(default_factory=Part)
-    other: str | None = kept("other", None)
+    other: str | None = stored("other", None)
 
 
 def test_what_is_assigned_is_kept_under_the_pages_prefix_and_defaults_are_not() -> None:

@@ -172,10 +172,10 @@ class Guard:
             await answer(send, 404, "There is nothing here.")
         else:
             connection.admitted = True
-            kept = [(name, value) for name, value in scope["headers"] if name.lower() in _FOR_GRADIO]
+            passed = [(name, value) for name, value in scope["headers"] if name.lower() in _FOR_GRADIO]
             nonce = policy.new_nonce() if path == "/" else None
             known = {"path": path, "raw_path": path.encode("utf-8"), "root_path": self.access.path, policy.NONCE: nonce}
-            await self.app({**scope, **known, "headers": kept}, receive, _with_headers(send, nonce))
+            await self.app({**scope, **known, "headers": passed}, receive, _with_headers(send, nonce))
 
     async def _control(self, scope: Scope, headers: list[tuple[str, str]], send: Send) -> None:
         if scope["method"] == "POST" and same(_of(headers, CONTROL_HEADER), self.access.control_key):
@@ -242,8 +242,8 @@ def _with_headers(send: Send, nonce: str | None) -> Send:
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in policy.NAMES]
-            message = {**message, "headers": [*kept, *own]}
+            others = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in policy.NAMES]
+            message = {**message, "headers": [*others, *own]}
         await send(message)
 
     return sending

@@ -226,13 +226,13 @@ async def _read(receive: Receive) -> bytes:
 
 
 def _with_body(scope: Scope, body: bytes) -> Scope:
-    kept = [
+    others = [
         (n, v)
         for n, v in scope["headers"]
         if n.lower() not in (b"content-length", b"content-type", b"transfer-encoding")
     ]
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
-    return {**scope, "headers": [*kept, *own]}
+    return {**scope, "headers": [*others, *own]}
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:

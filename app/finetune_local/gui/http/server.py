@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.http.gradio_patches import skip_stubs
-from finetune_local.gui.http.guard import OWN, Access, App, Guard, Receive, Scope, Send
+from finetune_local.gui.http.guard import OWN, Access, App, Guard, Message, Receive, Scope, Send
 from finetune_local.gui.http.policy import with_nonce
 from finetune_local.gui.http.requests import NOTHING, Requests, Shape, shape_of
 from finetune_local.gui.http.uploads import Uploads
@@ -28,9 +28,6 @@ from finetune_local.system.private import write_privately
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
-
-
-from finetune_local.gui.http.guard import Message
 
 QUEUE_SECONDS = 0.02
 LARGEST_UPLOAD = 8 << 30
@@ -137,7 +134,7 @@ class Server:
             build = self.context.rebuild = lambda: self.front.install(*self._page())
             build()
             self.context.machine.refresh()
-        except BaseException:  # noqa: BLE001 - whatever it is, the splash must show it
+        except BaseException:  # noqa: BLE001 - the splash shows every error
             self.front.problem = traceback.format_exc()
         self._ready.set()
 
@@ -273,9 +270,9 @@ def with_head(app: App, lines: str) -> App:
         uncompressed = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
         await app({**scope, "headers": uncompressed}, receive, collect)
         page = with_nonce(bytes(body).replace(_HEAD, _HEAD + added, 1), scope)
-        kept = [(name, value) for name, value in start.get("headers", ()) if name.lower() != b"content-length"]
+        others = [(name, value) for name, value in start.get("headers", ()) if name.lower() != b"content-length"]
         length = (b"content-length", str(len(page)).encode("ascii"))
-        await send({**start, "headers": [*kept, length]})
+        await send({**start, "headers": [*others, length]})
         await send({"type": "http.response.body", "body": page})
 
     return answer

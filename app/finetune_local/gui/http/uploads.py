@@ -63,7 +63,7 @@ class Uploads:
                 raise
             full = True
             failure.clear()
-        except Exception as error:  # noqa: BLE001 - Gradio's form reader raises whatever it meets in a form that no browser wrote
+        except Exception as error:  # noqa: BLE001 - Gradio's form reader raises errors of many types
             logger.warning("A form could not be read: %s: %.200s", type(error).__name__, error)
             failure.clear()
             unreadable = True

@@ -1,1 +1,1 @@
-"""Words, sentences, numbers and dates in the language of the window."""
+"""Strings, sentences, numbers and dates in the language of the window."""

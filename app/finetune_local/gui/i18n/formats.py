@@ -1,4 +1,4 @@
-"""Numbers, sizes, dates and spans of time as the user's locale writes them."""
+"""Numbers, sizes, dates and durations in the format of the user's locale."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DAY = 86400
 
 
 class Formats:
-    """Formats for one user. `locale` is the browser's ("de-DE"); an unknown one counts as English."""
+    """Formats for one locale, which is the browser's ("de-DE"). An unknown one is treated as Chinese or English."""
 
     def __init__(self, locale: str, words: Words) -> None:
         self._t = words
@@ -28,7 +28,7 @@ class Formats:
             self.locale = Locale.parse("zh_CN" if locale.startswith("zh") else "en")
 
     def number(self, value: float | None, digits: int = 0) -> str:
-        """1,234.57; a dash for what is not known, ∞ and "NaN" by name."""
+        """1,234.57; None is a dash, and values that are not finite are "∞", "–∞" and "NaN"."""
         if value is None:
             return "–"
         if not math.isfinite(value):
@@ -36,24 +36,24 @@ class Formats:
         return format_decimal(value, "#,##0" + ("." + "0" * digits if digits else ""), locale=self.locale)
 
     def loss(self, value: float | None) -> str:
-        """A loss, to four digits after the point."""
+        """A loss, with four decimals."""
         return self.number(value, 4)
 
     def rate(self, value: float | None) -> str:
-        """A learning rate: 2.0E-4 by the locale's way."""
+        """A learning rate: 2.0E-4."""
         return "–" if value is None else format_scientific(value, "0.0#E0", locale=self.locale)
 
     def percent(self, share: float | None, digits: int = 0) -> str:
-        """34 %."""
+        """A share from 0 to 1 as a percentage: 34 %."""
         if share is None:
             return "–"
-        pattern = str(self.locale.percent_formats[None].pattern)  # the locale decides where the sign stands
+        pattern = str(self.locale.percent_formats[None].pattern)  # the locale places the sign
         if digits:
             pattern = pattern.replace("0", "0." + "0" * digits, 1)
         return format_percent(share, pattern, locale=self.locale)
 
     def size(self, count: float | None) -> str:
-        """Bytes: 1.5 GB, 270 MB."""
+        """A number of bytes: 1.5 GB, 270 MB."""
         if count is None:
             return "–"
         for unit, name in _UNITS:
@@ -63,7 +63,7 @@ class Formats:
         return f"{self.number(count)} B"
 
     def parameters(self, count: int | None) -> str:
-        """135 M, 1.7 B."""
+        """A number of parameters: 135 M, 1.7 B."""
         if not count:
             return "–"
         for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -73,7 +73,7 @@ class Formats:
         return self.number(count)
 
     def span(self, seconds: float | None) -> str:
-        """45 s, 3 min, 2 h 10 min, in the user's language."""
+        """A duration: 45 s, 3 min, 2 h 10 min."""
         if seconds is None or not math.isfinite(seconds):
             return "–"
         whole = round(max(0.0, seconds))
@@ -86,13 +86,13 @@ class Formats:
         return self._t("common.days", n=self.number(whole // _DAY), hours=str(whole % _DAY // 3600))
 
     def about(self, seconds: float | None) -> str:
-        """A rough span: 2 min rather than 1 min 53 s."""
+        """A rough duration: 2 min instead of 1 min 53 s."""
         if seconds is None or not 60 <= seconds < 7200:
             return self.span(seconds)
         return self._t("common.minutes_about", n=self.number(round(seconds / 60)))
 
     def moment(self, when: float | datetime.datetime | None) -> str:
-        """A point in time: the time alone for today, else date and time."""
+        """A date and time; only the time if it is today."""
         if when is None:
             return "–"
         at = when if isinstance(when, datetime.datetime) else datetime.datetime.fromtimestamp(when)

@@ -1,10 +1,10 @@
-"""The strings of the interface: one table in assets/strings, English and Chinese side by side.
+"""The strings of the interface, from assets/strings, with English and Chinese side by side.
 
-A file `train.toml` holds the keys "train.*", each a list of two: [English, Chinese]. "{name}" is filled in; "one row|{n} rows"
-is the form for n = 1 and the one for all others.
+A file `train.toml` has the keys "train.*", each with a list of two strings: [English, Chinese]. "{name}" is replaced by a value;
+"one row|{n} rows" has one form for n = 1 and one for all other numbers.
 
-The files of DECLARED hold the Chinese alone: what a setting, a method, a model, an export target is for is declared in
-English once, where it belongs (spec/, export/, models.json), and is read from there; `get()` gives None for it in English.
+The files of DECLARED have the Chinese only. The English of settings, methods, models and export targets is declared once, where they
+are defined (spec/, export/, models.json); `get()` returns None for it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ DECLARED = ("catalog", "help", "methods", "metrics", "quants", "targets")
 """Files (without .toml) whose English is declared in the code."""
 
 Pair = tuple[str | None, str]
-"""English and Chinese; the English None where it is declared in the code."""
+"""English and Chinese. The English is None if it is declared in the code."""
 
 
 @cache
 def table() -> Mapping[str, Pair]:
-    """Every string by its key."""
+    """All strings by key. Raises RuntimeError if an entry is malformed."""
     found: dict[str, Pair] = {}
     for file in sorted(strings_folder().glob("*.toml")):
         for key, value in _flat(parse_toml(file.read_bytes())):
@@ -58,7 +58,7 @@ class Strings:
         self._column = LANGUAGES.index(language)
 
     def __call__(self, key: str, **values: Any) -> str:
-        """The string of a key, filled in. Raises KeyError for one that is not in the table, or not in this language."""
+        """The string of a key, with its values. Raises KeyError if the table has none, or none in this language."""
         text = table()[key][self._column]
         if text is None:
             raise KeyError(f"{key} is declared in the code, and only its Chinese is in the table")
@@ -68,6 +68,6 @@ class Strings:
         return text.format_map(values) if values else text
 
     def get(self, key: str) -> str | None:
-        """The string; None where this language has none, as the English is declared in the code."""
+        """The string of a key; None if this language has none."""
         pair = table().get(key)
         return pair[self._column] if pair else None

@@ -1,12 +1,12 @@
-"""Sentences of the app's core, which are written in English where they are raised, in the language of the window.
+"""Translation of the app's sentences, which are written in English where they are raised.
 
-A sentence is a Message, which keeps the template it was made from. The files in assets/messages hold the Chinese of each template:
+A sentence is a Message, which keeps its template and values. The files in assets/messages have the Chinese of each template:
 
     messages = [["{path}: there is no such file.", "{path}：没有这个文件。"], …]
 
-The places of the Chinese are filled with the values of the Message; a value that is a Message itself is translated in turn. A
-template without words, such as "{place}: {error}", needs no line: its separators are written as Chinese has them. A text that is no
-Message (a user's data, what an older version left on the disk) stays as it is.
+The values of the Message are inserted into the Chinese; a value that is a Message is translated first. A template without words, such
+as "{place}: {error}", needs no entry: only its punctuation is converted. A text that is not a Message, such as a user's data or a
+sentence that an older version wrote to disk, stays unchanged.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _SEPARATORS: Mapping[str, str] = {
     "(": "（",
     ")": "）",
 }
-"""Punctuation of a template without words."""
+"""Punctuation of templates without words, in English and Chinese."""
 _FULL_STOPS = ("。", "！", "？", "：", "；")
 
 
-def sentence(t: Strings, said: str | BaseException) -> str:
-    """A text, or what an error says, in the window's language."""
-    text = message_of(said) if isinstance(said, BaseException) else said
+def sentence(t: Strings, source: str | BaseException) -> str:
+    """A text, or the message of an error, in the window's language."""
+    text = message_of(source) if isinstance(source, BaseException) else source
     return text if t.language == "en" else in_chinese(text)
 
 
 def in_chinese(text: str) -> str:
-    """A Message in Chinese; another text, and a Message whose template is unknown, as it is."""
+    """A Message in Chinese. A text that is not a Message, or whose template has no Chinese, is returned unchanged."""
     if not isinstance(text, Message):
         return text
     chinese = templates().get(text.template.strip(" "))
@@ -58,7 +58,7 @@ def in_chinese(text: str) -> str:
 
 
 def _punctuation(piece: str) -> str | None:
-    """What stands between places, as Chinese has it; None for words."""
+    """The text between two places in Chinese punctuation; None if it contains words."""
     if piece == " and ":
         return "和"
     if any(letter.isalpha() for letter in piece):
@@ -70,7 +70,7 @@ def _punctuation(piece: str) -> str | None:
 
 @cache
 def templates() -> Mapping[str, str]:
-    """The Chinese of every template in assets/messages."""
+    """The Chinese of each template in assets/messages."""
     found: dict[str, str] = {}
     for file in sorted((assets() / "messages").glob("*.toml")):
         found.update((english.strip(" "), chinese) for english, chinese in parse_toml(file.read_bytes())["messages"])

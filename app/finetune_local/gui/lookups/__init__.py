@@ -1,1 +1,1 @@
-"""A process that answers the window's quick questions that take a tokenizer or a look at the devices."""
+"""The lookup process, for quick requests of the window that need a tokenizer, a framework or an adapter's files."""

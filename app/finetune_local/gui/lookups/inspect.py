@@ -1,7 +1,7 @@
-"""What is in data files (data/inspect.py), for the data page: some rows at once, or all that there is to know, which may take a while.
+"""The lookup of data files for the data page (data/inspect.py): a few rows at once, or statistics of all rows, which may take a while.
 
-Values: `settings` (those of [data]), `model` (as --model takes it; "" for none), `objective`, `what` ("rows" or "all"), and for rows `first`,
-`count`, and `row`, whose tokens are wanted. A look at all that was left goes on where it was when the same is asked again.
+The request's values are `settings` (those of [data]), `model` (as --model takes it, or ""), `objective`, and `what`: "rows", with `first`,
+`count` and `row`, whose tokens are included; or "all". A cancelled inspection of all rows resumes when the same request is repeated.
 """
 
 from __future__ import annotations
@@ -23,34 +23,36 @@ from finetune_local.system.messages import message_of
 from finetune_local.system.paths import Home, located
 
 SAMPLE_ROWS = 2000
-"""After so many rows what was found is told, while the rest is read."""
+"""After so many rows, the statistics so far are sent while the rest is read."""
 
-TELL_SECONDS = 0.4
+PROGRESS_SECONDS = 0.4
 NO_TOKENIZER_LENGTH = 1 << 20
+"""The context length that is assumed without a model."""
+
 _KEPT_TOKENIZERS = 2
 
 _tokenizers: dict[tuple[str, float], tuple[Tokenizer, int]] = {}
-_left: dict[str, tuple[Inspection, Iterator[float]]] = {}
-"""The one look that was left, or finished, by what was asked."""
+_inspections: dict[str, tuple[Inspection, Iterator[float]]] = {}
+"""The last inspection of all rows, finished or cancelled, by its request."""
 
 
 def answer(request: RpcRequest, home: Home) -> Mapping[str, Any]:
-    """Plain values: "model" and "model_problem", and what Inspection.shown() or as_json() has."""
-    asked = request.values
-    settings = parse(DataSettings, asked["settings"], "data")
-    tokenizer, context, problem = _tokenizer(str(asked.get("model") or ""), home)
+    """JSON values: "model", "model_problem", and those of Inspection.shown() or as_json(). Raises DataError."""
+    values = request.values
+    settings = parse(DataSettings, values["settings"], "data")
+    tokenizer, context, problem = _tokenizer(str(values.get("model") or ""), home)
     length, _ = defaults.max_length(RunSpec(data=settings), context)
-    told = {"model": str(asked.get("model") or "") if tokenizer else "", "model_problem": problem}
-    if asked["what"] == "rows":
-        return told | _rows(settings, tokenizer, length, asked)
-    return _all(request, settings, tokenizer, length, told)
+    model = {"model": str(values.get("model") or "") if tokenizer else "", "model_problem": problem}
+    if values["what"] == "rows":
+        return model | _rows(settings, tokenizer, length, values)
+    return model | _all(request, settings, tokenizer, length, model)
 
 
 def _rows(
-    settings: DataSettings, tokenizer: Tokenizer | None, length: int, asked: Mapping[str, Any]
+    settings: DataSettings, tokenizer: Tokenizer | None, length: int, values: Mapping[str, Any]
 ) -> dict[str, object]:
-    first, count, row = int(asked["first"]), int(asked["count"]), int(asked["row"])
-    objective = _objective(asked)
+    first, count, row = int(values["first"]), int(values["count"]), int(values["row"])
+    objective = _objective(values)
     look = Inspection(
         settings, tokenizer, length, first=first, count=count, masked={row}, only_these=True, objective=objective
     )
@@ -61,7 +63,7 @@ def _rows(
 
 
 def _all(
-    request: RpcRequest, settings: DataSettings, tokenizer: Tokenizer | None, length: int, beside: Mapping[str, Any]
+    request: RpcRequest, settings: DataSettings, tokenizer: Tokenizer | None, length: int, model: Mapping[str, str]
 ) -> dict[str, object]:
     key = json.dumps(
         [
@@ -73,31 +75,31 @@ def _all(
             _stamps(settings),
         ]
     )
-    if key not in _left:
-        _left.clear()
+    if key not in _inspections:
+        _inspections.clear()
         look = Inspection(settings, tokenizer, length, objective=_objective(request.values))
-        _left[key] = look, look.steps()
-    look, steps = _left[key]
-    told = look.rows_read >= SAMPLE_ROWS
+        _inspections[key] = look, look.steps()
+    look, steps = _inspections[key]
+    sent = look.rows_read >= SAMPLE_ROWS
     when = time.monotonic()
     for share in steps:
-        if not told and look.rows_read >= SAMPLE_ROWS:
-            told = True
-            request.send("sample", found={**beside, **look.as_json()})
-        if time.monotonic() - when > TELL_SECONDS:
+        if not sent and look.rows_read >= SAMPLE_ROWS:
+            sent = True
+            request.send("sample", found={**model, **look.as_json()})
+        if time.monotonic() - when > PROGRESS_SECONDS:
             when = time.monotonic()
             request.send("progress", done=share)
         if request.cancelled():
             break
-    return {**beside, **look.as_json()}
+    return look.as_json()
 
 
-def _objective(asked: Mapping[str, Any]) -> str:
-    return str(asked.get("objective") or DEFAULT_OBJECTIVE)
+def _objective(values: Mapping[str, Any]) -> str:
+    return str(values.get("objective") or DEFAULT_OBJECTIVE)
 
 
 def _stamps(settings: DataSettings) -> list[object]:
-    """Others where a file has changed."""
+    """Size and time of each data file, which change with the file."""
     found: list[object] = []
     for name in (*settings.files, *settings.validation_files):
         try:
@@ -110,7 +112,7 @@ def _stamps(settings: DataSettings) -> list[object]:
 
 
 def _tokenizer(model: str, home: Home) -> tuple[Tokenizer | None, int, str]:
-    """The tokenizer of a model on this machine and its context length, or None and the sentence that says why."""
+    """The tokenizer and context length of an installed model. Without one, None, NO_TOKENIZER_LENGTH, and a sentence that says why."""
     if not model:
         return None, NO_TOKENIZER_LENGTH, ""
     try:

@@ -26,7 +26,7 @@ Keep = Callable[[str, Any], None]
 
 @dataclass(eq=False)
 class State:
-    """Base class. A field is stored under the prefix and its name, or under the `key` of kept()."""
+    """Base class. A field is stored under the prefix and its name, or under the `key` of stored()."""
 
     _prefix: ClassVar[str] = ""
 
@@ -72,7 +72,7 @@ class State:
             keep(self.key(one), plain)
 
 
-def kept(key: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
+def stored(key: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
     """A field that is stored under `key`, without the prefix."""
     return field(default=default, default_factory=factory, metadata={"key": key})
 
@@ -127,9 +127,9 @@ class Shared(State):
     evaluation: str = ""
     """The evaluation in view."""
     runs_view: RunsView = "list"
-    opened_run: str = kept("runs_shown", "")
+    opened_run: str = stored("runs_shown", "")
     """The run that is open on the Runs page."""
-    opened_adapter: str = kept("adapters_shown", "")
+    opened_adapter: str = stored("adapters_shown", "")
     """The adapter that is open on the Adapters page."""
 
     def rename(self, old: str, new: str) -> None:

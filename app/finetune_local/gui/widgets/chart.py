@@ -1,7 +1,7 @@
-"""Line charts as SVG made on the server: drawn the same on every system, with values under the mouse (app.js), none from outside.
+"""Line charts, drawn as SVG on the server. app.js shows the values under the mouse.
 
-chart([Line("loss", [(1, 2.3), (2, 2.1)])], f, x_name="step") gives a chart; colours are counted from 1 to 6. A Line may have a band
-(lowest and highest value at each x), be thin (raw values behind a smoothed line), or be dots.
+chart([Line("loss", [(1, 2.3), (2, 2.1)])], f, label="Loss", x_name="step") returns a chart. Colours are numbered from 1 to 6. A Line may
+have a band (the lowest and highest value at each x), be thin (raw values behind a smoothed line), or consist of dots.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from finetune_local.gui.widgets.html import Html, h
 
 MOST_POINTS = 400
 MOST_TIPS = 240
-SIZE = 1000  # of the drawing's own coordinates, stretched over the box
+SIZE = 1000  # width and height in SVG units, stretched over the box
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `points` are (x, y) in order of x; `band` (x, low, high); values that are no numbers leave a gap."""
+    """One curve. `points` are (x, y), sorted by x; `band` are (x, low, high). Values that are not finite leave a gap."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -44,8 +44,11 @@ def chart(
     waiting: str = "",
     y_text: Callable[[float], str] | None = None,
 ) -> Html:
-    """A chart called `label` (for screen readers). `x_end`: where the axis ends, though no value is there yet; `waiting` is shown
-    while there are no values; `y_text` writes a value where it is no plain number of `digits` digits."""
+    """A chart.
+
+    `label` is its name for screen readers; `x_end` the end of the x axis, which may lie beyond the last value; `waiting` the text shown
+    while there are no values. `y_text` formats a value; by default it is a number with `digits` decimals.
+    """
     lines = [Line(x.name, thinned(x.points), x.colour, x.style, thinned(x.band), x.in_legend) for x in lines]
     ys = [y for line in lines for _, y in line.points] + [y for line in lines for _, *both in line.band for y in both]
     ys = [y for y in ys if math.isfinite(y)]
@@ -93,7 +96,7 @@ def chart(
 
 
 def thinned(points: Sequence[tuple[float, ...]], most: int = MOST_POINTS) -> list:  # type: ignore[type-arg]
-    """At most `most` of the points, evenly; the first and the last stay. Curves come thinned already (training/run_folder/watch.py)."""
+    """At most `most` of the points, evenly spaced, with the first and the last. Curves of runs are thinned before (run_folder/watch.py)."""
     if len(points) <= most:
         return list(points)
     step = (len(points) - 1) / (most - 1)
@@ -101,7 +104,7 @@ def thinned(points: Sequence[tuple[float, ...]], most: int = MOST_POINTS) -> lis
 
 
 def nice(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers between two."""
+    """About `count` round numbers between `low` and `high`."""
     raw = (high - low) / max(1, count)
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
@@ -142,19 +145,19 @@ def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float])
 def _tips(
     lines: Sequence[Line], x: Callable[[float], float], x_name: str, f: Formats, written: Callable[[float], str]
 ) -> str:
-    """What app.js shows under the mouse, as JSON: places from 0 to 1, and a text for each."""
+    """The texts that app.js shows under the mouse, as JSON: x from 0 to 1, and a text for each."""
     longest = max(lines, key=lambda line: len(line.points), default=None)
     if longest is None:
         return json.dumps({"x": [], "tips": []})
     places, texts = [], []
     for at, *_ in thinned(longest.points, MOST_TIPS):
-        told = [f"{x_name} {f.number(at)}"]
+        text = [f"{x_name} {f.number(at)}"]
         for line in lines:
             if line.in_legend and line.points:
                 near = min(line.points, key=lambda point: abs(point[0] - at))
-                told.append(f"{line.name}  {written(near[1])}")
+                text.append(f"{line.name}  {written(near[1])}")
         places.append(round(x(at), 4))
-        texts.append("\n".join(told))
+        texts.append("\n".join(text))
     return json.dumps({"x": places, "tips": texts}, ensure_ascii=False)
 
 
@@ -168,10 +171,10 @@ def _marks(left: float, right: float) -> list[float]:
 
 
 def _spoken(lines: Sequence[Line], written: Callable[[float], str]) -> str:
-    """First and last value of each curve in words."""
-    told = [
+    """The first and last value of each curve, for screen readers."""
+    values = [
         f"{line.name}: {written(line.points[0][1])} → {written(line.points[-1][1])}"
         for line in lines
         if line.points and line.in_legend
     ]
-    return "; ".join(told)
+    return "; ".join(values)

@@ -1,6 +1,6 @@
-"""One Gradio control for each kind of setting, made from what `setting()` declares: label, help, choices, default.
+"""The Gradio control of a setting, built from what `setting()` declares: label, help, choices, default.
 
-A control holds what a user would type. An empty field is the default (automatic, where that is None); what is typed is checked by the
+The value of a control is what a user would type. An empty one means the default (automatic, if that is None). It is validated by the
 same parser as on the command line.
 """
 
@@ -32,7 +32,7 @@ def kind_of(field: FieldInfo) -> tuple[Any, bool]:
 
 
 def label_of(t: Strings, path: str) -> str:
-    """A setting's label; the last word of its path where the table has none."""
+    """A setting's label; the last part of its path if the strings have none."""
     return t.get(f"settings.{path}") or path.rpartition(".")[2].replace("_", " ").capitalize()
 
 
@@ -50,7 +50,7 @@ def value_text(t: Strings, value: Any) -> str:
 
 
 def help_of(t: Strings, path: str, field: FieldInfo) -> str:
-    """What a setting is for: its declared help in English, the table's in Chinese."""
+    """A setting's help: in English as declared, in Chinese from the strings."""
     return t.get(f"help.{path}") or field.description or ""
 
 
@@ -60,12 +60,12 @@ def method_title(t: Strings, key: str) -> str:
 
 
 def method_summary(t: Strings, key: str) -> str:
-    """What a method does, in a sentence: declared in English, from the table in Chinese."""
+    """A sentence that says what a method does."""
     return t.get(f"methods.{key}.summary") or preset_named(key).summary
 
 
 def control(t: Strings, path: str, field: FieldInfo, *, id: str | None = None, **more: Any) -> Any:  # noqa: A002
-    """The control of a setting at a dotted path of its group ("training.seed")."""
+    """The control of the setting at a dotted path ("training.seed"), which `more` may override options of."""
     import gradio as gr
 
     kind, optional = kind_of(field)
@@ -93,7 +93,7 @@ def control(t: Strings, path: str, field: FieldInfo, *, id: str | None = None, *
 
 
 def placeholder(t: Strings, field: FieldInfo, optional: bool) -> str:
-    """What an empty field shows."""
+    """The placeholder of an empty field."""
     if optional or field.default is None:
         return t("common.automatic")
     if isinstance(field.default, tuple):
@@ -101,8 +101,8 @@ def placeholder(t: Strings, field: FieldInfo, optional: bool) -> str:
     return str(field.default)
 
 
-def given(field: FieldInfo, value: Any) -> Any:
-    """A control's value as a setting; None where the user left it empty."""
+def setting_value(field: FieldInfo, value: Any) -> Any:
+    """The setting in a control's value; None if it is empty or the default."""
     kind, _ = kind_of(field)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -116,8 +116,8 @@ def given(field: FieldInfo, value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-def shown(field: FieldInfo, value: Any) -> Any:
-    """A setting's value as its control shows it; None means left empty."""
+def control_value(field: FieldInfo, value: Any) -> Any:
+    """The control's value for a setting; None is shown as empty."""
     kind, optional = kind_of(field)
     if typing.get_origin(kind) is tuple:
         return "\n".join(map(str, value or ()))
@@ -133,5 +133,5 @@ def shown(field: FieldInfo, value: Any) -> Any:
 
 
 def element_id(path: str) -> str:
-    """The id of a setting's control in the page."""
+    """The HTML id of a setting's control."""
     return "set-" + path.replace(".", "-").replace("_", "-")

@@ -1,4 +1,4 @@
-"""Fields of views: selects, numbers, paths. A change of one comes as a press with its data-do (app.js)."""
+"""Input fields of views: selects, numbers, paths. A change is sent as a press of the field's data-do (app.js)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
 
 Option = tuple[str, Child, bool, dict[str, Any]]
-"""Of options(): value, content, whether it can be chosen, further attributes."""
+"""An item of options(): value, content, whether it can be chosen, further attributes."""
 
 
 def select(
@@ -24,7 +24,7 @@ def select(
     id: str,  # noqa: A002
     help: Child = None,  # noqa: A002
 ) -> Html:
-    """One of several: (value, label) each."""
+    """A drop-down list; `choices` are (value, label)."""
     options = [h("option", text, value=key, selected=key == chosen) for key, text in choices]
     return _labelled(label, h("select", options, id=id, data_do=do, data_value=value), id, help)
 
@@ -41,7 +41,7 @@ def number(
     least: int = 0,
     most: int | None = None,
 ) -> Html:
-    """A whole number; an empty field means automatic."""
+    """A field for a whole number; empty means automatic."""
     box = h(
         "input", type="number", id=id, value="" if now is None else now, data_do=do, data_value=value,
         placeholder=placeholder, min=least, max=most, step="1", inputmode="numeric", autocomplete="off",
@@ -61,7 +61,7 @@ def path(
     help: Child = None,  # noqa: A002
     placeholder: str = "",
 ) -> Html:
-    """A path, with a button that browses for it where the window can: `pick` is "file" or "folder"."""
+    """A field for a path. Where the window has a file dialog, a button opens it; `pick` is "file" or "folder"."""
     box = h(
         "input", type="text", id=f"{id}-field", value=now, data_do=do, data_value=value, placeholder=placeholder,
         autocomplete="off", spellcheck="false", dir="ltr",
@@ -80,7 +80,7 @@ def check(label: str, do: str, value: str, on: bool, *, id: str, help: Child = N
 
 
 def options(label: str, do: str, choices: Iterable[Option], chosen: str, *, class_: str = "") -> Html:
-    """Choices as boxes to press: value, content, whether it can be chosen, further attributes."""
+    """A choice among boxes to press."""
     made = [
         h(
             "button", content, type="button", class_=f"choice{' chosen' if value == chosen else ''}", data_do=do,

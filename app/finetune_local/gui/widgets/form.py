@@ -1,7 +1,7 @@
-"""The form of a run: one control for every setting that the spec declares, in the groups that it declares.
+"""The form of a run: one control for each setting that the spec declares, by group.
 
-The form's value is {dotted path: what was typed}, only of what the user set; it is kept in the window's draft, and becomes the
-tables that parse_spec() takes. Settings of methods and objectives are shown where the chosen one has them, with its own defaults.
+The form's value is {dotted path: typed value} of the settings that the user changed. It is stored in the window's draft and converted
+to the tables that parse_spec() reads. Settings of methods and objectives are visible if the chosen one has them, with its defaults.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
 
 ELSEWHERE = ("model.id", "data.", "method.key", "goal", "name")
-"""Paths (or beginnings of them) that have their own place outside this form: the pages of model and data, the cards."""
+"""Prefixes of the settings that are not in this form but on the pages of model and data, or on cards."""
 
 COMMON, GENERAL = "main", "run"
-"""Groups of the form: settings that people change first, whatever table they are in, and those that are in no table."""
+"""Groups of the form: the settings that people change first, from any table, and those that belong to no table."""
 
 Value = dict[str, Any]
 
 
 def fields() -> dict[str, FieldInfo]:
-    """Every setting of the form by its dotted path."""
+    """All settings of the form by dotted path."""
     return {path: field for path, field in walk.spec_fields() if not path.startswith(ELSEWHERE)}
 
 
 def objective_of(form: Mapping[str, Any]) -> str:
-    """The objective that a form's value says."""
+    """The key of the objective in a form's value."""
     return str(form.get(walk.OBJECTIVE_KEY) or DEFAULT_OBJECTIVE)
 
 
 def default_of(key: str, path: str, field: FieldInfo) -> Any:
-    """The default of a setting with a method: the preset's, else the field's."""
+    """A setting's default with a method: the preset's, else the field's."""
     return preset_named(key).defaults.get(path, field.default)
 
 
 class Form:
-    """The controls, made once for a page."""
+    """The controls of one page."""
 
     def __init__(self, t: Strings) -> None:
         self.t = t
@@ -54,7 +54,7 @@ class Form:
         self.controls: dict[str, Any] = {}
 
     def build(self) -> None:
-        """Make the controls under their headings, within whatever is open in Gradio."""
+        """Add the controls, with a heading for each group, to the current Gradio block."""
         import gradio as gr
 
         for group, paths in self.groups().items():
@@ -65,7 +65,7 @@ class Form:
                     self.controls[path] = controls.control(self.t, path, self.fields[path], min_width=230)
 
     def groups(self) -> Mapping[str, Sequence[str]]:
-        """Paths by group: the common settings first, then a group for each table of the spec, the general ones last."""
+        """Paths by group: the common settings first, then the tables of the spec, the general settings last."""
         found: dict[str, list[str]] = {COMMON: []}
         for path, field in self.fields.items():
             table, _, _ = path.rpartition(".")
@@ -78,12 +78,12 @@ class Form:
         return [self.controls[path] for path in self.fields]
 
     def read(self, values: Sequence[Any], key: str) -> Value:
-        """What the user set, of what the controls hold."""
-        given_by_path = dict(zip(self.fields, values, strict=True))
-        own = walk.own_fields(key, objective_of(given_by_path))
+        """The form's value: the controls' values that differ from their defaults."""
+        typed = dict(zip(self.fields, values, strict=True))
+        own = walk.own_fields(key, objective_of(typed))
         found: Value = {}
         for path, field in self.fields.items():
-            value = given_by_path[path]
+            value = typed[path]
             if walk.of_one(path) and path not in own:
                 continue
             declared = own.get(path, field)
@@ -92,14 +92,14 @@ class Form:
                 usual = bool(default_of(key, path, declared))
                 if bool(value) != usual:
                     found[path] = bool(value)
-            elif (given := controls.given(declared, value)) is not None:
-                usual = controls.shown(declared, default_of(key, path, declared))
-                if controls.shown(declared, given) != usual:
-                    found[path] = given
+            elif (setting := controls.setting_value(declared, value)) is not None:
+                usual = controls.control_value(declared, default_of(key, path, declared))
+                if controls.control_value(declared, setting) != usual:
+                    found[path] = setting
         return found
 
     def updates(self, form: Mapping[str, Any], key: str, automatic: Mapping[str, Any] | None = None) -> list[Any]:
-        """An update for every control: its value, whether the method has it, and what an open field will come to."""
+        """An update for each control: its value, its visibility, and as placeholder the automatic value of an empty field."""
         import gradio as gr
 
         own = walk.own_fields(key, objective_of(form))
@@ -116,35 +116,37 @@ class Form:
             if kind is bool and not optional:
                 more["value"] = bool(usual) if value is None else bool(value)
             elif hasattr(self.controls[path], "placeholder"):
-                more["value"] = controls.shown(declared, value)
-            else:  # of a choice the method's own is shown as chosen
-                more["value"] = controls.shown(declared, usual if value is None else value)
+                more["value"] = controls.control_value(declared, value)
+            else:  # a choice shows the method's default as chosen
+                more["value"] = controls.control_value(declared, usual if value is None else value)
             if hasattr(self.controls[path], "placeholder"):
                 more["placeholder"] = self._placeholder(declared, usual, (automatic or {}).get(path))
             result.append(gr.update(**more))
         return result
 
     def placeholders(self, form: Mapping[str, Any], key: str, automatic: Mapping[str, Any]) -> list[Any]:
-        """Updates while the user types: what open fields will come to, and which settings the chosen objective has."""
+        """Updates while the user types: automatic values as placeholders, and the visibility of the objective's settings."""
         import gradio as gr
 
         own = walk.own_fields(key, objective_of(form))
         result: list[Any] = []
         for path, field in self.fields.items():
             declared = own.get(path, field)
-            told = automatic.get(path)
+            value = automatic.get(path)
             if path.startswith(f"{walk.OBJECTIVE}.") and walk.of_one(path):
                 result.append(gr.update(visible=path in own))
-            elif told is None or not hasattr(self.controls[path], "placeholder"):
+            elif value is None or not hasattr(self.controls[path], "placeholder"):
                 result.append(gr.skip())
             else:
-                result.append(gr.update(placeholder=self._placeholder(declared, default_of(key, path, declared), told)))
+                result.append(
+                    gr.update(placeholder=self._placeholder(declared, default_of(key, path, declared), value))
+                )
         return result
 
     def _placeholder(self, field: FieldInfo, usual: Any, automatic: Any) -> str:
         if automatic is not None:
-            told = f"{automatic:g}" if isinstance(automatic, float) else str(automatic)
-            return f"{self.t('common.automatic')}: {told}"
+            value = f"{automatic:g}" if isinstance(automatic, float) else str(automatic)
+            return f"{self.t('common.automatic')}: {value}"
         if usual is None:
             return self.t("common.automatic")
         if isinstance(usual, tuple):
@@ -155,7 +157,7 @@ class Form:
 def tables(
     form: Mapping[str, Any], *, model: str, data: Mapping[str, Any], key: str, goal: str, name: str = ""
 ) -> dict[str, object]:
-    """The tables of a run, as parse_spec() takes them. What only other methods have is left out."""
+    """The tables of a run, for parse_spec(), without settings that the method and objective do not have."""
     own = walk.own_fields(key, objective_of(form))
     found: dict[str, Any] = {
         "goal": goal,

@@ -1,7 +1,7 @@
-"""HTML that cannot be broken out of: every text that is put into it is escaped, unless it is HTML made here.
+"""Safe HTML: every text is escaped, unless it is HTML that this module built.
 
-Data, model answers, file names and error messages are shown as text. Besides <, >, & and quotes the characters of Gradio's
-templates ({, }, $, `) are written as references, so that no text is ever taken for a template.
+So data, model answers, file names and error messages are shown as text and never run. Besides <, >, & and quotes, the characters of
+Gradio's templates ({, }, $, `) are escaped too, so that no text is taken for a template.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 _ESCAPES = {ord(c): f"&#{ord(c)};" for c in "<>&\"'{}$`"}
 _CONTROL = dict.fromkeys(i for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t")
 _VOID = frozenset({"br", "hr", "img", "input"})
-"""Elements that are never closed. SVG's must be: a browser would take what follows for their content."""
+"""Elements without an end tag. SVG elements need one, or browsers would take what follows for their content."""
 
 
 class Html(str):
-    """Markup that is safe to put into other markup."""
+    """Markup that is inserted without escaping."""
 
     __slots__ = ()
 
@@ -26,7 +26,7 @@ Child = Any
 
 
 def esc(text: object) -> Html:
-    """A text as markup."""
+    """Escaped text; Html is returned unchanged."""
     if isinstance(text, Html):
         return text
     return Html(str(text).translate(_CONTROL).translate(_ESCAPES))
@@ -35,7 +35,8 @@ def esc(text: object) -> Html:
 def h(name: str, *children: Child, **attributes: Any) -> Html:
     """An element: h("p", "text", class_="note", data_do="runs.open", aria_label="…").
 
-    A trailing underscore of an attribute is dropped, the others become hyphens; None and False leave it out, True writes it bare.
+    In names of attributes, a trailing underscore is dropped and others become hyphens. None and False omit the attribute; True writes
+    it without a value.
     """
     written = "".join(_attribute(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     if name in _VOID:
@@ -44,7 +45,7 @@ def h(name: str, *children: Child, **attributes: Any) -> Html:
 
 
 def join(children: Iterable[Child], between: str = "") -> Html:
-    """Several as one."""
+    """Children as one piece of markup."""
     return Html(esc(between).join(_flat(children)))
 
 

@@ -1,4 +1,4 @@
-"""A job as pages show it: what it does, its progress, a button to stop it, and why it failed."""
+"""How pages show a job: what it does, its progress, a button to stop it, and why it failed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from finetune_local.runtime.job import Job, JobState
 from finetune_local.runtime.status import Status
 
 STARTING_SECONDS = 10.0
-"""A process that is not running yet may still be starting."""
+"""For so long, a job without a process counts as starting."""
 
 
 def active(state: JobState) -> bool:
-    """Whether it is running, or just starting."""
+    """Whether a job is running or starting."""
     starting = state.status is Status.QUEUED or state.killed
     return state.status is Status.RUNNING or (starting and 0 <= time.time() - state.began < STARTING_SECONDS)
 
 
 def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: Child = None) -> Html:
-    """A running job: `doing` is what it does now."""
+    """The card of a running job. `doing` says what it does now."""
     state, stopping = job.state(), job.stop_file.exists()
     stop = parts.button(
         t("jobs.stopping") if stopping else t("common.stop"), "job.stop", job.name, kind="small", disabled=stopping
@@ -39,17 +39,17 @@ def working(t: Strings, f: Formats, job: Job, title: str, doing: str, *, more: C
 
 
 def notes(t: Strings, state: JobState) -> Html | None:
-    """Its notes so far."""
+    """The notes of a job; None if there are none."""
     if not state.notes:
         return None
     return h("ul", [h("li", sentence(t, note), class_="text") for note in state.notes], class_="job-notes soft")
 
 
 def problem(t: Strings, state: JobState, *more: Child) -> Html | None:
-    """Why it failed: a sentence, or a defect with its traceback; None where it did not."""
+    """Why a job failed: a sentence, and for a defect its traceback. None if it did not fail."""
     if state.error is None:
         return None
     trace = state.error.traceback
-    told = h("p", sentence(t, state.error.message), class_="text")
+    message = h("p", sentence(t, state.error.message), class_="text")
     details = h("details", h("summary", t("errors.show_details")), h("pre", trace, tabindex="0")) if trace else None
-    return h("div", told, details, more, class_="hint bad", role="alert")
+    return h("div", message, details, more, class_="hint bad", role="alert")

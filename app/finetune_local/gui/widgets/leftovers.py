@@ -1,4 +1,5 @@
-"""The trash at the foot of a list: what was removed, with a button to restore each; and the notice with an undo button."""
+"""What stands below a list: the trash, with a button to restore each item; items that cannot be read, with a button to remove each; and
+the notice after a removal, with an undo button."""
 
 from __future__ import annotations
 
@@ -6,10 +7,14 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets import notice, parts
 from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.runtime import jobs
+from finetune_local.runtime.kinds import JobKind
 from finetune_local.system import trash
+from finetune_local.system.errors import Damaged
 from finetune_local.system.trash import Removed
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json
 from finetune_local.workspace import adapters
@@ -17,20 +22,11 @@ from finetune_local.workspace import adapters
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
 
-
-from typing import TYPE_CHECKING
-
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.runtime import jobs
-from finetune_local.runtime.kinds import JobKind
-from finetune_local.system.errors import Damaged
-
-if TYPE_CHECKING:
-    from finetune_local.gui.shell.context import Context
+_REMOVE_JOB = "damaged.job"
 
 
 def trash_box(context: Context, kind: str) -> Html:
-    """The trash of one kind; empty where there is none."""
+    """The trash of one kind of item; empty if the trash is."""
     t, f = context.t, context.f
     found = trash.every(context.home, kind)
     bad = [h("p", sentence(t, one.problem), class_="soft") for one in trash.damaged(context.home)]
@@ -59,13 +55,13 @@ def trash_box(context: Context, kind: str) -> Html:
         h("ul", rows, class_="trash-list"),
         empty,
         bad,
-        class_="trash-trash_box",
+        class_="trash-box",
         data_keep=f"trash-{kind}",
     )
 
 
 def removed_notice(context: Context, removed: Sequence[Removed], undo: str) -> Html:
-    """A notice that something was moved to the trash, with an undo button (`undo` is its data-do; see context.on_notice)."""
+    """A notice that items were moved to the trash. `undo` is the data-do of its undo button; see Context.on_notice."""
     t = context.t
     name = removed[0].name if len(removed) == 1 else ""
     title = t("lists.removed_one", name=name) if name else t("lists.removed_many", n=context.f.number(len(removed)))
@@ -74,12 +70,12 @@ def removed_notice(context: Context, removed: Sequence[Removed], undo: str) -> H
 
 
 def put_back(context: Context, value: str) -> list[str]:
-    """Restore what a button of removed_notice() or of the trash_box names; returns the names."""
+    """Restore the items of a button of removed_notice() or trash_box(). Returns their names."""
     return adapters.put_back(trash_keys(value), context.home)
 
 
 def trash_keys(value: str) -> list[str]:
-    """What a button of removed_notice() or of the trash_box names: keys of the trash."""
+    """The keys of the trash in the value of a button of removed_notice() or trash_box()."""
     try:
         found = parse_json(value) if value.startswith("[") else [value]
     except ForeignTextError:
@@ -88,15 +84,12 @@ def trash_keys(value: str) -> list[str]:
 
 
 def empty_trash(context: Context, kind: str) -> None:
-    """Permanently delete the trash of one kind."""
+    """Permanently delete the trash of one kind of item."""
     trash.empty(context.home, trash.every(context.home, kind))
 
 
-_FORGET = "damaged.job"
-
-
 def damaged_box(t: Strings, found: Sequence[Damaged], do: str) -> Html:
-    """Empty where nothing is damaged. `do` is the action that removes an item."""
+    """The items that cannot be read, with the reasons; empty if there are none. `do` is the data-do of the buttons that remove one."""
     if not found:
         return Html("")
     items = [
@@ -111,13 +104,13 @@ def damaged_box(t: Strings, found: Sequence[Damaged], do: str) -> Html:
 
 
 def damaged_jobs(context: Context, kind: JobKind) -> Html:
-    """The damaged jobs of a kind; remove_damaged_job() removes them."""
-    return damaged_box(context.t, jobs.damaged(context.home, kind), _FORGET)
+    """The damaged jobs of a kind. Their buttons are handled by remove_damaged_job()."""
+    return damaged_box(context.t, jobs.damaged(context.home, kind), _REMOVE_JOB)
 
 
 def remove_damaged_job(context: Context, do: str, value: str) -> bool:
-    """Handle a button of jobs(); False where it was another one."""
-    if do != _FORGET:
+    """Handle a button of damaged_jobs(). Returns False if the button is another one."""
+    if do != _REMOVE_JOB:
         return False
     jobs.remove(jobs.find(context.home, value))
     return True

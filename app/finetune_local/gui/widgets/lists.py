@@ -1,6 +1,6 @@
-"""Long lists: searched, sorted by a press on a heading, in pages of fifty, with rows that can be selected.
+"""Long lists with search, sorting by column, pages of fifty rows, and selection.
 
-A page keeps its Place in its state, so that the list is the same after a reload.
+A page stores the Place in its state, so that the list looks the same after a reload.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
 
 SIZE = 50
-"""Rows of a page."""
+"""Rows per page."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its key, its heading, what to sort by (None: the column is not sorted by), and whether it holds numbers."""
+    """A column: key, heading, the value to sort by (None: it cannot be sorted by), and whether it contains numbers."""
 
     key: str
     title: Child
@@ -34,7 +34,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a list a window is. `picked` are names of rows."""
+    """What a window shows of a list. `picked` are the names of the selected rows."""
 
     sort: str
     down: bool
@@ -46,10 +46,10 @@ class Place:
 def moved(
     place: Place, do: str, value: str, data: Mapping[str, str], shown: Sequence[str], columns: Sequence[Column]
 ) -> Place | None:
-    """The place after a press within a list; None where the press means something else. `shown` are the names on the page."""
+    """The place after a press of a list's button; None if it is another button. `shown` are the names of the rows in view."""
     match do:
         case "list.sort":
-            numbers = any(column.number for column in columns if column.key == value)  # the largest first
+            numbers = any(column.number for column in columns if column.key == value)  # numbers start with the largest
             return replace(place, sort=value, down=not place.down if value == place.sort else numbers, page=0)
         case "list.page":
             return replace(place, page=max(0, int(value)) if value.isdecimal() else 0)
@@ -66,23 +66,23 @@ def moved(
 
 
 def matching(rows: Iterable[Row], search: str, text: Callable[[Row], str]) -> list[Row]:
-    """The rows whose text has every word of a search; case does not matter."""
+    """The rows whose text contains every word of a search, ignoring case."""
     words = search.casefold().split()
     return [row for row in rows if all(word in text(row).casefold() for word in words)] if words else list(rows)
 
 
 def ordered(rows: Iterable[Row], columns: Sequence[Column], place: Place) -> list[Row]:
-    """The rows in the place's order; those without the value come last either way."""
+    """The rows, sorted as the place says. Rows without a value come last in both directions."""
     column = next((column for column in columns if column.key == place.sort and column.value), None)
     if column is None or (value := column.value) is None:
         return list(rows)
     known = [(_key(value(row)), row) for row in rows]
-    there = sorted((pair for pair in known if pair[0] is not None), key=lambda pair: pair[0], reverse=place.down)
-    return [row for _, row in there] + [row for key, row in known if key is None]
+    with_value = sorted((pair for pair in known if pair[0] is not None), key=lambda pair: pair[0], reverse=place.down)
+    return [row for _, row in with_value] + [row for key, row in known if key is None]
 
 
 def on_page(rows: Sequence[Row], place: Place) -> tuple[Sequence[Row], Place]:
-    """The rows of the place's page, and the place itself on a page that there is."""
+    """The rows of the place's page, and the place with its page limited to those that exist."""
     last = max(0, (len(rows) - 1) // SIZE)
     place = replace(place, page=min(place.page, last))
     return rows[place.page * SIZE : (place.page + 1) * SIZE], place
@@ -91,7 +91,7 @@ def on_page(rows: Sequence[Row], place: Place) -> tuple[Sequence[Row], Place]:
 def table(
     t: Strings, columns: Sequence[Column], rows: Sequence[tuple[str, Sequence[Child]]], place: Place, *, caption: str
 ) -> Html:
-    """The rows of one page: each its name and its cells, with a box to pick it."""
+    """A table of the rows in view, each (name, cells), with a box to select it."""
     names = [name for name, _ in rows]
     everything = bool(names) and set(names) <= set(place.picked)
     box = _box("list.all", None, everything, t("lists.pick_all"))
@@ -123,7 +123,7 @@ def table(
 
 
 def pager(t: Strings, f: Formats, place: Place, count: int) -> Html:
-    """Which rows are shown of how many, with buttons for the other pages; empty where all are shown."""
+    """Which rows are in view, of how many, with buttons for other pages; empty if there is one page."""
     if count <= SIZE:
         return Html("")
     first, last = place.page * SIZE + 1, min(count, (place.page + 1) * SIZE)
@@ -138,17 +138,17 @@ def pager(t: Strings, f: Formats, place: Place, count: int) -> Html:
 
 
 def picked_bar(t: Strings, f: Formats, place: Place, *buttons: Child) -> Html:
-    """How many rows are selected, and what can be done with them; empty where none is."""
+    """The number of selected rows, with buttons for actions on them; empty if none is selected."""
     if not place.picked:
         return Html("")
     count = len(place.picked)
     clear = parts.button(t("lists.none"), "list.none", kind="quiet small")
-    told = h("strong", t("lists.picked", n=f.number(count)))
-    return h("div", told, *buttons, clear, class_="picked-bar row", role="status")
+    selected = h("strong", t("lists.picked", n=f.number(count)))
+    return h("div", selected, *buttons, clear, class_="picked-bar row", role="status")
 
 
 def segmented(do: str, choices: Iterable[tuple[str, str]], chosen: str, label: str) -> Html:
-    """A row of buttons of which one is pressed: (value, label) each."""
+    """A row of buttons of which one is pressed; `choices` are (value, label)."""
     buttons = [
         h(
             "button",
@@ -166,7 +166,7 @@ def segmented(do: str, choices: Iterable[tuple[str, str]], chosen: str, label: s
 def form(
     do: str, value: str, fields: Child, save: str, cancel: Child = None, *, class_: str = "", **attributes: Any
 ) -> Html:
-    """A small form within a view; its fields come with the press by their names (app.js)."""
+    """A small form within a view. Its fields are sent with the press, by name (app.js)."""
     return h(
         "form",
         fields,
@@ -189,9 +189,9 @@ def field(
     box: str | None = None,
     **more: Any,
 ) -> Html:
-    """A labelled text field of a form(); `box` is the id of the whole of it, for data-into.
+    """A labelled text field of a form(). `box` is the id of the whole, for data-into.
 
-    No field may be called "path": Gradio takes what has a path for its own file, and refuses any other.
+    No field may be called "path": Gradio treats a value with a "path" as a file, and refuses those that are not its own.
     """
     inner = (
         h("input", type="text", name_=name, value=value, spellcheck="false", **more)

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def metric_title(t: Strings, metric: Metric) -> str:
-    """What a metric is called in a choice."""
+    """A metric's name in a choice."""
     return t.get(f"metrics.{metric.key}.title") or metric.title
 
 
 def metric_short(t: Strings, metric: Metric) -> str:
-    """What a metric is called over a column."""
+    """A metric's name as a column heading."""
     return t.get(f"metrics.{metric.key}.short") or metric.short
 
 
 def value_text(f: Formats, metric: Metric, value: float, digits: int = 3) -> str:
-    """A loss in nats with so many digits after the point, any other metric in percent."""
+    """A loss in nats with `digits` decimals, any other metric as a percentage."""
     return f.number(value, digits) if metric.is_loss else f.percent(value)
 
 
@@ -66,5 +66,5 @@ def charted(shown: Iterable[Measure]) -> Iterator[list[Measure]]:
 
 
 def objective_title(t: Strings, objective: Objective) -> str:
-    """What an objective is called."""
+    """An objective's name."""
     return t.get(f"choices.objective.key.{objective.key}") or objective.title

@@ -1,4 +1,4 @@
-"""The notice at the top of a page: an error as a sentence with what to do, a defect with its traceback, or that something is done."""
+"""Notices at the top of a page: an error of the app, a defect with its traceback, or a success."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from finetune_local.system.errors import FinetuneError
 
 
 def problem(t: Strings, error: FinetuneError, *buttons: Html) -> Html:
-    """An error of the app."""
+    """An error of the app, with its title and its sentence."""
     title = t.get(f"errors.{error.code}") or t("errors.UserError")
     return notice(t, "bad", title, error.message, *buttons)
 
 
 def notice(t: Strings, kind: str, title: str, text: str, *buttons: Html) -> Html:
-    """A notice of a kind: "good", "bad", "note"."""
+    """A notice. `kind` is "good", "bad" or "note"; `text` may be empty or have several lines."""
     lines = [line for line in sentence(t, text).splitlines() if line.strip()]
     body = h("p", lines[0]) if len(lines) == 1 else h("ul", [h("li", line) for line in lines]) if lines else None
     return h(
@@ -30,12 +30,12 @@ def notice(t: Strings, kind: str, title: str, text: str, *buttons: Html) -> Html
 
 
 def good(t: Strings, title: str, text: str = "", *buttons: Html) -> Html:
-    """Something is done."""
+    """A success."""
     return notice(t, "good", title, text, *buttons)
 
 
 def defect(t: Strings, trace: str) -> Html:
-    """An error that should not happen, with its traceback to copy."""
+    """A defect of the app, with its traceback to copy."""
     return h(
         "div",
         h(
@@ -53,5 +53,5 @@ def defect(t: Strings, trace: str) -> Html:
 
 
 def _without_home(trace: str) -> str:
-    """A traceback without the user's name in its paths, so that it can be shown to others."""
+    """A traceback without the user's name in its paths, so that it can be shared."""
     return re.sub(r"(/home|/Users|C:\\Users)[/\\][^/\\\s\"']+", "~", trace)

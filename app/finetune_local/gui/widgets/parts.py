@@ -1,4 +1,4 @@
-"""Parts that pages share: views that report which button was pressed, headers, cards, tables, progress bars."""
+"""Building blocks of pages: views, headers, buttons, cards, tables, progress bars."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from finetune_local.gui.i18n.formats import Formats
     from finetune_local.gui.i18n.strings import Strings
 
-# app.js: a press on anything with data-do (or a change of it, for selects) comes as a click with its data-* as the event.
+# app.js sends a press on an element with data-do, or a change of a select, as a click event with the element's data-*.
 _ON_LOAD = "ftl.attach(element, trigger, watch);"
 
 
 def view(value: str = "", *, id: str | None = None, class_: str = "", visible: bool = True) -> gr.HTML:  # noqa: A002
-    """A place for HTML made with h(). Its `.click` event carries the data-* of the button: see pressed()."""
+    """A component for HTML from h(). Its `.click` event carries the data-* of the pressed button: see pressed()."""
     import gradio as gr
 
     return gr.HTML(
@@ -32,15 +32,15 @@ def view(value: str = "", *, id: str | None = None, class_: str = "", visible: b
 
 
 def pressed(event: Any) -> tuple[str, str, Mapping[str, str]]:
-    """Of a view's click: the action (data-do), its value (data-value), and all data-* of the button."""
-    told: Any = getattr(event, "_data", None)
-    given = told.items() if isinstance(told, Mapping) else ()
-    data = {str(name): str(value) for name, value in given if isinstance(value, (str, int, float))}
+    """The action (data-do), the value (data-value) and all data-* of the button that a view's click event comes from."""
+    sent: Any = getattr(event, "_data", None)
+    items = sent.items() if isinstance(sent, Mapping) else ()
+    data = {str(name): str(value) for name, value in items if isinstance(value, (str, int, float))}
     return data.get("do", ""), data.get("value", ""), data
 
 
 def header(title: str, lead: str, *actions: Child) -> Html:
-    """A page's title, one sentence under it, and buttons at its right."""
+    """A page's title, a sentence below it, and buttons on the right."""
     return h(
         "header",
         h("div", h("h1", title), h("p", lead) if lead else None),
@@ -59,7 +59,7 @@ def button(
     disabled: bool = False,
     **data: Any,
 ) -> Html:
-    """A button of a view. `kind`: "primary", "danger", "quiet", "small" or several of them."""
+    """A button of a view. `kind` is "primary", "danger", "quiet", "small", or several of them."""
     more = {f"data_{key}": str(item) for key, item in data.items()}
     return h(
         "button",
@@ -76,12 +76,12 @@ def button(
 
 
 def card(*children: Child, title: Child = None, class_: str = "", **attributes: Any) -> Html:
-    """A box with a title."""
+    """A box with an optional title."""
     return h("section", h("h2", title) if title else None, *children, class_=f"card {class_}".strip(), **attributes)
 
 
 def facts(pairs: Iterable[tuple[Child, Child]]) -> Html:
-    """Names and values."""
+    """A list of names and values, without empty values."""
     return h(
         "dl", [(h("dt", name), h("dd", value)) for name, value in pairs if value not in (None, "")], class_="facts"
     )
@@ -93,7 +93,7 @@ def figure(name: str, value: Child, under: Child = None) -> Html:
 
 
 def figures(*items: Html) -> Html:
-    """Several in a row."""
+    """A row of figures."""
     return h("div", *items, class_="figures")
 
 
@@ -121,12 +121,12 @@ def table(headings: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption
 
 
 def badge(text: Child, kind: str = "") -> Html:
-    """A word in a coloured pill: "good", "warn", "bad", "live", ""."""
+    """A word in a coloured pill. `kind` is "good", "warn", "bad", "live" or ""."""
     return h("span", text, class_=f"badge {kind}".strip())
 
 
 def progress(t: Strings, f: Formats, text: str, done: float | None, seconds_left: float | None = None) -> Html:
-    """A bar with what is being done and the time left; it moves to and fro while the progress is unknown."""
+    """A progress bar with a text and the time left. `done` is a share from 0 to 1; None is shown as unknown."""
     share = None if done is None else min(1.0, max(0.0, done))
     right = f.percent(share) if share is not None else ""
     if seconds_left is not None:
@@ -149,5 +149,5 @@ def progress(t: Strings, f: Formats, text: str, done: float | None, seconds_left
 
 
 def empty(title: str, text: str, *actions: Child) -> Html:
-    """An empty list: what would be here, and how to get it."""
+    """What stands in place of an empty list: what would be in it, and how to add it."""
     return h("div", h("h2", title), h("p", text), h("div", *actions, class_="row center"), class_="empty")

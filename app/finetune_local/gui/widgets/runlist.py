@@ -1,4 +1,4 @@
-"""The Runs page's list: every run in a line, searched, filtered and sorted."""
+"""The list of runs on the Runs page, with search, filters and sorting."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 STATUSES = (Status.RUNNING, Status.FINISHED, Status.PAUSED, Status.FAILED, Status.QUEUED, DAMAGED)
 MOST_COMPARED = 6
-"""Runs in one chart: as many as there are colours."""
+"""The most runs in one chart, which is the number of colours."""
 
 
 def columns(t: Strings) -> list[Column]:
-    """The columns, by the words of the window."""
+    """The columns of the list."""
     return [
         Column("run", t("runs.run"), lambda row: row["run"]),
         Column("status", t("runs.status"), lambda row: STATUSES.index(row["status"])),
@@ -38,31 +38,31 @@ def columns(t: Strings) -> list[Column]:
 
 
 def steps_done(row: Row) -> int | None:
-    """Steps that a run has done; None where it is unknown."""
+    """The number of completed steps; None if it is unknown."""
     if "step" in row:
         return int(row["step"])
     return row.get("steps") if "first_loss" in row else None
 
 
 def file_names(row: Row) -> str:
-    """The run's data files without their folders."""
+    """The names of the run's data files, without folders."""
     return ", ".join(PurePath(name).name for name in row.get("files", ()))
 
 
 def method_name(t: Strings, key: object) -> str:
-    """A method's title; its key where this version does not know it."""
+    """A method's title; its key if this version does not know it."""
     known = presets().get(str(key))
     return (t.get(f"methods.{key}.title") or known.title) if known else str(key or "–")
 
 
 def base_name(model: str) -> str:
-    """A base model without its folders; ORG/NAME stays."""
+    """A base model's name: the last part of a path, or ORG/NAME."""
     path = PurePath(model)
     return path.name if path.is_absolute() or "\\" in model else model
 
 
 def searched(t: Strings, row: Row) -> str:
-    """The text that a search looks through."""
+    """The text that is searched."""
     words = (
         row["run"],
         t(f"runs.status_{row['status']}"),
@@ -74,13 +74,13 @@ def searched(t: Strings, row: Row) -> str:
 
 
 def chosen(t: Strings, rows: Sequence[Row], place: Place, status: str, method: str) -> list[Row]:
-    """The rows that search and filters leave, in order."""
-    kept = [row for row in rows if status in ("", row["status"]) and method in ("", row.get("method"))]
-    return lists.ordered(lists.matching(kept, place.search, lambda row: searched(t, row)), columns(t), place)
+    """The rows that match the search and the filters, sorted."""
+    filtered = [row for row in rows if status in ("", row["status"]) and method in ("", row.get("method"))]
+    return lists.ordered(lists.matching(filtered, place.search, lambda row: searched(t, row)), columns(t), place)
 
 
 def drawn(context: Context, rows: Sequence[Row], all_rows: int, place: Place) -> Html:
-    """The list: the selection and its actions, the table of one page, the pager."""
+    """The list: actions on selected rows, the table of one page, the pager."""
     t, f = context.t, context.f
     if not all_rows:
         begin = parts.button(t("runs.set_up"), "go", "train", kind="primary")
@@ -107,9 +107,9 @@ def _cells(context: Context, row: Row) -> list[Child]:
     name = h("button", row["run"], type="button", class_="row-name", data_do="runs.open", data_value=row["run"])
     files = h("small", file_names(row), class_="cut", title=file_names(row)) if row.get("files") else None
     done, steps = steps_done(row), number(row, "max_steps")
-    told = f.number(done)
+    progress = f.number(done)
     if row["status"] != Status.FINISHED and steps:
-        told = f"{told} / {f.number(steps)}"
+        progress = f"{progress} / {f.number(steps)}"
     model = str(row.get("model", ""))
     base = h("small", base_name(model), class_="cut", title=model) if model else None
     method = [h("span", method_name(t, row.get("method"))), base]
@@ -117,7 +117,7 @@ def _cells(context: Context, row: Row) -> list[Child]:
         h("div", name, files, class_="two-lines"),
         status_badge(t, row["status"]),
         h("div", method, class_="two-lines"),
-        told,
+        progress,
         f.loss(number(row, "last_loss")),
         f.loss(number(row, "validation_loss")),
         f.moment(row["changed_time"]),
@@ -126,6 +126,6 @@ def _cells(context: Context, row: Row) -> list[Child]:
 
 
 def number(row: Row, key: str) -> float | None:
-    """A number of a run's facts; None for anything else, as a file of another program may have anything there."""
+    """A number among a run's facts; None if the value is missing or not a number."""
     value: Any = row.get(key)
     return float(value) if isinstance(value, int | float) else None

@@ -1,4 +1,4 @@
-"""How a run looks wherever it is shown: its status, its figures, its curves, its sampled answers, its log."""
+"""How pages show a run: its status, figures, charts, sampled answers and log."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ LOG_LINES = 40
 
 
 def status_badge(t: Strings, status: str) -> Html:
-    """A run's status as a coloured word."""
+    """A run's status as a badge."""
     return parts.badge(t(f"runs.status_{status}"), _KINDS.get(status, ""))
 
 
 def progress(context: Context, run: Watch, status: Status) -> Html:
-    """The bar: what is being prepared, or the steps done with the time left."""
+    """The progress bar: what is being prepared, or the completed steps and the time left."""
     t, f = context.t, context.f
     if status is Status.RUNNING and run.phase[0] and run.end is None:
         return parts.progress(t, f, sentence(t, run.phase[0]), run.phase[1])
@@ -178,7 +178,7 @@ def small_charts(context: Context, run: Watch) -> Html:
 
 
 def answers(context: Context, run: Watch) -> Html:
-    """Sampled answers as they change: the expected one, the base model's and the newest; those in between on demand."""
+    """Sampled answers: the expected one, the base model's and the newest, with those in between folded away."""
     t, f = context.t, context.f
     if not run.answers:
         return Html("")
@@ -217,7 +217,7 @@ def answers(context: Context, run: Watch) -> Html:
 
 
 def log(context: Context, run: Watch) -> Html:
-    """The automatic settings, and what the worker printed."""
+    """The run's notes, and the last lines that its worker printed."""
     t = context.t
     notes = [h("li", sentence(t, note)) for note in run.notes]
     printed = run.run.log_tail(LOG_LINES)
@@ -232,7 +232,7 @@ def log(context: Context, run: Watch) -> Html:
 
 
 def ending(context: Context, run: Watch, state: ProcessState) -> Html:
-    """Why it ended, with what to do next."""
+    """Why the run ended, and what to do next."""
     t, end, status = context.t, run.end, state.status
     if status is Status.FINISHED and isinstance(end, events.Finished):
         return h("div", t("train.ended_well", reason=sentence(t, end.reason)), class_="hint good")

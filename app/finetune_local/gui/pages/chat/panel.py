@@ -81,7 +81,7 @@ class ChatPanel:
         typed = {
             name: given
             for (name, field), value in zip(Sampling.model_fields.items(), sampling, strict=True)
-            if (given := controls.given(field, value)) is not None
+            if (given := controls.setting_value(field, value)) is not None
         }
         state = window.state(ChatState)
         state.sampling, state.backend, state.precision = typed, backend or "auto", precision or ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from finetune_local.gui.shell.state import State, kept
+from finetune_local.gui.shell.state import State, stored
 
 Seen = tuple[str | None, tuple[str, ...]]
 """A conversation and adapters, as another page may have chosen them."""
@@ -23,7 +23,7 @@ class Removed:
 class ChatState(State, prefix="chat_"):
     """The conversation, who answers in it and how, and what is being typed. The adapters that answer are in Shared."""
 
-    conversation: str = kept("conversation", "")
+    conversation: str = stored("conversation", "")
     """The conversation that is shown; "" is a new one."""
     model: str = ""
     """The base model that was chosen here; else the one of Shared is used."""

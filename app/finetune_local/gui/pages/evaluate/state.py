@@ -8,7 +8,7 @@ from typing import Literal
 from finetune_local.evaluation.metrics import DEFAULT
 from finetune_local.evaluation.store import Which
 from finetune_local.evaluation.votes import Other
-from finetune_local.gui.shell.state import State, kept
+from finetune_local.gui.shell.state import State, stored
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class EvaluateState(State, prefix="evaluate_"):
     """The form, the evaluations that run, and how a result is shown. The chosen adapter and evaluation are in Shared."""
 
     form: EvaluateForm = field(default_factory=EvaluateForm)
-    opened_for: str | None = kept("evaluate_for", None)
+    opened_for: str | None = stored("evaluate_for", None)
     """The adapter that was chosen when the evaluation was opened: choosing another one closes it."""
     jobs: tuple[str, ...] = ()
     """Evaluations that this window started and has not seen end."""

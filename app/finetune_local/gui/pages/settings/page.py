@@ -111,7 +111,10 @@ class SettingsPage:
 
     def _show(self, window: Window) -> dict[Any, Any]:
         now = self.context.preferences
-        shown = {self.controls[name]: controls.shown(field, getattr(now, name)) for name, field in self.fields.items()}
+        shown = {
+            self.controls[name]: controls.control_value(field, getattr(now, name))
+            for name, field in self.fields.items()
+        }
         return {
             **shown,
             self.token_state: self._token(),
@@ -126,7 +129,7 @@ class SettingsPage:
 
     def _change(self, _window: Window, name: str, value: Any) -> dict[Any, Any]:
         field = self.fields[name]
-        given = controls.given(field, value)
+        given = controls.setting_value(field, value)
         wanted = field.default if given is None else given
         if name == "home" and wanted and not located(str(wanted)).is_dir():
             raise SpecError(msg("{folder}: folder not found. Create it first, or choose another.", folder=wanted))
