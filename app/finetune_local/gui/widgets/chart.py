@@ -67,20 +67,13 @@ def chart(
     ticks = nice(low, high, 3 if small else 5)
     drawn = [h("line", x1="0", x2=SIZE, y1=_n(place_y(y)), y2=_n(place_y(y)), class_="gridline") for y in ticks]
     drawn += [part for line in lines for part in _drawn(line, place_x, place_y)]
-    dots = [
-        h("span", class_=f"dot c{line.colour}", style=f"left:{100 * place_x(x):.2f}%;top:{100 * place_y(y):.2f}%")
-        for line in lines
-        if line.style == "dots"
-        for x, y in line.points
-        if math.isfinite(y)
-    ]
     return h(
         "figure",
         h(
             "div",
             [h("span", written(y), class_="y", style=f"top:{100 * place_y(y):.2f}%;left:-54px") for y in ticks],
             h("svg", drawn, viewBox=f"0 0 {SIZE} {SIZE}", preserveAspectRatio="none", aria_hidden="true"),
-            dots,
+            _dots(lines, place_x, place_y),
             h("span", class_="cross"),
             h("span", class_="tip"),
             h("span", waiting, class_="waiting") if not ys and waiting else None,
@@ -140,6 +133,17 @@ def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float])
             runs.append([])
     kind = "line thin" if line.style == "thin" else "line"
     return parts + [h("polyline", points=" ".join(run), class_=f"{kind} c{line.colour}") for run in runs if run]
+
+
+def _dots(lines: Sequence[Line], place_x: Callable[[float], float], place_y: Callable[[float], float]) -> list[Html]:
+    """Dots as elements over the SVG, which would stretch them."""
+    return [
+        h("span", class_=f"dot c{line.colour}", style=f"left:{100 * place_x(x):.2f}%;top:{100 * place_y(y):.2f}%")
+        for line in lines
+        if line.style == "dots"
+        for x, y in line.points
+        if math.isfinite(y)
+    ]
 
 
 def _tips(
