@@ -83,7 +83,7 @@ def test_adapters_are_found_noted_renamed_removed_and_taken_back(app: App, home:
 
     look_at(page, "orders")
     expect(page.locator("#adapters-main .card", has_text="Scores")).to_contain_text(HOSTILE)
-    expect(page.locator("#adapters-main .tree")).to_contain_text("Run started from its settings")
+    expect(page.locator("#adapters-main .tree")).to_contain_text("Run based on its settings")
     page.get_by_role("button", name="Add a note").click()
     page.fill("textarea[name=note]", f"{HOSTILE}\n最好的")
     page.get_by_role("button", name="Save").click()

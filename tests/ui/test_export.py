@@ -45,7 +45,7 @@ def test_an_adapter_alone_and_its_folder_opened(stocked: Home, start_app: Callab
     expect(page.locator("#export-form")).to_contain_text(f"tiny-{RUN}-adapter.zip")
     page.click("#export-form [data-do=start]")
     done = page.locator("#export-work .export-ended")
-    expect(done).to_contain_text("tensors read back equal", timeout=LONG)
+    expect(done).to_contain_text("tensors are identical after reading", timeout=LONG)
     expect(done).to_contain_text("verified")
     out = stocked.root / "exports" / f"tiny-{RUN}-adapter.zip"
     assert out.is_file() and f'finetune-local adapters import "{out}"' in done.inner_text()
