@@ -168,6 +168,8 @@ def test_damaged_foreign_and_hostile_runs_are_only_shown(app: App, home: Home) -
     (home.runs / "a file").write_text("x", "utf-8")
     page = app.open("runs")
     expect(page.locator("#runs-main .row-name")).to_have_count(3)
+    cut = page.locator("#runs-main tr", has_text="<b>cut {{x}}")
+    expect(cut.locator(".badge")).to_have_text(["queued", "damaged"])
     page.locator(".row-name", has_text="<b>cut {{x}}").click()
     expect(page.locator("#runs-main h1")).to_have_text("<b>cut {{x}}")
     expect(page.locator("#runs-main .hint.bad")).to_contain_text("cannot be read")

@@ -195,7 +195,7 @@ def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, a
 def _list(home: paths.Home, as_json: bool) -> None:
     from finetune_local.training.run_folder import runs
     from finetune_local.training.run_folder.check import complete_all
-    from finetune_local.training.run_folder.facts import all_facts, facts_as_json
+    from finetune_local.training.run_folder.facts import DAMAGED, all_facts, facts_as_json
 
     complete_all(runs.every(home))
     rows = all_facts(home)
@@ -205,6 +205,8 @@ def _list(home: paths.Home, as_json: bool) -> None:
         note(f"no runs yet in {home.runs}. Begin with: finetune-local --data my.jsonl")
     else:
         columns = ("run", "status", "method", "model", "steps", "last_loss", "validation_loss", "changed")
+        for row in rows:
+            row["status"] = f"{row['status']} (damaged)" if row.get(DAMAGED) else row["status"]
         table([c.replace("_", " ") for c in columns], [[_cell(row.get(c)) for c in columns] for row in rows])
 
 

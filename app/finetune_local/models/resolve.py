@@ -6,11 +6,12 @@ import os
 import re
 from pathlib import Path
 
+from finetune_local.models.catalog import catalog
 from finetune_local.models.folder import CONFIG, ModelFolder, sha256_of
 from finetune_local.models.install import installed, source_of
 from finetune_local.models.local import hub_snapshot, is_gguf
 from finetune_local.spec.run import DEFAULT_MODEL, ModelSettings
-from finetune_local.system.errors import ModelError, SpecError
+from finetune_local.system.errors import ModelError, ModelNotFound, SpecError
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.messages import Message, Progress, msg
 from finetune_local.system.paths import Home, located
@@ -58,7 +59,7 @@ def resolve_for(settings: ModelSettings, home: Home, progress: Progress) -> Mode
 
 
 def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word
-    """The local model `id` names; nothing is downloaded or created. Raises ModelError.
+    """The local model `id` names; nothing is downloaded or created. Raises ModelError, ModelNotFound.
 
     A bare word is first an installed model, then a folder in the current directory; anything with a separator is first a path.
     """
@@ -75,7 +76,7 @@ def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word
         return ModelFolder.open(path)
     if id.count("/") == 1 and (cached := hub_snapshot(id)) is not None:
         return ModelFolder.open(cached)
-    raise ModelError(_not_found(id, known))
+    raise ModelNotFound(_not_found(id, known))
 
 
 def import_file(path: Path, home: Home, progress: Progress, name: str | None = None) -> ModelFolder:
@@ -114,7 +115,7 @@ def unquantized(name: str) -> str | None:
 
 
 def _not_found(text: str, installed_names: list[str]) -> Message:
-    known = list(dict.fromkeys([*installed_names, DEFAULT_MODEL]))
+    offered = [entry.name for entry in catalog()]
     if Path(text).is_absolute() or text.startswith(("~", "./", "../", ".\\", "..\\")):
         return msg(
             "--model {text}: folder not found. Use a Hugging Face model folder, or a name that `finetune-local "
@@ -129,15 +130,17 @@ def _not_found(text: str, installed_names: list[str]) -> Message:
             name=text,
             other=whole.removeprefix("mlx-community/"),
         )
-    how = (
-        msg("Download it: finetune-local models get {name}", name=text)
-        if "/" in text
-        else msg("See them all: finetune-local models")
-    )
     return msg(
-        "--model {text}: no such model here.{did_you_mean} There are: {names}. {how}",
+        "--model {text}: this model is not installed.{did_you_mean} {installed} {how}",
         text=text,
-        did_you_mean=did_you_mean(text, known),
-        names=", ".join(known),
-        how=how,
+        did_you_mean=did_you_mean(text, list(dict.fromkeys([*installed_names, *offered]))),
+        installed=msg("Installed: {names}.", names=", ".join(installed_names))
+        if installed_names
+        else msg("Installed: none yet."),
+        how=msg("Download it: finetune-local models get {name}", name=text)
+        if "/" in text or text in offered
+        else msg(
+            "Download one: finetune-local models get NAME, for example {examples}; `finetune-local models` lists all.",
+            examples=", ".join(offered[:3]),
+        ),
     )

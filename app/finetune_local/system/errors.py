@@ -5,6 +5,7 @@
     │   ├── SpecError             a setting: its name, its value, what is allowed
     │   ├── DataError             a data file: its path, its line
     │   ├── ModelError            a base model: its folder or its name
+    │   │   └── ModelNotFound     no model with this name or path is on this machine
     │   ├── AdapterError          an adapter that does not fit its base, or has no effect
     │   ├── DamagedRun            a run's files are damaged, or were written by a newer version
     │   └── Unsupported           the chosen backend cannot do this (a line of its gaps.py)
@@ -90,6 +91,12 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A base model is missing, incomplete or of an unsupported architecture."""
+
+
+class ModelNotFound(ModelError):
+    """No model with this name or path is on this machine."""
+
+    code = "ModelError"
 
 
 class AdapterError(UserError):

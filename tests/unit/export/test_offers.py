@@ -52,7 +52,7 @@ def test_without_its_base_an_adapter_goes_alone(stocked: Home) -> None:
     shutil.rmtree(stocked.models / "base")
     found = offers(stocked, "我的 run")
     assert found.base is None and not found.targets["adapter"].reason
-    assert "no such model here" in found.targets["merged"].reason
+    assert "this model is not installed" in found.targets["merged"].reason
 
 
 def test_what_cannot_be_merged_says_why(stocked: Home) -> None:

@@ -72,7 +72,7 @@ def test_a_file_that_has_changed_is_read_anew(many: dict[str, Any], home: Home) 
 
 def test_a_model_that_is_not_here_is_told_and_the_rows_are_shown(many: dict[str, Any], home: Home) -> None:
     told = inspect.answer(RecordedRequest(settings=many, model="none/such", what="rows", first=0, count=2, row=0), home)
-    assert told["model"] == "" and "no such model here" in told["model_problem"]
+    assert told["model"] == "" and told["model_missing"] and "not installed" in told["model_problem"]
     assert [row["tokens"] for row in told["rows"]] == [None, None]
 
 

@@ -20,7 +20,7 @@ from finetune_local.models.local import (
 )
 from finetune_local.models.resolve import find, resolve
 from finetune_local.spec.run import DEFAULT_MODEL
-from finetune_local.system.errors import ModelError
+from finetune_local.system.errors import ModelError, ModelNotFound
 from finetune_local.system.paths import Home
 from tiny import tiny_model
 
@@ -74,8 +74,12 @@ def test_a_relative_folder_is_found_and_an_installed_name_goes_before_it(
 
 
 def test_a_name_that_is_not_there_says_what_is_and_how_to_get_it(home: Home) -> None:
+    with pytest.raises(ModelNotFound, match=r"Installed: none yet\. Download one: .* NAME, for example smollm2-135m, "):
+        resolve("my-tyni", home, lambda *_: None)
+    with pytest.raises(ModelNotFound, match=r"Did you mean 'qwen3-0\.6b'"):
+        resolve("qwen3-0.6", home, lambda *_: None)
     install(home, "my-tiny")
-    with pytest.raises(ModelError, match=r"Did you mean 'my-tiny'\?.*my-tiny, smollm2-135m"):
+    with pytest.raises(ModelNotFound, match=r"Did you mean 'my-tiny'\? Installed: my-tiny\. Download one"):
         resolve("my-tyni", home, lambda *_: None)
     with pytest.raises(ModelError, match=r"finetune-local models get Qwen/Qwen3-0\.6B"):
         resolve("Qwen/Qwen3-0.6B", home, lambda *_: None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from finetune_local.runtime.status import Status
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.paths import Home
 from finetune_local.training.events import Failed, Finished, Note, Step, StoppedByUser, Validation
@@ -96,6 +97,9 @@ def test_damaged_and_foreign_things_do_not_break_the_list(home: Home) -> None:
     told = {facts_["run"]: facts_ for facts_ in facts.Listing(home).all()}
     assert set(told) == {"good", "cut", "list", "null", "latin", "folder"}
     assert told["good"]["status"] == "failed"
-    assert {told[name]["status"] for name in told if name != "good"} == {"damaged"}
+    damaged = [row for name, row in told.items() if name != "good"]
+    assert all(row["damaged"] and row["status"] in set(Status) for row in damaged), "a mark beside the status"
+    assert {facts.facts_as_json(row)["status"] for row in damaged} == {"damaged"}
+    assert "damaged" not in told["good"]
     assert "run.json" in told["cut"]["problem"]
     assert [event.kind for event in good.history()] == ["note"]

@@ -77,7 +77,7 @@ def test_a_damaged_run_can_be_renamed_and_removed_and_taken_back(home: Home) -> 
     run = runs.create(home, parse_spec({"name": "bad", "data": {"files": ["x"]}}, "test"))
     (run.folder / "run.json").write_text("{", "utf-8")
     renamed = shelf.rename_run(run, "worse", home)
-    assert facts.facts_of(renamed)["status"] == "damaged"
+    assert facts.facts_of(renamed)["damaged"]
     runs.remove(renamed, home)
     assert runs.every(home) == []
     assert runs.restore("worse", home).folder == home.runs / "worse"

@@ -17,7 +17,7 @@ from finetune_local.models.resolve import find
 from finetune_local.runtime.rpc import RpcRequest
 from finetune_local.spec import defaults
 from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings, RunSpec
-from finetune_local.system.errors import ModelError
+from finetune_local.system.errors import ModelError, ModelNotFound
 from finetune_local.system.fields import parse
 from finetune_local.system.messages import message_of
 from finetune_local.system.paths import Home, located
@@ -37,12 +37,16 @@ _inspections: dict[str, tuple[Inspection, Iterator[float]]] = {}
 
 
 def answer(request: RpcRequest, home: Home) -> Mapping[str, Any]:
-    """JSON values: "model", "model_problem", and those of Inspection.shown() or as_json(). Raises DataError."""
+    """JSON values: "model", "model_problem", "model_missing", and those of Inspection.shown() or as_json(). Raises DataError."""
     values = request.values
     settings = parse(DataSettings, values["settings"], "data")
-    tokenizer, context, problem = _tokenizer(str(values.get("model") or ""), home)
+    tokenizer, context, problem, missing = _tokenizer(str(values.get("model") or ""), home)
     length, _ = defaults.max_length(RunSpec(data=settings), context)
-    model = {"model": str(values.get("model") or "") if tokenizer else "", "model_problem": problem}
+    model = {
+        "model": str(values.get("model") or "") if tokenizer else "",
+        "model_problem": problem,
+        "model_missing": missing,
+    }
     if values["what"] == "rows":
         return model | _rows(settings, tokenizer, length, values)
     return model | _all(request, settings, tokenizer, length, model)
@@ -111,10 +115,10 @@ def _stamps(settings: DataSettings) -> list[object]:
     return found
 
 
-def _tokenizer(model: str, home: Home) -> tuple[Tokenizer | None, int, str]:
-    """The tokenizer and context length of an installed model. Without one, None, NO_TOKENIZER_LENGTH, and a sentence that says why."""
+def _tokenizer(model: str, home: Home) -> tuple[Tokenizer | None, int, str, bool]:
+    """The tokenizer and context length of a model; or None, NO_TOKENIZER_LENGTH, why, and whether the model is not installed."""
     if not model:
-        return None, NO_TOKENIZER_LENGTH, ""
+        return None, NO_TOKENIZER_LENGTH, "", False
     try:
         folder = find(model, home)
         key = (str(folder.path), folder.path.stat().st_mtime)
@@ -123,6 +127,6 @@ def _tokenizer(model: str, home: Home) -> tuple[Tokenizer | None, int, str]:
                 _tokenizers.pop(next(iter(_tokenizers)))
             _tokenizers[key] = Tokenizer.load(folder.path), folder.context_length
     except ModelError as error:
-        return None, NO_TOKENIZER_LENGTH, message_of(error)
+        return None, NO_TOKENIZER_LENGTH, message_of(error), isinstance(error, ModelNotFound)
     tokenizer, context = _tokenizers[key]
-    return tokenizer, context, ""
+    return tokenizer, context, "", False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.gui.widgets import lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.gui.widgets.lists import Column, Place, Row
-from finetune_local.gui.widgets.runview import status_badge
+from finetune_local.gui.widgets.runview import status_of
 from finetune_local.runtime.status import Status
 from finetune_local.spec.tuners import presets
 from finetune_local.training.run_folder.facts import DAMAGED
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.i18n.strings import Strings
     from finetune_local.gui.shell.context import Context
 
-STATUSES = (Status.RUNNING, Status.FINISHED, Status.PAUSED, Status.FAILED, Status.QUEUED, DAMAGED)
+STATUSES = (Status.RUNNING, Status.FINISHED, Status.PAUSED, Status.FAILED, Status.QUEUED)
 MOST_COMPARED = 6
 """The most runs in one chart, which is the number of colours."""
 
@@ -66,6 +66,7 @@ def searched(t: Strings, row: Row) -> str:
     words = (
         row["run"],
         t(f"runs.status_{row['status']}"),
+        t("runs.damaged") if row.get(DAMAGED) else "",
         row.get("method", ""),
         row.get("model", ""),
         file_names(row),
@@ -115,7 +116,7 @@ def _cells(context: Context, row: Row) -> list[Child]:
     method = [h("span", method_name(t, row.get("method"))), base]
     return [
         h("div", name, files, class_="two-lines"),
-        status_badge(t, row["status"]),
+        status_of(t, row),
         h("div", method, class_="two-lines"),
         progress,
         f.loss(number(row, "last_loss")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
@@ -25,7 +25,6 @@ _KINDS: Mapping[str, str] = {
     Status.FINISHED: "good",
     Status.PAUSED: "warn",
     Status.FAILED: "bad",
-    DAMAGED: "bad",
 }
 RESUMABLE = (Status.PAUSED, Status.FAILED, Status.QUEUED)
 """Statuses from which a run can be resumed."""
@@ -36,6 +35,12 @@ LOG_LINES = 40
 def status_badge(t: Strings, status: str) -> Html:
     """A run's status as a badge."""
     return parts.badge(t(f"runs.status_{status}"), _KINDS.get(status, ""))
+
+
+def status_of(t: Strings, row: Mapping[str, Any]) -> Html:
+    """The status of a run in a list, and beside it whether its run.json is damaged."""
+    damaged = parts.badge(t("runs.damaged"), "bad") if row.get(DAMAGED) else None
+    return join([status_badge(t, row["status"]), damaged], " ")
 
 
 def progress(context: Context, run: Watch, status: Status) -> Html:

@@ -20,7 +20,7 @@ from finetune_local.training.run_folder import runs
 from finetune_local.training.run_folder.runs import Run
 
 DAMAGED = "damaged"
-"""In place of a status: the run.json cannot be read."""
+"""A mark beside the status: run.json cannot be read. `--json` prints it in place of the status."""
 
 
 class _Keyed(BaseModel):
@@ -115,7 +115,7 @@ class Listing:
 def facts_of(run: Run) -> dict[str, Any]:
     """Name, status, method, model, data, losses, dates; a damaged run is listed as such, with what is wrong.
 
-    "status" is a Status or DAMAGED; "killed" is there where the worker was killed. "steps" are those done by a run that has ended,
+    "status" is a Status; DAMAGED is True where run.json cannot be read, and "killed" is there where the worker was killed. "steps" are those done by a run that has ended,
     and those to do ("max_steps") of any other, whose "step" is the last one done.
     """
     file = run.folder / "run.json"
@@ -142,7 +142,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         )
         return {
             **facts,
-            "status": DAMAGED,
+            DAMAGED: True,
             "problem": msg("{file}: cannot be read ({error}). The run cannot be resumed.", file=file, error=said),
         }
     if isinstance(summary := last.get("summary"), Mapping):
@@ -164,9 +164,9 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 def facts_as_json(facts: Mapping[str, Any]) -> dict[str, object]:
     """A run's facts as `--json` prints them; see Status for the words that differ."""
-    killed, status = bool(facts.get("killed")), facts["status"]
-    word = status if status == DAMAGED else ProcessState(Status(status), killed).as_json()
-    return {key: value for key, value in {**facts, "status": word}.items() if key != "killed"}
+    state = ProcessState(Status(facts["status"]), bool(facts.get("killed")))
+    word = DAMAGED if facts.get(DAMAGED) else state.as_json()
+    return {key: value for key, value in {**facts, "status": word}.items() if key not in ("killed", DAMAGED)}
 
 
 def all_facts(home: Home) -> list[dict[str, Any]]:

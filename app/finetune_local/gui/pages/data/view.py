@@ -112,7 +112,7 @@ def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) 
         take = parts.button(t("data.preference_use"), "data.use_chosen", kind="small") if found["guess"] else None
         shown.append(h("div", h("p", t("data.preference")), take, class_="hint warn"))
     if found["model_problem"]:
-        shown.append(_model_problem(t, found["model_problem"], model))
+        shown.append(_model_problem(t, found, model))
     for key, value, kind in (
         ("leaks", report["leaks"], "hint warn"),
         ("duplicates", report["duplicates"], "hint"),
@@ -134,9 +134,11 @@ def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) 
     return join(shown)
 
 
-def _model_problem(t: Strings, problem: str, model: str) -> Html:
-    missing = "no such model here" in problem or "there is no such folder" in problem
-    text = t("data.model_missing", model=model) if missing else f"{t('data.model_problem')} {sentence(t, problem)}"
+def _model_problem(t: Strings, found: Values, model: str) -> Html:
+    if found["model_missing"]:
+        text = t("data.model_missing", model=model)
+    else:
+        text = f"{t('data.model_problem')} {sentence(t, found['model_problem'])}"
     return h("div", h("p", text), parts.button(t("data.choose_model"), "data.model", kind="small"), class_="hint")
 
 

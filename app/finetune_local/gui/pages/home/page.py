@@ -8,7 +8,7 @@ from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.shell.pages import pages
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
-from finetune_local.gui.widgets.runview import status_badge
+from finetune_local.gui.widgets.runview import status_of
 from finetune_local.training.run_folder import facts, runs
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _recent(context: Context) -> Html:
                 h(
                     "button",
                     h("strong", told["run"]),
-                    status_badge(t, told["status"]),
+                    status_of(t, told),
                     h("span", f"{told.get('method', '')} · {told.get('model', '')}", class_="soft grow"),
                     h(
                         "span",

@@ -30,7 +30,7 @@ def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
     t = context.t
     back = parts.button(join(["‹ ", t("runs.back")]), "runs.back", kind="quiet small back")
     name = _rename_form(t, run) if editing else None
-    if row["status"] == DAMAGED:
+    if row.get(DAMAGED):
         problem = h("div", h("p", sentence(t, row["problem"])), class_="hint bad", role="alert")
         return h("div", back, _head(context, run, row), name, problem, class_="stack")
     watched = context.watch(run.folder).refresh()
@@ -50,7 +50,7 @@ def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
 def _head(context: Context, run: Run, row: Row) -> Html:
     t, status = context.t, row["status"]
     buttons: list[Html] = []
-    if status != DAMAGED:
+    if not row.get(DAMAGED):
         label = t("runs.watch") if status == Status.RUNNING else t("runs.show")
         buttons.append(parts.button(label, "runs.show", run.name, kind="primary"))
         if status in runview.RESUMABLE:
@@ -68,7 +68,7 @@ def _head(context: Context, run: Run, row: Row) -> Html:
             h(
                 "div",
                 h("h1", run.name, tabindex="-1", data_top=f"run {run.name}"),
-                runview.status_badge(t, status),
+                runview.status_of(t, row),
                 class_="row",
             ),
             h("p", join([method_name(t, row.get("method")), row.get("model"), file_names(row) or None], " · ")),

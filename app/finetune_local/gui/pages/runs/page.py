@@ -12,6 +12,7 @@ from finetune_local.gui.shell.pages import set_up_like
 from finetune_local.gui.widgets import leftovers, lists, parts, runlist
 from finetune_local.gui.widgets.html import Html
 from finetune_local.gui.widgets.lists import Place, Row
+from finetune_local.runtime.status import Status
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
 from finetune_local.training.run_folder import follow, runs
@@ -78,8 +79,10 @@ class RunsPage:
         t, rows = self.t, self.listing.all()
         statuses = [status for status in runlist.STATUSES if any(row["status"] == status for row in rows)]
         methods = sorted({str(row["method"]) for row in rows if "method" in row})
+        if state.status not in runlist.STATUSES:  # also "damaged", which older versions filtered by
+            state.status = ""
         status, method = state.status, state.method
-        statuses += [status] if status and status not in statuses else []
+        statuses += [Status(status)] if status and status not in statuses else []
         methods += [method] if method and method not in methods else []
         drawn = self._draw(window, whole=True)
         search = self._place(window).search  # read last: it may be typed in meanwhile
@@ -139,7 +142,7 @@ class RunsPage:
         by_name = {row["run"]: row for row in rows}
         found = [(Run(self.context.home.runs / name), by_name[name]) for name in names if name in by_name]
         if view == "compare":
-            found = [pair for pair in found if pair[1]["status"] != DAMAGED][: runlist.MOST_COMPARED]
+            found = [pair for pair in found if not pair[1].get(DAMAGED)][: runlist.MOST_COMPARED]
         return found
 
     def _tick(self, window: Window) -> dict[Any, Any]:
