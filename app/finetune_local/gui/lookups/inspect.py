@@ -67,7 +67,7 @@ def _rows(
 
 
 def _all(
-    request: RpcRequest, settings: DataSettings, tokenizer: Tokenizer | None, length: int, model: Mapping[str, str]
+    request: RpcRequest, settings: DataSettings, tokenizer: Tokenizer | None, length: int, model: Mapping[str, object]
 ) -> dict[str, object]:
     key = json.dumps(
         [
