@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from conforming import small
+from conftest import USABLE
 from finetune_local.backend import Backend, backends
+from finetune_local.data.dataset.store import Dataset
+from finetune_local.models.folder import ModelFolder
+from finetune_local.models.memory.estimate import estimate
+from finetune_local.spec.batch import Batch
 from finetune_local.spec.run import as_tables, parse_spec
 from finetune_local.spec.tuners import presets, tuner_of
 from finetune_local.system.errors import DataError
@@ -19,6 +24,8 @@ from finetune_local.system.paths import Home
 from finetune_local.training import check
 from finetune_local.training.events import Event, Step, Validation
 from finetune_local.training.run_folder import runs
+from finetune_local.training.run_folder.forecast import Pace, Work, facts_of_prepared, forecast
+from finetune_local_backends.session_base import SessionBase
 from training import assert_same, losses, ready_of, result, train
 
 STEPS = 20
@@ -177,3 +184,65 @@ def test_a_kept_reference_has_the_attention_of_training(
     kept = make("kept", backend.name, "dpo", steps=3, method=method, cache_reference=True)
     computed = make("computed", backend.name, "dpo", steps=3, method=method)
     assert losses(train(kept, home)) == pytest.approx(losses(train(computed, home)), abs=1e-5)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_forecast_is_what_is_computed(
+    make: Callable[..., runs.Run], home: Home, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """Rows, tokens of forward passes and the largest micro-batch of a run, against its forecast."""
+    steps, batch_size = 16, 4  # two epochs of 32 pairs
+    run = make("counted", USABLE[0], "dpo", steps=steps, cache_reference=cached)
+    spec = run.spec
+    training = spec.training.model_copy(update={"validate_every": steps, "micro_batch_tokens": 16})
+    spec = spec.model_copy(update={"training": training})
+    run.write_spec(spec)
+    stepped: list[Batch] = []
+    scored: list[Batch] = []
+    stepping = [cached]
+    step_many, score = SessionBase.step_many, SessionBase.score
+
+    def counted_steps(self: Any, requests: Any) -> Any:
+        stepped.extend(batch for request in requests for batch in request.batches)
+        stepping[0] = True
+        try:
+            return step_many(self, requests)
+        finally:
+            stepping[0] = False  # what validation scores is not of a step
+
+    def counted_scores(self: Any, batch: Batch, reference: bool = False, group: int = 0) -> Any:
+        if reference and stepping[0]:
+            scored.append(batch)
+        return score(self, batch, reference, group)
+
+    monkeypatch.setattr(SessionBase, "step_many", counted_steps)
+    monkeypatch.setattr(SessionBase, "score", counted_scores)
+    train(run, home)
+    works: list[Work] = []
+
+    def pace_of(work: Work, _fast: bool) -> Pace:
+        works.append(work)
+        return Pace(100.0, "same")
+
+    model = ModelFolder.open(Path(spec.model.id))
+    device = backends()[USABLE[0]].devices()[0]
+    data = facts_of_prepared(run.data)
+    found = forecast(as_tables(spec), device, lambda _spec: model, data, pace_of)
+    assert data is not None and found.seconds is not None and found.memory is not None
+    objective = spec.objective.objective
+    assert sum(len(batch.ids) for batch in stepped) == steps * batch_size * objective.rows
+    passes = [4 * sum(batch.tokens for batch in stepped), 2 * sum(batch.tokens for batch in scored)]
+    assert len(scored) >= (len(data_rows(run)) if cached else len(stepped)) // 4
+    predicted = found.seconds * 100.0 * works[0].operations / model.parameters
+    assert predicted == pytest.approx(sum(passes), rel=0.1) and predicted > 1.05 * passes[0]
+    assert works[0].reference is not cached
+    largest = max(batch.ids.size for batch in stepped)
+    assert 16 < largest <= objective.rows * data.longest <= 1.2 * largest
+    exact = training.model_copy(update={"micro_batch_tokens": objective.rows * data.longest})
+    plan = check.plan_for(spec, model)
+    assert found.memory == estimate(model, spec.model_copy(update={"training": exact}), plan, device.kind)
+
+
+def data_rows(run: runs.Run) -> list[int]:
+    """Lengths of all rows of a run's prepared data."""
+    return [int(n) for side in ("train", "validation") for n in Dataset(run.data, side).row_lengths]

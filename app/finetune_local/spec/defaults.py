@@ -39,6 +39,12 @@ class Facts:
     rows: int
     longest: int
     validation_rows: int = 0
+    rows_per_example: int = 1
+
+    @property
+    def largest(self) -> int:
+        """Tokens of the largest example with its padding; a micro-batch contains at least one example."""
+        return self.longest * self.rows_per_example
 
 
 @dataclass(frozen=True)
@@ -151,13 +157,13 @@ def _validations(spec: RunSpec, steps: int) -> tuple[int, Message]:
 
 def _micro_batch_tokens(facts: Facts) -> tuple[int, Message]:
     if facts.device == "cpu":
-        return max(1024, facts.longest), msg("fills the CPU's caches; more would only use memory")
+        return max(1024, facts.largest), msg("fills the CPU's caches; more would only use memory")
     room = int(facts.memory_bytes * COMFORTABLE) - facts.fixed_bytes
     thousands = max(1, min(16, room // max(1, facts.activation_bytes)))
-    return max(facts.longest, 1024 * thousands), msg("by the device's memory")
+    return max(facts.largest, 1024 * thousands), msg("by the device's memory")
 
 
 def _checkpointing(facts: Facts) -> tuple[bool, Message]:
-    needed = facts.fixed_bytes + facts.activation_bytes * max(1024, facts.longest) // 1024
+    needed = facts.fixed_bytes + facts.activation_bytes * max(1024, facts.largest) // 1024
     tight = needed > facts.memory_bytes * COMFORTABLE
     return tight, (msg("memory is short") if tight else msg("there is memory to spare"))

@@ -94,6 +94,7 @@ def facts_for(
         activation_bytes=needs.activations,
         rows=rows,
         longest=longest,
+        rows_per_example=spec.objective.objective.rows,
         validation_rows=held_out,
     )
 

@@ -124,7 +124,7 @@ def _automatic(
         yield Note.chosen(choice.setting, choice.value, choice.reason)
     if chosen:
         run.write_spec(spec)
-    expected = estimate(model, spec, plan, device.kind)
+    expected = estimate(model, spec, plan, device.kind, facts.largest)
     yield Note(
         text=msg(
             "memory: about {expected} GB expected, {there} GB available ({verdict})",

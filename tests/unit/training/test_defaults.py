@@ -100,6 +100,8 @@ def test_a_micro_batch_holds_the_longest_row() -> None:
     for device in ("cpu", "cuda", "metal"):
         tokens = resolve(parse_spec({}, "x"), facts(device=device, longest=5000))[0].training.micro_batch_tokens
         assert tokens and tokens >= 5000
+        pair = facts(device=device, longest=5000, rows_per_example=2)
+        assert resolve(parse_spec({}, "x"), pair)[0].training.micro_batch_tokens >= 10_000  # type: ignore[operator]
 
 
 def test_memory_decides_micro_batch_and_checkpointing() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from finetune_local.backend import Device
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.tuners import presets
-from finetune_local.training.run_folder.forecast import DataFacts, Forecast, Pace, Work, forecast
+from finetune_local.training.run_folder.forecast import DataFacts, Forecast, Pace, Work, forecast, pace, work_of_run
 
 CPU = Device("cpu", "cpu", "a processor", 8_000_000_000)
 DATA = DataFacts(rows=200, tokens=20_000, longest=150, held_out=0)
@@ -89,3 +90,32 @@ def test_the_pace_is_asked_for_what_will_really_be_computed(tiny: Path) -> None:
     found = forecast(tables, CPU, lambda _spec: model, DATA, pace_of)
     assert found.seconds is None
     assert asked == [Work("m", model.parameters, "torch", "fp32", whole=True)]
+
+
+@pytest.mark.parametrize(("tables", "operations"), [
+    ({}, 4), ({"objective": "cpt"}, 4), ({"objective": "dpo"}, 6), ({"objective": {"key": "dpo", "cache_reference": True}}, 4),
+    ({"objective": "dpo", "training": {"gradient_checkpointing": True}}, 8), ({"objective": "dpo", "method": "full"}, 8),
+])  # fmt: skip
+def test_operations_of_a_token(tiny: Path, tables: dict[str, Any], operations: int) -> None:
+    works: list[Work] = []
+
+    def pace_of(work: Work, _fast: bool) -> Pace:
+        works.append(work)
+        return Pace(0.0, "unknown")
+
+    given = {"model": {"id": "m"}, "data": {"files": ["x"]}, "backend": "torch", **tables}
+    model = ModelFolder.open(tiny)
+    forecast(given, CPU, lambda _spec: model, DATA, pace_of)
+    assert works[0].operations == operations * model.parameters
+
+
+def test_a_run_with_another_objective_scales_the_pace() -> None:
+    facts = {"run": "r", "model": "m", "seconds": 10.0, "trained_tokens": 1000, "steps": 20, "backend": "torch",
+             "precision": "fp32", "trainable_parameters": 1, "objective": "sft"}  # fmt: skip
+    before = work_of_run(facts, {"m": 1000})
+    assert before is not None
+    pairs = replace(before[0], reference=True)
+    found = pace(pairs, [before], None, False)
+    assert found.tokens_per_second == pytest.approx(100.0 * 4 / 6) and found.basis == "similar"
+    again = work_of_run({**facts, "objective": "dpo"}, {"m": 1000})
+    assert again is not None and pace(pairs, [before, again], None, False).basis == "same"

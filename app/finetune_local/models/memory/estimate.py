@@ -70,9 +70,13 @@ class Estimate:
         return self.weights + self.trainable + self.optimizer + self.activations + self.runtime
 
 
-def estimate(model: Measured, spec: RunSpec, plan: AdapterPlan, device: str = "cpu") -> Estimate:
+def estimate(
+    model: Measured, spec: RunSpec, plan: AdapterPlan, device: str = "cpu", largest_example: int = 0
+) -> Estimate:
     """Memory for training `plan` on `model`, a ModelFolder or a Shape. `device` is the kind: "cpu", "cuda" or "metal".
 
+    A micro-batch has `largest_example` tokens if that is more than the spec allows: an example is never split. The reference of an
+    objective adds nothing to the peak: its forward pass saves no activations, and is over when the training pass begins.
     Open settings count with their usual values; pass a resolved spec for exact ones.
     """
     precision = spec.model.precision or ("fp32" if device == "cpu" else "bf16")
@@ -89,7 +93,7 @@ def estimate(model: Measured, spec: RunSpec, plan: AdapterPlan, device: str = "c
         weights=int(inner * (_NF4_BYTES if nf4 else _BLOCK_BYTES[precision]) + outer * activation),
         trainable=4 * numbers + 4 * trained + copies,
         optimizer=(_STATE_BYTES[spec.training.optimizer] + tracked) * trained,
-        activations=_activations(model, spec, plan, activation),
+        activations=_activations(model, spec, plan, activation, largest_example),
     )
 
 
@@ -99,9 +103,9 @@ def verdict(estimate: Estimate, device_bytes: int) -> Literal["fits", "tight", "
     return "fits" if share <= _TIGHT else "tight" if share <= 1 else "too big"
 
 
-def _activations(model: Measured, spec: RunSpec, plan: AdapterPlan, activation: int) -> int:
+def _activations(model: Measured, spec: RunSpec, plan: AdapterPlan, activation: int, largest_example: int) -> int:
     tuner = tuner_of(plan)
-    tokens = spec.training.micro_batch_tokens or MICRO_BATCH_TOKENS
+    tokens = max(spec.training.micro_batch_tokens or MICRO_BATCH_TOKENS, largest_example)
     ensemble_size = tuner.virtual_ids(plan).ensemble_size
     rows = max(1, tokens // _ROW)
     computed = ensemble_size * (tokens + rows * tuner.virtual_tokens(plan))

@@ -28,6 +28,9 @@ ExampleKind = Literal["conversation", "text", "pair"]
 A conversation and a piece of text become one row of a batch; a pair becomes two, of weight +1 and -1.
 """
 
+ROWS: Mapping[ExampleKind, int] = {"conversation": 1, "text": 1, "pair": 2}
+"""Rows of a batch that one example becomes."""
+
 LOSS = "loss"
 """The metric that every objective has: what `best` and early stopping go by."""
 
@@ -106,6 +109,16 @@ class Objective:
     def value_kind(self) -> ValueKind | None:
         """The kind of values it needs of a scalar head; None where it needs none."""
         return next((need for need in self.needs if need != "reference"), None)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that one example becomes, at most."""
+        return max(ROWS[kind] for kind in self.examples)
+
+    @property
+    def reference_in_steps(self) -> bool:
+        """Whether every step computes the reference, by one more forward pass over its rows."""
+        return "reference" in self.needs and not self.keeps_reference
 
     @property
     def keeps_reference(self) -> bool:

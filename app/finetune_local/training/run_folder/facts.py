@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from finetune_local.runtime.status import ProcessState, Status
+from finetune_local.spec.run import DEFAULT_OBJECTIVE
 from finetune_local.system.files import stamp
 from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
@@ -40,6 +41,10 @@ class _Steps(BaseModel):
     max_steps: Annotated[int, Field(ge=0, le=10**12)] | None
 
 
+class _Objective(BaseModel):
+    key: str = DEFAULT_OBJECTIVE
+
+
 class _Told(BaseModel):
     """What lists show of a run.json; the rest may be of any version."""
 
@@ -48,6 +53,7 @@ class _Told(BaseModel):
     backend: str
     training: _Steps
     data: _Files
+    objective: _Objective | str = DEFAULT_OBJECTIVE
 
     @classmethod
     def read(cls, file: Path) -> _Told:
@@ -57,8 +63,9 @@ class _Told(BaseModel):
     def facts(self) -> dict[str, Any]:
         """As facts_of() has them."""
         method = self.method if isinstance(self.method, str) else self.method.key
+        objective = self.objective if isinstance(self.objective, str) else self.objective.key
         steps = self.training.max_steps
-        return {"method": method, "model": self.model.id, "backend": self.backend, "precision": self.model.precision,
+        return {"method": method, "objective": objective, "model": self.model.id, "backend": self.backend, "precision": self.model.precision,
                 "steps": steps, "max_steps": steps, "files": list(self.data.files)}  # fmt: skip
 
 

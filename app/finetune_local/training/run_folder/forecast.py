@@ -4,8 +4,8 @@ Nothing is loaded and no framework is imported; the device was looked up before.
 all of the data, may settle on other values.
 
 Duration. A token costs about 4 floating-point operations per weight of the blocks if the base is frozen (2 forward, 2 backward to the
-activations), 6 if its weights are trained (2 more for their gradients), and 2 more with gradient checkpointing (Kaplan et al. 2020,
-arXiv:2001.08361, section 2.1, count the 6). Machines reach different shares of their peak, so the measured pace of an earlier run on
+activations), 6 if its weights are trained (2 more for their gradients), and 2 more for each other forward pass: gradient
+checkpointing, the reference of an objective (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, count the 6). Machines reach different shares of their peak, so the measured pace of an earlier run on
 this machine is preferred to arithmetic.
 """
 
@@ -24,6 +24,7 @@ from finetune_local.models.folder import ModelFolder
 from finetune_local.models.memory.estimate import Estimate, estimate, verdict
 from finetune_local.spec import defaults
 from finetune_local.spec.defaults import Choice
+from finetune_local.spec.objectives import objectives
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import RunSpec, parse_spec
 from finetune_local.spec.tuners import preset_named, trainable_parameters, tuners
@@ -34,6 +35,9 @@ from finetune_local.training.events import Note
 
 REACHED = 0.6
 """Share of a CPU's matrix speed that training reaches; 0.5 to 0.7 were measured."""
+
+FORWARD = 2
+"""Floating-point operations per weight and token of a forward pass."""
 
 BF16_GAIN = 1.8
 """Speed of bf16 over fp32 training on a CPU with fast bf16; 1.5 to 2.1 were measured."""
@@ -52,11 +56,14 @@ class Work:
     whole: bool
     """Whether the base's own weights are trained."""
     checkpointing: bool = False
+    reference: bool = False
+    """Whether every step also computes the reference of its rows."""
 
     @property
     def operations(self) -> float:
         """Floating-point operations per token."""
-        return self.parameters * ((6 if self.whole else 4) + (2 if self.checkpointing else 0))
+        forward_passes = 1 + self.checkpointing + self.reference
+        return self.parameters * (FORWARD * forward_passes + (4 if self.whole else 2))
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def pace(work: Work, before: Iterable[tuple[Work, float, str]], flops: float | N
         if other.backend != work.backend or other.precision != work.precision or speed <= 0:
             continue
         scaled = speed * other.operations / max(1.0, work.operations)
-        same = other.model == work.model and other.whole == work.whole
+        same = (other.model, other.whole, other.reference) == (work.model, work.whole, work.reference)
         distance = abs(other.operations / max(1.0, work.operations) - 1) + (0 if same else 1)
         if nearest is None or distance < nearest[0]:
             nearest = distance, Pace(scaled, "same" if same else "similar", name)
@@ -97,13 +104,21 @@ def work_of_run(facts: Mapping[str, Any], parameters: Mapping[str, int]) -> tupl
     if not seconds or not tokens or (facts.get("steps") or 0) < 3 or model not in parameters:
         return None
     whole = (facts.get("trainable_parameters") or 0) > parameters[model] // 2
-    work = Work(model, parameters[model], str(facts.get("backend")), str(facts.get("precision") or ""), whole)
+    objective = objectives().get(str(facts.get("objective")))
+    work = Work(
+        model,
+        parameters[model],
+        str(facts.get("backend")),
+        str(facts.get("precision") or ""),
+        whole,
+        reference=objective is not None and objective.reference_in_steps,
+    )
     return work, tokens / seconds, str(facts["run"])
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Properties of the data: usable rows, their tokens in total, tokens of the longest row, rows held out."""
+    """Properties of the data: examples, the tokens of all their rows, tokens of the longest row, examples held out."""
 
     rows: int
     tokens: int
@@ -112,7 +127,7 @@ class DataFacts:
 
     @property
     def mean(self) -> float:
-        """Mean tokens per row."""
+        """Mean tokens per example."""
         return self.tokens / max(1, self.rows)
 
 
@@ -178,7 +193,8 @@ def forecast(
     except UserError as error:
         return Forecast(problems=_sentences(error), spec=spec, device=device)
     spec, chosen = _resolved(spec, model, plan, device, data)
-    needed = estimate(model, spec, plan, device.kind)
+    largest = spec.objective.objective.rows * _longest(spec, model, data) if data is not None else 0
+    needed = estimate(model, spec, plan, device.kind, largest)
     steps = spec.training.max_steps if data is not None else None
     expected, seconds = _duration(spec, model, backend.name, device, data, pace_of)
     return Forecast(
@@ -204,8 +220,12 @@ def _resolved(
         return spec, []
     held_out = data.held_out or (round(data.rows * spec.data.validation) if not spec.data.validation_files else 0)
     rows = max(1, data.rows - (0 if data.held_out else held_out))
-    longest = min(data.longest, spec.data.max_length or model.context_length)
+    longest = _longest(spec, model, data)
     return defaults.resolve(spec, facts_for(spec, model, plan, device, rows, longest, held_out))
+
+
+def _longest(spec: RunSpec, model: ModelFolder, data: DataFacts) -> int:
+    return min(data.longest, spec.data.max_length or model.context_length)
 
 
 def _duration(
@@ -215,6 +235,7 @@ def _duration(
     steps = spec.training.max_steps
     if not steps or data is None:
         return None, None
+    objective = spec.objective.objective
     work = Work(
         spec.model.id,
         model.parameters,
@@ -222,10 +243,15 @@ def _duration(
         spec.model.precision or "fp32",
         tuners()[preset_named(spec.method.key).tuner].trains_base,
         bool(spec.training.gradient_checkpointing),
+        objective.reference_in_steps,
     )
     expected = pace_of(work, device.fast_bf16)
-    tokens = steps * (spec.training.batch_size or 1) * min(data.mean, spec.data.max_length or math.inf)
-    return expected, tokens / expected.tokens_per_second if expected.tokens_per_second else None
+    if not expected.tokens_per_second:
+        return expected, None
+    longest = objective.rows * (spec.data.max_length or math.inf)
+    tokens = steps * (spec.training.batch_size or 1) * min(data.mean, longest)
+    once = data.tokens * FORWARD * work.parameters / work.operations if objective.keeps_reference else 0.0
+    return expected, (tokens + once) / expected.tokens_per_second
 
 
 def backends_without(key: str) -> list[str]:

@@ -13,6 +13,7 @@ from finetune_local.data.readers import kept
 from finetune_local.data.readers.detect import examine
 from finetune_local.gui.pages.data import forms
 from finetune_local.gui.pages.data.state import DataState
+from finetune_local.spec.objectives import Objective
 from finetune_local.spec.run import DataSettings
 from finetune_local.system import paths
 from finetune_local.system.errors import DataError
@@ -108,13 +109,19 @@ def keep(window: Window, settings: DataSettings) -> None:
         shared.data, shared.data_facts = settings, None
 
 
-def facts(found: Values) -> DataFacts | None:
-    """What the forecast of a run needs to know of the data; None where the tokens are not known."""
+def facts(found: Values, objective: Objective) -> DataFacts | None:
+    """What the forecast of a run with an objective needs to know of the data; None if the tokens are not known.
+
+    A row of a file may become several examples (pieces of a long text), and an example several rows of a batch.
+    """
     report = found["report"]
     if not report["tokens"]:
         return None
-    held_out = int(report["validation_rows"])
-    return DataFacts(report["train_rows"] + held_out, report["tokens"], report["longest"], held_out)
+    examples = report["examples"] // objective.rows
+    used, held_out = report["train_rows"] + report["validation_rows"], int(report["validation_rows"])
+    scale = examples / max(1, report["used"])
+    tokens = report["tokens"] * used // max(1, report["used"])  # with separate validation files, as if they were alike
+    return DataFacts(round(used * scale), tokens, report["longest"], round(held_out * scale))
 
 
 def usable(found: Values) -> bool:

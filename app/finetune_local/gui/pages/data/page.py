@@ -15,12 +15,14 @@ from finetune_local.gui.shell.pages import chosen_model, has_trained
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.form import objective_of
 from finetune_local.gui.widgets.html import Html, h
+from finetune_local.spec.objectives import objective_named
 from finetune_local.spec.run import DataSettings
 from finetune_local.system.errors import DataError, FinetuneError
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
+    from finetune_local.training.run_folder.forecast import DataFacts
 
 TITLE, ORDER = "nav.data", 20
 SOLVES = (DataError,)
@@ -89,7 +91,7 @@ class Page:
         t, f = self.context.t, self.context.f
         look, settings = self._look(window), window.shared.data
         window.shown["data_version"] = look.version
-        if look.complete and look.found and (facts := changes.facts(look.found)) is not None:
+        if look.complete and look.found and (facts := self._facts(window, look.found)) is not None:
             window.shared.data_facts = facts
         found = look.found if settings.files else None
         drawn = {
@@ -101,6 +103,9 @@ class Page:
             self.side: self._how(settings, found) if settings.files else "",
         }
         return {view: html for view, html in drawn.items() if window.changed(f"data {view.elem_id}", html)}
+
+    def _facts(self, window: Window, found: Mapping[str, Any]) -> DataFacts | None:
+        return changes.facts(found, objective_named(objective_of(window.shared.form)))
 
     def _header(self, look: looks.Look, settings: DataSettings) -> Html:
         t = self.context.t
