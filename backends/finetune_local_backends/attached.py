@@ -77,17 +77,17 @@ class AttachedAdapters(ABC, Generic[Attached]):
 
     def activate(self, adapters: str | Mapping[str, float] | None) -> None:
         """See Session."""
-        wanted = {} if adapters is None else {adapters: 1.0} if isinstance(adapters, str) else dict(adapters)
-        for name in wanted:
+        weights = {} if adapters is None else {adapters: 1.0} if isinstance(adapters, str) else dict(adapters)
+        for name in weights:
             self._adapter(name)
-        if len(wanted) > 1 or any(weight != 1.0 for weight in wanted.values()):
-            self._check_sum(wanted)
-        if wanted == self._active:
+        if len(weights) > 1 or any(weight != 1.0 for weight in weights.values()):
+            self._check_sum(weights)
+        if weights == self._active:
             return
         for name in self._active:
             self._adapters[name].deactivate()
         self._active = {}
-        for name, weight in wanted.items():
+        for name, weight in weights.items():
             self._adapters[name].activate(weight)
             self._active[name] = weight
 

@@ -63,11 +63,11 @@ def track_again(tracker: Tracker | None, kept: Mapping[str, npt.NDArray[np.gener
 
 
 def _lost(error: BaseException) -> RunError:
-    said = str(error) or type(error).__name__
+    reason = str(error) or type(error).__name__
     return RunError(
         msg(
             "a step failed after some of its weights had been written ({error}), so this process cannot "
             "continue. Resume the run: it continues from its last checkpoint and loses only the steps since then.",
-            error=said,
+            error=reason,
         )
     )

@@ -66,20 +66,14 @@ LIMITS: dict[str, int] = {
     "app/finetune_local/backend.py": 1,
     "app/finetune_local/chat": 6,
     "app/finetune_local/cli": 6,
-    "app/finetune_local/data": 2,
     "app/finetune_local/evaluation": 1,
     "app/finetune_local/export": 17,
     "app/finetune_local/gui": 31,
     "app/finetune_local/inference": 4,
     "app/finetune_local/models": 1,
     "app/finetune_local/runtime": 7,
-    "app/finetune_local/spec": 4,
-    "app/finetune_local/system": 1,
     "app/finetune_local/training": 3,
     "app/finetune_local/workspace": 2,
-    "backends/finetune_local_backends/mlx": 9,
-    "backends/finetune_local_backends/torch": 8,
-    "docs": 38,
 }
 
 

@@ -166,7 +166,7 @@ def test_chromium_stands_in_and_a_killed_app_is_replaced(
     app = start(**environment)
     app.screen = screen
     wait(lambda: shows_the_page(screen), app)
-    assert "There is no window of its own here: pywebview is not installed" in app.said()
+    assert "No separate window can be opened here: pywebview is not installed" in app.said()
     reached: set[str] = set()
     wait(lambda: reached.update(addresses(home)) or reached, app)
     assert reached == {"127.0.0.1"}

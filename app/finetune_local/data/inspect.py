@@ -308,13 +308,13 @@ def _short(text: str) -> str:
 
 def in_full(row: Conversation, encoded: Encoded | None, found: Sequence[Piece]) -> dict[str, object]:
     """A row with its tokens, as plain values; with its turns instead if there is no tokenizer or the row is rejected."""
-    told = {"file": row.source.file, "line": row.source.line}
+    source = {"file": row.source.file, "line": row.source.line}
     if encoded is None or not found:
         turns = [(str(m.role), m.content, m.role == "assistant" and m.train) for m in row.messages]
         texts = turns or [("text", row.text or "", True)]
-        return {**told, "turns": [(role, text[:_TEXT_SHOWN], learned) for role, text, learned in texts]}
+        return {**source, "turns": [(role, text[:_TEXT_SHOWN], learned) for role, text, learned in texts]}
     return {
-        **told,
+        **source,
         "pieces": [(piece.text, piece.learned, piece.special) for piece in found],
         "tokens": len(encoded.ids),
         "more": len(encoded.ids) - sum(piece.tokens for piece in found),

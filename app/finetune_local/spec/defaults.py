@@ -151,8 +151,8 @@ def _learning_rate(spec: RunSpec, facts: Facts) -> tuple[float, Message]:
 
 
 def _validations(spec: RunSpec, steps: int) -> tuple[int, Message]:
-    times, told = (12, msg("twelve")) if spec.goal == "thorough" else (5, msg("five"))
-    return max(1, math.ceil(steps / times)), msg("{times} times in the run", times=told)
+    times, count = (12, msg("twelve")) if spec.goal == "thorough" else (5, msg("five"))
+    return max(1, math.ceil(steps / times)), msg("{times} times in the run", times=count)
 
 
 def _micro_batch_tokens(facts: Facts) -> tuple[int, Message]:

@@ -123,14 +123,14 @@ def peft_config(values: Mapping[str, Any], file: str) -> PeftConfig:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = str(problem["loc"][0]) if problem["loc"] else ""
-        said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        problem_text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         raise AdapterError(
             msg(
                 "{file}: '{path}' is {value}, but {text}. Copy the adapter again.",
                 file=file,
                 path=name,
                 value=_shown(given.get(name)),
-                text=said,
+                text=problem_text,
             )
         ) from None
 

@@ -45,7 +45,7 @@ class ModelSettings(Settings):
     )
     precision: Precision | None = setting(
         None,
-        help="How the base's weights are held. Automatic: bf16 where the device is fast at it, else fp32.",
+        help="Precision in which the base is loaded. Automatic: bf16 where the device is fast at it, else fp32.",
         group="model",
     )
     quantisation: Quantisation = setting(
@@ -69,7 +69,7 @@ class DataSettings(Settings):
     )
     validation_files: tuple[str, ...] = setting(
         (),
-        help="Validation data of its own, instead of a split (repeatable).",
+        help="Separate validation data, instead of a split (repeatable).",
         group="data",
         flag="--validation-data",
         metavar="FILE",
@@ -92,7 +92,7 @@ class DataSettings(Settings):
     )
     assistant: str | None = setting(
         None,
-        help="The speaker whose turns are learned, where speakers have names of their own. Automatic: none.",
+        help="The speaker whose turns are learned, where speakers have names. Automatic: none.",
         group="data",
         metavar="NAME",
     )
@@ -141,8 +141,8 @@ def _method(value: object) -> object:
     implied = {k.removeprefix("method."): v for k, v in preset.defaults.items() if k.startswith("method.")}
     kind = tuners()[preset.tuner].settings
     every = {m.key: tuners()[m.tuner].settings for m in presets().values()}
-    if told := _of_others(key, every, given):
-        raise SpecError(msg("method '{name}': {reason}", name=key, reason=told))
+    if problem := _of_others(key, every, given):
+        raise SpecError(msg("method '{name}': {reason}", name=key, reason=problem))
     return MethodSettings(key=key, settings=parse(kind, {**implied, **given}, f"method '{key}'"))
 
 
@@ -165,8 +165,8 @@ def _objective(value: object) -> object:
     key, given = _key_and_settings(value, DEFAULT_OBJECTIVE)
     kind = objective_named(key).settings
     every = {name: objective.settings for name, objective in objectives().items()}
-    if told := _of_others(key, every, given):
-        raise SpecError(msg("objective '{key}': {reason}", key=key, reason=told))
+    if problem := _of_others(key, every, given):
+        raise SpecError(msg("objective '{key}': {reason}", key=key, reason=problem))
     return ObjectiveSettings(key=key, settings=parse(kind, given, f"objective '{key}'"))
 
 

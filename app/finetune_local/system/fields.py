@@ -102,7 +102,7 @@ def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list
         else:
             text = _pydantic_message(problem)
             result.append(msg("'{path}' is {value}, but {text}.", path=path, value=repr(problem["input"]), text=text))
-    return [msg("{place}: {error}", place=where, error=told) for told in result]
+    return [msg("{place}: {error}", place=where, error=sentence) for sentence in result]
 
 
 def _pydantic_message(problem: ErrorDetails) -> Message:

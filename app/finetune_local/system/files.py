@@ -92,8 +92,8 @@ def number_of(error: BaseException) -> int | None:
     """An error's errno, also if a library wrapped it."""
     if isinstance(error, OSError):
         return error.errno
-    if type(error).__name__ == "SafetensorError" and (said := _RUST.search(str(error))):
-        number = int(said[1])
+    if type(error).__name__ == "SafetensorError" and (match := _RUST.search(str(error))):
+        number = int(match[1])
         return errno.ENOSPC if os.name == "nt" and number == _WINDOWS_FULL else number
     return None
 
@@ -132,10 +132,10 @@ def disk_full(place: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        told = failure(error, place, advice)
-        if told is None:
+        sentence = failure(error, place, advice)
+        if sentence is None:
             raise
-        raise told from error
+        raise sentence from error
 
 
 @contextmanager

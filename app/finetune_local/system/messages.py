@@ -99,9 +99,9 @@ def system_reason(error: OSError) -> Message:
 
 def message_of(error: BaseException) -> Message:
     """What an error says."""
-    said = getattr(error, "message", None) or (error.args[0] if error.args else None)
-    if isinstance(said, Message):
-        return said
+    text = getattr(error, "message", None) or (error.args[0] if error.args else None)
+    if isinstance(text, Message):
+        return text
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         values = {"number": error.errno, "said": system_reason(error)}
         if error.filename is None:
@@ -150,15 +150,15 @@ def from_json(value: Any) -> Message:
 
 def carrying(record: Mapping[str, Any]) -> dict[str, object]:
     """A JSON object with the templates and values of all Messages in it beside its own keys, under "said"."""
-    said = {str(found): found.as_json() for found in _messages(record)}
-    return {**record, SAID: list(said.values())} if said else dict(record)
+    found = {str(message): message.as_json() for message in _messages(record)}
+    return {**record, SAID: list(found.values())} if found else dict(record)
 
 
 def carried(record: Mapping[str, Any]) -> dict[str, Any]:
     """The object that carrying() was given: its texts that are Messages are so again. Without "said" it stays as it is."""
     rest = dict(record)
     found = {}
-    for one in said if isinstance(said := rest.pop(SAID, None), list) else ():
+    for one in stored if isinstance(stored := rest.pop(SAID, None), list) else ():
         try:
             message = from_json(one)
         except ValueError:

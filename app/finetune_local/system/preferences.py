@@ -53,17 +53,20 @@ def load() -> Preferences:
 
 def save(**changed: Any) -> Preferences:
     """Change some preferences and store them. Raises SpecError for an invalid value, DiskFull."""
-    wanted = parse(Preferences, {**load().model_dump(), **changed}, "preferences")
-    if wanted.home and not located(wanted.home).is_absolute():
+    preferences = parse(Preferences, {**load().model_dump(), **changed}, "preferences")
+    if preferences.home and not located(preferences.home).is_absolute():
         raise SpecError(
-            msg("the home folder '{folder}' is not an absolute path. Start it with the drive or /.", folder=wanted.home)
+            msg(
+                "the home folder '{folder}' is not an absolute path. Start it with the drive or /.",
+                folder=preferences.home,
+            )
         )
     file = preferences_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(wanted.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+        write_text(file, json.dumps(preferences.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise SpecError(
             msg("{path} cannot be written ({error}). Change its permissions.", path=file, error=system_reason(error))
         ) from None
-    return wanted
+    return preferences

@@ -186,13 +186,13 @@ def _read(home: Home, place: Path) -> Removed | Damaged:
         found = Removed(place, facts.kind, facts.name, home.root / facts.source, facts.when)
         if Path(facts.kind).name == facts.kind and found.content.exists():
             return found
-        said = msg("the item it describes is missing")
+        problem = msg("the item it describes is missing")
     except ValidationError as error:
-        said = msg("'{name}' is missing or invalid", name=".".join(map(str, error.errors()[0]["loc"])))
+        problem = msg("'{name}' is missing or invalid", name=".".join(map(str, error.errors()[0]["loc"])))
     except (OSError, ValueError) as error:
-        said = message_of(error)
+        problem = message_of(error)
     return Damaged(
         place.name,
         place,
-        msg("{file}: cannot be read ({error}). `finetune-local trash empty` deletes it.", file=file, error=said),
+        msg("{file}: cannot be read ({error}). `finetune-local trash empty` deletes it.", file=file, error=problem),
     )

@@ -35,16 +35,20 @@ def devices() -> list[Device]:
     return [cpu]
 
 
-def start(wanted: str | None) -> Device:
+def start(requested: str | None) -> Device:
     """Make the process ready to compute on a device ("metal", "cpu"; None: the best) and import MLX.
 
     Raises Unsupported where there is no such device.
     """
     known = devices()
-    chosen = known[0] if wanted is None else next((d for d in known if d.id == wanted), None)
+    chosen = known[0] if requested is None else next((d for d in known if d.id == requested), None)
     if chosen is None:
         raise Unsupported(
-            msg("MLX has no device '{name}' here. It has: {names}.", name=wanted, names=", ".join(d.id for d in known))
+            msg(
+                "MLX has no device '{name}' here. It has: {names}.",
+                name=requested,
+                names=", ".join(d.id for d in known),
+            )
         )
     # Without this the watchdog of macOS kills long training kernels while the display is on.
     if chosen.kind == "metal":

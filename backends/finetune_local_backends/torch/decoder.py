@@ -119,9 +119,9 @@ class Head:
             return
         ids = torch.arange(4, 12, device=self.linear.weight.device)[None] % self.linear.weight.shape[0]
         with torch.no_grad():
-            wanted = model(input_ids=ids, use_cache=False).logits.float()
-            got = self.logits(body(input_ids=ids, use_cache=False).last_hidden_state)
-        gap = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
+            expected = model(input_ids=ids, use_cache=False).logits.float()
+            found = self.logits(body(input_ids=ids, use_cache=False).last_hidden_state)
+        gap = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
         if not gap <= _TOLERANCE[self.linear.weight.dtype]:
             raise Unsupported(
                 msg(

@@ -76,16 +76,20 @@ def cpu() -> Device:
     )
 
 
-def pick(wanted: str | None) -> Device:
+def pick(requested: str | None) -> Device:
     """The device of an id or a kind, else the best. Raises SpecError where there is none of that name."""
     found = devices()
-    if wanted is None:
+    if requested is None:
         return found[0]
     for device in found:
-        if wanted in (device.id, device.kind):
+        if requested in (device.id, device.kind):
             return device
     raise SpecError(
-        msg("--device {requested}: torch has {devices} here.", requested=wanted, devices=", ".join(d.id for d in found))
+        msg(
+            "--device {requested}: torch has {devices} here.",
+            requested=requested,
+            devices=", ".join(d.id for d in found),
+        )
     )
 
 
@@ -93,25 +97,25 @@ def notes() -> list[Message]:
     """Sentences for `doctor`."""
     if importlib.util.find_spec("torch") is None:
         return []
-    said = []
+    found = []
     if nvidia_card() and not _cards():
         if build() == "cpu":
-            said.append(
+            found.append(
                 msg(
                     "This machine has an NVIDIA card, but the installed torch is the build for CPUs and cannot use it. "
                     "Install: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
                 )
             )
         else:
-            said.append(
+            found.append(
                 msg(
                     "This machine has an NVIDIA card, but torch does not see it: the driver may be too old for this "
                     "build. Run nvidia-smi, and update the driver if it shows an older CUDA than torch was built for."
                 )
             )
     if importlib.util.find_spec("bitsandbytes") is None:
-        said.append(msg("4-bit bases and 8-bit optimizers need bitsandbytes. Install: pip install bitsandbytes"))
-    return said
+        found.append(msg("4-bit bases and 8-bit optimizers need bitsandbytes. Install: pip install bitsandbytes"))
+    return found
 
 
 def _cards() -> list[Device]:

@@ -146,9 +146,9 @@ class LowRankRows(Function):
             a, b = factors[2 * n : 2 * n + 2]
             own = grad[part].flatten(0, -2)
             d_inner = (own @ b.to(dtype)).mul_(scale)
-            wanted = ctx.needs_input_grad[4 + 2 * n : 6 + 2 * n]
-            found.append((d_inner.t() @ x[part].flatten(0, -2)).to(a.dtype) if wanted[0] else None)
-            found.append((own.t() @ inner).to(b.dtype).mul_(scale) if wanted[1] else None)
+            needed = ctx.needs_input_grad[4 + 2 * n : 6 + 2 * n]
+            found.append((d_inner.t() @ x[part].flatten(0, -2)).to(a.dtype) if needed[0] else None)
+            found.append((own.t() @ inner).to(b.dtype).mul_(scale) if needed[1] else None)
             if d_x is not None:
                 d_x[part].view(-1, d_x.shape[-1]).addmm_(d_inner, a.to(dtype))
         return d_x, None, None, None, *found

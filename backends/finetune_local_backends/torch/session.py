@@ -223,7 +223,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         logprobs = self._head.log_probabilities(at_tokens, torch.from_numpy(at.targets).to(place))
         return at_tokens, at_rows, logprobs
 
-    def _checkpointing(self, wanted: bool) -> None:
+    def _checkpointing(self, on: bool) -> None:
         """Blocks that compute their activations again in the backward pass, or do not.
 
         Set on the blocks themselves: the model's own switch would also want gradients of the embeddings, and so a backward pass
@@ -232,7 +232,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         blocks = [block for block in self._base.body.modules() if isinstance(block, GradientCheckpointingLayer)]
-        if wanted and not blocks:
+        if on and not blocks:
             raise Unsupported(
                 msg(
                     "models of type '{family}' cannot compute activations twice. Turn --gradient-checkpointing off.",
@@ -240,7 +240,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
                 )
             )
         for block in blocks:
-            block.gradient_checkpointing = wanted
+            block.gradient_checkpointing = on
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 

@@ -41,8 +41,8 @@ class GuardedTemplate:
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         """The rendered chat. Raises RowRejected if the template refuses the messages or fails."""
-        asked = {"do": "text", "messages": _plain(messages), "generation_prompt": generation_prompt}
-        return str(self._request(asked, len(messages))["text"])
+        request = {"do": "text", "messages": _plain(messages), "generation_prompt": generation_prompt}
+        return str(self._request(request, len(messages))["text"])
 
     def render_chat(
         self,
@@ -55,16 +55,21 @@ class GuardedTemplate:
         """The chat as transformers renders it, with any keys in its messages and nothing bridged. `day` replaces today, like 2021-03-04;
         `variables` are passed to the template too. Raises RowRejected.
         """
-        asked = {"do": "chat", "chat": [dict(m) for m in chat], "generation_prompt": generation_prompt, "tools": tools}
-        asked["variables"] = dict(variables or {})
-        return str(self._request({**asked, "day": day.isoformat() if day else None}, len(chat))["text"])
+        request = {
+            "do": "chat",
+            "chat": [dict(m) for m in chat],
+            "generation_prompt": generation_prompt,
+            "tools": tools,
+        }
+        request["variables"] = dict(variables or {})
+        return str(self._request({**request, "day": day.isoformat() if day else None}, len(chat))["text"])
 
     def spans(self, messages: Sequence[Message], generation_prompt: bool = False) -> tuple[str, list[Span]]:
         """The rendered chat and the span of every assistant turn; see ChatTemplate.spans. Raises RowRejected."""
         found = None if generation_prompt else self._rendered.pop(tuple(messages), None)
         if found is None:
-            asked = {"do": "spans", "messages": _plain(messages), "generation_prompt": generation_prompt}
-            found = self._request({**asked, "stops": list(self.stops)}, len(messages))
+            request = {"do": "spans", "messages": _plain(messages), "generation_prompt": generation_prompt}
+            found = self._request({**request, "stops": list(self.stops)}, len(messages))
         if "refused" in found:
             raise RowRejected(as_message(found["refused"]))
         text = str(found["text"])
@@ -74,9 +79,9 @@ class GuardedTemplate:
         """Compute the spans of chats that will be needed soon. If that fails, each is tried individually later."""
         if self._failed or not chats:
             return
-        asked = {"do": "many", "chats": [_plain(m) for m in chats], "stops": list(self.stops)}
+        request = {"do": "many", "chats": [_plain(m) for m in chats], "stops": list(self.stops)}
         try:
-            found = self._request(asked, sum(map(len, chats)))
+            found = self._request(request, sum(map(len, chats)))
         except RowRejected:
             return
         if len(self._rendered) > _MOST_AHEAD:  # of rows that were given up before

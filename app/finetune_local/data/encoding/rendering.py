@@ -130,8 +130,8 @@ def _given(messages: Sequence[Sequence[Any]]) -> list[Message]:
 
 
 def _kind(error: Exception) -> str:
-    said = line_of(error)
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    line = line_of(error)
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 _ANSWERS = {"facts": _facts, "text": _text, "spans": _spans, "many": _many, "chat": _chat}

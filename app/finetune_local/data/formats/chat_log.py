@@ -33,8 +33,8 @@ class ChatLog:
         """Read one conversation."""
         if not self.recognises(row):
             raise RowRejected(msg("it is not a chat message: it needs a speaker and a text ('speaker' and 'text')."))
-        said = [turn for turn in row["chat_log"] if isinstance(turn, Mapping)]  # turns() reports the others
-        names = list(dict.fromkeys(str(turn.get("from", turn.get("role", ""))) for turn in said))
+        turns_of_row = [turn for turn in row["chat_log"] if isinstance(turn, Mapping)]  # turns() reports the others
+        names = list(dict.fromkeys(str(turn.get("from", turn.get("role", ""))) for turn in turns_of_row))
         unknown = [name for name in names if name.lower() not in ROLE_NAMES]
         if unknown:
             listed = ", ".join(unknown[:_SHOWN]) + (" …" if len(unknown) > _SHOWN else "")

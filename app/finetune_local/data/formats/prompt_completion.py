@@ -31,9 +31,9 @@ class PromptCompletion:
     def read(self, row: Row, source: Source) -> Conversation:
         """Read one row."""
         prompt, completion = _one(row, PROMPTS), _one(row, COMPLETIONS)
-        asked = _messages(row[prompt], prompt, "user")
+        prompts = _messages(row[prompt], prompt, "user")
         # Answers within the prompt are context, not something to learn.
-        before = [replace(m, train=False) if m.role == "assistant" else m for m in asked]
+        before = [replace(m, train=False) if m.role == "assistant" else m for m in prompts]
         return Conversation(with_system([*before, *_messages(row[completion], completion, "assistant")], row), source)
 
 

@@ -97,10 +97,10 @@ def conversations(rows: Iterable[Raw], keys: LogKeys, assistant: str | None) -> 
         if not isinstance(value, Mapping):
             yield line, value
             continue
-        said = _message_of(value, keys)
-        if said is None:
+        message = _message_of(value, keys)
+        if message is None:
             continue
-        name, text, time = said
+        name, text, time = message
         thread = str(value.get(keys.thread)) if keys.thread else ""
         current = threads.get(thread)
         if current is not None and _ends(current, name, time, assistant):

@@ -72,8 +72,8 @@ _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w
 
 def kinds_of(chosen: Iterable[str]) -> frozenset[str]:
     """The kinds a setting selects; "all" is every one."""
-    wanted = frozenset(chosen)
-    return frozenset(KINDS) if "all" in wanted else wanted
+    kinds = frozenset(chosen)
+    return frozenset(KINDS) if "all" in kinds else kinds
 
 
 def scrubbed(conversation: Conversation, kinds: Collection[str], found: Counter[str]) -> Conversation:

@@ -102,9 +102,9 @@ def from_written(values: Mapping[str, Any], folder: Path) -> Built:
 
 
 def _refused(place: Path, error: BaseException) -> ModelError:
-    said = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200]
     return ModelError(
-        msg("{place}: the tokenizer cannot be built ({error}). {copy}", place=place, error=said, copy=_COPY)
+        msg("{place}: the tokenizer cannot be built ({error}). {copy}", place=place, error=reason, copy=_COPY)
     )
 
 
@@ -127,8 +127,8 @@ def _built(values: Mapping[str, Any], settings: Settings, class_name: str) -> Bu
     else:
         core = Tokenizer.from_str(json.dumps({**values, "truncation": None, "padding": None}))
     if "pad_token" not in {*settings.named, *(own.defaults if own else ())} and isinstance(padding, dict):
-        told = padding.get("pad_token")
-        named["pad_token"] = told if isinstance(told, str) else None
+        token = padding.get("pad_token")
+        named["pad_token"] = token if isinstance(token, str) else None
     core.encode_special_tokens = settings.splits_special
     every = {**named, **settings.specific}
     core.add_tokens(list(_to_add(core, every, settings)))

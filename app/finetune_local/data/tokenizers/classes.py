@@ -60,20 +60,20 @@ def class_of(settings: Settings, config: Mapping[str, Any], byte_level: bool, fo
     registered = table.by_model_type.get(kind)
     wrong = bool({kind, model_name if isinstance(model_name, str) else ""} & table.wrong)
     of_config = config.get("tokenizer_class")
-    wanted = settings.class_name or (of_config if isinstance(of_config, str) and of_config else None)
+    declared = settings.class_name or (of_config if isinstance(of_config, str) and of_config else None)
     if (settings.from_code and not wrong) or settings.other_file or settings.changes_pattern:
         return None
     if registered == _MISTRAL and (folder / "tekken.json").exists() and importlib.util.find_spec("mistral_common"):
         return None
-    if wanted is None:
+    if declared is None:
         return _known(registered or AS_IT_IS) if registered != _MISTRAL else AS_IT_IS
-    if _bare(wanted) == "LlamaTokenizer" and registered != _MISTRAL and not wrong and byte_level:
+    if _bare(declared) == "LlamaTokenizer" and registered != _MISTRAL and not wrong and byte_level:
         return AS_IT_IS
-    if registered is None or _bare(registered) == _bare(wanted):
-        return _known(_bare(wanted))
+    if registered is None or _bare(registered) == _bare(declared):
+        return _known(_bare(declared))
     if registered in (AS_IT_IS, _MISTRAL):
         return AS_IT_IS
-    return _known(registered if wrong else wanted)
+    return _known(registered if wrong else declared)
 
 
 def _known(name: str) -> str | None:

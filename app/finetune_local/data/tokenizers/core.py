@@ -156,12 +156,12 @@ class InChild:
         return found
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
-        asked = {"do": "decode", "ids": list(map(int, ids)), "skip_special": skip_special}
-        return str(self._request(asked, _CHARACTERS * len(ids)))
+        request = {"do": "decode", "ids": list(map(int, ids)), "skip_special": skip_special}
+        return str(self._request(request, _CHARACTERS * len(ids)))
 
     def streamed(self, ids: Sequence[int], ends: Collection[int]) -> list[tuple[str, list[int]]]:
-        asked = {"do": "streamed", "ids": list(map(int, ids)), "ends": sorted(map(int, ends))}
-        return [(text, part) for text, part in self._request(asked, _CHARACTERS * len(ids))]
+        request = {"do": "streamed", "ids": list(map(int, ids)), "ends": sorted(map(int, ends))}
+        return [(text, part) for text, part in self._request(request, _CHARACTERS * len(ids))]
 
     def token(self, index: int) -> str | None:
         found: str | None = self._request({"do": "token", "id": int(index)}, 0)
@@ -225,8 +225,8 @@ def _guarded_call(work: Callable[[], T]) -> T:
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
-        said = " ".join(str(error).split())[:200]
-        raise RowRejected(msg("the model's tokenizer fails on it: {error}.", error=said)) from None
+        reason = " ".join(str(error).split())[:200]
+        raise RowRejected(msg("the model's tokenizer fails on it: {error}.", error=reason)) from None
 
 
 class Streamer:

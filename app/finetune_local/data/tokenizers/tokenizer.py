@@ -101,7 +101,7 @@ class Tokenizer:
             raise ModelError(
                 msg("{folder}: {error} Copy its files again from the model's source.", folder=folder, error=error)
             ) from None
-        if base is None:  # an adapter may have rows of its own: adapters/token_tables.py tells
+        if base is None:  # an adapter may add rows: see adapters/token_tables.py
             rows = _configured_rows(folder)
             tokenizer.rows = rows if rows is not None and rows <= facts.largest_id else None
         return tokenizer

@@ -118,7 +118,7 @@ class WebView:
             return Outcome(True)
         words = self._last_line()
         if code == _NO_WINDOW:
-            return Outcome(False, f"There is no window of its own here: {words or 'the reason is not known'}.")
+            return Outcome(False, f"No separate window can be opened here: {words or 'the reason is not known'}.")
         self._crashes += 1
         again = time.monotonic() - began > _EARLY_SECONDS and self._crashes <= _MAX_RETRIES
         return Outcome(False, f"The window's process ended unexpectedly (exit code {code}; {self._log}).", again)

@@ -158,8 +158,8 @@ def _numbered_there(folder: Path, names: Iterable[str]) -> None:
                     count=last[:20],
                 )
             )
-        wanted = [f"{part.group(1)}-{i:0{width}}-of-{last}.safetensors" for i in range(1, int(last) + 1)]
-        _all_there(folder, [one for one in wanted if not (folder / one).is_file()], int(last))
+        expected = [f"{part.group(1)}-{i:0{width}}-of-{last}.safetensors" for i in range(1, int(last) + 1)]
+        _all_there(folder, [one for one in expected if not (folder / one).is_file()], int(last))
 
 
 def _all_there(folder: Path, missing: list[str], count: int) -> None:

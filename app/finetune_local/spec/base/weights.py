@@ -187,14 +187,16 @@ def _check_blocks(text: Mapping[str, Any], weights: Iterable[str], where: Path |
     key, stored, ahead = keys[0], max(found) + 1, size_of(text, "num_nextn_predict_layers")
     if any(int(text[one]) <= stored <= int(text[one]) + ahead for one in keys):
         return
-    said = int(text[key])
-    what = msg("the rest would be ignored") if said < stored else msg("the rest would be filled with random numbers")
+    declared = int(text[key])
+    what = (
+        msg("the rest would be ignored") if declared < stored else msg("the rest would be filled with random numbers")
+    )
     raise ModelError(
         msg(
             "{where}: config.json declares {declared} blocks ({key}), but the weights have {stored}: {what}. "
             '{again} If the weights are right, write "{key}": {stored}.',
             where=where,
-            declared=said,
+            declared=declared,
             key=key,
             stored=stored,
             what=what,
@@ -225,19 +227,19 @@ def _check_vocabulary(
     if len(tables) != 1 or len(weights[tables[0]].shape) != 2:
         return
     rows, width = weights[tables[0]].shape
-    if isinstance(said := text.get("vocab_size"), int) and said != rows:
+    if isinstance(declared := text.get("vocab_size"), int) and declared != rows:
         raise ModelError(
             msg(
                 "{where}: config.json declares {declared} tokens (vocab_size), but the embedding has {rows} rows. "
                 '{again} If the weights are right, write "vocab_size": {rows}.',
                 where=where,
-                declared=said,
+                declared=declared,
                 rows=rows,
                 again=AGAIN,
             )
         )
-    if family in PLAIN and isinstance(said := text.get("hidden_size"), int) and said != width:
-        raise _misfit(where, "hidden_size", said, tables[0], weights[tables[0]])
+    if family in PLAIN and isinstance(declared := text.get("hidden_size"), int) and declared != width:
+        raise _misfit(where, "hidden_size", declared, tables[0], weights[tables[0]])
     pad = text.get("pad_token_id")
     if isinstance(pad, int) and pad >= rows:
         raise ModelError(

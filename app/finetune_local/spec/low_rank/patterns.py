@@ -50,12 +50,12 @@ def matches(name: str, module: str) -> bool:
             )
         ) from None
     except (re.error, ValueError, RecursionError, OverflowError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise SpecError(
             msg(
                 "the pattern {pattern} is not a valid regular expression ({error}). Use the layer's name.",
                 pattern=repr(name[:80]),
-                error=said,
+                error=reason,
             )
         ) from None
 

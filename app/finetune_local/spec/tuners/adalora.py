@@ -247,9 +247,9 @@ class AdaLora(Tuner):
                 targets=tuple(target.module for target in targets),
             )
         except ValueError as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise AdapterError(
-                msg("adapter_config.json has no usable settings of AdaLoRA ({error}).", error=said)
+                msg("adapter_config.json has no usable settings of AdaLoRA ({error}).", error=reason)
             ) from None
         if config.rank_pattern is None and all(rank == settings.init_rank for rank in ranks):
             return AdapterPlan("adalora", self.key, settings, tuple(targets))

@@ -33,7 +33,7 @@ class LoraDropSettings(UpdateSettings):
     rank: int = cast(Any, LowRankSettings.model_fields["rank"])
     keep_importance: float = setting(
         0.9,
-        help="Layers keep a LoRA of their own until they have this share of the importance.",
+        help="Layers keep an individual LoRA until they have this share of the importance.",
         group="method",
         gt=0,
         le=1,
@@ -44,7 +44,7 @@ class LoraDropSettings(UpdateSettings):
     trial_steps: int = setting(20, help="Steps on these rows before layers are chosen.", group="method", ge=1)
     kept: tuple[str, ...] = setting(
         (),
-        help="Layer that keeps a LoRA of its own (repeatable). Automatic: chosen by a trial.",
+        help="Layer that keeps an individual LoRA (repeatable). Automatic: chosen by a calibration run.",
         group="method",
         flag="--keep-layer",
         metavar="NAME",
@@ -205,7 +205,7 @@ PRESETS = (
     Preset(
         key="lora-drop",
         title="LoRA-drop",
-        summary="LoRA only where a short trial shows that it does much; the other layers share one per kind of matrix.",
+        summary="LoRA only where a short calibration run shows that it matters; the other layers share one per kind of matrix.",
         paper="arXiv:2402.07721",
     ),
 )

@@ -382,14 +382,14 @@ PRESETS = (
     Preset(
         key="qdora",
         title="QDoRA",
-        summary="DoRA on a base held in 4-bit.",
+        summary="DoRA on a 4-bit base.",
         paper="arXiv:2402.09353",
         defaults={"model.precision": "4-bit", "training.optimizer": "paged-adamw", "method.use_dora": True},
     ),
     Preset(
         key="qlora",
         title="QLoRA",
-        summary="LoRA on a base held in 4-bit, with paged optimizer states: the least memory.",
+        summary="LoRA on a 4-bit base, with paged optimizer states: the least memory.",
         paper="arXiv:2305.14314",
         defaults={"model.precision": "4-bit", "training.optimizer": "paged-adamw"},
         recommended=2,

@@ -189,9 +189,9 @@ class Prefix(Tuner):
                 prefix_length=n, prefix_projection=False, prefix_width=config.encoder_hidden_size or 512
             )
         except ValueError as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise AdapterError(
-                msg("adapter_config.json has a prefix that cannot be used ({error}).", error=said)
+                msg("adapter_config.json has a prefix that cannot be used ({error}).", error=reason)
             ) from None
         targets = tuple(Target(f"model.layers.{i}.self_attn", heads, width // heads) for i in range(layers))
         return AdapterPlan("prefix", self.key, settings, targets)

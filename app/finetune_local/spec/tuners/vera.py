@@ -127,8 +127,8 @@ class Vera(Tuner):
             start = config.d_initial or 0.1
             settings = VeraSettings(rank=shapes[A][0], vera_start=start, targets=tuple(modules))
         except (TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise AdapterError(msg("adapter_config.json has no usable d_initial ({error}).", error=said)) from None
+            reason = " ".join(str(error).split())
+            raise AdapterError(msg("adapter_config.json has no usable d_initial ({error}).", error=reason)) from None
         return AdapterPlan("vera", self.key, settings, tuple(targets))
 
     def sum_refusal(self, plan: AdapterPlan) -> Message | None:

@@ -8,7 +8,7 @@ the work runs in one, and its end becomes an exception:
     setup = Setup("what the child prepares once for many requests")
     guarded.ask(request, setup)     -> that module's answer(prepared, request), with prepared = prepare(setup.value)
 
-- Time: on POSIX the child asks the kernel for SIGPROF after `seconds` of its own CPU time, whose default action ends it; so an
+- Time: on POSIX the child asks the kernel for SIGPROF after `seconds` of CPU time, whose default action ends it; so an
   orphaned child ends too, and a loaded machine causes no false alarms. On every system the parent kills it after `PATIENCE` times
   as much wall time.
 - Memory: RLIMIT_AS on Linux; elsewhere the parent polls the child's size several times a second.

@@ -142,8 +142,8 @@ def _completed(folder: Path, raw: Config) -> Config:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - it has its own classes of errors, one for each way a field can be wrong
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(msg("{folder}: {said}", folder=folder / "config.json", said=said)) from None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(msg("{folder}: {said}", folder=folder / "config.json", said=reason)) from None
     _check_activation(config, family)
     return {**raw, **cast(Config, config.to_dict())}
 
@@ -152,14 +152,14 @@ def _check_activation(config: Any, family: str) -> None:
     """mlx-lm's classes have their family's activation built in; refuse a config that asks for another."""
     alike = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh", "swish": "silu"}
     for field in ("hidden_act", "hidden_activation", "activation_function"):
-        usual, asked = getattr(type(config), field, None), getattr(config, field, None)
-        if isinstance(usual, str) and isinstance(asked, str) and alike.get(usual, usual) != alike.get(asked, asked):
+        usual, needed = getattr(type(config), field, None), getattr(config, field, None)
+        if isinstance(usual, str) and isinstance(needed, str) and alike.get(usual, usual) != alike.get(needed, needed):
             raise Unsupported(
                 msg(
                     "MLX computes {family} models with {usual}; this one needs {needed}. Use torch.",
                     family=family,
                     usual=usual,
-                    needed=asked,
+                    needed=needed,
                 )
             )
 

@@ -108,7 +108,7 @@ def _check_scaled(folder: Path, module: nn.Module, config: Config) -> None:
 
 @dataclass(frozen=True)
 class _AsStored:
-    """An array as its file's header tells it."""
+    """An array with the shape and type in its file's header."""
 
     array: mx.array
 
@@ -185,8 +185,8 @@ def _check_names(
                 family=family,
             )
         )
-    if told := explain(folder, family, missing, strange, misshapen):
-        raise ModelError(told)
+    if problem := explain(folder, family, missing, strange, misshapen):
+        raise ModelError(problem)
 
 
 def _check_finite(folder: Path, weights: Mapping[str, mx.array]) -> None:
@@ -214,9 +214,9 @@ def _build(folder: Path, config: Config) -> tuple[nn.Module, Any]:
     except (OutOfMemory, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - its classes raise whatever a file makes them stumble over
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            msg("{folder}: MLX cannot build this {family} model: {said}", folder=folder, family=family, said=said)
+            msg("{folder}: MLX cannot build this {family} model: {said}", folder=folder, family=family, said=reason)
         ) from None
 
 

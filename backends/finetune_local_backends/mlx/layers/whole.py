@@ -35,7 +35,7 @@ class WholeLayer(AdapterLayer):
         self._cast: dict[str, tuple[mx.array, mx.array]] = {}
 
     def __call__(self, base: Any, *args: Any, **kwargs: Any) -> mx.array:
-        """The module's output with these instead of its own."""
+        """The module's output with the trained copies in place of its parameters."""
         with self._instead(base, {name: name for name in self.names if name != HEAD_WEIGHT}):
             result: mx.array = base(*args, **kwargs)
         return result

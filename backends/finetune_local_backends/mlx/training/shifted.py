@@ -1,7 +1,7 @@
 """Shifted sparse attention on MLX: while a step is computed, a function that cuts rows into groups stands in for mlx-lm's.
 
-mlx-lm's models call `scaled_dot_product_attention` of their own file, so the name is what is exchanged there. Padding stands on
-the right and groups are causal, so no mask is needed, neither the model's own nor one for the groups.
+Each of mlx-lm's models calls `scaled_dot_product_attention` as a name of its file, so that name is replaced there. Padding is on the
+right and groups are causal, so neither the model's mask nor one for the groups is needed.
 """
 
 from __future__ import annotations

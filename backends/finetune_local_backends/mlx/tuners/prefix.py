@@ -154,13 +154,13 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
 
 def _check(model: Model, target: Target) -> None:
     """Raise ModelError where a block's keys are of another width than the prefix's."""
-    keys, wanted = model.weights.get(target.module + ".k_proj.weight"), target.in_features * target.out_features
-    if keys is not None and shape_of(keys.owner)[0] != wanted:
+    keys, expected = model.weights.get(target.module + ".k_proj.weight"), target.in_features * target.out_features
+    if keys is not None and shape_of(keys.owner)[0] != expected:
         raise ModelError(
             msg(
                 "keys of {module} are {width} wide in the base, but the prefix was made for {expected}.",
                 module=target.module,
                 width=shape_of(keys.owner)[0],
-                expected=wanted,
+                expected=expected,
             )
         )

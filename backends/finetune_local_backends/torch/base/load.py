@@ -148,8 +148,8 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
     text = config.get_text_config()
     if getattr(text, "num_nextn_predict_layers", None):  # blocks that only guess ahead, behind the last
         unexpected = {name for name in unexpected if (block_of(name) or 0) < text.num_hidden_layers}
-    if told := explain(folder, str(config.model_type), report["missing_keys"], unexpected, misshapen):
-        raise ModelError(told)
+    if problem := explain(folder, str(config.model_type), report["missing_keys"], unexpected, misshapen):
+        raise ModelError(problem)
     _check_finite(model, folder)
     return model
 
@@ -167,9 +167,9 @@ def _sentence(folder: Path) -> Iterator[None]:
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        raise ModelError(_said(folder, error)) from error
+        raise ModelError(_load_error(folder, error)) from error
     except Exception as error:
-        raise ModelError(_said(folder, error)) from error
+        raise ModelError(_load_error(folder, error)) from error
 
 
 def _try(model: Any, folder: Path, device: Device) -> None:
@@ -178,7 +178,7 @@ def _try(model: Any, folder: Path, device: Device) -> None:
         model(torch.zeros((1, 2), dtype=torch.long, device=device.id), use_cache=False)
 
 
-def _said(folder: Path, error: Exception) -> Message:
+def _load_error(folder: Path, error: Exception) -> Message:
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if isinstance(error, KeyError):
         text = msg("it does not support {name}", name=text)
@@ -224,9 +224,9 @@ def _stretch(config: Any, factor: float) -> None:
     if factor == 1:
         return
     text = config.get_text_config()
-    wanted = stretched(text.to_dict(), factor)
-    text.rope_parameters = wanted["rope_parameters"]
-    text.max_position_embeddings = wanted["max_position_embeddings"]
+    settings = stretched(text.to_dict(), factor)
+    text.rope_parameters = settings["rope_parameters"]
+    text.max_position_embeddings = settings["max_position_embeddings"]
 
 
 def _without_dropout(config: Any) -> None:

@@ -27,7 +27,7 @@ class WholeLayer(AdapterLayer):
         self._cast: tuple[tuple[int, int], torch.Tensor] | None = None
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The module's output with these instead of its own."""
+        """The module's output with the trained copies in place of its parameters."""
         dtype = cast(torch.Tensor, base.weight).dtype
         used = {name: value.to(dtype) for name, value in self.own.items() if name != "weight"}
         return cast(torch.Tensor, functional_call(base, {**used, "weight": self.weight(dtype)}, args, kwargs))

@@ -75,7 +75,7 @@ class Optimizer:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # paged states are moved behind torch's back
         names: dict[str, Any] = dict(self._names)
-        return [(names, name) for name in names] + [(holder, slot) for _, holder, slot in self._slots()]
+        return [(names, name) for name in names] + [(holder, slot) for _, holder, slot in self._changing_places()]
 
     def clear(self) -> None:
         """Drop the gradients."""
@@ -86,12 +86,12 @@ class Optimizer:
         """Copies of every state, as "slot:name"."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # paged states are moved behind torch's back
-        return {key: _array(holder[slot]) for key, holder, slot in self._slots()}
+        return {key: _array(holder[slot]) for key, holder, slot in self._changing_places()}
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Restore what state() returned. Raises AdapterError, with nothing changed, where it does not fit."""
-        slots = self._slots()
-        if wrong := sorted({key for key, _, _ in slots} ^ set(state)):
+        places = self._changing_places()
+        if wrong := sorted({key for key, _, _ in places} ^ set(state)):
             raise AdapterError(
                 msg(
                     "the optimizer's saved state does not fit: {number} entries differ, the first is {name}. It was "
@@ -100,7 +100,7 @@ class Optimizer:
                     name=wrong[0],
                 )
             )
-        for key, holder, slot in slots:
+        for key, holder, slot in places:
             now = _array(holder[slot])
             if now.shape != state[key].shape or now.dtype != state[key].dtype:
                 raise AdapterError(
@@ -113,7 +113,7 @@ class Optimizer:
                         shape2=now.shape,
                     )
                 )
-        for key, holder, slot in slots:
+        for key, holder, slot in places:
             if isinstance(holder[slot], torch.Tensor):
                 holder[slot].copy_(torch.from_numpy(np.array(state[key])))
             else:
@@ -122,7 +122,7 @@ class Optimizer:
     def _gradients(self) -> list[torch.Tensor]:
         return [parameter.grad for parameter in self._names.values() if parameter.grad is not None]
 
-    def _slots(self) -> list[tuple[str, dict[str, Any], str]]:
+    def _changing_places(self) -> list[tuple[str, dict[str, Any], str]]:
         return [
             (f"{slot}:{name}", self._inner.state[parameter], slot)
             for name, parameter in self._names.items()

@@ -42,7 +42,7 @@ class Shift:
     own: torch.Tensor
 
     def of(self, y: torch.Tensor) -> torch.Tensor:
-        """y (..., out) of the module with the trained bias instead of its own."""
+        """y (..., out) of the module with the trained bias in place of the base's."""
         return y + (self.bias - self.own).to(y.dtype)
 
     def as_product(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

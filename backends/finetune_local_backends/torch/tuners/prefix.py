@@ -176,14 +176,14 @@ def _check(base: Base, target: Target) -> None:
     """Raise ModelError where a block's keys are of another width than the prefix's."""
     keys = getattr(bare(module_at(base, target.module)), "k_proj", None)
     found = getattr(bare(keys) if isinstance(keys, nn.Module) else None, "out_features", None)
-    wanted = target.in_features * target.out_features
-    if found not in (None, wanted):
+    expected = target.in_features * target.out_features
+    if found not in (None, expected):
         raise ModelError(
             msg(
                 "keys of {module} are {width} wide in the base, but the prefix was made for {expected}.",
                 module=target.module,
                 width=found,
-                expected=wanted,
+                expected=expected,
             )
         )
 
