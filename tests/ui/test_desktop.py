@@ -149,7 +149,7 @@ def test_the_window_shows_the_page_and_its_end_is_the_app_s(
         assert (place["width"], place["height"]) == SIZE and 0 <= place["x"] < SIZE[0]  # it was on no screen
         press(screen, "ctrl+q")
         assert app.release() == 0, app.said()
-        assert "Still at work: run 'goes on'. Open the app again to see it." in app.said()
+        assert "Still running: run 'goes on'. Open the app again to see it." in app.said()
         assert worker.poll() is None
         assert not (home.window / "instance.json").exists()
     finally:

@@ -46,11 +46,11 @@ def finish(run: Run, event: events.Event) -> None:
 def test_each_window_tells_once_and_leads_there(app: App, begin: Begin) -> None:
     done, failed = begin("夜间 &amp; {{run}}"), begin("other")
     one = app.open("settings")
-    expect(one.locator("#foot .at-work")).to_have_count(2, timeout=PATIENCE)
+    expect(one.locator("#foot .running-work")).to_have_count(2, timeout=PATIENCE)
     finish(done, events.Finished(reason="all epochs", summary={}))
     expect(one.locator(TOLD)).to_have_text(f"“{done.name}” has finished training", timeout=PATIENCE)
     two = app.open()
-    expect(two.locator("#foot .at-work")).to_have_count(1, timeout=PATIENCE)  # drawn by the tick that tells, too
+    expect(two.locator("#foot .running-work")).to_have_count(1, timeout=PATIENCE)  # drawn by the tick that tells, too
     expect(two.locator("#ended .notice")).to_have_count(0)  # that was told in the window of its time
     finish(failed, events.Failed(error="DiskFull", message="no space is left.", exit_code=1))
     for page in (one, two):

@@ -67,7 +67,7 @@ def running(context: Context) -> list[Html]:
             left = step.get("seconds_left")
         inner = parts.progress(t, f, text, done, left)
         value = {"data_do": folder.kind.key, "data_value": folder.name}
-        found.append(h("button", inner, type="button", class_="at-work", **value))
+        found.append(h("button", inner, type="button", class_="running-work", **value))
     return found
 
 
