@@ -11,21 +11,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_local.export.engines.process import Heard, Request, read_reply
+from finetune_local.export.engines.process import ReceiverReply, Request, read_reply
 
 
-def answered_here(worker: Path, needs: Sequence[str], request: Request) -> Heard:
+def answered_here(worker: Path, needs: Sequence[str], request: Request) -> ReceiverReply:
     """In the place of receivers.process.ask()."""
     if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
-        return Heard(absent=f"{missing[0]} is not installed")
+        return ReceiverReply(absent=f"{missing[0]} is not installed")
     spec = importlib.util.spec_from_file_location(worker.stem, worker)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with tempfile.TemporaryDirectory() as place:
-        asked = json.loads(json.dumps(request.as_json()))
         try:
-            reply = module.answer(asked, Path(place))
+            reply = module.answer(json.loads(request.document()), Path(place))
         except Exception as error:  # noqa: BLE001 - as the script's main() does
             reply = {"error": f"{type(error).__name__}: {error}"}
         (Path(place) / "reply.json").write_text(json.dumps(reply), "utf-8")

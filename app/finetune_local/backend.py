@@ -287,22 +287,22 @@ def backends() -> Mapping[str, Backend]:
     return found
 
 
-def choose(wanted: str = "auto") -> tuple[Backend, Message]:
+def choose(requested: str = "auto") -> tuple[Backend, Message]:
     """The backend to use and the reason. Raises SpecError where `wanted` cannot be used."""
     known = backends()
-    if wanted != "auto":
-        if wanted not in known:
+    if requested != "auto":
+        if requested not in known:
             raise SpecError(
                 msg(
                     "there is no backend '{name}'.{did_you_mean} Known: auto, {names}.",
-                    name=wanted,
-                    did_you_mean=did_you_mean(wanted, list(known)),
+                    name=requested,
+                    did_you_mean=did_you_mean(requested, list(known)),
                     names=", ".join(known),
                 )
             )
-        if reason := known[wanted].missing():
-            raise SpecError(msg("--backend {name} cannot be used here: {reason}", name=wanted, reason=reason))
-        return known[wanted], msg("as requested")
+        if reason := known[requested].missing():
+            raise SpecError(msg("--backend {name} cannot be used here: {reason}", name=requested, reason=reason))
+        return known[requested], msg("as requested")
     usable = {name: backend for name, backend in known.items() if backend.missing() is None}
     if not usable:
         reasons = join_messages(

@@ -48,7 +48,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         model.set_dtype(mx.float32)
     reply: dict[str, Any] = {"version": mlx_lm.__version__, "thinks": bool(tokenizer.has_thinking)}
     reply["chats"] = [rendered(tokenizer, chat) for chat in request["chats"]]
-    reply["texts"] = [list(tokenizer.encode(t["text"], add_special_tokens=t["special"])) for t in request["texts"]]
+    reply["texts"] = [list(tokenizer.encode(text, add_special_tokens=special)) for text, special in request["texts"]]
     reply["ends"] = sorted(int(i) for i in tokenizer.eos_token_ids)
     reply["tokenizer_end"] = tokenizer.eos_token_id
 
@@ -61,10 +61,10 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     prompt = request["probes"][0]["ids"][:_BEGINNING]
     reply["lengths"] = [length(prompt, token) for token in request["stops"]]
-    reply["goes_on"] = length(prompt, request["plain_token"]) == _LONGEST
+    reply["continues"] = length(prompt, request["plain_token"]) == _LONGEST
     for number, probe in enumerate(request["probes"]):
         ids = [*probe["ids"], *probe["answer"]]
-        logits = model(mx.array([ids]))[0, -probe["wanted"] :].astype(mx.float32)
+        logits = model(mx.array([ids]))[0, -len(probe["answer"]) - 1 :].astype(mx.float32)
         np.save(folder / f"logits-{number}.npy", np.array(logits))
     reply["modules"] = sorted(name for name in sys.modules if name.startswith("finetune_local"))
     return reply

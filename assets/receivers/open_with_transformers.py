@@ -44,7 +44,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     reply: dict[str, Any] = {"version": transformers.__version__}
     reply["chats"] = [rendered(tokenizer, chat) for chat in request["chats"]]
-    reply["texts"] = [tokenizer(t["text"], add_special_tokens=t["special"])["input_ids"] for t in request["texts"]]
+    reply["texts"] = [tokenizer(text, add_special_tokens=special)["input_ids"] for text, special in request["texts"]]
     model = AutoModelForCausalLM.from_pretrained(request["folder"], dtype=getattr(torch, request["dtype"]))
     model.eval().to(request["device"])
     ends = model.generation_config.eos_token_id
@@ -76,12 +76,12 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     prompt = request["probes"][0]["ids"][:_BEGINNING]
     reply["lengths"] = [length(prompt, token) for token in request["stops"]]
-    reply["goes_on"] = length(prompt, request["plain_token"]) == _LONGEST
+    reply["continues"] = length(prompt, request["plain_token"]) == _LONGEST
     for number, probe in enumerate(request["probes"]):
         ids = [*probe["ids"], *probe["answer"]]
         with torch.no_grad():
-            logits = model(torch.tensor([ids], device=request["device"]), use_cache=False).logits[0, -probe["wanted"] :]
-        np.save(folder / f"logits-{number}.npy", logits.float().cpu().numpy())
+            logits = model(torch.tensor([ids], device=request["device"]), use_cache=False).logits[0]
+        np.save(folder / f"logits-{number}.npy", logits[-len(probe["answer"]) - 1 :].float().cpu().numpy())
     reply["modules"] = sorted(name for name in sys.modules if name.startswith("finetune_local"))
     return reply
 

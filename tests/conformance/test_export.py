@@ -45,7 +45,7 @@ FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 @pytest.fixture(autouse=True)
 def quick_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers and mlx-lm answer in this process; see tests/receiving.py."""
-    monkeypatch.setattr(receivers, "ask", answered_here)
+    monkeypatch.setattr(receivers, "run_receiver", answered_here)
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_merged_it_is_peft_s_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(receivers, "ask", answered_here)
+    monkeypatch.setattr(receivers, "run_receiver", answered_here)
     form = FORMS[name]
     base, adapter, wanted = made(form)
     checked = name == "resized, tied"  # the check of exports is the same for all

@@ -89,7 +89,7 @@ def test_the_settings(tiny: Path, home: Home) -> None:
 def test_a_run_its_chat_and_its_exports(
     home: Home, tiny: Path, data: Path, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receivers, "ask", answered_here)
+    monkeypatch.setattr(receivers, "run_receiver", answered_here)
     with pytest.raises(SpecError, match="reads at most 512"):
         list(setup.make_ready(begin(home, tiny, data, backend, "short", {}), home))
     run = begin(home, tiny, data, backend, "long 长", {"context": 1024})

@@ -34,7 +34,7 @@ needs_llama = pytest.mark.skipif(not llama.available(), reason="xllamacpp is not
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers and mlx-lm answer in this process; see tests/receiving.py."""
-    monkeypatch.setattr(verification, "ask", answered_here)
+    monkeypatch.setattr(verification, "run_receiver", answered_here)
 
 
 def change(path: Path, **values: Any) -> None:
@@ -65,7 +65,7 @@ def test_a_folder_is_opened_by_both_in_processes_without_the_app(
         return heard[-1]
 
     real = verification.ask
-    monkeypatch.setattr(verification, "ask", listening)
+    monkeypatch.setattr(verification, "run_receiver", listening)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "evil"))
     (tmp_path / "evil" / "transformers").mkdir(parents=True)
     (tmp_path / "evil" / "transformers" / "__init__.py").write_text(

@@ -61,16 +61,10 @@ EXCEPTIONS = {
 }
 
 LIMITS: dict[str, int] = {
-    "app/finetune_local/adapter_format.py": 1,
-    "app/finetune_local/adapters": 12,
-    "app/finetune_local/backend.py": 1,
     "app/finetune_local/chat": 6,
-    "app/finetune_local/cli": 6,
     "app/finetune_local/evaluation": 1,
-    "app/finetune_local/export": 17,
     "app/finetune_local/gui": 31,
     "app/finetune_local/inference": 4,
-    "app/finetune_local/models": 1,
     "app/finetune_local/runtime": 7,
     "app/finetune_local/training": 3,
     "app/finetune_local/workspace": 2,

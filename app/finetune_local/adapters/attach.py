@@ -63,8 +63,8 @@ def attach(
         note(f"{folder.name}: {_unproven(folder)}")
     if lacking := check_rows(plan, model, prompt_setup(model.path, folder), folder):
         note(msg("{name}: {lacking}", name=folder.name, lacking=lacking))
-    if told := companions(model.path, folder).sentences:
-        note(msg("{name}: used with what it comes with: {what}", name=folder.name, what=join_messages("; ", told)))
+    if sentences := companions(model.path, folder).sentences:
+        note(msg("{name}: used with what it comes with: {what}", name=folder.name, what=join_messages("; ", sentences)))
     count = session.attach(name, plan, seed=0, tensors=tensors)
     try:
         check_live(session, tokenizer, name, folder)

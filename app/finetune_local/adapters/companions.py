@@ -156,7 +156,7 @@ def _companions(base: Path, adapter: Path, _base: object, _own: object) -> Compa
     template = any(_rendered(ours, chat) != _rendered(theirs, chat) for chat in _CHATS)
     words = any(ours.ids(text) != theirs.ids(text) for text in _TEXTS)
     ends = () if ours.stop_ids == theirs.stop_ids else tuple(ours.token(i) for i in sorted(ours.stop_ids))
-    settings = GENERATION in files and _settings(adapter) != _settings(base)
+    settings = GENERATION in files and not _same_settings(adapter, base)
     found = Companions(files, template, added, renamed, remarked, words, ends, settings)
     return replace(found, sentences=tuple(_sentences(found)))
 
@@ -171,11 +171,11 @@ def chat_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def _sentences(found: Companions) -> Sequence[str]:
-    told = [msg("its own chat template")] if found.template else []
+    sentences = [msg("its own chat template")] if found.template else []
     if found.added:
-        told.append(msg("{count} added tokens ({names})", count=len(found.added), names=_listed(found.added)))
+        sentences.append(msg("{count} added tokens ({names})", count=len(found.added), names=_listed(found.added)))
     if found.renamed:
-        told.append(
+        sentences.append(
             msg(
                 "{count} renamed tokens ({names})",
                 count=len(found.renamed),
@@ -183,7 +183,7 @@ def _sentences(found: Companions) -> Sequence[str]:
             )
         )
     if found.remarked:
-        told.append(
+        sentences.append(
             msg(
                 "{count} tokens with a different special flag ({names})",
                 count=len(found.remarked),
@@ -191,12 +191,12 @@ def _sentences(found: Companions) -> Sequence[str]:
             )
         )
     if found.words:
-        told.append(msg("its own tokenization"))
+        sentences.append(msg("its own tokenization"))
     if found.ends:
-        told.append(msg("ends answers with {names}", names=_listed(found.ends)))
+        sentences.append(msg("ends answers with {names}", names=_listed(found.ends)))
     if found.settings:
-        told.append(msg("its own generation settings, which exports include"))
-    return told
+        sentences.append(msg("its own generation settings, which exports include"))
+    return sentences
 
 
 def _tokens(ours: Tokenizer, theirs: Tokenizer) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
@@ -209,11 +209,13 @@ def _tokens(ours: Tokenizer, theirs: Tokenizer) -> tuple[tuple[str, ...], tuple[
     return added, renamed, remarked
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """The settings of generation_config.json other than tokens and versions."""
-    return {
-        k: v for k, v in generation_settings(folder).items() if k not in _NO_SETTINGS and not k.endswith("_token_id")
-    }
+def _same_settings(one: Path, other: Path) -> bool:
+    """Whether two folders have the same generation settings, apart from token ids and versions."""
+    compared = [
+        {k: v for k, v in generation_settings(folder).items() if k not in _NO_SETTINGS and not k.endswith("_token_id")}
+        for folder in (one, other)
+    ]
+    return compared[0] == compared[1]
 
 
 def _rendered(tokenizer: Tokenizer, chat: Sequence[Message]) -> str | None:
@@ -260,13 +262,13 @@ class Stops:
     token: str | None = None
 
 
-def stops_of(asked: PromptSetup) -> Stops:
+def stops_of(setup: PromptSetup) -> Stops:
     """The end tokens of a base with an adapter."""
-    tokenizer = asked.tokenizer
-    own_end = None if asked.raw else tokenizer.turn_end_id
+    tokenizer = setup.tokenizer
+    own_end = None if setup.raw else tokenizer.turn_end_id
     first = tokenizer.eos_id if own_end is None else own_end
     ids = (first, *sorted(tokenizer.stop_ids - {first}))
-    template = asked.template or ""
+    template = setup.template or ""
     # A template that renders eos_token would render a different text if the token were changed.
     keep = first == tokenizer.eos_id or re.search(r"\beos_token\b", template)
     return Stops(ids, None if keep else tokenizer.token(first))
@@ -277,22 +279,22 @@ def eos(stops: tuple[int, ...]) -> int | list[int]:
     return stops[0] if len(stops) == 1 else list(stops)
 
 
-def copy_files(asked: PromptSetup, folder: Path) -> None:
+def copy_files(setup: PromptSetup, folder: Path) -> None:
     """Copy the effective tokenizer, template and generation settings: the adapter's own, or the default template used in training on a
     base without one. Raises ModelError."""
-    for name, path in asked.files.items():
+    for name, path in setup.files.items():
         shutil.copyfile(path, folder / name)
-    if asked.template is not None and asked.template != template_of(folder):
-        (folder / TEMPLATE).write_text(asked.template, "utf-8", newline="\n")
+    if setup.template is not None and setup.template != template_of(folder):
+        (folder / TEMPLATE).write_text(setup.template, "utf-8", newline="\n")
 
 
-def write_beside_adapter(asked: PromptSetup, config: Mapping[str, Any], folder: Path) -> None:
-    """Copy the same files beside an adapter's weights, with its end tokens, so that the folder alone tells how to prompt it.
+def write_beside_adapter(setup: PromptSetup, config: Mapping[str, Any], folder: Path) -> None:
+    """Copy the same files beside an adapter's weights, with its end tokens, so that the folder alone is enough to prompt it.
 
     `config` is the base's. Values the base already has are copied unchanged. Raises ModelError.
     """
-    copy_files(asked, folder)
-    stops = stops_of(asked)
+    copy_files(setup, folder)
+    stops = stops_of(setup)
     if not set(stops.ids) <= set(ends_in(generation_settings(folder))):
         write_stops(folder, stops, config)
 

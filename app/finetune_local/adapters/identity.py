@@ -37,7 +37,7 @@ class _Base(BaseModel):
     rope_factor: float = Field(1.0, gt=0, le=1e6)
 
 
-class _Told(BaseModel):
+class _IdentityFile(BaseModel):
     """The fields of the file that are read; later versions may add more."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -94,7 +94,7 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
     again = msg("Copy the adapter again, or delete this file to use it as a plain PEFT adapter.")
     try:
         values = read_json_object(path, _MOST_BYTES)
-        told = _Told.model_validate({key: value for key, value in values.items() if value is not None})
+        stored = _IdentityFile.model_validate({key: value for key, value in values.items() if value is not None})
     except FileNotFoundError:
         return None
     except ValidationError as error:
@@ -111,11 +111,13 @@ def read_identity(folder: Path) -> AdapterIdentity | None:
     except (OSError, ForeignTextError) as error:
         raise AdapterError(msg("{path}: cannot be read ({error}).", path=path, error=error) + " " + again) from None
     return AdapterIdentity(
-        base=Identity(told.base.name, told.base.config_sha256, told.base.tokenizer_sha256, told.base.rope_factor),
-        run=told.run,
-        method=told.method,
-        created=told.created,
-        app_version=told.app_version,
+        base=Identity(
+            stored.base.name, stored.base.config_sha256, stored.base.tokenizer_sha256, stored.base.rope_factor
+        ),
+        run=stored.run,
+        method=stored.method,
+        created=stored.created,
+        app_version=stored.app_version,
         extra={key: value for key, value in values.items() if key not in _OWN},
     )
 

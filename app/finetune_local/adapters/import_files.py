@@ -210,12 +210,12 @@ def _opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
         *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
         *(OSError, ValueError, RuntimeError, NotImplementedError, OverflowError, MemoryError),
     ) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise AdapterError(
             msg(
                 "{source}: the zip cannot be read ({error}). Create the zip again, without a password.",
                 source=source,
-                error=said,
+                error=reason,
             )
         ) from None
 

@@ -72,9 +72,9 @@ class Entry:
     def describe(self) -> dict[str, object]:
         """A JSON object for lists, made without reading the weights. Raises AdapterError.
 
-        name, origin, folder, base, method, rank, parameters, whole (it holds the base's own weights), run, made_from,
-        extracted_from, files (the data it learned from), step, created (ISO 8601), created_time (seconds), bytes, note, beside (names of
-        the files that say how it is asked: what they bring tells brings()).
+        name, origin, folder, base, method, rank, parameters, whole (it stores the base's own weights), run, made_from,
+        extracted_from, files (the training data), step, created (ISO 8601), created_time (seconds since the epoch), bytes, note, beside
+        (names of the files that decide how it is prompted; attach.companion_sentences() describes them).
         """
         identity, config = self.identity, read_peft(self.folder)
         tables = run_tables(self.folder) if self.origin == "run" else {}

@@ -92,8 +92,8 @@ def follow_rename(name: str, new: str, home: Home) -> None:
     """Update adapters that were extracted from a renamed one."""
     for found in entries(home):
         source = found.extracted_from
-        if said := [key for key in ("adapter", "run") if source.get(key) == name]:
-            rewrite(found.folder, extracted_from={**source, **dict.fromkeys(said, new)})
+        if keys := [key for key in ("adapter", "run") if source.get(key) == name]:
+            rewrite(found.folder, extracted_from={**source, **dict.fromkeys(keys, new)})
 
 
 def write_note(name: str, text: str, home: Home) -> Entry:

@@ -150,9 +150,9 @@ def _settings(parameters: _Parameters, ranks: Mapping[str, int], dora: bool, fol
             targets=tuple(ranks),
         )
     except ValueError as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise AdapterError(
-            msg("{path}: it has no usable rank or scale ({error}). Copy it again.", path=folder / CONFIG, error=said)
+            msg("{path}: it has no usable rank or scale ({error}). Copy it again.", path=folder / CONFIG, error=reason)
         ) from None
 
 
@@ -163,12 +163,12 @@ def _read(folder: Path) -> _Config:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
-        said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        reason = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         raise AdapterError(
             msg(
                 "{path}: an mlx-lm adapter whose '{name}' cannot be used: {error}.",
                 path=folder / CONFIG,
                 name=name,
-                error=said,
+                error=reason,
             )
         ) from None

@@ -5,7 +5,7 @@ copy here, with as many rows as in training:
     the model was resized                         the resized tables, saved automatically, also below an update (base_layer)
     trainable_token_indices                       single rows, put into their places in the table
 
-A tied model has one table under both names, so what is saved under one name holds for both.
+A tied model has one table under both names, so a table saved under one name replaces both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from finetune_local.system.messages import Message, msg
 
 _BENEATH = (".base_layer.weight", ".token_adapter.base_layer.weight")
 _ROUNDING = 2.0**-8
-"""Relative difference explained by a base held in bf16 during training."""
+"""Relative difference explained by a base that was in bf16 during training."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read_on(folder: Path, model: ModelFolder) -> tuple[AdapterPlan, dict[str, Ar
 
 
 def rows_of(plan: AdapterPlan, model: ModelFolder) -> Rows:
-    """The rows of a model with an adapter's tables in place of its own."""
+    """The rows of a model whose tables are replaced by an adapter's, where it has any."""
     found = {target.module: target.out_features for target in outside_modules(model.weights()).values()}
     found |= {target.module.removesuffix(WEIGHT): target.out_features for target in plan.targets if is_table(target)}
     heads = [rows for module, rows in found.items() if not is_embedding(module)]
@@ -61,7 +61,7 @@ def rows_of(plan: AdapterPlan, model: ModelFolder) -> Rows:
     return Rows(min(embeddings, default=0), min(heads, default=0))
 
 
-def check_rows(plan: AdapterPlan, model: ModelFolder, asked: PromptSetup, folder: Path) -> Message | None:
+def check_rows(plan: AdapterPlan, model: ModelFolder, setup: PromptSetup, folder: Path) -> Message | None:
     """Raise AdapterError if one table lacks rows the other has, or a chat needs a token without a row.
 
     Returns a sentence if other tokens lack rows: many trainers add a padding token, which no text contains. The tokenizer refuses
@@ -86,11 +86,11 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: PromptSetup, folder
                 count=left,
             )
         )
-    names = asked.tokenizer.names()
+    names = setup.tokenizer.names()
     beyond = [names[number] for number in sorted(names) if number >= rows.embedding]
     if not beyond or not beside(folder):
         return None
-    if not asked.raw and (needed := [i for i in chat_ids(asked.tokenizer) if i >= rows.embedding]):
+    if not setup.raw and (needed := [i for i in chat_ids(setup.tokenizer) if i >= rows.embedding]):
         raise AdapterError(
             msg(
                 "{folder}: its chat template uses the added token {token}, whose row was not saved: '{model}' has "
@@ -103,7 +103,7 @@ def check_rows(plan: AdapterPlan, model: ModelFolder, asked: PromptSetup, folder
                 tokens=len(names),
             )
         )
-    asked.tokenizer.rows = rows.embedding
+    setup.tokenizer.rows = rows.embedding
     return msg(
         "its tokenizer has tokens without embedding rows, so no text may contain them: {tokens}",
         tokens=", ".join(beyond[:4]),
@@ -211,7 +211,7 @@ class _Tables:
         """The trained rows of each table and their token ids. Raises AdapterError."""
         listed: Any = self._config.trainable_token_indices or {}
         embedding, *heads = self._modules
-        given = {embedding: listed} if isinstance(listed, list) else {
+        listed_ids = {embedding: listed} if isinstance(listed, list) else {
             module: ids for name, ids in listed.items() for module in self._modules if module.endswith(name)
         }  # fmt: skip
         found: dict[str, tuple[list[int], Array]] = {}
@@ -219,7 +219,7 @@ class _Tables:
             tensor = self._tensors.get(PREFIX + module + TOKEN_ROWS)
             if tensor is None:
                 continue
-            ids = given.get(module, given.get(embedding))
+            ids = listed_ids.get(module, listed_ids.get(embedding))
             if not isinstance(ids, list) or len(ids) != len(tensor) or not all(_is_id(i) for i in ids):
                 raise AdapterError(
                     msg(

@@ -74,7 +74,7 @@ def rename(context: click.Context, name: str, new: str, home: str | None, as_jso
     """Rename an adapter. A run's adapter is renamed with its run."""
     from finetune_local.workspace import adapters
 
-    _tell(adapters.rename_adapter(name, new, _place(context, home)), f"'{name}' is now '{new}'", as_json)
+    _report(adapters.rename_adapter(name, new, _place(context, home)), f"'{name}' is now '{new}'", as_json)
 
 
 @command.command("note")
@@ -87,7 +87,7 @@ def write_note(context: click.Context, name: str, text: str, home: str | None, a
     """Write a note on an adapter; "" removes it."""
     from finetune_local.adapters import manage
 
-    _tell(manage.write_note(name, text, _place(context, home)), f"noted for '{name}'", as_json)
+    _report(manage.write_note(name, text, _place(context, home)), f"noted for '{name}'", as_json)
 
 
 @command.command("import")
@@ -101,7 +101,7 @@ def bring_in(context: click.Context, source: Path, name: str | None, home: str |
     from finetune_local.adapters import manage
 
     entry = manage.bring_in(source, _place(context, home), name, note)
-    _tell(entry, f"imported as '{entry.name}'. Try it: finetune-local chat --adapter {typed(entry.name)}", as_json)
+    _report(entry, f"imported as '{entry.name}'. Try it: finetune-local chat --adapter {typed(entry.name)}", as_json)
 
 
 @command.command("extract")
@@ -148,13 +148,13 @@ def extract(
     from finetune_local.adapters.extraction import from_full
 
     place = _place(context, home)
-    wanted = from_full.ExtractionRequest(adapter=adapter, tuned=tuned, model=model, name=name, out=out, **chosen)
+    request = from_full.ExtractionRequest(adapter=adapter, tuned=tuned, model=model, name=name, out=out, **chosen)
     with console(stderr=True).status("starting") as status:
 
         def progress(what: str, done: float | None) -> None:
             status.update(what if done is None else f"{what} {done:.0%}")
 
-        called, done = from_full.extract(wanted, place, progress)
+        called, done = from_full.extract(request, place, progress)
     if as_json:
         emit({"name": called, **done.as_json()})
     else:
@@ -187,14 +187,14 @@ def restore(context: click.Context, name: str | None, home: str | None, as_json:
     from finetune_local.adapters import manage
 
     entry = manage.restore(name, _place(context, home))
-    _tell(entry, f"'{entry.name}' is back", as_json)
+    _report(entry, f"'{entry.name}' is back", as_json)
 
 
 def _list(home: paths.Home, as_json: bool) -> None:
     from finetune_local.adapters.attach import brings
     from finetune_local.adapters.library import listing
 
-    found = [{**f, "brings": [] if f["problem"] else _told(brings, f["folder"], home)} for f in listing(home)]
+    found = [{**f, "brings": [] if f["problem"] else _carried(brings, f["folder"], home)} for f in listing(home)]
     if as_json:
         emit(found)
         return
@@ -216,7 +216,7 @@ def _list(home: paths.Home, as_json: bool) -> None:
     )
 
 
-def _told(brings: Callable[[Path, paths.Home], list[str]], folder: str, home: paths.Home) -> list[str]:
+def _carried(brings: Callable[[Path, paths.Home], list[str]], folder: str, home: paths.Home) -> list[str]:
     """What a listed adapter carries beside its weights; unreadable files are reported when the adapter is used."""
     try:
         return brings(Path(folder), home)
@@ -268,7 +268,7 @@ def _mean(values: Iterable[float]) -> float:
     return sum(found) / len(found)
 
 
-def _tell(entry: Any, text: str, as_json: bool) -> None:
+def _report(entry: Any, text: str, as_json: bool) -> None:
     if as_json:
         emit(entry.describe())
     else:

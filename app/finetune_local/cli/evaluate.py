@@ -162,7 +162,7 @@ def _show_rows(comparison: Comparison, metric: Metric) -> None:
         for i in indices
     )
     if indices:
-        table(("question", "wanted", "base", "tuned"), cells, "Where they differ")
+        table(("question", "reference", "base", "tuned"), cells, "Where they differ")
 
 
 def _title(name: str, result: Evaluation) -> str:
@@ -184,11 +184,11 @@ def _short(text: str, most: int = 120) -> str:
 def _progress() -> Iterator[Callable[[str, float], None]]:
     """A bar with the time left on a terminal, else one line per phase."""
     if not sys.stderr.isatty():
-        told: set[str] = set()
+        shown: set[str] = set()
 
         def plain(name: str, _done: float) -> None:
-            if name not in told:
-                told.add(name)
+            if name not in shown:
+                shown.add(name)
                 note(f"evaluating {name} …")
 
         yield plain

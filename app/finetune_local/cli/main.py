@@ -31,7 +31,7 @@ HELPERS = ("main", "options", "show", "progress", "spec_options")
 """Modules here that are not verbs."""
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_GIVEN = (*_FORBIDDEN, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EILSEQ)
+_ABOUT_A_PATH = (*_FORBIDDEN, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EILSEQ)
 """Errors of the system about a path the user gave and can change."""
 
 
@@ -101,13 +101,13 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 failure, 2 a mistake in the user's input, 130 stopped."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # Windows consoles and LANG=C would otherwise raise at the first Chinese character.
             stream.reconfigure(encoding="utf-8", errors="replace")
     with private.writing_privately():
-        code = _run(given)
+        code = _run(words)
     sys.exit(code)
 
 
@@ -139,19 +139,19 @@ def _run(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         # A path without write permission or a failing disk is not a defect of the program.
-        told = failure(error, Path(error.filename or "a file"), "Run the same command again then.")
-        if told is None:
+        problem = failure(error, Path(error.filename or "a file"), "Run the same command again then.")
+        if problem is None:
             raise
-        given = error.errno in _GIVEN
-        message = str(told)
+        by_user = error.errno in _ABOUT_A_PATH
+        message = str(problem)
         if error.errno in _FORBIDDEN:
             message = f"{error.filename or 'a file'}: {error.strerror}. Give another place, or change its permissions."
-        elif isinstance(told, DiskFull):
+        elif isinstance(problem, DiskFull):
             message = f"{error.filename or 'a file'}: {error.strerror}. Make room and run the same command again."
         if as_json:
-            _print_error("UserError" if given else told.code, message)
+            _print_error("UserError" if by_user else problem.code, message)
         click.echo(f"finetune-local: {message}", err=True)
-        return 2 if given else 1
+        return 2 if by_user else 1
 
 
 def _print_error(kind: str, message: str) -> None:

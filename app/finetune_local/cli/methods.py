@@ -25,7 +25,7 @@ def command(method: str | None, as_json: bool) -> None:
 
     known = backends()
     if method is not None:
-        _tell_of(preset_named(method), known, as_json)
+        _show_method(preset_named(method), known, as_json)
         return
     if as_json:
         emit([_facts(m, known) for m in presets().values()])
@@ -48,7 +48,7 @@ def _facts(method: Preset, known: Mapping[str, Backend]) -> dict[str, Any]:
     }
 
 
-def _tell_of(method: Preset, known: Mapping[str, Backend], as_json: bool) -> None:
+def _show_method(method: Preset, known: Mapping[str, Backend], as_json: bool) -> None:
     """Show one method: its page, its preset values, and its settings with defaults."""
     from finetune_local.cli.spec_options import shown_default
     from finetune_local.spec.tuners import tuners

@@ -109,8 +109,8 @@ def remove(outer: paths.Home, name: str, yes: bool, home: str | None, as_json: b
     place = paths.home(home) if home else outer
     if not yes and name in install.installed(place.models):
         needed = made_on(name, place)
-        told = f" These adapters need it: {', '.join(needed)}." if needed else " No adapter needs it."
-        click.confirm(f"Delete {place.models / name}?{told}", abort=True, err=as_json)
+        warning = f" These adapters need it: {', '.join(needed)}." if needed else " No adapter needs it."
+        click.confirm(f"Delete {place.models / name}?{warning}", abort=True, err=as_json)
     install.remove(name, place.models)
     emit({"removed": name}) if as_json else note(f"removed {name}")
 
@@ -230,7 +230,7 @@ def _list(home: paths.Home, as_json: bool) -> None:
             [e.name, f"{e.parameters / 1e9:.2g} B", megabytes(e.download_bytes), _license(e), e.good_for]
             for e in offered
         ],
-        "Worth getting (models get NAME; any ORG/NAME of the hub works too)",
+        "Recommended (models get NAME; any ORG/NAME of the hub works too)",
     )
 
 
@@ -264,12 +264,12 @@ def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
                 task, description=text, completed=done or 0, total=1 if done is not None else None
             )
         return
-    said: set[tuple[str, int]] = set()
+    printed: set[tuple[str, int]] = set()
 
     def plain(text: str, done: float | None) -> None:
         key = (text.partition(":")[0], int((done or 0) * 10))
-        if key not in said:
-            said.add(key)
+        if key not in printed:
+            printed.add(key)
             note(f"{text} …" if done is None else f"{text} ({done:.0%})")
 
     yield plain

@@ -99,9 +99,9 @@ def spec_from(
     where = str(config) if config else source or "command line"
     parse_spec(tables, where)  # report a mistake in the file before options override it
     merged = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in walk.keyed(tables).items()}
-    given = {name: value for name, value in values.items() if value is not None and value != ()}
-    _forget_what_followed(merged, given)
-    for name, value in given.items():
+    options = {name: value for name, value in values.items() if value is not None and value != ()}
+    _forget_what_followed(merged, options)
+    for name, value in options.items():
         table, _, field = name.rpartition("__")
         if table:
             merged.setdefault(table, {})[field] = value
@@ -133,14 +133,14 @@ def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
     return result
 
 
-def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> None:
+def _forget_what_followed(tables: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Drop automatic values of a config that followed from a setting an option changes; a run.json holds automatic values too.
 
     A different method has its own precision, optimizer and learning rate, a different objective its own learning rate, different
     epochs another number of steps, and a different precision or backend another 4-bit type.
     """
     before = str(tables.get("method", {}).get("key", DEFAULT_METHOD))
-    after = str(given.get("method__key", before))
+    after = str(options.get("method__key", before))
     training = tables.get("training", {})
     if after != before:
         tables["method"] = {}
@@ -150,17 +150,20 @@ def _forget_what_followed(tables: dict[str, Any], given: Mapping[str, Any]) -> N
                 tables[table].pop(name, None)
         if preset_named(before).tuner != preset_named(after).tuner:
             training.pop("learning_rate", None)
-    if given.get("objective__key", objective := tables.get("objective", {}).get("key", DEFAULT_OBJECTIVE)) != objective:
+    if (
+        options.get("objective__key", objective := tables.get("objective", {}).get("key", DEFAULT_OBJECTIVE))
+        != objective
+    ):
         tables["objective"] = {}
         training.pop("learning_rate", None)
     model = tables.get("model", {})
-    held = (
-        given.get("model__precision") or model.get("precision") or preset_named(after).defaults.get("model.precision")
+    precision = (
+        options.get("model__precision") or model.get("precision") or preset_named(after).defaults.get("model.precision")
     )
-    moved = given.get("backend", tables.get("backend")) != tables.get("backend")
-    if held != "4-bit" or (moved and model.get("quantisation") == "affine"):
+    moved = options.get("backend", tables.get("backend")) != tables.get("backend")
+    if precision != "4-bit" or (moved and model.get("quantisation") == "affine"):
         model.pop("quantisation", None)
-    if "training__epochs" in given:
+    if "training__epochs" in options:
         training.pop("max_steps", None)
 
 

@@ -60,8 +60,8 @@ def command(config: Path | None, home: str | None, as_json: bool, **settings: An
         begun.append(run)
         if not as_json:
             note(f"run: {run.name} ({run.folder})")
-            for told in notes:
-                note(f"  {told.text}")
+            for automatic in notes:
+                note(f"  {automatic.text}")
     if len(begun) > 1:
         follow_several(begun, place, as_json)
     else:

@@ -47,7 +47,7 @@ def out_of(arguments: Mapping[str, Any]) -> Path:
 
 
 def _identity(arguments: Mapping[str, Any]) -> object:
-    """All but the name of the export, which gets a number where it is taken."""
+    """All arguments but the export's name, which has a number if the usual one was taken."""
     return [arguments.get(key) for key in ("adapter", "model", "target", "format")], out_of(arguments).parent
 
 
@@ -77,14 +77,14 @@ def start(
     *,
     verification: bool = True,
 ) -> Job:
-    """Export into a folder ("" for the default one) under a free name; returns the running job that does so already, if there is one.
+    """Export into a folder ("" for the default one) under a free name; returns the job that is already doing so, if there is one.
 
-    `name` is what offers() calls the source. Raises SpecError where the folder cannot be written, ModelError.
+    `name` is Offers.name. Raises SpecError if the folder cannot be written, ModelError.
     """
     place = _writable(expanded(folder) if folder.strip() else folder_of(home))
     jobs.clean_up_killed(home, KIND)
     out = free_place(place, target, name, quant)
-    wanted = {
+    arguments = {
         "adapter": adapter,
         "model": model,
         "target": target,
@@ -92,7 +92,7 @@ def start(
         "out": str(out),
         "gate": verification,
     }
-    return jobs.start_once(home, KIND, wanted)
+    return jobs.start_once(home, KIND, arguments)
 
 
 def remove(home: Home, name: str) -> None:

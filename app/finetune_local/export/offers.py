@@ -1,9 +1,9 @@
-"""What an adapter, or a bare base, can be exported as: each target with the bytes of every quantization type, or why it cannot be."""
+"""The export targets for an adapter or a bare base: the bytes of every quantization type, or the reason why it cannot be written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from finetune_local.adapters.library import base_of, find, rope_factor_of
@@ -20,7 +20,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class QuantOffer:
-    """One quantization type: the bytes it will take, or (None) the reason why it cannot be written here."""
+    """One quantization type: the bytes of the export, or None and the reason why it cannot be written here."""
 
     key: str
     bytes: int | None = None
@@ -29,12 +29,12 @@ class QuantOffer:
 
 @dataclass(frozen=True)
 class TargetOffer:
-    """One target. `reason` says why the source cannot be exported to it, "" where it can."""
+    """One target. `reason` says why the source cannot be exported to it; "" if it can."""
 
     reason: str = ""
     quants: tuple[QuantOffer, ...] = ()
     recommended: str | None = None
-    """The quantization type to advise; None where none can be written."""
+    """The key of the recommended quantization type; None if none can be written."""
     notes: tuple[str, ...] = ()
     """Sentences to show before anything is written."""
 
@@ -45,24 +45,20 @@ class TargetOffer:
 
 @dataclass(frozen=True)
 class Offers:
-    """Every target for one source. `name` is for a file; `base` the base's name here, None where it is not on this machine."""
+    """Every target for one source. `name` is the source's name in file names; `base` the base's, None if it is not on this machine."""
 
     name: str
     base: str | None
     targets: Mapping[str, TargetOffer]
 
-    def as_json(self) -> dict[str, Any]:
-        """A JSON object; from_json() reads it."""
-        return asdict(self)
-
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Offers:
-        """Offers from another process of this version."""
+    def from_json(cls, values: Mapping[str, Any]) -> Offers:
+        """Offers from the fields that another process of this version sent (dataclasses.asdict)."""
         found = {}
-        for key, offer in told["targets"].items():
+        for key, offer in values["targets"].items():
             quants = tuple(QuantOffer(**quant) for quant in offer["quants"])
             found[key] = TargetOffer(offer["reason"], quants, offer["recommended"], tuple(offer["notes"]))
-        return cls(told["name"], told["base"], found)
+        return cls(values["name"], values["base"], found)
 
 
 def offers(home: Home, adapter: str, model: str | None = None) -> Offers:

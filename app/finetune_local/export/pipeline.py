@@ -1,10 +1,10 @@
-"""One export from start to verdict: write, verify, and only then take the requested name."""
+"""One export from start to verdict: write, verify, and only then rename to the requested name."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Exported:
             "out": str(self.out),
             "files": [str(f) for f in self.files],
             "bytes": size,
-            "gate": self.verification.as_json(),
+            "gate": asdict(self.verification),
         }
 
 
@@ -61,8 +61,8 @@ def export(
 ) -> Exported:
     """Export base + adapter (or one of the two alone) as the target `key`.
 
-    Raises ModelError (a family, format or place that cannot be), AdapterError, DiskFull, and VerificationFailed, which leaves the
-    export under a name that ends in ".failed"; what stood at `out` is then still there.
+    Raises ModelError (an architecture, type or path that cannot be used), AdapterError, DiskFull, and VerificationFailed, which leaves
+    the export under a name that ends in ".failed" and an earlier export at `out` unchanged.
     """
     target = target_of(key)
     chosen = _chosen_quant(target, quant, skip)
@@ -72,7 +72,7 @@ def export(
     check_writable(out)
     unchecked, failed = (out.with_name(out.name + ending) for ending in (UNCHECKED, FAILED))
     try:
-        if verification and target.needs_base:  # find out what cannot run here before anything is written
+        if verification and target.needs_base:  # report what cannot run here before anything is written
             target.check_values(source, unchecked, chosen)
             if target.can_be_opened():
                 source = source.with_answers(verify.prepare(source.model, adapter, backend, progress))
@@ -161,7 +161,7 @@ def export_named(
 
 
 def target_of(key: str) -> Target:
-    """A target by its key. Raises ModelError naming those that there are."""
+    """A target by its key. Raises ModelError listing the known ones."""
     if key not in targets():
         raise ModelError(
             msg(
@@ -175,19 +175,19 @@ def target_of(key: str) -> Target:
 
 
 def free_place(folder: Path, key: str, name: str, quant: str) -> Path:
-    """Where an export goes in a folder of exports: under its own name, with a number where that is taken. Raises ModelError."""
+    """A free path for an export in a folder: its usual name, with a number if that exists. Raises ModelError."""
     target = target_of(key)
-    wanted = folder / target.file_name(name, quant)
-    stem, ending = (wanted.name, "") if target.is_folder(quant) else (wanted.stem, wanted.suffix)
-    place, number = wanted, 1
+    first = folder / target.file_name(name, quant)
+    stem, ending = (first.name, "") if target.is_folder(quant) else (first.stem, first.suffix)
+    place, number = first, 1
     while place.exists():
         number += 1
-        place = wanted.with_name(f"{stem}-{number}{ending}")
+        place = first.with_name(f"{stem}-{number}{ending}")
     return place
 
 
 def clean(out: Path) -> None:
-    """Remove what an export to `out` that was killed left half-written. A running one must not be cleaned."""
+    """Remove the partial files of a killed export to `out`. Must not be called while the export is running."""
     unchecked = out.with_name(out.name + UNCHECKED)
     for rubbish in (unchecked, *(unchecked.with_name(ASIDE + kind + unchecked.name) for kind in ("", "files-"))):
         remove(rubbish)

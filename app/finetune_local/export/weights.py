@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ class MergedWeights:
         self._tensors: Mapping[str, Array] = {}
         self.run: str | None = None
         self.looked_through: set[tuple[str, float]] = set()
-        """Tensors of the base that were found to fit a number format; see check_float16_base."""
+        """Tensors of the base that were checked to fit a number format; see check_float16_base."""
         if adapter is not None:
             identity = read_identity(adapter)
             if identity is not None:
@@ -55,14 +56,14 @@ class MergedWeights:
         copies = [self._tensors.get(PREFIX + name) for name in (HEAD, EMBEDDING)]
         together = copies[0] is not None and copies[0] is copies[1]
         self.tied = model.tied and (not apart or self._trains_base or together)
-        """Whether the head is the embedding; an adapter beside one of them unties them, for it leaves the other as it is."""
+        """Whether the head is the embedding. An adapter at one of the two unties them, since it does not change the other."""
 
     @property
     def _trains_base(self) -> bool:
         return self._plan is not None and tuner_of(self._plan).trains_base
 
     @property
-    def config(self) -> dict[str, object]:
+    def config(self) -> Mapping[str, Any]:
         """The base's config.json with the vocabulary size of the merged tables."""
         rows = next((t.out_features for t in self._plan.targets if is_table(t)), None) if self._plan else None
         if rows is None:

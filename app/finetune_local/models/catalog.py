@@ -36,8 +36,8 @@ def catalog() -> tuple[Entry, ...]:
 
 def entry(name: str) -> Entry | None:
     """The entry with a short name or a hub name, ignoring case; None if there is none."""
-    wanted = name.lower()
-    return next((e for e in catalog() if wanted and wanted in (e.name.lower(), e.hub.lower())), None)
+    lowered = name.lower()
+    return next((e for e in catalog() if lowered and lowered in (e.name.lower(), e.hub.lower())), None)
 
 
 def _entry(value: dict[str, Any]) -> Entry:

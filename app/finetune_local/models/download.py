@@ -123,9 +123,9 @@ def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = N
     source = {**source_of(path), "copied": str(path)}
     with aside(home.models) as folder, disk_full(home.models, msg("Free some space and try again.")):
         for file in files:
-            with file.open("rb") as given, (folder / file.name).open("wb") as made:
-                while chunk := given.read(1 << 22):
-                    made.write(chunk)
+            with file.open("rb") as reader, (folder / file.name).open("wb") as writer:
+                while chunk := reader.read(1 << 22):
+                    writer.write(chunk)
                     done += len(chunk)
                     progress(msg("copying {name}", name=file.name), done / max(1, total))
         return publish(folder, home.models, name, source)

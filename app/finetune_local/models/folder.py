@@ -144,13 +144,13 @@ class ModelFolder:
         return self._tied(everything=True)
 
     def _tied(self, everything: bool) -> bool:
-        said, head = (
+        declared, head = (
             self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings")),
             self._stored.get(HEAD),
         )
-        if said is None or head is None or self._table is None:
-            return bool(said) if said is not None else head is None
-        return bool(said) and same_numbers(head, self._table, everything)
+        if declared is None or head is None or self._table is None:
+            return bool(declared) if declared is not None else head is None
+        return bool(declared) and same_numbers(head, self._table, everything)
 
     @cached_property
     def _table(self) -> Stored | None:
@@ -225,12 +225,12 @@ class ModelFolder:
     def _identity(self) -> Identity:
         tokenizer = self._tokenizer
         try:
-            told = tokenizer_sha256(tokenizer, self.chat_template())
+            digest = tokenizer_sha256(tokenizer, self.chat_template())
         except ForeignTextError as error:
             raise ModelError(
                 msg("{path}: {error}. Copy the file again.", path=self.path / TOKENIZER, error=error)
             ) from None
-        return Identity(self.name, config_sha256(self.config), told, self.rope_factor)
+        return Identity(self.name, config_sha256(self.config), digest, self.rope_factor)
 
     def _size(self, *keys: str) -> int:
         if found := size_of(self.text_config, *keys):
@@ -289,8 +289,8 @@ def is_plain(family: str) -> bool:
     """Whether transformers itself implements the architecture, so the repository's own code is not needed. Imports nothing."""
     spec = importlib.util.find_spec("transformers")
     places = spec.submodule_search_locations if spec is not None else None
-    wanted = re.sub(r"\W", "_", family.removesuffix("_text"))  # the text part of a family: gemma3_text
-    return any((Path(place) / "models" / wanted).is_dir() for place in places or ())
+    module = re.sub(r"\W", "_", family.removesuffix("_text"))  # the text part of a family: gemma3_text
+    return any((Path(place) / "models" / module).is_dir() for place in places or ())
 
 
 def _stored_tensors(path: Path) -> dict[str, Stored]:

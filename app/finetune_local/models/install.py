@@ -89,8 +89,8 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
             raise ModelError(
                 msg("a model '{name}' already exists. Choose another --name, or remove it first.", name=name)
             ) from None
-        told = failure(error, place, msg("Free some space and try again."))
-        raise told or DiskFailed(
+        problem = failure(error, place, msg("Free some space and try again."))
+        raise problem or DiskFailed(
             msg("{path} could not be created: {error}.", path=place, error=os.strerror(error.errno or 0))
         ) from error
     return ModelFolder.open(place, name)

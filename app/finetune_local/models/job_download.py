@@ -62,8 +62,8 @@ def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[s
             report.check()
             time.sleep(min(_SLICE, left))
 
-    given = {key: arguments[key] for key in ("name", "revision") if arguments.get(key)}
-    model = get(str(arguments["what"]), home, progress, transfer=transfer, pause=pause, **given)
+    options = {key: arguments[key] for key in ("name", "revision") if arguments.get(key)}
+    model = get(str(arguments["what"]), home, progress, transfer=transfer, pause=pause, **options)
     return {"name": model.name, "path": str(model.path), "parameters": model.parameters, "bytes": model.bytes_on_disk}
 
 

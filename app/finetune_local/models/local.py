@@ -245,9 +245,11 @@ def _opened(path: Path, place: str) -> LocalModel | None:
 
 
 def _folder(model: ModelFolder, use: str, place: str, source: str) -> LocalModel:
-    told = source_of(model.path).get("license", "") or _license(source or use)
+    license_name = source_of(model.path).get("license", "") or _license(source or use)
     size = model.bytes_on_disk
-    return LocalModel(use, model.path, place, "folder", model.family, model.parameters, size, source, license=told)
+    return LocalModel(
+        use, model.path, place, "folder", model.family, model.parameters, size, source, license=license_name
+    )
 
 
 def _license(name: str) -> str:

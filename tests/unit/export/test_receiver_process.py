@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.export.engines.process import Request, ask, read_reply
+from finetune_local.export.engines.process import Request, read_reply, run_receiver
 
 REQUEST = Request(Path("nowhere"), "float32", "cpu", (), (), (), (), 0)
 
@@ -16,7 +16,7 @@ REQUEST = Request(Path("nowhere"), "float32", "cpu", (), (), (), (), 0)
 def test_a_process_that_dies_on_an_export_has_failed(how: str, tmp_path: Path) -> None:
     script = tmp_path / "open it.py"
     script.write_text(f"import os, sys\nprint('here', flush=True)\n{how}\n", "utf-8")
-    heard = ask(script, (), REQUEST)
+    heard = run_receiver(script, (), REQUEST)
     assert heard.failed.startswith("its process ended with exit code") and "here" in heard.failed
     assert not heard.absent
 
@@ -25,12 +25,12 @@ def test_a_process_that_dies_on_an_export_has_failed(how: str, tmp_path: Path) -
 def test_one_that_the_system_killed_for_its_memory_was_not_asked(tmp_path: Path) -> None:
     script = tmp_path / "open it.py"
     script.write_text("import os\nos.kill(os.getpid(), 9)\n", "utf-8")
-    heard = ask(script, (), REQUEST)
+    heard = run_receiver(script, (), REQUEST)
     assert "exit code -9" in heard.absent and not heard.failed
 
 
 def test_a_program_that_is_not_installed_was_not_asked(tmp_path: Path) -> None:
-    heard = ask(tmp_path / "x.py", ("no_such_library_here",), REQUEST)
+    heard = run_receiver(tmp_path / "x.py", ("no_such_library_here",), REQUEST)
     assert heard.absent == "no_such_library_here is not installed"
     (tmp_path / "reply.json").write_text('{"error": "ValueError: wrong"}', "utf-8")
     assert read_reply(tmp_path, 0, "").failed == "ValueError: wrong"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def verification_of(*receivers: ReceiverCheck) -> dict[str, Any]:
         True, backend="torch", precision="fp32", prompts=4, kl_mean=1e-8, kl_max=1e-7, kl_limit=1e-3, tie_tolerance=0.05
     )
     verification.receivers = list(receivers)
-    return verification.as_json()
+    return asdict(verification)
 
 
 PASSED = ReceiverCheck(

@@ -36,18 +36,18 @@ class ExtractionRequest:
     layers: str = "all"
 
 
-def extract(wanted: ExtractionRequest, home: Home, progress: Progress) -> tuple[str, Extraction]:
+def extract(request: ExtractionRequest, home: Home, progress: Progress) -> tuple[str, Extraction]:
     """Extract it; returns the value for --adapter and the result.
 
     Raises SpecError (contradicting arguments), AdapterError, ModelError, DiskFull.
     """
-    adapter, tuned = wanted.adapter, wanted.tuned
+    adapter, tuned = request.adapter, request.tuned
     if (adapter is None) == (tuned is None):
         raise SpecError(msg("pass either an adapter of method `full`, or --tuned with a fine-tuned model's folder."))
-    if wanted.out is not None and wanted.name is not None:
+    if request.out is not None and request.name is not None:
         raise SpecError(msg("--name stores it in the library, --out in a folder outside it: use only one of them."))
     folder = library.find(adapter, home) if adapter is not None else None
-    base_name = wanted.model or (library.base_of(folder) if folder is not None else None)
+    base_name = request.model or (library.base_of(folder) if folder is not None else None)
     if base_name is None:
         raise SpecError(msg("{tuned}: its base model is unknown. Name it with --model.", tuned=tuned or folder))
     base = resolve(base_name, home, progress).stretched(library.rope_factor_of(folder) if folder else 1.0)
@@ -58,22 +58,22 @@ def extract(wanted: ExtractionRequest, home: Home, progress: Progress) -> tuple[
     else:
         assert tuned is not None
         source = sources.from_folder(tuned, base)
-    called = wanted.name or f"{source.name}-lora"
-    if wanted.out is None:
+    called = request.name or f"{source.name}-lora"
+    if request.out is None:
         manage.check_name(called, home)
-    target = home.adapters / called if wanted.out is None else expanded(wanted.out).absolute()
+    target = home.adapters / called if request.out is None else expanded(request.out).absolute()
     done = work.extract(
         base,
         source,
         target,
-        rank=wanted.rank,
-        energy=wanted.energy,
-        targets=wanted.targets,
-        layers=wanted.layers,
+        rank=request.rank,
+        energy=request.energy,
+        targets=request.targets,
+        layers=request.layers,
         progress=progress,
     )
     share(done.folder, home.root)
-    return (called if wanted.out is None else str(done.folder)), done
+    return (called if request.out is None else str(done.folder)), done
 
 
 def size(rank: str, energy: str) -> dict[str, object]:

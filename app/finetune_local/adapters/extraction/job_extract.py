@@ -17,11 +17,11 @@ def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[s
     """
     from finetune_local.adapters.extraction import from_full
 
-    given = dict(arguments)
-    tuned = given.pop("tuned", None)
-    targets = tuple(given.pop("targets", ("all-linear",)))
-    wanted = from_full.ExtractionRequest(**given, targets=targets, tuned=Path(tuned) if tuned else None)
-    name, done = from_full.extract(wanted, home, report)
+    options = dict(arguments)
+    tuned = options.pop("tuned", None)
+    targets = tuple(options.pop("targets", ("all-linear",)))
+    request = from_full.ExtractionRequest(**options, targets=targets, tuned=Path(tuned) if tuned else None)
+    name, done = from_full.extract(request, home, report)
     for text in done.notes:
         report.note(text)
     return {"name": name, **done.as_json()}

@@ -19,10 +19,6 @@ class Chat:
     tools: Sequence[Mapping[str, Any]] | None = None
     plain: bool = True
 
-    def as_json(self) -> dict[str, Any]:
-        """In the form the receivers' scripts take."""
-        return {"messages": list(self.messages), "tools": self.tools, "generation_prompt": self.generation_prompt}
-
 
 def _user(text: str) -> ChatMessage:
     return {"role": "user", "content": text}

@@ -1,4 +1,4 @@
-"""The programs that open merged folders, and the models that one of them is known not to support."""
+"""The programs that open merged folders, and the models that mlx-lm is known not to support."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _no_limit(_: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """A program that opens folders. `limit(config)` is why it is known not to hold a model, "" where it should."""
+    """A program that opens folders. `limit(config)` is the reason why it cannot run a model, "" if it can."""
 
     name: str
     worker: Path
@@ -44,11 +44,11 @@ class Program:
     limit: Callable[[Mapping[str, Any]], str] = _no_limit
     note: Callable[[Mapping[str, Any]], str] = _no_limit
     most_prompts: int | None = None
-    """Of how many prompts, the shortest, the answers are compared; None for all."""
+    """Number of prompts, the shortest ones, whose answers are compared; None for all."""
 
 
 def mlx_lm_limit(config: Mapping[str, Any]) -> str:
-    """Why plain mlx-lm cannot hold a merged folder with this config.json, as a sentence; "" where it can."""
+    """Why plain mlx-lm cannot run a merged folder with this config.json, as a sentence; "" if it can."""
     text = config.get("text_config")
     text = text if isinstance(text, Mapping) else config
     family, kind = str(config.get("model_type")), str(text.get("model_type"))
@@ -80,7 +80,7 @@ def mlx_lm_limit(config: Mapping[str, Any]) -> str:
 
 
 def mlx_lm_note(config: Mapping[str, Any]) -> str:
-    """A note on partial support: a sliding window that mlx-lm's class ignores makes no difference up to its length."""
+    """A note on partial support: a sliding window that mlx-lm's class ignores matters only for texts longer than the window."""
     text = config.get("text_config")
     text = text if isinstance(text, Mapping) else config
     window, kind = text.get("sliding_window"), str(text.get("model_type"))

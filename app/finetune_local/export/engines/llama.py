@@ -7,9 +7,11 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_local.export.engines.chats import Chat, ChatMessage
 from finetune_local.export.engines.process import Rendering, Script
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import parse_json_object
@@ -33,6 +35,19 @@ def available() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
+@dataclass(frozen=True)
+class _Completion:
+    """What llama.cpp reports of one answer: tokens of the prompt, those found in its cache, whether an end token ended it.
+
+    `likeliest` has log-probabilities of the first token, likeliest first; empty unless requested with n_probs.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    stopped: bool
+    likeliest: dict[int, float]
+
+
 class LlamaCpp(Script):
     """A loaded GGUF; one request at a time."""
 
@@ -43,7 +58,7 @@ class LlamaCpp(Script):
         super().__init__(_WORKER, "utf-8")
         threads = max(1, min(8, (os.cpu_count() or 2) // 2))
         try:
-            self._ask({"model": str(file), "context": context, "threads": threads, "folder": self._folder.name})
+            self._send({"model": str(file), "context": context, "threads": threads, "folder": self._folder.name})
         except LlamaFailed:
             self.close()
             raise
@@ -53,16 +68,16 @@ class LlamaCpp(Script):
         super().close()
         self._folder.cleanup()
 
-    def rendering(self, chat: Mapping[str, Any]) -> Rendering:
+    def rendering(self, chat: Chat) -> Rendering:
         """A chat rendered by the file's own template, as text and as ids; empty if llama.cpp refuses it."""
-        messages = [_as_openai(message) for message in chat["messages"]]
+        messages = [_as_openai(message) for message in chat.messages]
         try:
             body = {
                 "messages": messages,
-                "tools": chat["tools"] or [],
-                "add_generation_prompt": chat["generation_prompt"],
+                "tools": chat.tools or [],
+                "add_generation_prompt": chat.generation_prompt,
             }
-            text = str(self._ask({"path": "/apply-template", "body": body})["prompt"])
+            text = str(self._send({"path": "/apply-template", "body": body})["prompt"])
         except LlamaRefused:
             return Rendering()
         return Rendering(text, self.ids(text, True))
@@ -70,7 +85,7 @@ class LlamaCpp(Script):
     def ids(self, text: str, special: bool) -> tuple[int, ...]:
         """A text's ids; `special` adds the tokens the file puts first."""
         body = {"content": text, "add_special": special, "parse_special": True}
-        return tuple(self._ask({"path": "/tokenize", "body": body})["tokens"])
+        return tuple(self._send({"path": "/tokenize", "body": body})["tokens"])
 
     def common_prefix(self, prompt: str | Sequence[Mapping[str, str]], ids: Sequence[int]) -> tuple[int, int]:
         """The number of tokens llama.cpp makes of a text or a chat, and how many of the first ones equal `ids`.
@@ -80,30 +95,38 @@ class LlamaCpp(Script):
         """
         request: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"chat": list(prompt)}
         # Without the cache, which would keep equal tokens of an earlier prompt.
-        own = int(self._complete({**request, "cache_prompt": False})["usage"]["prompt_tokens"])
+        own = self._complete({**request, "cache_prompt": False}).prompt_tokens
         second = self._complete({"prompt": [*ids, ids[0]], "cache_prompt": True})
-        return own, min(int(second["timings"]["cache_n"]), len(ids))
+        return own, min(second.cached_tokens, len(ids))
 
     def likeliest(self, ids: Sequence[int], count: int) -> dict[int, float]:
         """Log-probabilities (over the whole vocabulary) of the `count` likeliest next tokens, likeliest first."""
         # llama.cpp omits the probabilities if the sampled token ends inside a UTF-8 character. So a plain token is forced,
         # which changes the sampled token but not the reported probabilities.
         request = {"prompt": list(ids), "n_probs": count, "logit_bias": [[self._plain_token, _FORCE]]}
-        entry = self._complete(request)["choices"][0]["logprobs"]["content"][0]
-        return {int(other["id"]): float(other["logprob"]) for other in entry["top_logprobs"]}
+        return self._complete(request).likeliest
 
     def stops(self, ids: Sequence[int], token: int) -> bool:
         """Whether llama.cpp ends the answer at a token that is forced on it."""
-        reply = self._complete({"prompt": list(ids), "n_predict": 2, "logit_bias": [[token, _FORCE]]})
-        return bool(reply["choices"][0]["finish_reason"] == "stop")
+        return self._complete({"prompt": list(ids), "n_predict": 2, "logit_bias": [[token, _FORCE]]}).stopped
 
-    def _complete(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _complete(self, request: Mapping[str, Any]) -> _Completion:
+        """Complete a prompt greedily; one token unless `n_predict` says otherwise."""
         fixed = {"n_predict": 1, "max_tokens": 1, "temperature": 0.0, "cache_prompt": True, "seed": 0}
         values = {**fixed, **request}
         values["max_tokens"] = values["n_predict"]
-        return self._ask(values)
+        reply = self._send(values)
+        (choice,) = reply["choices"]
+        content = (choice.get("logprobs") or {}).get("content") or [{}]
+        return _Completion(
+            int(reply["usage"]["prompt_tokens"]),
+            int(reply["timings"]["cache_n"]),
+            choice["finish_reason"] == "stop",
+            {int(other["id"]): float(other["logprob"]) for other in content[0].get("top_logprobs", ())},
+        )
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _send(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """llama.cpp's reply to a request. Raises LlamaFailed, LlamaRefused."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -114,24 +137,24 @@ class LlamaCpp(Script):
             line = ""
         if not line:
             raise LlamaFailed(
-                msg("llama.cpp crashed (exit code {code}).{said}", code=self._process.wait(), said=self._said())
+                msg("llama.cpp crashed (exit code {code}).{said}", code=self._process.wait(), said=self._printed())
             )
         reply = parse_json_object(line)
         if "missing" in reply:
             raise LlamaFailed(msg("{missing}. Install it again: {install}", missing=reply["missing"], install=INSTALL))
         if "error" in reply:
             error = reply["error"]
-            raise LlamaRefused(f"{error.get('message') if isinstance(error, dict) else error}{self._said()}")
+            raise LlamaRefused(f"{error.get('message') if isinstance(error, dict) else error}{self._printed()}")
         return reply
 
-    def _said(self) -> str:
+    def _printed(self) -> str:
         """The last lines of llama.cpp's output."""
         lines = self.last_words(_STDERR_LINES)
         return msg(" It printed: ") + " | ".join(lines) if lines else ""
 
 
-def _as_openai(message: Mapping[str, Any]) -> dict[str, object]:
-    """Messages with the arguments of tool calls as text, as programs send them to llama.cpp."""
+def _as_openai(message: ChatMessage) -> ChatMessage:
+    """A message with the arguments of tool calls as text, as programs send them to llama.cpp."""
     result = dict(message)
     if calls := result.get("tool_calls"):
         result["tool_calls"] = [

@@ -49,14 +49,14 @@ def load(settings: dict[str, Any]) -> Any:
 def answer(server: Any, request: dict[str, Any]) -> Any:
     """Answer one request; `chat` is rendered by the file's own template."""
     if "path" in request:
-        return ask_server(server, request["path"], request["body"])
+        return send(server, request["path"], request["body"])
     if "chat" in request:
         return server.handle_chat_completions({**request, "messages": request["chat"]})
     return server.handle_completions(request)
 
 
-def ask_server(server: Any, path: str, body: dict[str, Any]) -> Any:
-    """Send a request to the address it listens on: the socket file in our folder, or a local port."""
+def send(server: Any, path: str, body: dict[str, Any]) -> Any:
+    """POST a request to the address the server listens on: the socket file in our folder, or a local port."""
     address = str(server.listening_address)
     if address.startswith("unix://"):
         connection = http.client.HTTPConnection("localhost")
@@ -77,24 +77,24 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def say(value: Any) -> None:
+    def reply(value: Any) -> None:
         out.write(json.dumps(value) + "\n")
         out.flush()
 
     try:
         server = load(parse_json_object(sys.stdin.readline()))
     except ImportError as error:
-        say({"missing": message_of(error)})
+        reply({"missing": message_of(error)})
         return
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent shall hear of it
-        say({"error": message_of(error)})
+    except Exception as error:  # noqa: BLE001 - every failure is reported to the parent
+        reply({"error": message_of(error)})
         return
-    say({"ready": True})
+    reply({"ready": True})
     for line in sys.stdin:
         try:
-            say(answer(server, parse_json_object(line)))
+            reply(answer(server, parse_json_object(line)))
         except Exception as error:  # noqa: BLE001 - the parent decides what it means
-            say({"error": message_of(error)})
+            reply({"error": message_of(error)})
     os._exit(0)  # the server's threads need not be joined
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -18,13 +18,14 @@ from typing import IO, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from finetune_local.export.engines.chats import Chat
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 Floats = npt.NDArray[np.float32]
 _LONGEST = 3600  # seconds
 _KILLED = (-9, 137)
-_SAID = 3  # last lines of what it printed
+_OUTPUT_LINES = 3  # last lines of what it printed
 
 
 @dataclass(frozen=True)
@@ -47,36 +48,28 @@ class Question:
 class Request:
     """The request to a receiver about `folder`.
 
-    texts: pairs of a text and whether the tokenizer adds its special tokens. stops: tokens that are forced on an answer, which must end
-    it; plain_token: a token that must not end it.
+    texts: pairs of a text and whether the tokenizer adds its special tokens. probes: prompts with their answers; the logits before each
+    token of an answer and after the last are requested. stops: tokens that are forced on an answer, which must end it; plain_token: a
+    token that must not end it.
     """
 
     folder: Path
     dtype: str
     device: str
-    chats: Sequence[Mapping[str, Any]]
+    chats: Sequence[Chat]
     texts: Sequence[tuple[str, bool]]
     probes: Sequence[Question]
     stops: Sequence[int]
     plain_token: int
 
-    def as_json(self) -> dict[str, Any]:
-        """In the form the script reads."""
-        return {
-            "folder": str(self.folder),
-            "dtype": self.dtype,
-            "device": self.device,
-            "chats": list(self.chats),
-            "texts": [{"text": text, "special": special} for text, special in self.texts],
-            "probes": [{"ids": p.ids, "answer": p.answer, "wanted": len(p.answer) + 1} for p in self.probes],
-            "stops": list(self.stops),
-            "plain_token": self.plain_token,
-        }
+    def document(self) -> str:
+        """The JSON text that the script reads: the fields by name."""
+        return json.dumps(asdict(self), default=str)
 
 
 @dataclass
-class Heard:
-    """The receiver's reply. `absent`: why it could not run; `failed`: what went wrong when it opened the folder."""
+class ReceiverReply:
+    """A receiver's reply. `absent`: why it could not run; `failed`: the error when it opened the folder."""
 
     version: str = ""
     absent: str = ""
@@ -86,7 +79,7 @@ class Heard:
     ends: frozenset[int] = frozenset()
     lengths: list[int] = field(default_factory=list)
     """Number of tokens after each forced stop; 1 means it stopped."""
-    goes_on: bool = True
+    continues: bool = True
     thinks: bool | None = None
     """The value mlx-lm passes to the template as enable_thinking."""
     logits: list[Floats] = field(default_factory=list)
@@ -94,14 +87,14 @@ class Heard:
     """Modules of the app it had imported; must be empty."""
 
 
-def ask(worker: Path, needs: Sequence[str], request: Request) -> Heard:
+def run_receiver(worker: Path, needs: Sequence[str], request: Request) -> ReceiverReply:
     """Run a script and read its reply; `needs` are the modules it imports. Failures of the script are part of the reply, never raised."""
     for name in needs:
         if importlib.util.find_spec(name) is None:
-            return Heard(absent=msg("{module} is not installed", module=name))
+            return ReceiverReply(absent=msg("{module} is not installed", module=name))
     with tempfile.TemporaryDirectory(prefix="ftl-") as place:
         folder = Path(place)
-        (folder / "request.json").write_text(json.dumps(request.as_json()), "utf-8")
+        (folder / "request.json").write_text(request.document(), "utf-8")
         # -P and -E: import only installed packages, not from the script's folder or PYTHONPATH.
         command = [sys.executable, "-P", "-E", "-X", "utf8", str(worker), str(folder / "request.json")]
         with (folder / "printed").open("w+b") as printed:
@@ -116,35 +109,35 @@ def ask(worker: Path, needs: Sequence[str], request: Request) -> Heard:
                     check=False,
                 ).returncode
             except subprocess.TimeoutExpired:
-                return Heard(absent=msg("it did not answer within {n} minutes", n=_LONGEST // 60))
+                return ReceiverReply(absent=msg("it did not answer within {n} minutes", n=_LONGEST // 60))
             printed.seek(0)
-            said = printed.read().decode("utf-8", "replace").strip().splitlines()[-_SAID:]
-        return read_reply(folder, code, " | ".join(said))
+            output = printed.read().decode("utf-8", "replace").strip().splitlines()[-_OUTPUT_LINES:]
+        return read_reply(folder, code, " | ".join(output))
 
 
-def read_reply(folder: Path, code: int, said: str) -> Heard:
+def read_reply(folder: Path, code: int, output: str) -> ReceiverReply:
     """The reply a script wrote into `folder`; `code` is the exit code of its process and `said` its output."""
     try:
         reply = read_json_object(folder / "reply.json")
     except (OSError, ForeignTextError):
         words = msg("its process ended with exit code {code}", code=code) + (
-            msg(" ({said})", said=said) if said else ""
+            msg(" ({said})", said=output) if output else ""
         )
         # SIGKILL is how the system ends a process when memory runs out. Any other signal is a crash on the input.
-        return Heard(absent=words) if code in _KILLED else Heard(failed=words)
+        return ReceiverReply(absent=words) if code in _KILLED else ReceiverReply(failed=words)
     for key in ("missing", "memory", "unknown"):
         if key in reply:
-            return Heard(absent=str(reply[key]))
+            return ReceiverReply(absent=str(reply[key]))
     if "error" in reply:
-        return Heard(failed=str(reply["error"]))
+        return ReceiverReply(failed=str(reply["error"]))
     count = sum(1 for _ in folder.glob("logits-*.npy"))
-    return Heard(
+    return ReceiverReply(
         version=str(reply["version"]),
         chats=[_rendering(chat) for chat in reply["chats"]],
         texts=[tuple(ids) for ids in reply["texts"]],
         ends=frozenset(reply["ends"]),
         lengths=list(reply["lengths"]),
-        goes_on=bool(reply["goes_on"]),
+        continues=bool(reply["continues"]),
         thinks=reply.get("thinks"),
         logits=[np.load(folder / f"logits-{number}.npy") for number in range(count)],
         modules=list(reply["modules"]),
@@ -156,7 +149,10 @@ def _rendering(chat: Mapping[str, Any]) -> Rendering:
 
 
 class Script:
-    """The process. Use as a context manager; a subclass says how requests are written and replies are read."""
+    """A script that answers requests on its standard output until it is closed; use as a context manager.
+
+    A subclass defines how requests are written and replies are read.
+    """
 
     def __init__(self, path: Path, encoding: str | None = None) -> None:
         """`encoding`: of standard input and output; None for bytes."""

@@ -1,7 +1,7 @@
 """Quantization by ggml itself (from xllamacpp) in a child process, for K-quants, which the gguf package can only read.
 
 xllamacpp does not offer llama_model_quantize, but it exports ggml's ggml_quantize_chunk, on which that function is built. If the
-library does not export the symbol, K-quants cannot be written, and `missing()` gives the reason.
+library does not export the symbol, K-quants cannot be written, and `missing()` returns the reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ggml(Script):
         """Raises ModelError if xllamacpp is missing or lacks the function."""
         super().__init__(_WORKER)
         try:
-            if reason := self._reply().get("missing"):
+            if reason := self._confirmation():
                 raise ModelError(
                     msg("K-quants cannot be written here: {reason}. Choose q5_1, q4_1 or q8_0 instead.", reason=reason)
                 )
@@ -59,18 +59,19 @@ class Ggml(Script):
             self._process.stdin.flush()
         except OSError:
             raise self._died() from None
-        self._reply()
+        self._confirmation()
         data = self._process.stdout.read(rows.shape[0] * width)
         if len(data) != rows.shape[0] * width:
             raise self._died()
         return np.frombuffer(data, np.uint8).reshape(rows.shape[0], width)
 
-    def _reply(self) -> dict[str, object]:
+    def _confirmation(self) -> str:
+        """The next line of the child: "" if it is ready, else why it cannot quantize. Raises ModelError if it has died."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise self._died()
-        return parse_json_object(line)
+        return str(parse_json_object(line).get("missing", ""))
 
     def _died(self) -> ModelError:
         lines = self.last_words(1)

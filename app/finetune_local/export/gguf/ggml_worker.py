@@ -53,18 +53,24 @@ def main() -> None:
     threads = max(1, (os.cpu_count() or 2) // 2)
     with ThreadPoolExecutor(threads) as pool:
         for line in sys.stdin.buffer:
-            asked = parse_json_object(line)
-            rows, columns, width = asked["rows"], asked["columns"], asked["width"]
+            request = parse_json_object(line)
+            rows, columns, width = request["rows"], request["columns"], request["width"]
             source = sys.stdin.buffer.read(4 * rows * columns)
             target = ctypes.create_string_buffer(rows * width)
             numbers = ctypes.cast(ctypes.c_char_p(source), ctypes.c_void_p).value or 0
             place, step = ctypes.addressof(target), -(-rows // threads)
 
             def part(
-                first: int, numbers: int = numbers, place: int = place, asked: dict[str, int] = asked, step: int = step
+                first: int,
+                numbers: int = numbers,
+                place: int = place,
+                request: dict[str, int] = request,
+                step: int = step,
             ) -> int:
-                count = min(step, asked["rows"] - first)
-                return quantise(asked["kind"], numbers, place, first * asked["columns"], count, asked["columns"], None)
+                count = min(step, request["rows"] - first)
+                return quantise(
+                    request["kind"], numbers, place, first * request["columns"], count, request["columns"], None
+                )
 
             if sum(pool.map(part, range(0, rows, step))) != rows * width:
                 raise RuntimeError("ggml wrote another number of bytes than expected")

@@ -1,4 +1,4 @@
-"""GGUF's quantization types, and which number format each gives to a tensor of a model.
+"""GGUF's quantization types, and the number format of each tensor in each of them.
 
 A plain type uses one format for every matrix, except that the head keeps 8 bits. The K-quants (Q4_K_M and so on) are mixtures, as
 llama.cpp's llama-quantize makes them: the matrices that matter most get more bits (src/llama-quant.cpp,
@@ -29,9 +29,9 @@ class GgufQuant(Quant):
 
     limits: Limits
     mixture: tuple[str, str] | None = None
-    """Of a K-quant: the number format of most matrices, and of those that matter most."""
+    """For a K-quant: the number format of most matrices, and that of the most important ones."""
     coarse_head: bool = True
-    """Whether the head has the format of all other matrices; where it has not, it keeps 8 bits."""
+    """Whether the head has the format of all other matrices; otherwise it has 8 bits."""
 
     @property
     def file_type(self) -> str:
@@ -100,11 +100,11 @@ def is_k(kind: GGMLQuantizationType) -> bool:
 
 
 def _gets_more_bits(name: str, blocks: int) -> bool:
-    """Whether a matrix is one of those that a K-quant keeps more bits of (llama.cpp's use_more_bits)."""
+    """Whether a K-quant uses more bits for a matrix (llama.cpp's use_more_bits)."""
     found = re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", name)
     return found is not None and _matters(int(found[1]), blocks)
 
 
 def _matters(block: int, blocks: int) -> bool:
-    """Of the blocks the first and the last eighth, and every third between them."""
+    """Whether a block is in the first or the last eighth, or every third one between them."""
     return block < blocks // 8 or block >= 7 * blocks // 8 or (block - blocks // 8) % 3 == 2

@@ -1,5 +1,6 @@
-"""A GGUF of one empty layer with the real tokenizer, opened in llama.cpp before the real file is written. Texts and chats that
-llama.cpp would tokenize differently are found within a second instead of after the whole model was written.
+"""A GGUF of one empty layer with the real tokenizer, opened in llama.cpp before the real file is written.
+
+Texts and chats that llama.cpp would tokenize differently are found within a second instead of after the whole model was written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from finetune_local.system.messages import Message, msg
 WIDTH = 32
 _CONTEXT = 128
 _MOST_ADDED = 512
-"""How many added tokens are tried one by one; of more, every n-th."""
+"""Number of added tokens up to which each is tried; of more, every n-th is."""
 
 _passed: set[bytes] = set()
 """Tokenizers already tried in this process, by a hash of texts and file."""
@@ -34,27 +35,29 @@ def rehearse(model: ModelFolder, adapter: Path | None, rows: int) -> None:
     if not available():
         return
     vocabulary = read_vocabulary(model, adapter, rows)
-    wanted = expected(model, adapter)
+    expectation = expected(model, adapter)
     added = [
         text for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind in (CONTROL, USER_DEFINED)
     ]
     texts = [(text, False) for text in (*CUTS, *_around(added[:: 1 + len(added) // _MOST_ADDED]))]
-    texts += [text for text in wanted.texts if text not in texts]
-    ids = [wanted.text_ids(text, special) for text, special in texts]
-    chats = [(chat.title, wanted.rendering(chat)) for chat in wanted.chats if chat.plain and chat.generation_prompt]
-    key = hashlib.sha256(repr((vocabulary, texts, ids, chats, wanted.template)).encode()).digest()
+    texts += [text for text in expectation.texts if text not in texts]
+    ids = [expectation.text_ids(text, special) for text, special in texts]
+    chats = [
+        (chat.title, expectation.rendering(chat)) for chat in expectation.chats if chat.plain and chat.generation_prompt
+    ]
+    key = hashlib.sha256(repr((vocabulary, texts, ids, chats, expectation.template)).encode()).digest()
     if key in _passed:
         return
     with tempfile.TemporaryDirectory(prefix="ftl-") as place:
         file = Path(place) / "tokenizer.gguf"
         _write(file, model, adapter, rows)
         try:
-            with LlamaCpp(file, _CONTEXT, wanted.plain_token) as llama:
+            with LlamaCpp(file, _CONTEXT, expectation.plain_token) as llama:
                 for (text, special), ours in zip(texts, ids, strict=True):
                     theirs = llama.ids(text, special)
                     if ours != theirs:
                         raise _refused(model, _named(added, text), parted(ours, theirs))
-                _compare_chats(model, wanted, llama)
+                _compare_chats(model, expectation, llama)
         except LlamaFailed as error:
             raise ModelError(
                 msg(
@@ -66,11 +69,11 @@ def rehearse(model: ModelFolder, adapter: Path | None, rows: int) -> None:
     _passed.add(key)
 
 
-def _compare_chats(model: ModelFolder, wanted: Expected, llama: LlamaCpp) -> None:
-    for chat in wanted.chats:
+def _compare_chats(model: ModelFolder, expectation: Expected, llama: LlamaCpp) -> None:
+    for chat in expectation.chats:
         if not chat.plain or not chat.generation_prompt:
             continue
-        ours, theirs = wanted.rendering(chat), llama.rendering(chat.as_json())
+        ours, theirs = expectation.rendering(chat), llama.rendering(chat)
         # Rendering by llama.cpp's own template engine is checked when the finished file is verified.
         same = theirs.text is not None and ours.text is not None and ours.text.endswith(theirs.text)
         if same and ours.ids != theirs.ids:

@@ -35,11 +35,11 @@ class GgufTensor:
     kind: Any  # gguf.GGMLQuantizationType
     make: Callable[[], Floats]
     source: str = ""
-    """Hugging Face's name of it; "" where it is computed."""
+    """Its Hugging Face name; "" for a computed tensor."""
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the array that is written: bytes for packed formats, else as it is."""
+        """The shape of the array that is written: in bytes per row for packed formats, else `shape`."""
         from gguf import quants
 
         shape: tuple[int, ...] = quants.quant_shape_to_byte_shape(self.shape, self.kind) if self._packed else self.shape
@@ -71,8 +71,8 @@ def gguf_tensors(weights: MergedWeights, quant: str) -> list[GgufTensor]:
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
     model = weights.model
-    wanted = ARCHITECTURES[model.family]
-    arch = next(arch for arch in MODEL_ARCH if MODEL_ARCH_NAMES[arch] == wanted)
+    architecture = ARCHITECTURES[model.family]
+    arch = next(arch for arch in MODEL_ARCH if MODEL_ARCH_NAMES[arch] == architecture)
     names = get_tensor_name_map(arch, model.blocks)
     result = []
     for name, shape in weights.shapes().items():
@@ -86,7 +86,7 @@ def gguf_tensors(weights: MergedWeights, quant: str) -> list[GgufTensor]:
                     "cannot be exported to GGUF here. Export it with --to merged and try llama.cpp's "
                     "convert_hf_to_gguf.py on the folder.",
                     name=model.name,
-                    architecture=wanted,
+                    architecture=architecture,
                     name2=name,
                 )
             )

@@ -60,9 +60,9 @@ def read_vocabulary(model: ModelFolder, adapter: Path | None = None, rows: int |
     try:
         return _vocabulary(model, files, values, rows or model.weights()[EMBEDDING].shape[0])
     except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(
-            msg("{path}: it is damaged ({error}). Copy it again.", path=files[TOKENIZER], error=said)
+            msg("{path}: it is damaged ({error}). Copy it again.", path=files[TOKENIZER], error=reason)
         ) from None
 
 
@@ -87,8 +87,8 @@ def _vocabulary(model: ModelFolder, files: Mapping[str, Path], values: dict[str,
 def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None, rows: int | None = None) -> None:
     """Write all keys of the tokenizer. Raises ModelError."""
     vocabulary = read_vocabulary(model, adapter, rows)
-    asked = prompt_setup(model.path, adapter)
-    tokenizer = asked.tokenizer
+    setup = prompt_setup(model.path, adapter)
+    tokenizer = setup.tokenizer
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -104,8 +104,8 @@ def add_vocabulary(writer: Any, model: ModelFolder, adapter: Path | None, rows: 
     bos = special.get("bos")
     writer.add_add_bos_token(bos is not None and starts_with_bos(tokenizer, bos))
     writer.add_add_eos_token(False)
-    if asked.template:
-        writer.add_chat_template(asked.template)
+    if setup.template:
+        writer.add_chat_template(setup.template)
 
 
 def special_ids(model: ModelFolder, vocabulary: Vocabulary, adapter: Path | None = None) -> dict[str, int]:

@@ -48,7 +48,7 @@ def render(template: str, chat: Chat, system: str | None = None) -> str:
     nodes, rest = _parsed(list(_pieces(template)))
     if rest:
         raise UnknownGo(f"{{{{ {rest[0][1]} }}}} closes nothing")
-    return "".join(_said(nodes, root, {"$": root}))
+    return "".join(_rendered(nodes, root, {"$": root}))
 
 
 def _pieces(template: str) -> Iterator[tuple[str, str]]:
@@ -92,7 +92,7 @@ def _parsed(pieces: list[tuple[str, str]]) -> tuple[list[_Node], list[tuple[str,
     return nodes, []
 
 
-def _said(nodes: Sequence[_Node], dot: Any, names: dict[str, Any]) -> Iterator[str]:
+def _rendered(nodes: Sequence[_Node], dot: Any, names: dict[str, Any]) -> Iterator[str]:
     for node in nodes:
         yield node.text
         for head, inner in node.branches:
@@ -104,9 +104,9 @@ def _said(nodes: Sequence[_Node], dot: Any, names: dict[str, Any]) -> Iterator[s
                 if pattern is None:
                     raise UnknownGo(f"{{{{ {head} }}}}")
                 for number, item in enumerate(_value(pattern[3], dot, names)):
-                    yield from _said(inner, item, {**names, pattern[1]: number, pattern[2]: item})
+                    yield from _rendered(inner, item, {**names, pattern[1]: number, pattern[2]: item})
             elif word == "else" or _value(rest, dot, names):
-                yield from _said(inner, dot, names)
+                yield from _rendered(inner, dot, names)
                 break
 
 
@@ -156,8 +156,8 @@ def _applied(function: str, arguments: Sequence[Any]) -> Any:
         return not arguments[0]
     if function == "eq":
         return any(arguments[0] == other for other in arguments[1:])
-    wanted = function == "or"
-    return next((one for one in arguments if bool(one) == wanted), arguments[-1])
+    decisive = function == "or"
+    return next((one for one in arguments if bool(one) == decisive), arguments[-1])
 
 
 def _printed(value: Any) -> str:

@@ -20,7 +20,7 @@ from finetune_local.system.messages import msg
 Render = Callable[[Sequence[Message], bool], str]
 """Renders a conversation as the app prompts with it, with or without the start of the next answer. Raises RowRejected."""
 
-_SYSTEM, _ASKED, _ANSWER, _RESULT, _AGAIN = "sys-7c2e", "ask-41d9", "say-b60f", "got-93aa", "ask-e835"
+_SYSTEM, _QUESTION, _ANSWER, _RESULT, _AGAIN = "sys-7c2e", "ask-41d9", "say-b60f", "got-93aa", "ask-e835"
 
 
 class Template(Protocol):
@@ -107,15 +107,15 @@ def _own(probe: Probe, day: date, render: Render, template: Template) -> str | N
 
 
 def _found(render: Render, template: Template, bos: str, bos_is_added: bool) -> Turns:
-    asked, answer, again = Message("user", _ASKED), Message("assistant", _ANSWER), Message("user", _AGAIN)
-    first, end = _cut(render([asked], True), _ASKED)
-    before, between, after, last = _cut(render([asked, answer, again], True), _ASKED, _ANSWER, _AGAIN)
-    opened, joined, closed = _cut(render([Message("system", _SYSTEM), asked], True), _SYSTEM, _ASKED)
-    _, asked_end = _cut(render([asked], False), _ASKED)
+    question, answer, again = Message("user", _QUESTION), Message("assistant", _ANSWER), Message("user", _AGAIN)
+    first, end = _cut(render([question], True), _QUESTION)
+    before, between, after, last = _cut(render([question, answer, again], True), _QUESTION, _ANSWER, _AGAIN)
+    opened, joined, closed = _cut(render([Message("system", _SYSTEM), question], True), _SYSTEM, _QUESTION)
+    _, question_end = _cut(render([question], False), _QUESTION)
     if before != first or last != end or closed != end:
         raise NotRecognised(msg("it writes the first or the last turn differently from others"))
-    if not (between.startswith(asked_end) and end.startswith(asked_end)):
-        asked_end = _common(between, end)
+    if not (between.startswith(question_end) and end.startswith(question_end)):
+        question_end = _common(between, end)
     start = ""
     bare = first.removeprefix(bos)
     if bare != first and opened.startswith(bos) and (bos_is_added or after.endswith(bare) > after.endswith(first)):
@@ -124,30 +124,30 @@ def _found(render: Render, template: Template, bos: str, bos_is_added: bool) -> 
     if not after.endswith(first):
         if not (first.startswith(opened) and first.endswith(joined) and len(first) > len(opened) + len(joined)):
             raise NotRecognised(msg("it writes the first turn differently from later ones"))
-        default, head = first[len(opened) : len(first) - len(joined)], after.removeprefix(asked_end)
+        default, head = first[len(opened) : len(first) - len(joined)], after.removeprefix(question_end)
         if not joined.endswith(head):
             head = _common(after[::-1], joined[::-1])[::-1]
     if not joined.endswith(head):
         raise NotRecognised(msg("it puts the system text into a user's turn"))
-    spoken = between.removeprefix(asked_end), after.removesuffix(head)
+    spoken = between.removeprefix(question_end), after.removesuffix(head)
     return Turns(
         start,
         (opened, joined.removesuffix(head)),
-        (head, asked_end),
+        (head, question_end),
         spoken,
         _tool(render, template, spoken[1], head),
-        end.removeprefix(asked_end),
+        end.removeprefix(question_end),
         default,
     )
 
 
 def _tool(render: Render, template: Template, answered: str, head: str) -> tuple[str, str] | None:
     """The text around a tool result between an answer that ends with `answered` and a question that starts with `head`."""
-    roles = ("user", _ASKED), ("assistant", _ANSWER), ("tool", _RESULT), ("user", _AGAIN)
+    roles = ("user", _QUESTION), ("assistant", _ANSWER), ("tool", _RESULT), ("user", _AGAIN)
     chat = [{"role": role, "content": content} for role, content in roles]
     try:
         text = _own(Probe("", chat), DAYS[0], render, template)
-        _, _, before, after, _ = _cut(text or "", _ASKED, _ANSWER, _RESULT, _AGAIN)
+        _, _, before, after, _ = _cut(text or "", _QUESTION, _ANSWER, _RESULT, _AGAIN)
     except NotRecognised:
         return None
     return before.removeprefix(answered), after.removesuffix(head)
@@ -201,7 +201,7 @@ def _turn(role: str, content: str, **more: Any) -> dict[str, object]:
 
 
 def _ordinary() -> list[Probe]:
-    said = [
+    turns = [
         _turn("user", "What is {{ this }}?\n\nTwo lines, please."),
         _turn("assistant", 'A "quoted" word, 和中文。'),
         _turn("user", "再问一次：1 + 1 = ?"),
@@ -213,7 +213,7 @@ def _ordinary() -> list[Probe]:
     return [
         probe
         for n in (1, 3, 5)
-        for probe in (Probe(shows, said[:n]), Probe(msg("it puts the system text elsewhere"), [rules, *said[:n]]))
+        for probe in (Probe(shows, turns[:n]), Probe(msg("it puts the system text elsewhere"), [rules, *turns[:n]]))
     ]
 
 

@@ -1,6 +1,6 @@
 """The adapter alone, in PEFT's format: a folder, or a zip of one, for programs that load it beside the base.
 
-Nothing is merged, so every kind of adapter can go this way. The gate is that what was written reads back equal.
+Nothing is merged, so every kind of adapter can be exported. Verification: the written files read back equal.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FOLDER, ZIP = (
     Quant("zip", "Zip file", "One file, easier to send."),
 )
 README = "README.md"
-_FILES = (CONFIG, WEIGHTS, IDENTITY)  # the user's note stays at home
+_FILES = (CONFIG, WEIGHTS, IDENTITY)  # without the user's note, which is private
 
 
 class Adapter(Target):
@@ -101,7 +101,7 @@ class Adapter(Target):
         """See Target."""
         started = time.monotonic()
         progress(msg("verifying the export"), 0.0)
-        wanted = published_of(source.adapter_folder)
+        expected = published_of(source.adapter_folder)
         if quant == FOLDER.key:
             found = _read(out)
         else:
@@ -109,17 +109,17 @@ class Adapter(Target):
                 packed.extractall(made)
                 (folder,) = made.iterdir()
                 found = _read(folder)
-        if found.beside != wanted.beside:
+        if found.beside != expected.beside:
             raise VerificationFailed(msg("adapter: its tokenizer and chat template were not written unchanged."))
-        if found.config != wanted.config or found.tensors.keys() != wanted.tensors.keys():
+        if found.config != expected.config or found.tensors.keys() != expected.tensors.keys():
             raise VerificationFailed(msg("adapter: the written adapter differs when it is read back."))
-        for name, tensor in wanted.tensors.items():
+        for name, tensor in expected.tensors.items():
             if not np.array_equal(found.tensors[name], tensor, equal_nan=True):
                 raise VerificationFailed(
                     msg("adapter: the tensor {name} does not read back as it was written.", name=name)
                 )
         progress(msg("verifying the export"), 1.0)
-        return Verification(True, tensors=len(wanted.tensors), seconds=round(time.monotonic() - started, 1))
+        return Verification(True, tensors=len(expected.tensors), seconds=round(time.monotonic() - started, 1))
 
     def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
         """See Target."""
@@ -129,17 +129,17 @@ class Adapter(Target):
 
 @dataclass(frozen=True)
 class Published:
-    """An adapter as others get it. `plan` is None where its own files are so already; a checkpoint's are not."""
+    """An adapter in the inference form. `plan` is None if its own files have that form already, which a checkpoint's have not."""
 
     config: dict[str, Any]
     tensors: dict[str, Array]
     plan: AdapterPlan | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the files that say how it is asked, by name."""
+    """SHA-256 of the files that decide how it is prompted, by name."""
 
 
 def published_of(folder: Path) -> Published:
-    """What is to be published of an adapter's folder. Raises AdapterError."""
+    """The inference form of an adapter folder. Raises AdapterError."""
     plan, tensors = read_adapter(folder)
     new_plan, new = folded(plan, tensors)
     same = new_plan == plan and new.keys() == tensors.keys()
@@ -164,7 +164,7 @@ def _base(folder: Path) -> str:
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder of files on the way into or out of a zip, on the disk that has the room; it is gone afterwards."""
+    """A temporary folder for files that are packed or unpacked, on the same disk as `out`; removed in any case."""
     folder = out.with_name(f"{ASIDE}files-{out.name}")
     remove(folder)
     try:
@@ -188,14 +188,14 @@ def _fill(target: Path, folder: Path, published: Published) -> None:
 
 
 def _pack(folder: Path, file: Path, name: str) -> None:
-    """Weights hardly shrink, so nothing is compressed."""
+    """Write a zip without compression, because weights hardly shrink."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
         for path in sorted(folder.iterdir()):
             packed.write(path, f"{name}/{path.name}")
 
 
 def _card(folder: Path) -> str:
-    """What it is, and how it is loaded."""
+    """The README: what the adapter is, and how it is loaded."""
     config, identity = read_config(folder), read_identity(folder)
     asks = (carrier(folder) / TOKENIZER).is_file()
     base = (identity.base.name if identity else "") or str(config.get("base_model_name_or_path") or "its base model")

@@ -1,6 +1,6 @@
-"""GGUF for llama.cpp and all that is built on it (Ollama, LM Studio), written by the official `gguf` package.
+"""GGUF for llama.cpp and the programs built on it (Ollama, LM Studio), written by the official `gguf` package.
 
-Straight from base + adapter, one tensor at a time. Names and layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Tensors are merged and written one at a time. Names and layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from finetune_local.system.messages import Progress, msg, silent
 
 _COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 _GRID, _GRID_ROWS = 2e-3, 64
-"""Mean rounding, as a share of the weights, below which they lie on a format's grid, and how many rows are looked at."""
+"""Mean rounding error, as a share of the weights, below which all are values of the format; and the number of rows compared."""
 
 SMALL = 4_000_000_000
-"""Bytes of an F16 file (2 billion parameters) up to which F16 is recommended; above it Q8_0, and above four times that Q4_K_M."""
+"""Bytes of an F16 file (2 billion parameters) up to which F16 is recommended. Above it Q8_0 is, and above four times as many Q4_K_M."""
 
 _FULL, _HALF, _QUARTER = "f16", "q8_0", "q4_k_m"
 LM_STUDIO = Command("lmstudio", "LM Studio and others: open the file there.")
@@ -81,7 +81,7 @@ class Gguf(Target):
     def size(self, source: Source, quant: str) -> int:
         """See Target."""
         tensors = sum(tensor.bytes for tensor in planned(source.weights, quant))
-        # What tokenizer.json says in JSON is about as long in a GGUF.
+        # A tokenizer takes about as many bytes in a GGUF as in tokenizer.json.
         return tensors + in_force(source.model.path, source.adapter)[TOKENIZER].stat().st_size
 
     def check_values(self, source: Source, out: Path, quant: str) -> None:
@@ -111,7 +111,7 @@ class Gguf(Target):
         return [out]
 
     def recommended(self, sizes: Mapping[str, int]) -> str | None:
-        """Small models lose much by few bits, large ones little."""
+        """See Target. Small models lose much by few bits, large ones little."""
         full = sizes.get(_FULL, 0)
         advised = _FULL if full <= SMALL else _HALF if full <= 4 * SMALL or _QUARTER not in sizes else _QUARTER
         return advised if advised in sizes else super().recommended(sizes)
@@ -131,7 +131,7 @@ class Gguf(Target):
 
 
 def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:
-    """The tensors to be written. Raises ModelError where the family or the format cannot be, saying what to do."""
+    """The tensors to be written. Raises ModelError if the architecture or the quantization type cannot be written."""
     if quant not in BY_KEY:
         raise ModelError(
             msg(
@@ -150,10 +150,10 @@ def planned(weights: MergedWeights, quant: str) -> list[GgufTensor]:
 
 
 def _check_grid(weights: MergedWeights, quant: str, kinds: set[Any]) -> None:
-    """Raise ModelError where the base's weights are already those of a packed format that is asked for.
+    """Raise ModelError if the base was converted from a file in the requested packed format.
 
-    A base that was converted from a 4-bit file lies on that format's grid. What a training adds is less than a step of it, so
-    written in the same format again nearly all of it would be rounded away.
+    All its weights are then values of that format. Training changes a weight by less than the distance between two such values, so
+    nearly all of the change would be rounded away.
     """
     from gguf import quants
 
@@ -168,7 +168,7 @@ def _check_grid(weights: MergedWeights, quant: str, kinds: set[Any]) -> None:
         if kind.name not in _COARSE or base.shape[-1] % 32:
             continue
         rounded = quants.dequantize(quants.quantize(base, kind), kind)
-        # By rows, as one value that is very much larger than all others would be all of a mean.
+        # The median over rows: one huge value would dominate a mean over all.
         share = np.abs(rounded - base).mean(axis=-1) / np.maximum(np.abs(base).mean(axis=-1), 1e-12)
         if np.median(share) < _GRID:
             raise ModelError(
@@ -183,7 +183,7 @@ def _check_grid(weights: MergedWeights, quant: str, kinds: set[Any]) -> None:
 
 
 def check_family(model: ModelFolder) -> None:
-    """Raise ModelError where a model's family cannot be written, saying what to do."""
+    """Raise ModelError if a model's architecture cannot be written."""
     if model.family not in ARCHITECTURES:
         raise ModelError(
             msg(
@@ -214,7 +214,7 @@ def _write(writer: Any, tensors: list[GgufTensor], progress: Progress) -> None:
 
 
 def _holds(kind: str) -> float | None:
-    """How many times float16's largest number a format holds: a block's scale, and of some its minimum, are float16."""
+    """The largest value of a format, as a multiple of float16's: a block's scale (and in some formats its minimum) is float16."""
     return {"F16": 1.0, "Q4_1": 1.0, "Q5_1": 1.0, "Q4_0": 8.0, "Q5_0": 16.0, "Q8_0": 127.0}.get(kind)
 
 

@@ -30,7 +30,7 @@ from finetune_local.system.messages import Progress, msg, silent
 
 SHARD_BYTES = 5_000_000_000
 LOSSLESS_BELOW = 1_000_000_000
-"""Models of fewer parameters are written as float32 by default: nothing of the adapter is rounded away, at little cost."""
+"""Models with fewer parameters are written as float32 by default, so that nothing of the adapter is rounded away."""
 
 DTYPES = (
     Quant(
@@ -100,7 +100,7 @@ class Merged(Target):
         source.weights.shapes()
 
     def notes(self, source: Source) -> list[str]:
-        """What plain mlx-lm cannot do with the folder, or only in part."""
+        """See Target: what plain mlx-lm cannot do with the folder, or only in part."""
         config = merged_config(source.model.config, "float32", HEAD in source.weights.shapes(), ())
         if limit := mlx_lm_limit(config):
             return [msg("not for mlx-lm: {reason}", reason=limit)]
@@ -130,9 +130,9 @@ class Merged(Target):
             folder.mkdir()
             for path in _rest(weights.model.path):
                 shutil.copyfile(path, folder / path.name)
-            asked = prompt_setup(weights.model.path, weights.adapter)
-            copy_files(asked, folder)
-            stops = stops_of(asked)
+            setup = prompt_setup(weights.model.path, weights.adapter)
+            copy_files(setup, folder)
+            stops = stops_of(setup)
             config = merged_config(weights.config, dtype, HEAD in weights.shapes(), stops.ids)
             (folder / CONFIG).write_text(_json(config), "utf-8")
             write_stops(folder, stops, config)
@@ -174,15 +174,17 @@ class Merged(Target):
         ]
 
 
-def chosen_dtype(model: ModelFolder, wanted: str) -> str:
+def chosen_dtype(model: ModelFolder, requested: str) -> str:
     """float32, float16 or bfloat16; see LOSSLESS_BELOW for "auto". Raises ModelError for another word."""
     keys = [dtype.key for dtype in DTYPES]
-    if wanted not in keys:
+    if requested not in keys:
         raise ModelError(
-            msg("'{dtype}' is not a data type of merged models. Known: {names}.", dtype=wanted, names=", ".join(keys))
+            msg(
+                "'{dtype}' is not a data type of merged models. Known: {names}.", dtype=requested, names=", ".join(keys)
+            )
         )
-    if wanted != AUTO:
-        return wanted
+    if requested != AUTO:
+        return requested
     if model.parameters < LOSSLESS_BELOW:
         return "float32"
     sizes: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""A folder for Ollama: the GGUF, a Modelfile that tells it how to ask, and the command to type.
+"""A folder for Ollama: the GGUF, a Modelfile that says how the model is prompted, and a README with the commands.
 
-The GGUF is the one of gguf.py and is verified in the same way. What Ollama needs besides is a template in its own language
-(ollama_template.py), the texts to stop at, and the system text that the adapter was trained with.
+The GGUF is that of gguf.py and is verified in the same way. Ollama also needs a template in its own language (ollama/template.py), the
+texts that end an answer, and the system text the adapter was trained with.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ROWS = 200
 
 @dataclass(frozen=True)
 class ModelfileSetup:
-    """How Ollama is to ask the model: what goes into the Modelfile, and a word on what could not."""
+    """How Ollama prompts the model: the content of the Modelfile. `notes` say what is missing from it, and why."""
 
     template: str | None
     system: str | None
@@ -111,17 +111,17 @@ class Ollama(Target):
 
 
 def model_name(text: str) -> str:
-    """A text as the name of a model in Ollama: letters, digits, dots, hyphens, underscores."""
+    """A valid name of a model in Ollama made from a text: letters, digits, dots, hyphens, underscores."""
     name = re.sub(r"[^a-z0-9._-]+", "-", text.lower())
     return re.sub(r"([.-])[.-]+", r"\1", name).strip("-._")[:80] or "my-model"
 
 
 def modelfile_setup(source: Source) -> ModelfileSetup:
-    """How to ask a model in Ollama. Raises ModelError where its tokenizer cannot be read."""
-    asked = prompt_setup(source.model.path, source.adapter)
-    tokenizer = asked.tokenizer
-    stops = tuple(tokenizer.token(i) for i in sorted(asked.stop_ids))
-    if asked.raw:
+    """How Ollama prompts a model. Raises ModelError if the tokenizer cannot be read."""
+    prompt = prompt_setup(source.model.path, source.adapter)
+    tokenizer = prompt.tokenizer
+    stops = tuple(tokenizer.token(i) for i in sorted(prompt.stop_ids))
+    if prompt.raw:
         return ModelfileSetup(
             "{{ .Prompt }}", None, stops, (msg("It continues raw texts: there is no chat template."),)
         )
@@ -156,7 +156,7 @@ def modelfile_setup(source: Source) -> ModelfileSetup:
 
 
 def constant_system(adapter: Path | None) -> str | None:
-    """The system text that every row of an adapter's data began with; None where there is none, or not one."""
+    """The system text with which every row of an adapter's data starts; None if rows have none or differ."""
     from finetune_local.adapters.library import run_folder, run_tables
     from finetune_local.data.conversation import Conversation
     from finetune_local.data.dataset.prepare import conversations
@@ -174,7 +174,7 @@ def constant_system(adapter: Path | None) -> str | None:
                     rows.append(row)
                 if len(rows) >= _ROWS:
                     break
-        except DataError:  # moved or changed since: then it is not known
+        except DataError:  # the files were moved or changed since
             return None
     texts = {row.messages[0].content if row.messages and row.messages[0].role == "system" else "" for row in rows}
     return (texts.pop() or None) if len(texts) == 1 else None
@@ -204,7 +204,7 @@ def _turns(source: Source, tokenizer: Tokenizer) -> Turns:
 
 
 def _writable(text: str) -> bool:
-    """Whether Ollama's parser takes a text between three quotes as it is: it drops what is not printed, and quotes end it."""
+    """Whether Ollama's parser reads a text between triple quotes unchanged: it drops control characters, and quotes end the text."""
     return '"""' not in text and not text.startswith('"') and all(c.isprintable() or c in "\n\t" for c in text)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from finetune_local.export.engines.chats import Chat
 from finetune_local.export.engines.llama import LlamaCpp
-from finetune_local.export.engines.process import Heard, Rendering
+from finetune_local.export.engines.process import ReceiverReply, Rendering
 from finetune_local.export.verification.expected import Probe
 from finetune_local.system.messages import Message, msg
 
@@ -44,10 +44,10 @@ class Candidate(Protocol):
         ...
 
     def prompt(self, probe: Probe) -> str | None:
-        """None if the receiver reads the prompt as the same tokens, else a sentence."""
+        """None if the receiver tokenizes the prompt as the app does, else a sentence."""
         ...
 
-    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+    def continues_after(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
         """The app's stop tokens after which the receiver continues, each forced on it."""
         ...
 
@@ -55,7 +55,7 @@ class Candidate(Protocol):
         """All end tokens the receiver reports; None if it reports none."""
         ...
 
-    def ends_at(self, probe: Probe, token: int) -> bool:
+    def stops_at(self, probe: Probe, token: int) -> bool:
         """Whether it stops at a token that does not end an answer in the app."""
         ...
 
@@ -64,16 +64,16 @@ class Candidate(Protocol):
         ...
 
 
-class HeardCandidate:
+class FolderCandidate:
     """A folder, judged by a receiver's reply."""
 
     def __init__(
-        self, heard: Heard, chats: Sequence[Chat], texts: Sequence[tuple[str, bool]], probes: Sequence[Probe]
+        self, reply: ReceiverReply, chats: Sequence[Chat], texts: Sequence[tuple[str, bool]], probes: Sequence[Probe]
     ) -> None:
-        self._heard = heard
-        self._chats = {id(chat): rendering for chat, rendering in zip(chats, heard.chats, strict=True)}
-        self._texts = dict(zip(texts, heard.texts, strict=True))
-        self._logits = {id(probe): logits for probe, logits in zip(probes, heard.logits, strict=True)}
+        self._reply = reply
+        self._chats = {id(chat): rendering for chat, rendering in zip(chats, reply.chats, strict=True)}
+        self._texts = dict(zip(texts, reply.texts, strict=True))
+        self._logits = {id(probe): logits for probe, logits in zip(probes, reply.logits, strict=True)}
 
     def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
         """See Candidate."""
@@ -87,17 +87,17 @@ class HeardCandidate:
         """See Candidate: the probes are among the chats and texts."""
         return None
 
-    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+    def continues_after(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
         """See Candidate."""
-        return [token for token, length in zip(stop_ids, self._heard.lengths, strict=True) if length != 1]
+        return [token for token, length in zip(stop_ids, self._reply.lengths, strict=True) if length != 1]
 
     def ends(self) -> frozenset[int] | None:
         """See Candidate."""
-        return self._heard.ends
+        return self._reply.ends
 
-    def ends_at(self, probe: Probe, token: int) -> bool:
+    def stops_at(self, probe: Probe, token: int) -> bool:
         """See Candidate."""
-        return not self._heard.goes_on
+        return not self._reply.continues
 
     def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
         """See Candidate."""
@@ -116,7 +116,7 @@ class GgufCandidate:
 
     def renderings(self, chats: Sequence[Chat]) -> Sequence[Rendering]:
         """See Candidate."""
-        return [self._llama.rendering(chat.as_json()) for chat in chats]
+        return [self._llama.rendering(chat) for chat in chats]
 
     def text_ids(self, texts: Sequence[tuple[str, bool]]) -> Sequence[tuple[int, ...]]:
         """See Candidate."""
@@ -124,7 +124,7 @@ class GgufCandidate:
 
     def prompt(self, probe: Probe) -> Message | None:
         """See Candidate."""
-        own, common = self._llama.common_prefix(probe.asked(), probe.ids)
+        own, common = self._llama.common_prefix(probe.for_llama_cpp(), probe.ids)
         if own == common == len(probe.ids):
             return None
         return msg(
@@ -134,7 +134,7 @@ class GgufCandidate:
             token=common + 1,
         )
 
-    def goes_on_at(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
+    def continues_after(self, probe: Probe, stop_ids: Sequence[int]) -> list[int]:
         """See Candidate."""
         return [token for token in stop_ids if not self._llama.stops(probe.ids, token)]
 
@@ -142,18 +142,18 @@ class GgufCandidate:
         """See Candidate."""
         return None
 
-    def ends_at(self, probe: Probe, token: int) -> bool:
+    def stops_at(self, probe: Probe, token: int) -> bool:
         """See Candidate."""
         return self._llama.stops(probe.ids, token)
 
     def follow(self, reference: Reference) -> tuple[Floats, list[int]]:
         """See Candidate."""
-        result, given = np.zeros(len(reference.answer), np.float32), []
+        result, tokens = np.zeros(len(reference.answer), np.float32), []
         for i, p in enumerate(reference.logprobs):
             likeliest = self._llama.likeliest([*reference.probe.ids, *reference.answer[:i]], TOP)
             result[i] = grouped_kl(p, likeliest)
-            given.append(next(iter(likeliest)))
-        return result, given
+            tokens.append(next(iter(likeliest)))
+        return result, tokens
 
 
 def grouped_kl(p: Floats, likeliest: dict[int, float]) -> float:

@@ -21,8 +21,8 @@ _AROUND = 24  # characters shown where two texts differ
 class Limits:
     """How far an export in one quantization type may differ from base + adapter.
 
-    kl: the mean KL divergence, in nats per token. tie: two tokens whose reference logits are closer than this may change
-    places; None where greedy answers may differ anyway. advice: what to say where the limit is exceeded.
+    kl: the largest mean KL divergence, in nats per token. tie: a greedy token may differ if its reference logit is this close to the
+    largest; None if greedy answers are not compared. advice: a sentence added to the error.
     """
 
     kl: float
@@ -63,13 +63,13 @@ class ReceiverCheck:
 def compare_reading(check: ReceiverCheck, candidate: Candidate, expected: Expected, chats: Sequence[Chat]) -> None:
     """Texts and chats as ids. Raises VerificationFailed."""
     for (text, special), ids in zip(expected.texts, candidate.text_ids(expected.texts), strict=True):
-        if ids != (wanted := expected.text_ids(text, special)):
+        if ids != (ours := expected.text_ids(text, special)):
             raise VerificationFailed(
                 msg(
                     "token ids: {receiver}: the text {text}: {difference}",
                     receiver=check.name,
                     text=quoted(shortened(text)),
-                    difference=parted(wanted, ids),
+                    difference=parted(ours, ids),
                 )
             )
     for chat, found in zip(chats, candidate.renderings(chats), strict=True):
@@ -86,9 +86,9 @@ def compare_reading(check: ReceiverCheck, candidate: Candidate, expected: Expect
 
 
 def compare_stops(check: ReceiverCheck, candidate: Candidate, expected: Expected) -> None:
-    """Each end of the app's is forced on it, and one token that ends nothing. Raises VerificationFailed."""
+    """Force each of the app's end tokens on the receiver, and one token that ends nothing. Raises VerificationFailed."""
     tokenizer, probe = expected.tokenizer, expected.probes[0]
-    if missing := candidate.goes_on_at(probe, expected.stop_ids):
+    if missing := candidate.continues_after(probe, expected.stop_ids):
         raise VerificationFailed(
             msg(
                 "stop tokens: {receiver} does not stop at {token} (id {id}), where the app does.",
@@ -98,7 +98,7 @@ def compare_stops(check: ReceiverCheck, candidate: Candidate, expected: Expected
             )
         )
     more = sorted((candidate.ends() or frozenset()) - set(expected.stop_ids))
-    if candidate.ends_at(probe, expected.plain_token):
+    if candidate.stops_at(probe, expected.plain_token):
         more = [expected.plain_token]
     if more:
         raise VerificationFailed(
@@ -126,10 +126,10 @@ def compare_answers(
         where = msg("prompt {number} ({title})", number=number, title=quoted(reference.probe.title))
         if difference := candidate.prompt(reference.probe):
             raise VerificationFailed(msg("prompt ids: {where}: {difference}", where=where, difference=difference))
-        divergence, given = candidate.follow(reference)
+        divergence, answered = candidate.follow(reference)
         divergences.append(divergence)
         if limits.tie is not None:
-            compare_text(check, expected, reference, given, where, limits.tie)
+            compare_text(check, expected, reference, answered, where, limits.tie)
     joined = np.concatenate(divergences)
     check.tokens, check.kl_mean, check.kl_max = len(joined), float(joined.mean()), float(joined.max())
     if not check.kl_mean <= limits.kl:
@@ -155,17 +155,17 @@ def compare_text(
     check: ReceiverCheck,
     expected: Expected,
     reference: Reference,
-    given: Sequence[int],
+    answered: Sequence[int],
     where: str,
     tolerance: float,
 ) -> None:
     """Compare greedy answers token by token up to the first difference."""
     answer, tokenizer = reference.answer, expected.tokenizer
-    part = next((i for i, pair in enumerate(zip(answer, given, strict=True)) if pair[0] != pair[1]), None)
+    part = next((i for i, pair in enumerate(zip(answer, answered, strict=True)) if pair[0] != pair[1]), None)
     if part is None:
         check.equal_texts += 1
         return
-    ours, theirs = answer[part], given[part]
+    ours, theirs = answer[part], answered[part]
     margin = float(reference.logprobs[part, ours] - reference.logprobs[part, theirs])
     here, there = (quoted(tokenizer.text([token], special=True)) for token in (ours, theirs))
     words = msg("token {part}: {here} here, {there} in the export", part=part + 1, here=here, there=there)
@@ -197,19 +197,19 @@ def differing(expected: Expected, chat: Chat, found: Rendering, **variables: boo
     Rendered here at the time of the comparison, and once more if they differ, since a template may write the time.
     """
     for _ in range(2):
-        wanted = expected.rendering(chat, **variables)
-        if found.ids == wanted.ids:
+        ours = expected.rendering(chat, **variables)
+        if found.ids == ours.ids:
             return ""
     if found.text is None:
-        return msg("it rejects the chat, and the app writes {text}.", text=quoted(shortened(wanted.text or "")))
-    if wanted.text is None:
+        return msg("it rejects the chat, and the app writes {text}.", text=quoted(shortened(ours.text or "")))
+    if ours.text is None:
         return msg("the app rejects the chat, and it writes {text}.", text=quoted(shortened(found.text)))
-    if found.text != wanted.text:
-        at = next((i for i, pair in enumerate(zip(wanted.text, found.text, strict=False)) if pair[0] != pair[1]), None)
-        start = max(0, (min(len(wanted.text), len(found.text)) if at is None else at) - _AROUND)
-        here, there = (quoted(text[start : start + 2 * _AROUND]) for text in (wanted.text, found.text))
+    if found.text != ours.text:
+        at = next((i for i, pair in enumerate(zip(ours.text, found.text, strict=False)) if pair[0] != pair[1]), None)
+        start = max(0, (min(len(ours.text), len(found.text)) if at is None else at) - _AROUND)
+        here, there = (quoted(text[start : start + 2 * _AROUND]) for text in (ours.text, found.text))
         return msg("it writes {there}, where the app writes {here}.", there=there, here=here)
-    return parted(wanted.ids or (), found.ids or ())
+    return parted(ours.ids or (), found.ids or ())
 
 
 def quoted(text: str) -> str:

@@ -54,8 +54,8 @@ class Probe:
         text = self.text if self.text is not None else self.messages[-1].content
         return text.strip().replace("\n", " ")[-60:]
 
-    def asked(self) -> str | list[dict[str, str]]:
-        """In the form llama.cpp takes."""
+    def for_llama_cpp(self) -> str | list[dict[str, str]]:
+        """The prompt in the form that llama.cpp accepts: a text, or messages."""
         if self.text is not None:
             return self.text
         return [{"role": message.role, "content": message.content} for message in self.messages]
@@ -73,7 +73,7 @@ def probes(tokenizer: Tokenizer, adapter: Path | None, context: int, raw: bool, 
                 ids = prompt_ids([Message("user", text)], tokenizer, "raw")
             else:
                 ids = prompt_ids(messages, tokenizer, "chat")
-        except RowRejected:  # a template that wants, say, a system message
+        except RowRejected:  # a template that requires, say, a system message
             continue
         if ids and len(ids) <= min(LONGEST, context // 2) and len(found) < count:
             found.append(Probe(() if text is not None else tuple(messages), text, tuple(ids)))
@@ -148,9 +148,9 @@ class Expected:
 
 def expected(model: ModelFolder, adapter: Path | None) -> Expected:
     """The expectations for a base with an adapter. Raises ModelError, AdapterError."""
-    asked = prompt_setup(model.path, adapter)
-    tokenizer = asked.tokenizer
-    found = probes(tokenizer, adapter, model.context_length, asked.raw)
+    setup = prompt_setup(model.path, adapter)
+    tokenizer = setup.tokenizer
+    found = probes(tokenizer, adapter, model.context_length, setup.raw)
     chats, texts = list(CHATS), [(text, False) for text in TEXTS]
     for probe in found:
         if probe.text is not None:
@@ -163,7 +163,7 @@ def expected(model: ModelFolder, adapter: Path | None) -> Expected:
         else:  # if the template has no system turn, the app puts the system text into the user's turn; receivers get the result
             texts.append((bridged, False))
     plain = tokenizer.ids("a")[-1]
-    return Expected(tokenizer, asked.template, found, chats, texts, sorted(asked.stop_ids), plain)
+    return Expected(tokenizer, setup.template, found, chats, texts, sorted(setup.stop_ids), plain)
 
 
 def _as_is(tokenizer: Tokenizer, chat: Chat) -> str | None:

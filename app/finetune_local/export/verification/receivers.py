@@ -10,8 +10,8 @@ from typing import Any
 
 from finetune_local.export.engines.folders import PROGRAMS, Program
 from finetune_local.export.engines.llama import INSTALL, LlamaCpp, LlamaFailed, available
-from finetune_local.export.engines.process import Heard, Question, Request, ask
-from finetune_local.export.verification.candidates import TOP, GgufCandidate, HeardCandidate
+from finetune_local.export.engines.process import Question, ReceiverReply, Request, run_receiver
+from finetune_local.export.verification.candidates import TOP, FolderCandidate, GgufCandidate
 from finetune_local.export.verification.compare import (
     ReceiverCheck,
     compare_answers,
@@ -33,31 +33,31 @@ def _open_folder(program: Program, out: Path, ground: Ground, check: ReceiverChe
     if limit := program.limit(config):
         check.reason = msg("not verified: {reason}", reason=limit)
         return
-    wanted = ground.expected
+    expected = ground.expected
     shortest = sorted(ground.references, key=lambda r: len(r.probe.ids) + len(r.answer))[: program.most_prompts]
     references = [reference for reference in ground.references if any(reference is one for one in shortest)]
-    heard = ask(
+    reply = run_receiver(
         program.worker,
         program.needs,
         Request(
             out,
             ground.dtype,
             ground.device,
-            [chat.as_json() for chat in wanted.chats],
-            wanted.texts,
+            expected.chats,
+            expected.texts,
             [Question(r.probe.ids, r.answer[:-1]) for r in references],
-            wanted.stop_ids,
-            wanted.plain_token,
+            expected.stop_ids,
+            expected.plain_token,
         ),
     )
-    if heard.absent:
-        check.reason = msg("not verified: {reason}", reason=heard.absent)
+    if reply.absent:
+        check.reason = msg("not verified: {reason}", reason=reply.absent)
         return
-    if heard.failed:
+    if reply.failed:
         raise VerificationFailed(
-            msg("{receiver} cannot load the export: {error}", receiver=program.name, error=heard.failed)
+            msg("{receiver} cannot load the export: {error}", receiver=program.name, error=reply.failed)
         )
-    check.version = heard.version
+    check.version = reply.version
     if note := program.note(config):
         check.notes.append(note)
     if len(references) < len(ground.references):
@@ -69,28 +69,30 @@ def _open_folder(program: Program, out: Path, ground: Ground, check: ReceiverChe
                 all=len(ground.references),
             )
         )
-    candidate = HeardCandidate(heard, wanted.chats, wanted.texts, [reference.probe for reference in references])
-    chats = [chat for chat in wanted.chats if not _own_way(check, heard, wanted, candidate, chat)]
-    compare_reading(check, candidate, wanted, chats)
-    compare_stops(check, candidate, wanted)
-    compare_answers(check, candidate, wanted, references, ground.limits)
+    candidate = FolderCandidate(reply, expected.chats, expected.texts, [reference.probe for reference in references])
+    chats = [chat for chat in expected.chats if not _renders_with_thinking(check, reply, expected, candidate, chat)]
+    compare_reading(check, candidate, expected, chats)
+    compare_stops(check, candidate, expected)
+    compare_answers(check, candidate, expected, references, ground.limits)
     check.passed = not check.reason
 
 
-def _own_way(check: ReceiverCheck, heard: Heard, wanted: Expected, candidate: HeardCandidate, chat: Any) -> bool:
+def _renders_with_thinking(
+    check: ReceiverCheck, reply: ReceiverReply, expected: Expected, candidate: FolderCandidate, chat: Any
+) -> bool:
     """Whether mlx-lm renders a chat differently because it passes enable_thinking to the template, which no file can turn off; noted
     once."""
-    if heard.thinks is None:
+    if reply.thinks is None:
         return False
     (found,) = candidate.renderings([chat])
-    if not differing(wanted, chat, found) or differing(wanted, chat, found, enable_thinking=heard.thinks):
+    if not differing(expected, chat, found) or differing(expected, chat, found, enable_thinking=reply.thinks):
         return False
     check.reason = check.reason or (
         msg(
             "{receiver} renders this template with enable_thinking={value}, so the prompt differs from the one "
             "in training",
             receiver=check.name,
-            value=heard.thinks,
+            value=reply.thinks,
         )
     )
     return True
@@ -114,20 +116,20 @@ _ACCENTS = msg(
 
 def _open_gguf(out: Path, ground: Ground, check: ReceiverCheck) -> None:
     """Open a GGUF in llama.cpp. Raises the verification's error."""
-    wanted = ground.expected
+    expected = ground.expected
     context = max(len(r.probe.ids) + len(r.answer) for r in ground.references) + 64
     try:
-        with LlamaCpp(out, context, wanted.plain_token) as llama:
+        with LlamaCpp(out, context, expected.plain_token) as llama:
             candidate = GgufCandidate(llama)
-            _check_stored_template(out, wanted)
+            _check_stored_template(out, expected)
             # llama.cpp continues an answer at the end of a chat instead of closing it.
-            chats = [chat for chat in wanted.chats if chat.generation_prompt and wanted.template is not None]
-            compare_reading(check, candidate, wanted, [chat for chat in chats if chat.plain])
+            chats = [chat for chat in expected.chats if chat.generation_prompt and expected.template is not None]
+            compare_reading(check, candidate, expected, [chat for chat in chats if chat.plain])
             for chat in chats:
                 if chat.plain:
                     continue
                 (found,) = candidate.renderings([chat])
-                if difference := differing(wanted, chat, found):
+                if difference := differing(expected, chat, found):
                     check.notes.append(
                         msg(
                             "llama.cpp renders a chat with {title} differently: {difference}",
@@ -137,29 +139,29 @@ def _open_gguf(out: Path, ground: Ground, check: ReceiverCheck) -> None:
                     )
                 else:
                     check.chats += 1
-            compare_stops(check, candidate, wanted)
-            compare_answers(check, candidate, wanted, ground.references, ground.limits)
-            if wanted.composes:
+            compare_stops(check, candidate, expected)
+            compare_answers(check, candidate, expected, ground.references, ground.limits)
+            if expected.composes:
                 check.notes.append(_ACCENTS)
     except LlamaFailed as error:
         raise VerificationFailed(msg("llama.cpp cannot run the export: {error}", error=error)) from error
     check.passed = True
 
 
-def _check_stored_template(out: Path, wanted: Expected) -> None:
+def _check_stored_template(out: Path, expected: Expected) -> None:
     """Check that the template stored in a GGUF renders every chat as the app's does. Raises the verification's error."""
     from gguf import GGUFReader
 
     entry = GGUFReader(out).get_field("tokenizer.chat_template")
     stored = str(entry.contents()) if entry is not None else None
-    if (stored is None) != (wanted.template is None):
+    if (stored is None) != (expected.template is None):
         whose = (
             msg("the app has one and the export none") if stored is None else msg("the export has one and the app none")
         )
         raise VerificationFailed(msg("chat template: {whose}.", whose=whose))
-    theirs = replace(wanted, template=stored)
-    for chat in wanted.chats:
-        if difference := differing(wanted, chat, theirs.rendering(chat)):
+    theirs = replace(expected, template=stored)
+    for chat in expected.chats:
+        if difference := differing(expected, chat, theirs.rendering(chat)):
             raise VerificationFailed(
                 msg(
                     "chat template: the file's own: a chat with {title}: {difference}",

@@ -4,7 +4,7 @@ The reference is a session of the chosen backend with base and adapter, in fp32 
 receivers, each in a separate process that imports nothing of the app: a folder by plain transformers and plain mlx-lm, a GGUF by
 llama.cpp. Compared are
     the token ids of texts and of chats that the receiver renders with the template it finds (never the templates themselves);
-    where it stops: every end token is forced on it, and one ordinary token;
+    where it stops: every end token is forced on it, and one token that ends nothing;
     the greedy answers, token by token, for unquantized formats (quantized ones may word answers differently);
     the mean KL divergence of the next token's distribution along the reference's answers.
 If greedy answers differ at two tokens the reference itself rates nearly equal, that is a near-tie, not a failure.
@@ -15,9 +15,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from finetune_local.adapters.companions import tokenizer_of
 from finetune_local.backend import Backend, Device, choose
@@ -36,7 +35,7 @@ TOKENS = 32
 class Verification:
     """The verdict: passed, failed (raised as VerificationFailed instead) or None, not checked, with the reason.
 
-    `receivers` tells of each program that the export is for; the figures are those of the first that opened it.
+    `receivers` has a result for each program that the export is for; the figures are those of the first that opened it.
     """
 
     passed: bool | None
@@ -53,18 +52,14 @@ class Verification:
     kl_over: str = ""
     tie_tolerance: float | None = None
     tensors: int = 0
-    """Of an adapter alone, which is not run: how many read back equal."""
+    """For an adapter alone, which is not run: the number of tensors that read back equal."""
     receivers: list[ReceiverCheck] = field(default_factory=list)
     seconds: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """A plain object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What every program that opens an export is compared with."""
+    """The reference for every receiver: the app's reading of texts, its answers, the limits and how to load the export."""
 
     expected: Expected
     references: Sequence[Reference]
@@ -75,19 +70,19 @@ class Ground:
 
 @dataclass(frozen=True)
 class Receiver:
-    """A program that opens exports. `check` asks it about the export at a path and fills in what it did; raises VerificationFailed."""
+    """A program that opens exports. `check` runs it on the export at a path and fills in the result; raises VerificationFailed."""
 
     name: str
     check: Callable[[Path, Ground, ReceiverCheck], None]
     kl_over: str
-    """What its KL divergence is taken over."""
+    """The tokens over which its KL divergence is computed, as words."""
     missing: Callable[[], str] = str
-    """Why it cannot be asked on this machine; "" where it can."""
+    """Why it cannot run on this machine; "" if it can."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What base + adapter do here, known before anything is written. `lack` says why their answers are not."""
+    """The answers of base + adapter, computed before anything is written. `lack` is the reason if they could not be computed."""
 
     expected: Expected
     backend: str
@@ -98,16 +93,19 @@ class Prepared:
 
 
 def prepare(model: ModelFolder, adapter: Path | None, backend: str = "auto", progress: Progress = silent) -> Prepared:
-    """Ask base + adapter. Raises ModelError, AdapterError, Unsupported, SpecError: for a model that cannot be run here, an adapter
-    that does not fit it, or a template that refuses all prompts."""
-    wanted = expected(model, adapter)
+    """Compute the answers of base + adapter.
+
+    Raises ModelError, AdapterError, Unsupported, SpecError: for a model that cannot run here, an adapter that does not fit it, or a
+    template that refuses all prompts.
+    """
+    expectation = expected(model, adapter)
     engine, _ = choose(backend)
     device = engine.devices()[0]
     precision = _precision(model, device)
-    known = Prepared(wanted, engine.name, device.id if engine.name == "torch" else "cpu", precision)
+    known = Prepared(expectation, engine.name, device.id if engine.name == "torch" else "cpu", precision)
     try:
         progress(msg("computing the answers of base + adapter"), None)
-        references = _references(engine, model, adapter, precision, wanted.probes, wanted.stop_ids)
+        references = _references(engine, model, adapter, precision, expectation.probes, expectation.stop_ids)
     except OutOfMemory as error:
         return replace(
             known,
@@ -134,9 +132,9 @@ def verify(
 ) -> Verification:
     """Have every receiver open the export at `out` and compare it with base + adapter, within the limits of its quantization type.
 
-    `skip` names receivers to leave out; `prepared` is the result of prepare(), where it ran before. Raises VerificationFailed saying
-    which receiver, which check, which prompt, at which token. The result is not passed (None) where no receiver could be
-    asked here: not installed, or too little memory.
+    `skip` names receivers to omit; `prepared` is the result of prepare() if it ran before. Raises VerificationFailed with the receiver,
+    the check, the prompt and the token. The verdict is None (not checked) if no receiver could run here: not installed, or too little
+    memory.
     """
     started = time.monotonic()
     missing = [ReceiverCheck(receiver.name, reason=reason) for receiver in receivers if (reason := receiver.missing())]
@@ -184,7 +182,7 @@ def _timed(
 
 
 def _conclude(verification: Verification) -> None:
-    """The verdict of all together, and the figures of the first that opened the export."""
+    """Fill in the overall verdict and the figures of the first receiver that passed."""
     seen = next((check for check in verification.receivers if check.passed), None)
     if seen is None:
         verification.reason = verification.receivers[0].reason

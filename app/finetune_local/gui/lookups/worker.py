@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def offers(request: RpcRequest, home: Home) -> Mapping[str, Any]:
     """The targets that `adapter` over `model` can be exported to, and the size of each quantization type. Raises AdapterError."""
     from finetune_local.export.offers import offers
 
-    return offers(home, str(request.values["adapter"]), request.values.get("model")).as_json()
+    return asdict(offers(home, str(request.values["adapter"]), request.values.get("model")))
 
 
 LOOKUPS: Mapping[str, Callable[[RpcRequest, Home], object]] = {

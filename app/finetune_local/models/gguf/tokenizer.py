@@ -38,11 +38,11 @@ _PRE: Mapping[str, tuple[dict[str, Any], bool, bool, bool]] = {
 }
 
 
-def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str, str]:
+def tokenizer_files(file: Path, metadata: Mapping[str, Any], rows: int) -> dict[str, str]:
     """File name -> text, from a GGUF's metadata. Raises ModelError if the tokenizer cannot be converted exactly, or has more tokens
     than the embedding has `rows`.
     """
-    values = Metadata(file, given)
+    values = Metadata(file, metadata)
     instead = msg("Download the original model as safetensors instead: finetune-local models get ORG/NAME")
     kind, pre = values.text("tokenizer.ggml.model"), values.text("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in _PRE:
@@ -55,7 +55,7 @@ def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str
                 instead=instead,
             )
         )
-    tokens, types = _tokens(file, values, given, rows)
+    tokens, types = _tokens(file, values, metadata, rows)
     bos = values.token("tokenizer.ggml.bos_token_id", len(tokens))
     add_bos = values.flag("tokenizer.ggml.add_bos_token", _PRE[pre][3]) and bos is not None
     ends = _with_bos(tokens[bos], bos) if add_bos and bos is not None else None
@@ -66,7 +66,7 @@ def tokenizer_files(file: Path, given: Mapping[str, Any], rows: int) -> dict[str
     return files
 
 
-def _tokens(file: Path, values: Metadata, given: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
+def _tokens(file: Path, values: Metadata, metadata: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
     """The tokens and the type of each. Raises ModelError if they do not fit the embedding or each other."""
     tokens = values.texts("tokenizer.ggml.tokens")
     if len(tokens) > rows:
@@ -80,7 +80,7 @@ def _tokens(file: Path, values: Metadata, given: Mapping[str, Any], rows: int) -
                 token=repr(tokens[rows][:60]),
             )
         )
-    types = given.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens) or not all(type(one) is int for one in types):
         raise ModelError(
             msg(
@@ -168,12 +168,12 @@ def _checked(file: Path, tokenizer: Mapping[str, Any]) -> str:
     except BaseException as error:  # the library raises bare Exception, and what its Rust panics with is not even one
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        said = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise ModelError(
             msg(
                 "{file}: its tokenizer is damaged ({error}). Download the file from another source.",
                 file=file,
-                error=said,
+                error=reason,
             )
         ) from None
     return text

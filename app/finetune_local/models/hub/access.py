@@ -12,11 +12,11 @@ from finetune_local.system.messages import Message, msg
 SERVICE = "finetune-local"
 
 
-def find_token(given: str | None, endpoint: str) -> str | None:
+def find_token(explicit: str | None, endpoint: str) -> str | None:
     """The token for an endpoint, or None. A machine without a keyring has none stored."""
     from keyring.errors import KeyringError
 
-    if token := given or os.environ.get("HF_TOKEN"):
+    if token := explicit or os.environ.get("HF_TOKEN"):
         return token.strip()
     import keyring
 

@@ -58,8 +58,8 @@ def read_answer(chunks: Iterable[bytes]) -> Any:
 
 def repository_in(answer: Any) -> Repository:
     """One repository's description. Raises ForeignTextError."""
-    told = answer if isinstance(answer, dict) else {}
-    commit, siblings, card = told.get("sha"), told.get("siblings"), told.get("cardData")
+    fields = answer if isinstance(answer, dict) else {}
+    commit, siblings, card = fields.get("sha"), fields.get("siblings"), fields.get("cardData")
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-zA-Z]{1,64}", commit):
         raise ForeignTextError(msg("no 'sha'"))
     if not isinstance(siblings, list) or len(siblings) > _MOST_FILES:
@@ -83,20 +83,20 @@ def models_in(answer: Any) -> Iterator[Listed]:
     if not isinstance(answer, list):
         raise ForeignTextError(msg("no list of models"))
     for entry in answer[:_MOST_HITS]:
-        told = entry if isinstance(entry, dict) else {}
-        name = _word(told.get("id") or told.get("modelId"))
+        fields = entry if isinstance(entry, dict) else {}
+        name = _word(fields.get("id") or fields.get("modelId"))
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
             continue
-        config, tags, numbers = told.get("config"), told.get("tags"), told.get("safetensors")
+        config, tags, numbers = fields.get("config"), fields.get("tags"), fields.get("safetensors")
         yield Listed(
             name,
             config if isinstance(config, dict) else {},
             frozenset(word for tag in (tags if isinstance(tags, list) else ()) if (word := _word(tag))),
-            _word(told.get("library_name")),
-            bool(told.get("gated")),
+            _word(fields.get("library_name")),
+            bool(fields.get("gated")),
             _count(numbers.get("total") if isinstance(numbers, dict) else None) or None,
-            _word(told.get("lastModified"))[:10],
-            _count(told.get("downloads")) or 0,
+            _word(fields.get("lastModified"))[:10],
+            _count(fields.get("downloads")) or 0,
         )
 
 

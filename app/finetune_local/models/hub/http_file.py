@@ -26,7 +26,7 @@ ATTEMPTS = 6
 """Consecutive attempts without a new byte before giving up."""
 _CHUNK = 1 << 20
 _LONGEST_PAUSE = 60.0
-_TELL_SECONDS = 0.1
+_REPORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -257,22 +257,22 @@ def _store(response: httpx.Response, partial: Path, have: int, size: int, progre
 
     Bytes beyond the expected size are dropped: the file is wrong already, and disks fill up.
     """
-    goes_on = response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {have}-")
-    if response.status_code == 206 and not goes_on:
+    continues = response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {have}-")
+    if response.status_code == 206 and not continues:
         partial.unlink(missing_ok=True)
         return
     try:
-        with partial.open("ab" if goes_on else "wb") as out:
-            count = have if goes_on else 0
-            told = 0.0
+        with partial.open("ab" if continues else "wb") as out:
+            count = have if continues else 0
+            reported_at = 0.0
             for chunk in response.iter_bytes():  # as they come: what is waited for in larger pieces is lost in a cut
                 out.write(chunk)
                 count += len(chunk)
                 if count > size:
                     break
-                if time.monotonic() - told > _TELL_SECONDS:
+                if time.monotonic() - reported_at > _REPORT_SECONDS:
                     progress(count)
-                    told = time.monotonic()
+                    reported_at = time.monotonic()
     except OSError as error:
         refused = failure(error, partial, msg("Free some space and run the same command again."))
         raise refused or DiskFailed(

@@ -229,7 +229,7 @@ def choose(repository: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
 
 def _list(client: Client, repository: str, revision: str) -> Repository:
     url = f"{client.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
-    found = ask(client, url, refusal(client, repository, revision))
+    found = request(client, url, refusal(client, repository, revision))
     try:
         return repository_in(found)
     except ForeignTextError as error:
@@ -238,7 +238,7 @@ def _list(client: Client, repository: str, revision: str) -> Repository:
         ) from None
 
 
-def ask(client: Client, url: str, refuse: Callable[[httpx.Response, str], None]) -> Any:
+def request(client: Client, url: str, refuse: Callable[[httpx.Response, str], None]) -> Any:
     """JSON from an API address, with retries. `refuse` turns a 4xx into an error.
 
     Raises what `refuse` returns, DownloadFailed.

@@ -16,7 +16,7 @@ from finetune_local.models.gguf.header import HUB_TAG
 from finetune_local.models.hub.access import find_token, refuse_offline
 from finetune_local.models.hub.answers import Listed, models_in
 from finetune_local.models.hub.http_file import Client
-from finetune_local.models.hub.repository import ask, endpoint
+from finetune_local.models.hub.repository import endpoint, request
 from finetune_local.system.errors import DownloadFailed, ModelError
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import httpx
 
 MOST = 20
-_ASKED = 60  # many are quantised copies, which are left out
-_TOLD = ("config", "downloads", "gated", "lastModified", "library_name", "safetensors", "tags")
+_REQUESTED = 60  # many are quantised copies, which are left out
+_FIELDS = ("config", "downloads", "gated", "lastModified", "library_name", "safetensors", "tags")
 _QUANTISED = {"4-bit", "8-bit", "awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors", HUB_TAG, "exl2"}
 
 
@@ -57,10 +57,10 @@ def search(
         raise ModelError(msg("enter words to search for, for example: qwen 0.6b"))
     place = endpoint()
     client = Client(place, find_token(token, place), pause)
-    asked = [("search", words), ("filter", "text-generation"), ("filter", "safetensors"), ("sort", "downloads")]
-    asked += [("limit", str(_ASKED)), *(("expand", field) for field in _TOLD)]
+    query = [("search", words), ("filter", "text-generation"), ("filter", "safetensors"), ("sort", "downloads")]
+    query += [("limit", str(_REQUESTED)), *(("expand", field) for field in _FIELDS)]
     try:
-        found = ask(client, f"{client.endpoint}/api/models?{urlencode(asked)}", _refuse(client))
+        found = request(client, f"{client.endpoint}/api/models?{urlencode(query)}", _refuse(client))
     finally:
         client.close()
     try:
@@ -73,18 +73,18 @@ def search(
 
 
 def _hits(found: Iterable[Listed]) -> Iterator[Hit]:
-    for told in found:
-        if _can_be_trained(told.name, told.config, told.tags, told.library):
-            licenses = (tag.removeprefix("license:") for tag in sorted(told.tags) if tag.startswith("license:"))
-            family = told.config.get("model_type")
+    for model in found:
+        if _can_be_trained(model.name, model.config, model.tags, model.library):
+            licenses = (tag.removeprefix("license:") for tag in sorted(model.tags) if tag.startswith("license:"))
+            family = model.config.get("model_type")
             yield Hit(
-                told.name,
+                model.name,
                 family if isinstance(family, str) else "",
                 next(licenses, ""),
-                told.gated,
-                told.parameters,
-                told.updated,
-                told.downloads,
+                model.gated,
+                model.parameters,
+                model.updated,
+                model.downloads,
             )
 
 
