@@ -257,7 +257,7 @@ def _left_out(done: Extraction) -> list[str]:
     for left in done.left:
         kinds.setdefault(left.kind, []).append(left)
     return [
-        f"not in the adapter: {len(group)} changed weights of the kind '{kind}', the most by {group[0].relative:.2%} "
+        f"not in the adapter: {len(group)} changed weights of type '{kind}', the largest change {group[0].relative:.2%} "
         f"({group[0].name})"
         for kind, group in kinds.items()
     ]

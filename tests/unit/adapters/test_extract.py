@@ -228,7 +228,7 @@ def test_other_models_are_refused(base: ModelFolder, tmp_path: Path) -> None:
     said(tiny_model(tmp_path / "vocabulary", vocab=400), "embed_tokens.weight is 400 × 64, but .* 384 × 64")
     said(tiny_model(tmp_path / "deep", layers=3), "it has model.layers.2")
     said(tiny_model(tmp_path / "flat", layers=1), "it has no model.layers.1")
-    said(tiny_model(tmp_path / "untied", tied=False), "lm_head.weight, which .* has not")
+    said(tiny_model(tmp_path / "untied", tied=False), "lm_head.weight, which .* does not have")
     rope = tiny_model(tmp_path / "rope")
     config = json.loads((rope / "config.json").read_text("utf-8"))
     config["rope_parameters"]["rope_theta"] = 5e5
