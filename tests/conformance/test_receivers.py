@@ -64,7 +64,7 @@ def test_a_folder_is_opened_by_both_in_processes_without_the_app(
         heard.append(real(*asked))
         return heard[-1]
 
-    real = verification.ask
+    real = verification.run_receiver
     monkeypatch.setattr(verification, "run_receiver", listening)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "evil"))
     (tmp_path / "evil" / "transformers").mkdir(parents=True)
