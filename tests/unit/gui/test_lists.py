@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_local.gui.pages.adapters.lineage import tree
+from finetune_local.gui.pages.adapters.detail import tree
 from finetune_local.gui.pages.runs.state import RunsState
 from finetune_local.gui.shell.context import Context
 from finetune_local.gui.shell.windows import Window

@@ -11,7 +11,7 @@ from finetune_local.chat.client import ChatCall
 from finetune_local.chat.record import Record
 from finetune_local.gui.pages.chat import bar
 from finetune_local.gui.pages.chat import room as chatroom
-from finetune_local.gui.pages.chat.panel import ChatPanel
+from finetune_local.gui.pages.chat.bar import ChatPanel
 from finetune_local.gui.pages.chat.room import Room
 from finetune_local.gui.pages.chat.state import ChatState, Removed
 from finetune_local.gui.pages.chat.view import ChatView

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.pages.data import changes, forms, looks
+from finetune_local.gui.pages.data import forms, looks
 from finetune_local.gui.pages.data import rows as datarows
 from finetune_local.gui.pages.data import view as dataview
 from finetune_local.gui.pages.data.state import DataState
@@ -96,8 +96,8 @@ class Page:
         found = look.found if settings.files else None
         drawn = {
             self.head: self._header(look, settings),
-            self.add: self._adding(len(changes.files_of(settings))),
-            self.files: dataview.files_card(t, f, settings, found) if changes.files_of(settings) else "",
+            self.add: self._adding(len(forms.files_of(settings))),
+            self.files: dataview.files_card(t, f, settings, found) if forms.files_of(settings) else "",
             self.state: self._state(look) if settings.files else "",
             self.main: self._found(window, look, settings),
             self.side: self._how(settings, found) if settings.files else "",
@@ -105,13 +105,13 @@ class Page:
         return {view: html for view, html in drawn.items() if window.changed(f"data {view.elem_id}", html)}
 
     def _facts(self, window: Window, found: Mapping[str, Any]) -> DataFacts | None:
-        return changes.facts(found, objective_named(objective_of(window.shared.form)))
+        return forms.facts(found, objective_named(objective_of(window.shared.form)))
 
     def _header(self, look: looks.Look, settings: DataSettings) -> Html:
         t = self.context.t
-        ready = bool(settings.files) and not (look.complete and look.found and not changes.usable(look.found))
+        ready = bool(settings.files) and not (look.complete and look.found and not forms.usable(look.found))
         button = parts.button(t("data.train"), "data.train", kind="primary", disabled=not ready)
-        return parts.header(t("data.title"), t("data.lead"), button if changes.files_of(settings) else None)
+        return parts.header(t("data.title"), t("data.lead"), button if forms.files_of(settings) else None)
 
     def _adding(self, known: int) -> Html:
         """The button of the example and the field for a path; the field is emptied when a file was added."""
@@ -154,7 +154,7 @@ class Page:
     def _found(self, window: Window, look: looks.Look, settings: DataSettings) -> Html | str:
         t, f = self.context.t, self.context.f
         if not settings.files:
-            if changes.files_of(settings):
+            if forms.files_of(settings):
                 return h("p", t("data.no_training_file"), class_="hint warn")
             return dataview.examples_card(t)
         found, rows = look.found, look.rows
@@ -219,13 +219,13 @@ class Page:
                 self._looks.pop(window, None)
             case _:
                 found = self._look(window).found or {}
-                changes.keep(window, changes.changed(self.context, settings, found, do, value, data))
+                forms.keep(window, forms.changed(self.context, settings, found, do, value, data))
         return self._answered(window)
 
     def uploaded(self, window: Window, names: Sequence[str] | None) -> dict[Any, Any]:
         """Files were dropped or chosen."""
-        settings = changes.uploaded(self.context, window.shared.data, names or ())
-        changes.keep(window, settings)
+        settings = forms.uploaded(self.context, window.shared.data, names or ())
+        forms.keep(window, settings)
         return {**self._answered(window), self.upload: None}
 
     # ── what is known ──────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,6 @@ from finetune_local.evaluation.votes import SIDES, Ballot
 from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.pages.evaluate import form as evaluateform
 from finetune_local.gui.pages.evaluate import view as evaluateview
-from finetune_local.gui.pages.evaluate import voting
 from finetune_local.gui.pages.evaluate.state import EvaluateState, VoteLook
 from finetune_local.gui.widgets import jobview, leftovers, parts
 from finetune_local.gui.widgets.html import Html, h, join
@@ -90,7 +89,7 @@ class EvaluatePage:
         voted = self._voted(window)
         drawn: dict[Any, Any]
         if voted is not None:
-            main = voting.page(t, self.f, *voted, revealed=window.state(EvaluateState).vote.revealed)
+            main = evaluateview.vote(t, self.f, *voted, revealed=window.state(EvaluateState).vote.revealed)
             drawn = {self.head: "", self.setup: "", self.work: "", self.main: main, self.earlier: ""}
             upload = False
         else:
@@ -186,7 +185,7 @@ class EvaluatePage:
         saved = self._shown(window) if vote.on else None
         if saved is None or "tuned" not in saved.conditions():
             return None
-        against = voting.against(saved, vote.against)
+        against = evaluateview.against(saved, vote.against)
         key = (saved.name, against)
         if key not in self._ballots:
             while len(self._ballots) >= KEPT:

@@ -11,7 +11,7 @@ from finetune_local.export.offers import BASE, Offers, QuantOffer, TargetOffer
 from finetune_local.export.pipeline import free_place
 from finetune_local.export.targets import Quant, Target, targets
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.pages.export import words
+from finetune_local.gui.pages.export import view
 from finetune_local.gui.pages.export.state import ExportForm, ExportState
 from finetune_local.gui.shell.lookups import Answer
 from finetune_local.gui.shell.pages import chosen_model
@@ -105,7 +105,7 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
     place = located(form.folder) if form.folder.strip() else job_export.folder_of(context.home)
     free = _free(place)
     chosen = _chosen(form, target, offer)
-    body += [h("h3", words.quants_title(t, target)), _quants(context, target, offer, chosen, free)]
+    body += [h("h3", view.quants_title(t, target)), _quants(context, target, offer, chosen, free)]
     if chosen is None or chosen.bytes is None:
         return body
     out = free_place(place, target.key, offers.name, chosen.key) if place.is_absolute() else None
@@ -134,7 +134,7 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
 def _refusal(context: Context, offer: TargetOffer, offers: Offers) -> Html:
     """Why the chosen target is not possible, and which are."""
     t = context.t
-    others = [words.target_title(t, target) for key, target in targets().items() if not offers.targets[key].reason]
+    others = [view.target_title(t, target) for key, target in targets().items() if not offers.targets[key].reason]
     return h(
         "div",
         h("strong", t("export.cannot_title")),
@@ -149,8 +149,8 @@ def _targets(context: Context, chosen: Target, offers: Offers) -> Html:
     boxes: list[fields.Option] = []
     for key, target in targets().items():
         content = [
-            h("strong", words.target_title(t, target)),
-            h("span", words.target_summary(t, target)),
+            h("strong", view.target_title(t, target)),
+            h("span", view.target_summary(t, target)),
             h("small", t("export.cannot"), class_="badge warn") if offers.targets[key].reason else None,
         ]
         boxes.append((key, content, True, {}))
@@ -163,7 +163,7 @@ def _quants(context: Context, target: Target, offer: TargetOffer, chosen: QuantO
     told = {quant.key: quant for quant in offer.quants}
     boxes = [(quant.common, _quant_box(context, quant, told[quant.key], offer, free)) for quant in target.quants]
     first, more = ([box for common, box in boxes if common is wanted] for wanted in (True, False))
-    label = words.quants_title(t, target)
+    label = view.quants_title(t, target)
     folded = None
     if more:
         folded = h(
@@ -180,9 +180,9 @@ def _quant_box(context: Context, quant: Quant, told: QuantOffer, offer: TargetOf
     t, size = context.t, told.bytes
     too_big = size is not None and free is not None and size >= free
     content = [
-        h("strong", words.quant_title(t, quant)),
+        h("strong", view.quant_title(t, quant)),
         parts.badge(t("export.recommended"), "good") if quant.key == offer.recommended else None,
-        h("span", sentence(t, told.reason) if told.reason else words.quant_summary(t, quant), class_="grow"),
+        h("span", sentence(t, told.reason) if told.reason else view.quant_summary(t, quant), class_="grow"),
         h("span", t("export.too_big"), class_="bad") if too_big else None,
         h("b", context.f.size(size) if size is not None else "", class_="size"),
     ]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_local.export.pipeline import FAILED
 from finetune_local.export.targets import Target, targets
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.pages.export import words
 from finetune_local.gui.widgets import jobview, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.runtime.job import Job, JobState
 from finetune_local.runtime.status import Status
+
+if TYPE_CHECKING:
+    from finetune_local.export.targets import Command, Quant, Target
+    from finetune_local.gui.i18n.strings import Strings
+
 
 _NOT_VERIFIED = ("GateFailed", "VerificationFailed")
 """The error of an export that does not answer as the adapter does; the first name is that of earlier versions."""
@@ -157,7 +161,7 @@ def _use(t: Strings, target: Target, out: Path, files: Sequence[Path]) -> Html:
     """What to type, and where, to use an export elsewhere."""
     typed, told = [], []
     for command in target.commands(out, files):
-        title = words.command_title(t, command)
+        title = command_title(t, command)
         if not command.text:
             told.append(h("p", title, class_="soft"))
             continue
@@ -171,3 +175,33 @@ def _use(t: Strings, target: Target, out: Path, files: Sequence[Path]) -> Html:
             )
         )
     return h("div", h("h3", t("export.use")), typed, told) if typed or told else Html("")
+
+
+def target_title(t: Strings, target: Target) -> str:
+    """What a target is called."""
+    return t.get(f"targets.{target.key}.title") or target.title
+
+
+def target_summary(t: Strings, target: Target) -> str:
+    """What a target is for, in a sentence."""
+    return t.get(f"targets.{target.key}.summary") or target.summary
+
+
+def quants_title(t: Strings, target: Target) -> str:
+    """What a choice among a target's quantization types is called."""
+    return t.get(f"targets.{target.key}.quants_title") or target.quants_title
+
+
+def quant_title(t: Strings, quant: Quant) -> str:
+    """What a quantization type is called."""
+    return t.get(f"quants.{quant.key}.title") or quant.title
+
+
+def quant_summary(t: Strings, quant: Quant) -> str:
+    """What a quantization type is for, in a sentence."""
+    return t.get(f"quants.{quant.key}.summary") or quant.summary
+
+
+def command_title(t: Strings, command: Command) -> str:
+    """What a command does."""
+    return t.get(f"targets.commands.{command.key}") or command.title

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from finetune_local.backend import Device
-from finetune_local.models.catalog import Entry, catalog
+from finetune_local.gui.i18n.formats import Formats
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.widgets import jobview, parts
+from finetune_local.gui.widgets.html import Child, Html, h
+from finetune_local.models.catalog import Entry, catalog, entry
+from finetune_local.models.download import is_place
 from finetune_local.models.folder import ModelFolder
 from finetune_local.models.local import LocalModel, elsewhere, installed_models, model_folders
 from finetune_local.models.memory.estimate import Fit, fits, fits_shape
+from finetune_local.runtime.job import Job, JobState
+from finetune_local.runtime.status import Status
+from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import ModelError
 from finetune_local.system.paths import Home
 
@@ -129,5 +138,68 @@ class BaseModels:
                 except ModelError:  # removed meanwhile, or of an architecture whose sizes cannot be read: no verdict
                     continue
             yield str(model.path), self._kept[key]
-        for entry in catalog():
-            yield entry.name, fits_shape(entry.shape, device.kind, device.memory_bytes)
+        for offer in catalog():
+            yield offer.name, fits_shape(offer.shape, device.kind, device.memory_bytes)
+
+
+def downloads(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
+    """All downloads; empty where there is none."""
+    if not jobs:
+        return Html("")
+    rows = [h("li", _download(t, f, job), data_job=job.name) for job in jobs]
+    return parts.card(h("ul", rows, class_="plain"), title=t("model.downloads"), class_="downloads", aria_live="off")
+
+
+def what_of(job: Job) -> str:
+    """What a job downloads: ORG/NAME, a path, or the default's short name."""
+    return str(job.arguments["what"])
+
+
+def busy(jobs: Sequence[Job]) -> set[str]:
+    """What is being downloaded now."""
+    return {what_of(job) for job in jobs if jobview.active(job.state())}
+
+
+def _download(t: Strings, f: Formats, job: Job) -> Html:
+    what, state = what_of(job), job.state()
+    known = entry(what)
+    name = known.name if known is not None else what
+    working, paused = jobview.active(state), state.status is Status.PAUSED
+    again = what == DEFAULT_MODEL or is_place(what)  # these cannot be resumed
+    if working:
+        pausing = job.stop_file.exists()
+        badge = parts.badge(t("model.state_pausing" if pausing else "model.state_running"), "live")
+        label = t("common.stop" if again else "model.pause")
+        first = parts.button(label, "pause", job.name, kind="small", disabled=pausing)
+    elif paused:
+        badge = parts.badge(t("model.state_stopped" if again else "model.state_paused"), "warn")
+        label = t("model.start_over" if again else "model.resume")
+        first = parts.button(label, "resume", job.name, kind="small primary")
+    else:
+        badge = parts.badge(t("model.state_failed"), "bad")
+        first = parts.button(t("model.retry"), "resume", job.name, kind="small primary")
+    sure = t("model.cancel_sure", name=name)
+    last = parts.button(t("model.cancel"), "cancel", job.name, kind="small quiet danger", confirm=sure)
+    body: Child
+    if working or paused:
+        body = parts.progress(t, f, _so_far(t, f, state), state.done if state.text else None, _left(state))
+        if paused and again and not is_place(what):
+            body = [h("p", t("model.starts_over"), class_="soft")]
+    else:
+        message = state.error.message if state.error else ""
+        body = h("p", sentence(t, message), class_="hint bad text", role="alert")
+    return h("div", h("div", h("strong", name, class_="grow"), badge, first, last, class_="row"), body)
+
+
+def _so_far(t: Strings, f: Formats, state: JobState) -> str:
+    facts = state.facts
+    if not facts.get("total"):
+        return sentence(t, state.text) or t("model.beginning")
+    text = t("model.so_far", here=f.size(facts["here"]), total=f.size(facts["total"]))
+    if facts.get("rate") and state.status is Status.RUNNING:
+        text += " · " + t("model.speed", speed=f.size(facts["rate"]))
+    return text
+
+
+def _left(state: JobState) -> float | None:
+    return state.seconds_left if state.status is Status.RUNNING else None

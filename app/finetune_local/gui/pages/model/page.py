@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import made_on
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.pages.model import downloads as modeldownloads
+from finetune_local.gui.pages.model import basemodels
 from finetune_local.gui.pages.model.basemodels import BaseModels
 from finetune_local.gui.pages.model.offers import Offers
 from finetune_local.gui.pages.model.state import ModelState
@@ -145,7 +145,7 @@ class ModelPage:
         if self._were - (now := {found.name for found in unfinished}):
             self.models.refresh()
         self._were = now
-        chosen, offline, busy = self._chosen(window), self.context.preferences.offline, modeldownloads.busy(unfinished)
+        chosen, offline, busy = self._chosen(window), self.context.preferences.offline, basemodels.busy(unfinished)
         details, removing = self._details(window), self._removing(window)
         folders = [located(place) for place in self.context.preferences.model_folders]
         version, looking, used = self.models.version, self.models.looking, self._used(chosen)
@@ -153,7 +153,7 @@ class ModelPage:
         drawn = {
             self.head: self._kept("head", (keys, chosen), lambda: self.views.head(chosen, busy, offline)),
             self.downloads: join(
-                [modeldownloads.view(self.t, self.f, unfinished), leftovers.damaged_jobs(self.context, DOWNLOAD)]
+                [basemodels.downloads(self.t, self.f, unfinished), leftovers.damaged_jobs(self.context, DOWNLOAD)]
             ),
             self.here: self._kept(
                 "here",
@@ -204,7 +204,7 @@ class ModelPage:
         words, hits = self._hits.get(window.name, ("", []))
         if not words or words != window.state(ModelState).search:
             return Html("")
-        busy = modeldownloads.busy(job_download.unfinished(self.home))
+        busy = basemodels.busy(job_download.unfinished(self.home))
         return self.offers.hits(words, hits, busy, self.context.preferences.offline)
 
     # ── what is done ───────────────────────────────────────────────────────────────────────────────────────

@@ -9,9 +9,8 @@ from typing import Any
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.pages.model import fit
 from finetune_local.gui.pages.model.basemodels import BaseModels
-from finetune_local.gui.pages.model.offers import Offers, use_button
+from finetune_local.gui.pages.model.offers import Offers, badges, use_button
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.models.catalog import entry
@@ -175,7 +174,7 @@ class HereViews:
 
     def _fits(self, key: str, keep: str) -> Html | None:
         fits = self.models.now.fits.get(key)
-        return fit.badges(self.t, self.f, fits, self.models.device(), keep) if fits else None
+        return badges(self.t, self.f, fits, self.models.device(), keep) if fits else None
 
 
 def _name(found: LocalModel) -> str:

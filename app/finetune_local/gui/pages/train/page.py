@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.gui.pages.train import setup
-from finetune_local.gui.pages.train.outlook import Outlook
+from finetune_local.gui.pages.train.setup import Outlook
 from finetune_local.gui.shell.pages import RUN, has_trained, set_up_like
 from finetune_local.gui.widgets import notice, parts, runview
 from finetune_local.gui.widgets.form import Form
