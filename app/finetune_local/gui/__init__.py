@@ -1,1 +1,1 @@
-"""The window's pages and the server they come from. What they do is done by the same functions that the command line calls."""
+"""The window: its pages and the server that delivers them. They call the same functions as the command line."""

@@ -1,1 +1,1 @@
-"""The server behind the window: who may connect, which requests are accepted, which headers a browser gets."""
+"""The window's server: access control, validation of requests, limits, security headers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from finetune_local.data.inspect import Inspection
@@ -31,7 +32,9 @@ NO_TOKENIZER_LENGTH = 1 << 20
 
 _KEPT_TOKENIZERS = 2
 
-_tokenizers: dict[tuple[str, float], tuple[Tokenizer, int]] = {}
+_tokenizers: dict[tuple[str, float], _Loaded] = {}
+"""By the path and modification time of a model's folder."""
+
 _inspections: dict[str, tuple[Inspection, Iterator[float]]] = {}
 """The last inspection of all rows, finished or cancelled, by its request."""
 
@@ -40,12 +43,13 @@ def answer(request: RpcRequest, home: Home) -> Mapping[str, Any]:
     """JSON values: "model", "model_problem", "model_missing", and those of Inspection.shown() or as_json(). Raises DataError."""
     values = request.values
     settings = parse(DataSettings, values["settings"], "data")
-    tokenizer, context, problem, missing = _tokenizer(str(values.get("model") or ""), home)
-    length, _ = defaults.max_length(RunSpec(data=settings), context)
+    loaded = _load(str(values.get("model") or ""), home)
+    tokenizer = loaded.tokenizer
+    length, _ = defaults.max_length(RunSpec(data=settings), loaded.context_length)
     model = {
         "model": str(values.get("model") or "") if tokenizer else "",
-        "model_problem": problem,
-        "model_missing": missing,
+        "model_problem": loaded.problem,
+        "model_missing": loaded.missing,
     }
     if values["what"] == "rows":
         return model | _rows(settings, tokenizer, length, values)
@@ -115,18 +119,28 @@ def _stamps(settings: DataSettings) -> list[object]:
     return found
 
 
-def _tokenizer(model: str, home: Home) -> tuple[Tokenizer | None, int, str, bool]:
-    """The tokenizer and context length of a model; or None, NO_TOKENIZER_LENGTH, why, and whether the model is not installed."""
+@dataclass(frozen=True)
+class _Loaded:
+    """A model's tokenizer and its context length in tokens; or no tokenizer, and why."""
+
+    tokenizer: Tokenizer | None
+    context_length: int = NO_TOKENIZER_LENGTH
+    problem: str = ""
+    missing: bool = False
+    """Whether the model is not installed."""
+
+
+def _load(model: str, home: Home) -> _Loaded:
+    """The tokenizer of a model; none for ""."""
     if not model:
-        return None, NO_TOKENIZER_LENGTH, "", False
+        return _Loaded(None)
     try:
         folder = find(model, home)
         key = (str(folder.path), folder.path.stat().st_mtime)
         if key not in _tokenizers:
             while len(_tokenizers) >= _KEPT_TOKENIZERS:
                 _tokenizers.pop(next(iter(_tokenizers)))
-            _tokenizers[key] = Tokenizer.load(folder.path), folder.context_length
+            _tokenizers[key] = _Loaded(Tokenizer.load(folder.path), folder.context_length)
     except ModelError as error:
-        return None, NO_TOKENIZER_LENGTH, message_of(error), isinstance(error, ModelNotFound)
-    tokenizer, context = _tokenizers[key]
-    return tokenizer, context, "", False
+        return _Loaded(None, problem=message_of(error), missing=isinstance(error, ModelNotFound))
+    return _tokenizers[key]

@@ -1,1 +1,1 @@
-"""Parts of the interface that several pages use."""
+"""Building blocks of the interface that several pages use."""

@@ -1,1 +1,1 @@
-"""The app as a program on a desktop: one instance a user, a window around the server's page, a word when a run has ended."""
+"""The app on the desktop: one instance per home, a window for the server's page, notifications."""
