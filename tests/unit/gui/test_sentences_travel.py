@@ -9,7 +9,7 @@ import pytest
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.widgets import notice
+from finetune_local.gui.widgets import parts
 from finetune_local.runtime.job import Job
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.spec.run import parse_spec
@@ -78,5 +78,5 @@ def test_from_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_in_the_notice_of_a_page() -> None:
-    assert SHOWN in str(notice.problem(CHINESE, NESTED))
-    assert str(NESTED) in str(notice.problem(ENGLISH, NESTED))
+    assert SHOWN in str(parts.error_notice(CHINESE, NESTED))
+    assert str(NESTED) in str(parts.error_notice(ENGLISH, NESTED))

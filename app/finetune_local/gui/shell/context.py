@@ -21,8 +21,7 @@ from finetune_local.gui.shell.ended import Endings
 from finetune_local.gui.shell.lookups import MachineFacts
 from finetune_local.gui.shell.windows import FIRST, Window, Windows
 from finetune_local.gui.widgets.html import Html
-from finetune_local.gui.widgets.notice import defect, problem
-from finetune_local.gui.widgets.parts import pressed
+from finetune_local.gui.widgets.parts import defect_notice, error_notice, pressed
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system import preferences
 from finetune_local.system.errors import FinetuneError
@@ -185,7 +184,7 @@ class Context:
             if known is not None:
                 return {self.notice: self.problem(known)}
             traceback.print_exception(error)
-            return {self.notice: defect(self.t, "".join(traceback.format_exception(error)))}
+            return {self.notice: defect_notice(self.t, "".join(traceback.format_exception(error)))}
 
         def once(request: Any, event: Any, *inputs: Any) -> dict[Any, Any]:
             try:
@@ -207,7 +206,7 @@ class Context:
     def problem(self, error: FinetuneError) -> Html:
         """The notice of an error, with a button to the page where it can be solved."""
         button = self.solution(self.t, error)
-        return problem(self.t, error, *([button] if button else []))
+        return error_notice(self.t, error, *([button] if button else []))
 
     def go(self, window: Window, page: str) -> Any:
         """An update for `nav` that opens a page."""

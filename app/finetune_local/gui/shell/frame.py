@@ -12,7 +12,7 @@ from finetune_local.gui.shell.pages import go_to_work, shows_work
 from finetune_local.gui.shell.windows import Window
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
-from finetune_local.gui.widgets.notice import notice
+from finetune_local.gui.widgets.parts import notice
 from finetune_local.runtime import start
 from finetune_local.runtime.job import Job
 from finetune_local.runtime.kinds import kind_of

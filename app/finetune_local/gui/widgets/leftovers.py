@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.widgets import notice, parts
+from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.runtime import jobs
 from finetune_local.runtime.kinds import JobKind
@@ -66,7 +66,7 @@ def removed_notice(context: Context, removed: Sequence[Removed], undo: str) -> H
     name = removed[0].name if len(removed) == 1 else ""
     title = t("lists.removed_one", name=name) if name else t("lists.removed_many", n=context.f.number(len(removed)))
     keys = json.dumps([one.key for one in removed])
-    return notice.good(t, title, "", parts.button(t("common.undo"), undo, keys, kind="small"))
+    return parts.success_notice(t, title, "", parts.button(t("common.undo"), undo, keys, kind="small"))
 
 
 def put_back(context: Context, value: str) -> list[str]:

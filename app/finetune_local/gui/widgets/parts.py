@@ -1,17 +1,20 @@
-"""Building blocks of pages: views, headers, buttons, cards, tables, progress bars."""
+"""Building blocks of pages: views, headers, buttons, cards, tables, progress bars, notices."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune_local.gui.i18n.strings import Strings
+from finetune_local.gui.i18n.translate import sentence
 from finetune_local.gui.widgets.html import Child, Html, h
+from finetune_local.system.errors import FinetuneError
 
 if TYPE_CHECKING:
     import gradio as gr
 
     from finetune_local.gui.i18n.formats import Formats
-    from finetune_local.gui.i18n.strings import Strings
 
 # app.js sends a press on an element with data-do, or a change of a select, as a click event with the element's data-*.
 _ON_LOAD = "ftl.attach(element, trigger, watch);"
@@ -151,3 +154,50 @@ def progress(t: Strings, f: Formats, text: str, done: float | None, seconds_left
 def empty(title: str, text: str, *actions: Child) -> Html:
     """What stands in place of an empty list: what would be in it, and how to add it."""
     return h("div", h("h2", title), h("p", text), h("div", *actions, class_="row center"), class_="empty")
+
+
+def error_notice(t: Strings, error: FinetuneError, *buttons: Html) -> Html:
+    """A notice of an error of the app: its title and sentence."""
+    title = t.get(f"errors.{error.code}") or t("errors.UserError")
+    return notice(t, "bad", title, error.message, *buttons)
+
+
+def notice(t: Strings, kind: str, title: str, text: str, *buttons: Html) -> Html:
+    """A notice. `kind` is "good", "bad" or "note"; `text` may be empty or have several lines."""
+    lines = [line for line in sentence(t, text).splitlines() if line.strip()]
+    body = h("p", lines[0]) if len(lines) == 1 else h("ul", [h("li", line) for line in lines]) if lines else None
+    return h(
+        "div",
+        h("div", h("strong", title), body, h("div", *buttons, class_="row") if buttons else None, class_="grow"),
+        h("button", "×", type="button", class_="close", data_do="notice.close", aria_label=t("common.close")),
+        class_=f"notice {kind}",
+        role="alert" if kind == "bad" else "status",
+    )
+
+
+def success_notice(t: Strings, title: str, text: str = "", *buttons: Html) -> Html:
+    """A notice of a success."""
+    return notice(t, "good", title, text, *buttons)
+
+
+def defect_notice(t: Strings, trace: str) -> Html:
+    """A notice of a defect of the app, with its traceback to copy."""
+    return h(
+        "div",
+        h(
+            "div",
+            h("strong", t("errors.defect")),
+            h("p", t("errors.defect_text")),
+            h("details", h("summary", t("errors.show_details")), h("pre", _without_home(trace), tabindex="0")),
+            h("button", t("common.copy"), type="button", class_="button small", data_copy=_without_home(trace)),
+            class_="grow",
+        ),
+        h("button", "×", type="button", class_="close", data_do="notice.close", aria_label=t("common.close")),
+        class_="notice bad",
+        role="alert",
+    )
+
+
+def _without_home(trace: str) -> str:
+    """A traceback without the user's name in its paths, so that it can be shared."""
+    return re.sub(r"(/home|/Users|C:\\Users)[/\\][^/\\\s\"']+", "~", trace)

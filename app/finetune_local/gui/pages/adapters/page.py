@@ -16,7 +16,7 @@ from finetune_local.gui.pages.adapters import detail
 from finetune_local.gui.pages.adapters import list as adapterlist
 from finetune_local.gui.pages.adapters.state import AdaptersState
 from finetune_local.gui.shell.lookups import Answer, Answers
-from finetune_local.gui.widgets import leftovers, lists, notice, parts
+from finetune_local.gui.widgets import leftovers, lists, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.gui.widgets.lists import Place
 from finetune_local.runtime import jobs
@@ -252,7 +252,7 @@ class AdaptersPage:
 
     def _brought(self, name: str, notes: Sequence[str]) -> Html:
         text = " ".join([self.t("adapters.import_done_text"), *(sentence(self.t, told) for told in notes)])
-        return notice.good(self.t, self.t("adapters.import_done", name=name), text)
+        return parts.success_notice(self.t, self.t("adapters.import_done", name=name), text)
 
     def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:
         removed = adapters.remove_adapters(names, self.context.home)

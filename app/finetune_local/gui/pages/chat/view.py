@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.chat.client import ChatCall, PartialAnswer
 from finetune_local.chat.history import Answer, Exchange
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.widgets import notice, parts
+from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.system.errors import FinetuneError
 
@@ -173,7 +173,7 @@ class ChatView:
             lines = [h("p", line) for line in sentence(t, error).splitlines()]
             inside = h("div", h("strong", title), *lines, class_="grow")
             return h("div", inside, again, class_="hint bad failed row", role="alert")
-        return h("div", notice.defect(t, str(error)), again, class_="failed")
+        return h("div", parts.defect_notice(t, str(error)), again, class_="failed")
 
 
 def _speed(facts: Mapping[str, Any]) -> float | None:

@@ -13,7 +13,7 @@ from finetune_local.gui.pages.model.basemodels import BaseModels
 from finetune_local.gui.pages.model.offers import Offers
 from finetune_local.gui.pages.model.state import ModelState
 from finetune_local.gui.pages.model.views import HereViews
-from finetune_local.gui.widgets import leftovers, notice, parts
+from finetune_local.gui.widgets import leftovers, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.models import job_download
 from finetune_local.models.hub.search import Hit, search
@@ -263,7 +263,10 @@ class ModelPage:
         if window.shared.model == name:
             window.shared.model = ""
         self.models.refresh()
-        return {**self._draw(window), self.context.notice: notice.good(self.t, self.t("model.removed", name=name))}
+        return {
+            **self._draw(window),
+            self.context.notice: parts.success_notice(self.t, self.t("model.removed", name=name)),
+        }
 
     def _forget(self, place: str) -> None:
         forget_folder(Path(place))
@@ -281,7 +284,7 @@ class ModelPage:
             if len(good) == 1 and good[0].kind == "folder":
                 window.shared.model = good[0].use
             self.models.look()
-            told[self.context.notice] = notice.good(self.t, self.t("model.added", n=len(good)))
+            told[self.context.notice] = parts.success_notice(self.t, self.t("model.added", n=len(good)))
         return {**self._draw(window), **told, self.path: ""}
 
     def _search(self, window: Window, words: str) -> Iterator[dict[Any, Any]]:

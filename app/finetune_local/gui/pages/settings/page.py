@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local import __version__
 from finetune_local.gui.i18n.translate import sentence
-from finetune_local.gui.widgets import controls, notice, parts
+from finetune_local.gui.widgets import controls, parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.models.hub.access import forget_token, store_token, token_place
 from finetune_local.models.hub.repository import endpoint
@@ -138,7 +138,7 @@ class SettingsPage:
         self.context.prefer(**{name: wanted})
         told: dict[Any, Any] = {self.drives: self._drives()}
         if name == "home":
-            told[self.context.notice] = notice.notice(
+            told[self.context.notice] = parts.notice(
                 self.t, "note", self.t("settings_page.home_changed"), self.t("settings_page.home_changed_text")
             )
         return told
@@ -147,7 +147,7 @@ class SettingsPage:
         if not token.strip():
             raise SpecError(as_message(self.t("settings_page.token_empty")))
         store_token(token, endpoint())
-        done = notice.good(self.t, self.t("settings_page.token_saved", place=endpoint()))
+        done = parts.success_notice(self.t, self.t("settings_page.token_saved", place=endpoint()))
         return {self.token: "", self.token_state: self._token(), self.context.notice: done}
 
     def _forget_token(self, _window: Window) -> dict[Any, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.gui.pages.train import setup
 from finetune_local.gui.pages.train.setup import Outlook
 from finetune_local.gui.shell.pages import RUN, has_trained, set_up_like
-from finetune_local.gui.widgets import notice, parts, runview
+from finetune_local.gui.widgets import parts, runview
 from finetune_local.gui.widgets.form import Form
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.runtime.status import Status
@@ -243,7 +243,7 @@ class TrainPage:
         if others and not force:
             anyway = parts.button(t("train.anyway"), "train.anyway", kind="small")
             title, text = t("train.other_title"), t("train.other_text", run=others[0].name)
-            return {context.notice: notice.notice(t, "note", title, text, anyway)}
+            return {context.notice: parts.notice(t, "note", title, text, anyway)}
         spec = parse_spec(setup.tables_of(context, window), t("train.form"))
         run = follow.create_unchecked(spec, context.home, window.shared.made_from or None)
         follow.start(run, context.home)
