@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SAME = {"MLP", "GGUF", "Ollama", "LM", "Studio", "llama.cpp", "logits", "affine", "backend", "token", "MB"}
 """Words that are the same in Chinese."""
 
+COMMANDS = re.compile(r"`[^`]*`|'[^']*'|finetune-local [\w ]+|(?:pip|apt|git|models) [\w-]+ [\w.-]+|Git LFS|GGUF")
+"""What the user types, and names of two words."""
+
 QUOTED = {"Name or service not known", "Temporary failure in name resolution", "Disk quota exceeded"}
 """What only some systems say, in these words."""
 
@@ -105,6 +108,9 @@ def test_chinese_is_chinese() -> None:
         words = set(re.findall(r"[A-Za-z][\w.]*", left))
         assert re.search(r"[\u3400-\u9fff]", left) or words <= SAME, english
         assert not strange.search(chinese), chinese
+        assert not re.search(r"[A-Za-z]{2,}(?: [A-Za-z]{2,}){2,}", COMMANDS.sub(" ", left)), (
+            f"half translated: {chinese}"
+        )
         assert not re.search(r"[\u3400-\u9fff]", english), english
 
 

@@ -1,6 +1,6 @@
 """The field's words (docs/design.md, glossary): old words may not return, and their number may only fall.
 
-Looked at: names that the code defines, docstrings, comments, docs, and the English and Chinese of the interface.
+Checked: names that the code defines, docstrings, comments, docs, and the English and Chinese of the interface and of messages.
 """
 
 import ast
@@ -54,7 +54,27 @@ PROSE = {
 }
 """Phrases of docstrings, comments and docs, and what to say instead."""
 
-CHINESE = {"再看一次": "刷新", "值得下载": "推荐", "放在一边": "被拒绝"}
+INTERFACE = {
+    r"there is no such": "not found",
+    r"gates?": "verification",
+    r"trials?": "calibration run",
+    r"held(?![- ]out)": "stored, loaded",
+    r"not [^.]{0,20}any more": "no longer",
+    r"make room": "free some space",
+    r"leave (it|them|one of them) out": "remove it, use only one of them",
+    r"goes? on": "continues",
+    r"otherwise than": "differently from",
+    r"(begun|began|anew)": "started, again",
+    r"cannot be told": "unknown, not clear",
+    r"without a word": "unexpectedly",
+    r"look(s|ed)? (into|in)": "read, searched",
+}
+"""Phrases of the interface and of error sentences, and what to say instead."""
+
+CHINESE = {
+    "再看一次": "刷新", "值得下载": "推荐", "放在一边": "被剔除", "搁置": "被剔除", "试训": "校准训练",
+    "检查用的提示": "验证用的提示", "量子化": "量化", "基础模型": "基座模型", "令牌数": "词元数", "调校": "微调",
+}  # fmt: skip
 
 EXCEPTIONS = {
     "app/finetune_local/spec/tuners/lora_drop.py": {"trial"},  # names of settings, which are on disk
@@ -89,10 +109,11 @@ def _findings() -> Iterator[tuple[str, int, str, str]]:
         text = path.read_text(encoding="utf-8").partition("## Glossary")[0]
         for number, line in enumerate(text.splitlines(), 1):
             yield from (("docs", number, word, path.name) for word in _phrases(line))
-    for path in sorted((ROOT / "assets" / "strings").glob("*.toml")):
-        for english, chinese in _pairs(tomllib.loads(path.read_text(encoding="utf-8"))):
-            yield from (("strings", 0, word, path.name) for word in _phrases(english))
-            yield from (("strings", 0, word, path.name) for word in CHINESE if word in chinese)
+    for folder in ("strings", "messages"):
+        for path in sorted((ROOT / "assets" / folder).glob("*.toml")):
+            for english, chinese in _pairs(tomllib.loads(path.read_text(encoding="utf-8"))):
+                yield from ((folder, 0, word, path.name) for word in (*_phrases(english), *_interface_phrases(english)))
+                yield from ((folder, 0, word, path.name) for word in CHINESE if word in chinese)
 
 
 def _names(text: str) -> Iterator[tuple[int, str]]:
@@ -129,12 +150,21 @@ def _phrases(text: str) -> Iterator[str]:
         yield from (found.group(0) for found in re.finditer(rf"\b(?:{phrase})\b", plain))
 
 
+def _interface_phrases(text: str) -> Iterator[str]:
+    plain = re.sub(r"--[\w-]+", "", " ".join(text.split()).lower())  # options keep their names
+    for phrase in INTERFACE:
+        yield from (found.group(0) for found in re.finditer(rf"\b(?:{phrase})\b", plain))
+
+
 def _pairs(table: object) -> Iterator[tuple[str, str]]:
     if isinstance(table, dict):
         for value in table.values():
             yield from _pairs(value)
     elif isinstance(table, list) and len(table) == 2 and all(isinstance(text, str) for text in table):
         yield table[0], table[1]
+    elif isinstance(table, list):
+        for value in table:
+            yield from _pairs(value)
 
 
 @pytest.mark.parametrize("folder", sorted({folder for folder, *_ in findings()} | set(LIMITS)))

@@ -66,8 +66,7 @@ def same_as_begun(run: Run, model: ModelFolder, beside: Run | None = None) -> It
     except (OSError, ForeignTextError, ValidationError):
         yield Note(
             text=msg(
-                "{file} is damaged, so it cannot be checked whether the base's weights are those that the run was begun "
-                "with",
+                "{file} is damaged, so it is unknown whether the base's weights have changed since the run started",
                 file=path,
             )
         )
