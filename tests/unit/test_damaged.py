@@ -135,8 +135,8 @@ def test_an_evaluation(home: Home, broken: bytes) -> None:
 def test_a_conversation(home: Home, broken: bytes) -> None:
     (home.chats / "good.jsonl").write_text('{"role": "user", "content": "hi"}\n{"role": 3, "content": []}\n', "utf-8")
     (home.chats / "bad.jsonl").write_bytes(broken or b"x")
-    told = {one["id"]: one for one in map(history.summary, history.every(home))}
-    assert told["good"]["turns"] == 1 and "bad.jsonl" in told["bad"]["problem"]
+    told = {one.id: one for one in map(history.summary, history.every(home))}
+    assert told["good"].turns == 1 and "bad.jsonl" in (told["bad"].problem or "")
     assert [one.id for one in conversations.listed(home)] == ["good"]
     assert [one.name for one in conversations.damaged(home)] == ["bad"]
     conversations.remove(home, "bad")

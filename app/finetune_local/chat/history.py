@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -292,21 +292,35 @@ def find(home: Home, name: str) -> History:
     )
 
 
-def summary(history: History) -> dict[str, Any]:
-    """A plain object for lists: id, title, model, the adapter that answered last, number of turns, and its beginning; "problem" for a damaged one."""
+@dataclass(frozen=True)
+class Summary:
+    """A conversation in a list: the adapter of its last answer, its number of turns, the first 80 characters of its first question.
+
+    `problem` says why it cannot be read; None if it can.
+    """
+
+    id: str
+    title: str | None = None
+    model: str | None = None
+    adapter: str | None = None
+    turns: int = 0
+    first: str = ""
+    problem: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """What `chat --list --json` prints."""
+        values = asdict(self)
+        return values if self.problem is not None else {key: values[key] for key in values if key != "problem"}
+
+
+def summary(history: History) -> Summary:
+    """A conversation's entry in a list."""
     if (problem := history.problem()) is not None:
-        nothing = dict.fromkeys(("title", "model", "adapter"))
-        return {"id": history.id, **nothing, "turns": 0, "first": "", "problem": problem}
+        return Summary(history.id, problem=problem)
     conversation = history.read()
     first = next((m.content for m in conversation.turns if m.role == "user"), "")
-    return {
-        "id": history.id,
-        "title": conversation.title,
-        "model": conversation.begun.get("model"),
-        "adapter": conversation.answered_by,
-        "turns": len(conversation.turns),
-        "first": first[:80],
-    }
+    model, title, turns = conversation.begun.get("model"), conversation.title, len(conversation.turns)
+    return Summary(history.id, title, model, conversation.answered_by, turns, first[:80])
 
 
 def _now() -> str:

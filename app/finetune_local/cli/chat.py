@@ -95,11 +95,11 @@ def _list(home: paths.Home, as_json: bool) -> None:
 
     found = [history.summary(one) for one in history.every(home)]
     if as_json:
-        emit(found)
+        emit([one.as_json() for one in found])
     else:
         table(
             ("ID", "TURNS", "BEGINS WITH"),
-            ((f["id"], f["turns"], f.get("problem") or f["title"] or f["first"]) for f in found),
+            ((f.id, f.turns, f.problem or f.title or f.first) for f in found),
         )
 
 

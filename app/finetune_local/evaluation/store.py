@@ -87,6 +87,37 @@ class SavedRow:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What an evaluation found, for lists. `metric` is the verdict's; `measured` has every metric of each condition that was run.
+
+    `created_time` is in seconds since the epoch.
+    """
+
+    evaluation: str
+    created_time: float
+    rows: int
+    metric: str
+    verdict: str
+    measured: Mapping[str, Mapping[str, Interval]]
+
+    def as_json(self) -> dict[str, object]:
+        """For `adapters --json` and lists; None for a condition that was not run."""
+        return {
+            "evaluation": self.evaluation,
+            "created_time": self.created_time,
+            "rows": self.rows,
+            "metric": self.metric,
+            "verdict": self.verdict,
+            **{
+                name: {key: one.as_json() for key, one in self.measured[name].items()}
+                if name in self.measured
+                else None
+                for name in CONDITIONS
+            },
+        }
+
+
+@dataclass(frozen=True)
 class Saved:
     """An evaluation by its folder."""
 
@@ -99,8 +130,14 @@ class Saved:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """result.json. Raises SpecError where it is damaged."""
-        return _read(self.folder / RESULT)
+        """The content of result.json. Raises SpecError if it is damaged."""
+        file = self.folder / RESULT
+        try:
+            return carried(read_json_object(file))
+        except (OSError, ForeignTextError) as error:
+            raise SpecError(
+                msg("{file}: cannot be read ({error}). Remove it and evaluate again.", file=file, error=error)
+            ) from None
 
     @cached_property
     def rows(self) -> list[SavedRow]:
@@ -124,7 +161,7 @@ class Saved:
             _Result.model_validate(self.result)
             for condition in self.conditions():
                 self.intervals(condition)[self.result["metric"]]
-            scores_in(self)
+            self.scores()
         except SpecError as error:
             return message_of(error)
         except ValidationError as error:
@@ -163,6 +200,12 @@ class Saved:
         measured, loss = self.result[condition], loss_metric().key
         found = {loss: measured[f"{loss}_interval"]} | {key: measured[key] for key in text_metrics() if key in measured}
         return {key: Interval(*(float(one[end]) for end in ("mean", "low", "high"))) for key, one in found.items()}
+
+    def scores(self) -> Scores:
+        """What the evaluation found. Raises SpecError, KeyError, TypeError, ValueError if it is damaged."""
+        result = self.result
+        measured = {name: self.intervals(name) for name in self.conditions()}
+        return Scores(self.name, self.created, result["rows"], result["metric"], result["verdict"]["text"], measured)
 
     def metrics(self) -> list[Metric]:
         """The metrics that were measured: an older version may not have had all of them."""
@@ -243,32 +286,6 @@ def put_back(removed: Removed, home: Home) -> Saved:
     return Saved(trash.put_back(removed, target))
 
 
-def scores_of(home: Home, adapter: str) -> dict[str, Any] | None:
-    """What the newest evaluation of an adapter found, for lists; None where it was never evaluated.
-
-    evaluation (its name), created_time, rows, metric (the verdict's), verdict (a sentence), and per condition that was run
-    ("base", "few_shot", "tuned"; else None) its loss, exact, contains and f1, each {"mean", "low", "high"}.
-    """
-    newest = next(iter(every(home, adapter)), None)
-    return scores_in(newest) if newest is not None else None
-
-
-def scores_in(saved: Saved) -> dict[str, Any]:
-    """As scores_of(), of one evaluation. Raises SpecError, KeyError, TypeError where it is damaged."""
-    result, ran = saved.result, saved.conditions()
-    return {
-        "evaluation": saved.name,
-        "created_time": saved.created,
-        "rows": result["rows"],
-        "metric": result["metric"],
-        "verdict": result["verdict"]["text"],
-        **{
-            name: {key: one.as_json() for key, one in saved.intervals(name).items()} if name in ran else None
-            for name in CONDITIONS
-        },
-    }
-
-
 def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
     """Give the evaluations of a renamed adapter its new name. Raises RunError, DiskFull."""
     for saved in every(home, old):
@@ -277,15 +294,6 @@ def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
         target = _new_folder(home, new)
         target.rmdir()
         trash.moved(saved.folder, target)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return carried(read_json_object(file))
-    except (OSError, ForeignTextError) as error:
-        raise SpecError(
-            msg("{file}: cannot be read ({error}). Remove it and evaluate again.", file=file, error=error)
-        ) from None
 
 
 def _new_folder(home: Home, name: str) -> Path:

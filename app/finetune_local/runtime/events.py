@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import UnionType
@@ -32,7 +32,12 @@ class Event:
 
     def as_json(self) -> dict[str, Any]:
         """The line of events.jsonl: the fields, and the kind under "event"."""
-        return {"event": self.kind, **vars(self)}  # the values are plain; asdict() would copy each of them
+        values = {"event": self.kind, **vars(self)}  # the values are plain; asdict() would copy each of them
+        return {name: value for name, value in values.items() if name not in self._omitted()}
+
+    def _omitted(self) -> Collection[str]:
+        """Names of fields that this event's line does not have."""
+        return ()
 
 
 _CHOSEN = ("setting", "value", "replaced", "reason")
@@ -65,9 +70,8 @@ class Note(Event):
             )
         return cls(text=text, setting=setting, value=value, replaced=replaced, reason=reason)
 
-    def as_json(self) -> dict[str, Any]:
-        """See Event. The fields of an automatic value are omitted if the note is about something else."""
-        return {key: value for key, value in super().as_json().items() if key not in _CHOSEN or self.setting}
+    def _omitted(self) -> Collection[str]:
+        return () if self.setting else _CHOSEN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,10 +71,8 @@ class Validation(Event):
     best: bool
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        """See Event."""
-        values = super().as_json()
-        return values if self.metrics else {key: value for key, value in values.items() if key != "metrics"}
+    def _omitted(self) -> Collection[str]:
+        return () if self.metrics else ("metrics",)
 
 
 @dataclass(frozen=True, kw_only=True)

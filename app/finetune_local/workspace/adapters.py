@@ -22,30 +22,30 @@ class Shelf:
 
     def __init__(self, home: Home) -> None:
         self._home, self._library = home, Library(home)
-        self._known: dict[str, tuple[object, str | None, dict[str, Any] | None]] = {}
+        self._known: dict[str, tuple[object, str | None, store.Scores | None]] = {}
 
     def listing(self) -> list[dict[str, Any]]:
-        """As Library.listing(), each with "scores" from its newest evaluation (store.scores_in), or None."""
-        scores = self._scores()
+        """As Library.listing(), each with "scores" from its newest evaluation (Scores.as_json), or None."""
+        scores = {adapter: found.as_json() for adapter, found in self._scores().items()}
         return [{**facts, "scores": scores.get(facts["name"])} for facts in self._library.listing()]
 
-    def _scores(self) -> dict[str, dict[str, Any]]:
+    def _scores(self) -> dict[str, store.Scores]:
         place = self._home.evaluations
-        found: dict[str, tuple[object, str | None, dict[str, Any] | None]] = {}
+        found: dict[str, tuple[object, str | None, store.Scores | None]] = {}
         for name in os.listdir(place):  # noqa: PTH208 - no Path is made for what has not changed
             now, known = stamp(place, f"{name}/{store.RESULT}"), self._known.get(name)
             found[name] = known if known is not None and known[0] == now else (now, *_read(store.Saved(place / name)))
         self._known = found
-        newest: dict[str, dict[str, Any]] = {}
+        newest: dict[str, store.Scores] = {}
         for _, adapter, scores in found.values():
-            if adapter and scores and scores["created_time"] >= newest.get(adapter, scores)["created_time"]:
+            if adapter and scores and scores.created_time >= newest.get(adapter, scores).created_time:
                 newest[adapter] = scores
         return newest
 
 
-def _read(saved: store.Saved) -> tuple[str | None, dict[str, Any] | None]:
+def _read(saved: store.Saved) -> tuple[str | None, store.Scores | None]:
     """The adapter and the scores of an evaluation; None for a damaged one, or one that is being written."""
-    return (saved.adapter, store.scores_in(saved)) if saved.problem is None else (None, None)
+    return (saved.adapter, saved.scores()) if saved.problem is None else (None, None)
 
 
 def rename_adapter(name: str, new: str, home: Home) -> Entry:

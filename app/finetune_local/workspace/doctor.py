@@ -1,18 +1,19 @@
-"""What this machine has, which backend would be used and why, and what to install for more. Works with no backend at all."""
+"""Report what this machine has, which backend would be used and why, and what to install. Works without any backend."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_local import __version__
-from finetune_local.system.messages import Message, message_of, msg
+from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 
 if TYPE_CHECKING:
     from finetune_local.backend import Backend
-    from finetune_local.system.machine import Machine
+    from finetune_local.system.machine import Card, Machine
 
 LIBRARIES = (
     "transformers",
@@ -28,78 +29,127 @@ LIBRARIES = (
 ENOUGH_DISK, ENOUGH_MEMORY = 5_000_000_000, 4_000_000_000
 
 
-def examine(wanted: str, home: Home) -> dict[str, Any]:
-    """Everything `doctor --json` prints."""
+@dataclass(frozen=True)
+class FoundDevice:
+    """A device, and the key of the backend that can use it; see backend.Device."""
+
+    backend: str
+    id: str
+    kind: str
+    name: str
+    memory_bytes: int
+    fast_bf16: bool
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """What one backend has here; `missing` is the reason why it cannot be used, None if it can."""
+
+    missing: str | None
+    versions: Mapping[str, str]
+    devices: list[FoundDevice] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MachineReport:
+    """What `doctor` reports; field names are the keys of `doctor --json`. Sizes are in bytes.
+
+    `backend` is the one that would be used (None: none can be), and `why` the reason.
+    """
+
+    backend: str | None
+    why: str
+    devices: list[FoundDevice]
+    memory_bytes: int
+    memory_free_bytes: int
+    home: str
+    home_open_to_others: list[str]
+    disk_free_bytes: int
+    system: str
+    processors: int
+    nvidia_cards: list[Card]
+    versions: Mapping[str, str]
+    backends: Mapping[str, BackendReport]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, object]:
+        """What `doctor --json` prints."""
+        return asdict(self)
+
+
+def examine(requested: str, home: Home) -> MachineReport:
+    """Examine this machine; `requested` is a backend's key, or "auto"."""
     from finetune_local.backend import backends, choose
     from finetune_local.system.errors import SpecError
     from finetune_local.system.files import free_bytes
     from finetune_local.system.machine import library_versions, machine
 
     found = machine()
-    looked = {name: _look(backend) for name, backend in backends().items()}
+    reports = {name: _examine_backend(backend) for name, backend in backends().items()}
     try:
-        chosen, reason = choose(wanted)
+        chosen, reason = choose(requested)
         name: str | None = chosen.name
         why = msg("{backend}: {reason}", backend=chosen.name, reason=reason)
-    except (SpecError, ImportError, OSError, RuntimeError) as error:  # none installed, or one that does not load
+    except (SpecError, ImportError, OSError, RuntimeError) as error:  # not installed, or does not load
         name, why = None, message_of(error)
     versions = {"finetune-local": __version__, "python": found.python, **library_versions(LIBRARIES)}
     free, left_open = free_bytes(home.root), home.open_to_others()
-    return {
-        "backend": name,
-        "why": why,
-        "devices": [device for facts in looked.values() for device in facts["devices"]],
-        "memory_bytes": found.memory_bytes,
-        "memory_free_bytes": found.memory_free_bytes,
-        "home": str(home.root),
-        "home_open_to_others": [str(place) for place in left_open],
-        "disk_free_bytes": free,
-        "system": f"{found.system} on {found.architecture}",
-        "processors": found.processors,
-        "nvidia_cards": [asdict(card) for card in found.cards],
-        "versions": versions | {k: v for facts in looked.values() for k, v in facts["versions"].items()},
-        "backends": looked,
-        "notes": [note for facts in looked.values() for note in facts["notes"]]
-        + _notes(found, looked, versions, free, left_open),
-    }
+    return MachineReport(
+        backend=name,
+        why=why,
+        devices=[device for report in reports.values() for device in report.devices],
+        memory_bytes=found.memory_bytes,
+        memory_free_bytes=found.memory_free_bytes,
+        home=str(home.root),
+        home_open_to_others=[str(place) for place in left_open],
+        disk_free_bytes=free,
+        system=f"{found.system} on {found.architecture}",
+        processors=found.processors,
+        nvidia_cards=list(found.cards),
+        versions=versions | {k: v for report in reports.values() for k, v in report.versions.items()},
+        backends=reports,
+        notes=[note for report in reports.values() for note in report.notes]
+        + _notes(found, reports, versions, free, left_open),
+    )
 
 
-def _look(backend: Backend) -> dict[str, Any]:
-    """One backend; a broken installation (a library that does not load) is told, not raised."""
-    missing = backend.missing()
-    facts: dict[str, Any] = {"missing": missing, "versions": backend.versions(), "devices": [], "notes": []}
+def _examine_backend(backend: Backend) -> BackendReport:
+    """Examine one backend. A broken installation (a library that does not load) is reported, not raised."""
+    missing, versions = backend.missing(), backend.versions()
     if missing is not None:
-        return facts
+        return BackendReport(missing, versions)
     try:
-        facts["devices"] = [{"backend": backend.name, **asdict(device)} for device in backend.devices()]
-        facts["notes"] = backend.notes()
+        devices = [FoundDevice(backend.name, **asdict(device)) for device in backend.devices()]
+        return BackendReport(None, versions, devices, list(backend.notes()))
     except (ImportError, OSError, RuntimeError) as error:
-        facts["missing"] = msg("it is installed but does not work: {error}", error=error)
-    return facts
+        return BackendReport(msg("it is installed but does not work: {error}", error=error), versions)
 
 
 def _notes(
-    found: Machine, looked: dict[str, dict[str, Any]], versions: dict[str, str], free: int, left_open: list[Path]
-) -> list[Message]:
-    said = []
-    kinds = {device["kind"] for facts in looked.values() for device in facts["devices"]}
-    if found.cards and "cuda" not in kinds and not looked.get("torch", {}).get("notes"):
-        said.append(
+    found: Machine, reports: Mapping[str, BackendReport], versions: Mapping[str, str], free: int, left_open: list[Path]
+) -> list[str]:
+    """Advice: what to install, disk and memory that are short, a home that others can read."""
+    notes: list[str] = []
+    kinds = {device.kind for report in reports.values() for device in report.devices}
+    torch = reports.get("torch")
+    if found.cards and "cuda" not in kinds and not (torch and torch.notes):
+        notes.append(
             msg(
                 "There is an NVIDIA card ({card}), but no backend uses it. Install: pip install 'finetune-local[cuda]'",
                 card=found.cards[0].name,
             )
         )
     if found.apple_silicon and "metal" not in kinds:
-        said.append(msg("This Mac has a GPU that MLX can use. Install: pip install 'finetune-local[mlx]'"))
+        notes.append(msg("This Mac has a GPU that MLX can use. Install: pip install 'finetune-local[mlx]'"))
     if free < ENOUGH_DISK:
-        said.append(
+        notes.append(
             msg(
                 "Only {size} are free on the disk with models and runs. Free some space, or choose another --home.",
                 size=_size(free),
             )
         )
-    said += [
+    notes += [
         msg(
             "Other users of this machine can read {place}: its disk does not support file permissions, or it "
             "belongs to another user. Choose another --home.",
@@ -108,10 +158,12 @@ def _notes(
         for place in left_open
     ]
     if found.memory_bytes < ENOUGH_MEMORY:
-        said.append(msg("With {size} of memory only very small models can be trained.", size=_size(found.memory_bytes)))
+        notes.append(
+            msg("With {size} of memory only very small models can be trained.", size=_size(found.memory_bytes))
+        )
     if "xllamacpp" not in versions:
-        said.append(msg("GGUF exports are verified by running them in xllamacpp. Install: pip install xllamacpp"))
-    return said
+        notes.append(msg("GGUF exports are verified by running them in xllamacpp. Install: pip install xllamacpp"))
+    return notes
 
 
 def _size(count: int) -> str:

@@ -114,10 +114,10 @@ def attempt(prepared: Good, draw: random.Random, folder: Path) -> None:
         + [(one.name, one.problem) for one in jobs.damaged(home)],
         "running": [one.name for one in jobs.running(home)] + [one.name for one in runs.running(home)],
         "evaluations": [
-            (one.name, store.scores_in(one), one.intervals("base")) for one in store.every(home) if one.conditions()
+            (one.name, one.scores().as_json(), one.intervals("base")) for one in store.every(home) if one.conditions()
         ]
         + [(one.name, one.problem) for one in store.damaged(home)],
-        "chats": [history.summary(one) for one in history.every(home)],
+        "chats": [history.summary(one).as_json() for one in history.every(home)],
         "listed": [vars(one) for one in conversations.listed(home)]
         + [vars(one) for one in conversations.damaged(home)],
         "trash": [vars(one) for one in trash.every(home)] + [vars(one) for one in trash.damaged(home)],

@@ -37,7 +37,7 @@ def test_a_renamed_conversation_keeps_its_place(home: paths.Home) -> None:
     os.utime(first.path, (1000, 1000))
     conversations.rename(home, first.id, "ancient")
     assert [one.name for one in conversations.listed(home)] == ["two", "ancient"]
-    assert history.summary(first)["title"] == "ancient"
+    assert history.summary(first).title == "ancient"
     assert second.path.exists()
 
 

@@ -68,9 +68,9 @@ def test_the_last_conversation_is_the_one_last_spoken_in(home: paths.Home) -> No
     with pytest.raises(SpecError, match="Did you mean"):
         history.find(home, first.id[:-1] + "x")
     told = {"id": first.id, "title": None, "model": "m", "adapter": None, "turns": 1, "first": "one"}
-    assert history.summary(first) == told
+    assert history.summary(first).as_json() == told
     first.append({"role": "assistant", "content": "1", "adapter": "诗人"})
-    assert history.summary(first)["adapter"] == "诗人"
+    assert history.summary(first).adapter == "诗人"
 
 
 def test_the_file_is_json_lines_in_readable_text(home: paths.Home) -> None:

@@ -55,15 +55,15 @@ def test_what_was_measured_is_found_again(opened: Opened, held_out: Path) -> Non
 
 
 def test_the_library_gets_the_newest_of_an_adapter(opened: Opened, held_out: Path) -> None:
-    assert store.scores_of(opened.home, "mine") is None
+    assert store.every(opened.home, "mine") == []
     kept(opened, held_out)
     kept(opened, held_out, limit=5)
     opened.adapters["mine-1"] = opened.adapters["mine"]  # a name that begins as another's evaluations do
-    scores = store.scores_of(opened.home, "mine")
-    assert scores is not None and (scores["evaluation"], scores["rows"]) == ("mine-2", 5)
-    assert scores["tuned"]["exact"]["mean"] == 1.0 and scores["base"]["exact"]["low"] >= 0.0
-    assert "fine-tune helped" in scores["verdict"]
-    assert store.scores_of(opened.home, "mine-1") is None
+    scores = store.every(opened.home, "mine")[0].scores()
+    assert (scores.evaluation, scores.rows) == ("mine-2", 5)
+    assert scores.measured["tuned"]["exact"].mean == 1.0 and scores.measured["base"]["exact"].low >= 0.0
+    assert "fine-tune helped" in scores.verdict
+    assert store.every(opened.home, "mine-1") == []
     assert [saved.name for saved in store.every(opened.home)] == ["mine-2", "mine-1"]
 
 

@@ -166,10 +166,10 @@ def test_doctor_says_what_lies_idle(monkeypatch: pytest.MonkeyPatch, home: Home)
     poor = dataclasses.replace(here, cards=(card,), memory_bytes=2 << 30)
     monkeypatch.setattr(machine, "machine", lambda: poor)
     monkeypatch.setattr(files, "free_bytes", lambda _: 1_000_000_000)
-    said = " ".join(doctor.examine("auto", home)["notes"])
+    said = " ".join(doctor.examine("auto", home).notes)
     assert "Only 1.0 GB are free" in said
     assert "very small models" in said
     assert "NVIDIA card (RTX 4090), but no backend uses it" in said
     mac = dataclasses.replace(here, system="macOS 15.1", architecture="arm64")
     monkeypatch.setattr(machine, "machine", lambda: mac)
-    assert "finetune-local[mlx]" in " ".join(doctor.examine("auto", home)["notes"])
+    assert "finetune-local[mlx]" in " ".join(doctor.examine("auto", home).notes)

@@ -109,8 +109,7 @@ def test_the_list_has_the_newest_scores_and_they_follow_a_new_name(home: Home, t
     shelf.rename_adapter("old", "new", home)
     scores = {facts["name"]: facts["scores"] for facts in known.listing()}
     assert scores["new"]["verdict"] == "2" and scores["new"]["tuned"]["exact"]["mean"] == 0.9
-    found = store.scores_of(home, "new")
-    assert found is not None and found["verdict"] == "2" and store.scores_of(home, "old") is None
+    assert store.every(home, "new")[0].scores().verdict == "2" and store.every(home, "old") == []
 
 
 def test_several_go_together_or_not_at_all(home: Home, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

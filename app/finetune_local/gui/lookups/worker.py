@@ -42,7 +42,7 @@ def machine(request: RpcRequest, home: Home) -> Mapping[str, Any]:
     """This machine as `doctor --json` reports it, and "flops": fp32 operations per second of its processors."""
     from finetune_local.workspace.doctor import examine
 
-    return {**examine(str(request.values.get("backend", "auto")), home), "flops": _flops()}
+    return {**examine(str(request.values.get("backend", "auto")), home).as_json(), "flops": _flops()}
 
 
 def offers(request: RpcRequest, home: Home) -> Mapping[str, Any]:
