@@ -82,12 +82,9 @@ EXCEPTIONS = {
 
 LIMITS: dict[str, int] = {
     "app/finetune_local/chat": 6,
-    "app/finetune_local/evaluation": 1,
     "app/finetune_local/gui": 31,
     "app/finetune_local/inference": 4,
-    "app/finetune_local/runtime": 7,
     "app/finetune_local/training": 3,
-    "app/finetune_local/workspace": 2,
 }
 
 

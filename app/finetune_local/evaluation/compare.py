@@ -1,4 +1,8 @@
-"""Base, few-shot base and tuned model on the same rows: losses, answers, intervals."""
+"""Compare base, few-shot base and tuned model on the same rows: losses, answers, confidence intervals.
+
+Intervals are by the percentile bootstrap over rows (Efron 1979). With few rows they are rough, and if all rows are equal they have no
+width, so the number of rows is shown beside them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -33,18 +37,18 @@ class Interval:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether zero cannot be ruled out."""
+        """Whether the interval includes zero."""
         return self.low <= 0 <= self.high
 
     def as_json(self) -> dict[str, float]:
-        """{"mean", "low", "high"}, to six digits after the point."""
+        """{"mean", "low", "high"}, rounded to six decimals."""
         return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
 
 
 def interval(values: Values, weights: Values | None = None, seed: int = 0) -> Interval:
-    """The mean of one value per row, (n,), and its interval.
+    """The mean of `values` (rows,) and its bootstrap interval; deterministic given the seed.
 
-    With `weights` (n,) it is Σ value·weight / Σ weight: rows are drawn, and a row counts by its weight (its tokens).
+    With `weights` (rows,) the mean is Σ value·weight / Σ weight; rows are resampled uniformly and keep their weights.
     """
     weight = np.ones(len(values)) if weights is None else weights
     total = values * weight
@@ -54,28 +58,28 @@ def interval(values: Values, weights: Values | None = None, seed: int = 0) -> In
 
 
 def difference(first: Values, second: Values, weights: Values | None = None, seed: int = 0) -> Interval:
-    """The mean of `second` − `first` on the same rows, and its interval: paired, so that the variance between rows cancels out."""
+    """The mean of `second` − `first` (rows,) and its interval. Paired, so the variance between rows cancels."""
     return interval(second - first, weights, seed)
 
 
 def _draws(rows: int, seed: int) -> Iterator[npt.NDArray[np.int32]]:
-    """The rows drawn in each resample, (some, rows), in pieces that fit into memory."""
+    """Row indices of the resamples, (resamples, rows), in pieces that fit into memory."""
     rng = np.random.default_rng(seed)
     piece = max(1, min(RESAMPLES, 4_000_000 // max(1, rows)))
     for start in range(0, RESAMPLES, piece):
         yield rng.integers(0, rows, (min(piece, RESAMPLES - start), rows), dtype=np.int32)
 
 
-SCORE_TOKENS = 2048  # with padding, in one batch of scoring
+SCORE_TOKENS = 2048  # per batch, padding included
 MOST_ANSWER_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One model on all rows.
+    """The results of one model on all rows.
 
-    `nll` (rows,) is the summed −log p of each reference in nats, `counts` (rows,) its tokens, `scores` each text metric (rows,)
-    of the answers; `seconds` is how long scoring and answering took.
+    `nll` (rows,) is the summed −log p of each reference in nats, `counts` (rows,) its number of tokens, `scores` each text metric
+    (rows,) of the answers; `seconds` is the time for scoring and answering.
     """
 
     name: str
@@ -87,24 +91,24 @@ class Condition:
 
     @property
     def loss_per_row(self) -> npt.NDArray[np.float64]:
-        """Mean −log p per token of each row's reference, in nats, (rows,)."""
+        """Mean −log p per token of each reference, in nats, (rows,)."""
         return self.nll / self.counts
 
     def values(self, metric: Metric) -> npt.NDArray[np.float64]:
-        """One metric of each row, (rows,)."""
+        """A metric's value for each row, (rows,)."""
         return self.loss_per_row if metric.is_loss else self.scores[metric.key]
 
     def weights(self, metric: Metric) -> npt.NDArray[np.float64] | None:
-        """How much each row counts in the mean of a metric, (rows,): by its tokens for the loss; None for all alike."""
+        """Weights of the rows in a metric's mean, (rows,): number of tokens for the loss; None for equal weights."""
         return self.counts if metric.is_loss else None
 
     def summary(self, seed: int) -> dict[str, Interval]:
-        """The mean of every metric with its interval; the loss is per supervised token."""
+        """Every metric's mean with its interval; the loss is per supervised token."""
         order = [loss_metric(), *text_metrics().values()]
         return {one.key: interval(self.values(one), self.weights(one), seed) for one in order}
 
     def row_json(self, index: int) -> dict[str, object]:
-        """The answer to one row with its metrics, for the file of answers."""
+        """The answer to one row and its metrics, as in rows.jsonl."""
         order = [loss_metric(), *text_metrics().values()]
         return {
             "answer": self.answers[index],
@@ -114,8 +118,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All conditions on the same rows; `few_shot` and `tuned` are None where they were not run. `shortened` counts rows with fewer
-    examples in the prompt than the others, because prompt and answer had to fit into the context.
+    """All conditions on the same rows; `few_shot` and `tuned` are None if they were not run.
+
+    `shortened` counts rows that got fewer examples than the others, so that prompt and answer fit into the context.
     """
 
     rows: list[Row]
@@ -129,7 +134,7 @@ class Comparison:
         return [c for c in (self.base, self.few_shot, self.tuned) if c is not None]
 
     def row_json(self, index: int) -> dict[str, object]:
-        """One row with every answer, for the file of answers."""
+        """One row with every answer, as in rows.jsonl."""
         row = self.rows[index]
         return {
             "file": row.source.file,
@@ -150,13 +155,13 @@ def run(
     max_tokens: int | None = None,
     progress: Callable[[str, float], None] = lambda _name, _done: None,
 ) -> Comparison:
-    """Run every condition. `progress` is called with a condition and the share of the whole that is done. Raises RowRejected, OutOfMemory.
+    """Run every condition. `progress` receives a condition's name and the share of all work that is done.
 
-    The tuned model is prompted and scored with its adapter's tokenizer and template, the base with the base's.
-    Without `max_tokens` an answer may be twice as long as the longest reference.
+    The tuned model is prompted and scored with its adapter's tokenizer and template, the base with its own. Without `max_tokens`
+    answers are limited to twice the longest reference. Raises RowRejected, OutOfMemory.
     """
     opened.activate(adapter)
-    # The same for all conditions, so that all answer the same rows.
+    # One limit for all conditions, so that all answer the same rows.
     context = opened.model.context_length - opened.session.virtual_tokens
     own, tokenizer = opened.tokenizer_of(adapter), opened.tokenizer_of(None)
     plain = [encode_row(row, (), tokenizer, template, context, 1) for row in rows]
@@ -196,7 +201,7 @@ def _condition(
     report: Callable[[float], None],
 ) -> Condition:
     started = time.monotonic()
-    count, scoring = len(rows), 0.25  # of the work; answering takes the rest
+    count, scoring = len(rows), 0.25  # share of the work that is scoring; the rest is answering
     nll, done = np.zeros(count), 0
     for indices, values in score(opened.session, encoded):
         nll[indices] = values
@@ -219,7 +224,7 @@ def _condition(
 
 
 def _bare(text: str, row: Row, cut: bool) -> str:
-    """An answer without the thoughts before it, and (`cut`) without a further example that the base invents."""
+    """An answer without its thinking and, with `cut`, without further examples that a base makes up after it."""
     if "</think>" not in row.reference:
         text = text.rpartition("</think>")[2]
     if cut and EXAMPLE_END not in row.reference:
@@ -228,7 +233,7 @@ def _bare(text: str, row: Row, cut: bool) -> str:
 
 
 def score(session: Session, encoded: Sequence[EncodedRow]) -> Iterator[tuple[list[int], list[float]]]:
-    """Summed −log p of each row's scored tokens: indices and values, in batches of similar length."""
+    """Yield row indices with their summed −log p over scored tokens, in nats, in batches of similar length."""
     rows = Rows([StoredRow(one.ids, one.mask) for one in encoded])
     for chosen, batch in batches_for_scoring(rows, list(range(len(encoded))), SCORE_TOKENS):
         sums = np.zeros(len(chosen))

@@ -1,4 +1,4 @@
-"""One evaluation by names, from opening the model to the folder on disk: the verb and the window's job both run it."""
+"""Run one evaluation, from opening the model to saving the result (for the verb and the job), and estimate it beforehand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from finetune_local.system.paths import Home
 
 @dataclass(frozen=True)
 class Done:
-    """A finished evaluation, and where it is kept."""
+    """A finished evaluation and its saved copy."""
 
     evaluation: Evaluation
     saved: store.Saved
@@ -42,7 +42,7 @@ def run(
     opening: Callable[[str, float | None], None] = lambda _what, _done: None,
     progress: Callable[[str, float], None] = lambda _name, _done: None,
 ) -> Done:
-    """Evaluate, and keep the result. `opening` reports how far the model is loaded, `progress` the condition and the share of the whole.
+    """Evaluate and save the result. `opening` reports loading, `progress` the condition and the share of all work that is done.
 
     Raises SpecError, DataError, ModelError, AdapterError, Unsupported, OutOfMemory, DiskFull.
     """
@@ -56,11 +56,11 @@ def run(
 
 
 MOST_COUNTED = 1000
-"""Rows of a file that are counted at most."""
+"""A file's rows are counted up to this number."""
 
 
 def rows_of(adapter: Path | None, files: Sequence[Path], limit: int | None) -> tuple[int | None, bool]:
-    """How many rows would be evaluated, and whether a file has more than that. Raises DataError, AdapterError."""
+    """The number of rows that would be evaluated (None: unknown), and whether the file may have more. Raises DataError, AdapterError."""
     run = run_folder(adapter) if adapter is not None else None
     if files:
         settings = reading(run_tables(adapter).get("data", {}) if adapter is not None else {})
@@ -73,10 +73,9 @@ def rows_of(adapter: Path | None, files: Sequence[Path], limit: int | None) -> t
 
 
 def seconds_of(home: Home, model: str, rows: int | None, few_shot: int, *, tuned: bool) -> float | None:
-    """Seconds that an evaluation of a model (by its name) will take; None where it was never evaluated.
+    """Estimated seconds to evaluate a model (by its name); None if it was never evaluated.
 
-    The newest evaluation gives the seconds per row under each condition; those of the few-shot base are scaled by the number of
-    examples.
+    Seconds per row and condition are those of its newest evaluation; for the few-shot base they are scaled by the number of examples.
     """
     if rows is None:
         return None
@@ -88,9 +87,10 @@ def seconds_of(home: Home, model: str, rows: int | None, few_shot: int, *, tuned
             continue
         base = spent["base"] / before
         shown = int(result.get("examples") or 0)
-        asked = base * (1 + few_shot)  # a guess, where no evaluation had examples
+        prompted = base * (1 + few_shot)  # a guess, if the evaluation had no examples
         if spent.get("few_shot") and shown:
-            asked = spent["few_shot"] / before * (1 + few_shot) / (1 + shown)
-        each = base + (asked if few_shot else 0.0) + ((spent.get("tuned") or spent["base"]) / before if tuned else 0.0)
+            prompted = spent["few_shot"] / before * (1 + few_shot) / (1 + shown)
+        adapted = (spent.get("tuned") or spent["base"]) / before
+        each = base + (prompted if few_shot else 0.0) + (adapted if tuned else 0.0)
         return spent.get("loading", 0.0) + rows * each
     return None

@@ -1,7 +1,7 @@
-"""Examples for the few-shot base: the same base with k training rows in its prompt.
+"""Draw examples for the few-shot base: the base with k solved rows in its prompt.
 
-They are drawn from a file that the user names, else from the data that the adapter was trained on, else from the evaluated rows
-themselves, which are then not scored.
+They come from a file that the user names, else from the adapter's training data, else from the evaluated rows, which are then not
+scored.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg
 
 POOL = 2000
-"""Rows at the start of a file that examples are drawn from."""
+"""Examples are drawn from this many rows at the start of a file."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples, the rows that are scored, and where the examples come from, in words."""
+    """The examples, the rows to score, and a phrase for the examples' source."""
 
     shown: list[Row]
     scored: list[Row]
@@ -32,7 +32,7 @@ class Examples:
 
 
 def draw(rows: Sequence[Row], count: int, seed: int, file: Path | None, adapter: Path | None) -> Examples:
-    """Draw `count` examples by the seed; none of them is among the scored rows. Raises SpecError, DataError."""
+    """Draw `count` examples that are not among the scored rows; deterministic given the seed. Raises SpecError, DataError."""
     from finetune_local.data.readers.read import read, reading
 
     if count == 0:

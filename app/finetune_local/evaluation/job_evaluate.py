@@ -1,4 +1,4 @@
-"""Job kind: what `evaluate` does. A stopped evaluation keeps nothing."""
+"""Job kind: an evaluation, as `evaluate` runs it. A stopped one saves nothing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from finetune_local.system.paths import Home
 def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[str, Any]:
     """`arguments`: model, adapter, backend, precision, and the fields of Choices as plain JSON; all are optional.
 
-    Progress reports the loading of the model, then each condition's name. The result has evaluation (its name), folder, verdict
-    and rows. Raises what evaluate() raises.
+    Progress reports loading, then each condition's name. The result has evaluation (its name), folder, verdict and rows. Raises what
+    evaluate.run() raises.
     """
     from finetune_local.evaluation.evaluate import run as evaluate
 
-    given = dict(arguments)
-    named = {key: given.pop(key, None) for key in ("model", "adapter", "precision")}
-    backend = str(given.pop("backend", None) or "auto")
+    options = dict(arguments)
+    named = {key: options.pop(key, None) for key in ("model", "adapter", "precision")}
+    backend = str(options.pop("backend", None) or "auto")
     try:
-        choices = choices_of(given)
+        choices = choices_of(options)
     except TypeError as error:
         raise SpecError(msg("these evaluation settings cannot be used: {reason}.", reason=error)) from None
     report(msg("loading the model"))
@@ -49,9 +49,9 @@ def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[s
     }
 
 
-def choices_of(given: Mapping[str, Any]) -> Choices:
+def choices_of(options: Mapping[str, Any]) -> Choices:
     """Choices from plain JSON. Raises TypeError for an unknown name."""
-    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    values: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     values |= {key: tuple(values[key]) for key in ("columns", "scrub") if key in values}
     values |= {"data": tuple(Path(name) for name in values.get("data", ()))}
     if "examples" in values:

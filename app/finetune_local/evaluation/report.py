@@ -1,4 +1,7 @@
-"""One evaluation from the user's choices to the result: rows found, examples drawn, conditions run, verdict given."""
+"""One evaluation, from the user's choices to the result: collect rows, draw examples, run the conditions, judge.
+
+The verdict is a sentence on whether the fine-tune helped, by paired differences on the same rows.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ FEW_ROWS = 20
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict in sentences, the main one first, and how much better tuned is than base and few-shot base in the chosen metric."""
+    """The verdict's sentences, the main one first, and the tuned model's gain over base and few-shot base in the chosen metric."""
 
     sentences: tuple[str, ...]
     over_base: Interval | None
@@ -34,7 +37,7 @@ class Verdict:
 
     @property
     def text(self) -> Message:
-        """All sentences as one text."""
+        """All sentences."""
         return join_messages(" ", self.sentences)
 
     def as_json(self) -> dict[str, Any]:
@@ -48,7 +51,7 @@ class Verdict:
 
 
 def judge(comparison: Comparison, metric: Metric, seed: int) -> Verdict:
-    """Compare tuned with base and few-shot base in one metric, by paired bootstrap over the rows."""
+    """Compare the tuned model with base and few-shot base in one metric, by a paired bootstrap over the rows."""
     tuned, rows = comparison.tuned, len(comparison.rows)
     if tuned is None:
         return Verdict((msg("No adapter was evaluated, so there is no verdict."),), None, None)
@@ -66,7 +69,7 @@ def judge(comparison: Comparison, metric: Metric, seed: int) -> Verdict:
 
 
 def _difference(other: Condition, tuned: Condition, metric: Metric, seed: int) -> Interval:
-    """How much better tuned is: for the loss, how much lower."""
+    """The tuned model's gain; for the loss, its decrease."""
     sign = -1.0 if metric.is_loss else 1.0
     return difference(sign * other.values(metric), sign * tuned.values(metric), tuned.weights(metric), seed)
 
@@ -125,7 +128,7 @@ RUN_ROWS = 100
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user chose; None is automatic."""
+    """The user's choices; None is automatic."""
 
     data: tuple[Path, ...] = ()
     data_format: str | None = None
@@ -143,7 +146,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result. `examples` is the number in the few-shot base's prompt, `origin` where they come from, `rejected` the rejected rows."""
+    """The result. `examples` is their number in the few-shot prompt, `origin` their source, `rejected` the number of rejected rows."""
 
     comparison: compare.Comparison
     summaries: dict[str, dict[str, Interval]]
@@ -218,7 +221,7 @@ def evaluate(
 def _rows(
     opened: Opened, choices: Choices, adapter: Path | None, template: Template, note: Callable[[str], None]
 ) -> tuple[list[Row], int]:
-    """Rows to score (and, where examples come from them, a few more), and how many were rejected."""
+    """Rows to score (and a few more, in case the examples come from them), and the number of rejected ones."""
     from finetune_local.data.dataset.prepare import conversations
     from finetune_local.data.readers.read import read
 
@@ -272,19 +275,19 @@ def _rows(
 
 
 def _reading(choices: Choices, adapter: Path | None) -> DataSettings:
-    """How to read the files: as the user says, else as the adapter's run read its data."""
-    given = {
+    """How to read the files: by the user's choices, else as the adapter's run read its data."""
+    chosen = {
         "format": choices.data_format,
         "columns": choices.columns,
         "assistant": choices.assistant,
         "scrub": choices.scrub,
     }
     known = reading(run_tables(adapter).get("data", {}) if adapter is not None else {}).model_dump()
-    return parse(DataSettings, known | {name: value for name, value in given.items() if value}, msg("command line"))
+    return parse(DataSettings, known | {name: value for name, value in chosen.items() if value}, msg("command line"))
 
 
 def _trained_on(run: Path, files: tuple[Path, ...]) -> Path | None:
-    """The first of the files that the run was trained on, compared by content."""
+    """The first of the files, compared by content, that the run was trained on; None if there is none."""
     from finetune_local.data.dataset.prepare import open_prepared
 
     if not (run / "data" / "data.json").is_file():

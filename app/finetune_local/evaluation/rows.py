@@ -1,4 +1,4 @@
-"""Rows to evaluate on: a conversation whose last answer is the reference, and the ids a model is asked and scored with."""
+"""Rows to evaluate on: conversations whose last answer is the reference, their ids for a model, and suggestions for a chat."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST = 60
 
 @dataclass(frozen=True)
 class Example:
-    """A question that was not trained on, its system prompt ("" for none), and its reference answer."""
+    """A held-out question, suggested in a chat: with its system prompt ("" for none) and its reference answer."""
 
     question: str
     system: str
@@ -35,7 +35,7 @@ class Example:
 
 
 def examples(adapter: Path) -> tuple[Example, ...]:
-    """The examples of an adapter's folder; none where no run produced it, or its rows are not single questions."""
+    """Held-out questions of the run that produced an adapter; empty if there is no run or its rows are not single questions."""
     run = run_folder(adapter)
     data = run / "data" if run is not None else None
     return () if data is None else _read(data, stamp(data, CONVERSATIONS))
@@ -46,7 +46,7 @@ def _read(data: Path, _stamp: object) -> tuple[Example, ...]:
     try:
         rows, _ = collect(conversations(data, limit=MOST))
     except (DataError, OSError):
-        return ()  # only suggestions: a damaged file must not stop a chat
+        return ()  # these are suggestions: a damaged file must not stop a chat
     found = []
     for row in rows:
         turns = [message for message in row.prompt if message.role != "system"]
@@ -71,16 +71,16 @@ class Row:
 
     @property
     def key(self) -> tuple[tuple[str, str], ...]:
-        """Equal for rows with the same texts, wherever they come from."""
+        """Equal for rows with the same texts, whatever their source."""
         return (*((m.role, m.content) for m in self.prompt), ("assistant", self.reference))
 
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """A row as the model sees it.
+    """A row as ids.
 
-    prompt_ids end where the answer begins; ids (n,) int32 are the prompt with the reference, and mask (n,) bool marks the scored
-    ones; examples is the number of examples in the prompt.
+    `prompt_ids` end where the answer begins. `ids` (n,) are the prompt with the reference, and `mask` (n,) marks those that are
+    scored. `examples` is the number of examples in the prompt.
     """
 
     prompt_ids: list[int]
@@ -90,7 +90,7 @@ class EncodedRow:
 
 
 def row_of(conversation: Conversation) -> Row | Rejected:
-    """The row of a conversation, or the reason why it has none."""
+    """The row of a conversation, or why it has no reference to compare with."""
     last = max((i for i, m in enumerate(conversation.messages) if m.role == "assistant"), default=None)
     if last is None:
         what = msg("a plain text") if conversation.text is not None else msg("a conversation without an answer")
@@ -104,7 +104,7 @@ def row_of(conversation: Conversation) -> Row | Rejected:
 
 
 def collect(items: Iterable[Conversation | Rejected], limit: int | None = None) -> tuple[list[Row], list[Rejected]]:
-    """The first `limit` rows that can be evaluated, and the rejected ones among them."""
+    """The first `limit` rows that can be evaluated, and those rejected on the way."""
     rows: list[Row] = []
     rejected: list[Rejected] = []
     for item in items:
@@ -121,9 +121,9 @@ def collect(items: Iterable[Conversation | Rejected], limit: int | None = None) 
 def encode_row(
     row: Row, examples: Sequence[Row], tokenizer: Tokenizer, template: Template, context: int, answer_tokens: int
 ) -> EncodedRow:
-    """Encode a row with as many examples before it as leave room for `answer_tokens` in the context.
+    """Encode a row with as many examples as leave space for `answer_tokens` in the context; the first examples are dropped first.
 
-    Raises RowRejected where the row does not fit even without examples, or the template refuses it.
+    Raises RowRejected if the row does not fit even without examples, or the template rejects it.
     """
     for first in range(len(examples) + 1):
         shown = examples[first:]
@@ -144,7 +144,7 @@ def encode_row(
 def usable(
     rows: Iterable[Row], tokenizer: Tokenizer, template: Template, context: int
 ) -> tuple[list[Row], list[Rejected]]:
-    """The rows that the template accepts and that fit into the context, and the rejected ones."""
+    """Split rows into those that the template accepts and that fit into the context, and the rejected ones."""
     good: list[Row] = []
     bad: list[Rejected] = []
     for row in rows:
@@ -157,9 +157,9 @@ def usable(
 
 
 def with_examples(row: Row, examples: Sequence[Row], template: Template) -> tuple[Message, ...]:
-    """The question with examples before it as turns, after its own system prompt; those of the examples are dropped.
+    """The prompt of a row with examples as earlier turns. Only the row's system prompt is kept, not those of the examples.
 
-    In raw texts a blank line (EXAMPLE_END) ends each example.
+    In raw texts each example ends with a blank line (EXAMPLE_END).
     """
     system = row.prompt[:1] if row.prompt[0].role == "system" else ()
     turns: list[Message] = []
@@ -172,7 +172,7 @@ def with_examples(row: Row, examples: Sequence[Row], template: Template) -> tupl
 def _encode(row: Row, examples: Sequence[Row], tokenizer: Tokenizer, template: Template) -> EncodedRow:
     from finetune_local.data.encoding.encode import encode, prompt_ids
 
-    asked = tuple(replace(m, train=False) for m in with_examples(row, examples, template))
-    conversation = Conversation((*asked, Message("assistant", row.reference)), row.source)
+    prompt = tuple(replace(m, train=False) for m in with_examples(row, examples, template))
+    conversation = Conversation((*prompt, Message("assistant", row.reference)), row.source)
     (encoded,) = encode(conversation, tokenizer, template, max_length=2**30)
-    return EncodedRow(prompt_ids(asked, tokenizer, template), encoded.ids, encoded.mask, len(examples))
+    return EncodedRow(prompt_ids(prompt, tokenizer, template), encoded.ids, encoded.mask, len(examples))

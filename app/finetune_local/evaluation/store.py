@@ -1,7 +1,7 @@
-"""Evaluations on disk, one folder each in the home's evaluations: what was measured, every row with its answers, votes.
+"""Evaluations on disk: save, list, find, rename, remove and restore them. Each is a folder in the home's evaluations/.
 
-result.json    what `evaluate --json` prints, with model, adapter, choices, created and the seconds it took; written last
-rows.jsonl     a row per line: question, reference answer, and each condition's answer with its loss and its metrics
+result.json    what `evaluate --json` prints, plus model, adapter, choices, creation time and seconds; written last
+rows.jsonl     one row per line: question, reference answer, and each condition's answer with its metrics
 votes.jsonl    votes on pairs of answers, appended one by one (votes.py)
 """
 
@@ -34,7 +34,7 @@ from finetune_local.system.untrusted.text import ForeignTextError, open_file, pa
 
 RESULT, ROWS, VOTES = "result.json", "rows.jsonl", "votes.jsonl"
 KIND = "evaluation"
-"""Their kind in the trash."""
+"""The kind of evaluations in the trash."""
 
 CONDITIONS = ("base", "few_shot", "tuned")
 ADVICE = msg("The evaluation was not saved. Free some space on it and evaluate again.")
@@ -46,7 +46,7 @@ class _Verdict(BaseModel):
 
 
 class _Result(BaseModel):
-    """The part of result.json that lists and pages read."""
+    """The part of result.json that lists and pages need."""
 
     adapter: str | None = None
     created_time: Annotated[float, Field(ge=0, lt=1e11)]
@@ -57,7 +57,7 @@ class _Result(BaseModel):
 
 @dataclass(frozen=True)
 class SavedAnswer:
-    """One condition's answer to a row, with every metric that was measured of it."""
+    """One condition's answer to a row, with its metrics."""
 
     text: str
     values: Mapping[str, float]
@@ -70,7 +70,7 @@ class SavedAnswer:
 
 @dataclass(frozen=True)
 class SavedRow:
-    """A question with its reference and the answer of each condition. `prompt` has (role, text) of every turn."""
+    """A row with its reference and the answer of each condition. `prompt` has (role, text) of every turn."""
 
     file: str
     line: int
@@ -119,7 +119,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Saved:
-    """An evaluation by its folder."""
+    """A saved evaluation, by its folder."""
 
     folder: Path
 
@@ -141,7 +141,7 @@ class Saved:
 
     @cached_property
     def rows(self) -> list[SavedRow]:
-        """rows.jsonl, in the order of the rows. Raises SpecError where it is damaged."""
+        """The content of rows.jsonl. Raises SpecError if it is damaged."""
         try:
             with open_file(self.folder / ROWS) as file:
                 return [SavedRow.from_json(parse_json_object(line)) for line in file]
@@ -156,7 +156,7 @@ class Saved:
 
     @cached_property
     def problem(self) -> Message | None:
-        """Why it cannot be shown, in a sentence; None where it can."""
+        """Why it cannot be shown, as a sentence; None if it can."""
         try:
             _Result.model_validate(self.result)
             for condition in self.conditions():
@@ -165,15 +165,15 @@ class Saved:
         except SpecError as error:
             return message_of(error)
         except ValidationError as error:
-            said = ".".join(map(str, error.errors()[0]["loc"]))
+            name = ".".join(map(str, error.errors()[0]["loc"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            said = message_of(error)
+            name = message_of(error)
         else:
             return None
         return msg(
             "{file}: '{name}' is missing or invalid. Remove it and evaluate again.",
             file=self.folder / RESULT,
-            name=said,
+            name=name,
         )
 
     @property
@@ -188,7 +188,7 @@ class Saved:
 
     @property
     def votes_file(self) -> Path:
-        """Where votes are appended."""
+        """The file that votes are appended to."""
         return self.folder / VOTES
 
     def conditions(self) -> list[str]:
@@ -196,7 +196,7 @@ class Saved:
         return [name for name in CONDITIONS if self.result.get(name)]
 
     def intervals(self, condition: str) -> dict[str, Interval]:
-        """Every metric that was measured of a condition, by its key. Raises KeyError, TypeError, ValueError where it is damaged."""
+        """The metrics of a condition, by key. Raises KeyError, TypeError, ValueError if the file is damaged."""
         measured, loss = self.result[condition], loss_metric().key
         found = {loss: measured[f"{loss}_interval"]} | {key: measured[key] for key in text_metrics() if key in measured}
         return {key: Interval(*(float(one[end]) for end in ("mean", "low", "high"))) for key, one in found.items()}
@@ -208,13 +208,13 @@ class Saved:
         return Scores(self.name, self.created, result["rows"], result["metric"], result["verdict"]["text"], measured)
 
     def metrics(self) -> list[Metric]:
-        """The metrics that were measured: an older version may not have had all of them."""
+        """The metrics that were measured; an older version may not have had all of them."""
         ran = [self.intervals(condition) for condition in self.conditions()]
         return [metric for key, metric in metrics().items() if all(key in measured for measured in ran)]
 
 
 def save(opened: Opened, choices: Choices, evaluation: Evaluation, loading_seconds: float = 0.0) -> Saved:
-    """Write an evaluation of the opened model. Raises DiskFull, leaving nothing."""
+    """Save an evaluation of the opened model, completely or not at all. Raises DiskFull."""
     home, adapter = opened.home, opened.active
     now = time.time()
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(choices).items()}
@@ -243,7 +243,7 @@ def save(opened: Opened, choices: Choices, evaluation: Evaluation, loading_secon
 
 
 def every(home: Home, adapter: str | None = None) -> list[Saved]:
-    """All readable evaluations (of an adapter), the newest first; damaged() lists the others."""
+    """All readable evaluations (of an adapter), newest first; damaged() lists the others."""
     stem = f"{_stem(adapter)}-" if adapter is not None else ""
     found: list[tuple[float, Saved]] = []
     for folder in home.evaluations.iterdir():
@@ -257,14 +257,14 @@ def every(home: Home, adapter: str | None = None) -> list[Saved]:
 def damaged(home: Home) -> list[Damaged]:
     """Evaluations that cannot be shown; throw_away() removes them."""
     found = [Saved(folder) for folder in home.evaluations.iterdir() if (folder / RESULT).exists()]
-    told = [(saved, saved.problem) for saved in found]
+    problems = [(saved, saved.problem) for saved in found]
     return sorted(
-        (Damaged(one.name, one.folder, why) for one, why in told if why is not None), key=lambda one: one.name
+        (Damaged(one.name, one.folder, why) for one, why in problems if why is not None), key=lambda one: one.name
     )
 
 
 def find(home: Home, name: str) -> Saved:
-    """An evaluation by its name. Raises SpecError naming near ones."""
+    """An evaluation by its name. Raises SpecError, which suggests similar names."""
     folder = home.evaluations / name
     if Path(name).name == name and (folder / RESULT).exists():
         return Saved(folder)
@@ -273,12 +273,12 @@ def find(home: Home, name: str) -> Saved:
 
 
 def throw_away(home: Home, name: str) -> Removed:
-    """Move an evaluation to the trash. Raises SpecError where there is none, RunError where the system refuses."""
+    """Move an evaluation to the trash. Raises SpecError if there is none, RunError if the system refuses."""
     return trash.throw(home, KIND, name, find(home, name).folder)
 
 
 def put_back(removed: Removed, home: Home) -> Saved:
-    """Restore one from the trash, under its name or the next free one."""
+    """Restore an evaluation from the trash, under its name or the next free one."""
     target, number = removed.source, 1
     while target.exists():
         number += 1
@@ -287,7 +287,7 @@ def put_back(removed: Removed, home: Home) -> Saved:
 
 
 def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
-    """Give the evaluations of a renamed adapter its new name. Raises RunError, DiskFull."""
+    """Rename the evaluations of a renamed adapter. Raises RunError, DiskFull."""
     for saved in every(home, old):
         result = {**saved.result, "adapter": new, "adapter_folder": str(adapter_folder)}
         write_text(saved.folder / RESULT, json.dumps(carrying(result), indent=1, ensure_ascii=False) + "\n", ADVICE)
@@ -297,7 +297,7 @@ def follow_rename(home: Home, old: str, new: str, adapter_folder: Path) -> None:
 
 
 def _new_folder(home: Home, name: str) -> Path:
-    """The folder `name`-N with the next free number, made so that two processes cannot have the same."""
+    """Create the folder `name`-N with the next free N; two processes never get the same one."""
     number = 1
     while True:
         folder = home.evaluations / f"{_stem(name)}-{number}"
@@ -309,7 +309,7 @@ def _new_folder(home: Home, name: str) -> Path:
 
 
 def _stem(name: str) -> str:
-    """A name as a folder's on every system."""
+    """A name as a valid folder name on every system."""
     return re.sub(r'[\x00-\x1f/\\:*?"<>|]+', "-", name).strip(" .")[:_LONGEST] or "model"
 
 
@@ -318,7 +318,7 @@ WHICH: tuple[Which, ...] = ("better", "worse", "all")
 
 
 def gains(saved: Saved, metric: Metric) -> list[float]:
-    """How much better the tuned answer to each row is than the base's: for the loss, how much lower; 0 without an adapter."""
+    """The tuned answer's gain over the base's in each row; for the loss, the decrease; 0 without an adapter."""
     sign, key = -1.0 if metric.is_loss else 1.0, metric.key
     found = []
     for row in saved.rows:
@@ -328,7 +328,7 @@ def gains(saved: Saved, metric: Metric) -> list[float]:
 
 
 def chosen(saved: Saved, metric: Metric, which: Which) -> list[int]:
-    """Indices of the rows to show: those that got better or worse, the largest change first; for "all" in their order."""
+    """Indices of the rows to show: those that got better or worse, largest change first; all rows in their order for "all"."""
     found = gains(saved, metric)
     if which == "all":
         return list(range(len(found)))
@@ -337,6 +337,6 @@ def chosen(saved: Saved, metric: Metric, which: Which) -> list[int]:
 
 
 def counts(saved: Saved, metric: Metric) -> dict[Which, int]:
-    """The number of rows of each choice."""
+    """The number of rows that got better, that got worse, and in total."""
     found = gains(saved, metric)
     return {"better": sum(g > 0 for g in found), "worse": sum(g < 0 for g in found), "all": len(found)}

@@ -1,7 +1,7 @@
-"""Blind votes: two answers to the same question, without saying which model gave which; and their tally.
+"""Blind votes on pairs of answers to the same question, and their tally.
 
-A seed decides the order of the pairs and their sides, so that voting can continue later. A vote is a line of votes.jsonl, written
-before the next pair is shown: a crash loses nothing, and a half-written last line does not count.
+Order and sides of the pairs follow from a seed, so that voting can be continued later. Each vote is a line of votes.jsonl, written
+before the next pair is shown, so a crash loses no vote; a half-written last line is ignored.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Side = Literal["a", "b", "tie", "skip"]
 Other = Literal["base", "few_shot"]
 SIDES: tuple[Side, ...] = ("a", "b", "tie", "skip")
 NAMES = {"base": msg("the base"), "few_shot": msg("the base with examples")}
-_Z = 1.959964  # of the standard normal distribution, for 95 %
+_Z = 1.959964  # quantile of the standard normal distribution for a 95 % interval
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one row. A voter must not see `tuned_is_a`."""
+    """Two answers to one row. `tuned_is_a` must not be shown to the voter."""
 
     row: int
     prompt: tuple[tuple[str, str], ...]
@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Tally:
-    """The counts. `share` is the tuned model's of the decided pairs, `low` and `high` its 95 % interval by Wilson (1927)."""
+    """The counts. `share` is the share of decided pairs that the tuned model won, `low` and `high` its 95 % Wilson interval."""
 
     tuned: int
     other: int
@@ -56,10 +56,10 @@ class Tally:
 
 
 class Ballot:
-    """The vote on an evaluation: its tuned model against one other condition."""
+    """The votes on an evaluation: the tuned model against one other condition."""
 
     def __init__(self, saved: Saved, against: Other) -> None:
-        """Raises SpecError where the evaluation has not both conditions."""
+        """Raises SpecError if the evaluation lacks one of the two conditions."""
         ran = saved.conditions()
         if "tuned" not in ran or against not in ran:
             raise SpecError(
@@ -72,10 +72,10 @@ class Ballot:
             )
         self._saved, self.against = saved, against
         self.pairs, self.equal = _pairs(saved, against)
-        """The pairs in order, and how many rows are left out because both answers are the same."""
+        """The pairs in order, and the number of rows omitted because both answers are equal."""
 
     def votes(self) -> list[tuple[int, str]]:
-        """The votes that count, in the order they were cast: the row, and "tuned", "other", "tie" or "skip"."""
+        """The valid votes in the order they were cast: the row, and "tuned", "other", "tie" or "skip"."""
         cast: list[tuple[int, str]] = []
         for line in _lines(self._saved):
             if line.get("against") == self.against:
@@ -92,7 +92,7 @@ class Ballot:
         return [pair for pair in self.pairs if pair.row not in done]
 
     def vote(self, pair: Pair, side: Side) -> None:
-        """Cast a vote; a second one on the same pair replaces the first. Raises DiskFull."""
+        """Cast a vote, replacing an earlier one on the same pair. Raises DiskFull."""
         chosen: str = side
         if side in ("a", "b"):
             chosen = "tuned" if (side == "a") == pair.tuned_is_a else "other"
@@ -104,7 +104,7 @@ class Ballot:
             _append(self._saved, {"undo": True, "against": self.against, "time": time.time()})
 
     def tally(self) -> Tally:
-        """The counts, the share and a sentence."""
+        """The counts, the share with its interval, and a sentence."""
         cast = [vote for _, vote in self.votes()]
         tuned, other, ties, skipped = (cast.count(kind) for kind in ("tuned", "other", "tie", "skip"))
         decided = tuned + other
@@ -114,7 +114,7 @@ class Ballot:
 
 
 def wilson(wins: int, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927, Probable inference, J. Am. Stat. Assoc. 22); (0, 1) for none."""
+    """The 95 % score interval of `wins` / `count` (Wilson 1927, Probable inference, J. Am. Stat. Assoc. 22); (0, 1) if `count` is 0."""
     if count == 0:
         return 0.0, 1.0
     share, z2 = wins / count, _Z**2
@@ -142,7 +142,7 @@ def _sentence(tuned: int, decided: int, low: float, high: float, other: str) -> 
     if not decided:
         return msg("No pair is decided yet.")
     range_ = msg("{low} to {value} %", low=f"{100 * low:.0f}", value=f"{100 * high:.0f}")
-    told = msg(
+    result = msg(
         "the fine-tuned answer won {tuned} of {decided} decided pairs against {other} (95 % interval {range})",
         tuned=tuned,
         decided=decided,
@@ -150,10 +150,10 @@ def _sentence(tuned: int, decided: int, low: float, high: float, other: str) -> 
         range=range_,
     )
     if low > 0.5:
-        return msg("The fine-tune is preferred: {result}.", result=told)
+        return msg("The fine-tune is preferred: {result}.", result=result)
     if high < 0.5:
-        return msg("The fine-tune is not preferred: {result}.", result=told)
-    return msg("It is not clear yet which is preferred: {result}.", result=told)
+        return msg("The fine-tune is not preferred: {result}.", result=result)
+    return msg("It is not clear yet which is preferred: {result}.", result=result)
 
 
 def _lines(saved: Saved) -> Sequence[dict[str, Any]]:
@@ -162,7 +162,7 @@ def _lines(saved: Saved) -> Sequence[dict[str, Any]]:
     except FileNotFoundError:
         return []
     found = []
-    for line in data.split(b"\n")[:-1]:  # a line without an end was cut off
+    for line in data.split(b"\n")[:-1]:  # the last line is incomplete
         try:
             value = parse_json_object(line)
         except ForeignTextError:
@@ -186,7 +186,7 @@ def _append(saved: Saved, facts: dict[str, Any]) -> None:
 
 
 def _ends_whole(saved: Saved) -> bool:
-    """Whether the file ends with a line end: after a crash it may not, and the next vote must start a new line."""
+    """Whether the file ends with a newline. After a crash it may not, and the next vote must start a new line."""
     with saved.votes_file.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

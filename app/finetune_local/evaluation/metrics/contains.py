@@ -1,4 +1,4 @@
-"""Contains: the reference is a part of the answer."""
+"""Contains: the reference occurs in the answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from finetune_local.system.messages import msg
 
 
 def contains(answer: str, reference: str) -> float:
-    """1 where the reference is somewhere in the answer."""
+    """1.0 if the answer contains the reference, else 0.0."""
     return float(normalise(reference) in normalise(answer))
 
 

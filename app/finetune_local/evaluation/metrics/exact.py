@@ -1,4 +1,4 @@
-"""Exact match: the answer is the reference, apart from surrounding space."""
+"""Exact match: the answer equals the reference, apart from surrounding whitespace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from finetune_local.system.messages import msg
 
 
 def exact(answer: str, reference: str) -> float:
-    """1 where both are the same text."""
+    """1.0 if both texts are equal after normalisation, else 0.0."""
     return float(normalise(answer) == normalise(reference))
 
 

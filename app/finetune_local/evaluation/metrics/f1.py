@@ -9,15 +9,12 @@ from finetune_local.system.messages import msg
 
 
 def f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over tokens, regardless of their order.
-
-    Case, punctuation and English articles are ignored; in scripts without spaces between words single characters are tokens.
-    """
-    given, expected = Counter(tokens(answer)), Counter(tokens(reference))
-    if not given or not expected:
+    """Harmonic mean of precision and recall over tokens, regardless of order; see tokens()."""
+    answered, expected = Counter(tokens(answer)), Counter(tokens(reference))
+    if not answered or not expected:
         return float(normalise(answer) == normalise(reference))
-    shared = (given & expected).total()
-    return 2 * shared / (given.total() + expected.total())
+    shared = (answered & expected).total()
+    return 2 * shared / (answered.total() + expected.total())
 
 
 METRIC = Metric("f1", "Token F1", "F1", msg("token F1"), 30, f1)

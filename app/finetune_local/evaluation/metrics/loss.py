@@ -1,4 +1,4 @@
-"""Loss: the mean −log p per token of the reference, in nats, as the model predicts it."""
+"""Loss: mean −log p of the reference per token, in nats, under the model."""
 
 from __future__ import annotations
 
