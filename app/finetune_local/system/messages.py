@@ -3,7 +3,7 @@
     raise SpecError(msg("--rank is {rank}, but {module} is {rows} × {columns}.", rank=rank, ...))
 
 The str itself is the finished English. `template` and `values` travel with it: through errors, other processes and files, so that a
-window finds its Chinese by the template (gui/i18n/translate.py) and no finished sentence has to be parsed. A template is a
+window finds its Chinese by the template (gui/i18n/strings.py) and no finished sentence has to be parsed. A template is a
 literal of the source; assets/messages has each of them. A value is text as it is shown (a name, a formatted number), or a Message.
 
 An operation that only str knows (strip, slicing, an f-string, str.join) returns a plain str, which is shown as it is in any

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.runtime.job import Job
 from finetune_local.runtime.rpc import RpcClient

@@ -9,8 +9,7 @@ import pytest
 
 from finetune_local.data.conversation import Rejected
 from finetune_local.data.readers.read import read
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.spec.run import parse_spec
 from finetune_local.system.errors import SpecError, errors_at
 from finetune_local.system.messages import Message, as_message, carried, carrying, join_messages, message_of, msg

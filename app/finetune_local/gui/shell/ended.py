@@ -31,7 +31,7 @@ _KEPT = 50
 
 @dataclass(frozen=True)
 class Ended:
-    """A run or job that ended. Numbers increase. `message` says why it failed, in English; see translate.sentence."""
+    """A run or job that ended. Numbers increase. `message` says why it failed, in English; see strings.sentence."""
 
     number: int
     folder: ProcessFolder

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 from finetune_local.gui.i18n.formats import Formats
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.runtime.job import Job, JobState

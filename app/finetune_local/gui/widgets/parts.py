@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.system.errors import FinetuneError
 

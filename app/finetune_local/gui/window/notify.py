@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.system import paths
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from finetune_local.adapters import library, manage
 from finetune_local.adapters.extraction.job_extract import KIND as EXTRACT
 from finetune_local.evaluation.metrics import Metric, metrics
 from finetune_local.evaluation.store import CONDITIONS
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.shell.lookups import Answer
 from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h, join

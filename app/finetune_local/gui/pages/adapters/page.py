@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.adapters import manage
 from finetune_local.adapters.extraction import from_full
 from finetune_local.adapters.extraction.job_extract import KIND as EXTRACT
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.adapters import detail
 from finetune_local.gui.pages.adapters import list as adapterlist
 from finetune_local.gui.pages.adapters.state import AdaptersState

@@ -10,7 +10,7 @@ from finetune_local.chat import conversations
 from finetune_local.chat.choices import MOST_ANSWERERS
 from finetune_local.chat.client import ChatCall
 from finetune_local.evaluation.rows import Example, examples
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.chat.room import BASE
 from finetune_local.gui.pages.chat.state import ChatState
 from finetune_local.gui.widgets import leftovers, parts

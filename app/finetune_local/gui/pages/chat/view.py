@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_local.chat.client import ChatCall, PartialAnswer
 from finetune_local.chat.history import Answer, Exchange
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.system.errors import FinetuneError

@@ -15,8 +15,7 @@ from finetune_local.data.readers.columns import roles
 from finetune_local.data.readers.detect import examine
 from finetune_local.data.readers.scrub import KINDS, kinds_of
 from finetune_local.gui.i18n.formats import Formats
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.pages.data.rows import data_text
 from finetune_local.gui.pages.data.state import DataState
 from finetune_local.gui.widgets import parts

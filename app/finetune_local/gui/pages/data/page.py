@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.data import forms, looks
 from finetune_local.gui.pages.data import rows as datarows
 from finetune_local.gui.pages.data import view as dataview

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_local.gui.i18n.formats import Formats
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from finetune_local.data.formats import formats
 from finetune_local.gui.i18n.formats import Formats
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.pages.data.rows import data_text, told
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join

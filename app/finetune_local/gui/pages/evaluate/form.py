@@ -12,7 +12,7 @@ from finetune_local.adapters.library import run_folder
 from finetune_local.data.dataset.prepare import CONVERSATIONS
 from finetune_local.evaluation import evaluate
 from finetune_local.evaluation.metrics import DEFAULT, metrics
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.evaluate.state import EvaluateForm, EvaluateState
 from finetune_local.gui.shell.pages import chosen_model
 from finetune_local.gui.widgets import fields, parts

@@ -12,7 +12,7 @@ from finetune_local.evaluation import store
 from finetune_local.evaluation.job_evaluate import KIND
 from finetune_local.evaluation.store import WHICH, Saved
 from finetune_local.evaluation.votes import SIDES, Ballot
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.evaluate import form as evaluateform
 from finetune_local.gui.pages.evaluate import view as evaluateview
 from finetune_local.gui.pages.evaluate.state import EvaluateState, VoteLook

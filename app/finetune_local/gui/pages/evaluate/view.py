@@ -10,8 +10,7 @@ from finetune_local.evaluation.metrics import DEFAULT, Metric, metrics
 from finetune_local.evaluation.store import WHICH, Saved, SavedAnswer, Which, chosen, counts
 from finetune_local.evaluation.votes import Ballot, Other, Pair, Side, Tally
 from finetune_local.gui.i18n.formats import Formats
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.widgets import lists, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.gui.widgets.measures import metric_short, value_text

@@ -10,7 +10,7 @@ from finetune_local.export import job_export
 from finetune_local.export.offers import BASE, Offers, QuantOffer, TargetOffer
 from finetune_local.export.pipeline import free_place
 from finetune_local.export.targets import Quant, Target, targets
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.export import view
 from finetune_local.gui.pages.export.state import ExportForm, ExportState
 from finetune_local.gui.shell.lookups import Answer

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.export.pipeline import FAILED
 from finetune_local.export.targets import Target, targets
 from finetune_local.gui.i18n.formats import Formats
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.widgets import jobview, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.runtime.job import Job, JobState

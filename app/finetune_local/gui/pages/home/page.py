@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.shell.pages import pages
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join

@@ -15,8 +15,7 @@ import psutil
 
 from finetune_local.backend import Device
 from finetune_local.gui.i18n.formats import Formats
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.widgets import jobview, parts
 from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.models.catalog import Entry, catalog, entry

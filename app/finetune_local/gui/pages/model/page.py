@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters.library import made_on
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.model import basemodels
 from finetune_local.gui.pages.model.basemodels import BaseModels
 from finetune_local.gui.pages.model.offers import Offers

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.gui.i18n.formats import Formats
-from finetune_local.gui.i18n.strings import Strings
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.pages.model.basemodels import BaseModels
 from finetune_local.gui.pages.model.offers import Offers, badges, use_button
 from finetune_local.gui.widgets import parts

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.runs.state import Look, Shown
 from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.chart import Line, chart

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from finetune_local import __version__
-from finetune_local.gui.i18n.translate import sentence
+from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.widgets import controls, parts
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.models.hub.access import forget_token, store_token, token_place
