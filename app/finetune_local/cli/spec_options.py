@@ -98,7 +98,7 @@ def spec_from(
         tables = read_config(config)
     where = str(config) if config else source or "command line"
     parse_spec(tables, where)  # report a mistake in the file before options override it
-    merged = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in walk.keyed(tables).items()}
+    merged: dict[str, Any] = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in walk.keyed(tables).items()}
     options = {name: value for name, value in values.items() if value is not None and value != ()}
     _forget_what_followed(merged, options)
     for name, value in options.items():

@@ -145,7 +145,7 @@ class Inspection:
             "end": self.complete and self.readable <= self._window.stop,
         }
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Everything but the rows, as plain values."""
         report = self.report().as_json()
         unknown = [file for file in self.files if not self._learned(file)]

@@ -82,7 +82,7 @@ class Report:
     speakers: Mapping[str, int] = field(default_factory=dict)
     """Turns per speaker, if rows have lists of turns."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain values for JSON."""
         return asdict(self)
 

@@ -79,7 +79,7 @@ def section_name(number: int, name: object) -> Message:
     return msg("[[adapters]] number {number}", number=number) + (msg(" ('{name}')", name=name) if name else "")
 
 
-def explicit_tables(spec: RunSpec) -> dict[str, Any]:
+def explicit_tables(spec: RunSpec) -> dict[str, object]:
     """The settings that differ from their defaults, as plain tables; parse_spec() of them returns the spec."""
     keys = {"method": {"key": spec.method.key}, "objective": {"key": spec.objective.key}}
     usual, found = as_tables(parse_spec(keys, "defaults")), dict[str, Any]()

@@ -76,7 +76,7 @@ def _objective_key() -> FieldInfo:
     return field
 
 
-def keyed(tables: Mapping[str, Any]) -> dict[str, Any]:
+def keyed(tables: Mapping[str, Any]) -> dict[str, object]:
     """Tables of a run in which a method or an objective that is only named is a table with its key."""
     return {
         name: {"key": value} if name in (METHOD, OBJECTIVE) and isinstance(value, str) else value

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from finetune_local.system.messages import NOTHING, Message, as_message, carrying, message_of, msg
 
@@ -70,7 +70,7 @@ class FinetuneError(Exception):
         self.message: Message = message_of(message) if isinstance(message, BaseException) else as_message(message)
         super().__init__(self.message)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """{"error", "message"} and, under "said", what the sentence was made from."""
         return carrying({"error": self.code, "message": self.message})
 

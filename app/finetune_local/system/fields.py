@@ -9,7 +9,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,7 +18,28 @@ from pydantic_core import ErrorDetails, PydanticKnownError
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import Message, join_messages, message_of, msg, quoted
 
+
+class Keyed(Protocol):
+    """What a module of a folder declares, under the name of its file."""
+
+    @property
+    def key(self) -> str:
+        """The file's name."""
+        ...
+
+
+class Ordered(Keyed, Protocol):
+    """A declaration with a place in lists."""
+
+    @property
+    def order(self) -> int:
+        """Lowest first."""
+        ...
+
+
 S = TypeVar("S", bound="Settings")
+D = TypeVar("D", bound=Keyed)
+R = TypeVar("R", bound=Ordered)
 
 
 class Settings(BaseModel):
@@ -132,20 +153,23 @@ def _names_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> Iterator[st
     yield from kind.model_fields
 
 
-def declared(package: str, attribute: str) -> dict[str, Any]:
-    """What each module of `package` declares as `attribute`, by its key, in the order of the modules' names.
+def declared(package: str, attribute: str, kind: type[D]) -> dict[str, D]:
+    """The `attribute` of each module of `package` by its key, in the order of the modules' names.
 
-    Raises RuntimeError where a module's key is not its file's name.
+    Adding a method, an objective, a format, a target or a metric is adding a file: no list names it. Raises RuntimeError if a
+    module's key is not its file's name.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, D] = {}
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         one = getattr(importlib.import_module(f"{package}.{module.name}"), attribute)
-        if one.key != module.name:
-            raise RuntimeError(f"{package}.{module.name} declares key {one.key!r}")
+        if not isinstance(one, kind) or one.key != module.name:
+            raise RuntimeError(
+                f"{package}.{module.name}: {attribute} is no {kind.__name__} with the key {module.name!r}"
+            )
         found[one.key] = one
     return found
 
 
-def in_order(found: dict[str, Any]) -> dict[str, Any]:
-    """The same by their `order`, lowest first, and by key where that is equal."""
+def in_order(found: Mapping[str, R]) -> dict[str, R]:
+    """Sorted by their `order`, lowest first, then by key."""
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))

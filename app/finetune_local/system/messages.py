@@ -67,7 +67,7 @@ class Message(str):
         }
         return Message(self.template, values)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """{"text", "template", "values"}; a value that is a Message is such an object too."""
         values = {name: value.as_json() if isinstance(value, Message) else value for name, value in self.values.items()}
         return {"text": str(self), "template": self.template, "values": values}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import msg, system_reason
@@ -98,7 +98,8 @@ class Home:
 
 def home(chosen: str | os.PathLike[str] | None = None) -> Home:
     """The home folder: `chosen` (--home), else $FINETUNE_LOCAL_HOME, else the preference, else the system's folder for user data."""
-    place = chosen or os.environ.get(ENVIRONMENT_VARIABLE) or preferred().get("home")
+    preference = preferred().get("home")
+    place = chosen or os.environ.get(ENVIRONMENT_VARIABLE) or (preference if isinstance(preference, str) else "")
     if place:
         return Home(expanded(place).resolve())
     from platformdirs import user_data_path
@@ -131,7 +132,7 @@ def preferences_file() -> Path:
     return user_config_path("finetune-local", appauthor=False) / "preferences.json"
 
 
-def preferred() -> dict[str, Any]:
+def preferred() -> Mapping[str, object]:
     """The stored preferences (see preferences.py); empty if there are none or they are damaged."""
     try:
         return read_json_object(preferences_file())

@@ -49,7 +49,7 @@ class Process:
             raise ValueError("started is no time")
         return cls(pid, float(started), mark if isinstance(mark, str) else None)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """For storage; earlier versions read `started`."""
         return {"pid": self.pid, "started": self.started, **({"mark": self.mark} if self.mark else {})}
 

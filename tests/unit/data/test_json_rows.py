@@ -146,7 +146,7 @@ def test_reading_is_linear_in_a_long_row_and_in_bad_ones(monkeypatch: pytest.Mon
 def test_too_many_parts_are_refused_before_they_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_local.system.untrusted.text.MOST_PARTS", 200_000)
     got = found('[{"a": 1}, {"a": [' + "[]," * 300_000 + "[]]}, " + '{"a": "' + "[]," * 300_000 + '"}]')
-    assert "it has more than 200,000 parts" in got[1][1]
+    assert "it has more than 200,000 values" in got[1][1]
     assert isinstance(got[2][1], dict)
 
 

@@ -46,6 +46,24 @@ class Span:
     closed: bool
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered chat with the span of every assistant turn, or the reason why the template refuses it."""
+
+    text: str = ""
+    spans: tuple[Span, ...] = ()
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class TemplateFacts:
+    """Whether a template shows system texts and tool results, and the text it puts after an answer (None: unknown)."""
+
+    knows_system: bool = False
+    knows_tool: bool = False
+    after_answer: str | None = None
+
+
 class ChatTemplate:
     """A renderer with missing roles bridged: a system text becomes part of the first user turn, and a tool's result a user turn, if
     the template has no such role.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, cast
 
 from finetune_local.data.conversation import Message, RowRejected
-from finetune_local.data.encoding.chat_template import Span
+from finetune_local.data.encoding.chat_template import Rendered, Span, TemplateFacts
 from finetune_local.system.messages import as_message, message_of, msg
 from finetune_local.system.untrusted.guarded import Guarded, GuardedError, Limits, Raised, Setup
 
@@ -36,8 +36,8 @@ class GuardedTemplate:
         self._setup = Setup(json.dumps({"template": text, "variables": dict(variables)}))
         self.stops: Sequence[str] = ()
         self._failed, self._why = 0, ""
-        self._facts: dict[str, Any] | None = None
-        self._rendered: dict[tuple[Message, ...], dict[str, Any]] = {}
+        self._facts: TemplateFacts | None = None
+        self._rendered: dict[tuple[Message, ...], Rendered] = {}
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         """The rendered chat. Raises RowRejected if the template refuses the messages or fails."""
@@ -69,11 +69,10 @@ class GuardedTemplate:
         found = None if generation_prompt else self._rendered.pop(tuple(messages), None)
         if found is None:
             request = {"do": "spans", "messages": _plain(messages), "generation_prompt": generation_prompt}
-            found = self._request({**request, "stops": list(self.stops)}, len(messages))
-        if "refused" in found:
-            raise RowRejected(as_message(found["refused"]))
-        text = str(found["text"])
-        return text, [Span(*span) for span in found["spans"]]
+            found = _rendered(self._request({**request, "stops": list(self.stops)}, len(messages)))
+        if found.refused:
+            raise RowRejected(as_message(found.refused))
+        return found.text, list(found.spans)
 
     def ahead(self, chats: Sequence[Sequence[Message]]) -> None:
         """Compute the spans of chats that will be needed soon. If that fails, each is tried individually later."""
@@ -86,34 +85,34 @@ class GuardedTemplate:
             return
         if len(self._rendered) > _MOST_AHEAD:  # of rows that were given up before
             self._rendered.clear()
-        self._rendered.update(zip(map(tuple, chats), found["found"], strict=True))
+        self._rendered.update(zip(map(tuple, chats), map(_rendered, found["found"]), strict=True))
 
     def after_answer(self) -> str | None:
         """The text the template puts after an answer; None if it refuses or fails."""
-        after: str | None = self._facts_of_template()["after_answer"]
-        return after
+        return self._facts_of_template().after_answer
 
     @property
     def knows_system(self) -> bool:
         """Whether the template shows system texts."""
-        return bool(self._facts_of_template()["knows_system"])
+        return self._facts_of_template().knows_system
 
     @property
     def knows_tool(self) -> bool:
         """Whether the template shows tool results."""
-        return bool(self._facts_of_template()["knows_tool"])
+        return self._facts_of_template().knows_tool
 
-    def _facts_of_template(self) -> dict[str, Any]:
+    def _facts_of_template(self) -> TemplateFacts:
         if self._facts is None:
             try:
-                self._facts = self._request({"do": "facts"})
+                self._facts = TemplateFacts(**self._request({"do": "facts"}))
             except RowRejected:
                 # A template that does not end with a chat of two words is not tried again.
                 self._failed = max(self._failed, _PATIENCE)
-                self._facts = {"knows_system": False, "knows_tool": False, "after_answer": None}
+                self._facts = TemplateFacts()
         return self._facts
 
-    def _request(self, request: dict[str, Any], messages: int = 0) -> dict[str, Any]:
+    def _request(self, request: Mapping[str, Any], messages: int = 0) -> Mapping[str, Any]:
+        """The child's reply; its keys are listed in rendering.py. Raises RowRejected."""
         if self._failed < _PATIENCE:
             seconds = min(_child.limits.seconds + messages * SECONDS_PER_MESSAGE, MOST_SECONDS)
             try:
@@ -123,7 +122,7 @@ class GuardedTemplate:
             else:
                 if "refused" in reply:
                     raise RowRejected(as_message(reply["refused"]))
-                return dict(reply)
+                return cast(Mapping[str, Any], reply)
         raise RowRejected(
             msg(
                 "the model's chat template cannot be used with it: {error}. Use another template, or --template raw.",
@@ -134,3 +133,10 @@ class GuardedTemplate:
 
 def _plain(messages: Sequence[Message]) -> list[list[str]]:
     return [[m.role, m.content] for m in messages]
+
+
+def _rendered(reply: Mapping[str, Any]) -> Rendered:
+    """The child's reply to "spans"."""
+    if "refused" in reply:
+        return Rendered(refused=reply["refused"])
+    return Rendered(str(reply["text"]), tuple(Span(*span) for span in reply["spans"]))

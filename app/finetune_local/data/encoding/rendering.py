@@ -14,13 +14,14 @@ A reply has these keys, or "refused": the reason, a sentence without its full st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jinja2
 
 from finetune_local.data.conversation import Message, RowRejected
 from finetune_local.data.encoding import template_engine
-from finetune_local.data.encoding.chat_template import ChatTemplate
+from finetune_local.data.encoding.chat_template import ChatTemplate, TemplateFacts
 from finetune_local.system.messages import as_message, message_of, msg
 from finetune_local.system.untrusted.guarded_child import line_of
 from finetune_local.system.untrusted.text import parse_json_object
@@ -93,13 +94,13 @@ def answer(prepared: Prepared, request: dict[str, Any]) -> dict[str, object]:
         return {"refused": message_of(error)}
 
 
-def _facts(prepared: Prepared, _: dict[str, Any]) -> dict[str, Any]:
+def _facts(prepared: Prepared, _: dict[str, Any]) -> dict[str, object]:
     chat = prepared.chat
     try:
         after = chat.after_answer()
     except RowRejected:
         after = None
-    return {"knows_system": chat.knows_system, "knows_tool": chat.knows_tool, "after_answer": after}
+    return asdict(TemplateFacts(chat.knows_system, chat.knows_tool, after))
 
 
 def _text(prepared: Prepared, request: dict[str, Any]) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from finetune_local.data.conversation import Conversation, RowRejected, Source
 from finetune_local.data.readers.columns import guess, options
@@ -21,6 +21,7 @@ from finetune_local.system.messages import Message, msg
 Row = Mapping[str, Any]
 
 
+@runtime_checkable
 class Format(Protocol):
     """The contract of a file in this folder."""
 
@@ -46,7 +47,7 @@ class Format(Protocol):
 @cache
 def formats() -> Mapping[str, Format]:
     """All formats by key, in the order they are tried."""
-    return in_order(declared(__name__, "FORMAT"))
+    return in_order(declared(__name__, "FORMAT", Format))  # type: ignore[type-abstract]
 
 
 def format_named(name: str) -> Format:

@@ -229,8 +229,8 @@ def _check_merges(path: Path, model: Mapping[str, Any], vocabulary: Mapping[str,
         )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """config.json as far as it can be read; only its architecture is used."""
+def _config(folder: Path) -> Mapping[str, object]:
+    """config.json, which names the architecture; empty if it cannot be read."""
     try:
         return parse_json_object(read_bounded(folder / "config.json", MOST_CONFIG_BYTES))
     except (OSError, ForeignTextError):

@@ -187,7 +187,7 @@ class InChild:
 
 def _written(folder: Path) -> dict[str, object]:
     """The tokenizer as text: the folder may be gone when the child is restarted."""
-    reply: dict[str, Any] = _of_child(folder, {"do": "write"}, Setup(json.dumps({"folder": str(folder)})))
+    reply = _of_child(folder, {"do": "write"}, Setup(json.dumps({"folder": str(folder)})))
     return {**reply, "known": False}
 
 
@@ -202,9 +202,10 @@ def _facts(folder: Path, setup: Setup) -> Facts:
     )
 
 
-def _of_child(folder: Path, request: dict[str, Any], setup: Setup) -> dict[str, Any]:
+def _of_child(folder: Path, request: Mapping[str, Any], setup: Setup) -> Mapping[str, Any]:
+    """The child's reply. Raises ModelError."""
     try:
-        reply: dict[str, Any] = _child.ask(request, setup, LOAD_SECONDS)
+        reply: Mapping[str, Any] = _child.ask(request, setup, LOAD_SECONDS)
     except GuardedError as error:
         raise ModelError(
             msg(

@@ -45,7 +45,7 @@ class Metric:
 @cache
 def metrics() -> Mapping[str, Metric]:
     """All metrics by key, in display order."""
-    return in_order(declared(__name__, "METRIC"))
+    return in_order(declared(__name__, "METRIC", Metric))
 
 
 def text_metrics() -> Mapping[str, Metric]:

@@ -172,7 +172,7 @@ class Target(ABC):
 @cache
 def targets() -> Mapping[str, Target]:
     """Every target by its key, in the order they are shown."""
-    return in_order(declared(__name__, "TARGET"))
+    return in_order(declared(__name__, "TARGET", Target))  # type: ignore[type-abstract]
 
 
 def receiver_names() -> tuple[str, ...]:

@@ -145,7 +145,7 @@ class Objective:
 @cache
 def objectives() -> Mapping[str, Objective]:
     """Every objective by its key, with default settings."""
-    return declared(__name__, "OBJECTIVE")
+    return declared(__name__, "OBJECTIVE", Objective)
 
 
 def objective_named(key: str) -> Objective:

@@ -215,7 +215,7 @@ class Preset:
 @cache
 def tuners() -> Mapping[str, Tuner]:
     """All tuners by key."""
-    return declared(__name__, "TUNER")
+    return declared(__name__, "TUNER", Tuner)
 
 
 def presets_of(tuner: str) -> list[Preset]:

@@ -89,6 +89,16 @@ class Setup:
         self.value, self.key = value, str(next(self._numbers))
 
 
+@dataclass(frozen=True)
+class _Reply:
+    """A child's reply: a value, or the `kind` and message of an exception; `lost` if the setup could not be prepared."""
+
+    value: Any = None
+    kind: str | None = None
+    message: str = ""
+    lost: bool = False
+
+
 class Guarded:
     """The parent's side: a child that runs a module's `prepare(setup)` and `answer(prepared, request)`."""
 
@@ -134,23 +144,23 @@ class Guarded:
                 raise
             finally:
                 self._deadline = None
-            if "kind" not in reply:
-                return reply.get("value")
-            if reply["kind"] == "MemoryError":
+            if reply.kind is None:
+                return reply.value
+            if reply.kind == "MemoryError":
                 self._end()  # what is left of its memory is scattered
                 raise TookTooMuch(self._too_much())
-            if reply["kind"] == RESULT_TOO_LARGE:
-                raise TookTooMuch(as_message(reply["message"]))
-            if reply.get("lost"):
+            if reply.kind == RESULT_TOO_LARGE:
+                raise TookTooMuch(as_message(reply.message))
+            if reply.lost:
                 self._sent.pop(setup.key, None)  # its preparation failed, so it is not there
-            raise Raised(str(reply["kind"]), str(reply.get("message", "")))
+            raise Raised(reply.kind, reply.message)
 
     def close(self) -> None:
         """End the child."""
         with self._lock:
             self._end()
 
-    def _exchanged(self, process: subprocess.Popen[bytes], message: bytes) -> dict[str, Any]:
+    def _exchanged(self, process: subprocess.Popen[bytes], message: bytes) -> _Reply:
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(len(message).to_bytes(HEAD, "little") + message)
@@ -167,7 +177,7 @@ class Guarded:
         if len(head) < HEAD or len(body) < size:
             raise self._how_it_ended(process)
         try:
-            return carried(parse_json_object(body, MOST_DEPTH))
+            return _Reply(**carried(parse_json_object(body, MOST_DEPTH)))
         except ForeignTextError as error:
             raise Died(msg("its result cannot be read: {error}", error=error)) from None
 
