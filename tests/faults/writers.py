@@ -106,7 +106,7 @@ def _lost(home: Home, writer: Writer, place: Path, code: int) -> list[str]:
 
 def _look(home: Home) -> None:
     """Everything that was there can be found and read."""
-    listed = {row["run"]: row for row in facts.all_facts(home)}
+    listed = {row.run: row for row in facts.all_facts(home)}
     removed = {one.name: one.content for one in trash.every(home)}
     kept = [home.runs / name for name in ("one", "two") if name in listed] + [
         removed[n] for n in ("one",) if n in removed

@@ -84,7 +84,6 @@ LIMITS: dict[str, int] = {
     "app/finetune_local/chat": 6,
     "app/finetune_local/gui": 31,
     "app/finetune_local/inference": 4,
-    "app/finetune_local/training": 3,
 }
 
 

@@ -45,13 +45,13 @@ def test_a_run(home: Home, broken: bytes) -> None:
         run = runs.create(home, parse_spec({"name": name, "data": {"files": ["x"]}}, "test"))
         run.append(Finished(reason="r", summary={"steps": 3, "last_loss": 0.5}))
     (run.folder / "run.json").write_bytes(broken)
-    told = {one["run"]: one for one in facts.all_facts(home)}
-    assert told["good"]["status"] == "finished" and told["good"]["last_loss"] == 0.5
-    assert told["bad"]["status"] == "damaged" and "run.json" in told["bad"]["problem"]
+    told = {one.run: one for one in facts.all_facts(home)}
+    assert told["good"].status == "finished" and told["good"].last_loss == 0.5
+    assert told["bad"].damaged and "run.json" in (told["bad"].problem or "")
     with pytest.raises((SpecError, DamagedRun), match=r"run\.json"):
         _ = run.spec
     runs.remove(run, home)
-    assert [one["run"] for one in facts.all_facts(home)] == ["good"]
+    assert [one.run for one in facts.all_facts(home)] == ["good"]
 
 
 def test_events_of_a_run(home: Home, broken: bytes) -> None:
@@ -62,10 +62,8 @@ def test_events_of_a_run(home: Home, broken: bytes) -> None:
         file.write(b"".join(line + b"\n" for line in lines))
     (run.folder / "worker.json").write_bytes(b'{"pid": Infinity, "started": 1e308}')
     told = facts.all_facts(home)[0]
-    json.dumps(told)
-    assert (
-        told["run"] == "a" and not isinstance(told.get("last_loss"), dict) and not isinstance(told.get("steps"), list)
-    )
+    json.dumps(told.as_json())
+    assert told.run == "a" and not isinstance(told.last_loss, dict) and not isinstance(told.steps, list)
     assert [type(event) for event in run.history()] == [Finished]
 
 

@@ -43,14 +43,14 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     from finetune_local.training.events import Step, Validation
     from finetune_local.training.run_folder import runs
     from finetune_local.training.run_folder.check import complete_all
-    from finetune_local.training.run_folder.facts import facts_as_json, facts_of
+    from finetune_local.training.run_folder.facts import facts_of
 
     run = runs.find(paths.home(home) if home else outer, name)
     complete_all([run])
     steps = {e.step: e.loss for e in run.history() if isinstance(e, Step)}
     validations = {e.step: e.loss for e in run.history() if isinstance(e, Validation)}
     facts = {
-        **facts_as_json(facts_of(run)),
+        **facts_of(run).as_json(),
         "spec": as_tables(run.spec),
         "losses": steps,
         "validation_losses": validations,
@@ -100,13 +100,13 @@ def stop(outer: paths.Home, name: str, finish: bool, home: str | None, as_json: 
 def rename(outer: paths.Home, name: str, new: str, home: str | None, as_json: bool) -> None:
     """Rename a run and its adapter."""
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.facts import facts_as_json, facts_of
+    from finetune_local.training.run_folder.facts import facts_of
     from finetune_local.workspace import adapters
 
     place = paths.home(home) if home else outer
     run = adapters.rename_run(runs.find(place, name), new, place)
     if as_json:
-        emit(facts_as_json(facts_of(run)))
+        emit(facts_of(run).as_json())
     else:
         note(f"'{name}' is now '{run.name}'")
 
@@ -146,11 +146,11 @@ def remove(outer: paths.Home, name: str, yes: bool, for_good: bool, home: str | 
 def restore(outer: paths.Home, name: str | None, home: str | None, as_json: bool) -> None:
     """Restore the most recently removed run, or the one called NAME."""
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.facts import facts_as_json, facts_of
+    from finetune_local.training.run_folder.facts import facts_of
 
     run = runs.restore(name, paths.home(home) if home else outer)
     if as_json:
-        emit(facts_as_json(facts_of(run)))
+        emit(facts_of(run).as_json())
     else:
         note(f"'{run.name}' is back")
 
@@ -195,19 +195,18 @@ def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, a
 def _list(home: paths.Home, as_json: bool) -> None:
     from finetune_local.training.run_folder import runs
     from finetune_local.training.run_folder.check import complete_all
-    from finetune_local.training.run_folder.facts import DAMAGED, all_facts, facts_as_json
+    from finetune_local.training.run_folder.facts import all_facts
 
     complete_all(runs.every(home))
     rows = all_facts(home)
     if as_json:
-        emit([facts_as_json(row) for row in rows])
+        emit([row.as_json() for row in rows])
     elif not rows:
         note(f"no runs yet in {home.runs}. Begin with: finetune-local --data my.jsonl")
     else:
         columns = ("run", "status", "method", "model", "steps", "last_loss", "validation_loss", "changed")
-        for row in rows:
-            row["status"] = f"{row['status']} (damaged)" if row.get(DAMAGED) else row["status"]
-        table([c.replace("_", " ") for c in columns], [[_cell(row.get(c)) for c in columns] for row in rows])
+        shown = [{**row.printed, "status": f"{row.status} (damaged)" if row.damaged else row.status} for row in rows]
+        table([c.replace("_", " ") for c in columns], [[_cell(row.get(c)) for c in columns] for row in shown])
 
 
 def _cell(value: object) -> str:

@@ -80,7 +80,7 @@ def attempt(prepared: Any, draw: random.Random, folder: Path) -> None:
     else:
         content = mutate_json_text(content, draw) if as_json else mutate_bytes(content, draw)
     file.write_bytes(content)
-    assert [row["run"] for row in facts.all_facts(home)] == ["mine"]
+    assert [row.run for row in facts.all_facts(home)] == ["mine"]
     list(run.history())
     Watch(run).refresh(0)
     checkpoint.counters(run.checkpoints)

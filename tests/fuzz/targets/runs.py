@@ -109,7 +109,7 @@ def attempt(prepared: Good, draw: random.Random, folder: Path) -> None:
     for file in draw.sample(files, draw.randint(1, min(2, len(files)))):
         _damage(file, draw)
     told: dict[str, Any] = {
-        "runs": facts.Listing(home).all(),
+        "runs": [one.as_json() for one in facts.Listing(home).all()],
         "jobs": [(one.name, vars(one.state())) for one in jobs.every(home)]
         + [(one.name, one.problem) for one in jobs.damaged(home)],
         "running": [one.name for one in jobs.running(home)] + [one.name for one in runs.running(home)],

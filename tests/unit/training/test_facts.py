@@ -54,7 +54,7 @@ def test_few_files_are_opened_for_each_run_and_none_again(home: Home, opened: li
     assert listing.all() == first
     assert opened == []
     runs.find(home, "run 7").append(StoppedByUser(step=1, summary={}))
-    assert {told["run"]: told["status"] for told in listing.all()}["run 7"] == "paused"
+    assert {told.run: told.status for told in listing.all()}["run 7"] == "paused"
     assert len(opened) == 3  # the event that was appended, and the two
 
 
@@ -63,10 +63,10 @@ def test_losses_are_told_before_a_run_ends(home: Home) -> None:
     for event in (Validation(step=0, loss=3.0, best=True), step(1, 2.0), Validation(step=1, loss=1.5, best=True)):
         run.append(event)
     told = facts.facts_of(run)
-    assert (told["killed"], told["step"], told["last_loss"], told["validation_loss"]) == (True, 1, 2.0, 1.5)
-    assert told["files"] == ["/d/订单.jsonl"]
+    assert (told.killed, told.step, told.last_loss, told.validation_loss) == (True, 1, 2.0, 1.5)
+    assert told.files == ("/d/订单.jsonl",)
     run.append(Failed(error="DiskFull", message="no space", exit_code=1))
-    assert facts.facts_of(run)["problem"] == "no space"
+    assert facts.facts_of(run).problem == "no space"
 
 
 def test_a_killed_worker_is_noticed_though_no_file_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +75,11 @@ def test_a_killed_worker_is_noticed_though_no_file_changed(home: Home, monkeypat
     mark_running(run)
     listing = facts.Listing(home)
     told = listing.all()[0]
-    assert told["status"] == "running" and told["seconds"] > 0
+    assert told.status == "running" and told.seconds is not None and told.seconds > 0
     left = run.worker_file.read_bytes()
     release(run)
     run.worker_file.write_bytes(left)  # as a kill leaves it
-    assert facts.facts_as_json(listing.all()[0])["status"] == "interrupted"
+    assert listing.all()[0].as_json()["status"] == "interrupted"
 
 
 def test_damaged_and_foreign_things_do_not_break_the_list(home: Home) -> None:
@@ -94,12 +94,12 @@ def test_damaged_and_foreign_things_do_not_break_the_list(home: Home) -> None:
         content = text if isinstance(text, bytes) else text.encode()
         (home.runs / name / "run.json").write_bytes(content)
     (home.runs / "folder" / "run.json").mkdir(parents=True)
-    told = {facts_["run"]: facts_ for facts_ in facts.Listing(home).all()}
+    told = {facts_.run: facts_ for facts_ in facts.Listing(home).all()}
     assert set(told) == {"good", "cut", "list", "null", "latin", "folder"}
-    assert told["good"]["status"] == "failed"
+    assert told["good"].status == "failed"
     damaged = [row for name, row in told.items() if name != "good"]
-    assert all(row["damaged"] and row["status"] in set(Status) for row in damaged), "a mark beside the status"
-    assert {facts.facts_as_json(row)["status"] for row in damaged} == {"damaged"}
-    assert "damaged" not in told["good"]
-    assert "run.json" in told["cut"]["problem"]
+    assert all(row.damaged and row.status in set(Status) for row in damaged), "a mark beside the status"
+    assert {row.as_json()["status"] for row in damaged} == {"damaged"}
+    assert not told["good"].damaged
+    assert "run.json" in (told["cut"].problem or "")
     assert [event.kind for event in good.history()] == ["note"]

@@ -8,7 +8,9 @@ import pytest
 
 from finetune_local.backend import Device
 from finetune_local.models.folder import ModelFolder
+from finetune_local.runtime.status import Status
 from finetune_local.spec.tuners import presets
+from finetune_local.training.run_folder.facts import RunFacts
 from finetune_local.training.run_folder.forecast import DataFacts, Forecast, Pace, Work, forecast, pace, work_of_run
 
 CPU = Device("cpu", "cpu", "a processor", 8_000_000_000)
@@ -110,12 +112,14 @@ def test_operations_of_a_token(tiny: Path, tables: dict[str, Any], operations: i
 
 
 def test_a_run_with_another_objective_scales_the_pace() -> None:
-    facts = {"run": "r", "model": "m", "seconds": 10.0, "trained_tokens": 1000, "steps": 20, "backend": "torch",
-             "precision": "fp32", "trainable_parameters": 1, "objective": "sft"}  # fmt: skip
+    facts = RunFacts(
+        run="r", status=Status.FINISHED, folder="", changed="", changed_time=0.0, model="m", seconds=10.0, trained_tokens=1000,
+        steps=20, backend="torch", precision="fp32", trainable_parameters=1, objective="sft",
+    )  # fmt: skip
     before = work_of_run(facts, {"m": 1000})
     assert before is not None
     pairs = replace(before[0], reference=True)
     found = pace(pairs, [before], None, False)
     assert found.tokens_per_second == pytest.approx(100.0 * 4 / 6) and found.basis == "similar"
-    again = work_of_run({**facts, "objective": "dpo"}, {"m": 1000})
+    again = work_of_run(replace(facts, objective="dpo"), {"m": 1000})
     assert again is not None and pace(pairs, [before, again], None, False).basis == "same"

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from finetune_local.runtime.status import Status
+from finetune_local.training.run_folder.facts import RunFacts
 from finetune_local.training.run_folder.forecast import BF16_GAIN, REACHED, Work, pace, work_of_run
 
 SMALL = Work("small", 100_000_000, "torch", "fp32", whole=False)
@@ -39,9 +42,11 @@ def test_without_any_run_it_is_arithmetic_and_called_rough() -> None:
 
 
 def test_a_run_too_short_or_of_a_model_that_is_gone_tells_nothing() -> None:
-    facts = {"run": "r", "model": "small", "seconds": 10.0, "trained_tokens": 1000, "steps": 20, "backend": "torch",
-             "precision": "fp32", "trainable_parameters": 1000}  # fmt: skip
+    facts = RunFacts(
+        run="r", status=Status.FINISHED, folder="", changed="", changed_time=0.0, model="small", seconds=10.0, trained_tokens=1000,
+        steps=20, backend="torch", precision="fp32", trainable_parameters=1000,
+    )  # fmt: skip
     found = work_of_run(facts, {"small": 100_000_000})
     assert found is not None and found == (SMALL, 100.0, "r")
     for changed in ({"steps": 2}, {"seconds": None}, {"trained_tokens": 0}, {"model": "gone"}):
-        assert work_of_run({**facts, **changed}, {"small": 100_000_000}) is None
+        assert work_of_run(replace(facts, **changed), {"small": 100_000_000}) is None

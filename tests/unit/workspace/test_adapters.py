@@ -42,7 +42,7 @@ def test_everything_that_names_a_run_follows(home: Home, tiny: Path) -> None:
     assert manage.restore(None, home).name == "新 name", "what was removed before goes back to where the run is now"
     assert renamed.spec.name == "新 name" and (renamed.folder / "run.json").stat().st_mtime_ns == before
     told = facts.facts_of(renamed)
-    assert (told["run"], told["adapter"], told["last_loss"]) == ("新 name", str(renamed.adapter), 0.5)
+    assert (told.run, told.adapter, told.last_loss) == ("新 name", str(renamed.adapter), 0.5)
     entry = library.entry("新 name", home)
     assert entry.identity is not None and entry.identity.run == "新 name"
     checkpoint = library.read_identity(renamed.checkpoints / "step-000004")
@@ -77,7 +77,7 @@ def test_a_damaged_run_can_be_renamed_and_removed_and_taken_back(home: Home) -> 
     run = runs.create(home, parse_spec({"name": "bad", "data": {"files": ["x"]}}, "test"))
     (run.folder / "run.json").write_text("{", "utf-8")
     renamed = shelf.rename_run(run, "worse", home)
-    assert facts.facts_of(renamed)["damaged"]
+    assert facts.facts_of(renamed).damaged
     runs.remove(renamed, home)
     assert runs.every(home) == []
     assert runs.restore("worse", home).folder == home.runs / "worse"

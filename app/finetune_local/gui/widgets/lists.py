@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
@@ -21,6 +21,9 @@ SIZE = 50
 
 Row = Mapping[str, Any]
 
+R = TypeVar("R")
+"""A row of any kind."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -28,7 +31,7 @@ class Column:
 
     key: str
     title: Child
-    value: Callable[[Row], Any] | None = None
+    value: Callable[[Any], Any] | None = None
     number: bool = False
 
 
@@ -65,13 +68,13 @@ def moved(
     return None
 
 
-def matching(rows: Iterable[Row], search: str, text: Callable[[Row], str]) -> list[Row]:
+def matching(rows: Iterable[R], search: str, text: Callable[[R], str]) -> list[R]:
     """The rows whose text contains every word of a search, ignoring case."""
     words = search.casefold().split()
     return [row for row in rows if all(word in text(row).casefold() for word in words)] if words else list(rows)
 
 
-def ordered(rows: Iterable[Row], columns: Sequence[Column], place: Place) -> list[Row]:
+def ordered(rows: Iterable[R], columns: Sequence[Column], place: Place) -> list[R]:
     """The rows, sorted as the place says. Rows without a value come last in both directions."""
     column = next((column for column in columns if column.key == place.sort and column.value), None)
     if column is None or (value := column.value) is None:
@@ -81,7 +84,7 @@ def ordered(rows: Iterable[Row], columns: Sequence[Column], place: Place) -> lis
     return [row for _, row in with_value] + [row for key, row in known if key is None]
 
 
-def on_page(rows: Sequence[Row], place: Place) -> tuple[Sequence[Row], Place]:
+def on_page(rows: Sequence[R], place: Place) -> tuple[Sequence[R], Place]:
     """The rows of the place's page, and the place with its page limited to those that exist."""
     last = max(0, (len(rows) - 1) // SIZE)
     place = replace(place, page=min(place.page, last))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.widgets import parts
@@ -13,7 +13,7 @@ from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.gui.widgets.measures import charted, measures
 from finetune_local.runtime.status import ProcessState, Status
 from finetune_local.training import events
-from finetune_local.training.run_folder.facts import DAMAGED
+from finetune_local.training.run_folder.facts import RunFacts
 
 if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
@@ -36,10 +36,10 @@ def status_badge(t: Strings, status: str) -> Html:
     return parts.badge(t(f"runs.status_{status}"), _KINDS.get(status, ""))
 
 
-def status_of(t: Strings, row: Mapping[str, Any]) -> Html:
+def status_of(t: Strings, row: RunFacts) -> Html:
     """The status of a run in a list, and beside it whether its run.json is damaged."""
-    damaged = parts.badge(t("runs.damaged"), "bad") if row.get(DAMAGED) else None
-    return join([status_badge(t, row["status"]), damaged], " ")
+    damaged = parts.badge(t("runs.damaged"), "bad") if row.damaged else None
+    return join([status_badge(t, row.status), damaged], " ")
 
 
 def progress(context: Context, run: Watch, status: Status) -> Html:

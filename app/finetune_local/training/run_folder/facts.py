@@ -1,10 +1,12 @@
-"""What lists of runs show: one plain object a run, from its run.json and its last events, quick enough for a thousand runs."""
+"""Facts of runs for lists, from run.json and the last events: quick enough for a thousand runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,69 @@ from finetune_local.training.run_folder.runs import Run
 
 DAMAGED = "damaged"
 """A mark beside the status: run.json cannot be read. `--json` prints it in place of the status."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What lists show of a run; a field is None where it is not known.
+
+    Losses are in nats. `steps` are those done by a run that has ended, and those to do (`max_steps`) of any other, whose `step` is
+    the last one done. `changed_time` is in seconds since the epoch, `seconds` the time spent in training.
+    """
+
+    run: str
+    status: Status
+    folder: str
+    changed: str
+    changed_time: float
+    killed: bool = False
+    """The worker was killed."""
+    damaged: bool = False
+    """run.json cannot be read; `problem` says why."""
+    problem: str | None = None
+    method: str | None = None
+    objective: str | None = None
+    model: str | None = None
+    backend: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    files: tuple[str, ...] = ()
+    step: int | None = None
+    steps: int | None = None
+    max_steps: int | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    validation_loss: float | None = None
+    best_validation_loss: float | None = None
+    trained_tokens: int | None = None
+    trainable_parameters: int | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    adapter: str | None = None
+    """Its folder."""
+    printed: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The values of `--json` in its order: facts that are known, and those that only a later version knows."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RunFacts:
+        """The facts from the values of `--json`, with a Status as "status", and with "killed" and "damaged" where they are true."""
+        known = {name: values[name] for name in _FIELDS & values.keys()}
+        return cls(**{**known, "files": tuple(values.get("files", ()))}, printed=values)
+
+    @property
+    def steps_done(self) -> int | None:
+        """Steps that the run has done."""
+        if self.step is not None:
+            return self.step
+        return self.steps if "first_loss" in self.printed else None
+
+    def as_json(self) -> dict[str, object]:
+        """What `--json` prints; see Status for the words that differ."""
+        word = DAMAGED if self.damaged else ProcessState(self.status, self.killed).as_json()
+        return {key: value for key, value in {**self.printed, "status": word}.items() if key not in ("killed", DAMAGED)}
+
+
+_FIELDS = frozenset(one.name for one in dataclasses.fields(RunFacts)) - {"printed"}
 
 
 class _Keyed(BaseModel):
@@ -45,8 +110,8 @@ class _Objective(BaseModel):
     key: str = DEFAULT_OBJECTIVE
 
 
-class _Told(BaseModel):
-    """What lists show of a run.json; the rest may be of any version."""
+class _Settings(BaseModel):
+    """The part of run.json that lists show; the rest may be of any version."""
 
     method: _Keyed | str
     model: _Base
@@ -56,12 +121,12 @@ class _Told(BaseModel):
     objective: _Objective | str = DEFAULT_OBJECTIVE
 
     @classmethod
-    def read(cls, file: Path) -> _Told:
-        """From the file. Raises OSError, ForeignTextError, ValidationError."""
+    def read(cls, file: Path) -> _Settings:
+        """Read the file. Raises OSError, ForeignTextError, ValidationError."""
         return cls.model_validate(read_json_object(file))
 
-    def facts(self) -> dict[str, Any]:
-        """As facts_of() has them."""
+    def as_json(self) -> dict[str, object]:
+        """These settings as `--json` prints them."""
         method = self.method if isinstance(self.method, str) else self.method.key
         objective = self.objective if isinstance(self.objective, str) else self.objective.key
         steps = self.training.max_steps
@@ -70,18 +135,18 @@ class _Told(BaseModel):
 
 
 _NUMBERS = frozenset((
-    "step", "steps", "first_loss", "last_loss", "validation_loss", "best_validation_loss", "trained_tokens", "supervised_tokens",
+    "step", "steps", "max_steps", "first_loss", "last_loss", "validation_loss", "best_validation_loss", "trained_tokens", "supervised_tokens",
     "trainable_parameters", "seconds", "cpu_seconds", "peak_memory_bytes",
 ))  # fmt: skip
-_TEXTS = frozenset(("backend", "device", "method", "model", "precision"))
+_TEXTS = frozenset(("backend", "device", "method", "model", "objective", "precision"))
 
 
-def _sound(told: Mapping[str, Any]) -> dict[str, object]:
-    """What an event tells, without values that are not of their kind: a damaged line must not take the list with it."""
-    own = frozenset(("status", "killed", "folder", "changed", "changed_time", "files"))
+def _valid(values: Mapping[str, Any]) -> dict[str, object]:
+    """An event's values without those of a wrong type: a damaged line must not break the list."""
+    own = frozenset(("status", "killed", DAMAGED, "folder", "changed", "changed_time", "files", "problem"))
     return {
         key: value
-        for key, value in told.items()
+        for key, value in values.items()
         if key not in own
         and not (key in _NUMBERS and value is not None and not _is_number(value))
         and not (key in _TEXTS and not isinstance(value, str))
@@ -97,34 +162,34 @@ def _place(error: ValidationError) -> str:
 
 
 class Listing:
-    """The facts of all runs, kept in memory: of a thousand only those that have changed are read again."""
+    """The facts of all runs, cached: only runs that have changed are read again."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._known: dict[Path, tuple[object, dict[str, Any]]] = {}
+        self._known: dict[Path, tuple[object, RunFacts]] = {}
         self._looked = -math.inf
 
-    def all(self, patience: float = 0.0) -> list[dict[str, Any]]:
-        """Of every run, the newest first; as they were at most `patience` seconds ago."""
+    def all(self, patience: float = 0.0) -> list[RunFacts]:
+        """The facts of every run, newest first, at most `patience` seconds old."""
         if time.monotonic() - self._looked < patience:
             return [facts for _, facts in self._known.values()]
         self._looked = time.monotonic()
-        found: dict[Path, tuple[object, dict[str, Any]]] = {}
+        found: dict[Path, tuple[object, RunFacts]] = {}
         for run in runs.every(self._home):
             now, known = _stamp(run), self._known.get(run.folder)
-            # That a worker was killed changes no file.
-            same = known is not None and known[0] == now and known[1]["status"] != Status.RUNNING
+            # A killed worker changes no file, so a running one is read again.
+            same = known is not None and known[0] == now and known[1].status != Status.RUNNING
             found[run.folder] = known if same and known is not None else (now, facts_of(run))
         self._known = found
         return [facts for _, facts in found.values()]
 
 
-def facts_of(run: Run) -> dict[str, Any]:
-    """Name, status, method, model, data, losses, dates; a damaged run is listed as such, with what is wrong.
+def facts_of(run: Run) -> RunFacts:
+    """The facts of one run."""
+    return RunFacts.of(_facts(run))
 
-    "status" is a Status; DAMAGED is True where run.json cannot be read, and "killed" is there where the worker was killed. "steps" are those done by a run that has ended,
-    and those to do ("max_steps") of any other, whose "step" is the last one done.
-    """
+
+def _facts(run: Run) -> Mapping[str, Any]:
     file = run.folder / "run.json"
     changed = _changed(file)
     recent = run.newest()
@@ -140,9 +205,9 @@ def facts_of(run: Run) -> dict[str, Any]:
         **({"killed": True} if state.killed else {}),
     }
     try:
-        facts.update(_Told.read(file).facts())
+        facts.update(_Settings.read(file).as_json())
     except (OSError, ForeignTextError, ValidationError) as error:
-        said = (
+        reason = (
             msg("'{name}' is missing or invalid", name=_place(error))
             if isinstance(error, ValidationError)
             else message_of(error)
@@ -150,17 +215,17 @@ def facts_of(run: Run) -> dict[str, Any]:
         return {
             **facts,
             DAMAGED: True,
-            "problem": msg("{file}: cannot be read ({error}). The run cannot be resumed.", file=file, error=said),
+            "problem": msg("{file}: cannot be read ({error}). The run cannot be resumed.", file=file, error=reason),
         }
     if isinstance(summary := last.get("summary"), Mapping):
-        facts.update(_sound(summary))
+        facts.update(_valid(summary))
     else:
-        facts |= _sound(_newest([last, *recent]))
+        facts |= _valid(_newest([last, *recent]))
     if "seconds" not in facts and working:
         pid = run.worker_pid()
         if pid is not None and (began := started_at(pid)) is not None:
             facts["seconds"] = time.time() - began
-    facts["run"] = run.name  # the summary of a run that was renamed since has another name and place
+    facts["run"] = run.name  # the summary of a renamed run has the old name and folder
     facts.pop("adapter", None)
     if last.get("event") == "failed":
         facts["problem"] = str(last.get("message", ""))
@@ -169,20 +234,13 @@ def facts_of(run: Run) -> dict[str, Any]:
     return facts
 
 
-def facts_as_json(facts: Mapping[str, Any]) -> dict[str, object]:
-    """A run's facts as `--json` prints them; see Status for the words that differ."""
-    state = ProcessState(Status(facts["status"]), bool(facts.get("killed")))
-    word = DAMAGED if facts.get(DAMAGED) else state.as_json()
-    return {key: value for key, value in {**facts, "status": word}.items() if key not in ("killed", DAMAGED)}
-
-
-def all_facts(home: Home) -> list[dict[str, Any]]:
-    """Of every run, the newest first."""
+def all_facts(home: Home) -> list[RunFacts]:
+    """The facts of every run, newest first."""
     return Listing(home).all()
 
 
 def _newest(recent: Iterable[Mapping[str, Any]]) -> dict[str, object]:
-    """Step and losses of a run that has said no summary, as far as its newest events tell."""
+    """Step and losses of a run without a summary, from its newest events."""
     found: dict[str, Any] = {}
     for line in recent:
         kind = line.get("event")

@@ -32,6 +32,7 @@ from finetune_local.system.errors import DataError, FinetuneError, SpecError, Us
 from finetune_local.system.messages import Message, parts
 from finetune_local.training.check import facts_for, plan_for, settle
 from finetune_local.training.events import Note
+from finetune_local.training.run_folder.facts import RunFacts
 
 REACHED = 0.6
 """Share of a CPU's matrix speed that training reaches; 0.5 to 0.7 were measured."""
@@ -98,22 +99,22 @@ def pace(work: Work, before: Iterable[tuple[Work, float, str]], flops: float | N
     return Pace(REACHED * gain * flops / max(1.0, work.operations), "rough")
 
 
-def work_of_run(facts: Mapping[str, Any], parameters: Mapping[str, int]) -> tuple[Work, float, str] | None:
-    """A finished run's work and pace from its facts (training/run_folder/facts.py); None where it has too little to tell."""
-    seconds, tokens, model = facts.get("seconds"), facts.get("trained_tokens"), str(facts.get("model"))
-    if not seconds or not tokens or (facts.get("steps") or 0) < 3 or model not in parameters:
+def work_of_run(facts: RunFacts, parameters: Mapping[str, int]) -> tuple[Work, float, str] | None:
+    """A finished run's work, tokens per second and name; None if it was too short or its model's size is not in `parameters`."""
+    model = facts.model or ""
+    if not facts.seconds or not facts.trained_tokens or (facts.steps or 0) < 3 or model not in parameters:
         return None
-    whole = (facts.get("trainable_parameters") or 0) > parameters[model] // 2
-    objective = objectives().get(str(facts.get("objective")))
+    whole = (facts.trainable_parameters or 0) > parameters[model] // 2
+    objective = objectives().get(facts.objective or "")
     work = Work(
         model,
         parameters[model],
-        str(facts.get("backend")),
-        str(facts.get("precision") or ""),
+        facts.backend or "",
+        facts.precision or "",
         whole,
         reference=objective is not None and objective.reference_in_steps,
     )
-    return work, tokens / seconds, str(facts["run"])
+    return work, facts.trained_tokens / facts.seconds, facts.run
 
 
 @dataclass(frozen=True)

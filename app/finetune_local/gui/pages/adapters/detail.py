@@ -70,7 +70,11 @@ def _head(context: Context, row: Row) -> Html:
         ]
     buttons.append(parts.button(t("common.rename"), "adapters.edit", "name", kind="quiet"))
     buttons.append(parts.button(t("common.delete"), "adapters.remove", name, kind="quiet danger"))
-    told = [method_name(t, row["method"]) if row["method"] else None, row["base"], file_names(row) or None]
+    told = [
+        method_name(t, row["method"]) if row["method"] else None,
+        row["base"],
+        file_names(row.get("files", ())) or None,
+    ]
     return h(
         "header",
         h("div", h("h1", name, tabindex="-1", data_top=f"adapter {name}"), h("p", join(told, " · "))),
@@ -239,7 +243,10 @@ def _went_on(context: Context, row: Row, rows: Sequence[Row]) -> list[Html]:
 
 def _run(context: Context, row: Row, inner: Sequence[Html]) -> Html:
     t = context.t
-    below = [file_names(row) or None, t("adapters.node_from", run=row["made_from"]) if row["made_from"] else None]
+    below = [
+        file_names(row.get("files", ())) or None,
+        t("adapters.node_from", run=row["made_from"]) if row["made_from"] else None,
+    ]
     return _node(t("adapters.node_run"), _run_link(row["name"]), inner, " · ".join(text for text in below if text))
 
 

@@ -25,7 +25,7 @@ def columns(t: Strings) -> list[Column]:
     return [
         Column("name", t("adapters.name"), lambda row: row["name"]),
         Column("method", t("adapters.method"), lambda row: (row["method"] or "", row["base"] or "")),
-        Column("files", t("adapters.data"), lambda row: file_names(row) or None),
+        Column("files", t("adapters.data"), lambda row: file_names(row.get("files", ())) or None),
         Column("scores", t("adapters.score"), _mean, number=True),
         Column("bytes", t("adapters.size"), lambda row: row["bytes"], number=True),
         Column("created_time", t("adapters.created"), lambda row: row["created_time"], number=True),
@@ -35,7 +35,14 @@ def columns(t: Strings) -> list[Column]:
 
 def searched(t: Strings, row: Row) -> str:
     """What a search looks through."""
-    words = (row["name"], row["base"], row["method"], method_name(t, row["method"]), file_names(row), row["note"])
+    words = (
+        row["name"],
+        row["base"],
+        row["method"],
+        method_name(t, row["method"]),
+        file_names(row.get("files", ())),
+        row["note"],
+    )
     return " ".join(str(word) for word in words if word)
 
 
@@ -92,7 +99,7 @@ def _cells(context: Context, row: Row) -> list[Child]:
         below = parts.badge(t("adapters.damaged"), "bad")
     method = method_name(t, row["method"]) + (f", r = {row['rank']}" if row["rank"] else "")
     base = h("small", base_name(str(row["base"])), class_="cut", title=row["base"]) if row["base"] else None
-    files = file_names(row)
+    files = file_names(row.get("files", ()))
     origin = t("adapters.imported") if row["origin"] == "imported" and not row["extracted_from"] else ""
     learned = files or (t("adapters.extracted") if row["extracted_from"] else origin)
     before = score_text(context, row, "base")

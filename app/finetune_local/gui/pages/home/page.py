@@ -85,18 +85,18 @@ def _recent(context: Context) -> Html:
                 "li",
                 h(
                     "button",
-                    h("strong", told["run"]),
+                    h("strong", told.run),
                     status_of(t, told),
-                    h("span", f"{told.get('method', '')} · {told.get('model', '')}", class_="soft grow"),
+                    h("span", f"{told.method or ''} · {told.model or ''}", class_="soft grow"),
                     h(
                         "span",
-                        f.loss(told.get("last_loss")) if told.get("last_loss") is not None else "",
+                        f.loss(told.last_loss) if told.last_loss is not None else "",
                         class_="soft",
                     ),
-                    h("span", f.moment(told["changed_time"]), class_="soft"),
+                    h("span", f.moment(told.changed_time), class_="soft"),
                     type="button",
                     data_do="run",
-                    data_value=told["run"],
+                    data_value=told.run,
                 ),
             )
         )

@@ -12,13 +12,12 @@ from finetune_local.gui.pages.runs.state import Look, Shown
 from finetune_local.gui.widgets import controls, lists, parts
 from finetune_local.gui.widgets.chart import Line, chart
 from finetune_local.gui.widgets.html import Child, Html, h, join
-from finetune_local.gui.widgets.lists import Row
 from finetune_local.gui.widgets.measures import measures
-from finetune_local.gui.widgets.runlist import number, steps_done
 from finetune_local.gui.widgets.runview import status_badge
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import message_of
 from finetune_local.training.run_folder import watch
+from finetune_local.training.run_folder.facts import RunFacts
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.training.run_folder.settings import differences
 
@@ -36,7 +35,7 @@ def changed(look: Look, name: str, value: str) -> Look:
     return Look(**chosen) if valid else look
 
 
-def drawn(context: Context, found: Sequence[tuple[Run, Row]], look: Look) -> Html:
+def drawn(context: Context, found: Sequence[tuple[Run, RunFacts]], look: Look) -> Html:
     """The whole of it."""
     t = context.t
     back = parts.button(join(["‹ ", t("runs.back")]), "runs.back", kind="quiet small back")
@@ -98,7 +97,7 @@ def _metric_charts(context: Context, found: Sequence[Watch], look: Look) -> Html
     )
 
 
-def _figures(context: Context, found: Sequence[tuple[Run, Row]], watches: Sequence[Watch]) -> Html:
+def _figures(context: Context, found: Sequence[tuple[Run, RunFacts]], watches: Sequence[Watch]) -> Html:
     t, f = context.t, context.f
     reported = measures(t, [watched.objective for watched in watches])
     numbers = (
@@ -115,15 +114,15 @@ def _figures(context: Context, found: Sequence[tuple[Run, Row]], watches: Sequen
     rows = [
         [
             h("span", h("i", class_=f"swatch c{colour}"), run.name, class_="legend-name"),
-            status_badge(t, row["status"]),
-            (f.loss(number(row, "last_loss")), "number"),
-            (f.loss(number(row, "validation_loss")), "number"),
-            (f.loss(number(row, "best_validation_loss")), "number"),
+            status_badge(t, row.status),
+            (f.loss(row.last_loss), "number"),
+            (f.loss(row.validation_loss), "number"),
+            (f.loss(row.best_validation_loss), "number"),
             *((measure.text(f, _newest(watched, measure.key)), "number") for measure in reported),
-            (f.number(steps_done(row)), "number"),
-            (f.number(number(row, "trained_tokens")), "number"),
-            (f.span(number(row, "seconds")), "number"),
-            (f.size(number(row, "peak_memory_bytes")), "number"),
+            (f.number(row.steps_done), "number"),
+            (f.number(row.trained_tokens), "number"),
+            (f.span(row.seconds), "number"),
+            (f.size(row.peak_memory_bytes), "number"),
         ]
         for colour, ((run, row), watched) in enumerate(zip(found, watches, strict=True), 1)
     ]
@@ -135,7 +134,7 @@ def _newest(watched: Watch, key: str) -> float | None:
     return points[-1][1] if points else None
 
 
-def _differences(context: Context, found: Sequence[tuple[Run, Row]]) -> Html:
+def _differences(context: Context, found: Sequence[tuple[Run, RunFacts]]) -> Html:
     t = context.t
     try:
         different = differences([run for run, _ in found])

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.widgets import controls, lists, parts, runview
 from finetune_local.gui.widgets.html import Child, Html, h, join
-from finetune_local.gui.widgets.lists import Row
 from finetune_local.gui.widgets.measures import objective_title
-from finetune_local.gui.widgets.runlist import file_names, method_name, number, steps_done
+from finetune_local.gui.widgets.runlist import file_names, method_name
 from finetune_local.runtime.status import Status
 from finetune_local.spec.config_file import as_toml, flattened
 from finetune_local.system.errors import FinetuneError
 from finetune_local.system.messages import message_of
-from finetune_local.training.run_folder.facts import DAMAGED
+from finetune_local.training.run_folder.facts import RunFacts
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.training.run_folder.settings import settings_of, tables_of
 
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from finetune_local.training.run_folder.watch import Watch
 
 
-def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
+def drawn(context: Context, run: Run, row: RunFacts, editing: bool) -> Html:
     """The whole of it."""
     t = context.t
     back = parts.button(join(["‹ ", t("runs.back")]), "runs.back", kind="quiet small back")
     name = _rename_form(t, run) if editing else None
-    if row.get(DAMAGED):
-        problem = h("div", h("p", sentence(t, row["problem"])), class_="hint bad", role="alert")
+    if row.damaged:
+        problem = h("div", h("p", sentence(t, row.problem or "")), class_="hint bad", role="alert")
         return h("div", back, _head(context, run, row), name, problem, class_="stack")
     watched = context.watch(run.folder).refresh()
     chart = parts.card(runview.loss_chart(context, watched), title=t("train.loss"))
@@ -47,10 +46,10 @@ def drawn(context: Context, run: Run, row: Row, editing: bool) -> Html:
     return h("div", back, _head(context, run, row), *parts_, class_="stack")
 
 
-def _head(context: Context, run: Run, row: Row) -> Html:
-    t, status = context.t, row["status"]
+def _head(context: Context, run: Run, row: RunFacts) -> Html:
+    t, status = context.t, row.status
     buttons: list[Html] = []
-    if not row.get(DAMAGED):
+    if not row.damaged:
         label = t("runs.watch") if status == Status.RUNNING else t("runs.show")
         buttons.append(parts.button(label, "runs.show", run.name, kind="primary"))
         if status in runview.RESUMABLE:
@@ -71,7 +70,7 @@ def _head(context: Context, run: Run, row: Row) -> Html:
                 runview.status_of(t, row),
                 class_="row",
             ),
-            h("p", join([method_name(t, row.get("method")), row.get("model"), file_names(row) or None], " · ")),
+            h("p", join([method_name(t, row.method), row.model, file_names(row.files) or None], " · ")),
         ),
         h("div", *buttons, class_="row"),
         class_="page-header",
@@ -84,47 +83,47 @@ def _rename_form(t: Strings, run: Run) -> Html:
     return parts.card(lists.form("runs.rename", run.name, box, t("common.rename"), cancel))
 
 
-def _problem(t: Strings, row: Row) -> Html:
-    text = row.get("problem")
+def _problem(t: Strings, row: RunFacts) -> Html:
+    text = row.problem
     if not text:
         return Html("")
     return h("div", sentence(t, text), class_="hint bad", role="alert")
 
 
-def _figures(context: Context, row: Row, watched: Watch) -> Html:
+def _figures(context: Context, row: RunFacts, watched: Watch) -> Html:
     t, f = context.t, context.f
-    first, best = number(row, "first_loss"), number(row, "best_validation_loss")
+    first, best = row.first_loss, row.best_validation_loss
     return parts.figures(
         parts.figure(
             t("runs.loss"),
-            f.loss(number(row, "last_loss")),
+            f.loss(row.last_loss),
             t("runs.from_first", loss=f.loss(first)) if first is not None else None,
         ),
         parts.figure(
             t("runs.validation_loss"),
-            f.loss(number(row, "validation_loss")),
+            f.loss(row.validation_loss),
             t("runs.best", loss=f.loss(best)) if best is not None else None,
         ),
         *runview.metric_figures(context, watched),
-        parts.figure(t("runs.steps"), f.number(steps_done(row))),
-        parts.figure(t("runs.tokens"), f.number(number(row, "trained_tokens"))),
-        parts.figure(t("runs.duration"), f.span(number(row, "seconds"))),
-        parts.figure(t("runs.memory"), f.size(number(row, "peak_memory_bytes"))),
+        parts.figure(t("runs.steps"), f.number(row.steps_done)),
+        parts.figure(t("runs.tokens"), f.number(row.trained_tokens)),
+        parts.figure(t("runs.duration"), f.span(row.seconds)),
+        parts.figure(t("runs.memory"), f.size(row.peak_memory_bytes)),
     )
 
 
-def _facts(context: Context, watched: Watch, row: Row) -> Html:
+def _facts(context: Context, watched: Watch, row: RunFacts) -> Html:
     t, f, run, objective = context.t, context.f, watched.run, watched.objective
     origin = run.made_from
-    where = [str(row[key]) for key in ("backend", "device", "precision") if row.get(key)]
+    where = [place for place in (row.backend, row.device, row.precision) if place]
     pairs: list[tuple[Child, Child]] = [
-        (t("runs.base"), row.get("model")),
-        (t("runs.method"), method_name(t, row.get("method"))),
+        (t("runs.base"), row.model),
+        (t("runs.method"), method_name(t, row.method)),
         (t("settings.objective.key"), objective_title(t, objective) if objective is not None else None),
-        (t("runs.parameters"), f.parameters(int(count)) if (count := number(row, "trainable_parameters")) else None),
-        (t("runs.data"), [h("div", name) for name in row.get("files", ())]),
+        (t("runs.parameters"), f.parameters(int(count)) if (count := row.trainable_parameters) else None),
+        (t("runs.data"), [h("div", name) for name in row.files]),
         (t("runs.computed_on"), " · ".join(where)),
-        (t("runs.started_at"), f.moment(row["changed_time"])),
+        (t("runs.started_at"), f.moment(row.changed_time)),
         (t("runs.made_from"), h("button", origin, type="button", class_="link", data_do="runs.open", data_value=origin) if origin else None),
         (t("runs.folder"), [h("code", str(run.folder)), " ", h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=str(run.folder))]),
     ]  # fmt: skip

@@ -11,12 +11,12 @@ from finetune_local.gui.pages.runs.state import RunsState
 from finetune_local.gui.shell.pages import set_up_like
 from finetune_local.gui.widgets import leftovers, lists, parts, runlist
 from finetune_local.gui.widgets.html import Html
-from finetune_local.gui.widgets.lists import Place, Row
+from finetune_local.gui.widgets.lists import Place
 from finetune_local.runtime.status import Status
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
 from finetune_local.training.run_folder import follow, runs
-from finetune_local.training.run_folder.facts import DAMAGED, Listing
+from finetune_local.training.run_folder.facts import Listing, RunFacts
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.workspace import adapters
 
@@ -77,8 +77,8 @@ class RunsPage:
         state = window.state(RunsState)
         state.editing = False
         t, rows = self.t, self.listing.all()
-        statuses = [status for status in runlist.STATUSES if any(row["status"] == status for row in rows)]
-        methods = sorted({str(row["method"]) for row in rows if "method" in row})
+        statuses = [status for status in runlist.STATUSES if any(row.status == status for row in rows)]
+        methods = sorted({row.method for row in rows if row.method})
         if state.status not in runlist.STATUSES:  # also "damaged", which older versions filtered by
             state.status = ""
         status, method = state.status, state.method
@@ -115,7 +115,7 @@ class RunsPage:
         elif found:
             main = detail.drawn(self.context, *found[0], editing=state.editing)
         else:
-            names = {row["run"] for row in rows}
+            names = {row.run for row in rows}
             place = self._place(window)
             place = replace(place, picked=tuple(name for name in place.picked if name in names))
             chosen = runlist.chosen(t, rows, place, state.status, state.method)
@@ -133,16 +133,16 @@ class RunsPage:
             changed[self.tools] = gr.update(visible=tools)
         return changed
 
-    def _looked_at(self, window: Window, rows: Sequence[Row]) -> list[tuple[Run, Row]]:
+    def _looked_at(self, window: Window, rows: Sequence[RunFacts]) -> list[tuple[Run, RunFacts]]:
         """The run or runs that are shown instead of the list, those that are still there."""
         view = window.shared.runs_view
         names: Sequence[Any] = (
             [window.shared.opened_run] if view == "run" else self._place(window).picked if view == "compare" else []
         )
-        by_name = {row["run"]: row for row in rows}
+        by_name = {row.run: row for row in rows}
         found = [(Run(self.context.home.runs / name), by_name[name]) for name in names if name in by_name]
         if view == "compare":
-            found = [pair for pair in found if not pair[1].get(DAMAGED)][: runlist.MOST_COMPARED]
+            found = [pair for pair in found if not pair[1].damaged][: runlist.MOST_COMPARED]
         return found
 
     def _tick(self, window: Window) -> dict[Any, Any]:
@@ -219,7 +219,7 @@ class RunsPage:
     def _names_on_page(self, window: Window) -> list[str]:
         state = window.state(RunsState)
         rows = runlist.chosen(self.t, self.listing.all(), state.list, state.status, state.method)
-        return [str(row["run"]) for row in lists.on_page(rows, state.list)[0]]
+        return [row.run for row in lists.on_page(rows, state.list)[0]]
 
     def _rename(self, window: Window, old: str, new: str) -> dict[Any, Any]:
         if new != old:

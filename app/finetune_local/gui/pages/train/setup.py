@@ -242,7 +242,7 @@ class Outlook:
         self._context = context
         self._parameters: dict[str, int] = {}
         self._known: dict[str, Forecast] = {}
-        self._before: tuple[float, list[dict[str, Any]]] = (0.0, [])
+        self._before: tuple[float, list[facts.RunFacts]] = (0.0, [])
 
     def of(self, tables: Mapping[str, Any], data: DataFacts | None) -> Forecast:
         """The forecast of a run's tables, cached until a run or a model is added or removed."""
@@ -282,19 +282,19 @@ class Outlook:
 
         return expect
 
-    def _recent(self) -> list[dict[str, Any]]:
+    def _recent(self) -> list[facts.RunFacts]:
         when, known = self._before
         if time.monotonic() - when < RECENT_SECONDS:
             return known
         found = [facts.facts_of(run) for run in runs.every(self._context.home)[:RECENT]]
         for told in found:
-            name = str(told.get("model", ""))
+            name = told.model or ""
             if name and name not in self._parameters:
                 try:
                     self._parameters[name] = opened(name, self._context).parameters
                 except ModelError:
                     continue
-        usable = [told for told in found if told.get("model") in self._parameters]
+        usable = [told for told in found if told.model in self._parameters]
         self._before = (time.monotonic(), usable)
         return usable
 
