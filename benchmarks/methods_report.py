@@ -14,7 +14,7 @@ from typing import Any
 from scatter import Axis, Mark, draw
 
 from finetune_local.backend import backends
-from finetune_local.cli.show import megabytes
+from finetune_local.cli.common import megabytes
 from finetune_local.spec.tuners import presets
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -16,8 +16,8 @@ from finetune_local.adapters.attach import attach
 from finetune_local.backend import Backend
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
 from finetune_local.export.engines import llama
-from finetune_local.export.gguf import metadata
 from finetune_local.export.gguf import tensors as gguf_tensors
+from finetune_local.export.gguf import tensors as metadata
 from finetune_local.export.pipeline import export
 from finetune_local.export.targets import gguf
 from finetune_local.export.targets.merged import write_merged
@@ -222,7 +222,7 @@ def test_wrong_tensors_fail_verification(
 ) -> None:
     monkeypatch.setattr(gguf_tensors, "_made", wrong)
     with pytest.raises(
-        VerificationFailed, match=r"greedy text: llama.cpp: prompt 1 \(“.*”\), token \d+: .* kept as .*m\.gguf\.failed"
+        VerificationFailed, match=r"greedy text: llama.cpp: prompt 1 \(“.*”\), token \d+: .* kept in .*m\.gguf\.failed"
     ):
         export("gguf", ModelFolder.open(tiny), adapter, tmp_path / "m.gguf", "f16")
     with pytest.raises(VerificationFailed, match=r"probabilities: llama.cpp: the mean KL divergence .* prompt \d"):

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from finetune_local.export.engines import llama
-from finetune_local.export.engines.folders import MLX_LM, TRANSFORMERS
 from finetune_local.export.pipeline import export
 from finetune_local.export.targets.merged import write_merged
 from finetune_local.export.verification import receivers as verification
 from finetune_local.export.verification.compare import F32
-from finetune_local.export.verification.receivers import FOLDER_RECEIVERS, receivers_of
+from finetune_local.export.verification.receivers import FOLDER_RECEIVERS, MLX_LM, TRANSFORMERS, receivers_of
 from finetune_local.export.verification.verify import verify
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system.errors import VerificationFailed

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_local.export.engines.folders import MLX_LM, MLX_LM_HOLDS, mlx_lm_limit, mlx_lm_note
 from finetune_local.export.targets.merged import write_merged
+from finetune_local.export.verification.receivers import MLX_LM, MLX_LM_HOLDS, mlx_lm_limit, mlx_lm_note
 from finetune_local.models.folder import ModelFolder
 from tiny import tiny_model
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local.cli.options import home_option, json_option, model_option
-from finetune_local.cli.show import console, emit, megabytes, note, table
+from finetune_local.cli.common import console, emit, home_option, json_option, megabytes, model_option, note, table
 from finetune_local.system import paths
 from finetune_local.system.errors import UserError, typed
 from finetune_local.system.messages import message_of
@@ -145,16 +144,16 @@ def extract(
 
     ADAPTER was trained with the method `full`: a run, a name from `adapters`, or a folder. The approximation error is printed.
     """
-    from finetune_local.adapters.extraction import from_full
+    from finetune_local.adapters.extraction import job_extract
 
     place = _place(context, home)
-    request = from_full.ExtractionRequest(adapter=adapter, tuned=tuned, model=model, name=name, out=out, **chosen)
+    request = job_extract.ExtractionRequest(adapter=adapter, tuned=tuned, model=model, name=name, out=out, **chosen)
     with console(stderr=True).status("starting") as status:
 
         def progress(what: str, done: float | None) -> None:
             status.update(what if done is None else f"{what} {done:.0%}")
 
-        called, done = from_full.extract(request, place, progress)
+        called, done = job_extract.extract(request, place, progress)
     if as_json:
         emit({"name": called, **done.as_json()})
     else:

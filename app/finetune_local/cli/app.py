@@ -6,8 +6,7 @@ import importlib.util
 
 import click
 
-from finetune_local.cli.options import home_option
-from finetune_local.cli.show import note
+from finetune_local.cli.common import home_option, note
 from finetune_local.system import paths
 from finetune_local.system.errors import Unsupported
 from finetune_local.system.messages import as_message

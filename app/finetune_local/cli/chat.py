@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local.cli.options import backend_option, home_option, json_option, model_option, precision_option
-from finetune_local.cli.show import console, emit, note, say, stdin_text, table
+from finetune_local.cli.common import (
+    backend_option,
+    console,
+    emit,
+    home_option,
+    json_option,
+    model_option,
+    note,
+    precision_option,
+    say,
+    stdin_text,
+    table,
+)
 from finetune_local.cli.spec_options import settings_from, settings_options
 from finetune_local.inference.sampling import Sampling
 from finetune_local.system import paths

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local.cli import show
-from finetune_local.cli.options import home_option, json_option, model_option
+from finetune_local.cli import common
+from finetune_local.cli.common import home_option, json_option, model_option
 from finetune_local.cli.spec_options import settings_from, settings_options
 from finetune_local.spec.objectives import objectives
 from finetune_local.spec.run import DEFAULT_OBJECTIVE, DataSettings
@@ -84,7 +84,7 @@ def inspect(
     report = look.whole()
     if as_json:
         shown = [_marked(look.pieces(number)) for number in sorted(look.masks)]
-        show.emit({**report.as_json(), **({"preview": shown} if preview else {})})
+        common.emit({**report.as_json(), **({"preview": shown} if preview else {})})
         return
     _print_report(report)
     for number, row in sorted(look.masks.items()):
@@ -121,7 +121,7 @@ def _open(model: str | None, home: str | None) -> tuple[Tokenizer, int]:
 def _print_report(report: Report) -> None:
     from rich.text import Text
 
-    screen = show.console()
+    screen = common.console()
     for file in report.files:
         screen.print(Text(f"{file.name}: {file.format} in {file.container}, {file.encoding}, {file.bytes:,} bytes"))
     facts: list[tuple[str, object]] = [
@@ -146,7 +146,7 @@ def _print_report(report: Report) -> None:
         facts.append(("speakers", ", ".join(f"{name} {count:,}" for name, count in list(report.speakers.items())[:10])))
     if report.examples != report.used:
         facts.insert(2, ("pieces", f"{report.examples:,} of at most {report.max_length:,} tokens"))
-    show.table(("", ""), facts)
+    common.table(("", ""), facts)
     most = max((bar.rows for bar in report.histogram), default=1)
     screen.print("\ntokens         rows")
     for bar in report.histogram:
@@ -163,7 +163,7 @@ def _print_report(report: Report) -> None:
 def _print_preview(row: Encoded, found: Sequence[Piece]) -> None:
     from rich.text import Text
 
-    screen = show.console()
+    screen = common.console()
     screen.print()
     place = f"{row.source.file}, line {row.source.line}"
     screen.print(Text(f"── {place}: {len(row.ids)} tokens, {int(row.mask.sum())} learned ──", style="dim"))

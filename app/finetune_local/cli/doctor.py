@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune_local.cli.options import backend_option, home_option, json_option
-from finetune_local.cli.show import console, emit, megabytes, table
+from finetune_local.cli.common import backend_option, console, emit, home_option, json_option, megabytes, table
 from finetune_local.system import paths
 
 if TYPE_CHECKING:

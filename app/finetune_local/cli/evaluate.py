@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local.cli.options import (
+from finetune_local.cli.common import (
     backend_option,
+    console,
+    emit,
     home_option,
     json_option,
     model_option,
+    note,
     precision_option,
     seed_option,
+    table,
 )
-from finetune_local.cli.show import console, emit, note, table
 from finetune_local.cli.spec_options import settings_options
 from finetune_local.evaluation.metrics import DEFAULT, Metric, loss_metric, metrics, text_metrics
 from finetune_local.spec.run import DataSettings

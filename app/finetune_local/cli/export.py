@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune_local.cli.options import backend_option, home_option, json_option, model_option
+from finetune_local.cli.common import backend_option, home_option, json_option, model_option
 from finetune_local.export.targets import receiver_names, targets
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run(
     """Export, with progress on stderr."""
     from pathlib import Path
 
-    from finetune_local.cli.show import console
+    from finetune_local.cli.common import console
     from finetune_local.export.pipeline import export_named
     from finetune_local.system.paths import home as home_folder
 
@@ -90,7 +90,7 @@ def run(
 
 def show(done: Exported, as_json: bool) -> None:
     """Print the files and the verification's result."""
-    from finetune_local.cli.show import emit, megabytes
+    from finetune_local.cli.common import emit, megabytes
 
     if as_json:
         emit(done.as_json())

@@ -27,7 +27,7 @@ from finetune_local.system.files import failure
 from finetune_local.system.messages import carrying, message_of
 
 DEFAULT_VERB = "train"
-HELPERS = ("main", "options", "show", "progress", "spec_options")
+HELPERS = ("main", "common", "progress", "spec_options")
 """Modules here that are not verbs."""
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)

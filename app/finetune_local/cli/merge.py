@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from finetune_local.cli.options import backend_option, home_option, json_option, model_option
+from finetune_local.cli.common import backend_option, home_option, json_option, model_option
 from finetune_local.export.targets.merged import TARGET
 
 ORDER = 8

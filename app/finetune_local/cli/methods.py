@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local.cli.options import json_option
-from finetune_local.cli.show import emit, table
+from finetune_local.cli.common import emit, json_option, table
 
 if TYPE_CHECKING:
     from finetune_local.backend import Backend

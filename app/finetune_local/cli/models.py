@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune_local.cli.options import home_option, json_option
-from finetune_local.cli.show import console, emit, megabytes, note, table
+from finetune_local.cli.common import console, emit, home_option, json_option, megabytes, note, table
 from finetune_local.system import paths
 
 if TYPE_CHECKING:

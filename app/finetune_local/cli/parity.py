@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from finetune_local.cli.options import home_option, json_option
-from finetune_local.cli.show import emit, note, table
+from finetune_local.cli.common import emit, home_option, json_option, note, table
 from finetune_local.cli.spec_options import SpecCommand, spec_from, spec_options
 from finetune_local.spec.run import parse_spec
 from finetune_local.system import paths

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune_local.cli.show import duration, emit, megabytes
+from finetune_local.cli.common import duration, emit, megabytes
 from finetune_local.training.events import (
     Checkpoint,
     Event,
@@ -101,7 +101,7 @@ def _live(events: Iterable[Event]) -> Iterator[Event]:
         TextColumn("loss {task.fields[loss]}  val {task.fields[validation]}  {task.fields[speed]}"),
         TextColumn("[dim]{task.fields[left]} left · peak {task.fields[peak]}"),
     )
-    from finetune_local.cli.show import console
+    from finetune_local.cli.common import console
 
     with Progress(*columns, console=console(stderr=True), transient=False) as progress:
         task: TaskID | None = None

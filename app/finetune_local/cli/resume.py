@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune_local.cli.options import home_option, json_option
-from finetune_local.cli.show import emit, note
+from finetune_local.cli.common import emit, home_option, json_option, note
 from finetune_local.system import paths
 from finetune_local.system.messages import msg
 

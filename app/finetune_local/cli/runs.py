@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from finetune_local.cli.options import home_option, json_option
-from finetune_local.cli.show import emit, note, table
+from finetune_local.cli.common import emit, home_option, json_option, note, table
 from finetune_local.system import paths
 from finetune_local.system.errors import typed
 

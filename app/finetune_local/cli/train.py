@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_local.cli.options import home_option, json_option
-from finetune_local.cli.show import duration, emit, megabytes, note
+from finetune_local.cli.common import duration, emit, home_option, json_option, megabytes, note
 from finetune_local.cli.spec_options import SpecCommand, spec_options, specs_from
 from finetune_local.system import paths
 from finetune_local.system.errors import FinetuneError, Stopped, WorkerDied, typed

@@ -6,8 +6,7 @@ import time
 
 import click
 
-from finetune_local.cli.options import home_option, json_option
-from finetune_local.cli.show import emit, megabytes, note, table
+from finetune_local.cli.common import emit, home_option, json_option, megabytes, note, table
 from finetune_local.system import paths
 
 ORDER = 11

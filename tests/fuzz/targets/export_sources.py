@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune_local.export.engines.folders import mlx_lm_limit, mlx_lm_note
 from finetune_local.export.merged_config import merged_config
 from finetune_local.export.targets import Source, targets
+from finetune_local.export.verification.receivers import mlx_lm_limit, mlx_lm_note
 from finetune_local.models.folder import ModelFolder
 from finetune_local.system.errors import FinetuneError
 from fuzz.mutate import mutate_json

@@ -9,8 +9,8 @@ import pytest
 
 from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters import library, manage
-from finetune_local.adapters.extraction import from_full, job_extract
-from finetune_local.adapters.extraction.from_full import ExtractionRequest
+from finetune_local.adapters.extraction import job_extract
+from finetune_local.adapters.extraction.job_extract import ExtractionRequest
 from finetune_local.adapters.identity import write_identity
 from finetune_local.models.folder import ModelFolder
 from finetune_local.spec.run import parse_spec, plan_method
@@ -82,11 +82,11 @@ def test_stopping_leaves_nothing(whole: Home) -> None:
 )
 def test_mistakes_are_sentences(whole: Home, wanted: ExtractionRequest, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
-        from_full.extract(wanted, whole, lambda *_: None)
+        job_extract.extract(wanted, whole, lambda *_: None)
 
 
 def test_what_is_typed_becomes_numbers_or_a_sentence() -> None:
-    assert from_full.size(" 8 ", "") == {"rank": 8} and from_full.size("", "0.9") == {"energy": 0.9}
+    assert job_extract.size(" 8 ", "") == (8, None) and job_extract.size("", "0.9") == (None, 0.9)
     for rank, energy in (("8.5", ""), ("", "much")):
         with pytest.raises(SpecError, match="should be"):
-            from_full.size(rank, energy)
+            job_extract.size(rank, energy)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from finetune_local.adapter_format import read_adapter, write_adapter
-from finetune_local.export import files
+from finetune_local.export import targets
 from finetune_local.export.targets import merged
 from finetune_local.export.targets.merged import license_of, write_merged
 from finetune_local.models.folder import ModelFolder
@@ -119,7 +119,7 @@ def test_a_quantised_base_is_refused(tmp_path: Path) -> None:
 def test_too_little_room_is_noticed_before_anything_is_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "free_bytes", lambda _: 1_000_000)
+    monkeypatch.setattr(targets, "free_bytes", lambda _: 1_000_000)
     with pytest.raises(DiskFull, match=r"needs .* MB but .* has 1\.0 MB free"):
         write_merged(ModelFolder.open(tiny), None, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from finetune_local.export import targets as package
-from finetune_local.export.offers import offers
-from finetune_local.export.pipeline import export_named
+from finetune_local.export.pipeline import export_named, offers
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings
 from finetune_local.gui.pages.export import form

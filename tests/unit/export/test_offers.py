@@ -10,7 +10,7 @@ import pytest
 
 from finetune_local.adapter_format import write_adapter
 from finetune_local.adapters.identity import write_identity
-from finetune_local.export.offers import Offers, offers
+from finetune_local.export.pipeline import Offers, offers
 from finetune_local.gui.lookups.worker import offers as answer
 from finetune_local.models.folder import ModelFolder
 from finetune_local.runtime.rpc import RpcRequest

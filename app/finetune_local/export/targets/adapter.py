@@ -21,8 +21,7 @@ from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter, read_co
 from finetune_local.adapters.companions import carrier
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.adapters.identity import read_identity
-from finetune_local.export.files import ADVICE, check_room
-from finetune_local.export.targets import Command, Quant, Source, Target
+from finetune_local.export.targets import ADVICE, Command, Quant, Source, Target, check_room
 from finetune_local.export.verification.verify import Verification
 from finetune_local.models.folder import sha256_of
 from finetune_local.spec.base.tokenizer_files import TOKENIZER, TRAVEL, copy_brought

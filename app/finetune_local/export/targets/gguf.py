@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.gguf import ggml
 from finetune_local.export.gguf.ggml import Ggml
-from finetune_local.export.gguf.metadata import ARCHITECTURES, Nowhere, add_metadata
 from finetune_local.export.gguf.quants import BY_KEY, QUANTS, is_k
 from finetune_local.export.gguf.rehearsal import rehearse
-from finetune_local.export.gguf.tensors import GgufTensor, gguf_tensors
+from finetune_local.export.gguf.tensors import ARCHITECTURES, GgufTensor, Nowhere, add_metadata, gguf_tensors
 from finetune_local.export.gguf.vocabulary import add_vocabulary, read_vocabulary
-from finetune_local.export.targets import Command, Source, Target
+from finetune_local.export.targets import ADVICE, Command, Source, Target, check_room
 from finetune_local.export.verification import verify
 from finetune_local.export.verification.receivers import LLAMA_CPP
 from finetune_local.export.verification.verify import Verification

@@ -12,13 +12,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from finetune_local.adapters.companions import copy_files, prompt_setup, stops_of, write_stops
-from finetune_local.export.engines.folders import mlx_lm_limit, mlx_lm_note
-from finetune_local.export.files import ADVICE, check_room
 from finetune_local.export.merged_config import merged_config
-from finetune_local.export.targets import Command, Quant, Source, Target
+from finetune_local.export.targets import ADVICE, Command, Quant, Source, Target, check_room
 from finetune_local.export.verification import verify
 from finetune_local.export.verification.compare import BF16, F16, F32
-from finetune_local.export.verification.receivers import FOLDER_RECEIVERS
+from finetune_local.export.verification.receivers import FOLDER_RECEIVERS, mlx_lm_limit, mlx_lm_note
 from finetune_local.export.verification.verify import Verification
 from finetune_local.export.weights import HEAD, Floats, MergedWeights, check_float16, check_float16_base
 from finetune_local.models.folder import CONFIG, INDEX, ModelFolder

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_local.adapters.companions import prompt_setup
-from finetune_local.export.files import ADVICE
 from finetune_local.export.gguf.quants import QUANTS
 from finetune_local.export.gguf.vocabulary import read_vocabulary, special_ids, starts_with_bos
 from finetune_local.export.ollama.template import NotRecognised, Turns, turns_of
-from finetune_local.export.targets import Command, Source, Target
+from finetune_local.export.targets import ADVICE, Command, Source, Target
 from finetune_local.export.targets.gguf import LM_STUDIO
 from finetune_local.export.targets.gguf import TARGET as GGUF
 from finetune_local.export.verification.verify import Verification

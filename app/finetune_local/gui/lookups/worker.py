@@ -47,7 +47,7 @@ def machine(request: RpcRequest, home: Home) -> Mapping[str, Any]:
 
 def offers(request: RpcRequest, home: Home) -> Mapping[str, Any]:
     """The targets that `adapter` over `model` can be exported to, and the size of each quantization type. Raises AdapterError."""
-    from finetune_local.export.offers import offers
+    from finetune_local.export.pipeline import offers
 
     return asdict(offers(home, str(request.values["adapter"]), request.values.get("model")))
 

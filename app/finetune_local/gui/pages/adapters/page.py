@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.adapters import manage
-from finetune_local.adapters.extraction import from_full
+from finetune_local.adapters.extraction import job_extract
 from finetune_local.adapters.extraction.job_extract import KIND as EXTRACT
 from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.adapters import detail
@@ -269,7 +269,7 @@ class AdaptersPage:
 
     def _extract(self, name: str, data: dict[str, str]) -> None:
         home = self.context.home
-        chosen = from_full.size(data.get("rank", ""), data.get("energy", ""))
+        rank, energy = job_extract.size(data.get("rank", ""), data.get("energy", ""))
         called = data.get("name") or manage.free_name(f"{name}-lora", home)
         manage.check_name(called, home)
-        jobs.start_once(home, EXTRACT, {"adapter": name, "name": called, **chosen})
+        jobs.start_once(home, EXTRACT, {"adapter": name, "name": called, "rank": rank, "energy": energy})

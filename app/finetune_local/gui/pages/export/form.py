@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_local.export import job_export
-from finetune_local.export.offers import BASE, Offers, QuantOffer, TargetOffer
-from finetune_local.export.pipeline import free_place
+from finetune_local.export.pipeline import BASE, Offers, QuantOffer, TargetOffer, free_place
 from finetune_local.export.targets import Quant, Target, targets
 from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.export import view

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_local.adapters.library import Library
 from finetune_local.export import job_export
 from finetune_local.export.job_export import KIND as EXPORT
-from finetune_local.export.offers import Offers
+from finetune_local.export.pipeline import Offers
 from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.export import form as exportform
 from finetune_local.gui.pages.export import view as exportview
