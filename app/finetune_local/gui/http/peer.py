@@ -51,7 +51,7 @@ class Connection:
 
 
 def owner_of(client: Address | None, server: Address | None) -> Peer:
-    """Whose program has connected. `client` and `server` are the two addresses of the accepted socket."""
+    """The owner of the program that has connected. `client` and `server` are the two addresses of the accepted socket."""
     if os.environ.get(TRUST) == "1":
         return Peer.OWN
     if client is None or server is None:

@@ -24,7 +24,7 @@ from finetune_local.system.messages import message_of
 from finetune_local.system.paths import Home, located
 
 SAMPLE_ROWS = 2000
-"""After so many rows, the statistics so far are sent while the rest is read."""
+"""Number of rows after which preliminary statistics are sent, while the rest is read."""
 
 PROGRESS_SECONDS = 0.4
 NO_TOKENIZER_LENGTH = 1 << 20

@@ -44,7 +44,7 @@ def chart(
     waiting: str = "",
     y_text: Callable[[float], str] | None = None,
 ) -> Html:
-    """A chart.
+    """A chart as HTML.
 
     `label` is its name for screen readers; `x_end` the end of the x axis, which may lie beyond the last value; `waiting` the text shown
     while there are no values. `y_text` formats a value; by default it is a number with `digits` decimals.

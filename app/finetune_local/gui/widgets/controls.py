@@ -65,7 +65,7 @@ def method_summary(t: Strings, key: str) -> str:
 
 
 def control(t: Strings, path: str, field: FieldInfo, *, id: str | None = None, **more: Any) -> Any:  # noqa: A002
-    """The control of the setting at a dotted path ("training.seed"), which `more` may override options of."""
+    """The control of the setting at a dotted path ("training.seed"). `more` overrides options of the Gradio component."""
     import gradio as gr
 
     kind, optional = kind_of(field)

@@ -12,7 +12,7 @@ from finetune_local.runtime.job import Job, JobState
 from finetune_local.runtime.status import Status
 
 STARTING_SECONDS = 10.0
-"""For so long, a job without a process counts as starting."""
+"""Time for which a job without a process counts as starting."""
 
 
 def active(state: JobState) -> bool:

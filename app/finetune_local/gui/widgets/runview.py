@@ -119,7 +119,7 @@ def loss_chart(context: Context, run: Watch) -> Html:
 
 
 def metric_figures(context: Context, run: Watch) -> list[Html]:
-    """The newest values of what the run's objective reports, with the base model's."""
+    """The newest values of the metrics that the run's objective reports, with the base model's."""
     t, f, shown = context.t, context.f, list[Html]()
     for measure in measures(t, [run.objective]):
         if points := run.metric(measure.key):
@@ -130,7 +130,7 @@ def metric_figures(context: Context, run: Watch) -> list[Html]:
 
 
 def metric_charts(context: Context, run: Watch) -> Html:
-    """What the run's objective reports, by step; nothing where it reports the loss alone."""
+    """The metrics that the run's objective reports, by step; empty if it reports the loss only."""
     t, f, drawn = context.t, context.f, list[Html]()
     for together in charted(measures(t, [run.objective])):
         lines: list[Line] = []

@@ -28,7 +28,7 @@ from finetune_local.system.untrusted.text import read_json_object
 _NO_CONSOLE = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _NO_WINDOW = 3
 _EARLY_SECONDS = 10.0
-"""A window that crashes within so many seconds is not tried again."""
+"""A window that crashes sooner is not tried again."""
 
 _MAX_RETRIES = 3
 _HANG_SECONDS = 45.0

@@ -18,7 +18,7 @@ SMALLEST = (720, 520)
 """The window's minimum width and height in pixels."""
 
 _GRIP = 80
-"""So many pixels of the window's title bar must be on a screen, or it could not be moved."""
+"""Pixels of the title bar that must be on a screen, so that the window can be moved."""
 
 _ZOOMS = (0.5, 3.0)
 
